@@ -1,0 +1,100 @@
+"""Labels of synthetic samples: fixed or learned (column four of Table 1)."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdistill.errors import ShapeError
+
+
+class Labels(nn.Module, ABC):
+    """The targets of the synthetic samples; what is learned is an ``nn.Parameter``."""
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """Return ``(M,)`` class indices or ``(M, C)`` soft labels."""
+
+
+class FixedLabels(Labels):
+    """Class indices, or given soft labels, that never change.
+
+    Args:
+        targets: ``(M,)`` int64 class indices or ``(M, C)`` probabilities or scores.
+    """
+
+    targets: Tensor
+
+    def __init__(self, targets: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("targets", targets.clone())
+
+    def forward(self) -> Tensor:
+        """Return the targets as given."""
+        return self.targets
+
+
+class LearnedLabels(Labels):
+    """Unrestricted learned targets, which need not be a distribution; for regression-type objectives (Sec. 3.5).
+
+    Args:
+        initial: ``(M, C)`` starting values.
+    """
+
+    def __init__(self, initial: Tensor) -> None:
+        super().__init__()
+        if initial.ndim != 2:
+            raise ShapeError(f"learned labels are (samples, classes), got {tuple(initial.shape)}")
+        self.values = nn.Parameter(initial.clone())
+
+    def forward(self) -> Tensor:
+        """Return the learned values."""
+        return self.values
+
+
+class SoftmaxLabels(Labels):
+    """Learned probabilities, as the softmax of learned logits; for cross-entropy learners (Sec. 3.5).
+
+    Args:
+        classes: ``(M,)`` int64 initial classes.
+        num_classes: C.
+        confidence: the initial probability of each sample's own class.
+    """
+
+    def __init__(self, classes: Tensor, num_classes: int, confidence: float = 0.95) -> None:
+        super().__init__()
+        rest = (1 - confidence) / max(num_classes - 1, 1)
+        probabilities = torch.full((len(classes), num_classes), rest, device=classes.device)
+        probabilities[torch.arange(len(classes), device=classes.device), classes] = confidence
+        self.logits = nn.Parameter(probabilities.log())
+
+    def forward(self) -> Tensor:
+        """Return ``(M, C)`` probabilities."""
+        return self.logits.softmax(1)
+
+
+def centred_one_hot(classes: Tensor, num_classes: int) -> Tensor:
+    """Return one-hot targets minus 1/C, the regression targets of the kernel ridge family, ``(..., C)``."""
+    return F.one_hot(classes, num_classes).to(torch.get_default_dtype()) - 1.0 / num_classes
+
+
+def as_probabilities(targets: Tensor, num_classes: int) -> Tensor:
+    """Return ``(M, C)`` targets: one-hot for class indices, unchanged for soft labels."""
+    return targets if targets.is_floating_point() else F.one_hot(targets, num_classes).float()
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross entropy per sample for class indices or soft labels.
+
+    Shapes:
+        logits ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float; returns ``(n,)``.
+    """
+    if not targets.is_floating_point():
+        targets = F.one_hot(targets, logits.shape[-1]).to(logits.dtype)
+    return -(targets * logits.log_softmax(-1)).sum(-1)
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted mean of one value per sample; the loss convention of every task."""
+    return (values * weight).sum() / weight.sum()

@@ -1,0 +1,187 @@
+"""Table 1 as data: every method is a composition of four columns, with its published settings."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from mmdistill.errors import ConfigError
+from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, TrainedOnS
+from mmdistill.objectives.base import Objective
+from mmdistill.objectives.distances import row_cosine
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Task
+
+InitKind = Literal["real", "noise", "herding", "k-center", "k-means"]
+LabelKind = Literal["fixed", "learned", "softmax"]
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """How one group of learned tensors is stepped.
+
+    Args:
+        name: ``sgd``, ``adam`` or ``adamw`` (torch.optim).
+        lr: learning rate.
+        momentum: for SGD.
+        betas: for Adam and AdamW.
+        weight_decay: L2 coefficient (decoupled for AdamW).
+        maximize: ascend instead of descend.
+        active: ``(start, stop, period)``: steps whose remainder by period lies in [start, stop) are taken; the group
+            rests in the others. None: every step.
+        cosine: anneal the rate to zero over the run.
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    maximize: bool = False
+    active: tuple[int, int, int] | None = None
+    cosine: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A method's hyper-parameters; each may be overridden from Python, YAML or the command line.
+
+    Args:
+        steps: updates of the synthetic data.
+        real_batch: real samples per class (class-wise objectives) or in all (flat ones) per step.
+        optimizers: by group: ``codes``, ``labels``, ``decoder``, ``objective``.
+        init: what the synthetic samples start from.
+        augment: siamese augmentation while matching (Sec. 3.4.1).
+        outer_steps: updates of the synthetic data per network, for schedules that train it.
+        inner_steps: network updates between them.
+        inner_lr: the network's learning rate.
+        inner_batch: the network's minibatch size.
+        validate_every: steps between validations that select the best step; 0 keeps the last step.
+    """
+
+    steps: int
+    real_batch: int = 256
+    optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
+    init: InitKind = "real"
+    augment: bool = False
+    outer_steps: int = 1
+    inner_steps: int = 0
+    inner_lr: float = 0.01
+    inner_batch: int = 256
+    validate_every: int = 0
+
+
+Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
+"""Builds the initial parameterization: ``(task, budget, settings, label kind, draws)``."""
+Solver = Callable[[Task, int, Draws], Parameterization]
+"""Builds the finished set in closed form: ``(task, budget, draws)``."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of Table 1.
+
+    Args:
+        title: the name in the literature.
+        objective: makes the objective.
+        network: makes the schedule from the settings.
+        settings: the published settings, as a function of the budget (ipc, nodes or users).
+        parameterization: builds codes and decoder; None is the domain's default (raw samples).
+        label: fixed, learned (unrestricted) or softmax.
+        domains: where it makes sense.
+        summary: one line for ``mmdistill methods``.
+        source: the paper.
+        solve: a closed form that replaces the loop.
+    """
+
+    title: str
+    objective: Callable[[], Objective] | None
+    network: Callable[[Settings], NetworkSchedule]
+    settings: Callable[[int], Settings]
+    parameterization: Parameterizer | None = None
+    label: LabelKind = "fixed"
+    domains: tuple[str, ...] = ("image",)
+    summary: str = ""
+    source: str = ""
+    solve: Solver | None = None
+
+    def with_settings(self, **changes: object) -> "Method":
+        """Return the method with some settings replaced, whatever the budget."""
+        base = self.settings
+        known = Settings.__dataclass_fields__
+        unknown = [name for name in changes if name not in known]
+        if unknown:
+            raise ConfigError(f"unknown setting {unknown[0]!r}; there are {', '.join(known)}")
+        return replace(self, settings=lambda budget: replace(base(budget), **changes))  # type: ignore[arg-type]
+
+
+def fresh(settings: Settings) -> NetworkSchedule:
+    """A new network each step."""
+    return FreshNetworks()
+
+
+def trained_on_s(settings: Settings) -> NetworkSchedule:
+    """A network trained on the synthetic set between steps."""
+    return TrainedOnS(
+        outer_steps=settings.outer_steps,
+        inner_steps=settings.inner_steps,
+        lr=settings.inner_lr,
+        batch=settings.inner_batch,
+        augment=settings.augment,
+    )
+
+
+def _dm_settings(ipc: int) -> Settings:
+    lr = 1.0 if ipc < 100 else 10.0
+    return Settings(steps=20_000, optimizers={"codes": OptimizerSpec("sgd", lr, 0.5)}, augment=True)
+
+
+def _dc_loops(ipc: int) -> tuple[int, int]:
+    """Return the published (outer, inner) loop counts; in between, those of the largest tabulated ipc below."""
+    table = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+    return table[max(known for known in table if known <= max(ipc, 1))]
+
+
+def _dc_settings(ipc: int, augment: bool = False) -> Settings:
+    outer, inner = _dc_loops(ipc)
+    return Settings(
+        steps=1000 * outer,
+        optimizers={"codes": OptimizerSpec("sgd", 0.1, 0.5)},
+        init="real" if augment else "noise",
+        augment=augment,
+        outer_steps=outer,
+        inner_steps=inner,
+    )
+
+
+CORE_METHODS: dict[str, Method] = {
+    "dc": Method(
+        "DC",
+        lambda: GradientMatching(row_cosine),
+        trained_on_s,
+        _dc_settings,
+        domains=("image", "text"),
+        summary="gradient matching, row cosine, network trained on S",
+        source="Zhao et al., ICLR 2021",
+    ),
+    "dsa": Method(
+        "DSA",
+        lambda: GradientMatching(row_cosine),
+        trained_on_s,
+        lambda ipc: _dc_settings(ipc, augment=True),
+        summary="DC with differentiable siamese augmentation",
+        source="Zhao and Bilen, ICML 2021",
+    ),
+    "dm": Method(
+        "DM",
+        lambda: DistributionMatching("last"),
+        fresh,
+        _dm_settings,
+        domains=("image", "text"),
+        summary="mean feature matching over random networks",
+        source="Zhao and Bilen, WACV 2023",
+    ),
+}
+"""Methods that several domains share; a domain adds its own in its ``methods.py`` and may refine these settings."""

@@ -1,0 +1,126 @@
+"""Any ``nn.Module`` as a functional network: parameters and buffers outside, features from named submodules."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.runtime import Draws
+from mmdistill.task import Inputs, NetworkState, Tensors
+
+ModuleFactory = Callable[[], nn.Module]
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)
+
+
+class FunctionalModule:
+    """Run a module made by a factory with parameters passed in.
+
+    Args:
+        factory: makes a freshly initialised module; called once here for the structure, and once per draw for
+            modules that hold layers other than the common ones.
+        features: names of the submodules whose *input* (the last name) or output (all others) are the layers'
+            features; by default the input of the last ``nn.Linear``.
+        device: where parameters live.
+    """
+
+    def __init__(self, factory: ModuleFactory, features: Sequence[str] = (), device: torch.device | str = "cpu") -> None:
+        self.factory = factory
+        self.device = torch.device(device)
+        with torch.random.fork_rng(devices=[]):
+            self.module = factory().to(self.device)
+        submodules = dict(self.module.named_modules())
+        linear = [name for name, module in submodules.items() if isinstance(module, nn.Linear)]
+        if not features and not linear:
+            raise ConfigError(
+                f"{type(self.module).__name__} has no nn.Linear whose input could be its features; name a submodule "
+                f"with features=[...] out of {sorted(name for name in submodules if name)}"
+            )
+        self.feature_names = tuple(features) or (linear[-1],)
+        missing = [name for name in self.feature_names if name not in submodules]
+        if missing:
+            raise ConfigError(f"no submodule named {missing[0]!r}; there are {sorted(n for n in submodules if n)}")
+        self._captured: dict[str, Tensor] = {}
+        for position, name in enumerate(self.feature_names):
+            last = position == len(self.feature_names) - 1
+            register = submodules[name].register_forward_pre_hook if last else submodules[name].register_forward_hook
+            register(self._capture(name, last))
+
+    def _capture(self, name: str, is_input: bool) -> Callable[..., None]:
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._captured[name] = args[0]
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self._captured[name] = output
+
+        return before if is_input else after
+
+    def init(self, draws: Draws) -> NetworkState:
+        """Draw fresh parameters as the module's own constructor distributes them.
+
+        Common layers (linear, convolutions, norms) are drawn directly on the device; a module that holds
+        parameters of any other layer is rebuilt by its factory under a forked global generator.
+        """
+        direct = self._direct_init(draws.to(self.device))
+        if direct is not None:
+            buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
+            return NetworkState(direct, buffers)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(draws.integer())
+            module = self.factory().to(self.device)
+        params = {name: p.detach().clone() for name, p in module.named_parameters()}
+        return NetworkState(params, {name: b.detach().clone() for name, b in module.named_buffers()})
+
+    def _direct_init(self, draws: Draws) -> Tensors | None:
+        """Return torch's default initialisation drawn from one generator, or None for unknown layers."""
+        generator = draws.generator()
+        params: Tensors = {}
+        for prefix, module in self.module.named_modules():
+            own = dict(module.named_parameters(recurse=False))
+            if not own:
+                continue
+            name = f"{prefix}." if prefix else ""
+            if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d):
+                weight = own["weight"]
+                bound = 1 / math.sqrt(weight[0].numel())
+                for key, parameter in own.items():
+                    drawn = torch.rand(parameter.shape, generator=generator, device=self.device)
+                    params[name + key] = (2 * drawn - 1) * bound
+            elif type(module) in NORMS:
+                for key, parameter in own.items():
+                    params[name + key] = (
+                        torch.ones_like(parameter) if key == "weight" else torch.zeros_like(parameter)
+                    ).detach()
+            else:
+                return None
+        order = [name for name, _ in self.module.named_parameters()]
+        return {name: params[name] for name in order}
+
+    def __call__(self, state: NetworkState, *inputs: Any, train: bool = False) -> tuple[Any, Tensors]:
+        """Return the module's output and its buffers after the call."""
+        self.module.train(train)
+        buffers = dict(state.buffers)
+        output = torch.func.functional_call(self.module, (state.params, buffers), inputs)
+        self._captured.clear()
+        return output, buffers
+
+    def features(self, state: NetworkState, *inputs: Any) -> tuple[Tensor, ...]:
+        """Return the named submodules' features, each flattened to ``(n, d)``, in eval mode."""
+        self.module.eval()
+        self._captured.clear()
+        torch.func.functional_call(self.module, (state.params, dict(state.buffers)), inputs)
+        missing = [name for name in self.feature_names if name not in self._captured]
+        if missing:
+            raise UnsupportedError(f"submodule {missing[0]!r} did not run in the forward pass, so it has no features")
+        layers = tuple(self._captured[name].flatten(1) for name in self.feature_names)
+        self._captured.clear()
+        return layers
+
+
+def detach_inputs(inputs: Inputs) -> Inputs:
+    """Return inputs cut from the graph."""
+    if isinstance(inputs, dict):
+        return {name: tensor.detach() for name, tensor in inputs.items()}
+    return inputs.detach()

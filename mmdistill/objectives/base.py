@@ -1,0 +1,140 @@
+"""The Objective contract, the network it reads, and per-class gradients."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples
+
+RealView = Literal["classes", "flat"]
+
+
+class Network(NamedTuple):
+    """A task's network at one state: what objectives read."""
+
+    task: Task
+    state: NetworkState
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the weighted mean training loss of a batch."""
+        return self.task.loss(self.state, batch)
+
+    def features(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Return one ``(n, d_l)`` tensor per layer, the embedding last."""
+        return self.task.features(self.state, inputs)
+
+
+class Objective(nn.Module, ABC):
+    """A scalar to minimise over the synthetic data, given one network (Eq. 1).
+
+    A subclass says by ``view`` which batches it reads: ``"classes"`` (a :class:`ClassBatch` on both sides) or
+    ``"flat"`` (a :class:`Batch` on both sides). Scalars that it learns are ``nn.Parameter`` attributes; the method's
+    optimizer group ``objective`` steps them.
+    """
+
+    view: RealView = "classes"
+
+    @abstractmethod
+    def forward(self, network: Network, syn: "Batch | ClassBatch", real: "Batch | ClassBatch", draws: Draws) -> Tensor:
+        """Return the scalar objective, differentiable with respect to the synthetic batch."""
+
+    def check(self, task: Task) -> None:
+        """Refuse a task that this objective cannot work on, when the run is built.
+
+        Raises:
+            ConfigError: for example, a class-wise objective on a task without classes.
+        """
+        if self.view == "classes" and task.num_classes is None:
+            raise ConfigError(
+                f"{type(self).__name__} matches class by class, but {task.describe().data!r} has no classes; "
+                "use a kernel ridge method"
+            )
+
+    def learned(self) -> Tensors:
+        """Return what this objective learned and the set must carry (a ridge, a temperature), by name."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+
+def class_gradients(network: Network, batch: ClassBatch, mode: Literal["vmap", "loop"] = "vmap") -> Tensors:
+    """Return the gradient of each class's loss with respect to the parameters.
+
+    Where the inputs are shared between classes, the forward pass runs once in mode ``vmap``.
+
+    Args:
+        network: the network, at whose parameters the gradient is taken.
+        batch: one batch per class.
+        mode: ``vmap`` batches the classes in one call, ``loop`` takes them one at a time with the memory of one;
+            they agree to rounding. A task's own closed form (``task.class_gradients``) takes precedence.
+
+    Shapes:
+        Each parameter of shape ``s`` gives ``(C, *s)``, differentiable with respect to the batch.
+    """
+    closed_form = getattr(network.task, "class_gradients", None)
+    if closed_form is not None:
+        gradients: Tensors | None = closed_form(network.state, batch)
+        if gradients is not None:
+            return gradients
+    task, (params, buffers) = network
+
+    def loss(params: Tensors, one: Batch) -> Tensor:
+        return task.loss(NetworkState(params, buffers), one)
+
+    if mode == "vmap":
+        per_class = torch.func.vmap(torch.func.grad(loss), in_dims=(None, batch.dims))
+        result: Tensors = per_class(params, batch.batch)
+        return result
+    trees = [torch.func.grad(loss)(params, batch.one_class(index)) for index in range(batch.num_classes)]
+    return {name: torch.stack([tree[name] for tree in trees]) for name in params}
+
+
+def class_features(network: Network, batch: ClassBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Run one forward pass over all classes at once.
+
+    Shapes:
+        Returns per layer ``(C, n, d_l)``, or ``(n, d_l)`` where the inputs are shared, and the weights ``(C, n)``.
+    """
+    inputs, weight = batch.batch.inputs, batch.batch.weight
+    if batch.dims.inputs is None:
+        return network.features(inputs), weight
+    classes, n = weight.shape
+    flat = map_inputs(lambda t: t.flatten(0, 1), inputs)
+    layers = network.features(flat)
+    if layers[0].shape[0] != classes * n:
+        raise ShapeError(f"features returned {layers[0].shape[0]} rows for {classes * n} samples")
+    return tuple(layer.unflatten(0, (classes, n)) for layer in layers), weight
+
+
+def class_means(network: Network, batch: ClassBatch) -> tuple[Tensor, ...]:
+    """Return the weighted mean feature of each class, ``(C, d_l)`` per layer, from one forward pass (Eq. 15)."""
+    layers, weight = class_features(network, batch)
+    share = weight / weight.sum(1, keepdim=True)
+    if batch.dims.inputs is None:
+        return tuple(share @ layer for layer in layers)
+    return tuple(torch.einsum("cn,cnd->cd", share, layer) for layer in layers)
+
+
+def flatten_classes(batch: ClassBatch) -> Batch:
+    """Return all classes' samples as one flat batch (shared inputs: the union of the classes' weights)."""
+    inputs, targets, weight = batch.batch
+    if batch.dims.inputs is None:
+        return Batch(inputs, targets, weight.sum(0))
+    return Batch(
+        map_inputs(lambda t: t.flatten(0, 1), inputs),
+        map_inputs(lambda t: t.flatten(0, 1), targets),
+        weight.flatten(),
+    )
+
+
+__all__ = [
+    "Network",
+    "Objective",
+    "class_features",
+    "class_gradients",
+    "class_means",
+    "flatten_classes",
+    "num_samples",
+]

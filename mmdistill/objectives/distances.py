@@ -1,0 +1,77 @@
+"""Distances between two gradient trees, as pure functions.
+
+Each maps two parameter trees whose tensors carry a leading class axis to one ``(C,)`` tensor.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.task import Tensors
+
+Distance = Callable[[Tensors, Tensors], Tensor]
+
+EPSILON = 1e-6
+"""Added to the product of norms, as in the published DC code."""
+
+
+def _pairs(a: Tensors, b: Tensors, min_dims: int) -> list[tuple[Tensor, Tensor]]:
+    pairs = []
+    for name, left in a.items():
+        right = b[name]
+        if left.shape != right.shape:
+            raise ShapeError(f"gradients of {name!r} have shapes {tuple(left.shape)} and {tuple(right.shape)}")
+        if left.ndim > min_dims:
+            pairs.append((left, right))
+    if not pairs:
+        raise ConfigError("no parameter has a weight matrix to compare: the network has only biases and scales")
+    return pairs
+
+
+def row_cosine(a: Tensors, b: Tensors) -> Tensor:
+    """Sum 1 - cos over every output row of every weight (Eq. 8).
+
+    A weight ``(C, out, ...)`` is compared row by row over its flattened rest; one-dimensional parameters
+    (biases, norm scales) are skipped, as published.
+
+    Shapes:
+        trees of ``(C, *parameter)``; returns ``(C,)``.
+
+    Source: Zhao et al., ICLR 2021, Sec. 3.3; survey Eq. 8.
+    """
+    total = []
+    for left, right in _pairs(a, b, 2):
+        x, y = left.flatten(2), right.flatten(2)
+        cosine = (x * y).sum(2) / (x.norm(dim=2) * y.norm(dim=2) + EPSILON)
+        total.append((1 - cosine).sum(1))
+    return torch.stack(total).sum(0)
+
+
+def flat_cosine(a: Tensors, b: Tensors) -> Tensor:
+    """Return 1 - cos of the two whole gradients, all parameters flattened into one vector per class."""
+    pairs = _pairs(a, b, 0)
+    x = torch.cat([left.flatten(1) for left, _ in pairs], 1)
+    y = torch.cat([right.flatten(1) for _, right in pairs], 1)
+    return 1 - (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1) + EPSILON)
+
+
+def squared_error(a: Tensors, b: Tensors) -> Tensor:
+    """Return the squared Euclidean distance of the two whole gradients, per class."""
+    return torch.stack([(x - y).square().flatten(1).sum(1) for x, y in _pairs(a, b, 0)]).sum(0)
+
+
+def row_cosine_euclidean(a: Tensors, b: Tensors) -> Tensor:
+    """Sum 1 - cos plus the Euclidean distance over every output row of every weight (Eq. 11)."""
+    total = [row_cosine(a, b)]
+    for left, right in _pairs(a, b, 2):
+        gap = (left - right).flatten(2)
+        total.append(torch.sqrt(gap.square().sum(2) + EPSILON**2).sum(1))
+    return torch.stack(total).sum(0)
+
+
+def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean squared error of two tensors of one shape (kept beside its relatives)."""
+    return F.mse_loss(a, b)

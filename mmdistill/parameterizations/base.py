@@ -1,0 +1,87 @@
+"""The Parameterization contract: stored codes, decoded into samples (Eq. 26)."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.labels import Labels
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, stack_classes
+
+
+class Parameterization(nn.Module, ABC):
+    """Codes and a decoder: S = {g_phi(z)} (Eq. 26).
+
+    What is stored are all parameters and buffers of the module, labels included. Optimizer groups are the
+    parameters of ``labels`` (group ``labels``), of an attribute ``decoder`` (group ``decoder``), and all others
+    (group ``codes``).
+
+    Args:
+        labels: the targets of the decoded samples.
+        classes: ``(M,)`` the class that each decoded sample stands for, or None in tasks without classes.
+        num_classes: C, or None.
+    """
+
+    def __init__(self, labels: Labels | None, classes: Tensor | None, num_classes: int | None) -> None:
+        super().__init__()
+        self.labels = labels
+        self.num_classes = num_classes
+        self.classes = classes
+        if classes is not None and num_classes is not None:
+            self._table, self._present = class_table(classes, num_classes)
+
+    @abstractmethod
+    def forward(self, draws: Draws) -> Batch:
+        """Decode all samples; draws serve stochastic decoders."""
+
+    def class_batches(self, batch: Batch) -> ClassBatch:
+        """Return a decoded batch class by class; graphs override this to share their inputs."""
+        return stack_classes(batch, self._table.to(batch.weight.device), self._present.to(batch.weight))
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the learned parameters by optimizer group; empty groups are left out."""
+        found: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            head = name.split(".")[0]
+            found.setdefault(head if head in ("labels", "decoder") else "codes", []).append(parameter)
+        return found
+
+    def penalty(self) -> Tensor | None:
+        """Return a scalar added to the objective, or None."""
+        return None
+
+    def project(self) -> None:
+        """Bring the codes back into their allowed set after a step (clamping, say)."""
+
+    def stored_numel(self) -> int:
+        """Return how many numbers must be kept to regenerate every sample, decoder and labels included."""
+        return sum(tensor.numel() for tensor in self.state_dict().values())
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of these numbers; class indices count one byte each up to 256 classes, as images do."""
+        return sum(stored_tensor_bytes(tensor) for tensor in self.state_dict().values())
+
+
+def stored_tensor_bytes(tensor: Tensor) -> int:
+    """Return the bytes that a tensor needs in storage; integers count the smallest type that holds them."""
+    if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.numel() == 0:
+        return tensor.numel() * tensor.element_size()
+    largest = int(tensor.abs().max())
+    return tensor.numel() * (1 if largest < 256 else 2 if largest < 65536 else 4)
+
+
+def class_table(classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return, per class, the padded positions of its samples.
+
+    Shapes:
+        classes ``(M,)``; returns ``(C, m)`` int64 positions and ``(C, m)`` float presence, m the largest class.
+    """
+    classes = classes.cpu()
+    counts = torch.bincount(classes, minlength=num_classes)
+    order = torch.argsort(classes, stable=True)
+    starts = torch.cumsum(counts, 0) - counts
+    column = torch.arange(int(counts.max()) if len(classes) else 0)
+    present = column[None] < counts[:, None]
+    position = (starts[:, None] + column[None]).clamp(max=max(len(classes) - 1, 0))
+    return torch.where(present, order[position], order[:1]), present.float()

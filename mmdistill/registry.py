@@ -1,0 +1,126 @@
+"""Finds domains, data sets and methods by name, importing a domain only when it is asked for."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+from mmdistill.errors import ConfigError
+from mmdistill.methods import CORE_METHODS, Method
+from mmdistill.task import Batch, BudgetKind, Task
+
+DOMAIN_PACKAGES = {name: f"mmdistill.{name}" for name in ("image", "graph", "text", "recsys")}
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a user may choose of a task, in every domain.
+
+    Args:
+        model: the network to distil with, by name; None is the domain's default.
+        width: the network's width; None is the default.
+        device: where everything runs.
+        text_column: for tables of texts.
+        label_column: for tables of texts.
+        encoder: a text encoder by name or path.
+        judge_epochs: training epochs of trained judges; None is the protocol's own number.
+        judge_batch: minibatch size of trained judges; None is the protocol's own number.
+        seed: for splits that the data do not come with.
+    """
+
+    model: str | None = None
+    width: int | None = None
+    device: str = "cpu"
+    text_column: str | None = None
+    label_column: str | None = None
+    encoder: str | None = None
+    judge_epochs: int | None = None
+    judge_batch: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One kind of data, as the command line and the report see it; each domain package exports one as ``DOMAIN``.
+
+    Args:
+        name: ``image``, ``graph``, ``text`` or ``recsys``.
+        budget: how synthetic size is counted.
+        datasets: data set names with one line each.
+        accepts: whether a file or folder of the user's looks like this domain's data.
+        make_task: builds the task for a data set name or path.
+        methods: methods of this domain alone, and refinements of shared ones.
+        draw: draws a synthetic batch for the report into a folder and returns the pictures' paths.
+        exports: by format name, writes a batch for other tools and returns the paths; arguments are task, batch,
+            folder.
+    """
+
+    name: str
+    budget: BudgetKind
+    datasets: Mapping[str, str]
+    accepts: Callable[[Path], bool]
+    make_task: Callable[[str, TaskOptions], Task]
+    methods: Mapping[str, Method]
+    draw: Callable[[Task, Batch, Path], list[Path]]
+    exports: Mapping[str, Callable[[Task, Batch, Path], list[Path]]] = field(default_factory=dict)
+
+
+def canonical(name: str) -> str:
+    """Return a name in its canonical spelling: lower case with hyphens."""
+    return name.strip().lower().replace("_", "-")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for an unknown name, with the nearest known one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(canonical(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ConfigError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)})")
+
+
+def get_domain(name: str) -> Domain:
+    """Return a domain by name, importing its package."""
+    key = canonical(name)
+    if key not in DOMAIN_PACKAGES:
+        raise unknown_name("domain", name, DOMAIN_PACKAGES)
+    domain = import_module(DOMAIN_PACKAGES[key]).DOMAIN
+    if not isinstance(domain, Domain):
+        raise ConfigError(f"{DOMAIN_PACKAGES[key]} exports no Domain")
+    return domain
+
+
+def domain_of(data: str) -> Domain:
+    """Return the domain of a data set name or of a path.
+
+    Raises:
+        ConfigError: neither a known name nor an existing path, or a path that no domain reads.
+    """
+    domains = [get_domain(name) for name in DOMAIN_PACKAGES]
+    for domain in domains:
+        if canonical(data) in domain.datasets:
+            return domain
+    path = Path(data)
+    if path.exists():
+        for domain in domains:
+            if domain.accepts(path):
+                return domain
+        raise ConfigError(f"no domain reads {data!r}; see 'mmdistill data' for the accepted files and folders")
+    if path.suffix or len(path.parts) > 1:
+        raise ConfigError(f"{data!r} is neither a known data set nor an existing file or folder")
+    raise unknown_name("data set", data, [name for domain in domains for name in domain.datasets])
+
+
+def domain_methods(domain: Domain) -> dict[str, Method]:
+    """Return all methods of a domain: the shared ones that make sense there, then its own."""
+    shared = {name: method for name, method in CORE_METHODS.items() if domain.name in method.domains}
+    return {**shared, **domain.methods}
+
+
+def get_method(domain: Domain, name: str) -> Method:
+    """Return a method by name in a domain, or raise an error that names the nearest."""
+    methods = domain_methods(domain)
+    key = canonical(name)
+    if key not in methods:
+        raise unknown_name(f"method for {domain.name} data", name, methods)
+    return methods[key]

@@ -1,0 +1,144 @@
+"""Randomness as values, devices and atomic files: what a run needs from its machine."""
+
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A key that every random number is derived from: a seed and a path of names.
+
+    A key is a value, not a generator: the same key gives the same numbers however often it is
+    asked, so siamese augmentation is two calls with one key, and a resumed run needs no saved random
+    state. Derive a fresh key with :meth:`fold` for everything that must differ.
+
+    Args:
+        seed: the run's seed.
+        path: names and numbers that lead here, for example ``("step", 12, "real", "rank", 0)``.
+        device: where the numbers are made. The CPU and CUDA give different numbers for one key.
+    """
+
+    seed: int
+    path: tuple[str | int, ...] = ()
+    device: torch.device = torch.device("cpu")
+
+    def fold(self, *names: str | int) -> "Draws":
+        """Return the key that these names lead to."""
+        return Draws(self.seed, self.path + names, self.device)
+
+    def to(self, device: torch.device | str) -> "Draws":
+        """Return the same key, drawing on another device."""
+        return Draws(self.seed, self.path, torch.device(device))
+
+    def integer(self) -> int:
+        """Return the key's own 63-bit integer."""
+        text = repr((self.seed, self.path)).encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+    def generator(self) -> torch.Generator:
+        """Return a new generator on the key's device that starts from this key."""
+        generator = torch.Generator(device=self.device)
+        generator.manual_seed(self.integer())
+        return generator
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw from N(0, 1)."""
+        return torch.randn(shape, generator=self.generator(), device=self.device, dtype=dtype)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Draw float32 from U[low, high)."""
+        return low + (high - low) * torch.rand(shape, generator=self.generator(), device=self.device)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """Draw int64 from {0, ..., high - 1}, with replacement."""
+        return torch.randint(high, shape, generator=self.generator(), device=self.device)
+
+    def permutation(self, n: int) -> Tensor:
+        """Draw a permutation of {0, ..., n - 1}."""
+        return torch.randperm(n, generator=self.generator(), device=self.device)
+
+    def gumbel(self, *shape: int) -> Tensor:
+        """Draw from the standard Gumbel distribution."""
+        noise = torch.empty(shape, device=self.device).exponential_(generator=self.generator())
+        return -noise.log()
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device that a name means; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA is asked for and absent, or the name is no device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for, but this torch sees no CUDA device; use --device cpu")
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Return a device in words, as results carry it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak of this process: allocated device memory on CUDA, resident memory on the CPU, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource  # not on Windows, hence here
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if platform.system() == "Darwin" else peak * 1024)
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder for mmdistill (``MMDISTILL_CACHE``, else ``XDG_CACHE_HOME``/mmdistill)."""
+    chosen = os.environ.get("MMDISTILL_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmdistill"
+
+
+def data_root() -> Path:
+    """Return the root of all data sets (``MMDISTILL_DATA``, else the cache folder's ``data``)."""
+    chosen = os.environ.get("MMDISTILL_DATA")
+    return Path(chosen) if chosen else cache_folder() / "data"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears under its name whole or not at all.
+
+    The bytes go to a temporary file beside the target, are flushed to disk, and replace the target in
+    one step; on any error, the temporary file goes and the old content stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,242 @@
+"""The vocabulary of every domain: batches, network states, and the Task protocol that a domain must supply."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ShapeError
+from mmdistill.runtime import Draws
+
+Tensors = dict[str, Tensor]
+Inputs = Tensor | Tensors
+Targets = Tensor | Tensors
+
+
+class Batch(NamedTuple):
+    """Samples with targets and weights; a named tuple, hence a pytree.
+
+    Shapes:
+        inputs ``(n, ...)`` or a named dict of tensors; targets ``(n,)`` class indices (int64) or ``(n, C)``
+        soft labels (float); weight ``(n,)``, 0 for padding. A loss is the weighted mean over samples.
+    """
+
+    inputs: Inputs
+    targets: Targets
+    weight: Tensor
+
+
+class Dims(NamedTuple):
+    """Where the class axis of a :class:`ClassBatch` is: 0 or None (shared); usable as vmap's ``in_dims``."""
+
+    inputs: int | None
+    targets: int | None
+    weight: int = 0
+
+
+class ClassBatch(NamedTuple):
+    """One batch for each of C classes, stacked.
+
+    Shapes:
+        With ``dims.inputs == 0`` each input tensor is ``(C, n, ...)``; with None the inputs (the nodes and edges of
+        one graph, say) are shared and have no class axis. ``batch.weight`` is always ``(C, n)``; a ragged class
+        is padded with weight 0.
+    """
+
+    batch: Batch
+    dims: Dims
+
+    @property
+    def num_classes(self) -> int:
+        """The length of the class axis."""
+        return self.batch.weight.shape[0]
+
+    def one_class(self, index: int) -> Batch:
+        """Return the batch of one class, without the class axis."""
+        inputs, targets, weight = self.batch
+        if self.dims.inputs is not None:
+            inputs = map_inputs(lambda t: t[index], inputs)
+        if self.dims.targets is not None:
+            targets = map_inputs(lambda t: t[index], targets)
+        return Batch(inputs, targets, weight[index])
+
+
+class NetworkState(NamedTuple):
+    """All of a network that is not code: parameters and buffers by name."""
+
+    params: Tensors
+    buffers: Tensors
+
+
+def map_inputs(function: "TensorMap", inputs: Inputs) -> Inputs:
+    """Apply a function to the tensor, or to each tensor of a named dict."""
+    if isinstance(inputs, dict):
+        return {name: function(tensor) for name, tensor in inputs.items()}
+    return function(inputs)
+
+
+class TensorMap(Protocol):
+    """A function from tensor to tensor."""
+
+    def __call__(self, tensor: Tensor, /) -> Tensor:
+        """Return the mapped tensor."""
+        ...
+
+
+def num_samples(inputs: Inputs) -> int:
+    """Return the length of the first axis (of the first tensor of a dict)."""
+    tensor = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
+    return tensor.shape[0]
+
+
+def stack_classes(batch: Batch, table: Tensor, present: Tensor) -> ClassBatch:
+    """Gather a flat batch into one padded batch per class.
+
+    Args:
+        batch: n samples.
+        table: ``(C, m)`` indices into the samples; padding repeats any valid index.
+        present: ``(C, m)``, 1 where the table holds a sample, 0 where it pads.
+    """
+    if table.shape != present.shape:
+        raise ShapeError(f"table {tuple(table.shape)} and present {tuple(present.shape)} must have one shape")
+    inputs = map_inputs(lambda t: t[table], batch.inputs)
+    targets = map_inputs(lambda t: t[table], batch.targets)
+    return ClassBatch(Batch(inputs, targets, batch.weight[table] * present), Dims(0, 0))
+
+
+def share_classes(batch: Batch, membership: Tensor) -> ClassBatch:
+    """Give shared inputs one weight vector per class (the nodes of one graph, say).
+
+    Args:
+        batch: n samples whose inputs and targets every class shares.
+        membership: ``(C, n)``, the weight of each sample in each class.
+    """
+    return ClassBatch(Batch(batch.inputs, batch.targets, batch.weight * membership), Dims(None, None))
+
+
+BudgetKind = Literal["ipc", "nodes", "users"]
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a task says of itself: enough for storage, reports and for refusing a set of another task.
+
+    Args:
+        domain: ``image``, ``graph``, ``text`` or ``recsys``.
+        data: the data set's name or path as the user gave it.
+        budget: how synthetic size is counted.
+        num_train: the number of real training samples (labelled nodes, users).
+        stored_bytes: bytes of the whole training set as a user stores it.
+        fingerprint: a hash of the training data; checkpoints of other data are refused.
+        class_names: names by class index; empty where there are no classes.
+        preprocessing: plain values or tensors-as-lists that must travel with the set (normalisation, vocabulary).
+    """
+
+    domain: str
+    data: str
+    budget: BudgetKind
+    num_train: int
+    stored_bytes: int
+    fingerprint: str
+    class_names: tuple[str, ...] = ()
+    preprocessing: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One judge's results, one value per independently drawn network, as fractions.
+
+    Args:
+        judge: the judge's name.
+        values: metric name to the values of the runs; the first metric is the headline.
+        notes: warnings that a reader of the number must see (collapse to few classes, say).
+    """
+
+    judge: str
+    values: Mapping[str, tuple[float, ...]]
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Task(Protocol):
+    """All that a domain must supply; objectives, schedules and the distiller know nothing else of it.
+
+    ``labels`` holds the class of each real training sample, ``(N,)`` on the CPU, and is None in tasks without
+    classes, as is ``num_classes``. ``judges`` names the judges of :meth:`evaluate`, the default one first. All
+    tensors that methods return lie on ``device``.
+    """
+
+    num_classes: int | None
+    labels: Tensor | None
+    judges: Sequence[str]
+    device: torch.device
+
+    def init(self, draws: Draws) -> NetworkState:
+        """Draw a fresh network."""
+        ...
+
+    def predict(
+        self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Return the network's outputs, ``(n, C)`` logits where there are classes, and its updated buffers."""
+        ...
+
+    def loss(
+        self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None
+    ) -> Tensor:
+        """Return the weighted mean training loss of a batch, a scalar."""
+        ...
+
+    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Return one ``(n, d_l)`` tensor per layer, the embedding before the linear head last."""
+        ...
+
+    def select(self, indices: Tensor) -> Batch:
+        """Return real training samples in the form synthetic ones have; inputs ``(*indices.shape, ...)``.
+
+        Where samples are linked (graphs) this is the induced subset.
+        """
+        ...
+
+    def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+        """Draw n real samples of each class as a :class:`ClassBatch`, or, with classes None, n of all as a Batch."""
+        ...
+
+    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
+        """Augment differentiably; the same key means the same augmentation.
+
+        Args:
+            draws: the key; siamese augmentation calls twice with one key.
+            batch: what to augment.
+            shared: one set of parameters per class batch (siamese matching) instead of one per sample.
+        """
+        ...
+
+    def evaluate(
+        self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
+    ) -> Scores:
+        """Train n fresh judges on a synthetic batch (None: on the whole training set) and score them on test data.
+
+        Args:
+            synthetic: the distilled samples, decoded.
+            judge: one of ``judges``.
+            draws: the key of all randomness in judging.
+            n: how many independently drawn judges.
+            learned: what was learned beside the samples and belongs to the set (inner learning rates, ridge).
+        """
+        ...
+
+    def describe(self) -> TaskInfo:
+        """Return what identifies this task."""
+        ...
+
+
+@runtime_checkable
+class Validates(Protocol):
+    """A task that can score a synthetic batch on validation data, so that a run keeps its best step."""
+
+    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
+        """Return a score, higher is better, from validation data only."""
+        ...
