@@ -12,7 +12,7 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Task
+from mmdistill.task import Task
 
 InitKind = Literal["real", "noise", "herding", "k-center", "k-means"]
 LabelKind = Literal["fixed", "learned", "softmax"]

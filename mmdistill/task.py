@@ -183,9 +183,7 @@ class Task(Protocol):
         """Return the network's outputs, ``(n, C)`` logits where there are classes, and its updated buffers."""
         ...
 
-    def loss(
-        self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None
-    ) -> Tensor:
+    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean training loss of a batch, a scalar."""
         ...
 
@@ -239,4 +237,13 @@ class Validates(Protocol):
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return a score, higher is better, from validation data only."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A task that has its own embedding of the real training samples, for selection by distance."""
+
+    def embedding(self) -> Tensor:
+        """Return ``(N, d)``, one row per training sample, in the order of ``labels``."""
         ...

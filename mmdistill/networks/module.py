@@ -26,7 +26,9 @@ class FunctionalModule:
         device: where parameters live.
     """
 
-    def __init__(self, factory: ModuleFactory, features: Sequence[str] = (), device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, factory: ModuleFactory, features: Sequence[str] = (), device: torch.device | str = "cpu"
+    ) -> None:
         self.factory = factory
         self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):

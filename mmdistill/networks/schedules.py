@@ -123,7 +123,7 @@ def take(batch: Batch, indices: Tensor) -> Batch:
 def sgd_step(
     task: Task, network: NetworkState, momentum: Tensors, batch: Batch, lr: float, beta: float, draws: Draws
 ) -> tuple[NetworkState, Tensors]:
-    """Return the network and its momentum buffers after one SGD step (m <- beta m + g; theta <- theta - lr m, Eq. 3)."""
+    """Return the network and its momentum buffers after one SGD step (Eq. 3)."""
 
     def loss(params: Tensors) -> tuple[Tensor, Tensors]:
         state = NetworkState(params, network.buffers)

@@ -105,7 +105,7 @@ def class_features(network: Network, batch: ClassBatch) -> tuple[tuple[Tensor, .
     layers = network.features(flat)
     if layers[0].shape[0] != classes * n:
         raise ShapeError(f"features returned {layers[0].shape[0]} rows for {classes * n} samples")
-    return tuple(layer.unflatten(0, (classes, n)) for layer in layers), weight
+    return tuple(layer.reshape(classes, n, -1) for layer in layers), weight
 
 
 def class_means(network: Network, batch: ClassBatch) -> tuple[Tensor, ...]:

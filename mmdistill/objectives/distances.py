@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.task import Tensors
@@ -55,7 +54,8 @@ def flat_cosine(a: Tensors, b: Tensors) -> Tensor:
     pairs = _pairs(a, b, 0)
     x = torch.cat([left.flatten(1) for left, _ in pairs], 1)
     y = torch.cat([right.flatten(1) for _, right in pairs], 1)
-    return 1 - (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1) + EPSILON)
+    cosine: Tensor = (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1) + EPSILON)
+    return 1 - cosine
 
 
 def squared_error(a: Tensors, b: Tensors) -> Tensor:
@@ -70,8 +70,3 @@ def row_cosine_euclidean(a: Tensors, b: Tensors) -> Tensor:
         gap = (left - right).flatten(2)
         total.append(torch.sqrt(gap.square().sum(2) + EPSILON**2).sum(1))
     return torch.stack(total).sum(0)
-
-
-def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean squared error of two tensors of one shape (kept beside its relatives)."""
-    return F.mse_loss(a, b)

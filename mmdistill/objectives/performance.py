@@ -1,0 +1,177 @@
+"""Performance matching in closed form: kernel ridge regression fitted on S, judged on T (Eq. 4-6)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError
+from mmdistill.labels import as_probabilities, weighted_mean
+from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors
+
+
+class Kernel(ABC):
+    """A positive semi-definite similarity of samples, given a network (or none)."""
+
+    @abstractmethod
+    def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
+        """Return the ``(n_a, n_b)`` kernel matrix."""
+
+    def grams(self, network: Network, real: Inputs, syn: Inputs) -> tuple[Tensor, Tensor]:
+        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; kernels that share work override this."""
+        return self(network, real, syn), self(network, syn, syn)
+
+
+class FeatureKernel(Kernel):
+    """Inner products of a network's last features, flattened (FRePo's kernel, Eq. 6)."""
+
+    def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
+        """Return phi(a) phi(b)^T."""
+        return network.features(a)[-1] @ network.features(b)[-1].T
+
+    def grams(self, network: Network, real: Inputs, syn: Inputs) -> tuple[Tensor, Tensor]:
+        """Return both matrices from one forward pass a side; the real side keeps no graph."""
+        with torch.no_grad():
+            phi_real = network.features(real)[-1]
+        phi_syn = network.features(syn)[-1]
+        return phi_real @ phi_syn.T, phi_syn @ phi_syn.T
+
+
+class LinearKernel(Kernel):
+    """Inner products of the raw inputs (one tensor, flattened)."""
+
+    def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
+        """Return a b^T."""
+        if isinstance(a, dict) or isinstance(b, dict):
+            raise ConfigError("the linear kernel reads one input tensor, not a named dict")
+        return a.flatten(1) @ b.flatten(1).T
+
+
+def ridge_solution(
+    kernel: Tensor, targets: Tensor, ridge: Tensor | float, scale: Literal["trace", "absolute"]
+) -> Tensor:
+    """Return (K + lambda I)^-1 Y by Cholesky in float64.
+
+    A matrix that is not positive definite gives NaN (no host synchronisation), which stops a run.
+
+    Args:
+        kernel: ``(n, n)``.
+        targets: ``(n, k)``.
+        ridge: lambda; with ``scale="trace"`` it is multiplied by tr(K)/n.
+        scale: the ridge's convention.
+    Returns:
+        ``(n, k)`` float64 coefficients.
+    """
+    k = kernel.double()
+    n = k.shape[0]
+    amount = ridge * k.diagonal().mean() if scale == "trace" else torch.as_tensor(ridge, dtype=k.dtype, device=k.device)
+    factor, info = torch.linalg.cholesky_ex(k + amount * torch.eye(n, dtype=k.dtype, device=k.device))
+    factor = torch.where(info == 0, factor, torch.nan)
+    return torch.cholesky_solve(targets.double(), factor)
+
+
+RidgeLoss = Callable[[Tensor, Targets, Tensor], Tensor]
+"""``(prediction (n, k), real targets, weight (n,)) -> scalar``."""
+
+
+def squared_error(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
+    """Return half the summed squared error per sample, to one-hot targets minus 1/C, averaged over samples."""
+    if isinstance(targets, dict):
+        raise ConfigError("the squared error reads one target tensor, not a named dict")
+    classes = prediction.shape[1]
+    goal = as_probabilities(targets, classes).to(prediction) - 1.0 / classes
+    return weighted_mean(0.5 * (prediction - goal).square().sum(1), weight.to(prediction))
+
+
+def multinomial(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
+    """Return the multinomial negative log-likelihood -sum_i x_i log softmax(f)_i, averaged over users.
+
+    Source: Liang et al., WWW 2018; Sachdeva et al., NeurIPS 2022.
+    """
+    if isinstance(targets, dict):
+        raise ConfigError("the multinomial likelihood reads one target tensor, not a named dict")
+    return weighted_mean(-(targets.to(prediction) * prediction.log_softmax(1)).sum(1), weight.to(prediction))
+
+
+class KernelRidgeMatching(Objective):
+    r"""Fit kernel ridge regression on the synthetic set and score it on real samples (Eq. 5).
+
+    .. math:: \ell\big(K_{ts} (K_{ss} + \lambda I)^{-1} Y_s,\; Y_t\big)
+
+    Args:
+        kernel: the kernel.
+        ridge: lambda, or with ``learn_ridge`` its initial value.
+        scale: ``trace`` multiplies lambda by tr(K_ss)/n, ``absolute`` takes it as it is.
+        loss: compares predictions with real targets.
+        learn_ridge: learn log(lambda) (optimizer group ``objective``); it then travels with the set.
+        view: ``flat`` draws real samples of all classes together, ``classes`` the same number of each.
+    Shapes:
+        flat batches; class indices count as one-hot minus 1/C; returns a scalar.
+    Source: Nguyen et al., ICLR 2021; Zhou et al., NeurIPS 2022; survey Sec. 3.3.2.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        ridge: float = 1e-6,
+        scale: Literal["trace", "absolute"] = "trace",
+        loss: RidgeLoss = squared_error,
+        learn_ridge: bool = False,
+        view: RealView = "flat",
+    ) -> None:
+        super().__init__()
+        if ridge <= 0:
+            raise ConfigError(f"the ridge must be positive, got {ridge}")
+        self.kernel = kernel
+        self.scale = scale
+        self.loss = loss
+        self.view = view
+        log_ridge = torch.tensor(float(ridge), dtype=torch.float64).log()
+        if learn_ridge:
+            self.log_ridge = nn.Parameter(log_ridge)
+        else:
+            self.register_buffer("log_ridge", log_ridge)
+
+    def check(self, task: Task) -> None:
+        """Accept tasks without classes when reading flat batches."""
+        if self.view == "classes":
+            super().check(task)
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return the loss of the ridge prediction on the real batch."""
+        syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
+        real = flatten_classes(real) if isinstance(real, ClassBatch) else real
+        k_ts, k_ss = self.kernel.grams(network, real.inputs, syn.inputs)
+        solution = ridge_solution(k_ss, self.regression_targets(syn, network), self.log_ridge.exp(), self.scale)
+        return self.loss(k_ts @ solution.to(k_ts.dtype), real.targets, real.weight)
+
+    @staticmethod
+    def regression_targets(syn: Batch, network: Network) -> Tensor:
+        """Return ``(n, k)`` targets: soft ones as they are, class indices as one-hot minus 1/C."""
+        if isinstance(syn.targets, dict):
+            raise ConfigError("kernel ridge matching reads one target tensor, not a named dict")
+        if syn.targets.is_floating_point():
+            return syn.targets
+        classes = network.task.num_classes
+        if classes is None:
+            raise ConfigError("class indices as targets need a task with classes")
+        return as_probabilities(syn.targets, classes) - 1.0 / classes
+
+    def learned(self) -> Tensors:
+        """Return the learned ridge, on its own scale, where it is learned."""
+        return {"ridge": self.log_ridge.detach().exp()} if isinstance(self.log_ridge, nn.Parameter) else {}
+
+
+__all__ = [
+    "FeatureKernel",
+    "Kernel",
+    "KernelRidgeMatching",
+    "LinearKernel",
+    "multinomial",
+    "ridge_solution",
+    "squared_error",
+]
