@@ -1,0 +1,151 @@
+"""Closed-form kernels of infinitely wide fully connected networks: arc-cosine, NNGP and NTK, as pure functions."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.performance import Kernel
+from mmdistill.task import Inputs
+
+W_STD = math.sqrt(2.0)
+"""Weight scale under which a ReLU layer keeps the norm of its inputs."""
+B_STD = 0.1
+"""Bias scale of the published infinite-width autoencoder."""
+
+
+class Angles(NamedTuple):
+    """The geometry of each pair of rows: product of norms, cosine, sine and angle."""
+
+    norms: Tensor
+    cosine: Tensor
+    sine: Tensor
+    angle: Tensor
+
+
+class WideKernels(NamedTuple):
+    """What :func:`fully_connected` returns: the NNGP and the NTK of the same network, each ``(n_a, n_b)``."""
+
+    nngp: Tensor
+    ntk: Tensor
+
+
+def pair_angles(gram: Tensor, diagonal_a: Tensor, diagonal_b: Tensor) -> Angles:
+    """Return the angles between rows from their inner products, with gradients that are finite everywhere.
+
+    The angle's derivative -1/sqrt(1 - c^2) is infinite for parallel rows, above all on the diagonal of K(x, x), where
+    the true gradient through c is zero. Within rounding of c = 1 or -1 the angle is a constant 0 or pi. A
+    row of norm 0 has a right angle to every other.
+
+    Shapes:
+        gram ``(n_a, n_b)``; diagonals ``(n_a,)`` and ``(n_b,)``, the squared norms; returns four ``(n_a, n_b)``.
+    """
+    squared = diagonal_a[:, None] * diagonal_b[None, :]
+    positive = squared > 0
+    norms = torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
+    cosine = torch.where(positive, gram / torch.where(positive, norms, 1), 0)
+    inside = cosine.abs() < 1 - 16 * torch.finfo(gram.dtype).eps
+    safe = torch.where(inside, cosine, 0)
+    sine = torch.where(inside, (1 - safe * safe).sqrt(), 0)
+    angle = torch.where(inside, safe.arccos(), torch.where(cosine > 0, 0.0, math.pi))
+    return Angles(norms, torch.where(inside, cosine, cosine.clamp(-1, 1)), sine, angle)
+
+
+def arc_cosine(a: Tensor, b: Tensor, order: Literal[0, 1] = 1) -> Tensor:
+    r"""Return the arc-cosine kernel of order 0 or 1.
+
+    .. math:: k_0 = 1 - t/\pi, \quad k_1 = \lVert x \rVert \lVert y \rVert (\sin t + (\pi - t) \cos t)/\pi
+
+    Shapes:
+        a ``(n_a, d)``, b ``(n_b, d)``; returns ``(n_a, n_b)``.
+    Source: Cho and Saul, NeurIPS 2009, Eq. 3-6.
+    """
+    if order not in (0, 1):
+        raise ConfigError(f"the arc-cosine kernel is there in orders 0 and 1, not {order}")
+    angles = pair_angles(a @ b.T, a.square().sum(1), b.square().sum(1))
+    moment, slope = relu_moments(angles)
+    return 2 * (moment if order == 1 else slope)
+
+
+def relu_moments(angles: Angles) -> tuple[Tensor, Tensor]:
+    """Return E[relu(u) relu(v)] and E[relu'(u) relu'(v)] of Gaussians (u, v) with these norms and angles."""
+    norms, cosine, sine, angle = angles
+    rest = math.pi - angle
+    return norms * (sine + rest * cosine) / (2 * math.pi), rest / (2 * math.pi)
+
+
+def fully_connected(a: Tensor, b: Tensor, *, depth: int = 1, w_std: float = W_STD, b_std: float = B_STD) -> WideKernels:
+    r"""Return NNGP and NTK of ``[Dense, ReLU] x depth, Dense`` in NTK parameterization at infinite width.
+
+    .. math:: K_0 = \sigma_w^2 x y^\top / d + \sigma_b^2, \quad \Theta_0 = K_0, \quad
+        K_{l+1} = \sigma_w^2 E[\phi(u)\phi(v)] + \sigma_b^2, \quad
+        \Theta_{l+1} = \sigma_w^2 E[\phi'(u)\phi'(v)] \Theta_l + K_{l+1}
+
+    Args:
+        a: samples.
+        b: samples; the same tensor as ``a`` for the kernel of a set with itself.
+        depth: hidden layers; 0 is the linear kernel.
+        w_std: standard deviation of the weights before the 1/sqrt(fan-in) scale.
+        b_std: standard deviation of the biases.
+
+    Shapes:
+        a ``(n_a, d)``, b ``(n_b, d)``; returns two ``(n_a, n_b)``, in the inputs' dtype.
+
+    Raises:
+        ShapeError: the inputs are not two matrices with one number of columns.
+        ConfigError: a negative depth.
+
+    Source: Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018 (NTK); Sachdeva et al., NeurIPS 2022.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ShapeError(f"two (n, d) matrices of one d are needed, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if depth < 0:
+        raise ConfigError(f"the depth counts hidden layers, so it is 0 or more; got {depth}")
+    w2, b2, d = w_std**2, b_std**2, a.shape[1]
+    nngp = w2 * (a @ b.T) / d + b2
+    var_a = w2 * a.square().sum(1) / d + b2
+    var_b = w2 * b.square().sum(1) / d + b2
+    ntk = nngp
+    for _ in range(depth):
+        moment, slope = relu_moments(pair_angles(nngp, var_a, var_b))
+        nngp = w2 * moment + b2
+        ntk = w2 * slope * ntk + nngp
+        var_a = w2 * var_a / 2 + b2  # E[relu(u)^2] is half of E[u^2]
+        var_b = w2 * var_b / 2 + b2
+    return WideKernels(nngp, ntk)
+
+
+@dataclass(frozen=True)
+class FullyConnectedKernel(Kernel):
+    """The NTK or NNGP of an infinitely wide fully connected network, as kernel ridge matching reads kernels.
+
+    Args:
+        kind: ``ntk`` (all layers trained) or ``nngp`` (only the last).
+        depth: hidden layers.
+        w_std: standard deviation of the weights.
+        b_std: standard deviation of the biases.
+    """
+
+    kind: Literal["ntk", "nngp"] = "ntk"
+    depth: int = 1
+    w_std: float = W_STD
+    b_std: float = B_STD
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("ntk", "nngp"):
+            raise ConfigError(f"the kernel is 'ntk' or 'nngp', not {self.kind!r}")
+
+    def matrix(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the ``(n_a, n_b)`` kernel of samples flattened to rows."""
+        kernels = fully_connected(a.flatten(1), b.flatten(1), depth=self.depth, w_std=self.w_std, b_std=self.b_std)
+        return kernels.ntk if self.kind == "ntk" else kernels.nngp
+
+    def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
+        """Return the kernel of two sets of raw inputs; the network is not read."""
+        if isinstance(a, dict) or isinstance(b, dict):
+            raise ConfigError("the kernel of a fully connected network reads one input tensor, not a named dict")
+        return self.matrix(a, b)

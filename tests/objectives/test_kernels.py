@@ -1,0 +1,112 @@
+import math
+
+import pytest
+import torch
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.objectives.kernels import FullyConnectedKernel, arc_cosine, fully_connected
+from mmdistill.runtime import Draws
+from tests.oracles.kernels import wide_relu
+
+
+def samples(n, d, name, dtype=torch.float64):
+    return Draws(3).fold(name).normal(n, d, dtype=dtype)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+@pytest.mark.parametrize(("w_std", "b_std"), [(math.sqrt(2), 0.1), (1.3, 0.0), (0.7, 0.5)])
+def test_equals_the_loop_oracle(depth, w_std, b_std):
+    a, b = samples(4, 6, "a"), samples(3, 6, "b")
+    b[1] = a[0]  # a parallel pair
+    b[2] = -a[1]  # an opposite pair
+    got = fully_connected(a, b, depth=depth, w_std=w_std, b_std=b_std)
+    for i in range(4):
+        for j in range(3):
+            nngp, ntk = wide_relu(a[i].tolist(), b[j].tolist(), depth, w_std, b_std)
+            assert got.nngp[i, j].item() == pytest.approx(nngp, abs=1e-7)
+            assert got.ntk[i, j].item() == pytest.approx(ntk, abs=1e-6)
+
+
+def test_float32_agrees_with_float64():
+    x = samples(20, 300, "x").relu()
+    exact = fully_connected(x, x, depth=2)
+    single = fully_connected(x.float(), x.float(), depth=2)
+    # near c = 1 the angle is the square root of the rounding error of c, hence 1e-3
+    torch.testing.assert_close(single.ntk.double(), exact.ntk, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(single.nngp.double(), exact.nngp, rtol=1e-5, atol=1e-5)
+
+
+def test_the_empirical_kernels_of_wide_networks_approach_the_limit():
+    x, width, networks, w_std, b_std = samples(5, 4, "x"), 4000, 20, math.sqrt(2), 0.1
+    nngp = torch.zeros(5, 5, dtype=torch.float64)
+    ntk = torch.zeros(5, 5, dtype=torch.float64)
+    for index in range(networks):
+        key = Draws(0).fold(index)
+        w1 = key.fold("w1").normal(width, 4, dtype=torch.float64)
+        b1 = key.fold("b1").normal(width, dtype=torch.float64)
+        w2 = key.fold("w2").normal(width, dtype=torch.float64)
+        u = w_std * x @ w1.T / 2 + b_std * b1  # sqrt(d) = 2
+        hidden = u.relu()
+        readout = w_std**2 * hidden @ hidden.T / width + b_std**2
+        gate = (u > 0).double() * w2
+        ntk += readout + w_std**2 * (gate @ gate.T / width) * (w_std**2 * x @ x.T / 4 + b_std**2)
+        nngp += readout
+    limit = fully_connected(x, x, depth=1, w_std=w_std, b_std=b_std)
+    torch.testing.assert_close(nngp / networks, limit.nngp, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(ntk / networks, limit.ntk, rtol=0.02, atol=0.03)
+
+
+def test_gradcheck():
+    a = samples(3, 5, "a").requires_grad_()
+    b = samples(2, 5, "b").requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: fully_connected(a, b, depth=2).ntk, (a, b))
+    assert torch.autograd.gradcheck(lambda a, b: arc_cosine(a, b, 1), (a, b))
+    assert torch.autograd.gradgradcheck(lambda a: fully_connected(a, b.detach(), depth=1).ntk, (a,))
+
+
+def test_gradient_of_a_set_with_itself_is_exact_on_the_diagonal():
+    x = samples(4, 5, "x")
+
+    def diagonal(x):
+        return fully_connected(x, x, depth=1).ntk.diagonal().sum()
+
+    gradient = torch.func.grad(diagonal)(x)
+    # on the diagonal c = 1, so Theta = 2 K0 + b^2 / ... with K0 = 2 |x|^2 / d + b^2: its gradient is 2 * 4 x / d
+    torch.testing.assert_close(gradient, 8 * x / 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_opposite_and_zero_rows_have_finite_gradients(dtype):
+    x = samples(3, 8, "x", dtype)
+    x = torch.cat([x, x[:1], -x[1:2], torch.zeros(1, 8, dtype=dtype), 2 * x[2:]])
+    for b_std in (0.0, 0.1):
+        gradient = torch.func.grad(lambda x, b_std=b_std: fully_connected(x, x, depth=3, b_std=b_std).ntk.sum())(x)
+        assert gradient.isfinite().all()
+
+
+def test_is_positive_semi_definite_and_symmetric():
+    x = samples(30, 6, "x")
+    for matrix in fully_connected(x, x, depth=2):
+        torch.testing.assert_close(matrix, matrix.T)
+        assert torch.linalg.eigvalsh(matrix).min() > 0
+
+
+def test_arc_cosine_special_angles():
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(arc_cosine(x[:1], x, 0)[0], torch.tensor([1, 0.5, 0], dtype=torch.float64))
+    expected = torch.tensor([1, 2 / math.pi, 0], dtype=torch.float64)
+    torch.testing.assert_close(arc_cosine(x[:1], x, 1)[0], expected)
+
+
+def test_bad_arguments():
+    x = torch.ones(2, 3)
+    with pytest.raises(ShapeError, match="one d"):
+        fully_connected(x, torch.ones(2, 4))
+    with pytest.raises(ConfigError, match="depth"):
+        fully_connected(x, x, depth=-1)
+    with pytest.raises(ConfigError, match="orders"):
+        arc_cosine(x, x, 2)
+    with pytest.raises(ConfigError, match="ntk"):
+        FullyConnectedKernel(kind="laplace")
+    with pytest.raises(ConfigError, match="named dict"):
+        FullyConnectedKernel()(None, {"x": x}, {"x": x})
