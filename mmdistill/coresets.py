@@ -1,5 +1,7 @@
 """Coreset selection: initialisers of synthetic sets and the baselines beside every result (Sec. 2.2, 3.2)."""
 
+from typing import Literal
+
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
@@ -8,6 +10,8 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, BudgetKind, Embeds, Task, Tensors, num_samples
+
+InitKind = Literal["real", "noise", "herding", "k-center"]
 
 EMBED_CHUNK = 1024
 
@@ -163,3 +167,20 @@ def embed_real(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> 
                 raise DataError("features returned another number of rows than samples were given")
             rows.append(layer)
     return torch.cat(rows)
+
+
+def choose_samples(task: Task, kind: InitKind, counts: Tensor, draws: Draws) -> Tensor:
+    """Return real samples' indices by the named rule, in class-major order.
+
+    Args:
+        task: the task.
+        kind: ``real`` (random), ``herding`` or ``k-center``.
+        counts: as :func:`allocate` returns.
+        draws: the key.
+    """
+    if kind in ("real", "noise"):
+        return random_subset(task.labels, counts, draws.fold("subset"), task.describe().num_train)
+    embedding = embed_real(task, draws.fold("embed"))
+    if kind == "herding":
+        return herding(embedding, task.labels, counts)
+    return k_center(embedding, task.labels, counts, draws.fold("k-center"))

@@ -1,12 +1,15 @@
 """Labels of synthetic samples: fixed or learned (column four of Table 1)."""
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdistill.errors import ShapeError
+
+LabelKind = Literal["fixed", "learned", "softmax"]
 
 
 class Labels(nn.Module, ABC):
@@ -33,6 +36,14 @@ class FixedLabels(Labels):
     def forward(self) -> Tensor:
         """Return the targets as given."""
         return self.targets
+
+
+class NoLabels(Labels):
+    """No labels of their own: the samples are their own targets (interactions)."""
+
+    def forward(self) -> Tensor:
+        """Return an empty tensor."""
+        return torch.empty(0)
 
 
 class LearnedLabels(Labels):
@@ -98,3 +109,18 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted mean of one value per sample; the loss convention of every task."""
     return (values * weight).sum() / weight.sum()
+
+
+def make_labels(kind: LabelKind, classes: Tensor, num_classes: int) -> Labels:
+    """Return labels of a kind that start from each sample's class.
+
+    Args:
+        kind: ``fixed``, ``learned`` (unrestricted, from centred one-hot) or ``softmax`` (probabilities).
+        classes: ``(M,)`` int64.
+        num_classes: C.
+    """
+    if kind == "learned":
+        return LearnedLabels(centred_one_hot(classes, num_classes))
+    if kind == "softmax":
+        return SoftmaxLabels(classes, num_classes)
+    return FixedLabels(classes)

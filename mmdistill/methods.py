@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
+from mmdistill.labels import LabelKind
 from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, TrainedOnS
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.distances import row_cosine
@@ -13,9 +15,6 @@ from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
-
-InitKind = Literal["real", "noise", "herding", "k-center", "k-means"]
-LabelKind = Literal["fixed", "learned", "softmax"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Network schedules: which network an outer step sees, and how it moves on (Algorithm 1, lines 3-4)."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, map_inputs, num_samples
+
+Synthetic = Callable[[], Batch]
 
 
 class ScheduleState(NamedTuple):
@@ -36,14 +39,14 @@ class NetworkSchedule(ABC):
         return state
 
     @abstractmethod
-    def advance(self, task: Task, state: ScheduleState, syn: Batch, draws: Draws) -> ScheduleState:
-        """Return the state after an outer step; ``syn`` is the current synthetic set, detached."""
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        """Return the state after an outer step; ``syn`` decodes the current synthetic set, without a graph."""
 
 
 class FreshNetworks(NetworkSchedule):
     """A newly initialised network each step, never trained (DM)."""
 
-    def advance(self, task: Task, state: ScheduleState, syn: Batch, draws: Draws) -> ScheduleState:
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Forget the network."""
         return EMPTY
 
@@ -68,14 +71,14 @@ class TrainedNetworks(NetworkSchedule):
     batch: int = 256
     augment: bool = False
 
-    def advance(self, task: Task, state: ScheduleState, syn: Batch, draws: Draws) -> ScheduleState:
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Train for ``inner_steps``, or forget the network after its last outer step."""
         age = state.age + 1
         if age >= self.outer_steps or state.network is None:
             return EMPTY
-        network, momentum = state.network, state.momentum
+        network, momentum, current = state.network, state.momentum, syn()
         for step in range(self.inner_steps):
-            for index, batch in enumerate(self.minibatches(task, syn, draws.fold(step))):
+            for index, batch in enumerate(self.minibatches(task, current, draws.fold(step))):
                 key = draws.fold(step, index)
                 if self.augment:
                     augmented = task.augment(key.fold("augment"), batch, shared=False)

@@ -18,12 +18,13 @@ class Parameterization(nn.Module, ABC):
     (group ``codes``).
 
     Args:
-        labels: the targets of the decoded samples.
+        labels: the targets of the decoded samples; parameterizations whose samples are their own targets give
+            :class:`~mmdistill.labels.NoLabels`.
         classes: ``(M,)`` the class that each decoded sample stands for, or None in tasks without classes.
         num_classes: C, or None.
     """
 
-    def __init__(self, labels: Labels | None, classes: Tensor | None, num_classes: int | None) -> None:
+    def __init__(self, labels: Labels, classes: Tensor | None, num_classes: int | None) -> None:
         super().__init__()
         self.labels = labels
         self.num_classes = num_classes

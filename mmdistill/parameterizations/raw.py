@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from mmdistill.labels import Labels
+from mmdistill.coresets import InitKind, allocate, choose_samples
+from mmdistill.errors import ConfigError
+from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Inputs, num_samples
+from mmdistill.task import Batch, Inputs, Task, map_inputs, num_samples
 
 
 class Raw(Parameterization):
@@ -45,5 +47,27 @@ class Raw(Parameterization):
         named = {name: getattr(self, name) for name in self._names}
         inputs: Inputs = named["inputs"] if self._single else named
         weight = torch.ones(self.count, device=next(iter(named.values())).device)
-        assert self.labels is not None
         return Batch(inputs, self.labels(), weight)
+
+
+def raw_samples(task: Task, budget: int, init: InitKind, label: LabelKind, draws: Draws) -> Raw:
+    """Build the default parameterization: learned samples that start from real ones or from N(0, 1) noise.
+
+    Args:
+        task: a task with classes.
+        budget: in the task's own unit (ipc, nodes).
+        init: ``noise``, or how real samples are chosen.
+        label: the kind of labels.
+        draws: the key.
+    """
+    info = task.describe()
+    if task.labels is None or task.num_classes is None:
+        raise ConfigError(f"{info.data!r} has no classes; this method needs a parameterization of its own there")
+    counts = allocate(budget, info.budget, task.labels, task.num_classes)
+    indices = choose_samples(task, init, counts, draws)
+    inputs = task.select(indices).inputs
+    if init == "noise":
+        noise = draws.fold("noise").to(task.device)
+        inputs = map_inputs(lambda t: noise.normal(*t.shape) if t.is_floating_point() else t, inputs)
+    classes = torch.repeat_interleave(torch.arange(task.num_classes), counts).to(task.device)
+    return Raw(inputs, make_labels(label, classes, task.num_classes), classes, task.num_classes)

@@ -1,0 +1,238 @@
+"""Distil a task into a set: the loop around :class:`Distiller`, with checkpoints, resuming and clean stops."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from mmdistill.distiller import Distiller, RunState
+from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
+from mmdistill.methods import Method
+from mmdistill.registry import get_domain, get_method
+from mmdistill.store import DistilledSet, load_tree, save_tree
+from mmdistill.task import Task
+
+Progress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, loss)."""
+
+READS_PER_RUN = 200
+"""How often the loss is read back from a CUDA device in a run; each read waits for the device."""
+KEPT_CHECKPOINTS = 2
+
+
+def find_method(task: Task, method: Method | str) -> tuple[Method, str]:
+    """Return a method and its name, looking a name up in the task's domain."""
+    if isinstance(method, Method):
+        return method, method.title.lower()
+    return get_method(get_domain(task.describe().domain), method), method
+
+
+def find_budget(task: Task, budget: int | None, ipc: int | None, nodes: int | None, users: int | None) -> int:
+    """Return the budget, given in the task's own unit.
+
+    Raises:
+        ConfigError: none given, several given, or one in another unit.
+    """
+    given = {name: value for name, value in (("ipc", ipc), ("nodes", nodes), ("users", users)) if value is not None}
+    unit = task.describe().budget
+    if budget is not None:
+        given[unit] = budget
+    if set(given) != {unit}:
+        got = ", ".join(f"{name}={value}" for name, value in given.items()) or "nothing"
+        raise ConfigError(f"{task.describe().domain} data take their budget as {unit}=N, got {got}")
+    return given[unit]
+
+
+def distill(
+    task: Task,
+    method: Method | str,
+    budget: int | None = None,
+    *,
+    ipc: int | None = None,
+    nodes: int | None = None,
+    users: int | None = None,
+    seed: int = 0,
+    settings: Mapping[str, object] | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    checkpoint_every: int = 0,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> DistilledSet:
+    """Distil a task's training set into a tiny one.
+
+    Args:
+        task: what to distil, for example ``image_task("mnist")``.
+        method: a :class:`Method` or its name.
+        budget: the synthetic size in the task's unit; or give it by name as one of the next three.
+        ipc: samples per class.
+        nodes: nodes in all.
+        users: users in all.
+        seed: of everything random.
+        settings: overrides of the method's published settings, by field name of :class:`Settings`.
+        out: a folder for checkpoints and the finished set; None keeps nothing on disk.
+        resume: continue from the newest checkpoint in ``out``.
+        checkpoint_every: steps between checkpoints; 0 means every tenth of the run.
+        progress: called with (steps done, steps in all, loss) whenever the loss is read back.
+    Returns:
+        The distilled set.
+    Raises:
+        ConfigError: an unknown method, a budget in another unit, an impossible composition.
+        NonFiniteError: a loss became NaN or infinite; the last good checkpoint is kept.
+    """
+    found, name = find_method(task, method)
+    if settings:
+        found = found.with_settings(**settings)
+    distiller = Distiller(task, found, find_budget(task, budget, ipc, nodes, users), seed=seed)
+    folder = None if out is None else Path(out)
+    began = time.perf_counter()
+    run = distiller.start()
+    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity(distiller, name))
+    earlier = 0.0
+    if resume:
+        if checkpoints is None:
+            raise ConfigError("resuming needs the folder of the run")
+        earlier = checkpoints.restore(run, task.device)
+    elif checkpoints is not None:
+        checkpoints.clear()
+    interval = checkpoint_every or max(distiller.steps // 10, 1)
+    _loop(distiller, run, checkpoints, interval, progress, began - earlier)
+    result = distiller.result(run, name, earlier + time.perf_counter() - began)
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _loop(
+    distiller: Distiller,
+    run: RunState,
+    checkpoints: "Checkpoints | None",
+    interval: int,
+    progress: Progress | None,
+    began: float,
+) -> None:
+    """Step to the end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM."""
+    steps = distiller.steps
+    read_every = max(steps // READS_PER_RUN, 1)
+    validate_every = distiller.settings.validate_every
+    with _stop_requests() as stop:
+        while run.step < steps:
+            run, loss = distiller.step(run)
+            last = run.step == steps
+            if run.step % read_every == 0 or last or stop.is_set():
+                value = float(loss)
+                _require_finite(run, value)
+                run.history.append((run.step, value))
+                if progress is not None:
+                    progress(run.step, steps, value)
+            if validate_every and (run.step % validate_every == 0 or last):
+                distiller.validate(run)
+            if checkpoints is not None and (run.step % interval == 0 or last or stop.is_set()):
+                _require_finite(run, float(loss))
+                checkpoints.save(run, time.perf_counter() - began)
+            if stop.is_set():
+                raise KeyboardInterrupt
+
+
+def _require_finite(run: RunState, loss: float) -> None:
+    if not bool(run.finite):
+        raise NonFiniteError(
+            f"the loss became {loss} at or before step {run.step}; the last good checkpoint is kept. "
+            "Lower the learning rate (settings: optimizers) or use float32"
+        )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into an event, so that a step ends whole; a second one interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def identity(distiller: Distiller, name: str) -> dict[str, object]:
+    """Return what a checkpoint must share with the run that resumes it, as plain values."""
+    info = distiller.task.describe()
+    found = {
+        "data": info.data,
+        "fingerprint": info.fingerprint,
+        "method": name,
+        "budget": distiller.budget,
+        "seed": distiller.draws.seed,
+        "settings": asdict(distiller.settings),
+    }
+    plain: dict[str, object] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest two are kept, so that a damaged one loses at most an interval.
+
+    Args:
+        folder: where they lie.
+        identity: what a checkpoint must share with the run, see :func:`identity`.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
+        self.folder = folder
+        self.identity = dict(identity)
+
+    def paths(self) -> list[Path]:
+        """Return the checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+    def clear(self) -> None:
+        """Remove the checkpoints of an earlier run in this folder."""
+        for path in self.paths():
+            path.unlink()
+
+    def save(self, run: RunState, seconds: float) -> None:
+        """Write a checkpoint and drop all but the newest."""
+        tree = {"identity": json.dumps(self.identity), "seconds": seconds, "run": run.tree()}
+        save_tree(self.folder / f"step-{run.step:08d}.safetensors", tree)
+        for path in self.paths()[:-KEPT_CHECKPOINTS]:
+            path.unlink()
+
+    def restore(self, run: RunState, device: torch.device) -> float:
+        """Load the newest readable checkpoint into a run; returns the seconds spent before it.
+
+        Raises:
+            CheckpointError: there is none, all are damaged, or they belong to another run.
+        """
+        damage: list[str] = []
+        for path in reversed(self.paths()):
+            try:
+                tree = load_tree(path)
+            except CheckpointError as error:
+                damage.append(str(error))
+                continue
+            self._require_same(path, json.loads(tree["identity"]))
+            run.load(tree["run"], device)
+            return float(tree["seconds"])
+        if damage:
+            raise CheckpointError("no readable checkpoint: " + "; ".join(damage))
+        raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")
+
+    def _require_same(self, path: Path, saved: Mapping[str, object]) -> None:
+        for key, value in self.identity.items():
+            if saved.get(key) != value:
+                raise CheckpointError(f"{path} belongs to another run: its {key} is {saved.get(key)}, not {value}")

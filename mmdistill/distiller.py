@@ -1,0 +1,285 @@
+"""Algorithm 1, one step at a time: the state of a run and its update."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill import runtime
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.methods import Method, OptimizerSpec, Settings
+from mmdistill.networks.schedules import EMPTY, ScheduleState
+from mmdistill.objectives.base import Network, Objective
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.runtime import Draws
+from mmdistill.store import DistilledSet, detached
+from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, Validates
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+@dataclass
+class RunState:
+    """All that resuming needs; random numbers need nothing, since they derive from the seed and the step.
+
+    Args:
+        step: outer steps taken.
+        parameterization: codes, decoder and labels.
+        objective: with the scalars it learns.
+        optimizers: one per group.
+        schedule: the network schedule's state.
+        finite: whether every loss so far was finite, kept on the device.
+        history: ``(step, loss)`` at the steps that were read back.
+        best: the best step by validation: score, step, both modules' states.
+    """
+
+    step: int
+    parameterization: Parameterization
+    objective: Objective
+    optimizers: dict[str, torch.optim.Optimizer]
+    schedule: ScheduleState
+    finite: Tensor
+    history: list[tuple[int, float]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+    def tree(self) -> dict[str, Any]:
+        """Return the state as a tree that the store can write."""
+        network = self.schedule.network
+        return {
+            "step": self.step,
+            "parameterization": dict(self.parameterization.state_dict()),
+            "objective": dict(self.objective.state_dict()),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "network": None if network is None else [network.params, network.buffers],
+            "age": self.schedule.age,
+            "momentum": self.schedule.momentum,
+            "history": [list(entry) for entry in self.history],
+            "best": self.best,
+        }
+
+    def load(self, tree: Mapping[str, Any], device: torch.device) -> None:
+        """Take over a tree that :meth:`tree` made.
+
+        Raises:
+            CheckpointError: its tensors do not fit this run.
+        """
+
+        def placed(tensors: Tensors) -> Tensors:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+        try:
+            self.parameterization.load_state_dict(tree["parameterization"])
+            self.objective.load_state_dict(tree["objective"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(tree["optimizers"][name])
+            network = tree["network"]
+            state = None if network is None else NetworkState(placed(network[0]), placed(network[1]))
+            self.schedule = ScheduleState(state, tree["age"], placed(tree["momentum"]))
+            self.history = [(int(step), float(loss)) for step, loss in tree["history"]]
+            self.best = tree["best"]
+            self.step = tree["step"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
+
+
+class Distiller:
+    """One run: a task, a method and a budget; :meth:`step` is one update of the synthetic data (Algorithm 1).
+
+    Args:
+        task: what to distil.
+        method: how.
+        budget: in the task's unit (ipc, nodes, users).
+        seed: of everything random.
+        settings: the method's hyper-parameters; the published ones for the budget by default.
+    Raises:
+        ConfigError: the composition cannot work.
+    """
+
+    def __init__(
+        self, task: Task, method: Method, budget: int, *, seed: int = 0, settings: Settings | None = None
+    ) -> None:
+        self.task = task
+        self.method = method
+        self.budget = budget
+        self.settings = method.settings(budget) if settings is None else settings
+        self.draws = Draws(seed, device=task.device)
+        if self.settings.steps < 0 or self.settings.real_batch < 1:
+            raise ConfigError(f"steps and real_batch must be positive, got {self.settings}")
+        self.schedule = method.network(self.settings)
+        self.classes = None if task.num_classes is None else torch.arange(task.num_classes)
+
+    @property
+    def steps(self) -> int:
+        """Outer steps of the whole run; none for closed forms."""
+        return 0 if self.method.solve is not None else self.settings.steps
+
+    def start(self) -> RunState:
+        """Build the initial state: initialised samples, fresh optimizers."""
+        key = self.draws.fold("start")
+        if self.method.solve is not None:
+            parameterization = self.method.solve(self.task, self.budget, key)
+            objective: Objective = _Solved()
+        else:
+            if self.method.objective is None:
+                raise ConfigError(f"{self.method.title} has neither an objective nor a closed form")
+            parameterization = self._parameterization(key)
+            objective = self.method.objective()
+            objective.check(self.task)
+        parameterization.to(self.task.device)
+        objective.to(self.task.device)
+        optimizers = (
+            {
+                name: self._optimizer(name, parameters)
+                for name, parameters in _groups(parameterization, objective).items()
+            }
+            if self.steps
+            else {}
+        )
+        finite = torch.ones((), dtype=torch.bool, device=self.task.device)
+        return RunState(0, parameterization, objective, optimizers, EMPTY, finite)
+
+    def _parameterization(self, key: Draws) -> Parameterization:
+        method, settings = self.method, self.settings
+        if method.parameterization is not None:
+            return method.parameterization(self.task, self.budget, settings, method.label, key)
+        return raw_samples(self.task, self.budget, settings.init, method.label, key)
+
+    def _optimizer(self, name: str, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        spec = self.settings.optimizers.get(name)
+        if spec is None:
+            raise ConfigError(
+                f"{self.method.title} learns the group {name!r} but its settings give no optimizer for it; "
+                f"there are {sorted(self.settings.optimizers)}"
+            )
+        options: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "maximize": spec.maximize}
+        if spec.name == "sgd":
+            options["momentum"] = spec.momentum
+        else:
+            options["betas"] = spec.betas
+        optimizer: torch.optim.Optimizer = OPTIMIZERS[spec.name](parameters, **options)
+        return optimizer
+
+    def batches(self, run: RunState, network: ScheduleState, key: Draws) -> tuple[Any, Any]:
+        """Return the synthetic and the real batch of a step, in the objective's view, augmented alike."""
+        classwise = run.objective.view == "classes"
+        syn: Batch | ClassBatch = run.parameterization(key.fold("synthetic"))
+        if classwise and isinstance(syn, Batch):
+            syn = run.parameterization.class_batches(syn)
+        classes = self.classes if classwise else None
+        real = self.task.sample_real(key.fold("real"), classes, self.settings.real_batch)
+        if self.settings.augment:
+            siamese = key.fold("augment")
+            syn = self.task.augment(siamese, syn, shared=True)
+            real = self.task.augment(siamese, real, shared=True)
+        return syn, real
+
+    def step(self, run: RunState) -> tuple[RunState, Tensor]:
+        """Take one outer step; returns the state, updated in place, and the loss, still on the device."""
+        key = self.draws.fold("step", run.step, "rank", runtime.rank())
+        schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
+        if schedule.network is None:
+            raise ConfigError(f"{type(self.schedule).__name__} gave no network")
+        syn, real = self.batches(run, schedule, key)
+        loss = run.objective(Network(self.task, schedule.network), syn, real, key.fold("objective"))
+        penalty = run.parameterization.penalty()
+        if penalty is not None:
+            loss = loss + penalty
+        self._update(run, loss)
+        run.parameterization.project()
+
+        def current() -> Batch:
+            with torch.no_grad():
+                decoded: Batch = run.parameterization(key.fold("advance"))
+            return decoded
+
+        run.schedule = self.schedule.advance(self.task, schedule, current, key.fold("inner"))
+        run.finite &= torch.isfinite(loss.detach())
+        run.step += 1
+        return run, loss.detach()
+
+    def _update(self, run: RunState, loss: Tensor) -> None:
+        """Step every active group on the loss."""
+        groups = _groups(run.parameterization, run.objective)
+        tensors = [p for parameters in groups.values() for p in parameters]
+        gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
+        runtime.average_over_ranks([g for g in gradients if g is not None])
+        for parameter, gradient in zip(tensors, gradients, strict=True):
+            parameter.grad = gradient
+        for name, optimizer in run.optimizers.items():
+            spec = self.settings.optimizers[name]
+            if not _is_active(spec, run.step):
+                continue
+            if spec.cosine:
+                for group in optimizer.param_groups:
+                    group["lr"] = spec.lr * 0.5 * (1 + math.cos(math.pi * run.step / max(self.steps, 1)))
+            optimizer.step()
+
+    def validate(self, run: RunState) -> None:
+        """Keep the current step if it is the best on validation data."""
+        if not isinstance(self.task, Validates):
+            raise ConfigError(f"{self.method.title} selects by validation, but this task cannot validate")
+        with torch.no_grad():
+            batch = run.parameterization(self.draws.fold("decode"))
+        score = self.task.validate(batch, self.draws.fold("validate"), run.objective.learned())
+        if run.best is None or score > run.best["score"]:
+            run.best = {
+                "score": score,
+                "step": run.step,
+                "parameterization": _copy(run.parameterization),
+                "objective": _copy(run.objective),
+            }
+
+    def result(self, run: RunState, method_name: str, seconds: float) -> DistilledSet:
+        """Return the finished set: the best step by validation, or the last."""
+        step = run.step
+        if run.best is not None:
+            run.parameterization.load_state_dict(run.best["parameterization"])
+            run.objective.load_state_dict(run.best["objective"])
+            step = run.best["step"]
+        with torch.no_grad():
+            batch = run.parameterization(self.draws.fold("decode"))
+        return DistilledSet(
+            detached(batch),
+            self.task.describe(),
+            method_name,
+            self.budget,
+            run.parameterization.stored_bytes(),
+            learned={name: tensor.cpu() for name, tensor in run.objective.learned().items()},
+            seed=self.draws.seed,
+            steps=step,
+            settings=asdict(self.settings),
+            seconds=seconds,
+            peak_memory_bytes=runtime.peak_memory_bytes(self.task.device),
+            device=runtime.describe_device(self.task.device),
+        )
+
+
+class _Solved(Objective):
+    """Stands where a closed form needs no objective."""
+
+    view = "flat"
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Refuse: there is nothing to step."""
+        raise ConfigError("a closed form has no objective to step")
+
+
+def _groups(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
+    groups = parameterization.groups()
+    own = list(objective.parameters())
+    return {**groups, "objective": own} if own else groups
+
+
+def _copy(module: nn.Module) -> Tensors:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def _is_active(spec: OptimizerSpec, step: int) -> bool:
+    if spec.active is None:
+        return True
+    start, stop, period = spec.active
+    return start <= step % period < stop

@@ -1,0 +1,232 @@
+"""Distilled sets and checkpoints on disk: safetensors and JSON, written atomically, never unpickled."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mmdistill.errors import CheckpointError
+from mmdistill.runtime import atomic_write
+from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, map_inputs
+
+SET_VERSION = 1
+CHECKPOINT_VERSION = 1
+TREE_KEY = "tree"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically."""
+    with atomic_write(path) as handle:
+        handle.write(json.dumps(content, indent=2, default=str).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or no object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return content
+
+
+def _pack(node: object, tensors: Tensors) -> object:
+    """Return a JSON description of a tree, moving its tensors into ``tensors``."""
+    if isinstance(node, Tensor):
+        name = f"t{len(tensors)}"
+        tensors[name] = node.detach().cpu().contiguous().clone()
+        return {"$tensor": name}
+    if isinstance(node, Mapping):
+        return {"$dict": [[key, _pack(value, tensors)] for key, value in node.items()]}
+    if isinstance(node, (list, tuple)):
+        return {"$list": [_pack(value, tensors) for value in node]}
+    if node is None or isinstance(node, (bool, int, float, str)):
+        return node
+    raise CheckpointError(f"a checkpoint cannot hold a {type(node).__name__}")
+
+
+def _unpack(node: Any, tensors: Tensors) -> Any:
+    """Return the tree of a JSON description; tuples come back as lists."""
+    if isinstance(node, dict):
+        if "$tensor" in node:
+            return tensors[node["$tensor"]]
+        if "$dict" in node:
+            return {key: _unpack(value, tensors) for key, value in node["$dict"]}
+        return [_unpack(value, tensors) for value in node["$list"]]
+    return node
+
+
+def save_tree(path: Path, tree: Mapping[str, object]) -> None:
+    """Write a nested tree of dicts, lists, tensors and plain values to one safetensors file, atomically."""
+    tensors: Tensors = {}
+    description = json.dumps({"version": CHECKPOINT_VERSION, "root": _pack(tree, tensors)})
+    with atomic_write(path) as handle:
+        handle.write(safetensors.torch.save(tensors, metadata={TREE_KEY: description}))
+
+
+def load_tree(path: Path) -> dict[str, Any]:
+    """Read a tree that :func:`save_tree` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or written by another version.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
+    if TREE_KEY not in metadata:
+        raise CheckpointError(f"{path} is no checkpoint of mmdistill")
+    description = json.loads(metadata[TREE_KEY])
+    if description["version"] != CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {description['version']}, this mmdistill reads {CHECKPOINT_VERSION}"
+        )
+    root = _unpack(description["root"], tensors)
+    if not isinstance(root, dict):
+        raise CheckpointError(f"{path} is no checkpoint of mmdistill")
+    return root
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what results depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("mmdistill", "torch", "numpy", "torch-geometric", "transformers", "kornia"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class DistilledSet:
+    """A distilled set: the decoded samples and everything that must travel with them.
+
+    Args:
+        batch: the samples, on the CPU.
+        info: the task they were distilled from.
+        method: the method's name.
+        budget: ipc, nodes or users, by ``info.budget``.
+        stored_bytes: bytes of what must be kept to regenerate the samples, decoder and labels included.
+        learned: what was learned beside the samples (ridge, inner learning rates).
+        seed: the run's seed.
+        steps: updates made; for a set kept by validation, those up to the best.
+        settings: the method's settings as plain values.
+        seconds: wall time of the distillation.
+        peak_memory_bytes: peak of the process, or of the CUDA device.
+        device: in words.
+    """
+
+    batch: Batch
+    info: TaskInfo
+    method: str
+    budget: int
+    stored_bytes: int
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
+    steps: int = 0
+    settings: Mapping[str, object] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    device: str = ""
+
+    def save(self, folder: Path) -> None:
+        """Write ``distilled.safetensors`` and ``distilled.json`` into a folder."""
+        tensors: Tensors = {"weight": self.batch.weight}
+        tensors |= _named("inputs", self.batch.inputs) | _named("targets", self.batch.targets)
+        tensors |= {f"learned.{name}": tensor for name, tensor in self.learned.items()}
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        content = {name: value for name, value in self.__dict__.items() if name not in ("batch", "learned", "info")}
+        content |= {"version": SET_VERSION, "info": asdict(self.info), "packages": package_versions()}
+        with atomic_write(folder / "distilled.safetensors") as handle:
+            handle.write(safetensors.torch.save(tensors, metadata={"format": "mmdistill", "method": self.method}))
+        write_json(folder / "distilled.json", content)
+
+    @staticmethod
+    def load(folder: Path) -> "DistilledSet":
+        """Read a set from its folder.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or of another version.
+        """
+        if not (folder / "distilled.json").exists():
+            raise CheckpointError(f"{folder} holds no distilled set (distilled.json is missing)")
+        content = read_json(folder / "distilled.json")
+        if content.pop("version", None) != SET_VERSION:
+            raise CheckpointError(f"{folder} holds a set of another version; this mmdistill reads {SET_VERSION}")
+        content.pop("packages", None)
+        path = folder / "distilled.safetensors"
+        try:
+            tensors = safetensors.torch.load_file(path)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path} is missing") from error
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
+        try:
+            info = content.pop("info")
+            info["class_names"] = tuple(info["class_names"])
+            learned = {name.removeprefix("learned."): t for name, t in tensors.items() if name.startswith("learned.")}
+            batch = Batch(_unnamed("inputs", tensors), _unnamed("targets", tensors), tensors["weight"])
+            return DistilledSet(batch, TaskInfo(**info), learned=learned, **content)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder} holds an incomplete set: {error}") from error
+
+    def require(self, info: TaskInfo) -> None:
+        """Refuse a task that this set was not distilled from.
+
+        Raises:
+            CheckpointError: another domain, other data, or other training samples.
+        """
+        if info.domain != self.info.domain:
+            raise CheckpointError(f"this set was distilled from {self.info.domain} data, the task is {info.domain}")
+        if info.fingerprint != self.info.fingerprint:
+            raise CheckpointError(
+                f"this set was distilled from {self.info.data!r} (fingerprint {self.info.fingerprint}), "
+                f"the task's data {info.data!r} has fingerprint {info.fingerprint}"
+            )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the samples on a device."""
+        inputs, targets, weight = self.batch
+        return Batch(
+            map_inputs(lambda t: t.to(device), inputs), map_inputs(lambda t: t.to(device), targets), weight.to(device)
+        )
+
+
+def _named(prefix: str, value: Inputs | Targets) -> Tensors:
+    if isinstance(value, dict):
+        return {f"{prefix}.{name}": tensor for name, tensor in value.items()}
+    return {prefix: value}
+
+
+def _unnamed(prefix: str, tensors: Tensors) -> Inputs | Targets:
+    if prefix in tensors:
+        return tensors[prefix]
+    found = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+    if not found:
+        raise KeyError(prefix)
+    return found
+
+
+def detached(batch: Batch) -> Batch:
+    """Return a batch cut from the graph, on the CPU."""
+    return Batch(*(map_inputs(lambda t: t.detach().cpu(), part) for part in batch))  # type: ignore[arg-type]

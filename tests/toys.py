@@ -1,0 +1,98 @@
+"""Small tasks for tests: blobs seen through a smooth network, without any data on disk."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.module import FunctionalModule
+from mmdistill.runtime import Draws
+from mmdistill.task import (
+    Batch,
+    ClassBatch,
+    Dims,
+    Inputs,
+    NetworkState,
+    Scores,
+    TaskInfo,
+    Tensors,
+    map_inputs,
+)
+
+
+def smooth_mlp(width: int = 8, inputs: int = 4, classes: int = 3) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, classes)
+    )
+
+
+class BlobTask:
+    """Three Gaussian blobs in four dimensions and a smooth MLP."""
+
+    def __init__(self, per_class: int = 30, dtype: torch.dtype = torch.float32, width: int = 8) -> None:
+        self.num_classes: int | None = 3
+        self.judges = ("mlp",)
+        self.device = torch.device("cpu")
+        self.dtype = dtype
+        draws = Draws(7, ("blobs",))
+        centres = 2 * draws.fold("centres").normal(3, 4)
+        labels = torch.arange(3).repeat_interleave(per_class)
+        self.labels: Tensor | None = labels
+        self.images = (centres[labels] + draws.fold("noise").normal(3 * per_class, 4)).to(dtype)
+        self.test_images = (centres[labels] + draws.fold("test").normal(3 * per_class, 4)).to(dtype)
+        self.module = FunctionalModule(partial(smooth_mlp, width), features=["1", "4"])
+
+    def init(self, draws: Draws) -> NetworkState:
+        state = self.module.init(draws)
+        return NetworkState({name: p.to(self.dtype) for name, p in state.params.items()}, state.buffers)
+
+    def predict(
+        self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        return self.module(state, inputs, train=train)
+
+    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
+        logits, _ = self.predict(state, batch.inputs, train=train)
+        assert isinstance(batch.targets, Tensor)
+        return weighted_mean(soft_cross_entropy(logits, batch.targets), batch.weight)
+
+    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
+        return self.module.features(state, inputs)
+
+    def select(self, indices: Tensor) -> Batch:
+        assert self.labels is not None
+        return Batch(self.images[indices], self.labels[indices], torch.ones(indices.shape, dtype=self.dtype))
+
+    def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+        total = len(self.images)
+        if classes is None:
+            return self.select(draws.permutation(total)[:n])
+        per_class = total // 3
+        order = draws.uniform(len(classes), per_class).argsort(1)[:, : min(n, per_class)]
+        return ClassBatch(self.select(classes[:, None] * per_class + order), Dims(0, 0))
+
+    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
+        flat = batch.batch if isinstance(batch, ClassBatch) else batch
+        shift = 0.1 * draws.normal(4)
+        moved = Batch(map_inputs(lambda t: t + shift, flat.inputs), flat.targets, flat.weight)
+        return ClassBatch(moved, batch.dims) if isinstance(batch, ClassBatch) else moved
+
+    def evaluate(
+        self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
+    ) -> Scores:
+        data = self.select(torch.arange(len(self.images))) if synthetic is None else synthetic
+        protocol = FitProtocol(60, lr=0.1, weight_decay=0.0, batch=64)
+        states = fit_networks(
+            self.init, lambda state, batch, noise: (self.loss(state, batch), state.buffers), data, protocol, n, draws
+        )
+        logits = torch.func.vmap(lambda params: self.predict(NetworkState(params, {}), self.test_images)[0])(
+            states.params
+        )
+        accuracy = (logits.argmax(2) == self.labels).double().mean(1)
+        return Scores(judge, {"accuracy": tuple(accuracy.tolist())})
+
+    def describe(self) -> TaskInfo:
+        return TaskInfo("image", "blobs", "ipc", len(self.images), self.images.numel() * 4, "blobs-7", ("a", "b", "c"))
