@@ -5,7 +5,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmdistill.errors import ShapeError
 
@@ -85,14 +84,19 @@ class SoftmaxLabels(Labels):
         return self.logits.softmax(1)
 
 
+def one_hot(classes: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return one-hot targets ``(..., C)``; unlike torch's own, it can be batched by vmap."""
+    return (classes[..., None] == torch.arange(num_classes, device=classes.device)).to(dtype)
+
+
 def centred_one_hot(classes: Tensor, num_classes: int) -> Tensor:
     """Return one-hot targets minus 1/C, the regression targets of the kernel ridge family, ``(..., C)``."""
-    return F.one_hot(classes, num_classes).to(torch.get_default_dtype()) - 1.0 / num_classes
+    return one_hot(classes, num_classes) - 1.0 / num_classes
 
 
 def as_probabilities(targets: Tensor, num_classes: int) -> Tensor:
     """Return ``(M, C)`` targets: one-hot for class indices, unchanged for soft labels."""
-    return targets if targets.is_floating_point() else F.one_hot(targets, num_classes).float()
+    return targets if targets.is_floating_point() else one_hot(targets, num_classes)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -102,7 +106,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         logits ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float; returns ``(n,)``.
     """
     if not targets.is_floating_point():
-        targets = F.one_hot(targets, logits.shape[-1]).to(logits.dtype)
+        targets = one_hot(targets, logits.shape[-1], logits.dtype)
     return -(targets * logits.log_softmax(-1)).sum(-1)
 
 

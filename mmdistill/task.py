@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 class Dims(NamedTuple):
-    """Where the class axis of a :class:`ClassBatch` is: 0 or None (shared); usable as vmap's ``in_dims``."""
+    """Where the class axis of a :class:`ClassBatch` is: 0 or None (shared)."""
 
     inputs: int | None
     targets: int | None

@@ -84,7 +84,8 @@ def class_gradients(network: Network, batch: ClassBatch, mode: Literal["vmap", "
         return task.loss(NetworkState(params, buffers), one)
 
     if mode == "vmap":
-        per_class = torch.func.vmap(torch.func.grad(loss), in_dims=(None, batch.dims))
+        in_dims = (None, Batch(*batch.dims))  # type: ignore[arg-type]
+        per_class = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)
         result: Tensors = per_class(params, batch.batch)
         return result
     trees = [torch.func.grad(loss)(params, batch.one_class(index)) for index in range(batch.num_classes)]
