@@ -1,0 +1,217 @@
+"""Differentiable siamese augmentation (DSA): one random operation a call, on tensors, without a loop over samples.
+
+All operations are one pass with parameters that can make it the identity: a colour change, a resampling at affine
+coordinates, a cut-out mask. Whichever operation is drawn, the others get their neutral parameters, so classes that
+draw different operations are augmented together and nothing waits for the host. The resampling gathers its four
+neighbours itself: the backward pass of ``grid_sample``, on which kornia's warps rest, has no deterministic CUDA
+kernel and no second derivative. The tests hold it against kornia's warps.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.runtime import Draws
+
+Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+OPERATIONS: tuple[Operation, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+WITHOUT_FLIP: tuple[Operation, ...] = ("color", "crop", "cutout", "scale", "rotate")
+"""The strategy for data whose mirror image means something else, such as digits."""
+
+
+class Parameters(NamedTuple):
+    """What one call does to each group of images; every field's first axis is the group.
+
+    Shapes:
+        brightness, saturation, contrast ``(G,)``, neutral at 0, 1, 1; matrix ``(G, 2, 2)`` and shift ``(G, 2)`` map an
+        output pixel's (row, column) offset from the image centre to the source's, in pixels; hole ``(G, 2)`` the first
+        row and column cut out; holed ``(G,)`` whether anything is.
+    """
+
+    brightness: Tensor
+    saturation: Tensor
+    contrast: Tensor
+    matrix: Tensor
+    shift: Tensor
+    hole: Tensor
+    holed: Tensor
+
+
+@dataclass(frozen=True)
+class SiameseAugmentation:
+    """DSA's augmentation with its published ranges.
+
+    Args:
+        operations: what one operation per call is drawn from, with equal chances.
+        flip: the probability that ``flip`` mirrors.
+        scale: images are enlarged or shrunk per axis by a factor whose inverse is U[1/scale, scale).
+        rotate: the largest angle, in degrees.
+        crop: the largest shift, as a share of the side; what comes in is zero.
+        cutout: the side of the square set to zero, as a share of the image's.
+        brightness: added is U[-brightness/2, brightness/2), in normalised units.
+        saturation: distances from the pixel's grey value are multiplied by U[0, saturation).
+        contrast: distances from the image's mean are multiplied by U[contrast, contrast + 1).
+
+    Raises:
+        ConfigError: an unknown operation, or none.
+
+    Differs from:
+        the published code on images that are not square: there it rotates in coordinates stretched to a square, which
+        shears; here in pixels.
+    Source: Zhao and Bilen, ICML 2021, Sec. 3.3 and the appendix; survey Sec. 3.4.1.
+    """
+
+    operations: tuple[Operation, ...] = OPERATIONS
+    flip: float = 0.5
+    scale: float = 1.2
+    rotate: float = 15.0
+    crop: float = 0.125
+    cutout: float = 0.5
+    brightness: float = 1.0
+    saturation: float = 2.0
+    contrast: float = 0.5
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.operations if name not in OPERATIONS]
+        if unknown or not self.operations:
+            got = ", ".join(self.operations) or "none"
+            raise ConfigError(f"an augmentation needs one or more of {', '.join(OPERATIONS)}; got {got}")
+
+    def describe(self) -> dict[str, object]:
+        """Return the strategy and its ranges as plain values, as a distilled set carries them."""
+        ranges = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "operations"}
+        return {"operations": list(self.operations), **ranges}
+
+    def draw(self, draws: Draws, height: int, width: int, groups: int, per_group: int = 1) -> Parameters:
+        """Draw parameters: one operation for each group, and its strength for each of the group's members.
+
+        Args:
+            draws: the key; one key gives one set of parameters, whatever images they serve.
+            height: of the images, in pixels.
+            width: of the images, in pixels.
+            groups: how many operations are drawn.
+            per_group: members of a group with a strength of their own: 1 shares it (siamese matching).
+
+        Shapes:
+            Every field has a first axis of ``groups * per_group``.
+        """
+        choice = draws.fold("operation").integers(len(self.operations), groups).repeat_interleave(per_group)
+        u = draws.fold("strength").uniform(9, groups * per_group)
+
+        def drawn(name: Operation) -> Tensor:
+            position = self.operations.index(name) if name in self.operations else -1
+            return choice == position
+
+        color = drawn("color")
+        one, zero = torch.ones_like(u[0]), torch.zeros_like(u[0])
+        low = 1 / self.scale
+        scaled, flipped = drawn("scale"), drawn("flip") & (u[6] < self.flip)
+        angle = torch.where(drawn("rotate"), (2 * u[5] - 1) * math.radians(self.rotate), zero)
+        rows = torch.where(scaled, low + (self.scale - low) * u[3], one)
+        columns = torch.where(scaled, low + (self.scale - low) * u[4], torch.where(flipped, -one, one))
+        sine, cosine = angle.sin(), angle.cos()
+        matrix = torch.stack([rows * cosine, sine, -sine, columns * cosine], 1).view(-1, 2, 2)
+        return Parameters(
+            torch.where(color, (u[0] - 0.5) * self.brightness, zero),
+            torch.where(color, u[1] * self.saturation, one),
+            torch.where(color, u[2] + self.contrast, one),
+            matrix,
+            self._shift(drawn("crop"), u[7], u[8], height, width),
+            self._hole(u[7], u[8], height, width),
+            drawn("cutout"),
+        )
+
+    def _shift(self, active: Tensor, down: Tensor, right: Tensor, height: int, width: int) -> Tensor:
+        """Draw integer shifts of at most ``crop`` of each side, uniform over both signs and zero."""
+        limits = [int(side * self.crop + 0.5) for side in (height, width)]
+        steps = [(u * (2 * limit + 1)).floor() - limit for u, limit in zip((down, right), limits, strict=True)]
+        return torch.stack(steps, 1) * active[:, None]
+
+    def _hole(self, down: Tensor, right: Tensor, height: int, width: int) -> Tensor:
+        """Draw the first row and column of the hole, whose centre is uniform over the image."""
+        starts = []
+        for u, side in ((down, height), (right, width)):
+            size = self._hole_size(side)
+            starts.append((u * (side + 1 - size % 2)).floor() - size // 2)
+        return torch.stack(starts, 1)
+
+    def _hole_size(self, side: int) -> int:
+        return int(side * self.cutout + 0.5)
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """Augment images differentiably; each group of consecutive images shares one set of parameters.
+
+        Shapes:
+            images ``(N, channels, height, width)`` in normalised units, N a multiple of the parameters' G; returns the
+            same shape.
+
+        Raises:
+            ShapeError: not a batch of images, or N is no multiple of G.
+        """
+        groups = len(parameters.holed)
+        if images.ndim != 4 or len(images) % groups:
+            raise ShapeError(
+                f"expected (N, channels, height, width) with N a multiple of {groups}, got {tuple(images.shape)}"
+            )
+        height, width = images.shape[-2:]
+        parameters = Parameters(*(p if p.dtype == torch.bool else p.to(images.dtype) for p in parameters))
+        x = images.reshape(groups, -1, *images.shape[1:])
+        x = color(x, parameters.brightness, parameters.saturation, parameters.contrast)
+        x = resample(x, parameters.matrix, parameters.shift)
+        sizes = self._hole_size(height), self._hole_size(width)
+        x = x * kept(parameters.hole, parameters.holed, sizes, height, width)[:, None, None]
+        return x.flatten(0, 1)
+
+
+def color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    """Shift brightness, then spread or shrink saturation, then contrast.
+
+    ``x + b``, then ``s (x - grey) + grey`` with the pixel's mean over channels, then ``c (x - mean) + mean`` with the
+    image's mean; written so that b = 0, s = c = 1 return x to the bit.
+
+    Shapes:
+        x ``(G, n, channels, height, width)``; the others ``(G,)``.
+    """
+    b, s, c = (p.view(-1, 1, 1, 1, 1) for p in (brightness, saturation, contrast))
+    x = x + b
+    if x.shape[2] > 1:
+        x = s * x + (1 - s) * x.mean(2, keepdim=True)
+    return c * x + (1 - c) * x.mean((2, 3, 4), keepdim=True)
+
+
+def resample(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    """Read each output pixel at ``matrix @ (p - centre) + shift + centre``, bilinearly, with zeros outside.
+
+    Shapes:
+        x ``(G, n, channels, height, width)``; matrix ``(G, 2, 2)``; shift ``(G, 2)``, in pixels.
+    """
+    groups, _, _, height, width = x.shape
+    rows = torch.arange(height, device=x.device, dtype=x.dtype) - (height - 1) / 2
+    columns = torch.arange(width, device=x.device, dtype=x.dtype) - (width - 1) / 2
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)
+    source = matrix @ grid + shift[:, :, None]
+    row, column = source[:, 0] + (height - 1) / 2, source[:, 1] + (width - 1) / 2
+    top, left = row.floor(), column.floor()
+    flat = x.reshape(groups, -1, height * width)
+    result = torch.zeros_like(flat)
+    for i, row_share in ((top, top + 1 - row), (top + 1, row - top)):
+        for j, column_share in ((left, left + 1 - column), (left + 1, column - left)):
+            inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
+            index = i.clamp(0, height - 1).long() * width + j.clamp(0, width - 1).long()
+            pixels = flat.gather(2, index[:, None].expand_as(flat))
+            result = result + pixels * (row_share * column_share * inside)[:, None]
+    return result.view_as(x)
+
+
+def kept(hole: Tensor, holed: Tensor, sizes: tuple[int, int], height: int, width: int) -> Tensor:
+    """Return the mask that a hole leaves, 0 inside it, ``(G, height, width)``."""
+    masks = []
+    for start, size, side in zip(hole.unbind(1), sizes, (height, width), strict=True):
+        position = torch.arange(side, device=hole.device)
+        masks.append((position >= start[:, None]) & (position < start[:, None] + size))
+    inside = masks[0][:, :, None] & masks[1][:, None, :] & holed[:, None, None]
+    return (~inside).to(hole.dtype)

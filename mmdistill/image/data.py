@@ -1,0 +1,274 @@
+"""Image data sets as tensors: what they hold, how they are normalised, and the checks that they pass."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from mmdistill.errors import DataError
+from mmdistill.runtime import Draws
+
+TEST_SHARE = 0.2
+"""Of each class, held out for testing where the data come without a test split."""
+
+
+class MapDataset(Protocol):
+    """A map-style torch data set of (sample, label)."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return a sample with its label."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Training and test images with labels.
+
+    Args:
+        name: as the user gave it.
+        train_images: ``(N, channels, height, width)``, uint8 or float.
+        train_labels: ``(N,)`` int64.
+        test_images: the same of the test split.
+        test_labels: the same of the test split.
+        class_names: by class index.
+        scale: what raw values are divided by before normalisation: 255 for bytes, 1 for floats.
+        mean: per channel, of scaled training pixels.
+        std: per channel, of scaled training pixels.
+        mirror: whether a mirror image keeps its class, so that augmentation may flip.
+        whole_epochs: epochs for which a judge of the whole training set trains.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mirror: bool = True
+    whole_epochs: int = 30
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the training set as stored: its pixels, and one byte (two above 256 classes) per label."""
+        label = 1 if len(self.class_names) <= 256 else 2
+        return self.train_images.numel() * self.train_images.element_size() + label * len(self.train_labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the training images and labels."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in (self.train_images, self.train_labels):
+            digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+            digest.update(tensor.contiguous().cpu().numpy().data)
+        return digest.hexdigest()
+
+    @cached_property
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest scaled pixel that the pictures may show: 0 to 1, or wider where floats exceed it."""
+        if not self.train_images.is_floating_point():
+            return 0.0, 1.0
+        low, high = torch.aminmax(self.train_images)
+        return min(float(low) / self.scale, 0.0), max(float(high) / self.scale, 1.0)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return raw images ``(..., channels, height, width)`` in normalised units, float32."""
+        mean, std = self._moments(images)
+        return (images.to(torch.float32) / self.scale - mean) / std
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Return normalised images as pixels in [0, 1], clamped, for pictures."""
+        mean, std = self._moments(images)
+        low, high = self.value_range
+        return ((images * std + mean - low) / (high - low)).clamp(0, 1)
+
+    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        return mean, torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+
+
+def build(
+    name: str,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor] | None,
+    *,
+    class_names: Sequence[str] | None = None,
+    scale: float | None = None,
+    moments: tuple[Sequence[float], Sequence[float]] | None = None,
+    mirror: bool = True,
+    whole_epochs: int = 30,
+    seed: int = 0,
+) -> ImageData:
+    """Check images and labels and complete them: test split, class names, normalisation.
+
+    Args:
+        name: the data set's name or path.
+        train: images ``(N, channels, height, width)`` or ``(N, height, width)``, and labels ``(N,)``.
+        test: the same for testing; None holds out a fifth of each class, drawn from the seed.
+        class_names: by class index; None counts the labels.
+        scale: divides raw values; None is 255 for bytes and 1 for floats.
+        moments: mean and deviation per channel; None computes them from the training images.
+        mirror: whether augmentation may flip.
+        whole_epochs: epochs of a judge of the whole training set.
+        seed: of the split.
+
+    Raises:
+        DataError: shapes that do not fit, NaN or infinite pixels, labels out of range, an empty class.
+    """
+    count = len(class_names) if class_names is not None else None
+    images, labels = check(f"training images of {name}", *train, num_classes=count)
+    count = count or int(labels.max()) + 1
+    empty = (torch.bincount(labels, minlength=count) == 0).nonzero().flatten().tolist()
+    if empty:
+        named = [class_names[index] if class_names is not None else str(index) for index in empty]
+        raise DataError(
+            f"{name} has no training image of class {', '.join(named[:5])} (of {count} classes); add some, or number "
+            "the labels without gaps"
+        )
+    if test is None:
+        images, labels, test_images, test_labels = split(name, images, labels, seed)
+    else:
+        test_images, test_labels = check(f"test images of {name}", *test, num_classes=count)
+    if test_images.shape[1:] != images.shape[1:]:
+        raise DataError(
+            f"test images of {name} are {tuple(test_images.shape[1:])} and training images {tuple(images.shape[1:])} "
+            "(channels, height, width); they must agree"
+        )
+    scale = scale or (1.0 if images.is_floating_point() else 255.0)
+    mean, std = moments or channel_moments(images, scale)
+    names = tuple(class_names) if class_names is not None else tuple(str(index) for index in range(count))
+    return ImageData(
+        name, images, labels, test_images, test_labels, names, scale, tuple(mean), tuple(std), mirror, whole_epochs
+    )
+
+
+def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return images with a channel axis and int64 labels, or say what is wrong with them.
+
+    Raises:
+        DataError: see :func:`build`.
+    """
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
+        raise DataError(
+            f"{what}: expected images (N, channels, height, width) and labels (N,) with N > 0, got "
+            f"{tuple(images.shape)} and {tuple(labels.shape)}"
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise DataError(f"{what}: labels must be integer class indices, got {labels.dtype}")
+    if images.is_floating_point():
+        images = images.float()
+        broken = (~images.isfinite()).flatten(1).any(1).nonzero().flatten()
+        if len(broken):
+            raise DataError(f"{what}: {len(broken)} hold NaN or infinite pixels, the first at index {int(broken[0])}")
+    elif images.dtype != torch.uint8:
+        raise DataError(f"{what}: pixels must be bytes (uint8) or floats, got {images.dtype}")
+    labels = labels.long()
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        limit = "" if num_classes is None else f" up to {num_classes - 1}"
+        raise DataError(f"{what}: labels must be class indices from 0{limit}, got {low} to {high}")
+    return images, labels
+
+
+def split(name: str, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hold out a fifth of each class (at least one image), drawn from the seed.
+
+    Raises:
+        DataError: a class has one image only.
+    """
+    counts = torch.bincount(labels)
+    if int(counts.min()) < 2:
+        raise DataError(
+            f"{name} has no test split, and class {int(counts.argmin())} has too few images to hold one out; give "
+            "test images"
+        )
+    order = Draws(seed, ("split",)).permutation(len(labels))
+    held = (counts * TEST_SHARE).round().long().clamp(min=1)
+    rank = torch.empty_like(labels)
+    for index in range(len(counts)):
+        own = order[labels[order] == index]
+        rank[own] = torch.arange(len(own))
+    test = rank < held[labels]
+    return images[~test], labels[~test], images[test], labels[test]
+
+
+def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel of scaled images; a constant channel gets deviation 1."""
+    flat = images.transpose(0, 1).flatten(1)
+    means, deviations = [], []
+    for channel in flat:
+        values = channel.double() / scale
+        means.append(round(float(values.mean()), 6))
+        deviations.append(round(float(values.std(correction=0)), 6) or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def gather(dataset: MapDataset, what: str) -> tuple[Tensor, Tensor]:
+    """Read every (sample, label) of a map-style data set into tensors.
+
+    Samples may be tensors, PIL images or arrays (``(channels, height, width)``, or ``(height, width)``).
+
+    Raises:
+        DataError: an item that is no (sample, label) pair, or samples of several shapes or types.
+    """
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for index in range(len(dataset)):
+        item = dataset[index]
+        if isinstance(item, Mapping) or not isinstance(item, Sequence) or len(item) != 2:
+            raise DataError(f"{what}: item {index} is no (sample, label) pair but {type(item).__name__}")
+        image = as_tensor(item[0], f"{what}: item {index}")
+        if images and (image.shape != images[0].shape or image.dtype != images[0].dtype):
+            raise DataError(
+                f"{what}: item {index} is {image.dtype} of shape {tuple(image.shape)}, item 0 is {images[0].dtype} of "
+                f"{tuple(images[0].shape)}; resize all samples to one shape"
+            )
+        try:
+            labels.append(int(item[1]))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{what}: the label of item {index} is no class index but {item[1]!r}") from error
+        images.append(image)
+    if not images:
+        raise DataError(f"{what} is empty")
+    return torch.stack(images), torch.tensor(labels)
+
+
+def as_tensor(sample: object, what: str) -> Tensor:
+    """Return a sample as a tensor ``(channels, height, width)``.
+
+    Raises:
+        DataError: a sample of another type or shape.
+    """
+    from PIL import Image
+
+    if isinstance(sample, Image.Image):
+        sample = transforms.pil_to_tensor(sample if sample.mode in ("L", "RGB") else sample.convert("RGB"))
+    elif isinstance(sample, np.ndarray):
+        sample = torch.from_numpy(np.ascontiguousarray(sample))
+    if not isinstance(sample, Tensor):
+        raise DataError(f"{what} holds a {type(sample).__name__}; expected a tensor, a PIL image or an array")
+    if sample.ndim == 2:
+        sample = sample[None]
+    if sample.ndim != 3:
+        raise DataError(f"{what} has shape {tuple(sample.shape)}; expected (channels, height, width)")
+    return sample

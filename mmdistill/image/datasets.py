@@ -1,0 +1,293 @@
+"""Where image data come from: known names, files and folders, the user's own tensors and torch data sets."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torchvision import datasets as published
+
+from mmdistill.errors import DataError
+from mmdistill.image import files
+from mmdistill.image.data import ImageData, MapDataset, build, gather
+from mmdistill.registry import canonical, unknown_name
+from mmdistill.runtime import cache_folder, data_root
+
+DATASETS = {
+    "digits": "scikit-learn's handwritten digits, 8 x 8 grey, 10 classes, 1,297 + 500; needs no download",
+    "mnist": "handwritten digits, 28 x 28 grey, 10 classes, 60,000 + 10,000",
+    "fashion-mnist": "articles of clothing, 28 x 28 grey, 10 classes, 60,000 + 10,000",
+    "cifar10": "photographs, 32 x 32 colour, 10 classes, 50,000 + 10,000 (python or binary layout)",
+    "cifar100": "photographs, 32 x 32 colour, 100 classes, 50,000 + 10,000 (python or binary layout)",
+}
+"""The known data sets, one line each."""
+
+IDX_SPLITS = (
+    ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+)
+DIGIT_NAMES = tuple(str(digit) for digit in range(10))
+DIGITS_TEST = 50
+"""Test images per class of the embedded digits."""
+MNIST_MOMENTS = ((0.1307,), (0.3081,))
+FASHION_MOMENTS = ((0.2861,), (0.3530,))
+CIFAR10_MOMENTS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR100_MOMENTS = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+
+Source = str | Path | tuple[Tensor, Tensor] | MapDataset
+"""A known name, a file or folder, (images, labels), or a map-style torch data set of (sample, label)."""
+
+
+def load(source: Source, test: Source | None = None, *, size: int | None = None, seed: int = 0) -> ImageData:
+    """Load image data from wherever they are.
+
+    Args:
+        source: see :data:`Source`.
+        test: test data of the same kind, for tensors and torch data sets; None holds out a fifth of each class.
+        size: resize the images of a folder to ``size`` x ``size``.
+        seed: of the split that data without a test set get.
+
+    Raises:
+        ConfigError: an unknown name.
+        DataError: missing, damaged or unusable data; the message says which and what to do.
+    """
+    if isinstance(source, str) and canonical(source) in LOADERS:
+        return LOADERS[canonical(source)]()
+    if isinstance(source, str | Path):
+        return load_path(Path(source), size=size, seed=seed)
+    train = _pair(source, "the training data")
+    held_out = None if test is None or isinstance(test, str | Path) else _pair(test, "the test data")
+    names = getattr(source, "classes", None)
+    names = tuple(str(name) for name in names) if names is not None else None
+    return build("custom", train, held_out, class_names=names, seed=seed)
+
+
+def _pair(source: tuple[Tensor, Tensor] | MapDataset, what: str) -> tuple[Tensor, Tensor]:
+    """Return images and labels of tensors or of a map-style data set."""
+    if isinstance(source, tuple):
+        if len(source) != 2 or not all(isinstance(part, Tensor) for part in source):
+            raise DataError(f"{what}: expected (images, labels), two tensors")
+        return source
+    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        raise DataError(f"{what}: a {type(source).__name__} is no map-style data set: it needs a length and an index")
+    return gather(source, what)
+
+
+def accepts(path: Path) -> bool:
+    """Whether a path looks like image data: an image folder, IDX or CIFAR files, or safetensors of images."""
+    if path.is_dir():
+        return _has_idx(path) or _cifar_layout(path) is not None or files.is_image_folder(path)
+    return path.suffix == ".safetensors" and {"images", "labels"} <= set(files.read_tensors(path))
+
+
+def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageData:
+    """Load a file or folder of the user's: image folder, IDX files, CIFAR binary records, or safetensors.
+
+    Raises:
+        ConfigError: not an existing path, and near no known name.
+        DataError: a path without image data.
+    """
+    if not path.exists():
+        raise unknown_name("image data set", str(path), DATASETS)
+    name = str(path)
+    if path.is_dir() and _has_idx(path):
+        train, test = (_idx_split(path, *split) for split in IDX_SPLITS)
+        return build(name, train, test)
+    if path.is_dir() and (layout := _cifar_layout(path)) is not None:
+        return layout(path)
+    if path.is_dir() and files.is_image_folder(path):
+        return _load_folder(path, size, seed)
+    if path.is_file() and path.suffix == ".safetensors":
+        return _load_tensors(path, seed)
+    raise DataError(
+        f"{path} holds no image data: expected one subfolder of images per class (perhaps under train/ and test/), IDX "
+        "files, CIFAR's binary files, or a .safetensors file with images and labels"
+    )
+
+
+def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
+    """Load an image folder, with its own ``test`` (or ``val``) folder where it has ``train``."""
+    if not (path / "train").is_dir():
+        images, labels, names = files.read_image_folder(path, size)
+        return build(str(path), (images, labels), None, class_names=names, seed=seed)
+    images, labels, names = files.read_image_folder(path / "train", size)
+    held_out = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
+    if held_out is None:
+        return build(str(path), (images, labels), None, class_names=names, seed=seed)
+    test_images, test_labels, test_names = files.read_image_folder(held_out, size)
+    unknown = sorted(set(test_names) - set(names))
+    if unknown:
+        raise DataError(f"{held_out} has a class {unknown[0]!r} that {path / 'train'} lacks")
+    position = torch.tensor([names.index(name) for name in test_names])
+    channels = max(images.shape[1], test_images.shape[1])
+    images, test_images = images.expand(-1, channels, -1, -1), test_images.expand(-1, channels, -1, -1)
+    return build(str(path), (images.contiguous(), labels), (test_images, position[test_labels]), class_names=names)
+
+
+def _load_tensors(path: Path, seed: int) -> ImageData:
+    """Load ``images`` and ``labels``, and ``test_images`` and ``test_labels`` where they are, from safetensors."""
+    tensors = files.read_tensors(path)
+    if not {"images", "labels"} <= set(tensors):
+        raise DataError(
+            f"{path} should hold tensors named images and labels, got {', '.join(sorted(tensors)) or 'none'}"
+        )
+    test = None
+    if {"test_images", "test_labels"} <= set(tensors):
+        test = tensors["test_images"], tensors["test_labels"]
+    return build(str(path), (tensors["images"], tensors["labels"]), test, seed=seed)
+
+
+def _digits() -> ImageData:
+    """Scikit-learn's digits: the last 50 images of each class in the published order are the test set."""
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    for digit in range(10):
+        test[(labels == digit).nonzero().flatten()[-DIGITS_TEST:]] = True
+    return build(
+        "digits",
+        (images[~test], labels[~test]),
+        (images[test], labels[test]),
+        class_names=DIGIT_NAMES,
+        scale=16.0,
+        mirror=False,
+        whole_epochs=60,
+    )
+
+
+def _has_idx(folder: Path) -> bool:
+    return any((folder / f"{IDX_SPLITS[0][0]}{suffix}").is_file() for suffix in ("", ".gz"))
+
+
+def _idx_split(folder: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
+    return files.read_idx(files.find_idx(folder, images)), files.read_idx(files.find_idx(folder, labels))
+
+
+def _load_idx(
+    name: str,
+    source: type[published.MNIST],
+    class_names: tuple[str, ...],
+    moments: tuple[tuple[float, ...], tuple[float, ...]],
+    mirror: bool,
+    whole_epochs: int,
+) -> ImageData:
+    """Load MNIST or a data set in its layout, downloading it through torchvision where it is missing."""
+    layout = Path(source.__name__) / "raw"
+    folder = next((root / layout for root in _roots() if _has_idx(root / layout)), None)
+    if folder is None:
+        root = _writable_root()
+        wanted = f"{IDX_SPLITS[0][0]}.gz and its three companions in {data_root() / layout}"
+        _download(lambda: source(str(root), download=True), name, wanted)
+        folder = root / layout
+    train, test = (_idx_split(folder, *split) for split in IDX_SPLITS)
+    return build(name, train, test, class_names=class_names, moments=moments, mirror=mirror, whole_epochs=whole_epochs)
+
+
+def _mnist() -> ImageData:
+    return _load_idx("mnist", published.MNIST, DIGIT_NAMES, MNIST_MOMENTS, mirror=False, whole_epochs=5)
+
+
+def _fashion_mnist() -> ImageData:
+    names = tuple(published.FashionMNIST.classes)
+    return _load_idx("fashion-mnist", published.FashionMNIST, names, FASHION_MOMENTS, mirror=True, whole_epochs=15)
+
+
+def _load_cifar10_binary(folder: Path) -> ImageData:
+    train = files.read_cifar_binary([folder / f"data_batch_{part}.bin" for part in range(1, 6)], 1)
+    test = files.read_cifar_binary([folder / "test_batch.bin"], 1)
+    names = _class_list(folder / "batches.meta.txt", 10)
+    return build("cifar10", train, test, class_names=names, moments=CIFAR10_MOMENTS)
+
+
+def _load_cifar100_binary(folder: Path) -> ImageData:
+    train = files.read_cifar_binary([folder / "train.bin"], 2)
+    test = files.read_cifar_binary([folder / "test.bin"], 2)
+    names = _class_list(folder / "fine_label_names.txt", 100)
+    return build("cifar100", train, test, class_names=names, moments=CIFAR100_MOMENTS)
+
+
+def _class_list(path: Path, count: int) -> list[str]:
+    """Return the class names that the binary layout carries in a text file, or numbers where it is not there."""
+    names = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    return names if len(names) == count else [str(index) for index in range(count)]
+
+
+def _cifar_layout(folder: Path) -> Callable[[Path], ImageData] | None:
+    """Return the reader of a folder of CIFAR's binary files, or None where there are none."""
+    if (folder / "data_batch_1.bin").is_file():
+        return _load_cifar10_binary
+    if (folder / "train.bin").is_file() and (folder / "test.bin").is_file():
+        return _load_cifar100_binary
+    return None
+
+
+def _load_cifar(
+    name: str,
+    source: type[published.CIFAR10],
+    binary: str,
+    moments: tuple[tuple[float, ...], tuple[float, ...]],
+) -> ImageData:
+    """Load CIFAR from its binary layout, else from its python layout, downloading that where it is missing."""
+    for root in _roots():
+        layout = _cifar_layout(root / binary)
+        if layout is not None:
+            return layout(root / binary)
+    present = [root for root in _roots() if (root / source.base_folder).is_dir()]
+    root = present[0] if present else _writable_root()
+    if not present:
+        wanted = f"the folder {source.base_folder} (python layout) or {binary} (binary layout) in {data_root()}"
+        _download(lambda: source(str(root), download=True), name, wanted)
+    try:
+        splits = [source(str(root), train=train) for train in (True, False)]
+    except RuntimeError as error:
+        raise DataError(
+            f"{root / source.base_folder} is incomplete or differs from the published checksums; fetch it again"
+        ) from error
+    train, test = ((torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in splits)
+    return build(name, train, test, class_names=tuple(splits[0].classes), moments=moments)
+
+
+def _cifar10() -> ImageData:
+    return _load_cifar("cifar10", published.CIFAR10, "cifar-10-batches-bin", CIFAR10_MOMENTS)
+
+
+def _cifar100() -> ImageData:
+    return _load_cifar("cifar100", published.CIFAR100, "cifar-100-binary", CIFAR100_MOMENTS)
+
+
+def _roots() -> list[Path]:
+    """Return where data are looked for: the data root, then what was downloaded to the cache folder."""
+    return [data_root(), cache_folder() / "data"]
+
+
+def _writable_root() -> Path:
+    """Return the data root, or the cache folder's where that is read-only."""
+    root = data_root()
+    existing = next(parent for parent in (root, *root.parents) if parent.exists())
+    return root if os.access(existing, os.W_OK) else cache_folder() / "data"
+
+
+def _download(fetch: Callable[[], object], name: str, wanted: str) -> None:
+    """Download through torchvision.
+
+    Raises:
+        DataError: the download failed; says what is missing and where to put it.
+    """
+    try:
+        fetch()
+    except (RuntimeError, URLError, OSError) as error:
+        raise DataError(f"{name} is missing and its download failed ({error}); put {wanted}") from error
+
+
+LOADERS: dict[str, Callable[[], ImageData]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+}
+"""Loaders of the known data sets by name."""
