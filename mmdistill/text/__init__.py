@@ -1,0 +1,1 @@
+"""Texts as points of a frozen sentence encoder."""

@@ -1,0 +1,358 @@
+"""Labelled texts from files, folders, Python lists and Hugging Face data sets, checked and split."""
+
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.registry import canonical, unknown_name
+from mmdistill.runtime import Draws, data_root
+from mmdistill.text.tables import (
+    FORMATS,
+    LABEL_COLUMNS,
+    SPLIT_COLUMNS,
+    TEXT_COLUMNS,
+    column,
+    has_text_columns,
+    read_table,
+    table_format,
+)
+
+HUB_PREFIX = "hf:"
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "dev": ("dev", "valid", "validation", "val"),
+    "test": ("test", "testing"),
+}
+DEV_SHARE = 0.1
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A data set that is found by name under the data root.
+
+    Args:
+        summary: one line for ``mmdistill data``.
+        class_names: by class index.
+    """
+
+    summary: str
+    class_names: tuple[str, ...]
+
+
+SOURCES = {
+    "sst2": TextSource(
+        "Stanford Sentiment Treebank, binary, sentence level (6,920 / 872 / 1,821), not GLUE's phrases",
+        ("negative", "positive"),
+    ),
+    "trec": TextSource(
+        "TREC question classification, 6 coarse classes (5,452 / 500)",
+        ("description", "entity", "abbreviation", "human", "location", "number"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """Texts with class indices ``(n,)`` int64 on the CPU."""
+
+    texts: tuple[str, ...]
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A text classification data set.
+
+    Args:
+        name: as the user gave it.
+        train: what is distilled.
+        dev: what hyper-parameters are chosen on.
+        test: what results are reported on.
+        class_names: by class index.
+        notes: how splits came about where the source did not give them.
+    """
+
+    name: str
+    train: TextSplit
+    dev: TextSplit
+    test: TextSplit
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of the training texts in UTF-8 with one byte (two from 257 classes on) per label."""
+        label = 1 if len(self.class_names) <= 256 else 2
+        return sum(len(text.encode()) + label for text in self.train.texts)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the training texts and labels."""
+        digest = hashlib.blake2b(digest_size=16)
+        for text, label in zip(self.train.texts, self.train.labels.tolist(), strict=True):
+            digest.update(f"{len(text)}:{text}:{label};".encode())
+        return digest.hexdigest()
+
+
+RawSplit = tuple[list[object], list[object]]
+"""Texts and labels as they came."""
+TextInput = (
+    str | Path | TextData | tuple[Sequence[str], Sequence[Any]] | Mapping[str, tuple[Sequence[str], Sequence[Any]]]
+)
+"""What a user may give as data: a name, a path, ``(texts, labels)``, or a mapping of split names to such pairs."""
+
+
+def load_text(
+    source: TextInput,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> TextData:
+    """Load, check and split labelled texts.
+
+    A development split that the source lacks is 10 % of the training split, stratified; a test split that a
+    single table or pair lacks is 20 % of it. A folder must hold its own test file.
+
+    Args:
+        source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
+            ``hf:NAME`` or ``hf:NAME/CONFIGURATION``, a pair ``(texts, labels)``, or such pairs by split name.
+        text_column: the column of texts; guessed by default.
+        label_column: the column of labels; guessed by default.
+        class_names: names by class index; labels are then indices into them or the names themselves.
+        seed: of the splits made here.
+    Raises:
+        ConfigError: an unknown name or column.
+        DataError: missing or unreadable files, empty texts, missing or unknown labels, fewer than two classes.
+    """
+    if isinstance(source, TextData):
+        return source
+    name = str(source) if isinstance(source, str | Path) else "texts"
+    if isinstance(source, tuple):
+        splits = {"all": _pair("data", source)}
+    elif isinstance(source, Mapping):
+        splits = {_split_name(str(key)): _pair(str(key), pair) for key, pair in source.items()}
+    elif isinstance(source, str) and source.lower().startswith(HUB_PREFIX):
+        splits, hub_names = _from_hub(source[len(HUB_PREFIX) :], text_column, label_column)
+        class_names = class_names or hub_names
+    elif isinstance(source, str) and canonical(source) in SOURCES:
+        key = canonical(source)
+        class_names = class_names or SOURCES[key].class_names
+        splits = _from_folder(data_root() / key, text_column, label_column, key)
+    elif isinstance(source, str | Path):
+        splits = _from_path(Path(source), text_column, label_column)
+    else:
+        raise ConfigError(
+            f"text data is a name, a path, (texts, labels) or a mapping of such pairs, got {type(source).__name__}"
+        )
+    return _finish(name, splits, class_names, seed)
+
+
+def accepts(path: Path) -> bool:
+    """Return whether a path looks like a table of texts or a folder with such train and test tables."""
+    if path.is_dir():
+        found = _split_files(path)
+        return "train" in found and has_text_columns(found["train"])
+    return path.is_file() and has_text_columns(path)
+
+
+def _split_name(name: str) -> str:
+    for split, spellings in SPLIT_NAMES.items():
+        if name.strip().lower() in spellings:
+            return split
+    raise unknown_name("split", name, [spelling for group in SPLIT_NAMES.values() for spelling in group])
+
+
+def _pair(name: str, pair: tuple[Sequence[str], Sequence[Any]]) -> RawSplit:
+    if len(pair) != 2:
+        raise DataError(f"{name}: expected a pair (texts, labels), got {len(pair)} things")
+    texts, labels = pair
+    if isinstance(texts, str):
+        raise DataError(f"{name}: expected a list of texts, got one text")
+    values = labels.tolist() if isinstance(labels, Tensor | np.ndarray | pd.Series) else list(labels)
+    if len(texts) != len(values):
+        raise DataError(f"{name}: {len(texts)} texts but {len(values)} labels")
+    return list(texts), values
+
+
+def _from_path(path: Path, text_column: str | None, label_column: str | None) -> dict[str, RawSplit]:
+    if path.is_dir():
+        return _from_folder(path, text_column, label_column, str(path))
+    if not path.exists():
+        if table_format(path) is None and len(path.parts) == 1:
+            raise unknown_name("text data set", str(path), SOURCES)
+        raise DataError(f"there is no file {path}")
+    table = read_table(path)
+    split_columns = [name for name in table.columns if str(name).strip().lower() in SPLIT_COLUMNS]
+    if not split_columns:
+        return {"all": _columns(table, text_column, label_column, path)}
+    parts = {}
+    for value, part in table.groupby(split_columns[0], sort=False):
+        parts[_split_name(str(value))] = _columns(part, text_column, label_column, path)
+    return parts
+
+
+def _split_files(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for split, spellings in SPLIT_NAMES.items():
+        for spelling in spellings:
+            for suffix in (s + z for z in ("", ".gz") for s in FORMATS):
+                path = folder / f"{spelling}{suffix}"
+                if split not in found and path.is_file():
+                    found[split] = path
+    return found
+
+
+def _from_folder(folder: Path, text_column: str | None, label_column: str | None, name: str) -> dict[str, RawSplit]:
+    found = _split_files(folder)
+    missing = [split for split in ("train", "test") if split not in found]
+    if missing:
+        present = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
+        there = f"it holds {', '.join(present) or 'nothing'}" if folder.is_dir() else "there is no such folder"
+        raise DataError(
+            f"{name}: expected {' and '.join(f'{split}.tsv' for split in missing)} (or .csv, .jsonl) in {folder}, but "
+            f"{there}; put the files there, each with a header and the columns 'label' and 'text' "
+            "(MMDISTILL_DATA sets the data root)"
+        )
+    return {split: _columns(read_table(path), text_column, label_column, path) for split, path in found.items()}
+
+
+def _columns(table: pd.DataFrame, text_column: str | None, label_column: str | None, source: object) -> RawSplit:
+    text = column(list(table.columns), text_column, TEXT_COLUMNS, "text", source)
+    label = column(list(table.columns), label_column, LABEL_COLUMNS, "label", source)
+    return table[text].tolist(), table[label].tolist()
+
+
+def _from_hub(
+    name: str, text_column: str | None, label_column: str | None
+) -> tuple[dict[str, RawSplit], tuple[str, ...] | None]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(
+            f"the data set {HUB_PREFIX}{name} needs the package datasets: pip install 'mmdistill[text]'"
+        ) from error
+    parts = name.split("/")
+    known_config = len(parts) == 3 or (len(parts) == 2 and parts[0] in ("glue", "super_glue", "tweet_eval"))
+    path, config = ("/".join(parts[:-1]), parts[-1]) if known_config else (name, None)
+    try:
+        loaded = datasets.load_dataset(path, config)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"Hugging Face datasets cannot load {name!r}: {error}") from error
+    splits: dict[str, RawSplit] = {}
+    names: tuple[str, ...] | None = None
+    for key, part in loaded.items():
+        if str(key) not in {spelling for group in SPLIT_NAMES.values() for spelling in group}:
+            continue
+        text = column(part.column_names, text_column, TEXT_COLUMNS, "text", name)
+        label = column(part.column_names, label_column, LABEL_COLUMNS, "label", name)
+        feature_names = getattr(part.features[label], "names", None)
+        names = tuple(feature_names) if feature_names else names
+        labels = list(part[label])
+        if all(value == -1 for value in labels):
+            continue  # hidden test labels, as GLUE has them
+        splits[_split_name(str(key))] = (list(part[text]), labels)
+    if "test" not in splits and "dev" in splits:
+        splits["test"] = splits.pop("dev")
+    return splits, names
+
+
+def _finish(name: str, splits: dict[str, RawSplit], class_names: Sequence[str] | None, seed: int) -> TextData:
+    if "all" not in splits and "train" not in splits:
+        raise DataError(f"{name} has no training split; there are: {', '.join(splits) or 'none'}")
+    notes = []
+    first = "all" if "all" in splits else "train"
+    texts = {split: _check_texts(name, split, pair[0]) for split, pair in splits.items()}
+    labels = {split: _check_labels(name, split, pair[1]) for split, pair in splits.items()}
+    names = tuple(class_names) if class_names else _class_names(labels[first])
+    if len(names) < 2:
+        raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")
+    done = {split: TextSplit(tuple(texts[split]), _indices(name, split, labels[split], names)) for split in splits}
+    missing = sorted(set(range(len(names))) - set(done[first].labels.tolist()))
+    if missing:
+        raise DataError(f"{name}: the class {names[missing[0]]!r} has no training text; remove it or add some")
+    train = done.pop(first)
+    if "test" not in done:
+        train, done["test"] = _hold_out(train, TEST_SHARE, Draws(seed, ("text", "test split")))
+        notes.append(f"test: {TEST_SHARE:.0%} of the data, stratified, seed {seed}")
+    if "dev" not in done:
+        train, done["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")))
+        notes.append(f"dev: {DEV_SHARE:.0%} of the training split, stratified, seed {seed}")
+    for split, part in done.items():
+        if not part.texts:
+            raise DataError(f"{name}: too few texts ({len(train.texts)}) to hold out a {split} split; give one")
+    return TextData(name, train, done["dev"], done["test"], names, tuple(notes))
+
+
+def _check_texts(name: str, split: str, texts: list[object]) -> list[str]:
+    if not texts:
+        raise DataError(f"{name}: the {split} split holds no texts")
+    for row, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise DataError(f"{name}: row {row} of {split} has no text but {text!r}; remove the row or fill it")
+        if not text.strip():
+            raise DataError(f"{name}: the text in row {row} of {split} is empty; remove the row or fill it")
+    return [str(text) for text in texts]
+
+
+def _check_labels(name: str, split: str, labels: list[object]) -> list[str]:
+    """Return labels as strings: whole numbers without a fraction, whatever their type was."""
+    checked = []
+    for row, label in enumerate(labels, start=1):
+        where = f"{name}: row {row} of {split}"
+        if label is None or (isinstance(label, str) and not label.strip()):
+            raise DataError(f"{where} has no label; remove the row or fill it")
+        if not isinstance(label, Hashable):
+            raise DataError(f"{where} has the label {label!r}; expected one class per text")
+        if isinstance(label, Real) and not isinstance(label, Integral):
+            value = float(label)
+            if not np.isfinite(value):
+                raise DataError(f"{where} has the label {value}; remove the row or fill it")
+            label = int(value) if value.is_integer() else value
+        checked.append(str(label).strip())
+    return checked
+
+
+def _class_names(labels: list[str]) -> tuple[str, ...]:
+    """Return the distinct labels, whole numbers in numerical order and anything else in alphabetical order."""
+    distinct = set(labels)
+    numeric = all(label.lstrip("-").isdigit() for label in distinct)
+    return tuple(sorted(distinct, key=int) if numeric else sorted(distinct))
+
+
+def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...]) -> Tensor:
+    position = {class_name: index for index, class_name in enumerate(names)}
+    by_number = {str(index): index for index in range(len(names))}
+    table = position if set(labels) <= set(position) else by_number if set(labels) <= set(by_number) else None
+    if table is None:
+        known = set(position) if set(labels) & set(position) else set(by_number)
+        row = next(i for i, label in enumerate(labels, start=1) if label not in known)
+        raise DataError(
+            f"{name}: row {row} of {split} has the label {labels[row - 1]!r}, which is no class of the training split "
+            f"(there are: {', '.join(names[:20])})"
+        )
+    return torch.tensor([table[label] for label in labels])
+
+
+def _hold_out(split: TextSplit, share: float, draws: Draws) -> tuple[TextSplit, TextSplit]:
+    """Move a share of each class, at most all but one of its texts, into a second split; order is kept."""
+    held = torch.zeros(len(split.texts), dtype=torch.bool)
+    for label in torch.bincount(split.labels).nonzero().flatten().tolist():
+        members = (split.labels == label).nonzero().flatten()
+        count = min(max(round(share * len(members)), 1), len(members) - 1)
+        held[members[draws.fold(label).permutation(len(members))[:count]]] = True
+    return _take(split, ~held), _take(split, held)
+
+
+def _take(split: TextSplit, mask: Tensor) -> TextSplit:
+    chosen = mask.nonzero().flatten().tolist()
+    return TextSplit(tuple(split.texts[i] for i in chosen), split.labels[mask])

