@@ -16,7 +16,7 @@ from mmdistill.distiller import Distiller, RunState
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.methods import Method
 from mmdistill.registry import get_domain, get_method
-from mmdistill.store import DistilledSet, load_tree, save_tree
+from mmdistill.store import DistilledSet, load_tree, save_tree, write_json
 from mmdistill.task import Task
 
 Progress = Callable[[int, int, float], None]
@@ -63,7 +63,8 @@ def distill(
     out: Path | str | None = None,
     resume: bool = False,
     checkpoint_every: int = 0,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
+    name: str | None = None,
 ) -> DistilledSet:
     """Distil a task's training set into a tiny one.
 
@@ -80,13 +81,15 @@ def distill(
         resume: continue from the newest checkpoint in ``out``.
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run.
         progress: called with (steps done, steps in all, loss) whenever the loss is read back.
+        name: how the set calls the method; its registered name or lower-case title by default.
     Returns:
         The distilled set.
     Raises:
         ConfigError: an unknown method, a budget in another unit, an impossible composition.
         NonFiniteError: a loss became NaN or infinite; the last good checkpoint is kept.
     """
-    found, name = find_method(task, method)
+    found, own_name = find_method(task, method)
+    name = name or own_name
     if settings:
         found = found.with_settings(**settings)
     distiller = Distiller(task, found, find_budget(task, budget, ipc, nodes, users), seed=seed)
@@ -105,6 +108,7 @@ def distill(
     _loop(distiller, run, checkpoints, interval, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
     if folder is not None:
+        write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
         result.save(folder)
     return result
 

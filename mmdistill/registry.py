@@ -54,6 +54,7 @@ class Domain:
         draw: draws a synthetic batch for the report into a folder and returns the pictures' paths.
         exports: by format name, writes a batch for other tools and returns the paths; arguments are task, batch,
             folder.
+        accepted: one line on the files and folders of the user's own that it reads.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Domain:
     methods: Mapping[str, Method]
     draw: Callable[[Task, Batch, Path], list[Path]]
     exports: Mapping[str, Callable[[Task, Batch, Path], list[Path]]] = field(default_factory=dict)
+    accepted: str = "a file or folder of your own"
 
 
 def canonical(name: str) -> str:

@@ -1,0 +1,136 @@
+"""The command line: ``mmdistill distill | evaluate | report | export | methods | data``."""
+
+import re
+import sys
+from argparse import HelpFormatter
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from jsonargparse import ArgumentParser, Namespace
+
+from mmdistill.config import DistillConfig
+from mmdistill.errors import MmdistillError
+
+EXAMPLES = """examples:
+  mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
+  mmdistill distill --resume runs/digits
+  mmdistill evaluate runs/digits --judges convnet,mlp --networks 5
+  mmdistill report runs/digits
+  mmdistill export runs/digits --format pt --to exported/
+"""
+
+
+class Parser(ArgumentParser):
+    """A parser whose help spells options with hyphens; both spellings are accepted."""
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Return the help with hyphens in option names."""
+        text = super().format_help(formatter)
+        return re.sub(r"--[a-z][a-z_.]*", lambda match: match[0].replace("_", "-"), text)
+
+
+def build_parser() -> ArgumentParser:
+    """Return the whole command-line parser."""
+    parser = Parser(
+        prog="mmdistill", description="Distil a large training set into a tiny one that trains models nearly as well."
+    )
+    parser.epilog = EXAMPLES
+    parser.formatter_class = _raw_epilog(parser.formatter_class)
+    parser.add_argument("--version", action="version", version=f"mmdistill {version('mmdistill')}")
+    commands = parser.add_subcommands(required=True, dest="command")
+
+    distill = Parser(description="Distil a data set, judge the result beside its baselines, and draw it.")
+    distill.add_argument("--config", action="config", help="a YAML file of these options, such as a run's config.yaml")
+    distill.add_argument("--resume", type=str | None, default=None, help="continue the interrupted run in this folder")
+    distill.add_class_arguments(DistillConfig, as_group=False)
+    commands.add_subcommand("distill", distill, help="distil a data set, judge and draw the result")
+
+    evaluate = Parser(description="Judge a distilled set again, with other judges or more networks.")
+    evaluate.add_argument("run", type=str, help="run folder")
+    evaluate.add_argument("--judges", "--models", type=str | None, default=None, help="comma-separated, or 'all'")
+    evaluate.add_argument("--networks", "--seeds", type=int, default=5, help="independently trained networks per judge")
+    evaluate.add_argument("--seed", type=int, default=0, help="of judging")
+    evaluate.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    evaluate.add_argument("--baselines", type=bool, default=True, help="judge random, herding and whole data too")
+    commands.add_subcommand("evaluate", evaluate, help="judge a distilled set again")
+
+    report = Parser(description="Write report.md and report.html with tables and pictures into a run folder.")
+    report.add_argument("run", type=str, help="run folder")
+    commands.add_subcommand("report", report, help="pictures and tables of a run")
+
+    export = Parser(description="Write a distilled set in a format that other tools read.")
+    export.add_argument("run", type=str, help="run folder")
+    export.add_argument("--format", type=str, default="tensors", help="format name; a wrong one lists what there is")
+    export.add_argument("--to", type=str | None, default=None, help="folder; RUN/export by default")
+    commands.add_subcommand("export", export, help="write a set for other tools")
+
+    methods = Parser(description="List the methods, by domain.")
+    methods.add_argument("--domain", type=str | None, default=None, help="image, graph, text or recsys")
+    commands.add_subcommand("methods", methods, help="list the methods")
+    commands.add_subcommand("data", Parser(description="List the data sets and accepted files."), help="list the data")
+    return parser
+
+
+def _raw_epilog(base: type) -> type:
+    """Return a help formatter that keeps the epilog's lines."""
+
+    class Formatter(base):  # type: ignore[misc]
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            if text.startswith("examples:"):
+                return "".join(indent + line for line in text.splitlines(keepends=True))
+            filled: str = super()._fill_text(text, width, indent)
+            return filled
+
+    return Formatter
+
+
+def spelled(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with option names in the parser's spelling: lower case with underscores."""
+
+    def fix(argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        return "--" + name[2:].lower().replace("-", "_") + equals + value if name.startswith("--") else argument
+
+    return [fix(argument) for argument in arguments]
+
+
+def run_command(options: Namespace) -> None:
+    """Run the chosen command."""
+    from mmdistill import commands  # imports torch, which --help should not wait for
+
+    chosen = vars(options[options.command]) if options.command in options else {}
+    plain = {name: value for name, value in chosen.items() if name != "config"}
+    if options.command == "distill":
+        resume = plain.pop("resume")
+        commands.distill_command(DistillConfig(**plain), resume)
+    elif options.command == "evaluate":
+        commands.evaluate_command(**plain)
+    elif options.command == "report":
+        commands.report_command(plain["run"])
+    elif options.command == "export":
+        commands.export_command(plain["run"], plain["format"], plain["to"])
+    elif options.command == "methods":
+        commands.methods_command(plain["domain"])
+    else:
+        commands.data_command()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    options = build_parser().parse_args(spelled(sys.argv[1:] if arguments is None else arguments))
+    try:
+        run_command(options)
+    except MmdistillError as error:
+        print(f"mmdistill: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mmdistill: stopped; finished work is kept (distill: continue with --resume RUN)", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""What the commands do: each a function of its options, printing for a person and writing into the run folder."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mmdistill.config import DistillConfig, require_data_and_method, split_names
+from mmdistill.distill import distill
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.evaluate import BASELINES, Evaluation, evaluate, metrics_document, subset_bytes
+from mmdistill.methods import Method
+from mmdistill.registry import (
+    DOMAIN_PACKAGES,
+    Domain,
+    TaskOptions,
+    canonical,
+    domain_methods,
+    domain_of,
+    get_domain,
+    get_method,
+    unknown_name,
+)
+from mmdistill.report import write_report
+from mmdistill.runtime import choose_device
+from mmdistill.store import DistilledSet, read_json, write_json
+from mmdistill.task import Task
+
+
+def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:
+    """Build the task that a configuration names."""
+    data, _ = require_data_and_method(config)
+    domain = domain_of(data)
+    options = TaskOptions(
+        model=config.model,
+        width=config.width,
+        device=str(choose_device(device or config.device)),
+        text_column=config.text_column,
+        label_column=config.label_column,
+        encoder=config.encoder,
+        judge_epochs=config.judge_epochs,
+        judge_batch=config.judge_batch,
+        seed=config.seed,
+    )
+    return domain, domain.make_task(data, options)
+
+
+def chosen_method(config: DistillConfig, domain: Domain, budget: int) -> Method:
+    """Return the configured method with its overrides."""
+    _, name = require_data_and_method(config)
+    method = get_method(domain, name)
+    changes = config.overrides()
+    if config.lr is not None:
+        optimizers = dict(method.settings(budget).optimizers)
+        if "codes" not in optimizers:
+            raise ConfigError(f"{method.title} steps no samples, so --lr means nothing to it")
+        changes["optimizers"] = {**optimizers, "codes": dataclasses.replace(optimizers["codes"], lr=config.lr)}
+    return method.with_settings(**changes) if changes else method
+
+
+def distill_command(config: DistillConfig, resume: str | None) -> None:
+    """Distil, judge, draw; or continue an interrupted run."""
+    if resume is not None:
+        config = DistillConfig.load(Path(resume) / "config.yaml")
+        config = dataclasses.replace(config, out=resume)
+    folder = config.folder()
+    finished = (folder / "distilled.json").exists()
+    if finished and resume is None and not config.overwrite:
+        raise ConfigError(f"{folder} already holds a finished run; choose another --out or add --overwrite")
+    domain, task = make_task(config)
+    budget = getattr(config, domain.budget)
+    given = [kind for kind in ("ipc", "nodes", "users") if getattr(config, kind) is not None]
+    if given != [domain.budget]:
+        got = ", ".join(f"--{kind}" for kind in given) or "no budget"
+        raise ConfigError(f"{domain.name} data take their budget as --{domain.budget} N, got {got}")
+    method = chosen_method(config, domain, budget)
+    if resume is None:
+        for stale in ("distilled.json", "distilled.safetensors", "metrics.json"):
+            (folder / stale).unlink(missing_ok=True)
+        config.save(folder / "config.yaml")
+    if finished and resume is not None:
+        distilled = DistilledSet.load(folder)
+        print(f"{folder} is already distilled")
+    else:
+        distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None)
+    print(f"distilled in {distilled.seconds:.1f} s; judging with {config.networks} networks ...")
+    baselines = BASELINES if config.baselines else ()
+    evaluation = evaluate(
+        task, distilled, judges=config.judge_names(), n=config.networks, seed=config.seed, baselines=baselines
+    )
+    write_json(folder / "metrics.json", metrics_document(distilled, evaluation))
+    pictures = domain.draw(task, distilled.to(task.device), folder / "pictures")
+    print(summary(distilled, evaluation, subset_bytes(task, budget)))
+    print(
+        f"set, metrics and {len(pictures)} picture(s) are in {folder}; 'mmdistill report {folder}' makes a page of them"
+    )
+
+
+def _distill_with_bar(
+    config: DistillConfig, task: Task, method: Method, budget: int, folder: Path, resume: bool
+) -> DistilledSet:
+    name = canonical(str(config.method))
+    with tqdm(desc=f"{Path(str(config.data)).stem} {name}", unit="step", dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int, loss: float) -> None:
+            bar.total = total
+            if bar.n == 0 and resume:
+                bar.initial = bar.n = done
+            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            bar.update(done - bar.n)
+
+        return distill(
+            task,
+            method,
+            budget,
+            seed=config.seed,
+            out=folder,
+            resume=resume,
+            checkpoint_every=config.checkpoint_every,
+            progress=show,
+            name=name,
+        )
+
+
+def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: int) -> str:
+    """Return the results as a table for the terminal: the distilled set beside its baselines."""
+    columns = ["distilled", *evaluation.baselines]
+    sources = [evaluation.results, *evaluation.baselines.values()]
+    tables = [{(e.judge, e.metric): e for e in entries} for entries in sources]
+    rows = [["judge", "metric", *columns]]
+    for entry in evaluation.results:
+        key = (entry.judge, entry.metric)
+        rows.append([*key, *(str(table[key]) if key in table else "-" for table in tables)])
+    sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes}
+    rows.append(["", "bytes", *(f"{sizes.get(name, equal_count_bytes):,}" for name in columns)])
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    budget = f"{distilled.info.budget} {distilled.budget}"
+    count = evaluation.headline().n
+    title = f"{distilled.info.data}, {distilled.method}, {budget}: percent, mean +/- sd of {count} networks"
+    notes = [f"note: {note}" for entry in evaluation.results for note in entry.notes]
+    return "\n".join([title, *lines, *dict.fromkeys(notes)])
+
+
+def _open_run(run: str, device: str = "auto") -> tuple[DistillConfig, Domain, Task, DistilledSet]:
+    folder = Path(run)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder")
+    distilled = DistilledSet.load(folder)
+    config = DistillConfig.load(folder / "config.yaml")
+    domain, task = make_task(config, device)
+    distilled.require(task.describe())
+    return config, domain, task, distilled
+
+
+def evaluate_command(run: str, judges: str | None, networks: int, seed: int, device: str, baselines: bool) -> None:
+    """Judge a finished run again and add to its metrics."""
+    _, _, task, distilled = _open_run(run, device)
+    wanted: Sequence[str] = BASELINES if baselines else ()
+    evaluation = evaluate(task, distilled, judges=split_names(judges), n=networks, seed=seed, baselines=wanted)
+    path = Path(run) / "metrics.json"
+    previous = read_json(path) if path.exists() else None
+    write_json(path, metrics_document(distilled, evaluation, previous))
+    print(summary(distilled, evaluation, subset_bytes(task, distilled.budget)))
+
+
+def report_command(run: str) -> None:
+    """Draw a finished run and write its report."""
+    _, domain, task, distilled = _open_run(run, "cpu")
+    folder = Path(run)
+    pictures = domain.draw(task, distilled.to("cpu"), folder / "pictures")
+    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
+    for path in write_report(folder, distilled, metrics, pictures):
+        print(path)
+
+
+def export_command(run: str, format: str, to: str | None) -> None:
+    """Write a finished run's set for other tools."""
+    _, domain, task, distilled = _open_run(run, "cpu")
+    key = canonical(format)
+    if key not in domain.exports:
+        raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
+    folder = Path(run) / "export" if to is None else Path(to)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in domain.exports[key](task, distilled.to("cpu"), folder):
+        print(path)
+
+
+def methods_command(domain: str | None) -> None:
+    """List the methods, a line each."""
+    for name in [domain] if domain else DOMAIN_PACKAGES:
+        found = get_domain(name)
+        print(f"{found.name} (budget: --{found.budget})")
+        for key, method in domain_methods(found).items():
+            print(f"  {key:22} {method.title:14} {method.summary}" + (f" [{method.source}]" if method.source else ""))
+
+
+def data_command() -> None:
+    """List the data sets, a line each."""
+    for name in DOMAIN_PACKAGES:
+        found = get_domain(name)
+        print(f"{found.name} (budget: --{found.budget})")
+        for key, line in found.datasets.items():
+            print(f"  {key:22} {line}")
+        print(f"  {'PATH':22} {found.accepted}")

@@ -1,0 +1,131 @@
+"""What a user can set on the command line or in YAML: typed, documented, printable."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mmdistill.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distil a data set into a tiny synthetic one.
+
+    Args:
+        data: data set name (see 'mmdistill data') or a path to a file or folder of yours
+        method: method name (see 'mmdistill methods')
+        ipc: samples per class (images, text)
+        nodes: nodes in all (graphs)
+        users: users in all (recommender data)
+        out: run folder; runs/DATA-METHOD-BUDGET by default
+        overwrite: replace a finished run in that folder
+        seed: of everything random
+        device: auto, cpu, cuda or cuda:N
+        model: network to distil with; the domain's own by default
+        width: its width
+        encoder: text encoder, by name or path
+        text_column: column of the texts in a table
+        label_column: column of the labels in a table
+        steps: updates of the synthetic data; the method's published number by default
+        lr: learning rate of the synthetic samples
+        real_batch: real samples per class (or in all) and step
+        init: what the synthetic samples start from
+        augment: siamese augmentation while matching
+        outer_steps: updates of the synthetic data per network
+        inner_steps: network updates between them
+        validate_every: steps between validations that pick the best step; 0 keeps the last
+        checkpoint_every: steps between checkpoints; every tenth of the run by default
+        judges: who judges the result, comma-separated, or 'all'; the domain's first judge by default
+        networks: independently trained networks per judge
+        judge_epochs: their training epochs; the protocol's own number by default
+        judge_batch: their minibatch size; the protocol's own number by default
+        baselines: judge random and herding selections at equal count and the whole data too
+    """
+
+    data: str | None = None
+    method: str | None = None
+    ipc: int | None = None
+    nodes: int | None = None
+    users: int | None = None
+    out: str | None = None
+    overwrite: bool = False
+    seed: int = 0
+    device: str = "auto"
+    model: str | None = None
+    width: int | None = None
+    encoder: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    steps: int | None = None
+    lr: float | None = None
+    real_batch: int | None = None
+    init: Literal["real", "noise", "herding", "k-center"] | None = None
+    augment: bool | None = None
+    outer_steps: int | None = None
+    inner_steps: int | None = None
+    validate_every: int | None = None
+    checkpoint_every: int = 0
+    judges: str | None = None
+    networks: int = 5
+    judge_epochs: int | None = None
+    judge_batch: int | None = None
+    baselines: bool = True
+
+    def folder(self) -> Path:
+        """Return the run folder."""
+        if self.out is not None:
+            return Path(self.out)
+        budget = next((b for b in (self.ipc, self.nodes, self.users) if b is not None), 0)
+        return Path("runs") / f"{Path(str(self.data)).stem}-{self.method}-{budget}"
+
+    def overrides(self) -> dict[str, object]:
+        """Return the settings that replace the method's own."""
+        names = ("steps", "real_batch", "init", "augment", "outer_steps", "inner_steps", "validate_every")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def judge_names(self) -> list[str]:
+        """Return the judges asked for; empty for the default."""
+        return split_names(self.judges)
+
+    def save(self, path: Path) -> None:
+        """Write the configuration as YAML that re-runs it."""
+        from mmdistill.runtime import atomic_write  # imports torch, which --help should not wait for
+
+        content = {name: value for name, value in asdict(self).items() if value is not None}
+        with atomic_write(path) as handle:
+            handle.write(yaml.safe_dump(content, sort_keys=False).encode())
+
+    @staticmethod
+    def load(path: Path) -> "DistillConfig":
+        """Read a configuration that :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        try:
+            content: Any = yaml.safe_load(path.read_text())
+            return DistillConfig(**content)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path.parent} is no run folder: {path.name} is missing") from error
+        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+            known = ", ".join(field.name for field in fields(DistillConfig))
+            raise CheckpointError(f"{path} is damaged: {error} (known settings: {known})") from error
+
+
+def split_names(text: str | None) -> list[str]:
+    """Return the names of a comma-separated list."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def require_data_and_method(config: DistillConfig) -> tuple[str, str]:
+    """Return the data and method names.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    if config.data is None or config.method is None:
+        missing = "--data" if config.data is None else "--method"
+        raise ConfigError(f"{missing} is needed; see 'mmdistill data' and 'mmdistill methods' for what there is")
+    return config.data, config.method

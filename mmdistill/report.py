@@ -1,0 +1,141 @@
+"""The report of a run: results, pictures and the loss curve on one page, in Markdown and in HTML."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.figure
+
+from mmdistill.runtime import atomic_write
+from mmdistill.store import DistilledSet, read_json
+
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left}
+td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%;image-rendering:auto}
+pre{background:#f6f6f6;padding:.8em;overflow-x:auto;white-space:pre-wrap}.q{color:#666}"""
+
+
+def percent(entry: Mapping[str, Any]) -> str:
+    """Return an entry of ``metrics.json`` in percent."""
+    return f"{100 * entry['mean']:.1f} ± {100 * entry['sd']:.1f}"
+
+
+def result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Return the results and their baselines as a table, header first."""
+    baselines: Mapping[str, Sequence[Mapping[str, Any]]] = metrics.get("baselines", {})
+    rows = [["judge", "metric", "distilled", *baselines, "networks"]]
+    for entry in metrics.get("results", []):
+        key = (entry["judge"], entry["metric"])
+        beside = [
+            next((percent(e) for e in entries if (e["judge"], e["metric"]) == key), "–")
+            for entries in baselines.values()
+        ]
+        rows.append([*key, percent(entry), *beside, str(entry["n"])])
+    return rows
+
+
+def fact_rows(distilled: DistilledSet) -> list[list[str]]:
+    """Return what was done, as name and value."""
+    info = distilled.info
+    share = f"{100 * distilled.stored_bytes / info.stored_bytes:.2g} % of the whole"
+    return [
+        ["data", f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)"],
+        ["method", f"{distilled.method}, {distilled.steps:,} steps, seed {distilled.seed}"],
+        [
+            "budget",
+            f"{info.budget} {distilled.budget}: {distilled.stored_bytes:,} bytes, {100 * share:.2g} % of the whole",
+        ],
+        ["cost", f"{distilled.seconds:.1f} s, peak {distilled.peak_memory_bytes / 2**20:,.0f} MiB, {distilled.device}"],
+    ]
+
+
+def draw_curve(folder: Path) -> Path | None:
+    """Draw the loss against the steps from ``history.json``; None where there is nothing to draw."""
+    path = folder / "history.json"
+    history = read_json(path) if path.exists() else {}
+    if len(history.get("step", [])) < 2:
+        return None
+    figure = matplotlib.figure.Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(history["step"], history["loss"], linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("objective")
+    if min(history["loss"]) > 0:
+        axes.set_yscale("log")
+    axes.spines[["top", "right"]].set_visible(False)
+    target = folder / "pictures" / "loss.png"
+    with atomic_write(target) as handle:
+        figure.savefig(handle, format="png", dpi=120)
+    return target
+
+
+def write_report(
+    folder: Path, distilled: DistilledSet, metrics: Mapping[str, Any], pictures: Sequence[Path]
+) -> list[Path]:
+    """Write ``report.md`` and a self-contained ``report.html`` into a run folder; returns both paths.
+
+    Args:
+        folder: the run folder.
+        distilled: its set.
+        metrics: the content of its ``metrics.json``.
+        pictures: what the domain drew: images, and texts that are shown as they are.
+    """
+    curve = draw_curve(folder)
+    shown = [*pictures, *([curve] if curve is not None else [])]
+    title = f"{distilled.info.data} distilled with {distilled.method}"
+    facts, results = fact_rows(distilled), result_rows(metrics)
+    notes = [note for entry in metrics.get("results", []) for note in entry.get("notes", [])]
+    caption = "Percent, mean ± standard deviation over independently trained networks, on untouched test data."
+    markdown, page = folder / "report.md", folder / "report.html"
+    with atomic_write(markdown) as handle:
+        handle.write(_markdown(folder, title, facts, results, caption, notes, shown).encode())
+    with atomic_write(page) as handle:
+        handle.write(_html(title, facts, results, caption, notes, shown).encode())
+    return [markdown, page]
+
+
+def _markdown(
+    folder: Path,
+    title: str,
+    facts: list[list[str]],
+    results: list[list[str]],
+    caption: str,
+    notes: list[str],
+    shown: Sequence[Path],
+) -> str:
+    lines = [f"# {title}", "", *(f"- **{name}**: {value}" for name, value in facts), "", caption, ""]
+    head, *body = results
+    lines += [_md_row(head), _md_row(["---"] * len(head)), *(_md_row(row) for row in body), ""]
+    lines += [f"> {note}" for note in notes]
+    for path in shown:
+        name = path.relative_to(folder) if path.is_relative_to(folder) else path
+        lines += [f"## {path.stem}", "", f"![{path.stem}]({name})" if path.suffix == ".png" else path.read_text(), ""]
+    return "\n".join(lines)
+
+
+def _md_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _html(
+    title: str, facts: list[list[str]], results: list[list[str]], caption: str, notes: list[str], shown: Sequence[Path]
+) -> str:
+    def cells(row: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    head, *body = results
+    parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
+    parts += [f"<h1>{html.escape(title)}</h1>", "<table>", *(cells(row, "td") for row in facts), "</table>"]
+    parts += [f"<p class=q>{html.escape(caption)}</p>", "<table>", cells(head, "th"), *(cells(r, "td") for r in body)]
+    parts += ["</table>", *(f"<p><b>Note</b>: {html.escape(note)}</p>" for note in notes)]
+    for path in shown:
+        parts.append(f"<h2>{html.escape(path.stem)}</h2>")
+        if path.suffix == ".png":
+            data = base64.b64encode(path.read_bytes()).decode()
+            parts.append(f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">')
+        else:
+            parts.append(f"<pre>{html.escape(path.read_text())}</pre>")
+    return "\n".join(parts) + "\n"

@@ -1,0 +1,193 @@
+"""The conformance battery: what every task and every objective must pass, for our tests and for a user's own domain."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import MmdistillError
+from mmdistill.objectives.base import Network, Objective, class_gradients
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Targets, Task, Tensors
+
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
+"""Relative error allowed between two ways of computing one thing, by dtype."""
+
+
+class ConformanceError(MmdistillError, AssertionError):
+    """A task or objective breaks its contract."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConformanceError(message)
+
+
+def _leaves(value: Inputs | Targets) -> list[Tensor]:
+    return list(value.values()) if isinstance(value, dict) else [value]
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """Return ||a - b|| / ||b||, or ||a - b|| where b is 0."""
+    scale = float(b.double().norm())
+    return float((a.double() - b.double()).norm()) / (scale or 1.0)
+
+
+def _same(a: Batch, b: Batch) -> bool:
+    pairs = [
+        (x, y) for left, right in zip(a, b, strict=True) for x, y in zip(_leaves(left), _leaves(right), strict=True)
+    ]
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
+    """Check a task against its protocol: shapes, keys, class axes, weights, evaluation.
+
+    Args:
+        task: the task.
+        n: samples per class to draw.
+        judge: evaluate with this judge too (two networks on a few real samples); None skips it.
+    Raises:
+        ConformanceError: the first breach, in words.
+    """
+    _require(isinstance(task, Task), "the task lacks members of the Task protocol")
+    key = Draws(0, ("conformance",), task.device)
+    state = task.init(key)
+    again = task.init(key)
+    _require(
+        all(torch.equal(state.params[k], again.params[k]) for k in state.params), "init: one key must give one network"
+    )
+    info = task.describe()
+    _require(info.num_train > 0 and bool(info.fingerprint), "describe: num_train and fingerprint are needed")
+    _check_flat(task, state, key, n)
+    if task.num_classes is not None:
+        _check_classes(task, state, key, n)
+    if judge is not None:
+        _check_evaluation(task, judge, key)
+
+
+def _check_flat(task: Task, state: NetworkState, key: Draws, n: int) -> None:
+    real = task.sample_real(key.fold("flat"), None, n)
+    _require(isinstance(real, Batch), "sample_real: classes=None must give a flat Batch")
+    assert not isinstance(real, ClassBatch)
+    same = task.sample_real(key.fold("flat"), None, n)
+    _require(_same(real, same), "sample_real: one key must give one batch")  # type: ignore[arg-type]
+    loss = task.loss(state, real)
+    _require(loss.ndim == 0 and bool(torch.isfinite(loss)), f"loss: a finite scalar is needed, got {loss}")
+    augmented = task.augment(key, real, shared=True)
+    _require(isinstance(augmented, Batch), "augment: a Batch must stay a Batch")
+
+
+def _check_classes(task: Task, state: NetworkState, key: Draws, n: int) -> None:
+    classes = task.num_classes or 0
+    _require(task.labels is not None and len(task.labels) == task.describe().num_train, "labels: one per real sample")
+    batch = task.sample_real(key.fold("classes"), torch.arange(classes), n)
+    _require(isinstance(batch, ClassBatch), "sample_real: classes must give a ClassBatch")
+    assert isinstance(batch, ClassBatch)
+    _require(batch.num_classes == classes, f"sample_real: {classes} classes asked, {batch.num_classes} given")
+    _require(bool((batch.batch.weight.sum(1) > 0).all()), "sample_real: every class needs a sample of weight above 0")
+    check_class_gradients(task, state, batch)
+    one = batch.one_class(0)
+    weighted = task.loss(state, Batch(one.inputs, one.targets, 3 * one.weight))
+    _require(relative_error(weighted, task.loss(state, one)) < 1e-4, "loss: must not change when all weights scale")
+    layers = task.features(state, one.inputs)
+    _require(all(layer.ndim == 2 for layer in layers), "features: each layer is (n, d)")
+
+
+def check_class_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> None:
+    """Check that the vmapped, the looped and (where there is one) the closed-form class gradients agree.
+
+    Raises:
+        ConformanceError: they differ beyond rounding.
+    """
+    network = Network(task, state)
+    default = class_gradients(network, batch)
+    bare = Network(_without_closed_form(task), state)
+    trees = {"vmap": class_gradients(bare, batch, "vmap"), "loop": class_gradients(bare, batch, "loop")}
+    for mode, tree in trees.items():
+        for name, gradient in tree.items():
+            error = relative_error(default[name], gradient)
+            _require(
+                error < TOLERANCE[gradient.dtype] or float(gradient.norm()) < 1e-7,
+                f"class_gradients: {name} differs by {error:.1e} from mode {mode}",
+            )
+
+
+class _OpenTask:
+    """A task without its closed forms."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> object:
+        if name == "class_gradients":
+            raise AttributeError(name)
+        return getattr(self._task, name)
+
+
+def _without_closed_form(task: Task) -> Task:
+    return _OpenTask(task)  # type: ignore[return-value]
+
+
+def _check_evaluation(task: Task, judge: str, key: Draws) -> None:
+    indices = torch.arange(min(task.describe().num_train, 20))
+    scores = task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {})
+    _require(isinstance(scores, Scores) and bool(scores.values), "evaluate: must return Scores with a metric")
+    for metric, values in scores.values.items():
+        _require(len(values) == 2, f"evaluate: {metric} has {len(values)} values for 2 judges")
+        _require(all(0 <= value <= 1 for value in values), f"evaluate: {metric} must be a fraction, got {values}")
+    again = task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {})
+    _require(scores.values == again.values, "evaluate: one key must give one result")
+
+
+def check_objective(
+    objective: Objective,
+    network: Network,
+    syn: Batch | ClassBatch,
+    real: Batch | ClassBatch,
+    *,
+    oracle: Callable[[], float] | None = None,
+) -> None:
+    """Check an objective at one point: a finite scalar, the oracle's value, a gradient that finite differences confirm.
+
+    Args:
+        objective: the objective.
+        network: in float64, smooth.
+        syn: the synthetic batch, in float64.
+        real: the real batch.
+        oracle: the same value, computed independently.
+    Raises:
+        ConformanceError: a breach, in words.
+    """
+    draws = Draws(0, ("objective",))
+    value = objective(network, syn, real, draws)
+    _require(value.ndim == 0 and bool(torch.isfinite(value)), f"objective: a finite scalar is needed, got {value}")
+    _require(torch.equal(value, objective(network, syn, real, draws)), "objective: one key must give one value")
+    if oracle is not None:
+        expected = oracle()
+        error = abs(float(value) - expected) / max(abs(expected), 1e-12)
+        _require(error < TOLERANCE[torch.float64], f"objective: {float(value)} differs from the oracle's {expected}")
+    flat = syn.batch if isinstance(syn, ClassBatch) else syn
+    leaf = next(t for t in _leaves(flat.inputs) if t.is_floating_point()).detach().clone().requires_grad_()
+
+    def at(inputs: Tensor) -> Tensor:
+        if isinstance(flat.inputs, dict):
+            name = next(n for n, t in flat.inputs.items() if t.is_floating_point())
+            moved = Batch({**flat.inputs, name: inputs}, flat.targets, flat.weight)
+        else:
+            moved = Batch(inputs, flat.targets, flat.weight)
+        result: Tensor = objective(
+            network, ClassBatch(moved, syn.dims) if isinstance(syn, ClassBatch) else moved, real, draws
+        )
+        return result
+
+    torch.autograd.gradcheck(at, (leaf,), eps=1e-6, atol=1e-5, rtol=1e-4)
+
+
+def as_float64(state: NetworkState) -> NetworkState:
+    """Return a network state in float64."""
+
+    def wide(tensors: Tensors) -> Tensors:
+        return {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+
+    return NetworkState(wide(state.params), wide(state.buffers))
