@@ -1,0 +1,239 @@
+"""Networks on graphs as functions of their parameters: SGC, GCN, MLP, and any module of the user's.
+
+Inputs are a named dict: node features ``x (n, d)`` and, where there is structure, what
+:func:`mmdistill.graph.propagation.operator` reads.
+"""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import UnsupportedError
+from mmdistill.graph.propagation import operator
+from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.runtime import Draws
+from mmdistill.task import NetworkState, Tensors
+
+
+class GraphNetwork(ABC):
+    """A node classifier whose parameters are passed in.
+
+    Args:
+        hops: the real nodes' rows of A^hops X are all that the network needs of the real graph (SGC: its hops, MLP:
+            0); None where it needs the graph itself.
+        normalised: whether ``edge_index`` and ``edge_weight`` are those of the normalised adjacency (own networks)
+            or the raw edges (modules, whose layers normalise).
+    """
+
+    hops: int | None = None
+    normalised: bool = True
+
+    @abstractmethod
+    def init(self, draws: Draws) -> NetworkState:
+        """Draw a fresh network."""
+
+    @abstractmethod
+    def logits(
+        self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Return ``(n, C)`` logits and the buffers after the call."""
+
+    @abstractmethod
+    def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
+        """Return one ``(n, d_l)`` tensor per layer, the embedding before the linear head last."""
+
+
+def glorot(draws: Draws, out: int, into: int) -> Tensor:
+    """Draw an ``(out, into)`` weight from Glorot's uniform distribution, the field's choice for graph convolutions."""
+    bound = math.sqrt(6 / (out + into))
+    return draws.uniform(out, into, low=-bound, high=bound)
+
+
+class SGC(GraphNetwork):
+    r"""Simplified graph convolution: softmax regression on :math:`\hat A^K X`.
+
+    Args:
+        features: d.
+        classes: C.
+        hops: K.
+        device: where parameters are drawn.
+    Source: Wu et al., ICML 2019, Eq. 8.
+    """
+
+    def __init__(self, features: int, classes: int, hops: int = 2, device: torch.device | str = "cpu") -> None:
+        self.features, self.classes, self.device = features, classes, torch.device(device)
+        self.hops: int = hops
+
+    def init(self, draws: Draws) -> NetworkState:
+        """Draw weight ``(C, d)`` and a zero bias."""
+        weight = glorot(draws.to(self.device), self.classes, self.features)
+        return NetworkState({"weight": weight, "bias": torch.zeros(self.classes, device=self.device)}, {})
+
+    def embed(self, inputs: Tensors) -> Tensor:
+        """Return the features after K hops; those of the real graph come propagated, without edges."""
+        multiply, x = operator(inputs), inputs["x"]
+        for _ in range(self.hops):
+            x = multiply(x)
+        return x
+
+    def logits(
+        self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Return logits; there is no dropout."""
+        return self.embed(inputs) @ state.params["weight"].mT + state.params["bias"], {}
+
+    def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
+        """Return the propagated features."""
+        return (self.embed(inputs),)
+
+    def class_gradients(self, state: NetworkState, inputs: Tensors, targets: Tensor, weight: Tensor) -> Tensors:
+        r"""Return per-class gradients in closed form, :math:`(P - Y)^\top W_c Z / \sum w_c`.
+
+        Shapes:
+            weight ``(C', n)``; inputs and probabilities ``targets`` with or without a leading class axis; returns
+            weight ``(C', C, d)`` and bias ``(C', C)``.
+        """
+        z = self.embed(inputs)
+        residual = (z @ state.params["weight"].mT + state.params["bias"]).softmax(-1) * targets.sum(-1, True)
+        share = (weight / weight.sum(1, keepdim=True)).unsqueeze(-1)
+        error = share * (residual - targets)
+        return {"weight": error.mT @ z, "bias": error.sum(1)}
+
+
+class GCN(GraphNetwork):
+    r"""Two-layer graph convolutional network: :math:`\hat A\, \mathrm{relu}(\hat A X W_1 + b_1) W_2 + b_2`.
+
+    Args:
+        features: d.
+        classes: C.
+        width: hidden units.
+        dropout: of the hidden layer, in training.
+        propagates: without it, the network is a multi-layer perceptron on the nodes' own features.
+        device: where parameters are drawn.
+    Source: Kipf and Welling, ICLR 2017.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        width: int = 256,
+        dropout: float = 0.5,
+        propagates: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.features, self.classes, self.width, self.dropout = features, classes, width, dropout
+        self.device = torch.device(device)
+        self.hops = None if propagates else 0
+
+    def init(self, draws: Draws) -> NetworkState:
+        """Draw both weights and zero biases."""
+        draws = draws.to(self.device)
+        params = {
+            "first.weight": glorot(draws.fold("first"), self.width, self.features),
+            "first.bias": torch.zeros(self.width, device=self.device),
+            "second.weight": glorot(draws.fold("second"), self.classes, self.width),
+            "second.bias": torch.zeros(self.classes, device=self.device),
+        }
+        return NetworkState(params, {})
+
+    def _hidden(self, params: Tensors, inputs: Tensors) -> Tensor:
+        multiply = operator(inputs) if self.hops is None else _identity
+        return (multiply(inputs["x"] @ params["first.weight"].mT) + params["first.bias"]).relu()
+
+    def logits(
+        self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Return logits; dropout needs ``train`` and draws."""
+        params = state.params
+        hidden = self._hidden(params, inputs)
+        if train and self.dropout and draws is not None:
+            kept = draws.to(hidden.device).uniform(*hidden.shape[-2:]) >= self.dropout
+            hidden = hidden * kept / (1 - self.dropout)
+        multiply = operator(inputs) if self.hops is None else _identity
+        return multiply(hidden @ params["second.weight"].mT) + params["second.bias"], {}
+
+    def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
+        """Return the hidden units as the head reads them: after its propagation."""
+        multiply = operator(inputs) if self.hops is None else _identity
+        return (multiply(self._hidden(state.params, inputs)),)
+
+
+class ModuleNetwork(GraphNetwork):
+    """Any graph module with ``forward(x, edge_index[, edge_weight])``, such as torch-geometric's.
+
+    A synthetic graph without structure has no edges; one with structure passes every ordered pair of nodes with
+    the learned weight, so the module must take edge weights.
+
+    Args:
+        factory: makes a freshly initialised module.
+        features: the submodule whose input is the embedding; by default the last convolution or linear layer.
+        device: where parameters live.
+    """
+
+    normalised = False
+
+    def __init__(
+        self, factory: ModuleFactory, features: Sequence[str] = (), device: torch.device | str = "cpu"
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            module = factory()
+        names = tuple(features) or _head(module)
+        self.functional = FunctionalModule(factory, names, device)
+        self.takes_weight = len(inspect.signature(module.forward).parameters) > 2
+
+    def init(self, draws: Draws) -> NetworkState:
+        """Draw parameters as the module's constructor does."""
+        return self.functional.init(draws)
+
+    def _arguments(self, inputs: Tensors) -> tuple[Tensor, ...]:
+        x = inputs["x"]
+        if "adjacency" in inputs:
+            if not self.takes_weight:
+                raise UnsupportedError(
+                    f"{type(self.functional.module).__name__}.forward takes no edge_weight, so it cannot read a "
+                    "weighted synthetic graph; use a method without structure (A' = I)"
+                )
+            nodes = x.shape[0]
+            edges = (~torch.eye(nodes, dtype=torch.bool, device=x.device)).nonzero().T
+            return x, edges, inputs["adjacency"][edges[0], edges[1]]
+        edges = inputs.get("edge_index", torch.zeros(2, 0, dtype=torch.long, device=x.device))
+        weight = inputs.get("edge_weight", x.new_zeros(0))
+        return (x, edges, weight) if self.takes_weight else (x, edges)
+
+    def logits(
+        self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Return the module's output; its own dropout follows the draws."""
+        if not train or draws is None:
+            output, buffers = self.functional(state, *self._arguments(inputs), train=train)
+        else:
+            device = self.functional.device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(draws.integer())
+                output, buffers = self.functional(state, *self._arguments(inputs), train=True)
+        return output, buffers
+
+    def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
+        """Return the features of the named submodules."""
+        return self.functional.features(state, *self._arguments(inputs))
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _head(module: nn.Module) -> tuple[str, ...]:
+    """Return the name of the last convolution or linear layer, not counting layers inside a convolution."""
+    from torch_geometric.nn import MessagePassing  # slow to import, and only modules of the user's need it
+
+    found: list[str] = []
+    for name, part in module.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(part, MessagePassing | nn.Linear) and not inside:
+            found.append(name)
+    return tuple(found[-1:])

@@ -1,0 +1,78 @@
+"""A synthetic graph: learned node features, labels by class share, and a structure where a method learns one."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdistill.coresets import allocate, choose_samples
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.labels import LabelKind, Labels, make_labels
+from mmdistill.methods import Settings
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Task, Tensors, share_classes
+
+
+class Structure(nn.Module, ABC):
+    """Generates the adjacency of a synthetic graph from its features; gradients flow through it to the features."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(n, n)`` edge weights in [0, 1], symmetric with zero diagonal, for features ``(n, d)``."""
+
+
+class SyntheticGraph(Parameterization):
+    """Nodes whose features are learned; all classes share one graph.
+
+    Args:
+        x: initial features ``(n, d)``.
+        labels: the nodes' targets.
+        classes: ``(n,)`` the class each node stands for.
+        num_classes: C.
+        structure: generates the adjacency (optimizer group ``decoder``); None is A' = I.
+    """
+
+    def __init__(
+        self, x: Tensor, labels: Labels, classes: Tensor, num_classes: int, structure: Structure | None = None
+    ) -> None:
+        super().__init__(labels, classes, num_classes)
+        if x.ndim != 2 or len(x) != len(classes):
+            raise ShapeError(f"features must be (nodes, d) with {len(classes)} nodes as labelled, got {tuple(x.shape)}")
+        self.x = nn.Parameter(x.clone())
+        self.decoder = structure
+        self._membership = F.one_hot(classes, num_classes).T.to(x.dtype)
+
+    def forward(self, draws: Draws) -> Batch:
+        """Return all nodes, with their adjacency where there is a structure."""
+        inputs: Tensors = {"x": self.x}
+        if self.decoder is not None:
+            inputs["adjacency"] = self.decoder(self.x)
+        return Batch(inputs, self.labels(), torch.ones(len(self.x), device=self.x.device, dtype=self.x.dtype))
+
+    def class_batches(self, batch: Batch) -> ClassBatch:
+        """Share the nodes between the classes; each class weighs its own."""
+        return share_classes(batch, self._membership.to(batch.weight))
+
+
+def node_features(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+    """Build a synthetic graph without structure whose features start from real training nodes, or from noise.
+
+    Raises:
+        ConfigError: a task without classes, or a budget below the number of classes.
+    """
+    if task.labels is None or task.num_classes is None:
+        raise ConfigError(f"{task.describe().data!r} has no classes; synthetic nodes are labelled")
+    counts = allocate(budget, "nodes", task.labels, task.num_classes)
+    selected = task.select(choose_samples(task, settings.init, counts, draws)).inputs
+    x = selected["x"] if isinstance(selected, dict) else selected
+    if settings.init == "noise":
+        x = draws.fold("noise").to(task.device).normal(*x.shape)
+    return label_nodes(x, counts, task.num_classes, label)
+
+
+def label_nodes(x: Tensor, counts: Tensor, num_classes: int, label: LabelKind = "fixed") -> SyntheticGraph:
+    """Return a structureless graph of features in class-major order, ``counts`` of each class."""
+    classes = torch.repeat_interleave(torch.arange(num_classes), counts).to(x.device)
+    return SyntheticGraph(x, make_labels(label, classes, num_classes), classes, num_classes)
