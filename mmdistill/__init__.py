@@ -1,3 +1,44 @@
-"""mmdistill: distil a large training set of images, graphs, text or interactions into a tiny one."""
+"""mmdistill: distil a large training set of images, graphs, text or interactions into a tiny one.
+
+Three lines::
+
+    task = image_task("digits")
+    result = distill(task, "dm", ipc=10)
+    evaluate(task, result)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmdistill.distill import distill as distill
+    from mmdistill.evaluate import evaluate as evaluate
+    from mmdistill.graph.task import graph_task as graph_task
+    from mmdistill.image.task import image_task as image_task
+    from mmdistill.methods import CORE_METHODS as METHODS
+    from mmdistill.recsys.task import recsys_task as recsys_task
+    from mmdistill.store import DistilledSet as DistilledSet
+    from mmdistill.text.task import text_task as text_task
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "distill": ("mmdistill.distill", "distill"),
+    "evaluate": ("mmdistill.evaluate", "evaluate"),
+    "DistilledSet": ("mmdistill.store", "DistilledSet"),
+    "METHODS": ("mmdistill.methods", "CORE_METHODS"),
+    "image_task": ("mmdistill.image.task", "image_task"),
+    "graph_task": ("mmdistill.graph.task", "graph_task"),
+    "text_task": ("mmdistill.text.task", "text_task"),
+    "recsys_task": ("mmdistill.recsys.task", "recsys_task"),
+}
+"""Public names are imported when first used, so that the command line and one domain load nothing they do not need."""
+
+__all__ = ["METHODS", "DistilledSet", "distill", "evaluate", "graph_task", "image_task", "recsys_task", "text_task"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmdistill' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

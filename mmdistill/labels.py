@@ -94,9 +94,9 @@ def centred_one_hot(classes: Tensor, num_classes: int) -> Tensor:
     return one_hot(classes, num_classes) - 1.0 / num_classes
 
 
-def as_probabilities(targets: Tensor, num_classes: int) -> Tensor:
+def as_probabilities(targets: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return ``(M, C)`` targets: one-hot for class indices, unchanged for soft labels."""
-    return targets if targets.is_floating_point() else one_hot(targets, num_classes)
+    return targets if targets.is_floating_point() else one_hot(targets, num_classes, dtype)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

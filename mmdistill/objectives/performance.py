@@ -83,7 +83,7 @@ def squared_error(prediction: Tensor, targets: Targets, weight: Tensor) -> Tenso
     if isinstance(targets, dict):
         raise ConfigError("the squared error reads one target tensor, not a named dict")
     classes = prediction.shape[1]
-    goal = as_probabilities(targets, classes).to(prediction) - 1.0 / classes
+    goal = as_probabilities(targets, classes, prediction.dtype) - 1.0 / classes
     return weighted_mean(0.5 * (prediction - goal).square().sum(1), weight.to(prediction))
 
 
@@ -159,7 +159,7 @@ class KernelRidgeMatching(Objective):
         classes = network.task.num_classes
         if classes is None:
             raise ConfigError("class indices as targets need a task with classes")
-        return as_probabilities(syn.targets, classes) - 1.0 / classes
+        return as_probabilities(syn.targets, classes, torch.float64) - 1.0 / classes
 
     def learned(self) -> Tensors:
         """Return the learned ridge, on its own scale, where it is learned."""

@@ -1,0 +1,179 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError
+from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.schedules import EMPTY, FreshNetworks, TrainedOnS, TrainedOnT, sgd_step
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Tensors
+from tests.toys import BlobTask, smooth_mlp
+
+KEY = Draws(5)
+
+
+def data(task: BlobTask, n: int = 12) -> Batch:
+    return task.select(torch.arange(0, 90, 90 // n)[:n])
+
+
+def fit(task: BlobTask, mode: str, protocol: FitProtocol, n: int = 3) -> NetworkState:
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        assert isinstance(batch.inputs, Tensor)
+        return task.loss(state, batch._replace(inputs=batch.inputs + noise["shift"])), state.buffers
+
+    def shifts(draws: Draws, count: int) -> Tensors:
+        return {"shift": 0.1 * draws.normal(count, 4).to(task.dtype)}
+
+    def augment(draws: Draws, batch: Batch) -> Batch:
+        assert isinstance(batch.inputs, Tensor)
+        return batch._replace(inputs=batch.inputs + 0.1 * draws.normal(*batch.inputs.shape).to(task.dtype))
+
+    return fit_networks(
+        task.init, loss, data(task), protocol, n, KEY, noise=shifts, augment=augment, mode=mode,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_many_networks_at_once_equal_one_after_another(optimizer: str) -> None:
+    task = BlobTask(dtype=torch.float64)
+    protocol = FitProtocol(6, lr=0.05, optimizer=optimizer, batch=5)  # type: ignore[arg-type]
+    together, apart = fit(task, "vmap", protocol), fit(task, "loop", protocol)
+    for name, tensor in together.params.items():
+        assert tensor.shape[0] == 3
+        assert torch.allclose(tensor, apart.params[name], atol=1e-12)
+        assert not torch.allclose(tensor[0], tensor[1])
+
+
+def test_fitting_follows_torch_on_one_network() -> None:
+    task = BlobTask(dtype=torch.float64)
+    protocol = FitProtocol(10, lr=0.1, momentum=0.9, weight_decay=1e-2, batch=None, decay_at=(0.5,))
+    whole = data(task)
+    fitted = fit_networks(task.init, lambda s, b, z: (task.loss(s, b), s.buffers), whole, protocol, 1, KEY)
+    module = smooth_mlp().double()
+    module.load_state_dict(task.init(KEY.fold("init", 0)).params)
+    for rate in (0.1, 0.01):  # the optimizer starts afresh at the decay, momentum included
+        optimizer = torch.optim.SGD(module.parameters(), lr=rate, momentum=0.9, weight_decay=1e-2)
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(whole.inputs), whole.targets).backward()
+            optimizer.step()
+    for name, parameter in module.named_parameters():
+        assert torch.allclose(fitted.params[name][0], parameter, atol=1e-12)
+
+
+def test_selection_keeps_each_network_at_its_own_best_epoch() -> None:
+    task = BlobTask()
+    seen: list[Tensor] = []
+
+    def select(states: NetworkState) -> Tensor:
+        scores = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.5, 1.0]])[len(seen)]
+        seen.append(states.params["4.bias"].clone())
+        return scores
+
+    protocol = FitProtocol(3, lr=0.1, batch=None)
+    best = fit_networks(
+        task.init, lambda s, b, z: (task.loss(s, b), s.buffers), data(task), protocol, 2, KEY, select=select
+    )
+    assert torch.equal(best.params["4.bias"], torch.stack([seen[0][0], seen[1][1]]))
+
+
+def test_nothing_to_fit_is_refused() -> None:
+    task = BlobTask()
+    with pytest.raises(ConfigError, match="at least one network"):
+        fit(task, "vmap", FitProtocol(1), n=0)
+
+
+def test_modules_are_initialised_as_their_constructors_do() -> None:
+    def factory() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(16, 16), nn.Flatten(), nn.Linear(64, 500))
+
+    direct = FunctionalModule(factory).init(KEY)
+    torch.manual_seed(0)
+    reference = factory().state_dict()
+    for name, parameter in direct.params.items():
+        assert parameter.shape == reference[name].shape
+        assert float(parameter.std()) == pytest.approx(float(reference[name].std()), rel=0.15)
+        assert float(parameter.abs().max()) <= float(reference[name].abs().max()) * 1.1 + 1e-6
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def test_unknown_layers_fall_back_to_the_factory() -> None:
+    before = torch.random.get_rng_state()
+    module = FunctionalModule(lambda: nn.Sequential(Scale(), nn.Linear(4, 3)))
+    one, same, other = (module.init(KEY.fold(name)) for name in ("a", "a", "b"))
+    assert torch.equal(one.params["0.scale"], same.params["0.scale"])
+    assert not torch.equal(one.params["0.scale"], other.params["0.scale"])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_features_are_found_by_name() -> None:
+    module = FunctionalModule(smooth_mlp, features=["1", "4"])
+    state, x = module.init(KEY), KEY.fold("x").normal(5, 4)
+    first, last = module.features(state, x)
+    hidden = torch.tanh(x @ state.params["0.weight"].T + state.params["0.bias"])
+    assert torch.allclose(first, hidden)
+    logits, _ = module(state, x)
+    assert torch.allclose(last @ state.params["4.weight"].T + state.params["4.bias"], logits, atol=1e-6)
+    with pytest.raises(ConfigError, match="no submodule named 'head'"):
+        FunctionalModule(smooth_mlp, features=["head"])
+    with pytest.raises(ConfigError, match=r"no nn\.Linear"):
+        FunctionalModule(lambda: nn.Sequential(nn.Conv2d(1, 2, 3)))
+
+
+def test_fresh_networks_differ_by_step_and_forget() -> None:
+    task, schedule = BlobTask(), FreshNetworks()
+    first = schedule.fetch(task, EMPTY, KEY.fold(1))
+    second = schedule.fetch(task, schedule.advance(task, first, lambda: data(task), KEY), KEY.fold(2))
+    assert first.network is not None
+    assert second.network is not None
+    assert not torch.equal(first.network.params["0.weight"], second.network.params["0.weight"])
+
+
+def test_trained_networks_age_train_and_start_afresh() -> None:
+    task, schedule = BlobTask(), TrainedOnS(outer_steps=3, inner_steps=2, lr=0.1)
+    syn = data(task)
+    state = schedule.fetch(task, EMPTY, KEY)
+    initial = state.network
+    assert initial is not None
+    for age in (1, 2):
+        state = schedule.fetch(task, schedule.advance(task, state, lambda: syn, KEY.fold(age)), KEY.fold(age))
+        assert state.age == age
+    assert state.network is not None
+    by_hand, momentum = initial, {}
+    for _ in range(4):
+        by_hand, momentum = sgd_step(task, by_hand, momentum, syn, 0.1, 0.0, KEY)
+    assert torch.allclose(state.network.params["0.weight"], by_hand.params["0.weight"], atol=1e-6)
+    assert schedule.advance(task, state, lambda: syn, KEY) == EMPTY
+
+
+def test_networks_trained_on_the_real_set_use_real_batches() -> None:
+    task, schedule = BlobTask(), TrainedOnT(outer_steps=5, inner_steps=200, lr=0.1, momentum=0.5, batch=32)
+
+    def never() -> Batch:
+        return data(task)
+
+    state = schedule.advance(task, schedule.fetch(task, EMPTY, KEY), never, KEY)
+    assert state.network is not None
+    whole = task.select(torch.arange(90))
+    logits, _ = task.predict(state.network, whole.inputs)
+    assert float((logits.argmax(1) == whole.targets).float().mean()) > 0.9
+
+
+def test_momentum_follows_its_equation() -> None:
+    task = BlobTask(dtype=torch.float64)
+    syn, start = data(task), task.init(KEY)
+    one, m1 = sgd_step(task, start, {}, syn, 0.1, 0.9, KEY)
+    two, m2 = sgd_step(task, one, m1, syn, 0.1, 0.9, KEY)
+    gradient = torch.func.grad(lambda p: task.loss(NetworkState(p, {}), syn))(one.params)
+    for name, g in gradient.items():
+        assert torch.allclose(m2[name], 0.9 * m1[name] + g)
+        assert torch.allclose(two.params[name], one.params[name] - 0.1 * m2[name])

@@ -1,0 +1,111 @@
+"""The survey's equations, written with loops in float64 and numpy only, for a two-hidden-layer tanh network.
+
+Nothing here is shared with the implementation: gradients are written by hand.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Params = dict[str, Array]
+
+
+def forward(params: Params, x: Array) -> tuple[Array, Array, Array]:
+    """Hidden layers and logits of one sample."""
+    h1 = np.tanh(params["0.weight"] @ x + params["0.bias"])
+    h2 = np.tanh(params["2.weight"] @ h1 + params["2.bias"])
+    return h1, h2, params["4.weight"] @ h2 + params["4.bias"]
+
+
+def softmax(z: Array) -> Array:
+    e = np.exp(z - z.max())
+    return e / e.sum()
+
+
+def sample_gradient(params: Params, x: Array, target: Array) -> Params:
+    """Back-propagation by hand of the cross entropy of one sample with a soft target."""
+    h1, h2, logits = forward(params, x)
+    d3 = softmax(logits) * target.sum() - target
+    d2 = (params["4.weight"].T @ d3) * (1 - h2**2)
+    d1 = (params["2.weight"].T @ d2) * (1 - h1**2)
+    return {
+        "0.weight": np.outer(d1, x),
+        "0.bias": d1,
+        "2.weight": np.outer(d2, h1),
+        "2.bias": d2,
+        "4.weight": np.outer(d3, h2),
+        "4.bias": d3,
+    }
+
+
+def class_gradient(params: Params, xs: Array, targets: Array) -> Params:
+    """The gradient of the mean loss over one class's samples."""
+    total = {name: np.zeros_like(value) for name, value in params.items()}
+    for x, target in zip(xs, targets, strict=True):
+        for name, value in sample_gradient(params, x, target).items():
+            total[name] += value / len(xs)
+    return total
+
+
+def row_cosine(a: Params, b: Params) -> float:
+    """Eq. 8's d: over weights, over output rows, 1 - cos; one-dimensional parameters skipped."""
+    total = 0.0
+    for name in a:
+        if a[name].ndim < 2:
+            continue
+        for row_a, row_b in zip(a[name], b[name], strict=True):
+            x, y = row_a.ravel(), row_b.ravel()
+            total += 1 - (x @ y) / (np.sqrt(x @ x) * np.sqrt(y @ y) + 1e-6)
+    return total
+
+
+def gradient_matching(params: Params, syn: list[tuple[Array, Array]], real: list[tuple[Array, Array]]) -> float:
+    """Eq. 8: sum over classes of d between the classes' gradients."""
+    return sum(
+        row_cosine(class_gradient(params, *s), class_gradient(params, *r)) for s, r in zip(syn, real, strict=True)
+    )
+
+
+def class_summed_gradient_matching(
+    params: Params, syn: list[tuple[Array, Array]], real: list[tuple[Array, Array]]
+) -> float:
+    """Eq. 9: d between the gradients averaged over classes."""
+
+    def mean(side: list[tuple[Array, Array]]) -> Params:
+        trees = [class_gradient(params, *one) for one in side]
+        return {name: sum(tree[name] for tree in trees) / len(trees) for name in params}  # type: ignore[misc]
+
+    return row_cosine(mean(syn), mean(real))
+
+
+def distribution_matching(params: Params, syn: list[Array], real: list[Array]) -> float:
+    """Eq. 15: squared distance of the classes' mean last hidden layers."""
+    total = 0.0
+    for s, r in zip(syn, real, strict=True):
+        mean_s = sum(forward(params, x)[1] for x in s) / len(s)
+        mean_r = sum(forward(params, x)[1] for x in r) / len(r)
+        total += float(((mean_s - mean_r) ** 2).sum())
+    return total
+
+
+def layerwise_distribution_matching(params: Params, syn: list[Array], real: list[Array]) -> float:
+    """Eq. 16: the same over both hidden layers."""
+    total = 0.0
+    for s, r in zip(syn, real, strict=True):
+        for layer in (0, 1):
+            mean_s = sum(forward(params, x)[layer] for x in s) / len(s)
+            mean_r = sum(forward(params, x)[layer] for x in r) / len(r)
+            total += float(((mean_s - mean_r) ** 2).sum())
+    return total
+
+
+def kernel_ridge(phi_t: Array, y_t: Array, phi_s: Array, y_s: Array, ridge: float) -> float:
+    """Eq. 5 by the normal equations of Eq. 4: half the summed squared error per real sample, averaged.
+
+    The trace-scaled ridge is ridge * tr(K_ss) / n.
+    """
+    n = len(phi_s)
+    scaled = ridge * sum(float(row @ row) for row in phi_s) / n
+    d = phi_s.shape[1]
+    w = np.linalg.solve(phi_s.T @ phi_s + scaled * np.eye(d), phi_s.T @ y_s)
+    return sum(0.5 * float(((phi @ w - y) ** 2).sum()) for phi, y in zip(phi_t, y_t, strict=True)) / len(phi_t)

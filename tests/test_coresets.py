@@ -1,0 +1,80 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmdistill.coresets import allocate, choose_samples, embed_real, herding, k_center, k_means, random_subset
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.runtime import Draws
+from tests.toys import BlobTask
+
+LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])
+
+
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=8), st.integers(0, 100))
+def test_shares_add_up_and_cover_every_class(sizes: list[int], extra: int) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    budget = len(sizes) + extra
+    shares = allocate(budget, "nodes", labels, len(sizes))
+    assert int(shares.sum()) == budget
+    assert int(shares.min()) >= 1
+    exact = torch.tensor(sizes) / sum(sizes) * budget
+    assert bool((shares <= exact.ceil().clamp(min=1)).all())
+
+
+def test_budgets_are_checked() -> None:
+    assert allocate(2, "ipc", LABELS, 3).tolist() == [2, 2, 2]
+    assert allocate(7, "users", None, None).tolist() == [7]
+    with pytest.raises(ConfigError, match="at least 1"):
+        allocate(0, "ipc", LABELS, 3)
+    with pytest.raises(ConfigError, match="cannot cover 3 classes"):
+        allocate(2, "nodes", LABELS, 3)
+    with pytest.raises(DataError, match="class 3 has no training sample"):
+        allocate(1, "ipc", LABELS, 4)
+    with pytest.raises(DataError, match="class 2 has 2 samples, fewer than the 3"):
+        random_subset(LABELS, torch.tensor([3, 3, 3]), Draws(0))
+
+
+def test_random_subsets_are_class_major_and_without_repeats() -> None:
+    chosen = random_subset(LABELS, torch.tensor([2, 1, 2]), Draws(0))
+    assert LABELS[chosen].tolist() == [0, 0, 1, 2, 2]
+    assert len(set(chosen.tolist())) == 5
+    assert len(random_subset(None, torch.tensor([4]), Draws(0), 9).unique()) == 4
+
+
+def test_herding_follows_the_greedy_rule() -> None:
+    points = Draws(0).normal(9, 3).double()
+    chosen = herding(points, LABELS, torch.tensor([3, 2, 1]))
+    expected: list[int] = []
+    for label, wanted in ((0, 3), (1, 2), (2, 1)):
+        members = [i for i, y in enumerate(LABELS.tolist()) if y == label]
+        mean = sum(points[i] for i in members) / len(members)
+        picked: list[int] = []
+        for _ in range(wanted):
+            rest = [i for i in members if i not in picked]
+            gaps = [float(((sum(points[j] for j in [*picked, i]) / (len(picked) + 1)) - mean).norm()) for i in rest]
+            picked.append(rest[gaps.index(min(gaps))])
+        expected += picked
+    assert chosen.tolist() == expected
+
+
+def test_k_center_covers() -> None:
+    points = torch.tensor([[0.0], [0.1], [5.0], [10.0]])
+    chosen = k_center(points, None, torch.tensor([3]), Draws(0))
+    assert set(chosen.tolist()) == {2, 3, 0}
+
+
+def test_k_means_gives_centroids_by_class() -> None:
+    points = torch.tensor([[0.0], [0.2], [4.0], [4.2], [9.0], [9.0], [9.0], [1.0], [3.0]])
+    centroids = k_means(points, LABELS, torch.tensor([2, 1, 1]), Draws(0))
+    assert sorted(centroids[:2].flatten().tolist()) == pytest.approx([0.1, 4.1], abs=1e-5)
+    assert centroids[2:].flatten().tolist() == pytest.approx([9.0, 2.0])
+
+
+def test_selection_through_a_task() -> None:
+    task = BlobTask()
+    assert embed_real(task, Draws(0), steps=2).shape == (90, 8)
+    assert task.labels is not None
+    for kind in ("real", "herding", "k-center"):
+        chosen = choose_samples(task, kind, torch.tensor([2, 2, 2]), Draws(0))  # type: ignore[arg-type]
+        assert task.labels[chosen].tolist() == [0, 0, 1, 1, 2, 2]

@@ -1,0 +1,222 @@
+"""The run around Algorithm 1: it resumes bit-identically, stops cleanly, and never loses finished work."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill, find_budget
+from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
+from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec
+from mmdistill.runtime import Draws
+from mmdistill.store import DistilledSet
+from mmdistill.task import Batch, ClassBatch
+from tests.toys import BlobTask
+
+
+def method(name: str = "dc", **changes: object) -> Method:
+    base = {"steps": 12, "real_batch": 8, "augment": name == "dm", "outer_steps": 4, "inner_steps": 3}
+    return CORE_METHODS[name].with_settings(**{**base, **changes})
+
+
+def samples(result: DistilledSet) -> Tensor:
+    assert isinstance(result.batch.inputs, Tensor)
+    return result.batch.inputs
+
+
+@pytest.mark.parametrize("name", ["dc", "dm"])
+@pytest.mark.parametrize("stopped_at", [3, 7])
+def test_a_resumed_run_ends_bit_identical(tmp_path: Path, name: str, stopped_at: int) -> None:
+    task = BlobTask()
+    whole = distill(task, method(name), ipc=2, seed=4)
+
+    def stop(done: int, total: int, loss: float) -> None:
+        if done == stopped_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(task, method(name), ipc=2, seed=4, out=tmp_path, progress=stop)
+    assert not (tmp_path / "distilled.json").exists()
+    resumed = distill(task, method(name), ipc=2, seed=4, out=tmp_path, resume=True)
+    assert torch.equal(samples(whole), samples(resumed))
+    assert torch.equal(samples(DistilledSet.load(tmp_path)), samples(whole))
+
+
+def test_optimizer_and_label_state_resume_too(tmp_path: Path) -> None:
+    learned = replace(
+        method(
+            "dc", optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True), "labels": OptimizerSpec("sgd", 0.1)}
+        ),
+        label="softmax",
+    )
+    task = BlobTask()
+    whole = distill(task, learned, ipc=2)
+    assert isinstance(whole.batch.targets, Tensor)
+    assert whole.batch.targets.shape == (6, 3)
+
+    def stop(done: int, total: int, loss: float) -> None:
+        if done == 6:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        distill(task, learned, ipc=2, out=tmp_path, checkpoint_every=5, progress=stop)
+    resumed = distill(task, learned, ipc=2, out=tmp_path, checkpoint_every=5, resume=True)
+    assert torch.equal(samples(whole), samples(resumed))
+    assert torch.equal(whole.batch.targets, resumed.batch.targets)  # type: ignore[arg-type]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from mmdistill.distill import distill
+from tests.test_distill import method
+from tests.toys import BlobTask
+
+def report(done, total, loss):
+    print(done, flush=True)
+    time.sleep(0.02)
+
+distill(BlobTask(), method("dc", steps=200), ipc=2, out=Path(sys.argv[1]), checkpoint_every=5, progress=report)
+"""
+
+
+def test_a_killed_process_loses_at_most_one_interval(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    done = 0
+    deadline = time.time() + 60
+    while done < 17 and time.time() < deadline:
+        done = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    steps = sorted(int(p.stem.removeprefix("step-")) for p in (tmp_path / "checkpoints").glob("step-*.safetensors"))
+    assert steps[-1] >= done - done % 5
+    task, full = BlobTask(), method("dc", steps=200)
+    resumed = distill(task, full, ipc=2, out=tmp_path, resume=True)
+    assert torch.equal(samples(resumed), samples(distill(task, full, ipc=2)))
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    task = BlobTask()
+    expected = distill(task, method(), ipc=2, out=tmp_path, checkpoint_every=4)
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:200])
+    resumed = distill(task, method(), ipc=2, out=tmp_path, resume=True, checkpoint_every=4)
+    assert torch.equal(samples(resumed), samples(expected))
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        distill(task, method(), ipc=2, out=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    task = BlobTask()
+    with pytest.raises(CheckpointError, match="no checkpoint to resume"):
+        distill(task, method(), ipc=2, out=tmp_path, resume=True)
+    distill(task, method(), ipc=2, out=tmp_path)
+    with pytest.raises(CheckpointError, match="its budget is 2, not 3"):
+        distill(task, method(), ipc=3, out=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="its seed is 0, not 1"):
+        distill(task, method(), ipc=2, seed=1, out=tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="needs the folder"):
+        distill(task, method(), ipc=2, resume=True)
+
+
+class Spoiled(BlobTask):
+    """Real data that hold NaN in the sixth batch."""
+
+    calls = 0
+
+    def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+        self.calls += 1
+        found = super().sample_real(draws, classes, n)
+        assert isinstance(found, ClassBatch)
+        assert isinstance(found.batch.inputs, Tensor)
+        if self.calls == 6:
+            found.batch.inputs[0, 0, 0] = torch.nan
+        return found
+
+
+def test_a_non_finite_step_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="became nan at or before step 6"):
+        distill(Spoiled(), method("dm"), ipc=2, out=tmp_path, checkpoint_every=1)
+    steps = [path.stem for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert steps == ["step-00000004", "step-00000005"]
+    assert not (tmp_path / "distilled.json").exists()
+    resumed = distill(BlobTask(), method("dm"), ipc=2, out=tmp_path, resume=True, checkpoint_every=1)
+    assert torch.equal(samples(resumed), samples(distill(BlobTask(), method("dm"), ipc=2)))
+
+
+class Validated(BlobTask):
+    """Scores the third validation best."""
+
+    calls = 0
+
+    def validate(self, synthetic: object, draws: object, learned: object) -> float:
+        self.calls += 1
+        return -abs(self.calls - 3.0)
+
+
+def test_validation_keeps_the_best_step() -> None:
+    task = Validated()
+    kept = distill(task, method("dc", validate_every=2), ipc=2)
+    assert kept.steps == 6
+    short = distill(BlobTask(), method("dc", steps=6), ipc=2)
+    assert torch.equal(samples(kept), samples(short))
+    with pytest.raises(ConfigError, match="cannot validate"):
+        distill(BlobTask(), method("dc", validate_every=2), ipc=2)
+
+
+def test_groups_rest_outside_their_active_steps() -> None:
+    task = BlobTask()
+    resting = method("dm", optimizers={"codes": OptimizerSpec("sgd", 1.0, active=(5, 6, 100))}, steps=5)
+    start = distill(task, method("dm", steps=0), ipc=2)
+    assert torch.equal(samples(distill(task, resting, ipc=2)), samples(start))
+    moved = resting.with_settings(steps=6)
+    assert not torch.equal(samples(distill(task, moved, ipc=2)), samples(start))
+
+
+def test_impossible_compositions_fail_when_built() -> None:
+    task = BlobTask()
+    with pytest.raises(ConfigError, match="learns the group 'codes'"):
+        distill(task, method("dm", optimizers={}), ipc=2)
+    with pytest.raises(ConfigError, match="unknown setting 'stepz'"):
+        distill(task, CORE_METHODS["dm"], ipc=2, settings={"stepz": 3})
+    with pytest.raises(ConfigError, match="take their budget as ipc=N, got nodes=3"):
+        distill(task, method("dm"), nodes=3)
+    with pytest.raises(ConfigError, match="got nothing"):
+        find_budget(task, None, None, None, None)
+
+
+def test_the_seed_is_all_that_matters() -> None:
+    task = BlobTask()
+    one, same, other = (distill(task, method("dm"), ipc=1, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(samples(one), samples(same))
+    assert not torch.equal(samples(one), samples(other))
+
+
+def test_the_last_step_trains_no_network_in_vain() -> None:
+    # outer_steps networks are trained between updates only: published loops skip the training after the last
+    task = BlobTask()
+    called: list[int] = []
+    original = task.loss
+
+    def counting(*args: object, **options: object) -> Tensor:
+        called.append(1)
+        return original(*args, **options)  # type: ignore[arg-type]
+
+    task.loss = counting  # type: ignore[method-assign]
+    distill(task, method("dc", steps=4, outer_steps=2, inner_steps=5), ipc=1)
+    assert len(called) == 4 * 2 + 2 * 5

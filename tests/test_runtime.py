@@ -1,0 +1,78 @@
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdistill import runtime
+from mmdistill.errors import ConfigError
+from mmdistill.runtime import Draws, atomic_write, choose_device
+
+
+def test_a_key_is_a_value() -> None:
+    key = Draws(1).fold("step", 3)
+    assert torch.equal(key.normal(5), Draws(1, ("step", 3)).normal(5))
+    assert not torch.equal(key.normal(5), key.fold("other").normal(5))
+    assert not torch.equal(key.normal(5), Draws(2, ("step", 3)).normal(5))
+    assert Draws(0).fold("a", 1).integer() != Draws(0).fold("a1").integer()
+
+
+def test_keys_leave_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    key = Draws(0)
+    for draw in (key.normal(3), key.uniform(3), key.integers(5, 3), key.permutation(4), key.gumbel(3)):
+        assert draw.isfinite().all()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_distributions_have_their_moments() -> None:
+    key = Draws(0)
+    assert abs(float(key.fold("n").normal(20_000).std()) - 1) < 0.03
+    uniform = key.fold("u").uniform(20_000, low=-1, high=3)
+    assert abs(float(uniform.mean()) - 1) < 0.05
+    assert float(uniform.min()) >= -1
+    assert abs(float(key.fold("g").gumbel(20_000).mean()) - 0.5772) < 0.04
+    assert sorted(key.fold("p").permutation(9).tolist()) == list(range(9))
+
+
+def test_devices_are_checked() -> None:
+    assert choose_device("cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="unknown device"):
+        choose_device("gpu9")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA"):
+            choose_device("cuda")
+        assert choose_device("auto").type == "cpu"
+
+
+def test_an_atomic_write_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file"
+    with atomic_write(target) as handle:
+        handle.write(b"old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(target) as handle:  # noqa: PT012
+        handle.write(b"half of the new cont")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runtime.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"), atomic_write(target) as handle:
+        handle.write(b"new")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_folders_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "c"))
+    monkeypatch.delenv("MMDISTILL_DATA", raising=False)
+    assert runtime.data_root() == tmp_path / "c" / "data"
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path / "d"))
+    assert runtime.data_root() == tmp_path / "d"

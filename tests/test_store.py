@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdistill.errors import CheckpointError
+from mmdistill.store import DistilledSet, load_tree, save_tree
+from mmdistill.task import Batch, TaskInfo
+
+INFO = TaskInfo("graph", "toy", "nodes", 10, 400, "abc", ("x", "y"), {"mean": [0.5]})
+
+
+def make_set() -> DistilledSet:
+    batch = Batch({"x": torch.rand(4, 3), "edge": torch.eye(4)}, torch.tensor([0, 0, 1, 1]), torch.ones(4))
+    return DistilledSet(batch, INFO, "gcond", 4, 123, learned={"ridge": torch.tensor(0.5)}, settings={"steps": 3})
+
+
+def test_sets_survive_the_disk(tmp_path: Path) -> None:
+    saved = make_set()
+    saved.save(tmp_path)
+    loaded = DistilledSet.load(tmp_path)
+    assert isinstance(loaded.batch.inputs, dict)
+    assert torch.equal(loaded.batch.inputs["x"], saved.batch.inputs["x"])  # type: ignore[index]
+    assert torch.equal(loaded.batch.targets, saved.batch.targets)  # type: ignore[arg-type]
+    assert loaded.learned["ridge"].item() == 0.5
+    assert loaded.info == INFO
+    assert (loaded.method, loaded.budget, loaded.stored_bytes) == ("gcond", 4, 123)
+    document = json.loads((tmp_path / "distilled.json").read_text())
+    assert document["version"] == 1
+    assert "torch" in document["packages"]
+
+
+def test_damaged_sets_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no distilled set"):
+        DistilledSet.load(tmp_path)
+    make_set().save(tmp_path)
+    tensors = tmp_path / "distilled.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="damaged or truncated"):
+        DistilledSet.load(tmp_path)
+    tensors.unlink()
+    with pytest.raises(CheckpointError, match="is missing"):
+        DistilledSet.load(tmp_path)
+    tensors.write_bytes(whole)
+    document = tmp_path / "distilled.json"
+    text = document.read_text()
+    document.write_text(text.replace('"version": 1', '"version": 99'))
+    with pytest.raises(CheckpointError, match="another version"):
+        DistilledSet.load(tmp_path)
+    document.write_text(text[:50])
+    with pytest.raises(CheckpointError, match="damaged"):
+        DistilledSet.load(tmp_path)
+    content = json.loads(text)
+    del content["method"]
+    document.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="incomplete"):
+        DistilledSet.load(tmp_path)
+
+
+def test_sets_of_another_task_are_refused() -> None:
+    saved = make_set()
+    saved.require(INFO)
+    with pytest.raises(CheckpointError, match="distilled from graph data, the task is text"):
+        saved.require(TaskInfo("text", "toy", "ipc", 10, 400, "abc"))
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        saved.require(TaskInfo("graph", "toy", "nodes", 10, 400, "other"))
+
+
+def test_trees_keep_their_shape(tmp_path: Path) -> None:
+    shared = torch.rand(3)
+    tree = {"a": [1, None, {"b": shared}], "same": shared, "state": {0: {"step": torch.tensor(2.0)}}, "pair": (1, 2.5)}
+    save_tree(tmp_path / "tree", tree)
+    loaded = load_tree(tmp_path / "tree")
+    assert torch.equal(loaded["a"][2]["b"], shared)
+    assert loaded["state"][0]["step"] == 2
+    assert loaded["a"][:2] == [1, None]
+    assert loaded["pair"] == [1, 2.5]
+    with pytest.raises(CheckpointError, match="cannot hold a set"):
+        save_tree(tmp_path / "bad", {"a": {1, 2}})
+
+
+def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    path = tmp_path / "foreign"
+    path.write_bytes(safetensors.torch.save({"a": torch.ones(1)}))
+    with pytest.raises(CheckpointError, match="no checkpoint of mmdistill"):
+        load_tree(path)
+    path.write_bytes(safetensors.torch.save({}, metadata={"tree": json.dumps({"version": 9, "root": None})}))
+    with pytest.raises(CheckpointError, match="version 9"):
+        load_tree(path)
+    with pytest.raises(CheckpointError, match="missing"):
+        load_tree(tmp_path / "nowhere")
