@@ -2,16 +2,16 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks
-from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.networks.module import FunctionalModule
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
@@ -28,33 +28,11 @@ from mmdistill.text.judges import (
     regression_targets,
     ridge_weights,
 )
+from mmdistill.text.models import ModelLike, make_module, mlp_head
 
 JUDGE_STEPS = 400
 JUDGE = FitProtocol(epochs=0, lr=1e-3, optimizer="adam", weight_decay=0.0, batch=256, decay_at=(0.75,), decay=0.1)
 """How trained judges are fitted; the epochs follow from :data:`JUDGE_STEPS`, so every set gets as many updates."""
-MODELS = ("linear", "mlp")
-
-
-class Scale(nn.Module):
-    """Multiply by a constant; it gives unit vectors of d numbers the unit variance that initialisations expect."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the scaled input."""
-        return self.factor * x
-
-
-def linear_head(dim: int, num_classes: int) -> nn.Module:
-    """Return a linear classifier of points; its features are the points."""
-    return nn.Sequential(nn.Linear(dim, num_classes))
-
-
-def mlp_head(dim: int, num_classes: int, width: int = 256) -> nn.Module:
-    """Return a classifier of points with one hidden layer, whose activations are its features."""
-    return nn.Sequential(Scale(math.sqrt(dim)), nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, num_classes))
 
 
 @dataclass(frozen=True)
@@ -104,9 +82,10 @@ class TextTask:
     ) -> None:
         self.data = data
         self.device = model.device
-        self.labels = data.train.labels
-        self.num_classes = len(data.class_names)
-        self.train = Points(train.to(self.device), self.labels.to(self.device))
+        self.labels: Tensor | None = data.train.labels
+        self.class_count = len(data.class_names)
+        self.num_classes: int | None = self.class_count
+        self.train = Points(train.to(self.device), data.train.labels.to(self.device))
         self.dev = Points(dev.to(self.device), data.dev.labels.to(self.device))
         self.test = Points(test.to(self.device), data.test.labels.to(self.device))
         self.model = model
@@ -117,14 +96,14 @@ class TextTask:
         self.noise = noise
         self.judges: Sequence[str] = ("model",) * own_model + ("mlp", "logreg", "knn", "ridge")
         self.dim = train.shape[1]
-        table, present = class_table(self.labels, self.num_classes)
+        table, present = class_table(data.train.labels, self.class_count)
         self._table, self._present = table.to(self.device), present.to(self.device)
-        self._mlp = FunctionalModule(lambda: mlp_head(self.dim, self.num_classes), device=self.device)
+        self._mlp = FunctionalModule(lambda: mlp_head(self.dim, self.class_count), device=self.device)
         self._ridge: float | None = None
         self._check_model()
 
     def _check_model(self) -> None:
-        shape = (2, self.num_classes)
+        shape = (2, self.class_count)
         try:
             found = tuple(self.predict(self.init(Draws(0)), self.train.inputs[:2])[0].shape)
         except RuntimeError as error:
@@ -133,14 +112,14 @@ class TextTask:
             ) from error
         if len(self.train.inputs) >= 2 and found != shape:
             raise ConfigError(
-                f"the network returned {found} for 2 points of {self.num_classes} classes; expected {shape}"
+                f"the network returned {found} for 2 points of {self.class_count} classes; expected {shape}"
             )
 
     @property
     def ridge(self) -> float:
         """The ridge that did best on development data when fitted to the whole training set."""
         if self._ridge is None:
-            targets = regression_targets(self.train.labels, self.num_classes)
+            targets = regression_targets(self.train.labels, self.class_count)
             self._ridge = choose_ridge(self.train.inputs, targets, self.dev.inputs, self.dev.labels)
         return self._ridge
 
@@ -181,7 +160,7 @@ class TextTask:
         """
         draws = draws.to(self.device)
         if classes is None:
-            total = len(self.labels)
+            total = len(self.train.labels)
             return self.select(draws.permutation(total)[:n] if n < total else torch.arange(total))
         rows = classes.to(self.device)
         table, present = self._table[rows], self._present[rows]
@@ -227,9 +206,9 @@ class TextTask:
             predictions, notes = self._closed(batch, key)
         if synthetic is not None and key in ("logreg", "knn") and not are_probabilities(one_tensor(batch.targets)):
             notes.append("labels are scores; shifted, clipped at 0 and normalised for this judge")
-        seen = min(int((torch.bincount(row, minlength=self.num_classes) > 0).sum()) for row in predictions)
-        if seen < self.num_classes:
-            notes.append(f"a judge predicts {seen} of {self.num_classes} classes only")
+        seen = min(int((torch.bincount(row, minlength=self.class_count) > 0).sum()) for row in predictions)
+        if seen < self.class_count:
+            notes.append(f"a judge predicts {seen} of {self.class_count} classes only")
         accuracy = (predictions == self.test.labels).double().mean(1)
         return Scores(key, {"accuracy": tuple(accuracy.tolist())}, tuple(notes))
 
@@ -239,25 +218,25 @@ class TextTask:
         if judge == "logreg":
             on_cpu = Batch(points.cpu(), targets.cpu(), batch.weight.cpu())
             found, penalty = logistic_predictions(
-                on_cpu, self.num_classes, self.dev.inputs.cpu(), self.dev.labels.cpu(), self.test.inputs.cpu()
+                on_cpu, self.class_count, self.dev.inputs.cpu(), self.dev.labels.cpu(), self.test.inputs.cpu()
             )
             return found[None].to(self.device), [f"C = {penalty:g}, chosen on development data"]
         if judge == "knn":
-            weighted = distributions(targets, self.num_classes) * batch.weight[:, None]
+            weighted = distributions(targets, self.class_count) * batch.weight[:, None]
             return knn_scores(points, weighted, self.test.inputs).argmax(1)[None], []
-        weights = ridge_weights(points, regression_targets(targets, self.num_classes), self.ridge, batch.weight)
+        weights = ridge_weights(points, regression_targets(targets, self.class_count), self.ridge, batch.weight)
         return (self.test.inputs.double() @ weights).argmax(1)[None], [f"ridge = {self.ridge:g}"]
 
     def _checked(self, synthetic: Batch | None) -> Batch:
         if synthetic is None:
-            return self.select(torch.arange(len(self.labels)))
+            return self.select(torch.arange(len(self.train.labels)))
         points, targets = one_tensor(synthetic.inputs), one_tensor(synthetic.targets)
         if points.ndim != 2 or points.shape[1] != self.dim:
             raise ShapeError(
                 f"points of shape {tuple(points.shape)} are not of the space of {self.encoder!r}, (n, {self.dim})"
             )
-        if targets.is_floating_point() and targets.shape != (len(points), self.num_classes):
-            raise ShapeError(f"expected soft labels ({len(points)}, {self.num_classes}), got {tuple(targets.shape)}")
+        if targets.is_floating_point() and targets.shape != (len(points), self.class_count):
+            raise ShapeError(f"expected soft labels ({len(points)}, {self.class_count}), got {tuple(targets.shape)}")
         return Batch(points.to(self.device), targets.to(self.device), synthetic.weight.to(self.device))
 
     def _trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:
@@ -296,7 +275,7 @@ class TextTask:
             domain="text",
             data=self.data.name,
             budget="ipc",
-            num_train=len(self.labels),
+            num_train=len(self.train.labels),
             stored_bytes=self.data.stored_bytes(),
             fingerprint=fingerprint,
             class_names=self.data.class_names,
@@ -308,10 +287,6 @@ class TextTask:
                 "splits": list(self.data.notes),
             },
         )
-
-
-ModelLike = str | ModuleFactory
-"""A network by name, or a function without arguments that returns a module from ``(n, d)`` points to logits."""
 
 
 def text_task(
@@ -365,7 +340,7 @@ def text_task(
     )
     if not (points.norm(dim=1) > 0).any():
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
-    module = _module(model, points.shape[1], len(loaded.class_names), width, features, device)
+    module = make_module(model, points.shape[1], len(loaded.class_names), width, features, device)
     protocol = replace(JUDGE, epochs=judge_epochs or 0, batch=judge_batch or JUDGE.batch)
     return TextTask(
         loaded,
@@ -380,21 +355,3 @@ def text_task(
         protocol=protocol,
         noise=noise,
     )
-
-
-def _module(
-    model: str | Callable[[], nn.Module],
-    dim: int,
-    num_classes: int,
-    width: int | None,
-    features: Sequence[str],
-    device: torch.device | str,
-) -> FunctionalModule:
-    if not isinstance(model, str):
-        return FunctionalModule(model, features, device)
-    key = canonical(model)
-    if key not in MODELS:
-        raise unknown_name("text model", model, MODELS)
-    if key == "linear":
-        return FunctionalModule(lambda: linear_head(dim, num_classes), device=device)
-    return FunctionalModule(lambda: mlp_head(dim, num_classes, width or 256), device=device)

@@ -1,0 +1,170 @@
+"""Methods for sentence points: refinements of the shared ones, and closed forms that only points allow."""
+
+import torch
+from torch import Tensor
+
+from mmdistill.coresets import allocate, k_means
+from mmdistill.errors import ConfigError
+from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
+from mmdistill.methods import Method, OptimizerSpec, Settings, fresh, trained_on_s
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.distances import row_cosine
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.objectives.kernels import FullyConnectedKernel
+from mmdistill.objectives.performance import KernelRidgeMatching
+from mmdistill.parameterizations.raw import Raw
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Task
+from mmdistill.text.judges import one_tensor, regression_targets, ridge_weights
+from mmdistill.text.task import TextTask
+
+CONFIDENCE = 0.9
+"""Where learned probabilities start: sure enough to keep the class, soft enough to move."""
+
+
+def as_text_task(task: Task) -> TextTask:
+    """Return the task if it is one of sentence points.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    if not isinstance(task, TextTask):
+        raise ConfigError(f"this method works on sentence points, not on {task.describe().domain} data")
+    return task
+
+
+def centroids(task: Task, budget: int, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Return the k-means centroids of each class and their classes, ``(C ipc, d)`` and ``(C ipc,)``."""
+    text = as_text_task(task)
+    counts = allocate(budget, "ipc", text.data.train.labels, text.class_count)
+    points = k_means(text.embedding(), text.data.train.labels, counts, draws.fold("k-means"))
+    classes = torch.repeat_interleave(torch.arange(text.class_count), counts).to(text.device)
+    return points, classes
+
+
+def k_means_set(task: Task, budget: int, draws: Draws) -> Raw:
+    """Return the k-means centroids of each class with hard labels: a strong baseline without any learning."""
+    points, classes = centroids(task, budget, draws)
+    return Raw(points, FixedLabels(classes), classes, task.num_classes)
+
+
+def from_centroids(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Raw:
+    """Build learned points that start from the k-means centroids of their class."""
+    points, classes = centroids(task, budget, draws)
+    count = as_text_task(task).class_count
+    soft = label == "softmax"
+    labels = SoftmaxLabels(classes, count, CONFIDENCE) if soft else make_labels(label, classes, count)
+    return Raw(points, labels, classes, count)
+
+
+def distil_ridge(weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    r"""Return the fewest samples on which ridge regression gives exactly these weights.
+
+    With :math:`W = U S V^\top`, the samples :math:`X = U^\top` with targets :math:`Y = (1 + \lambda) S V^\top` have
+    :math:`(X^\top X + \lambda I)^{-1} X^\top Y = U (1 + \lambda)^{-1} (1 + \lambda) S V^\top = W`. Their number is
+    the rank of W, C - 1 for centred targets.
+
+    Args:
+        weights: W, the ridge solution on the whole training set.
+        ridge: lambda, absolute, the same in both regressions.
+    Shapes:
+        weights ``(d, C)``; returns ``(r, d)`` unit vectors and ``(r, C)`` targets, float64.
+    """
+    u, s, vt = torch.linalg.svd(weights.double(), full_matrices=False)
+    rank = int((s > s[0] * 1e-10).sum())
+    return u[:, :rank].T.contiguous(), (1 + ridge) * s[:rank, None] * vt[:rank]
+
+
+def ridge_set(task: Task, budget: int, draws: Draws) -> Raw:
+    """Return the exact distillation of the ridge judge: at most C - 1 samples, whatever the budget allows beyond.
+
+    The labels are scores (centred at 0). The sign of each pair is free; it is chosen so that the sample's
+    largest score is positive, and that class is the one the sample stands for.
+    """
+    text = as_text_task(task)
+    targets = regression_targets(text.train.labels, text.class_count)
+    points, scores = distil_ridge(ridge_weights(text.train.inputs, targets, text.ridge), text.ridge)
+    largest = scores.gather(1, scores.abs().argmax(1, keepdim=True))
+    sign = torch.where(largest < 0, -1.0, 1.0)
+    points, scores = sign * points, sign * scores
+    return Raw(points.float(), FixedLabels(scores.float()), scores.argmax(1), text.class_count)
+
+
+class CentredRidgeMatching(KernelRidgeMatching):
+    """Kernel ridge matching whose learned labels are probabilities: they enter the regression minus 1/C."""
+
+    @staticmethod
+    def regression_targets(syn: Batch, network: Network) -> Tensor:
+        """Return ``(n, C)`` targets that sum to 0."""
+        classes = network.task.num_classes
+        if classes is None:
+            raise ConfigError("labels as probabilities need a task with classes")
+        return regression_targets(one_tensor(syn.targets), classes)
+
+
+def _optimizers(codes: float, labels: float | None = None) -> dict[str, OptimizerSpec]:
+    rates = {"codes": codes} if labels is None else {"codes": codes, "labels": labels}
+    return {group: OptimizerSpec("adam", lr, cosine=True) for group, lr in rates.items()}
+
+
+def _no_settings(ipc: int) -> Settings:
+    return Settings(steps=0)
+
+
+METHODS: dict[str, Method] = {
+    "dm": Method(
+        "DM",
+        lambda: DistributionMatching("last"),
+        fresh,
+        lambda ipc: Settings(300, 1024, _optimizers(0.003)),
+        from_centroids,
+        "fixed",
+        ("text",),
+        "mean feature matching over random networks, from k-means centroids",
+        "Zhao and Bilen, WACV 2023",
+    ),
+    "dc": Method(
+        "DC",
+        lambda: GradientMatching(row_cosine),
+        trained_on_s,
+        lambda ipc: Settings(300, 256, _optimizers(0.003, 0.02), outer_steps=10, inner_steps=10),
+        from_centroids,
+        "softmax",
+        ("text",),
+        "gradient matching with learned soft labels, network trained on S",
+        "Zhao et al., ICLR 2021",
+    ),
+    "krr": Method(
+        "KRR",
+        lambda: CentredRidgeMatching(FullyConnectedKernel("ntk"), 1e-2),
+        fresh,
+        lambda ipc: Settings(500, 1024, _optimizers(0.01, 0.05)),
+        from_centroids,
+        "softmax",
+        ("text",),
+        "kernel ridge matching with learned soft labels, kernel of an infinitely wide network",
+        "Nguyen et al., ICLR 2021",
+    ),
+    "ridge-exact": Method(
+        "Exact ridge distillation",
+        None,
+        fresh,
+        _no_settings,
+        domains=("text",),
+        summary="closed form: C - 1 samples on which ridge regression equals the one on all texts",
+        source="singular value decomposition of the ridge solution",
+        solve=ridge_set,
+    ),
+    "k-means": Method(
+        "k-means centroids",
+        None,
+        fresh,
+        _no_settings,
+        domains=("text",),
+        summary="the k-means centroids of each class with hard labels, a baseline without learning",
+        source="Lloyd, IEEE Trans. Inf. Theory 1982",
+        solve=k_means_set,
+    ),
+}
+"""Methods of the text domain; the names that the core shares are refined for points of unit length."""

@@ -1,0 +1,59 @@
+"""Networks that read sentence points."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.registry import canonical, unknown_name
+
+MODELS = ("linear", "mlp")
+ModelLike = str | ModuleFactory
+"""A network by name, or a function without arguments that returns a module from ``(n, d)`` points to logits."""
+
+
+class Scale(nn.Module):
+    """Multiply by a constant; it gives unit vectors of d numbers the unit variance that initialisations expect."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scaled input."""
+        return self.factor * x
+
+
+def linear_head(dim: int, num_classes: int) -> nn.Module:
+    """Return a linear classifier of points; its features are the points."""
+    return nn.Sequential(nn.Linear(dim, num_classes))
+
+
+def mlp_head(dim: int, num_classes: int, width: int = 256) -> nn.Module:
+    """Return a classifier of points with one hidden layer, whose activations are its features."""
+    return nn.Sequential(Scale(math.sqrt(dim)), nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+
+def make_module(
+    model: ModelLike,
+    dim: int,
+    num_classes: int,
+    width: int | None,
+    features: Sequence[str],
+    device: torch.device | str,
+) -> FunctionalModule:
+    """Return the network that a name or a function means, for points of ``dim`` numbers.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if not isinstance(model, str):
+        return FunctionalModule(model, features, device)
+    key = canonical(model)
+    if key not in MODELS:
+        raise unknown_name("text model", model, MODELS)
+    if key == "linear":
+        return FunctionalModule(lambda: linear_head(dim, num_classes), device=device)
+    return FunctionalModule(lambda: mlp_head(dim, num_classes, width or 256), device=device)
