@@ -55,6 +55,7 @@ class Domain:
         exports: by format name, writes a batch for other tools and returns the paths; arguments are task, batch,
             folder.
         accepted: one line on the files and folders of the user's own that it reads.
+        prefix: names that start so (``hf:``, say) belong to this domain.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Domain:
     draw: Callable[[Task, Batch, Path], list[Path]]
     exports: Mapping[str, Callable[[Task, Batch, Path], list[Path]]] = field(default_factory=dict)
     accepted: str = "a file or folder of your own"
+    prefix: str = ""
 
 
 def canonical(name: str) -> str:
@@ -100,7 +102,7 @@ def domain_of(data: str) -> Domain:
     """
     domains = [get_domain(name) for name in DOMAIN_PACKAGES]
     for domain in domains:
-        if canonical(data) in domain.datasets:
+        if canonical(data) in domain.datasets or (domain.prefix and data.lower().startswith(domain.prefix)):
             return domain
     path = Path(data)
     if path.exists():
