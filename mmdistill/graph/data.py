@@ -98,6 +98,22 @@ def load_graph(source: "str | Path | Any", *, split: int = 0) -> GraphData:
     return graph_from_fields(read_fields(path), name=str(source), split=split)
 
 
+def looks_like_graph(path: Path) -> bool:
+    """Return whether a file could hold a graph, without reading all of it."""
+    if path.suffix in (".pt", ".pth"):
+        try:
+            return "edge_index" in read_fields(path)
+        except DataError:
+            return False
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            with safetensors.safe_open(path, framework="pt") as handle:
+                return "edge_index" in handle.keys()  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError):
+            return False
+    return False
+
+
 def read_fields(path: Path) -> Mapping[str, Any]:
     """Return the tensors of a saved graph by name, without running code from the file.
 

@@ -54,8 +54,9 @@ class GraphTask:
     ) -> None:
         self.graph, self.network, self.protocol = graph, network, protocol
         self.device = torch.device(device)
-        self.num_classes = graph.num_classes
-        self.labels = graph.y[graph.train]
+        self._labels = graph.y[graph.train]
+        self.num_classes: int | None = graph.num_classes
+        self.labels: Tensor | None = self._labels
         self.judges: Sequence[str] = ("gcn", "sgc", "mlp")
         if isinstance(network, ModuleNetwork):
             self.judges = (*self.judges, "model")
@@ -91,7 +92,7 @@ class GraphTask:
         if not isinstance(self.network, SGC):
             return None
         inputs, _, weight = batch.batch
-        targets = as_probabilities(_tensor(batch.batch), self.num_classes).to(weight.dtype)
+        targets = as_probabilities(_tensor(batch.batch), self.graph.num_classes).to(weight.dtype)
         return self.network.class_gradients(state, _named(inputs), targets, weight)
 
     def propagated(self, hops: int) -> Tensor:
@@ -112,7 +113,7 @@ class GraphTask:
         """
         nodes = self.graph.train[indices.cpu()]
         inputs = {"x": self.x[nodes.to(self.device)], "adjacency": self._induced(nodes).to(self.device)}
-        targets = self.labels[indices.cpu()].to(self.device)
+        targets = self._labels[indices.cpu()].to(self.device)
         return Batch(inputs, targets, torch.ones(nodes.shape, device=self.device))
 
     def _induced(self, nodes: Tensor) -> Tensor:
@@ -137,11 +138,11 @@ class GraphTask:
         with the draw in the weights.
         """
         draws = draws.to("cpu")
-        order = draws.permutation(len(self.labels))
+        order = draws.permutation(len(self._labels))
         if classes is None:
             return self._flat(order[:n])
-        order = order[torch.argsort(self.labels[order], stable=True)]
-        counts = torch.bincount(self.labels, minlength=self.num_classes)
+        order = order[torch.argsort(self._labels[order], stable=True)]
+        counts = torch.bincount(self._labels, minlength=self.graph.num_classes)
         starts, classes = torch.cumsum(counts, 0) - counts, classes.cpu()
         column = torch.arange(min(n, int(counts[classes].max())))
         present = (column < counts[classes, None]).to(self.device, torch.float32)
@@ -149,7 +150,7 @@ class GraphTask:
         nodes = self.graph.train[table].to(self.device)
         if self.network.hops is not None:
             rows = {"x": self.propagated(self.network.hops)[nodes]}
-            return ClassBatch(Batch(rows, self.labels[table].to(self.device), present), Dims(0, 0))
+            return ClassBatch(Batch(rows, self._labels[table].to(self.device), present), Dims(0, 0))
         membership = torch.zeros(len(classes), len(self.x), device=self.device).scatter_add_(1, nodes, present)
         return share_classes(self._whole(torch.ones(len(self.x), device=self.device)), membership)
 
@@ -158,7 +159,7 @@ class GraphTask:
         if self.network.hops is not None:
             rows = {"x": self.propagated(self.network.hops)[nodes]}
             weight = torch.ones(len(nodes), device=self.device)
-            return Batch(rows, self.labels[indices].to(self.device), weight)
+            return Batch(rows, self._labels[indices].to(self.device), weight)
         return self._whole(torch.zeros(len(self.x), device=self.device).index_fill_(0, nodes, 1.0))
 
     def _whole(self, weight: Tensor) -> Batch:
@@ -205,10 +206,10 @@ class GraphTask:
             "graph",
             self.graph.name,
             "nodes",
-            len(self.labels),
+            len(self._labels),
             self.graph.stored_bytes,
             self.graph.fingerprint(),
-            tuple(str(index) for index in range(self.num_classes)),
+            tuple(str(index) for index in range(self.graph.num_classes)),
             {"nodes": len(self.x), "edges": self.graph.edge_index.shape[1], "notes": list(self.graph.notes)},
         )
 
@@ -227,7 +228,7 @@ class GraphTask:
             pair = (val, val_classes) if len(val) else None
             return fit_one_by_one(self.network, sample, self.real_inputs(), pair, test, protocol, draws, n)
         if synthetic is None:
-            targets = self.labels.to(self.device)
+            targets = self._labels.to(self.device)
             whole = Sample(self._real_view(name, "train"), targets, torch.ones(len(targets), device=self.device))
         else:
             whole = Sample(_synthetic_view(name, _named(synthetic.inputs)), _tensor(synthetic), synthetic.weight)
@@ -288,7 +289,9 @@ def _synthetic_view(judge: str, inputs: Tensors) -> View:
 
 def make_network(name: str, task: "GraphTask", protocol: JudgeProtocol) -> SGC | GCN:
     """Return a judge's network by name."""
-    return _network(name, task.x.shape[1], task.num_classes, protocol.width, protocol.dropout, EMBED_HOPS, task.device)
+    return _network(
+        name, task.x.shape[1], task.graph.num_classes, protocol.width, protocol.dropout, EMBED_HOPS, task.device
+    )
 
 
 def _network(

@@ -1,0 +1,33 @@
+"""Graphs: node classification, distilled into a few labelled nodes."""
+
+from dataclasses import replace
+
+from mmdistill.graph.data import DATASETS, GraphData, load_graph, looks_like_graph
+from mmdistill.graph.draw import draw, export_pyg, export_tensors
+from mmdistill.graph.judges import JudgeProtocol
+from mmdistill.graph.methods import METHODS
+from mmdistill.graph.task import GraphTask, graph_task
+from mmdistill.registry import Domain, TaskOptions
+
+
+def _make_task(data: str, options: TaskOptions) -> GraphTask:
+    protocol = JudgeProtocol()
+    if options.judge_epochs is not None:
+        protocol = replace(protocol, epochs=options.judge_epochs)
+    width = 256 if options.width is None else options.width
+    return graph_task(data, options.model or "sgc", width=width, protocol=protocol, device=options.device)
+
+
+DOMAIN = Domain(
+    name="graph",
+    budget="nodes",
+    datasets=DATASETS,
+    accepts=looks_like_graph,
+    make_task=_make_task,
+    methods=METHODS,
+    draw=draw,
+    exports={"pyg": export_pyg, "tensors": export_tensors},
+    accepted="a .pt file (torch-geometric Data) or .safetensors with x, edge_index, y, train_mask, val_mask, test_mask",
+)
+
+__all__ = ["DOMAIN", "GraphData", "GraphTask", "JudgeProtocol", "graph_task", "load_graph"]

@@ -1,0 +1,167 @@
+"""What a distilled graph looks like, and what other tools can read of it."""
+
+from pathlib import Path
+
+import matplotlib
+import matplotlib.collections
+import matplotlib.figure
+import numpy as np
+import safetensors.torch
+import torch
+from matplotlib.axes import Axes
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from mmdistill.errors import UnsupportedError
+from mmdistill.graph.propagation import operator
+from mmdistill.graph.task import EMBED_HOPS, GraphTask
+from mmdistill.runtime import Draws, atomic_write
+from mmdistill.task import Batch, Task, Tensors
+
+REAL_POINTS = 4000
+EDGE_CUT = 0.05
+"""Learned edges below this weight are not drawn, as the published graphs cut them for use."""
+
+
+def _graph_task(task: Task) -> GraphTask:
+    if not isinstance(task, GraphTask):
+        raise UnsupportedError(f"a graph task is needed, got {type(task).__name__}")
+    return task
+
+
+def _inputs(batch: Batch) -> Tensors:
+    if not isinstance(batch.inputs, dict) or "x" not in batch.inputs:
+        raise UnsupportedError("a distilled graph has node features 'x'")
+    return {name: tensor.detach().cpu() for name, tensor in batch.inputs.items()}
+
+
+def node_classes(batch: Batch) -> Tensor:
+    """Return the class of each synthetic node; for soft labels the most probable."""
+    if isinstance(batch.targets, dict):
+        raise UnsupportedError("a distilled graph has one target per node")
+    targets = batch.targets.detach().cpu()
+    return targets.argmax(1) if targets.is_floating_point() else targets
+
+
+def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Draw the synthetic nodes among the real ones, and the synthetic graph where it has edges; returns the paths."""
+    graph_task = _graph_task(task)
+    paths = [_draw_nodes(graph_task, batch, folder / "nodes.png")]
+    if "adjacency" in _inputs(batch):
+        paths.append(_draw_structure(graph_task, batch, folder / "structure.png"))
+    return paths
+
+
+def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
+    """Project real and synthetic nodes, both after propagation, on the real nodes' two principal components."""
+    real = task.propagated(EMBED_HOPS).cpu()
+    chosen = Draws(0, ("picture",)).permutation(len(real))[:REAL_POINTS]
+    inputs = _inputs(batch)
+    multiply, synthetic = operator(inputs), inputs["x"]
+    for _ in range(EMBED_HOPS):
+        synthetic = multiply(synthetic)
+    projection = PCA(2, random_state=0).fit(real[chosen].numpy())
+    background, points = projection.transform(real[chosen].numpy()), projection.transform(synthetic.numpy())
+    colours = _colours(task.graph.num_classes)
+    known = task.graph.y[chosen].numpy()
+    figure = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(background[:, 0], background[:, 1], s=6, c=_pick(colours, known), alpha=0.25, linewidths=0)
+    classes = node_classes(batch).numpy()
+    for index in range(task.graph.num_classes):
+        own = points[classes == index]
+        axes.scatter(
+            own[:, 0], own[:, 1], s=60, color=colours[index], edgecolors="black", linewidths=0.8, label=str(index)
+        )
+    shown = "synthetic nodes (outlined) among the real nodes (faint), both after two hops of propagation"
+    axes.set_title(f"{task.graph.name}: {len(points)} {shown}", fontsize=9)
+    axes.set_xlabel("first principal component")
+    axes.set_ylabel("second principal component")
+    axes.legend(title="class", loc="best", fontsize=8, ncols=1 + task.graph.num_classes // 12)
+    return _save(figure, axes, path)
+
+
+def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
+    """Draw the nodes on a circle, class by class, with their edges."""
+    adjacency = _inputs(batch)["adjacency"].numpy()
+    classes = node_classes(batch).numpy()
+    order = np.argsort(classes, kind="stable")
+    angle = np.empty(len(order))
+    angle[order] = np.linspace(0, 2 * np.pi, len(order), endpoint=False)
+    place = np.stack([np.cos(angle), np.sin(angle)], 1)
+    source, target = np.nonzero(np.triu(adjacency, 1) > EDGE_CUT)
+    weight = adjacency[source, target]
+    lines = np.stack([place[source], place[target]], 1)
+    figure = matplotlib.figure.Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.add_subplot()
+    shade = [(0.2, 0.2, 0.2, float(value)) for value in 0.6 * weight.clip(0, 1)]
+    axes.add_collection(matplotlib.collections.LineCollection(list(lines), colors=shade, linewidths=0.6, zorder=1))
+    axes.scatter(
+        place[:, 0], place[:, 1], s=70, c=_pick(_colours(task.graph.num_classes), classes), edgecolors="black", zorder=2
+    )
+    axes.set_title(f"{len(weight)} edges above {EDGE_CUT} among {len(order)} synthetic nodes, by class", fontsize=9)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    return _save(figure, axes, path)
+
+
+def _colours(classes: int) -> list[tuple[float, ...]]:
+    wheel = matplotlib.colormaps["tab10" if classes <= 10 else "tab20" if classes <= 20 else "hsv"]
+    return [tuple(wheel(index if classes <= 20 else index / classes)) for index in range(classes)]
+
+
+def _pick(colours: list[tuple[float, ...]], classes: np.ndarray) -> list[tuple[float, ...]]:
+    """Return each node's colour; grey where the class is unknown."""
+    grey = (0.6, 0.6, 0.6, 1.0)
+    return [colours[index] if index >= 0 else grey for index in classes.tolist()]
+
+
+def _save(figure: matplotlib.figure.Figure, axes: Axes, path: Path) -> Path:
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic_write(path) as handle:
+        figure.savefig(handle, format="png", dpi=130)
+    return path
+
+
+def graph_tensors(batch: Batch) -> Tensors:
+    """Return a distilled graph in torch-geometric's fields: x, edge_index, edge_weight, y and an all-true train_mask.
+
+    Without structure there are no edges: layers add their own self-loops, which is A' = I. Soft labels stay as ``y``
+    ``(n, C)``.
+    """
+    inputs = _inputs(batch)
+    x = inputs["x"]
+    edges = torch.zeros(2, 0, dtype=torch.long)
+    weight = torch.zeros(0)
+    if "adjacency" in inputs:
+        edges = inputs["adjacency"].nonzero().T.contiguous()
+        weight = inputs["adjacency"][edges[0], edges[1]]
+    if isinstance(batch.targets, dict):
+        raise UnsupportedError("a distilled graph has one target per node")
+    return {
+        "x": x.contiguous(),
+        "edge_index": edges,
+        "edge_weight": weight.contiguous(),
+        "y": batch.targets.detach().cpu().contiguous(),
+        "train_mask": torch.ones(len(x), dtype=torch.bool),
+    }
+
+
+def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write ``graph.pt``, plain tensors by name.
+
+    ``Data.from_dict(torch.load("graph.pt", weights_only=True))`` makes it a torch-geometric ``Data`` again without
+    running code from the file.
+    """
+    path = folder / "graph.pt"
+    with atomic_write(path) as handle:
+        torch.save(graph_tensors(batch), handle)
+    return [path]
+
+
+def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write ``graph.safetensors`` with the same fields."""
+    path = folder / "graph.safetensors"
+    with atomic_write(path) as handle:
+        handle.write(safetensors.torch.save(graph_tensors(batch)))
+    return [path]
