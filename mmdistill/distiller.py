@@ -124,11 +124,14 @@ class Distiller:
             parameterization = self.method.solve(self.task, self.budget, key)
             objective: Objective = _Solved()
         else:
-            if self.method.objective is None:
-                raise ConfigError(f"{self.method.title} has neither an objective nor a closed form")
             parameterization = self._parameterization(key)
-            objective = self.method.objective()
+            objective = self.method.make_objective(self.settings)
             objective.check(self.task)
+            if objective.needs_target and not self.schedule.gives_target:
+                raise ConfigError(
+                    f"{type(objective).__name__} matches an expert's end point, which {type(self.schedule).__name__} "
+                    "does not give; use a schedule of cached experts"
+                )
         parameterization.to(self.task.device)
         objective.to(self.task.device)
         optimizers = (
@@ -184,7 +187,8 @@ class Distiller:
         if schedule.network is None:
             raise ConfigError(f"{type(self.schedule).__name__} gave no network")
         syn, real = self.batches(run, schedule, key)
-        loss = run.objective(Network(self.task, schedule.network), syn, real, key.fold("objective"))
+        network = Network(self.task, schedule.network, schedule.target)
+        loss = run.objective(network, syn, real, key.fold("objective"))
         penalty = run.parameterization.penalty()
         if penalty is not None:
             loss = loss + penalty

@@ -57,6 +57,10 @@ class Settings:
         inner_steps: network updates between them.
         inner_lr: the network's learning rate.
         inner_batch: the network's minibatch size.
+        inner_momentum: the network's momentum.
+        experts: how many expert trajectories (methods that match them).
+        expert_steps: epochs between an expert's start and its target.
+        start_epochs: an expert's start is drawn from its first so many epochs.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
     """
 
@@ -69,6 +73,10 @@ class Settings:
     inner_steps: int = 0
     inner_lr: float = 0.01
     inner_batch: int = 256
+    inner_momentum: float = 0.0
+    experts: int = 20
+    expert_steps: int = 2
+    start_epochs: int = 2
     validate_every: int = 0
 
 
@@ -79,12 +87,23 @@ Solver = Callable[[Task, int, Draws], Parameterization]
 
 
 @dataclass(frozen=True)
+class Configured:
+    """An objective with hyper-parameters of its own that come from the settings (unrolled steps, their rate).
+
+    Args:
+        make: makes the objective.
+    """
+
+    make: Callable[[Settings], Objective]
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of Table 1.
 
     Args:
         title: the name in the literature.
-        objective: makes the objective.
+        objective: makes the objective, from the settings where it is :class:`Configured`.
         network: makes the schedule from the settings.
         settings: the published settings, as a function of the budget (ipc, nodes or users).
         parameterization: builds codes and decoder; None is the domain's default (raw samples).
@@ -96,7 +115,7 @@ class Method:
     """
 
     title: str
-    objective: Callable[[], Objective] | None
+    objective: Callable[[], Objective] | Configured | None
     network: Callable[[Settings], NetworkSchedule]
     settings: Callable[[int], Settings]
     parameterization: Parameterizer | None = None
@@ -105,6 +124,16 @@ class Method:
     summary: str = ""
     source: str = ""
     solve: Solver | None = None
+
+    def make_objective(self, settings: Settings) -> Objective:
+        """Return the objective for some settings.
+
+        Raises:
+            ConfigError: the method has none.
+        """
+        if self.objective is None:
+            raise ConfigError(f"{self.title} has neither an objective nor a closed form")
+        return self.objective.make(settings) if isinstance(self.objective, Configured) else self.objective()
 
     def with_settings(self, **changes: object) -> "Method":
         """Return the method with some settings replaced, whatever the budget."""

@@ -120,6 +120,7 @@ def fit_networks(
     noise: Callable[[Draws, int], Tensors] | None = None,
     select: Callable[[NetworkState], Tensor] | None = None,
     select_every: int = 1,
+    observe: Callable[[int, NetworkState], None] | None = None,
     mode: Literal["vmap", "loop"] = "vmap",
 ) -> NetworkState:
     """Train n networks from independent initialisations, each with its own data order.
@@ -136,6 +137,8 @@ def fit_networks(
         select: scores all networks, ``(n,)``, higher is better, on validation data; each network's best state so
             far is returned instead of its last.
         select_every: epochs between selections.
+        observe: called with 0 and the fresh networks, then after each epoch with its number and the live ones, which
+            go on changing in place: copy what is to stay.
         mode: ``vmap`` trains all networks in one batched call, ``loop`` one after the other with the memory of one;
             both see the same streams and agree to rounding.
     Returns:
@@ -153,6 +156,8 @@ def fit_networks(
     lr, buffers = protocol.lr, state.buffers
     optimizer = _optimizer(protocol, state.params, lr)
     best: tuple[Tensor, NetworkState] | None = None
+    if observe is not None:
+        observe(0, state)
     device = data.weight.device
     for epoch in range(protocol.epochs):
         if epoch in decay_epochs and epoch > 0:
@@ -171,6 +176,8 @@ def fit_networks(
             for name, parameter in state.params.items():
                 parameter.grad = gradients[name]
             optimizer.step()
+        if observe is not None:
+            observe(epoch + 1, NetworkState(state.params, buffers))
         if select is not None and (epoch % select_every == 0 or epoch == protocol.epochs - 1):
             best = _keep_best(best, select(NetworkState(state.params, buffers)), NetworkState(state.params, buffers))
     for parameter in state.params.values():

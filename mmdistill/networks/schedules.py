@@ -15,11 +15,20 @@ Synthetic = Callable[[], Batch]
 
 
 class ScheduleState(NamedTuple):
-    """A schedule's whole memory: the live network (None before the first fetch), its age and its momentum buffers."""
+    """A schedule's whole memory.
+
+    Args:
+        network: the live network, None before the first fetch.
+        age: outer steps it has served.
+        momentum: its momentum buffers.
+        target: parameters that a student starting from it shall reach, from schedules that give any; it lives for
+            one outer step and is never stored.
+    """
 
     network: NetworkState | None
     age: int
     momentum: Tensors
+    target: Tensors | None = None
 
 
 EMPTY = ScheduleState(None, 0, {})
@@ -27,6 +36,9 @@ EMPTY = ScheduleState(None, 0, {})
 
 class NetworkSchedule(ABC):
     """Gives each outer step a network, then updates it; state stays outside."""
+
+    gives_target = False
+    """Whether fetched states carry a target."""
 
     def initial(self) -> ScheduleState:
         """Return the state before the first step."""

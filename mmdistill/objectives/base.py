@@ -14,10 +14,17 @@ RealView = Literal["classes", "flat"]
 
 
 class Network(NamedTuple):
-    """A task's network at one state: what objectives read."""
+    """A task's network at one state: what objectives read.
+
+    Args:
+        task: the task.
+        state: the network's parameters and buffers.
+        target: the parameters that a student starting there shall reach, where the schedule gives them.
+    """
 
     task: Task
     state: NetworkState
+    target: Tensors | None = None
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted mean training loss of a batch."""
@@ -33,10 +40,11 @@ class Objective(nn.Module, ABC):
 
     A subclass says by ``view`` which batches it reads: ``"classes"`` (a :class:`ClassBatch` on both sides) or
     ``"flat"`` (a :class:`Batch` on both sides). Scalars that it learns are ``nn.Parameter`` attributes; the method's
-    optimizer group ``objective`` steps them.
+    optimizer group ``objective`` steps them. With ``needs_target`` it reads ``network.target``.
     """
 
     view: RealView = "classes"
+    needs_target = False
 
     @abstractmethod
     def forward(self, network: Network, syn: "Batch | ClassBatch", real: "Batch | ClassBatch", draws: Draws) -> Tensor:
@@ -78,7 +86,7 @@ def class_gradients(network: Network, batch: ClassBatch, mode: Literal["vmap", "
         gradients: Tensors | None = closed_form(network.state, batch)
         if gradients is not None:
             return gradients
-    task, (params, buffers) = network
+    task, (params, buffers) = network.task, network.state
 
     def loss(params: Tensors, one: Batch) -> Tensor:
         return task.loss(NetworkState(params, buffers), one)
