@@ -1,0 +1,80 @@
+"""Minibatch order as data: index tables drawn from a key, and step batches gathered differentiably."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, map_inputs, num_samples
+
+
+class Order(NamedTuple):
+    """Which samples each step sees.
+
+    Shapes:
+        table ``(T, b)`` indices; present ``(T, b)``, 0 where the table only pads a short last minibatch.
+    """
+
+    table: Tensor
+    present: Tensor
+
+
+def shuffled_order(draws: Draws, count: int, steps: int, batch: int) -> Order:
+    """Draw minibatches as epochs of permutations, the last of an epoch being shorter where b does not divide n."""
+    epochs = -(-steps // -(-count // batch))
+    return _cut(draws.uniform(epochs, count).argsort(1), steps, batch)
+
+
+def fixed_order(count: int, steps: int, parts: int, device: torch.device) -> Order:
+    """Cycle through a fixed partition of the samples: part i holds i, i + parts, ..., so that class-major sets spread.
+
+    Raises:
+        ConfigError: more parts than samples.
+    """
+    if not 1 <= parts <= count:
+        raise ConfigError(f"{count} synthetic samples cannot be split into {parts} minibatches")
+    size = -(-count // parts)
+    position = torch.arange(parts * size, device=device).view(size, parts).T
+    present = (position < count).float()
+    cycle = torch.arange(steps, device=device) % parts
+    return Order((position % count)[cycle], present[cycle])
+
+
+def _cut(order: Tensor, steps: int, batch: int) -> Order:
+    """Cut ``(epochs, n)`` permutations into minibatches, padding the last of each epoch."""
+    epochs, count = order.shape
+    width = -(-count // batch) * batch
+    column = torch.arange(width, device=order.device)
+    table = order[:, column % count].reshape(-1, min(batch, width))
+    present = (column < count).float().expand(epochs, width).reshape(table.shape)
+    return Order(table[:steps], present[:steps])
+
+
+def gather_steps(syn: Batch, order: Order) -> Batch:
+    """Gather the step batches differentiably.
+
+    Shapes:
+        Every tensor of the batch ``(n, ...)`` becomes ``(T, b, ...)``.
+    Raises:
+        ConfigError: minibatches of inputs that are not one row per sample (the nodes and edges of a graph).
+    """
+    if num_samples(syn.inputs) != syn.weight.shape[0]:
+        raise ConfigError("these synthetic samples share their inputs, so every step must take the whole set")
+    table, present = order
+
+    def pick(tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, table.flatten()).view(*table.shape, *tensor.shape[1:])
+
+    weight = pick(syn.weight)
+    return Batch(map_inputs(pick, syn.inputs), map_inputs(pick, syn.targets), weight * present.to(weight.dtype))
+
+
+def repeat_steps(syn: Batch, steps: int) -> Batch:
+    """Return the whole set as every step's batch, ``(T, n, ...)``, without copying it."""
+
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor.expand(steps, *tensor.shape)
+
+    return Batch(map_inputs(repeated, syn.inputs), map_inputs(repeated, syn.targets), repeated(syn.weight))

@@ -1,0 +1,342 @@
+"""The unrolled inner loop as one differentiable function, at the activation memory of one step (Eq. 2, 3, 12).
+
+Students train for T steps on batches that depend on the synthetic data, and an objective reads the parameters they end
+with. Automatic differentiation would keep the activations of all T steps. Here the forward pass keeps only the
+parameter vectors, and the backward pass is the adjoint recursion, each step of which is recomputed: for the step
+``theta' = theta - lr g(theta, x)`` and the adjoint ``lam`` of ``theta'``, the slope ``s = <g(theta, x), lam>`` is a
+directional derivative of the loss, and ``lam - lr ds/dtheta``, ``-lr ds/dx`` and ``-s`` are the cotangents of theta, x
+and lr. So no gradient is ever differentiated twice: reverse over forward mode.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.task import Batch, Inputs, Targets, Tensors
+
+StepLoss = Callable[[Tensors, Batch, int], Tensor]
+"""``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
+DiffMode = Literal["forward", "reverse"]
+
+
+@dataclass(frozen=True)
+class Unrolling:
+    """How the loop is unrolled and differentiated.
+
+    Args:
+        momentum: beta of Eq. 3.
+        truncate: gradients flow through the last k steps only, as if these started from a constant; None: all.
+        mode: ``forward`` takes the slope as a directional derivative; ``reverse`` differentiates the gradient instead,
+            for layers without forward-mode derivatives (``nn.LSTM`` on the CPU).
+        keep: the last steps whose activations are kept instead of recomputed; they are differentiated in reverse.
+    Raises:
+        ConfigError: values out of range.
+    """
+
+    momentum: float = 0.0
+    truncate: int | None = None
+    mode: DiffMode = "forward"
+    keep: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum lies in [0, 1), got {self.momentum}")
+        if self.truncate is not None and self.truncate < 1:
+            raise ConfigError(f"truncate keeps the last k >= 1 steps, got {self.truncate}; None keeps all")
+        if self.mode not in ("forward", "reverse"):
+            raise ConfigError(f"unknown mode {self.mode!r}: use forward or reverse")
+        if self.keep < 0:
+            raise ConfigError(f"keep counts steps, got {self.keep}")
+
+
+def unroll(
+    loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float, unrolling: Unrolling | None = None
+) -> Tensors:
+    r"""Train for T steps of (momentum) SGD; the result is differentiable.
+
+    .. math:: m_t = \beta m_{t-1} + \nabla \ell(x_t; \theta_{t-1}), \quad \theta_t = \theta_{t-1} - \eta_t m_t
+
+    Gradients are exact with respect to the initial parameters, all floating-point tensors of the step batches, and the
+    rates. They cannot be differentiated again.
+
+    Args:
+        loss: the training loss of one step.
+        params: the initial parameters, of one dtype.
+        steps: the batches of all steps.
+        lr: one rate, or one for each step.
+        unrolling: momentum, truncation and how to differentiate.
+
+    Shapes:
+        steps.inputs ``(T, b, ...)``, steps.targets ``(T, b[, C])``, steps.weight ``(T, b)``; lr ``()`` or ``(T,)``.
+    Raises:
+        ShapeError: the step axes differ, or the parameters are of several dtypes.
+        UnsupportedError: in the backward pass, a layer without forward-mode derivatives in mode ``forward``.
+    Source: survey Eq. 2, 3 and 12.
+    """
+    problem, theta, rates, leaves = _pose(loss, params, steps, lr)
+    result: Tensor = _Unroll.apply(problem, unrolling or Unrolling(), theta, rates, *leaves)  # type: ignore[no-untyped-call]
+    return problem.layout.unflatten(result)
+
+
+def unroll_held(loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float, momentum: float = 0.0) -> Tensors:
+    """Train like :func:`unroll`, with TESLA's approximate gradient: later states are held fixed.
+
+    Each step's batch is taken to move the end point directly, through its own gradient, but not through the
+    gradients of later steps. Nothing but the initial parameters is kept: the backward pass walks the steps again,
+    forwards.
+
+    Source: Cui et al., ICML 2023, Sec. 3.
+    """
+    problem, theta, rates, leaves = _pose(loss, params, steps, lr)
+    result: Tensor = _HeldUnroll.apply(problem, Unrolling(momentum), theta, rates, *leaves)  # type: ignore[no-untyped-call]
+    return problem.layout.unflatten(result)
+
+
+class Layout(NamedTuple):
+    """How a parameter vector is cut into named tensors."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @staticmethod
+    def of(params: Tensors) -> "Layout":
+        """Return the layout of some parameters."""
+        return Layout(tuple(params), tuple(tensor.shape for tensor in params.values()))
+
+    def flatten(self, params: Tensors) -> Tensor:
+        """Return the parameters as one vector."""
+        return torch.cat([params[name].reshape(-1) for name in self.names])
+
+    def unflatten(self, vector: Tensor) -> Tensors:
+        """Return views of a vector."""
+        parts = torch.split(vector, [shape.numel() for shape in self.shapes])
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+
+class _Recorded(NamedTuple):
+    """One step with its graph: the gradient and what it depends on."""
+
+    gradient: Tensor
+    theta: Tensor
+    chosen: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The inner loss as a function of a parameter vector and a flat list of batch tensors."""
+
+    loss: StepLoss
+    layout: Layout
+    rebuild: Callable[[Sequence[Tensor]], Batch]
+
+    def value(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
+        return self.loss(self.layout.unflatten(theta), self.rebuild(leaves), step)
+
+    def gradient(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
+        gradient: Tensor = torch.func.grad(self.value)(theta, leaves, step)
+        return gradient
+
+    def record(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> _Recorded:
+        """Return the gradient with its graph to theta and the chosen leaves."""
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            fresh = [t.detach().requires_grad_(index in chosen) for index, t in enumerate(leaves)]
+            (gradient,) = torch.autograd.grad(self.value(theta, fresh, step), theta, create_graph=True)
+        return _Recorded(gradient, theta, [fresh[index] for index in chosen])
+
+    def slope(
+        self, theta: Tensor, leaves: Sequence[Tensor], step: int, direction: Tensor, chosen: list[int], mode: DiffMode
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return ``s = <g, direction>`` and its gradients with respect to theta and the chosen leaves."""
+        if mode == "reverse":
+            recorded = self.record(theta, leaves, step, chosen)
+            return _pull(recorded, direction, [recorded.theta, *recorded.chosen])
+
+        def directional(theta: Tensor, moved: tuple[Tensor, ...]) -> Tensor:
+            full = list(leaves)
+            for index, tensor in zip(chosen, moved, strict=True):
+                full[index] = tensor
+            tangent: Tensor = torch.func.jvp(lambda p: self.value(p, full, step), (theta,), (direction,))[1]
+            return tangent
+
+        moved = tuple(leaves[index] for index in chosen)
+        try:
+            (along, others), s = torch.func.grad_and_value(directional, argnums=(0, 1))(theta, moved)
+        except NotImplementedError as error:
+            reason = str(error).split(" because")[0]
+            raise UnsupportedError(
+                f"this network lacks forward-mode derivatives ({reason}): use mode='reverse'"
+            ) from error
+        return s, [along, *others]
+
+
+def _pull(recorded: _Recorded, direction: Tensor, sources: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return ``<g, direction>`` of a recorded step and its gradients with respect to some of its sources."""
+    gradient = recorded.gradient
+    found: Sequence[Tensor | None] = [None] * len(sources)
+    if gradient.requires_grad and sources:  # it does not where the loss is linear in theta and nothing else moves
+        found = torch.autograd.grad(gradient, sources, direction, allow_unused=True)
+    pulled = [torch.zeros_like(s) if g is None else g for g, s in zip(found, sources, strict=True)]
+    return gradient.detach() @ direction, pulled
+
+
+def _pose(
+    loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float
+) -> tuple[_Problem, Tensor, Tensor, list[Tensor]]:
+    """Check the arguments and bring them into flat form."""
+    dtypes = {tensor.dtype for tensor in params.values()}
+    if len(dtypes) != 1:
+        raise ShapeError(f"unrolling needs parameters of one dtype, got {sorted(map(str, dtypes)) or 'none'}")
+    count = steps.weight.shape[0] if steps.weight.ndim == 2 else 0
+    leaves, rebuild = _leaves(steps)
+    if count < 1 or any(leaf.shape[:1] != (count,) for leaf in leaves):
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+        raise ShapeError(f"step batches have axes (steps, samples, ...) with at least one step, got {shapes}")
+    layout = Layout.of(params)
+    theta = layout.flatten(params)
+    rates = torch.as_tensor(lr, device=theta.device).to(theta.dtype)
+    if rates.shape not in ((), (count,)):
+        raise ShapeError(f"learning rates are one number or one for each of {count} steps, got {tuple(rates.shape)}")
+    return _Problem(loss, layout, rebuild), theta, rates.expand(count), leaves
+
+
+def _leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:
+    """Return a batch's tensors in one list, and how to put such a list back together."""
+    parts: list[Inputs | Targets] = [batch.inputs, batch.targets]
+    names = [tuple(part) if isinstance(part, dict) else None for part in parts]
+    leaves = [t for part in parts for t in (part.values() if isinstance(part, dict) else [part])]
+
+    def rebuild(found: Sequence[Tensor]) -> Batch:
+        rest = iter(found)
+        inputs, targets = (next(rest) if own is None else {name: next(rest) for name in own} for own in names)
+        return Batch(inputs, targets, next(rest))
+
+    return [*leaves, batch.weight], rebuild
+
+
+def _at(leaves: Sequence[Tensor], step: int) -> list[Tensor]:
+    return [leaf[step] for leaf in leaves]
+
+
+class _Cotangents:
+    """The cotangents of the rates and of those leaves that need one."""
+
+    def __init__(self, rates: Tensor, leaves: Sequence[Tensor], needed: Sequence[bool]) -> None:
+        self.rates = torch.zeros_like(rates, memory_format=torch.contiguous_format)
+        self.chosen = [index for index, need in enumerate(needed) if need]
+        self.leaves = {
+            index: torch.zeros_like(leaves[index], memory_format=torch.contiguous_format) for index in self.chosen
+        }
+
+    def set(self, step: int, scale: Tensor | float, gradients: Sequence[Tensor]) -> None:
+        for index, gradient in zip(self.chosen, gradients, strict=True):
+            self.leaves[index][step] = scale * gradient
+
+
+class _Unroll(torch.autograd.Function):
+    """The loop of :func:`unroll` on a parameter vector, with the exact adjoint."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, problem: _Problem, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
+    ) -> Tensor:
+        count, beta = len(rates), unrolling.momentum
+        first = max(count - (unrolling.truncate or count), 0)
+        differentiated = any(ctx.needs_input_grad)
+        chosen = [index for index, need in enumerate(ctx.needs_input_grad[4:]) if need]
+        trail: list[Tensor] = []
+        velocities: list[Tensor] = []
+        ctx.recorded = {}
+        velocity: Tensor | None = None
+        for step in range(count):
+            if differentiated and step >= max(first, count - unrolling.keep):
+                ctx.recorded[step] = problem.record(theta, _at(leaves, step), step, chosen)
+                gradient = ctx.recorded[step].gradient.detach()
+            else:
+                gradient = problem.gradient(theta, _at(leaves, step), step)
+            velocity = gradient if velocity is None or not beta else beta * velocity + gradient
+            if differentiated and step >= first:
+                trail.append(theta)
+                velocities += [velocity] if beta else []
+            theta = theta - rates[step] * velocity
+        ctx.problem, ctx.unrolling, ctx.first, ctx.trail_length = problem, unrolling, first, len(trail)
+        ctx.save_for_backward(rates, *leaves, *trail, *velocities)
+        return theta
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
+        problem, unrolling, first, beta = ctx.problem, ctx.unrolling, ctx.first, ctx.unrolling.momentum
+        needed = ctx.needs_input_grad
+        number = len(needed) - 4
+        rates, *rest = ctx.saved_tensors
+        leaves, trail, velocities = rest[:number], rest[number:][: ctx.trail_length], rest[number + ctx.trail_length :]
+        result = _Cotangents(rates, leaves, needed[4:])
+        carried = torch.zeros_like(adjoint)  # the adjoint of the momentum buffer
+        for step in reversed(range(first, len(rates))):
+            direction = adjoint
+            if beta:
+                result.rates[step] = -(adjoint @ velocities[step - first])
+                direction = carried = beta * carried - rates[step] * adjoint
+            if step in ctx.recorded:
+                recorded = ctx.recorded.pop(step)
+                s, pulled = _pull(recorded, direction, [recorded.theta, *recorded.chosen])
+            else:
+                theta = trail[step - first]
+                s, pulled = problem.slope(theta, _at(leaves, step), step, direction, result.chosen, unrolling.mode)
+            scale: Tensor | float = 1.0
+            if not beta:
+                result.rates[step] = -s
+                scale = -rates[step]
+            result.set(step, scale, pulled[1:])
+            adjoint = adjoint + scale * pulled[0]
+        return (
+            None,
+            None,
+            adjoint if needed[2] and first == 0 else None,
+            result.rates if needed[3] else None,
+            *(result.leaves.get(index) for index in range(number)),
+        )
+
+
+class _HeldUnroll(torch.autograd.Function):
+    """The loop of :func:`unroll_held` on a parameter vector."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, problem: _Problem, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
+    ) -> Tensor:
+        ctx.problem, ctx.unrolling = problem, unrolling
+        ctx.save_for_backward(theta, rates, *leaves)
+        velocity: Tensor | None = None
+        for step in range(len(rates)):
+            gradient = problem.gradient(theta, _at(leaves, step), step)
+            velocity = gradient if velocity is None else unrolling.momentum * velocity + gradient
+            theta = theta - rates[step] * velocity
+        return theta
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
+        problem, beta, needed = ctx.problem, ctx.unrolling.momentum, ctx.needs_input_grad
+        theta, rates, *leaves = ctx.saved_tensors
+        result = _Cotangents(rates, leaves, needed[4:])
+        # With states held, g_t enters the end point with -share_t = -sum over u >= t of lr_u beta^(u - t).
+        shares = list(rates.unbind())
+        for step in reversed(range(len(shares) - 1)):
+            shares[step] = shares[step] + beta * shares[step + 1]
+        velocity: Tensor | None = None
+        for step, share in enumerate(shares):
+            recorded = problem.record(theta, _at(leaves, step), step, result.chosen)
+            gradient = recorded.gradient.detach()
+            result.set(step, -share, _pull(recorded, adjoint, recorded.chosen)[1])
+            velocity = gradient if velocity is None else beta * velocity + gradient
+            result.rates[step] = -(adjoint @ velocity)
+            theta = theta - rates[step] * velocity
+        leaf_cotangents = (result.leaves.get(index) for index in range(len(leaves)))
+        return None, None, adjoint if needed[2] else None, result.rates if needed[3] else None, *leaf_cotangents
