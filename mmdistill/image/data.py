@@ -46,6 +46,7 @@ class ImageData:
         std: per channel, of scaled training pixels.
         mirror: whether a mirror image keeps its class, so that augmentation may flip.
         whole_epochs: epochs for which a judge of the whole training set trains.
+        judge_augment: whether judges train with per-sample augmentation by default.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ImageData:
     std: tuple[float, ...]
     mirror: bool = True
     whole_epochs: int = 30
+    judge_augment: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int]:

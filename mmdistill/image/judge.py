@@ -1,0 +1,122 @@
+"""How a set of images is judged: train fresh networks on it, score their last epoch on test images (Sec. 4.1).
+
+The protocol of the DC family: SGD with rate 0.01 (a tenth from half-way on), momentum 0.9, weight decay 5e-4, batch
+256, 1000 epochs with per-sample augmentation (300 without). Targets that are no distributions, as the kernel ridge
+methods learn them, are regressed with Adam instead. The whole training set takes the few epochs that its data state.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.image.data import ImageData
+from mmdistill.labels import one_hot, weighted_mean
+from mmdistill.networks.fit import FitProtocol, fit_networks, state_at
+from mmdistill.networks.module import FunctionalModule
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Scores, Tensors
+
+CLASSIFICATION = FitProtocol(epochs=1000, lr=0.01, momentum=0.9, weight_decay=5e-4, batch=256)
+"""For class indices and probabilities: cross entropy."""
+REGRESSION = FitProtocol(epochs=1000, lr=1e-3, optimizer="adam", weight_decay=5e-4, batch=256)
+"""For targets that are no distributions: squared error, to which Adam is less sensitive."""
+PLAIN_EPOCHS = 300
+"""Epochs without augmentation."""
+TEST_CHUNK = 1000
+"""Test images per forward pass."""
+
+
+def is_distribution(targets: Tensor) -> Tensor:
+    """Return which rows of soft targets ``(n, C)`` are probability distributions, ``(n,)``."""
+    return ((targets.sum(-1) - 1).abs() < 1e-3) & (targets >= 0).all(-1)
+
+
+def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return cross entropy for class indices and distributions, half the squared error for any other row of targets.
+
+    Which it is, is decided row by row on the device, so that one loss serves fixed, softmax and unrestricted labels.
+
+    Shapes:
+        logits ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float; returns ``(n,)``.
+    """
+    if not targets.is_floating_point():
+        return -(one_hot(targets, logits.shape[-1], logits.dtype) * logits.log_softmax(-1)).sum(-1)
+    entropy = -(targets * logits.log_softmax(-1)).sum(-1)
+    return torch.where(is_distribution(targets), entropy, 0.5 * (logits - targets).square().sum(-1))
+
+
+def protocol_for(data: ImageData, targets: Tensor, whole: bool) -> tuple[FitProtocol, bool]:
+    """Return the protocol for a set's targets, and whether it augments per sample."""
+    augment = data.judge_augment
+    soft = targets.is_floating_point() and not bool(is_distribution(targets).all())
+    protocol = REGRESSION if soft else CLASSIFICATION
+    epochs = data.whole_epochs if whole else protocol.epochs if augment else PLAIN_EPOCHS
+    return replace(protocol, epochs=epochs), augment
+
+
+@contextmanager
+def seeded(draws: Draws, device: torch.device) -> Iterator[None]:
+    """Draw dropout masks, which read the global generator, from a key; the generator's state is put back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(draws.fold("dropout").integer())
+        yield
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Trains networks of one kind on a set and scores them.
+
+    Args:
+        network: the network.
+        name: for the scores.
+        protocol: how it trains.
+        augment: augments a flat batch of all networks' minibatches, per sample; None trains on the images as they are.
+    """
+
+    network: FunctionalModule
+    name: str
+    protocol: FitProtocol
+    augment: Callable[[Draws, Batch], Batch] | None
+
+    def score(
+        self, data: Batch, normalise: Callable[[Tensor], Tensor], test: tuple[Tensor, Tensor], n: int, draws: Draws
+    ) -> Scores:
+        """Train n networks and return their accuracy on raw test images and labels."""
+        modules = list(self.network.module.modules())
+        random = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in modules)
+        # Running statistics and dropout masks are per network, which a batched call cannot give.
+        alone = random or any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+        with seeded(draws, data.weight.device) if random else nullcontext():
+            states = fit_networks(
+                self.network.init,
+                self._loss,
+                data,
+                self.protocol,
+                n,
+                draws,
+                augment=self.augment,
+                mode="loop" if alone else "vmap",
+            )
+        accuracies, found = [], []
+        images, labels = test
+        classes = int(labels.max()) + 1
+        for index in range(n):
+            predicted = self.predict(state_at(states, index), normalise, images)
+            accuracies.append((predicted == labels).double().mean())
+            found.append(int((predicted.bincount(minlength=classes) > 0).sum()))
+        notes = (f"{self.name} predicts only {min(found)} of {classes} classes",) if min(found) <= classes // 2 else ()
+        return Scores(self.name, {"accuracy": tuple(torch.stack(accuracies).tolist())}, notes)
+
+    def _loss(self, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        output, buffers = self.network(state, batch.inputs, train=True)
+        assert isinstance(batch.targets, Tensor)
+        return weighted_mean(target_loss(output, batch.targets), batch.weight), buffers
+
+    @torch.no_grad()
+    def predict(self, state: NetworkState, normalise: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Return the predicted class of each raw image."""
+        chunks = [self.network(state, normalise(part))[0].argmax(1) for part in torch.split(images, TEST_CHUNK)]
+        return torch.cat(chunks)

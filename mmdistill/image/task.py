@@ -1,0 +1,288 @@
+"""Images as a task: class batches from tensors on the device, siamese augmentation, and the field's evaluation."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation
+from mmdistill.image.data import ImageData
+from mmdistill.image.datasets import Source, load
+from mmdistill.image.judge import Judge, protocol_for, seeded, target_loss
+from mmdistill.image.models import fitting_models, model_factory
+from mmdistill.labels import weighted_mean
+from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.parameterizations.base import class_table
+from mmdistill.registry import TaskOptions, canonical
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
+
+OWN_MODEL = "model"
+"""The judge's name where the network is the user's own."""
+
+
+class ImageTask:
+    """Distil and judge image classification.
+
+    Images lie on the device as they are stored (bytes stay bytes) and are normalised when they are drawn.
+
+    Args:
+        data: training and test images.
+        network: what is distilled with, made for these images.
+        model: the network's name, which is also the first judge's.
+        device: where everything runs.
+        judge_epochs: epochs of judges; None is the protocol's own number.
+        judge_batch: minibatch size of judges; None is the protocol's own.
+        judge_augment: whether judges train with per-sample augmentation; None is the protocol's own choice.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        network: FunctionalModule,
+        model: str,
+        device: torch.device,
+        *,
+        judge_epochs: int | None = None,
+        judge_batch: int | None = None,
+        judge_augment: bool | None = None,
+    ) -> None:
+        self.data = data
+        self.network = network
+        self.model = model
+        self.device = device
+        self.num_classes: int = len(data.class_names)
+        self.labels: Tensor = data.train_labels.cpu()
+        self.judges: Sequence[str] = (model, *(name for name in fitting_models(data.shape) if name != model))
+        self.augmentation = SiameseAugmentation(OPERATIONS if data.mirror else WITHOUT_FLIP)
+        self.judge_augment = judge_augment
+        self.judge_epochs = judge_epochs
+        self.judge_batch = judge_batch
+        self._images = data.train_images.to(device)
+        self._classes = data.train_labels.to(device)
+        self._test = data.test_images.to(device), data.test_labels.to(device)
+        table, present = class_table(self.labels, self.num_classes)
+        self._table, self._present = table.to(device), present.to(device)
+        self._random = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in network.module.modules())
+
+    def init(self, draws: Draws) -> NetworkState:
+        """Draw a fresh network."""
+        return self.network.init(draws)
+
+    def predict(
+        self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Return ``(n, C)`` logits and the updated buffers; dropout in training draws from the key."""
+        with self._seeded(draws if train else None):
+            output, buffers = self.network(state, _images(inputs), train=train)
+        if output.ndim != 2 or output.shape[1] != self.num_classes:
+            raise ShapeError(
+                f"the network returned {tuple(output.shape)} for {len(_images(inputs))} images of {self.num_classes} "
+                "classes; it must return one row of logits per image"
+            )
+        return output, buffers
+
+    def _seeded(self, draws: Draws | None) -> AbstractContextManager[object]:
+        """Return a context in which a network with dropout draws its masks from a key."""
+        if not self._random or draws is None:
+            return nullcontext()
+        return seeded(draws, self.device)
+
+    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
+        """Return the weighted mean of :func:`~mmdistill.image.judge.target_loss`."""
+        output, _ = self.predict(state, batch.inputs, train=train, draws=draws)
+        return weighted_mean(target_loss(output, _tensor(batch.targets)), batch.weight)
+
+    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Return one ``(n, d_l)`` tensor per named layer, the embedding before the linear head last."""
+        return self.network.features(state, _images(inputs))
+
+    def select(self, indices: Tensor) -> Batch:
+        """Return real training images, normalised, ``(*indices.shape, channels, height, width)``."""
+        indices = indices.to(self.device)
+        weight = torch.ones(indices.shape, device=self.device)
+        return Batch(self.data.normalise(self._images[indices]), self._classes[indices], weight)
+
+    def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+        """Draw images without replacement: n of each class, or with classes None n of all.
+
+        A class with fewer than n images gives all of them, padded with weight 0.
+        """
+        key = draws.to(self.device)
+        if classes is None:
+            return self.select(key.permutation(len(self.labels))[:n])
+        chosen = classes.to(self.device)
+        table, present = self._table[chosen], self._present[chosen]
+        scores = key.uniform(*table.shape) + present
+        column = scores.topk(min(n, table.shape[1]), dim=1).indices
+        batch = self.select(table.gather(1, column))
+        return ClassBatch(Batch(batch.inputs, batch.targets, present.gather(1, column)), Dims(0, 0))
+
+    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
+        """Apply DSA's augmentation: one operation per call, or per class of a class batch."""
+        if isinstance(batch, ClassBatch):
+            images, classes = _images(batch.batch.inputs), batch.num_classes
+            inputs = self._augmented(draws, images.flatten(0, 1), classes, shared).view_as(images)
+            return ClassBatch(Batch(inputs, batch.batch.targets, batch.batch.weight), batch.dims)
+        return Batch(self._augmented(draws, _images(batch.inputs), 1, shared), batch.targets, batch.weight)
+
+    def _augmented(self, draws: Draws, images: Tensor, groups: int, shared: bool) -> Tensor:
+        """Augment flat images of which each group of consecutive ones gets an operation of its own."""
+        height, width = images.shape[-2:]
+        members = 1 if shared else len(images) // groups
+        parameters = self.augmentation.draw(draws.to(images.device), height, width, groups, members)
+        return self.augmentation.apply(images, parameters)
+
+    def evaluate(
+        self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
+    ) -> Scores:
+        """Train n fresh judges (see :mod:`mmdistill.image.judge`) and return their last-epoch test accuracy."""
+        if judge not in self.judges:
+            raise ConfigError(f"unknown judge {judge!r}; there are {', '.join(self.judges)}")
+        whole = synthetic is None
+        batch = self.select(torch.arange(len(self.labels))) if synthetic is None else _placed(synthetic, self.device)
+        protocol, augment = protocol_for(self.data, _tensor(batch.targets), whole)
+        if self.judge_epochs is not None:
+            epochs = min(self.judge_epochs, protocol.epochs) if whole else self.judge_epochs
+            protocol = replace(protocol, epochs=epochs)
+        if self.judge_batch is not None:
+            protocol = replace(protocol, batch=self.judge_batch)
+        augment = augment if self.judge_augment is None else self.judge_augment
+
+        def augmented(key: Draws, flat: Batch) -> Batch:
+            return Batch(self._augmented(key, _images(flat.inputs), n, shared=False), flat.targets, flat.weight)
+
+        network = self.network if judge == self.model else self._other(judge)
+        scorer = Judge(network, judge, protocol, augmented if augment else None)
+        return scorer.score(batch, self.data.normalise, self._test, n, draws.to(self.device))
+
+    def _other(self, judge: str) -> FunctionalModule:
+        """Return a named network of the default width, other than the one distilled with."""
+        return FunctionalModule(model_factory(judge, self.data.shape, self.num_classes), device=self.device)
+
+    def describe(self) -> TaskInfo:
+        """Return what identifies this task; the preprocessing holds all that a set needs to be used elsewhere."""
+        data = self.data
+        return TaskInfo(
+            domain="image",
+            data=data.name,
+            budget="ipc",
+            num_train=len(self.labels),
+            stored_bytes=data.stored_bytes,
+            fingerprint=data.fingerprint,
+            class_names=data.class_names,
+            preprocessing={
+                "shape": list(data.shape),
+                "scale": data.scale,
+                "mean": list(data.mean),
+                "std": list(data.std),
+                "range": list(data.value_range),
+                "augmentation": self.augmentation.describe(),
+            },
+        )
+
+
+def image_task(
+    data: Source | ImageData,
+    *,
+    model: str | ModuleFactory | None = None,
+    width: int | None = None,
+    features: Sequence[str] = (),
+    test: Source | None = None,
+    size: int | None = None,
+    device: str | torch.device = "cpu",
+    judge_epochs: int | None = None,
+    judge_batch: int | None = None,
+    judge_augment: bool | None = None,
+    seed: int = 0,
+) -> ImageTask:
+    """Build the task of distilling images.
+
+    Args:
+        data: a known name, a file or folder, (images, labels) as tensors, a map-style torch data set of (sample,
+            label), or image data that are loaded already.
+        model: ``convnet`` (the default), ``mlp``, ``lenet``, ``resnet18``, or a function that returns an ``nn.Module``.
+        width: of a named model; None is its own default.
+        features: names of submodules whose outputs are the layers' features, and last the one whose *input* is the
+            embedding; by default the named models' blocks, or the input of the last ``nn.Linear``.
+        test: test data of the same kind as ``data``, for tensors and torch data sets.
+        size: resize the images of a folder to ``size`` x ``size``.
+        device: where everything runs.
+        judge_epochs: epochs of judges; None is the protocol's own number.
+        judge_batch: minibatch size of judges; None is the protocol's own.
+        judge_augment: whether judges train with augmentation; None is the protocol's own choice.
+        seed: of the split that data without a test set get.
+
+    Raises:
+        ConfigError: an unknown name or submodule, or a network that does not take these images.
+        DataError: missing, damaged or unusable data.
+    """
+    loaded = data if isinstance(data, ImageData) else load(data, test, size=size, seed=seed)
+    place = torch.device(device)
+    if model is None or isinstance(model, str):
+        name = canonical(model or "convnet")
+        factory = model_factory(name, loaded.shape, len(loaded.class_names), width)
+        features = features or getattr(factory(), "feature_names", ())
+    elif width is not None:
+        raise ConfigError("width belongs to a named model; a factory decides its own")
+    else:
+        name, factory = OWN_MODEL, model
+    task = ImageTask(
+        loaded,
+        FunctionalModule(factory, features, place),
+        name,
+        place,
+        judge_epochs=judge_epochs,
+        judge_batch=judge_batch,
+        judge_augment=judge_augment,
+    )
+    _try_network(task)
+    return task
+
+
+def make_task(data: str, options: TaskOptions) -> ImageTask:
+    """Build the task for a name or path with the options that all domains share."""
+    return image_task(
+        data,
+        model=options.model,
+        width=options.width,
+        device=options.device,
+        judge_epochs=options.judge_epochs,
+        judge_batch=options.judge_batch,
+        seed=options.seed,
+    )
+
+
+def _try_network(task: ImageTask) -> None:
+    """Run the network once on two images, so that one that cannot work fails when the task is built.
+
+    Raises:
+        ConfigError: the network refuses these images, or returns no logits.
+    """
+    try:
+        with torch.no_grad():
+            task.predict(task.init(Draws(0, ("try",), task.device)), task.select(torch.arange(2)).inputs)
+    except (RuntimeError, TypeError, ShapeError) as error:
+        raise ConfigError(f"the network cannot run on images of shape {task.data.shape}: {error}") from error
+
+
+def _images(inputs: Inputs) -> Tensor:
+    if isinstance(inputs, dict):
+        raise ShapeError(f"images are one tensor, got a dict of {', '.join(inputs)}")
+    return inputs
+
+
+def _tensor(targets: Tensor | Tensors) -> Tensor:
+    if isinstance(targets, dict):
+        raise ShapeError(f"image targets are one tensor, got a dict of {', '.join(targets)}")
+    return targets
+
+
+def _placed(batch: Batch, device: torch.device) -> Batch:
+    """Return a flat batch of images, detached, on a device."""
+    return Batch(
+        _images(batch.inputs).detach().to(device), _tensor(batch.targets).detach().to(device), batch.weight.to(device)
+    )
