@@ -1,0 +1,158 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch_geometric.data import Data
+
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.graph import DOMAIN, load_graph
+from mmdistill.runtime import data_root
+from tests.graph.toy import planted_fields, planted_graph
+
+needs_cora = pytest.mark.skipif(
+    not (data_root() / "Cora" / "raw" / "ind.cora.x").is_file(), reason="needs Cora/raw under MMDISTILL_DATA"
+)
+
+
+def as_data(**changes: Any) -> Data:
+    return Data.from_dict({**planted_fields(), **changes})
+
+
+def test_a_data_object_a_pt_file_and_safetensors_give_one_graph(tmp_path: Path) -> None:
+    data = as_data()
+    torch.save(data, tmp_path / "data.pt")
+    torch.save(planted_fields(), tmp_path / "plain.pt")
+    safetensors.torch.save_file(
+        {k: v.contiguous() for k, v in planted_fields().items()}, tmp_path / "data.safetensors"
+    )
+    expected = load_graph(data).fingerprint()
+    for name in ("data.pt", "plain.pt", "data.safetensors"):
+        assert load_graph(tmp_path / name).fingerprint() == expected
+        assert DOMAIN.accepts(tmp_path / name)
+
+
+def test_edges_become_undirected_unique_and_free_of_loops() -> None:
+    graph = planted_graph(edge_index=torch.tensor([[0, 0, 1, 2, 3], [1, 1, 0, 2, 4]]))
+    assert graph.edge_index.tolist() == [[0, 1, 3, 4], [1, 0, 4, 3]]
+    assert graph.edge_weight.tolist() == [1, 1, 1, 1]
+    said = " ".join(graph.notes)
+    for word in ("1 self-loops", "1 duplicate", "1 reverse", "116 isolated"):
+        assert word in said
+
+
+def test_edge_weights_are_kept_and_the_largest_of_duplicates_wins() -> None:
+    edges = torch.tensor([[0, 1, 2], [1, 0, 3]])
+    graph = planted_graph(edge_index=edges, edge_weight=torch.tensor([0.5, 2.0, 0.25]))
+    assert graph.edge_weight.tolist() == [2.0, 2.0, 0.25, 0.25]
+
+
+def test_a_graph_without_edges_is_a_set_of_nodes() -> None:
+    graph = planted_graph(edge_index=torch.zeros(2, 0, dtype=torch.long))
+    assert graph.edge_index.shape == (2, 0)
+
+
+def test_missing_validation_nodes_are_stated() -> None:
+    assert any("no validation nodes" in note for note in planted_graph(val_mask=None).notes)
+
+
+def test_several_splits_are_columns() -> None:
+    fields = planted_fields()
+    masks = {k: torch.stack([v, v.roll(3)], 1) for k, v in fields.items() if k.endswith("mask")}
+    assert load_graph(as_data(**masks), split=1).train.tolist() == fields["train_mask"].roll(3).nonzero()[:, 0].tolist()
+    with pytest.raises(DataError, match="no split 2"):
+        load_graph(as_data(**masks), split=2)
+
+
+def nan_features() -> torch.Tensor:
+    x = planted_fields()["x"].clone()
+    x[5, 2] = torch.nan
+    return x
+
+
+def labels(**at: int) -> torch.Tensor:
+    y = planted_fields()["y"].clone()
+    for node, value in at.items():
+        y[int(node[1:])] = value
+    return y
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_mask": None}, "no training nodes"),
+        ({"train_mask": torch.zeros(120, dtype=torch.bool)}, "no training nodes"),
+        ({"test_mask": None}, "no test nodes"),
+        ({"x": None}, "needs a tensor 'x'"),
+        ({"x": nan_features()}, "first: node 5"),
+        ({"x": torch.ones(120)}, "must be \\(nodes, features\\)"),
+        ({"y": None}, "needs a tensor 'y'"),
+        ({"y": torch.full((120,), 0.5)}, "class indices"),
+        ({"y": torch.arange(119)}, "one class index per node"),
+        ({"y": labels(n20=7)}, "validation labels must lie in 0..2"),
+        ({"y": labels(n0=-1)}, "training labels must lie in"),
+        ({"y": torch.where(labels() == 1, 2, labels())}, "class 1 has no training node"),
+        ({"edge_index": None}, "needs a tensor 'edge_index'"),
+        ({"edge_index": torch.tensor([[0], [120]])}, "names nodes 0 to 120"),
+        ({"edge_index": torch.zeros(3, 4, dtype=torch.long)}, "integer \\(2, edges\\)"),
+        ({"edge_weight": -torch.ones(planted_fields()["edge_index"].shape[1])}, "finite number >= 0"),
+        ({"train_mask": torch.arange(120)}, "must be boolean"),
+        ({"test_mask": torch.ones(120, dtype=torch.bool)}, "both the training and the test mask"),
+    ],
+)
+def test_bad_graphs_are_refused_in_words(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        planted_graph(**changes)
+
+
+def test_unknown_names_suggest_and_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'cora'"):
+        load_graph("corra")
+    with pytest.raises(DataError, match=r"there is no file .*graph\.pt"):
+        load_graph(tmp_path / "graph.pt")
+    (tmp_path / "graph.csv").write_text("a,b")
+    with pytest.raises(DataError, match="no graph file"):
+        load_graph(tmp_path / "graph.csv")
+    with pytest.raises(DataError, match="got list"):
+        load_graph([1, 2])
+
+
+class Trap:
+    """Runs code when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("trap"),))
+
+
+def test_damaged_files_and_pickled_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"x": Trap()}, tmp_path / "trap.pt")
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 cut")
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    for name in ("trap.pt", "cut.pt", "cut.safetensors"):
+        with pytest.raises(DataError, match="cannot be read"):
+            load_graph(tmp_path / name)
+        assert not DOMAIN.accepts(tmp_path / name)
+    assert not (tmp_path / "trap").exists()
+
+
+def test_missing_planetoid_files_say_which_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(root: str, name: str) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch_geometric.datasets.Planetoid", unreachable)
+    with pytest.raises(DataError, match=r"Cora/raw lacks ind\.cora\.x.*download failed"):
+        load_graph("cora")
+
+
+@pytest.mark.data
+@needs_cora
+def test_cora_is_the_published_graph() -> None:
+    graph = load_graph("Cora")
+    assert graph.x.shape == (2708, 1433)
+    assert graph.edge_index.shape == (2, 10556)
+    assert (len(graph.train), len(graph.val), len(graph.test), graph.num_classes) == (140, 500, 1000, 7)
+    assert torch.allclose(graph.x.sum(1), torch.ones(2708))
