@@ -1,0 +1,310 @@
+"""Expert trajectories: networks trained on the real data, their state after every epoch kept on disk (Eq. 12).
+
+A folder holds ``experts.json``, which says what the experts are, and one safetensors file for each expert, whose
+tensors have a leading axis of epochs; reading one snapshot reads one row of each.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.networks.fit import FitProtocol, Loss, fit_networks, stack_states
+from mmdistill.runtime import Draws, atomic_write, cache_folder
+from mmdistill.store import read_json, write_json
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, map_inputs
+
+EXPERTS_VERSION = 1
+MANIFEST = "experts.json"
+PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batch=256, decay_at=())
+"""Plain SGD at a constant rate, as trajectory matching trains its experts."""
+
+Progress = Callable[[int, int, float], None]
+"""Called with (epochs done, epochs in all, seconds left by the speed so far); an epoch is one of a group's."""
+
+
+@dataclass(frozen=True)
+class ExpertRecipe:
+    """How experts are trained.
+
+    Args:
+        protocol: epochs, optimizer, minibatches.
+        augment: augment the real minibatches per sample.
+        seed: of initialisations, orders and augmentation; the experts do not depend on the distillation's seed.
+    """
+
+    protocol: FitProtocol = PUBLISHED
+    augment: bool = True
+    seed: int = 0
+
+
+def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
+    """Return what experts are, as plain values: the data, their preprocessing, the network, the training."""
+    info = task.describe()
+    shapes = {name: list(tensor.shape) for name, tensor in task.init(Draws(0, device=task.device)).params.items()}
+    found = {
+        "version": EXPERTS_VERSION,
+        "data": info.data,
+        "fingerprint": info.fingerprint,
+        "preprocessing": info.preprocessing,
+        "architecture": shapes,
+        "training": {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """Return a short name for a manifest."""
+    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def default_folder(task: Task, recipe: ExpertRecipe) -> Path:
+    """Return where a task's experts are cached."""
+    name = "".join(c if c.isalnum() else "-" for c in Path(task.describe().data).name.lower())
+    return cache_folder() / "experts" / f"{name}-{digest(identity(task, recipe))}"
+
+
+class Experts:
+    """A folder of expert trajectories, read snapshot by snapshot.
+
+    Args:
+        folder: where :func:`train_experts` put them.
+        task: whose data and network they must be of.
+        count: how many are needed.
+        epochs: how many epochs each must have.
+    Raises:
+        CheckpointError: there are none, too few, damaged ones, or they are of other data or another network.
+    """
+
+    def __init__(self, folder: Path, task: Task, count: int = 1, epochs: int = 0) -> None:
+        if not (folder / MANIFEST).exists():
+            raise CheckpointError(f"{folder} holds no experts ({MANIFEST} is missing); make them with train_experts")
+        self.folder = folder
+        self.manifest = read_json(folder / MANIFEST)
+        self.count = count
+        self.device = task.device
+        _require_same(folder, self.manifest, identity(task, ExpertRecipe()))
+        self.epochs = int(self.manifest["training"]["epochs"])
+        if self.epochs < epochs:
+            raise CheckpointError(f"the experts in {folder} trained for {self.epochs} epochs, {epochs} are needed")
+        missing = [index for index in range(count) if not _shard(folder, index).exists()]
+        if missing:
+            raise CheckpointError(
+                f"of {count} experts in {folder}, {_listed(missing)} are missing; train_experts makes the missing ones"
+            )
+        for index in range(count):
+            self._read(index, None)
+
+    def snapshot(self, expert: int, epoch: int) -> NetworkState:
+        """Return an expert's network after an epoch; 0 is the initialisation."""
+        tensors = self._read(expert, epoch)
+        parts: dict[str, Tensors] = {"params": {}, "buffers": {}}
+        for key, tensor in tensors.items():
+            kind, name = key.split(".", 1)
+            parts[kind][name] = tensor.to(self.device)
+        order = self.manifest["architecture"]
+        return NetworkState({name: parts["params"][name] for name in order}, parts["buffers"])
+
+    def _read(self, expert: int, epoch: int | None) -> Tensors:
+        """Return one epoch's tensors, or with None check the file alone."""
+        path = _shard(self.folder, expert)
+        try:
+            with safetensors.safe_open(path, framework="pt") as handle:
+                if (handle.metadata() or {}).get("experts") != digest(self.manifest):
+                    raise CheckpointError(f"{path} belongs to other experts than {MANIFEST} beside it describes")
+                if epoch is None:
+                    return {}
+                return {name: handle.get_slice(name)[epoch : epoch + 1][0].clone() for name in handle.keys()}  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); remove it and train_experts makes it anew") from error
+
+
+def is_complete(folder: Path, count: int) -> bool:
+    """Return whether a folder holds so many finished experts, of whatever kind."""
+    return (folder / MANIFEST).exists() and all(_shard(folder, index).exists() for index in range(count))
+
+
+def train_experts(
+    task: Task,
+    folder: Path,
+    count: int,
+    recipe: ExpertRecipe | None = None,
+    *,
+    together: int = 10,
+    mode: Literal["vmap", "loop"] | None = None,
+    progress: Progress | None = None,
+) -> Experts:
+    """Train the experts that a folder lacks and keep their state after every epoch.
+
+    Finished files stay, so an interrupted call continues; each is written whole or not at all.
+
+    Args:
+        task: whose network trains on whose real samples.
+        folder: where to put them.
+        count: how many there shall be.
+        recipe: how they train.
+        together: experts trained at once; the snapshots of so many are held in memory until they are written.
+        mode: see :func:`~mmdistill.networks.fit.fit_networks`; None takes ``vmap`` where the network allows it.
+        progress: called after every epoch.
+    Raises:
+        CheckpointError: the folder holds experts of other data, another network or other training.
+        ConfigError: count, together or epochs below 1.
+    """
+    recipe = recipe or ExpertRecipe()
+    if min(count, together, recipe.protocol.epochs) < 1:
+        raise ConfigError(
+            f"count, together and epochs are at least 1, got {count}, {together}, {recipe.protocol.epochs}"
+        )
+    wanted = identity(task, recipe)
+    if (folder / MANIFEST).exists():
+        found = read_json(folder / MANIFEST)
+        _require_same(folder, found, wanted, training=True)
+    else:
+        write_json(folder / MANIFEST, wanted)
+    groups = [range(first, min(first + together, count)) for first in range(0, count, together)]
+    open_groups = [group for group in groups if not all(_shard(folder, index).exists() for index in group)]
+    if open_groups:
+        data = task.select(torch.arange(task.describe().num_train))
+        clock = _Clock(len(open_groups) * recipe.protocol.epochs, progress)
+        chosen = mode or ("vmap" if _batches(task, data) else "loop")
+        for group in open_groups:
+            _train_group(task, data, folder, group, recipe, chosen, clock, digest(wanted))
+    return Experts(folder, task, count, recipe.protocol.epochs)
+
+
+def _train_group(
+    task: Task,
+    data: Batch,
+    folder: Path,
+    group: range,
+    recipe: ExpertRecipe,
+    mode: Literal["vmap", "loop"],
+    clock: "_Clock",
+    name: str,
+) -> None:
+    """Train the experts of a group side by side and write those that are missing."""
+    snapshots: list[NetworkState] = []
+
+    def observe(epoch: int, state: NetworkState) -> None:
+        # The live networks train on in place, so copies: to("cpu") alone returns them as they are on the CPU.
+        snapshots.append(
+            NetworkState(*({key: t.detach().to("cpu", copy=True) for key, t in part.items()} for part in state))
+        )
+        if epoch:
+            clock.tick()
+
+    def augment(draws: Draws, batch: Batch) -> Batch:
+        apart = Batch(*(map_inputs(lambda t: t.unflatten(0, (len(group), -1)), part) for part in batch))  # type: ignore[arg-type]
+        augmented = task.augment(draws, ClassBatch(apart, Dims(0, 0)), shared=False)
+        assert isinstance(augmented, ClassBatch)
+        return Batch(*(map_inputs(lambda t: t.flatten(0, 1), part) for part in augmented.batch))  # type: ignore[arg-type]
+
+    draws = Draws(recipe.seed, ("experts", group[0], len(group)), task.device)
+    fit_networks(
+        task.init,
+        _expert_loss(task, mode),
+        data,
+        recipe.protocol,
+        len(group),
+        draws,
+        augment=augment if recipe.augment else None,
+        noise=(lambda key, n: {"seed": key.integers(2**62, n)}) if mode == "loop" else None,
+        observe=observe,
+        mode=mode,
+    )
+    stacked = stack_states(snapshots)
+    for position, index in enumerate(group):
+        if _shard(folder, index).exists():
+            continue
+        tensors = {f"params.{key}": t[:, position].contiguous() for key, t in stacked.params.items()}
+        tensors |= {f"buffers.{key}": t[:, position].contiguous() for key, t in stacked.buffers.items()}
+        with atomic_write(_shard(folder, index)) as handle:
+            handle.write(safetensors.torch.save(tensors, metadata={"experts": name, "expert": str(index)}))
+
+
+def _expert_loss(task: Task, mode: Literal["vmap", "loop"]) -> Loss:
+    """Return the training loss; dropout, which cannot be batched over networks, draws from each step's own seed."""
+
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        own = NetworkState(state.params, {name: tensor.clone() for name, tensor in state.buffers.items()})
+        draws = Draws(int(noise["seed"]), device=task.device) if mode == "loop" else None
+        return task.loss(own, batch, train=True, draws=draws), own.buffers
+
+    return loss
+
+
+def _batches(task: Task, data: Batch) -> bool:
+    """Return whether the task's networks can train in one batched call (running statistics and dropout cannot)."""
+    states = stack_states([task.init(Draws(0, ("try", index), task.device)) for index in range(2)])
+    few = Batch(*(map_inputs(lambda t: t[:2], part) for part in data))  # type: ignore[arg-type]
+    loss = _expert_loss(task, "vmap")
+    try:
+        torch.func.vmap(lambda params, buffers: loss(NetworkState(params, buffers), few, {}))(*states)
+    except RuntimeError:
+        return False
+    return True
+
+
+class _Clock:
+    """Counts epochs and tells how long the rest will take."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.total = total
+        self.done = 0
+        self.progress = progress
+        self.began = time.perf_counter()
+
+    def tick(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total, (time.perf_counter() - self.began) * (self.total / self.done - 1))
+
+
+def _shard(folder: Path, index: int) -> Path:
+    return folder / f"expert-{index:04d}.safetensors"
+
+
+def _listed(indices: Sequence[int]) -> str:
+    """Return the first few of some numbers in words."""
+    shown = ", ".join(map(str, indices[:5]))
+    return f"experts {shown}" + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
+
+
+def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *, training: bool = False) -> None:
+    """Refuse experts of other data, another network or, on request, other training.
+
+    Raises:
+        CheckpointError: naming the first difference.
+    """
+    if found.get("version") != EXPERTS_VERSION:
+        raise CheckpointError(f"{folder} holds experts of version {found.get('version')}, not {EXPERTS_VERSION}")
+    if found["fingerprint"] != wanted["fingerprint"]:
+        raise CheckpointError(
+            f"the experts in {folder} trained on {found['data']!r} (fingerprint {found['fingerprint']}), the task's "
+            f"data {wanted['data']!r} has fingerprint {wanted['fingerprint']}"
+        )
+    if found["preprocessing"] != wanted["preprocessing"]:
+        raise CheckpointError(f"the experts in {folder} trained on {found['data']!r} with other preprocessing")
+    old, new = found["architecture"], wanted["architecture"]
+    for name in [*new, *(name for name in old if name not in new)]:
+        if old.get(name) != new.get(name):
+            raise CheckpointError(
+                f"the experts in {folder} are of another network: parameter {name} has shape {old.get(name)} there "
+                f"and {new.get(name)} in the task's network"
+            )
+    for key, value in wanted["training"].items() if training else ():
+        if found["training"].get(key) != value:
+            raise CheckpointError(
+                f"the experts in {folder} trained with {key} = {found['training'].get(key)}, not {value}; "
+                "use another folder"
+            )

@@ -1,0 +1,86 @@
+"""The schedule of cached experts: where students start and which end they shall reach (Eq. 12)."""
+
+import logging
+from pathlib import Path
+
+from mmdistill.errors import ConfigError
+from mmdistill.networks.experts import ExpertRecipe, Experts, default_folder, is_complete, train_experts
+from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
+from mmdistill.runtime import Draws
+from mmdistill.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+class ExpertTrajectories(NetworkSchedule):
+    """Start each outer step at a random epoch of a random expert, with a later epoch as the target (MTT).
+
+    Experts that are missing are trained at the first fetch.
+
+    Args:
+        experts: how many.
+        start_epochs: starts are drawn from the first so many epochs, the initialisation being the first.
+        expert_steps: epochs between start and target.
+        recipe: how missing experts train.
+        folder: where they are or shall be; None: the cache folder.
+    Raises:
+        ConfigError: a number below 1, or a recipe of fewer epochs than the last target has.
+    """
+
+    gives_target = True
+
+    def __init__(
+        self, experts: int, start_epochs: int, expert_steps: int, recipe: ExpertRecipe, folder: Path | None = None
+    ) -> None:
+        if min(experts, start_epochs, expert_steps) < 1:
+            raise ConfigError(
+                f"experts, start_epochs and expert_steps are at least 1, got {experts}, {start_epochs}, {expert_steps}"
+            )
+        if recipe.protocol.epochs < needed_epochs(start_epochs, expert_steps):
+            raise ConfigError(
+                f"targets lie up to epoch {needed_epochs(start_epochs, expert_steps)}, but experts train for only "
+                f"{recipe.protocol.epochs} epochs"
+            )
+        self.experts = experts
+        self.start_epochs = start_epochs
+        self.expert_steps = expert_steps
+        self.recipe = recipe
+        self.folder = folder
+        self._opened: tuple[Task, Experts] | None = None
+
+    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
+        """Return an expert's network at a random start, with its target."""
+        experts = self._experts(task)
+        host = draws.to("cpu")
+        expert = int(host.fold("expert").integers(self.experts, 1))
+        start = int(host.fold("start").integers(self.start_epochs, 1))
+        target = experts.snapshot(expert, start + self.expert_steps)
+        return ScheduleState(experts.snapshot(expert, start), 0, {}, target.params)
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        """Forget the network: the next step starts at another snapshot."""
+        return EMPTY
+
+    def _experts(self, task: Task) -> Experts:
+        """Open the experts, training those that are missing."""
+        if self._opened is None or self._opened[0] is not task:
+            folder = self.folder or default_folder(task, self.recipe)
+            if is_complete(folder, self.experts):
+                epochs = needed_epochs(self.start_epochs, self.expert_steps)
+                found = Experts(folder, task, self.experts, epochs)
+            else:
+                logger.warning("training the missing ones of %d experts in %s", self.experts, folder)
+                found = train_experts(task, folder, self.experts, self.recipe, progress=_report)
+            self._opened = task, found
+        return self._opened[1]
+
+
+def needed_epochs(start_epochs: int, expert_steps: int) -> int:
+    """Return the epoch of the last target."""
+    return start_epochs - 1 + expert_steps
+
+
+def _report(done: int, total: int, seconds: float) -> None:
+    """Say after the first epoch, and then at each tenth of the way, how long experts will take."""
+    if done == 1 or done * 10 // total > (done - 1) * 10 // total:
+        logger.warning("experts: %d of %d epochs, about %.0f s left", done, total, seconds)

@@ -1,0 +1,161 @@
+"""Performance matching through the unrolled inner loop (Eq. 2, 3), and what every unrolled objective shares."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError
+from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
+from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
+from mmdistill.objectives.base import Network, Objective
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors
+
+RateForm = Literal["raw", "softplus", "exp"]
+
+
+class InnerRate(nn.Module):
+    """The student's learning rate, learned in some form.
+
+    Args:
+        initial: its first value.
+        steps: learn one rate for each of so many steps; None: one for all.
+        form: what is learned: the rate itself (``raw``, which may turn negative), or a number that ``softplus`` or
+            ``exp`` maps to the rate. The optimizer's own rate means something else in each.
+        learn: False keeps it.
+    Raises:
+        ConfigError: an initial rate that is not positive.
+    """
+
+    def __init__(self, initial: float, steps: int | None = None, form: RateForm = "raw", learn: bool = True) -> None:
+        super().__init__()
+        if initial <= 0:
+            raise ConfigError(f"the student's learning rate must start above 0, got {initial}")
+        value = torch.full(() if steps is None else (steps,), initial)
+        self.form = form
+        if form == "softplus":
+            value = value.expm1().log()
+        elif form == "exp":
+            value = value.log()
+        elif form != "raw":
+            raise ConfigError(f"unknown form {form!r}: use raw, softplus or exp")
+        self.value: Tensor
+        if learn:
+            self.value = nn.Parameter(value)
+        else:
+            self.register_buffer("value", value)
+
+    def forward(self) -> Tensor:
+        """Return the rate, ``()`` or ``(steps,)``."""
+        if self.form == "softplus":
+            return nn.functional.softplus(self.value)
+        return self.value.exp() if self.form == "exp" else self.value
+
+
+class UnrolledObjective(Objective):
+    """Base of the objectives that train a student on the synthetic set for some steps and read where it ends.
+
+    Args:
+        steps: T, the student's steps.
+        rate: its learning rate.
+        batch: its minibatch size, in epochs of permutations; None: the whole set in each step.
+        parts: with ``batch`` None, cycle through a fixed partition into so many minibatches.
+        augment: augment each step's samples, each with its own strength.
+        unrolling: momentum, truncation and how to differentiate.
+    Raises:
+        ConfigError: values out of range.
+    """
+
+    view = "flat"
+
+    def __init__(
+        self,
+        steps: int,
+        rate: InnerRate,
+        *,
+        batch: int | None = None,
+        parts: int = 1,
+        augment: bool = False,
+        unrolling: Unrolling | None = None,
+    ) -> None:
+        super().__init__()
+        if steps < 1 or parts < 1 or (batch is not None and batch < 1):
+            raise ConfigError(f"steps, batch and parts are at least 1, got {steps}, {batch} and {parts}")
+        if rate.value.ndim and len(rate.value) != steps:
+            raise ConfigError(f"the rates are of {len(rate.value)} steps, the student takes {steps}")
+        if batch is not None and parts > 1:
+            raise ConfigError("minibatches are either drawn (batch) or fixed (parts), not both")
+        self.steps = steps
+        self.rate = rate
+        self.batch = batch
+        self.parts = parts
+        self.augment = augment
+        self.unrolling = unrolling or Unrolling()
+
+    def learned(self) -> Tensors:
+        """Return the student's rate, with which the set is to be used."""
+        return {"inner_lr": self.rate().detach()}
+
+    def step_batches(self, task: Task, syn: Batch, draws: Draws) -> Batch:
+        """Return all steps' batches, ``(T, b, ...)``, gathered and augmented in one go."""
+        count = syn.weight.shape[0]
+        device = syn.weight.device
+        if self.parts > 1:
+            steps = gather_steps(syn, fixed_order(count, self.steps, self.parts, device))
+        elif self.batch is None or self.batch >= count:
+            steps = repeat_steps(syn, self.steps)
+        else:
+            steps = gather_steps(syn, shuffled_order(draws.fold("order").to(device), count, self.steps, self.batch))
+        if not self.augment:
+            return steps
+        # A step is to augmentation what a class is elsewhere: a group that draws its own operation.
+        augmented = task.augment(draws.fold("augment"), ClassBatch(steps, Dims(0, 0)), shared=False)
+        assert isinstance(augmented, ClassBatch)
+        return augmented.batch
+
+    def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
+        """Return the parameters of a student that started at the network and took all steps, differentiably."""
+        steps = self.step_batches(network.task, flat(syn), draws)
+        loss = student_loss(network, draws.fold("student"))
+        return unroll(loss, network.state.params, steps, self.rate(), self.unrolling)
+
+
+class UnrolledPerformance(UnrolledObjective):
+    r"""Match performance: the real loss of a student trained on the synthetic set (Eq. 2; Eq. 3 with momentum).
+
+    .. math:: \ell(T; \theta^{(T)}), \quad \theta^{(t)} = \theta^{(t-1)} - \eta_t \nabla \ell(S; \theta^{(t-1)})
+
+    Args: as for :class:`UnrolledObjective`.
+    Shapes:
+        flat batches; returns a scalar.
+    Source: Wang et al., 2018; Deng and Russakovsky, NeurIPS 2022 (momentum); survey Sec. 3.3.1.
+    """
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return the trained student's loss on the real batch."""
+        params = self.train_student(network, syn, draws)
+        return network.task.loss(NetworkState(params, network.state.buffers), flat(real))
+
+
+def student_loss(network: Network, draws: Draws) -> StepLoss:
+    """Return the training loss of one student step; its dropout derives from the key and the step's number."""
+    task, buffers = network.task, network.state.buffers
+
+    def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
+        # A module in training updates its buffers in place, and a pure function may not.
+        own = {name: tensor.clone() for name, tensor in buffers.items()}
+        return task.loss(NetworkState(params, own), batch, train=True, draws=draws.fold(step))
+
+    return loss
+
+
+def flat(batch: Batch | ClassBatch) -> Batch:
+    """Return a flat batch as it is.
+
+    Raises:
+        ConfigError: a batch by classes.
+    """
+    if isinstance(batch, ClassBatch):
+        raise ConfigError("unrolled objectives read flat batches, not one per class")
+    return batch
