@@ -174,7 +174,7 @@ class Distiller:
             syn = run.parameterization.class_batches(syn)
         classes = self.classes if classwise else None
         real = self.task.sample_real(key.fold("real"), classes, self.settings.real_batch)
-        if self.settings.augment:
+        if self.settings.augment and run.objective.siamese:
             siamese = key.fold("augment")
             syn = self.task.augment(siamese, syn, shared=True)
             real = self.task.augment(siamese, real, shared=True)

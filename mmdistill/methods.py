@@ -52,7 +52,7 @@ class Settings:
         real_batch: real samples per class (class-wise objectives) or in all (flat ones) per step.
         optimizers: by group: ``codes``, ``labels``, ``decoder``, ``objective``.
         init: what the synthetic samples start from.
-        augment: siamese augmentation while matching (Sec. 3.4.1).
+        augment: augmentation while matching, siamese (Sec. 3.4.1) or, of unrolled students, per sample.
         outer_steps: updates of the synthetic data per network, for schedules that train it.
         inner_steps: network updates between them.
         inner_lr: the network's learning rate.
@@ -61,6 +61,7 @@ class Settings:
         experts: how many expert trajectories (methods that match them).
         expert_steps: epochs between an expert's start and its target.
         start_epochs: an expert's start is drawn from its first so many epochs.
+        expert_folder: where experts are or shall be; the cache folder by default.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
     """
 
@@ -77,6 +78,7 @@ class Settings:
     experts: int = 20
     expert_steps: int = 2
     start_epochs: int = 2
+    expert_folder: str = ""
     validate_every: int = 0
 
 

@@ -40,11 +40,13 @@ class Objective(nn.Module, ABC):
 
     A subclass says by ``view`` which batches it reads: ``"classes"`` (a :class:`ClassBatch` on both sides) or
     ``"flat"`` (a :class:`Batch` on both sides). Scalars that it learns are ``nn.Parameter`` attributes; the method's
-    optimizer group ``objective`` steps them. With ``needs_target`` it reads ``network.target``.
+    optimizer group ``objective`` steps them. With ``needs_target`` it reads ``network.target``; without ``siamese``
+    it augments by itself, and its batches come as they are.
     """
 
     view: RealView = "classes"
     needs_target = False
+    siamese = True
 
     @abstractmethod
     def forward(self, network: Network, syn: "Batch | ClassBatch", real: "Batch | ClassBatch", draws: Draws) -> Tensor:

@@ -68,6 +68,7 @@ class UnrolledObjective(Objective):
     """
 
     view = "flat"
+    siamese = False
 
     def __init__(
         self,
