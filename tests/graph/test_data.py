@@ -24,9 +24,7 @@ def test_a_data_object_a_pt_file_and_safetensors_give_one_graph(tmp_path: Path) 
     data = as_data()
     torch.save(data, tmp_path / "data.pt")
     torch.save(planted_fields(), tmp_path / "plain.pt")
-    safetensors.torch.save_file(
-        {k: v.contiguous() for k, v in planted_fields().items()}, tmp_path / "data.safetensors"
-    )
+    safetensors.torch.save_file({k: v.contiguous() for k, v in planted_fields().items()}, tmp_path / "data.safetensors")
     expected = load_graph(data).fingerprint()
     for name in ("data.pt", "plain.pt", "data.safetensors"):
         assert load_graph(tmp_path / name).fingerprint() == expected

@@ -1,0 +1,121 @@
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch_geometric.data import Data
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.evaluate import evaluate
+from mmdistill.graph import DOMAIN, load_graph
+from mmdistill.graph.draw import graph_tensors
+from mmdistill.graph.task import GraphTask, graph_task
+from mmdistill.registry import TaskOptions, domain_of, get_method
+from mmdistill.runtime import Draws, data_root
+from tests.graph.toy import FAST, planted_fields, planted_graph
+from tests.toys import BlobTask
+
+METHODS = ("gcond-x", "gcdm-x", "propagated-means")
+needs_cora = pytest.mark.skipif(
+    not (data_root() / "Cora" / "raw" / "ind.cora.x").is_file(), reason="needs Cora/raw under MMDISTILL_DATA"
+)
+
+
+def task() -> GraphTask:
+    return graph_task(planted_graph(), protocol=replace(FAST, epochs=40))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_distilled_graph_beats_random_nodes(name: str) -> None:
+    own = task()
+    gains = []
+    for seed in range(5):
+        steps = {} if name == "propagated-means" else {"steps": 100}
+        result = evaluate(own, distill(own, name, nodes=6, seed=seed, settings=steps), n=2, seed=seed)
+        assert set(result.baselines) == {"random", "herding", "whole"}
+        gains.append(result.headline().mean - result.baselines["random"][0].mean)
+    assert statistics.fmean(gains) > 2 * statistics.stdev(gains) / 5**0.5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_is_repeated_by_its_seed_and_labelled_by_class_share(name: str) -> None:
+    mask = planted_fields()["train_mask"].clone()
+    mask[[0, 3, 6]] = False  # class 0 keeps three labels, the others six
+    own = graph_task(planted_graph(train_mask=mask), protocol=FAST)
+    settings = {} if name == "propagated-means" else {"steps": 3}
+    one, same, other = (distill(own, name, nodes=5, seed=seed, settings=settings) for seed in (1, 1, 2))
+    assert torch.equal(one.batch.inputs["x"], same.batch.inputs["x"])  # type: ignore[call-overload]
+    assert name == "propagated-means" or not torch.equal(one.batch.inputs["x"], other.batch.inputs["x"])  # type: ignore[call-overload]
+    assert one.batch.targets.tolist() == [0, 1, 1, 2, 2]  # type: ignore[union-attr]
+    assert one.stored_bytes == 5 * 12 * 4 + 5
+
+
+def test_initial_features_carry_the_labels_of_their_nodes() -> None:
+    own = task()
+    for init in ("real", "herding", "k-center"):
+        x = distill(own, "gcond-x", nodes=9, settings={"steps": 0, "init": init}).batch.inputs["x"]  # type: ignore[call-overload]
+        for row, label in zip(x, [0] * 3 + [1] * 3 + [2] * 3, strict=True):
+            node = int((own.graph.x == row).all(1).nonzero()[0])
+            assert node in own.graph.train
+            assert int(own.graph.y[node]) == label
+
+
+def test_budgets_that_cannot_be_are_refused() -> None:
+    own = task()
+    with pytest.raises(ConfigError, match="cannot cover 3 classes"):
+        distill(own, "gcond-x", nodes=2)
+    with pytest.raises(ConfigError, match="nodes=N, got ipc=2"):
+        distill(own, "gcond-x", ipc=2)
+    with pytest.raises(DataError, match="lower the budget"):
+        distill(own, "gcond-x", nodes=30)
+
+
+def test_exports_are_read_by_torch_geometric_and_by_this_package(tmp_path: Path) -> None:
+    own = task()
+    plain = distill(own, "propagated-means", nodes=6).batch
+    structured = own.select(torch.arange(6))
+    for batch in (plain, structured):
+        for path in DOMAIN.exports["pyg"](own, batch, tmp_path):
+            data = Data.from_dict(torch.load(path, weights_only=True))
+            assert data.validate()
+            assert data.num_nodes == 6
+            assert torch.equal(data.y, batch.targets)
+        [path] = DOMAIN.exports["tensors"](own, batch, tmp_path)
+        found = safetensors.torch.load_file(path)
+        assert all(torch.equal(found[name], tensor) for name, tensor in graph_tensors(batch).items())
+    assert graph_tensors(structured)["edge_index"].shape[1] == int((structured.inputs["adjacency"] > 0).sum())  # type: ignore[call-overload]
+
+
+def test_pictures_are_drawn_and_other_tasks_refused(tmp_path: Path) -> None:
+    own = task()
+    plain, structured = distill(own, "propagated-means", nodes=6).batch, own.select(torch.arange(6))
+    assert [path.name for path in DOMAIN.draw(own, plain, tmp_path)] == ["nodes.png"]
+    paths = DOMAIN.draw(own, structured, tmp_path)
+    assert [path.name for path in paths] == ["nodes.png", "structure.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+    with pytest.raises(UnsupportedError, match="a graph task is needed"):
+        DOMAIN.draw(BlobTask(), plain, tmp_path)
+
+
+def test_a_saved_graph_is_a_data_set_of_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(Data.from_dict(planted_fields()), path)
+    assert domain_of(str(path)).name == "graph"
+    own = DOMAIN.make_task(str(path), TaskOptions(model="gcn", judge_epochs=5))
+    assert own.describe().data == str(path)
+    assert own.describe().fingerprint == load_graph(path).fingerprint()
+    assert get_method(DOMAIN, "GCond_X").title == "GCond-X"
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@needs_cora
+@pytest.mark.parametrize(("name", "least"), [("gcond-x", 0.757), ("gcdm-x", 0.757), ("propagated-means", 0.78)])
+def test_cora_70_reaches_the_published_accuracy(name: str, least: float) -> None:
+    own = graph_task("cora")
+    distilled = distill(own, name, nodes=70, seed=0)
+    scores = own.evaluate(distilled.batch, "gcn", Draws(1), 5, {})
+    assert statistics.fmean(scores.values["accuracy"]) >= least

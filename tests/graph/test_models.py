@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import GCNConv
+from torch_geometric.nn.models import basic_gnn
+
+from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.graph.models import GCN, SGC, ModuleNetwork
+from mmdistill.graph.propagation import normalise_dense, normalise_edges, propagate
+from mmdistill.graph.task import graph_task
+from mmdistill.runtime import Draws
+from mmdistill.task import NetworkState
+from mmdistill.testing import as_float64
+from tests.graph.toy import planted_graph
+from tests.oracles import graph as oracle
+
+GRAPH = planted_graph()
+NODES = len(GRAPH.x)
+
+
+def dense_weights() -> Tensor:
+    dense = torch.zeros(NODES, NODES)
+    dense[GRAPH.edge_index[0], GRAPH.edge_index[1]] = GRAPH.edge_weight
+    return dense
+
+
+def sparse() -> tuple[Tensor, Tensor]:
+    return normalise_edges(GRAPH.edge_index, GRAPH.edge_weight, NODES)
+
+
+def test_sparse_and_dense_propagation_equal_the_oracle() -> None:
+    x = GRAPH.x.double()[:, :3]
+    expected = torch.from_numpy(oracle.propagated(dense_weights().double().numpy(), x.numpy(), 1))
+    assert torch.allclose(normalise_dense(dense_weights().double()) @ x, expected, atol=1e-12)
+    assert torch.allclose(propagate(*sparse(), x), expected, atol=1e-6)  # edge weights are float32
+
+
+def test_sparse_propagation_has_both_derivatives_and_batches() -> None:
+    edges, weight = normalise_edges(torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), torch.ones(4), 3)
+    x = Draws(0).normal(3, 2, dtype=torch.float64).requires_grad_()
+
+    def squared(t: Tensor) -> Tensor:
+        return propagate(edges, weight, t).square()
+
+    assert torch.autograd.gradcheck(squared, (x,))
+    assert torch.autograd.gradgradcheck(squared, (x,))
+    stacked = Draws(1).normal(5, 3, 2)
+    together = torch.func.vmap(lambda t: propagate(edges, weight, t))(stacked)
+    assert torch.allclose(together, torch.stack([propagate(edges, weight, t) for t in stacked]), atol=1e-6)
+    middle = torch.func.vmap(lambda t: propagate(edges, weight, t), in_dims=1)(stacked.transpose(0, 1))
+    assert torch.allclose(middle, together)
+
+
+@pytest.mark.parametrize("network", [SGC(12, 3), GCN(12, 3, 8)], ids=["sgc", "gcn"])
+def test_a_graph_as_edges_and_as_a_dense_matrix_give_the_same_logits(network: SGC | GCN) -> None:
+    state = network.init(Draws(0))
+    edges, weight = sparse()
+    by_edges, _ = network.logits(state, {"x": GRAPH.x, "edge_index": edges, "edge_weight": weight})
+    by_matrix, _ = network.logits(state, {"x": GRAPH.x, "adjacency": dense_weights()})
+    assert torch.allclose(by_edges, by_matrix, atol=1e-5)
+
+
+def test_sgc_on_propagated_rows_is_sgc_on_the_graph() -> None:
+    network = SGC(12, 3)
+    state = network.init(Draws(0))
+    rows = {"x": graph_task(GRAPH).propagated(2)}
+    logits, _ = network.logits(state, {"x": GRAPH.x, "adjacency": dense_weights()})
+    assert torch.allclose(network.logits(state, rows)[0], logits, atol=1e-5)
+
+
+def test_gcn_equals_torch_geometrics_layers() -> None:
+    network = GCN(12, 3, 8, dropout=0.0)
+    state = network.init(Draws(2))
+    first, second = GCNConv(12, 8), GCNConv(8, 3)
+    with torch.no_grad():
+        for conv, name in ((first, "first"), (second, "second")):
+            conv.lin.weight.copy_(state.params[f"{name}.weight"])
+            conv.bias.copy_(state.params[f"{name}.bias"])
+        expected = second(first(GRAPH.x, GRAPH.edge_index).relu(), GRAPH.edge_index)
+    edges, weight = sparse()
+    logits, _ = network.logits(state, {"x": GRAPH.x, "edge_index": edges, "edge_weight": weight})
+    assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_closed_form_sgc_gradients_equal_the_oracle() -> None:
+    network = SGC(12, 3)
+    state = as_float64(network.init(Draws(0)))
+    x, y = GRAPH.x.double()[:9], GRAPH.y[:9]
+    membership = nn.functional.one_hot(y).T.double()
+    got = network.class_gradients(state, {"x": x}, nn.functional.one_hot(y).double(), membership)
+    for label in range(3):
+        own = (y == label).nonzero()[:, 0]
+        weight, bias = oracle.softmax_regression_gradient(
+            x[own].numpy(), [label] * len(own), state.params["weight"].numpy(), state.params["bias"].numpy()
+        )
+        assert np.allclose(got["weight"][label].numpy(), weight, atol=1e-12)
+        assert np.allclose(got["bias"][label].numpy(), bias, atol=1e-12)
+
+
+def test_dropout_follows_its_key() -> None:
+    network = GCN(12, 3, 8)
+    state = network.init(Draws(0))
+    one, same, other = (network.logits(state, {"x": GRAPH.x}, train=True, draws=Draws(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+class PlainConvolutions(nn.Module):
+    """A graph module whose layers take no edge weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = GCNConv(12, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.head(self.conv(x, edge_index).tanh())
+        return out
+
+
+def pyg_gcn() -> nn.Module:
+    module: nn.Module = basic_gnn.GCN(12, 8, 2, 3, dropout=0.5)
+    return module
+
+
+def test_any_module_runs_in_every_input_form() -> None:
+    network = ModuleNetwork(pyg_gcn)
+    state = network.init(Draws(0))
+    raw = {"x": GRAPH.x, "edge_index": GRAPH.edge_index, "edge_weight": GRAPH.edge_weight}
+    by_edges, _ = network.logits(state, raw)
+    by_matrix, _ = network.logits(state, {"x": GRAPH.x, "adjacency": dense_weights()})
+    assert torch.allclose(by_edges, by_matrix, atol=1e-5)
+    alone, _ = network.logits(state, {"x": GRAPH.x[:4]})
+    assert alone.shape == (4, 3)
+    assert network.layers(state, raw)[-1].shape == (NODES, 8)
+    one, same = (network.logits(state, raw, train=True, draws=Draws(5))[0] for _ in range(2))
+    assert torch.equal(one, same)
+
+
+def test_weighted_structure_needs_a_module_that_takes_weights() -> None:
+    network = ModuleNetwork(PlainConvolutions)
+    state = network.init(Draws(0))
+    assert network.layers(state, {"x": GRAPH.x, "edge_index": GRAPH.edge_index, "edge_weight": GRAPH.edge_weight})[
+        -1
+    ].shape == (NODES, 5)
+    with pytest.raises(UnsupportedError, match="takes no edge_weight"):
+        network.logits(state, {"x": GRAPH.x, "adjacency": dense_weights()})
+
+
+def test_a_module_without_layers_to_read_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has no nn"):
+        ModuleNetwork(nn.Identity)
+
+
+def test_states_are_plain_values() -> None:
+    assert isinstance(SGC(12, 3).init(Draws(0)), NetworkState)

@@ -1,0 +1,261 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn.models import basic_gnn
+
+from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.graph.judges import LoopSample, Sample, StackedJudges, View, fit_one_by_one
+from mmdistill.graph.models import GCN, SGC
+from mmdistill.graph.synthetic import Structure, SyntheticGraph, label_nodes
+from mmdistill.graph.task import GraphTask, graph_task
+from mmdistill.labels import FixedLabels
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.distances import row_cosine
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Dims, share_classes
+from mmdistill.testing import as_float64, check_class_gradients, check_objective, check_task
+from tests.graph.toy import FAST, planted_fields, planted_graph
+from tests.oracles import graph as oracle
+
+GRAPH = planted_graph()
+
+
+def pyg_gcn() -> nn.Module:
+    module: nn.Module = basic_gnn.GCN(12, 8, 2, 3)
+    return module
+
+
+def task(model: str | Callable[[], nn.Module] = "sgc") -> GraphTask:
+    return graph_task(GRAPH, model, width=16, protocol=FAST)
+
+
+@pytest.mark.parametrize("model", ["sgc", "gcn", "mlp", pyg_gcn], ids=["sgc", "gcn", "mlp", "module"])
+def test_conformance(model: str | Callable[[], nn.Module]) -> None:
+    check_task(task(model), judge="gcn" if isinstance(model, str) else "model")
+
+
+def synthetic(nodes: int = 6) -> SyntheticGraph:
+    return label_nodes(Draws(1).normal(nodes, 12), torch.full((3,), nodes // 3), 3)
+
+
+@pytest.mark.parametrize("model", ["sgc", "gcn", pyg_gcn], ids=["sgc", "gcn", "module"])
+def test_class_gradients_of_a_shared_synthetic_graph_agree_in_all_modes(
+    model: str | Callable[[], nn.Module],
+) -> None:
+    graph = synthetic()
+    batch = graph.class_batches(graph(Draws(0))._replace(inputs={"x": graph.x.detach()}))
+    assert batch.dims == Dims(None, None)
+    own = task(model)
+    check_class_gradients(own, own.init(Draws(2)), batch)
+    structured = Batch(
+        {"x": graph.x.detach(), "adjacency": own.select(torch.arange(6)).inputs["adjacency"]}, *batch.batch[1:]
+    )  # type: ignore[call-overload]
+    check_class_gradients(own, own.init(Draws(2)), ClassBatch(structured, batch.dims))
+
+
+def wide(batch: ClassBatch) -> ClassBatch:
+    inputs, targets, weight = batch.batch
+    assert isinstance(inputs, dict)
+    return ClassBatch(Batch({k: v.detach().double() for k, v in inputs.items()}, targets, weight.double()), batch.dims)
+
+
+def test_gradient_matching_of_a_graph_equals_the_oracle() -> None:
+    own, graph = task(), synthetic()
+    state = as_float64(own.init(Draws(4)))
+    syn, real = wide(graph.class_batches(graph(Draws(0)))), wide(own.sample_real(Draws(0), torch.arange(3), 4))  # type: ignore[arg-type]
+    rows = real.batch.inputs["x"]  # type: ignore[call-overload]
+    assert rows.shape == (3, 4, 12)
+    expected = oracle.gradient_matching(
+        graph.x.detach().double().numpy(),
+        [0, 0, 1, 1, 2, 2],
+        rows.flatten(0, 1).numpy(),
+        real.batch.targets.flatten().tolist(),  # type: ignore[union-attr]
+        state.params["weight"].numpy(),
+        state.params["bias"].numpy(),
+    )
+    check_objective(GradientMatching(row_cosine), Network(own, state), syn, real, oracle=lambda: expected)
+
+
+def test_mean_matching_of_a_graph_equals_the_oracle() -> None:
+    own, graph = task(), synthetic()
+    syn, real = wide(graph.class_batches(graph(Draws(0)))), wide(own.sample_real(Draws(0), torch.arange(3), 6))  # type: ignore[arg-type]
+    weights = torch.zeros(120, 120)
+    weights[GRAPH.edge_index[0], GRAPH.edge_index[1]] = 1
+    train = GRAPH.train
+    expected = oracle.mean_matching(
+        graph.x.detach().double().numpy(),
+        [0, 0, 1, 1, 2, 2],
+        oracle.propagated(weights.double().numpy(), GRAPH.x.double().numpy(), 2)[train],
+        GRAPH.y[train].tolist(),
+        3,
+    )
+    state = as_float64(own.init(Draws(4)))
+    got = DistributionMatching("last")(Network(own, state), syn, real, Draws(0))
+    assert float(got) == pytest.approx(expected, rel=1e-5)  # the real nodes were propagated in float32
+
+
+def test_the_real_graph_gives_sgc_one_gradient_in_rows_and_whole() -> None:
+    own = task()
+    state = own.init(Draws(0))
+    rows = own.sample_real(Draws(0), torch.arange(3), 100)
+    assert isinstance(rows, ClassBatch)
+    membership = torch.zeros(3, 120)
+    membership[GRAPH.y[GRAPH.train], GRAPH.train] = 1
+    whole = share_classes(Batch(own.real_inputs(), GRAPH.y, torch.ones(120)), membership)
+    for name, gradient in (own.class_gradients(state, rows) or {}).items():
+        assert torch.allclose(gradient, (own.class_gradients(state, whole) or {})[name], atol=1e-5)
+
+
+def test_samples_are_of_their_class_without_repeats_and_padded_with_weight_0() -> None:
+    mask = planted_fields()["train_mask"].clone()
+    mask[[1, 4]] = False
+    own = graph_task(planted_graph(train_mask=mask), protocol=FAST)
+    batch = own.sample_real(Draws(3), torch.tensor([1, 2]), 6)
+    assert isinstance(batch, ClassBatch)
+    assert batch.batch.weight.sum(1).tolist() == [4, 6]
+    for index, label in enumerate((1, 2)):
+        one = batch.one_class(index)
+        kept = one.weight > 0
+        assert (one.targets[kept] == label).all()  # type: ignore[index]
+        assert len(torch.unique(one.inputs["x"][kept], dim=0)) == int(kept.sum())  # type: ignore[call-overload]
+
+
+def test_select_is_the_induced_subgraph() -> None:
+    own = task()
+    indices = torch.tensor([[3, 0, 11], [5, 6, 2]])
+    inputs = own.select(indices).inputs
+    assert isinstance(inputs, dict)
+    edges = {tuple(pair) for pair in GRAPH.edge_index.T.tolist()}
+    for row in range(2):
+        nodes = GRAPH.train[indices[row]].tolist()
+        assert torch.equal(inputs["x"][row], GRAPH.x[nodes])
+        for i, a in enumerate(nodes):
+            for j, b in enumerate(nodes):
+                assert float(inputs["adjacency"][row, i, j]) == float((a, b) in edges)
+
+
+def train_one_by_one(own: GraphTask, network: GCN | SGC, batch: Batch, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    targets = batch.targets
+    assert isinstance(batch.inputs, dict)
+    assert isinstance(targets, torch.Tensor)
+    real = {"x": own.x, "edge_index": own.edges, "edge_weight": own.edge_weight}
+    val = (GRAPH.val, GRAPH.y[GRAPH.val])
+    sample = LoopSample({k: v.detach() for k, v in batch.inputs.items()}, targets, batch.weight)
+    return fit_one_by_one(network, sample, real, val, GRAPH.test, FAST, Draws(8), count)
+
+
+@pytest.mark.parametrize("judge", ["gcn", "sgc"])
+@pytest.mark.parametrize("structured", [False, True])
+def test_judges_side_by_side_equal_judges_one_by_one(judge: str, structured: bool) -> None:
+    own = task()
+    batch = own.select(torch.arange(9)) if structured else synthetic()(Draws(0))
+    batch = Batch({k: v.detach() for k, v in batch.inputs.items()}, *batch[1:])  # type: ignore[union-attr]
+    network = GCN(12, 3, FAST.width) if judge == "gcn" else SGC(12, 3)
+    expected, scores = train_one_by_one(own, network, batch, 2)
+    fitted = own._fit(batch, judge, Draws(8), 2, FAST)
+    assert torch.allclose(fitted.test, expected, atol=2e-3, rtol=2e-3)  # 60 Adam steps amplify float32 rounding
+    assert torch.allclose(fitted.validation, scores)
+
+
+def test_the_whole_graph_judges_like_the_loop_over_it() -> None:
+    own = task("gcn")
+    still = replace(FAST, dropout=0.0)  # the stack draws dropout for the nodes it reads, the loop for all
+    network = GCN(12, 3, FAST.width, dropout=0.0)
+    sample = own.sample_real(Draws(0), None, 10_000)
+    assert isinstance(sample, Batch)
+    inputs = LoopSample(own.real_inputs(), sample.targets, sample.weight)  # type: ignore[arg-type]
+    val = (GRAPH.val, GRAPH.y[GRAPH.val])
+    expected, _ = fit_one_by_one(network, inputs, own.real_inputs(), val, GRAPH.test, still, Draws(8), 2)
+    assert torch.allclose(own._fit(None, "gcn", Draws(8), 2, still).test, expected, atol=2e-3, rtol=2e-3)
+
+
+def test_more_judges_change_none_of_the_first() -> None:
+    own, batch = task(), synthetic()(Draws(0))
+    few, many = (own.evaluate(batch, "gcn", Draws(2), n, {}).values["accuracy"] for n in (2, 4))
+    assert many[:2] == pytest.approx(few, abs=0.02)
+
+
+def test_without_validation_nodes_the_last_epoch_counts() -> None:
+    own = graph_task(planted_graph(val_mask=None), protocol=FAST)
+    batch = own.select(torch.arange(18))
+    assert own.evaluate(batch, "sgc", Draws(0), 2, {}).values["accuracy"][0] > 0.5
+    with pytest.raises(ConfigError, match="no validation nodes"):
+        own.validate(batch, Draws(0), {})
+
+
+def test_validation_reads_no_test_label() -> None:
+    own = task()
+    batch = own.select(torch.arange(18))
+    y = GRAPH.y.clone()
+    y[GRAPH.test] = (y[GRAPH.test] + 1) % 3
+    other = graph_task(replace(GRAPH, y=y), protocol=FAST)
+    assert own.validate(batch, Draws(0), {}) == other.validate(batch, Draws(0), {})
+
+
+def test_collapse_to_one_class_is_reported() -> None:
+    own = task()
+    batch = Batch({"x": own.x}, torch.zeros(120, dtype=torch.long), torch.ones(120))
+    scores = own.evaluate(batch, "gcn", Draws(0), 2, {})
+    assert [note.split(" is")[0] for note in scores.notes] == ["class 1", "class 2"]
+    assert scores.values["balanced_accuracy"] == pytest.approx((1 / 3, 1 / 3), abs=0.02)
+
+
+def test_soft_labels_train_judges() -> None:
+    own, graph = task(), synthetic()
+    soft = torch.eye(3)[[0, 0, 1, 1, 2, 2]]
+    hard = own.evaluate(graph(Draws(0)), "sgc", Draws(0), 1, {})
+    assert own.evaluate(Batch({"x": graph.x}, soft, torch.ones(6)), "sgc", Draws(0), 1, {}) == hard
+
+
+class Similar(Structure):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x @ x.T) * (1 - torch.eye(len(x)))
+
+
+def test_a_structure_is_decoded_in_its_own_group_and_reaches_the_features() -> None:
+    classes = torch.tensor([0, 0, 1, 1, 2, 2])
+    graph = SyntheticGraph(Draws(0).normal(6, 12), FixedLabels(classes), classes, 3, Similar())
+    batch = graph(Draws(0))
+    assert batch.inputs["adjacency"].shape == (6, 6)  # type: ignore[call-overload]
+    own = task()
+    loss = GradientMatching(row_cosine)(
+        Network(own, own.init(Draws(1))),
+        graph.class_batches(batch),
+        own.sample_real(Draws(0), torch.arange(3), 4),
+        Draws(0),
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert graph.x.grad is not None
+    assert float(graph.x.grad.norm()) > 0
+
+
+def test_bad_calls_are_refused_in_words() -> None:
+    own = task()
+    batch = synthetic()(Draws(0))
+    with pytest.raises(ConfigError, match="did you mean 'gcn'"):
+        own.evaluate(batch, "gcnn", Draws(0), 1, {})
+    with pytest.raises(ShapeError, match="must be \\(n, 12\\)"):
+        own.evaluate(Batch({"x": torch.zeros(6, 5)}, batch.targets, batch.weight), "gcn", Draws(0), 1, {})
+    with pytest.raises(ShapeError, match="node features 'x'"):
+        own.predict(own.init(Draws(0)), torch.zeros(3, 12))
+    with pytest.raises(ConfigError, match="graph model"):
+        graph_task(GRAPH, "transformer")
+    with pytest.raises(ShapeError, match="6 nodes as labelled"):
+        SyntheticGraph(torch.zeros(4, 12), FixedLabels(torch.zeros(6).long()), torch.zeros(6).long(), 3)
+    with pytest.raises(DataError):
+        graph_task({"x": torch.zeros(3, 2)})
+
+
+def test_stacked_judges_draw_what_the_functional_network_draws() -> None:
+    stacked = StackedJudges(GCN(12, 3, 16, dropout=0.0), Draws(1), 2)
+    network = GCN(12, 3, 16)
+    x = GRAPH.x[:5]
+    for index, logits in enumerate(stacked.logits(stacked.params, View(x))):
+        expected, _ = network.logits(network.init(Draws(1).fold("network", index)), {"x": x})
+        assert torch.allclose(logits, expected, atol=1e-5)
+    assert Sample(View(x), torch.zeros(5), torch.ones(5)).view.second is None
