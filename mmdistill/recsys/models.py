@@ -1,0 +1,189 @@
+"""The recommenders that judge: infinite-width autoencoder and EASE in closed form, and popularity."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, NonFiniteError, UnsupportedError
+from mmdistill.objectives.kernels import FullyConnectedKernel
+from mmdistill.recsys.data import Interactions
+from mmdistill.recsys.metrics import RankingProtocol, Scorer
+from mmdistill.runtime import Draws
+
+MAX_EXACT = 20_000
+"""The largest dense system that is solved: its float64 matrix has 3.2 GB."""
+
+
+class ClosedForm(ABC):
+    """A recommender that is fitted by one linear solve for each ridge."""
+
+    ridges: tuple[float, ...]
+    """The ridges that validation chooses from."""
+
+    @abstractmethod
+    def scorer(self, ridge: float) -> Scorer:
+        """Fit with a ridge and return the scoring function."""
+
+    def pick(self, data: Interactions, protocol: RankingProtocol, draws: Draws) -> float:
+        """Return the ridge of :attr:`ridges` with the best validation NDCG at the first cut-off."""
+        if len(self.ridges) == 1:
+            return self.ridges[0]
+        return max(self.ridges, key=lambda ridge: self.validate(ridge, data, protocol, draws))
+
+    def validate(self, ridge: float, data: Interactions, protocol: RankingProtocol, draws: Draws) -> float:
+        """Return the validation NDCG at the first cut-off; a system that cannot be solved scores 0."""
+        try:
+            return protocol.evaluate(self.scorer(ridge), data, "valid", draws)[f"ndcg@{protocol.ks[0]}"][0]
+        except NonFiniteError:
+            return 0.0
+
+
+class InfiniteAutoencoder(ClosedForm):
+    r"""Kernel ridge regression from rows to rows with the kernel of an infinitely wide network.
+
+    .. math:: P = \Theta(X, X_S) (\Theta(X_S, X_S) + \lambda \tfrac{\mathrm{tr}\,\Theta}{n} I)^{-1} X_S
+
+    Args:
+        rows: ``(n, items)`` users to fit on, each counting once.
+        kernel: the network's kernel.
+        ridges: lambdas to choose from, in units of the mean of the kernel's diagonal.
+        chunk: rows of the kernel computed at once.
+
+    Raises:
+        UnsupportedError: more users than a dense solve can take.
+
+    Source: Sachdeva et al., "Infinite recommendation networks", NeurIPS 2022.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        kernel: FullyConnectedKernel | None = None,
+        ridges: Sequence[float] = (1.0, 5.0, 20.0, 50.0, 100.0),
+        chunk: int = 1024,
+    ) -> None:
+        if len(rows) > MAX_EXACT:
+            raise UnsupportedError(
+                f"the infinite autoencoder solves a users x users system, and {len(rows)} users exceed {MAX_EXACT}; "
+                "judge with 'ease'"
+            )
+        self.rows = rows.detach()
+        self.kernel = kernel or FullyConnectedKernel()
+        self.ridges = tuple(ridges)
+        with torch.no_grad():
+            blocks = [self.kernel.matrix(part, self.rows).double() for part in torch.split(self.rows, chunk)]
+        self.gram = torch.cat(blocks)
+
+    def scorer(self, ridge: float) -> Scorer:
+        """Solve in float64 and return the function from known interactions to scores."""
+        diagonal = self.gram.diagonal()
+        shift = torch.diag(torch.full_like(diagonal, ridge * float(diagonal.mean())))
+        coefficients = spd_solve(self.gram + shift, self.rows.double()).to(self.rows.dtype)
+
+        def score(known: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.kernel.matrix(known, self.rows) @ coefficients
+
+        return score
+
+
+class Ease(ClosedForm):
+    r"""The linear autoencoder with zero diagonal.
+
+    .. math:: B = I - P\,\mathrm{diag}(P)^{-1}, \quad P = (X^\top X + \lambda I)^{-1}
+
+    With fewer users than items the dual form is used, in which no items x items matrix appears:
+    P = (I - X^T (X X^T + lambda I)^{-1} X) / lambda.
+
+    Args:
+        rows: ``(n, items)`` users to fit on; None with ``gram``.
+        gram: ``(items, items)``, X^T X, for data whose rows are not held in memory.
+        ridges: absolute lambdas to choose from.
+
+    Source: Steck, WWW 2019, Eq. 8.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor | None = None,
+        gram: Tensor | None = None,
+        ridges: Sequence[float] = (1.0, 5.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0),
+    ) -> None:
+        if (rows is None) == (gram is None):
+            raise ConfigError("EASE is fitted on either rows or their gram matrix")
+        self.ridges = tuple(ridges)
+        self.dual = rows is not None and rows.shape[0] < rows.shape[1]
+        if rows is not None:
+            self.rows = rows.detach().double()
+            self.gram = self.rows @ self.rows.T if self.dual else self.rows.T @ self.rows
+        elif gram is not None:
+            self.gram = gram.double()
+        if len(self.gram) > MAX_EXACT:
+            raise UnsupportedError(
+                f"EASE solves a system of size {len(self.gram)}, the smaller of users and items; at most {MAX_EXACT}"
+            )
+
+    def scorer(self, ridge: float) -> Scorer:
+        """Solve in float64 and return the function from known interactions to scores."""
+        shift = ridge * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+        return self._dual(ridge, shift) if self.dual else self._primal(shift)
+
+    def _primal(self, shift: Tensor) -> Scorer:
+        inverse = torch.cholesky_inverse(cholesky(self.gram + shift))
+        weights = -inverse / inverse.diagonal()
+        weights.fill_diagonal_(0)
+        weights = weights.float()
+
+        def score(known: Tensor) -> Tensor:
+            scores: Tensor = known @ weights.to(known.dtype)
+            return scores
+
+        return score
+
+    def _dual(self, ridge: float, shift: Tensor) -> Scorer:
+        solved = spd_solve(self.gram + shift, self.rows)
+        diagonal = ((1 - (self.rows * solved).sum(0)) / ridge).float()
+        rows, solved = self.rows.float(), solved.float()
+
+        def score(known: Tensor) -> Tensor:
+            scores: Tensor = known - (known - (known @ rows.T) @ solved) / (ridge * diagonal)
+            return scores
+
+        return score
+
+
+class Popularity(ClosedForm):
+    """Score every item by how often it occurs in the users fitted on, whoever asks.
+
+    Args:
+        counts: ``(items,)`` the total weight of each item.
+    """
+
+    ridges = (0.0,)
+
+    def __init__(self, counts: Tensor) -> None:
+        self.counts = counts.detach()
+
+    def scorer(self, ridge: float) -> Scorer:
+        """Return the same scores for everybody."""
+        return lambda known: self.counts.to(known.dtype).expand_as(known).clone()
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """Return the lower Cholesky factor.
+
+    Raises:
+        NonFiniteError: the matrix is not positive definite (or not finite).
+    """
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0 or not bool(matrix.diagonal().isfinite().all()):
+        raise NonFiniteError("the ridge system is not positive definite; use a larger ridge")
+    return factor
+
+
+def spd_solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve a symmetric positive definite system by Cholesky."""
+    return torch.cholesky_solve(right, cholesky(matrix))
