@@ -12,6 +12,7 @@ from types import FrameType
 
 import torch
 
+from mmdistill.capture import CompileMode, Stepper
 from mmdistill.distiller import Distiller, RunState
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.methods import Method
@@ -65,6 +66,7 @@ def distill(
     checkpoint_every: int = 0,
     progress: Progress | None = None,
     name: str | None = None,
+    compile: CompileMode = "auto",
 ) -> DistilledSet:
     """Distil a task's training set into a tiny one.
 
@@ -82,6 +84,7 @@ def distill(
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run.
         progress: called with (steps done, steps in all, loss) whenever the loss is read back.
         name: how the set calls the method; its registered name or lower-case title by default.
+        compile: on CUDA, ``auto`` compiles and captures the step of long runs, ``on`` of all, ``off`` of none.
     Returns:
         The distilled set.
     Raises:
@@ -105,7 +108,7 @@ def distill(
     elif checkpoints is not None:
         checkpoints.clear()
     interval = checkpoint_every or max(distiller.steps // 10, 1)
-    _loop(distiller, run, checkpoints, interval, progress, began - earlier)
+    _loop(distiller, Stepper(distiller, compile), run, checkpoints, interval, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
     if folder is not None:
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
@@ -115,6 +118,7 @@ def distill(
 
 def _loop(
     distiller: Distiller,
+    stepper: Stepper,
     run: RunState,
     checkpoints: "Checkpoints | None",
     interval: int,
@@ -127,7 +131,7 @@ def _loop(
     validate_every = distiller.settings.validate_every
     with _stop_requests() as stop:
         while run.step < steps:
-            run, loss = distiller.step(run)
+            run, loss = stepper(run)
             last = run.step == steps
             if run.step % read_every == 0 or last or stop.is_set():
                 value = float(loss)

@@ -12,7 +12,7 @@ from mmdistill import runtime
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.methods import Method, OptimizerSpec, Settings
 from mmdistill.networks.schedules import EMPTY, ScheduleState
-from mmdistill.objectives.base import Network, Objective
+from mmdistill.objectives.base import Features, Network, Objective
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
@@ -110,7 +110,12 @@ class Distiller:
         if self.settings.steps < 0 or self.settings.real_batch < 1:
             raise ConfigError(f"steps and real_batch must be positive, got {self.settings}")
         self.schedule = method.network(self.settings)
-        self.classes = None if task.num_classes is None else torch.arange(task.num_classes)
+        self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
+        self._compiled_features: Features | None = None
+
+    def compile_features(self) -> None:
+        """Compile the network's features for objectives that read them."""
+        self._compiled_features = runtime.compiled(self.task.features)
 
     @property
     def steps(self) -> int:
@@ -163,6 +168,7 @@ class Distiller:
             options["momentum"] = spec.momentum
         else:
             options["betas"] = spec.betas
+            options["capturable"] = self.task.device.type == "cuda"
         optimizer: torch.optim.Optimizer = OPTIMIZERS[spec.name](parameters, **options)
         return optimizer
 
@@ -187,7 +193,7 @@ class Distiller:
         if schedule.network is None:
             raise ConfigError(f"{type(self.schedule).__name__} gave no network")
         syn, real = self.batches(run, schedule, key)
-        network = Network(self.task, schedule.network, schedule.target)
+        network = Network(self.task, schedule.network, schedule.target, self._compiled_features)
         loss = run.objective(network, syn, real, key.fold("objective"))
         penalty = run.parameterization.penalty()
         if penalty is not None:

@@ -1,19 +1,24 @@
 """Randomness as values, devices and atomic files: what a run needs from its machine."""
 
+import functools
 import hashlib
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Draws:
 
     def generator(self) -> torch.Generator:
         """Return a new generator on the key's device that starts from this key."""
+        if _recorders and self.device.type == "cuda":
+            return _recorders[-1](self)
         generator = torch.Generator(device=self.device)
         generator.manual_seed(self.integer())
         return generator
@@ -73,6 +80,40 @@ class Draws:
         """Draw from the standard Gumbel distribution."""
         noise = torch.empty(shape, device=self.device).exponential_(generator=self.generator())
         return -noise.log()
+
+
+_recorders: list[Callable[[Draws], torch.Generator]] = []
+
+
+@contextmanager
+def recording(recorder: Callable[[Draws], torch.Generator]) -> Iterator[None]:
+    """Let a recorder give the generators of all CUDA keys meanwhile, as capturing a step in a graph needs."""
+    _recorders.append(recorder)
+    try:
+        yield
+    finally:
+        _recorders.pop()
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function compiled for fixed shapes; where compiling fails it stays as it is, with one warning."""
+    program = torch.compile(function, dynamic=False)
+    broken = False
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal broken
+        if not broken:
+            try:
+                return program(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ImportError, OSError) as error:
+                broken = True
+                warnings.warn(f"compiling failed, the step stays eager: {error}", stacklevel=2)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def choose_device(name: str = "auto") -> torch.device:

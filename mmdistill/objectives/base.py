@@ -1,6 +1,7 @@
 """The Objective contract, the network it reads, and per-class gradients."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensor
 RealView = Literal["classes", "flat"]
 
 
+Features = Callable[[NetworkState, Inputs], tuple[Tensor, ...]]
+
+
 class Network(NamedTuple):
     """A task's network at one state: what objectives read.
 
@@ -20,11 +24,13 @@ class Network(NamedTuple):
         task: the task.
         state: the network's parameters and buffers.
         target: the parameters that a student starting there shall reach, where the schedule gives them.
+        compiled_features: the task's ``features``, compiled.
     """
 
     task: Task
     state: NetworkState
     target: Tensors | None = None
+    compiled_features: Features | None = None
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted mean training loss of a batch."""
@@ -32,7 +38,7 @@ class Network(NamedTuple):
 
     def features(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return one ``(n, d_l)`` tensor per layer, the embedding last."""
-        return self.task.features(self.state, inputs)
+        return (self.compiled_features or self.task.features)(self.state, inputs)
 
 
 class Objective(nn.Module, ABC):

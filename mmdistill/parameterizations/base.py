@@ -24,13 +24,18 @@ class Parameterization(nn.Module, ABC):
         num_classes: C, or None.
     """
 
+    _table: Tensor
+    _present: Tensor
+
     def __init__(self, labels: Labels, classes: Tensor | None, num_classes: int | None) -> None:
         super().__init__()
         self.labels = labels
         self.num_classes = num_classes
         self.classes = classes
         if classes is not None and num_classes is not None:
-            self._table, self._present = class_table(classes, num_classes)
+            table, present = class_table(classes, num_classes)
+            self.register_buffer("_table", table, persistent=False)
+            self.register_buffer("_present", present, persistent=False)
 
     @abstractmethod
     def forward(self, draws: Draws) -> Batch:
@@ -38,7 +43,7 @@ class Parameterization(nn.Module, ABC):
 
     def class_batches(self, batch: Batch) -> ClassBatch:
         """Return a decoded batch class by class; graphs override this to share their inputs."""
-        return stack_classes(batch, self._table.to(batch.weight.device), self._present.to(batch.weight))
+        return stack_classes(batch, self._table, self._present.to(batch.weight))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the learned parameters by optimizer group; empty groups are left out."""
