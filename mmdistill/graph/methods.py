@@ -18,16 +18,16 @@ WHOLE = 1_000_000
 def _gcond_settings(nodes: int) -> Settings:
     return Settings(
         steps=1000,
-        optimizers={"codes": OptimizerSpec("adam", 1e-3)},
+        optimizers={"codes": OptimizerSpec("adam", 0.05)},
         outer_steps=20,
         inner_steps=15,
-        inner_lr=1.0,
+        inner_lr=0.1,
         inner_batch=WHOLE,
     )
 
 
 def _gcdm_settings(nodes: int) -> Settings:
-    return Settings(steps=500, optimizers={"codes": OptimizerSpec("adam", 1e-3)}, inner_batch=WHOLE)
+    return Settings(steps=500, optimizers={"codes": OptimizerSpec("adam", 0.05)}, inner_batch=WHOLE)
 
 
 def propagated_means(task: Task, budget: int, draws: Draws) -> Parameterization:

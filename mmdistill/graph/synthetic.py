@@ -12,7 +12,7 @@ from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.methods import Settings
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Task, Tensors, share_classes
+from mmdistill.task import Batch, ClassBatch, Embeds, Task, Tensors, share_classes
 
 
 class Structure(nn.Module, ABC):
@@ -32,24 +32,33 @@ class SyntheticGraph(Parameterization):
         classes: ``(n,)`` the class each node stands for.
         num_classes: C.
         structure: generates the adjacency (optimizer group ``decoder``); None is A' = I.
+        scale: the unit that features are learned in, so that one learning rate suits features of any size.
     """
 
     def __init__(
-        self, x: Tensor, labels: Labels, classes: Tensor, num_classes: int, structure: Structure | None = None
+        self,
+        x: Tensor,
+        labels: Labels,
+        classes: Tensor,
+        num_classes: int,
+        structure: Structure | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__(labels, classes, num_classes)
         if x.ndim != 2 or len(x) != len(classes):
             raise ShapeError(f"features must be (nodes, d) with {len(classes)} nodes as labelled, got {tuple(x.shape)}")
-        self.x = nn.Parameter(x.clone())
+        self.codes = nn.Parameter(x / scale)
+        self.scale = scale
         self.decoder = structure
         self._membership = F.one_hot(classes, num_classes).T.to(x.dtype)
 
     def forward(self, draws: Draws) -> Batch:
         """Return all nodes, with their adjacency where there is a structure."""
-        inputs: Tensors = {"x": self.x}
+        x = self.codes * self.scale
+        inputs: Tensors = {"x": x}
         if self.decoder is not None:
-            inputs["adjacency"] = self.decoder(self.x)
-        return Batch(inputs, self.labels(), torch.ones(len(self.x), device=self.x.device, dtype=self.x.dtype))
+            inputs["adjacency"] = self.decoder(x)
+        return Batch(inputs, self.labels(), torch.ones(len(x), device=x.device, dtype=x.dtype))
 
     def class_batches(self, batch: Batch) -> ClassBatch:
         """Share the nodes between the classes; each class weighs its own."""
@@ -59,20 +68,30 @@ class SyntheticGraph(Parameterization):
 def node_features(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
     """Build a synthetic graph without structure whose features start from real training nodes, or from noise.
 
+    Differs from: the published learning rates count in the features' own units; here the unit is the root mean square
+    of the initial features, which row-normalised words (0.006) and standardised features (1) share.
+
     Raises:
         ConfigError: a task without classes, or a budget below the number of classes.
     """
     if task.labels is None or task.num_classes is None:
         raise ConfigError(f"{task.describe().data!r} has no classes; synthetic nodes are labelled")
     counts = allocate(budget, "nodes", task.labels, task.num_classes)
-    selected = task.select(choose_samples(task, settings.init, counts, draws)).inputs
-    x = selected["x"] if isinstance(selected, dict) else selected
+    chosen = choose_samples(task, settings.init, counts, draws)
+    if isinstance(task, Embeds):
+        x = task.embedding()[chosen.to(task.device)]
+    else:
+        selected = task.select(chosen).inputs
+        x = selected["x"] if isinstance(selected, dict) else selected
+    scale = float(x.square().mean().sqrt()) or 1.0
     if settings.init == "noise":
-        x = draws.fold("noise").to(task.device).normal(*x.shape)
-    return label_nodes(x, counts, task.num_classes, label)
+        x = scale * draws.fold("noise").to(task.device).normal(*x.shape)
+    return label_nodes(x, counts, task.num_classes, label, scale)
 
 
-def label_nodes(x: Tensor, counts: Tensor, num_classes: int, label: LabelKind = "fixed") -> SyntheticGraph:
+def label_nodes(
+    x: Tensor, counts: Tensor, num_classes: int, label: LabelKind = "fixed", scale: float = 1.0
+) -> SyntheticGraph:
     """Return a structureless graph of features in class-major order, ``counts`` of each class."""
     classes = torch.repeat_interleave(torch.arange(num_classes), counts).to(x.device)
-    return SyntheticGraph(x, make_labels(label, classes, num_classes), classes, num_classes)
+    return SyntheticGraph(x, make_labels(label, classes, num_classes), classes, num_classes, scale=scale)

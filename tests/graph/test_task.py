@@ -48,12 +48,12 @@ def test_class_gradients_of_a_shared_synthetic_graph_agree_in_all_modes(
     model: str | Callable[[], nn.Module],
 ) -> None:
     graph = synthetic()
-    batch = graph.class_batches(graph(Draws(0))._replace(inputs={"x": graph.x.detach()}))
+    batch = graph.class_batches(graph(Draws(0))._replace(inputs={"x": graph.codes.detach()}))
     assert batch.dims == Dims(None, None)
     own = task(model)
     check_class_gradients(own, own.init(Draws(2)), batch)
     structured = Batch(
-        {"x": graph.x.detach(), "adjacency": own.select(torch.arange(6)).inputs["adjacency"]}, *batch.batch[1:]
+        {"x": graph.codes.detach(), "adjacency": own.select(torch.arange(6)).inputs["adjacency"]}, *batch.batch[1:]
     )  # type: ignore[call-overload]
     check_class_gradients(own, own.init(Draws(2)), ClassBatch(structured, batch.dims))
 
@@ -71,7 +71,7 @@ def test_gradient_matching_of_a_graph_equals_the_oracle() -> None:
     rows = real.batch.inputs["x"]  # type: ignore[call-overload]
     assert rows.shape == (3, 4, 12)
     expected = oracle.gradient_matching(
-        graph.x.detach().double().numpy(),
+        graph.codes.detach().double().numpy(),
         [0, 0, 1, 1, 2, 2],
         rows.flatten(0, 1).numpy(),
         real.batch.targets.flatten().tolist(),  # type: ignore[union-attr]
@@ -88,7 +88,7 @@ def test_mean_matching_of_a_graph_equals_the_oracle() -> None:
     weights[GRAPH.edge_index[0], GRAPH.edge_index[1]] = 1
     train = GRAPH.train
     expected = oracle.mean_matching(
-        graph.x.detach().double().numpy(),
+        graph.codes.detach().double().numpy(),
         [0, 0, 1, 1, 2, 2],
         oracle.propagated(weights.double().numpy(), GRAPH.x.double().numpy(), 2)[train],
         GRAPH.y[train].tolist(),
@@ -209,7 +209,7 @@ def test_soft_labels_train_judges() -> None:
     own, graph = task(), synthetic()
     soft = torch.eye(3)[[0, 0, 1, 1, 2, 2]]
     hard = own.evaluate(graph(Draws(0)), "sgc", Draws(0), 1, {})
-    assert own.evaluate(Batch({"x": graph.x}, soft, torch.ones(6)), "sgc", Draws(0), 1, {}) == hard
+    assert own.evaluate(Batch({"x": graph.codes}, soft, torch.ones(6)), "sgc", Draws(0), 1, {}) == hard
 
 
 class Similar(Structure):
@@ -230,8 +230,8 @@ def test_a_structure_is_decoded_in_its_own_group_and_reaches_the_features() -> N
         Draws(0),
     )
     loss.backward()  # type: ignore[no-untyped-call]
-    assert graph.x.grad is not None
-    assert float(graph.x.grad.norm()) > 0
+    assert graph.codes.grad is not None
+    assert float(graph.codes.grad.norm()) > 0
 
 
 def test_bad_calls_are_refused_in_words() -> None:
