@@ -1,0 +1,326 @@
+"""The unrolled loop against automatic differentiation through it, by finite differences, by hand and in its memory."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
+from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.unroll import StepLoss, Unrolling, unroll, unroll_held
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Tensors
+from tests.toys import BlobTask, smooth_mlp
+
+KEY = Draws(11)
+STEPS = 5
+
+
+class Conv(nn.Module):
+    """A small ConvNet of the field's layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(4, 4), nn.ReLU(), nn.AvgPool2d(2))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.body(x.view(-1, 1, 4, 4)).flatten(1))
+        return result
+
+
+class Recurrent(nn.Module):
+    """A network without forward-mode derivatives on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.lstm(x.view(-1, 4, 4))[0][:, -1])
+        return result
+
+
+class Problem:
+    """An inner loop with everything that can be differentiated as a leaf."""
+
+    def __init__(self, factory: Callable[[], nn.Module], features: int = 16, samples: int = 4) -> None:
+        self.module = FunctionalModule(factory)
+        drawn = self.module.init(KEY.fold("init")).params
+        self.params = {name: tensor.double().requires_grad_() for name, tensor in drawn.items()}
+        self.inputs = KEY.fold("x").normal(STEPS, samples, features).double().requires_grad_()
+        self.labels = KEY.fold("y").normal(STEPS, samples, 3).double().softmax(-1).requires_grad_()
+        self.weight = KEY.fold("w").uniform(STEPS, samples, low=0.5).double().requires_grad_()
+        self.rates = KEY.fold("lr").uniform(STEPS, low=0.1, high=0.4).double().requires_grad_()
+
+    def loss(self, params: Tensors, batch: Batch, step: int) -> Tensor:
+        logits, _ = self.module(NetworkState(params, {}), batch.inputs)
+        assert isinstance(batch.targets, Tensor)
+        return weighted_mean(soft_cross_entropy(logits, batch.targets), batch.weight)
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.inputs, self.labels, self.weight)
+
+    def leaves(self, theta: bool) -> list[Tensor]:
+        own = [self.inputs, self.labels, self.weight, self.rates]
+        return [*own, *self.params.values()] if theta else own
+
+
+def plain(
+    loss: StepLoss, params: Tensors, steps: Batch, rates: Tensor, beta: float = 0.0, last: int | None = None
+) -> Tensors:
+    """The loop as one would write it, differentiated through every step, or through the last ones."""
+    assert isinstance(steps.inputs, Tensor)
+    assert isinstance(steps.targets, Tensor)
+    velocity: list[Tensor] | None = None
+    for step, rate in enumerate(rates):
+        if last is not None and step == len(rates) - last:
+            params = {name: p.detach().requires_grad_() for name, p in params.items()}
+            velocity = None if velocity is None else [v.detach() for v in velocity]
+        batch = Batch(steps.inputs[step], steps.targets[step], steps.weight[step])
+        gradient = torch.autograd.grad(loss(params, batch, step), list(params.values()), create_graph=True)
+        velocity = (
+            list(gradient) if velocity is None else [beta * v + g for v, g in zip(velocity, gradient, strict=True)]
+        )
+        params = {name: p - rate * v for (name, p), v in zip(params.items(), velocity, strict=True)}
+    return params
+
+
+def terminal(params: Tensors) -> Tensor:
+    return torch.stack([(p.sin() + p.square()).sum() * (k + 1) for k, p in enumerate(params.values())]).sum()
+
+
+def assert_equal_gradients(one: Tensor, other: Tensor, leaves: list[Tensor]) -> None:
+    assert float(one.detach()) == pytest.approx(float(other.detach()), rel=1e-12)
+    expected = torch.autograd.grad(one, leaves)
+    for found, wanted in zip(torch.autograd.grad(other, leaves), expected, strict=True):
+        assert float((found - wanted).norm()) <= 1e-10 * max(float(wanted.norm()), 1e-3)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+@pytest.mark.parametrize("truncate", [None, 2])
+@pytest.mark.parametrize(("mode", "keep"), [("forward", 0), ("reverse", 0), ("forward", 3)])
+def test_gradients_equal_those_of_the_unrolled_graph(beta: float, truncate: int | None, mode: str, keep: int) -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    leaves = problem.leaves(theta=truncate is None)
+    reference = terminal(plain(problem.loss, problem.params, problem.batch, problem.rates, beta, truncate))
+    options = Unrolling(beta, truncate, mode, keep)  # type: ignore[arg-type]
+    assert_equal_gradients(
+        reference, terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, options)), leaves
+    )
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_a_convnet_with_group_norm_relu_and_pooling(mode: str) -> None:
+    problem = Problem(Conv)
+    reference = terminal(plain(problem.loss, problem.params, problem.batch, problem.rates, 0.5))
+    options = Unrolling(0.5, mode=mode)  # type: ignore[arg-type]
+    found = terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, options))
+    assert_equal_gradients(reference, found, problem.leaves(theta=True))
+
+
+def test_layers_without_forward_mode_run_in_reverse() -> None:
+    problem = Problem(Recurrent)
+    found = terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(mode="reverse")))
+    reference = terminal(plain(problem.loss, problem.params, problem.batch, problem.rates))
+    assert_equal_gradients(reference, found, problem.leaves(theta=True))
+    params = {name: p.detach().float() for name, p in problem.params.items()}  # float32 takes the fused layer
+    narrow = Batch(*(t.detach().float() for t in (problem.inputs, problem.labels, problem.weight)))
+    rates = problem.rates.detach().float().requires_grad_()
+    refused = terminal(unroll(problem.loss, params, narrow, rates))
+    with pytest.raises(UnsupportedError, match="mode='reverse'"):
+        torch.autograd.grad(refused, rates)
+
+
+def test_finite_differences_confirm_the_gradients() -> None:
+    problem = Problem(lambda: smooth_mlp(3, 2), 2, samples=2)
+
+    def end(inputs: Tensor, labels: Tensor, weight: Tensor, rates: Tensor, *params: Tensor) -> Tensor:
+        named = dict(zip(problem.params, params, strict=True))
+        return terminal(unroll(problem.loss, named, Batch(inputs, labels, weight), rates, Unrolling(0.7)))
+
+    assert torch.autograd.gradcheck(end, problem.leaves(theta=True), eps=1e-6, atol=1e-6)
+
+
+def test_class_indices_named_inputs_and_one_rate() -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    targets = KEY.fold("classes").integers(3, STEPS, 4)
+    shift = torch.zeros(STEPS, 4, 16, dtype=torch.float64, requires_grad=True)
+    rate = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
+        assert isinstance(batch.inputs, dict)
+        return problem.loss(params, batch._replace(inputs=batch.inputs["x"] + batch.inputs["shift"]), step)
+
+    steps = Batch({"x": problem.inputs, "shift": shift}, targets, problem.weight)
+    reference = terminal(plain(problem.loss, problem.params, steps._replace(inputs=problem.inputs), rate.expand(STEPS)))
+    found = terminal(unroll(loss, problem.params, steps, rate))
+    assert_equal_gradients(reference, found, [problem.inputs, rate])
+    again = terminal(unroll(loss, problem.params, steps, rate))
+    assert torch.equal(*torch.autograd.grad(again, [shift, problem.inputs]))
+
+
+def quadratic(a: float) -> StepLoss:
+    def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
+        assert isinstance(batch.inputs, Tensor)
+        return (a * (params["theta"] - batch.inputs).square() / 2).mean()
+
+    return loss
+
+
+def test_two_linear_steps_by_hand_exactly_and_with_held_states() -> None:
+    # loss a (theta - x)^2 / 2 on one x: theta_2 = (1 - lr a)^2 theta_0 + (lr a (1 - lr a) + lr a) x
+    a, lr = 0.7, 0.3
+    x = torch.tensor([[2.0]], dtype=torch.float64, requires_grad=True)
+    start = {"theta": torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)}
+    syn = Batch(x[0], torch.zeros(1), torch.ones(1))
+    end = unroll(quadratic(a), start, repeat_steps(syn, 2), lr)["theta"]
+    assert float(end.detach()) == pytest.approx(-((1 - lr * a) ** 2) + (lr * a * (1 - lr * a) + lr * a) * 2)
+    exact = torch.autograd.grad(end, [x, start["theta"]])
+    assert [float(g) for g in exact] == pytest.approx([lr * a * (1 - lr * a) + lr * a, (1 - lr * a) ** 2])
+    held = unroll_held(quadratic(a), start, repeat_steps(syn, 2), lr)["theta"]
+    assert torch.equal(held, end)
+    assert float(torch.autograd.grad(held, x)[0]) == pytest.approx(2 * lr * a)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.6])
+def test_held_states_drop_the_influence_on_later_gradients(beta: float) -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    held = terminal(unroll_held(problem.loss, problem.params, problem.batch, problem.rates, beta))
+    states, theta, velocity = [], {n: p.detach() for n, p in problem.params.items()}, None
+    with torch.no_grad():
+        for step in range(STEPS):
+            states.append(theta)
+            one = Batch(problem.inputs[step], problem.labels[step], problem.weight[step])
+            gradient = torch.func.grad(problem.loss)(theta, one, step)
+            velocity = gradient if velocity is None else {n: beta * velocity[n] + g for n, g in gradient.items()}
+            theta = {n: p - problem.rates[step] * velocity[n] for n, p in theta.items()}
+    end: Tensors = dict(problem.params)
+    velocity = None
+    for step in range(STEPS):
+        leaf = {n: p.clone().requires_grad_() for n, p in states[step].items()}
+        one = Batch(problem.inputs[step], problem.labels[step], problem.weight[step])
+        found = torch.autograd.grad(problem.loss(leaf, one, step), list(leaf.values()), create_graph=True)
+        gradient = dict(zip(leaf, found, strict=True))
+        velocity = gradient if velocity is None else {n: beta * velocity[n] + g for n, g in gradient.items()}
+        end = {n: p - problem.rates[step] * velocity[n] for n, p in end.items()}
+    assert_equal_gradients(terminal(end), held, problem.leaves(theta=True))
+
+
+def test_truncation_at_all_steps_is_the_full_unroll() -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    ends = [
+        terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(0.5, k)))
+        for k in (None, STEPS, STEPS + 3, 2)
+    ]
+    gradients = [torch.autograd.grad(end, problem.inputs)[0] for end in ends]
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
+    assert not gradients[3][: STEPS - 2].any()
+    assert torch.equal(gradients[3][-2:], gradients[0][-2:])
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most bytes alive at once among those that a call allocates."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    results = recorded.profiler.kineto_results  # type: ignore[union-attr]
+    events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    alive = peak = 0
+    for event in events:
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def test_memory_does_not_grow_with_the_steps() -> None:
+    task = BlobTask(width=16)
+    params = task.init(KEY).params
+    syn = Batch(KEY.normal(2048, 4), KEY.integers(3, 2048), torch.ones(2048))
+
+    def differentiate(steps: int, ours: bool) -> object:
+        rates = torch.full((steps,), 0.1, requires_grad=True)
+        batch = repeat_steps(syn, steps)
+
+        def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
+            return task.loss(NetworkState(params, {}), batch)
+
+        if ours:
+            return torch.autograd.grad(terminal(unroll(loss, params, batch, rates)), rates)
+        own = {name: p.clone().requires_grad_() for name, p in params.items()}
+        return torch.autograd.grad(terminal(plain(loss, own, batch, rates)), rates)
+
+    ours = [peak_bytes(lambda steps=steps: differentiate(steps, True)) for steps in (3, 12)]  # type: ignore[misc]
+    plainly = [peak_bytes(lambda steps=steps: differentiate(steps, False)) for steps in (3, 12)]  # type: ignore[misc]
+    assert ours[1] < 1.1 * ours[0]
+    assert plainly[1] > 3 * plainly[0]
+
+
+def test_no_graph_where_nothing_is_differentiated() -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    with torch.no_grad():
+        end = unroll(problem.loss, problem.params, problem.batch, problem.rates)
+    assert not any(tensor.requires_grad for tensor in end.values())
+
+
+def test_a_shuffled_order_is_epochs_of_permutations() -> None:
+    table, present = shuffled_order(KEY, 7, 8, 3)  # an epoch of 7 is 3 + 3 + 1
+    assert table.shape == present.shape == (8, 3)
+    for epoch in range(2):
+        rows = slice(3 * epoch, 3 * epoch + 3)
+        assert sorted(table[rows][present[rows] > 0].tolist()) == list(range(7))
+    assert present.sum(1).tolist() == [3, 3, 1, 3, 3, 1, 3, 3]
+    assert torch.equal(table, shuffled_order(KEY, 7, 8, 3).table)
+    assert not torch.equal(table[:3], table[3:6])
+
+
+def test_a_fixed_order_spreads_the_classes_of_a_class_major_set() -> None:
+    classes = torch.arange(3).repeat_interleave(4)
+    table, present = fixed_order(12, 6, 4, torch.device("cpu"))
+    assert bool(present.all())
+    for row in table:
+        assert classes[row].tolist() == [0, 1, 2]
+    assert torch.equal(table[:2], table[4:])
+    ragged = fixed_order(5, 2, 2, torch.device("cpu"))
+    assert sorted(ragged.table[ragged.present > 0].tolist()) == list(range(5))
+    with pytest.raises(ConfigError, match="split into 6"):
+        fixed_order(5, 2, 6, torch.device("cpu"))
+
+
+def test_gathered_steps_pull_back_to_the_samples() -> None:
+    x = KEY.normal(5, 2).requires_grad_()
+    syn = Batch(x, torch.arange(5), torch.ones(5))
+    order = shuffled_order(KEY, 5, 4, 2)
+    steps = gather_steps(syn, order)
+    assert isinstance(steps.inputs, Tensor)
+    assert torch.equal(steps.targets, order.table)  # type: ignore[arg-type]
+    assert torch.equal(steps.weight, order.present)
+    (pulled,) = torch.autograd.grad((steps.inputs * steps.weight[..., None]).sum(), x)
+    uses = torch.zeros(5).index_add(0, order.table.flatten(), order.present.flatten())
+    assert torch.equal(pulled, uses[:, None].expand(5, 2))
+    graph = Batch({"x": x, "edges": torch.zeros(2, 9)}, torch.arange(3), torch.ones(3))
+    with pytest.raises(ConfigError, match="share their inputs"):
+        gather_steps(graph, order)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    for name, value in (("momentum", 1.0), ("truncate", 0), ("mode", "both"), ("keep", -1)):
+        with pytest.raises(ConfigError, match=name):
+            Unrolling(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="one for each of 5 steps"):
+        unroll(problem.loss, problem.params, problem.batch, torch.ones(4))
+    with pytest.raises(ShapeError, match="axes \\(steps, samples"):
+        unroll(problem.loss, problem.params, problem.batch._replace(inputs=problem.inputs[:3]), 0.1)
+    with pytest.raises(ShapeError, match="axes \\(steps, samples"):
+        unroll(problem.loss, problem.params, Batch(torch.ones(0, 2), torch.ones(0, 2), torch.ones(0, 2)), 0.1)
+    mixed = {name: p.float() if "bias" in name else p for name, p in problem.params.items()}
+    with pytest.raises(ShapeError, match="one dtype"):
+        unroll(problem.loss, mixed, problem.batch, 0.1)
