@@ -1,8 +1,8 @@
 """The outer step as one program on CUDA: compiled features, and the whole step captured in a graph.
 
-A captured step replays the launches that one eager step made, so the host no longer bounds it. Its random numbers stay
-those of the eager step: each generator that the step derives from its :class:`~mmdistill.runtime.Draws` key is registered
-with the graph, and before a replay is set to the seed that the key of the *new* step gives.
+A captured step replays the launches that one eager step made, so the host no longer bounds it. Its random numbers are
+those of the eager step: each generator that the step derives from its :class:`~mmdistill.runtime.Draws` key is
+registered with the graph, and before a replay is set to the seed that the key of the *new* step gives.
 """
 
 import warnings

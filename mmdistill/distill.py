@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
@@ -108,8 +108,10 @@ def distill(
     elif checkpoints is not None:
         checkpoints.clear()
     interval = checkpoint_every or max(distiller.steps // 10, 1)
-    _loop(distiller, Stepper(distiller, compile), run, checkpoints, interval, progress, began - earlier)
+    stepper = Stepper(distiller, compile)
+    _loop(distiller, stepper, run, checkpoints, interval, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
+    result = replace(result, path=stepper.path)
     if folder is not None:
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
         result.save(folder)

@@ -134,6 +134,7 @@ class DistilledSet:
         seconds: wall time of the distillation.
         peak_memory_bytes: peak of the process, or of the CUDA device.
         device: in words.
+        path: how the steps ran: ``eager``, ``compiled`` (the network's features) or ``captured`` (the whole step).
     """
 
     batch: Batch
@@ -148,6 +149,7 @@ class DistilledSet:
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     device: str = ""
+    path: str = "eager"
 
     def save(self, folder: Path) -> None:
         """Write ``distilled.safetensors`` and ``distilled.json`` into a folder."""

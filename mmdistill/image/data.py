@@ -1,5 +1,6 @@
 """Image data sets as tensors: what they hold, how they are normalised, and the checks that they pass."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any:
         """Return a sample with its label."""
         ...
+
+
+@functools.lru_cache
+def channel_moments(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation per channel, ``(channels, 1, 1)``; kept, since a copy waits for the device."""
+    return torch.tensor(mean, device=device).view(-1, 1, 1), torch.tensor(std, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -93,18 +100,14 @@ class ImageData:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return raw images ``(..., channels, height, width)`` in normalised units, float32."""
-        mean, std = self._moments(images)
+        mean, std = channel_moments(self.mean, self.std, images.device)
         return (images.to(torch.float32) / self.scale - mean) / std
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Return normalised images as pixels in [0, 1], clamped, for pictures."""
-        mean, std = self._moments(images)
+        mean, std = channel_moments(self.mean, self.std, images.device)
         low, high = self.value_range
         return ((images * std + mean - low) / (high - low)).clamp(0, 1)
-
-    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        return mean, torch.tensor(self.std, device=images.device).view(-1, 1, 1)
 
 
 def build(
