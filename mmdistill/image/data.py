@@ -32,7 +32,7 @@ class MapDataset(Protocol):
 
 
 @functools.lru_cache
-def channel_moments(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def moments_on(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation per channel, ``(channels, 1, 1)``; kept, since a copy waits for the device."""
     return torch.tensor(mean, device=device).view(-1, 1, 1), torch.tensor(std, device=device).view(-1, 1, 1)
 
@@ -100,12 +100,12 @@ class ImageData:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return raw images ``(..., channels, height, width)`` in normalised units, float32."""
-        mean, std = channel_moments(self.mean, self.std, images.device)
+        mean, std = moments_on(self.mean, self.std, images.device)
         return (images.to(torch.float32) / self.scale - mean) / std
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Return normalised images as pixels in [0, 1], clamped, for pictures."""
-        mean, std = channel_moments(self.mean, self.std, images.device)
+        mean, std = moments_on(self.mean, self.std, images.device)
         low, high = self.value_range
         return ((images * std + mean - low) / (high - low)).clamp(0, 1)
 
