@@ -162,7 +162,7 @@ def check_objective(
         ConformanceError: a breach, in words.
     """
     draws = Draws(0, ("objective",))
-    value = objective(network, syn, real, draws)
+    value = objective(network, syn, real, draws).detach()
     _require(value.ndim == 0 and bool(torch.isfinite(value)), f"objective: a finite scalar is needed, got {value}")
     _require(torch.equal(value, objective(network, syn, real, draws)), "objective: one key must give one value")
     if oracle is not None:

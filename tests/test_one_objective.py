@@ -1,0 +1,106 @@
+"""The same GradientMatching instance on images, graphs and text, each against a loop-written float64 oracle."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError
+from mmdistill.graph.synthetic import label_nodes
+from mmdistill.graph.task import graph_task
+from mmdistill.image.task import image_task
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.distances import row_cosine
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, NetworkState, Task, map_inputs
+from mmdistill.testing import as_float64, check_objective
+from mmdistill.text.task import text_task
+from tests.graph.toy import FAST, planted_graph
+from tests.oracles import graph as graph_oracle
+from tests.oracles import objectives as oracle
+from tests.toys import smooth_mlp
+
+OBJECTIVE = GradientMatching(row_cosine)
+KEY = Draws(11)
+
+
+def wide(batch: Batch | ClassBatch) -> ClassBatch:
+    assert isinstance(batch, ClassBatch)
+    inputs, targets, weight = batch.batch
+    return ClassBatch(Batch(map_inputs(lambda t: t.double(), inputs), targets, weight.double()), batch.dims)
+
+
+def images() -> Task:
+    labels = torch.arange(60) % 3
+    pixels = KEY.fold("pixels").uniform(60, 1, 2, 2) * (1 + labels.view(-1, 1, 1, 1)) / 4
+    return image_task((pixels, labels), model=lambda: nn.Sequential(nn.Flatten(), *smooth_mlp()))
+
+
+def texts() -> Task:
+    words = ["red", "green", "blue"]
+    written = [f"{words[i % 3]} {i}" for i in range(60)]
+
+    def encoder(batch: list[str]) -> Tensor:
+        return torch.stack([Draws(0, (text,)).normal(4) + 2 * words.index(text.split()[0]) for text in batch])
+
+    return text_task((written, [text.split()[0] for text in written]), encoder, model=smooth_mlp)
+
+
+@pytest.mark.parametrize("build", [images, texts], ids=["image", "text"])
+def test_images_and_texts_equal_the_oracle(build: object) -> None:
+    task: Task = build()  # type: ignore[operator]
+    state = as_float64(task.init(KEY.fold("net")))
+    sides = [wide(task.sample_real(KEY.fold(name), torch.arange(3), n)) for name, n in (("syn", 2), ("real", 7))]
+    first = next(iter(state.params)).split(".")[0]  # a leading Flatten moves the layers' numbers by one
+    shift = int(first)
+    params = {f"{int(name.split('.')[0]) - shift}.{name.split('.')[1]}": p.numpy() for name, p in state.params.items()}
+    written = []
+    for side in sides:
+        assert isinstance(side.batch.inputs, Tensor)
+        assert isinstance(side.batch.targets, Tensor)
+        rows = side.batch.inputs.flatten(2).numpy()
+        written.append([(x, np.eye(3)[y.numpy()]) for x, y in zip(rows, side.batch.targets, strict=True)])
+    check_objective(
+        OBJECTIVE, Network(task, state), *sides, oracle=lambda: oracle.gradient_matching(params, *written)
+    )  # fmt: skip
+
+
+def test_graphs_equal_the_oracle() -> None:
+    graph = planted_graph()
+    task = graph_task(graph, "sgc", protocol=FAST)
+    nodes = label_nodes(KEY.fold("nodes").normal(6, 12), torch.full((3,), 2), 3)
+    syn = wide(nodes.class_batches(nodes(KEY)))
+    real = wide(task.sample_real(KEY.fold("real"), torch.arange(3), 5))
+    state: NetworkState = as_float64(task.init(KEY.fold("net")))
+    assert syn.dims.inputs is None
+    rows, labels = real.batch.inputs, real.batch.targets
+    assert isinstance(rows, dict)
+    assert isinstance(labels, Tensor)
+    propagated = next(iter(rows.values())).flatten(0, 1).numpy()
+
+    def expected() -> float:
+        return graph_oracle.gradient_matching(
+            nodes.codes.detach().double().numpy(),
+            [0, 0, 1, 1, 2, 2],
+            propagated,
+            labels.flatten().tolist(),
+            state.params["weight"].numpy(),
+            state.params["bias"].numpy(),
+        )
+
+    check_objective(OBJECTIVE, Network(task, state), syn, real, oracle=expected)
+
+
+def test_tasks_without_classes_are_refused_when_built() -> None:
+    from mmdistill.recsys.task import recsys_task
+
+    draws = Draws(0).uniform(12, 9)
+    matrix = (draws < 0.5).numpy().astype("float32")
+    import scipy.sparse
+
+    task = recsys_task(scipy.sparse.csr_array(matrix))
+    for objective in (OBJECTIVE, DistributionMatching()):
+        with pytest.raises(ConfigError, match="has no classes"):
+            objective.check(task)
