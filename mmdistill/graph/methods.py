@@ -2,7 +2,7 @@
 
 from mmdistill.coresets import allocate, k_means
 from mmdistill.errors import ConfigError
-from mmdistill.graph.synthetic import label_nodes, node_features
+from mmdistill.graph.synthetic import label_nodes, propagated_features, raw_features
 from mmdistill.methods import Method, OptimizerSpec, Settings, fresh, trained_on_s
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -18,7 +18,7 @@ WHOLE = 1_000_000
 def _gcond_settings(nodes: int) -> Settings:
     return Settings(
         steps=1000,
-        optimizers={"codes": OptimizerSpec("adam", 0.05)},
+        optimizers={"codes": OptimizerSpec("adam", 0.02)},
         outer_steps=20,
         inner_steps=15,
         inner_lr=0.1,
@@ -48,7 +48,7 @@ METHODS: dict[str, Method] = {
         lambda: GradientMatching(row_cosine),
         trained_on_s,
         _gcond_settings,
-        node_features,
+        raw_features,
         domains=("graph",),
         summary="gradient matching of node features, SGC trained on S, no structure (A' = I)",
         source="Jin et al., ICLR 2022",
@@ -58,7 +58,7 @@ METHODS: dict[str, Method] = {
         lambda: DistributionMatching("last"),
         fresh,
         _gcdm_settings,
-        node_features,
+        propagated_features,
         domains=("graph",),
         summary="mean matching of propagated features, no structure (A' = I)",
         source="Liu et al., 2022 (arXiv 2206.13697)",

@@ -65,8 +65,8 @@ class SyntheticGraph(Parameterization):
         return share_classes(batch, self._membership.to(batch.weight))
 
 
-def node_features(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-    """Build a synthetic graph without structure whose features start from real training nodes, or from noise.
+def raw_features(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+    """Build a synthetic graph without structure whose features start from those of real training nodes, or from noise.
 
     Differs from: the published learning rates count in the features' own units; here the unit is the root mean square
     of the initial features, which row-normalised words (0.006) and standardised features (1) share.
@@ -74,19 +74,39 @@ def node_features(task: Task, budget: int, settings: Settings, label: LabelKind,
     Raises:
         ConfigError: a task without classes, or a budget below the number of classes.
     """
+    counts, chosen = _choose(task, budget, settings, draws)
+    selected = task.select(chosen).inputs
+    x = selected["x"] if isinstance(selected, dict) else selected
+    return _start(task, x, counts, settings, label, draws)
+
+
+def propagated_features(
+    task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws
+) -> Parameterization:
+    """Build the same from *propagated* features, which is what a network without structure should see.
+
+    Raises:
+        ConfigError: a task without classes or propagated features, or a budget below the number of classes.
+    """
+    if not isinstance(task, Embeds):
+        raise ConfigError(f"{task.describe().data!r} has no propagated features to start from")
+    counts, chosen = _choose(task, budget, settings, draws)
+    return _start(task, task.embedding()[chosen.to(task.device)], counts, settings, label, draws)
+
+
+def _choose(task: Task, budget: int, settings: Settings, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Return the nodes of each class and the real ones to start from."""
     if task.labels is None or task.num_classes is None:
         raise ConfigError(f"{task.describe().data!r} has no classes; synthetic nodes are labelled")
     counts = allocate(budget, "nodes", task.labels, task.num_classes)
-    chosen = choose_samples(task, settings.init, counts, draws)
-    if isinstance(task, Embeds):
-        x = task.embedding()[chosen.to(task.device)]
-    else:
-        selected = task.select(chosen).inputs
-        x = selected["x"] if isinstance(selected, dict) else selected
+    return counts, choose_samples(task, settings.init, counts, draws)
+
+
+def _start(task: Task, x: Tensor, counts: Tensor, settings: Settings, label: LabelKind, draws: Draws) -> SyntheticGraph:
     scale = float(x.square().mean().sqrt()) or 1.0
     if settings.init == "noise":
         x = scale * draws.fold("noise").to(task.device).normal(*x.shape)
-    return label_nodes(x, counts, task.num_classes, label, scale)
+    return label_nodes(x, counts, len(counts), label, scale)
 
 
 def label_nodes(
