@@ -19,7 +19,7 @@ RIDGES = tuple(float(10.0**e) for e in np.arange(-3, 2.5, 0.5))
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """The grid that logistic regression's C is chosen from."""
 NEIGHBOURS = 15
-TEMPERATURE = 0.05
+TEMPERATURE = 0.1
 
 
 def one_tensor(value: Inputs | Targets) -> Tensor:

@@ -1,5 +1,7 @@
 """Methods for sentence points: refinements of the shared ones, and closed forms that only points allow."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,10 +14,10 @@ from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.objectives.performance import KernelRidgeMatching
+from mmdistill.objectives.performance import Kernel, KernelRidgeMatching
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch, Inputs, Task
 from mmdistill.text.judges import one_tensor, regression_targets, ridge_weights
 from mmdistill.text.task import TextTask
 
@@ -91,6 +93,18 @@ def ridge_set(task: Task, budget: int, draws: Draws) -> Raw:
     return Raw(points.float(), FixedLabels(scores.float()), scores.argmax(1), text.class_count)
 
 
+class PointKernel(Kernel):
+    """The tangent kernel of the infinitely wide ``mlp``, which scales points of d numbers by the root of d."""
+
+    def __init__(self) -> None:
+        self.wide = FullyConnectedKernel("ntk", depth=1)
+
+    def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
+        """Return the ``(n_a, n_b)`` kernel of points."""
+        scale = math.sqrt(one_tensor(a).shape[1])
+        return self.wide.matrix(scale * one_tensor(a), scale * one_tensor(b))
+
+
 class CentredRidgeMatching(KernelRidgeMatching):
     """Kernel ridge matching whose learned labels are probabilities: they enter the regression minus 1/C."""
 
@@ -137,13 +151,13 @@ METHODS: dict[str, Method] = {
     ),
     "krr": Method(
         "KRR",
-        lambda: CentredRidgeMatching(FullyConnectedKernel("ntk"), 1e-2),
+        lambda: CentredRidgeMatching(PointKernel(), 1e-2),
         fresh,
-        lambda ipc: Settings(500, 1024, _optimizers(0.01, 0.05)),
+        lambda ipc: Settings(1000, 1024, _optimizers(0.003, 0.02)),
         from_centroids,
         "softmax",
         ("text",),
-        "kernel ridge matching with learned soft labels, kernel of an infinitely wide network",
+        "kernel ridge matching with learned soft labels, tangent kernel of an infinitely wide MLP",
         "Nguyen et al., ICLR 2021",
     ),
     "ridge-exact": Method(

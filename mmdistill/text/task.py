@@ -30,8 +30,8 @@ from mmdistill.text.judges import (
 )
 from mmdistill.text.models import ModelLike, make_module, mlp_head
 
-JUDGE_STEPS = 400
-JUDGE = FitProtocol(epochs=0, lr=1e-3, optimizer="adam", weight_decay=0.0, batch=256, decay_at=(0.75,), decay=0.1)
+JUDGE_STEPS = 300
+JUDGE = FitProtocol(epochs=0, lr=3e-3, optimizer="adam", weight_decay=1e-3, batch=256, decay_at=(0.75,), decay=0.1)
 """How trained judges are fitted; the epochs follow from :data:`JUDGE_STEPS`, so every set gets as many updates."""
 
 
@@ -167,7 +167,7 @@ class TextTask:
         keys = draws.uniform(*self._table.shape)[rows] + (1 - present)  # absent entries sort last
         order = keys.argsort(1)[:, :n]
         weight = present.gather(1, order)
-        index = table.gather(1, order)
+        index = torch.where(weight > 0, table.gather(1, order), table[:, :1])
         if n > index.shape[1]:
             missing = n - index.shape[1]
             index = torch.cat([index, index[:, :1].expand(-1, missing)], 1)

@@ -1,0 +1,65 @@
+"""Loop-written float64 versions of the text domain's equations, from lists of floats."""
+
+import math
+
+Vector = list[float]
+Matrix = list[list[float]]
+
+
+def soft_cross_entropy(logits: Matrix, targets: Matrix, weight: Vector) -> float:
+    """Weighted mean of -sum_c y_c log softmax(z)_c."""
+    total, mass = 0.0, 0.0
+    for z, y, w in zip(logits, targets, weight, strict=True):
+        normaliser = sum(math.exp(v) for v in z)
+        total += w * -sum(t * math.log(math.exp(v) / normaliser) for v, t in zip(z, y, strict=True))
+        mass += w
+    return total / mass
+
+
+def mlp_gradients(
+    points: Matrix, targets: Matrix, weight: Vector, w1: Matrix, b1: Vector, w2: Matrix, b2: Vector, scale: float
+) -> tuple[Matrix, Vector, Matrix, Vector]:
+    """Gradients of the soft cross entropy of w2 relu(w1 scale x + b1) + b2, by the chain rule, sample by sample."""
+    g1 = [[0.0] * len(row) for row in w1]
+    gb1 = [0.0] * len(b1)
+    g2 = [[0.0] * len(row) for row in w2]
+    gb2 = [0.0] * len(b2)
+    mass = sum(weight)
+    for x, y, w in zip(points, targets, weight, strict=True):
+        x = [scale * v for v in x]
+        pre = [sum(a * v for a, v in zip(row, x, strict=True)) + b for row, b in zip(w1, b1, strict=True)]
+        hidden = [max(v, 0.0) for v in pre]
+        z = [sum(a * v for a, v in zip(row, hidden, strict=True)) + b for row, b in zip(w2, b2, strict=True)]
+        normaliser = sum(math.exp(v) for v in z)
+        mass_y = sum(y)
+        dz = [w / mass * (mass_y * math.exp(v) / normaliser - t) for v, t in zip(z, y, strict=True)]
+        for c, d in enumerate(dz):
+            gb2[c] += d
+            for h, v in enumerate(hidden):
+                g2[c][h] += d * v
+        for h, v in enumerate(pre):
+            if v <= 0:
+                continue
+            dh = sum(dz[c] * w2[c][h] for c in range(len(w2)))
+            gb1[h] += dh
+            for i, value in enumerate(x):
+                g1[h][i] += dh * value
+    return g1, gb1, g2, gb2
+
+
+def knn_vote(points: Matrix, labels: Matrix, query: Vector, k: int, temperature: float) -> Vector:
+    """Votes of the k nearest points by cosine, weighted by a softmax of the cosine over a temperature."""
+
+    def cosine(a: Vector, b: Vector) -> float:
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+    near = sorted(((cosine(query, point), label) for point, label in zip(points, labels, strict=True)), reverse=True)[
+        :k
+    ]
+    normaliser = sum(math.exp(similarity / temperature) for similarity, _ in near)
+    votes = [0.0] * len(labels[0])
+    for similarity, label in near:
+        for c, value in enumerate(label):
+            votes[c] += math.exp(similarity / temperature) / normaliser * value
+    return votes

@@ -1,0 +1,88 @@
+"""A tiny generated corpus: three topics with their own words among shared ones."""
+
+from pathlib import Path
+
+from mmdistill.runtime import Draws
+from mmdistill.text.data import TextData, load_text
+from mmdistill.text.task import TextTask, text_task
+
+TOPICS = {
+    "food": ["bread", "soup", "cheese", "apple", "oven", "salt", "cook", "taste", "plate", "sugar", "butter", "rice"],
+    "space": [
+        "star",
+        "moon",
+        "orbit",
+        "rocket",
+        "planet",
+        "comet",
+        "launch",
+        "gravity",
+        "telescope",
+        "probe",
+        "crater",
+        "sun",
+    ],
+    "music": [
+        "song",
+        "drum",
+        "guitar",
+        "choir",
+        "melody",
+        "rhythm",
+        "piano",
+        "concert",
+        "tune",
+        "singer",
+        "violin",
+        "chord",
+    ],
+}
+SHARED = [
+    "the",
+    "a",
+    "very",
+    "quite",
+    "often",
+    "people",
+    "say",
+    "that",
+    "this",
+    "one",
+    "was",
+    "with",
+    "and",
+    "it",
+    "makes",
+    "good",
+    "bad",
+    "new",
+]
+
+
+def sentences(count: int, seed: int = 0, topical: int = 2) -> tuple[list[str], list[str]]:
+    """Return ``count`` texts of each topic with the topics as labels; few of the words tell the topic."""
+    texts, labels = [], []
+    for topic, words in TOPICS.items():
+        for index in range(count):
+            key = Draws(seed, ("corpus", topic, index))
+            chosen = [words[i] for i in key.fold("own").integers(len(words), topical).tolist()]
+            chosen += [SHARED[i] for i in key.fold("shared").integers(len(SHARED), 6).tolist()]
+            order = key.fold("order").permutation(len(chosen)).tolist()
+            texts.append(" ".join(chosen[i] for i in order))
+            labels.append(topic)
+    return texts, labels
+
+
+def corpus(train: int = 60, test: int = 40) -> TextData:
+    return load_text({"train": sentences(train, 0), "dev": sentences(20, 1), "test": sentences(test, 2)})
+
+
+def small_task(**options: object) -> TextTask:
+    return text_task(corpus(), "tfidf", **{"judge_epochs": 60, **options})  # type: ignore[arg-type]
+
+
+def write_tsv(path: Path, texts: list[str], labels: list[str], header: str = "label\ttext") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [f"{label}\t{text}" for label, text in zip(labels, texts, strict=True)]
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,233 @@
+import builtins
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdistill import registry
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.text.data import accepts, load_text
+from tests.text.corpus import sentences, write_tsv
+
+TEXTS = [f"text number {i}" for i in range(20)]
+LABELS = ["yes", "no"] * 10
+
+
+def test_pair_is_split_by_class_with_a_stated_seed() -> None:
+    data = load_text((TEXTS, LABELS), seed=3)
+    assert data.class_names == ("no", "yes")
+    assert len(data.train.texts) + len(data.dev.texts) + len(data.test.texts) == 20
+    parts = [data.train, data.dev, data.test]
+    for part in parts:
+        assert torch.bincount(part.labels, minlength=2).min() > 0
+    joined = [text for part in parts for text in part.texts]
+    assert sorted(joined) == sorted(TEXTS)
+    assert all("seed 3" in note for note in data.notes)
+    assert load_text((TEXTS, LABELS), seed=3).train.texts == data.train.texts
+    assert load_text((TEXTS, LABELS), seed=4).train.texts != data.train.texts
+
+
+def test_numeric_labels_sort_as_numbers_and_floats_lose_their_fraction() -> None:
+    data = load_text((TEXTS, [10.0, 2.0] * 10))
+    assert data.class_names == ("2", "10")
+    assert load_text((TEXTS, torch.tensor([0, 1] * 10))).class_names == ("0", "1")
+
+
+def test_class_names_take_indices_or_names() -> None:
+    by_index = load_text((TEXTS, [0, 1] * 10), class_names=("bad", "good"))
+    by_name = load_text((TEXTS, ["bad", "good"] * 10), class_names=("bad", "good"))
+    assert by_index.class_names == by_name.class_names
+    assert torch.equal(by_index.train.labels, by_name.train.labels)
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "message"),
+    [
+        (["a", "  ", "c", "d"], [0, 1, 0, 1], "row 2 of all is empty"),
+        (["a", None, "c", "d"], [0, 1, 0, 1], "row 2 of all has no text"),
+        (["a", 3, "c", "d"], [0, 1, 0, 1], "row 2 of all has no text but 3"),
+        (["a", "b", "c", "d"], [0, 0, 0, 0], "single class"),
+        (["a", "b", "c", "d"], [0, float("nan"), 1, 0], "row 2 of all has the label nan"),
+        (["a", "b", "c", "d"], [0, None, 1, 0], "row 2 of all has no label"),
+        (["a", "b", "c", "d"], ["x", " ", "y", "x"], "row 2 of all has no label"),
+        (["a", "b", "c", "d"], [[0, 1], [1], [0], [1]], "one class per text"),
+        (["a", "b"], [0, 1, 1], "2 texts but 3 labels"),
+        ([], [], "no texts"),
+        (["a", "b"], [0, 1], "too few texts"),
+    ],
+)
+def test_unusable_rows(texts: list[str], labels: list[object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_text((texts, labels))
+
+
+def test_label_out_of_range_and_empty_class() -> None:
+    with pytest.raises(DataError, match="label '2'"):
+        load_text((TEXTS, [0, 2] * 10), class_names=("bad", "good"))
+    with pytest.raises(DataError, match="'fine' has no training text"):
+        load_text((TEXTS, [0, 1] * 10), class_names=("bad", "good", "fine"))
+    with pytest.raises(DataError, match=r"row 1 of test has the label 'maybe'.*no, yes"):
+        load_text({"train": (TEXTS, LABELS), "test": (["x"], ["maybe"])})
+
+
+def test_one_text_instead_of_a_list_and_unknown_splits() -> None:
+    with pytest.raises(DataError, match="list of texts"):
+        load_text(("one text", [0]))
+    with pytest.raises(ConfigError, match="did you mean 'train'"):
+        load_text({"trian": (TEXTS, LABELS)})
+    with pytest.raises(DataError, match="no training split"):
+        load_text({"test": (TEXTS, LABELS)})
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "csv", "jsonl", "tsv.gz"])
+def test_files_of_every_format(tmp_path: Path, suffix: str) -> None:
+    texts = ['say "so", then', "tab less", "NA", *TEXTS[3:]]
+    path = tmp_path / f"mine.{suffix}"
+    if suffix.startswith("tsv"):
+        content = "label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in zip(LABELS, texts, strict=True))
+    elif suffix == "csv":
+        quoted = ['"' + text.replace('"', '""') + '"' for text in texts]
+        content = "Text,Label\r\n" + "".join(f"{t},{label}\r\n" for t, label in zip(quoted, LABELS, strict=True))
+    else:
+        rows = [{"sentence": text, "category": label} for text, label in zip(texts, LABELS, strict=True)]
+        content = "\n".join(json.dumps(row) for row in rows)
+    raw = content.encode("utf-8-sig")
+    path.write_bytes(gzip.compress(raw) if suffix.endswith("gz") else raw)
+    data = load_text(path)
+    assert sorted([*data.train.texts, *data.dev.texts, *data.test.texts]) == sorted(texts)
+    assert accepts(path)
+
+
+def test_split_column(tmp_path: Path) -> None:
+    rows = [f"{'train' if i < 14 else 'test'},{LABELS[i]},{TEXTS[i]}" for i in range(20)]
+    path = tmp_path / "all.csv"
+    path.write_text("\n".join(["split,label,text", *rows]))
+    data = load_text(path)
+    assert data.test.texts == tuple(TEXTS[14:])
+
+
+def test_folder_with_own_dev(tmp_path: Path) -> None:
+    for name in ("train", "validation", "test"):
+        write_tsv(tmp_path / f"{name}.tsv", TEXTS, LABELS)
+    data = load_text(tmp_path)
+    assert data.notes == ()
+    assert len(data.dev.texts) == 20
+    assert accepts(tmp_path)
+
+
+def test_other_scripts_are_texts_like_any_other(tmp_path: Path) -> None:
+    texts = ["これは良い映画です", "ужасный фильм", "فيلم جميل", "很好看的电影", "😀 👍", "बहुत बुरा"] * 4
+    path = write_tsv(tmp_path / "scripts.tsv", texts, ["good", "bad"] * 12)
+    assert set(load_text(path).train.texts) <= set(texts)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda p: p.write_text("label\ttext\n"), DataError, "no rows"),
+        (lambda p: p.write_text(""), DataError, "cannot be read"),
+        (lambda p: p.write_text("label\ttext\n0\ta\n1\tb\tc\n"), DataError, "cannot be read"),
+        (lambda p: p.write_text("labels_\tphrase\n0\ta\n"), DataError, "Name it with text_column"),
+        (
+            lambda p: p.write_bytes("label\ttext\n0\tcafé\n1\t".encode() + "été\n".encode("latin-1")),
+            DataError,
+            "line 3",
+        ),
+        (lambda p: p.write_text("label\ttext\n0\ta\n1\t \n"), DataError, "row 2 of all is empty"),
+        (lambda p: p.write_text("label\ttext\n0\ta\n\tb\n"), DataError, "row 2 of all has no label"),
+    ],
+)
+def test_unusable_files(tmp_path: Path, make: Callable[[Path], object], error: type[Exception], message: str) -> None:
+    path = tmp_path / "bad.tsv"
+    make(path)
+    with pytest.raises(error, match=message):
+        load_text(path)
+
+
+def test_named_columns_and_the_nearest_suggestion(tmp_path: Path) -> None:
+    path = write_tsv(tmp_path / "x.tsv", TEXTS, LABELS, header="verdict\tphrase")
+    assert load_text(path, text_column="phrase", label_column="verdict").class_names == ("no", "yes")
+    with pytest.raises(ConfigError, match="did you mean 'phrase'"):
+        load_text(path, text_column="phrases", label_column="verdict")
+
+
+def test_damaged_json_lines_and_gzip(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a", "label": 0}\n{"text": \n')
+    with pytest.raises(DataError, match="line 2, is not JSON"):
+        load_text(path)
+    path.write_text('{"text": "a", "label": 0}\n[1]\n')
+    with pytest.raises(DataError, match="line 2, is a JSON list"):
+        load_text(path)
+    path.write_text('{"text": "a", "label": 0}\n{"text": "b"}\n')
+    with pytest.raises(DataError, match="row 2 of all has the label nan"):
+        load_text(path)
+    broken = tmp_path / "x.csv.gz"
+    broken.write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="damaged gzip"):
+        load_text(broken)
+
+
+def test_missing_things_say_which_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=rf"sst2: expected train.tsv and test.tsv.*{tmp_path}/sst2"):
+        load_text("sst2")
+    write_tsv(tmp_path / "sst2" / "train.tsv", TEXTS, ["0", "1"] * 10)
+    with pytest.raises(DataError, match=r"expected test\.tsv"):
+        load_text("SST2")
+    with pytest.raises(ConfigError, match="did you mean 'trec'"):
+        load_text("trek")
+    with pytest.raises(DataError, match="no file"):
+        load_text(tmp_path / "nowhere.tsv")
+    (tmp_path / "x.parquet").touch()
+    with pytest.raises(DataError, match="no table of texts"):
+        load_text(tmp_path / "x.parquet")
+
+
+def test_hub_names_need_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = builtins.__import__
+
+    def without(name: str, *rest: object) -> object:
+        if name == "datasets":
+            raise ImportError(name)
+        return genuine(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"pip install 'mmdistill\[text\]'"):
+        load_text("hf:ag_news")
+
+
+def test_names_paths_and_the_prefix_lead_to_this_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "DOMAIN_PACKAGES", {"text": "mmdistill.text"})
+    path = write_tsv(tmp_path / "x.tsv", TEXTS, LABELS)
+    for data in ("SST2", "trec", "hf:ag_news", str(path)):
+        assert registry.domain_of(data).name == "text"
+
+
+def test_interaction_tables_are_not_texts(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text("user,item,label\n1,2,1\n")
+    assert not accepts(path)
+
+
+def test_fingerprint_follows_texts_and_labels() -> None:
+    texts, labels = sentences(10)
+    base = load_text((texts, labels)).fingerprint()
+    assert load_text((texts, labels)).fingerprint() == base
+    assert load_text((texts, labels[::-1])).fingerprint() != base
+
+
+@pytest.mark.data
+@pytest.mark.skipif(
+    not Path(os.environ.get("MMDISTILL_DATA", "nowhere"), "trec", "train.tsv").exists(),
+    reason="MMDISTILL_DATA has no trec",
+)
+def test_trec_as_published() -> None:
+    data = load_text("TREC")
+    assert len(data.train.texts) + len(data.dev.texts) == 5452
+    assert len(data.test.texts) == 500
+    assert data.class_names[5] == "number"

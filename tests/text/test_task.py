@@ -1,0 +1,242 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmdistill.errors import CheckpointError, ConfigError, DataError, ShapeError
+from mmdistill.evaluate import evaluate
+from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.objectives.base import Network, class_gradients
+from mmdistill.runtime import Draws
+from mmdistill.store import DistilledSet
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState
+from mmdistill.testing import as_float64, check_task
+from mmdistill.text.draw import draw, export_embeds, export_tensors
+from mmdistill.text.judges import (
+    choose_ridge,
+    distributions,
+    fit_logistic,
+    knn_scores,
+    logistic_predictions,
+    regression_targets,
+    ridge_weights,
+)
+from mmdistill.text.task import TextTask, text_task
+from tests.oracles import text as oracle
+from tests.text.corpus import corpus, small_task
+
+
+@pytest.fixture(scope="module")
+def task() -> TextTask:
+    return small_task(width=16)
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "linear"}, {"noise": 0.1}, {"judge_epochs": 5, "judge_batch": 7}])
+def test_conformance(options: dict[str, object]) -> None:
+    check_task(small_task(**options), judge="mlp")
+
+
+def soft(rows: int, classes: int, key: str) -> torch.Tensor:
+    return Draws(0, (key,)).normal(rows, classes, dtype=torch.float64).softmax(1)
+
+
+def test_soft_cross_entropy_against_loops() -> None:
+    logits = Draws(1).normal(5, 3, dtype=torch.float64)
+    targets, weight = soft(5, 3, "t"), torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0], dtype=torch.float64)
+    expected = oracle.soft_cross_entropy(logits.tolist(), targets.tolist(), weight.tolist())
+    assert float(weighted_mean(soft_cross_entropy(logits, targets), weight)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+def test_class_gradients_against_loops(task: TextTask, mode: str) -> None:
+    state = as_float64(task.init(Draws(2)))
+    points = Draws(3).normal(3, 4, task.dim, dtype=torch.float64) / 5
+    weight = torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 0], [2, 0.5, 1, 0]], dtype=torch.float64)
+    targets = torch.stack([soft(4, 3, f"class {c}") for c in range(3)])
+    batch = ClassBatch(Batch(points, targets, weight), Dims(0, 0))
+    found = class_gradients(Network(task, state), batch, mode)  # type: ignore[arg-type]
+    params = [tensor.tolist() for tensor in state.params.values()]
+    for index in range(3):
+        expected = oracle.mlp_gradients(
+            points[index].tolist(), targets[index].tolist(), weight[index].tolist(), *params, math.sqrt(task.dim)
+        )
+        for name, gradient in zip(state.params, expected, strict=True):
+            torch.testing.assert_close(
+                found[name][index], torch.tensor(gradient, dtype=torch.float64), rtol=1e-9, atol=1e-12
+            )
+
+
+def test_small_classes_come_whole_and_padded() -> None:
+    texts = [f"good thing {i}" for i in range(12)] + [f"bad thing {i}" for i in range(4)]
+    labels = [0] * 12 + [1] * 4
+    small = text_task({"train": (texts, labels), "dev": (texts, labels), "test": (texts, labels)}, "tfidf")
+    for n in (3, 6, 20):
+        batch = small.sample_real(Draws(0), torch.arange(2), n)
+        assert isinstance(batch, ClassBatch)
+        inputs, targets, weight = batch.batch
+        assert isinstance(inputs, torch.Tensor)
+        assert inputs.shape == (2, n, small.dim)
+        assert weight.sum(1).tolist() == [min(n, 12), min(n, 4)]
+        assert isinstance(targets, torch.Tensor)
+        assert (targets == torch.arange(2)[:, None]).all()
+        for row in range(2):
+            present = inputs[row][weight[row] > 0]
+            assert len(present.unique(dim=0)) == len(present)
+
+
+def test_class_sampling_is_uniform(task: TextTask) -> None:
+    counts = torch.zeros(len(task.train.labels))
+    for step in range(300):
+        batch = task.sample_real(Draws(step), torch.tensor([1]), 6)
+        assert isinstance(batch, ClassBatch)
+        near = torch.cdist(batch.batch.inputs[0], task.train.inputs).argmin(1)  # type: ignore[index]
+        counts[near] += 1
+    inside = counts[task.train.labels == 1]
+    assert counts.sum() == inside.sum()
+    assert inside.max() < 70  # 30 expected of each of 60
+
+
+def test_augmentation_is_shared_or_per_sample() -> None:
+    noisy = small_task(noise=0.5)
+    batch = noisy.sample_real(Draws(0), torch.arange(3), 4)
+    assert isinstance(batch, ClassBatch)
+    shared = noisy.augment(Draws(1), batch, shared=True)
+    assert isinstance(shared, ClassBatch)
+    moved = shared.batch.inputs - batch.batch.inputs  # type: ignore[operator]
+    torch.testing.assert_close(moved, moved[:, :1].expand_as(moved))
+    flat = noisy.augment(Draws(1), batch.one_class(0), shared=False)
+    assert isinstance(flat, Batch)
+    shift = flat.inputs - batch.one_class(0).inputs  # type: ignore[operator]
+    assert not torch.allclose(shift[0], shift[1])
+    assert float(shift.norm(dim=1).mean()) == pytest.approx(0.5, rel=0.3)
+
+
+def test_own_network_judges_first() -> None:
+    dim = small_task().dim
+    own = text_task(corpus(), "tfidf", model=lambda: nn.Sequential(nn.Linear(dim, 8), nn.Tanh(), nn.Linear(8, 3)))
+    assert own.judges[0] == "model"
+    assert own.features(own.init(Draws(0)), own.train.inputs[:5])[-1].shape == (5, 8)
+    scores = own.evaluate(None, "model", Draws(0), 2, {})
+    assert min(scores.values["accuracy"]) > 0.7
+
+
+def test_networks_that_do_not_fit() -> None:
+    with pytest.raises(ConfigError, match="cannot read points"):
+        text_task(corpus(), "tfidf", model=lambda: nn.Linear(3, 3))
+    dim = small_task().dim
+    with pytest.raises(ConfigError, match=r"returned \(2, 5\)"):
+        text_task(corpus(), "tfidf", model=lambda: nn.Linear(dim, 5))
+    with pytest.raises(ConfigError, match="did you mean 'mlp'"):
+        text_task(corpus(), "tfidf", model="mpl")
+    with pytest.raises(ConfigError, match="0 or more"):
+        small_task(noise=-1.0)
+    with pytest.raises(DataError, match="zero vector"):
+        text_task(corpus(), lambda texts: torch.zeros(len(texts), 4))
+
+
+def test_judges_agree_on_easy_data(task: TextTask) -> None:
+    for judge in task.judges:
+        scores = task.evaluate(None, judge, Draws(0), 2, {})
+        assert min(scores.values["accuracy"]) > 0.75, judge
+    with pytest.raises(ConfigError, match="did you mean 'logreg'"):
+        task.evaluate(None, "logregs", Draws(0), 1, {})
+
+
+def test_hard_labels_and_their_one_hot_soft_labels_are_judged_alike(task: TextTask) -> None:
+    hard = task.select(torch.arange(0, 180, 9))
+    labels = nn.functional.one_hot(hard.targets, 3).float()  # type: ignore[arg-type]
+    for judge in task.judges:
+        a = task.evaluate(hard, judge, Draws(0), 2, {})
+        b = task.evaluate(hard._replace(targets=labels), judge, Draws(0), 2, {})
+        assert a.values == b.values, judge
+
+
+def test_logistic_regression_with_soft_labels_has_the_soft_gradient_zero(task: TextTask) -> None:
+    points, probabilities = task.train.inputs[::6], soft(30, 3, "p").float()
+    weight = torch.linspace(0.5, 2, 30)
+    model = fit_logistic(points, probabilities, weight, 1.0)
+    coefficients = torch.tensor(model.coef_, dtype=torch.float64, requires_grad=True)
+    logits = points.double() @ coefficients.T + torch.tensor(model.intercept_)
+    loss = (soft_cross_entropy(logits, probabilities.double()) * weight).sum() + 0.5 * coefficients.square().sum()
+    (gradient,) = torch.autograd.grad(loss, coefficients)
+    assert float(gradient.abs().max()) < 1e-2
+
+
+def test_logistic_regression_on_one_class_predicts_it(task: TextTask) -> None:
+    batch = Batch(task.train.inputs[:3], torch.tensor([2, 2, 2]), torch.ones(3))
+    predicted, _ = logistic_predictions(batch, 3, task.dev.inputs, task.dev.labels, task.test.inputs)
+    assert (predicted == 2).all()
+    assert "1 of 3 classes" in task.evaluate(batch, "logreg", Draws(0), 1, {}).notes[-1]
+
+
+def test_knn_against_loops() -> None:
+    points, queries = Draws(0).normal(7, 4, dtype=torch.float64), Draws(1).normal(3, 4, dtype=torch.float64)
+    labels = soft(7, 3, "knn")
+    found = knn_scores(points, labels, queries, 4, 0.3)
+    for row, query in zip(found, queries, strict=True):
+        expected = oracle.knn_vote(points.tolist(), labels.tolist(), query.tolist(), 4, 0.3)
+        torch.testing.assert_close(row, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_ridge_is_the_stationary_point() -> None:
+    x, weight = Draws(0).normal(20, 5, dtype=torch.float64), Draws(1).uniform(20).double()
+    y = regression_targets(torch.arange(20) % 3, 3)
+    solved = ridge_weights(x, y, 0.7, weight).requires_grad_()
+    loss = ((x @ solved - y).square().sum(1) * weight).sum() + 0.7 * solved.square().sum()
+    (gradient,) = torch.autograd.grad(loss, solved)
+    assert float(gradient.abs().max()) < 1e-10
+    assert choose_ridge(x, y, x, torch.arange(20) % 3) > 0
+
+
+def test_scores_become_probabilities() -> None:
+    scores = torch.tensor([[0.5, -0.2, -0.3], [-1.0, -1.0, 2.0]])
+    found = distributions(scores, 3)
+    torch.testing.assert_close(found.sum(1), torch.ones(2))
+    assert found.argmax(1).tolist() == [0, 2]
+    torch.testing.assert_close(distributions(found, 3), found)
+
+
+def test_sets_of_another_space_are_refused(task: TextTask, tmp_path: Path) -> None:
+    batch = task.select(torch.arange(6))
+    with pytest.raises(ShapeError, match="not of the space"):
+        task.evaluate(Batch(torch.ones(6, 3), batch.targets, batch.weight), "mlp", Draws(0), 1, {})
+    with pytest.raises(ShapeError, match="expected soft labels"):
+        task.evaluate(batch._replace(targets=torch.ones(6, 2)), "mlp", Draws(0), 1, {})
+    with pytest.raises(ShapeError, match="got a dict"):
+        task.predict(task.init(Draws(0)), {"a": torch.ones(2, 2)})
+    other = text_task(corpus(), lambda texts: torch.tensor([[len(text), 1.0] for text in texts]))
+    saved = DistilledSet(batch, other.describe(), "k-means", 2, 0)
+    with pytest.raises(CheckpointError):
+        evaluate(task, saved, n=1)
+
+
+def test_pictures_and_exports(task: TextTask, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    hard = task.select(torch.tensor([0, 130, 70]))
+    softened = hard._replace(targets=torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.0, 0.0, 1.0]]))
+    scored = hard._replace(targets=torch.tensor([[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]))
+    for batch, words in ((hard, "| 1 | food |"), (softened, "food 90%, music 10%"), (scored, "food +1.00")):
+        picture, table = draw(task, batch, tmp_path)
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        content = table.read_text()
+        assert words in content
+        assert task.data.train.texts[0] in content
+    (path,) = export_embeds(task, hard, tmp_path)
+    with safe_open(path, "pt") as stored:
+        assert stored.metadata()["encoder"] == "tfidf"
+        assert stored.get_tensor("soft_labels").tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+        torch.testing.assert_close(stored.get_tensor("embeds"), hard.inputs)
+    (path,) = export_tensors(task, scored, tmp_path)
+    with safe_open(path, "pt") as stored:
+        torch.testing.assert_close(stored.get_tensor("targets"), scored.targets)
+
+
+def test_hidden_noise_of_one_judge_does_not_touch_another(task: TextTask) -> None:
+    batch = task.select(torch.arange(0, 180, 6))
+    two, three = (task.evaluate(batch, "mlp", Draws(0), n, {}).values["accuracy"] for n in (2, 3))
+    assert two[0] == pytest.approx(three[0], abs=0.02)
+    state = task.init(Draws(0))
+    assert isinstance(state, NetworkState)
