@@ -1,6 +1,7 @@
 """Reads interaction files as they are published: MovieLens, RecBole, delimited tables, scipy sparse matrices."""
 
 import gzip
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -167,18 +168,20 @@ def _find(columns: list[str], aliases: tuple[str, ...]) -> int | None:
 
 def _parse(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(
-            path,
-            sep=separator,
-            header=0,
-            names=columns,
-            dtype=str,
-            keep_default_na=False,
-            na_values=list(MISSING),
-            encoding="utf-8",
-            index_col=False,
-        )
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose data
+            frame = pd.read_csv(
+                path,
+                sep=separator,
+                header=0,
+                names=columns,
+                dtype=str,
+                keep_default_na=False,
+                na_values=list(MISSING),
+                encoding="utf-8",
+                index_col=False,
+            )
+    except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     return frame
 

@@ -29,7 +29,7 @@ METHODS = {
         lambda: KernelRidgeMatching(FullyConnectedKernel(), 1.0, loss=multinomial),
         fresh,
         _published,
-        parameterization=interaction_prior("sampled", mass_penalty=1e-3),
+        parameterization=interaction_prior("sampled", interactions_per_user=200, mass_penalty=1e-3),
         domains=("recsys",),
         summary="kernel ridge matching with the infinite autoencoder, sampled interaction prior (slow on a CPU)",
         source=SOURCE,

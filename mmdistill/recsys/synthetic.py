@@ -108,10 +108,14 @@ class InteractionPrior(Parameterization):
         return self.mass_penalty * self.mean_field().sum(1).mean() / self.real_mass
 
 
+MASS_RATIO = 1.5
+"""Default gamma over the mean row of the real data; 200, the published value, is this on MovieLens-1M."""
+
+
 def interaction_prior(
     mode: PriorMode,
     *,
-    interactions_per_user: int = 200,
+    interactions_per_user: int | None = None,
     temperature: float = 10.0,
     mass_penalty: float = 0.0,
     scale: float = 1.0,
@@ -120,7 +124,8 @@ def interaction_prior(
 
     Args:
         mode: ``sampled`` or ``mean-field``.
-        interactions_per_user: gamma.
+        interactions_per_user: gamma; by default 1.5 times the mean real row. Never more than a quarter of the items:
+            with more, flat rows start at the clip, where nothing has a gradient.
         temperature: tau.
         mass_penalty: weight of the mean row mass relative to the real one.
         scale: the initial logit of an item that the real user has; others start at 0.
@@ -141,11 +146,12 @@ def interaction_prior(
         if isinstance(rows, dict):
             raise ConfigError("an interaction prior starts from one tensor of rows, not from a named dict")
         real_mass = float(rows.sum(1).mean())
+        gamma = round(MASS_RATIO * real_mass) if interactions_per_user is None else interactions_per_user
         if settings.init == "noise":
             rows = draws.fold("noise").to(task.device).normal(*rows.shape)
         return InteractionPrior(
             scale * rows,
-            interactions_per_user=interactions_per_user,
+            interactions_per_user=max(1, min(gamma, rows.shape[1] // 4)),
             temperature=temperature,
             mode=mode,
             mass_penalty=mass_penalty,

@@ -72,7 +72,7 @@ class RecsysTask:
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
         """Return one logit per item; 0 from the infinitely wide network, which knows no data here."""
-        rows = self._rows(inputs)
+        rows = self.rows(inputs)
         if self.module is None:
             return torch.zeros_like(rows), {}
         logits, buffers = self.module(state, rows, train=train)
@@ -81,12 +81,12 @@ class RecsysTask:
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the multinomial negative log-likelihood of the target rows, the weighted mean over users."""
         logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        targets = self._rows(batch.targets)
+        targets = self.rows(batch.targets)
         return weighted_mean(-(targets * logits.log_softmax(1)).sum(1), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the named layers of a module, or the rows themselves for the infinitely wide network."""
-        rows = self._rows(inputs)
+        rows = self.rows(inputs)
         return (rows,) if self.module is None else self.module.features(state, rows)
 
     def select(self, indices: Tensor) -> Batch:
@@ -132,7 +132,7 @@ class RecsysTask:
             raise unknown_name("judge", name, self.judges)
         if synthetic is None:
             return self._judge_of_all(name)
-        rows = self._rows(synthetic.inputs).to(self.device)
+        rows = self.rows(synthetic.inputs).to(self.device)
         rows = rows[synthetic.weight.to(self.device) > 0]
         if name == "inf-ae":
             return InfiniteAutoencoder(rows)
@@ -195,7 +195,12 @@ class RecsysTask:
             )
         return self._info
 
-    def _rows(self, inputs: Inputs) -> Tensor:
+    def rows(self, inputs: Inputs) -> Tensor:
+        """Return inputs as rows of interactions.
+
+        Raises:
+            ShapeError: they are not rows of this task's items.
+        """
         if isinstance(inputs, dict) or inputs.ndim < 1 or inputs.shape[-1] != self.data.num_items:
             shape = list(inputs) if isinstance(inputs, dict) else tuple(inputs.shape)
             raise ShapeError(f"users are (n, {self.data.num_items}) rows of interactions, got {shape}")

@@ -1,0 +1,263 @@
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.recsys import DOMAIN, load_interactions
+from mmdistill.recsys.data import SPLITS, resolve
+from tests.recsys.conftest import ML1M
+
+RNG = np.random.default_rng(0)
+ROWS = [
+    (user, int(item), 1 + (user + int(item)) % 5)
+    for user in range(1, 7)
+    for item in 10 + RNG.choice(9, 6, replace=False)
+]
+
+
+def pairs(data):
+    found = set()
+    for part in SPLITS:
+        entries = data.parts[part].tocoo()
+        users, items = entries.coords
+        found |= {(str(data.user_ids[u]), str(data.item_ids[i])) for u, i in zip(users, items, strict=True)}
+    return found
+
+
+EXPECTED = {(str(user), str(item)) for user, item, _ in ROWS}
+
+
+def write_csv(path, rows=ROWS, header="user_id,item_id,rating", separator=","):
+    lines = [header] if header else []
+    text = "\n".join(lines + [separator.join(map(str, row)) for row in rows]) + "\n"
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "separator"),
+    [
+        ("a.csv", "user_id,item_id,rating", ","),
+        ("a.csv.gz", "userId,movieId,rating", ","),
+        ("a.tsv", "user\titem\tscore", "\t"),
+        ("a.txt", "uid;iid;stars", ";"),
+        ("a.inter", "user_id:token\titem_id:token\trating:float", "\t"),
+        ("ratings.dat", None, "::"),
+        ("u.data", None, "\t"),
+    ],
+)
+def test_reads_published_layouts(tmp_path, name, header, separator):
+    path = write_csv(
+        tmp_path / name, [(*row, 978300760) for row in ROWS] if header is None else ROWS, header, separator
+    )
+    data = load_interactions(path)
+    assert pairs(data) == EXPECTED
+    assert DOMAIN.accepts(path)
+    assert DOMAIN.accepts(tmp_path) or (name.startswith("a.") and not name.endswith(".inter"))
+    assert data.item_ids.dtype == np.int64
+
+
+def test_reads_matrices_and_tables(tmp_path):
+    matrix = sparse.coo_array(([r for *_, r in ROWS], ([u for u, *_ in ROWS], [i for _, i, _ in ROWS])))
+    path = tmp_path / "m.npz"
+    sparse.save_npz(path, matrix.tocsr())
+    assert DOMAIN.accepts(path)
+    dense = matrix.toarray().astype(np.float32)
+    frame = pd.DataFrame(ROWS, columns=["user", "item", "rating"])
+    for source in (path, matrix, matrix.tocsc(), dense, torch.from_numpy(dense), frame):
+        data = load_interactions(source)
+        assert pairs(data) == EXPECTED
+    counts = load_interactions(matrix).counts
+    assert counts["short_users"] == 1  # row 0 is empty
+    assert counts["unused_items"] == 10 + 9 - len({i for _, i, _ in ROWS})
+
+
+def test_random_split_is_disjoint_seeded_and_leaves_a_test_item():
+    rng = np.random.default_rng(1)
+    matrix = (rng.random((50, 60)) < 0.5).astype(np.float32)
+    data = load_interactions(matrix, seed=1)
+    train, valid, test = (data.parts[part].toarray() for part in SPLITS)
+    assert ((train + valid + test) <= 1).all()
+    sizes = (train + valid + test).sum(1)
+    held = np.maximum(1, sizes // 10)
+    np.testing.assert_array_equal(test.sum(1), held)
+    np.testing.assert_array_equal(valid.sum(1), held)
+    again, other = load_interactions(matrix, seed=1), load_interactions(matrix, seed=2)
+    assert (again.parts["test"].toarray() == test).all()
+    assert (other.parts["test"].toarray() != test).any()
+    assert data.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+def test_text_ids_are_kept_as_written(tmp_path):
+    rows = [(f"u{u}", f"0{i}", 1) for u, i, _ in ROWS]
+    data = load_interactions(write_csv(tmp_path / "a.csv", rows))
+    assert set(data.item_ids) == {f"0{i}" for _, i, _ in ROWS}
+
+
+def test_given_split_is_used_and_overlaps_are_removed_and_counted(tmp_path):
+    rows = [
+        (u, i, 1, ["train", "Train", "training", "train", "val", "TEST"][k % 6]) for k, (u, i, _) in enumerate(ROWS)
+    ]
+    first = next(row for row in rows if row[3] == "train")
+    rows += [(*first[:3], "test"), (*first[:3], "train")]
+    data = load_interactions(write_csv(tmp_path / "a.csv", rows, "user,item,rating,split"))
+    assert data.given_split
+    assert [data.parts[part].nnz for part in SPLITS] == [24, 6, 6]
+    assert data.counts["overlaps"] == 1
+    assert data.counts["duplicates"] == 1
+
+
+def test_validation_is_taken_from_training_where_it_is_missing():
+    rows = [(u, i, "test" if k % 6 == 0 else "train") for k, (u, i, _) in enumerate(ROWS)]
+    data = load_interactions(pd.DataFrame(rows, columns=["user", "item", "split"]))
+    assert [data.parts[part].nnz for part in SPLITS] == [24, 6, 6]
+
+
+def test_duplicates_are_removed_and_counted():
+    data = load_interactions(pd.DataFrame(ROWS + ROWS[:4], columns=["user", "item", "rating"]))
+    assert data.counts["duplicates"] == 4
+    assert pairs(data) == EXPECTED
+
+
+def test_ratings_are_binarised_above_zero_or_from_a_threshold():
+    rows = [*ROWS, (1, 99, 0), (2, 98, -1)]
+    data = load_interactions(pd.DataFrame(rows, columns=["user", "item", "rating"]))
+    assert data.counts["not_positive"] == 2
+    assert pairs(data) == EXPECTED
+    assert data.counts["unused_items"] == 2
+    picky = load_interactions(pd.DataFrame(rows, columns=["user", "item", "rating"]), min_rating=2)
+    assert sum(part.nnz for part in picky.parts.values()) == sum(r >= 2 for *_, r in ROWS)
+    assert set(np.unique(picky.rows([0]).numpy())) == {0.0, 1.0}
+
+
+def test_users_with_few_interactions_are_dropped_and_counted():
+    rows = [*ROWS, (77, 10, 5), (77, 11, 5)]
+    data = load_interactions(pd.DataFrame(rows, columns=["user", "item", "rating"]))
+    assert data.counts["short_users"] == 1
+    assert 77 not in data.user_ids
+    with pytest.raises(DataError, match="nobody is left"):
+        load_interactions(pd.DataFrame(ROWS[:2], columns=["user", "item", "rating"]))
+    with pytest.raises(ConfigError, match="at least 3"):
+        load_interactions(pd.DataFrame(ROWS), min_interactions=1)
+
+
+def test_users_without_training_rows_are_dropped():
+    rows = [(*row[:2], "train") for row in ROWS] + [(99, i, "test") for i in range(10, 14)] + [(1, 50, "test")]
+    data = load_interactions(pd.DataFrame(rows, columns=["user", "item", "split"]))
+    assert data.counts["short_users"] == 1
+    assert data.counts["cold_items"] >= 1  # item 50 is never trained on
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("user_id,item_id,rating\n", "has no interactions"),
+        ("user_id,rating\n1,2\n", "no item column"),
+        ("item,rating\n1,2\n", "no user column"),
+        ("user,item,rating\n1,2,5\n1,3,good\n", "row 2 .* 'good'"),
+        ("user,item,rating\n1,2,5\n1,3,\n", "row 2"),
+        ("user,item,rating\n1,2,5\n1,3,inf\n", "finite"),
+        ("user,item,rating\n1,2,5\nnan,3,1\n", "row 2 .* no user id"),
+        ("user,item,rating\n1,,5\n", "no item id"),
+        ("user,item,rating\n1,2,-1\n1,3,0\n1,4,-5\n", "nobody likes anything"),
+        ("user,item,split\n1,2,train\n1,3,trian\n1,4,test\n", "'trian'"),
+        ("user,item,split\n1,2,train\n1,3,train\n1,4,valid\n", "needs both train and test"),
+        ("user,item,split\n1,2,train\n1,3,\n1,4,test\n", "row 2"),
+        ("user,item\n1,2,3,4\n1,2\n", "cannot be read|no interactions|no user"),
+    ],
+)
+def test_bad_tables(tmp_path, text, message):
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_interactions(path)
+
+
+def test_bad_files(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="no file"):
+        load_interactions(tmp_path / "missing.csv")
+    with pytest.raises(DataError, match="no file"):
+        load_interactions(tmp_path / "missing.npz")
+    with pytest.raises(DataError, match="has no interactions: expected one of"):
+        load_interactions(tmp_path)
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"user,item\n" + b"1,2\n" * 10000)[:60])
+    with pytest.raises(DataError, match="cannot be read"):
+        load_interactions(tmp_path / "cut.csv.gz")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01" * 10)
+    with pytest.raises(DataError, match="UTF-8"):
+        load_interactions(tmp_path / "binary.csv")
+    (tmp_path / "ratings.dat").write_text("1::2::3::4\n5::6\n")
+    with pytest.raises(DataError, match="row 2"):
+        load_interactions(tmp_path / "ratings.dat")
+    (tmp_path / "x.npz").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="save_npz"):
+        load_interactions(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", a=np.ones(3))
+    with pytest.raises(DataError, match="save_npz"):
+        load_interactions(tmp_path / "y.npz")
+    np.savez(tmp_path / "z.npz", format=np.array("csr"), shape=np.array([object(), 2]), data=np.array([object()]))
+    with pytest.raises(DataError, match="damaged"):
+        load_interactions(tmp_path / "z.npz")
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="unpack the MovieLens archive"):
+        load_interactions("ml-1m")
+    with pytest.raises(ConfigError, match="did you mean 'ml-1m'"):
+        load_interactions("ml-1n")
+
+
+def test_names_resolve_under_the_data_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    (tmp_path / "ml-1m").mkdir()
+    path = write_csv(tmp_path / "ml-1m" / "interactions.csv")
+    assert resolve("ML_1M") == path
+    (tmp_path / "two").mkdir()
+    for name in ("a.inter", "b.inter"):
+        (tmp_path / "two" / name).write_text("x")
+    with pytest.raises(DataError, match=r"2 \.inter files"):
+        resolve(tmp_path / "two")
+    inner = tmp_path / "ml-20m" / "ml-20m"
+    inner.mkdir(parents=True)
+    path = write_csv(inner / "ratings.csv")
+    assert resolve("ml-20m") == path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.zeros((4, 5)), "has no interactions"),
+        (np.full((4, 5), np.nan), "NaN"),
+        (-np.ones((4, 5)), "nobody likes anything"),
+        (np.ones(5), "users x items"),
+        (np.array([["a", "b"]]), "matrix of numbers"),
+        (np.ones((0, 5)), "shape"),
+    ],
+)
+def test_bad_matrices(matrix, message):
+    with pytest.raises(DataError, match=message):
+        load_interactions(matrix)
+
+
+def test_other_files_are_not_taken_for_interactions(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\nhello,1\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "i.png").write_bytes(b"x")
+    for path in (tmp_path / "t.csv", tmp_path / "empty.csv", tmp_path / "i.png", tmp_path):
+        assert not DOMAIN.accepts(path)
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not ML1M.exists(), reason="ml-1m/interactions.csv.gz is not under MMDISTILL_DATA")
+def test_ml1m_has_its_published_size():
+    data = load_interactions("ml-1m")
+    assert (data.num_users, data.num_items) == (6040, 3706)
+    assert [data.parts[part].nnz for part in SPLITS] == [791_718, 99_692, 108_799]
+    assert data.given_split
+    assert not any(data.counts[name] for name in ("duplicates", "overlaps", "short_users"))

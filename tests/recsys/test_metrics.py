@@ -1,0 +1,148 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
+from mmdistill.recsys import RankingProtocol, load_interactions
+from mmdistill.recsys.metrics import pooled_auc, propensity_weights, sample_negatives, top_items, user_metrics
+from mmdistill.runtime import Draws
+from tests.oracles import recsys as oracle
+
+
+def random_case(users=12, items=30, seed=0):
+    rng = np.random.default_rng(seed)
+    known = rng.random((users, items)) < 0.3
+    held = (rng.random((users, items)) < 0.25) & ~known
+    held[np.arange(users), (~known).argmax(1)] = True
+    held[0] = ~known[0]  # more held-out items than k
+    scores = rng.permutation(users * items).reshape(users, items) / 7  # no ties
+    return torch.tensor(scores), torch.tensor(known).double(), torch.tensor(held).double()
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 100])
+def test_user_metrics_equal_the_oracle(k):
+    scores, known, held = random_case()
+    counts = known.sum(0)
+    weights = propensity_weights(counts)
+    np.testing.assert_allclose(weights.numpy(), oracle.propensities(counts.tolist()), rtol=1e-12)
+    got = user_metrics(scores, known, held, weights, (k,))
+    for user in range(len(scores)):
+        sets = [set(np.flatnonzero(m[user].numpy())) for m in (known, held)]
+        ndcg, hr, psp = oracle.user_metrics(scores[user].tolist(), *sets, weights.tolist(), k)
+        assert got[f"ndcg@{k}"][user].item() == pytest.approx(ndcg, rel=1e-6)
+        assert got[f"hr@{k}"][user].item() == pytest.approx(hr, rel=1e-6)
+        assert got[f"psp@{k}"][user].item() == pytest.approx(psp, rel=1e-6)
+
+
+def test_a_perfect_ranking_scores_one_and_known_items_never_count():
+    _, known, held = random_case()
+    perfect = user_metrics(held + 5 * known, known, held, torch.ones(30), (5,))
+    assert torch.allclose(perfect["ndcg@5"], torch.ones(12, dtype=perfect["ndcg@5"].dtype))
+    assert torch.allclose(perfect["hr@5"], torch.ones(12, dtype=perfect["hr@5"].dtype))
+    best = top_items(5 * known + held, known, 5)
+    allowed = (known == 0).sum(1)
+    assert all(known[user, best[user, : int(allowed[user])]].sum() == 0 for user in range(12))
+
+
+def test_auc_equals_the_pairwise_count_with_ties():
+    rng = np.random.default_rng(0)
+    positives, negatives = rng.integers(0, 8, 40) / 2, rng.integers(0, 7, 60) / 2
+    got = pooled_auc(torch.tensor(positives), torch.tensor(negatives))
+    assert got == pytest.approx(oracle.auc(positives, negatives))
+    with pytest.raises(DataError, match="no negative"):
+        pooled_auc(torch.ones(3), torch.ones(0))
+
+
+@pytest.mark.parametrize("items", [40, 400])
+def test_negatives_are_new_distinct_and_seeded(items):
+    taken = (Draws(0).uniform(20, items) < 0.3).float()
+    taken[0] = 1
+    drawn = sample_negatives(taken, 15, Draws(1))
+    assert (drawn[0] == -1).all()
+    for user in range(1, 20):
+        real = drawn[user][drawn[user] >= 0]
+        assert len(real) == 15
+        assert len(set(real.tolist())) == 15
+        assert taken[user, real].sum() == 0
+    assert torch.equal(drawn, sample_negatives(taken, 15, Draws(1)))
+    assert not torch.equal(drawn, sample_negatives(taken, 15, Draws(2)))
+
+
+def test_negatives_are_uniform():
+    taken = torch.zeros(2000, 100)
+    counts = torch.bincount(sample_negatives(taken, 10, Draws(0)).flatten(), minlength=100).double()
+    assert counts.sum() == 20_000
+    assert (counts - 200).abs().max() < 5 * 200**0.5
+
+
+def test_protocol_equals_the_oracle_whatever_the_chunk(interactions):
+    rng = np.random.default_rng(3)
+    weights = torch.tensor(rng.normal(size=(interactions.num_items, interactions.num_items)), dtype=torch.float32)
+    seen = []
+
+    def scorer(known):
+        seen.append(known)
+        return known @ weights
+
+    results = []
+    for chunk in (7, 1000):
+        protocol = RankingProtocol(ks=(5,), negatives=0, chunk=chunk)
+        results.append(protocol.evaluate(scorer, interactions, "test", Draws(0)))
+    assert all(results[0][name] == pytest.approx(results[1][name]) for name in results[0])
+    context = interactions.parts["train"].toarray() + interactions.parts["valid"].toarray()
+    np.testing.assert_array_equal(seen[-1].numpy(), context)
+    w = oracle.propensities(interactions.item_counts().tolist())
+    scores = torch.tensor(context) @ weights
+    values = []
+    for user in range(interactions.num_users):
+        known = set(np.flatnonzero(context[user]))
+        held = set(np.flatnonzero(interactions.parts["test"].toarray()[user]))
+        values.append(oracle.user_metrics(scores[user].tolist(), known, held, w, 5))
+    expected = np.mean(values, axis=0)
+    got = [results[0][name][0] for name in ("ndcg@5", "hr@5", "psp@5")]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_validation_sees_training_interactions_only(interactions):
+    seen = []
+    RankingProtocol(ks=(5,), negatives=0).evaluate(
+        lambda known: (seen.append(known), known)[1], interactions, "valid", Draws(0)
+    )
+    np.testing.assert_array_equal(seen[0].numpy(), interactions.parts["train"].toarray())
+
+
+def test_repeats_differ_only_in_negatives(interactions):
+    found = RankingProtocol(ks=(5,), negatives=5).evaluate(
+        lambda known: interactions.item_counts().expand_as(known), interactions, "test", Draws(0), repeats=3
+    )
+    assert len(set(found["ndcg@5"])) == 1
+    assert len(set(found["auc"])) == 3
+    assert all(0.3 < value < 1 for value in found["auc"])
+
+
+def test_a_sample_of_users_can_be_judged(interactions):
+    protocol = RankingProtocol(max_users=20)
+    users = protocol.users(interactions, "test", Draws(0))
+    assert len(set(users)) == 20
+    assert (users == protocol.users(interactions, "test", Draws(0))).all()
+
+
+def test_users_without_held_out_items_are_skipped():
+    rows = [(u, i, "train") for u in range(4) for i in range(4)] + [(0, 9, "test"), (1, 9, "valid")]
+    data = load_interactions(pd.DataFrame(rows, columns=["user", "item", "split"]))
+    protocol = RankingProtocol(ks=(1,), negatives=0)
+    assert len(protocol.users(data, "test", Draws(0))) == 1
+    found = protocol.evaluate(lambda known: 1.0 - known, data, "test", Draws(0))
+    assert found["hr@1"] == (1.0,)
+
+
+def test_bad_arguments(interactions):
+    with pytest.raises(NonFiniteError, match="NaN"):
+        user_metrics(torch.full((1, 3), torch.nan), torch.zeros(1, 3), torch.ones(1, 3), torch.ones(3))
+    with pytest.raises(ShapeError, match="differ"):
+        user_metrics(torch.zeros(1, 3), torch.zeros(1, 4), torch.ones(1, 3), torch.ones(3))
+    with pytest.raises(ConfigError, match="positive"):
+        RankingProtocol(ks=())
+    with pytest.raises(ConfigError, match="positive"):
+        RankingProtocol(chunk=0)
