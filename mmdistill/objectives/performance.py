@@ -146,8 +146,14 @@ class KernelRidgeMatching(Objective):
         syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
         real = flatten_classes(real) if isinstance(real, ClassBatch) else real
         k_ts, k_ss = self.kernel.grams(network, real.inputs, syn.inputs)
-        solution = ridge_solution(k_ss, self.regression_targets(syn, network), self.log_ridge.exp(), self.scale)
-        return self.loss(k_ts @ solution.to(k_ts.dtype), real.targets, real.weight)
+        targets = self.regression_targets(syn, network)
+        ridge = self.log_ridge.exp()
+        if targets.shape[1] > k_ts.shape[0]:  # solving for the real samples is the smaller system (items as targets)
+            weights = ridge_solution(k_ss, k_ts.T, ridge, self.scale).T
+            prediction = weights.to(k_ts.dtype) @ targets.to(k_ts.dtype)
+        else:
+            prediction = k_ts @ ridge_solution(k_ss, targets, ridge, self.scale).to(k_ts.dtype)
+        return self.loss(prediction, real.targets, real.weight)
 
     @staticmethod
     def regression_targets(syn: Batch, network: Network) -> Tensor:

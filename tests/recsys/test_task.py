@@ -198,3 +198,18 @@ def test_ml1m_popularity_is_the_published_baseline():
     task = recsys_task("ml-1m")
     scores = task.evaluate(None, "popularity", Draws(0), 1, {})
     assert scores.values["ndcg@10"][0] == pytest.approx(0.1435, abs=1e-4)
+
+
+def test_both_sides_of_the_ridge_system_give_one_objective(task):
+    key = Draws(2)
+    syn, network = task.select(torch.arange(6)), Network(task, task.init(key))
+    objective = KernelRidgeMatching(FullyConnectedKernel(), 3.0, loss=multinomial)
+    items = task.data.num_items
+    few, many = (task.sample_real(key, None, n) for n in (items // 2, 2 * items))
+
+    def mean(*parts):  # the loss is a mean over users, so that of halves averages to that of all
+        return sum(objective(network, syn, part, key).item() for part in parts) / len(parts)
+
+    halves = [Batch(many.inputs[i::4], many.targets[i::4], many.weight[i::4]) for i in range(4)]
+    assert len(few.weight) < items < len(many.weight)
+    assert mean(many) == pytest.approx(mean(*halves), rel=1e-5)
