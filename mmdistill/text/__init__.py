@@ -34,7 +34,7 @@ DOMAIN = Domain(
     draw=draw,
     exports={"tensors": export_tensors, "embeds": export_embeds},
     accepted="a TSV, CSV or JSON-lines file with a text and a label column, a folder with such train and test files, "
-    f"or {HUB_PREFIX}NAME for a data set of the Hugging Face hub",
+    f"or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
     prefix=HUB_PREFIX,
 )
 

@@ -125,7 +125,7 @@ def load_text(
 
     Args:
         source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
-            ``hf:NAME`` or ``hf:NAME/CONFIGURATION``, a pair ``(texts, labels)``, or such pairs by split name.
+            ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, or such pairs by split name.
         text_column: the column of texts; guessed by default.
         label_column: the column of labels; guessed by default.
         class_names: names by class index; labels are then indices into them or the names themselves.
@@ -241,11 +241,9 @@ def _from_hub(
         raise ConfigError(
             f"the data set {HUB_PREFIX}{name} needs the package datasets: pip install 'mmdistill[text]'"
         ) from error
-    parts = name.split("/")
-    known_config = len(parts) == 3 or (len(parts) == 2 and parts[0] in ("glue", "super_glue", "tweet_eval"))
-    path, config = ("/".join(parts[:-1]), parts[-1]) if known_config else (name, None)
+    path, _, config = name.partition(":")
     try:
-        loaded = datasets.load_dataset(path, config)
+        loaded = datasets.load_dataset(path, config or None)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"Hugging Face datasets cannot load {name!r}: {error}") from error
     splits: dict[str, RawSplit] = {}

@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +122,8 @@ class TransformerEncoder(SentenceEncoder):
         from transformers import AutoModel, AutoTokenizer
 
         tokenizer = self._load(AutoTokenizer)
-        model = self._load(AutoModel, use_safetensors=True).to(self.device).eval()
+        with _without_progress_bars():
+            model = self._load(AutoModel, use_safetensors=True).to(self.device).eval()
         limit = min(self.max_length, int(tokenizer.model_max_length))
         full = tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
         lengths = torch.tensor([len(tokens) for tokens in full])
@@ -135,6 +137,21 @@ class TransformerEncoder(SentenceEncoder):
             hidden = model(**tokens).last_hidden_state
             points[chosen] = mean_pool(hidden, tokens["attention_mask"]).float().cpu()
         return Encoding(points, int((lengths > limit).sum()))
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar over ours while it loads weights."""
+    from transformers.utils import logging as transformers_logging
+
+    bars: Any = transformers_logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:

@@ -2,8 +2,10 @@ import builtins
 import gzip
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,6 +201,43 @@ def test_hub_names_need_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pip install 'mmdistill\[text\]'"):
         load_text("hf:ag_news")
+
+
+class HubSplit:
+    """As much of a split of Hugging Face datasets as the loader reads."""
+
+    def __init__(self, columns: dict[str, list[object]], names: list[str]) -> None:
+        self.columns = columns
+        self.column_names = list(columns)
+        self.features = {name: SimpleNamespace(names=names if name == "label" else None) for name in columns}
+
+    def __getitem__(self, name: str) -> list[object]:
+        return self.columns[name]
+
+
+def test_hub_data_with_hidden_test_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(path: str, config: str | None) -> dict[str, HubSplit]:
+        asked.append((path, config))
+        if path == "nowhere":
+            raise FileNotFoundError("no such data set")
+        names = ["bad", "good"]
+        return {
+            "train": HubSplit({"idx": [0], "sentence": list(TEXTS), "label": [0, 1] * 10}, names),
+            "validation": HubSplit({"sentence": ["x", "y"], "label": [1, 0]}, names),
+            "test": HubSplit({"sentence": ["z"], "label": [-1]}, names),
+            "unsupervised": HubSplit({"sentence": ["w"], "label": [-1]}, names),
+        }
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    data = load_text("hf:glue:sst2")
+    assert asked == [("glue", "sst2")]
+    assert data.class_names == ("bad", "good")
+    assert data.test.texts == ("x", "y")
+    assert len(data.notes) == 1
+    with pytest.raises(DataError, match="cannot load 'nowhere'"):
+        load_text("hf:nowhere")
 
 
 def test_names_paths_and_the_prefix_lead_to_this_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
