@@ -75,6 +75,11 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
         )
     shown = "synthetic nodes (outlined) among the real nodes (faint), both after two hops of propagation"
     axes.set_title(f"{task.graph.name}: {len(points)} {shown}", fontsize=9)
+    low = np.minimum(np.quantile(background, 0.005, axis=0), points.min(0))
+    high = np.maximum(np.quantile(background, 0.995, axis=0), points.max(0))
+    margin = 0.05 * (high - low) + 1e-12  # a few far real nodes would leave the rest a dot
+    axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
+    axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
     axes.set_xlabel("first principal component")
     axes.set_ylabel("second principal component")
     axes.legend(title="class", loc="best", fontsize=8, ncols=1 + task.graph.num_classes // 12)
