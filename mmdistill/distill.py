@@ -32,7 +32,8 @@ def find_method(task: Task, method: Method | str) -> tuple[Method, str]:
     """Return a method and its name, looking a name up in the task's domain."""
     if isinstance(method, Method):
         return method, method.title.lower()
-    return get_method(get_domain(task.describe().domain), method), method
+    info = task.describe()
+    return get_method(get_domain(info.domain), method, info.data), method
 
 
 def find_budget(task: Task, budget: int | None, ipc: int | None, nodes: int | None, users: int | None) -> int:

@@ -56,6 +56,7 @@ class Domain:
             folder.
         accepted: one line on the files and folders of the user's own that it reads.
         prefix: names that start so (``hf:``, say) belong to this domain.
+        presets: by data set name, methods whose settings differ there.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Domain:
     exports: Mapping[str, Callable[[Task, Batch, Path], list[Path]]] = field(default_factory=dict)
     accepted: str = "a file or folder of your own"
     prefix: str = ""
+    presets: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
 
 
 def canonical(name: str) -> str:
@@ -121,9 +123,9 @@ def domain_methods(domain: Domain) -> dict[str, Method]:
     return {**shared, **domain.methods}
 
 
-def get_method(domain: Domain, name: str) -> Method:
-    """Return a method by name in a domain, or raise an error that names the nearest."""
-    methods = domain_methods(domain)
+def get_method(domain: Domain, name: str, data: str = "") -> Method:
+    """Return a method by name in a domain, with the settings for a data set; an unknown name suggests the nearest."""
+    methods = {**domain_methods(domain), **domain.presets.get(canonical(data), {})}
     key = canonical(name)
     if key not in methods:
         raise unknown_name(f"method for {domain.name} data", name, methods)

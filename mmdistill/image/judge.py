@@ -87,8 +87,13 @@ class Judge:
         """Train n networks and return their accuracy on raw test images and labels."""
         modules = list(self.network.module.modules())
         random = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in modules)
-        # Running statistics and dropout masks are per network, which a batched call cannot give.
-        alone = random or any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+        # Running statistics and dropout masks are per network, which a batched call cannot give, and on the CPU
+        # nothing is gained by one.
+        alone = (
+            random
+            or data.weight.device.type == "cpu"
+            or any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+        )
         with seeded(draws, data.weight.device) if random else nullcontext():
             states = fit_networks(
                 self.network.init,

@@ -54,8 +54,8 @@ class ImageTask:
         self.network = network
         self.model = model
         self.device = device
-        self.num_classes: int = len(data.class_names)
-        self.labels: Tensor = data.train_labels.cpu()
+        self.num_classes: int | None = len(data.class_names)
+        self.labels: Tensor | None = data.train_labels.cpu()
         self.judges: Sequence[str] = (model, *(name for name in fitting_models(data.shape) if name != model))
         self.augmentation = SiameseAugmentation(OPERATIONS if data.mirror else WITHOUT_FLIP)
         self.judge_augment = judge_augment
@@ -64,7 +64,7 @@ class ImageTask:
         self._images = data.train_images.to(device)
         self._classes = data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
-        table, present = class_table(self.labels, self.num_classes)
+        table, present = class_table(data.train_labels, len(data.class_names))
         self._table, self._present = table.to(device), present.to(device)
         self._random = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in network.module.modules())
 
@@ -78,7 +78,7 @@ class ImageTask:
         """Return ``(n, C)`` logits and the updated buffers; dropout in training draws from the key."""
         with self._seeded(draws if train else None):
             output, buffers = self.network(state, _images(inputs), train=train)
-        if output.ndim != 2 or output.shape[1] != self.num_classes:
+        if output.ndim != 2 or output.shape[1] != len(self.data.class_names):
             raise ShapeError(
                 f"the network returned {tuple(output.shape)} for {len(_images(inputs))} images of {self.num_classes} "
                 "classes; it must return one row of logits per image"
@@ -113,7 +113,7 @@ class ImageTask:
         """
         key = draws.to(self.device)
         if classes is None:
-            return self.select(key.permutation(len(self.labels))[:n])
+            return self.select(key.permutation(len(self._classes))[:n])
         chosen = classes.to(self.device)
         table, present = self._table[chosen], self._present[chosen]
         scores = key.uniform(*table.shape) + present
@@ -143,7 +143,7 @@ class ImageTask:
         if judge not in self.judges:
             raise ConfigError(f"unknown judge {judge!r}; there are {', '.join(self.judges)}")
         whole = synthetic is None
-        batch = self.select(torch.arange(len(self.labels))) if synthetic is None else _placed(synthetic, self.device)
+        batch = self.select(torch.arange(len(self._classes))) if synthetic is None else _placed(synthetic, self.device)
         protocol, augment = protocol_for(self.data, _tensor(batch.targets), whole)
         if self.judge_epochs is not None:
             epochs = min(self.judge_epochs, protocol.epochs) if whole else self.judge_epochs
@@ -161,7 +161,7 @@ class ImageTask:
 
     def _other(self, judge: str) -> FunctionalModule:
         """Return a named network of the default width, other than the one distilled with."""
-        return FunctionalModule(model_factory(judge, self.data.shape, self.num_classes), device=self.device)
+        return FunctionalModule(model_factory(judge, self.data.shape, len(self.data.class_names)), device=self.device)
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the preprocessing holds all that a set needs to be used elsewhere."""
@@ -170,7 +170,7 @@ class ImageTask:
             domain="image",
             data=data.name,
             budget="ipc",
-            num_train=len(self.labels),
+            num_train=len(self._classes),
             stored_bytes=data.stored_bytes,
             fingerprint=data.fingerprint,
             class_names=data.class_names,

@@ -94,8 +94,8 @@ def _gradients(
     def value(params: Tensors, buffers: Tensors, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         return loss(NetworkState(params, buffers), batch, noise)
 
-    gradient = torch.func.grad(value, has_aux=True)
     if mode == "vmap":
+        gradient = torch.func.grad(value, has_aux=True)
         dims = (0, 0, 0 if batched else None, 0)
         result: tuple[Tensors, Tensors] = torch.func.vmap(gradient, in_dims=dims)(*state, batch, noise)
         return result
@@ -103,7 +103,12 @@ def _gradients(
     for index in range(next(iter(state.params.values())).shape[0]):
         own = state_at(state, index)
         own_noise = {name: t[index] for name, t in noise.items()}
-        found.append(NetworkState(*gradient(*own, _one(batch, index) if batched else batch, own_noise)))
+        # Plain autograd: torch.func.grad keeps a graph of the gradient, for which norms take slower kernels.
+        leaves = {name: p.detach().requires_grad_() for name, p in own.params.items()}
+        with torch.enable_grad():
+            scalar, buffers = value(leaves, own.buffers, _one(batch, index) if batched else batch, own_noise)
+        gradients = torch.autograd.grad(scalar, list(leaves.values()), materialize_grads=True)
+        found.append(NetworkState(dict(zip(leaves, gradients, strict=True)), buffers))
     stacked = stack_states(found)
     return stacked.params, stacked.buffers
 

@@ -1,0 +1,37 @@
+"""Images: data, networks, siamese augmentation, and the task that the image methods distil."""
+
+from mmdistill.image.augment import SiameseAugmentation
+from mmdistill.image.data import ImageData
+from mmdistill.image.datasets import DATASETS, accepts, load
+from mmdistill.image.draw import EXPORTS, draw
+from mmdistill.image.methods import METHODS, PRESETS
+from mmdistill.image.models import MLP, ConvNet, LeNet, ResNet18
+from mmdistill.image.task import ImageTask, image_task, make_task
+from mmdistill.registry import Domain
+
+DOMAIN = Domain(
+    name="image",
+    budget="ipc",
+    datasets=DATASETS,
+    accepts=accepts,
+    make_task=make_task,
+    methods=METHODS,
+    draw=draw,
+    exports=EXPORTS,
+    accepted="a folder with one subfolder of images per class (perhaps under train/ and test/), IDX or CIFAR binary "
+    "files, or a .safetensors file with images and labels",
+    presets=PRESETS,
+)
+
+__all__ = [
+    "DOMAIN",
+    "MLP",
+    "ConvNet",
+    "ImageData",
+    "ImageTask",
+    "LeNet",
+    "ResNet18",
+    "SiameseAugmentation",
+    "image_task",
+    "load",
+]

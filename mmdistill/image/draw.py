@@ -1,0 +1,151 @@
+"""Pictures of distilled images, and the files that other tools read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mmdistill.errors import UnsupportedError
+from mmdistill.image.task import ImageTask
+from mmdistill.runtime import atomic_write
+from mmdistill.task import Batch, Task
+
+TARGET_WIDTH = 1600
+"""Pixels across that a picture grid may take; images are enlarged by whole factors up to it."""
+LARGEST_TILE = 112
+GAP = 3
+MARGIN = 12
+FONT_SIZE = 20
+BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
+
+
+def _image_task(task: Task) -> ImageTask:
+    if not isinstance(task, ImageTask):
+        raise UnsupportedError(f"an image task is needed, got {type(task).__name__}")
+    return task
+
+
+def _contents(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return images and targets on the CPU, class-major."""
+    if isinstance(batch.inputs, dict) or isinstance(batch.targets, dict):
+        raise UnsupportedError("distilled images are one tensor with one target tensor")
+    images, targets = batch.inputs.detach().float().cpu(), batch.targets.detach().cpu()
+    order = hard_labels(targets).argsort(stable=True)
+    return images[order].contiguous(), targets[order].contiguous()
+
+
+def hard_labels(targets: Tensor) -> Tensor:
+    """Return class indices; for soft labels the class of the largest one."""
+    return targets.argmax(1) if targets.is_floating_point() else targets
+
+
+def as_bytes(task: ImageTask, images: Tensor) -> Tensor:
+    """Return normalised images as uint8 pixels of one or three channels, ``(n, channels, height, width)``."""
+    pixels = (task.data.denormalise(images) * 255).round().to(torch.uint8)
+    return pixels if pixels.shape[1] in (1, 3) else pixels[:, :1]
+
+
+def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Draw all synthetic images, one class per row, enlarged without smoothing; returns the path of the picture."""
+    image_task = _image_task(task)
+    images, targets = _contents(batch)
+    names = image_task.data.class_names
+    rows = [as_bytes(image_task, images[hard_labels(targets) == index]) for index in range(len(names))]
+    picture = picture_grid(rows, names)
+    path = folder / "images.png"
+    with atomic_write(path) as handle:
+        picture.save(handle, format="PNG")
+    return [path]
+
+
+def picture_grid(rows: list[Tensor], names: tuple[str, ...]) -> Image.Image:
+    """Return a picture of rows of images with the rows' names at their left.
+
+    Shapes:
+        each row ``(n, channels, height, width)`` uint8; rows may differ in n.
+    """
+    columns = max(len(row) for row in rows)
+    height, width = rows[0].shape[2:]
+    factor = max(1, min(LARGEST_TILE // max(height, width), TARGET_WIDTH // (columns * width) or 1))
+    tile_height, tile_width = height * factor, width * factor
+    size = max(8, min(FONT_SIZE, tile_height))
+    font = ImageFont.load_default(size)
+    label = int(max(font.getlength(name) for name in names)) + 2 * MARGIN
+    full = (
+        label + columns * (tile_width + GAP) - GAP + MARGIN,
+        2 * MARGIN + len(rows) * (tile_height + GAP) - GAP,
+    )
+    picture = Image.new("RGB", full, BACKGROUND)
+    pen = ImageDraw.Draw(picture)
+    for position, (row, name) in enumerate(zip(rows, names, strict=True)):
+        top = MARGIN + position * (tile_height + GAP)
+        pen.text((label - MARGIN, top + tile_height / 2), name, fill=INK, font=font, anchor="rm")
+        for column, pixels in enumerate(row):
+            tile = to_picture(pixels).resize((tile_width, tile_height), Image.Resampling.NEAREST)
+            picture.paste(tile, (label + column * (tile_width + GAP), top))
+    return picture
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """Return uint8 pixels ``(1 or 3, height, width)`` as a picture."""
+    return Image.fromarray(pixels[0].numpy() if pixels.shape[0] == 1 else pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write ``images.safetensors``: normalised images, labels, and the normalisation as metadata."""
+    image_task = _image_task(task)
+    images, targets = _contents(batch)
+    info = image_task.describe()
+    metadata = {
+        "class_names": json.dumps(list(info.class_names)),
+        "preprocessing": json.dumps(dict(info.preprocessing)),
+    }
+    path = folder / "images.safetensors"
+    with atomic_write(path) as handle:
+        handle.write(safetensors.torch.save({"images": images, "labels": targets}, metadata=metadata))
+    return [path]
+
+
+def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write one PNG per image into a folder per class, as torchvision's ``ImageFolder`` reads them.
+
+    Pixels are rounded to bytes and clamped, and soft labels become their largest class: the other exports keep both.
+    Folders are numbered where the alphabet would reorder the classes.
+    """
+    image_task = _image_task(task)
+    images, targets = _contents(batch)
+    names = [name.replace("/", "-") or "_" for name in image_task.data.class_names]
+    if sorted(names) != names or len(set(names)) < len(names):
+        digits = len(str(len(names) - 1))
+        names = [f"{index:0{digits}d}-{name}" for index, name in enumerate(names)]
+    paths = []
+    for index, (pixels, label) in enumerate(zip(as_bytes(image_task, images), hard_labels(targets), strict=True)):
+        path = folder / "images" / names[int(label)] / f"{index:06d}.png"
+        with atomic_write(path) as handle:
+            to_picture(pixels).save(handle, format="PNG")
+        paths.append(path)
+    return paths
+
+
+def export_pt(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write ``images.pt`` and ``labels.pt``, plain class-major tensors as the field's evaluators read them."""
+    _image_task(task)
+    paths = []
+    for name, tensor in zip(("images", "labels"), _contents(batch), strict=True):
+        path = folder / f"{name}.pt"
+        with atomic_write(path) as handle:
+            torch.save(tensor, handle)
+        paths.append(path)
+    return paths
+
+
+EXPORTS: dict[str, Callable[[Task, Batch, Path], list[Path]]] = {
+    "tensors": export_tensors,
+    "folder": export_folder,
+    "pt": export_pt,
+}
+"""Writers by format name."""
