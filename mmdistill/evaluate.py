@@ -216,4 +216,4 @@ def subset_bytes(task: Task, budget: int) -> int:
     """Return the bytes of real samples at equal count, as the training set stores them."""
     info = task.describe()
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
-    return int(torch.ceil(counts.sum() * info.stored_bytes / info.num_train))
+    return int(torch.ceil(counts.sum() * (info.sample_bytes or info.stored_bytes / info.num_train)))

@@ -132,6 +132,8 @@ class TaskInfo:
         fingerprint: a hash of the training data; checkpoints of other data are refused.
         class_names: names by class index; empty where there are no classes.
         preprocessing: plain values or tensors-as-lists that must travel with the set (normalisation, vocabulary).
+        sample_bytes: bytes of one real sample alone, where that is not its share of the whole (a graph stores far
+            more nodes than it has labels); 0 means the share.
     """
 
     domain: str
@@ -142,6 +144,7 @@ class TaskInfo:
     fingerprint: str
     class_names: tuple[str, ...] = ()
     preprocessing: Mapping[str, object] = field(default_factory=dict)
+    sample_bytes: int = 0
 
 
 @dataclass(frozen=True)

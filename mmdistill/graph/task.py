@@ -211,6 +211,7 @@ class GraphTask:
             self.graph.fingerprint(),
             tuple(str(index) for index in range(self.graph.num_classes)),
             {"nodes": len(self.x), "edges": self.graph.edge_index.shape[1], "notes": list(self.graph.notes)},
+            sample_bytes=self.x.shape[1] * self.x.element_size() + 1,
         )
 
     def _fit(self, synthetic: Batch | None, judge: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Fitted:
