@@ -2,7 +2,7 @@
 
 from mmdistill.recsys.data import DATASETS, Interactions, load_interactions
 from mmdistill.recsys.draw import EXPORTS, draw
-from mmdistill.recsys.files import looks_like_interactions
+from mmdistill.recsys.files import ACCEPTED, looks_like_interactions
 from mmdistill.recsys.methods import METHODS
 from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.synthetic import InteractionPrior, interaction_prior
@@ -18,6 +18,7 @@ DOMAIN = Domain(
     methods=METHODS,
     draw=draw,
     exports=EXPORTS,
+    accepted=ACCEPTED,
 )
 
 __all__ = [

@@ -16,6 +16,10 @@ USER_COLUMNS = ("user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer
 ITEM_COLUMNS = ("item", "item_id", "itemid", "iid", "i", "movieid", "movie_id", "asin", "parent_asin", "product_id")
 RATING_COLUMNS = ("rating", "ratings", "score", "stars", "overall", "value", "label", "weight", "count")
 SPLIT_COLUMNS = ("split", "fold", "subset")
+ACCEPTED = (
+    "user,item[,rating][,split] tables (.csv, .tsv, .txt, .csv.gz), MovieLens ratings.dat and u.data, RecBole .inter, "
+    "scipy sparse .npz, or a folder with one of them"
+)
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 FOLDER_FILES = (
     "interactions.csv.gz",

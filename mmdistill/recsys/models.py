@@ -61,7 +61,7 @@ class InfiniteAutoencoder(ClosedForm):
         self,
         rows: Tensor,
         kernel: FullyConnectedKernel | None = None,
-        ridges: Sequence[float] = (1.0, 5.0, 20.0, 50.0, 100.0),
+        ridges: Sequence[float] = (0.1, 0.3, 1.0, 5.0, 20.0, 50.0, 100.0),
         chunk: int = 1024,
     ) -> None:
         if len(rows) > MAX_EXACT:
