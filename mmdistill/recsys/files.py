@@ -1,12 +1,12 @@
 """Reads interaction files as they are published: MovieLens, RecBole, delimited tables, scipy sparse matrices."""
 
 import gzip
+import io
 import warnings
 import zipfile
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from scipy import sparse
 
@@ -174,7 +174,7 @@ def _parse(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose data
-            frame = pd.read_csv(
+            return pd.read_csv(
                 path,
                 sep=separator,
                 header=0,
@@ -187,21 +187,23 @@ def _parse(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
             )
     except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
-    return frame
 
 
 def _headerless(path: Path, separator: str) -> pd.DataFrame:
     """Read MovieLens' user, item, rating, timestamp lines."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    rows = [line.split(separator) for line in lines if line.strip()]
-    short = next((index for index, row in enumerate(rows) if len(row) < 3), None)
-    if short is not None:
-        raise DataError(
-            f"row {short + 1} of {path} is {lines[short][:60]!r}; user{separator}item{separator}rating was expected"
+        text = path.read_text(encoding="utf-8").replace(separator, "\t")  # one character: pandas' fast parser
+        return pd.read_csv(
+            io.StringIO(text),
+            sep="\t",
+            header=None,
+            usecols=[0, 1, 2],
+            names=["user", "item", "rating", "timestamp"],
+            dtype=str,
+            keep_default_na=False,
+            na_values=list(MISSING),
         )
-    table = np.array([row[:3] for row in rows], dtype=object)
-    frame = pd.DataFrame(table, columns=["user", "item", "rating"])
-    return frame.mask(frame.isin(MISSING))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read as user{separator}item{separator}rating{separator}timestamp lines: {error}"
+        ) from error
