@@ -84,13 +84,14 @@ def list_users(data: Interactions, rows: Tensor, target: Path) -> Path:
         "",
         "Heaviest items of all synthetic users: " + _items(data.item_ids, heavy.indices, heavy.values, ".1f"),
         "",
-        "| synthetic user | mass | distinct items of weight over 0.5 | heaviest items (weight) |",
+        "| synthetic user | mass | items with half of it | heaviest items (weight) |",
         "|---|---|---|---|",
     ]
     for index, row in enumerate(rows[:USERS_SHOWN]):
         top = row.topk(min(ITEMS_SHOWN, len(row)))
         items = _items(data.item_ids, top.indices, top.values, ".2f")
-        lines.append(f"| {index} | {float(row.sum()):.1f} | {int((row > 0.5).sum())} | {items} |")
+        half = int((row.sort(descending=True).values.cumsum(0) < 0.5 * row.sum()).sum()) + 1
+        lines.append(f"| {index} | {float(row.sum()):.1f} | {half} | {items} |")
     with atomic_write(target) as handle:
         handle.write("\n".join([*lines, ""]).encode())
     return target
