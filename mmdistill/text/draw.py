@@ -84,7 +84,7 @@ def draw_map(task: TextTask, batch: Batch, folder: Path) -> Path:
     for index, name in enumerate(task.data.class_names):
         colour = f"C{index % 10}"
         cloud = flat[labels == index][::step]
-        axes.scatter(cloud[:, 0], cloud[:, 1], s=6, alpha=0.2, color=colour, linewidths=0)
+        axes.scatter(cloud[:, 0], cloud[:, 1], s=8, alpha=0.35, color=colour, linewidths=0)
         own = synthetic[classes == index]
         shown = name if index < MAX_LEGEND else None
         axes.scatter(
