@@ -193,7 +193,8 @@ def methods_command(domain: str | None) -> None:
         found = get_domain(name)
         print(f"{found.name} (budget: --{found.budget})")
         for key, method in domain_methods(found).items():
-            print(f"  {key:22} {method.title:14} {method.summary}" + (f" [{method.source}]" if method.source else ""))
+            source = f" [{method.source}]" if method.source else ""
+            print(f"  {key:22} {method.title}: {method.summary}{source}")
 
 
 def data_command() -> None:

@@ -46,7 +46,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
         ["method", f"{distilled.method}, {distilled.steps:,} steps, seed {distilled.seed}"],
         [
             "budget",
-            f"{info.budget} {distilled.budget}: {distilled.stored_bytes:,} bytes, {100 * share:.2g} % of the whole",
+            f"{info.budget} {distilled.budget}: {distilled.stored_bytes:,} bytes, {share}",
         ],
         ["cost", f"{distilled.seconds:.1f} s, peak {distilled.peak_memory_bytes / 2**20:,.0f} MiB, {distilled.device}"],
     ]
