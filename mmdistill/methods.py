@@ -2,16 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind
+from mmdistill.networks.experts import PUBLISHED, ExpertRecipe
 from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, TrainedOnS
+from mmdistill.networks.trajectories import ExpertTrajectories, needed_epochs
+from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryMatchingConstantMemory
+from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
@@ -56,8 +62,9 @@ class Settings:
         outer_steps: updates of the synthetic data per network, for schedules that train it.
         inner_steps: network updates between them.
         inner_lr: the network's learning rate.
-        inner_batch: the network's minibatch size.
+        inner_batch: the network's minibatch size; 0: the whole set, for unrolled students.
         inner_momentum: the network's momentum.
+        inner_parts: with the whole set, unrolled students cycle through a fixed partition of it into so many parts.
         experts: how many expert trajectories (methods that match them).
         expert_steps: epochs between an expert's start and its target.
         start_epochs: an expert's start is drawn from its first so many epochs.
@@ -75,6 +82,7 @@ class Settings:
     inner_lr: float = 0.01
     inner_batch: int = 256
     inner_momentum: float = 0.0
+    inner_parts: int = 1
     experts: int = 20
     expert_steps: int = 2
     start_epochs: int = 2
@@ -163,6 +171,78 @@ def trained_on_s(settings: Settings) -> NetworkSchedule:
     )
 
 
+def expert_trajectories(settings: Settings) -> NetworkSchedule:
+    """Experts that train for the epochs these settings need, on the real data."""
+    epochs = needed_epochs(settings.start_epochs, settings.expert_steps)
+    recipe = ExpertRecipe(replace(PUBLISHED, epochs=epochs), settings.augment)
+    folder = Path(settings.expert_folder) if settings.expert_folder else None
+    return ExpertTrajectories(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)
+
+
+def unrolled_performance(settings: Settings) -> Objective:
+    """The real loss after an unrolled training in which each step has a rate of its own."""
+    return UnrolledPerformance(
+        settings.inner_steps,
+        InnerRate(settings.inner_lr, settings.inner_steps, "softplus"),
+        batch=settings.inner_batch or None,
+        parts=settings.inner_parts,
+        augment=settings.augment,
+        unrolling=Unrolling(settings.inner_momentum),
+    )
+
+
+def trajectory_matching(settings: Settings) -> TrajectoryMatching:
+    """The distance to an expert's end, with one learned rate."""
+    return TrajectoryMatching(
+        settings.inner_steps,
+        InnerRate(settings.inner_lr),
+        batch=settings.inner_batch or None,
+        augment=settings.augment,
+    )
+
+
+def constant_memory_matching(settings: Settings) -> TrajectoryMatching:
+    """The same with the gradient that holds later states fixed."""
+    return TrajectoryMatchingConstantMemory(
+        settings.inner_steps,
+        InnerRate(settings.inner_lr),
+        batch=settings.inner_batch or None,
+        augment=settings.augment,
+    )
+
+
+def _dd_settings(ipc: int) -> Settings:
+    adam = OptimizerSpec("adam", 0.01, betas=(0.5, 0.999), cosine=True)
+    return Settings(
+        steps=20_000,
+        real_batch=1024,
+        optimizers={"codes": adam, "objective": adam},
+        init="noise",
+        inner_steps=30,
+        inner_lr=0.02,
+        inner_batch=0,
+        inner_momentum=0.9,
+        inner_parts=min(ipc, 10),
+    )
+
+
+def _mtt_settings(ipc: int) -> Settings:
+    """Return the published settings for CIFAR-10; in between, those of the largest tabulated ipc below."""
+    table = {1: (50, 2, 100.0, 1e-7, 0.01), 10: (30, 20, 100.0, 1e-5, 0.001), 50: (30, 40, 1000.0, 1e-5, 0.001)}
+    syn_steps, start_epochs, lr, rate_lr, rate = table[max(known for known in table if known <= max(ipc, 1))]
+    return Settings(
+        steps=5000,
+        real_batch=1,
+        optimizers={"codes": OptimizerSpec("sgd", lr, 0.5), "objective": OptimizerSpec("sgd", rate_lr, 0.5)},
+        augment=True,
+        inner_steps=syn_steps,
+        inner_lr=rate,
+        inner_batch=0,
+        experts=100,
+        start_epochs=start_epochs,
+    )
+
+
 def _dm_settings(ipc: int) -> Settings:
     lr = 1.0 if ipc < 100 else 10.0
     return Settings(steps=20_000, optimizers={"codes": OptimizerSpec("sgd", lr, 0.5)}, augment=True)
@@ -203,6 +283,30 @@ CORE_METHODS: dict[str, Method] = {
         lambda ipc: _dc_settings(ipc, augment=True),
         summary="DC with differentiable siamese augmentation",
         source="Zhao and Bilen, ICML 2021",
+    ),
+    "dd": Method(
+        "DD",
+        Configured(unrolled_performance),
+        fresh,
+        _dd_settings,
+        summary="performance matching through an unrolled training with momentum",
+        source="Wang et al., 2018; Deng and Russakovsky, NeurIPS 2022",
+    ),
+    "mtt": Method(
+        "MTT",
+        Configured(trajectory_matching),
+        expert_trajectories,
+        _mtt_settings,
+        summary="trajectory matching against cached experts",
+        source="Cazenavette et al., CVPR 2022",
+    ),
+    "tesla": Method(
+        "TESLA",
+        Configured(constant_memory_matching),
+        expert_trajectories,
+        _mtt_settings,
+        summary="MTT with a cheaper gradient; hard labels",
+        source="Cui et al., ICML 2023",
     ),
     "dm": Method(
         "DM",

@@ -229,7 +229,7 @@ def _train_group(
         tensors = {f"params.{key}": t[:, position].contiguous() for key, t in stacked.params.items()}
         tensors |= {f"buffers.{key}": t[:, position].contiguous() for key, t in stacked.buffers.items()}
         with atomic_write(_shard(folder, index)) as handle:
-            handle.write(safetensors.torch.save(tensors, metadata={"experts": name, "expert": str(index)}))
+            handle.write(safetensors.torch.save(tensors, metadata={"experts": name}))
 
 
 def _expert_loss(task: Task, mode: Literal["vmap", "loop"]) -> Loss:

@@ -1,0 +1,182 @@
+"""Experts on disk: copies after every epoch, resumable, refused by name where they do not fit."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.networks import experts as module
+from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, Experts, default_folder, train_experts
+from mmdistill.networks.schedules import EMPTY
+from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.runtime import Draws
+from mmdistill.task import NetworkState, TaskInfo
+from tests.toys import BlobTask
+
+EPOCHS = 3
+RECIPE = ExpertRecipe(replace(PUBLISHED, epochs=EPOCHS, lr=0.1, batch=32))
+KEY = Draws(2)
+
+
+def everything(task: BlobTask) -> Tensor:
+    return torch.arange(len(task.images))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    train_experts(BlobTask(), folder, 3, RECIPE, together=2)
+    return folder
+
+
+def copied(trained: Path, folder: Path) -> Path:
+    for path in trained.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_snapshots_are_copies_of_every_epoch(trained: Path) -> None:
+    task = BlobTask()
+    found = Experts(trained, task, 3, EPOCHS)
+    losses = [float(task.loss(found.snapshot(0, e), task.select(everything(task)))) for e in range(EPOCHS + 1)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.8 * losses[0]
+    assert list(found.snapshot(0, 1).params) == list(task.init(KEY).params)
+    starts = [found.snapshot(index, 0).params["0.weight"] for index in range(3)]
+    assert not torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_an_expert_is_plain_sgd_on_the_real_data(tmp_path: Path) -> None:
+    task = BlobTask(per_class=6, dtype=torch.float64)
+    recipe = ExpertRecipe(replace(PUBLISHED, epochs=2, lr=0.1, batch=None), augment=False)
+    found = train_experts(task, tmp_path, 1, recipe)
+    params = found.snapshot(0, 0).params
+    for _ in range(2):
+        gradient = torch.func.grad(lambda p: task.loss(NetworkState(p, {}), task.select(everything(task))))(params)
+        params = {name: p - 0.1 * gradient[name] for name, p in params.items()}
+    for name, tensor in found.snapshot(0, 2).params.items():
+        assert torch.allclose(tensor, params[name], atol=1e-12)
+
+
+def test_batched_experts_equal_looped_ones(trained: Path, tmp_path: Path) -> None:
+    looped = train_experts(BlobTask(), tmp_path, 2, RECIPE, together=2, mode="loop")
+    batched = Experts(trained, BlobTask(), 2)
+    for name, tensor in batched.snapshot(1, EPOCHS).params.items():
+        assert torch.allclose(tensor, looped.snapshot(1, EPOCHS).params[name], atol=1e-5)
+
+
+def test_finished_experts_stay_and_missing_ones_are_made(trained: Path, tmp_path: Path) -> None:
+    folder = copied(trained, tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    (folder / "expert-0001.safetensors").unlink()
+    (folder / ".expert-0002.safetensors.x.part").write_bytes(b"cut off")
+    ticks: list[tuple[int, int]] = []
+    train_experts(
+        BlobTask(), folder, 3, RECIPE, together=2, progress=lambda done, total, left: ticks.append((done, total))
+    )
+    assert ticks == [(epoch + 1, EPOCHS) for epoch in range(EPOCHS)]  # one group of two
+    assert {path.name: path.read_bytes() for path in folder.glob("expert*.safetensors")} == before
+    train_experts(BlobTask(), folder, 4, RECIPE, together=2)
+    assert Experts(folder, BlobTask(), 4).snapshot(3, 0).params["0.weight"].shape == (8, 4)
+
+
+def test_a_failed_write_leaves_no_expert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.safetensors.torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        train_experts(BlobTask(), tmp_path, 1, RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["experts.json"]
+
+
+def test_experts_that_do_not_fit_are_refused_by_name(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no experts"):
+        Experts(tmp_path, BlobTask())
+    with pytest.raises(CheckpointError, match="experts 3, 4 are missing"):
+        Experts(trained, BlobTask(), 5)
+    with pytest.raises(CheckpointError, match="trained for 3 epochs, 9 are needed"):
+        Experts(trained, BlobTask(), 3, 9)
+    with pytest.raises(CheckpointError, match=r"another network: parameter 0.weight has shape \[8, 4\] .* \[6, 4\]"):
+        Experts(trained, BlobTask(width=6))
+    other = BlobTask()
+    info = other.describe()
+    other.describe = lambda: replace(info, fingerprint="else")  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match=r"fingerprint blobs-7.*has fingerprint else"):
+        Experts(trained, other)
+    other.describe = lambda: replace(info, preprocessing={"mean": [1.0]})  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match="other preprocessing"):
+        train_experts(other, trained, 3, RECIPE)
+    with pytest.raises(CheckpointError, match=r"lr = 0\.1, not 0\.5; use another folder"):
+        train_experts(BlobTask(), trained, 3, ExpertRecipe(replace(RECIPE.protocol, lr=0.5)))
+    with pytest.raises(ConfigError, match="at least 1"):
+        train_experts(BlobTask(), tmp_path, 0, RECIPE)
+
+
+def test_damaged_and_foreign_files_are_refused(trained: Path, tmp_path: Path) -> None:
+    folder = copied(trained, tmp_path)
+    shard = folder / "expert-0002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match=r"expert-0002.safetensors is damaged .* makes it anew"):
+        Experts(folder, BlobTask(), 3)
+    manifest = json.loads((folder / "experts.json").read_text())
+    manifest["training"]["lr"] = 7
+    (folder / "experts.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="belongs to other experts"):
+        Experts(folder, BlobTask(), 1)
+    manifest["version"] = 99
+    (folder / "experts.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="version 99"):
+        Experts(folder, BlobTask(), 1)
+
+
+def test_the_schedule_gives_starts_and_their_targets(trained: Path) -> None:
+    task = BlobTask()
+    schedule = ExpertTrajectories(3, 2, 2, RECIPE, trained)
+    found = Experts(trained, task, 3)
+    seen = set()
+    for step in range(20):
+        state = schedule.fetch(task, EMPTY, KEY.fold(step))
+        assert state.network is not None
+        assert state.target is not None
+        pairs = [(e, s) for e in range(3) for s in range(2)]
+        (own,) = [
+            p for p in pairs if torch.equal(found.snapshot(*p).params["0.weight"], state.network.params["0.weight"])
+        ]
+        assert torch.equal(found.snapshot(own[0], own[1] + 2).params["0.weight"], state.target["0.weight"])
+        seen.add(own)
+    assert len(seen) == 6
+    assert schedule.advance(task, state, lambda: task.select(everything(task)), KEY) == EMPTY
+
+
+def test_the_schedule_makes_missing_experts_and_says_how_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    task = BlobTask()
+    schedule = ExpertTrajectories(2, 2, 2, RECIPE)
+    with caplog.at_level(logging.WARNING):
+        schedule.fetch(task, EMPTY, KEY)
+    assert "s left" in caplog.text
+    folder = default_folder(task, RECIPE)
+    assert folder.parent == tmp_path / "experts"
+    assert len(list(folder.glob("*.safetensors"))) == 2
+    assert folder != default_folder(task, replace(RECIPE, augment=False))
+
+
+def test_impossible_schedules_are_refused() -> None:
+    with pytest.raises(ConfigError, match="up to epoch 5, but experts train for only 3"):
+        ExpertTrajectories(3, 4, 2, RECIPE)
+    with pytest.raises(ConfigError, match="at least 1"):
+        ExpertTrajectories(0, 4, 2, RECIPE)
+
+
+def test_the_task_description_is_plain() -> None:
+    assert isinstance(BlobTask().describe(), TaskInfo)
+    json.dumps(module.identity(BlobTask(), RECIPE))

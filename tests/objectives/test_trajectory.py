@@ -1,0 +1,221 @@
+"""Unrolled performance and trajectory matching: their oracles, their gradients, their place in a run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.evaluate import evaluate
+from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Settings, fresh
+from mmdistill.networks.experts import ExpertRecipe
+from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.networks.unroll import Unrolling
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryMatchingConstantMemory
+from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
+from mmdistill.runtime import Draws
+from mmdistill.store import DistilledSet
+from mmdistill.task import Batch
+from mmdistill.testing import check_objective
+from tests.oracles import objectives as networks
+from tests.oracles import unroll as oracle
+from tests.toys import BlobTask
+
+DRAWS = Draws(3)
+RATE = 0.25  # exact in float32, in which rates are made
+
+
+@pytest.fixture(scope="module")
+def task() -> BlobTask:
+    return BlobTask(dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def network(task: BlobTask) -> Network:
+    return Network(task, task.init(DRAWS.fold("net")), task.init(DRAWS.fold("end")).params)
+
+
+def flat(task: BlobTask, n: int, name: str) -> Batch:
+    batch = task.sample_real(DRAWS.fold(name), None, n)
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def numpy_of(params: dict[str, Tensor]) -> networks.Params:
+    return {name: p.numpy() for name, p in params.items()}
+
+
+def samples(batch: Batch) -> tuple[networks.Array, networks.Array]:
+    assert isinstance(batch.inputs, Tensor)
+    assert isinstance(batch.targets, Tensor)
+    return batch.inputs.detach().numpy(), np.eye(3)[batch.targets.numpy()]
+
+
+def rate(value: float = RATE, steps: int | None = None) -> InnerRate:
+    return InnerRate(value, steps).double()
+
+
+def test_unrolled_performance_equals_its_oracle(task: BlobTask, network: Network) -> None:
+    syn, real = flat(task, 6, "syn"), flat(task, 9, "real")
+    xs, ys = samples(syn)
+    parts = [(xs[0::2], ys[0::2]), (xs[1::2], ys[1::2])] * 2
+    for beta in (0.0, 0.9):
+        check_objective(
+            UnrolledPerformance(4, rate(RATE, 4), parts=2, unrolling=Unrolling(beta)), network, syn, real,
+            oracle=lambda beta=beta: oracle.performance(  # type: ignore[misc]
+                numpy_of(network.state.params), parts, [RATE] * 4, beta, *samples(real)
+            ),
+        )  # fmt: skip
+
+
+def test_trajectory_matching_equals_its_oracle(task: BlobTask, network: Network) -> None:
+    syn = flat(task, 6, "syn")
+    assert network.target is not None
+    start, target = numpy_of(network.state.params), numpy_of(network.target)
+    check_objective(
+        TrajectoryMatching(3, rate()), network, syn, syn,
+        oracle=lambda: oracle.trajectory(start, target, [samples(syn)] * 3, [RATE] * 3),
+    )  # fmt: skip
+
+
+def gradients(objective: TrajectoryMatching, network: Network, syn: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    assert isinstance(syn.inputs, Tensor)
+    leaf = syn.inputs.clone().requires_grad_()
+    value = objective(network, syn._replace(inputs=leaf), syn, DRAWS)
+    return value.detach(), *torch.autograd.grad(value, [leaf, objective.rate.value])
+
+
+def test_constant_memory_has_the_published_gradient_and_not_the_exact_one(task: BlobTask, network: Network) -> None:
+    syn = flat(task, 6, "syn")
+    assert network.target is not None
+    start, target = numpy_of(network.state.params), numpy_of(network.target)
+    value, held, held_rate = gradients(TrajectoryMatchingConstantMemory(4, rate()), network, syn)
+    exact_value, exact, exact_rate = gradients(TrajectoryMatching(4, rate()), network, syn)
+    assert torch.equal(value, exact_value)
+    written = sum(oracle.held_gradient(start, target, [samples(syn)] * 4, RATE))
+    assert np.abs(held.numpy() - written).max() < 1e-8 * np.abs(written).max()
+    assert float((held - exact).norm()) > 1e-2 * float(exact.norm())
+    assert float(held_rate) != float(exact_rate)
+    # a single step has no later states to hold
+    one, other = (
+        gradients(kind(1, rate()), network, syn) for kind in (TrajectoryMatching, TrajectoryMatchingConstantMemory)
+    )
+    for a, b in zip(one, other, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10)
+
+
+def test_a_student_that_reaches_the_target_has_zero_loss(task: BlobTask, network: Network) -> None:
+    syn = flat(task, 6, "syn")
+    objective = TrajectoryMatching(3, rate())
+    with torch.no_grad():
+        end = objective.train_student(network, syn, DRAWS)
+        assert float(objective(network._replace(target=end), syn, syn, DRAWS)) == 0.0
+        still = TrajectoryMatching(3, rate(1e-12))
+        assert float(still(network, syn, syn, DRAWS)) == pytest.approx(1.0)
+
+
+def test_minibatches_and_augmentation_derive_from_the_key(task: BlobTask) -> None:
+    syn = flat(task, 7, "syn")
+    objective = UnrolledPerformance(8, rate(), batch=3, augment=True)
+    steps = objective.step_batches(task, syn, DRAWS)
+    again = objective.step_batches(task, syn, DRAWS)
+    assert isinstance(steps.inputs, Tensor)
+    assert steps.inputs.shape == (8, 3, 4)
+    assert torch.equal(steps.inputs, again.inputs)  # type: ignore[arg-type]
+    assert not torch.equal(steps.inputs, objective.step_batches(task, syn, DRAWS.fold(1)).inputs)  # type: ignore[arg-type]
+    assert steps.weight.sum(1).tolist() == [3, 3, 1, 3, 3, 1, 3, 3]
+    whole = UnrolledPerformance(2, rate(), batch=7).step_batches(task, syn, DRAWS)
+    assert torch.equal(whole.inputs[1], syn.inputs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["raw", "softplus", "exp"])
+def test_rates_start_where_they_are_told(form: str) -> None:
+    rates = InnerRate(0.02, 3, form)  # type: ignore[arg-type]
+    assert rates().tolist() == pytest.approx([0.02] * 3, rel=1e-5)
+    assert UnrolledPerformance(3, rates).learned()["inner_lr"].tolist() == pytest.approx([0.02] * 3, rel=1e-5)
+    fixed = InnerRate(0.02, form=form, learn=False)  # type: ignore[arg-type]
+    assert not list(fixed.parameters())
+    assert float(fixed()) == pytest.approx(0.02, rel=1e-5)
+
+
+def test_wrong_compositions_are_refused(task: BlobTask, network: Network) -> None:
+    syn = flat(task, 6, "syn")
+    by_class = task.sample_real(DRAWS, torch.arange(3), 2)
+    with pytest.raises(ConfigError, match="expert's end point"):
+        TrajectoryMatching(2, rate())(network._replace(target=None), syn, syn, DRAWS)
+    with pytest.raises(ShapeError, match=r"no such parameter for 0\.weight"):
+        TrajectoryMatching(2, rate())(network._replace(target={}), syn, syn, DRAWS)
+    with pytest.raises(ConfigError, match="not one per class"):
+        UnrolledPerformance(2, rate())(network, by_class, syn, DRAWS)
+    for build, message in (
+        (lambda: UnrolledPerformance(0, rate()), "at least 1"),
+        (lambda: UnrolledPerformance(2, rate(), batch=3, parts=2), "not both"),
+        (lambda: UnrolledPerformance(2, rate(steps=3)), "of 3 steps"),
+        (lambda: TrajectoryMatchingConstantMemory(2, rate(), unrolling=Unrolling(truncate=1)), "nothing to truncate"),
+        (lambda: InnerRate(0.0), "above 0"),
+        (lambda: InnerRate(0.1, form="log"), "raw, softplus or exp"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build()
+    with pytest.raises(ConfigError, match="FreshNetworks does not give"):
+        Distiller(BlobTask(), replace(CORE_METHODS["mtt"], network=fresh), 1).start()
+
+
+def small(name: str, folder: Path, **changes: object) -> Method:
+    """A method of the table at the scale of toys."""
+    adam = OptimizerSpec("adam", 0.05)
+    base = {
+        "steps": 40, "real_batch": 64, "inner_steps": 8, "inner_lr": 0.1, "init": "real", "augment": False,
+        "optimizers": {"codes": adam, "objective": OptimizerSpec("adam", 0.003 if name != "dd" else 0.05)},
+    }  # fmt: skip
+    method = CORE_METHODS[name].with_settings(**{**base, **changes})
+    if name == "dd":
+        return method
+    training = FitProtocol(5, lr=0.05, momentum=0.0, weight_decay=0.0, batch=64, decay_at=())
+    recipe = ExpertRecipe(training, augment=False)
+
+    def schedule(settings: Settings) -> ExpertTrajectories:
+        return ExpertTrajectories(8, 3, 3, recipe, folder)
+
+    return replace(method, network=schedule)
+
+
+@pytest.mark.parametrize("name", ["dd", "mtt", "tesla"])
+def test_runs_resume_bit_identically_and_carry_the_rate(name: str, tmp_path: Path) -> None:
+    task = BlobTask()
+    method = small(name, tmp_path / "experts", steps=6)
+    whole = distill(task, method, ipc=1, seed=2)
+
+    def stop(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(task, method, ipc=1, seed=2, out=tmp_path / "run", checkpoint_every=1, progress=stop)
+    resumed = distill(task, method, ipc=1, seed=2, out=tmp_path / "run", resume=True)
+    assert torch.equal(whole.batch.inputs, resumed.batch.inputs)  # type: ignore[arg-type]
+    loaded = DistilledSet.load(tmp_path / "run").learned["inner_lr"]
+    assert torch.equal(loaded, whole.learned["inner_lr"])
+    assert not torch.allclose(loaded, torch.full_like(loaded, 0.1), rtol=1e-6)
+    assert loaded.shape == ((8,) if name == "dd" else ())
+
+
+@pytest.mark.parametrize("name", ["dd", "mtt", pytest.param("tesla", marks=pytest.mark.slow)])
+def test_one_digit_per_class_beats_random_and_herding(name: str, tmp_path: Path) -> None:
+    image_task = pytest.importorskip("mmdistill.image.task").image_task
+    task = image_task("digits", model="mlp", width=32, judge_epochs=200, judge_augment=False)
+    margins = []
+    for seed in range(3):
+        result = distill(task, small(name, tmp_path), ipc=1, seed=seed)
+        judged = evaluate(task, result, n=3, seed=seed, baselines=("random", "herding"))
+        margins.append([judged.headline().mean - judged.baselines[b][0].mean for b in ("random", "herding")])
+    random, herding = np.array(margins).T
+    assert (random > 0).all(), margins
+    assert herding.mean() > 0, margins
