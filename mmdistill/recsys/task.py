@@ -19,6 +19,9 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
+CLOSED_FORM_NOTE = (
+    "closed-form judges have no randomness of their own: only the AUC's sampled negatives differ between runs"
+)
 MODELS = ("infinite", "autoencoder")
 """The networks that ``--model`` names: infinitely wide, or one hidden layer of ``--width`` units."""
 
@@ -168,7 +171,7 @@ class RecsysTask:
             self._chosen[key] = ridge
         found = self.protocol.evaluate(model.scorer(ridge), self.data, "test", draws.fold("test"), repeats=n)
         order = [name for name in METRICS if name in found] or list(found)
-        return Scores(judge, {name: found[name] for name in order})
+        return Scores(judge, {name: found[name] for name in order}, (CLOSED_FORM_NOTE,))
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the validation NDCG@10 of the infinite autoencoder on synthetic users."""
