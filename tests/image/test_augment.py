@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from kornia.geometry import transform as kornia
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.image.augment import OPERATIONS, Operation, Parameters, SiameseAugmentation
+from mmdistill.runtime import Draws
+from tests.oracles import augment as oracle
+
+SHAPES = [(3, 8, 8), (1, 9, 9), (3, 6, 10)]
+
+
+def images(n: int, shape: tuple[int, int, int] = (3, 8, 8)) -> Tensor:
+    return Draws(0, ("images",)).normal(n, *shape, dtype=torch.float64)
+
+
+def one(parameters: Parameters, index: int) -> Parameters:
+    return Parameters(*(field[index : index + 1] for field in parameters))
+
+
+def by_loops(operation: Operation, image: Tensor, p: Parameters, config: SiameseAugmentation) -> np.ndarray:
+    """Apply the oracle of an operation with drawn parameters."""
+    x = image.numpy().copy()
+    matrix = p.matrix[0].double()
+    down, right = (int(value) for value in p.shift[0])
+    if operation == "color":
+        return oracle.color(x, float(p.brightness), float(p.saturation), float(p.contrast))
+    if operation == "crop":
+        return oracle.crop(x, down, right)
+    if operation == "cutout":
+        size = int(x.shape[1] * config.cutout + 0.5), int(x.shape[2] * config.cutout + 0.5)
+        top, left = (int(value) for value in p.hole[0])
+        return oracle.cutout(x, top, left, size)
+    if operation == "flip":
+        return oracle.flip(x) if matrix[1, 1] < 0 else x
+    if operation == "scale":
+        return oracle.scale(x, float(matrix[0, 0]), float(matrix[1, 1]))
+    return oracle.rotate(x, math.atan2(float(matrix[0, 1]), float(matrix[0, 0])))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_equals_its_loop_written_form(operation: Operation, shape: tuple[int, int, int]) -> None:
+    config = SiameseAugmentation((operation,))
+    x = images(12, shape)
+    parameters = config.draw(Draws(3), *shape[1:], groups=1, per_group=12)
+    got = config.apply(x, parameters)
+    for index in range(12):
+        expected = by_loops(operation, x[index], one(parameters, index), config)
+        np.testing.assert_allclose(got[index].numpy(), expected, atol=2e-6)  # parameters are drawn in float32
+    assert not torch.equal(got, x)
+
+
+def test_the_published_ranges() -> None:
+    height, n = 32, 4000
+    drawn = {name: SiameseAugmentation((name,)).draw(Draws(1), height, height, 1, n) for name in OPERATIONS}
+
+    def span(values: Tensor) -> tuple[float, float]:
+        return round(float(values.min()), 2), round(float(values.max()), 2)
+
+    assert span(drawn["color"].brightness) == (-0.5, 0.5)
+    assert span(drawn["color"].saturation) == (0, 2)
+    assert span(drawn["color"].contrast) == (0.5, 1.5)
+    assert span(drawn["crop"].shift) == (-4, 4)
+    assert drawn["crop"].shift.unique().numel() == 9
+    assert span(drawn["cutout"].hole) == (-8, 24)
+    assert 0.45 < float((drawn["flip"].matrix[:, 1, 1] < 0).float().mean()) < 0.55
+    assert span(drawn["scale"].matrix[:, 0, 0]) == (0.83, 1.2)
+    assert abs(float(torch.corrcoef(drawn["scale"].matrix[:, (0, 1), (0, 1)].T)[0, 1])) < 0.1
+    angles = torch.atan2(drawn["rotate"].matrix[:, 0, 1], drawn["rotate"].matrix[:, 0, 0])
+    assert (int(angles.rad2deg().round().min()), int(angles.rad2deg().round().max())) == (-15, 15)
+
+
+def test_warps_agree_with_kornia() -> None:
+    x = images(6, (3, 9, 9)).float()
+    for operation in ("rotate", "scale"):
+        config = SiameseAugmentation((operation,))
+        p = config.draw(Draws(5), 9, 9, 1, 6)
+        centre = torch.full((6, 2), 4.0)
+        if operation == "rotate":
+            degrees = torch.atan2(p.matrix[:, 0, 1], p.matrix[:, 0, 0]).rad2deg()
+            expected = kornia.rotate(x, degrees, align_corners=True)
+        else:
+            factors = 1 / torch.stack([p.matrix[:, 1, 1], p.matrix[:, 0, 0]], 1)
+            expected = kornia.scale(x, factors, centre, align_corners=True)
+        torch.testing.assert_close(config.apply(x, p), expected, atol=2e-5, rtol=1e-4)
+    flipping = SiameseAugmentation(("flip",), flip=1.0)
+    torch.testing.assert_close(flipping.apply(x, flipping.draw(Draws(0), 9, 9, 1)), kornia.hflip(x))
+
+
+def test_operations_that_are_not_drawn_leave_images_to_the_bit() -> None:
+    config = SiameseAugmentation(("flip",), flip=0.0)
+    x = images(4).float()
+    assert torch.equal(config.apply(x, config.draw(Draws(0), 8, 8, 4)), x)
+
+
+def test_one_operation_is_drawn_per_group_and_strengths_per_member() -> None:
+    config = SiameseAugmentation()
+    p = config.draw(Draws(2), 8, 8, groups=300, per_group=4)
+    colored = (p.brightness != 0).view(300, 4)
+    assert bool((colored.all(1) == colored.any(1)).all())
+    assert 0.1 < float(colored.all(1).float().mean()) < 0.24  # one in six
+    active = colored.flatten().int() + p.holed.int() + (p.matrix != torch.eye(2)).flatten(1).any(1).int()
+    assert int((active + (p.shift != 0).any(1).int()).max()) == 1
+    assert p.brightness.view(300, 4)[colored.all(1)].std(1).min() > 0
+
+
+def test_siamese_sides_of_other_sizes_get_the_same_augmentation() -> None:
+    config = SiameseAugmentation()
+    x = images(1).expand(5 * 7, -1, -1, -1)
+    key = Draws(8, ("step",))
+    few = config.apply(x[:10], config.draw(key, 8, 8, 5)).unflatten(0, (5, 2))
+    many = config.apply(x, config.draw(key, 8, 8, 5)).unflatten(0, (5, 7))
+    assert torch.equal(few[:, 0], many[:, 6])
+    other = config.apply(x, config.draw(key.fold(1), 8, 8, 5)).unflatten(0, (5, 7))
+    assert not torch.equal(other, many)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_gradients_reach_the_images(operation: Operation) -> None:
+    config = SiameseAugmentation((operation,))
+    parameters = config.draw(Draws(4), 5, 6, 2)
+    x = images(4, (2, 5, 6)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: config.apply(t, parameters), (x,))
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ConfigError, match="one or more of color"):
+        SiameseAugmentation(())
+    with pytest.raises(ConfigError, match="got blur"):
+        SiameseAugmentation(("blur",))  # type: ignore[arg-type]
+    config = SiameseAugmentation()
+    with pytest.raises(ShapeError, match="multiple of 3"):
+        config.apply(images(4), config.draw(Draws(0), 8, 8, 3))

@@ -1,0 +1,369 @@
+import gzip
+import hashlib
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets as published
+
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.image import datasets
+from mmdistill.image.data import build
+from mmdistill.image.datasets import accepts, load
+from mmdistill.runtime import data_root
+
+needs_mnist = pytest.mark.skipif(
+    not (data_root() / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").is_file(),
+    reason="needs MNIST/raw under MMDISTILL_DATA",
+)
+
+IDX_NAMES = [name for split in datasets.IDX_SPLITS for name in split]
+
+
+def bytes_like(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+def labels_of(n: int, classes: int = 10) -> Tensor:
+    return torch.arange(n) % classes
+
+
+def idx_bytes(values: Tensor) -> bytes:
+    header = b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    return header + values.to(torch.uint8).numpy().tobytes()
+
+
+def write_idx(folder: Path, zipped: bool) -> dict[str, Tensor]:
+    folder.mkdir(parents=True)
+    parts = {
+        IDX_NAMES[0]: bytes_like(20, 28, 28),
+        IDX_NAMES[1]: labels_of(20),
+        IDX_NAMES[2]: bytes_like(10, 28, 28, seed=1),
+        IDX_NAMES[3]: labels_of(10),
+    }
+    for name, values in parts.items():
+        raw = idx_bytes(values)
+        (folder / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(raw) if zipped else raw)
+    return parts
+
+
+def write_cifar_binary(folder: Path, n: int = 10, label_bytes: int = 1) -> Tensor:
+    folder.mkdir(parents=True)
+    names = (
+        [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+        if label_bytes == 1
+        else ["train.bin", "test.bin"]
+    )
+    classes = 10 if label_bytes == 1 else 100
+    images = bytes_like(n, 3, 32, 32)
+    for name in names:
+        label = labels_of(n, classes).to(torch.uint8)[:, None]
+        record = torch.cat([label // 5] * (label_bytes - 1) + [label, images.flatten(1)], 1)
+        record.numpy().tofile(folder / name)
+    return images
+
+
+def write_images(
+    folder: Path, names: tuple[str, ...] = ("cat", "dog"), n: int = 5, size: int = 8, mode: str = "RGB"
+) -> None:
+    for position, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for index in range(n):
+            shape = (size, size) if mode == "L" else (size, size, 3)
+            pixels = np.full(shape, 20 * index + 5 * position, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+
+
+def test_digits_are_split_by_class_without_a_download() -> None:
+    data = load("Digits")
+    assert (len(data.train_labels), len(data.test_labels)) == (1297, 500)
+    assert data.test_labels.bincount().tolist() == [50] * 10
+    assert data.shape == (1, 8, 8)
+    assert int(data.train_images.max()) == 16
+    assert not data.mirror
+    assert data.stored_bytes == 1297 * 65
+    pixels = data.normalise(data.train_images)
+    assert abs(float(pixels.mean())) < 1e-3
+    assert abs(float(pixels.std()) - 1) < 1e-3
+    torch.testing.assert_close(data.denormalise(pixels), data.train_images / 16)
+    assert load("digits").fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_files_plain_or_gzipped(tmp_path: Path, zipped: bool) -> None:
+    parts = write_idx(tmp_path / "raw", zipped)
+    assert accepts(tmp_path / "raw")
+    data = load(tmp_path / "raw")
+    assert torch.equal(data.train_images[:, 0], parts[IDX_NAMES[0]])
+    assert torch.equal(data.test_labels, parts[IDX_NAMES[3]])
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_truncated_idx_file_is_refused(tmp_path: Path, zipped: bool) -> None:
+    write_idx(tmp_path / "raw", zipped)
+    path = tmp_path / "raw" / (IDX_NAMES[0] + (".gz" if zipped else ""))
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match="fetch it again"):
+        load(tmp_path / "raw")
+
+
+def test_other_damage_to_idx_files(tmp_path: Path) -> None:
+    write_idx(tmp_path / "raw", False)
+    (tmp_path / "raw" / IDX_NAMES[0]).write_bytes(b"<html>not found</html>")
+    with pytest.raises(DataError, match="is not an IDX file"):
+        load(tmp_path / "raw")
+    (tmp_path / "raw" / IDX_NAMES[3]).unlink()
+    write_idx(tmp_path / "other", False)
+    (tmp_path / "raw" / IDX_NAMES[0]).write_bytes((tmp_path / "other" / IDX_NAMES[0]).read_bytes())
+    with pytest.raises(DataError, match=f"{IDX_NAMES[3]} is missing"):
+        load(tmp_path / "raw")
+
+
+def test_mnist_is_found_under_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    write_idx(tmp_path / "MNIST" / "raw", True)
+    data = load("mnist")
+    assert data.mean == (0.1307,)
+    assert not data.mirror
+    write_idx(tmp_path / "FashionMNIST" / "raw", True)
+    assert load("fashion_mnist").class_names[0] == "T-shirt/top"
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
+def test_a_failed_download_says_what_is_missing_and_where_to_put_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+
+    def offline(self: object) -> None:
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(published.MNIST, "download", offline)
+    monkeypatch.setattr(published.CIFAR10, "download", offline)
+    with pytest.raises(DataError, match=r"is missing and its download failed \(no route to host\); put .*") as caught:
+        load(name)
+    assert str(tmp_path / "data") in str(caught.value)
+
+
+def test_cifar_in_its_binary_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    images = write_cifar_binary(tmp_path / "cifar-10-batches-bin")
+    data = load("cifar10")
+    assert data.train_images.shape == (50, 3, 32, 32)
+    assert torch.equal(data.test_images, images)
+    assert data.test_labels.tolist() == list(range(10))
+    (tmp_path / "cifar-10-batches-bin" / "batches.meta.txt").write_text("\n".join(f"name{i}" for i in range(10)))
+    assert load(tmp_path / "cifar-10-batches-bin").class_names[3] == "name3"
+    write_cifar_binary(tmp_path / "cifar-100-binary", 100, 2)
+    assert load("cifar100").test_labels.tolist() == list(range(100))
+
+
+def test_damaged_cifar_files(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    write_cifar_binary(folder)
+    path = folder / "data_batch_3.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="not a whole number of 3073-byte records"):
+        load(folder)
+    path.unlink()
+    with pytest.raises(DataError, match=r"data_batch_3.bin is missing"):
+        load(folder)
+
+
+def write_cifar_python(root: Path, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Write a small python layout, and tell torchvision its checksums."""
+    folder = root / published.CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    images = bytes_like(10, 3, 32, 32)
+
+    def put(name: str, content: object) -> str:
+        raw = pickle.dumps(content)
+        (folder / name).write_bytes(raw)
+        return hashlib.md5(raw).hexdigest()
+
+    entry = {"data": images.flatten(1).numpy(), "labels": list(range(10))}
+    monkeypatch.setattr(published.CIFAR10, "train_list", [["data_batch_1", put("data_batch_1", entry)]])
+    monkeypatch.setattr(published.CIFAR10, "test_list", [["test_batch", put("test_batch", entry)]])
+    names = {"label_names": [f"name{i}" for i in range(10)]}
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": put("batches.meta", names)}
+    monkeypatch.setattr(published.CIFAR10, "meta", meta)
+    return images
+
+
+def test_cifar_in_its_python_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    images = write_cifar_python(tmp_path, monkeypatch)
+    data = load("cifar10")
+    assert torch.equal(data.train_images, images)
+    assert data.class_names[2] == "name2"
+    (tmp_path / published.CIFAR10.base_folder / "data_batch_1").write_bytes(b"cut")
+    with pytest.raises(DataError, match="differs from the published checksums"):
+        load("cifar10")
+
+
+def test_an_image_folder_is_split_by_class(tmp_path: Path) -> None:
+    write_images(tmp_path / "pets")
+    assert accepts(tmp_path / "pets")
+    data = load(tmp_path / "pets")
+    assert data.class_names == ("cat", "dog")
+    assert data.train_labels.tolist() == [0] * 4 + [1] * 4
+    assert data.test_labels.tolist() == [0, 1]
+    assert load(str(tmp_path / "pets")).fingerprint == data.fingerprint
+
+
+def test_an_image_folder_with_its_own_test_images(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", mode="L")
+    write_images(tmp_path / "test", names=("dog",), n=2, mode="L")
+    data = load(tmp_path)
+    assert data.shape == (1, 8, 8)
+    assert data.test_labels.tolist() == [1, 1]
+    write_images(tmp_path / "test", names=("fox",), n=1)
+    with pytest.raises(DataError, match="class 'fox'"):
+        load(tmp_path)
+
+
+def test_bad_image_folders(tmp_path: Path) -> None:
+    write_images(tmp_path / "mixed")
+    Image.fromarray(np.zeros((9, 8, 3), dtype=np.uint8)).save(tmp_path / "mixed" / "cat" / "9.png")
+    with pytest.raises(DataError, match=r"2 sizes \(10 of 8 x 8, 1 of 9 x 8\)"):
+        load(tmp_path / "mixed")
+    assert load(tmp_path / "mixed", size=4).shape == (3, 4, 4)
+    write_images(tmp_path / "empty")
+    (tmp_path / "empty" / "eel").mkdir()
+    with pytest.raises(DataError, match="eel"):
+        load(tmp_path / "empty")
+    write_images(tmp_path / "broken")
+    (tmp_path / "broken" / "cat" / "0.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
+        load(tmp_path / "broken")
+    write_images(tmp_path / "few", n=1)
+    with pytest.raises(DataError, match="too few images to hold one out"):
+        load(tmp_path / "few")
+
+
+def test_safetensors_of_images(tmp_path: Path) -> None:
+    tensors = {"images": bytes_like(20, 1, 8, 8), "labels": labels_of(20, 4)}
+    path = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    assert accepts(path)
+    assert len(load(path).test_labels) == 4
+    extra = {"test_images": bytes_like(4, 1, 8, 8), "test_labels": labels_of(4)}
+    safetensors.torch.save_file({**tensors, **extra}, path)
+    assert len(load(path).train_labels) == 20
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path)
+    assert not accepts(path)
+    with pytest.raises(DataError, match="images and labels, got x"):
+        load(path)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(DataError, match="not a readable safetensors"):
+        load(path)
+
+
+class Pairs:
+    """A map-style data set, as users write them."""
+
+    def __init__(self, samples: list[Any], labels: list[Any]) -> None:
+        self.samples, self.labels = samples, labels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.samples[index], self.labels[index]
+
+
+def test_a_map_style_data_set_of_tensors_pictures_or_arrays() -> None:
+    pixels = bytes_like(10, 6, 5)
+    labels = [int(label) for label in labels_of(10, 2)]
+    expected = None
+    for samples in (
+        [p[None] for p in pixels],
+        [Image.fromarray(p.numpy()) for p in pixels],
+        [p.numpy() for p in pixels],
+    ):
+        data = load(Pairs(samples, labels))
+        assert data.shape == (1, 6, 5)
+        expected = expected or data.fingerprint
+        assert data.fingerprint == expected
+    data = load(Pairs(list(pixels), labels), Pairs(list(pixels[:4]), labels[:4]))
+    assert len(data.test_labels) == 4
+
+
+def test_a_torchvision_data_set_brings_its_class_names(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    assert load(published.ImageFolder(str(tmp_path))).class_names == ("cat", "dog")
+
+
+def test_bad_samples() -> None:
+    pixel = torch.zeros(1, 4, 4)
+    cases = [
+        (Pairs([], []), "is empty"),
+        (Pairs([pixel, torch.zeros(1, 4, 5)], [0, 1]), "item 1 is"),
+        (Pairs([torch.zeros(4)], [0]), "expected \\(channels, height, width\\)"),
+        (Pairs(["a"], [0]), "holds a str"),
+        (Pairs([pixel], ["cat"]), "no class index but 'cat'"),
+        ([pixel], "no \\(sample, label\\) pair"),
+        (iter([pixel]), "no map-style data set"),
+        ((pixel,), "two tensors"),
+    ]
+    for source, message in cases:
+        with pytest.raises(DataError, match=message):
+            load(source)  # type: ignore[arg-type]
+
+
+def test_bad_tensors() -> None:
+    images, labels = torch.rand(10, 1, 4, 4), labels_of(10, 2)
+    broken = images.clone()
+    broken[3, 0, 1, 1] = torch.nan
+    cases = [
+        ((images, labels[:9]), "expected images"),
+        ((images, labels.float()), "integer class indices"),
+        ((images, labels - 1), "from 0, got -1 to 0"),
+        ((images, labels * 2), "no training image of class 1"),
+        ((broken, labels), "1 hold NaN or infinite pixels, the first at index 3"),
+        ((images.long(), labels), "must be bytes"),
+    ]
+    for source, message in cases:
+        with pytest.raises(DataError, match=message):
+            load(source)
+    with pytest.raises(DataError, match="up to 1, got 0 to 2"):
+        load((images, labels), (images[:3], torch.arange(3)))
+    with pytest.raises(DataError, match="they must agree"):
+        load((images, labels), (torch.rand(4, 1, 5, 5), labels[:4]))
+    with pytest.raises(DataError, match="no training image of class b"):
+        build("named", (images, labels * 2), None, class_names=("a", "b", "c"))
+
+
+def test_unknown_names_and_places(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'mnist'"):
+        load("mnits")
+    (tmp_path / "nothing").mkdir()
+    assert not accepts(tmp_path / "nothing")
+    with pytest.raises(DataError, match="holds no image data"):
+        load(tmp_path / "nothing")
+
+
+def test_float_images_keep_their_range_in_pictures() -> None:
+    images = torch.linspace(-3, 5, 160).view(10, 1, 4, 4)
+    data = load((images, labels_of(10, 2)))
+    low, high = data.value_range
+    shown = data.denormalise(data.normalise(data.train_images))
+    torch.testing.assert_close(shown, (data.train_images - low) / (high - low), atol=1e-5, rtol=0)
+
+
+@pytest.mark.data
+@needs_mnist
+def test_the_real_mnist() -> None:
+    data = load("mnist")
+    assert (len(data.train_labels), len(data.test_labels)) == (60_000, 10_000)
+    pixels = data.normalise(data.train_images[:2000])
+    assert abs(float(pixels.mean())) < 0.02
+    assert data.stored_bytes == 60_000 * 785

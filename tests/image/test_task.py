@@ -1,0 +1,240 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
+
+from mmdistill.coresets import allocate, choose_samples
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
+from mmdistill.image import DOMAIN, ImageTask, image_task
+from mmdistill.image.judge import is_distribution, protocol_for, target_loss
+from mmdistill.labels import centred_one_hot
+from mmdistill.registry import TaskOptions, get_method
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Dims
+from mmdistill.testing import check_task
+
+DIGITS_METHODS = ("dm", "dc", "dsa", "krr")
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageTask:
+    return image_task("digits", width=8, judge_epochs=3)
+
+
+def tiny(n: int = 40, classes: int = 4, side: int = 8, channels: int = 1) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(n) % classes
+    images = torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(0)) + labels.view(-1, 1, 1, 1)
+    return images, labels
+
+
+@pytest.mark.parametrize("judge", ["convnet", "mlp"])
+def test_the_task_keeps_its_contract(digits: ImageTask, judge: str) -> None:
+    check_task(digits, judge=judge)
+
+
+@pytest.mark.parametrize("model", ["mlp", "lenet", "resnet18"])
+def test_other_models_keep_the_contract(model: str) -> None:
+    check_task(image_task(tiny(side=16), model=model, width=6))
+
+
+def test_class_batches_hold_distinct_images_of_their_class(digits: ImageTask) -> None:
+    batch = digits.sample_real(Draws(0), torch.tensor([3, 7]), 20)
+    assert isinstance(batch, ClassBatch)
+    assert batch.batch.inputs.shape == (2, 20, 1, 8, 8)
+    assert batch.batch.targets.tolist() == [[3] * 20, [7] * 20]
+    assert batch.batch.inputs.flatten(2)[0].unique(dim=0).shape[0] == 20
+    assert bool((batch.batch.weight == 1).all())
+
+
+def test_small_classes_are_padded_with_weight_zero() -> None:
+    images = torch.rand(12, 1, 8, 8)
+    labels = torch.tensor([0] * 9 + [1] * 3)
+    task = image_task((images, labels), test=(images, labels), width=4)
+    batch = task.sample_real(Draws(0), torch.arange(2), 6)
+    assert isinstance(batch, ClassBatch)
+    assert batch.batch.weight.sum(1).tolist() == [6, 3]
+    whole = task.sample_real(Draws(0), torch.arange(2), 100)
+    assert isinstance(whole, ClassBatch)
+    assert whole.batch.weight.sum(1).tolist() == [9, 3]
+    kept = whole.batch.inputs[1][whole.batch.weight[1] > 0]
+    expected = task.select(torch.arange(9, 12)).inputs
+    assert sorted(kept.sum((1, 2, 3)).tolist()) == sorted(expected.sum((1, 2, 3)).tolist())
+
+
+def test_siamese_augmentation_is_shared_by_a_class_and_by_both_sides(digits: ImageTask) -> None:
+    image = digits.select(torch.tensor([0])).inputs
+    few = ClassBatch(Batch(image.expand(3, 2, 1, 8, 8), torch.zeros(3, 2), torch.ones(3, 2)), Dims(0, 0))
+    many = ClassBatch(Batch(image.expand(3, 5, 1, 8, 8), torch.zeros(3, 5), torch.ones(3, 5)), Dims(0, 0))
+    key = Draws(5, ("step", 1))
+    one, other = (digits.augment(key, batch, shared=True).batch.inputs for batch in (few, many))
+    assert torch.equal(one[:, 0], one[:, 1])
+    assert torch.equal(one[:, 0], other[:, 4])
+    assert not torch.equal(one[0], one[1]) or not torch.equal(one[1], one[2])
+    flat = Batch(image.expand(50, -1, -1, -1), torch.zeros(50), torch.ones(50))
+    samples = digits.augment(key.fold(1), flat, shared=False).inputs
+    assert samples.flatten(1).unique(dim=0).shape[0] > 5
+
+
+def test_digits_are_never_mirrored() -> None:
+    assert "flip" not in image_task("digits").augmentation.operations
+    assert "flip" in image_task(tiny()).augmentation.operations
+
+
+def test_loss_is_cross_entropy_for_distributions_and_squared_error_otherwise() -> None:
+    logits = torch.randn(4, 3)
+    classes = torch.tensor([0, 2, 1, 1])
+    probabilities = torch.softmax(torch.randn(4, 3), 1)
+    scores = centred_one_hot(classes, 3)
+    assert is_distribution(probabilities).all()
+    assert not is_distribution(scores).any()
+    torch.testing.assert_close(
+        target_loss(logits, classes), nn.functional.cross_entropy(logits, classes, reduction="none")
+    )
+    torch.testing.assert_close(
+        target_loss(logits, probabilities), nn.functional.cross_entropy(logits, probabilities, reduction="none")
+    )
+    torch.testing.assert_close(target_loss(logits, scores), 0.5 * (logits - scores).square().sum(1))
+    mixed = torch.stack([probabilities[0], scores[1]])
+    assert float(target_loss(logits[:2], mixed)[1]) == float(target_loss(logits, scores)[1])
+
+
+def test_the_protocol_of_the_field(digits: ImageTask) -> None:
+    protocol, augment = protocol_for(image_task(tiny()).data, torch.zeros(3, dtype=torch.long), whole=False)
+    assert (protocol.epochs, protocol.lr, protocol.momentum, protocol.weight_decay, protocol.batch) == (
+        1000,
+        0.01,
+        0.9,
+        5e-4,
+        256,
+    )
+    assert augment
+    regression, _ = protocol_for(digits.data, centred_one_hot(torch.arange(3), 3), whole=False)
+    assert regression.optimizer == "adam"
+    whole, _ = protocol_for(digits.data, torch.zeros(3, dtype=torch.long), whole=True)
+    assert whole.epochs == digits.data.whole_epochs
+
+
+def test_soft_labels_are_judged(digits: ImageTask) -> None:
+    batch = digits.select(torch.arange(30))
+    soft = torch.full((30, 10), 0.01)
+    soft[torch.arange(30), batch.targets] = 0.91
+    for targets in (soft, centred_one_hot(batch.targets, 10)):
+        scores = digits.evaluate(Batch(batch.inputs, targets, batch.weight), "convnet", Draws(0), 2, {})
+        assert len(scores.values["accuracy"]) == 2
+
+
+def test_a_collapsed_judge_says_so() -> None:
+    digits = image_task("digits", judge_epochs=100, judge_augment=False)
+    batch = digits.select(torch.arange(4))
+    scores = digits.evaluate(Batch(batch.inputs, torch.zeros_like(batch.targets), batch.weight), "mlp", Draws(0), 1, {})
+    assert scores.notes == ("mlp predicts only 1 of 10 classes",)
+
+
+class Own(nn.Module):
+    """A user's network: its own names, dropout, batch norm and an unusual layer order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten())
+        self.head = nn.Linear(4 * 36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def test_the_users_own_network_and_data() -> None:
+    images, labels = tiny()
+    dataset = [(image, int(label)) for image, label in zip(images, labels, strict=True)]
+    task = image_task(dataset, model=Own, features=("body.0", "head"), judge_epochs=4)
+    assert task.judges[0] == "model"
+    state = task.init(Draws(0))
+    assert [layer.shape for layer in task.features(state, task.select(torch.arange(2)).inputs)] == [(2, 144), (2, 144)]
+    check_task(task, judge="model")
+    result = distill(task, "dm", ipc=2, settings={"steps": 3, "real_batch": 4})
+    assert result.batch.inputs.shape == (8, 1, 8, 8)
+
+
+def test_networks_that_cannot_work_are_refused_when_the_task_is_built() -> None:
+    with pytest.raises(ConfigError, match="cannot run on images of shape"):
+        image_task(tiny(side=9), model=Own)
+    with pytest.raises(ConfigError, match="cannot run on images of shape"):
+        image_task(tiny(classes=3), model=Own)
+    with pytest.raises(ConfigError, match="no submodule named 'neck'"):
+        image_task(tiny(), model=Own, features=("neck",))
+    with pytest.raises(ConfigError, match="width belongs to a named model"):
+        image_task(tiny(), model=Own, width=3)
+    with pytest.raises(ConfigError, match="unknown model 'resnet'"):
+        image_task(tiny(), model="resnet")
+    with pytest.raises(UnsupportedError, match="at least 16 x 16"):
+        image_task("digits", model="lenet")
+
+
+def test_bad_requests(digits: ImageTask) -> None:
+    with pytest.raises(ConfigError, match="unknown judge 'vgg'"):
+        digits.evaluate(None, "vgg", Draws(0), 1, {})
+    with pytest.raises(ShapeError, match="one tensor, got a dict"):
+        digits.predict(digits.init(Draws(0)), {"x": torch.zeros(1)})
+    with pytest.raises(DataError, match="fewer than the 1000"):
+        distill(digits, "dm", ipc=1000)
+
+
+def test_the_domain_builds_tasks_and_knows_digits_settings() -> None:
+    task = DOMAIN.make_task("digits", TaskOptions(model="mlp", width=16, judge_epochs=2, judge_batch=50))
+    assert task.judges == ("mlp", "convnet")
+    assert task.describe().preprocessing["shape"] == [1, 8, 8]
+    json.dumps(dict(task.describe().preprocessing))
+    assert get_method(DOMAIN, "dm", "digits").settings(1).steps < 2000
+    assert get_method(DOMAIN, "dm", "mnist").settings(1).steps == 20_000
+
+
+def test_pictures_and_exports(digits: ImageTask, tmp_path: Path) -> None:
+    indices = choose_samples(digits, "real", allocate(3, "ipc", digits.labels, 10), Draws(0))
+    batch = digits.select(indices.flip(0))
+    (picture,) = DOMAIN.draw(digits, batch, tmp_path)
+    with Image.open(picture) as image:
+        assert min(image.size) > 200
+    (tensors,) = DOMAIN.exports["tensors"](digits, batch, tmp_path)
+    stored = safetensors.torch.load_file(tensors)
+    assert stored["labels"].tolist() == sorted(batch.targets.tolist())
+    DOMAIN.exports["pt"](digits, batch, tmp_path)
+    images, labels = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("images", "labels"))
+    assert torch.equal(images, stored["images"])
+    assert torch.equal(labels, stored["labels"])
+    assert len(DOMAIN.exports["folder"](digits, batch, tmp_path)) == 30
+    folder = ImageFolder(str(tmp_path / "images"))
+    assert folder.classes == list(digits.data.class_names)
+    pixels = digits.data.denormalise(images)
+    with Image.open(folder.samples[4][0]) as image:
+        shown = torch.from_numpy(np.array(image)) / 255
+    torch.testing.assert_close(shown, pixels[4, 0], atol=0.003, rtol=0)
+    soft = Batch(batch.inputs, centred_one_hot(batch.targets, 10), batch.weight)
+    DOMAIN.exports["pt"](digits, soft, tmp_path / "soft")
+    assert torch.load(tmp_path / "soft" / "labels.pt", weights_only=True).shape == (30, 10)
+
+
+def test_folders_are_numbered_where_the_alphabet_would_reorder_classes(tmp_path: Path) -> None:
+    data = tiny(n=24, classes=12)
+    task = image_task(data, test=data, width=4)
+    DOMAIN.exports["folder"](task, task.select(torch.arange(12)), tmp_path)
+    assert [int(name.split("-")[1]) for name in ImageFolder(str(tmp_path / "images")).classes] == list(range(12))
+
+
+@pytest.mark.parametrize("method", DIGITS_METHODS)
+def test_every_method_runs_and_resumes_to_the_bit(method: str, digits: ImageTask, tmp_path: Path) -> None:
+    settings = {"steps": 4, "real_batch": 16}
+    whole = distill(digits, method, ipc=1, settings=settings)
+    assert bool(whole.batch.inputs.isfinite().all())
+    folder = tmp_path / method
+    distill(digits, method, ipc=1, settings=settings, out=folder, checkpoint_every=2)
+    newest = sorted((folder / "checkpoints").glob("*.safetensors"))[-1]
+    newest.unlink()
+    again = distill(digits, method, ipc=1, settings=settings, out=folder, checkpoint_every=2, resume=True)
+    assert torch.equal(again.batch.inputs, whole.batch.inputs)
+    assert torch.equal(again.batch.targets, whole.batch.targets)
