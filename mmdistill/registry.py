@@ -102,10 +102,11 @@ def domain_of(data: str) -> Domain:
     Raises:
         ConfigError: neither a known name nor an existing path, or a path that no domain reads.
     """
-    domains = [get_domain(name) for name in DOMAIN_PACKAGES]
-    for domain in domains:
+    for name in DOMAIN_PACKAGES:  # one after the other: importing a domain takes seconds
+        domain = get_domain(name)
         if canonical(data) in domain.datasets or (domain.prefix and data.lower().startswith(domain.prefix)):
             return domain
+    domains = [get_domain(name) for name in DOMAIN_PACKAGES]
     path = Path(data)
     if path.exists():
         for domain in domains:

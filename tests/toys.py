@@ -84,7 +84,7 @@ class BlobTask:
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
         data = self.select(torch.arange(len(self.images))) if synthetic is None else synthetic
-        protocol = FitProtocol(60, lr=0.1, weight_decay=0.0, batch=64)
+        protocol = FitProtocol(25, lr=0.1, weight_decay=0.0, batch=None)
         states = fit_networks(
             self.init, lambda state, batch, noise: (self.loss(state, batch), state.buffers), data, protocol, n, draws
         )

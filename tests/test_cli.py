@@ -1,0 +1,150 @@
+"""The command line as a person meets it, on the embedded digits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from mmdistill.cli import main, spelled
+
+FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
+
+
+def distil(folder: Path, *extra: str) -> int:
+    return main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--out", str(folder), *FAST, *extra])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert distil(folder) == 0
+    return folder
+
+
+def test_a_run_folder_holds_everything(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"distilled.safetensors", "distilled.json", "metrics.json", "config.yaml", "history.json"} <= names
+    assert list((run / "pictures").glob("*.png"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["budget"]["ipc"] == 1
+    assert {"random", "herding", "whole"} == set(metrics["baselines"])
+
+
+def test_a_configuration_re_runs_exactly(run: Path, tmp_path: Path) -> None:
+    assert main(["distill", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    first, second = (safetensors.torch.load_file(f / "distilled.safetensors") for f in (run, tmp_path / "again"))
+    assert torch.equal(first["inputs"], second["inputs"])
+    results = [json.loads((f / "metrics.json").read_text())["results"] for f in (run, tmp_path / "again")]
+    assert results[0] == results[1]
+
+
+def test_judging_again_adds_to_the_metrics(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--models", "MLP", "--networks", "2", "--baselines", "false"]) == 0
+    assert "mlp" in capsys.readouterr().out
+    judges = [entry["judge"] for entry in json.loads((run / "metrics.json").read_text())["results"]]
+    assert judges == ["convnet", "mlp"]
+
+
+def test_the_report_is_one_page(run: Path) -> None:
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 2
+    assert "random" in (run / "report.md").read_text()
+
+
+def test_exports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run), "--format", "pt", "--to", str(tmp_path)]) == 0
+    images = torch.load(tmp_path / "images.pt", weights_only=True)
+    assert images.shape == (10, 1, 8, 8)
+    assert torch.load(tmp_path / "labels.pt", weights_only=True).tolist() == list(range(10))
+    assert main(["export", str(run), "--format", "tensor"]) == 2
+    assert "did you mean 'tensors'" in capsys.readouterr().err
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    methods = capsys.readouterr().out
+    for name in ("dm", "dc", "dsa", "krr", "gcond-x", "gcdm-x", "ridge-exact", "distill-cf", "distill-cf-meanfield"):
+        assert f"  {name} " in methods
+    assert main(["data"]) == 0
+    data = capsys.readouterr().out
+    for name in ("digits", "mnist", "cifar10", "cora", "sst2", "trec", "ml-1m"):
+        assert f"  {name} " in data
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill", "--data", "digit", "--method", "dm", "--ipc", "1"], "did you mean 'digits'"),
+        (["distill", "--data", "digits", "--method", "dmm", "--ipc", "1"], "did you mean 'dm'"),
+        (["distill", "--data", "digits", "--method", "dm", "--nodes", "7"], "take their budget as --ipc"),
+        (["distill", "--data", "digits", "--method", "dm"], "got no budget"),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "0"], "must be at least 1"),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "500"], "fewer than the 500 asked for"),
+        (["distill", "--method", "dm", "--ipc", "1"], "--data is needed"),
+        (["distill", "--data", "no/such/file.csv", "--method", "dm", "--ipc", "1"], "neither a known data set nor"),
+        (["distill", "--resume", "nowhere"], "is no run folder"),
+        (["evaluate", "nowhere"], "is no folder"),
+        (["methods", "--domain", "imag"], "did you mean 'image'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments[0] == "distill" and "--resume" not in arguments:
+        arguments = [*arguments, "--out", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_finished_work_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "distilled.safetensors").read_bytes()
+    assert distil(run) == 2
+    assert "already holds a finished run" in capsys.readouterr().err
+    assert (run / "distilled.safetensors").read_bytes() == before
+
+
+def test_both_spellings_of_options() -> None:
+    assert spelled(["--real-batch", "3", "--Judge_Epochs=2", "runs/my-Run"]) == [
+        "--real_batch", "3", "--judge_epochs=2", "runs/my-Run",
+    ]  # fmt: skip
+
+
+def start(folder: Path, *extra: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "mmdistill.cli", "distill", "--data", "digits", "--method", "DM", "--ipc", "1"]
+    options = [*FAST, "--steps", "400", "--checkpoint_every", "5", "--baselines", "false", "--out", str(folder), *extra]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_resumes_bit_identical(tmp_path: Path, number: int) -> None:
+    whole = start(tmp_path / "whole")
+    stopped = start(tmp_path / "stopped")
+    checkpoints = tmp_path / "stopped" / "checkpoints"
+    deadline = time.time() + 120
+    while not list(checkpoints.glob("step-*")) and time.time() < deadline:
+        time.sleep(0.1)
+    stopped.send_signal(number)
+    _, printed = stopped.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert stopped.returncode == 130
+        assert "continue with --resume" in printed
+        assert "Traceback" not in printed
+    assert not (tmp_path / "stopped" / "distilled.json").exists()
+    assert main(["distill", "--resume", str(tmp_path / "stopped")]) == 0
+    whole.communicate(timeout=300)
+    one, two = (safetensors.torch.load_file(tmp_path / n / "distilled.safetensors") for n in ("whole", "stopped"))
+    assert torch.equal(one["inputs"], two["inputs"])
