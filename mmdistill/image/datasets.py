@@ -280,7 +280,8 @@ def _download(fetch: Callable[[], object], name: str, wanted: str) -> None:
     try:
         fetch()
     except (RuntimeError, URLError, OSError) as error:
-        raise DataError(f"{name} is missing and its download failed ({error}); put {wanted}") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{name} is missing and its download failed ({reason}); put {wanted}") from error
 
 
 LOADERS: dict[str, Callable[[], ImageData]] = {
