@@ -5,7 +5,7 @@ with. Automatic differentiation would keep the activations of all T steps. Here 
 parameter vectors, and the backward pass is the adjoint recursion, each step of which is recomputed: for the step
 ``theta' = theta - lr g(theta, x)`` and the adjoint ``lam`` of ``theta'``, the slope ``s = <g(theta, x), lam>`` is a
 directional derivative of the loss, and ``lam - lr ds/dtheta``, ``-lr ds/dx`` and ``-s`` are the cotangents of theta, x
-and lr. So no gradient is ever differentiated twice: reverse over forward mode.
+and lr. In forward mode no gradient is ever differentiated: that is reverse over forward.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from mmdistill.task import Batch, Inputs, Targets, Tensors
 
 StepLoss = Callable[[Tensors, Batch, int], Tensor]
 """``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
-DiffMode = Literal["forward", "reverse"]
+DiffMode = Literal["auto", "forward", "reverse"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Unrolling:
         momentum: beta of Eq. 3.
         truncate: gradients flow through the last k steps only, as if these started from a constant; None: all.
         mode: ``forward`` takes the slope as a directional derivative; ``reverse`` differentiates the gradient instead,
-            for layers without forward-mode derivatives (``nn.LSTM`` on the CPU).
+            at the memory of one step too. ``auto`` is forward on CUDA, where double backward of convolutions is slow,
+            and reverse on the CPU, where it is the faster one, and for layers without forward-mode derivatives.
         keep: the last steps whose activations are kept instead of recomputed; they are differentiated in reverse.
     Raises:
         ConfigError: values out of range.
@@ -40,7 +41,7 @@ class Unrolling:
 
     momentum: float = 0.0
     truncate: int | None = None
-    mode: DiffMode = "forward"
+    mode: DiffMode = "auto"
     keep: int = 0
 
     def __post_init__(self) -> None:
@@ -48,8 +49,8 @@ class Unrolling:
             raise ConfigError(f"momentum lies in [0, 1), got {self.momentum}")
         if self.truncate is not None and self.truncate < 1:
             raise ConfigError(f"truncate keeps the last k >= 1 steps, got {self.truncate}; None keeps all")
-        if self.mode not in ("forward", "reverse"):
-            raise ConfigError(f"unknown mode {self.mode!r}: use forward or reverse")
+        if self.mode not in ("auto", "forward", "reverse"):
+            raise ConfigError(f"unknown mode {self.mode!r}: use auto, forward or reverse")
         if self.keep < 0:
             raise ConfigError(f"keep counts steps, got {self.keep}")
 
@@ -138,7 +139,9 @@ class _Problem:
         return self.loss(self.layout.unflatten(theta), self.rebuild(leaves), step)
 
     def gradient(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
-        gradient: Tensor = torch.func.grad(self.value)(theta, leaves, step)
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.value(theta, [leaf.detach() for leaf in leaves], step), theta)
         return gradient
 
     def record(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> _Recorded:
@@ -153,9 +156,22 @@ class _Problem:
         self, theta: Tensor, leaves: Sequence[Tensor], step: int, direction: Tensor, chosen: list[int], mode: DiffMode
     ) -> tuple[Tensor, list[Tensor]]:
         """Return ``s = <g, direction>`` and its gradients with respect to theta and the chosen leaves."""
-        if mode == "reverse":
-            recorded = self.record(theta, leaves, step, chosen)
-            return _pull(recorded, direction, [recorded.theta, *recorded.chosen])
+        if mode == "forward" or (mode == "auto" and theta.is_cuda):
+            try:
+                return self._forward_slope(theta, leaves, step, direction, chosen)
+            except NotImplementedError as error:
+                if mode == "forward":
+                    reason = str(error).split(" because")[0]
+                    raise UnsupportedError(
+                        f"this network lacks forward-mode derivatives ({reason}): use mode='reverse'"
+                    ) from error
+        recorded = self.record(theta, leaves, step, chosen)
+        return _pull(recorded, direction, [recorded.theta, *recorded.chosen])
+
+    def _forward_slope(
+        self, theta: Tensor, leaves: Sequence[Tensor], step: int, direction: Tensor, chosen: list[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the same by reverse over forward mode."""
 
         def directional(theta: Tensor, moved: tuple[Tensor, ...]) -> Tensor:
             full = list(leaves)
@@ -165,13 +181,7 @@ class _Problem:
             return tangent
 
         moved = tuple(leaves[index] for index in chosen)
-        try:
-            (along, others), s = torch.func.grad_and_value(directional, argnums=(0, 1))(theta, moved)
-        except NotImplementedError as error:
-            reason = str(error).split(" because")[0]
-            raise UnsupportedError(
-                f"this network lacks forward-mode derivatives ({reason}): use mode='reverse'"
-            ) from error
+        (along, others), s = torch.func.grad_and_value(directional, argnums=(0, 1))(theta, moved)
         return s, [along, *others]
 
 

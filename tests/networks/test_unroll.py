@@ -133,7 +133,7 @@ def test_layers_without_forward_mode_run_in_reverse() -> None:
     params = {name: p.detach().float() for name, p in problem.params.items()}  # float32 takes the fused layer
     narrow = Batch(*(t.detach().float() for t in (problem.inputs, problem.labels, problem.weight)))
     rates = problem.rates.detach().float().requires_grad_()
-    refused = terminal(unroll(problem.loss, params, narrow, rates))
+    refused = terminal(unroll(problem.loss, params, narrow, rates, Unrolling(mode="forward")))
     with pytest.raises(UnsupportedError, match="mode='reverse'"):
         torch.autograd.grad(refused, rates)
 
@@ -240,7 +240,8 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return peak
 
 
-def test_memory_does_not_grow_with_the_steps() -> None:
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_memory_does_not_grow_with_the_steps(mode: str) -> None:
     task = BlobTask(width=16)
     params = task.init(KEY).params
     syn = Batch(KEY.normal(2048, 4), KEY.integers(3, 2048), torch.ones(2048))
@@ -253,7 +254,7 @@ def test_memory_does_not_grow_with_the_steps() -> None:
             return task.loss(NetworkState(params, {}), batch)
 
         if ours:
-            return torch.autograd.grad(terminal(unroll(loss, params, batch, rates)), rates)
+            return torch.autograd.grad(terminal(unroll(loss, params, batch, rates, Unrolling(mode=mode))), rates)  # type: ignore[arg-type]
         own = {name: p.clone().requires_grad_() for name, p in params.items()}
         return torch.autograd.grad(terminal(plain(loss, own, batch, rates)), rates)
 
