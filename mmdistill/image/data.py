@@ -53,6 +53,7 @@ class ImageData:
         std: per channel, of scaled training pixels.
         mirror: whether a mirror image keeps its class, so that augmentation may flip.
         whole_epochs: epochs for which a judge of the whole training set trains.
+        judge_epochs: epochs for which a judge of a small set trains; None is the protocol's own number.
         judge_augment: whether judges train with per-sample augmentation by default.
     """
 
@@ -67,6 +68,7 @@ class ImageData:
     std: tuple[float, ...]
     mirror: bool = True
     whole_epochs: int = 30
+    judge_epochs: int | None = None
     judge_augment: bool = True
 
     @property
@@ -120,6 +122,7 @@ def build(
     moments: tuple[Sequence[float], Sequence[float]] | None = None,
     mirror: bool = True,
     whole_epochs: int = 30,
+    judge_epochs: int | None = None,
     seed: int = 0,
 ) -> ImageData:
     """Check images and labels and complete them: test split, class names, normalisation.
@@ -133,6 +136,7 @@ def build(
         moments: mean and deviation per channel; None computes them from the training images.
         mirror: whether augmentation may flip.
         whole_epochs: epochs of a judge of the whole training set.
+        judge_epochs: epochs of a judge of a small set; None is the protocol's own number.
         seed: of the split.
 
     Raises:
@@ -161,7 +165,18 @@ def build(
     mean, std = moments or channel_moments(images, scale)
     names = tuple(class_names) if class_names is not None else tuple(str(index) for index in range(count))
     return ImageData(
-        name, images, labels, test_images, test_labels, names, scale, tuple(mean), tuple(std), mirror, whole_epochs
+        name,
+        images,
+        labels,
+        test_images,
+        test_labels,
+        names,
+        scale,
+        tuple(mean),
+        tuple(std),
+        mirror,
+        whole_epochs,
+        judge_epochs,
     )
 
 
