@@ -21,7 +21,7 @@ from mmdistill.text.tables import (
     SPLIT_COLUMNS,
     TEXT_COLUMNS,
     column,
-    has_text_columns,
+    may_hold_texts,
     read_table,
     table_format,
 )
@@ -161,8 +161,8 @@ def accepts(path: Path) -> bool:
     """Return whether a path looks like a table of texts or a folder with such train and test tables."""
     if path.is_dir():
         found = _split_files(path)
-        return "train" in found and has_text_columns(found["train"])
-    return path.is_file() and has_text_columns(path)
+        return "train" in found and may_hold_texts(found["train"])
+    return path.is_file() and may_hold_texts(path)
 
 
 def _split_name(name: str) -> str:

@@ -16,6 +16,8 @@ FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", 
 TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document", "utterance", "tweet", "body")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "topic", "intent", "coarse_label", "y")
 SPLIT_COLUMNS = ("split", "fold", "set")
+USER_COLUMNS = {"user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer_id", "visitorid"}
+ITEM_COLUMNS = {"item", "item_id", "itemid", "iid", "i", "movieid", "movie_id", "asin", "parent_asin", "product_id"}
 
 
 def table_format(path: Path) -> str | None:
@@ -121,24 +123,22 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
     )
 
 
-def has_text_columns(path: Path) -> bool:
-    """Return whether a file is a table whose header names a text and a label, by its first line alone."""
+def may_hold_texts(path: Path) -> bool:
+    """Return whether a file is a table that may hold texts, by its first line alone.
+
+    Any table may, since its columns can be named by the user, except one of users and items, or of numbers only.
+    """
     kind = table_format(path)
     if kind is None:
         return False
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8-sig") as handle
-        ):
-            first = handle.readline()
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
+            first = handle.readline().decode("utf-8-sig")
         names = (
             list(json.loads(first)) if kind == "jsonl" else first.strip("\r\n").split("\t" if kind == "tsv" else ",")
         )
-    except (OSError, UnicodeDecodeError, ValueError, TypeError, EOFError):
-        return kind != "csv"  # damaged, but nothing else reads it: let the loader say what is wrong
+    except (OSError, ValueError, TypeError, EOFError):
+        return True  # damaged: the loader says what is wrong
     lower = {str(name).strip().strip('"').lower() for name in names}
-    if lower & {"user", "user_id", "userid", "item", "item_id", "itemid", "movieid"}:
-        return False
-    return kind == "jsonl" or bool(lower & set(TEXT_COLUMNS)) or bool(lower & set(LABEL_COLUMNS))
+    interactions = lower & USER_COLUMNS and lower & ITEM_COLUMNS
+    return not interactions and not all(name.replace(".", "", 1).isdigit() for name in lower)

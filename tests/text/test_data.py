@@ -247,10 +247,25 @@ def test_names_paths_and_the_prefix_lead_to_this_domain(tmp_path: Path, monkeypa
         assert registry.domain_of(data).name == "text"
 
 
-def test_interaction_tables_are_not_texts(tmp_path: Path) -> None:
-    path = tmp_path / "ratings.csv"
-    path.write_text("user,item,label\n1,2,1\n")
-    assert not accepts(path)
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("ratings.csv", b"user,item,label\n1,2,1\n", False),
+        ("ratings.csv", b"userId,movieId,rating\n1,2,1\n", False),
+        ("numbers.csv", b"1,2,3.5\n", False),
+        ("reviews.csv", b"user_id,text,label\n1,good,1\n", True),
+        ("mine.tsv", b"verdict\tphrase\n1\tgood\n", True),
+        ("latin.tsv", b"caf\xe9\tphrase\n1\tgood\n", True),
+        ("mine.jsonl", b"not json\n", True),
+        ("mine.csv.gz", b"no gzip", True),
+        ("picture.png", b"x", False),
+    ],
+)
+def test_which_files_may_hold_texts(tmp_path: Path, name: str, content: bytes, expected: bool) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert accepts(tmp_path / name) is expected
+    assert not accepts(tmp_path)
+    assert not accepts(tmp_path / "missing.tsv")
 
 
 def test_fingerprint_follows_texts_and_labels() -> None:
