@@ -1,6 +1,10 @@
 """Distil and judge named rows, one after the other, with the results and baselines of each in one JSON lines file.
 
     python benchmarks/quality.py --rows mnist-dm-1,mnist-dm-10,cifar10-dm-10 --device cuda --out results/
+    python benchmarks/quality.py --rows cora-gcond-x-70 --seeds 0,1,2 --out results/
+
+Each seed is a distillation, a random and a herding selection and networks of its own; the last line of a row gives means over
+the seeds, their standard deviation, and by how many standard errors the set is above each baseline, paired by seed.
 
 A row is DATA-METHOD-BUDGET with published settings; options after a colon override them, for example
 ``mnist-dm-1:steps=2000,real_batch=64,width=32,judge_epochs=200``. Finished rows are skipped, interrupted ones resumed.
@@ -8,8 +12,10 @@ A row is DATA-METHOD-BUDGET with published settings; options after a colon overr
 
 import argparse
 import json
+import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +23,7 @@ from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate, metrics_document
 from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import choose_device
-from mmdistill.store import write_json
+from mmdistill.store import read_json, write_json
 
 TASK_OPTIONS = ("model", "width", "encoder", "judge_epochs", "judge_batch")
 
@@ -39,13 +45,15 @@ def _two_part(name: str) -> tuple[str, str]:
     return f"{first}-{second}", rest
 
 
-def run_row(row: str, folder: Path, device: str, networks: int, seed: int) -> dict[str, object]:
-    """Distil and judge one row; returns its metrics document."""
+def run_row(
+    row: str, folder: Path, device: str, networks: int, seed: int, judges: list[str], baselines: list[str]
+) -> dict[str, Any]:
+    """Distil and judge one row with one seed; returns its metrics document."""
     data, name, budget, overrides = parse_row(row)
     domain = domain_of(data)
     task_options = {key: overrides.pop(key) for key in TASK_OPTIONS if key in overrides}
     task = domain.make_task(data, TaskOptions(device=device, **task_options))  # type: ignore[arg-type]
-    method = get_method(domain, name)
+    method = get_method(domain, name, data)
     resume = any((folder / "checkpoints").glob("step-*.safetensors"))
     last = [time.time()]
 
@@ -57,34 +65,60 @@ def run_row(row: str, folder: Path, device: str, networks: int, seed: int) -> di
     result = distill(
         task, method, budget, seed=seed, settings=overrides, out=folder, resume=resume, progress=report, name=name
     )
-    evaluation = evaluate(task, result, n=networks)
+    evaluation = evaluate(task, result, judges=judges, n=networks, seed=seed, baselines=baselines)
     document = metrics_document(result, evaluation) | {"row": row, "judging_seconds": evaluation.seconds}
     write_json(folder / "metrics.json", document)
     domain.draw(task, result.to(task.device), folder / "pictures")
     return document
 
 
+def summarise(row: str, documents: list[dict[str, Any]]) -> str:
+    """Return the row's means over the seeds, per judge and metric, with the paired gaps to the baselines."""
+    lines = []
+    for index, entry in enumerate(documents[0]["results"]):
+        own = [100 * document["results"][index]["mean"] for document in documents]
+        text = f"{row} {entry['judge']} {entry['metric']}: {spread(own)}"
+        for name in documents[0]["baselines"]:
+            other = [100 * document["baselines"][name][index]["mean"] for document in documents]
+            text += f" | {name} {spread(other)}"
+            gaps = [x - y for x, y in zip(own, other, strict=True)]
+            if len(gaps) > 1 and statistics.stdev(gaps) > 0:
+                error = statistics.stdev(gaps) / len(gaps) ** 0.5
+                text += f" ({statistics.fmean(gaps) / error:+.1f} s.e.)"
+        lines.append(text)
+    seconds = statistics.fmean(document["seconds"] for document in documents)
+    return "\n".join([*lines, f"{row}: {seconds:.0f} s to distil, seeds {len(documents)}"])
+
+
+def spread(values: list[float]) -> str:
+    """Return mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.1f} +/- {deviation:.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", required=True, help="space- or semicolon-separated where a row has options")
+    parser.add_argument("--rows", required=True, help="comma-separated; semicolon-separated where a row has options")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--networks", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--judges", default="")
+    parser.add_argument("--baselines", default="random,herding,whole")
     chosen = parser.parse_args()
     device = str(choose_device(chosen.device))
+    judges, baselines = ([n for n in text.split(",") if n] for text in (chosen.judges, chosen.baselines))
     split = ";" if ";" in chosen.rows or ":" in chosen.rows else ","
     for row in filter(None, (part.strip() for part in chosen.rows.split(split))):
-        folder = chosen.out / row.replace(":", "_").replace("=", "").replace(",", "_")
-        if (folder / "metrics.json").exists():
-            continue
-        if device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats()
-        document = run_row(row, folder, device, chosen.networks, chosen.seed)
-        with (chosen.out / "results.jsonl").open("a") as lines:
-            lines.write(json.dumps(document) + "\n")
-        results = document["results"]
-        print(row, json.dumps(results), json.dumps(document["baselines"]), document["seconds"], flush=True)
+        documents = []
+        for seed in (int(text) for text in chosen.seeds.split(",")):
+            folder = chosen.out / row.replace(":", "_").replace("=", "").replace(",", "_") / f"seed-{seed}"
+            if not (folder / "metrics.json").exists():
+                if device.startswith("cuda"):
+                    torch.cuda.reset_peak_memory_stats()
+                run_row(row, folder, device, chosen.networks, seed, judges, baselines)
+            documents.append(read_json(folder / "metrics.json"))
+        print(summarise(row, documents), flush=True)
 
 
 if __name__ == "__main__":
