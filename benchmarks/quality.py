@@ -3,8 +3,8 @@
     python benchmarks/quality.py --rows mnist-dm-1,mnist-dm-10,cifar10-dm-10 --device cuda --out results/
     python benchmarks/quality.py --rows cora-gcond-x-70 --seeds 0,1,2 --out results/
 
-Each seed is a distillation, a random and a herding selection and networks of its own; the last line of a row gives means over
-the seeds, their standard deviation, and by how many standard errors the set is above each baseline, paired by seed.
+Each seed is a distillation, a random and a herding selection and networks of its own; a row ends with means over the
+seeds, their standard deviation, and by how many standard errors the set is above each baseline, paired by seed.
 
 A row is DATA-METHOD-BUDGET with published settings; options after a colon override them, for example
 ``mnist-dm-1:steps=2000,real_batch=64,width=32,judge_epochs=200``. Finished rows are skipped, interrupted ones resumed.
