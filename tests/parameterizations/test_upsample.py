@@ -1,0 +1,113 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.image import ImageTask, image_task
+from mmdistill.labels import FixedLabels, LearnedLabels
+from mmdistill.parameterizations.upsample import MultiFormation, PixelSpace, cut_tiles, join_tiles, multi_formation
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch
+from tests.oracles import upsample as oracle
+from tests.toys import BlobTask
+
+KEY = Draws(11)
+SPACE = PixelSpace(torch.tensor([0.4, 0.5]).view(2, 1, 1), torch.tensor([0.2, 0.3]).view(2, 1, 1), 0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def task() -> ImageTask:
+    return image_task("digits", width=4)
+
+
+def formation(factor: int, height: int = 6, width: int = 12) -> MultiFormation:
+    pixels = KEY.fold("pixels").uniform(3, 2, height, width).double()
+    classes = torch.tensor([0, 0, 1])
+    made = MultiFormation(pixels, FixedLabels(classes), classes, 2, factor, SPACE)
+    return made.double()
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_decoding_equals_its_oracle(factor: int) -> None:
+    made = formation(factor)
+    batch = made(KEY)
+    mean, std = (t.double().flatten().numpy() for t in SPACE[:2])
+    expected = oracle.multi_formation(made.pixels.detach().numpy(), factor, mean, std)
+    assert batch.inputs.shape == (3 * factor**2, 2, 6, 12)
+    assert torch.allclose(batch.inputs, torch.from_numpy(expected), atol=1e-12)
+    assert batch.targets.tolist() == [0] * (2 * factor**2) + [1] * factor**2
+    assert torch.equal(batch.weight, torch.ones(3 * factor**2, dtype=torch.float64))
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    made = formation(2, 4, 4)
+
+    def decoded(pixels: Tensor) -> Tensor:
+        result: Batch = torch.func.functional_call(made, {"pixels": pixels}, (KEY,))
+        assert isinstance(result.inputs, Tensor)
+        return result.inputs
+
+    torch.autograd.gradcheck(decoded, (made.pixels.detach().requires_grad_(),))
+
+
+def test_tiles_join_to_what_they_were_cut_from() -> None:
+    images = KEY.normal(2, 3, 12, 6)
+    assert torch.equal(join_tiles(cut_tiles(images, 3), 3), images)
+
+
+def test_storage_is_that_of_raw_images_and_one_label_each(task: ImageTask) -> None:
+    for factor, decoded in ((1, 20), (2, 80)):
+        made = multi_formation(task, 2, "real", "fixed", KEY, factor)
+        assert made.stored_bytes() == 20 * 64 * 4 + 20
+        assert made(KEY).weight.shape == (decoded,)
+    learned = multi_formation(task, 2, "real", "learned", KEY, 2)
+    assert isinstance(learned.labels, LearnedLabels)
+    assert learned.stored_bytes() == 20 * 64 * 4 + 80 * 10 * 4
+
+
+def test_classes_of_decoded_samples_reach_class_batches(task: ImageTask) -> None:
+    made = multi_formation(task, 1, "real", "fixed", KEY, 2)
+    by_class = made.class_batches(made(KEY))
+    assert by_class.batch.weight.shape == (10, 4)
+    assert torch.equal(by_class.batch.targets, torch.arange(10)[:, None].expand(10, 4))
+
+
+def test_tiles_start_as_down_sampled_real_images(task: ImageTask) -> None:
+    made = multi_formation(task, 2, "real", "fixed", KEY, 2)
+    tiles = cut_tiles(made.pixels.detach(), 2)
+    real = task.data.train_images.float() / task.data.scale
+    means = real.view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
+    nearest = torch.cdist(tiles.flatten(1), means).min(1)
+    assert float(nearest.values.max()) < 1e-3
+    found = task.data.train_labels[nearest.indices]
+    assert float((found == torch.arange(10).repeat_interleave(8)).float().mean()) > 0.98
+
+
+def test_stored_pixels_stay_in_the_value_range(task: ImageTask) -> None:
+    made = multi_formation(task, 1, "noise", "fixed", KEY, 2)
+    assert 0 <= made.pixels.detach().min().item() <= made.pixels.detach().max().item() <= 1
+    with torch.no_grad():
+        made.pixels += 5 * KEY.normal(*made.pixels.shape)
+    made.project()
+    assert [end.item() for end in made.pixels.detach().aminmax()] == [0.0, 1.0]
+    unbounded = MultiFormation(
+        9 * torch.ones(1, 2, 4, 4), FixedLabels(torch.zeros(1)), torch.zeros(1, dtype=torch.long), 1, 2,
+        SPACE._replace(low=-math.inf, high=math.inf),
+    )  # fmt: skip
+    unbounded.project()
+    assert unbounded.pixels.detach().max().item() == 9
+
+
+@pytest.mark.parametrize(("factor", "message"), [(3, "does not divide"), (0, "does not divide"), (8, "one pixel")])
+def test_factors_that_do_not_fit_are_refused(task: ImageTask, factor: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        multi_formation(task, 1, "real", "fixed", KEY, factor)
+
+
+def test_other_data_and_small_classes_are_refused(task: ImageTask) -> None:
+    with pytest.raises(ConfigError, match="stores images"):
+        multi_formation(BlobTask(), 1, "real", "fixed", KEY, 2)
+    with pytest.raises(DataError, match="fewer than the 400 asked for"):
+        multi_formation(task, 100, "real", "fixed", KEY, 2)
