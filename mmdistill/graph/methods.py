@@ -17,8 +17,8 @@ WHOLE = 1_000_000
 
 def _gcond_settings(nodes: int) -> Settings:
     return Settings(
-        steps=1000,
-        optimizers={"codes": OptimizerSpec("adam", 0.02)},
+        steps=600,
+        optimizers={"codes": OptimizerSpec("adam", 0.005)},
         outer_steps=20,
         inner_steps=15,
         inner_lr=0.1,
