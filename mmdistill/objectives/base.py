@@ -127,9 +127,13 @@ def class_features(network: Network, batch: ClassBatch) -> tuple[tuple[Tensor, .
 
 def class_means(network: Network, batch: ClassBatch) -> tuple[Tensor, ...]:
     """Return the weighted mean feature of each class, ``(C, d_l)`` per layer, from one forward pass (Eq. 15)."""
-    layers, weight = class_features(network, batch)
+    return weighted_means(*class_features(network, batch))
+
+
+def weighted_means(layers: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor, ...]:
+    """Return each class's weighted mean, ``(C, d_l)`` per layer, of what :func:`class_features` returned."""
     share = weight / weight.sum(1, keepdim=True)
-    if batch.dims.inputs is None:
+    if layers[0].ndim == 2:
         return tuple(share @ layer for layer in layers)
     return tuple(torch.einsum("cn,cnd->cd", share, layer) for layer in layers)
 

@@ -26,7 +26,11 @@ def _pairs(a: Tensors, b: Tensors, min_dims: int) -> list[tuple[Tensor, Tensor]]
         if left.ndim > min_dims:
             pairs.append((left, right))
     if not pairs:
-        raise ConfigError("no parameter has a weight matrix to compare: the network has only biases and scales")
+        raise ConfigError(
+            "no parameter has a convolution to compare: use a convolutional network, or a distance of all weights"
+            if min_dims > 2
+            else "no parameter has a weight matrix to compare: the network has only biases and scales"
+        )
     return pairs
 
 
@@ -70,3 +74,23 @@ def row_cosine_euclidean(a: Tensors, b: Tensors) -> Tensor:
         gap = (left - right).flatten(2)
         total.append(torch.sqrt(gap.square().sum(2) + EPSILON**2).sum(1))
     return torch.stack(total).sum(0)
+
+
+def conv_squared_error(a: Tensors, b: Tensors) -> Tensor:
+    """Return the squared Euclidean distance of the gradients of convolutions, per class.
+
+    Biases, norm scales and linear layers are skipped, as published.
+
+    Shapes:
+        trees of ``(C, *parameter)``; returns ``(C,)``.
+    Source: Kim et al., ICML 2022 (32 x 32 photographs).
+    """
+    return torch.stack([(x - y).square().flatten(1).sum(1) for x, y in _pairs(a, b, 3)]).sum(0)
+
+
+def conv_absolute_error(a: Tensors, b: Tensors) -> Tensor:
+    """Return the sum of absolute differences of the gradients of convolutions, per class.
+
+    Source: Kim et al., ICML 2022 (MNIST, Fashion-MNIST, ImageNet).
+    """
+    return torch.stack([(x - y).abs().flatten(1).sum(1) for x, y in _pairs(a, b, 3)]).sum(0)

@@ -109,3 +109,49 @@ def kernel_ridge(phi_t: Array, y_t: Array, phi_s: Array, y_s: Array, ridge: floa
     d = phi_s.shape[1]
     w = np.linalg.solve(phi_s.T @ phi_s + scaled * np.eye(d), phi_s.T @ y_s)
     return sum(0.5 * float(((phi @ w - y) ** 2).sum()) for phi, y in zip(phi_t, y_t, strict=True)) / len(phi_t)
+
+
+def row_cosine_euclidean(a: Params, b: Params) -> float:
+    """Eq. 11: over weights, over output rows, 1 - cos plus the Euclidean distance (smoothed at 0 by 1e-6)."""
+    total = row_cosine(a, b)
+    for name in a:
+        if a[name].ndim < 2:
+            continue
+        for row_a, row_b in zip(a[name], b[name], strict=True):
+            gap = row_a.ravel() - row_b.ravel()
+            total += float(np.sqrt(gap @ gap + 1e-12))
+    return total
+
+
+def multi_level_gradient_matching(
+    params: Params, syn: list[tuple[Array, Array]], real: list[tuple[Array, Array]], balance: float
+) -> float:
+    """Eq. 10 with Eq. 11's d: within each class, plus the balance times between the means over classes."""
+    sides = [[class_gradient(params, *one) for one in side] for side in (syn, real)]
+    within = sum(row_cosine_euclidean(s, r) for s, r in zip(*sides, strict=True))
+    means = [{name: sum(tree[name] for tree in side) / len(side) for name in params} for side in sides]
+    return within + balance * row_cosine_euclidean(means[0], means[1])  # type: ignore[arg-type]
+
+
+def convolution_errors(a: Params, b: Params) -> tuple[float, float]:
+    """IDC's squared and absolute differences, over the four-dimensional weights alone."""
+    squared = absolute = 0.0
+    for name in a:
+        if a[name].ndim != 4:
+            continue
+        for x, y in zip(a[name].ravel(), b[name].ravel(), strict=True):
+            squared += (x - y) ** 2
+            absolute += abs(x - y)
+    return squared, absolute
+
+
+def discrimination(params: Params, syn: list[Array], real: list[Array]) -> float:
+    """Eq. 17, averaged over each class's samples: synthetic class centres classify real samples."""
+    centres = [sum(forward(params, x)[1] for x in xs) / len(xs) for xs in syn]
+    total = 0.0
+    for own, xs in enumerate(real):
+        for x in xs:
+            feature = forward(params, x)[1]
+            scores = np.array([float(centre @ feature) for centre in centres])
+            total -= float(np.log(softmax(scores)[own])) / len(xs)
+    return total

@@ -1,0 +1,33 @@
+"""Methods of the image domain end to end on the digits: at equal storage they beat random images."""
+
+import pytest
+
+from mmdistill.distill import distill
+from mmdistill.image import ImageTask, image_task
+from tests.image.test_end_to_end import above, accuracy, chosen
+
+SHORT = {"steps": 40, "real_batch": 32, "augment": False}
+
+
+@pytest.fixture(scope="module")
+def task() -> ImageTask:
+    return image_task("digits", width=16, judge_epochs=60, judge_augment=False)
+
+
+@pytest.mark.parametrize("method", ["idc", "edd", "dcc", "egm", "cafe"])
+def test_the_loss_falls(task: ImageTask, method: str) -> None:
+    losses: list[float] = []
+    settings = {**SHORT, "steps": 12, "real_batch": 16, "outer_steps": 1, "init": "noise"}
+    if method == "edd":
+        settings["inner_batch"] = 512
+    made = distill(task, method, ipc=1, settings=settings, progress=lambda done, total, loss: losses.append(loss))
+    assert sum(losses[-4:]) < sum(losses[:4])
+    assert made.stored_bytes == 10 * 64 * 4 + 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["idc", "edd", "egm", "cafe"])
+def test_short_runs_beat_random_images(task: ImageTask, method: str) -> None:
+    seeds = range(4)
+    distilled = [accuracy(task, distill(task, method, ipc=1, seed=s, settings=SHORT).batch, s) for s in seeds]
+    assert above(distilled, [accuracy(task, chosen(task, "real", 1, s), s) for s in seeds])
