@@ -51,7 +51,7 @@ def build_parser() -> ArgumentParser:
     evaluate.add_argument("--networks", "--seeds", type=int, default=5, help="independently trained networks per judge")
     evaluate.add_argument("--seed", type=int, default=0, help="of judging")
     evaluate.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    evaluate.add_argument("--baselines", type=bool, default=True, help="judge random, herding and whole data too")
+    evaluate.add_argument("--baselines", type=str, default="random,herding,whole", help="comma-separated, or none")
     commands.add_subcommand("evaluate", evaluate, help="judge a distilled set again")
 
     report = Parser(description="Write report.md and report.html with tables and pictures into a run folder.")

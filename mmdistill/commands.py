@@ -1,15 +1,14 @@
 """What the commands do: each a function of its options, printing for a person and writing into the run folder."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from mmdistill.config import DistillConfig, require_data_and_method, split_names
+from mmdistill.config import DistillConfig, baseline_names, require_data_and_method, split_names
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.evaluate import BASELINES, Evaluation, evaluate, metrics_document, subset_bytes
+from mmdistill.evaluate import Evaluation, evaluate, metrics_document, subset_bytes
 from mmdistill.methods import Method
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
@@ -85,7 +84,7 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
     else:
         distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None)
     print(f"distilled in {distilled.seconds:.1f} s; judging with {config.networks} networks ...")
-    baselines = BASELINES if config.baselines else ()
+    baselines = baseline_names(config.baselines)
     evaluation = evaluate(
         task, distilled, judges=config.judge_names(), n=config.networks, seed=config.seed, baselines=baselines
     )
@@ -154,10 +153,10 @@ def _open_run(run: str, device: str = "auto") -> tuple[DistillConfig, Domain, Ta
     return config, domain, task, distilled
 
 
-def evaluate_command(run: str, judges: str | None, networks: int, seed: int, device: str, baselines: bool) -> None:
+def evaluate_command(run: str, judges: str | None, networks: int, seed: int, device: str, baselines: str) -> None:
     """Judge a finished run again and add to its metrics."""
     _, _, task, distilled = _open_run(run, device)
-    wanted: Sequence[str] = BASELINES if baselines else ()
+    wanted = baseline_names(baselines)
     evaluation = evaluate(task, distilled, judges=split_names(judges), n=networks, seed=seed, baselines=wanted)
     path = Path(run) / "metrics.json"
     previous = read_json(path) if path.exists() else None

@@ -41,7 +41,8 @@ class DistillConfig:
         networks: independently trained networks per judge
         judge_epochs: their training epochs; the protocol's own number by default
         judge_batch: their minibatch size; the protocol's own number by default
-        baselines: judge random and herding selections at equal count and the whole data too
+        baselines: what is judged beside the set, comma-separated, out of random, herding (both at equal count) and
+            whole; 'none' for nothing
     """
 
     data: str | None = None
@@ -71,7 +72,7 @@ class DistillConfig:
     networks: int = 5
     judge_epochs: int | None = None
     judge_batch: int | None = None
-    baselines: bool = True
+    baselines: str = "random,herding,whole"
 
     def folder(self) -> Path:
         """Return the run folder."""
@@ -117,6 +118,11 @@ class DistillConfig:
 def split_names(text: str | None) -> list[str]:
     """Return the names of a comma-separated list."""
     return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def baseline_names(text: str) -> list[str]:
+    """Return the baselines asked for; 'none' means nothing."""
+    return [] if text.strip().lower() == "none" else split_names(text.lower())
 
 
 def require_data_and_method(config: DistillConfig) -> tuple[str, str]:

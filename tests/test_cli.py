@@ -46,7 +46,7 @@ def test_a_configuration_re_runs_exactly(run: Path, tmp_path: Path) -> None:
 
 
 def test_judging_again_adds_to_the_metrics(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(run), "--models", "MLP", "--networks", "2", "--baselines", "false"]) == 0
+    assert main(["evaluate", str(run), "--models", "MLP", "--networks", "2", "--baselines", "none"]) == 0
     assert "mlp" in capsys.readouterr().out
     judges = [entry["judge"] for entry in json.loads((run / "metrics.json").read_text())["results"]]
     assert judges == ["convnet", "mlp"]
@@ -88,6 +88,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         (["distill", "--data", "digits", "--method", "dm"], "got no budget"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "0"], "must be at least 1"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "500"], "fewer than the 500 asked for"),
+        (["evaluate", "RUN", "--baselines", "rnadom"], "did you mean 'random'"),
         (["distill", "--method", "dm", "--ipc", "1"], "--data is needed"),
         (["distill", "--data", "no/such/file.csv", "--method", "dm", "--ipc", "1"], "neither a known data set nor"),
         (["distill", "--resume", "nowhere"], "is no run folder"),
@@ -96,8 +97,9 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    arguments = [str(run) if argument == "RUN" else argument for argument in arguments]
     if arguments[0] == "distill" and "--resume" not in arguments:
         arguments = [*arguments, "--out", str(tmp_path / "run")]
     assert main(arguments) == 2
@@ -121,7 +123,7 @@ def test_both_spellings_of_options() -> None:
 
 def start(folder: Path, *extra: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "mmdistill.cli", "distill", "--data", "digits", "--method", "DM", "--ipc", "1"]
-    options = [*FAST, "--steps", "400", "--checkpoint_every", "5", "--baselines", "false", "--out", str(folder), *extra]
+    options = [*FAST, "--steps", "400", "--checkpoint_every", "5", "--baselines", "none", "--out", str(folder), *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
