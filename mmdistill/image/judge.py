@@ -4,18 +4,30 @@ The protocol of the DC family: SGD with rate 0.01 (a tenth from half-way on), mo
 256, 1000 epochs with per-sample augmentation (300 without; 300 with it for the small digits). Targets that are no
 distributions, as the kernel ridge methods learn them, are regressed with Adam instead. The whole training set takes the
 few epochs that its data state: digits 30, mnist 5, fashion-mnist 15, all others 30.
+
+A learning rate that was learned with the set is part of it (``learned["inner_lr"]``), and judges train with it:
+
+- one rate (trajectory matching): SGD at this rate instead of 0.01, all else as above;
+- a rate for each step with a fixed order (``inner_parts``, ``inner_momentum``; unrolled performance matching): just
+  the learned steps, in the learned order, once, without weight decay or augmentation. Epochs then mean nothing;
+- a rate for each step without an order: SGD at their mean.
+
+A learned rate that is not positive cannot train; the protocol's own is used and the scores say so.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill.image.data import ImageData
 from mmdistill.labels import one_hot, weighted_mean
-from mmdistill.networks.fit import FitProtocol, fit_networks, state_at
+from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps, state_at
+from mmdistill.networks.minibatches import fixed_order, gather_steps
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors
@@ -59,6 +71,37 @@ def protocol_for(data: ImageData, targets: Tensor, whole: bool) -> tuple[FitProt
     return replace(protocol, epochs=epochs), augment
 
 
+class LearnedSteps(NamedTuple):
+    """The training that a set was distilled for, step by step.
+
+    Shapes:
+        batches: every tensor ``(T, b, ...)``; rates: T numbers.
+    """
+
+    batches: Batch
+    rates: tuple[float, ...]
+    momentum: float
+
+
+def learned_steps(data: Batch, learned: Mapping[str, Tensor]) -> LearnedSteps | None:
+    """Return the steps that a set carries, or None where it carries no rate for each, or no order."""
+    rates = learned.get("inner_lr")
+    if rates is None or rates.ndim != 1 or not {"inner_parts", "inner_momentum"} <= learned.keys():
+        return None
+    order = fixed_order(data.weight.shape[0], len(rates), int(learned["inner_parts"]), data.weight.device)
+    return LearnedSteps(gather_steps(data, order), tuple(rates.tolist()), float(learned["inner_momentum"]))
+
+
+def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> tuple[FitProtocol, tuple[str, ...]]:
+    """Return the protocol at the rate that a set carries (the mean of several), and a note where it cannot be used."""
+    if "inner_lr" not in learned:
+        return protocol, ()
+    rate = float(learned["inner_lr"].double().mean())
+    if not (math.isfinite(rate) and rate > 0):
+        return protocol, (f"the learned rate {rate:.3g} cannot train; judged with the protocol's {protocol.lr:g}",)
+    return replace(protocol, optimizer="sgd", lr=rate, momentum=CLASSIFICATION.momentum), ()
+
+
 @contextmanager
 def seeded(draws: Draws, device: torch.device) -> Iterator[None]:
     """Draw dropout masks, which read the global generator, from a key; the generator's state is put back."""
@@ -76,12 +119,16 @@ class Judge:
         name: for the scores.
         protocol: how it trains.
         augment: augments a flat batch of all networks' minibatches, per sample; None trains on the images as they are.
+        steps: the learned steps to take instead of the protocol; None: the protocol.
+        notes: what a reader of the scores must know.
     """
 
     network: FunctionalModule
     name: str
     protocol: FitProtocol
     augment: Callable[[Draws, Batch], Batch] | None
+    steps: LearnedSteps | None = None
+    notes: tuple[str, ...] = ()
 
     def score(
         self, data: Batch, normalise: Callable[[Tensor], Tensor], test: tuple[Tensor, Tensor], n: int, draws: Draws
@@ -97,16 +144,7 @@ class Judge:
             or any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
         )
         with seeded(draws, data.weight.device) if random else nullcontext():
-            states = fit_networks(
-                self.network.init,
-                self._loss,
-                data,
-                self.protocol,
-                n,
-                draws,
-                augment=self.augment,
-                mode="loop" if alone else "vmap",
-            )
+            states = self._fit(data, n, draws, "loop" if alone else "vmap")
         accuracies, found = [], []
         images, labels = test
         classes = int(labels.max()) + 1
@@ -114,8 +152,18 @@ class Judge:
             predicted = self.predict(state_at(states, index), normalise, images)
             accuracies.append((predicted == labels).double().mean())
             found.append(int((predicted.bincount(minlength=classes) > 0).sum()))
-        notes = (f"{self.name} predicts only {min(found)} of {classes} classes",) if min(found) <= classes // 2 else ()
+        collapsed = f"{self.name} predicts only {min(found)} of {classes} classes"
+        notes = (*self.notes, collapsed) if min(found) <= classes // 2 else self.notes
         return Scores(self.name, {"accuracy": tuple(torch.stack(accuracies).tolist())}, notes)
+
+    def _fit(self, data: Batch, n: int, draws: Draws, mode: Literal["vmap", "loop"]) -> NetworkState:
+        """Train n networks by the learned steps or by the protocol."""
+        if self.steps is not None:
+            batches, rates, momentum = self.steps
+            return fit_steps(self.network.init, self._loss, batches, rates, momentum, n, draws, mode=mode)
+        return fit_networks(
+            self.network.init, self._loss, data, self.protocol, n, draws, augment=self.augment, mode=mode
+        )
 
     def _loss(self, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         output, buffers = self.network(state, batch.inputs, train=True)

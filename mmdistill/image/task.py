@@ -11,7 +11,7 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
-from mmdistill.image.judge import Judge, protocol_for, seeded, target_loss
+from mmdistill.image.judge import Judge, learned_steps, protocol_for, seeded, target_loss, with_learned_rate
 from mmdistill.image.models import fitting_models, model_factory
 from mmdistill.labels import weighted_mean
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
@@ -156,7 +156,9 @@ class ImageTask:
             return Batch(self._augmented(key, _images(flat.inputs), n, shared=False), flat.targets, flat.weight)
 
         network = self.network if judge == self.model else self._other(judge)
-        scorer = Judge(network, judge, protocol, augmented if augment else None)
+        protocol, notes = with_learned_rate(protocol, learned)
+        steps = learned_steps(batch, learned)
+        scorer = Judge(network, judge, protocol, augmented if augment else None, steps, notes)
         return scorer.score(batch, self.data.normalise, self._test, n, draws.to(self.device))
 
     def _other(self, judge: str) -> FunctionalModule:

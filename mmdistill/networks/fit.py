@@ -1,6 +1,6 @@
 """Train many networks at once on one small set: the engine under evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -188,6 +188,51 @@ def fit_networks(
     for parameter in state.params.values():
         parameter.grad = None
     return NetworkState(state.params, buffers) if best is None else best[1]
+
+
+def fit_steps(
+    init: Callable[[Draws], NetworkState],
+    loss: Loss,
+    steps: Batch,
+    rates: Sequence[float],
+    momentum: float,
+    n: int,
+    draws: Draws,
+    *,
+    mode: Literal["vmap", "loop"] = "vmap",
+) -> NetworkState:
+    """Train n networks from independent initialisations on given steps, each with its own batch and rate (Eq. 3).
+
+    Args:
+        init: draws one network.
+        loss: see :data:`Loss`.
+        steps: the steps' batches, every tensor ``(T, b, ...)``; all networks take the same ones.
+        rates: T learning rates.
+        momentum: beta of SGD with momentum.
+        n: how many networks.
+        draws: the key of the initialisations.
+        mode: as for :func:`fit_networks`.
+    Returns:
+        The trained networks, stacked along a leading axis.
+    Raises:
+        ConfigError: other than one rate for each step, or no network asked for.
+    """
+    if n < 1 or len(rates) != steps.weight.shape[0]:
+        raise ConfigError(f"{steps.weight.shape[0]} steps need as many rates, got {len(rates)}, for n={n} networks")
+    state = stack_states([init(draws.fold("init", index)) for index in range(n)])
+    optimizer = torch.optim.SGD(list(state.params.values()), lr=1.0, momentum=momentum)
+    buffers = state.buffers
+    for index, rate in enumerate(rates):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        current = NetworkState(state.params, buffers)
+        gradients, buffers = _gradients(loss, current, _one(steps, index), {}, False, mode)
+        for name, parameter in state.params.items():
+            parameter.grad = gradients[name]
+        optimizer.step()
+    for parameter in state.params.values():
+        parameter.grad = None
+    return NetworkState(state.params, buffers)
 
 
 def _keep_best(

@@ -133,6 +133,14 @@ class UnrolledPerformance(UnrolledObjective):
     Source: Wang et al., 2018; Deng and Russakovsky, NeurIPS 2022 (momentum); survey Sec. 3.3.1.
     """
 
+    def learned(self) -> Tensors:
+        """Return the student's rates and, where every run takes the same steps, what else makes them up."""
+        found = super().learned()
+        if self.batch is None and not self.augment:
+            found["inner_parts"] = torch.tensor(self.parts)
+            found["inner_momentum"] = torch.tensor(self.unrolling.momentum)
+        return found
+
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the trained student's loss on the real batch."""
         params = self.train_student(network, syn, draws)

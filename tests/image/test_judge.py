@@ -1,0 +1,121 @@
+"""What was learned with a set is honoured when it is judged."""
+
+import pytest
+import torch
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError
+from mmdistill.image import ImageTask, image_task
+from mmdistill.image.judge import CLASSIFICATION, learned_steps, with_learned_rate
+from mmdistill.methods import CORE_METHODS
+from mmdistill.networks.fit import fit_steps, state_at
+from mmdistill.networks.minibatches import fixed_order, gather_steps
+from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Tensors
+from tests.oracles import unroll as oracle
+from tests.toys import BlobTask
+
+KEY = Draws(4)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageTask:
+    return image_task("digits", model="mlp", width=8, judge_epochs=3, judge_augment=False)
+
+
+def accuracy(task: ImageTask, batch: Batch, learned: Tensors) -> float:
+    return task.evaluate(batch, "mlp", KEY, 1, learned).values["accuracy"][0]
+
+
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+def test_learned_steps_equal_their_oracle(mode: str) -> None:
+    task = BlobTask(dtype=torch.float64)
+    batch = task.sample_real(KEY.fold("syn"), None, 5)
+    assert isinstance(batch, Batch)
+    rates, beta = (0.3, 0.1, 0.2), 0.5
+    steps = gather_steps(batch, fixed_order(5, 3, 2, torch.device("cpu")))
+    fitted = fit_steps(
+        task.init,
+        lambda state, b, noise: (task.loss(state, b), {}),
+        steps,
+        rates,
+        beta,
+        2,
+        KEY,
+        mode=mode,  # type: ignore[arg-type]
+    )
+    params = {name: p.numpy() for name, p in task.init(KEY.fold("init", 1)).params.items()}
+    sets = [[0, 2, 4], [1, 3], [0, 2, 4]]
+    eye = torch.eye(3, dtype=torch.float64).numpy()
+    batches = [(batch.inputs[rows].numpy(), eye[batch.targets[rows].numpy()]) for rows in sets]  # type: ignore[index]
+    expected = oracle.student(params, batches, list(rates), beta)
+    for name, tensor in state_at(fitted, 1).params.items():
+        torch.testing.assert_close(tensor, torch.from_numpy(expected[name]), rtol=1e-10, atol=1e-12)
+
+
+def test_one_learned_rate_replaces_the_protocols(digits: ImageTask) -> None:
+    protocol, notes = with_learned_rate(CLASSIFICATION, {"inner_lr": torch.tensor(0.05)})
+    assert (protocol.lr, protocol.optimizer, protocol.epochs) == (pytest.approx(0.05), "sgd", 1000)
+    assert notes == ()
+    assert with_learned_rate(CLASSIFICATION, {}) == (CLASSIFICATION, ())
+    several, _ = with_learned_rate(CLASSIFICATION, {"inner_lr": torch.tensor([0.1, 0.3])})
+    assert several.lr == pytest.approx(0.2)
+    batch = digits.select(torch.arange(100))
+    kept = {"inner_lr": torch.tensor(CLASSIFICATION.lr)}
+    assert accuracy(digits, batch, kept) == accuracy(digits, batch, {})
+    trained = image_task("digits", model="mlp", width=8, judge_epochs=40, judge_augment=False)
+    untrained = {"inner_lr": torch.tensor(1e-9)}
+    assert accuracy(trained, batch, untrained) < accuracy(trained, batch, {"inner_lr": torch.tensor(0.1)}) - 0.2
+
+
+@pytest.mark.parametrize("rate", [-0.01, 0.0, float("nan")])
+def test_a_rate_that_cannot_train_is_said(rate: float, digits: ImageTask) -> None:
+    scores = digits.evaluate(digits.select(torch.arange(20)), "mlp", KEY, 1, {"inner_lr": torch.tensor(rate)})
+    assert "cannot train; judged with the protocol's 0.01" in scores.notes[0]
+
+
+def test_unrolled_performance_is_judged_by_its_own_steps(digits: ImageTask) -> None:
+    settings = {"steps": 2, "real_batch": 16, "inner_steps": 6, "inner_lr": 0.05, "inner_parts": 2}
+    result = distill(digits, CORE_METHODS["dd"], ipc=2, settings=settings)
+    assert result.learned["inner_parts"].item() == 2
+    assert result.learned["inner_momentum"].item() == pytest.approx(0.9)
+    judged = accuracy(digits, result.batch, dict(result.learned))
+    # The same by the objective's own student, from the judge's initialisation.
+    objective = (
+        CORE_METHODS["dd"]
+        .with_settings(**settings)
+        .make_objective(CORE_METHODS["dd"].with_settings(**settings).settings(2))
+    )
+    assert isinstance(objective, UnrolledPerformance)
+    steps = learned_steps(result.batch, result.learned)
+    assert steps is not None
+    assert torch.equal(
+        steps.batches.inputs,  # type: ignore[arg-type]
+        objective.step_batches(digits, result.batch, KEY).inputs,  # type: ignore[arg-type]
+    )
+    params = digits.init(KEY.fold("init", 0)).params
+    ended = plain_steps(digits, params, steps.batches, steps.rates, steps.momentum)
+    images, labels = digits.data.test_images, digits.data.test_labels
+    logits, _ = digits.predict(NetworkState(ended, {}), digits.data.normalise(images))
+    assert judged == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+
+
+def plain_steps(task: ImageTask, params: Tensors, steps: Batch, rates: tuple[float, ...], beta: float) -> Tensors:
+    velocity = {name: torch.zeros_like(p) for name, p in params.items()}
+    for index, rate in enumerate(rates):
+        batch = Batch(steps.inputs[index], steps.targets[index], steps.weight[index])  # type: ignore[index]
+        gradient = torch.func.grad(lambda p, b=batch: task.loss(NetworkState(p, {}), b))(params)
+        velocity = {name: beta * velocity[name] + gradient[name] for name in params}
+        params = {name: params[name] - rate * velocity[name] for name in params}
+    return params
+
+
+def test_without_an_order_there_are_no_steps_to_take(digits: ImageTask) -> None:
+    batch = digits.select(torch.arange(20))
+    rates = InnerRate(0.02, 3)
+    for objective in (UnrolledPerformance(3, rates, batch=5), UnrolledPerformance(3, rates, augment=True)):
+        assert learned_steps(batch, objective.learned()) is None
+    steps = gather_steps(batch, fixed_order(20, 3, 1, batch.weight.device))
+    with pytest.raises(ConfigError, match="as many rates"):
+        fit_steps(digits.init, lambda state, one, noise: (digits.loss(state, one), {}), steps, [0.1], 0.0, 1, KEY)
