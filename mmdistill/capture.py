@@ -102,13 +102,14 @@ class Stepper:
 
     Args:
         distiller: the run's distiller.
-        mode: ``off`` stays eager; ``on`` compiles and captures; ``auto`` does for runs long enough to repay it.
+        mode: ``off`` stays eager; ``auto`` compiles the features for runs long enough to repay it; ``on`` compiles
+            and captures the whole step, which has not been verified on a device yet and hence is no default.
     """
 
     def __init__(self, distiller: Distiller, mode: CompileMode = "auto") -> None:
         self.distiller = distiller
         wanted = mode == "on" or (mode == "auto" and distiller.steps >= WORTH_COMPILING)
-        self.captures = wanted and capturable(distiller)
+        self.captures = mode == "on" and capturable(distiller)
         self.path = "eager"
         self._step: Step = distiller.step
         self._eager_steps = 0

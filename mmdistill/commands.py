@@ -22,7 +22,7 @@ from mmdistill.registry import (
     unknown_name,
 )
 from mmdistill.report import write_report
-from mmdistill.runtime import choose_device
+from mmdistill.runtime import choose_device, use_deterministic_kernels
 from mmdistill.store import DistilledSet, read_json, write_json
 from mmdistill.task import Task
 
@@ -66,7 +66,9 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
     folder = config.folder()
     finished = (folder / "distilled.json").exists()
     if finished and resume is None and not config.overwrite:
-        raise ConfigError(f"{folder} already holds a finished run; choose another --out or add --overwrite")
+        raise ConfigError(f"{folder} already holds a finished run; choose another --out or add --overwrite true")
+    if config.deterministic:
+        use_deterministic_kernels()
     domain, task = make_task(config)
     budget = getattr(config, domain.budget)
     given = [kind for kind in ("ipc", "nodes", "users") if getattr(config, kind) is not None]
@@ -119,6 +121,7 @@ def _distill_with_bar(
             checkpoint_every=config.checkpoint_every,
             progress=show,
             name=name,
+            compile=config.compile,
         )
 
 

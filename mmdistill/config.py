@@ -23,6 +23,8 @@ class DistillConfig:
         overwrite: replace a finished run in that folder
         seed: of everything random
         device: auto, cpu, cuda or cuda:N
+        deterministic: on CUDA, only kernels that give the same bits each time; the CPU always does
+        compile: on CUDA, auto compiles the features in long runs, on captures the whole step too, off stays eager
         model: network to distil with; the domain's own by default
         width: its width
         encoder: text encoder, by name or path
@@ -54,6 +56,8 @@ class DistillConfig:
     overwrite: bool = False
     seed: int = 0
     device: str = "auto"
+    deterministic: bool = False
+    compile: Literal["auto", "on", "off"] = "auto"
     model: str | None = None
     width: int | None = None
     encoder: str | None = None

@@ -85,7 +85,8 @@ def distill(
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run.
         progress: called with (steps done, steps in all, loss) whenever the loss is read back.
         name: how the set calls the method; its registered name or lower-case title by default.
-        compile: on CUDA, ``auto`` compiles and captures the step of long runs, ``on`` of all, ``off`` of none.
+        compile: on CUDA, ``auto`` compiles the network's features in long runs, ``on`` compiles and captures the whole
+            step, ``off`` stays eager.
     Returns:
         The distilled set.
     Raises:

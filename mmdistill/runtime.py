@@ -133,6 +133,16 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def use_deterministic_kernels() -> None:
+    """Let CUDA run only kernels that give the same bits each time; call it before anything runs on the device.
+
+    cuBLAS reads its workspace setting from the environment, so it is set here where the user has not set it.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def describe_device(device: torch.device) -> str:
     """Return a device in words, as results carry it."""
     if device.type == "cuda":
