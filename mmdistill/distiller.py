@@ -1,7 +1,7 @@
 """Algorithm 1, one step at a time: the state of a run and its update."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,13 +13,19 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.methods import Method, OptimizerSpec, Settings
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.objectives.base import Features, Network, Objective
+from mmdistill.optimizers import LAMB
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet, detached
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, Validates
 
-OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "lamb": LAMB,
+}
 
 
 @dataclass
@@ -168,9 +174,9 @@ class Distiller:
             options["momentum"] = spec.momentum
         else:
             options["betas"] = spec.betas
-            options["capturable"] = self.task.device.type == "cuda"
-        optimizer: torch.optim.Optimizer = OPTIMIZERS[spec.name](parameters, **options)
-        return optimizer
+            if spec.name != "lamb":
+                options["capturable"] = self.task.device.type == "cuda"
+        return OPTIMIZERS[spec.name](parameters, **options)
 
     def batches(self, run: RunState, network: ScheduleState, key: Draws) -> tuple[Any, Any]:
         """Return the synthetic and the real batch of a step, in the objective's view, augmented alike."""

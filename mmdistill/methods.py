@@ -28,10 +28,10 @@ class OptimizerSpec:
     """How one group of learned tensors is stepped.
 
     Args:
-        name: ``sgd``, ``adam`` or ``adamw`` (torch.optim).
+        name: ``sgd``, ``adam``, ``adamw`` (torch.optim) or ``lamb``.
         lr: learning rate.
         momentum: for SGD.
-        betas: for Adam and AdamW.
+        betas: for all but SGD.
         weight_decay: L2 coefficient (decoupled for AdamW).
         maximize: ascend instead of descend.
         active: ``(start, stop, period)``: steps whose remainder by period lies in [start, stop) are taken; the group
@@ -39,7 +39,7 @@ class OptimizerSpec:
         cosine: anneal the rate to zero over the run.
     """
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS
 from mmdistill.labels import LabelKind
 from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Parameterizer, Settings, trained_on_s
 from mmdistill.networks.pool import EarlyStagePool
@@ -151,6 +152,7 @@ METHODS: dict[str, Method] = {
         summary="kernel ridge regression on the features of a network trained on S, learned labels",
         source="after Zhou et al., NeurIPS 2022 (FRePo, without its pool)",
     ),
+    **RIDGE_METHODS,
 }
 """What the image domain adds to the shared methods."""
 
@@ -190,6 +192,7 @@ DIGITS: dict[str, Method] = {
     "edd": replace(METHODS["edd"], settings=_digits_idc, parameterization=tiled(1)),
     "dcc": replace(METHODS["dcc"], settings=lambda ipc: _digits_dc(ipc, augment=True)),
     "egm": replace(METHODS["egm"], settings=lambda ipc: _digits_dc(ipc, augment=True)),
+    **RIDGE_DIGITS,
 }
 """Short runs for the 8 x 8 digits, whose published settings do not exist; chosen on a validation split.
 

@@ -20,7 +20,7 @@ class ScheduleState(NamedTuple):
     Args:
         network: the live network, None before the first fetch.
         age: outer steps it has served.
-        momentum: its momentum buffers.
+        momentum: its momentum buffers, or all else that a schedule of several networks keeps, by name.
         target: parameters that a student starting from it shall reach, from schedules that give any; it lives for
             one outer step and is never stored.
     """

@@ -155,3 +155,35 @@ def discrimination(params: Params, syn: list[Array], real: list[Array]) -> float
             scores = np.array([float(centre @ feature) for centre in centres])
             total -= float(np.log(softmax(scores)[own])) / len(xs)
     return total
+
+
+def label_margin(labels: Array) -> float:
+    """FRePo's term: minus the gap between a row's largest two values, at most 1/C, averaged over rows."""
+    total = 0.0
+    for row in labels:
+        largest = sorted(float(value) for value in row)
+        total -= min(largest[-1] - largest[-2], 1 / len(row))
+    return total / len(labels)
+
+
+def platt_cross_entropy(prediction: Array, classes: list[int], log_scale: float) -> float:
+    """Sec. 3.3.2: the mean cross entropy of softmax(exp(k) * prediction)."""
+    total = 0.0
+    for row, label in zip(prediction, classes, strict=True):
+        total -= float(np.log(softmax(np.exp(log_scale) * row)[label]))
+    return total / len(prediction)
+
+
+def ridge_prediction(k_ts: Array, k_ss: Array, y_s: Array, amount: float) -> Array:
+    """K_ts (K_ss + amount I)^-1 y_s."""
+    return np.asarray(k_ts @ np.linalg.solve(k_ss + amount * np.eye(len(k_ss)), y_s))
+
+
+def random_feature_kernel(features_a: list[Array], features_b: list[Array], bias: float) -> Array:
+    """RFAD's empirical NNGP: twice the mean over networks and features of phi(a) phi(b), plus the readout's bias."""
+    total = np.full((len(features_a[0]), len(features_b[0])), bias)
+    for a, b in zip(features_a, features_b, strict=True):
+        for i in range(len(a)):
+            for j in range(len(b)):
+                total[i, j] += 2 * float(a[i] @ b[j]) / (a.shape[1] * len(features_a))
+    return total

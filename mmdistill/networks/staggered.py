@@ -1,0 +1,141 @@
+"""A pool of networks at different points of their training on the synthetic set, one of which serves each step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError
+from mmdistill.labels import as_probabilities, weighted_mean
+from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic, take
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+"""Adam's own constants."""
+AGES = "ages"
+MEMBER = "member"
+
+
+@dataclass(frozen=True)
+class NetworkPool(NetworkSchedule):
+    """Hold n networks; each outer step sees a random one, which then takes one Adam step on the synthetic set.
+
+    A member that has taken ``max_age`` steps is redrawn. Member i starts with its counter at ``i * max_age / n``, so
+    that resets never fall together; nobody has trained before the first step, as in the published implementation.
+
+    All of the pool lies in the state's named tensors: for member i its parameters, buffers and both moments, and the
+    counters of all members, so that it is checkpointed like any schedule.
+
+    Args:
+        size: n.
+        max_age: steps after which a member is redrawn.
+        lr: Adam's learning rate.
+        batch: samples of the synthetic set per step; all where there are no more.
+        augment: augment them per sample.
+
+    Raises:
+        ConfigError: a number below 1, or a rate that is not positive.
+
+    Source: Zhou et al., NeurIPS 2022, Algorithm 1; survey Eq. 6.
+    """
+
+    size: int = 10
+    max_age: int = 100
+    lr: float = 3e-4
+    batch: int = 500
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.max_age, self.batch) < 1 or self.lr <= 0:
+            raise ConfigError(
+                f"a pool's size, max_age and batch are at least 1 and its rate is positive, got {self.size}, "
+                f"{self.max_age}, {self.batch} and {self.lr}"
+            )
+
+    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
+        """Return the state with a random member as its network; the first call draws all members."""
+        pool = state.momentum or self._first(task, draws.fold("pool"))
+        member = int(draws.to("cpu").fold(MEMBER).integers(self.size, 1))
+        network = NetworkState(_part(pool, member, "params"), _part(pool, member, "buffers"))
+        return ScheduleState(network, state.age, {**pool, MEMBER: torch.tensor(member)})
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        """Step the network that served, or redraw it at its age; the state then holds the pool alone."""
+        pool = dict(state.momentum)
+        member = int(pool.pop(MEMBER))
+        ages = pool[AGES].clone()
+        if state.network is None:
+            raise ConfigError("a pool advances the network that it fetched")
+        ages[member] += 1
+        if int(ages[member]) >= self.max_age:
+            ages[member] = 0
+            pool |= _member(member, task.init(draws.fold("redraw")))
+        else:
+            pool |= self._trained(task, pool, member, state.network, syn(), draws)
+        pool[AGES] = ages
+        return ScheduleState(None, state.age + 1, pool)
+
+    def _first(self, task: Task, draws: Draws) -> Tensors:
+        """Draw all members and stagger their counters."""
+        pool: Tensors = {AGES: torch.arange(self.size) * self.max_age // self.size}
+        for index in range(self.size):
+            pool |= _member(index, task.init(draws.fold(index)))
+        return pool
+
+    def _trained(
+        self, task: Task, pool: Tensors, member: int, network: NetworkState, syn: Batch, draws: Draws
+    ) -> Tensors:
+        """Return a member's tensors after one Adam step."""
+        count = syn.weight.shape[0]
+        if count > self.batch and num_samples(syn.inputs) == count:
+            syn = take(syn, draws.fold("order").to(syn.weight.device).permutation(count)[: self.batch])
+        if self.augment:
+            augmented = task.augment(draws.fold("augment"), syn, shared=False)
+            assert isinstance(augmented, Batch)
+            syn = augmented
+        gradients, buffers = regression_gradients(task, network, syn, draws)
+        steps = pool[f"{member}.steps"] + 1
+        updated: Tensors = {f"{member}.steps": steps}
+        for name, parameter in network.params.items():
+            gradient = gradients[name]
+            first = pool[f"{member}.first.{name}"].lerp(gradient, 1 - BETAS[0])
+            second = pool[f"{member}.second.{name}"].lerp(gradient.square(), 1 - BETAS[1])
+            root = (second / (1 - BETAS[1] ** steps)).sqrt() + EPSILON
+            moved = parameter - self.lr * (first / (1 - BETAS[0] ** steps)) / root
+            updated[f"{member}.first.{name}"], updated[f"{member}.second.{name}"] = first, second
+            updated[f"{member}.params.{name}"] = moved
+        return updated | {f"{member}.buffers.{name}": buffer for name, buffer in buffers.items()}
+
+
+def regression_gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) -> tuple[Tensors, Tensors]:
+    """Return the gradients of half the summed squared error per sample, averaged, and the updated buffers."""
+
+    def loss(params: Tensors) -> tuple[Tensor, Tensors]:
+        own = NetworkState(params, {name: buffer.clone() for name, buffer in network.buffers.items()})
+        output, buffers = task.predict(own, batch.inputs, train=True, draws=draws)
+        if isinstance(batch.targets, dict):
+            raise ConfigError("a pool regresses one target tensor, not a named dict")
+        goal = as_probabilities(batch.targets, output.shape[1], output.dtype)
+        return weighted_mean(0.5 * (output - goal).square().sum(1), batch.weight), buffers
+
+    with torch.no_grad():
+        gradients, buffers = torch.func.grad(loss, has_aux=True)(network.params)
+    return gradients, buffers
+
+
+def _member(index: int, network: NetworkState) -> Tensors:
+    """Return a fresh member's tensors under its own names."""
+    found = {f"{index}.steps": torch.zeros_like(next(iter(network.params.values())).flatten()[0])}
+    for name, parameter in network.params.items():
+        found[f"{index}.params.{name}"] = parameter
+        found[f"{index}.first.{name}"] = torch.zeros_like(parameter)
+        found[f"{index}.second.{name}"] = torch.zeros_like(parameter)
+    return found | {f"{index}.buffers.{name}": buffer for name, buffer in network.buffers.items()}
+
+
+def _part(pool: Tensors, index: int, part: str) -> Tensors:
+    """Return a member's parameters or buffers under the network's own names."""
+    prefix = f"{index}.{part}."
+    return {key.removeprefix(prefix): tensor for key, tensor in pool.items() if key.startswith(prefix)}

@@ -1,0 +1,173 @@
+"""Members of the kernel ridge family: a margin of the labels, random networks with Platt scaling, float64 kernels."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError
+from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.objectives.base import Network, Objective, flatten_classes
+from mmdistill.objectives.performance import FeatureKernel, Kernel, KernelRidgeMatching, ridge_solution
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs
+
+
+def label_margin(labels: Tensor) -> Tensor:
+    """Return minus the gap between each label's largest two values, at most 1/C, averaged.
+
+    Shapes:
+        ``(n, C)`` labels with C of at least 2; returns a scalar.
+    """
+    largest = labels.topk(2, dim=1).values
+    return -(largest[:, 0] - largest[:, 1]).clamp(max=1 / labels.shape[1]).mean()
+
+
+class MarginKernelRidge(KernelRidgeMatching):
+    r"""Kernel ridge matching on a live network's features, with a margin that keeps learned labels apart.
+
+    .. math:: \tfrac{1}{2} \lVert K_{ts} (K_{ss} + \lambda \mathrm{tr}(K_{ss})/n\, I)^{-1} Y_s - Y_t \rVert^2
+        - \mathrm{mean}_i \min(y_{i(1)} - y_{i(2)}, 1/C)
+
+    The first term is averaged over real samples; ``y_(1)`` and ``y_(2)`` are a label's largest two values. Real
+    targets are one-hot minus 1/C.
+
+    Args:
+        ridge: lambda, scaled by trace.
+    Shapes:
+        flat batches, the synthetic one with learned ``(n, C)`` targets; returns a scalar.
+    Raises:
+        ConfigError: synthetic targets that are class indices, or a task with fewer than two classes.
+    Source: Zhou et al., NeurIPS 2022; survey Eq. 6.
+    """
+
+    def __init__(self, ridge: float = 1e-6) -> None:
+        super().__init__(FeatureKernel(), ridge, "trace")
+
+    def check(self, task: Task) -> None:
+        """Refuse tasks without at least two classes."""
+        require_classes(self, task)
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return the squared error of the ridge prediction and the margin term."""
+        syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
+        if isinstance(syn.targets, dict) or not syn.targets.is_floating_point():
+            raise ConfigError("the label margin reads (n, C) soft targets; give the method learned labels")
+        error = super().forward(network, syn, real, draws)
+        return error + label_margin(syn.targets).to(error.dtype)
+
+
+class RandomFeatureRidge(Objective):
+    r"""Kernel ridge matching under the empirical NNGP kernel of fresh random networks, with Platt scaling (RFAD).
+
+    .. math:: K(a, b) = \frac{2}{n d} \sum_{i=1}^n \langle \phi_i(a), \phi_i(b) \rangle + b_0, \quad
+        \mathrm{CE}\big(e^k K_{ts} (K_{ss} + \lambda \mathrm{tr}(K_{ss})/m\, I)^{-1} Y_s,\; y_t\big)
+
+    The n networks have the task's architecture, with every weight matrix or filter drawn from N(0, 2 / fan-in) and
+    every bias from N(0, bias_std^2); the schedule's network is not read. k is learned (optimizer group ``objective``).
+
+    Args:
+        networks: n, drawn anew in every step.
+        ridge: lambda.
+        bias_std: standard deviation of the biases.
+        offset: b_0, the bias of the readout.
+    Shapes:
+        flat batches; class indices count as one-hot minus 1/C on the synthetic side; returns a scalar.
+    Raises:
+        ConfigError: values out of range, or a task with fewer than two classes.
+    Source: Loo et al., NeurIPS 2022; survey Sec. 3.3.2.
+    """
+
+    view = "flat"
+
+    def __init__(self, networks: int = 8, ridge: float = 5e-3, bias_std: float = 0.1, offset: float = 0.01) -> None:
+        super().__init__()
+        if networks < 1 or ridge <= 0 or bias_std < 0 or offset < 0:
+            raise ConfigError(
+                "at least one network, a positive ridge and no negative bias_std or offset are needed, got "
+                f"{networks}, {ridge}, {bias_std} and {offset}"
+            )
+        self.networks = networks
+        self.ridge = ridge
+        self.bias_std = bias_std
+        self.offset = offset
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def check(self, task: Task) -> None:
+        """Refuse tasks without at least two classes."""
+        require_classes(self, task)
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return the cross entropy of the scaled ridge prediction on the real batch."""
+        syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
+        real = flatten_classes(real) if isinstance(real, ClassBatch) else real
+        if isinstance(real.targets, dict):
+            raise ConfigError("the cross entropy reads one target tensor, not a named dict")
+        states = self.random_networks(network.task, draws)
+        with torch.no_grad():
+            phi_real = self._features(network.task, states, real.inputs)
+        phi_syn = self._features(network.task, states, syn.inputs)
+        k_ts, k_ss = (2 * phi @ phi_syn.T + self.offset for phi in (phi_real, phi_syn))
+        targets = KernelRidgeMatching.regression_targets(syn, network)
+        prediction = k_ts @ ridge_solution(k_ss, targets, self.ridge, "trace").to(k_ts.dtype)
+        scores = self.log_scale.exp() * prediction
+        return weighted_mean(soft_cross_entropy(scores, real.targets), real.weight.to(scores))
+
+    def random_networks(self, task: Task, draws: Draws) -> list[NetworkState]:
+        """Return this step's networks."""
+        return [
+            redrawn(task.init(draws.fold(index)), draws.fold(index, "weights"), self.bias_std)
+            for index in range(self.networks)
+        ]
+
+    def _features(self, task: Task, states: list[NetworkState], inputs: Inputs) -> Tensor:
+        """Return all networks' last features side by side, ``(n, networks * d)``, so scaled that products are means."""
+        layers = [task.features(state, inputs)[-1] for state in states]
+        return torch.cat(layers, 1) / math.sqrt(len(states) * layers[0].shape[1])
+
+    def learned(self) -> Tensors:
+        """Return Platt's k."""
+        return {"platt_log_scale": self.log_scale.detach()}
+
+
+def redrawn(state: NetworkState, draws: Draws, bias_std: float) -> NetworkState:
+    """Return a network with weights from N(0, 2 / fan-in) and biases from N(0, bias_std^2); other vectors stay."""
+    params = {}
+    for name, parameter in state.params.items():
+        key = draws.fold(name).to(parameter.device)
+        if parameter.ndim > 1:
+            params[name] = (2 / parameter[0].numel()) ** 0.5 * key.normal(*parameter.shape, dtype=parameter.dtype)
+        elif name.endswith("bias"):
+            params[name] = bias_std * key.normal(*parameter.shape, dtype=parameter.dtype)
+        else:
+            params[name] = parameter
+    return NetworkState(params, state.buffers)
+
+
+@dataclass(frozen=True)
+class InFloat64(Kernel):
+    """A kernel evaluated in float64, whose small eigenvalues a ridge of 1e-6 still resolves (KIP).
+
+    Args:
+        kernel: a kernel of raw inputs.
+    """
+
+    kernel: Kernel
+
+    def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
+        """Return the float64 kernel of two sets of inputs."""
+        return self.kernel(network, map_inputs(lambda t: t.double(), a), map_inputs(lambda t: t.double(), b))
+
+
+def require_classes(objective: Objective, task: Task) -> None:
+    """Refuse a task without at least two classes.
+
+    Raises:
+        ConfigError: naming the objective and the data.
+    """
+    if (task.num_classes or 0) < 2:
+        raise ConfigError(
+            f"{type(objective).__name__} reads labels of at least 2 classes, {task.describe().data!r} has "
+            f"{task.num_classes or 'none'}; use kernel ridge matching"
+        )

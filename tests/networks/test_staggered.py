@@ -1,0 +1,112 @@
+"""A pool of networks against Adam by torch, its ages, its resets, and its place in a checkpoint."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError
+from mmdistill.labels import centred_one_hot
+from mmdistill.methods import Method, OptimizerSpec, Settings
+from mmdistill.networks.schedules import EMPTY, ScheduleState
+from mmdistill.networks.staggered import NetworkPool
+from mmdistill.objectives.ridge import MarginKernelRidge
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState
+from tests.toys import BlobTask
+
+KEY = Draws(6)
+
+
+def synthetic(task: BlobTask) -> Batch:
+    batch = task.select(torch.tensor([0, 31, 62]))
+    assert isinstance(batch.targets, Tensor)
+    return Batch(batch.inputs, centred_one_hot(batch.targets, 3).to(task.dtype), batch.weight)
+
+
+def walked(pool: NetworkPool, task: BlobTask, steps: int) -> list[ScheduleState]:
+    """The fetched state of every step."""
+    state, fetched = EMPTY, []
+    for step in range(steps):
+        fetched.append(pool.fetch(task, state, KEY.fold(step, "network")))
+        state = pool.advance(task, fetched[-1], lambda: synthetic(task), KEY.fold(step, "inner"))
+    return fetched
+
+
+def test_a_member_takes_adam_steps_on_the_squared_error() -> None:
+    task = BlobTask(dtype=torch.float64)
+    states = walked(NetworkPool(size=1, max_age=10, lr=0.01), task, 5)
+    start = states[0].network
+    assert start is not None
+    params = {name: p.clone().requires_grad_() for name, p in start.params.items()}
+    optimizer = torch.optim.Adam(params.values(), lr=0.01)
+    batch = synthetic(task)
+    for state in states:
+        assert state.network is not None
+        for name, parameter in params.items():
+            torch.testing.assert_close(state.network.params[name], parameter.detach(), rtol=1e-9, atol=1e-11)
+        optimizer.zero_grad()
+        output, _ = task.predict(NetworkState(params, {}), batch.inputs)
+        loss = sum((0.5 * (row - goal) ** 2).sum() for row, goal in zip(output, batch.targets, strict=True)) / 3  # type: ignore[arg-type]
+        loss.backward()  # type: ignore[union-attr]
+        optimizer.step()
+
+
+def test_members_are_staggered_and_redrawn_at_their_age() -> None:
+    task = BlobTask()
+    fetched = walked(NetworkPool(size=4, max_age=8), task, 40)
+    assert fetched[0].momentum["ages"].tolist() == [0, 2, 4, 6]
+    members = [int(state.momentum["member"]) for state in fetched]
+    assert set(members) == {0, 1, 2, 3}
+    for before, after in pairwise(fetched):
+        member = int(before.momentum["member"])
+        ages, later = before.momentum["ages"].tolist(), after.momentum["ages"].tolist()
+        expected = 0 if ages[member] == 7 else ages[member] + 1
+        assert later == [expected if index == member else age for index, age in enumerate(ages)]
+        moved = after.momentum[f"{member}.params.0.weight"] - before.momentum[f"{member}.params.0.weight"]
+        assert (float(moved.abs().max()) > 0.01) == (expected == 0)  # a step moves by the rate, a redraw by more
+        other = (member + 1) % 4
+        assert torch.equal(after.momentum[f"{other}.params.0.weight"], before.momentum[f"{other}.params.0.weight"])
+    again = walked(NetworkPool(size=4, max_age=8), task, 40)
+    assert [int(state.momentum["member"]) for state in again] == members
+
+
+def test_minibatches_and_augmentation_are_drawn_from_the_key() -> None:
+    task = BlobTask()
+    pool = NetworkPool(size=1, max_age=9, batch=2, augment=True)
+    first, second = (walked(pool, task, 3)[-1].network for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first.params["0.weight"], second.params["0.weight"])
+
+
+def test_a_run_resumes_bit_identically(tmp_path: Path) -> None:
+    rate = OptimizerSpec("lamb", 0.01)
+    method = Method(
+        "pool",
+        MarginKernelRidge,
+        lambda settings: NetworkPool(size=3, max_age=5),
+        lambda ipc: Settings(steps=12, real_batch=20, optimizers={"codes": rate, "labels": rate}),
+        label="learned",
+    )
+    task = BlobTask()
+    whole = distill(task, method, ipc=2)
+
+    def stop(done: int, total: int, loss: float) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(task, method, ipc=2, out=tmp_path, checkpoint_every=1, progress=stop)
+    resumed = distill(task, method, ipc=2, out=tmp_path, resume=True)
+    assert torch.equal(whole.batch.inputs, resumed.batch.inputs)  # type: ignore[arg-type]
+    assert torch.equal(whole.batch.targets, resumed.batch.targets)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"max_age": 0}, {"batch": 0}, {"lr": 0.0}])
+def test_impossible_pools_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        NetworkPool(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,128 @@
+"""The kernel ridge family: margin, random networks with Platt scaling, and the NTK in float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.kernels import FullyConnectedKernel
+from mmdistill.objectives.performance import KernelRidgeMatching
+from mmdistill.objectives.ridge import InFloat64, MarginKernelRidge, RandomFeatureRidge, label_margin, redrawn
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch
+from mmdistill.testing import check_objective
+from tests.oracles import objectives as oracle
+from tests.oracles.kernels import wide_relu
+from tests.toys import BlobTask
+
+KEY = Draws(9)
+OBJECTIVE_KEY = Draws(0, ("objective",))
+"""The key with which the battery calls objectives."""
+
+
+@pytest.fixture(scope="module")
+def task() -> BlobTask:
+    return BlobTask(dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def network(task: BlobTask) -> Network:
+    return Network(task, task.init(KEY.fold("net")))
+
+
+@pytest.fixture(scope="module")
+def real(task: BlobTask) -> Batch:
+    batch = task.sample_real(KEY.fold("real"), None, 9)
+    assert isinstance(batch, Batch)
+    return batch
+
+
+@pytest.fixture(scope="module")
+def syn(task: BlobTask) -> Batch:
+    batch = task.sample_real(KEY.fold("syn"), None, 5)
+    assert isinstance(batch, Batch)
+    return Batch(batch.inputs, KEY.fold("labels").normal(5, 3, dtype=torch.float64) / 5, batch.weight)
+
+
+def as_numpy(tensor: object) -> oracle.Array:
+    assert isinstance(tensor, Tensor)
+    return tensor.numpy()
+
+
+def test_the_margin_equals_its_oracle() -> None:
+    labels = KEY.normal(20, 4, dtype=torch.float64) / 4
+    assert float(label_margin(labels)) == pytest.approx(oracle.label_margin(labels.numpy()), rel=1e-12)
+    apart = 10 * torch.eye(4)
+    assert float(label_margin(apart)) == -0.25
+
+
+def test_margin_kernel_ridge_equals_its_oracle(task: BlobTask, network: Network, syn: Batch, real: Batch) -> None:
+    phi_s, phi_t = (as_numpy(network.features(batch.inputs)[-1]) for batch in (syn, real))
+    goal = np.eye(3)[as_numpy(real.targets)] - 1 / 3
+    check_objective(
+        MarginKernelRidge(1e-2), network, syn, real,
+        oracle=lambda: oracle.kernel_ridge(phi_t, goal, phi_s, as_numpy(syn.targets), 1e-2)
+        + oracle.label_margin(as_numpy(syn.targets)),
+    )  # fmt: skip
+
+
+def test_random_feature_ridge_equals_its_oracle(task: BlobTask, network: Network, syn: Batch, real: Batch) -> None:
+    objective = RandomFeatureRidge(networks=3, ridge=1e-2).double()
+    with torch.no_grad():
+        objective.log_scale.fill_(0.7)
+    states = objective.random_networks(task, OBJECTIVE_KEY)
+    phi_s, phi_t = ([as_numpy(task.features(s, b.inputs)[-1]) for s in states] for b in (syn, real))
+
+    def value() -> float:
+        k_ts = oracle.random_feature_kernel(phi_t, phi_s, 0.01)
+        k_ss = oracle.random_feature_kernel(phi_s, phi_s, 0.01)
+        prediction = oracle.ridge_prediction(k_ts, k_ss, as_numpy(syn.targets), 1e-2 * float(np.trace(k_ss)) / 5)
+        return oracle.platt_cross_entropy(prediction, as_numpy(real.targets).tolist(), 0.7)
+
+    check_objective(objective, network, syn, real, oracle=value)
+    assert objective.learned()["platt_log_scale"].item() == pytest.approx(0.7)
+    (gradient,) = torch.autograd.grad(objective(network, syn, real, KEY), [objective.log_scale])
+    assert float(gradient) != 0
+
+
+def test_random_networks_have_the_stated_moments() -> None:
+    wide = BlobTask(width=400)
+    state = redrawn(wide.init(KEY), KEY.fold("weights"), 0.1)
+    weight, bias = state.params["2.weight"], state.params["2.bias"]
+    assert float(weight.std()) == pytest.approx((2 / 400) ** 0.5, rel=0.02)
+    assert float(bias.std()) == pytest.approx(0.1, rel=0.15)
+    fresh = RandomFeatureRidge(networks=2).random_networks(wide, KEY)
+    assert not torch.equal(fresh[0].params["2.weight"], fresh[1].params["2.weight"])
+
+
+def test_the_ntk_is_solved_in_float64(task: BlobTask, network: Network, syn: Batch, real: Batch) -> None:
+    kernel = InFloat64(FullyConnectedKernel("ntk", depth=1))
+    rows_s, rows_t = as_numpy(syn.inputs), as_numpy(real.inputs)
+    goal = np.eye(3)[as_numpy(real.targets)] - 1 / 3
+
+    def value() -> float:
+        k_ts, k_ss = (
+            np.array([[wide_relu(x, y, 1, 2**0.5, 0.1)[1] for y in rows_s] for x in rows]) for rows in (rows_t, rows_s)
+        )
+        prediction = oracle.ridge_prediction(k_ts, k_ss, as_numpy(syn.targets), 1e-6 * float(np.trace(k_ss)) / 5)
+        return float(0.5 * ((prediction - goal) ** 2).sum() / len(goal))
+
+    check_objective(KernelRidgeMatching(kernel, 1e-6, "trace"), network, syn, real, oracle=value)
+    narrow = Batch(*(t.float() for t in syn))  # type: ignore[union-attr]
+    assert KernelRidgeMatching(kernel, 1e-6, "trace")(network, narrow, real, KEY).dtype == torch.float64
+
+
+def test_wrong_compositions_are_refused(network: Network, syn: Batch, real: Batch) -> None:
+    hard = Batch(syn.inputs, torch.arange(5) % 3, syn.weight)
+    with pytest.raises(ConfigError, match="give the method learned labels"):
+        MarginKernelRidge()(network, hard, real, KEY)
+    without = BlobTask()
+    without.num_classes = None
+    for objective in (MarginKernelRidge(), RandomFeatureRidge()):
+        with pytest.raises(ConfigError, match="at least 2 classes"):
+            objective.check(without)
+    for wrong in ({"networks": 0}, {"ridge": 0.0}, {"bias_std": -1.0}, {"offset": -1.0}):
+        with pytest.raises(ConfigError, match="at least one network"):
+            RandomFeatureRidge(**wrong)  # type: ignore[arg-type]

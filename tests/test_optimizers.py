@@ -1,0 +1,74 @@
+"""LAMB against its equation written with loops."""
+
+import math
+
+import pytest
+import torch
+
+from mmdistill.errors import ConfigError
+from mmdistill.optimizers import LAMB
+from mmdistill.runtime import Draws
+
+KEY = Draws(8)
+
+
+def by_loops(values: list[float], gradients: list[list[float]], lr: float, decay: float) -> list[float]:
+    first, second = [0.0] * len(values), [0.0] * len(values)
+    for step, gradient in enumerate(gradients, 1):
+        update = []
+        for i, g in enumerate(gradient):
+            first[i] = 0.9 * first[i] + 0.1 * g
+            second[i] = 0.999 * second[i] + 0.001 * g * g
+            corrected = math.sqrt(second[i] / (1 - 0.999**step))
+            update.append(first[i] / (1 - 0.9**step) / (corrected + 1e-6) + decay * values[i])
+        own, moved = (math.sqrt(sum(x * x for x in vector)) for vector in (values, update))
+        ratio = own / moved if own > 0 and moved > 0 else 1.0
+        values = [v - lr * ratio * u for v, u in zip(values, update, strict=True)]
+    return values
+
+
+@pytest.mark.parametrize(("decay", "maximize"), [(0.0, False), (0.1, False), (0.0, True)])
+def test_lamb_equals_its_equation(decay: float, maximize: bool) -> None:
+    start = KEY.normal(5, dtype=torch.float64)
+    gradients = [KEY.fold(step).normal(5, dtype=torch.float64) for step in range(6)]
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = LAMB([parameter], lr=0.02, weight_decay=decay, maximize=maximize)
+    for gradient in gradients:
+        parameter.grad = gradient
+        optimizer.step()
+    sign = -1 if maximize else 1
+    expected = by_loops(start.tolist(), [(sign * g).tolist() for g in gradients], 0.02, decay)
+    torch.testing.assert_close(parameter.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-12)
+
+
+def test_each_tensor_moves_by_its_share_and_zeros_move_as_adam() -> None:
+    large, zero = torch.nn.Parameter(torch.full((4,), 100.0)), torch.nn.Parameter(torch.zeros(4))
+    optimizer = LAMB([large, zero], lr=0.01)
+    for parameter in (large, zero):
+        parameter.grad = torch.ones(4)
+    optimizer.step()
+    assert large.tolist() == pytest.approx([99.0] * 4, rel=1e-5)
+    assert zero.tolist() == pytest.approx([-0.01] * 4, rel=1e-4)
+    resting = torch.nn.Parameter(torch.ones(2))
+    LAMB([resting]).step()
+    assert resting.tolist() == [1.0, 1.0]
+
+
+def test_a_closure_is_evaluated() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = LAMB([parameter], lr=0.1)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert optimizer.step(closure) == 2.0
+    assert optimizer.step(closure) < 2.0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}])
+def test_values_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="LAMB needs"):
+        LAMB([torch.nn.Parameter(torch.ones(1))], **wrong)  # type: ignore[arg-type]
