@@ -1,4 +1,4 @@
-"""The command line: ``mmdistill distill | evaluate | report | export | methods | data``."""
+"""The command line: ``mmdistill distill | experts | evaluate | report | export | methods | data``."""
 
 import re
 import sys
@@ -14,6 +14,7 @@ from mmdistill.errors import MmdistillError
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
   mmdistill distill --resume runs/digits
+  mmdistill experts --data digits --method mtt --ipc 1
   mmdistill evaluate runs/digits --judges convnet,mlp --networks 5
   mmdistill report runs/digits
   mmdistill export runs/digits --format pt --to exported/
@@ -44,6 +45,19 @@ def build_parser() -> ArgumentParser:
     distill.add_argument("--resume", type=str | None, default=None, help="continue the interrupted run in this folder")
     distill.add_class_arguments(DistillConfig, as_group=False)
     commands.add_subcommand("distill", distill, help="distil a data set, judge and draw the result")
+
+    experts = Parser(description="Train the experts that a trajectory-matching method needs, ahead of distilling.")
+    experts.add_argument("--data", type=str, help="data set name or path, as for distill")
+    experts.add_argument("--method", type=str, default="mtt", help="the method that will match them")
+    experts.add_argument("--ipc", type=int, default=1, help="samples per class, on which its settings depend")
+    experts.add_argument("--count", type=int | None, default=None, help="how many; the method's own number by default")
+    experts.add_argument("--together", type=int, default=10, help="experts trained at once; fewer need less memory")
+    experts.add_argument("--model", type=str | None, default=None, help="network, as for distill")
+    experts.add_argument("--width", type=int | None, default=None, help="its width")
+    experts.add_argument("--augment", type=bool | None, default=None, help="augmentation, as for distill")
+    experts.add_argument("--seed", type=int, default=0, help="of the split of data that have none")
+    experts.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    commands.add_subcommand("experts", experts, help="train expert trajectories ahead")
 
     evaluate = Parser(description="Judge a distilled set again, with other judges or more networks.")
     evaluate.add_argument("run", type=str, help="run folder")
@@ -103,6 +117,9 @@ def run_command(options: Namespace) -> None:
     if options.command == "distill":
         resume = plain.pop("resume")
         commands.distill_command(DistillConfig(**plain), resume)
+    elif options.command == "experts":
+        count, together = plain.pop("count"), plain.pop("together")
+        commands.experts_command(DistillConfig(**plain), count, together)
     elif options.command == "evaluate":
         commands.evaluate_command(**plain)
     elif options.command == "report":
@@ -127,7 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mmdistill: stopped; finished work is kept (distill: continue with --resume RUN)", file=sys.stderr)
+        print(
+            "mmdistill: stopped; finished work is kept (distill: continue with --resume RUN; experts: call it again)",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -1,6 +1,7 @@
 """What the commands do: each a function of its options, printing for a person and writing into the run folder."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,6 +11,8 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import Evaluation, evaluate, metrics_document, subset_bytes
 from mmdistill.methods import Method
+from mmdistill.networks.experts import default_folder, is_complete, train_experts
+from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
     Domain,
@@ -123,6 +126,39 @@ def _distill_with_bar(
             name=name,
             compile=config.compile,
         )
+
+
+def experts_command(config: DistillConfig, count: int | None, together: int) -> None:
+    """Train the experts of a method where they are missing; an interrupted call continues when it is called again."""
+    domain, task = make_task(config)
+    budget = config.ipc or 1
+    method = chosen_method(config, domain, budget)
+    settings = method.settings(budget)
+    schedule = method.network(settings)
+    if not isinstance(schedule, ExpertTrajectories):
+        fitting = [
+            name
+            for name, found in domain_methods(domain).items()
+            if isinstance(found.network(found.settings(budget)), ExpertTrajectories)
+        ]
+        raise ConfigError(f"{method.title} matches no experts; methods that do: {', '.join(fitting) or 'none here'}")
+    wanted = schedule.experts if count is None else count
+    folder = schedule.folder or default_folder(task, schedule.recipe)
+    if wanted > 0 and is_complete(folder, wanted):
+        print(f"{wanted} expert(s) are already in {folder}")
+        return
+    began = time.perf_counter()
+    with tqdm(desc=f"{Path(str(config.data)).stem} experts", unit="epoch", dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int, seconds: float) -> None:
+            bar.total = total
+            bar.set_postfix(left=f"{seconds:.0f} s", refresh=False)
+            bar.update(done - bar.n)
+
+        experts = train_experts(task, folder, wanted, schedule.recipe, together=together, progress=show)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
+    seconds = time.perf_counter() - began
+    print(f"{wanted} expert(s) of {experts.epochs} epochs in {seconds:.1f} s; {size:.1f} MiB in {folder}")
 
 
 def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: int) -> str:

@@ -1,0 +1,51 @@
+"""``mmdistill experts``: trains what is missing, says how long it took, and is what distilling then uses."""
+
+from pathlib import Path
+
+import pytest
+
+from mmdistill.cli import main
+from mmdistill.networks import trajectories
+
+FAST = ["experts", "--data", "digits", "--model", "mlp", "--width", "4", "--device", "cpu", "--together", "2"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_experts_are_trained_once_and_used_by_distilling(
+    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*FAST, "--count", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "3 expert(s) of" in said
+    assert " s; " in said
+    (folder,) = (cache / "experts").iterdir()
+    assert len(list(folder.glob("expert-*.safetensors"))) == 3
+    (folder / "expert-0001.safetensors").unlink()
+    before = (folder / "expert-0000.safetensors").read_bytes()
+    assert main([*FAST, "--count", "3"]) == 0
+    assert (folder / "expert-0001.safetensors").exists()
+    assert (folder / "expert-0000.safetensors").read_bytes() == before
+    assert main([*FAST, "--count", "3"]) == 0
+    assert "already in" in capsys.readouterr().out
+    asked = []
+    monkeypatch.setattr(trajectories, "is_complete", lambda where, count: asked.append(where) or False)
+    monkeypatch.setattr(trajectories, "train_experts", stopped)
+    common = ["--data", "digits", "--model", "mlp", "--width", "4", "--device", "cpu", "--ipc", "1"]
+    assert main(["distill", *common, "--method", "mtt", "--out", str(cache / "run")]) == 130
+    assert asked == [folder]
+
+
+def stopped(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_methods_without_experts_are_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FAST, "--method", "dm"]) == 2
+    error = capsys.readouterr().err
+    assert "DM matches no experts; methods that do: mtt, tesla" in error
+    assert main([*FAST, "--count", "0"]) == 2
