@@ -41,6 +41,7 @@ class RunState:
         finite: whether every loss so far was finite, kept on the device.
         history: ``(step, loss)`` at the steps that were read back.
         best: the best step by validation: score, step, both modules' states.
+        average: the running average of the parameterization's state, where the settings ask for one.
     """
 
     step: int
@@ -51,6 +52,7 @@ class RunState:
     finite: Tensor
     history: list[tuple[int, float]] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    average: Tensors | None = None
 
     def tree(self) -> dict[str, Any]:
         """Return the state as a tree that the store can write."""
@@ -65,6 +67,7 @@ class RunState:
             "momentum": self.schedule.momentum,
             "history": [list(entry) for entry in self.history],
             "best": self.best,
+            "average": self.average,
         }
 
     def load(self, tree: Mapping[str, Any], device: torch.device) -> None:
@@ -87,6 +90,8 @@ class RunState:
             self.schedule = ScheduleState(state, tree["age"], placed(tree["momentum"]))
             self.history = [(int(step), float(loss)) for step, loss in tree["history"]]
             self.best = tree["best"]
+            average = tree.get("average")
+            self.average = None if average is None else placed(average)
             self.step = tree["step"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
@@ -113,6 +118,11 @@ class Distiller:
         self.budget = budget
         self.settings = method.settings(budget) if settings is None else settings
         self.draws = Draws(seed, device=task.device)
+        if not 0 <= self.settings.ema < 1 or (self.settings.ema and self.settings.validate_every):
+            raise ConfigError(
+                f"ema is a decay in [0, 1) and cannot go with validate_every, got {self.settings.ema} and "
+                f"{self.settings.validate_every}"
+            )
         if self.settings.steps < 0 or self.settings.real_batch < 1:
             raise ConfigError(f"steps and real_batch must be positive, got {self.settings}")
         self.schedule = method.network(self.settings)
@@ -154,7 +164,8 @@ class Distiller:
             else {}
         )
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
-        return RunState(0, parameterization, objective, optimizers, EMPTY, finite)
+        average = _copy(parameterization) if self.settings.ema else None
+        return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
 
     def _parameterization(self, key: Draws) -> Parameterization:
         method, settings = self.method, self.settings
@@ -206,6 +217,8 @@ class Distiller:
             loss = loss + penalty
         self._update(run, loss)
         run.parameterization.project()
+        if run.average is not None:
+            _follow(run.average, run.parameterization.state_dict(), self.settings.ema)
 
         def current() -> Batch:
             with torch.no_grad():
@@ -252,6 +265,8 @@ class Distiller:
     def result(self, run: RunState, method_name: str, seconds: float) -> DistilledSet:
         """Return the finished set: the best step by validation, or the last."""
         step = run.step
+        if run.average is not None:
+            run.parameterization.load_state_dict(run.average)
         if run.best is not None:
             run.parameterization.load_state_dict(run.best["parameterization"])
             run.objective.load_state_dict(run.best["objective"])
@@ -292,6 +307,15 @@ def _groups(parameterization: Parameterization, objective: Objective) -> dict[st
 
 def _copy(module: nn.Module) -> Tensors:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def _follow(average: Tensors, current: Tensors, decay: float) -> None:
+    """Move a running average towards the current state, in place."""
+    for name, tensor in current.items():
+        if tensor.is_floating_point():
+            average[name].lerp_(tensor.detach(), 1 - decay)
+        else:
+            average[name].copy_(tensor)
 
 
 def _is_active(spec: OptimizerSpec, step: int) -> bool:

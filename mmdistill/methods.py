@@ -69,6 +69,8 @@ class Settings:
         expert_steps: epochs between an expert's start and its target.
         start_epochs: an expert's start is drawn from its first so many epochs.
         expert_folder: where experts are or shall be; the cache folder by default.
+        expert_sam: rho of sharpness-aware training of experts; 0 trains them plainly.
+        ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
     """
 
@@ -87,6 +89,8 @@ class Settings:
     expert_steps: int = 2
     start_epochs: int = 2
     expert_folder: str = ""
+    expert_sam: float = 0.0
+    ema: float = 0.0
     validate_every: int = 0
 
 
@@ -174,7 +178,7 @@ def trained_on_s(settings: Settings) -> NetworkSchedule:
 def expert_trajectories(settings: Settings) -> NetworkSchedule:
     """Experts that train for the epochs these settings need, on the real data."""
     epochs = needed_epochs(settings.start_epochs, settings.expert_steps)
-    recipe = ExpertRecipe(replace(PUBLISHED, epochs=epochs), settings.augment)
+    recipe = ExpertRecipe(replace(PUBLISHED, epochs=epochs, sam=settings.expert_sam), settings.augment)
     folder = Path(settings.expert_folder) if settings.expert_folder else None
     return ExpertTrajectories(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)
 

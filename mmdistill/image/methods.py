@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS
+from mmdistill.image.unrolled import UNROLLED_DIGITS, UNROLLED_METHODS
 from mmdistill.labels import LabelKind
 from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Parameterizer, Settings, trained_on_s
 from mmdistill.networks.pool import EarlyStagePool
@@ -153,6 +154,7 @@ METHODS: dict[str, Method] = {
         source="after Zhou et al., NeurIPS 2022 (FRePo, without its pool)",
     ),
     **RIDGE_METHODS,
+    **UNROLLED_METHODS,
 }
 """What the image domain adds to the shared methods."""
 
@@ -193,6 +195,7 @@ DIGITS: dict[str, Method] = {
     "dcc": replace(METHODS["dcc"], settings=lambda ipc: _digits_dc(ipc, augment=True)),
     "egm": replace(METHODS["egm"], settings=lambda ipc: _digits_dc(ipc, augment=True)),
     **RIDGE_DIGITS,
+    **UNROLLED_DIGITS,
 }
 """Short runs for the 8 x 8 digits, whose published settings do not exist; chosen on a validation split.
 

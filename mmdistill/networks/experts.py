@@ -51,13 +51,16 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     """Return what experts are, as plain values: the data, their preprocessing, the network, the training."""
     info = task.describe()
     shapes = {name: list(tensor.shape) for name, tensor in task.init(Draws(0, device=task.device)).params.items()}
+    training = asdict(recipe.protocol)
+    if not training["sam"]:
+        del training["sam"]  # plain experts keep the identity that they had before this option
     found = {
         "version": EXPERTS_VERSION,
         "data": info.data,
         "fingerprint": info.fingerprint,
         "preprocessing": info.preprocessing,
         "architecture": shapes,
-        "training": {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed},
+        "training": {**training, "augment": recipe.augment, "seed": recipe.seed},
     }
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
     return plain

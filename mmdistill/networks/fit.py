@@ -29,6 +29,8 @@ class FitProtocol:
         decay_at: fractions of the epochs at which the rate is multiplied by ``decay`` and the optimizer starts
             afresh, momentum included, as the field's evaluators do.
         decay: the factor.
+        sam: rho of sharpness-aware minimisation: each gradient is taken at the parameters moved by rho up the loss
+            (Foret et al., ICLR 2021); 0 is plain training.
     """
 
     epochs: int
@@ -39,6 +41,7 @@ class FitProtocol:
     batch: int | None = 256
     decay_at: tuple[float, ...] = (0.5,)
     decay: float = 0.1
+    sam: float = 0.0
 
 
 def stack_states(states: list[NetworkState]) -> NetworkState:
@@ -113,6 +116,15 @@ def _gradients(
     return stacked.params, stacked.buffers
 
 
+def _uphill(state: NetworkState, gradients: Tensors, rho: float) -> NetworkState:
+    """Return stacked networks, each moved by rho along its own gradient."""
+    norm = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()]).sum(0).sqrt()
+    scale = rho / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    with torch.no_grad():
+        moved = {name: p + scale.view(-1, *(1,) * (p.ndim - 1)) * gradients[name] for name, p in state.params.items()}
+    return NetworkState(moved, state.buffers)
+
+
 def fit_networks(
     init: Callable[[Draws], NetworkState],
     loss: Loss,
@@ -178,6 +190,9 @@ def fit_networks(
             own_noise = noise(step_key.fold("noise"), n) if noise is not None else {}
             current = NetworkState(state.params, buffers)
             gradients, buffers = _gradients(loss, current, batch, own_noise, order is not None, mode)
+            if protocol.sam:
+                current = _uphill(current, gradients, protocol.sam)
+                gradients, buffers = _gradients(loss, current, batch, own_noise, order is not None, mode)
             for name, parameter in state.params.items():
                 parameter.grad = gradients[name]
             optimizer.step()

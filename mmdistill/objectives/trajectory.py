@@ -69,6 +69,62 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
         return unroll_held(loss, network.state.params, steps, self.rate(), self.unrolling.momentum)
 
 
+class PrunedTrajectoryMatching(TrajectoryMatching):
+    """Trajectory matching without the parameters that the student can hardly match (DDPP).
+
+    A parameter is left out of both distances while its similarity ``min(s / t, t / s)`` between the student's end s and
+    the expert's end t is below a threshold; the choice itself has no gradient. Where all would be left out, all count.
+
+    Args:
+        steps: T, the student's steps.
+        rate: its learning rate.
+        threshold: below 1; similarities lie at 1 for equal parameters and below 0 for other signs.
+        batch: the student's minibatch size.
+        parts: a fixed partition instead of drawn minibatches.
+        augment: augment each step's samples.
+        unrolling: momentum, truncation and how to differentiate.
+    Raises:
+        ConfigError: a threshold of 1 or more, which leaves nothing.
+    Source: Li et al., 2022 (DDPP); survey Sec. 3.3.3.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        rate: InnerRate,
+        threshold: float = 0.1,
+        *,
+        batch: int | None = None,
+        parts: int = 1,
+        augment: bool = False,
+        unrolling: Unrolling | None = None,
+    ) -> None:
+        super().__init__(steps, rate, batch=batch, parts=parts, augment=augment, unrolling=unrolling)
+        if not threshold < 1:
+            raise ConfigError(f"equal parameters have similarity 1, so a threshold of {threshold} leaves nothing")
+        self.threshold = threshold
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return the normalised squared distance over the parameters that are kept."""
+        start, target = network.state.params, required_target(network)
+        end = self.train_student(network, syn, draws)
+        kept = {name: similarity(end[name].detach(), target[name]) >= self.threshold for name in end}
+        some = torch.stack([mask.any() for mask in kept.values()]).any()
+        weight = {name: (mask | ~some).to(target[name].dtype) for name, mask in kept.items()}
+
+        def masked(params: Tensors) -> Tensors:
+            return {name: weight[name] * tensor for name, tensor in params.items()}
+
+        return normalised_distance(masked(end), masked({name: target[name] for name in end}), masked(start))
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Return min(a/b, b/a) elementwise: 1 for equal values, 0 where only one is 0, negative for other signs."""
+    smaller, larger = torch.minimum(a.abs(), b.abs()), torch.maximum(a.abs(), b.abs())
+    ratio = torch.where(larger > 0, smaller / larger, 1.0)
+    return torch.where(a * b < 0, -1 / ratio, ratio)
+
+
 def required_target(network: Network) -> Tensors:
     """Return the network's target.
 

@@ -40,6 +40,18 @@ def trajectory(params: Params, target: Params, steps: Steps, rates: list[float])
     return reached / moved
 
 
+def pruned_trajectory(params: Params, target: Params, steps: Steps, rates: list[float], threshold: float) -> float:
+    """DDPP: Eq. 13 over the parameters for which the smaller of end/target and target/end reaches a threshold."""
+    end = student(params, steps, rates)
+    reached = moved = 0.0
+    for name in params:
+        for s, t, first in zip(end[name].ravel(), target[name].ravel(), params[name].ravel(), strict=True):
+            if min(s / t, t / s) >= threshold:
+                reached += float((s - t) ** 2)
+                moved += float((first - t) ** 2)
+    return reached / moved
+
+
 def held_gradient(params: Params, target: Params, steps: Steps, rate: float, eps: float = 1e-5) -> list[Array]:
     """TESLA: per step, 2 [lr (target - start) + lr^2 G]^T d g_i / d x_i / ||start - target||^2, G the sum of g_i."""
     theta = {name: value.copy() for name, value in params.items()}

@@ -1,0 +1,137 @@
+"""DDPP's pruned distance, FTD's flat experts and averaged images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
+from mmdistill.errors import ConfigError
+from mmdistill.image import DOMAIN, image_task
+from mmdistill.methods import CORE_METHODS, Settings
+from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, default_folder, identity
+from mmdistill.networks.fit import FitProtocol, fit_networks, state_at
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.trajectory import PrunedTrajectoryMatching, TrajectoryMatching, similarity
+from mmdistill.objectives.unrolled import InnerRate
+from mmdistill.registry import get_method
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch
+from mmdistill.testing import check_objective
+from tests.oracles import objectives as networks
+from tests.oracles import unroll as oracle
+from tests.toys import BlobTask
+
+KEY = Draws(12)
+RATE = 0.25
+
+
+@pytest.fixture(scope="module")
+def task() -> BlobTask:
+    return BlobTask(dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def network(task: BlobTask) -> Network:
+    return Network(task, task.init(KEY.fold("net")), task.init(KEY.fold("end")).params)
+
+
+@pytest.fixture(scope="module")
+def syn(task: BlobTask) -> Batch:
+    batch = task.sample_real(KEY.fold("syn"), None, 6)
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def numpy_of(params: dict[str, Tensor]) -> networks.Params:
+    return {name: p.numpy() for name, p in params.items()}
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.1, 0.6])
+def test_the_pruned_distance_equals_its_oracle(threshold: float, network: Network, syn: Batch) -> None:
+    assert network.target is not None
+    start, target = numpy_of(network.state.params), numpy_of(network.target)
+    steps = [(syn.inputs.numpy(), np.eye(3)[syn.targets.numpy()])] * 2  # type: ignore[union-attr]
+    check_objective(
+        PrunedTrajectoryMatching(2, InnerRate(RATE).double(), threshold), network, syn, syn,
+        oracle=lambda: oracle.pruned_trajectory(start, target, steps, [RATE] * 2, threshold),
+    )  # fmt: skip
+
+
+def test_where_nothing_would_be_left_all_counts(network: Network, syn: Batch) -> None:
+    rate = InnerRate(1e-9).double()
+    far = network._replace(target={name: -p for name, p in network.state.params.items()})
+    pruned, plain = (
+        build(1, rate)(far, syn, syn, KEY).detach() for build in (PrunedTrajectoryMatching, TrajectoryMatching)
+    )
+    assert float(pruned) == pytest.approx(float(plain))
+    with pytest.raises(ConfigError, match="leaves nothing"):
+        PrunedTrajectoryMatching(1, rate, 1.0)
+
+
+def test_similarity() -> None:
+    a, b = torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0]), torch.tensor([1.0, 1.0, 3.0, 0.0, 2.0])
+    assert similarity(a, b).tolist() == [0.5, 1.0, 0.0, 1.0, -2.0]
+
+
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+def test_sharpness_aware_steps_equal_their_oracle(mode: str, task: BlobTask) -> None:
+    batch = task.select(torch.tensor([0, 31, 62, 5]))
+    protocol = FitProtocol(2, lr=0.1, momentum=0.0, weight_decay=0.0, batch=None, decay_at=(), sam=0.3)
+    fitted = fit_networks(
+        task.init, lambda state, one, noise: (task.loss(state, one), {}), batch, protocol, 2, KEY,
+        mode=mode,  # type: ignore[arg-type]
+    )  # fmt: skip
+    x, y = batch.inputs.numpy(), np.eye(3)[batch.targets.numpy()]  # type: ignore[union-attr]
+    params = numpy_of(task.init(KEY.fold("init", 1)).params)
+    for _ in range(2):
+        gradient = networks.class_gradient(params, x, y)
+        norm = np.sqrt(sum(float((g**2).sum()) for g in gradient.values()))
+        uphill = networks.class_gradient({name: params[name] + 0.3 * gradient[name] / norm for name in params}, x, y)
+        params = {name: params[name] - 0.1 * uphill[name] for name in params}
+    for name, tensor in state_at(fitted, 1).params.items():
+        torch.testing.assert_close(tensor, torch.from_numpy(params[name]), rtol=1e-10, atol=1e-12)
+
+
+def test_flat_experts_are_other_experts_and_plain_ones_keep_their_name() -> None:
+    task = BlobTask()
+    plain, flat = ExpertRecipe(PUBLISHED), ExpertRecipe(replace(PUBLISHED, sam=0.01))
+    assert default_folder(task, plain) != default_folder(task, flat)
+    assert "sam" not in identity(task, plain)["training"]
+
+
+def averaging(decay: float, validate_every: int = 0) -> dict[str, object]:
+    return {"steps": 4, "real_batch": 8, "ema": decay, "validate_every": validate_every}
+
+
+def test_the_average_is_the_result_and_resumes(tmp_path: Path) -> None:
+    task, method = BlobTask(), CORE_METHODS["dm"]
+    distiller = Distiller(task, method.with_settings(**averaging(0.75)), 1)
+    run = distiller.start()
+    expected = run.parameterization(KEY).inputs.detach().clone()
+    for _ in range(4):
+        run, _ = distiller.step(run)
+        expected = 0.75 * expected + 0.25 * run.parameterization(KEY).inputs.detach()
+    whole = distill(task, method, ipc=1, settings=averaging(0.75))
+    torch.testing.assert_close(whole.batch.inputs, expected)
+    distill(task, method, ipc=1, settings=averaging(0.75), out=tmp_path, checkpoint_every=2)
+    sorted((tmp_path / "checkpoints").glob("*.safetensors"))[-1].unlink()
+    again = distill(task, method, ipc=1, settings=averaging(0.75), out=tmp_path, resume=True, checkpoint_every=2)
+    assert torch.equal(again.batch.inputs, whole.batch.inputs)  # type: ignore[arg-type]
+    for wrong in (averaging(1.0), averaging(0.5, validate_every=1)):
+        with pytest.raises(ConfigError, match="ema is a decay"):
+            Distiller(task, method.with_settings(**wrong), 1)
+
+
+@pytest.mark.parametrize("name", ["ftd", "ddpp"])
+def test_the_methods_run_on_digits(name: str, tmp_path: Path) -> None:
+    task = image_task("digits", model="mlp", width=4)
+    settings = {"steps": 2, "inner_steps": 3, "experts": 1, "expert_folder": str(tmp_path)}
+    result = distill(task, get_method(DOMAIN, name, "digits"), ipc=1, settings=settings)
+    assert bool(result.batch.inputs.isfinite().all())  # type: ignore[union-attr]
+    published: Settings = get_method(DOMAIN, name).settings(1)
+    assert (published.expert_sam, published.ema) == ((0.01, 0.9995) if name == "ftd" else (0.0, 0.0))
