@@ -7,7 +7,9 @@ Three lines::
     evaluate(task, result)
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,3 +44,15 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'mmdistill' has no attribute {name!r}")
     module, attribute = _HOMES[name]
     return getattr(import_module(module), attribute)
+
+
+class _Package(ModuleType):
+    """Keeps ``mmdistill.distill`` the function: importing the submodule of that name would put itself there."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and name in _HOMES:
+            value = getattr(value, _HOMES[name][1])
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
