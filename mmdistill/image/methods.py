@@ -3,19 +3,16 @@
 from dataclasses import replace
 
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS
+from mmdistill.image.storage import latent, tiled
 from mmdistill.image.unrolled import UNROLLED_DIGITS, UNROLLED_METHODS
-from mmdistill.labels import LabelKind
-from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Parameterizer, Settings, trained_on_s
-from mmdistill.networks.pool import EarlyStagePool
+from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Settings, fresh, trained_on_s
+from mmdistill.networks.early import EarlyStagePool
 from mmdistill.networks.schedules import NetworkSchedule, TrainedOnT
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distances import conv_absolute_error, conv_squared_error, row_cosine, row_cosine_euclidean
+from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching, MultiLevelGradientMatching
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
-from mmdistill.parameterizations.base import Parameterization
-from mmdistill.parameterizations.upsample import multi_formation
-from mmdistill.runtime import Draws
-from mmdistill.task import Task
 
 
 def _krr_settings(ipc: int) -> Settings:
@@ -53,15 +50,6 @@ def early_stage_pool(settings: Settings) -> NetworkSchedule:
     )
 
 
-def tiled(factor: int) -> Parameterizer:
-    """Return the parameterization of images of ``factor x factor`` tiles."""
-
-    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        return multi_formation(task, budget, settings.init, label, draws, factor)
-
-    return build
-
-
 def _idc_settings(ipc: int, lr: float = 5e-3, inner_steps: int = 31, networks: int = 2000) -> Settings:
     """Return IDC's settings; by default those of CIFAR-10, whose networks see 2000 images between steps.
 
@@ -95,6 +83,11 @@ def _cafe_settings(ipc: int) -> Settings:
         outer_steps=outer,
         inner_steps=inner,
     )
+
+
+def _kfs_settings(ipc: int) -> Settings:
+    codes, decoder = OptimizerSpec("adam", 0.03), OptimizerSpec("adam", 0.003)
+    return Settings(steps=20_000, optimizers={"codes": codes, "decoder": decoder}, augment=True)
 
 
 def _dsa_settings(ipc: int) -> Settings:
@@ -135,6 +128,15 @@ METHODS: dict[str, Method] = {
         _cafe_settings,
         summary="mean features of every layer, and synthetic centres that classify real samples",
         source="Wang et al., CVPR 2022 (with DC's loop counts for its accuracy-driven ones)",
+    ),
+    "kfs": Method(
+        "KFS",
+        DistributionMatching,
+        fresh,
+        _kfs_settings,
+        latent(factor=4, count=2, width=16),
+        summary="mean feature matching; latent codes that small decoders share",
+        source="Lee et al., 2022 (with rates and sizes of our own)",
     ),
     "egm": Method(
         "EGM",
@@ -190,6 +192,11 @@ DIGITS: dict[str, Method] = {
     "dsa": replace(CORE_METHODS["dsa"], settings=lambda ipc: _digits_dc(ipc, augment=True)),
     "krr": replace(METHODS["krr"], settings=_digits_krr),
     "cafe": replace(METHODS["cafe"], settings=_digits_dc),
+    "kfs": replace(
+        METHODS["kfs"],
+        settings=lambda ipc: replace(_kfs_settings(ipc), steps=500, real_batch=64),
+        parameterization=latent(factor=2, count=2, width=4),
+    ),
     "idc": replace(METHODS["idc"], settings=_digits_idc, parameterization=tiled(1)),
     "edd": replace(METHODS["edd"], settings=_digits_idc, parameterization=tiled(1)),
     "dcc": replace(METHODS["dcc"], settings=lambda ipc: _digits_dc(ipc, augment=True)),

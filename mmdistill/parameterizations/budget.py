@@ -1,0 +1,129 @@
+"""What a budget of raw images allows other ways of storing them, and how these start near real images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdistill.coresets import InitKind, allocate, choose_samples
+from mmdistill.errors import ConfigError
+from mmdistill.labels import LabelKind, Labels, make_labels
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.upsample import require_images
+from mmdistill.runtime import Draws
+from mmdistill.task import Task
+
+FLOAT_BYTES = 4
+WARM_UP_LR = 0.01
+
+
+@dataclass(frozen=True)
+class ImageBudget:
+    """The bytes of so many raw float32 images per class, their labels included.
+
+    Args:
+        per_class: raw images per class.
+        shape: channels, height, width.
+        num_classes: C.
+        label_bytes: of one label.
+        shared_labels: whether the samples of one code share a label, as fixed ones do.
+    """
+
+    per_class: int
+    shape: tuple[int, int, int]
+    num_classes: int
+    label_bytes: int
+    shared_labels: bool
+
+    @classmethod
+    def of(cls, task: Task, budget: int, label: LabelKind) -> "ImageBudget":
+        """Return the budget of a task.
+
+        Raises:
+            ConfigError: a task of something else than images with classes, or a budget below 1.
+        """
+        info = task.describe()
+        if task.labels is None or task.num_classes is None:
+            raise ConfigError(f"{info.data!r} has no classes; this parameterization stores images by class")
+        channels, height, width = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape[1:]
+        counts = allocate(budget, info.budget, task.labels, task.num_classes)
+        fixed = label == "fixed"
+        label_bytes = (1 if task.num_classes <= 256 else 2) if fixed else FLOAT_BYTES * task.num_classes
+        return cls(int(counts.min()), (channels, height, width), task.num_classes, label_bytes, fixed)
+
+    @property
+    def numel(self) -> int:
+        """Numbers in one raw image."""
+        channels, height, width = self.shape
+        return channels * height * width
+
+    @property
+    def stored_bytes(self) -> int:
+        """The whole budget in bytes."""
+        return self.per_class * self.num_classes * (FLOAT_BYTES * self.numel + self.label_bytes)
+
+    def codes_per_class(self, code_numel: int, shared: Sequence[nn.Module], samples: int) -> int:
+        """Return how many codes per class fit beside what all codes share.
+
+        Args:
+            code_numel: numbers in one code.
+            shared: the decoders.
+            samples: decoded from one code.
+        Raises:
+            ConfigError: not even one.
+        """
+        taken = sum(FLOAT_BYTES * p.numel() for module in shared for p in module.parameters())
+        labels = self.label_bytes * (1 if self.shared_labels else samples)
+        found = (self.stored_bytes - taken) // (self.num_classes * (FLOAT_BYTES * code_numel + labels))
+        if found < 1:
+            raise ConfigError(
+                f"{self.per_class} images per class are {self.stored_bytes} bytes, of which {taken} go to what codes "
+                "share and too few are left for one code per class; raise the budget, or use fewer or smaller decoders"
+            )
+        return found
+
+    def classes(self, per_class: int) -> Tensor:
+        """Return the class of each code, ``(C per_class,)``."""
+        return torch.arange(self.num_classes).repeat_interleave(per_class)
+
+    def labels(self, kind: LabelKind, codes: int, samples: int) -> Labels:
+        """Return labels of so many codes per class: one each where samples share them, else one per sample."""
+        return make_labels(kind, self.classes(codes * (1 if self.shared_labels else samples)), self.num_classes)
+
+    def targets(self, task: Task, per_class: int, init: InitKind, draws: Draws) -> Tensor:
+        """Return images to start from, ``(C per_class, channels, height, width)``: real ones, or N(0, 1) noise.
+
+        A class with fewer images gives them repeatedly.
+        """
+        if init == "noise":
+            return draws.fold("noise").to(task.device).normal(self.num_classes * per_class, *self.shape)
+        assert task.labels is not None
+        available = torch.bincount(task.labels, minlength=self.num_classes)
+        indices = choose_samples(task, init, available.clamp(max=per_class), draws)
+        images = require_images(task.select(indices).inputs)
+        ends = available.clamp(max=per_class).cumsum(0)
+        starts = ends - available.clamp(max=per_class)
+        rows = [
+            start + torch.arange(per_class) % (end - start)
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        ]
+        return images[torch.cat(rows).to(images.device)]
+
+
+def fit_to_images(parameterization: Parameterization, images: Tensor, steps: int, draws: Draws) -> None:
+    """Bring decoded samples near given images, one each, by Adam on the mean squared error.
+
+    Random decoders give noise, from which matching methods start far worse than from real images.
+    """
+    learned = [p for name, group in parameterization.groups().items() if name != "labels" for p in group]
+    optimizer = torch.optim.Adam(learned, lr=WARM_UP_LR)
+    for _ in range(steps):
+        inputs = require_images(parameterization(draws).inputs)
+        loss = F.mse_loss(inputs, images)
+        for parameter, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    for parameter in learned:
+        parameter.grad = None

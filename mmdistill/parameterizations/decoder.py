@@ -1,0 +1,200 @@
+"""Codes and small learned decoders: every code passes through every decoder (Eq. 26, 30)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdistill.coresets import InitKind
+from mmdistill.errors import ConfigError
+from mmdistill.labels import LabelKind, Labels
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.budget import ImageBudget, fit_to_images
+from mmdistill.parameterizations.upsample import spread_targets
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Task
+
+
+class DecodedCodes(Parameterization):
+    """Learn codes, and decoders that all codes share: M codes and K decoders give M K samples.
+
+    Args:
+        codes: initial codes ``(M, ...)``.
+        decoders: modules from codes to images.
+        labels: one target per code, which its samples share, or one per sample.
+        classes: ``(M,)`` the class each code stands for.
+        num_classes: C.
+    Shapes:
+        decodes ``(M K, channels, height, width)`` in normalised units: a code's samples, decoder by decoder, then the
+        next code's.
+    Source: Liu et al., NeurIPS 2022 (HaBa); Lee et al., 2022 (KFS); survey Sec. 3.4.3, Eq. 30.
+    """
+
+    def __init__(
+        self, codes: Tensor, decoders: Sequence[nn.Module], labels: Labels, classes: Tensor, num_classes: int
+    ) -> None:
+        if not decoders:
+            raise ConfigError("codes need at least one decoder")
+        super().__init__(labels, classes.repeat_interleave(len(decoders)), num_classes)
+        self.codes = nn.Parameter(codes.clone())
+        self.decoder = nn.ModuleList(decoders)
+
+    def forward(self, draws: Draws) -> Batch:
+        """Decode every code by every decoder."""
+        inputs = torch.stack([decoder(self.codes) for decoder in self.decoder], 1).flatten(0, 1)
+        return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
+
+
+class Hallucinator(nn.Module):
+    """Render an image in another style: 3 x 3 convolution, ReLU, a scale and shift per element, and back.
+
+    At 3 x 32 x 32 these are 5,568 parameters.
+
+    Args:
+        channels: of the image.
+        height: at least 3 pixels, since the convolution is not padded.
+        width: likewise.
+    Shapes:
+        ``(n, channels, height, width)`` to the same.
+    Raises:
+        ConfigError: a side of fewer than 3 pixels.
+    Source: Liu et al., NeurIPS 2022, Sec. 3.
+    """
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        if min(height, width) < 3:
+            raise ConfigError(f"a hallucinator needs images of at least 3 x 3 pixels, got {height} x {width}")
+        self.inward = nn.Conv2d(channels, channels, 3)
+        self.scale = nn.Parameter(torch.ones(channels, height - 2, width - 2))
+        self.shift = nn.Parameter(torch.zeros(channels, height - 2, width - 2))
+        self.outward = nn.ConvTranspose2d(channels, channels, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the images in this hallucinator's style."""
+        rendered: Tensor = self.outward(self.scale * F.relu(self.inward(images)) + self.shift)
+        return rendered
+
+
+class LatentDecoder(nn.Module):
+    """Grow a small code to an image: a 3 x 3 convolution, then one transposed convolution for each doubling.
+
+    Args:
+        channels: of the code and of the image.
+        factor: a power of two from 2: how many times the image's sides are the code's.
+        width: hidden channels.
+    Shapes:
+        ``(n, channels, height / factor, width / factor)`` to ``(n, channels, height, width)``.
+    Raises:
+        ConfigError: a factor that is no such power, or no hidden channel.
+    """
+
+    def __init__(self, channels: int, factor: int, width: int) -> None:
+        super().__init__()
+        if factor < 2 or factor & (factor - 1) or width < 1:
+            raise ConfigError(f"a decoder needs a power of two from 2 and a width from 1, got {factor} and {width}")
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
+        for doubling in range(factor.bit_length() - 1):
+            last = 2 << doubling == factor
+            layers += [nn.ReLU(), nn.ConvTranspose2d(width, channels if last else width, 4, 2, 1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return the images."""
+        images: Tensor = self.layers(codes)
+        return images
+
+
+def make_decoders(make: Callable[[], nn.Module], count: int, draws: Draws) -> list[nn.Module]:
+    """Return decoders with torch's own initialisation, drawn from a key; the global generator is left alone."""
+    if count < 1:
+        raise ConfigError(f"at least one decoder is needed, got {count}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draws.integer())
+        return [make() for _ in range(count)]
+
+
+def hallucinated_bases(
+    task: Task, budget: int, init: InitKind, label: LabelKind, draws: Draws, count: int = 5, warm_up: int = 300
+) -> DecodedCodes:
+    """Build bases and hallucinators that take no more bytes than a budget of raw images.
+
+    Args:
+        task: a task of images with classes.
+        budget: raw images per class whose bytes may be used.
+        init: how real images are chosen: the first ones are the bases, and all samples start as near as ``warm_up``
+            steps bring them to real images; with ``noise``, bases and hallucinators stay random.
+        label: the kind of labels.
+        draws: the key.
+        count: hallucinators.
+        warm_up: steps of the start.
+    Raises:
+        ConfigError: a budget that the hallucinators alone exhaust.
+    Source: Liu et al., NeurIPS 2022; survey Sec. 3.4.3.
+    """
+    room = ImageBudget.of(task, budget, label)
+    decoders = make_decoders(lambda: Hallucinator(*room.shape), count, draws.fold("hallucinators"))
+    bases = room.codes_per_class(room.numel, decoders, count)
+    return _started(task, room, bases, decoders, lambda images: images, init, label, draws, warm_up)
+
+
+def latent_codes(
+    task: Task,
+    budget: int,
+    init: InitKind,
+    label: LabelKind,
+    draws: Draws,
+    factor: int = 4,
+    count: int = 2,
+    width: int = 16,
+    warm_up: int = 300,
+) -> DecodedCodes:
+    """Build small latent codes and decoders that take no more bytes than a budget of raw images.
+
+    Args:
+        task: a task of images with classes.
+        budget: raw images per class whose bytes may be used.
+        init: how real images are chosen, to which ``warm_up`` steps bring the samples; with ``noise``, none are taken.
+        label: the kind of labels.
+        draws: the key.
+        factor: how many times an image's sides are a code's, a power of two.
+        count: decoders.
+        width: their hidden channels.
+        warm_up: steps of the start.
+    Raises:
+        ConfigError: a factor that does not divide the sides, or a budget that the decoders alone exhaust.
+    Source: Lee et al., 2022 (KFS); survey Sec. 3.4.3.
+    """
+    room = ImageBudget.of(task, budget, label)
+    channels, height, breadth = room.shape
+    if factor < 1 or height % factor or breadth % factor:
+        raise ConfigError(f"a factor of {factor} does not divide images of {height} x {breadth} pixels")
+    decoders = make_decoders(lambda: LatentDecoder(channels, factor, width), count, draws.fold("decoders"))
+    codes = room.codes_per_class(room.numel // factor**2, decoders, count)
+    return _started(
+        task, room, codes, decoders, lambda images: F.avg_pool2d(images, factor), init, label, draws, warm_up
+    )
+
+
+def _started(
+    task: Task,
+    room: ImageBudget,
+    per_class: int,
+    decoders: Sequence[nn.Module],
+    encode: Callable[[Tensor], Tensor],
+    init: InitKind,
+    label: LabelKind,
+    draws: Draws,
+    warm_up: int,
+) -> DecodedCodes:
+    """Return codes that start from real images, each sample fitted to an image of its own."""
+    count = len(decoders)
+    targets = room.targets(task, per_class * count, init, draws)
+    codes = encode(targets[::count])
+    classes = room.classes(per_class).to(task.device)
+    made = DecodedCodes(codes, decoders, room.labels(label, per_class, count), classes, room.num_classes)
+    made.to(task.device)
+    if init != "noise":
+        fit_to_images(made, targets, warm_up, draws)
+    return made

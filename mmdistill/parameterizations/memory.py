@@ -1,0 +1,105 @@
+"""Addressing matrices: samples are linear combinations of a few bases that all classes share (Eq. 29)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdistill.coresets import InitKind
+from mmdistill.errors import ConfigError
+from mmdistill.labels import LabelKind, Labels
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Task
+
+
+class AddressedMemory(Parameterization):
+    r"""Learn a memory of K bases and R addressing matrices: sample j of class c is ``y_c A_j memory`` (Eq. 29).
+
+    Args:
+        memory: initial bases ``(K, channels, height / factor, width / factor)``.
+        addresses: initial addressing matrices ``(R, C, K)``.
+        labels: one target per sample, class by class.
+        factor: the bases' combination is up-sampled bilinearly by it.
+    Shapes:
+        decodes ``(C R, channels, height, width)`` in normalised units, class by class.
+    Raises:
+        ConfigError: addresses for another number of bases, or a factor below 1.
+    Source: Deng and Russakovsky, NeurIPS 2022; survey Sec. 3.4.3, Eq. 29.
+    """
+
+    def __init__(self, memory: Tensor, addresses: Tensor, labels: Labels, factor: int = 1) -> None:
+        if addresses.ndim != 3 or memory.ndim != 4 or addresses.shape[2] != len(memory) or factor < 1:
+            raise ConfigError(
+                "expected addresses (R, C, K), a memory (K, channels, height, width) and a factor from 1, got "
+                f"{tuple(addresses.shape)}, {tuple(memory.shape)} and {factor}"
+            )
+        samples, num_classes = addresses.shape[:2]
+        classes = torch.arange(num_classes, device=addresses.device).repeat_interleave(samples)
+        super().__init__(labels, classes, num_classes)
+        self.memory = nn.Parameter(memory.clone())
+        self.addresses = nn.Parameter(addresses.clone())
+        self.factor = factor
+
+    def forward(self, draws: Draws) -> Batch:
+        """Combine the bases and up-sample."""
+        inputs = torch.einsum("jck,kxyz->cjxyz", self.addresses, self.memory).flatten(0, 1)
+        if self.factor > 1:
+            inputs = F.interpolate(inputs, scale_factor=self.factor, mode="bilinear", align_corners=False)
+        return Batch(inputs, self.labels(), inputs.new_ones(len(inputs)))
+
+
+def addressed_memory(
+    task: Task, budget: int, init: InitKind, label: LabelKind, draws: Draws, factor: int = 2, multiple: int = 4
+) -> AddressedMemory:
+    """Build a memory with addresses that take no more bytes than a budget of raw images.
+
+    The number of bases follows from that of samples; the fewer samples, the more bases.
+
+    Args:
+        task: a task of images with classes.
+        budget: raw images per class whose bytes may be used.
+        init: how the real images are chosen of which memory and addresses start as the best approximation; ``noise``
+            starts both at random.
+        label: the kind of labels.
+        draws: the key.
+        factor: up-sampling of the bases.
+        multiple: how many samples stand for each raw image.
+    Raises:
+        ConfigError: a factor that does not divide the sides, or samples whose addresses leave no bytes for a basis.
+    """
+    room = ImageBudget.of(task, budget, label)
+    height, width = room.shape[1:]
+    if factor < 1 or height % factor or width % factor:
+        raise ConfigError(f"a factor of {factor} does not divide images of {height} x {width} pixels")
+    samples = room.per_class * multiple
+    total = samples * room.num_classes
+    basis = room.numel // factor**2
+    bases = (room.stored_bytes - total * room.label_bytes) // (FLOAT_BYTES * (basis + total))
+    if samples < 1 or bases < 1:
+        raise ConfigError(
+            f"{samples} samples per class leave no basis in {room.stored_bytes} bytes; use a larger budget, or a "
+            "multiple from 1 that is smaller"
+        )
+    targets = F.avg_pool2d(room.targets(task, samples, init, draws), factor)
+    memory, addresses = best_approximation(targets, bases, draws)
+    by_sample = addresses.view(room.num_classes, samples, bases).transpose(0, 1)
+    return AddressedMemory(memory, by_sample, room.labels(label, samples, 1), factor).to(task.device)
+
+
+def best_approximation(images: Tensor, bases: int, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Return the bases and coefficients whose products are nearest to some images, by singular values.
+
+    Bases have unit root mean square, so that one learning rate suits all of them; those beyond the images' rank are
+    noise that no coefficient uses yet.
+
+    Shapes:
+        images ``(n, channels, height, width)``; returns ``(K, channels, height, width)`` and ``(n, K)``.
+    """
+    left, values, right = torch.linalg.svd(images.flatten(1), full_matrices=False)
+    rank, width = min(bases, len(values)), right.shape[1]
+    memory = draws.fold("memory").to(images.device).normal(bases, width)
+    memory[:rank] = right[:rank] * width**0.5
+    addresses = images.new_zeros(len(images), bases)
+    addresses[:, :rank] = left[:, :rank] * values[:rank] / width**0.5
+    return memory.view(bases, *images.shape[1:]), addresses

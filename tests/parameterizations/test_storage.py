@@ -1,0 +1,108 @@
+"""Decoders and addressing matrices: equal to loops, within their budget, and learned through any objective."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError
+from mmdistill.image.methods import METHODS
+from mmdistill.image.storage import addressed, hallucinated, latent
+from mmdistill.image.task import ImageTask, image_task
+from mmdistill.labels import FixedLabels
+from mmdistill.methods import CORE_METHODS, OptimizerSpec, Parameterizer
+from mmdistill.parameterizations.decoder import DecodedCodes, Hallucinator, LatentDecoder, make_decoders
+from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation
+from mmdistill.runtime import Draws
+
+KEY = Draws(4)
+
+
+@pytest.fixture(scope="module")
+def task() -> ImageTask:
+    return image_task("digits", width=8)
+
+
+def decoded(parameterization: torch.nn.Module) -> Tensor:
+    inputs: Tensor = parameterization(KEY).inputs
+    return inputs
+
+
+def test_a_hallucinator_has_the_published_size() -> None:
+    assert sum(p.numel() for p in Hallucinator(3, 32, 32).parameters()) == 5568
+
+
+def test_addresses_combine_bases_as_the_equation_says() -> None:
+    memory, addresses = KEY.fold("m").normal(3, 1, 2, 2).double(), KEY.fold("a").normal(2, 4, 3).double()
+    labels = FixedLabels(torch.arange(4).repeat_interleave(2))
+    found = decoded(AddressedMemory(memory, addresses, labels))
+    row = 0
+    for c in range(4):
+        for j in range(2):
+            expected = torch.zeros(1, 2, 2, dtype=torch.float64)
+            for k in range(3):
+                expected = expected + addresses[j, c, k] * memory[k]
+            assert torch.allclose(found[row], expected)
+            row += 1
+
+
+def test_every_code_meets_every_decoder() -> None:
+    decoders = make_decoders(lambda: LatentDecoder(1, 2, 4), 3, KEY)
+    again = make_decoders(lambda: LatentDecoder(1, 2, 4), 3, KEY)
+    codes, classes = KEY.normal(2, 1, 4, 4), torch.tensor([0, 1])
+    whole = DecodedCodes(codes, decoders, FixedLabels(classes), classes, 2)
+    batch = whole(KEY)
+    assert batch.targets.tolist() == [0, 0, 0, 1, 1, 1]
+    for index in range(6):
+        assert torch.allclose(batch.inputs[index], again[index % 3](codes)[index // 3], atol=1e-6)
+    assert set(whole.groups()) == {"codes", "decoder"}
+
+
+def test_the_start_is_exact_where_bases_suffice() -> None:
+    images = KEY.normal(5, 1, 3, 3)
+    memory, addresses = best_approximation(images, 5, KEY)
+    assert torch.allclose(torch.einsum("nk,kxyz->nxyz", addresses, memory), images, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [latent(2, 2, 4), hallucinated(2), addressed(2, 4)])
+def test_more_samples_than_raw_within_the_same_bytes(task: ImageTask, build: Parameterizer) -> None:
+    made = build(task, 10, CORE_METHODS["dm"].settings(10), "fixed", KEY)
+    assert made.stored_bytes() <= 100 * (64 * 4 + 1)
+    inputs = decoded(made)
+    assert len(inputs) > 100
+    assert inputs.shape[1:] == (1, 8, 8)
+
+
+@pytest.mark.parametrize("build", [latent(2, 2, 4), hallucinated(2), addressed(2, 4)])
+def test_any_method_learns_them(task: ImageTask, build: Parameterizer) -> None:
+    rate = OptimizerSpec("adam", 0.01)
+    method = replace(CORE_METHODS["dm"], parameterization=build).with_settings(
+        steps=40, real_batch=16, augment=False, init="noise", optimizers={"codes": rate, "decoder": rate}
+    )
+    losses: list[float] = []
+    distill(task, method, ipc=10, progress=lambda done, total, loss: losses.append(loss))
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_kfs_is_a_method_that_runs(task: ImageTask) -> None:
+    assert METHODS["kfs"].parameterization is not None
+    result = distill(task, "kfs", ipc=5, settings={"steps": 2, "real_batch": 8})
+    assert result.stored_bytes <= 50 * (64 * 4 + 1)
+
+
+def test_impossible_stores_are_refused(task: ImageTask) -> None:
+    settings = CORE_METHODS["dm"].settings(1)
+    with pytest.raises(ConfigError, match="too few are left"):
+        hallucinated(50)(task, 1, settings, "fixed", KEY)
+    with pytest.raises(ConfigError, match="does not divide"):
+        addressed(3)(task, 1, settings, "fixed", KEY)
+    with pytest.raises(ConfigError, match="leave no basis"):
+        addressed_memory(task, 1, "noise", "fixed", KEY, factor=1, multiple=1000)
+    with pytest.raises(ConfigError, match="power of two"):
+        LatentDecoder(1, 3, 4)
+    with pytest.raises(ConfigError, match="at least 3 x 3"):
+        Hallucinator(1, 2, 2)
+    with pytest.raises(ConfigError, match="expected addresses"):
+        AddressedMemory(torch.zeros(2, 1, 4, 4), torch.zeros(1, 3, 5), FixedLabels(torch.arange(3)))
