@@ -116,9 +116,9 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
         if guess in lower:
             return lower[guess]
     near = [name for name in lower if difflib.get_close_matches(name, guesses, n=1, cutoff=0.7)]
-    hint = f"; is it {lower[near[0]]!r}?" if near else ""
+    hint = f" (is it {lower[near[0]]!r}?)" if near else ""
     raise DataError(
-        f"{source} has no column that looks like the {role}{hint} Name it with {role}_column; there are: "
+        f"{source} has no column that looks like the {role}{hint}. Name it with {role}_column; there are: "
         f"{', '.join(map(repr, names))}. The first line must be a header"
     )
 
