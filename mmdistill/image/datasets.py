@@ -155,7 +155,7 @@ def _digits() -> ImageData:
         class_names=DIGIT_NAMES,
         scale=16.0,
         mirror=False,
-        whole_epochs=30,
+        whole_epochs=60,
         judge_epochs=300,
     )
 
