@@ -213,9 +213,9 @@ DIGITS: dict[str, Method] = {
     **RIDGE_DIGITS,
     **UNROLLED_DIGITS,
 }
-"""Short runs for the 8 x 8 digits, whose published settings do not exist; DM, DC, DSA and KRR-Feature were chosen on a validation split.
+"""Short runs for the 8 x 8 digits, whose published settings do not exist.
 
-Those of IDC, EDD and KFS were chosen with test accuracy in sight, so digits numbers of these are no results.
+DM's, DC's, DSA's and KRR-Feature's were chosen on a validation split. Those of IDC, EDD and KFS were chosen with test accuracy in sight, so digits numbers of these are no results.
 
 Digits of 4 x 4 pixels cannot be told apart, so IDC and EDD store plain images there.
 """
