@@ -215,7 +215,8 @@ DIGITS: dict[str, Method] = {
 }
 """Short runs for the 8 x 8 digits, whose published settings do not exist.
 
-DM's, DC's, DSA's and KRR-Feature's were chosen on a validation split. Those of IDC, EDD and KFS were chosen with test accuracy in sight, so digits numbers of these are no results.
+DM's, DC's, DSA's and KRR-Feature's were chosen on a validation split. Those of IDC, EDD and KFS
+were chosen with test accuracy in sight, so digits numbers of these are no results.
 
 Digits of 4 x 4 pixels cannot be told apart, so IDC and EDD store plain images there.
 """
