@@ -1,14 +1,23 @@
 """Compare learning rates and numbers of steps by validation score alone; test data are never looked at.
 
     python benchmarks/choose.py --data cora --method gcond-x --budget 70 --rates 0.005,0.01,0.02,0.04 --steps 1500
+    python benchmarks/choose.py --data mnist --method dm --budget 1 --rates 1,3,10 --steps 600 --schedule reduced
+        --width 32
 
-Prints the validation score at every tenth of the steps, per rate, averaged over the seeds.
+Prints the validation score at every tenth of the steps, per rate, averaged over the seeds. Of images, which come
+without validation data, a fifth of the training images is held out; judges are trained at the end only, since they take
+long.
 """
 
 import argparse
+import statistics
 from dataclasses import replace
 
+import torch
+
 from mmdistill.distiller import Distiller
+from mmdistill.image.data import ImageData
+from mmdistill.image.task import ImageTask, image_task
 from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Task, Validates
@@ -28,6 +37,30 @@ def curve(task: Task, distiller: Distiller, every: int) -> list[float]:
     return scores
 
 
+def held_out(data: ImageData, seed: int = 0, fraction: float = 0.2) -> ImageData:
+    """Return the training images alone, split into training and validation images (at most 5,000) in place of test."""
+    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
+    kept, held = order[int(fraction * len(order)) :], order[: min(int(fraction * len(order)), 5000)]
+    return replace(
+        data,
+        train_images=data.train_images[kept],
+        train_labels=data.train_labels[kept],
+        test_images=data.train_images[held],
+        test_labels=data.train_labels[held],
+    )
+
+
+def judged(task: Task, distiller: Distiller, networks: int) -> float:
+    """Return the mean validation accuracy of judges that are trained on the finished set."""
+    run = distiller.start()
+    while run.step < distiller.steps:
+        run, _ = distiller.step(run)
+    result = distiller.result(run, "choose", 0.0)
+    draws = Draws(distiller.draws.seed, ("choose",), task.device)
+    scores = task.evaluate(result.to(task.device), task.judges[0], draws, networks, result.learned)
+    return statistics.fmean(scores.values["accuracy"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -36,19 +69,33 @@ def main() -> None:
     parser.add_argument("--rates", required=True, help="comma-separated learning rates of the samples")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seeds", default="10,11")
+    parser.add_argument("--schedule", choices=("published", "reduced"), default="published")
+    parser.add_argument("--width", type=int, default=None)
+    parser.add_argument("--judge-epochs", type=int, default=None)
+    parser.add_argument("--judge-batch", type=int, default=None)
+    parser.add_argument("--networks", type=int, default=2, help="judges per seed, for images")
     chosen = parser.parse_args()
     domain = domain_of(chosen.data)
-    task = domain.make_task(chosen.data, TaskOptions())
-    method = get_method(domain, chosen.method, chosen.data)
+    options = TaskOptions(width=chosen.width, judge_epochs=chosen.judge_epochs, judge_batch=chosen.judge_batch)
+    task = domain.make_task(chosen.data, options)
+    if isinstance(task, ImageTask):
+        task = image_task(
+            held_out(task.data),
+            width=chosen.width,
+            judge_epochs=chosen.judge_epochs,
+            judge_batch=chosen.judge_batch,
+        )
+    method = get_method(domain, chosen.method, chosen.data, chosen.schedule)
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     for rate in (float(text) for text in chosen.rates.split(",")):
         settings = method.settings(chosen.budget)
         optimizers = {**settings.optimizers, "codes": replace(settings.optimizers["codes"], lr=rate)}
         settings = replace(settings, optimizers=optimizers, steps=chosen.steps)
-        runs = [
-            curve(task, Distiller(task, method, chosen.budget, seed=seed, settings=settings), chosen.steps // 10)
-            for seed in seeds
-        ]
+        distillers = [Distiller(task, method, chosen.budget, seed=seed, settings=settings) for seed in seeds]
+        if isinstance(task, ImageTask):
+            runs = [[judged(task, distiller, chosen.networks)] for distiller in distillers]
+        else:
+            runs = [curve(task, distiller, chosen.steps // 10) for distiller in distillers]
         means = [100 * sum(scores) / len(scores) for scores in zip(*runs, strict=True)]
         print(f"rate {rate:g}: " + " ".join(f"{mean:.1f}" for mean in means), flush=True)
 

@@ -51,7 +51,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
 def chosen_method(config: DistillConfig, domain: Domain, budget: int) -> Method:
     """Return the configured method with its overrides."""
     data, name = require_data_and_method(config)
-    method = get_method(domain, name, data)
+    method = get_method(domain, name, data, config.schedule)
     changes = config.overrides()
     if config.lr is not None:
         optimizers = dict(method.settings(budget).optimizers)

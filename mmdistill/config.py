@@ -30,6 +30,7 @@ class DistillConfig:
         encoder: text encoder, by name or path
         text_column: column of the texts in a table
         label_column: column of the labels in a table
+        schedule: published settings, or reduced ones that a CPU finishes in minutes (best with a smaller --width)
         steps: updates of the synthetic data; the method's published number by default
         lr: learning rate of the synthetic samples
         real_batch: real samples per class (or in all) and step
@@ -63,6 +64,7 @@ class DistillConfig:
     encoder: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    schedule: Literal["published", "reduced"] = "published"
     steps: int | None = None
     lr: float | None = None
     real_batch: int | None = None

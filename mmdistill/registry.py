@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 from mmdistill.errors import ConfigError
 from mmdistill.methods import CORE_METHODS, Method
 from mmdistill.task import Batch, BudgetKind, Task
 
+Schedule = Literal["published", "reduced"]
 DOMAIN_PACKAGES = {name: f"mmdistill.{name}" for name in ("image", "graph", "text", "recsys")}
 
 
@@ -57,6 +59,7 @@ class Domain:
         accepted: one line on the files and folders of the user's own that it reads.
         prefix: names that start so (``hf:``, say) belong to this domain.
         presets: by data set name, methods whose settings differ there.
+        reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Domain:
     accepted: str = "a file or folder of your own"
     prefix: str = ""
     presets: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
+    reduced: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
 
 
 def canonical(name: str) -> str:
@@ -124,10 +128,28 @@ def domain_methods(domain: Domain) -> dict[str, Method]:
     return {**shared, **domain.methods}
 
 
-def get_method(domain: Domain, name: str, data: str = "") -> Method:
-    """Return a method by name in a domain, with the settings for a data set; an unknown name suggests the nearest."""
+def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "published") -> Method:
+    """Return a method by name in a domain, with the settings for a data set; an unknown name suggests the nearest.
+
+    Args:
+        domain: of the data.
+        name: the method's.
+        data: the data set's name, for settings of its own.
+        schedule: ``published`` settings, or ``reduced`` ones for a CPU.
+    Raises:
+        ConfigError: an unknown method, or one without a reduced schedule.
+    """
     methods = {**domain_methods(domain), **domain.presets.get(canonical(data), {})}
     key = canonical(name)
     if key not in methods:
         raise unknown_name(f"method for {domain.name} data", name, methods)
-    return methods[key]
+    if schedule == "published":
+        return methods[key]
+    reduced = domain.reduced.get(canonical(data), domain.reduced.get("*", {}))
+    if key not in reduced:
+        known = ", ".join(sorted(reduced)) or "none"
+        raise ConfigError(
+            f"{methods[key].title} has no reduced schedule for {data or domain.name!r} (methods that have: {known}); "
+            "leave --schedule out, and set --steps and --real-batch yourself"
+        )
+    return reduced[key]

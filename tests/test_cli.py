@@ -13,6 +13,8 @@ import safetensors.torch
 import torch
 
 from mmdistill.cli import main, spelled
+from mmdistill.errors import ConfigError
+from mmdistill.registry import get_domain, get_method
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
 
@@ -150,3 +152,10 @@ def test_a_stopped_run_resumes_bit_identical(tmp_path: Path, number: int) -> Non
     whole.communicate(timeout=300)
     one, two = (safetensors.torch.load_file(tmp_path / n / "distilled.safetensors") for n in ("whole", "stopped"))
     assert torch.equal(one["inputs"], two["inputs"])
+
+
+def test_a_reduced_schedule_is_shorter_and_a_missing_one_is_named() -> None:
+    domain = get_domain("image")
+    assert get_method(domain, "dm", "mnist", "reduced").settings(1).steps < get_method(domain, "dm").settings(1).steps
+    with pytest.raises(ConfigError, match="no reduced schedule"):
+        get_method(domain, "dm", "cifar10", "reduced")

@@ -6,6 +6,7 @@ from mmdistill.image.datasets import DATASETS, accepts, load
 from mmdistill.image.draw import EXPORTS, draw
 from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, ConvNet, LeNet, ResNet18
+from mmdistill.image.reduced import REDUCED
 from mmdistill.image.task import ImageTask, image_task, make_task
 from mmdistill.registry import Domain
 
@@ -21,6 +22,7 @@ DOMAIN = Domain(
     accepted="a folder with one subfolder of images per class (perhaps under train/ and test/), IDX or CIFAR binary "
     "files, or a .safetensors file with images and labels",
     presets=PRESETS,
+    reduced=REDUCED,
 )
 
 __all__ = [
