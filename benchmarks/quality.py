@@ -7,7 +7,8 @@ Each seed is a distillation, a random and a herding selection and networks of it
 seeds, their standard deviation, and by how many standard errors the set is above each baseline, paired by seed.
 
 A row is DATA-METHOD-BUDGET with published settings; options after a colon override them, for example
-``mnist-dm-1:steps=2000,real_batch=64,width=32,judge_epochs=200`` or ``mnist-dm-1:schedule=reduced,width=32``. Finished rows are skipped, interrupted ones resumed.
+``mnist-dm-1:schedule=reduced,width=32`` or ``mnist-dm-1:steps=2000,real_batch=64,width=32,judge_epochs=200``. Finished
+rows are skipped, interrupted ones resumed.
 """
 
 import argparse
