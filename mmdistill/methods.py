@@ -9,7 +9,8 @@ from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe
-from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, TrainedOnS
+from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, TrainedNetworks, TrainedOnS, TrainedOnT
 from mmdistill.networks.trajectories import ExpertTrajectories, needed_epochs
 from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Objective
@@ -164,23 +165,38 @@ def fresh(settings: Settings) -> NetworkSchedule:
     return FreshNetworks()
 
 
-def trained_on_s(settings: Settings) -> NetworkSchedule:
-    """A network trained on the synthetic set between steps."""
-    return TrainedOnS(
-        outer_steps=settings.outer_steps,
-        inner_steps=settings.inner_steps,
-        lr=settings.inner_lr,
-        batch=settings.inner_batch,
-        augment=settings.augment,
-    )
+def trained_by(kind: type[TrainedNetworks]) -> Callable[[Settings], NetworkSchedule]:
+    """Return how the settings make a schedule that trains a network between steps."""
+
+    def make(settings: Settings) -> NetworkSchedule:
+        return kind(
+            outer_steps=settings.outer_steps,
+            inner_steps=settings.inner_steps,
+            lr=settings.inner_lr,
+            momentum=settings.inner_momentum,
+            batch=settings.inner_batch,
+            augment=settings.augment,
+        )
+
+    return make
 
 
-def expert_trajectories(settings: Settings) -> NetworkSchedule:
-    """Experts that train for the epochs these settings need, on the real data."""
-    epochs = needed_epochs(settings.start_epochs, settings.expert_steps)
-    recipe = ExpertRecipe(replace(PUBLISHED, epochs=epochs, sam=settings.expert_sam), settings.augment)
-    folder = Path(settings.expert_folder) if settings.expert_folder else None
-    return ExpertTrajectories(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)
+trained_on_s = trained_by(TrainedOnS)
+"""A network trained on the synthetic set between steps."""
+trained_on_t = trained_by(TrainedOnT)
+"""A network trained on the real set between steps."""
+
+
+def experts_by(protocol: FitProtocol = PUBLISHED) -> Callable[[Settings], NetworkSchedule]:
+    """Return how the settings make a schedule of experts that train by a protocol for the epochs they need."""
+
+    def make(settings: Settings) -> NetworkSchedule:
+        epochs = needed_epochs(settings.start_epochs, settings.expert_steps)
+        recipe = ExpertRecipe(replace(protocol, epochs=epochs, sam=settings.expert_sam), settings.augment)
+        folder = Path(settings.expert_folder) if settings.expert_folder else None
+        return ExpertTrajectories(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)
+
+    return make
 
 
 def unrolled_performance(settings: Settings) -> Objective:
@@ -195,24 +211,18 @@ def unrolled_performance(settings: Settings) -> Objective:
     )
 
 
-def trajectory_matching(settings: Settings) -> TrajectoryMatching:
-    """The distance to an expert's end, with one learned rate."""
-    return TrajectoryMatching(
-        settings.inner_steps,
-        InnerRate(settings.inner_lr),
-        batch=settings.inner_batch or None,
-        augment=settings.augment,
-    )
+def trajectory_matching(kind: type[TrajectoryMatching] = TrajectoryMatching) -> Configured:
+    """Return how the settings make an objective that compares a student's end with an expert's; one learned rate."""
 
+    def make(settings: Settings) -> TrajectoryMatching:
+        return kind(
+            settings.inner_steps,
+            InnerRate(settings.inner_lr),
+            batch=settings.inner_batch or None,
+            augment=settings.augment,
+        )
 
-def constant_memory_matching(settings: Settings) -> TrajectoryMatching:
-    """The same with the gradient that holds later states fixed."""
-    return TrajectoryMatchingConstantMemory(
-        settings.inner_steps,
-        InnerRate(settings.inner_lr),
-        batch=settings.inner_batch or None,
-        augment=settings.augment,
-    )
+    return Configured(make)
 
 
 def _dd_settings(ipc: int) -> Settings:
@@ -298,16 +308,16 @@ CORE_METHODS: dict[str, Method] = {
     ),
     "mtt": Method(
         "MTT",
-        Configured(trajectory_matching),
-        expert_trajectories,
+        trajectory_matching(),
+        experts_by(),
         _mtt_settings,
         summary="trajectory matching against cached experts",
         source="Cazenavette et al., CVPR 2022",
     ),
     "tesla": Method(
         "TESLA",
-        Configured(constant_memory_matching),
-        expert_trajectories,
+        trajectory_matching(TrajectoryMatchingConstantMemory),
+        experts_by(),
         _mtt_settings,
         summary="MTT with a cheaper gradient; hard labels",
         source="Cui et al., ICML 2023",

@@ -5,9 +5,17 @@ from dataclasses import replace
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS
 from mmdistill.image.storage import latent, tiled
 from mmdistill.image.unrolled import UNROLLED_DIGITS, UNROLLED_METHODS
-from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Settings, fresh, trained_on_s
+from mmdistill.methods import (
+    CORE_METHODS,
+    Method,
+    OptimizerSpec,
+    Settings,
+    fresh,
+    trained_by,
+    trained_on_s,
+    trained_on_t,
+)
 from mmdistill.networks.early import EarlyStagePool
-from mmdistill.networks.schedules import NetworkSchedule, TrainedOnT
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distances import conv_absolute_error, conv_squared_error, row_cosine, row_cosine_euclidean
 from mmdistill.objectives.distribution import DistributionMatching
@@ -23,30 +31,6 @@ def _krr_settings(ipc: int) -> Settings:
         optimizers={"codes": rate, "labels": rate},
         outer_steps=100,
         inner_steps=1,
-    )
-
-
-def trained_on_t(settings: Settings) -> NetworkSchedule:
-    """A network trained on the real set between steps."""
-    return TrainedOnT(
-        outer_steps=settings.outer_steps,
-        inner_steps=settings.inner_steps,
-        lr=settings.inner_lr,
-        momentum=settings.inner_momentum,
-        batch=settings.inner_batch,
-        augment=settings.augment,
-    )
-
-
-def early_stage_pool(settings: Settings) -> NetworkSchedule:
-    """A perturbed network of a pool of early-stage ones, trained on the real set between steps."""
-    return EarlyStagePool(
-        outer_steps=settings.outer_steps,
-        inner_steps=settings.inner_steps,
-        lr=settings.inner_lr,
-        momentum=settings.inner_momentum,
-        batch=settings.inner_batch,
-        augment=settings.augment,
     )
 
 
@@ -107,7 +91,7 @@ METHODS: dict[str, Method] = {
     "edd": Method(
         "EDD",
         lambda: GradientMatching(conv_squared_error),
-        early_stage_pool,
+        trained_by(EarlyStagePool),
         _edd_settings,
         tiled(2),
         summary="IDC with a pool of early-stage networks and perturbed weights",

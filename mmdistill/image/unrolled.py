@@ -1,37 +1,13 @@
 """FTD and DDPP, and the settings with which unrolled methods fit the embedded digits."""
 
 from dataclasses import replace
-from pathlib import Path
 
-from mmdistill.methods import CORE_METHODS, Configured, Method, OptimizerSpec, Settings
-from mmdistill.networks.experts import ExpertRecipe
+from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Settings, experts_by, trajectory_matching
 from mmdistill.networks.fit import FitProtocol
-from mmdistill.networks.schedules import NetworkSchedule
-from mmdistill.networks.trajectories import ExpertTrajectories, needed_epochs
 from mmdistill.objectives.trajectory import PrunedTrajectoryMatching
-from mmdistill.objectives.unrolled import InnerRate
 
 DIGITS_EXPERTS = FitProtocol(epochs=0, lr=0.02, momentum=0.0, weight_decay=0.0, batch=64, decay_at=())
 """Smaller minibatches and twice the published rate, so that an epoch of the small data set moves an expert."""
-
-
-def digits_experts(settings: Settings) -> NetworkSchedule:
-    """Experts for the epochs that these settings need, trained as :data:`DIGITS_EXPERTS` says."""
-    epochs = needed_epochs(settings.start_epochs, settings.expert_steps)
-    protocol = replace(DIGITS_EXPERTS, epochs=epochs, sam=settings.expert_sam)
-    recipe = ExpertRecipe(protocol, settings.augment)
-    folder = Path(settings.expert_folder) if settings.expert_folder else None
-    return ExpertTrajectories(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)
-
-
-def pruned_matching(settings: Settings) -> PrunedTrajectoryMatching:
-    """The distance to an expert's end over the parameters that a student can match."""
-    return PrunedTrajectoryMatching(
-        settings.inner_steps,
-        InnerRate(settings.inner_lr),
-        batch=settings.inner_batch or None,
-        augment=settings.augment,
-    )
 
 
 def _flat_settings(settings: Settings, ema: float) -> Settings:
@@ -83,7 +59,7 @@ UNROLLED_METHODS: dict[str, Method] = {
     "ddpp": replace(
         CORE_METHODS["mtt"],
         title="DDPP",
-        objective=Configured(pruned_matching),
+        objective=trajectory_matching(PrunedTrajectoryMatching),
         summary="MTT over the parameters that a student can match",
         source="Li et al., 2022",
     ),
@@ -92,11 +68,13 @@ UNROLLED_METHODS: dict[str, Method] = {
 
 UNROLLED_DIGITS: dict[str, Method] = {
     "dd": replace(CORE_METHODS["dd"], settings=_digits_dd),
-    "mtt": replace(CORE_METHODS["mtt"], network=digits_experts, settings=_digits_mtt),
-    "tesla": replace(CORE_METHODS["tesla"], network=digits_experts, settings=_digits_mtt),
+    "mtt": replace(CORE_METHODS["mtt"], network=experts_by(DIGITS_EXPERTS), settings=_digits_mtt),
+    "tesla": replace(CORE_METHODS["tesla"], network=experts_by(DIGITS_EXPERTS), settings=_digits_mtt),
     "ftd": replace(
-        UNROLLED_METHODS["ftd"], network=digits_experts, settings=lambda ipc: _flat_settings(_digits_mtt(ipc), 0.9)
+        UNROLLED_METHODS["ftd"],
+        network=experts_by(DIGITS_EXPERTS),
+        settings=lambda ipc: _flat_settings(_digits_mtt(ipc), 0.9),
     ),
-    "ddpp": replace(UNROLLED_METHODS["ddpp"], network=digits_experts, settings=_digits_mtt),
+    "ddpp": replace(UNROLLED_METHODS["ddpp"], network=experts_by(DIGITS_EXPERTS), settings=_digits_mtt),
 }
 """Short runs for the 8 x 8 digits; chosen on a validation split of their training images."""
