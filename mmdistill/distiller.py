@@ -13,7 +13,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.methods import Method, OptimizerSpec, Settings
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.objectives.base import Features, Network, Objective
-from mmdistill.optimizers import LAMB
+from mmdistill.optimizers import LAMB, AdaBelief
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
@@ -25,6 +25,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "lamb": LAMB,
+    "adabelief": AdaBelief,
 }
 
 
@@ -185,7 +186,7 @@ class Distiller:
             options["momentum"] = spec.momentum
         else:
             options["betas"] = spec.betas
-            if spec.name != "lamb":
+            if spec.name in ("adam", "adamw"):
                 options["capturable"] = self.task.device.type == "cuda"
         return OPTIMIZERS[spec.name](parameters, **options)
 
@@ -243,8 +244,9 @@ class Distiller:
             if not _is_active(spec, run.step):
                 continue
             if spec.cosine:
+                wave = 0.5 * (1 + math.cos(math.pi * run.step / max(self.steps, 1)))
                 for group in optimizer.param_groups:
-                    group["lr"] = spec.lr * 0.5 * (1 + math.cos(math.pi * run.step / max(self.steps, 1)))
+                    group["lr"] = spec.lr * (spec.floor + (1 - spec.floor) * wave)
             optimizer.step()
 
     def validate(self, run: RunState) -> None:

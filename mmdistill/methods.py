@@ -29,7 +29,7 @@ class OptimizerSpec:
     """How one group of learned tensors is stepped.
 
     Args:
-        name: ``sgd``, ``adam``, ``adamw`` (torch.optim) or ``lamb``.
+        name: ``sgd``, ``adam``, ``adamw`` (torch.optim), ``lamb`` or ``adabelief``.
         lr: learning rate.
         momentum: for SGD.
         betas: for all but SGD.
@@ -37,10 +37,11 @@ class OptimizerSpec:
         maximize: ascend instead of descend.
         active: ``(start, stop, period)``: steps whose remainder by period lies in [start, stop) are taken; the group
             rests in the others. None: every step.
-        cosine: anneal the rate to zero over the run.
+        cosine: anneal the rate over the run, to ``floor``.
+        floor: the share of the rate that the annealing ends with.
     """
 
-    name: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "lamb", "adabelief"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -48,6 +49,11 @@ class OptimizerSpec:
     maximize: bool = False
     active: tuple[int, int, int] | None = None
     cosine: bool = False
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"floor is a share of the rate between 0 and 1, got {self.floor}")
 
 
 @dataclass(frozen=True)

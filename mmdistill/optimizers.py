@@ -1,5 +1,6 @@
 """Optimizers of synthetic data that torch does not have."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,9 +9,56 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mmdistill.errors import ConfigError
+from mmdistill.task import Tensors
 
 
-class LAMB(Optimizer):
+class _Moments(Optimizer, ABC):
+    """The common path of optimizers that keep Adam's two moments: checks, state, and the loop over tensors."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        maximize: bool,
+    ) -> None:
+        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(
+                f"{type(self).__name__} needs lr, eps and weight_decay of at least 0 and betas in [0, 1), got {lr}, "
+                f"{eps}, {weight_decay} and {betas}"
+            )
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; returns the closure's loss where there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=parameter.dtype, device=parameter.device)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                gradient = -parameter.grad if group["maximize"] else parameter.grad
+                self._update(parameter, gradient, state, group)
+        return loss
+
+    @abstractmethod
+    def _update(self, parameter: Tensor, gradient: Tensor, state: Tensors, group: dict[str, Any]) -> None:
+        """Move a tensor and its moments by one step, in place."""
+
+
+class LAMB(_Moments):
     r"""Adam whose update of each tensor is rescaled to the tensor's own norm.
 
     .. math:: w \leftarrow w - \eta \frac{\lVert w \rVert}{\lVert r + \lambda w \rVert} (r + \lambda w), \quad
@@ -42,40 +90,57 @@ class LAMB(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
-        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
-            raise ConfigError(
-                f"LAMB needs lr, eps and weight_decay of at least 0 and betas in [0, 1), got {lr}, {eps}, "
-                f"{weight_decay} and {betas}"
-            )
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, defaults)
+        super().__init__(params, lr, betas, eps, weight_decay, maximize)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; returns the closure's loss where there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-        return loss
-
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=parameter.dtype, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        assert parameter.grad is not None
-        gradient = -parameter.grad if group["maximize"] else parameter.grad
+    def _update(self, parameter: Tensor, gradient: Tensor, state: Tensors, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        state["step"] += 1
         first = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1 ** state["step"])
         second = state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2 ** state["step"])
         update = first / (second.sqrt() + group["eps"]) + group["weight_decay"] * parameter
         own, moved = parameter.norm(), update.norm()
         ratio = torch.where((own > 0) & (moved > 0), own / moved, 1.0)
         parameter -= group["lr"] * ratio * update
+
+
+class AdaBelief(_Moments):
+    r"""Adam whose second moment is that of the gradient's surprise: its distance from its own running mean.
+
+    .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+        s \leftarrow \beta_2 s + (1 - \beta_2) (g - m)^2 + \epsilon, \quad
+        w \leftarrow w - \eta\, \hat m / (\sqrt{\hat s} + \epsilon)
+
+    with bias-corrected moments. A gradient that stays the same takes large steps, one that changes small ones.
+
+    Args:
+        params: what is stepped.
+        lr: learning rate.
+        betas: decay of both moments.
+        eps: epsilon, which adds up in the second moment; the square of what one would give Adam.
+        weight_decay: L2 coefficient, added to the gradient.
+        maximize: ascend instead of descend.
+
+    Raises:
+        ConfigError: values out of range.
+
+    Source: Zhuang et al., NeurIPS 2020, Algorithm 2.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, maximize)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, state: Tensors, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        gradient = gradient + group["weight_decay"] * parameter
+        first = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        surprise = (gradient - first).square()
+        second = state["exp_avg_sq"].lerp_(surprise, 1 - beta2).add_(group["eps"])
+        root = (second / (1 - beta2 ** state["step"])).sqrt() + group["eps"]
+        parameter -= group["lr"] / (1 - beta1 ** state["step"]) * first / root

@@ -1,13 +1,16 @@
-"""LAMB against its equation written with loops."""
+"""LAMB and AdaBelief against their equations written with loops."""
 
 import math
 
 import pytest
 import torch
 
+from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
-from mmdistill.optimizers import LAMB
+from mmdistill.methods import CORE_METHODS, OptimizerSpec
+from mmdistill.optimizers import LAMB, AdaBelief
 from mmdistill.runtime import Draws
+from tests.toys import BlobTask
 
 KEY = Draws(8)
 
@@ -41,6 +44,39 @@ def test_lamb_equals_its_equation(decay: float, maximize: bool) -> None:
     torch.testing.assert_close(parameter.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-12)
 
 
+def belief_by_loops(values: list[float], gradients: list[list[float]], lr: float, eps: float) -> list[float]:
+    first, second = [0.0] * len(values), [0.0] * len(values)
+    for step, gradient in enumerate(gradients, 1):
+        for i, g in enumerate(gradient):
+            first[i] = 0.9 * first[i] + 0.1 * g
+            second[i] = 0.999 * second[i] + 0.001 * (g - first[i]) ** 2 + eps
+            root = math.sqrt(second[i] / (1 - 0.999**step)) + eps
+            values[i] -= lr * first[i] / (1 - 0.9**step) / root
+    return values
+
+
+@pytest.mark.parametrize(("eps", "maximize"), [(1e-16, False), (1e-3, False), (1e-8, True)])
+def test_adabelief_equals_its_equation(eps: float, maximize: bool) -> None:
+    start = KEY.normal(5, dtype=torch.float64)
+    gradients = [KEY.fold(step).normal(5, dtype=torch.float64) for step in range(6)]
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = AdaBelief([parameter], lr=0.02, eps=eps, maximize=maximize)
+    for gradient in gradients:
+        parameter.grad = gradient
+        optimizer.step()
+    sign = -1 if maximize else 1
+    expected = belief_by_loops(start.tolist(), [(sign * g).tolist() for g in gradients], 0.02, eps)
+    torch.testing.assert_close(parameter.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-12)
+
+
+def test_adabelief_decays_by_its_gradient() -> None:
+    decayed, by_hand = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    decayed.grad, by_hand.grad = torch.ones(2), torch.full((2,), 1.5)
+    AdaBelief([decayed], weight_decay=0.5).step()
+    AdaBelief([by_hand]).step()
+    assert torch.equal(decayed, by_hand)
+
+
 def test_each_tensor_moves_by_its_share_and_zeros_move_as_adam() -> None:
     large, zero = torch.nn.Parameter(torch.full((4,), 100.0)), torch.nn.Parameter(torch.zeros(4))
     optimizer = LAMB([large, zero], lr=0.01)
@@ -69,6 +105,21 @@ def test_a_closure_is_evaluated() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}])
-def test_values_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="LAMB needs"):
-        LAMB([torch.nn.Parameter(torch.ones(1))], **wrong)  # type: ignore[arg-type]
+@pytest.mark.parametrize("optimizer", [LAMB, AdaBelief])
+def test_values_out_of_range_are_refused(optimizer: type[LAMB | AdaBelief], wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"{optimizer.__name__} needs"):
+        optimizer([torch.nn.Parameter(torch.ones(1))], **wrong)  # type: ignore[arg-type]
+
+
+def test_the_annealed_rate_ends_at_its_floor() -> None:
+    rate = OptimizerSpec("adabelief", 0.1, cosine=True, floor=0.1)
+    method = CORE_METHODS["dm"].with_settings(steps=4, real_batch=4, augment=False, optimizers={"codes": rate})
+    distiller = Distiller(BlobTask(), method, 1)
+    run, rates = distiller.start(), []
+    for _ in range(4):
+        run, _ = distiller.step(run)
+        rates.append(run.optimizers["codes"].param_groups[0]["lr"])
+    expected = [0.1 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 4))) for step in range(4)]
+    assert rates == pytest.approx(expected)
+    with pytest.raises(ConfigError, match="floor is a share"):
+        OptimizerSpec(floor=1.5)
