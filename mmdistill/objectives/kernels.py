@@ -1,11 +1,15 @@
-"""Closed-form kernels of infinitely wide fully connected networks: arc-cosine, NNGP and NTK, as pure functions."""
+"""Closed-form kernels of infinitely wide networks, fully connected and convolutional, as pure functions."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.objectives.base import Network
@@ -28,21 +32,22 @@ class Angles(NamedTuple):
 
 
 class WideKernels(NamedTuple):
-    """What :func:`fully_connected` returns: the NNGP and the NTK of the same network, each ``(n_a, n_b)``."""
+    """The NNGP and the NTK of the same network, each ``(n_a, n_b)``."""
 
     nngp: Tensor
     ntk: Tensor
 
 
 def pair_angles(gram: Tensor, diagonal_a: Tensor, diagonal_b: Tensor) -> Angles:
-    """Return the angles between rows from their inner products, with gradients that are finite everywhere.
+    """Return the angles between samples from their inner products, with gradients that are finite everywhere.
 
     The angle's derivative -1/sqrt(1 - c^2) is infinite for parallel rows, above all on the diagonal of K(x, x), where
     the true gradient through c is zero. Within rounding of c = 1 or -1 the angle is a constant 0 or pi. A
     row of norm 0 has a right angle to every other.
 
     Shapes:
-        gram ``(n_a, n_b)``; diagonals ``(n_a,)`` and ``(n_b,)``, the squared norms; returns four ``(n_a, n_b)``.
+        gram ``(n_a, n_b, ...)``; diagonals ``(n_a, ...)`` and ``(n_b, ...)``, the squared norms; returns four tensors
+        of the shape of gram.
     """
     squared = diagonal_a[:, None] * diagonal_b[None, :]
     positive = squared > 0
@@ -119,9 +124,77 @@ def fully_connected(a: Tensor, b: Tensor, *, depth: int = 1, w_std: float = W_ST
     return WideKernels(nngp, ntk)
 
 
+def convolutional(
+    a: Tensor, b: Tensor, *, depth: int = 3, w_std: float = W_STD, b_std: float = B_STD, pairs: int = 1024
+) -> WideKernels:
+    r"""Return NNGP and NTK of ``[Conv 3x3, ReLU] x depth, Flatten, Dense`` in NTK parameterization at infinite width.
+
+    Zero padding keeps the size of the images. Without pooling, a pixel's covariance reads its own neighbours only:
+
+    .. math:: K_1(p) = \frac{\sigma_w^2}{9 c} \sum_{q \in N(p)} x_q^\top y_q + \sigma_b^2, \quad \Theta_1 = K_1, \\
+        K_{l+1}(p) = \frac{\sigma_w^2}{9} \sum_{q \in N(p)} E[\phi(u_q)\phi(v_q)] + \sigma_b^2, \quad
+        \Theta_{l+1}(p) = \frac{\sigma_w^2}{9} \sum_{q \in N(p)} E[\phi'(u_q)\phi'(v_q)] \Theta_l(q) + K_{l+1}(p)
+
+    and the last layer is the fully connected one, with the mean over pixels for the sum over neighbours.
+
+    Args:
+        a: images.
+        b: images; the same tensor as ``a`` for the kernel of a set with itself.
+        depth: convolutions, at least 1.
+        w_std: standard deviation of the weights before the 1/sqrt(fan-in) scale.
+        b_std: standard deviation of the biases.
+        pairs: how many pairs of images are held at once (at least one row of the matrix). With more than that, the
+            backward pass computes each part again; memory is about 50 ``pairs`` numbers per pixel and layer.
+
+    Shapes:
+        a ``(n_a, c, h, w)``, b ``(n_b, c, h, w)``; returns two ``(n_a, n_b)``, in the inputs' dtype.
+
+    Raises:
+        ShapeError: the inputs are not two sets of images of one shape.
+        ConfigError: no convolution, or no pairs.
+
+    Source: Novak et al., ICLR 2019 (NNGP); Arora et al., NeurIPS 2019 (NTK); Nguyen et al., ICLR and NeurIPS 2021.
+    """
+    if a.ndim != 4 or b.ndim != 4 or a.shape[1:] != b.shape[1:]:
+        raise ShapeError(
+            f"two sets of (n, channels, height, width) images of one shape are needed, got {tuple(a.shape)} and "
+            f"{tuple(b.shape)}"
+        )
+    if depth < 1 or pairs < 1:
+        raise ConfigError(f"the kernel takes at least 1 convolution and 1 pair at a time, got {depth} and {pairs}")
+    rows = partial(_pixel_kernels, b=b, depth=depth, w2=w_std**2, b2=b_std**2)
+    parts = torch.split(a, max(1, pairs // b.shape[0]))
+    if len(parts) == 1:
+        return rows(a)
+    kernels = [checkpoint(rows, part, use_reentrant=False) for part in parts]
+    return WideKernels(*(torch.cat(matrices) for matrices in zip(*kernels, strict=True)))
+
+
+def _pixel_kernels(a: Tensor, b: Tensor, depth: int, w2: float, b2: float) -> WideKernels:
+    """Return the kernels of :func:`convolutional` for some rows."""
+
+    def convolved(covariance: Tensor) -> Tensor:
+        """Sum each pixel's 3 x 3 neighbours over 9, beyond the border 0, times the variance of the weights."""
+        flat = covariance.flatten(0, -3).unsqueeze(1)
+        return w2 * F.avg_pool2d(flat, 3, stride=1, padding=1).view_as(covariance)
+
+    nngp = convolved(torch.einsum("achw,bchw->abhw", a, b) / a.shape[1]) + b2
+    var_a, var_b = (convolved(x.square().mean(1)) + b2 for x in (a, b))
+    ntk = nngp
+    for layer in range(1, depth + 1):
+        moment, slope = relu_moments(pair_angles(nngp, var_a, var_b))
+        if layer == depth:
+            break
+        nngp = convolved(moment) + b2
+        ntk = convolved(slope * ntk) + nngp
+        var_a, var_b = (convolved(variance / 2) + b2 for variance in (var_a, var_b))
+    last = w2 * moment.mean((2, 3)) + b2
+    return WideKernels(last, w2 * (slope * ntk).mean((2, 3)) + last)
+
+
 @dataclass(frozen=True)
-class FullyConnectedKernel(Kernel):
-    """The NTK or NNGP of an infinitely wide fully connected network, as kernel ridge matching reads kernels.
+class WideKernel(Kernel):
+    """The NTK or NNGP of an infinitely wide network, as kernel ridge matching reads kernels.
 
     Args:
         kind: ``ntk`` (all layers trained) or ``nngp`` (only the last).
@@ -139,13 +212,46 @@ class FullyConnectedKernel(Kernel):
         if self.kind not in ("ntk", "nngp"):
             raise ConfigError(f"the kernel is 'ntk' or 'nngp', not {self.kind!r}")
 
+    @abstractmethod
+    def kernels(self, a: Tensor, b: Tensor) -> WideKernels:
+        """Return both kernels of two sets of samples."""
+
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return the ``(n_a, n_b)`` kernel of samples flattened to rows."""
-        kernels = fully_connected(a.flatten(1), b.flatten(1), depth=self.depth, w_std=self.w_std, b_std=self.b_std)
-        return kernels.ntk if self.kind == "ntk" else kernels.nngp
+        """Return the ``(n_a, n_b)`` kernel of this kind."""
+        found = self.kernels(a, b)
+        return found.ntk if self.kind == "ntk" else found.nngp
 
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
         """Return the kernel of two sets of raw inputs; the network is not read."""
         if isinstance(a, dict) or isinstance(b, dict):
-            raise ConfigError("the kernel of a fully connected network reads one input tensor, not a named dict")
+            raise ConfigError("the kernel of an infinitely wide network reads one input tensor, not a named dict")
         return self.matrix(a, b)
+
+
+@dataclass(frozen=True)
+class FullyConnectedKernel(WideKernel):
+    """The kernel of :func:`fully_connected` on samples flattened to rows."""
+
+    def kernels(self, a: Tensor, b: Tensor) -> WideKernels:
+        """Return both kernels of two sets of samples of any shape."""
+        return fully_connected(a.flatten(1), b.flatten(1), depth=self.depth, w_std=self.w_std, b_std=self.b_std)
+
+
+@dataclass(frozen=True)
+class ConvolutionalKernel(WideKernel):
+    """The kernel of :func:`convolutional` on images.
+
+    Args:
+        kind: ``ntk`` or ``nngp``.
+        depth: convolutions.
+        w_std: standard deviation of the weights.
+        b_std: standard deviation of the biases.
+        pairs: how many pairs of images are held at once, which bounds the memory.
+    """
+
+    depth: int = 3
+    pairs: int = 1024
+
+    def kernels(self, a: Tensor, b: Tensor) -> WideKernels:
+        """Return both kernels of two sets of images."""
+        return convolutional(a, b, depth=self.depth, w_std=self.w_std, b_std=self.b_std, pairs=self.pairs)

@@ -4,9 +4,15 @@ import pytest
 import torch
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.objectives.kernels import FullyConnectedKernel, arc_cosine, fully_connected
+from mmdistill.objectives.kernels import (
+    ConvolutionalKernel,
+    FullyConnectedKernel,
+    arc_cosine,
+    convolutional,
+    fully_connected,
+)
 from mmdistill.runtime import Draws
-from tests.oracles.kernels import wide_relu
+from tests.oracles.kernels import wide_relu, wide_relu_conv
 
 
 def samples(n, d, name, dtype=torch.float64):
@@ -110,3 +116,77 @@ def test_bad_arguments():
         FullyConnectedKernel(kind="laplace")
     with pytest.raises(ConfigError, match="named dict"):
         FullyConnectedKernel()(None, {"x": x}, {"x": x})
+
+
+def images(n, name, shape=(2, 4, 3), dtype=torch.float64):
+    return Draws(5).fold(name).normal(n, *shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("w_std", "b_std"), [(math.sqrt(2), 0.1), (0.8, 0.5)])
+def test_the_convolutional_kernel_equals_the_loop_oracle(depth, w_std, b_std):
+    a, b = images(3, "a"), images(2, "b")
+    b[1] = a[0]
+    for pairs in (1024, 2):  # in one part, and row by row
+        got = convolutional(a, b, depth=depth, w_std=w_std, b_std=b_std, pairs=pairs)
+        for i in range(3):
+            for j in range(2):
+                nngp, ntk = wide_relu_conv(a[i].tolist(), b[j].tolist(), depth, w_std, b_std)
+                assert got.nngp[i, j].item() == pytest.approx(nngp, abs=1e-7)
+                assert got.ntk[i, j].item() == pytest.approx(ntk, abs=1e-6)
+
+
+def test_wide_convolutional_networks_approach_the_limit():
+    x, width, networks, w_std, b_std = images(3, "x", (1, 3, 3)), 256, 12, math.sqrt(2), 0.3
+    nngp, ntk = (torch.zeros(3, 3, dtype=torch.float64) for _ in range(2))
+    for index in range(networks):
+        key = Draws(0).fold("conv", index)
+        shapes = {
+            "w1": (width, 1, 3, 3),
+            "b1": (width,),
+            "w2": (width, width, 3, 3),
+            "b2": (width,),
+            "w3": (width * 9,),
+        }
+        params = {name: key.fold(name).normal(*shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+        def hidden(params, image):
+            u = torch.conv2d(image[None], w_std / 3 * params["w1"], b_std * params["b1"], padding=1).relu()
+            w2 = w_std / (9 * width) ** 0.5 * params["w2"]
+            return torch.conv2d(u, w2, b_std * params["b2"], padding=1).relu().flatten()
+
+        def output(params, image):
+            return w_std / (9 * width) ** 0.5 * hidden(params, image) @ params["w3"]
+
+        gradients = [torch.func.grad(output)(params, image) for image in x]
+        rows = torch.stack([torch.cat([g.flatten() for g in tree.values()]) for tree in gradients])
+        last = torch.stack([hidden(params, image) for image in x])
+        ntk += rows @ rows.T + b_std**2  # the readout's bias adds its variance to both
+        nngp += w_std**2 * last @ last.T / (9 * width) + b_std**2
+    limit = convolutional(x, x, depth=2, w_std=w_std, b_std=b_std)
+    # twelve networks of width 256 scatter by some 4 %
+    torch.testing.assert_close(nngp / networks, limit.nngp, rtol=0.12, atol=0.05)
+    torch.testing.assert_close(ntk / networks, limit.ntk, rtol=0.12, atol=0.05)
+
+
+def test_the_convolutional_kernel_has_exact_gradients_in_parts_too():
+    a, b = images(3, "a", (1, 3, 3)).requires_grad_(), images(2, "b", (1, 3, 3)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: convolutional(a, b, depth=2).ntk, (a, b))
+    whole, parts = (
+        torch.autograd.grad(convolutional(a, b, depth=2, pairs=pairs).ntk.square().sum(), (a, b)) for pairs in (1024, 1)
+    )
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other)
+    same = torch.func.grad(lambda x: convolutional(x, x, depth=2, b_std=0.0).ntk.sum())(torch.zeros_like(a))
+    assert same.isfinite().all()
+
+
+def test_bad_images():
+    with pytest.raises(ShapeError, match="images of one shape"):
+        convolutional(images(2, "a"), images(2, "b", (2, 4, 4)))
+    with pytest.raises(ConfigError, match="at least 1 convolution"):
+        convolutional(images(2, "a"), images(2, "b"), depth=0)
+    with pytest.raises(ConfigError, match="'nngp'"):
+        ConvolutionalKernel(kind="laplace")
+    nngp = ConvolutionalKernel("nngp", depth=1)(None, images(2, "a"), images(1, "b"))
+    assert torch.equal(nngp, convolutional(images(2, "a"), images(1, "b"), depth=1).nngp)
