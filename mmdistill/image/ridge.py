@@ -1,30 +1,88 @@
-"""The kernel ridge family on images: FRePo, RFAD and KIP, with their published settings and those for digits."""
+"""The kernel ridge family on images: FRePo, RFAD and KIP, with published settings, and those for digits and a CPU."""
 
 import math
 from dataclasses import replace
 
 import torch
 
-from mmdistill.labels import LabelKind, LearnedLabels
+from mmdistill.errors import ConfigError
+from mmdistill.image.task import ImageTask
+from mmdistill.labels import FixedLabels, LabelKind, LearnedLabels, centred_one_hot
 from mmdistill.methods import Method, OptimizerSpec, Settings, fresh
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.staggered import NetworkPool
-from mmdistill.objectives.kernels import FullyConnectedKernel
+from mmdistill.objectives.base import Network, flatten_classes
+from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching
 from mmdistill.objectives.ridge import InFloat64, MarginKernelRidge, RandomFeatureRidge
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.parameterizations.transform import Transformed
 from mmdistill.runtime import Draws
-from mmdistill.task import Task
+from mmdistill.task import Batch, ClassBatch, Task
+
+MIRRORED = 500
+"""Sets of at most so many images are joined by their mirror images in the published code's table of settings."""
+
+
+class MirroredKernelRidge(MarginKernelRidge):
+    """FRePo's objective in which the mirror images of a small set join the regression, with the same labels.
+
+    Only where the data may be mirrored (objects may, digits not). Networks train on the images as they are.
+
+    Args:
+        ridge: lambda, scaled by trace.
+        limit: synthetic images in all up to which they are mirrored.
+
+    Source: Zhou et al., NeurIPS 2022, published implementation.
+    """
+
+    def __init__(self, ridge: float = 1e-6, limit: int = MIRRORED) -> None:
+        super().__init__(ridge)
+        self.limit = limit
+
+    def forward(
+        self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws
+    ) -> torch.Tensor:
+        """Return the squared error of the ridge prediction and the margin term."""
+        syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
+        mirrors = isinstance(network.task, ImageTask) and network.task.data.mirror
+        if mirrors and syn.weight.shape[0] <= self.limit:
+            syn = with_mirror_images(syn)
+        return super().forward(network, syn, real, draws)
+
+
+def with_mirror_images(batch: Batch) -> Batch:
+    """Return ``(2 n, ...)`` samples: those of a flat batch of images, then their left-right mirror images."""
+    images, targets, weight = batch
+    if isinstance(images, dict) or isinstance(targets, dict):
+        raise ConfigError("mirror images are there of one tensor of images with one tensor of targets")
+    return Batch(torch.cat([images, images.flip(-1)]), torch.cat([targets, targets]), torch.cat([weight, weight]))
 
 
 def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-    """Build learned images whose learned labels start at (one-hot - 1/C) / sqrt(C / 10)."""
-    found = raw_samples(task, budget, settings.init, label, draws)
-    if isinstance(found.labels, LearnedLabels):
-        with torch.no_grad():
-            found.labels.values.div_(math.sqrt((task.num_classes or 10) / 10))
+    """Build learned images whose labels, learned or fixed, start at (one-hot - 1/C) / sqrt(C / 10).
+
+    Raises:
+        ConfigError: softmax labels, which a regression on centred targets cannot reach.
+    """
+    found = raw_samples(task, budget, settings.init, "learned", draws)
+    if label not in ("learned", "fixed") or found.classes is None or found.num_classes is None:
+        raise ConfigError(
+            f"kernel ridge regression takes labels of kind 'learned' or 'fixed' in a task with classes, got {label!r}"
+        )
+    values = centred_one_hot(found.classes, found.num_classes) / math.sqrt(found.num_classes / 10)
+    found.labels = LearnedLabels(values) if label == "learned" else FixedLabels(values)
     return found
+
+
+def transformed(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+    """Build learned images behind one learned linear map of their pixels."""
+    raw = raw_samples(task, budget, settings.init, label, draws)
+    inputs = raw(draws).inputs
+    if isinstance(inputs, dict):
+        raise ConfigError(f"a linear map of pixels reads one input tensor, got a dict of {', '.join(inputs)}")
+    return Transformed(inputs.detach(), raw.labels, raw.classes, raw.num_classes)
 
 
 def network_pool(settings: Settings) -> NetworkSchedule:
@@ -37,8 +95,14 @@ def closed_form_ntk() -> KernelRidgeMatching:
     return KernelRidgeMatching(InFloat64(FullyConnectedKernel("ntk", depth=1)), ridge=1e-6, view="classes")
 
 
+def convolutional_ntk() -> KernelRidgeMatching:
+    """The same under the NTK of three convolutions without pooling."""
+    return KernelRidgeMatching(InFloat64(ConvolutionalKernel("ntk", depth=3)), ridge=1e-6, view="classes")
+
+
 def _frepo_settings(ipc: int) -> Settings:
-    rate = OptimizerSpec("lamb", 3e-4, cosine=True)
+    """Return the published settings; they belong to ``convnet-x2-bn``, judged without norm as ``convnet-x2-nn``."""
+    rate = OptimizerSpec("lamb", 3e-4, cosine=True, floor=0.1)
     return Settings(
         steps=500_000,
         real_batch=1024,
@@ -46,21 +110,33 @@ def _frepo_settings(ipc: int) -> Settings:
         outer_steps=100,
         inner_steps=1,
         inner_lr=3e-4,
-        inner_batch=500,
+        inner_batch=1000,
     )
 
 
 def _rfad_settings(ipc: int) -> Settings:
-    rate = OptimizerSpec("adam", 1e-3)
+    """Return the published settings; they belong to ``convnet-w256-nn``.
+
+    The steps are the published code's most: it ends where a validation loss has not fallen for 1000 steps.
+    """
+    rate = OptimizerSpec("adabelief", 1e-3)
     return Settings(
-        steps=32_000,
+        steps=100_000,
         real_batch=5120,
-        optimizers={"codes": rate, "labels": rate, "objective": OptimizerSpec("adam", 1e-2)},
+        optimizers={
+            "codes": rate,
+            "labels": rate,
+            "decoder": OptimizerSpec("adabelief", 5e-5),
+            "objective": OptimizerSpec("adabelief", 1e-2),
+        },
     )
 
 
 def _kip_settings(ipc: int) -> Settings:
-    """Return the settings for ten classes, of which 500 images each make up the target batch."""
+    """Return the settings for ten classes, of which 500 images each make up the target batch.
+
+    The published code recommends 1000 steps or more.
+    """
     rate = OptimizerSpec("adam", 0.04)
     return Settings(steps=5000, real_batch=500, optimizers={"codes": rate, "labels": rate})
 
@@ -68,22 +144,23 @@ def _kip_settings(ipc: int) -> Settings:
 RIDGE_METHODS: dict[str, Method] = {
     "frepo": Method(
         "FRePo",
-        MarginKernelRidge,
+        MirroredKernelRidge,
         network_pool,
         _frepo_settings,
         parameterization=scaled_labels,
         label="learned",
         summary="ridge regression on the features of a pool of networks trained on S; learned labels with a margin",
-        source="Zhou et al., NeurIPS 2022 (without mirrored prototypes)",
+        source="Zhou et al., NeurIPS 2022",
     ),
     "rfad": Method(
         "RFAD",
         RandomFeatureRidge,
         fresh,
         _rfad_settings,
+        parameterization=transformed,
         label="learned",
         summary="ridge regression on the features of fresh random networks, Platt scaling, learned labels",
-        source="Loo et al., NeurIPS 2022 (Adam for AdaBelief, no pixel transform)",
+        source="Loo et al., NeurIPS 2022 (a fixed number of steps for early stopping)",
     ),
     "kip": Method(
         "KIP",
@@ -94,20 +171,34 @@ RIDGE_METHODS: dict[str, Method] = {
         summary="ridge regression under the closed-form NTK of a fully connected network, learned labels",
         source="Nguyen et al., ICLR 2021",
     ),
+    "kip-conv": Method(
+        "KIP-Conv",
+        convolutional_ntk,
+        fresh,
+        _kip_settings,
+        label="learned",
+        summary="KIP under the closed-form NTK of three convolutions without pooling",
+        source="Nguyen et al., ICLR 2021 and NeurIPS 2021 (without its pooling)",
+    ),
 }
 """The members of the kernel ridge family that images have."""
 
 
 def _digits_frepo(ipc: int) -> Settings:
-    rate = OptimizerSpec("lamb", 0.01, cosine=True)
+    rate = OptimizerSpec("lamb", 0.01, cosine=True, floor=0.1)
     return replace(
         _frepo_settings(ipc), steps=500, real_batch=256, optimizers={"codes": rate, "labels": rate}, inner_lr=3e-3
     )
 
 
 def _digits_rfad(ipc: int) -> Settings:
-    rate = OptimizerSpec("adam", 0.02, cosine=True)
-    optimizers = {"codes": rate, "labels": rate, "objective": OptimizerSpec("adam", 0.05)}
+    rate = OptimizerSpec("adabelief", 0.02, cosine=True)
+    optimizers = {
+        "codes": rate,
+        "labels": rate,
+        "decoder": OptimizerSpec("adabelief", 1e-3),
+        "objective": OptimizerSpec("adabelief", 0.05),
+    }
     return replace(_rfad_settings(ipc), steps=200, real_batch=256, optimizers=optimizers)
 
 
@@ -121,5 +212,6 @@ RIDGE_DIGITS: dict[str, Method] = {
     "frepo": replace(RIDGE_METHODS["frepo"], settings=_digits_frepo),
     "rfad": replace(RIDGE_METHODS["rfad"], settings=_digits_rfad),
     "kip": replace(RIDGE_METHODS["kip"], settings=_digits_kip),
+    "kip-conv": replace(RIDGE_METHODS["kip-conv"], settings=_digits_kip),
 }
 """Short runs for the 8 x 8 digits; chosen on a validation split."""

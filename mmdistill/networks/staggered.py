@@ -22,15 +22,16 @@ MEMBER = "member"
 class NetworkPool(NetworkSchedule):
     """Hold n networks; each outer step sees a random one, which then takes one Adam step on the synthetic set.
 
-    A member that has taken ``max_age`` steps is redrawn. Member i starts with its counter at ``i * max_age / n``, so
-    that resets never fall together; nobody has trained before the first step, as in the published implementation.
+    A member that serves with a counter beyond ``max_age`` is redrawn instead of stepped. Member i starts with its
+    counter at ``i * max_age / n``, so that resets never fall together; nobody has trained before the first step. Both
+    as in the published implementation.
 
     All of the pool lies in the state's named tensors: for member i its parameters, buffers and both moments, and the
     counters of all members, so that it is checkpointed like any schedule.
 
     Args:
         size: n.
-        max_age: steps after which a member is redrawn.
+        max_age: the most that a member's counter may be for it to be stepped again.
         lr: Adam's learning rate.
         batch: samples of the synthetic set per step; all where there are no more.
         augment: augment them per sample.
@@ -68,11 +69,11 @@ class NetworkPool(NetworkSchedule):
         ages = pool[AGES].clone()
         if state.network is None:
             raise ConfigError("a pool advances the network that it fetched")
-        ages[member] += 1
-        if int(ages[member]) >= self.max_age:
+        if int(ages[member]) > self.max_age:
             ages[member] = 0
             pool |= _member(member, task.init(draws.fold("redraw")))
         else:
+            ages[member] += 1
             pool |= self._trained(task, pool, member, state.network, syn(), draws)
         pool[AGES] = ages
         return ScheduleState(None, state.age + 1, pool)

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.performance import Kernel
-from mmdistill.task import Inputs
+from mmdistill.objectives.performance import Kernel, require_one_tensor
+from mmdistill.task import Inputs, Task
 
 W_STD = math.sqrt(2.0)
 """Weight scale under which a ReLU layer keeps the norm of its inputs."""
@@ -255,3 +255,7 @@ class ConvolutionalKernel(WideKernel):
     def kernels(self, a: Tensor, b: Tensor) -> WideKernels:
         """Return both kernels of two sets of images."""
         return convolutional(a, b, depth=self.depth, w_std=self.w_std, b_std=self.b_std, pairs=self.pairs)
+
+    def check(self, task: Task) -> None:
+        """Refuse samples that are no images."""
+        require_one_tensor(type(self).__name__, task, ndim=3)

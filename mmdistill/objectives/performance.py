@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.labels import as_probabilities, weighted_mean
 from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes
 from mmdistill.runtime import Draws
@@ -25,6 +25,14 @@ class Kernel(ABC):
         """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; kernels that share work override this."""
         return self(network, real, syn), self(network, syn, syn)
 
+    def check(self, task: Task) -> None:
+        """Refuse a task whose samples or networks this kernel cannot read; by default samples of several tensors.
+
+        Raises:
+            ConfigError: when the run is built, saying why.
+        """
+        require_one_tensor(type(self).__name__, task)
+
 
 class FeatureKernel(Kernel):
     """Inner products of a network's last features, flattened (FRePo's kernel, Eq. 6)."""
@@ -40,6 +48,10 @@ class FeatureKernel(Kernel):
         phi_syn = network.features(syn)[-1]
         return phi_real @ phi_syn.T, phi_syn @ phi_syn.T
 
+    def check(self, task: Task) -> None:
+        """Refuse networks without features."""
+        require_features(type(self).__name__, task)
+
 
 class LinearKernel(Kernel):
     """Inner products of the raw inputs (one tensor, flattened)."""
@@ -49,6 +61,49 @@ class LinearKernel(Kernel):
         if isinstance(a, dict) or isinstance(b, dict):
             raise ConfigError("the linear kernel reads one input tensor, not a named dict")
         return a.flatten(1) @ b.flatten(1).T
+
+
+def require_features(name: str, task: Task) -> None:
+    """Refuse a task whose network gives no feature vectors, by running a fresh one on two samples.
+
+    Args:
+        name: who asks, for the message.
+        task: the task.
+
+    Raises:
+        ConfigError: no features, or no row of them per sample.
+    """
+    data, count = task.describe().data, 2
+    try:
+        network = task.init(Draws(0, ("check",), task.device))
+        with torch.no_grad():
+            layers = task.features(network, task.select(torch.arange(count)).inputs)
+    except (UnsupportedError, NotImplementedError) as error:
+        raise ConfigError(f"{name} reads a network's features, but that of {data!r} has none: {error}") from error
+    if not layers or layers[-1].ndim != 2 or layers[-1].shape[0] != count or layers[-1].shape[1] == 0:
+        shapes = [tuple(layer.shape) for layer in layers]
+        raise ConfigError(
+            f"{name} reads one row of features per sample, but the network of {data!r} gives {shapes} for {count}; "
+            "name the submodule whose input is the embedding, or use the closed-form kernel (kip)"
+        )
+
+
+def require_one_tensor(name: str, task: Task, ndim: int | None = None) -> None:
+    """Refuse a task whose samples are not one tensor each, of a number of axes where one is given.
+
+    Raises:
+        ConfigError: saying what the samples are.
+    """
+    inputs, data = task.select(torch.arange(1)).inputs, task.describe().data
+    if isinstance(inputs, dict):
+        raise ConfigError(
+            f"{name} reads one input tensor, but samples of {data!r} are a dict of {', '.join(inputs)}; use a kernel "
+            "of network features (krr, frepo)"
+        )
+    if ndim is not None and inputs.ndim != ndim + 1:
+        raise ConfigError(
+            f"{name} reads samples of {ndim} axes, those of {data!r} have the shape {tuple(inputs.shape[1:])}"
+        )
 
 
 def ridge_solution(
@@ -137,9 +192,10 @@ class KernelRidgeMatching(Objective):
             self.register_buffer("log_ridge", log_ridge)
 
     def check(self, task: Task) -> None:
-        """Accept tasks without classes when reading flat batches."""
+        """Accept tasks without classes when reading flat batches; refuse what the kernel cannot read."""
         if self.view == "classes":
             super().check(task)
+        self.kernel.check(task)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the loss of the ridge prediction on the real batch."""
@@ -178,6 +234,8 @@ __all__ = [
     "KernelRidgeMatching",
     "LinearKernel",
     "multinomial",
+    "require_features",
+    "require_one_tensor",
     "ridge_solution",
     "squared_error",
 ]

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.objectives.base import Network, Objective, flatten_classes
-from mmdistill.objectives.performance import FeatureKernel, Kernel, KernelRidgeMatching, ridge_solution
+from mmdistill.objectives.performance import (
+    FeatureKernel,
+    Kernel,
+    KernelRidgeMatching,
+    require_features,
+    ridge_solution,
+)
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs
 
@@ -46,7 +52,8 @@ class MarginKernelRidge(KernelRidgeMatching):
         super().__init__(FeatureKernel(), ridge, "trace")
 
     def check(self, task: Task) -> None:
-        """Refuse tasks without at least two classes."""
+        """Refuse tasks without at least two classes, and networks without features."""
+        super().check(task)
         require_classes(self, task)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
@@ -95,8 +102,9 @@ class RandomFeatureRidge(Objective):
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def check(self, task: Task) -> None:
-        """Refuse tasks without at least two classes."""
+        """Refuse tasks without at least two classes, and networks without features."""
         require_classes(self, task)
+        require_features(type(self).__name__, task)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the cross entropy of the scaled ridge prediction on the real batch."""
@@ -158,6 +166,10 @@ class InFloat64(Kernel):
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
         """Return the float64 kernel of two sets of inputs."""
         return self.kernel(network, map_inputs(lambda t: t.double(), a), map_inputs(lambda t: t.double(), b))
+
+    def check(self, task: Task) -> None:
+        """Refuse what the kernel refuses."""
+        self.kernel.check(task)
 
 
 def require_classes(objective: Objective, task: Task) -> None:

@@ -1,6 +1,7 @@
 """FRePo, RFAD and KIP on digits; and, among the slow tests, the unrolled methods beside them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,18 @@ from torch import Tensor
 from mmdistill.coresets import allocate, choose_samples
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
+from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
+from mmdistill.image.ridge import MirroredKernelRidge, with_mirror_images
+from mmdistill.methods import OptimizerSpec
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.ridge import MarginKernelRidge
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
+from mmdistill.task import Batch
 
-NAMES = ("frepo", "rfad", "kip")
+NAMES = ("frepo", "rfad", "kip", "kip-conv")
+KEY = Draws(3)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +51,46 @@ def test_labels_start_scaled_by_the_number_of_classes() -> None:
     task = image_task((images, labels), test=(images, labels), width=4)
     batch = Distiller(task, get_method(DOMAIN, "frepo"), 1).start().parameterization(Draws(0))
     torch.testing.assert_close(batch.targets.detach(), (torch.eye(40) - 1 / 40) / 2)  # type: ignore[union-attr]
+
+
+def test_fixed_labels_are_scaled_alike_and_probabilities_refused(digits: ImageTask) -> None:
+    frepo = get_method(DOMAIN, "frepo")
+    batch = Distiller(digits, replace(frepo, label="fixed"), 2).start().parameterization(KEY)
+    torch.testing.assert_close(batch.targets, (torch.eye(10) - 0.1).repeat_interleave(2, 0))
+    with pytest.raises(ConfigError, match="'learned' or 'fixed'"):
+        Distiller(digits, replace(frepo, label="softmax"), 1).start()
+
+
+@pytest.mark.parametrize(("mirror", "limit", "joined"), [(True, 500, True), (True, 9, False), (False, 500, False)])
+def test_mirror_images_join_small_sets_of_data_that_may_be_mirrored(mirror: bool, limit: int, joined: bool) -> None:
+    task = image_task("digits", width=4)
+    task = ImageTask(replace(task.data, mirror=mirror), task.network, task.model, task.device)
+    network = Network(task, task.init(KEY))
+    real = task.sample_real(KEY, None, 20)
+    syn = task.select(torch.arange(10))
+    assert isinstance(syn.inputs, Tensor)
+    syn = Batch(syn.inputs, KEY.normal(10, 10), syn.weight)
+    turned = torch.stack([torch.stack([row.flip(0) for row in image[0]])[None] for image in syn.inputs])
+    both = Batch(torch.cat([syn.inputs, turned]), torch.cat([syn.targets, syn.targets]), torch.ones(20))  # type: ignore
+    expected = MarginKernelRidge(1e-3)(network, both if joined else syn, real, KEY)
+    torch.testing.assert_close(MirroredKernelRidge(1e-3, limit)(network, syn, real, KEY), expected)
+    with pytest.raises(ConfigError, match="one tensor of images"):
+        with_mirror_images(Batch({"x": syn.inputs}, syn.targets, syn.weight))
+
+
+def test_the_learned_map_moves_all_images_and_is_not_stored(digits: ImageTask) -> None:
+    rates = {name: OptimizerSpec("adabelief", 1e-3) for name in ("codes", "labels", "decoder", "objective")}
+    method = get_method(DOMAIN, "rfad").with_settings(steps=3, real_batch=16, optimizers=rates)
+    distiller = Distiller(digits, method, 1)
+    run = distiller.start()
+    torch.testing.assert_close(
+        run.parameterization(KEY).inputs, dict(run.parameterization.named_parameters())["inputs"]
+    )
+    for _ in range(3):
+        run, _ = distiller.step(run)
+    assert not torch.equal(dict(run.parameterization.named_parameters())["decoder.matrix"], torch.eye(64))
+    assert run.parameterization.stored_numel() == 10 * 64 + 10 * 10
+    assert distiller.result(run, "rfad", 0.0).stored_bytes == 4 * (640 + 100)
 
 
 def accuracy(task: ImageTask, name: str, seed: int) -> float:

@@ -57,20 +57,20 @@ def test_a_member_takes_adam_steps_on_the_squared_error() -> None:
 
 def test_members_are_staggered_and_redrawn_at_their_age() -> None:
     task = BlobTask()
-    fetched = walked(NetworkPool(size=4, max_age=8), task, 40)
+    fetched = walked(NetworkPool(size=4, max_age=8), task, 60)
     assert fetched[0].momentum["ages"].tolist() == [0, 2, 4, 6]
     members = [int(state.momentum["member"]) for state in fetched]
     assert set(members) == {0, 1, 2, 3}
     for before, after in pairwise(fetched):
         member = int(before.momentum["member"])
         ages, later = before.momentum["ages"].tolist(), after.momentum["ages"].tolist()
-        expected = 0 if ages[member] == 7 else ages[member] + 1
+        expected = 0 if ages[member] == 9 else ages[member] + 1
         assert later == [expected if index == member else age for index, age in enumerate(ages)]
         moved = after.momentum[f"{member}.params.0.weight"] - before.momentum[f"{member}.params.0.weight"]
         assert (float(moved.abs().max()) > 0.01) == (expected == 0)  # a step moves by the rate, a redraw by more
         other = (member + 1) % 4
         assert torch.equal(after.momentum[f"{other}.params.0.weight"], before.momentum[f"{other}.params.0.weight"])
-    again = walked(NetworkPool(size=4, max_age=8), task, 40)
+    again = walked(NetworkPool(size=4, max_age=8), task, 60)
     assert [int(state.momentum["member"]) for state in again] == members
 
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.objectives.performance import KernelRidgeMatching
+from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
+from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel
 from mmdistill.objectives.ridge import InFloat64, MarginKernelRidge, RandomFeatureRidge, label_margin, redrawn
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch
+from mmdistill.task import Batch, Inputs, NetworkState
 from mmdistill.testing import check_objective
 from tests.oracles import objectives as oracle
 from tests.oracles.kernels import wide_relu
@@ -123,6 +123,49 @@ def test_wrong_compositions_are_refused(network: Network, syn: Batch, real: Batc
     for objective in (MarginKernelRidge(), RandomFeatureRidge()):
         with pytest.raises(ConfigError, match="at least 2 classes"):
             objective.check(without)
+    without.num_classes = 3
+    for objective in (MarginKernelRidge(), RandomFeatureRidge()):
+        objective.check(without)
     for wrong in ({"networks": 0}, {"ridge": 0.0}, {"bias_std": -1.0}, {"offset": -1.0}):
         with pytest.raises(ConfigError, match="at least one network"):
             RandomFeatureRidge(**wrong)  # type: ignore[arg-type]
+
+
+class Featureless(BlobTask):
+    """Blobs whose network has no features, or shapeless ones."""
+
+    layers: tuple[Tensor, ...] = ()
+
+    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
+        if not self.layers:
+            raise UnsupportedError("it counts pixels")
+        return self.layers
+
+
+class Named(BlobTask):
+    """Blobs whose samples are dicts."""
+
+    def select(self, indices: Tensor) -> Batch:
+        batch = super().select(indices)
+        assert isinstance(batch.inputs, Tensor)
+        return Batch({"nodes": batch.inputs, "edges": batch.inputs}, batch.targets, batch.weight)
+
+
+def test_networks_without_features_are_refused_when_the_run_is_built() -> None:
+    readers = (KernelRidgeMatching(FeatureKernel()), MarginKernelRidge(), RandomFeatureRidge())
+    for objective in readers:
+        with pytest.raises(ConfigError, match="has none: it counts pixels"):
+            objective.check(Featureless())
+    shapeless = Featureless()
+    shapeless.layers = (torch.ones(2, 3, 4),)
+    with pytest.raises(ConfigError, match="one row of features per sample"):
+        MarginKernelRidge().check(shapeless)
+    KernelRidgeMatching(InFloat64(FullyConnectedKernel())).check(Featureless())
+
+
+def test_samples_that_a_kernel_cannot_read_are_refused_when_the_run_is_built() -> None:
+    for kernel in (LinearKernel(), FullyConnectedKernel(), InFloat64(ConvolutionalKernel())):
+        with pytest.raises(ConfigError, match="a dict of nodes, edges"):
+            KernelRidgeMatching(kernel).check(Named())
+    with pytest.raises(ConfigError, match="reads samples of 3 axes"):
+        KernelRidgeMatching(InFloat64(ConvolutionalKernel())).check(BlobTask())

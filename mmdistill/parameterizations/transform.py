@@ -1,0 +1,75 @@
+"""Samples behind one learned linear map, which conditions their optimisation and is then multiplied out."""
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError
+from mmdistill.labels import Labels
+from mmdistill.parameterizations.base import stored_tensor_bytes
+from mmdistill.parameterizations.raw import Raw
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch
+
+LARGEST = 16_384
+"""Values of a sample beyond which the map would have more than 2^28 numbers, and its optimizer twice as many."""
+
+
+class LinearMap(nn.Module):
+    """One matrix for all samples, at first the identity.
+
+    Args:
+        size: values of a sample.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(size))
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Return ``(M, ...)`` samples, each as a row times the matrix."""
+        return (samples.flatten(1) @ self.matrix).view_as(samples)
+
+
+class Transformed(Raw):
+    """Learn samples and one linear map of their values, S = X A, with A the identity at first.
+
+    A moves all samples together, along directions that pixels of their own rate would leave slowly. Since S has as many
+    numbers as X, S is what is stored: the budget counts samples and labels, and not A.
+
+    Args:
+        inputs: initial samples ``(M, ...)``, one tensor.
+        labels: their targets.
+        classes: ``(M,)`` the class each sample stands for.
+        num_classes: C.
+
+    Raises:
+        ConfigError: samples of more values than :data:`LARGEST`.
+
+    Source: Loo et al., NeurIPS 2022, published implementation.
+    """
+
+    def __init__(self, inputs: Tensor, labels: Labels, classes: Tensor | None, num_classes: int | None) -> None:
+        size = inputs[0].numel()
+        if size > LARGEST:
+            raise ConfigError(
+                f"a linear map of samples of {size} values has {size} x {size} numbers; at most {LARGEST} values are "
+                "taken, so use smaller images or raw samples"
+            )
+        super().__init__(inputs, labels, classes, num_classes)
+        self.decoder = LinearMap(size).to(inputs)
+
+    def forward(self, draws: Draws) -> Batch:
+        """Return the mapped samples."""
+        batch = super().forward(draws)
+        return batch._replace(inputs=self.decoder(batch.inputs))
+
+    def stored_numel(self) -> int:
+        """Return the numbers of the mapped samples and their labels."""
+        return sum(tensor.numel() for tensor in self._kept())
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of these numbers."""
+        return sum(stored_tensor_bytes(tensor) for tensor in self._kept())
+
+    def _kept(self) -> list[Tensor]:
+        return [tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder.")]
