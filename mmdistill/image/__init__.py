@@ -5,7 +5,7 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import DATASETS, accepts, load
 from mmdistill.image.draw import EXPORTS, draw
 from mmdistill.image.methods import METHODS, PRESETS
-from mmdistill.image.models import MLP, ConvNet, LeNet, ResNet18
+from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
 from mmdistill.image.reduced import REDUCED
 from mmdistill.image.task import ImageTask, image_task, make_task
 from mmdistill.registry import Domain
@@ -28,12 +28,15 @@ DOMAIN = Domain(
 __all__ = [
     "DOMAIN",
     "MLP",
+    "VGG11",
+    "AlexNet",
     "ConvNet",
     "ImageData",
     "ImageTask",
     "LeNet",
-    "ResNet18",
+    "ResNet",
     "SiameseAugmentation",
+    "ViT",
     "image_task",
     "load",
 ]

@@ -12,11 +12,11 @@ from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentatio
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
 from mmdistill.image.judge import Judge, learned_steps, protocol_for, seeded, target_loss, with_learned_rate
-from mmdistill.image.models import fitting_models, model_factory
+from mmdistill.image.models import fitting_models, model_factory, model_name
 from mmdistill.labels import weighted_mean
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.parameterizations.base import class_table
-from mmdistill.registry import TaskOptions, canonical
+from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
@@ -225,7 +225,7 @@ def image_task(
     loaded = data if isinstance(data, ImageData) else load(data, test, size=size, seed=seed)
     place = torch.device(device)
     if model is None or isinstance(model, str):
-        name = canonical(model or "convnet")
+        name = model_name(model or "convnet")
         factory = model_factory(name, loaded.shape, len(loaded.class_names), width)
         features = features or getattr(factory(), "feature_names", ())
     elif width is not None:

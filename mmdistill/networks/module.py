@@ -12,6 +12,7 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Inputs, NetworkState, Tensors
 
 ModuleFactory = Callable[[], nn.Module]
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)
 
 
@@ -84,13 +85,13 @@ class FunctionalModule:
             if not own:
                 continue
             name = f"{prefix}." if prefix else ""
-            if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d):
+            if _draws_as(module, WEIGHTED):
                 weight = own["weight"]
                 bound = 1 / math.sqrt(weight[0].numel())
                 for key, parameter in own.items():
                     drawn = torch.rand(parameter.shape, generator=generator, device=self.device)
                     params[name + key] = (2 * drawn - 1) * bound
-            elif type(module) in NORMS:
+            elif _draws_as(module, NORMS):
                 for key, parameter in own.items():
                     params[name + key] = (
                         torch.ones_like(parameter) if key == "weight" else torch.zeros_like(parameter)
@@ -103,10 +104,10 @@ class FunctionalModule:
     def __call__(self, state: NetworkState, *inputs: Any, train: bool = False) -> tuple[Any, Tensors]:
         """Return the module's output and its buffers after the call."""
         self.module.train(train)
-        buffers = dict(state.buffers)
-        output = torch.func.functional_call(self.module, (state.params, buffers), inputs)
+        tensors = {**state.params, **state.buffers}  # a layer that replaces a buffer finds its new one put here
+        output = torch.func.functional_call(self.module, tensors, inputs)
         self._captured.clear()
-        return output, buffers
+        return output, {name: tensors[name] for name in state.buffers}
 
     def features(self, state: NetworkState, *inputs: Any) -> tuple[Tensor, ...]:
         """Return the named submodules' features, each flattened to ``(n, d)``, in eval mode."""
@@ -119,6 +120,14 @@ class FunctionalModule:
         layers = tuple(self._captured[name].flatten(1) for name in self.feature_names)
         self._captured.clear()
         return layers
+
+
+def _draws_as(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is of these kinds, or of a subclass that initialises as they do."""
+    return any(
+        isinstance(module, kind) and getattr(type(module), "reset_parameters", None) is kind.reset_parameters  # type: ignore[attr-defined]
+        for kind in kinds
+    )
 
 
 def detach_inputs(inputs: Inputs) -> Inputs:

@@ -3,9 +3,22 @@ import torch
 from torch import nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
-from mmdistill.image.models import MLP, ConvNet, LeNet, ResNet18, convnet_depth, fitting_models, model_factory
+from mmdistill.image.models import (
+    JUDGES,
+    MLP,
+    ConvNet,
+    LeNet,
+    convnet_depth,
+    fitting_models,
+    model_factory,
+    model_name,
+    parse_model,
+)
+from mmdistill.image.models.layers import AveragePool2d, BatchNorm2d
+from mmdistill.networks.fit import stack_states
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
+from mmdistill.task import NetworkState, Tensors
 
 
 def count(module: nn.Module) -> int:
@@ -36,10 +49,13 @@ def test_instance_norm_is_one_affine_group_per_channel() -> None:
     assert not any(isinstance(m, nn.GroupNorm) for m in ConvNet((3, 8, 8), 2, norm="none").modules())
 
 
-@pytest.mark.parametrize("name", ["convnet", "mlp", "lenet", "resnet18"])
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 16, 20)])
+FAMILIES = ["convnet", "mlp", "lenet", "alexnet", "alexnet-in", "vgg11-bn", "resnet18", "resnet50-bn", "vit"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 36)])
 def test_every_network_gives_logits_and_features(name: str, shape: tuple[int, int, int]) -> None:
-    factory = model_factory(name, shape, 5, width=6)
+    factory = model_factory(name, shape, 5, width=4)
     network = FunctionalModule(factory, factory().feature_names)  # type: ignore[arg-type]
     state = network.init(Draws(0))
     x = torch.randn(3, *shape)
@@ -48,26 +64,124 @@ def test_every_network_gives_logits_and_features(name: str, shape: tuple[int, in
     layers = network.features(state, x)
     assert len(layers) == len(network.feature_names)
     head = state.params["classifier.weight"], state.params["classifier.bias"]
-    torch.testing.assert_close(nn.functional.linear(layers[-1], *head), logits)
+    if name != "vit":  # whose embedding is the mean over tokens, taken after the last named layer
+        torch.testing.assert_close(nn.functional.linear(layers[-1], *head), logits)
 
 
-def test_sizes_of_the_field() -> None:
-    assert count(LeNet((3, 32, 32), 10)) == 62_006
-    assert count(ResNet18((3, 32, 32), 10)) == 11_173_962
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("lenet", 62_006),
+        ("alexnet", 1_872_202),
+        ("alexnet-bn", 1_874_122),
+        ("vgg11", 9_231_114),
+        ("resnet18", 11_173_962),
+        ("resnet34", 21_282_122),
+        ("resnet50", 23_520_842),
+        ("resnet101", 42_512_970),
+        ("resnet152", 58_156_618),
+    ],
+)
+def test_sizes_of_the_field(name: str, size: int) -> None:
+    with torch.device("meta"):
+        assert count(model_factory(name, (3, 32, 32), 10)()) == size
+
+
+def test_size_of_the_mlp() -> None:
     assert count(MLP((1, 28, 28), 10)) == 118_282
+    assert count(LeNet((1, 28, 28), 10)) == 61_706
+
+
+def test_options_make_the_network_that_they_name() -> None:
+    network = model_factory("ConvNet_LN-d2-leakyrelu-maxpool-w4-x2", (3, 16, 16), 5)()
+    kinds = [type(module) for block in (network.block1, network.block2) for module in block]  # type: ignore[union-attr]
+    assert kinds == [nn.Conv2d, nn.LayerNorm, nn.LeakyReLU, nn.MaxPool2d] * 2
+    assert network.get_submodule("block2.0").out_channels == 8
+    assert network.get_submodule("classifier").in_features == 8 * 4 * 4
+    flat = model_factory("convnet-nopool-nn-sigmoid-d1-w2", (1, 8, 8), 5)()
+    assert flat.get_submodule("classifier").in_features == 2 * 8 * 8
+
+
+def test_a_network_has_one_name() -> None:
+    assert model_name("convnet-BN-w64-d4") == "convnet-d4-w64-bn"
+    assert model_name("convnet-in") == model_name("convnet-avgpool-relu").split("-")[0] == "convnet"
+    assert model_name("alexnet-nn") == "alexnet"
+    assert parse_model("resnet18-bn") == ("resnet18", {"norm": "batch"})
+    assert [model_name(name) for name in JUDGES] == list(JUDGES)
 
 
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="did you mean 'convnet'"):
         model_factory("konvnet", (1, 8, 8), 10)
-    with pytest.raises(ConfigError, match="unknown norm"):
-        ConvNet((1, 8, 8), 10, norm="layer")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="width"):
-        ConvNet((1, 8, 8), 10, width=0)
+    with pytest.raises(ConfigError, match="unknown option 'q5'"):
+        model_factory("convnet-q5", (1, 8, 8), 10)
+    with pytest.raises(ConfigError, match="lenet takes no norm"):
+        model_factory("lenet-bn", (1, 28, 28), 10)
+    with pytest.raises(ConfigError, match="sets its norm twice"):
+        model_factory("convnet-bn-in", (1, 28, 28), 10)
+    with pytest.raises(ConfigError, match="width is given twice"):
+        model_factory("convnet-w8", (1, 28, 28), 10, width=4)
+    with pytest.raises(ConfigError, match="no norm 'layer' here"):
+        model_factory("resnet18-ln", (3, 32, 32), 10)()
+    with pytest.raises(ConfigError, match="multiple of it, got 6"):
+        model_factory("convnet-gn-w6", (3, 32, 32), 10)()
+    with pytest.raises(ConfigError, match="multiple of 4"):
+        model_factory("vit-w6", (3, 32, 32), 10)()
+    for name in ("convnet-w0", "convnet-d0", "mlp-w0"):
+        with pytest.raises(ConfigError, match="at least 1"):
+            model_factory(name, (1, 28, 28), 10)()
     with pytest.raises(ShapeError, match="vanish"):
         ConvNet((1, 8, 8), 10, depth=4)
-    for network in (LeNet, ResNet18):
+    for name in ("lenet", "resnet18", "alexnet"):
         with pytest.raises(UnsupportedError, match="at least 16 x 16"):
-            network((1, 8, 8), 10)
-    assert fitting_models((1, 8, 8)) == ("convnet", "mlp")
-    assert fitting_models((3, 32, 32)) == ("convnet", "mlp", "lenet", "resnet18")
+            model_factory(name, (1, 8, 8), 10)
+    with pytest.raises(UnsupportedError, match="patches of 4"):
+        model_factory("vit", (3, 30, 30), 10)
+
+
+def test_judges_that_fit_the_images() -> None:
+    assert fitting_models((1, 8, 8)) == ("convnet", "convnet-nn", "mlp", "vit")
+    assert fitting_models((1, 28, 28)) == fitting_models((3, 32, 32)) == JUDGES
+    assert "vgg11" not in fitting_models((3, 28, 28))
+    assert "vit" not in fitting_models((3, 30, 30))
+
+
+def test_average_pooling_equals_torchs() -> None:
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(AveragePool2d()(x), nn.functional.avg_pool2d(x, 2))
+    assert torch.autograd.gradgradcheck(AveragePool2d(), (x,))
+
+
+def test_batch_norm_equals_torchs_and_is_batched_over_networks() -> None:
+    mine, torchs = BatchNorm2d(4).double(), nn.BatchNorm2d(4).double()
+    x = torch.randn(6, 4, 3, 3, dtype=torch.float64) * 2 + 1
+    for _ in range(2):
+        torch.testing.assert_close(mine(x), torchs(x))
+    torch.testing.assert_close(mine.running_mean, torchs.running_mean)
+    torch.testing.assert_close(mine.running_var, torchs.running_var)
+    torch.testing.assert_close(mine.eval()(x), torchs.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["convnet-bn-w4-d2", "vit-w8-d1"])
+def test_networks_are_batched_with_gradients_and_buffers(name: str) -> None:
+    network = FunctionalModule(model_factory(name, (3, 8, 8), 5))
+    states = [network.init(Draws(index)) for index in range(2)]
+    x = torch.randn(6, 3, 8, 8)
+
+    def loss(params: Tensors, buffers: Tensors) -> tuple[torch.Tensor, Tensors]:
+        output, updated = network(NetworkState(params, buffers), x, train=True)
+        return -output.log_softmax(-1)[:, 0].mean(), updated
+
+    gradient = torch.func.grad(loss, has_aux=True)
+    stacked = torch.func.vmap(gradient)(*stack_states(states))
+    for index, state in enumerate(states):
+        leaves = {key: p.clone().requires_grad_() for key, p in state.params.items()}
+        value, buffers = loss(leaves, state.buffers)
+        alone = torch.autograd.grad(value, list(leaves.values()))
+        for key, expected in zip(leaves, alone, strict=True):
+            torch.testing.assert_close(stacked[0][key][index], expected, atol=2e-6, rtol=1e-4)
+        for key, expected in buffers.items():
+            torch.testing.assert_close(stacked[1][key][index], expected)
+    if "bn" in name:
+        assert float(stacked[1]["block1.1.running_mean"].abs().sum()) > 0
+        assert not bool(states[0].buffers["block1.1.running_mean"].any())

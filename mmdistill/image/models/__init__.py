@@ -1,0 +1,199 @@
+"""The field's small image networks, for any image size that they can digest, by name.
+
+A name is a network and options after hyphens, in any order: ``convnet-d4-w64-bn`` has four blocks of 64 channels with
+batch norm.
+
+=========================== ====================================================================
+``d4``, ``w64``             depth, width
+``nn in bn ln gn``          no norm, or instance, batch, layer or group norm
+``relu leakyrelu sigmoid swish`` the activation
+``avgpool maxpool nopool``  the pooling
+``x2``                      each block has twice the channels of the one before
+=========================== ====================================================================
+
+ConvNets take all of these, MLP and ViT depth and width, LeNet width, the others width and norm (not ``ln``).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.image.models.classic import MLP, VGG11, AlexNet, LeNet
+from mmdistill.image.models.convnet import ConvNet, convnet_depth
+from mmdistill.image.models.layers import ImageShape, norm_layer
+from mmdistill.image.models.resnet import STAGES, ResNet
+from mmdistill.image.models.vit import ViT, patch_size
+from mmdistill.networks.module import ModuleFactory
+from mmdistill.registry import canonical, unknown_name
+
+Builder = Callable[..., nn.Module]
+Option = str | int | bool
+
+TINY_WIDTH = 32
+"""Of a ConvNet on images under 16 pixels."""
+NORMS = {"nn": "none", "in": "instance", "bn": "batch", "ln": "layer", "gn": "group"}
+POOLINGS = {"avgpool": "avg", "maxpool": "max", "nopool": "none"}
+WORDS: dict[str, tuple[str, Option]] = {
+    **{word: ("norm", norm) for word, norm in NORMS.items()},
+    **{word: ("activation", word) for word in ("relu", "leakyrelu", "sigmoid", "swish")},
+    **{word: ("pooling", pooling) for word, pooling in POOLINGS.items()},
+    "x2": ("doubling", True),
+}
+"""Options by word: the builder's argument and its value."""
+NUMBERS = {"d": "depth", "w": "width"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks that share a name.
+
+    Args:
+        build: takes the image shape, the number of classes and the options.
+        smallest: the smallest image side that it takes; one-channel images of 28 x 28 count as 32 x 32.
+        options: the builder's arguments that a name may set.
+        norm: the norm without an option, where it has one.
+    """
+
+    build: Builder
+    smallest: int
+    options: tuple[str, ...]
+    norm: str = ""
+
+
+FAMILIES: dict[str, Family] = {
+    "convnet": Family(ConvNet, 1, ("depth", "width", "norm", "activation", "pooling", "doubling"), "instance"),
+    "mlp": Family(MLP, 1, ("depth", "width")),
+    "lenet": Family(LeNet, 16, ("width",)),
+    "alexnet": Family(AlexNet, 16, ("width", "norm"), "none"),
+    "vgg11": Family(VGG11, 32, ("width", "norm"), "instance"),
+    **{
+        f"resnet{layers}": Family(partial(ResNet, layers=layers), 16, ("width", "norm"), "instance")
+        for layers in STAGES
+    },
+    "vit": Family(ViT, 8, ("depth", "width")),
+}
+"""Networks by name."""
+JUDGES = (
+    "convnet",
+    "convnet-nn",
+    "mlp",
+    "lenet",
+    "alexnet",
+    "alexnet-in",
+    "vgg11",
+    "vgg11-bn",
+    "resnet18",
+    "resnet18-bn",
+    "vit",
+)
+"""Who judges across architectures: those of the survey's Table 3 and the field's usual others."""
+
+
+def parse_model(name: str) -> tuple[str, dict[str, Option]]:
+    """Return the family of a name and its options as the builder's arguments; what is the default is left out.
+
+    Raises:
+        ConfigError: an unknown network, or an option that it does not take or that is given twice.
+    """
+    family, *words = canonical(name).split("-")
+    if family not in FAMILIES:
+        raise unknown_name("model", name, FAMILIES)
+    known, options = FAMILIES[family], dict[str, Option]()
+    for word in words:
+        number = re.fullmatch(r"([dw])(\d+)", word)
+        if number is None and word not in WORDS:
+            raise ConfigError(
+                f"unknown option {word!r} of the model {name!r}: options are dN (depth), wN (width), {', '.join(WORDS)}"
+            )
+        key, value = (NUMBERS[number[1]], int(number[2])) if number is not None else WORDS[word]
+        if key not in known.options:
+            raise ConfigError(f"{family} takes no {key}, so {word!r} in {name!r} means nothing to it")
+        if key in options:
+            raise ConfigError(f"the model {name!r} sets its {key} twice")
+        options[key] = value
+    if options.get("norm") == known.norm:
+        del options["norm"]
+    return family, options
+
+
+def model_name(name: str) -> str:
+    """Return a name in its one spelling: options in a fixed order, without those that are the default.
+
+    Raises:
+        ConfigError: see :func:`parse_model`.
+    """
+    family, options = parse_model(name)
+    words = [f"{letter}{options[key]}" for letter, key in NUMBERS.items() if key in options]
+    words += [word for word, (key, value) in WORDS.items() if key in options and options[key] == value]
+    return "-".join([family, *words])
+
+
+def model_factory(name: str, shape: ImageShape, num_classes: int, width: int | None = None) -> ModuleFactory:
+    """Return a factory of a named network for images of one shape.
+
+    Args:
+        name: see the module's description.
+        shape: channels, height, width of an image.
+        num_classes: C.
+        width: None is the name's or the network's own; for a ConvNet on images under 16 pixels 32 instead of 128,
+            with which the 8 x 8 digits distil in seconds.
+
+    Raises:
+        ConfigError: an unknown name, or a width given twice.
+        UnsupportedError: images too small for the network.
+    """
+    family, options = parse_model(name)
+    refused = refusal(name, shape)
+    if refused:
+        raise UnsupportedError(refused)
+    if width is not None and "width" in options:
+        raise ConfigError(f"the width is given twice, as {width} and in {name!r}")
+    if width is not None:
+        options["width"] = width
+    elif family == "convnet" and min(shape[1:]) < 16:
+        options.setdefault("width", TINY_WIDTH)
+    return partial(FAMILIES[family].build, shape, num_classes, **options)
+
+
+def refusal(name: str, shape: ImageShape) -> str:
+    """Return why a network does not take images of this shape; empty where it does."""
+    family, _ = parse_model(name)
+    smallest = FAMILIES[family].smallest
+    side = min(shape[1:]) + (4 if shape[0] == 1 else 0)
+    if side < smallest:
+        return f"{family} needs images of at least {smallest} x {smallest} pixels, got {shape[1]} x {shape[2]}"
+    patch = patch_size(min(shape[1:]))
+    if family == "vit" and any(length % patch for length in shape[1:]):
+        return f"vit cuts {shape[1]} x {shape[2]} images into patches of {patch} pixels, which must divide both sides"
+    return ""
+
+
+def fitting_models(shape: ImageShape) -> tuple[str, ...]:
+    """Return who of :data:`JUDGES` takes images of this shape, the ConvNet first."""
+    return tuple(name for name in JUDGES if not refusal(name, shape))
+
+
+__all__ = [
+    "FAMILIES",
+    "JUDGES",
+    "MLP",
+    "VGG11",
+    "AlexNet",
+    "ConvNet",
+    "Family",
+    "ImageShape",
+    "LeNet",
+    "ResNet",
+    "ViT",
+    "convnet_depth",
+    "fitting_models",
+    "model_factory",
+    "model_name",
+    "norm_layer",
+    "parse_model",
+    "refusal",
+]

@@ -1,0 +1,91 @@
+"""The ConvNet that nearly every paper of the field distils with."""
+
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.image.models.layers import (
+    Activation,
+    ImageShape,
+    Norm,
+    Pooling,
+    activation_layer,
+    norm_layer,
+    pooling_layer,
+)
+
+
+def convnet_depth(height: int, width: int) -> int:
+    """Return the blocks an image carries: the last leaves 4 x 4 (3 blocks at 28 and 32, 4 at 64), or 2 x 2 if tiny."""
+    side = min(height, width)
+    return max(2, (side + 4).bit_length() - 3)
+
+
+class ConvNet(nn.Module):
+    """Blocks of 3 x 3 convolution, norm, activation and 2 x 2 pooling, then one linear layer.
+
+    One-channel images of 28 x 28 get a padding of 3 in the first layer, so that they continue as if 32 x 32.
+
+    Args:
+        shape: channels, height, width of an image.
+        num_classes: C.
+        width: channels of every block, or of the first one where they double.
+        depth: the number of blocks; None is :func:`convnet_depth`: 3 at 28 and 32 pixels, 2 for the 8 x 8 digits.
+        norm: ``instance``, ``batch``, ``layer``, ``group`` or ``none``.
+        activation: ``relu``, ``leakyrelu``, ``sigmoid`` or ``swish``.
+        pooling: ``avg``, ``max`` or ``none``.
+        doubling: each block has twice the channels of the one before.
+
+    Shapes:
+        ``(n, channels, height, width)`` normalised pixels to ``(n, C)`` logits.
+
+    Raises:
+        ConfigError: a width or depth below one, an unknown part.
+        ShapeError: images that vanish in the poolings.
+
+    Source: Gidaris and Komodakis, CVPR 2018, as used by Zhao et al., ICLR 2021; doubling: Zhou et al., NeurIPS 2022.
+    """
+
+    def __init__(
+        self,
+        shape: ImageShape,
+        num_classes: int,
+        width: int = 128,
+        depth: int | None = None,
+        norm: Norm = "instance",
+        activation: Activation = "relu",
+        pooling: Pooling = "avg",
+        doubling: bool = False,
+    ) -> None:
+        super().__init__()
+        channels, height, breadth = shape
+        self.depth = convnet_depth(height, breadth) if depth is None else depth
+        if width < 1 or self.depth < 1:
+            raise ConfigError(f"a ConvNet needs width and depth of at least 1, got {width} and {self.depth}")
+        first = 3 if shape == (1, 28, 28) else 1
+        side, breadth = height + 2 * (first - 1), breadth + 2 * (first - 1)
+        if pooling != "none" and min(side, breadth) >> self.depth < 1:
+            raise ShapeError(f"images of {height} x {shape[2]} vanish in {self.depth} poolings; use a smaller depth")
+        for block in range(1, self.depth + 1):
+            layers = [
+                nn.Conv2d(channels, width, 3, padding=first if block == 1 else 1),
+                norm_layer(norm, width, (side, breadth)),
+                activation_layer(activation),
+                pooling_layer(pooling),
+            ]
+            self.add_module(f"block{block}", nn.Sequential(*layers))
+            channels, width = width, width * 2 if doubling else width
+            if pooling != "none":
+                side, breadth = side // 2, breadth // 2
+        self.classifier = nn.Linear(channels * side * breadth, num_classes)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The submodules that give one feature tensor per block, the embedding last."""
+        return (*(f"block{block}" for block in range(1, self.depth)), "classifier")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        for block in range(1, self.depth + 1):
+            images = self.get_submodule(f"block{block}")(images)
+        logits: Tensor = self.classifier(images.flatten(1))
+        return logits

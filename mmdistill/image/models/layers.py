@@ -1,0 +1,107 @@
+"""Parts that the small image networks share: norms, activations, pooling, and a batch norm without side effects."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdistill.errors import ConfigError
+
+Norm = Literal["instance", "batch", "layer", "group", "none"]
+Activation = Literal["relu", "leakyrelu", "sigmoid", "swish"]
+Pooling = Literal["avg", "max", "none"]
+ImageShape = tuple[int, int, int]
+"""Channels, height, width."""
+
+GROUPS = 4
+"""Groups of a group norm, as the field has it."""
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leakyrelu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "swish": nn.SiLU,
+}
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that replaces its running statistics instead of writing into them.
+
+    So it can be differentiated and batched over networks (``torch.func.vmap``), which writing into buffers that come
+    from outside cannot. Training normalises by the batch, testing by the running statistics, as always.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised input."""
+        if not self.training or self.running_mean is None or self.running_var is None:
+            return super().forward(input)
+        mean, var = self.running_mean.clone(), self.running_var.clone()
+        momentum = 0.1 if self.momentum is None else self.momentum
+        output = F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
+        self.running_mean, self.running_var = mean.detach(), var.detach()
+        return output
+
+
+class AveragePool2d(nn.Module):
+    """Average pooling of 2 x 2; rows, then columns on the CPU, where torch's own loop takes several times as long."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(n, channels, height // 2, width // 2)``."""
+        if x.device.type != "cpu":
+            return F.avg_pool2d(x, 2)
+        x = x[..., : x.shape[-2] // 2 * 2, : x.shape[-1] // 2 * 2]
+        rows = x[..., ::2, :] + x[..., 1::2, :]
+        return 0.25 * (rows[..., ::2] + rows[..., 1::2])
+
+
+def norm_layer(norm: Norm, channels: int, sides: tuple[int, int] | None = None) -> nn.Module:
+    """Return a normalisation layer; ``instance`` is one affine group per channel, as the field has it.
+
+    Args:
+        norm: ``instance``, ``batch``, ``layer``, ``group`` or ``none``.
+        channels: of its input.
+        sides: height and width of its input, which a layer norm needs.
+
+    Raises:
+        ConfigError: an unknown norm, or a layer norm in a network that has none.
+    """
+    if norm == "instance":
+        return nn.GroupNorm(channels, channels)
+    if norm == "batch":
+        return BatchNorm2d(channels)
+    if norm == "group":
+        if channels % GROUPS:
+            raise ConfigError(
+                f"a group norm has {GROUPS} groups, so the width must be a multiple of it, got {channels}"
+            )
+        return nn.GroupNorm(GROUPS, channels)
+    if norm == "layer" and sides is not None:
+        return nn.LayerNorm([channels, *sides])
+    if norm == "none":
+        return nn.Identity()
+    raise ConfigError(f"no norm {norm!r} here: use instance, batch, group or none (or, in a ConvNet, layer)")
+
+
+def activation_layer(activation: Activation) -> nn.Module:
+    """Return an activation.
+
+    Raises:
+        ConfigError: an unknown one.
+    """
+    if activation not in ACTIVATIONS:
+        raise ConfigError(f"unknown activation {activation!r}: use {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[activation]()
+
+
+def pooling_layer(pooling: Pooling) -> nn.Module:
+    """Return a pooling layer that halves both sides, or none.
+
+    Raises:
+        ConfigError: an unknown one.
+    """
+    if pooling == "avg":
+        return AveragePool2d()
+    if pooling == "max":
+        return nn.MaxPool2d(2)
+    if pooling == "none":
+        return nn.Identity()
+    raise ConfigError(f"unknown pooling {pooling!r}: use avg, max or none")
