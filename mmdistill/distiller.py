@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from mmdistill import runtime
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.labels import TeacherLabels
 from mmdistill.methods import Method, OptimizerSpec, Settings
 from mmdistill.networks.schedules import EMPTY, ScheduleState
+from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Features, Network, Objective
 from mmdistill.optimizers import LAMB, AdaBelief
 from mmdistill.parameterizations.base import Parameterization
@@ -129,6 +131,7 @@ class Distiller:
         self.schedule = method.network(self.settings)
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
         self._compiled_features: Features | None = None
+        self._teacher: NetworkState | None = None
 
     def compile_features(self) -> None:
         """Compile the network's features for objectives that read them."""
@@ -155,6 +158,8 @@ class Distiller:
                     "does not give; use a schedule of cached experts"
                 )
         parameterization.to(self.task.device)
+        if isinstance(parameterization.labels, TeacherLabels) and not self.schedule.gives_target:
+            self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
         objective.to(self.task.device)
         optimizers = (
             {
@@ -193,7 +198,7 @@ class Distiller:
     def batches(self, run: RunState, network: ScheduleState, key: Draws) -> tuple[Any, Any]:
         """Return the synthetic and the real batch of a step, in the objective's view, augmented alike."""
         classwise = run.objective.view == "classes"
-        syn: Batch | ClassBatch = run.parameterization(key.fold("synthetic"))
+        syn: Batch | ClassBatch = self._labelled(run, run.parameterization(key.fold("synthetic")), network)
         if classwise and isinstance(syn, Batch):
             syn = run.parameterization.class_batches(syn)
         classes = self.classes if classwise else None
@@ -203,6 +208,16 @@ class Distiller:
             syn = self.task.augment(siamese, syn, shared=True)
             real = self.task.augment(siamese, real, shared=True)
         return syn, real
+
+    def _labelled(self, run: RunState, syn: Batch, network: ScheduleState = EMPTY) -> Batch:
+        """Return a decoded batch with the labels of its teacher, if it has one: the step's target, or one network."""
+        labels, teacher = run.parameterization.labels, self._teacher
+        if network.target is not None and network.network is not None:
+            teacher = NetworkState(network.target, network.network.buffers)
+        if not isinstance(labels, TeacherLabels) or teacher is None:
+            return syn
+        labels.assign(soft_labels(self.task, teacher, syn.inputs))
+        return syn._replace(targets=labels())
 
     def step(self, run: RunState) -> tuple[RunState, Tensor]:
         """Take one outer step; returns the state, updated in place, and the loss, still on the device."""
@@ -274,7 +289,7 @@ class Distiller:
             run.objective.load_state_dict(run.best["objective"])
             step = run.best["step"]
         with torch.no_grad():
-            batch = run.parameterization(self.draws.fold("decode"))
+            batch = self._labelled(run, run.parameterization(self.draws.fold("decode")))
         return DistilledSet(
             detached(batch),
             self.task.describe(),

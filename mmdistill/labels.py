@@ -1,4 +1,4 @@
-"""Labels of synthetic samples: fixed or learned (column four of Table 1)."""
+"""Labels of synthetic samples: fixed, learned or from a teacher (column four of Table 1)."""
 
 from abc import ABC, abstractmethod
 from typing import Literal
@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ShapeError
+from mmdistill.errors import ConfigError, ShapeError
 
-LabelKind = Literal["fixed", "learned", "softmax"]
+LabelKind = Literal["fixed", "learned", "softmax", "teacher"]
 
 
 class Labels(nn.Module, ABC):
@@ -84,6 +84,38 @@ class SoftmaxLabels(Labels):
         return self.logits.softmax(1)
 
 
+class TeacherLabels(Labels):
+    """Probabilities that a network trained on the real data gives the samples; assigned anew as the samples move.
+
+    Args:
+        classes: ``(M,)`` int64, the labels until a teacher speaks.
+        num_classes: C.
+    """
+
+    targets: Tensor
+
+    def __init__(self, classes: Tensor, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("targets", one_hot(classes, num_classes))
+
+    def forward(self) -> Tensor:
+        """Return ``(M, C)`` probabilities."""
+        return self.targets
+
+    def assign(self, probabilities: Tensor) -> None:
+        """Take over a teacher's ``(M, C)`` probabilities.
+
+        Raises:
+            ConfigError: a parameterization whose samples share labels.
+        """
+        if probabilities.shape != self.targets.shape:
+            raise ConfigError(
+                f"a teacher labelled {tuple(probabilities.shape)} samples and classes, the set stores labels for "
+                f"{tuple(self.targets.shape)}; it needs one label for each decoded sample"
+            )
+        self.targets.copy_(probabilities)
+
+
 def one_hot(classes: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return one-hot targets ``(..., C)``; unlike torch's own, it can be batched by vmap."""
     return (classes[..., None] == torch.arange(num_classes, device=classes.device)).to(dtype)
@@ -119,7 +151,8 @@ def make_labels(kind: LabelKind, classes: Tensor, num_classes: int) -> Labels:
     """Return labels of a kind that start from each sample's class.
 
     Args:
-        kind: ``fixed``, ``learned`` (unrestricted, from centred one-hot) or ``softmax`` (probabilities).
+        kind: ``fixed``, ``learned`` (unrestricted, from centred one-hot), ``softmax`` (probabilities) or ``teacher``
+            (a trained network's probabilities).
         classes: ``(M,)`` int64.
         num_classes: C.
     """
@@ -127,4 +160,6 @@ def make_labels(kind: LabelKind, classes: Tensor, num_classes: int) -> Labels:
         return LearnedLabels(centred_one_hot(classes, num_classes))
     if kind == "softmax":
         return SoftmaxLabels(classes, num_classes)
+    if kind == "teacher":
+        return TeacherLabels(classes, num_classes)
     return FixedLabels(classes)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
@@ -63,7 +63,8 @@ class Settings:
     Args:
         steps: updates of the synthetic data.
         real_batch: real samples per class (class-wise objectives) or in all (flat ones) per step.
-        optimizers: by group: ``codes``, ``labels``, ``decoder``, ``objective``.
+        optimizers: by group: ``codes``, ``labels``, ``decoder``, ``objective``; without one for ``objective``, unrolled
+            students keep their learning rate.
         init: what the synthetic samples start from.
         augment: augmentation while matching, siamese (Sec. 3.4.1) or, of unrolled students, per sample.
         outer_steps: updates of the synthetic data per network, for schedules that train it.
@@ -77,6 +78,8 @@ class Settings:
         start_epochs: an expert's start is drawn from its first so many epochs.
         expert_folder: where experts are or shall be; the cache folder by default.
         expert_sam: rho of sharpness-aware training of experts; 0 trains them plainly.
+        expert_gap: weight of the surrogate gap in sharpness-aware training of experts.
+        teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
         ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
     """
@@ -97,6 +100,8 @@ class Settings:
     start_epochs: int = 2
     expert_folder: str = ""
     expert_sam: float = 0.0
+    expert_gap: float = 0.0
+    teacher_epochs: int = 10
     ema: float = 0.0
     validate_every: int = 0
 
@@ -128,7 +133,7 @@ class Method:
         network: makes the schedule from the settings.
         settings: the published settings, as a function of the budget (ipc, nodes or users).
         parameterization: builds codes and decoder; None is the domain's default (raw samples).
-        label: fixed, learned (unrestricted) or softmax.
+        label: fixed, learned (unrestricted), softmax, or a teacher's.
         domains: where it makes sense.
         summary: one line for ``mmdistill methods``.
         source: the paper.
@@ -171,7 +176,7 @@ def fresh(settings: Settings) -> NetworkSchedule:
     return FreshNetworks()
 
 
-def trained_by(kind: type[TrainedNetworks]) -> Callable[[Settings], NetworkSchedule]:
+def trained_by(kind: Callable[..., TrainedNetworks]) -> Callable[[Settings], NetworkSchedule]:
     """Return how the settings make a schedule that trains a network between steps."""
 
     def make(settings: Settings) -> NetworkSchedule:
@@ -198,7 +203,8 @@ def experts_by(protocol: FitProtocol = PUBLISHED) -> Callable[[Settings], Networ
 
     def make(settings: Settings) -> NetworkSchedule:
         epochs = needed_epochs(settings.start_epochs, settings.expert_steps)
-        recipe = ExpertRecipe(replace(protocol, epochs=epochs, sam=settings.expert_sam), settings.augment)
+        own = replace(protocol, epochs=epochs, sam=settings.expert_sam, sam_gap=settings.expert_gap)
+        recipe = ExpertRecipe(own, settings.augment)
         folder = Path(settings.expert_folder) if settings.expert_folder else None
         return ExpertTrajectories(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)
 
@@ -206,10 +212,11 @@ def experts_by(protocol: FitProtocol = PUBLISHED) -> Callable[[Settings], Networ
 
 
 def unrolled_performance(settings: Settings) -> Objective:
-    """The real loss after an unrolled training in which each step has a rate of its own."""
+    """The real loss after an unrolled training; where the rate is learned, each step has one of its own."""
+    learn = "objective" in settings.optimizers
     return UnrolledPerformance(
         settings.inner_steps,
-        InnerRate(settings.inner_lr, settings.inner_steps, "softplus"),
+        InnerRate(settings.inner_lr, settings.inner_steps if learn else None, "softplus", learn),
         batch=settings.inner_batch or None,
         parts=settings.inner_parts,
         augment=settings.augment,
@@ -223,12 +230,63 @@ def trajectory_matching(kind: type[TrajectoryMatching] = TrajectoryMatching) -> 
     def make(settings: Settings) -> TrajectoryMatching:
         return kind(
             settings.inner_steps,
-            InnerRate(settings.inner_lr),
+            InnerRate(settings.inner_lr, learn="objective" in settings.optimizers),
             batch=settings.inner_batch or None,
+            parts=settings.inner_parts,
             augment=settings.augment,
         )
 
     return Configured(make)
+
+
+class TrajectoryRow(NamedTuple):
+    """One cell of a published table of trajectory-matching settings; the rates are SGD's with momentum 0.5."""
+
+    inner_steps: int
+    expert_steps: int
+    start_epochs: int
+    codes_lr: float
+    rate_lr: float
+    inner_lr: float
+    inner_batch: int = 0
+    expert_gap: float = 0.0
+    ema: float = 0.0
+
+
+def tabulated(table: Mapping[int, TrajectoryRow]) -> Callable[[int], Settings]:
+    """Return the settings of a table by ipc; in between, those of the largest tabulated ipc below."""
+
+    def settings(ipc: int) -> Settings:
+        row = table[max(known for known in table if known <= max(ipc, 1))]
+        return Settings(
+            steps=5000,
+            real_batch=1,
+            optimizers={
+                "codes": OptimizerSpec("sgd", row.codes_lr, 0.5),
+                "objective": OptimizerSpec("sgd", row.rate_lr, 0.5),
+            },
+            augment=True,
+            inner_steps=row.inner_steps,
+            inner_lr=row.inner_lr,
+            inner_batch=row.inner_batch,
+            experts=100,
+            expert_steps=row.expert_steps,
+            start_epochs=row.start_epochs,
+            expert_gap=row.expert_gap,
+            ema=row.ema,
+        )
+
+    return settings
+
+
+MTT_CIFAR10 = {
+    1: TrajectoryRow(50, 2, 2, 100.0, 1e-7, 0.01),
+    10: TrajectoryRow(30, 2, 20, 100.0, 1e-5, 0.001),
+    50: TrajectoryRow(30, 2, 40, 1000.0, 1e-5, 0.001),
+}
+"""MTT's published settings for CIFAR-10, of whitened images at ipc 1 and 10."""
+TESLA_CIFAR10 = {**MTT_CIFAR10, 1: TrajectoryRow(50, 2, 5, 1000.0, 1e-7, 0.01)}
+"""TESLA's published command for one image per class; MTT's settings for more."""
 
 
 def _dd_settings(ipc: int) -> Settings:
@@ -243,23 +301,6 @@ def _dd_settings(ipc: int) -> Settings:
         inner_batch=0,
         inner_momentum=0.9,
         inner_parts=min(ipc, 10),
-    )
-
-
-def _mtt_settings(ipc: int) -> Settings:
-    """Return the published settings for CIFAR-10; in between, those of the largest tabulated ipc below."""
-    table = {1: (50, 2, 100.0, 1e-7, 0.01), 10: (30, 20, 100.0, 1e-5, 0.001), 50: (30, 40, 1000.0, 1e-5, 0.001)}
-    syn_steps, start_epochs, lr, rate_lr, rate = table[max(known for known in table if known <= max(ipc, 1))]
-    return Settings(
-        steps=5000,
-        real_batch=1,
-        optimizers={"codes": OptimizerSpec("sgd", lr, 0.5), "objective": OptimizerSpec("sgd", rate_lr, 0.5)},
-        augment=True,
-        inner_steps=syn_steps,
-        inner_lr=rate,
-        inner_batch=0,
-        experts=100,
-        start_epochs=start_epochs,
     )
 
 
@@ -316,7 +357,7 @@ CORE_METHODS: dict[str, Method] = {
         "MTT",
         trajectory_matching(),
         experts_by(),
-        _mtt_settings,
+        tabulated(MTT_CIFAR10),
         summary="trajectory matching against cached experts",
         source="Cazenavette et al., CVPR 2022",
     ),
@@ -324,8 +365,9 @@ CORE_METHODS: dict[str, Method] = {
         "TESLA",
         trajectory_matching(TrajectoryMatchingConstantMemory),
         experts_by(),
-        _mtt_settings,
-        summary="MTT with a cheaper gradient; hard labels",
+        tabulated(TESLA_CIFAR10),
+        label="teacher",
+        summary="MTT with a cheaper gradient, and the labels that each expert's end gives the images",
         source="Cui et al., ICML 2023",
     ),
     "dm": Method(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS
 from mmdistill.image.storage import latent, tiled
-from mmdistill.image.unrolled import UNROLLED_DIGITS, UNROLLED_METHODS
+from mmdistill.image.unrolled import UNROLLED_DIGITS, UNROLLED_METHODS, UNROLLED_PRESETS
 from mmdistill.methods import (
     CORE_METHODS,
     Method,
@@ -224,5 +224,10 @@ def _by_absolute_error(inner_steps: int = 8) -> dict[str, Method]:
     }
 
 
-PRESETS = {"digits": DIGITS, "mnist": _by_absolute_error(), "fashion-mnist": _by_absolute_error()}
+PRESETS = {
+    "digits": DIGITS,
+    "mnist": _by_absolute_error(),
+    "fashion-mnist": _by_absolute_error(),
+    **UNROLLED_PRESETS,
+}
 """Methods by data set name, where its settings differ."""

@@ -1,22 +1,127 @@
-"""FTD and DDPP, and the settings with which unrolled methods fit the embedded digits."""
+"""The families of trajectory and unrolled performance matching on images, and their settings by data set."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Settings, experts_by, trajectory_matching
+from mmdistill.image.storage import addressed, hallucinated
+from mmdistill.labels import LabelKind
+from mmdistill.methods import (
+    CORE_METHODS,
+    MTT_CIFAR10,
+    Configured,
+    Method,
+    OptimizerSpec,
+    Settings,
+    TrajectoryRow,
+    experts_by,
+    fresh,
+    tabulated,
+    trained_on_s,
+    trajectory_matching,
+)
+from mmdistill.networks.experts import PUBLISHED
 from mmdistill.networks.fit import FitProtocol
+from mmdistill.objectives.adversary import StyleAdversary
 from mmdistill.objectives.trajectory import PrunedTrajectoryMatching
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.raw import Raw, raw_samples
+from mmdistill.runtime import Draws
+from mmdistill.task import Task
 
 DIGITS_EXPERTS = FitProtocol(epochs=0, lr=0.02, momentum=0.0, weight_decay=0.0, batch=64, decay_at=())
 """Smaller minibatches and twice the published rate, so that an epoch of the small data set moves an expert."""
 
 
-def _flat_settings(settings: Settings, ema: float) -> Settings:
-    """Return trajectory-matching settings with flat experts and averaged images."""
-    return replace(settings, expert_sam=0.01, ema=ema)
+FTD_EXPERTS = replace(PUBLISHED, sam_adaptive=True)
+"""Adaptive sharpness-aware training with a surrogate gap, as the published code runs it by default."""
+FTD_CIFAR10 = {
+    1: TrajectoryRow(50, 2, 2, 100.0, 1e-7, 0.01, expert_gap=0.3, ema=0.9999),
+    10: TrajectoryRow(30, 2, 20, 100.0, 1e-5, 0.001, expert_gap=0.3, ema=0.9995),
+    50: TrajectoryRow(30, 2, 40, 1000.0, 1e-5, 0.01, expert_gap=1.0, ema=0.999),
+}
+FTD_CIFAR100 = {
+    1: TrajectoryRow(40, 3, 20, 1000.0, 1e-5, 0.01, expert_gap=1.0, ema=0.9995),
+    10: TrajectoryRow(20, 2, 40, 1000.0, 1e-5, 0.01, expert_gap=1.0, ema=0.9995),
+    50: TrajectoryRow(80, 2, 40, 1000.0, 1e-5, 0.01, inner_batch=1000, expert_gap=1.0, ema=0.999),
+}
+FTD_TINY = {
+    1: TrajectoryRow(30, 2, 10, 10_000.0, 1e-4, 0.01, expert_gap=1.0, ema=0.999),
+    10: TrajectoryRow(20, 2, 40, 10_000.0, 1e-4, 0.01, inner_batch=500, expert_gap=1.0, ema=0.999),
+}
+MTT_CIFAR100 = {
+    1: TrajectoryRow(20, 3, 20, 1000.0, 1e-5, 0.01),
+    10: TrajectoryRow(20, 2, 20, 1000.0, 1e-5, 0.01),
+    50: TrajectoryRow(80, 2, 40, 1000.0, 1e-5, 0.01, inner_batch=125),
+}
+"""Of whitened images at ipc 1 and 50."""
+HABA_CIFAR10 = {**MTT_CIFAR10, 50: TrajectoryRow(30, 2, 20, 100.0, 1e-5, 0.01)}
+MTT_TINY = {ipc: row._replace(expert_gap=0.0, ema=0.0) for ipc, row in FTD_TINY.items()}
 
 
-def _ftd_settings(ipc: int) -> Settings:
-    return _flat_settings(CORE_METHODS["mtt"].settings(ipc), 0.9995)
+def ftd_settings(table: Mapping[int, TrajectoryRow]) -> Callable[[int], Settings]:
+    """Return a table's settings with experts that train for flatness at rho 0.01."""
+    return lambda ipc: replace(tabulated(table)(ipc), expert_sam=0.01)
+
+
+def styled_trajectory(settings: Settings) -> StyleAdversary:
+    """Trajectory matching in which the hallucinators take turns, one a step, and an adversary keeps them apart."""
+    return StyleAdversary(trajectory_matching().make(settings), settings.inner_parts)
+
+
+def hallucinated_styles(
+    task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws
+) -> Parameterization:
+    """Bases in as many styles as the settings have parts."""
+    return hallucinated(settings.inner_parts)(task, budget, settings, label, draws)
+
+
+def fixed_images(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+    """Build real images that stay as they are, with labels that are learned."""
+    found = raw_samples(task, budget, settings.init, label, draws)
+    batch = found(draws)
+    return Raw(batch.inputs, found.labels, found.classes, found.num_classes, learn=())
+
+
+def labelled_images(task: Task, budget: int, draws: Draws) -> Parameterization:
+    """Draw real images that a teacher shall label."""
+    return raw_samples(task, budget, "real", "teacher", draws)
+
+
+def _haba_settings(ipc: int) -> Settings:
+    """Return the published settings for CIFAR-10: MTT's, with more momentum, longer, and five styles."""
+    settings = tabulated(HABA_CIFAR10)(ipc)
+    rate = OptimizerSpec("sgd", 100.0, 0.95)
+    learned = replace(settings.optimizers["objective"], momentum=0.9)
+    optimizers = {"codes": rate, "decoder": rate, "objective": learned}
+    return replace(settings, steps=15_000, optimizers=optimizers, inner_parts=5)
+
+
+def _addmem_settings(ipc: int) -> Settings:
+    """Return the published settings: ten samples per class and step, a fixed rate; no number of steps is published."""
+    rate = OptimizerSpec("sgd", 0.1, 0.5)
+    return Settings(
+        steps=50_000,
+        real_batch=1024,
+        optimizers={"codes": rate},
+        init="noise",
+        inner_steps=150,
+        inner_lr=0.01,
+        inner_batch=100,
+        inner_momentum=0.9,
+    )
+
+
+def _ld_settings(ipc: int) -> Settings:
+    """Return the published rates; a network lives for a fixed number of steps instead of until it stops improving."""
+    return Settings(
+        steps=20_000,
+        real_batch=1024,
+        optimizers={"labels": OptimizerSpec("adam", 1e-3)},
+        outer_steps=200,
+        inner_steps=1,
+        inner_lr=0.01,
+        inner_batch=50,
+    )
 
 
 def _digits_dd(ipc: int) -> Settings:
@@ -48,13 +153,37 @@ def _digits_mtt(ipc: int) -> Settings:
     )
 
 
+def _digits_haba(ipc: int) -> Settings:
+    settings = _digits_mtt(ipc)
+    optimizers = {**settings.optimizers, "decoder": OptimizerSpec("adam", 0.003)}
+    return replace(settings, optimizers=optimizers, inner_parts=2)
+
+
+def _digits_addmem(ipc: int) -> Settings:
+    rate = OptimizerSpec("adam", 0.03, cosine=True)
+    return replace(_digits_dd(ipc), optimizers={**_digits_dd(ipc).optimizers, "codes": rate})
+
+
+def _digits_ld(ipc: int) -> Settings:
+    return Settings(
+        steps=200,
+        real_batch=256,
+        optimizers={"labels": OptimizerSpec("adam", 0.05, cosine=True)},
+        outer_steps=20,
+        inner_steps=1,
+        inner_lr=0.1,
+        inner_batch=0,
+    )
+
+
 UNROLLED_METHODS: dict[str, Method] = {
     "ftd": replace(
         CORE_METHODS["mtt"],
         title="FTD",
-        settings=_ftd_settings,
+        network=experts_by(FTD_EXPERTS),
+        settings=ftd_settings(FTD_CIFAR10),
         summary="MTT against flat experts (sharpness-aware training), with a running average of the images",
-        source="Du et al., CVPR 2023 (SAM for its surrogate-gap variant)",
+        source="Du et al., CVPR 2023",
     ),
     "ddpp": replace(
         CORE_METHODS["mtt"],
@@ -63,8 +192,60 @@ UNROLLED_METHODS: dict[str, Method] = {
         summary="MTT over the parameters that a student can match",
         source="Li et al., 2022",
     ),
+    "haba": replace(
+        CORE_METHODS["mtt"],
+        title="HaBa",
+        objective=Configured(styled_trajectory),
+        settings=_haba_settings,
+        parameterization=hallucinated_styles,
+        summary="MTT; bases that five small hallucinators render, kept apart by an adversary",
+        source="Liu et al., NeurIPS 2022",
+    ),
+    "addmem": replace(
+        CORE_METHODS["dd"],
+        title="AddMem",
+        settings=_addmem_settings,
+        parameterization=addressed(),
+        summary="performance matching with momentum; images are combinations of bases that classes share",
+        source="Deng and Russakovsky, NeurIPS 2022",
+    ),
+    "ld": replace(
+        CORE_METHODS["dd"],
+        title="LD",
+        network=trained_on_s,
+        settings=_ld_settings,
+        parameterization=fixed_images,
+        label="softmax",
+        summary="labels alone are learned, for fixed real images, by performance matching",
+        source="Bohdal et al., 2020",
+    ),
+    "random-soft": Method(
+        "Random, soft",
+        None,
+        fresh,
+        lambda ipc: Settings(steps=0),
+        label="teacher",
+        solve=labelled_images,
+        summary="random real images with a trained network's probabilities as labels: a baseline",
+        source="Qin et al., NeurIPS 2024",
+    ),
 }
-"""Relatives of trajectory matching that images have."""
+"""Relatives of trajectory and performance matching that images have."""
+
+UNROLLED_CIFAR100: dict[str, Method] = {
+    "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_CIFAR100)),
+    "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(MTT_CIFAR100)),
+    "ddpp": replace(UNROLLED_METHODS["ddpp"], settings=tabulated(MTT_CIFAR100)),
+    "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_CIFAR100)),
+}
+UNROLLED_TINY: dict[str, Method] = {
+    "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_TINY)),
+    "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(MTT_TINY)),
+    "ddpp": replace(UNROLLED_METHODS["ddpp"], settings=tabulated(MTT_TINY)),
+    "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_TINY)),
+}
+UNROLLED_PRESETS = {"cifar100": UNROLLED_CIFAR100, "tiny-imagenet": UNROLLED_TINY}
+"""Published settings by data set name, where they differ from those of CIFAR-10."""
 
 UNROLLED_DIGITS: dict[str, Method] = {
     "dd": replace(CORE_METHODS["dd"], settings=_digits_dd),
@@ -73,8 +254,11 @@ UNROLLED_DIGITS: dict[str, Method] = {
     "ftd": replace(
         UNROLLED_METHODS["ftd"],
         network=experts_by(DIGITS_EXPERTS),
-        settings=lambda ipc: _flat_settings(_digits_mtt(ipc), 0.9),
+        settings=lambda ipc: replace(_digits_mtt(ipc), expert_sam=0.01, ema=0.9),
     ),
     "ddpp": replace(UNROLLED_METHODS["ddpp"], network=experts_by(DIGITS_EXPERTS), settings=_digits_mtt),
+    "haba": replace(UNROLLED_METHODS["haba"], network=experts_by(DIGITS_EXPERTS), settings=_digits_haba),
+    "addmem": replace(UNROLLED_METHODS["addmem"], settings=_digits_addmem),
+    "ld": replace(UNROLLED_METHODS["ld"], settings=_digits_ld),
 }
 """Short runs for the 8 x 8 digits; chosen on a validation split of their training images."""

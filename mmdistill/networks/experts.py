@@ -6,9 +6,11 @@ tensors have a leading axis of epochs; reading one snapshot reads one row of eac
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +21,14 @@ from torch import Tensor
 
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.networks.fit import FitProtocol, Loss, fit_networks, stack_states
+from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws, atomic_write, cache_folder
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, map_inputs
 
-EXPERTS_VERSION = 1
+logger = logging.getLogger(__name__)
+
+EXPERTS_VERSION = 2
 MANIFEST = "experts.json"
 PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batch=256, decay_at=())
 """Plain SGD at a constant rate, as trajectory matching trains its experts."""
@@ -51,16 +56,16 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     """Return what experts are, as plain values: the data, their preprocessing, the network, the training."""
     info = task.describe()
     shapes = {name: list(tensor.shape) for name, tensor in task.init(Draws(0, device=task.device)).params.items()}
-    training = asdict(recipe.protocol)
-    if not training["sam"]:
-        del training["sam"]  # plain experts keep the identity that they had before this option
+    network = getattr(task, "network", None)
     found = {
         "version": EXPERTS_VERSION,
         "data": info.data,
         "fingerprint": info.fingerprint,
         "preprocessing": info.preprocessing,
         "architecture": shapes,
-        "training": {**training, "augment": recipe.augment, "seed": recipe.seed},
+        # Shapes do not tell activations, norms, pooling and dropout apart; a module's own description does.
+        "layers": str(network.module) if isinstance(network, FunctionalModule) else "",
+        "training": {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed},
     }
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
     return plain
@@ -185,6 +190,20 @@ def train_experts(
     return Experts(folder, task, count, recipe.protocol.epochs)
 
 
+def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe) -> Experts:
+    """Open a folder's experts, first training those that it lacks and saying how long that takes."""
+    if is_complete(folder, count):
+        return Experts(folder, task, count, recipe.protocol.epochs)
+    logger.warning("training the missing ones of %d networks in %s", count, folder)
+    return train_experts(task, folder, count, recipe, progress=_report)
+
+
+def _report(done: int, total: int, seconds: float) -> None:
+    """Say after the first epoch, and then at each tenth of the way, how long training will take."""
+    if done == 1 or done * 10 // total > (done - 1) * 10 // total:
+        logger.warning("experts: %d of %d epochs, about %.0f s left", done, total, seconds)
+
+
 def _train_group(
     task: Task,
     data: Batch,
@@ -305,9 +324,22 @@ def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *
                 f"the experts in {folder} are of another network: parameter {name} has shape {old.get(name)} there "
                 f"and {new.get(name)} in the task's network"
             )
+    if found["layers"] != wanted["layers"]:
+        raise CheckpointError(
+            f"the experts in {folder} are of another network: its parameters have the same shapes, but its layers are "
+            f"{_difference(found['layers'], wanted['layers'])}"
+        )
     for key, value in wanted["training"].items() if training else ():
         if found["training"].get(key) != value:
             raise CheckpointError(
                 f"the experts in {folder} trained with {key} = {found['training'].get(key)}, not {value}; "
                 "use another folder"
             )
+
+
+def _difference(old: str, new: str) -> str:
+    """Return the first line in which two descriptions differ, in words."""
+    for there, here in zip_longest(old.splitlines(), new.splitlines(), fillvalue="nothing"):
+        if there != here:
+            return f"{there.strip()} there and {here.strip()} in the task's network"
+    return "described otherwise"

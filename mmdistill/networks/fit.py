@@ -1,5 +1,6 @@
 """Train many networks at once on one small set: the engine under evaluation."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+from mmdistill.networks.schedules import take
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors, map_inputs
 
@@ -29,8 +31,15 @@ class FitProtocol:
         decay_at: fractions of the epochs at which the rate is multiplied by ``decay`` and the optimizer starts
             afresh, momentum included, as the field's evaluators do.
         decay: the factor.
+        restart: whether the optimizer does start afresh there; otherwise only the rate changes.
+        warmup: steps in which the rate rises linearly from 0.
+        cosine: after them, anneal the rate to a hundredth over the rest of the training.
+        visits: samples that an epoch draws, without replacement; None draws all.
         sam: rho of sharpness-aware minimisation: each gradient is taken at the parameters moved by rho up the loss
             (Foret et al., ICLR 2021); 0 is plain training.
+        sam_gap: weight of the surrogate gap (Zhuang et al., ICLR 2022): so much of the gradient at the parameters
+            themselves, as far as it is orthogonal to the other one, is ascended.
+        sam_adaptive: move each parameter in proportion to its square (Kwon et al., ICML 2021).
     """
 
     epochs: int
@@ -41,7 +50,27 @@ class FitProtocol:
     batch: int | None = 256
     decay_at: tuple[float, ...] = (0.5,)
     decay: float = 0.1
+    restart: bool = True
+    warmup: int = 0
+    cosine: bool = False
+    visits: int | None = None
     sam: float = 0.0
+    sam_gap: float = 0.0
+    sam_adaptive: bool = False
+
+
+COSINE_FLOOR = 0.01
+"""Of the rate, where annealing ends."""
+
+
+def rate_factor(protocol: FitProtocol, step: int, steps: int) -> float:
+    """Return what a protocol's rate is multiplied by at a step of so many, steps down at ``decay_at`` aside."""
+    if step < protocol.warmup:
+        return step / protocol.warmup
+    if not protocol.cosine:
+        return 1.0
+    share = (step - protocol.warmup) / max(steps - protocol.warmup, 1)
+    return COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def stack_states(states: list[NetworkState]) -> NetworkState:
@@ -68,13 +97,16 @@ def _optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim
     return torch.optim.SGD(tensors, lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
 
 
-def _gather(data: Batch, index: Tensor) -> Batch:
-    """Return ``(networks, b, ...)`` minibatches; index is ``(networks, b)``."""
-    return Batch(
-        map_inputs(lambda t: t[index], data.inputs),
-        map_inputs(lambda t: t[index], data.targets),
-        data.weight[index],
-    )
+def _step(optimizer: torch.optim.Optimizer, params: Tensors, gradients: Tensors) -> None:
+    """Step the stacked parameters, in place."""
+    for name, parameter in params.items():
+        parameter.grad = gradients[name]
+    optimizer.step()
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def _augment_all(augment: Callable[[Draws, Batch], Batch], draws: Draws, batch: Batch) -> Batch:
@@ -116,13 +148,31 @@ def _gradients(
     return stacked.params, stacked.buffers
 
 
-def _uphill(state: NetworkState, gradients: Tensors, rho: float) -> NetworkState:
-    """Return stacked networks, each moved by rho along its own gradient."""
-    norm = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()]).sum(0).sqrt()
-    scale = rho / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-    with torch.no_grad():
-        moved = {name: p + scale.view(-1, *(1,) * (p.ndim - 1)) * gradients[name] for name, p in state.params.items()}
+def _norm(tensors: Tensors) -> Tensor:
+    """Return each stacked network's norm over all its tensors, never 0."""
+    squares = torch.stack([tensor.flatten(1).square().sum(1) for tensor in tensors.values()])
+    return squares.sum(0).sqrt().clamp_min(torch.finfo(squares.dtype).tiny)
+
+
+def _along(scale: Tensor, tensor: Tensor) -> Tensor:
+    """Return a stacked tensor with each network's part scaled by its own number."""
+    return scale.view(-1, *(1,) * (tensor.ndim - 1)) * tensor
+
+
+def _uphill(state: NetworkState, gradients: Tensors, protocol: FitProtocol) -> NetworkState:
+    """Return stacked networks, each moved by rho up its own loss, measured in units of the parameters if adaptive."""
+    params = {name: p.detach() for name, p in state.params.items()}
+    unit = {name: p.abs() if protocol.sam_adaptive else torch.ones_like(p) for name, p in params.items()}
+    scale = protocol.sam / _norm({name: unit[name] * gradient for name, gradient in gradients.items()})
+    moved = {name: p + _along(scale, unit[name].square() * gradients[name]) for name, p in params.items()}
     return NetworkState(moved, state.buffers)
+
+
+def _less_gap(moved: Tensors, here: Tensors, weight: float) -> Tensors:
+    """Return the moved networks' gradients minus that part of the original ones that is orthogonal to them."""
+    dot = torch.stack([(moved[name] * here[name]).flatten(1).sum(1) for name in moved]).sum(0)
+    shared = dot / _norm(moved).square()
+    return {name: g - weight * (here[name] - _along(shared, g)) for name, g in moved.items()}
 
 
 def fit_networks(
@@ -167,7 +217,8 @@ def fit_networks(
     if n < 1 or count < 1:
         raise ConfigError(f"training needs at least one network and one sample, got {n} networks and {count} samples")
     state = stack_states([init(draws.fold("init", index)) for index in range(n)])
-    size = count if protocol.batch is None else min(protocol.batch, count)
+    visits = count if protocol.visits is None else min(protocol.visits, count)
+    size = visits if protocol.batch is None else min(protocol.batch, visits)
     whole = size == count and augment is None
     decay_epochs = {int(protocol.epochs * fraction) for fraction in protocol.decay_at}
     lr, buffers = protocol.lr, state.buffers
@@ -176,26 +227,30 @@ def fit_networks(
     if observe is not None:
         observe(0, state)
     device = data.weight.device
+    step, steps = 0, protocol.epochs * math.ceil(visits / size)
     for epoch in range(protocol.epochs):
         if epoch in decay_epochs and epoch > 0:
             lr *= protocol.decay
-            optimizer = _optimizer(protocol, state.params, lr)
+            if protocol.restart:
+                optimizer = _optimizer(protocol, state.params, lr)
         key = draws.fold("epoch", epoch).to(device)
-        order = None if whole else key.fold("order").uniform(n, count).argsort(1)
-        for start in range(0, count, size):
+        order = None if whole else key.fold("order").uniform(n, count).argsort(1)[:, :visits]
+        for start in range(0, visits, size):
             step_key = key.fold(start)
-            batch = data if order is None else _gather(data, order[:, start : start + size])
+            batch = data if order is None else take(data, order[:, start : start + size])
             if augment is not None:
                 batch = _augment_all(augment, step_key.fold("augment"), batch)
             own_noise = noise(step_key.fold("noise"), n) if noise is not None else {}
             current = NetworkState(state.params, buffers)
             gradients, buffers = _gradients(loss, current, batch, own_noise, order is not None, mode)
             if protocol.sam:
-                current = _uphill(current, gradients, protocol.sam)
-                gradients, buffers = _gradients(loss, current, batch, own_noise, order is not None, mode)
-            for name, parameter in state.params.items():
-                parameter.grad = gradients[name]
-            optimizer.step()
+                here, there = gradients, _uphill(current, gradients, protocol)
+                gradients, buffers = _gradients(loss, there, batch, own_noise, order is not None, mode)
+                if protocol.sam_gap:
+                    gradients = _less_gap(gradients, here, protocol.sam_gap)
+            _set_rate(optimizer, lr * rate_factor(protocol, step, steps))
+            _step(optimizer, state.params, gradients)
+            step += 1
         if observe is not None:
             observe(epoch + 1, NetworkState(state.params, buffers))
         if select is not None and (epoch % select_every == 0 or epoch == protocol.epochs - 1):
@@ -238,13 +293,10 @@ def fit_steps(
     optimizer = torch.optim.SGD(list(state.params.values()), lr=1.0, momentum=momentum)
     buffers = state.buffers
     for index, rate in enumerate(rates):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        _set_rate(optimizer, rate)
         current = NetworkState(state.params, buffers)
         gradients, buffers = _gradients(loss, current, _one(steps, index), {}, False, mode)
-        for name, parameter in state.params.items():
-            parameter.grad = gradients[name]
-        optimizer.step()
+        _step(optimizer, state.params, gradients)
     for parameter in state.params.values():
         parameter.grad = None
     return NetworkState(state.params, buffers)

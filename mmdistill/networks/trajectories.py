@@ -1,15 +1,12 @@
 """The schedule of cached experts: where students start and which end they shall reach (Eq. 12)."""
 
-import logging
 from pathlib import Path
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.experts import ExpertRecipe, Experts, default_folder, is_complete, train_experts
+from mmdistill.networks.experts import ExpertRecipe, Experts, default_folder, open_experts
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
-
-logger = logging.getLogger(__name__)
 
 
 class ExpertTrajectories(NetworkSchedule):
@@ -65,22 +62,10 @@ class ExpertTrajectories(NetworkSchedule):
         """Open the experts, training those that are missing."""
         if self._opened is None or self._opened[0] is not task:
             folder = self.folder or default_folder(task, self.recipe)
-            if is_complete(folder, self.experts):
-                epochs = needed_epochs(self.start_epochs, self.expert_steps)
-                found = Experts(folder, task, self.experts, epochs)
-            else:
-                logger.warning("training the missing ones of %d experts in %s", self.experts, folder)
-                found = train_experts(task, folder, self.experts, self.recipe, progress=_report)
-            self._opened = task, found
+            self._opened = task, open_experts(task, folder, self.experts, self.recipe)
         return self._opened[1]
 
 
 def needed_epochs(start_epochs: int, expert_steps: int) -> int:
     """Return the epoch of the last target."""
     return start_epochs - 1 + expert_steps
-
-
-def _report(done: int, total: int, seconds: float) -> None:
-    """Say after the first epoch, and then at each tenth of the way, how long experts will take."""
-    if done == 1 or done * 10 // total > (done - 1) * 10 // total:
-        logger.warning("experts: %d of %d epochs, about %.0f s left", done, total, seconds)

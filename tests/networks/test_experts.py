@@ -3,19 +3,22 @@
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.image import image_task
 from mmdistill.networks import experts as module
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, Experts, default_folder, train_experts
+from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.runtime import Draws
-from mmdistill.task import NetworkState, TaskInfo
+from mmdistill.task import Batch, NetworkState, TaskInfo, Tensors
 from tests.toys import BlobTask
 
 EPOCHS = 3
@@ -117,6 +120,34 @@ def test_experts_that_do_not_fit_are_refused_by_name(trained: Path, tmp_path: Pa
         train_experts(BlobTask(), trained, 3, ExpertRecipe(replace(RECIPE.protocol, lr=0.5)))
     with pytest.raises(ConfigError, match="at least 1"):
         train_experts(BlobTask(), tmp_path, 0, RECIPE)
+
+
+def test_experts_of_other_layers_are_refused(tmp_path: Path) -> None:
+    def make(layer: type[nn.Module]) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3), layer(), nn.Linear(3, 3))
+
+    images, labels = torch.randn(9, 1, 4, 4), torch.arange(3).repeat(3)
+    tasks = [
+        image_task((images, labels), test=(images, labels), model=partial(make, kind)) for kind in (nn.ReLU, nn.Tanh)
+    ]
+    recipe = ExpertRecipe(replace(PUBLISHED, epochs=1))
+    train_experts(tasks[0], tmp_path, 1, recipe)
+    with pytest.raises(CheckpointError, match=r"\(2\): ReLU\(\) there and \(2\): Tanh\(\) in the task's network"):
+        Experts(tmp_path, tasks[1])
+    assert default_folder(tasks[0], recipe) != default_folder(tasks[1], recipe)
+
+
+def test_an_epoch_may_visit_a_part_of_the_data() -> None:
+    task = BlobTask()
+    seen: list[int] = []
+
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        seen.append(batch.weight.shape[0])
+        return task.loss(state, batch), {}
+
+    protocol = replace(RECIPE.protocol, epochs=2, batch=4, visits=10)
+    fit_networks(task.init, loss, task.select(everything(task)), protocol, 1, KEY, mode="loop")
+    assert seen == [4, 4, 2] * 2
 
 
 def test_damaged_and_foreign_files_are_refused(trained: Path, tmp_path: Path) -> None:

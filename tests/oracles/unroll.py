@@ -52,6 +52,28 @@ def pruned_trajectory(params: Params, target: Params, steps: Steps, rates: list[
     return reached / moved
 
 
+def sharpness_aware_step(
+    params: Params, xs: Array, targets: Array, rate: float, rho: float, gap: float, adaptive: bool
+) -> Params:
+    """One step of (adaptive) SAM; with a gap, also up what is orthogonal to it of the gradient here."""
+    here = class_gradient(params, xs, targets)
+    length, moved = 0.0, {}
+    for name in params:
+        for p, g in zip(params[name].ravel(), here[name].ravel(), strict=True):
+            length += float(((abs(p) if adaptive else 1.0) * g) ** 2)
+    for name in params:
+        unit = params[name] ** 2 if adaptive else 1.0
+        moved[name] = params[name] + rho * unit * here[name] / np.sqrt(length)
+    there = class_gradient(moved, xs, targets)
+    dot = sum(float((here[name] * there[name]).sum()) for name in params)
+    square = sum(float((there[name] ** 2).sum()) for name in params)
+    result = {}
+    for name in params:
+        orthogonal = here[name] - dot / square * there[name]
+        result[name] = params[name] - rate * (there[name] - gap * orthogonal)
+    return result
+
+
 def held_gradient(params: Params, target: Params, steps: Steps, rate: float, eps: float = 1e-5) -> list[Array]:
     """TESLA: per step, 2 [lr (target - start) + lr^2 G]^T d g_i / d x_i / ||start - target||^2, G the sum of g_i."""
     theta = {name: value.copy() for name, value in params.items()}

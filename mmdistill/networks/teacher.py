@@ -1,0 +1,37 @@
+"""Teachers: networks trained on the real data, whose predictions become the labels of synthetic samples (Sec. 3.5)."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError
+from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, default_folder, open_experts
+from mmdistill.task import Inputs, NetworkState, Task
+
+TRAINING = replace(PUBLISHED, momentum=0.9)
+"""Unlike experts, of whom the way matters, a teacher may take momentum and arrive sooner."""
+
+
+def trained_teacher(task: Task, epochs: int) -> NetworkState:
+    """Return a network that trained on the real data, from the cache folder where it is there already.
+
+    It depends on the data, the network and the epochs, not on the distillation's seed.
+
+    Raises:
+        ConfigError: no epoch.
+    """
+    if epochs < 1:
+        raise ConfigError(f"a teacher trains for at least 1 epoch, got {epochs}")
+    recipe = ExpertRecipe(replace(TRAINING, epochs=epochs))
+    return open_experts(task, default_folder(task, recipe), 1, recipe).snapshot(0, epochs)
+
+
+@torch.no_grad()
+def soft_labels(task: Task, teacher: NetworkState, inputs: Inputs) -> Tensor:
+    """Return a teacher's class probabilities for some samples, ``(n, C)``.
+
+    Source: Cui et al., ICML 2023, Sec. 3.3.
+    """
+    logits, _ = task.predict(teacher, inputs)
+    return logits.softmax(-1)

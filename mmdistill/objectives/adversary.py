@@ -1,0 +1,149 @@
+"""An adversary that keeps the styles of hallucinators apart (HaBa)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdistill.errors import ConfigError
+from mmdistill.networks.module import detach_inputs
+from mmdistill.networks.schedules import take
+from mmdistill.objectives.base import Network, Objective
+from mmdistill.objectives.unrolled import flat
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors
+
+TEMPERATURE = 0.07
+"""Of the contrast between classes."""
+
+
+class StyleAdversary(Objective):
+    r"""Add to an objective how alike an adversary finds two samples of one code (HaBa).
+
+    .. math:: \ell + \frac{w}{M} \sum_j \frac{1 + \cos(f(x_{jk}), f(x_{jl}))}{2}
+
+    In each step two of the styles, k and l, are drawn. The adversary f is a network of the task's kind: it learns to
+    classify the samples while it pulls a code's two samples together and those of each class apart from the others,
+
+    .. math:: \text{CE} + w \frac{1 - \cos}{2} + w\, \text{SupCon},
+
+    so codes and decoders must differ in what tells no classes apart. It is part of the run's state.
+
+    Args:
+        objective: what is matched.
+        styles: how many samples each code has, one after the other.
+        weight: w.
+        lr: the adversary's learning rate.
+        momentum: the adversary's momentum.
+    Shapes:
+        flat batches of ``M styles`` samples, code by code; returns a scalar.
+    Raises:
+        ConfigError: fewer than two styles, or an objective that reads class batches.
+    Source: Liu et al., NeurIPS 2022, Sec. 3.2; Khosla et al., NeurIPS 2020 (the contrast).
+    """
+
+    view = "flat"
+
+    def __init__(
+        self, objective: Objective, styles: int, weight: float = 0.1, lr: float = 0.001, momentum: float = 0.9
+    ) -> None:
+        super().__init__()
+        if styles < 2 or objective.view != "flat":
+            raise ConfigError(f"an adversary tells at least 2 styles of a flat batch apart, got {styles}")
+        self.objective = objective
+        self.styles = styles
+        self.weight = weight
+        self.lr = lr
+        self.momentum = momentum
+        self.needs_target = objective.needs_target
+        self.siamese = objective.siamese
+        self._names: dict[str, tuple[str, ...]] = {}
+
+    def check(self, task: Task) -> None:
+        """Check the objective, and draw the adversary."""
+        self.objective.check(task)
+        state = task.init(Draws(0, ("adversary",), task.device))
+        velocity = {name: torch.zeros_like(tensor) for name, tensor in state.params.items()}
+        for part, tensors in (("params", state.params), ("buffers", state.buffers), ("velocity", velocity)):
+            self._names[part] = tuple(tensors)
+            for name, tensor in tensors.items():
+                self.register_buffer(_key(part, name), tensor)
+
+    def learned(self) -> Tensors:
+        """Return what the objective learned; the adversary is of no use once the set is finished."""
+        return self.objective.learned()
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return the objective plus the likeness, and take a step of the adversary."""
+        key = draws.fold("adversary")
+        two = self._pairs(flat(syn), key.fold("styles"))
+        # A copy: the step below moves the adversary in place, before the samples' gradient has passed through it.
+        adversary = NetworkState({name: p.clone() for name, p in self._part("params").items()}, self._part("buffers"))
+        likeness = (1 + _cosine(_embedding(network.task, adversary, two.inputs))).mean() / 2
+        matched: Tensor = self.objective(network, syn, real, draws)
+        self._learn(network.task, adversary, two._replace(inputs=detach_inputs(two.inputs)), key)
+        return matched + self.weight * likeness
+
+    def _pairs(self, batch: Batch, draws: Draws) -> Batch:
+        """Return each code's samples of two styles, one after the other."""
+        count = batch.weight.shape[0]
+        if count % self.styles:
+            raise ConfigError(f"{count} samples are not {self.styles} styles of each code")
+        styles = draws.permutation(self.styles)[:2].to(batch.weight.device)
+        rows = torch.arange(0, count, self.styles, device=batch.weight.device)[:, None] + styles
+        return take(batch, rows.flatten())
+
+    def _part(self, part: str) -> Tensors:
+        """Return the adversary's parameters, buffers or velocities by name."""
+        return {name: getattr(self, _key(part, name)) for name in self._names[part]}
+
+    def _learn(self, task: Task, adversary: NetworkState, two: Batch, draws: Draws) -> None:
+        """Take one step of SGD with momentum on what the adversary wants."""
+        with torch.enable_grad():
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in adversary.params.items()}
+            state = NetworkState(leaves, adversary.buffers)
+            features = _embedding(task, state, two.inputs)
+            apart = (1 - _cosine(features)).mean() / 2
+            wanted = task.loss(state, two, draws=draws) + self.weight * (apart + contrast(features, two.targets))
+            gradients = torch.autograd.grad(wanted, list(leaves.values()))
+        with torch.no_grad():
+            own, velocities = self._part("params").values(), self._part("velocity").values()
+            for tensor, velocity, gradient in zip(own, velocities, gradients, strict=True):
+                velocity.mul_(self.momentum).add_(gradient)
+                tensor.sub_(self.lr * velocity)
+
+
+def contrast(features: Tensor, targets: Targets) -> Tensor:
+    r"""Return the supervised contrast of some samples, 0 at best.
+
+    .. math:: -\frac{1}{n} \sum_i \frac{1}{|P_i|} \sum_{p \in P_i}
+        \log \frac{e^{z_i \cdot z_p / \tau}}{\sum_{a \ne i} e^{z_i \cdot z_a / \tau}}
+
+    with z the features at unit length and :math:`P_i` the others of sample i's class, of which there must be some.
+
+    Shapes:
+        features ``(n, d)``; targets ``(n,)`` classes or ``(n, C)`` probabilities, whose largest counts.
+    Source: Khosla et al., NeurIPS 2020, Eq. 2.
+    """
+    assert isinstance(targets, Tensor)
+    classes = targets.argmax(-1) if targets.is_floating_point() else targets
+    unit = F.normalize(features, dim=1)
+    own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    scores = (unit @ unit.T / TEMPERATURE).masked_fill(own, -torch.inf)
+    partners = (classes[:, None] == classes) & ~own
+    likelihood = torch.where(partners, scores.log_softmax(1), 0.0).sum(1)
+    return -(likelihood / partners.sum(1)).mean()
+
+
+def _embedding(task: Task, adversary: NetworkState, inputs: Inputs) -> Tensor:
+    """Return the last feature layer."""
+    return task.features(adversary, inputs)[-1]
+
+
+def _cosine(features: Tensor) -> Tensor:
+    """Return the cosine of each pair of consecutive rows."""
+    return F.cosine_similarity(features[0::2], features[1::2])
+
+
+def _key(part: str, name: str) -> str:
+    """Return the buffer's name, in which no dot may be."""
+    return f"{part}__{name.replace('.', '__')}"

@@ -1,0 +1,112 @@
+"""HaBa's adversary: its oracle, its learning, its place in a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError
+from mmdistill.image import DOMAIN, image_task
+from mmdistill.objectives.adversary import StyleAdversary, contrast
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.trajectory import TrajectoryMatching
+from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
+from mmdistill.registry import get_method
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState
+from tests.oracles import adversary as oracle
+from tests.toys import BlobTask
+
+KEY = Draws(4)
+
+
+def made(task: BlobTask, styles: int = 2, weight: float = 0.1, lr: float = 0.001) -> StyleAdversary:
+    inner = TrajectoryMatching(2, InnerRate(0.25).double())
+    objective = StyleAdversary(inner, styles, weight, lr)
+    objective.check(task)
+    return objective
+
+
+@pytest.fixture(scope="module")
+def task() -> BlobTask:
+    return BlobTask(dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def network(task: BlobTask) -> Network:
+    return Network(task, task.init(KEY.fold("net")), task.init(KEY.fold("end")).params)
+
+
+@pytest.fixture(scope="module")
+def syn(task: BlobTask) -> Batch:
+    """Three codes, one of each class, in two styles."""
+    inputs = KEY.normal(6, 4).double()
+    return Batch(inputs, torch.arange(3).repeat_interleave(2), torch.ones(6, dtype=torch.float64))
+
+
+def test_contrast_equals_its_oracle() -> None:
+    features = KEY.fold("features").normal(6, 5).double()
+    classes = torch.tensor([0, 1, 0, 2, 1, 2])
+    found = contrast(features, classes)
+    assert float(found) == pytest.approx(oracle.contrast(features.numpy(), classes.tolist()), rel=1e-10)
+    soft = torch.nn.functional.one_hot(classes, 3).double() * 0.6 + 0.1
+    assert torch.equal(contrast(features, soft), found)
+
+
+def test_likeness_is_added_and_differentiable(task: BlobTask, network: Network, syn: Batch) -> None:
+    assert isinstance(syn.inputs, Tensor)
+    objective, leaf = made(task), syn.inputs.clone().requires_grad_()
+    adversary = NetworkState(objective._part("params"), objective._part("buffers"))
+    features = task.features(adversary, syn.inputs)[-1].numpy()
+    inner = objective.objective(network, syn, syn, KEY)
+    value = objective(network, syn._replace(inputs=leaf), syn, KEY)
+    assert float((value - inner).detach()) == pytest.approx(0.1 * oracle.likeness(features), rel=1e-8)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    assert bool((gradient != 0).any())
+
+
+def test_the_adversary_learns_what_it_wants(task: BlobTask, network: Network, syn: Batch) -> None:
+    objective = made(task, lr=0.05)
+    before = {name: tensor.clone() for name, tensor in objective._part("params").items()}
+
+    def wanted(params: dict[str, Tensor]) -> Tensor:
+        state = NetworkState(params, {})
+        features = task.features(state, syn.inputs)[-1]
+        apart = (1 - torch.nn.functional.cosine_similarity(features[0::2], features[1::2])).mean() / 2
+        return task.loss(state, syn) + 0.1 * (apart + contrast(features, syn.targets))
+
+    # whichever of the two styles comes first, cosine, loss and contrast are the same
+    gradient = torch.func.grad(wanted)(before)
+    objective(network, syn, syn, KEY)
+    for name, tensor in objective._part("params").items():
+        torch.testing.assert_close(tensor, before[name] - 0.05 * gradient[name], rtol=1e-10, atol=1e-12)
+    for step in range(30):
+        objective(network, syn, syn, KEY.fold(step))
+    assert float(wanted(objective._part("params"))) < float(wanted(before))
+    assert objective.learned().keys() == {"inner_lr"}
+
+
+def test_wrong_compositions_are_refused(task: BlobTask, network: Network, syn: Batch) -> None:
+    with pytest.raises(ConfigError, match="at least 2 styles"):
+        StyleAdversary(UnrolledPerformance(2, InnerRate(0.1)), 1)
+    with pytest.raises(ConfigError, match="flat batch"):
+        StyleAdversary(DistributionMatching(), 2)
+    with pytest.raises(ConfigError, match="6 samples are not 4 styles"):
+        made(task, 4)(network, syn, syn, KEY)
+
+
+def test_haba_runs_and_resumes_with_its_adversary(tmp_path: Path) -> None:
+    task = image_task("digits", model="mlp", width=4)
+    method = get_method(DOMAIN, "haba", "digits")
+    settings = {"steps": 4, "inner_steps": 3, "inner_parts": 2, "experts": 1, "expert_folder": str(tmp_path / "e")}
+    whole = distill(task, method, ipc=4, settings=settings)
+    distill(task, method, ipc=4, settings=settings, out=tmp_path / "run", checkpoint_every=2)
+    sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))[-1].unlink()
+    again = distill(task, method, ipc=4, settings=settings, out=tmp_path / "run", checkpoint_every=2, resume=True)
+    assert torch.equal(again.batch.inputs, whole.batch.inputs)  # type: ignore[arg-type]
+    assert np.isfinite(whole.batch.inputs.numpy()).all()  # type: ignore[union-attr]
+    assert whole.stored_bytes <= 40 * (64 * 4 + 1)
