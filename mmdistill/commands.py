@@ -6,11 +6,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mmdistill.budget import find_budget
 from mmdistill.config import DistillConfig, baseline_names, require_data_and_method, split_names
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import Evaluation, evaluate, metrics_document, subset_bytes
-from mmdistill.methods import Method
+from mmdistill.methods import Method, Settings
 from mmdistill.networks.experts import default_folder, is_complete, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import (
@@ -22,6 +23,7 @@ from mmdistill.registry import (
     domain_of,
     get_domain,
     get_method,
+    get_parameterization,
     unknown_name,
 )
 from mmdistill.report import write_report
@@ -48,17 +50,30 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     return domain, domain.make_task(data, options)
 
 
-def chosen_method(config: DistillConfig, domain: Domain, budget: int) -> Method:
+def chosen_method(config: DistillConfig, domain: Domain) -> Method:
     """Return the configured method with its overrides."""
     data, name = require_data_and_method(config)
     method = get_method(domain, name, data, config.schedule)
+    if config.parameterization is not None:
+        method = method.stored_as(get_parameterization(domain, config.parameterization))
     changes = config.overrides()
-    if config.lr is not None:
-        optimizers = dict(method.settings(budget).optimizers)
-        if "codes" not in optimizers:
+    if changes:
+        method = method.with_settings(**changes)
+    return method if config.lr is None else _with_rate(method, config.lr)
+
+
+def _with_rate(method: Method, lr: float) -> Method:
+    """Return the method with another learning rate of the samples."""
+    base = method.settings
+
+    def settings(budget: int) -> Settings:
+        own = base(budget)
+        if "codes" not in own.optimizers:
             raise ConfigError(f"{method.title} steps no samples, so --lr means nothing to it")
-        changes["optimizers"] = {**optimizers, "codes": dataclasses.replace(optimizers["codes"], lr=config.lr)}
-    return method.with_settings(**changes) if changes else method
+        codes = dataclasses.replace(own.optimizers["codes"], lr=lr)
+        return dataclasses.replace(own, optimizers={**own.optimizers, "codes": codes})
+
+    return dataclasses.replace(method, settings=settings)
 
 
 def distill_command(config: DistillConfig, resume: str | None) -> None:
@@ -73,12 +88,14 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
     if config.deterministic:
         use_deterministic_kernels()
     domain, task = make_task(config)
-    budget = getattr(config, domain.budget)
-    given = [kind for kind in ("ipc", "nodes", "users") if getattr(config, kind) is not None]
-    if given != [domain.budget]:
-        got = ", ".join(f"--{kind}" for kind in given) or "no budget"
-        raise ConfigError(f"{domain.name} data take their budget as --{domain.budget} N, got {got}")
-    method = chosen_method(config, domain, budget)
+    method, budget = find_budget(
+        task,
+        chosen_method(config, domain),
+        ipc=config.ipc,
+        nodes=config.nodes,
+        users=config.users,
+        bytes=config.bytes,
+    )
     if resume is None:
         for stale in ("distilled.json", "distilled.safetensors", "metrics.json"):
             (folder / stale).unlink(missing_ok=True)
@@ -132,7 +149,7 @@ def experts_command(config: DistillConfig, count: int | None, together: int) -> 
     """Train the experts of a method where they are missing; an interrupted call continues when it is called again."""
     domain, task = make_task(config)
     budget = config.ipc or 1
-    method = chosen_method(config, domain, budget)
+    method = chosen_method(config, domain)
     settings = method.settings(budget)
     schedule = method.network(settings)
     if not isinstance(schedule, ExpertTrajectories):
@@ -233,6 +250,8 @@ def methods_command(domain: str | None) -> None:
         for key, method in domain_methods(found).items():
             source = f" [{method.source}]" if method.source else ""
             print(f"  {key:22} {method.title}: {method.summary}{source}")
+        for key, storage in found.parameterizations.items():
+            print(f"  --parameterization {key:22} {storage.summary}")
 
 
 def data_command() -> None:

@@ -19,6 +19,8 @@ class DistillConfig:
         ipc: samples per class (images, text)
         nodes: nodes in all (graphs)
         users: users in all (recommender data)
+        bytes: instead of a count, the bytes that the set may take, such as 100KB; the largest that fits is made
+        parameterization: how samples are stored (see 'mmdistill methods'); each method's own way by default
         out: run folder; runs/DATA-METHOD-BUDGET by default
         overwrite: replace a finished run in that folder
         seed: of everything random
@@ -53,6 +55,8 @@ class DistillConfig:
     ipc: int | None = None
     nodes: int | None = None
     users: int | None = None
+    bytes: str | None = None
+    parameterization: str | None = None
     out: str | None = None
     overwrite: bool = False
     seed: int = 0
@@ -84,8 +88,9 @@ class DistillConfig:
         """Return the run folder."""
         if self.out is not None:
             return Path(self.out)
-        budget = next((b for b in (self.ipc, self.nodes, self.users) if b is not None), 0)
-        return Path("runs") / f"{Path(str(self.data)).stem}-{self.method}-{budget}"
+        budget = next((b for b in (self.ipc, self.nodes, self.users, self.bytes) if b is not None), 0)
+        name = self.method if self.parameterization is None else f"{self.method}-{self.parameterization}"
+        return Path("runs") / f"{Path(str(self.data)).stem}-{name}-{budget}"
 
     def overrides(self) -> dict[str, object]:
         """Return the settings that replace the method's own."""

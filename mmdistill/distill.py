@@ -12,11 +12,12 @@ from types import FrameType
 
 import torch
 
+from mmdistill.budget import find_budget
 from mmdistill.capture import CompileMode, Stepper
 from mmdistill.distiller import Distiller, RunState
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
-from mmdistill.methods import Method
-from mmdistill.registry import get_domain, get_method
+from mmdistill.methods import Method, Storage
+from mmdistill.registry import get_domain, get_method, get_parameterization
 from mmdistill.store import DistilledSet, load_tree, save_tree, write_json
 from mmdistill.task import Task
 
@@ -36,20 +37,11 @@ def find_method(task: Task, method: Method | str) -> tuple[Method, str]:
     return get_method(get_domain(info.domain), method, info.data), method
 
 
-def find_budget(task: Task, budget: int | None, ipc: int | None, nodes: int | None, users: int | None) -> int:
-    """Return the budget, given in the task's own unit.
-
-    Raises:
-        ConfigError: none given, several given, or one in another unit.
-    """
-    given = {name: value for name, value in (("ipc", ipc), ("nodes", nodes), ("users", users)) if value is not None}
-    unit = task.describe().budget
-    if budget is not None:
-        given[unit] = budget
-    if set(given) != {unit}:
-        got = ", ".join(f"{name}={value}" for name, value in given.items()) or "nothing"
-        raise ConfigError(f"{task.describe().domain} data take their budget as {unit}=N, got {got}")
-    return given[unit]
+def find_parameterization(task: Task, parameterization: Storage | str) -> Storage:
+    """Return a way of storing samples, looking a name up in the task's domain."""
+    if isinstance(parameterization, Storage):
+        return parameterization
+    return get_parameterization(get_domain(task.describe().domain), parameterization)
 
 
 def distill(
@@ -60,6 +52,8 @@ def distill(
     ipc: int | None = None,
     nodes: int | None = None,
     users: int | None = None,
+    bytes: str | int | None = None,
+    parameterization: Storage | str | None = None,
     seed: int = 0,
     settings: Mapping[str, object] | None = None,
     out: Path | str | None = None,
@@ -74,10 +68,12 @@ def distill(
     Args:
         task: what to distil, for example ``image_task("mnist")``.
         method: a :class:`Method` or its name.
-        budget: the synthetic size in the task's unit; or give it by name as one of the next three.
+        budget: the synthetic size in the task's unit; or give it by name as one of the next four.
         ipc: samples per class.
         nodes: nodes in all.
         users: users in all.
+        bytes: the size in bytes, such as ``"100KB"``: the largest set within them.
+        parameterization: how samples are stored, or its name; None is the method's own way.
         seed: of everything random.
         settings: overrides of the method's published settings, by field name of :class:`Settings`.
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
@@ -95,9 +91,12 @@ def distill(
     """
     found, own_name = find_method(task, method)
     name = name or own_name
+    if parameterization is not None:
+        found = found.stored_as(find_parameterization(task, parameterization))
     if settings:
         found = found.with_settings(**settings)
-    distiller = Distiller(task, found, find_budget(task, budget, ipc, nodes, users), seed=seed)
+    found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
+    distiller = Distiller(task, found, size, seed=seed)
     folder = None if out is None else Path(out)
     began = time.perf_counter()
     run = distiller.start()

@@ -228,7 +228,7 @@ class Distiller:
         syn, real = self.batches(run, schedule, key)
         network = Network(self.task, schedule.network, schedule.target, self._compiled_features)
         loss = run.objective(network, syn, real, key.fold("objective"))
-        penalty = run.parameterization.penalty()
+        penalty = run.parameterization.penalty(network.features)
         if penalty is not None:
             loss = loss + penalty
         self._update(run, loss)

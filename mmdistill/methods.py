@@ -82,6 +82,7 @@ class Settings:
         teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
         ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
+        stored_bytes: the bytes that a storage may fill with codes; 0: those of the raw samples of the budget.
     """
 
     steps: int
@@ -104,10 +105,34 @@ class Settings:
     teacher_epochs: int = 10
     ema: float = 0.0
     validate_every: int = 0
+    stored_bytes: int = 0
 
 
 Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
 """Builds the initial parameterization: ``(task, budget, settings, label kind, draws)``."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A way of storing samples, for any method; it is called as a :data:`Parameterizer`.
+
+    Args:
+        build: builds the initial parameterization.
+        summary: one line for users.
+        optimizers: for the groups that it learns, where a method's own rates are for other units than its codes have.
+        fills: whether it fits as many codes as it can into the bytes of a budget; else a budget counts its samples.
+    """
+
+    build: Parameterizer
+    summary: str = ""
+    optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
+    fills: bool = True
+
+    def __call__(self, task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        """Build the initial parameterization."""
+        return self.build(task, budget, settings, label, draws)
+
+
 Solver = Callable[[Task, int, Draws], Parameterization]
 """Builds the finished set in closed form: ``(task, budget, draws)``."""
 
@@ -169,6 +194,22 @@ class Method:
         if unknown:
             raise ConfigError(f"unknown setting {unknown[0]!r}; there are {', '.join(known)}")
         return replace(self, settings=lambda budget: replace(base(budget), **changes))  # type: ignore[arg-type]
+
+    def stored_as(self, storage: Storage) -> "Method":
+        """Return the method with another way of storing its samples, and the rates that this needs.
+
+        Raises:
+            ConfigError: a closed form, which has a way of its own.
+        """
+        if self.solve is not None:
+            raise ConfigError(f"{self.title} has a closed form, whose samples are stored as they are")
+        base = self.settings
+
+        def settings(budget: int) -> Settings:
+            own = base(budget)
+            return replace(own, optimizers={**own.optimizers, **storage.optimizers})
+
+        return replace(self, parameterization=storage, settings=settings)
 
 
 def fresh(settings: Settings) -> NetworkSchedule:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmdistill.errors import ConfigError
-from mmdistill.methods import CORE_METHODS, Method
+from mmdistill.methods import CORE_METHODS, Method, Storage
 from mmdistill.task import Batch, BudgetKind, Task
 
 Schedule = Literal["published", "reduced"]
@@ -60,6 +60,7 @@ class Domain:
         prefix: names that start so (``hf:``, say) belong to this domain.
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
+        parameterizations: by name, ways of storing samples that any method can take instead of its own.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Domain:
     prefix: str = ""
     presets: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
     reduced: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
+    parameterizations: Mapping[str, Storage] = field(default_factory=dict)
 
 
 def canonical(name: str) -> str:
@@ -153,3 +155,17 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
             "leave --schedule out, and set --steps and --real-batch yourself"
         )
     return reduced[key]
+
+
+def get_parameterization(domain: Domain, name: str) -> Storage:
+    """Return a way of storing samples by name; an unknown name suggests the nearest.
+
+    Raises:
+        ConfigError: an unknown name, or a domain that has but its methods' own.
+    """
+    if not domain.parameterizations:
+        raise ConfigError(f"{domain.name} data are stored as each method does it; leave the parameterization out")
+    key = canonical(name)
+    if key not in domain.parameterizations:
+        raise unknown_name(f"parameterization of {domain.name} data", name, domain.parameterizations)
+    return domain.parameterizations[key]

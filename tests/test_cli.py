@@ -86,7 +86,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["distill", "--data", "digit", "--method", "dm", "--ipc", "1"], "did you mean 'digits'"),
         (["distill", "--data", "digits", "--method", "dmm", "--ipc", "1"], "did you mean 'dm'"),
-        (["distill", "--data", "digits", "--method", "dm", "--nodes", "7"], "take their budget as --ipc"),
+        (["distill", "--data", "digits", "--method", "dm", "--nodes", "7"], "--ipc N or --bytes SIZE"),
         (["distill", "--data", "digits", "--method", "dm"], "got no budget"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "0"], "must be at least 1"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "500"], "fewer than the 500 asked for"),

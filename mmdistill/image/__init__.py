@@ -7,6 +7,7 @@ from mmdistill.image.draw import EXPORTS, draw
 from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
 from mmdistill.image.reduced import REDUCED
+from mmdistill.image.storage import PARAMETERIZATIONS
 from mmdistill.image.task import ImageTask, image_task, make_task
 from mmdistill.registry import Domain
 
@@ -23,6 +24,7 @@ DOMAIN = Domain(
     "files, or a .safetensors file with images and labels",
     presets=PRESETS,
     reduced=REDUCED,
+    parameterizations=PARAMETERIZATIONS,
 )
 
 __all__ = [

@@ -1,50 +1,104 @@
-"""Ways of storing images, for the ``parameterization`` of any method: ``replace(METHODS["dm"], parameterization=...)``.
+"""Ways of storing images, for any method: ``METHODS["dm"].stored_as(tiled(2))``, or ``--parameterization`` by name.
 
-Each takes no more bytes than the raw images of the same ipc. Decoders are an optimizer group of their own,
-``decoder``, for which the settings must give an optimizer.
+Each takes no more bytes than the raw images of the same ipc, or than the bytes given. Where codes are no pixels, the
+storage brings the rates of its groups ``codes`` and ``decoder`` along.
 """
 
 from mmdistill.labels import LabelKind
-from mmdistill.methods import Parameterizer, Settings
+from mmdistill.methods import OptimizerSpec, Settings, Storage
 from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.budget import ImageBudget
+from mmdistill.parameterizations.canvas import class_canvases
+from mmdistill.parameterizations.combination import learned_coefficients
 from mmdistill.parameterizations.decoder import hallucinated_bases, latent_codes
 from mmdistill.parameterizations.memory import addressed_memory
+from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.upsample import multi_formation
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
 
 
-def tiled(factor: int = 2) -> Parameterizer:
+def raw() -> Storage:
+    """The images themselves, see :func:`~mmdistill.parameterizations.raw.raw_samples`."""
+
+    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        return raw_samples(task, budget, settings.init, label, draws)
+
+    return Storage(build, "the images themselves", fills=False)
+
+
+def tiled(factor: int = 2) -> Storage:
     """Images of ``factor x factor`` tiles, see :func:`~mmdistill.parameterizations.upsample.multi_formation`."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return multi_formation(task, budget, settings.init, label, draws, factor)
 
-    return build
+    return Storage(build, f"images of {factor} x {factor} tiles, up-sampled to full size", fills=False)
 
 
-def latent(factor: int = 4, count: int = 2, width: int = 16) -> Parameterizer:
+def latent(factor: int = 4, count: int = 2, width: int = 16) -> Storage:
     """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_codes`."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        return latent_codes(task, budget, settings.init, label, draws, factor, count, width)
+        return latent_codes(task, _room(task, budget, settings, label), settings.init, draws, factor, count, width)
 
-    return build
+    rates = {"codes": OptimizerSpec("adam", 0.03), "decoder": OptimizerSpec("adam", 0.003)}
+    return Storage(build, f"codes of 1/{factor} the side, each through {count} small decoders that all share", rates)
 
 
-def hallucinated(count: int = 5) -> Parameterizer:
+def hallucinated(count: int = 5) -> Storage:
     """Bases in several styles, see :func:`~mmdistill.parameterizations.decoder.hallucinated_bases`."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        return hallucinated_bases(task, budget, settings.init, label, draws, count)
+        return hallucinated_bases(task, _room(task, budget, settings, label), settings.init, draws, count)
 
-    return build
+    rates = {"codes": OptimizerSpec("adam", 0.01), "decoder": OptimizerSpec("adam", 0.003)}
+    return Storage(build, f"full-size bases, each rendered by {count} hallucinators that all share", rates)
 
 
-def addressed(factor: int = 2, multiple: int = 4) -> Parameterizer:
+def addressed(factor: int = 2, multiple: int = 4) -> Storage:
     """Combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_memory`."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        return addressed_memory(task, budget, settings.init, label, draws, factor, multiple)
+        return addressed_memory(task, _room(task, budget, settings, label), settings.init, draws, factor, multiple)
 
-    return build
+    rates = {"codes": OptimizerSpec("adam", 0.01)}
+    return Storage(build, f"{multiple} combinations per raw image of bases of 1/{factor} the side", rates)
+
+
+def coefficients(multiple: int = 4, contained: bool = True) -> Storage:
+    """Combinations of real images, see :func:`~mmdistill.parameterizations.combination.learned_coefficients`."""
+
+    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        room = _room(task, budget, settings, label)
+        return learned_coefficients(task, room, settings.init, draws, multiple, contained)
+
+    what = "the images are stored" if contained else "only their positions are stored: for those who have the data"
+    return Storage(build, f"learned combinations of real images; {what}", {"codes": OptimizerSpec("adam", 0.01)})
+
+
+def canvas(multiple: int = 4) -> Storage:
+    """Crops of one tileable canvas per class, see :func:`~mmdistill.parameterizations.canvas.class_canvases`."""
+
+    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        return class_canvases(task, _room(task, budget, settings, label), settings.init, draws, multiple)
+
+    return Storage(build, f"{multiple} random crops per raw image of one canvas per class whose edges meet")
+
+
+def _room(task: Task, budget: int, settings: Settings, label: LabelKind) -> ImageBudget:
+    return ImageBudget.of(task, budget, label, settings.stored_bytes)
+
+
+PARAMETERIZATIONS: dict[str, Storage] = {
+    "raw": raw(),
+    "upsample-2": tiled(2),
+    "upsample-3": tiled(3),
+    "addressed": addressed(),
+    "hallucinated": hallucinated(),
+    "latent": latent(),
+    "coefficients": coefficients(),
+    "coefficients-by-index": coefficients(contained=False),
+    "canvas": canvas(),
+}
+"""By the name that ``--parameterization`` takes."""

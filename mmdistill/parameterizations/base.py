@@ -1,21 +1,24 @@
 """The Parameterization contract: stored codes, decoded into samples (Eq. 26)."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill.labels import Labels
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, stack_classes
+from mmdistill.task import Batch, ClassBatch, Inputs, stack_classes
+
+FeatureMap = Callable[[Inputs], tuple[Tensor, ...]]
 
 
 class Parameterization(nn.Module, ABC):
     """Codes and a decoder: S = {g_phi(z)} (Eq. 26).
 
-    What is stored are all parameters and buffers of the module, labels included. Optimizer groups are the
+    What is stored are all parameters and persistent buffers of the module, labels included. Optimizer groups are the
     parameters of ``labels`` (group ``labels``), of an attribute ``decoder`` (group ``decoder``), and all others
-    (group ``codes``).
+    (group ``codes``); parameters that require no gradient are stored, but not learned.
 
     Args:
         labels: the targets of the decoded samples; parameterizations whose samples are their own targets give
@@ -49,12 +52,18 @@ class Parameterization(nn.Module, ABC):
         """Return the learned parameters by optimizer group; empty groups are left out."""
         found: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
             head = name.split(".")[0]
             found.setdefault(head if head in ("labels", "decoder") else "codes", []).append(parameter)
         return found
 
-    def penalty(self) -> Tensor | None:
-        """Return a scalar added to the objective, or None."""
+    def penalty(self, features: FeatureMap) -> Tensor | None:
+        """Return a scalar added to the objective, or None.
+
+        Args:
+            features: the step's network: from inputs to one ``(n, d_l)`` tensor per layer, the embedding last.
+        """
         return None
 
     def project(self) -> None:

@@ -1,7 +1,7 @@
 """What a budget of raw images allows other ways of storing them, and how these start near real images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mmdistill.coresets import InitKind, allocate, choose_samples
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
-from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.base import Parameterization, stored_tensor_bytes
 from mmdistill.parameterizations.upsample import require_images
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
@@ -21,25 +21,25 @@ WARM_UP_LR = 0.01
 
 @dataclass(frozen=True)
 class ImageBudget:
-    """The bytes of so many raw float32 images per class, their labels included.
+    """The bytes that a set may take: those of so many raw float32 images per class with their labels, or given ones.
 
     Args:
-        per_class: raw images per class.
+        per_class: raw images per class; at least 1, also where fewer bytes are given.
         shape: channels, height, width.
         num_classes: C.
-        label_bytes: of one label.
-        shared_labels: whether the samples of one code share a label, as fixed ones do.
+        label: the kind of labels; fixed ones are shared by the samples of one code.
+        given: bytes; 0: those of the raw images.
     """
 
     per_class: int
     shape: tuple[int, int, int]
     num_classes: int
-    label_bytes: int
-    shared_labels: bool
+    label: LabelKind
+    given: int = 0
 
     @classmethod
-    def of(cls, task: Task, budget: int, label: LabelKind) -> "ImageBudget":
-        """Return the budget of a task.
+    def of(cls, task: Task, budget: int, label: LabelKind, stored_bytes: int = 0) -> "ImageBudget":
+        """Return the budget of a task: so many images per class, or so many bytes where they are not 0.
 
         Raises:
             ConfigError: a task of something else than images with classes, or a budget below 1.
@@ -49,9 +49,26 @@ class ImageBudget:
             raise ConfigError(f"{info.data!r} has no classes; this parameterization stores images by class")
         channels, height, width = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape[1:]
         counts = allocate(budget, info.budget, task.labels, task.num_classes)
-        fixed = label == "fixed"
-        label_bytes = (1 if task.num_classes <= 256 else 2) if fixed else FLOAT_BYTES * task.num_classes
-        return cls(int(counts.min()), (channels, height, width), task.num_classes, label_bytes, fixed)
+        room = cls(int(counts.min()), (channels, height, width), task.num_classes, label, stored_bytes)
+        if not stored_bytes:
+            return room
+        return replace(room, per_class=max(stored_bytes // (task.num_classes * room.sample_bytes(room.numel)), 1))
+
+    @property
+    def shared_labels(self) -> bool:
+        """Whether the samples of one code share a label, as fixed ones do."""
+        return self.label == "fixed"
+
+    @property
+    def label_bytes(self) -> int:
+        """The bytes of one label."""
+        if self.shared_labels:
+            return 1 if self.num_classes <= 256 else 2
+        return FLOAT_BYTES * self.num_classes
+
+    def sample_bytes(self, numel: int) -> int:
+        """Return the bytes of one code of so many numbers, with a label of its own."""
+        return FLOAT_BYTES * numel + self.label_bytes
 
     @property
     def numel(self) -> int:
@@ -62,7 +79,7 @@ class ImageBudget:
     @property
     def stored_bytes(self) -> int:
         """The whole budget in bytes."""
-        return self.per_class * self.num_classes * (FLOAT_BYTES * self.numel + self.label_bytes)
+        return self.given or self.per_class * self.num_classes * self.sample_bytes(self.numel)
 
     def codes_per_class(self, code_numel: int, shared: Sequence[nn.Module], samples: int) -> int:
         """Return how many codes per class fit beside what all codes share.
@@ -74,13 +91,13 @@ class ImageBudget:
         Raises:
             ConfigError: not even one.
         """
-        taken = sum(FLOAT_BYTES * p.numel() for module in shared for p in module.parameters())
+        taken = sum(stored_tensor_bytes(tensor) for module in shared for tensor in module.state_dict().values())
         labels = self.label_bytes * (1 if self.shared_labels else samples)
         found = (self.stored_bytes - taken) // (self.num_classes * (FLOAT_BYTES * code_numel + labels))
         if found < 1:
             raise ConfigError(
-                f"{self.per_class} images per class are {self.stored_bytes} bytes, of which {taken} go to what codes "
-                "share and too few are left for one code per class; raise the budget, or use fewer or smaller decoders"
+                f"the budget is {self.stored_bytes} bytes, of which {taken} go to what codes share, and too few are "
+                "left for one code per class; raise the budget, or use fewer or smaller decoders"
             )
         return found
 
@@ -88,9 +105,9 @@ class ImageBudget:
         """Return the class of each code, ``(C per_class,)``."""
         return torch.arange(self.num_classes).repeat_interleave(per_class)
 
-    def labels(self, kind: LabelKind, codes: int, samples: int) -> Labels:
+    def labels(self, codes: int, samples: int) -> Labels:
         """Return labels of so many codes per class: one each where samples share them, else one per sample."""
-        return make_labels(kind, self.classes(codes * (1 if self.shared_labels else samples)), self.num_classes)
+        return make_labels(self.label, self.classes(codes * (1 if self.shared_labels else samples)), self.num_classes)
 
     def targets(self, task: Task, per_class: int, init: InitKind, draws: Draws) -> Tensor:
         """Return images to start from, ``(C per_class, channels, height, width)``: real ones, or N(0, 1) noise.

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
-from mmdistill.labels import LabelKind, Labels
+from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget, fit_to_images
 from mmdistill.parameterizations.upsample import spread_targets
@@ -116,16 +116,15 @@ def make_decoders(make: Callable[[], nn.Module], count: int, draws: Draws) -> li
 
 
 def hallucinated_bases(
-    task: Task, budget: int, init: InitKind, label: LabelKind, draws: Draws, count: int = 5, warm_up: int = 300
+    task: Task, room: ImageBudget, init: InitKind, draws: Draws, count: int = 5, warm_up: int = 300
 ) -> DecodedCodes:
-    """Build bases and hallucinators that take no more bytes than a budget of raw images.
+    """Build full-size bases and hallucinators within a budget.
 
     Args:
         task: a task of images with classes.
-        budget: raw images per class whose bytes may be used.
+        room: the budget; the hallucinators alone take about that of one image per class.
         init: how real images are chosen: the first ones are the bases, and all samples start as near as ``warm_up``
             steps bring them to real images; with ``noise``, bases and hallucinators stay random.
-        label: the kind of labels.
         draws: the key.
         count: hallucinators.
         warm_up: steps of the start.
@@ -133,30 +132,27 @@ def hallucinated_bases(
         ConfigError: a budget that the hallucinators alone exhaust.
     Source: Liu et al., NeurIPS 2022; survey Sec. 3.4.3.
     """
-    room = ImageBudget.of(task, budget, label)
     decoders = make_decoders(lambda: Hallucinator(*room.shape), count, draws.fold("hallucinators"))
     bases = room.codes_per_class(room.numel, decoders, count)
-    return _started(task, room, bases, decoders, lambda images: images, init, label, draws, warm_up)
+    return _started(task, room, bases, decoders, lambda images: images, init, draws, warm_up)
 
 
 def latent_codes(
     task: Task,
-    budget: int,
+    room: ImageBudget,
     init: InitKind,
-    label: LabelKind,
     draws: Draws,
     factor: int = 4,
     count: int = 2,
     width: int = 16,
     warm_up: int = 300,
 ) -> DecodedCodes:
-    """Build small latent codes and decoders that take no more bytes than a budget of raw images.
+    """Build small latent codes and decoders within a budget.
 
     Args:
         task: a task of images with classes.
-        budget: raw images per class whose bytes may be used.
+        room: the budget.
         init: how real images are chosen, to which ``warm_up`` steps bring the samples; with ``noise``, none are taken.
-        label: the kind of labels.
         draws: the key.
         factor: how many times an image's sides are a code's, a power of two.
         count: decoders.
@@ -166,15 +162,12 @@ def latent_codes(
         ConfigError: a factor that does not divide the sides, or a budget that the decoders alone exhaust.
     Source: Lee et al., 2022 (KFS); survey Sec. 3.4.3.
     """
-    room = ImageBudget.of(task, budget, label)
     channels, height, breadth = room.shape
     if factor < 1 or height % factor or breadth % factor:
         raise ConfigError(f"a factor of {factor} does not divide images of {height} x {breadth} pixels")
     decoders = make_decoders(lambda: LatentDecoder(channels, factor, width), count, draws.fold("decoders"))
     codes = room.codes_per_class(room.numel // factor**2, decoders, count)
-    return _started(
-        task, room, codes, decoders, lambda images: F.avg_pool2d(images, factor), init, label, draws, warm_up
-    )
+    return _started(task, room, codes, decoders, lambda images: F.avg_pool2d(images, factor), init, draws, warm_up)
 
 
 def _started(
@@ -184,7 +177,6 @@ def _started(
     decoders: Sequence[nn.Module],
     encode: Callable[[Tensor], Tensor],
     init: InitKind,
-    label: LabelKind,
     draws: Draws,
     warm_up: int,
 ) -> DecodedCodes:
@@ -193,7 +185,7 @@ def _started(
     targets = room.targets(task, per_class * count, init, draws)
     codes = encode(targets[::count])
     classes = room.classes(per_class).to(task.device)
-    made = DecodedCodes(codes, decoders, room.labels(label, per_class, count), classes, room.num_classes)
+    made = DecodedCodes(codes, decoders, room.labels(per_class, count), classes, room.num_classes)
     made.to(task.device)
     if init != "noise":
         fit_to_images(made, targets, warm_up, draws)

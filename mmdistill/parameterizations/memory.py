@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
-from mmdistill.labels import LabelKind, Labels
+from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
 from mmdistill.runtime import Draws
@@ -50,25 +50,23 @@ class AddressedMemory(Parameterization):
 
 
 def addressed_memory(
-    task: Task, budget: int, init: InitKind, label: LabelKind, draws: Draws, factor: int = 2, multiple: int = 4
+    task: Task, room: ImageBudget, init: InitKind, draws: Draws, factor: int = 2, multiple: int = 4
 ) -> AddressedMemory:
-    """Build a memory with addresses that take no more bytes than a budget of raw images.
+    """Build a memory with addresses within a budget.
 
     The number of bases follows from that of samples; the fewer samples, the more bases.
 
     Args:
         task: a task of images with classes.
-        budget: raw images per class whose bytes may be used.
+        room: the budget.
         init: how the real images are chosen of which memory and addresses start as the best approximation; ``noise``
             starts both at random.
-        label: the kind of labels.
         draws: the key.
         factor: up-sampling of the bases.
         multiple: how many samples stand for each raw image.
     Raises:
         ConfigError: a factor that does not divide the sides, or samples whose addresses leave no bytes for a basis.
     """
-    room = ImageBudget.of(task, budget, label)
     height, width = room.shape[1:]
     if factor < 1 or height % factor or width % factor:
         raise ConfigError(f"a factor of {factor} does not divide images of {height} x {width} pixels")
@@ -84,7 +82,7 @@ def addressed_memory(
     targets = F.avg_pool2d(room.targets(task, samples, init, draws), factor)
     memory, addresses = best_approximation(targets, bases, draws)
     by_sample = addresses.view(room.num_classes, samples, bases).transpose(0, 1)
-    return AddressedMemory(memory, by_sample, room.labels(label, samples, 1), factor).to(task.device)
+    return AddressedMemory(memory, by_sample, room.labels(samples, 1), factor).to(task.device)
 
 
 def best_approximation(images: Tensor, bases: int, draws: Draws) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from mmdistill.coresets import allocate, choose_samples
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.labels import LabelKind, NoLabels
 from mmdistill.methods import Parameterizer, Settings
-from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.base import FeatureMap, Parameterization
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Task
 
@@ -101,7 +101,7 @@ class InteractionPrior(Parameterization):
     def _draw(self, logits: Tensor, key: Draws) -> Tensor:
         return ((logits + key.gumbel(*logits.shape)) / self.temperature).softmax(1)
 
-    def penalty(self) -> Tensor | None:
+    def penalty(self, features: FeatureMap) -> Tensor | None:
         """Return the weighted mean row mass, relative to real users'; None where it is not penalised."""
         if self.mass_penalty == 0:
             return None

@@ -12,7 +12,8 @@ from mmdistill.image.methods import METHODS
 from mmdistill.image.storage import addressed, hallucinated, latent
 from mmdistill.image.task import ImageTask, image_task
 from mmdistill.labels import FixedLabels
-from mmdistill.methods import CORE_METHODS, OptimizerSpec, Parameterizer
+from mmdistill.methods import CORE_METHODS, OptimizerSpec, Storage
+from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.decoder import DecodedCodes, Hallucinator, LatentDecoder, make_decoders
 from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation
 from mmdistill.runtime import Draws
@@ -67,7 +68,7 @@ def test_the_start_is_exact_where_bases_suffice() -> None:
 
 
 @pytest.mark.parametrize("build", [latent(2, 2, 4), hallucinated(2), addressed(2, 4)])
-def test_more_samples_than_raw_within_the_same_bytes(task: ImageTask, build: Parameterizer) -> None:
+def test_more_samples_than_raw_within_the_same_bytes(task: ImageTask, build: Storage) -> None:
     made = build(task, 10, CORE_METHODS["dm"].settings(10), "fixed", KEY)
     assert made.stored_bytes() <= 100 * (64 * 4 + 1)
     inputs = decoded(made)
@@ -76,7 +77,7 @@ def test_more_samples_than_raw_within_the_same_bytes(task: ImageTask, build: Par
 
 
 @pytest.mark.parametrize("build", [latent(2, 2, 4), hallucinated(2), addressed(2, 4)])
-def test_any_method_learns_them(task: ImageTask, build: Parameterizer) -> None:
+def test_any_method_learns_them(task: ImageTask, build: Storage) -> None:
     rate = OptimizerSpec("adam", 0.01)
     method = replace(CORE_METHODS["dm"], parameterization=build).with_settings(
         steps=40, real_batch=16, augment=False, init="noise", optimizers={"codes": rate, "decoder": rate}
@@ -99,7 +100,7 @@ def test_impossible_stores_are_refused(task: ImageTask) -> None:
     with pytest.raises(ConfigError, match="does not divide"):
         addressed(3)(task, 1, settings, "fixed", KEY)
     with pytest.raises(ConfigError, match="leave no basis"):
-        addressed_memory(task, 1, "noise", "fixed", KEY, factor=1, multiple=1000)
+        addressed_memory(task, ImageBudget.of(task, 1, "fixed"), "noise", KEY, factor=1, multiple=1000)
     with pytest.raises(ConfigError, match="power of two"):
         LatentDecoder(1, 3, 4)
     with pytest.raises(ConfigError, match="at least 3 x 3"):

@@ -1,0 +1,90 @@
+"""Textures: one tileable canvas per class, of which samples are crops around its edges (survey, Sec. 4.10)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.coresets import InitKind
+from mmdistill.errors import ConfigError
+from mmdistill.labels import Labels
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
+from mmdistill.parameterizations.upsample import spread_targets
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Task
+
+
+class Canvases(Parameterization):
+    """Learn a canvas per class; each decoding crops it at random places, so that every part learns and edges meet.
+
+    The finished set holds the crops that the run's last key draws: a set is samples, and judges take them as they are.
+
+    Args:
+        canvases: initial ones ``(C, channels, H, W)``, normalised.
+        labels: one target per class, or one per crop.
+        size: height and width of a crop.
+        crops: from each canvas and decoding.
+    Shapes:
+        decodes ``(C crops, channels, height, width)`` in normalised units, class by class.
+    Raises:
+        ConfigError: crops that are larger than the canvas, or none.
+    Source: Cazenavette et al., CVPR Workshops 2022; survey Sec. 4.10.
+    """
+
+    def __init__(self, canvases: Tensor, labels: Labels, size: tuple[int, int], crops: int) -> None:
+        if canvases.ndim != 4 or any(a < b for a, b in zip(canvases.shape[2:], size, strict=True)) or crops < 1:
+            raise ConfigError(
+                f"expected canvases (C, channels, H, W) of at least {size[0]} x {size[1]} pixels and a crop of each, "
+                f"got {tuple(canvases.shape)} and {crops} crops"
+            )
+        num_classes = len(canvases)
+        super().__init__(labels, torch.arange(num_classes).repeat_interleave(crops), num_classes)
+        self.canvases = nn.Parameter(canvases.clone())
+        self.size = size
+        self.crops = crops
+
+    def forward(self, draws: Draws) -> Batch:
+        """Crop every canvas at places of its own."""
+        num_classes, _, *sides = self.canvases.shape
+        key = draws.fold("crops").to(self.canvases.device)
+        rows, columns = (
+            (key.fold(name).integers(side, num_classes * self.crops)[:, None] + torch.arange(length, device=key.device))
+            % side
+            for name, side, length in zip(("rows", "columns"), sides, self.size, strict=True)
+        )
+        owner = torch.arange(num_classes, device=key.device).repeat_interleave(self.crops)
+        inputs = self.canvases[owner[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
+
+
+def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, multiple: int = 4) -> Canvases:
+    """Build one canvas per class within a budget, of the images' proportions, from tiles of real images.
+
+    Args:
+        task: a task of images with classes.
+        room: the budget.
+        init: how the tiles are chosen; ``noise`` draws N(0, 1).
+        draws: the key.
+        multiple: how many crops stand for each raw image of the budget.
+    Raises:
+        ConfigError: a budget below one image per class, or a multiple below 1.
+    """
+    if multiple < 1:
+        raise ConfigError(f"crops per raw image are at least 1, got {multiple}")
+    channels, height, width = room.shape
+    crops = room.per_class * multiple
+    labels = room.label_bytes * (1 if room.shared_labels else crops)
+    area = (room.stored_bytes // room.num_classes - labels) // (FLOAT_BYTES * channels)
+    scale = math.sqrt(area / (height * width)) if area > 0 else 0.0
+    tall, wide = int(height * scale + 1e-9), int(width * scale + 1e-9)
+    if tall < height or wide < width:
+        raise ConfigError(
+            f"{room.stored_bytes} bytes hold no canvas of {height} x {width} pixels for each of {room.num_classes} "
+            "classes; use a larger budget"
+        )
+    down, across = math.ceil(tall / height), math.ceil(wide / width)
+    tiles = room.targets(task, down * across, init, draws)
+    grid = tiles.view(room.num_classes, down, across, channels, height, width).permute(0, 3, 1, 4, 2, 5)
+    canvases = grid.reshape(room.num_classes, channels, down * height, across * width)[:, :, :tall, :wide]
+    return Canvases(canvases, room.labels(1, crops), (height, width), crops).to(task.device)

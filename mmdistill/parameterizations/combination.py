@@ -1,0 +1,154 @@
+"""Learned coefficients: samples are linear combinations of real images of their class (survey, Sec. 4.1)."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.coresets import InitKind, choose_samples
+from mmdistill.errors import ConfigError
+from mmdistill.labels import Labels
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
+from mmdistill.parameterizations.upsample import PixelSpace, pixel_space, require_images
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Task
+
+
+class CombinedImages(Parameterization):
+    r"""Learn coefficients alone: sample r of class c is ``sum_k a_crk x_ck`` over K real images of the class.
+
+    The images are data, not codes. A set that contains them (``contained``) stores them in full; one that does not
+    stores their positions in the training data, and is of use to those only who have these data.
+
+    Args:
+        coefficients: initial ones ``(C, R, K)``.
+        images: the real images ``(C, K, channels, height, width)``: bytes, which the space turns into normalised units,
+            or normalised floats.
+        indices: their positions in the training data ``(C, K)``.
+        labels: one target per sample, class by class.
+        contained: whether the set contains the images.
+        space: how bytes become normalised units; its upper bound is that of the bytes divided by ``scale``.
+        scale: bytes that stand for a pixel value of 1.
+    Shapes:
+        decodes ``(C R, channels, height, width)`` in normalised units, class by class.
+    Raises:
+        ConfigError: coefficients for other numbers of classes or images.
+    Source: Sangermano et al., IJCNN 2022; survey Sec. 4.1.
+    """
+
+    images: Tensor
+    indices: Tensor
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(
+        self,
+        coefficients: Tensor,
+        images: Tensor,
+        indices: Tensor,
+        labels: Labels,
+        contained: bool,
+        space: PixelSpace,
+        scale: float,
+    ) -> None:
+        if coefficients.ndim != 3 or images.ndim != 5 or coefficients.shape[::2] != images.shape[:2]:
+            raise ConfigError(
+                "expected coefficients (C, R, K) and images (C, K, channels, height, width), got "
+                f"{tuple(coefficients.shape)} and {tuple(images.shape)}"
+            )
+        num_classes, samples = coefficients.shape[:2]
+        classes = torch.arange(num_classes, device=images.device).repeat_interleave(samples)
+        super().__init__(labels, classes, num_classes)
+        self.coefficients = nn.Parameter(coefficients.clone())
+        self.register_buffer("images", images.clone(), persistent=contained)
+        self.register_buffer("indices", indices.clone(), persistent=not contained)
+        self.register_buffer("_mean", space.mean.clone(), persistent=False)
+        self.register_buffer("_std", space.std.clone(), persistent=False)
+        self.scale = scale
+
+    def forward(self, draws: Draws) -> Batch:
+        """Combine the images."""
+        images = self.images
+        if not images.is_floating_point():
+            images = (images / self.scale - self._mean) / self._std
+        inputs = torch.einsum("crk,ckxyz->crxyz", self.coefficients, images).flatten(0, 1)
+        return Batch(inputs, self.labels(), inputs.new_ones(len(inputs)))
+
+
+def learned_coefficients(
+    task: Task, room: ImageBudget, init: InitKind, draws: Draws, multiple: int = 4, contained: bool = True
+) -> CombinedImages:
+    """Build combinations of real images within a budget.
+
+    How many images a class combines follows from the budget: those that fit beside the samples' coefficients. A set
+    that contains them stores a byte for each pixel where the data do.
+
+    Args:
+        task: a task of images with classes.
+        room: the budget.
+        init: how the real images are chosen. Samples start as one of them each, or where these run out, as the mean
+            of two; with ``noise``, images are random ones and coefficients N(0, 1 / K).
+        draws: the key.
+        multiple: how many samples stand for each raw image of the budget.
+        contained: whether the images are part of the set.
+    Raises:
+        ConfigError: a multiple below 1, or no room for two images per class.
+    """
+    if multiple < 1:
+        raise ConfigError(f"samples per raw image are at least 1, got {multiple}")
+    assert task.labels is not None
+    channels = room.shape[0]
+    scale, space = _byte_scale(task), pixel_space(task, channels)
+    if not contained:
+        image_bytes = 2 if len(task.labels) <= 65536 else 4
+    else:
+        image_bytes = room.numel * (1 if scale else FLOAT_BYTES)
+    samples = room.per_class * multiple
+    each = room.stored_bytes // room.num_classes - samples * room.label_bytes
+    available = int(torch.bincount(task.labels, minlength=room.num_classes).min())
+    count = min(each // (image_bytes + FLOAT_BYTES * samples), available)
+    if count < 2:
+        raise ConfigError(
+            f"{room.stored_bytes} bytes leave no room for two real images per class beside {samples} samples' "
+            "coefficients; use a larger budget or a smaller multiple"
+        )
+    indices = choose_samples(task, init, torch.full((room.num_classes,), count), draws)
+    images = require_images(task.select(indices).inputs)
+    if contained and scale:
+        images = ((images * space.std + space.mean) * scale).round().to(torch.uint8)
+    coefficients = _first_coefficients(room.num_classes, samples, count, init, draws)
+    return CombinedImages(
+        coefficients,
+        images.view(room.num_classes, count, *room.shape),
+        indices.view(room.num_classes, count),
+        room.labels(samples, 1),
+        contained,
+        space,
+        scale,
+    ).to(task.device)
+
+
+def _byte_scale(task: Task) -> float:
+    """Return the bytes' value that stands for a pixel of 1, or 0 where pixels are not bytes."""
+    known: Mapping[str, object] = task.describe().preprocessing
+    scale = known.get("scale")
+    if not isinstance(scale, int | float) or not 1 < scale <= 255:
+        return 0.0
+    images = require_images(task.select(torch.arange(min(task.describe().num_train, 16))).inputs)
+    space = pixel_space(task, images.shape[1])
+    values = (images * space.std + space.mean) * scale
+    return float(scale) if bool((values - values.round()).abs().max() < 0.01) else 0.0
+
+
+def _first_coefficients(num_classes: int, samples: int, images: int, init: InitKind, draws: Draws) -> Tensor:
+    """Return coefficients that give single images, then means of two, ``(C, R, K)``; or noise."""
+    if init == "noise":
+        noise = draws.fold("coefficients").to("cpu").normal(num_classes, samples, images)
+        return noise / math.sqrt(images)
+    first = torch.eye(images).repeat(samples // images + 1, 1)[:samples]
+    second = first.clone()
+    for row in range(images, samples):
+        second[row] = first[row].roll(1 + (row // images - 1) % (images - 1))
+    return torch.lerp(first, second, 0.5).expand(num_classes, -1, -1)
