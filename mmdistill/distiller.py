@@ -226,7 +226,7 @@ class Distiller:
         if schedule.network is None:
             raise ConfigError(f"{type(self.schedule).__name__} gave no network")
         syn, real = self.batches(run, schedule, key)
-        network = Network(self.task, schedule.network, schedule.target, self._compiled_features)
+        network = Network(self.task, schedule.network, schedule.target, self._compiled_features, run.step, schedule.age)
         loss = run.objective(network, syn, real, key.fold("objective"))
         penalty = run.parameterization.penalty(network.features)
         if penalty is not None:

@@ -1,4 +1,6 @@
-"""Differentiable siamese augmentation (DSA): one random operation a call, on tensors, without a loop over samples.
+"""Differentiable siamese augmentation (DSA), on tensors, without a loop over samples; CutMix for training networks.
+
+DSA draws one random operation a call; some methods apply further ones in every call.
 
 All operations are one pass with parameters that can make it the identity: a colour change, a resampling at affine
 coordinates, a cut-out mask. Whichever operation is drawn, the others get their neutral parameters, so classes that
@@ -13,14 +15,20 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Inputs, Task
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 OPERATIONS: tuple[Operation, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
 WITHOUT_FLIP: tuple[Operation, ...] = ("color", "crop", "cutout", "scale", "rotate")
 """The strategy for data whose mirror image means something else, such as digits."""
+
+
+ALWAYS_POSSIBLE: tuple[Operation, ...] = ("color", "cutout")
+"""What can be applied beside another operation: all others resample, and an image is resampled once."""
 
 
 class Parameters(NamedTuple):
@@ -47,6 +55,7 @@ class SiameseAugmentation:
 
     Args:
         operations: what one operation per call is drawn from, with equal chances.
+        always: operations that every call applies beside the drawn one (IDC); colour comes first, cut-out last.
         flip: the probability that ``flip`` mirrors.
         scale: images are enlarged or shrunk per axis by a factor whose inverse is U[1/scale, scale).
         rotate: the largest angle, in degrees.
@@ -57,7 +66,8 @@ class SiameseAugmentation:
         contrast: distances from the image's mean are multiplied by U[contrast, contrast + 1).
 
     Raises:
-        ConfigError: an unknown operation, or none.
+        ConfigError: an unknown operation, none to draw from, or a resampling (flip, scale, rotate, crop) that is always
+            applied.
 
     Differs from:
         the published code on images that are not square: there it rotates in coordinates stretched to a square, which
@@ -66,6 +76,7 @@ class SiameseAugmentation:
     """
 
     operations: tuple[Operation, ...] = OPERATIONS
+    always: tuple[Operation, ...] = ()
     flip: float = 0.5
     scale: float = 1.2
     rotate: float = 15.0
@@ -80,11 +91,16 @@ class SiameseAugmentation:
         if unknown or not self.operations:
             got = ", ".join(self.operations) or "none"
             raise ConfigError(f"an augmentation needs one or more of {', '.join(OPERATIONS)}; got {got}")
+        if not set(self.always) <= set(ALWAYS_POSSIBLE):
+            raise ConfigError(
+                f"only {' and '.join(ALWAYS_POSSIBLE)} can be always applied, got {', '.join(self.always)}"
+            )
 
     def describe(self) -> dict[str, object]:
         """Return the strategy and its ranges as plain values, as a distilled set carries them."""
-        ranges = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "operations"}
-        return {"operations": list(self.operations), **ranges}
+        names = {"operations": list(self.operations), "always": list(self.always)}
+        ranges = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in names}
+        return {name: listed for name, listed in names.items() if listed} | ranges
 
     def draw(self, draws: Draws, height: int, width: int, groups: int, per_group: int = 1) -> Parameters:
         """Draw parameters: one operation for each group, and its strength for each of the group's members.
@@ -101,8 +117,12 @@ class SiameseAugmentation:
         """
         choice = draws.fold("operation").integers(len(self.operations), groups).repeat_interleave(per_group)
         u = draws.fold("strength").uniform(9, groups * per_group)
+        # A crop and a hole in one call need places of their own.
+        hole = draws.fold("hole").uniform(2, groups * per_group) if "cutout" in self.always else u[7:]
 
         def drawn(name: Operation) -> Tensor:
+            if name in self.always:
+                return torch.ones_like(choice, dtype=torch.bool)
             position = self.operations.index(name) if name in self.operations else -1
             return choice == position
 
@@ -121,9 +141,22 @@ class SiameseAugmentation:
             torch.where(color, u[2] + self.contrast, one),
             matrix,
             self._shift(drawn("crop"), u[7], u[8], height, width),
-            self._hole(u[7], u[8], height, width),
+            self._hole(hole[0], hole[1], height, width),
             drawn("cutout"),
         )
+
+    def siamese(self, draws: Draws, batch: ClassBatch) -> ClassBatch:
+        """Augment a class batch, each class with parameters of its own that all its images share."""
+        images, (inputs, targets, weight) = image_inputs(batch.batch.inputs), batch.batch
+        height, width = images.shape[-2:]
+        parameters = self.draw(draws.to(images.device), height, width, batch.num_classes)
+        inputs = self.apply(images.flatten(0, 1), parameters).view_as(images)
+        return ClassBatch(Batch(inputs, targets, weight), batch.dims)
+
+    def per_sample(self, draws: Draws, images: Tensor) -> Tensor:
+        """Augment flat images by one operation, each image with a strength of its own."""
+        height, width = images.shape[-2:]
+        return self.apply(images, self.draw(draws.to(images.device), height, width, 1, len(images)))
 
     def _shift(self, active: Tensor, down: Tensor, right: Tensor, height: int, width: int) -> Tensor:
         """Draw integer shifts of at most ``crop`` of each side, uniform over both signs and zero."""
@@ -165,6 +198,75 @@ class SiameseAugmentation:
         sizes = self._hole_size(height), self._hole_size(width)
         x = x * kept(parameters.hole, parameters.holed, sizes, height, width)[:, None, None]
         return x.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class MixedMinibatches:
+    """Augment a minibatch per sample, then sometimes mix it with itself by CutMix, as IDC trains its networks.
+
+    One box per minibatch is filled with the pixels of shuffled images; labels become soft, in the proportion of areas.
+    The box has the aspect of the image, a share of the area that is uniform in [0, 1), and its centre anywhere, so that
+    a part may lie outside.
+
+    Args:
+        augmentation: of each image; None leaves them.
+        cutmix: the probability that a minibatch is mixed.
+    Shapes:
+        batches of images ``(n, channels, height, width)``; targets come back as ``(n, C)`` soft labels if ``cutmix``.
+    Raises:
+        ConfigError: not a probability, or labels that need mixing in a task without classes.
+    Source: Yun et al., ICCV 2019, with beta = 1; Kim et al., ICML 2022.
+    """
+
+    augmentation: SiameseAugmentation | None = None
+    cutmix: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cutmix <= 1:
+            raise ConfigError(f"cutmix is a probability, got {self.cutmix}")
+
+    def __call__(self, task: Task, draws: Draws, batch: Batch) -> Batch:
+        """Return the minibatch to train on."""
+        images = image_inputs(batch.inputs)
+        if self.augmentation is not None:
+            images = self.augmentation.per_sample(draws.fold("augment"), images)
+        if not self.cutmix:
+            return Batch(images, batch.targets, batch.weight)
+        if task.num_classes is None or isinstance(batch.targets, dict):
+            raise ConfigError("CutMix mixes the labels of classes, which this task does not have")
+        labels = batch.targets
+        if labels.ndim == 1:
+            labels = functional.one_hot(labels, task.num_classes).to(images.dtype)
+        key = draws.fold("mix").to(images.device)
+        partner = key.fold("partner").permutation(len(images))
+        box = cutmix_box(key, self.cutmix, *images.shape[-2:])
+        own = 1 - box.to(images.dtype).mean()
+        mixed = torch.where(box, images[partner], images)
+        return Batch(mixed, own * labels + (1 - own) * labels[partner], batch.weight)
+
+
+def cutmix_box(draws: Draws, probability: float, height: int, width: int) -> Tensor:
+    """Return a mask ``(height, width)`` that is true in CutMix's box, nowhere if the minibatch is not mixed."""
+    u = draws.fold("box").uniform(4)
+    inside = (u[0] < probability)[None]
+    masks = []
+    for side, centre in ((height, u[2]), (width, u[3])):
+        half = ((side * (1 - u[1]).sqrt()).floor() / 2).floor()
+        middle = (centre * side).floor()
+        position = torch.arange(side, device=u.device)
+        masks.append((position >= middle - half) & (position < middle + half) & inside)
+    return masks[0][:, None] & masks[1][None]
+
+
+def image_inputs(inputs: Inputs) -> Tensor:
+    """Return inputs that are one tensor of images.
+
+    Raises:
+        ShapeError: named tensors.
+    """
+    if isinstance(inputs, dict):
+        raise ShapeError(f"images are one tensor, got a dict of {', '.join(inputs)}")
+    return inputs
 
 
 def color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Early-stage networks: a small pool trained on the real data for few epochs, perturbed each time one is taken."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.schedules import ScheduleState, TrainedOnT, sgd_step
+from mmdistill.networks.schedules import ScheduleState, TrainedOnT
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors
 
@@ -17,26 +18,30 @@ TINY = 1e-10
 class EarlyStagePool(TrainedOnT):
     r"""Take a perturbed network of a pool, train it on the real set between steps, take another one (EDD).
 
-    The pool trains once, on ``epochs`` passes over the real set. Each network that is taken from it moves by
-    ``strength`` times a random direction whose filters have the norms of its own:
+    The pool trains once, on ``epochs`` passes over the real set. Each network that is taken from it moves along
+    random directions whose filters have the norms of its own, each with a strength of its own:
 
-    .. math:: \theta' = \theta + \alpha d, \quad d_{lj} \leftarrow d_{lj} \|\theta_{lj}\| / \|d_{lj}\|
+    .. math:: \theta' = \theta + \sum_k \alpha_k d_k, \quad d_{klj} \leftarrow d_{klj} \|\theta_{lj}\| / \|d_{klj}\|
 
     The pool derives from the run's seed, so a resumed run makes the same one again.
 
     Args:
         size: networks in the pool.
         epochs: of their training.
-        weakest: the smallest strength; it is drawn uniformly for each network taken.
+        weakest: the smallest strength; strengths are drawn uniformly for each network taken.
         strongest: the largest strength.
+        directions: how many directions are added up; the published code adds two.
         outer_steps: as in :class:`~mmdistill.networks.schedules.TrainedNetworks`, like the following.
         inner_steps: minibatches between two outer steps.
         lr: of training, in the pool and between steps.
         momentum: of training, likewise.
         batch: minibatch size, likewise.
         augment: augment minibatches, likewise.
+        weight_decay: of training, likewise.
+        prepare: what becomes of minibatches, likewise.
     Raises:
-        ConfigError: an empty pool, no epochs, or strengths out of order.
+        ConfigError: an empty pool, a negative number of epochs or directions, or strengths out of order.
+    Differs from: the published code keeps each network's epoch of best test accuracy, here its last.
     Source: Zhang et al., CVPR 2023, Sec. 3; survey Sec. 3.3.3.
     """
 
@@ -44,13 +49,14 @@ class EarlyStagePool(TrainedOnT):
     epochs: int = 2
     weakest: float = 0.01
     strongest: float = 0.09
+    directions: int = 2
     _made: dict[int, tuple[Task, list[NetworkState]]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.epochs < 0 or not 0 <= self.weakest <= self.strongest:
+        if self.size < 1 or min(self.epochs, self.directions) < 0 or not 0 <= self.weakest <= self.strongest:
             raise ConfigError(
-                f"a pool needs a network, no fewer than 0 epochs and 0 <= weakest <= strongest; got {self.size}, "
-                f"{self.epochs}, {self.weakest} and {self.strongest}"
+                f"a pool needs a network, no fewer than 0 epochs and directions and 0 <= weakest <= strongest; got "
+                f"{self.size}, {self.epochs}, {self.directions}, {self.weakest} and {self.strongest}"
             )
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
@@ -59,9 +65,9 @@ class EarlyStagePool(TrainedOnT):
             return state
         pool = self.pool(task, draws)
         index = int(draws.fold("member").to("cpu").integers(self.size, 1))
-        strength = draws.fold("strength").to("cpu").uniform(1, low=self.weakest, high=self.strongest)
+        strengths = draws.fold("strength").to("cpu").uniform(self.directions, low=self.weakest, high=self.strongest)
         network = pool[index]
-        params = perturbed(network.params, float(strength), draws.fold("direction").to(task.device))
+        params = perturbed(network.params, strengths.tolist(), draws.fold("direction").to(task.device))
         buffers = {name: tensor.clone() for name, tensor in network.buffers.items()}  # running statistics move in place
         return ScheduleState(NetworkState(params, buffers), 0, {})
 
@@ -81,15 +87,13 @@ class EarlyStagePool(TrainedOnT):
         for step in range(steps):
             key = draws.fold("step", step)
             batch = task.sample_real(key.fold("real"), None, self.batch)
-            if self.augment:
-                batch = task.augment(key.fold("augment"), batch, shared=False)
             assert isinstance(batch, Batch)
-            network, momentum = sgd_step(task, network, momentum, batch, self.lr, self.momentum, key)
+            network, momentum = self.update(task, network, momentum, batch, key)
         return network
 
 
-def perturbed(params: Tensors, strength: float, draws: Draws) -> Tensors:
-    """Return parameters moved along a random direction with each filter's own norm.
+def perturbed(params: Tensors, strengths: Sequence[float], draws: Draws) -> Tensors:
+    """Return parameters moved along random directions with each filter's own norm, one for each strength.
 
     A filter is a row of a weight; one-dimensional parameters (biases, norm scales) stay.
     """
@@ -97,9 +101,11 @@ def perturbed(params: Tensors, strength: float, draws: Draws) -> Tensors:
     def moved(name: str, weight: Tensor) -> Tensor:
         if weight.ndim < 2:
             return weight
-        direction = draws.fold(name).normal(*weight.shape).to(weight.dtype).flatten(1)
-        scale = weight.flatten(1).norm(dim=1) / (direction.norm(dim=1) + TINY)
-        step: Tensor = strength * (scale[:, None] * direction).view_as(weight)
-        return weight + step
+        norms, total = weight.flatten(1).norm(dim=1), weight
+        for index, strength in enumerate(strengths):
+            direction = draws.fold(name, index).normal(*weight.shape).to(weight.dtype).flatten(1)
+            scale = strength * norms / (direction.norm(dim=1) + TINY)
+            total = total + (scale[:, None] * direction).view_as(weight)
+        return total
 
     return {name: moved(name, weight) for name, weight in params.items()}

@@ -8,10 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmdistill.errors import ConfigError
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, map_inputs, num_samples
 
 Synthetic = Callable[[], Batch]
+Prepare = Callable[[Task, Draws, Batch], Batch]
+"""Turns a minibatch into what a network trains on (augmented, mixed): ``(task, key, minibatch)``."""
 
 
 class ScheduleState(NamedTuple):
@@ -32,6 +35,8 @@ class ScheduleState(NamedTuple):
 
 
 EMPTY = ScheduleState(None, 0, {})
+ACCURACIES = "accuracies"
+"""The name under which :class:`AccuracyDriven` keeps what it has seen, beside momentum buffers."""
 
 
 class NetworkSchedule(ABC):
@@ -74,6 +79,8 @@ class TrainedNetworks(NetworkSchedule):
         momentum: the network's momentum.
         batch: minibatch size.
         augment: augment each minibatch per sample.
+        weight_decay: L2 coefficient of the network's training.
+        prepare: what becomes of each minibatch instead of the task's augmentation; None leaves it to ``augment``.
     """
 
     outer_steps: int = 10
@@ -82,6 +89,8 @@ class TrainedNetworks(NetworkSchedule):
     momentum: float = 0.0
     batch: int = 256
     augment: bool = False
+    weight_decay: float = 0.0
+    prepare: Prepare | None = None
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Train for ``inner_steps``, or forget the network after its last outer step."""
@@ -90,14 +99,34 @@ class TrainedNetworks(NetworkSchedule):
             return EMPTY
         network, momentum, current = state.network, state.momentum, syn()
         for step in range(self.inner_steps):
-            for index, batch in enumerate(self.minibatches(task, current, draws.fold(step))):
-                key = draws.fold(step, index)
-                if self.augment:
-                    augmented = task.augment(key.fold("augment"), batch, shared=False)
-                    assert isinstance(augmented, Batch)
-                    batch = augmented
-                network, momentum = sgd_step(task, network, momentum, batch, self.lr, self.momentum, key)
+            network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))
+            if self.enough(task, network, current):
+                break
         return ScheduleState(network, age, momentum)
+
+    def inner_step(
+        self, task: Task, network: NetworkState, momentum: Tensors, syn: Batch, draws: Draws
+    ) -> tuple[NetworkState, Tensors]:
+        """Return the network and its momentum after the minibatches of one inner step."""
+        for index, batch in enumerate(self.minibatches(task, syn, draws)):
+            network, momentum = self.update(task, network, momentum, batch, draws.fold(index))
+        return network, momentum
+
+    def update(
+        self, task: Task, network: NetworkState, momentum: Tensors, batch: Batch, draws: Draws
+    ) -> tuple[NetworkState, Tensors]:
+        """Return the network and its momentum after one minibatch, augmented as the schedule says."""
+        if self.prepare is not None:
+            batch = self.prepare(task, draws.fold("augment"), batch)
+        elif self.augment:
+            augmented = task.augment(draws.fold("augment"), batch, shared=False)
+            assert isinstance(augmented, Batch)
+            batch = augmented
+        return sgd_step(task, network, momentum, batch, self.lr, self.momentum, draws, self.weight_decay)
+
+    def enough(self, task: Task, network: NetworkState, syn: Batch) -> bool:
+        """Return whether the network needs no further inner step before the next outer one."""
+        return False
 
     @abstractmethod
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
@@ -116,6 +145,84 @@ class TrainedOnS(TrainedNetworks):
         return [take(syn, order[start : start + self.batch]) for start in range(0, count, self.batch)]
 
 
+@dataclass(frozen=True)
+class TrainedUntilSaturated(TrainedOnS):
+    """Train on the synthetic set, but no further once the network knows it (EGM's overfitting-aware steps).
+
+    Gradients of a set that a network classifies perfectly vanish, and give matching nothing more. Whether to stop is
+    read back after each epoch, which is what saves the others.
+
+    Args:
+        saturation: the accuracy on the synthetic set at which an inner loop ends.
+    Source: Jiang et al., 2022 (the idea; the paper's criterion could not be read, so this one is our own).
+    """
+
+    saturation: float = 1.0
+
+    def enough(self, task: Task, network: NetworkState, syn: Batch) -> bool:
+        """Return whether the network classifies the synthetic set well enough."""
+        return float(accuracy(task, network, syn)) >= self.saturation
+
+
+@dataclass(frozen=True)
+class AccuracyDriven(TrainedOnS):
+    """Train on the synthetic set for as long as the accuracy on real samples says (CAFE's dynamic bi-level schedule).
+
+    Between two outer steps the network trains until its accuracy has moved by more than ``moved`` within the last
+    ``window`` epochs, at most ``inner_steps``; it is redrawn when, over the last ``window`` outer steps, its accuracy
+    has moved by less than ``settled``, at most after ``outer_steps``. Both are read back, since both decide what runs
+    next.
+
+    Args:
+        window: accuracies that are looked at.
+        settled: the range below which a network has nothing more to teach (the paper's lambda 1).
+        moved: the range above which a network differs enough from the last outer step's (lambda 2).
+        watched: real samples, drawn anew for each accuracy.
+    Raises:
+        ConfigError: a window of fewer than two, no samples, or negative ranges.
+    Differs from: the published code has no largest number of either, and adds a tenth of the previous accuracy to each.
+    Source: Wang et al., CVPR 2022, Sec. 3.4.
+    """
+
+    window: int = 10
+    settled: float = 0.04
+    moved: float = 0.03
+    watched: int = 1280
+
+    def __post_init__(self) -> None:
+        if self.window < 2 or self.watched < 1 or min(self.settled, self.moved) < 0:
+            raise ConfigError(
+                f"accuracies are watched over a window of at least 2, on at least 1 sample, for ranges of at least 0; "
+                f"got {self.window}, {self.watched}, {self.settled} and {self.moved}"
+            )
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        """Train until the accuracy has moved, or forget the network if it has settled."""
+        age = state.age + 1
+        if state.network is None or age >= self.outer_steps:
+            return EMPTY
+        network, current = state.network, syn()
+        now = self.real_accuracy(task, network, draws.fold("outer"))
+        seen = torch.cat([state.momentum[ACCURACIES], now[None]]) if ACCURACIES in state.momentum else now[None]
+        if len(seen) == self.window and float(seen.max() - seen.min()) < self.settled:
+            return EMPTY
+        momentum = {name: tensor for name, tensor in state.momentum.items() if name != ACCURACIES}
+        recent: list[float] = []
+        for step in range(self.inner_steps):
+            network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))
+            recent.append(float(self.real_accuracy(task, network, draws.fold("inner", step))))
+            last = recent[-self.window :]
+            if len(last) == self.window and max(last) - min(last) > self.moved:
+                break
+        return ScheduleState(network, age, {**momentum, ACCURACIES: seen[1 - self.window :]})
+
+    def real_accuracy(self, task: Task, network: NetworkState, draws: Draws) -> Tensor:
+        """Return the accuracy on real samples, a scalar."""
+        real = task.sample_real(draws, None, self.watched)
+        assert isinstance(real, Batch)
+        return accuracy(task, network, real)
+
+
 class TrainedOnT(TrainedNetworks):
     """Train on the real set: an inner step is one minibatch of it (IDC)."""
 
@@ -127,7 +234,7 @@ class TrainedOnT(TrainedNetworks):
 
 
 def take(batch: Batch, indices: Tensor) -> Batch:
-    """Return some samples of a flat batch."""
+    """Return some samples of a flat batch, in the shape of the indices (one row for each of several networks, say)."""
     return Batch(
         map_inputs(lambda t: t[indices], batch.inputs),
         map_inputs(lambda t: t[indices], batch.targets),
@@ -135,8 +242,25 @@ def take(batch: Batch, indices: Tensor) -> Batch:
     )
 
 
+@torch.no_grad()
+def accuracy(task: Task, network: NetworkState, batch: Batch) -> Tensor:
+    """Return the share of samples whose largest output is at their class (the largest soft label), a scalar."""
+    output, _ = task.predict(network, batch.inputs)
+    targets = batch.targets
+    assert isinstance(targets, Tensor)
+    classes = targets if targets.ndim == 1 else targets.argmax(1)
+    return ((output.argmax(1) == classes) * batch.weight).sum() / batch.weight.sum()
+
+
 def sgd_step(
-    task: Task, network: NetworkState, momentum: Tensors, batch: Batch, lr: float, beta: float, draws: Draws
+    task: Task,
+    network: NetworkState,
+    momentum: Tensors,
+    batch: Batch,
+    lr: float,
+    beta: float,
+    draws: Draws,
+    weight_decay: float = 0.0,
 ) -> tuple[NetworkState, Tensors]:
     """Return the network and its momentum buffers after one SGD step (Eq. 3)."""
 
@@ -146,6 +270,8 @@ def sgd_step(
 
     with torch.no_grad():
         gradients, _ = torch.func.grad(loss, has_aux=True)(network.params)
+        if weight_decay:
+            gradients = {name: g + weight_decay * network.params[name] for name, g in gradients.items()}
         if beta:
             gradients = {n: beta * momentum[n] + g if n in momentum else g for n, g in gradients.items()}
         params = {name: p - lr * gradients[name] for name, p in network.params.items()}

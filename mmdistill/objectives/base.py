@@ -12,6 +12,10 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples
 
 RealView = Literal["classes", "flat"]
+ClassMode = Literal["auto", "vmap", "loop"]
+
+LOOP_FROM = 16_384
+"""Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
 
 
 Features = Callable[[NetworkState, Inputs], tuple[Tensor, ...]]
@@ -25,12 +29,16 @@ class Network(NamedTuple):
         state: the network's parameters and buffers.
         target: the parameters that a student starting there shall reach, where the schedule gives them.
         compiled_features: the task's ``features``, compiled.
+        step: outer steps that the run has taken.
+        age: outer steps that this network has served.
     """
 
     task: Task
     state: NetworkState
     target: Tensors | None = None
     compiled_features: Features | None = None
+    step: int = 0
+    age: int = 0
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted mean training loss of a batch."""
@@ -75,16 +83,37 @@ class Objective(nn.Module, ABC):
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
 
-def class_gradients(network: Network, batch: ClassBatch, mode: Literal["vmap", "loop"] = "vmap") -> Tensors:
+def class_sides(syn: Batch | ClassBatch, real: Batch | ClassBatch, matching: str) -> tuple[ClassBatch, ClassBatch]:
+    """Return both sides of an objective that matches class by class.
+
+    Args:
+        syn: the synthetic batch.
+        real: the real batch.
+        matching: what the objective does, for the error.
+    Raises:
+        ConfigError: a side that is not one batch per class.
+        ShapeError: the class axes differ.
+    """
+    if not isinstance(syn, ClassBatch) or not isinstance(real, ClassBatch):
+        raise ConfigError(f"{matching} reads one batch per class on both sides")
+    if syn.num_classes != real.num_classes:
+        raise ShapeError(f"{syn.num_classes} synthetic classes against {real.num_classes} real ones")
+    return syn, real
+
+
+def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto") -> Tensors:
     """Return the gradient of each class's loss with respect to the parameters.
 
-    Where the inputs are shared between classes, the forward pass runs once in mode ``vmap``.
+    Where the inputs are shared between classes, the forward pass runs once in mode ``vmap``. Without gradients enabled
+    (the real side) no graph of the gradients is kept.
 
     Args:
         network: the network, at whose parameters the gradient is taken.
         batch: one batch per class.
         mode: ``vmap`` batches the classes in one call, ``loop`` takes them one at a time with the memory of one;
-            they agree to rounding. A task's own closed form (``task.class_gradients``) takes precedence.
+            they agree to rounding. ``auto`` loops on the CPU where a class is large, which is twice as fast there
+            (grouped convolutions and vmapped norms are slow), and batches everywhere else. A task's own closed form
+            (``task.class_gradients``) takes precedence.
 
     Shapes:
         Each parameter of shape ``s`` gives ``(C, *s)``, differentiable with respect to the batch.
@@ -99,13 +128,32 @@ def class_gradients(network: Network, batch: ClassBatch, mode: Literal["vmap", "
     def loss(params: Tensors, one: Batch) -> Tensor:
         return task.loss(NetworkState(params, buffers), one)
 
-    if mode == "vmap":
+    if mode == "vmap" or (mode == "auto" and not _worth_looping(batch)):
         in_dims = (None, Batch(*batch.dims))  # type: ignore[arg-type]
         per_class = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)
         result: Tensors = per_class(params, batch.batch)
         return result
-    trees = [torch.func.grad(loss)(params, batch.one_class(index)) for index in range(batch.num_classes)]
+    trees = [_gradient(loss, params, batch.one_class(index)) for index in range(batch.num_classes)]
     return {name: torch.stack([tree[name] for tree in trees]) for name in params}
+
+
+def _gradient(loss: Callable[[Tensors, Batch], Tensor], params: Tensors, batch: Batch) -> Tensors:
+    """Return the gradient by plain autograd: torch.func.grad keeps a graph, for which norms take slower kernels."""
+    keep = torch.is_grad_enabled()
+    leaves = {name: parameter.detach().requires_grad_() for name, parameter in params.items()}
+    with torch.enable_grad():
+        value = loss(leaves, batch)
+    gradients = torch.autograd.grad(value, list(leaves.values()), create_graph=keep, materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
+
+
+def _worth_looping(batch: ClassBatch) -> bool:
+    """Return whether one class alone keeps a CPU busy."""
+    if batch.dims.inputs is None or batch.batch.weight.device.type != "cpu":
+        return False
+    inputs = batch.batch.inputs
+    numbers = sum(tensor.numel() for tensor in (inputs.values() if isinstance(inputs, dict) else [inputs]))
+    return numbers >= LOOP_FROM * batch.num_classes
 
 
 def class_features(network: Network, batch: ClassBatch) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -156,6 +204,7 @@ __all__ = [
     "class_features",
     "class_gradients",
     "class_means",
+    "class_sides",
     "flatten_classes",
     "num_samples",
 ]

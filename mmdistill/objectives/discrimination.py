@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.objectives.base import Network, Objective, class_features, class_means, weighted_means
+from mmdistill.errors import ConfigError
+from mmdistill.objectives.base import Network, Objective, class_features, class_means, class_sides, weighted_means
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch
 
@@ -14,7 +14,7 @@ EARLY_LAYERS = 2
 class DiscriminativeMatching(Objective):
     r"""Match every layer's class means, and let the synthetic centres classify the real samples (Eq. 16-18).
 
-    .. math:: \sum_{c,l} w_l \lVert \mu_{S,c,l} - \mu_{T,c,l} \rVert^2 - \lambda \sum_c \tfrac{1}{N_c} \sum_j
+    .. math:: \sum_{c,l} w_l \lVert \mu_{S,c,l} - \mu_{T,c,l} \rVert^2 - \lambda \sum_{c,j}
         \log \operatorname{softmax}_c(\mu_S^\top f(x_{T,c,j}))
 
     The first two layers weigh less than the others; the embedding, which is also what the centres classify by, always
@@ -27,8 +27,8 @@ class DiscriminativeMatching(Objective):
         class batches on both sides; returns a scalar.
     Raises:
         ConfigError: a negative balance or weight.
-    Differs from: Eq. 17 sums over a class's samples; as in the published code the mean is taken, so that the balance
-        does not depend on how many are drawn.
+    Differs from: the published code compares each block's maps before they are pooled, here as the task gives them
+        (pooled); it counts the last block twice, once as maps and once as the embedding.
     Source: Wang et al., CVPR 2022, Sec. 3; survey Sec. 3.3.4.
     """
 
@@ -46,10 +46,7 @@ class DiscriminativeMatching(Objective):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the weighted sum; one forward pass a side."""
-        if not isinstance(syn, ClassBatch) or not isinstance(real, ClassBatch):
-            raise ConfigError("discriminative matching reads one batch per class on both sides")
-        if syn.num_classes != real.num_classes:
-            raise ShapeError(f"{syn.num_classes} synthetic classes against {real.num_classes} real ones")
+        syn, real = class_sides(syn, real, "discriminative matching")
         with torch.no_grad():
             layers, weight = class_features(network, real)
             real_means = weighted_means(layers, weight)
@@ -65,9 +62,8 @@ def discrimination(centres: Tensor, features: Tensor, weight: Tensor) -> Tensor:
 
     Shapes:
         centres ``(C, d)``; features ``(C, n, d)``, or ``(n, d)`` where classes share their samples; weight ``(C, n)``,
-        0 for padding; returns the sum over classes of their samples' mean.
+        0 for padding; returns the sum over samples, as published: with twice the real samples it weighs twice as much.
     """
-    share = weight / weight.sum(1, keepdim=True)
     scores = (features @ centres.T).log_softmax(-1)
     own = scores.T if features.ndim == 2 else scores.diagonal(dim1=0, dim2=2).T
-    return -(share * own).sum()
+    return -(weight * own).sum()

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.objectives.base import Network, Objective, class_means
+from mmdistill.errors import ShapeError
+from mmdistill.objectives.base import Network, Objective, class_means, class_sides
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch
 
@@ -33,10 +33,7 @@ class DistributionMatching(Objective):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the summed squared distance of class means; one forward pass a side."""
-        if not isinstance(syn, ClassBatch) or not isinstance(real, ClassBatch):
-            raise ConfigError("distribution matching reads one batch per class on both sides")
-        if syn.num_classes != real.num_classes:
-            raise ShapeError(f"{syn.num_classes} synthetic classes against {real.num_classes} real ones")
+        syn, real = class_sides(syn, real, "distribution matching")
         with torch.no_grad():
             real_means = class_means(network, real)
         syn_means = class_means(network, syn)

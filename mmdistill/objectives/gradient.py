@@ -1,44 +1,80 @@
 """Single-step parameter matching: gradients of the real and the synthetic loss."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.objectives.base import Network, Objective, class_gradients
+from mmdistill.errors import ConfigError
+from mmdistill.objectives.base import ClassMode, Network, Objective, class_gradients, class_sides
 from mmdistill.objectives.distances import Distance, row_cosine, row_cosine_euclidean
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task, Tensors
+
+Siamese = Callable[[Draws, ClassBatch], ClassBatch]
+"""Augments a batch per class; the same key means the same augmentation."""
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """When matching the sum over classes still compares class by class, since its signal is weak at first (DCC).
+
+    Args:
+        steps: of the run that belong to its warm-up.
+        age: of a network: in the run's warm-up, networks younger than so many outer steps are matched by class.
+    Source: Lee et al., ICML 2022, Sec. 4.3 (bi-level warm-up).
+    """
+
+    steps: int
+    age: int
+
+    def lasts(self, network: Network) -> bool:
+        """Return whether a network is matched class by class."""
+        return network.step < self.steps and network.age < self.age
 
 
 class GradientMatching(Objective):
     r"""Match per-class gradients of the real and the synthetic loss (Eq. 8, 9).
 
-    .. math:: \sum_c d(\nabla_\theta \ell(S_c; \theta), \nabla_\theta \ell(T_c; \theta))
+    .. math:: \sum_c w_c\, d(\nabla_\theta \ell(S_c; \theta), \nabla_\theta \ell(T_c; \theta))
 
     Args:
         distance: maps two parameter trees with a leading class axis to a ``(C,)`` tensor.
         reduction: ``per-class`` compares class by class and sums (Eq. 8); ``class-sum`` compares the mean gradients
             over classes (Eq. 9).
         mode: how per-class gradients are computed, see :func:`class_gradients`.
+        weights: ``equal`` sets every w_c to 1; ``share`` to the class's synthetic samples over the largest class's, as
+            sets with uneven classes need it.
+        augment: an augmentation of its own instead of the task's, the same for both sides of a class.
+        warm_up: when ``class-sum`` compares class by class yet; None: never.
     Shapes:
         class batches on both sides with one number of classes; returns a scalar.
     Raises:
         ShapeError: the class axes differ.
-    Source: Zhao et al., ICLR 2021, Sec. 3; Lee et al., ICML 2022 (Eq. 9); survey Sec. 3.3.3.
+    Source: Zhao et al., ICLR 2021, Sec. 3; Lee et al., ICML 2022 (Eq. 9); weights: Jin et al., ICLR 2022; survey
+        Sec. 3.3.3.
     """
 
     def __init__(
         self,
         distance: Distance = row_cosine,
         reduction: Literal["per-class", "class-sum"] = "per-class",
-        mode: Literal["vmap", "loop"] = "vmap",
+        mode: ClassMode = "auto",
+        *,
+        weights: Literal["equal", "share"] = "equal",
+        augment: Siamese | None = None,
+        warm_up: WarmUp | None = None,
     ) -> None:
         super().__init__()
         self.distance = distance
         self.reduction = reduction
         self.mode = mode
+        self.weights = weights
+        self.augment = augment
+        self.siamese = augment is None
+        self.warm_up = warm_up
 
     def check(self, task: Task) -> None:
         """Refuse a task without classes, and a network of which the distance can compare nothing."""
@@ -49,20 +85,31 @@ class GradientMatching(Objective):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the summed distance; no graph is kept for the real side."""
-        if not isinstance(syn, ClassBatch) or not isinstance(real, ClassBatch):
-            raise ConfigError("gradient matching reads one batch per class on both sides")
-        if syn.num_classes != real.num_classes:
-            raise ShapeError(f"{syn.num_classes} synthetic classes against {real.num_classes} real ones")
+        syn, real = class_sides(syn, real, "gradient matching")
+        if self.augment is not None:
+            syn, real = self.augment(draws, syn), self.augment(draws, real)
         with torch.no_grad():
             real_gradients = class_gradients(network, real, self.mode)
         syn_gradients = class_gradients(network, syn, self.mode)
-        return self.compare(syn_gradients, real_gradients)
+        shares = class_shares(syn) if self.weights == "share" else None
+        if self.warm_up is not None and self.warm_up.lasts(network):
+            return self.within(syn_gradients, real_gradients, shares)
+        return self.compare(syn_gradients, real_gradients, shares)
 
-    def compare(self, syn: Tensors, real: Tensors) -> Tensor:
-        """Return the scalar distance of two trees of per-class gradients."""
+    def compare(self, syn: Tensors, real: Tensors, shares: Tensor | None = None) -> Tensor:
+        """Return the scalar distance of two trees of per-class gradients, classes weighing as ``shares`` ``(C,)``."""
         if self.reduction == "class-sum":
-            return self.distance(_class_mean(syn), _class_mean(real)).sum()
-        return self.distance(syn, real).sum()
+            return self.between(syn, real, shares)
+        return self.within(syn, real, shares)
+
+    def within(self, syn: Tensors, real: Tensors, shares: Tensor | None) -> Tensor:
+        """Return the sum of the classes' distances (Eq. 8)."""
+        distances = self.distance(syn, real)
+        return distances.sum() if shares is None else (shares * distances).sum()
+
+    def between(self, syn: Tensors, real: Tensors, shares: Tensor | None) -> Tensor:
+        """Return the distance of the means over classes (Eq. 9)."""
+        return self.distance(_class_mean(syn, shares), _class_mean(real, shares)).sum()
 
 
 class MultiLevelGradientMatching(GradientMatching):
@@ -85,18 +132,27 @@ class MultiLevelGradientMatching(GradientMatching):
         self,
         distance: Distance = row_cosine_euclidean,
         balance: float = 1.0,
-        mode: Literal["vmap", "loop"] = "vmap",
+        mode: ClassMode = "auto",
     ) -> None:
         super().__init__(distance, "per-class", mode)
         if balance < 0:
             raise ConfigError(f"the balance of the two levels must not be negative, got {balance}")
         self.balance = balance
 
-    def compare(self, syn: Tensors, real: Tensors) -> Tensor:
+    def compare(self, syn: Tensors, real: Tensors, shares: Tensor | None = None) -> Tensor:
         """Return the distance within classes plus the weighted one between their means."""
-        return self.distance(syn, real).sum() + self.balance * self.distance(_class_mean(syn), _class_mean(real)).sum()
+        return self.within(syn, real, shares) + self.balance * self.between(syn, real, shares)
 
 
-def _class_mean(tree: Tensors) -> Tensors:
-    """Return the mean over classes, with a class axis of one."""
-    return {name: gradient.mean(0, keepdim=True) for name, gradient in tree.items()}
+def class_shares(batch: ClassBatch) -> Tensor:
+    """Return each class's weight relative to the largest class's, ``(C,)``."""
+    counts = batch.batch.weight.sum(1)
+    return counts / counts.max()
+
+
+def _class_mean(tree: Tensors, shares: Tensor | None) -> Tensors:
+    """Return the (weighted) mean over classes, with a class axis of one."""
+    if shares is None:
+        return {name: gradient.mean(0, keepdim=True) for name, gradient in tree.items()}
+    normed = shares / shares.sum()
+    return {name: torch.tensordot(normed, gradient, dims=1)[None] for name, gradient in tree.items()}

@@ -7,8 +7,9 @@ from kornia.geometry import transform as kornia
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.image.augment import OPERATIONS, Operation, Parameters, SiameseAugmentation
+from mmdistill.image.augment import OPERATIONS, MixedMinibatches, Operation, Parameters, SiameseAugmentation, cutmix_box
 from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Dims
 from tests.oracles import augment as oracle
 
 SHAPES = [(3, 8, 8), (1, 9, 9), (3, 6, 10)]
@@ -136,3 +137,66 @@ def test_bad_input() -> None:
     config = SiameseAugmentation()
     with pytest.raises(ShapeError, match="multiple of 3"):
         config.apply(images(4), config.draw(Draws(0), 8, 8, 3))
+
+
+def test_operations_that_are_always_applied_come_with_the_drawn_one() -> None:
+    config = SiameseAugmentation(("crop",), always=("color", "cutout"))
+    x = images(12, (3, 8, 8))
+    parameters = config.draw(Draws(3), 8, 8, groups=1, per_group=12)
+    got = config.apply(x, parameters)
+    for index in range(12):
+        p = one(parameters, index)
+        expected = x[index]
+        for operation in ("color", "crop", "cutout"):
+            expected = torch.from_numpy(by_loops(operation, expected, p, config))  # type: ignore[arg-type]
+        np.testing.assert_allclose(got[index].numpy(), expected.numpy(), atol=2e-6)
+    corners = torch.stack([parameters.shift[:, 0], parameters.hole[:, 0]])
+    assert len(corners.unique(dim=1).T) > 3  # crop and hole have places of their own
+    described = config.describe()
+    assert (described["operations"], described["always"]) == (["crop"], ["color", "cutout"])
+    assert "always" not in SiameseAugmentation().describe()
+    with pytest.raises(ConfigError, match="only color and cutout"):
+        SiameseAugmentation(("crop",), always=("rotate",))
+
+
+def test_classes_are_augmented_alike_on_both_sides() -> None:
+    config = SiameseAugmentation(("crop",), always=("color",))
+    x = images(6).view(3, 2, 3, 8, 8)
+    batch = ClassBatch(Batch(x, torch.arange(3).repeat(2, 1).T, torch.ones(3, 2)), Dims(0, 0))
+    other = ClassBatch(Batch(x[:, :1], batch.batch.targets[:, :1], torch.ones(3, 1)), Dims(0, 0))  # type: ignore[index]
+    both, one_each = config.siamese(Draws(2), batch), config.siamese(Draws(2), other)
+    assert torch.equal(both.batch.inputs[:, :1], one_each.batch.inputs)  # type: ignore[index]
+    assert not torch.equal(both.batch.inputs, x)  # type: ignore[arg-type]
+
+
+class Classes:
+    """All that CutMix asks of a task."""
+
+    num_classes: int | None = 4
+
+
+def test_cutmix_mixes_labels_as_it_mixes_pixels() -> None:
+    x, y = images(5, (1, 8, 10)), torch.tensor([0, 1, 2, 3, 0])
+    mix, shares = MixedMinibatches(None, cutmix=1.0), []
+    for seed in range(200):
+        mixed = mix(Classes(), Draws(seed), Batch(x, y, torch.ones(5)))  # type: ignore[arg-type]
+        kept_pixels = (mixed.inputs == x).flatten(1).double().mean(1)  # type: ignore[union-attr]
+        own = mixed.targets[torch.arange(5), y]  # type: ignore[index]
+        assert torch.allclose(mixed.targets.sum(1), torch.ones(5, dtype=torch.float64))  # type: ignore[union-attr]
+        mixed_in_another = own < 1  # a partner of the same class leaves the label whole
+        assert torch.allclose(own[mixed_in_another], kept_pixels[mixed_in_another])
+        shares.append(float(cutmix_box(Draws(seed, ("mix",)), 1.0, 32, 32).double().mean()))
+    assert 0.25 < sum(shares) / len(shares) < 0.45  # half of the area, less what lies outside
+
+
+def test_unmixed_minibatches_keep_their_labels() -> None:
+    batch = Batch(images(5), torch.tensor([0, 1, 2, 3, 0]), torch.ones(5))
+    plain = MixedMinibatches(None, cutmix=0.0)(Classes(), Draws(0), batch)  # type: ignore[arg-type]
+    assert torch.equal(plain.targets, batch.targets)  # type: ignore[arg-type]
+    assert torch.equal(plain.inputs, batch.inputs)  # type: ignore[arg-type]
+    augmented = MixedMinibatches(SiameseAugmentation(("crop",)), cutmix=0.0)(Classes(), Draws(0), batch)  # type: ignore[arg-type]
+    assert not torch.equal(augmented.inputs, batch.inputs)  # type: ignore[arg-type]
+    drawn = [bool(cutmix_box(Draws(seed), 0.5, 8, 8).any()) for seed in range(200)]
+    assert 60 < sum(drawn) < 130
+    with pytest.raises(ConfigError, match="a probability"):
+        MixedMinibatches(None, cutmix=1.5)

@@ -23,12 +23,18 @@ def loss(task: BlobTask, state: NetworkState) -> float:
 def test_directions_have_the_norms_of_the_filters() -> None:
     params = {"conv": KEY.fold("w").normal(5, 3, 3, 3).double(), "bias": KEY.fold("b").normal(5).double()}
     params["conv"][2] = 0
-    moved = perturbed(params, 0.3, KEY)
+    moved = perturbed(params, [0.3], KEY)
     assert torch.equal(moved["bias"], params["bias"])
     for old, new in zip(params["conv"], moved["conv"], strict=True):
         assert float((new - old).norm()) == pytest.approx(0.3 * float(old.norm()), rel=1e-6)
-    assert not torch.equal(perturbed(params, 0.3, KEY.fold("other"))["conv"], moved["conv"])
-    assert torch.equal(perturbed(params, 0.0, KEY)["conv"], params["conv"])
+    assert not torch.equal(perturbed(params, [0.3], KEY.fold("other"))["conv"], moved["conv"])
+    assert torch.equal(perturbed(params, [], KEY)["conv"], params["conv"])
+
+
+def test_directions_add_up() -> None:
+    params = {"weight": KEY.fold("w").normal(5, 7).double()}
+    first, second, both = (perturbed(params, strengths, KEY)["weight"] for strengths in ([0.3], [0.0, 0.2], [0.3, 0.2]))
+    assert torch.allclose(both - params["weight"], first + second - 2 * params["weight"], atol=1e-12)
 
 
 def test_the_pool_is_trained_once_and_taken_from_at_random() -> None:
@@ -66,6 +72,6 @@ def test_a_taken_network_trains_on_real_data_until_it_is_given_back() -> None:
 
 
 def test_bad_pools_are_refused() -> None:
-    for changes in ({"size": 0}, {"epochs": -1}, {"weakest": 0.2, "strongest": 0.1}):
+    for changes in ({"size": 0}, {"epochs": -1}, {"weakest": 0.2, "strongest": 0.1}, {"directions": -1}):
         with pytest.raises(ConfigError, match="a pool needs"):
             pool(**changes)

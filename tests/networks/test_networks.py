@@ -5,9 +5,18 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
-from mmdistill.networks.schedules import EMPTY, FreshNetworks, TrainedOnS, TrainedOnT, sgd_step
+from mmdistill.networks.schedules import (
+    EMPTY,
+    AccuracyDriven,
+    FreshNetworks,
+    TrainedOnS,
+    TrainedOnT,
+    TrainedUntilSaturated,
+    accuracy,
+    sgd_step,
+)
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Tensors
+from mmdistill.task import Batch, NetworkState, Task, Tensors
 from tests.toys import BlobTask, smooth_mlp
 
 KEY = Draws(5)
@@ -166,6 +175,88 @@ def test_networks_trained_on_the_real_set_use_real_batches() -> None:
     whole = task.select(torch.arange(90))
     logits, _ = task.predict(state.network, whole.inputs)
     assert float((logits.argmax(1) == whole.targets).float().mean()) > 0.9
+
+
+def test_minibatches_are_prepared_and_weights_decay() -> None:
+    task = BlobTask(dtype=torch.float64)
+    seen: list[Batch] = []
+
+    def prepare(own: Task, draws: Draws, batch: Batch) -> Batch:
+        assert own is task
+        assert isinstance(batch.inputs, Tensor)
+        seen.append(batch._replace(inputs=batch.inputs + draws.normal(4).double()))
+        return seen[-1]
+
+    schedule = TrainedOnT(outer_steps=5, inner_steps=2, lr=0.1, batch=6, weight_decay=0.3, prepare=prepare)
+    start = schedule.fetch(task, EMPTY, KEY)
+    end = schedule.advance(task, start, lambda: data(task), KEY)
+    assert start.network is not None
+    assert end.network is not None
+    params = start.network.params
+    for batch in seen:
+        gradients = torch.func.grad(lambda p, b: task.loss(NetworkState(p, {}), b))(params, batch)
+        params = {name: p - 0.1 * (gradients[name] + 0.3 * p) for name, p in params.items()}
+    assert len(seen) == 2
+    assert all(torch.allclose(params[name], end.network.params[name], atol=1e-12) for name in params)
+
+
+def test_training_stops_when_the_synthetic_set_is_known() -> None:
+    task = BlobTask()
+    syn = data(task)
+    ends = []
+    for schedule in (
+        TrainedUntilSaturated(outer_steps=3, inner_steps=400, lr=0.2),
+        TrainedUntilSaturated(outer_steps=3, inner_steps=400, lr=0.2, saturation=0.0),
+        TrainedOnS(outer_steps=3, inner_steps=1, lr=0.2),
+    ):
+        state = schedule.advance(task, schedule.fetch(task, EMPTY, KEY), lambda: syn, KEY)
+        assert state.network is not None
+        ends.append(state.network)
+    assert float(accuracy(task, ends[0], syn)) == 1.0
+    assert float(accuracy(task, ends[1], syn)) < 1.0
+    assert torch.equal(ends[1].params["0.weight"], ends[2].params["0.weight"])
+
+
+def by_hand(schedule: AccuracyDriven, accuracies: list[float], inner: bool) -> int:
+    """After how many accuracies the published rule stops, from its description: a queue of the last ``window``."""
+    queue: list[float] = []
+    for count, value in enumerate(accuracies, 1):
+        queue.append(value)
+        if len(queue) == schedule.window:
+            gap = max(queue) - min(queue)
+            if gap > schedule.moved if inner else gap < schedule.settled:
+                return count
+            queue.pop(0)
+    return len(accuracies)
+
+
+def test_accuracy_drives_both_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, syn = BlobTask(), data(BlobTask())
+    schedule = AccuracyDriven(outer_steps=40, inner_steps=12, lr=0.05, window=4, settled=0.5, moved=0.3, watched=30)
+    seen: dict[str, list[float]] = {"outer": [], "inner": []}
+    real_accuracy = AccuracyDriven.real_accuracy
+
+    def watched(self: AccuracyDriven, task: BlobTask, network: NetworkState, draws: Draws) -> Tensor:
+        value = real_accuracy(self, task, network, draws)
+        seen[next(name for name in seen if name in draws.path)].append(float(value))
+        return value
+
+    monkeypatch.setattr(AccuracyDriven, "real_accuracy", watched)
+    state, ages = schedule.fetch(task, EMPTY, KEY), 0
+    while True:
+        seen["inner"].clear()
+        state = schedule.advance(task, state, lambda: syn, KEY.fold(ages))
+        ages += 1
+        if state == EMPTY:
+            break
+        assert len(seen["inner"]) == by_hand(schedule, seen["inner"], inner=True) <= 12
+    assert ages == len(seen["outer"]) == by_hand(schedule, seen["outer"], inner=False) < 40
+
+
+def test_bad_windows_are_refused() -> None:
+    for changes in ({"window": 1}, {"watched": 0}, {"moved": -0.1}, {"settled": -0.1}):
+        with pytest.raises(ConfigError, match="accuracies are watched"):
+            AccuracyDriven(**changes)  # type: ignore[arg-type]
 
 
 def test_momentum_follows_its_equation() -> None:

@@ -10,7 +10,7 @@ from mmdistill.image import image_task
 from mmdistill.image.methods import METHODS
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import conv_absolute_error, conv_squared_error, row_cosine
-from mmdistill.objectives.gradient import GradientMatching, MultiLevelGradientMatching
+from mmdistill.objectives.gradient import GradientMatching, MultiLevelGradientMatching, WarmUp
 from mmdistill.runtime import Draws
 from mmdistill.task import ClassBatch, Tensors
 from mmdistill.testing import check_objective
@@ -19,16 +19,6 @@ from tests.oracles import objectives as oracle
 from tests.toys import BlobTask
 
 KEY = Draws(4)
-
-
-@pytest.fixture(scope="module")
-def task() -> BlobTask:
-    return BlobTask(dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def network(task: BlobTask) -> Network:
-    return Network(task, task.init(KEY.fold("net")))
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.3, 2.0])
@@ -50,6 +40,45 @@ def test_both_levels_are_the_sum_of_the_two_reductions(task: BlobTask, network: 
     levels = [float(GradientMatching(row_cosine, r)(network, *sides, KEY)) for r in ("per-class", "class-sum")]  # type: ignore[arg-type]
     both = MultiLevelGradientMatching(row_cosine, balance=0.5)(network, *sides, KEY)
     assert float(both) == pytest.approx(levels[0] + 0.5 * levels[1])
+
+
+def test_classes_weigh_by_their_share(task: BlobTask, network: Network) -> None:
+    syn, real = class_batch(task, 4, "syn"), class_batch(task, 9, "real")
+    present = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.float64)
+    uneven = ClassBatch(syn.batch._replace(weight=present), syn.dims)
+    single = [
+        oracle.gradient_matching(as_numpy(network), [(s[0][:n], s[1][:n])], [r])
+        for s, r, n in zip(per_class(syn), per_class(real), (4, 2, 1), strict=True)
+    ]
+    value = GradientMatching(weights="share")(network, uneven, real, KEY)
+    assert float(value) == pytest.approx(single[0] + single[1] / 2 + single[2] / 4, rel=1e-9)
+    even = (GradientMatching(row_cosine, r, weights=w) for r in ("per-class", "class-sum") for w in ("equal", "share"))  # type: ignore[arg-type]
+    values = [float(objective(network, syn, real, KEY)) for objective in even]
+    assert (values[0], values[2]) == pytest.approx((values[1], values[3]), rel=1e-9)
+
+
+def test_matching_the_sum_over_classes_warms_up_class_by_class(task: BlobTask, network: Network) -> None:
+    sides = class_batch(task, 2, "syn"), class_batch(task, 9, "real")
+    by_class, summed = (
+        float(GradientMatching(row_cosine, r)(network, *sides, KEY)) for r in ("per-class", "class-sum")
+    )  # type: ignore[arg-type]
+    objective = GradientMatching(row_cosine, "class-sum", warm_up=WarmUp(steps=20, age=3))
+    for step, age, expected in ((0, 0, by_class), (19, 2, by_class), (19, 3, summed), (20, 0, summed)):
+        value = objective(network._replace(step=step, age=age), *sides, KEY)
+        assert float(value) == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_augmentation_of_its_own_takes_the_place_of_the_task_s(task: BlobTask, network: Network) -> None:
+    def shifted(draws: Draws, batch: ClassBatch) -> ClassBatch:
+        assert isinstance(batch.batch.inputs, torch.Tensor)
+        return ClassBatch(batch.batch._replace(inputs=batch.batch.inputs + draws.normal(4).double()), batch.dims)
+
+    syn, real = class_batch(task, 2, "syn"), class_batch(task, 9, "real")
+    own = GradientMatching(augment=shifted)
+    assert GradientMatching().siamese
+    assert not own.siamese
+    expected = GradientMatching()(network, shifted(KEY, syn), shifted(KEY, real), KEY)
+    assert float(own(network, syn, real, KEY)) == float(expected)
 
 
 def trees() -> tuple[Tensors, Tensors]:

@@ -22,16 +22,6 @@ from tests.toys import BlobTask
 DRAWS = Draws(3)
 
 
-@pytest.fixture(scope="module")
-def task() -> BlobTask:
-    return BlobTask(dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def network(task: BlobTask) -> Network:
-    return Network(task, task.init(DRAWS.fold("net")))
-
-
 def class_batch(task: BlobTask, n: int, name: str) -> ClassBatch:
     batch = task.sample_real(DRAWS.fold(name), torch.arange(3), n)
     assert isinstance(batch, ClassBatch)
@@ -239,3 +229,15 @@ def test_proposition_3_as_an_inequality(seed: int) -> None:
     second = ((f_s.T @ f_s / 3 - f_t.T @ f_t / 9) @ w).square().sum()
     first = (f_t.T @ y_t / 9 - f_s.T @ y_s / 3).square().sum()
     assert float(gap) <= 2 * float(second + first) * (1 + 1e-9)
+
+
+def test_classes_one_at_a_time_give_the_same_pixel_gradient(task: BlobTask, network: Network) -> None:
+    real, syn = class_batch(task, 4, "real"), class_batch(task, 2, "synthetic")
+    found = []
+    for mode in ("vmap", "loop"):
+        inputs = syn.batch.inputs.clone().requires_grad_()
+        one = ClassBatch(Batch(inputs, syn.batch.targets, syn.batch.weight), syn.dims)
+        loss = GradientMatching(mode=mode)(network, one, real, DRAWS)  # type: ignore[arg-type]
+        found.append(torch.autograd.grad(loss, inputs)[0])
+    assert torch.allclose(*found, rtol=1e-9, atol=1e-12)
+    assert found[0].norm() > 0

@@ -146,14 +146,14 @@ def convolution_errors(a: Params, b: Params) -> tuple[float, float]:
 
 
 def discrimination(params: Params, syn: list[Array], real: list[Array]) -> float:
-    """Eq. 17, averaged over each class's samples: synthetic class centres classify real samples."""
+    """Eq. 17: synthetic class centres classify real samples, summed over classes and samples."""
     centres = [sum(forward(params, x)[1] for x in xs) / len(xs) for xs in syn]
     total = 0.0
     for own, xs in enumerate(real):
         for x in xs:
             feature = forward(params, x)[1]
             scores = np.array([float(centre @ feature) for centre in centres])
-            total -= float(np.log(softmax(scores)[own])) / len(xs)
+            total -= float(np.log(softmax(scores)[own]))
     return total
 
 
