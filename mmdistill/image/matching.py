@@ -1,0 +1,195 @@
+"""Gradient and distribution matching on images: IDC, EDD, DCC, EGM and CAFE, and settings for small data sets."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from mmdistill.image.augment import MixedMinibatches, SiameseAugmentation
+from mmdistill.image.storage import tiled
+from mmdistill.methods import CORE_METHODS, Configured, Method, OptimizerSpec, Settings, trained_by
+from mmdistill.networks.early import EarlyStagePool
+from mmdistill.networks.schedules import AccuracyDriven, TrainedOnS, TrainedOnT, TrainedUntilSaturated
+from mmdistill.objectives.base import Objective
+from mmdistill.objectives.discrimination import DiscriminativeMatching
+from mmdistill.objectives.distances import Distance, conv_absolute_error, conv_squared_error, row_cosine
+from mmdistill.objectives.gradient import GradientMatching, MultiLevelGradientMatching, WarmUp
+
+COLOR_CROP = SiameseAugmentation(operations=("crop",), always=("color",))
+COLOR_CROP_CUTOUT = SiameseAugmentation(operations=("crop",), always=("color", "cutout"))
+CUTMIXED = MixedMinibatches(COLOR_CROP, cutmix=0.5)
+"""How IDC's networks train, but on digits."""
+UNMIXED = MixedMinibatches(COLOR_CROP, cutmix=0.0)
+"""How they train on digits in tiles, which a hole or another digit's part makes unreadable."""
+WEIGHT_DECAY = 5e-4
+
+
+def conv_matching(distance: Distance, augmentation: SiameseAugmentation) -> Callable[[], Objective]:
+    """Return how to match the gradients of convolutions, both sides augmented alike."""
+    return lambda: GradientMatching(distance, augment=augmentation.siamese)
+
+
+def _idc_settings(ipc: int, lr: float = 5e-3, inner_steps: int = 32, networks: int = 2000) -> Settings:
+    """Return IDC's settings; by default those of CIFAR-10, whose networks see 2000 images between steps.
+
+    The published code steps one optimizer of momentum 0.5 once per class: a joint step of twice the rate without
+    momentum. The objective and the schedule augment by themselves.
+    """
+    return Settings(
+        steps=100 * networks,
+        real_batch=64,
+        optimizers={"codes": OptimizerSpec("sgd", 2 * lr * ipc / 10)},
+        outer_steps=100,
+        inner_steps=inner_steps,
+        inner_momentum=0.9,
+        inner_batch=64,
+    )
+
+
+def _edd_settings(ipc: int, lr: float = 1e-2, inner_steps: int = 32) -> Settings:
+    """Return IDC's settings with a fifth of its networks and, on photographs, twice its rate."""
+    return _idc_settings(ipc, lr, inner_steps, networks=400)
+
+
+def _dcc_settings(ipc: int) -> Settings:
+    """Return DSA's settings; a network serves ten steps even where there is one image per class."""
+    settings = CORE_METHODS["dsa"].settings(ipc)
+    if settings.outer_steps > 1:
+        return settings
+    return replace(settings, steps=10_000, outer_steps=10, inner_steps=5)
+
+
+def contrastive(settings: Settings) -> Objective:
+    """Return DCC's objective: matched by class in a quarter of the run, while a network is younger than ten steps."""
+    return GradientMatching(row_cosine, "class-sum", warm_up=WarmUp(settings.steps // 4, 10))
+
+
+def _cafe_settings(ipc: int, augment: bool = False) -> Settings:
+    """Return CAFE's rates for 2000 networks that serve ten steps each; annealed smoothly, not in three halvings.
+
+    Loops of which the published code knows no end have one here.
+    """
+    return Settings(
+        steps=20_000,
+        optimizers={"codes": OptimizerSpec("sgd", 0.1, 0.5, cosine=True)},
+        init="noise",
+        augment=augment,
+        outer_steps=50,
+        inner_steps=100,
+    )
+
+
+MATCHING_METHODS: dict[str, Method] = {
+    "idc": Method(
+        "IDC",
+        conv_matching(conv_squared_error, COLOR_CROP_CUTOUT),
+        trained_by(partial(TrainedOnT, weight_decay=WEIGHT_DECAY, prepare=CUTMIXED)),
+        _idc_settings,
+        tiled(2),
+        summary="gradient matching on networks trained on T; each image stores 2 x 2 up-sampled tiles",
+        source="Kim et al., ICML 2022",
+    ),
+    "edd": Method(
+        "EDD",
+        conv_matching(conv_squared_error, COLOR_CROP_CUTOUT),
+        trained_by(partial(EarlyStagePool, weight_decay=WEIGHT_DECAY, prepare=CUTMIXED)),
+        _edd_settings,
+        tiled(2),
+        summary="IDC with a pool of early-stage networks and perturbed weights",
+        source="Zhang et al., CVPR 2023",
+    ),
+    "dcc": Method(
+        "DCC",
+        Configured(contrastive),
+        trained_by(TrainedOnS),
+        _dcc_settings,
+        summary="gradients matched after their sum over classes, with DSA",
+        source="Lee et al., ICML 2022",
+    ),
+    "egm": Method(
+        "EGM",
+        lambda: MultiLevelGradientMatching(balance=1.0),
+        trained_by(TrainedUntilSaturated),
+        CORE_METHODS["dsa"].settings,
+        summary="gradients matched per class and in their mean, by angle and length; networks stop when S is learned",
+        source="Jiang et al., 2022 (with a criterion of our own for when to stop)",
+    ),
+    "cafe": Method(
+        "CAFE",
+        DiscriminativeMatching,
+        trained_by(AccuracyDriven),
+        _cafe_settings,
+        summary="mean features of every layer, and synthetic centres that classify real samples",
+        source="Wang et al., CVPR 2022",
+    ),
+}
+"""What these families add to the shared methods; ``cafe+dsa`` is CAFE under siamese augmentation."""
+MATCHING_METHODS["cafe+dsa"] = replace(
+    MATCHING_METHODS["cafe"],
+    title="CAFE+DSA",
+    settings=partial(_cafe_settings, augment=True),
+    summary="CAFE with differentiable siamese augmentation",
+)
+
+
+def _by_absolute_error(digits: bool) -> dict[str, Method]:
+    """Return IDC and EDD as published for greyscale images: L1, a smaller rate, fewer real images between steps."""
+    objective = conv_matching(conv_absolute_error, COLOR_CROP if digits else COLOR_CROP_CUTOUT)
+    prepare = UNMIXED if digits else CUTMIXED
+    return {
+        name: replace(
+            MATCHING_METHODS[name],
+            objective=objective,
+            network=trained_by(partial(kind, weight_decay=WEIGHT_DECAY, prepare=prepare)),
+            settings=partial(settings, lr=1e-4, inner_steps=8),
+        )
+        for name, kind, settings in (("idc", TrainedOnT, _idc_settings), ("edd", EarlyStagePool, _edd_settings))
+    }
+
+
+MATCHING_PRESETS = {"mnist": _by_absolute_error(digits=True), "fashion-mnist": _by_absolute_error(digits=False)}
+"""By data set name, where the published settings differ."""
+
+
+def _digits_dm(ipc: int) -> Settings:
+    return Settings(steps=500, real_batch=64, optimizers={"codes": OptimizerSpec("sgd", 1.0, 0.5)}, augment=True)
+
+
+def _digits_dc(ipc: int, augment: bool = False) -> Settings:
+    return Settings(
+        steps=200,
+        real_batch=64,
+        optimizers={"codes": OptimizerSpec("sgd", 0.1, 0.5)},
+        augment=augment,
+        outer_steps=10,
+        inner_steps=5,
+    )
+
+
+def _digits_idc(ipc: int) -> Settings:
+    settings = _idc_settings(ipc, lr=0.25, inner_steps=2)
+    return replace(settings, steps=200, outer_steps=20)
+
+
+def _on_digits(name: str, kind: Callable[..., TrainedOnT]) -> Method:
+    """Return IDC or EDD for tiny images: plain ones, since 4 x 4 pixels cannot be told apart, and not augmented."""
+    return replace(
+        MATCHING_METHODS[name],
+        objective=lambda: GradientMatching(conv_squared_error),
+        network=trained_by(partial(kind, weight_decay=WEIGHT_DECAY)),
+        settings=_digits_idc,
+        parameterization=tiled(1),
+    )
+
+
+MATCHING_DIGITS: dict[str, Method] = {
+    "dm": replace(CORE_METHODS["dm"], settings=_digits_dm),
+    "dc": replace(CORE_METHODS["dc"], settings=_digits_dc),
+    "dsa": replace(CORE_METHODS["dsa"], settings=partial(_digits_dc, augment=True)),
+    "dcc": replace(MATCHING_METHODS["dcc"], settings=partial(_digits_dc, augment=True)),
+    "egm": replace(MATCHING_METHODS["egm"], settings=partial(_digits_dc, augment=True)),
+    "cafe": replace(MATCHING_METHODS["cafe"], settings=_digits_dc),
+    "cafe+dsa": replace(MATCHING_METHODS["cafe+dsa"], settings=partial(_digits_dc, augment=True)),
+    "idc": _on_digits("idc", TrainedOnT),
+    "edd": _on_digits("edd", EarlyStagePool),
+}
+"""Short runs for the 8 x 8 digits."""
