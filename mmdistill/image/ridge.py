@@ -28,7 +28,8 @@ MIRRORED = 500
 class MirroredKernelRidge(MarginKernelRidge):
     """FRePo's objective in which the mirror images of a small set join the regression, with the same labels.
 
-    Only where the data may be mirrored (objects may, digits not). Networks train on the images as they are.
+    Only in colour and where the data may be mirrored (objects may, digits not; greyscale clothes are left alone there
+    too). Networks train on the images as they are.
 
     Args:
         ridge: lambda, scaled by trace.
@@ -46,10 +47,14 @@ class MirroredKernelRidge(MarginKernelRidge):
     ) -> torch.Tensor:
         """Return the squared error of the ridge prediction and the margin term."""
         syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
-        mirrors = isinstance(network.task, ImageTask) and network.task.data.mirror
-        if mirrors and syn.weight.shape[0] <= self.limit:
+        if may_mirror(network.task) and syn.weight.shape[0] <= self.limit:
             syn = with_mirror_images(syn)
         return super().forward(network, syn, real, draws)
+
+
+def may_mirror(task: Task) -> bool:
+    """Return whether a task's images are in colour and keep their class when mirrored."""
+    return isinstance(task, ImageTask) and task.data.mirror and task.data.shape[0] == 3
 
 
 def with_mirror_images(batch: Batch) -> Batch:

@@ -61,16 +61,22 @@ def test_fixed_labels_are_scaled_alike_and_probabilities_refused(digits: ImageTa
         Distiller(digits, replace(frepo, label="softmax"), 1).start()
 
 
-@pytest.mark.parametrize(("mirror", "limit", "joined"), [(True, 500, True), (True, 9, False), (False, 500, False)])
-def test_mirror_images_join_small_sets_of_data_that_may_be_mirrored(mirror: bool, limit: int, joined: bool) -> None:
-    task = image_task("digits", width=4)
+@pytest.mark.parametrize(
+    ("mirror", "channels", "limit", "joined"),
+    [(True, 3, 500, True), (True, 3, 9, False), (False, 3, 500, False), (True, 1, 500, False)],
+)
+def test_mirror_images_join_small_sets_of_data_that_may_be_mirrored(
+    mirror: bool, channels: int, limit: int, joined: bool
+) -> None:
+    images, labels = KEY.uniform(30, channels, 8, 8), torch.arange(30) % 10
+    task = image_task((images, labels), test=(images, labels), width=4)
     task = ImageTask(replace(task.data, mirror=mirror), task.network, task.model, task.device)
     network = Network(task, task.init(KEY))
     real = task.sample_real(KEY, None, 20)
     syn = task.select(torch.arange(10))
     assert isinstance(syn.inputs, Tensor)
     syn = Batch(syn.inputs, KEY.normal(10, 10), syn.weight)
-    turned = torch.stack([torch.stack([row.flip(0) for row in image[0]])[None] for image in syn.inputs])
+    turned = torch.stack([torch.stack([image[..., 7 - column] for column in range(8)], -1) for image in syn.inputs])
     both = Batch(torch.cat([syn.inputs, turned]), torch.cat([syn.targets, syn.targets]), torch.ones(20))  # type: ignore
     expected = MarginKernelRidge(1e-3)(network, both if joined else syn, real, KEY)
     torch.testing.assert_close(MirroredKernelRidge(1e-3, limit)(network, syn, real, KEY), expected)
