@@ -27,12 +27,13 @@ from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json
 
 TASK_OPTIONS = ("model", "width", "encoder", "judge_epochs", "judge_batch")
+TWO_PART_NAMES = ("fashion-mnist", "tiny-imagenet", "ml-1m")
 
 
 def parse_row(row: str) -> tuple[str, str, int, dict[str, object]]:
     """Return data, method, budget and overrides of a row."""
     name, _, extra = row.partition(":")
-    data, rest = name.split("-", 1) if not name.startswith(("fashion-mnist", "ml-1m")) else _two_part(name)
+    data, rest = name.split("-", 1) if not name.startswith(TWO_PART_NAMES) else _two_part(name)
     method, _, budget = rest.rpartition("-")
     options: dict[str, object] = {}
     for item in filter(None, extra.split(",")):
@@ -44,6 +45,11 @@ def parse_row(row: str) -> tuple[str, str, int, dict[str, object]]:
 def _two_part(name: str) -> tuple[str, str]:
     first, second, rest = name.split("-", 2)
     return f"{first}-{second}", rest
+
+
+def folder_of(out: Path, row: str, seed: int) -> Path:
+    """Return the folder in which a row keeps what it found with a seed."""
+    return out / row.replace(":", "_").replace("=", "").replace(",", "_") / f"seed-{seed}"
 
 
 def run_row(
@@ -113,7 +119,7 @@ def main() -> None:
     for row in filter(None, (part.strip() for part in chosen.rows.split(split))):
         documents = []
         for seed in (int(text) for text in chosen.seeds.split(",")):
-            folder = chosen.out / row.replace(":", "_").replace("=", "").replace(",", "_") / f"seed-{seed}"
+            folder = folder_of(chosen.out, row, seed)
             if not (folder / "metrics.json").exists():
                 if device.startswith("cuda"):
                     torch.cuda.reset_peak_memory_stats()
