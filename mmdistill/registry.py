@@ -28,6 +28,8 @@ class TaskOptions:
         encoder: a text encoder by name or path.
         judge_epochs: training epochs of trained judges; None is the protocol's own number.
         judge_batch: minibatch size of trained judges; None is the protocol's own number.
+        protocol: how judges are trained, by name; None is the domain's default.
+        whiten: the whitening of images, by name; None is none.
         seed: for splits that the data do not come with.
     """
 
@@ -39,6 +41,8 @@ class TaskOptions:
     encoder: str | None = None
     judge_epochs: int | None = None
     judge_batch: int | None = None
+    protocol: str | None = None
+    whiten: str | None = None
     seed: int = 0
 
 

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -156,9 +156,14 @@ class DistilledSet:
         tensors: Tensors = {"weight": self.batch.weight}
         tensors |= _named("inputs", self.batch.inputs) | _named("targets", self.batch.targets)
         tensors |= {f"learned.{name}": tensor for name, tensor in self.learned.items()}
+        tensors |= {f"info.{name}": tensor for name, tensor in self.info.tensors.items()}
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         content = {name: value for name, value in self.__dict__.items() if name not in ("batch", "learned", "info")}
-        content |= {"version": SET_VERSION, "info": asdict(self.info), "packages": package_versions()}
+        content |= {
+            "version": SET_VERSION,
+            "info": asdict(replace(self.info, tensors={})),
+            "packages": package_versions(),
+        }
         with atomic_write(folder / "distilled.safetensors") as handle:
             handle.write(safetensors.torch.save(tensors, metadata={"format": "mmdistill", "method": self.method}))
         write_json(folder / "distilled.json", content)
@@ -186,7 +191,8 @@ class DistilledSet:
         try:
             info = content.pop("info")
             info["class_names"] = tuple(info["class_names"])
-            learned = {name.removeprefix("learned."): t for name, t in tensors.items() if name.startswith("learned.")}
+            info["tensors"] = _with_prefix("info.", tensors)
+            learned = _with_prefix("learned.", tensors)
             batch = Batch(_unnamed("inputs", tensors), _unnamed("targets", tensors), tensors["weight"])
             return DistilledSet(batch, TaskInfo(**info), learned=learned, **content)
         except (KeyError, TypeError) as error:
@@ -220,10 +226,14 @@ def _named(prefix: str, value: Inputs | Targets) -> Tensors:
     return {prefix: value}
 
 
+def _with_prefix(prefix: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _unnamed(prefix: str, tensors: Tensors) -> Inputs | Targets:
     if prefix in tensors:
         return tensors[prefix]
-    found = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+    found = _with_prefix(f"{prefix}.", tensors)
     if not found:
         raise KeyError(prefix)
     return found

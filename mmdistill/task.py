@@ -134,6 +134,7 @@ class TaskInfo:
         preprocessing: plain values or tensors-as-lists that must travel with the set (normalisation, vocabulary).
         sample_bytes: bytes of one real sample alone, where that is not its share of the whole (a graph stores far
             more nodes than it has labels); 0 means the share.
+        tensors: preprocessing too large for plain values (a whitening matrix), which is stored in the set's file.
     """
 
     domain: str
@@ -145,6 +146,7 @@ class TaskInfo:
     class_names: tuple[str, ...] = ()
     preprocessing: Mapping[str, object] = field(default_factory=dict)
     sample_bytes: int = 0
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -249,4 +251,13 @@ class Embeds(Protocol):
 
     def embedding(self) -> Tensor:
         """Return ``(N, d)``, one row per training sample, in the order of ``labels``."""
+        ...
+
+
+@runtime_checkable
+class NamesJudges(Protocol):
+    """A task whose judges are more than those it lists, by a grammar of names."""
+
+    def judge_name(self, name: str) -> str:
+        """Return a judge's name in its one spelling; an error says why there is no such judge."""
         ...

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from mmdistill.errors import DataError
 from mmdistill.runtime import Draws
+
+if TYPE_CHECKING:
+    from mmdistill.image.whitening import Whitening
 
 TEST_SHARE = 0.2
 """Of each class, held out for testing where the data come without a test split."""
@@ -55,6 +58,7 @@ class ImageData:
         whole_epochs: epochs for which a judge of the whole training set trains.
         judge_epochs: epochs for which a judge of a small set trains; None is the protocol's own number.
         judge_augment: whether judges train with per-sample augmentation by default.
+        whitening: what takes the place of the normalisation of channels, or follows it.
     """
 
     name: str
@@ -70,6 +74,7 @@ class ImageData:
     whole_epochs: int = 30
     judge_epochs: int | None = None
     judge_augment: bool = True
+    whitening: "Whitening | None" = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,12 +90,12 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the training images and labels."""
+        """A hash of the training images and labels, and the kind of whitening."""
         digest = hashlib.blake2b(digest_size=16)
         for tensor in (self.train_images, self.train_labels):
             digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
             digest.update(tensor.contiguous().cpu().numpy().data)
-        return digest.hexdigest()
+        return digest.hexdigest() + ("" if self.whitening is None else f"-{self.whitening.kind}")
 
     @cached_property
     def value_range(self) -> tuple[float, float]:
@@ -100,16 +105,30 @@ class ImageData:
         low, high = torch.aminmax(self.train_images)
         return min(float(low) / self.scale, 0.0), max(float(high) / self.scale, 1.0)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Return raw images ``(..., channels, height, width)`` in normalised units, float32."""
+    def scaled(self, images: Tensor) -> Tensor:
+        """Return raw images as float32 of the data's scale: bytes in [0, 1]."""
+        return images.to(torch.float32) / self.scale
+
+    def standardised(self, images: Tensor) -> Tensor:
+        """Return raw images with channels of mean 0 and deviation 1, as over the training set."""
         mean, std = moments_on(self.mean, self.std, images.device)
-        return (images.to(torch.float32) / self.scale - mean) / std
+        return (self.scaled(images) - mean) / std
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return raw images ``(..., channels, height, width)`` in normalised units, float32; whitened where asked."""
+        if self.whitening is None:
+            return self.standardised(images)
+        return self.whitening.apply(self.standardised(images) if self.whitening.standardises else self.scaled(images))
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Return normalised images as pixels in [0, 1], clamped, for pictures."""
-        mean, std = moments_on(self.mean, self.std, images.device)
+        if self.whitening is not None:
+            images = self.whitening.invert(images)
+        if self.whitening is None or self.whitening.standardises:
+            mean, std = moments_on(self.mean, self.std, images.device)
+            images = images * std + mean
         low, high = self.value_range
-        return ((images * std + mean - low) / (high - low)).clamp(0, 1)
+        return ((images - low) / (high - low)).clamp(0, 1)
 
 
 def build(

@@ -96,7 +96,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Write ``images.safetensors``: normalised images, labels, and the normalisation as metadata."""
+    """Write ``images.safetensors``: normalised images, labels, the normalisation as metadata, whitening as tensors."""
     image_task = _image_task(task)
     images, targets = _contents(batch)
     info = image_task.describe()
@@ -106,7 +106,7 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     }
     path = folder / "images.safetensors"
     with atomic_write(path) as handle:
-        handle.write(safetensors.torch.save({"images": images, "labels": targets}, metadata=metadata))
+        handle.write(safetensors.torch.save({"images": images, "labels": targets, **info.tensors}, metadata=metadata))
     return [path]
 
 

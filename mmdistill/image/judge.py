@@ -1,13 +1,11 @@
 """How a set of images is judged: train fresh networks on it, score their last epoch on test images (Sec. 4.1).
 
-The protocol of the DC family: SGD with rate 0.01 (a tenth from half-way on), momentum 0.9, weight decay 5e-4, batch
-256, 1000 epochs with per-sample augmentation (300 without; 300 with it for the small digits). Targets that are no
-distributions, as the kernel ridge methods learn them, are regressed with Adam instead. The whole training set takes the
-few epochs that its data state: digits 30, mnist 5, fashion-mnist 15, all others 30.
+How they train is a :mod:`protocol <mmdistill.image.protocols>`. The whole training set takes the few epochs that its
+data state: digits 60, mnist 5, fashion-mnist 15, all others 30.
 
 A learning rate that was learned with the set is part of it (``learned["inner_lr"]``), and judges train with it:
 
-- one rate (trajectory matching): SGD at this rate instead of 0.01, all else as above;
+- one rate (trajectory matching): SGD at this rate instead of the protocol's, all else as it says;
 - a rate for each step with a fixed order (``inner_parts``, ``inner_momentum``; unrolled performance matching): just
   the learned steps, in the learned order, once, without weight decay or augmentation. Epochs then mean nothing;
 - a rate for each step without an order: SGD at their mean.
@@ -24,22 +22,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmdistill.image.data import ImageData
-from mmdistill.labels import one_hot, weighted_mean
+from mmdistill.image.models.layers import BatchNorm2d
+from mmdistill.image.protocols import Plan
+from mmdistill.labels import centred_one_hot, one_hot, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps, state_at
 from mmdistill.networks.minibatches import fixed_order, gather_steps
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors
 
-CLASSIFICATION = FitProtocol(epochs=1000, lr=0.01, momentum=0.9, weight_decay=5e-4, batch=256)
-"""For class indices and probabilities: cross entropy."""
-REGRESSION = FitProtocol(epochs=1000, lr=1e-3, optimizer="adam", weight_decay=5e-4, batch=256)
-"""For targets that are no distributions: squared error, to which Adam is less sensitive."""
-PLAIN_EPOCHS = 300
-"""Epochs without augmentation."""
-TEST_CHUNK = 1000
-"""Test images per forward pass."""
+TEST_CHUNK = {"cuda": 1000, "cpu": 100}
+"""Test images per forward pass; on the CPU so few that the layers' outputs stay in its caches."""
 
 
 def is_distribution(targets: Tensor) -> Tensor:
@@ -61,14 +54,17 @@ def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(is_distribution(targets), entropy, 0.5 * (logits - targets).square().sum(-1))
 
 
-def protocol_for(data: ImageData, targets: Tensor, whole: bool) -> tuple[FitProtocol, bool]:
-    """Return the protocol for a set's targets, and whether it augments per sample."""
-    augment = data.judge_augment
-    soft = targets.is_floating_point() and not bool(is_distribution(targets).all())
-    protocol = REGRESSION if soft else CLASSIFICATION
-    small = data.judge_epochs or (protocol.epochs if augment else PLAIN_EPOCHS)
-    epochs = data.whole_epochs if whole else small
-    return replace(protocol, epochs=epochs), augment
+def squared_loss(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
+    """Return the mean squared error over classes from scaled targets, divided by the scale's square.
+
+    Class indices stand for centred one-hot targets.
+
+    Shapes:
+        logits ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float; returns ``(n,)``.
+    """
+    if not targets.is_floating_point():
+        targets = centred_one_hot(targets, logits.shape[-1])
+    return (logits - scale * targets).square().mean(-1) / scale**2
 
 
 class LearnedSteps(NamedTuple):
@@ -99,7 +95,7 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     rate = float(learned["inner_lr"].double().mean())
     if not (math.isfinite(rate) and rate > 0):
         return protocol, (f"the learned rate {rate:.3g} cannot train; judged with the protocol's {protocol.lr:g}",)
-    return replace(protocol, optimizer="sgd", lr=rate, momentum=CLASSIFICATION.momentum), ()
+    return replace(protocol, optimizer="sgd", lr=rate, momentum=0.9), ()
 
 
 @contextmanager
@@ -117,7 +113,7 @@ class Judge:
     Args:
         network: the network.
         name: for the scores.
-        protocol: how it trains.
+        plan: how it trains.
         augment: augments a flat batch of all networks' minibatches, per sample; None trains on the images as they are.
         steps: the learned steps to take instead of the protocol; None: the protocol.
         notes: what a reader of the scores must know.
@@ -125,7 +121,7 @@ class Judge:
 
     network: FunctionalModule
     name: str
-    protocol: FitProtocol
+    plan: Plan
     augment: Callable[[Draws, Batch], Batch] | None
     steps: LearnedSteps | None = None
     notes: tuple[str, ...] = ()
@@ -136,12 +132,12 @@ class Judge:
         """Train n networks and return their accuracy on raw test images and labels."""
         modules = list(self.network.module.modules())
         random = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in modules)
-        # Running statistics and dropout masks are per network, which a batched call cannot give, and on the CPU
-        # nothing is gained by one.
+        # Dropout masks, and running statistics that torch writes in place, are per network, which a batched call cannot
+        # give; and on the CPU nothing is gained by one.
         alone = (
             random
             or data.weight.device.type == "cpu"
-            or any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+            or any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, BatchNorm2d) for m in modules)
         )
         with seeded(draws, data.weight.device) if random else nullcontext():
             states = self._fit(data, n, draws, "loop" if alone else "vmap")
@@ -162,16 +158,21 @@ class Judge:
             batches, rates, momentum = self.steps
             return fit_steps(self.network.init, self._loss, batches, rates, momentum, n, draws, mode=mode)
         return fit_networks(
-            self.network.init, self._loss, data, self.protocol, n, draws, augment=self.augment, mode=mode
+            self.network.init, self._loss, data, self.plan.fit, n, draws, augment=self.augment, mode=mode
         )
 
     def _loss(self, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         output, buffers = self.network(state, batch.inputs, train=True)
         assert isinstance(batch.targets, Tensor)
-        return weighted_mean(target_loss(output, batch.targets), batch.weight), buffers
+        if self.plan.squared:
+            losses = squared_loss(output, batch.targets, self.plan.label_scale)
+        else:
+            losses = target_loss(output, batch.targets)
+        return weighted_mean(losses, batch.weight), buffers
 
     @torch.no_grad()
     def predict(self, state: NetworkState, normalise: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Return the predicted class of each raw image."""
-        chunks = [self.network(state, normalise(part))[0].argmax(1) for part in torch.split(images, TEST_CHUNK)]
+        size = TEST_CHUNK.get(images.device.type, 1000)
+        chunks = [self.network(state, normalise(part))[0].argmax(1) for part in torch.split(images, size)]
         return torch.cat(chunks)

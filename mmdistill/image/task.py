@@ -3,20 +3,24 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
-from mmdistill.image.judge import Judge, learned_steps, protocol_for, seeded, target_loss, with_learned_rate
-from mmdistill.image.models import fitting_models, model_factory, model_name
+from mmdistill.image.dc_augment import crop_scale_rotate, cut_and_mix
+from mmdistill.image.judge import Judge, is_distribution, learned_steps, seeded, target_loss, with_learned_rate
+from mmdistill.image.models import fitting_models, model_factory, model_name, refusal
+from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
+from mmdistill.image.whitening import whitened
 from mmdistill.labels import weighted_mean
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.parameterizations.base import class_table
-from mmdistill.registry import TaskOptions
+from mmdistill.registry import TaskOptions, canonical
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
@@ -37,6 +41,7 @@ class ImageTask:
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.
         judge_augment: whether judges train with per-sample augmentation; None is the protocol's own choice.
+        protocol: how judges train, or its name in :data:`~mmdistill.image.protocols.PROTOCOLS`.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class ImageTask:
         judge_epochs: int | None = None,
         judge_batch: int | None = None,
         judge_augment: bool | None = None,
+        protocol: str | Protocol | None = None,
     ) -> None:
         self.data = data
         self.network = network
@@ -61,6 +67,7 @@ class ImageTask:
         self.judge_augment = judge_augment
         self.judge_epochs = judge_epochs
         self.judge_batch = judge_batch
+        self.protocol = find_protocol(protocol)
         self._images = data.train_images.to(device)
         self._classes = data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
@@ -140,26 +147,62 @@ class ImageTask:
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
         """Train n fresh judges (see :mod:`mmdistill.image.judge`) and return their last-epoch test accuracy."""
-        if judge not in self.judges:
-            raise ConfigError(f"unknown judge {judge!r}; there are {', '.join(self.judges)}")
         whole = synthetic is None
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else _placed(synthetic, self.device)
-        protocol, augment = protocol_for(self.data, _tensor(batch.targets), whole)
-        if self.judge_epochs is not None:
-            epochs = min(self.judge_epochs, protocol.epochs) if whole else self.judge_epochs
-            protocol = replace(protocol, epochs=epochs)
-        if self.judge_batch is not None:
-            protocol = replace(protocol, batch=self.judge_batch)
-        augment = augment if self.judge_augment is None else self.judge_augment
-
-        def augmented(key: Draws, flat: Batch) -> Batch:
-            return Batch(self._augmented(key, _images(flat.inputs), n, shared=False), flat.targets, flat.weight)
-
-        network = self.network if judge == self.model else self._other(judge)
-        protocol, notes = with_learned_rate(protocol, learned)
-        steps = learned_steps(batch, learned)
-        scorer = Judge(network, judge, protocol, augmented if augment else None, steps, notes)
+        name, network = self._judge(judge)
+        targets = _tensor(batch.targets)
+        plan = plan_for(
+            self.protocol,
+            self.data,
+            len(batch.weight),
+            scores=targets.is_floating_point() and not bool(is_distribution(targets).all()),
+            whole=whole,
+            own=judge == self.model,
+            epochs=self.judge_epochs,
+            batch=self.judge_batch,
+            augment=self.judge_augment,
+        )
+        fit, notes = with_learned_rate(plan.fit, learned)
+        plan = replace(plan, fit=fit)
+        augment = partial(self._minibatches, plan, n) if plan.augment != "none" or plan.cutmix else None
+        scorer = Judge(network, name, plan, augment, learned_steps(batch, learned), notes)
         return scorer.score(batch, self.data.normalise, self._test, n, draws.to(self.device))
+
+    def _minibatches(self, plan: Plan, networks: int, draws: Draws, flat: Batch) -> Batch:
+        """Augment the minibatches of so many networks, one after the other in a flat batch, as a plan says."""
+        images = _images(flat.inputs)
+        if plan.augment == "dsa":
+            images = self._augmented(draws, images, networks, shared=False)
+        elif plan.augment == "dc":
+            images = crop_scale_rotate(draws, images)
+        batch = Batch(images, flat.targets, flat.weight)
+        if not plan.cutmix:
+            return batch
+        return cut_and_mix(draws.fold("mix"), batch, networks, plan.cutmix, len(self.data.class_names))
+
+    def judge_name(self, name: str) -> str:
+        """Return a judge's name in its one spelling; any network that :mod:`mmdistill.image.models` names can judge.
+
+        Raises:
+            ConfigError: an unknown network.
+            UnsupportedError: one that does not take these images.
+        """
+        if canonical(name) == self.model:
+            return self.model
+        spelled = model_name(name)
+        reason = refusal(spelled, self.data.shape)
+        if reason:
+            raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
+        return spelled
+
+    def _judge(self, judge: str) -> tuple[str, FunctionalModule]:
+        """Return a judge's name for the scores, with the protocol's unless that is the default one, and its network."""
+        name = self.judge_name(judge)
+        protocol = self.protocol
+        if name == self.model and protocol.network and self.model.startswith("convnet"):
+            name = model_name(f"convnet-{protocol.network}")
+        network = self.network if name == self.model else self._other(name)
+        return name if protocol.name == "default" else f"{name} [{protocol.name}]", network
 
     def _other(self, judge: str) -> FunctionalModule:
         """Return a named network of the default width, other than the one distilled with."""
@@ -168,6 +211,10 @@ class ImageTask:
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the preprocessing holds all that a set needs to be used elsewhere."""
         data = self.data
+        moments = {"mean": list(data.mean), "std": list(data.std)}
+        units: dict[str, object] = {**moments, "range": list(data.value_range)}
+        if data.whitening is not None:  # whose units are no pixels and know no bounds
+            units = {"whitening": {"kind": data.whitening.kind, **(moments if data.whitening.standardises else {})}}
         return TaskInfo(
             domain="image",
             data=data.name,
@@ -179,11 +226,10 @@ class ImageTask:
             preprocessing={
                 "shape": list(data.shape),
                 "scale": data.scale,
-                "mean": list(data.mean),
-                "std": list(data.std),
-                "range": list(data.value_range),
+                **units,
                 "augmentation": self.augmentation.describe(),
             },
+            tensors={} if data.whitening is None else data.whitening.tensors(),
         )
 
 
@@ -199,6 +245,8 @@ def image_task(
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
     judge_augment: bool | None = None,
+    protocol: str | Protocol | None = None,
+    whiten: str | None = None,
     seed: int = 0,
 ) -> ImageTask:
     """Build the task of distilling images.
@@ -206,7 +254,8 @@ def image_task(
     Args:
         data: a known name, a file or folder, (images, labels) as tensors, a map-style torch data set of (sample,
             label), or image data that are loaded already.
-        model: ``convnet`` (the default), ``mlp``, ``lenet``, ``resnet18``, or a function that returns an ``nn.Module``.
+        model: a network's name with options, such as ``convnet`` (the default), ``convnet-d4-w64-bn`` or ``resnet18``
+            (see :mod:`mmdistill.image.models`), or a function that returns an ``nn.Module``.
         width: of a named model; None is its own default.
         features: names of submodules whose outputs are the layers' features, and last the one whose *input* is the
             embedding; by default the named models' blocks, or the input of the last ``nn.Linear``.
@@ -216,6 +265,9 @@ def image_task(
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.
         judge_augment: whether judges train with augmentation; None is the protocol's own choice.
+        protocol: how judges train: ``default``, a paper's (``dc``, ``dsa``, ``dm``, ``mtt``, ``frepo``, ``rfad``,
+            ``kip``, ``idc``), or one of your own.
+        whiten: ZCA whitening as a paper has it: ``mtt``, ``frepo`` or ``kip``; None normalises channels alone.
         seed: of the split that data without a test set get.
 
     Raises:
@@ -223,6 +275,8 @@ def image_task(
         DataError: missing, damaged or unusable data.
     """
     loaded = data if isinstance(data, ImageData) else load(data, test, size=size, seed=seed)
+    if whiten is not None:
+        loaded = whitened(loaded, whiten)
     place = torch.device(device)
     if model is None or isinstance(model, str):
         name = model_name(model or "convnet")
@@ -240,6 +294,7 @@ def image_task(
         judge_epochs=judge_epochs,
         judge_batch=judge_batch,
         judge_augment=judge_augment,
+        protocol=protocol,
     )
     _try_network(task)
     return task
@@ -254,6 +309,8 @@ def make_task(data: str, options: TaskOptions) -> ImageTask:
         device=options.device,
         judge_epochs=options.judge_epochs,
         judge_batch=options.judge_batch,
+        protocol=options.protocol,
+        whiten=options.whiten,
         seed=options.seed,
     )
 

@@ -6,7 +6,8 @@ import torch
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.image import ImageTask, image_task
-from mmdistill.image.judge import CLASSIFICATION, learned_steps, with_learned_rate
+from mmdistill.image.judge import learned_steps, with_learned_rate
+from mmdistill.image.protocols import CLASSIFICATION
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.fit import fit_steps, state_at
 from mmdistill.networks.minibatches import fixed_order, gather_steps

@@ -13,7 +13,7 @@ from mmdistill.coresets import allocate, choose_samples
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.judge import is_distribution, protocol_for, target_loss
+from mmdistill.image.judge import is_distribution, target_loss
 from mmdistill.labels import centred_one_hot
 from mmdistill.registry import TaskOptions, get_method
 from mmdistill.runtime import Draws
@@ -105,22 +105,6 @@ def test_loss_is_cross_entropy_for_distributions_and_squared_error_otherwise() -
     assert float(target_loss(logits[:2], mixed)[1]) == float(target_loss(logits, scores)[1])
 
 
-def test_the_protocol_of_the_field(digits: ImageTask) -> None:
-    protocol, augment = protocol_for(image_task(tiny()).data, torch.zeros(3, dtype=torch.long), whole=False)
-    assert (protocol.epochs, protocol.lr, protocol.momentum, protocol.weight_decay, protocol.batch) == (
-        1000,
-        0.01,
-        0.9,
-        5e-4,
-        256,
-    )
-    assert augment
-    regression, _ = protocol_for(digits.data, centred_one_hot(torch.arange(3), 3), whole=False)
-    assert regression.optimizer == "adam"
-    whole, _ = protocol_for(digits.data, torch.zeros(3, dtype=torch.long), whole=True)
-    assert whole.epochs == digits.data.whole_epochs
-
-
 def test_soft_labels_are_judged(digits: ImageTask) -> None:
     batch = digits.select(torch.arange(30))
     soft = torch.full((30, 10), 0.01)
@@ -177,7 +161,7 @@ def test_networks_that_cannot_work_are_refused_when_the_task_is_built() -> None:
 
 
 def test_bad_requests(digits: ImageTask) -> None:
-    with pytest.raises(ConfigError, match="unknown judge 'vgg'"):
+    with pytest.raises(ConfigError, match="unknown model 'vgg'"):
         digits.evaluate(None, "vgg", Draws(0), 1, {})
     with pytest.raises(ShapeError, match="one tensor, got a dict"):
         digits.predict(digits.init(Draws(0)), {"x": torch.zeros(1)})
@@ -187,7 +171,7 @@ def test_bad_requests(digits: ImageTask) -> None:
 
 def test_the_domain_builds_tasks_and_knows_digits_settings() -> None:
     task = DOMAIN.make_task("digits", TaskOptions(model="mlp", width=16, judge_epochs=2, judge_batch=50))
-    assert task.judges == ("mlp", "convnet")
+    assert task.judges == ("mlp", "convnet", "convnet-nn", "vit")
     assert task.describe().preprocessing["shape"] == [1, 8, 8]
     json.dumps(dict(task.describe().preprocessing))
     assert get_method(DOMAIN, "dm", "digits").settings(1).steps < 2000

@@ -1,0 +1,77 @@
+"""DC's own augmentation of minibatches, and CutMix: what some papers' judges train with beside DSA."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ShapeError
+from mmdistill.image.augment import cutmix_box, resample
+from mmdistill.labels import as_probabilities
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch
+
+CROP = 4
+"""Largest shift, in pixels."""
+SCALE = 0.2
+"""Sides are multiplied by U[1 - SCALE, 1 + SCALE)."""
+ROTATE = 45
+"""Largest angle, in degrees."""
+
+
+def crop_scale_rotate(draws: Draws, images: Tensor) -> Tensor:
+    """Shift, scale or rotate each image: one of the three, with equal chances, each with its own strength.
+
+    What a shift brings in is the minibatch's mean of the channel, a rotation its mean over all, scaling zero.
+
+    Shapes:
+        images ``(n, channels, height, width)`` in normalised units; returns the same shape.
+
+    Differs from:
+        the published code, which scales to whole pixels with nearest neighbours; here bilinearly.
+    Source: Zhao et al., ICLR 2021, public code.
+    """
+    n, channels = images.shape[:2]
+    key = draws.to(images.device)
+    choice = key.fold("operation").integers(3, n)
+    u = key.fold("strength").uniform(3, n)
+    cropped, scaled, rotated = choice == 0, choice == 1, choice == 2
+    shift = torch.stack([(u[row] * 2 * CROP).floor() - CROP for row in (0, 1)], 1) * cropped[:, None]
+    one = torch.ones_like(u[0])
+    rows, columns = (torch.where(scaled, 1 / (1 - SCALE + 2 * SCALE * u[row]), one) for row in (0, 1))
+    angle = torch.where(rotated, ((u[2] * 2 * ROTATE).floor() - ROTATE) * math.pi / 180, torch.zeros_like(one))
+    sine, cosine = angle.sin(), angle.cos()
+    matrix = torch.stack([rows * cosine, sine, -sine, columns * cosine], 1).view(n, 2, 2)
+    by_channel = images.mean((0, 2, 3)).view(1, channels, 1, 1)
+    fill = torch.where(cropped.view(n, 1, 1, 1), by_channel, images.mean() * rotated.view(n, 1, 1, 1))
+    return resample((images - fill)[:, None], matrix.to(images), shift.to(images))[:, 0] + fill
+
+
+def cut_and_mix(draws: Draws, batch: Batch, groups: int, probability: float, num_classes: int) -> Batch:
+    """Mix minibatches by CutMix: a box of each image comes from another of its group, and its label in proportion.
+
+    All groups get the same box, each a shuffling of its own.
+
+    Args:
+        draws: the key.
+        batch: flat, groups one after the other.
+        groups: how many minibatches it holds.
+        probability: that they are mixed at all.
+        num_classes: C.
+
+    Shapes:
+        batch.inputs ``(groups * m, channels, height, width)``; targets become ``(groups * m, C)`` soft labels.
+
+    Source: Yun et al., ICCV 2019, with beta = 1; Kim et al., ICML 2022.
+    """
+    images, targets, weight = batch
+    if isinstance(images, dict) or isinstance(targets, dict):
+        raise ShapeError("CutMix mixes one tensor of images with one of labels")
+    key = draws.to(images.device)
+    size = len(images) // groups
+    partner = key.fold("partner").uniform(groups, size).argsort(1)
+    partner = (partner + size * torch.arange(groups, device=images.device)[:, None]).flatten()
+    box = cutmix_box(key, probability, *images.shape[-2:])
+    own = 1 - box.to(images.dtype).mean()
+    labels = as_probabilities(targets, num_classes, images.dtype)
+    return Batch(torch.where(box, images[partner], images), own * labels + (1 - own) * labels[partner], weight)

@@ -1,0 +1,249 @@
+"""How judges are trained: one declared protocol, and the papers' own as presets by name (Sec. 4.1).
+
+Every judge is scored after its last epoch. Where a paper reports the best test accuracy over checkpoints instead,
+its preset says so in ``reported``: numbers made here are lower than that paper's for this reason alone.
+
+Judges of another architecture than the one distilled with always train with DSA's augmentation (survey, Table 3).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mmdistill.errors import ConfigError
+from mmdistill.image.data import ImageData
+from mmdistill.networks.fit import FitProtocol
+from mmdistill.registry import canonical, unknown_name
+
+Augmentation = Literal["dsa", "dc", "none"]
+CLASSIFICATION = FitProtocol(epochs=1000, lr=0.01, momentum=0.9, weight_decay=5e-4, batch=256)
+"""For class indices and probabilities: cross entropy."""
+REGRESSION = FitProtocol(epochs=1000, lr=1e-3, optimizer="adam", weight_decay=5e-4, batch=256)
+"""For targets that are no distributions: squared error, to which Adam is less sensitive."""
+PLAIN_EPOCHS = 300
+"""Epochs without augmentation, in the DC family."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How judges of a small set are trained.
+
+    Args:
+        name: of the protocol.
+        summary: one line.
+        fit: for class indices and probabilities.
+        scores: for targets that are no distributions; None is ``fit``.
+        augment: ``dsa``; ``dc``: its own crop, scale, rotation, or noise; or ``none``.
+        plain_epochs: epochs of judges that train without augmentation; None is those of ``fit``.
+        cutmix: the probability that a minibatch is mixed.
+        squared: regress all targets by the mean squared error instead of the loss that the targets call for.
+        label_scale: targets that are regressed are multiplied by it, and the loss divided by its square.
+        network: options of the ConvNet that judges, in place of the task's network, see :mod:`mmdistill.image.models`.
+        updates: training length by set size: (images, updates) pairs, of which the last that is reached counts; empty:
+            the epochs of ``fit``.
+        whiten: the whitening that the paper uses where it whitens.
+        reported: which number the paper reports, where that is not the last epoch's.
+    """
+
+    name: str
+    summary: str
+    fit: FitProtocol = CLASSIFICATION
+    scores: FitProtocol | None = REGRESSION
+    augment: Augmentation = "dsa"
+    plain_epochs: int | None = None
+    cutmix: float = 0.0
+    squared: bool = False
+    label_scale: float = 1.0
+    network: str = ""
+    updates: tuple[tuple[int, int], ...] = ()
+    whiten: str = ""
+    reported: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cutmix <= 1 or self.label_scale <= 0:
+            raise ConfigError(
+                f"cutmix is a probability and label_scale positive, got {self.cutmix} and {self.label_scale}"
+            )
+
+    def row(self) -> list[str]:
+        """Return the protocol as a row under :data:`HEADER`."""
+        fit = self.fit
+        length = f"{fit.epochs} epochs"
+        if self.updates:
+            length = f"{self.updates[0][1]}-{self.updates[-1][1]} updates"
+        elif self.plain_epochs is not None:
+            length += f", {self.plain_epochs} plain"
+        schedule = (
+            f"x{fit.decay:g} at {', '.join(f'{share:.2g}' for share in fit.decay_at)}" if fit.decay_at else "constant"
+        )
+        if fit.cosine:
+            schedule = f"{fit.warmup} steps up, cosine" if fit.warmup else "cosine"
+        elif fit.decay_at and fit.restart:
+            schedule += ", momentum restarts"
+        step = f"{fit.optimizer} {fit.lr:g}" + (f" m {fit.momentum:g}" if fit.optimizer == "sgd" else "")
+        augment = self.augment + (f", CutMix {self.cutmix:g}" if self.cutmix else "")
+        loss = "squared error" if self.squared else "cross entropy"
+        return [
+            self.name,
+            f"{step}, wd {fit.weight_decay:g}, batch {fit.batch or 'all'}",
+            length,
+            schedule,
+            augment,
+            loss,
+            self.network or "the task's",
+            self.reported or "last epoch",
+        ]
+
+
+HEADER = ["protocol", "optimizer", "length", "schedule", "augmentation", "loss", "ConvNet", "reported"]
+"""Columns of :meth:`Protocol.row`."""
+
+_DSA = Protocol("dsa", "DSA's: cross entropy, SGD for 1000 epochs with siamese augmentation", plain_epochs=PLAIN_EPOCHS)
+_RFAD = Protocol(
+    "rfad",
+    "RFAD's and KIP's: squared error on scaled labels, a wide ConvNet without norm, no augmentation; the papers choose "
+    "rate, weight decay and label scale for each cell",
+    FitProtocol(epochs=2000, lr=0.01, momentum=0.9, weight_decay=0.0, batch=512, decay_at=()),
+    scores=None,
+    augment="none",
+    squared=True,
+    label_scale=8.0,
+    network="w1024-nn",
+    whiten="kip",
+    reported="the best of so many steps on 5000 held-out training images",
+)
+PROTOCOLS: dict[str, Protocol] = {
+    "default": replace(
+        _DSA,
+        name="default",
+        summary="the DC family's with each data set's own number of epochs; Adam where labels are no distributions",
+    ),
+    "dc": Protocol(
+        "dc",
+        "DC's: 300 epochs without augmentation; on MNIST 1000 with crop, scale or rotation",
+        augment="dc",
+        plain_epochs=PLAIN_EPOCHS,
+    ),
+    "dsa": _DSA,
+    "dm": replace(_DSA, name="dm", summary="DM's, which is DSA's"),
+    "mtt": replace(
+        _DSA,
+        name="mtt",
+        summary="MTT's (FTD, TESLA, DDPP): DSA's at the rate that was learned with the set",
+        whiten="mtt",
+        reported="the best over the checkpoints of the run",
+    ),
+    "frepo": Protocol(
+        "frepo",
+        "FRePo's: squared error, Adam with warm-up and cosine, a ConvNet that doubles its channels, without norm",
+        FitProtocol(
+            epochs=1000, lr=3e-4, optimizer="adam", weight_decay=0.0, batch=500, decay_at=(), warmup=500, cosine=True
+        ),
+        scores=None,
+        squared=True,
+        network="w128-nn-x2",
+        updates=((1, 1000), (100, 2000), (200, 20_000), (400, 5000), (1000, 10_000), (2000, 40_000)),
+        whiten="frepo",
+    ),
+    "rfad": _RFAD,
+    "kip": replace(_RFAD, name="kip"),
+    "idc": Protocol(
+        "idc",
+        "IDC's (EDD): cross entropy, SGD for 1000 epochs of minibatches of 64 with DSA and CutMix",
+        FitProtocol(
+            epochs=1000,
+            lr=0.01,
+            momentum=0.9,
+            weight_decay=5e-4,
+            batch=64,
+            decay_at=(2 / 3, 5 / 6),
+            decay=0.2,
+            restart=False,
+        ),
+        cutmix=0.5,
+        reported="the best over the epochs",
+    ),
+}
+"""Protocols by name; ``default`` is used where none is asked for."""
+
+
+def find_protocol(protocol: str | Protocol | None) -> Protocol:
+    """Return a protocol by name; None is the default one.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if isinstance(protocol, Protocol):
+        return protocol
+    name = canonical(protocol or "default")
+    if name not in PROTOCOLS:
+        raise unknown_name("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A protocol for one judge on one set.
+
+    Args:
+        fit: how it trains.
+        augment: how minibatches are augmented.
+        cutmix: the probability that a minibatch is mixed.
+        squared: regress all targets.
+        label_scale: of targets that are regressed.
+    """
+
+    fit: FitProtocol
+    augment: Augmentation
+    cutmix: float = 0.0
+    squared: bool = False
+    label_scale: float = 1.0
+
+
+def plan_for(
+    protocol: Protocol,
+    data: ImageData,
+    images: int,
+    *,
+    scores: bool,
+    whole: bool,
+    own: bool,
+    epochs: int | None = None,
+    batch: int | None = None,
+    augment: bool | None = None,
+) -> Plan:
+    """Return how one judge trains.
+
+    Args:
+        protocol: the protocol.
+        data: whose defaults count.
+        images: in the set.
+        scores: whether targets are no distributions.
+        whole: the set is the whole training set, which takes the few epochs that its data state.
+        own: the judge is the network distilled with; others always train with DSA.
+        epochs: the user's number instead.
+        batch: the user's minibatch size instead.
+        augment: the user's choice instead: DSA or nothing.
+    """
+    fit = protocol.scores if scores and protocol.scores is not None else protocol.fit
+    kind: Augmentation = protocol.augment if own else "dsa"
+    if kind == "dc" and data.name != "mnist":
+        kind = "none"  # on other data DC augments for batch norm alone, whose judges here train with DSA
+    if augment is None and protocol.name == "default" and not data.judge_augment:
+        augment = False
+    if augment is not None:
+        kind = "dsa" if augment else "none"
+    length = fit.epochs
+    if protocol.updates:
+        reached = [updates for least, updates in protocol.updates if images >= least] or [protocol.updates[0][1]]
+        length = max(reached[-1] // -(-images // (fit.batch or images)), 1)
+    elif kind == "none" and protocol.plain_epochs is not None:
+        length = protocol.plain_epochs
+    if protocol.name == "default" and data.judge_epochs is not None:
+        length = data.judge_epochs
+    if whole:
+        length = min(data.whole_epochs, epochs or data.whole_epochs)
+    elif epochs is not None:
+        length = epochs
+    cutmix = 0.0 if whole else protocol.cutmix
+    fit = replace(fit, epochs=length, batch=fit.batch if batch is None else batch)
+    return Plan(fit, kind, cutmix, protocol.squared, protocol.label_scale)

@@ -1,0 +1,161 @@
+"""ZCA whitening in the three forms of the field, which differ and are not interchangeable.
+
+======= ================================ ======================== ======================================
+kind    before it                        centred by               added to the covariance's eigenvalues
+======= ================================ ======================== ======================================
+mtt     pixels in [0, 1]                 the mean image           0.1
+frepo   channels standardised            the mean image           0.1 times their mean
+kip     channels standardised            each image's own mean,   0.1 times their mean
+                                         then divided by its norm
+======= ================================ ======================== ======================================
+
+The matrix is fitted to the training images once and kept in the user's cache folder. It travels with a distilled set.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.image.data import ImageData
+from mmdistill.image.files import read_tensors
+from mmdistill.registry import canonical, unknown_name
+from mmdistill.runtime import atomic_write, cache_folder
+
+Kind = Literal["mtt", "frepo", "kip"]
+KINDS: tuple[Kind, ...] = ("mtt", "frepo", "kip")
+RIDGE = 0.1
+LARGEST = 8192
+"""Values of an image up to which its covariance is worth holding: 3 x 52 x 52."""
+CHUNK = 2000
+"""Images per step of the covariance."""
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """An affine map of flattened images that makes their covariance nearly the identity.
+
+    Args:
+        kind: see the module's description.
+        mean: subtracted first, ``(d,)``.
+        matrix: applied then, ``(d, d)``, symmetric.
+        inverse: its inverse.
+        offset: mean over images of each one's own mean, for ``kip``, to which pictures go back.
+        norm: mean over images of each one's own norm, likewise.
+    """
+
+    kind: Kind
+    mean: Tensor
+    matrix: Tensor
+    inverse: Tensor
+    offset: float = 0.0
+    norm: float = 1.0
+
+    @property
+    def standardises(self) -> bool:
+        """Whether channels are standardised before."""
+        return self.kind != "mtt"
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Whiten images ``(..., channels, height, width)`` in the units that the kind starts from."""
+        flat = images.flatten(-3)
+        if self.kind == "kip":
+            flat, _, _ = unit_images(flat)
+        return ((flat - self.mean.to(flat)) @ self.matrix.to(flat)).view_as(images)
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Return whitened images in those units; of ``kip``, with the training images' mean brightness and contrast."""
+        flat = images.flatten(-3) @ self.inverse.to(images) + self.mean.to(images)
+        return (flat * self.norm + self.offset).view_as(images)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what must travel with a whitened set."""
+        return {"whitening.mean": self.mean, "whitening.matrix": self.matrix}
+
+
+def unit_images(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return flattened images centred and divided by their norm, and both numbers of each, ``(..., 1)``."""
+    offset = flat.mean(-1, keepdim=True)
+    centred = flat - offset
+    norm = centred.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+    return centred / norm, offset, norm
+
+
+def whitening_matrix(covariance: Tensor, ridge: float, samples: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return ``U (S + ridge)^(-1/2) U^T`` of a covariance ``U S U^T``, and its inverse.
+
+    Args:
+        covariance: ``(d, d)``.
+        ridge: added to the eigenvalues.
+        samples: where fewer than d, only so many directions are scaled and the rest stay as they are.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    roots = (values.clamp_min(0) + ridge).sqrt()
+    if samples is not None and samples < len(roots):
+        roots[: len(roots) - samples] = 1.0  # eigh sorts upwards
+    return (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T
+
+
+def fit_whitening(data: ImageData, kind: Kind) -> Whitening:
+    """Fit a whitening to the training images, in float64."""
+    count, size = len(data.train_images), data.train_images[0].numel()
+    total = torch.zeros(size, dtype=torch.float64)
+    second = torch.zeros(size, size, dtype=torch.float64)
+    offsets, norms = 0.0, 0.0
+    for part in torch.split(data.train_images, CHUNK):
+        flat = (data.scaled(part) if kind == "mtt" else data.standardised(part)).cpu().flatten(1).double()
+        if kind == "kip":
+            flat, offset, norm = unit_images(flat)
+            offsets, norms = offsets + float(offset.sum()), norms + float(norm.sum())
+        total += flat.sum(0)
+        second += flat.T @ flat
+    if kind == "kip":
+        mean, covariance = torch.zeros_like(total), second / count
+    else:
+        mean = total / count
+        covariance = (second - count * torch.outer(mean, mean)) / (count - 1 if kind == "mtt" else count)
+    ridge = RIDGE if kind == "mtt" else RIDGE * float(covariance.trace()) / size
+    matrix, inverse = whitening_matrix(covariance, ridge, None if kind == "mtt" else count)
+    offset_mean, norm_mean = (offsets / count, norms / count) if kind == "kip" else (0.0, 1.0)
+    return Whitening(kind, mean.float(), matrix.float(), inverse.float(), offset_mean, norm_mean)
+
+
+def whitened(data: ImageData, kind: str) -> ImageData:
+    """Return the data with a whitening, fitted to their training images or taken from the cache folder.
+
+    Args:
+        data: not yet whitened.
+        kind: ``mtt``, ``frepo`` or ``kip``.
+
+    Raises:
+        ConfigError: an unknown kind, or data that are whitened already.
+        UnsupportedError: images too large for a matrix over all their values.
+    """
+    found = next((known for known in KINDS if known == canonical(kind)), None)
+    if found is None:
+        raise unknown_name("whitening", kind, KINDS)
+    if data.whitening is not None:
+        raise ConfigError(f"{data.name} is whitened already ({data.whitening.kind})")
+    size = data.train_images[0].numel()
+    if size > LARGEST:
+        raise UnsupportedError(
+            f"whitening images of {size:,} values needs a matrix of {4 * size**2 / 2**30:.0f} GiB; resize them to at "
+            f"most {LARGEST:,} values, or leave --whiten out"
+        )
+    path = cache_folder() / "whitening" / f"{data.fingerprint}-{found}.safetensors"
+    try:
+        tensors = read_tensors(path) if path.exists() else {}
+        scalars = tensors["scalars"].tolist() if tensors else []
+        kept = Whitening(found, tensors["mean"], tensors["matrix"], tensors["inverse"], *scalars) if tensors else None
+    except (DataError, KeyError, TypeError):
+        kept = None  # a damaged cache is made anew
+    if kept is None:
+        kept = fit_whitening(data, found)
+        scalars_tensor = torch.tensor([kept.offset, kept.norm], dtype=torch.float64)
+        content = {"mean": kept.mean, "matrix": kept.matrix, "inverse": kept.inverse, "scalars": scalars_tensor}
+        with atomic_write(path) as handle:
+            handle.write(safetensors.torch.save(content))
+    return replace(data, whitening=kept)

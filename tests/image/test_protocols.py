@@ -1,0 +1,183 @@
+"""How judges are trained: the declared protocol, the papers' presets, and what they are made of."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.image import ImageTask, image_task
+from mmdistill.image.data import ImageData
+from mmdistill.image.dc_augment import crop_scale_rotate, cut_and_mix
+from mmdistill.image.judge import squared_loss
+from mmdistill.image.protocols import HEADER, PROTOCOLS, Protocol, find_protocol, plan_for
+from mmdistill.networks.fit import FitProtocol, fit_networks, rate_factor
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch
+
+KEY = Draws(7)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageTask:
+    return image_task("digits", width=8, judge_epochs=2, protocol="frepo")
+
+
+@pytest.fixture(scope="module")
+def photographs(digits: ImageTask) -> ImageData:
+    return replace(digits.data, name="photographs", judge_epochs=None)
+
+
+def plan(name: str, data: ImageData, images: int = 100, *, own: bool = True, scores: bool = False, whole: bool = False):  # type: ignore[no-untyped-def]
+    return plan_for(PROTOCOLS[name], data, images, scores=scores, whole=whole, own=own)
+
+
+def test_the_declared_protocol_is_the_fields(photographs: ImageData, digits: ImageTask) -> None:
+    found = plan("default", photographs)
+    fit = found.fit
+    assert (fit.epochs, fit.lr, fit.momentum, fit.weight_decay, fit.batch) == (1000, 0.01, 0.9, 5e-4, 256)
+    assert found.augment == "dsa"
+    assert plan("default", photographs, scores=True).fit.optimizer == "adam"
+    assert plan("default", photographs, whole=True).fit.epochs == photographs.whole_epochs
+    assert plan("default", digits.data).fit.epochs == 300
+    assert plan("dsa", digits.data).fit.epochs == 1000
+
+
+def test_presets_follow_their_papers(photographs: ImageData) -> None:
+    assert (plan("dc", photographs).fit.epochs, plan("dc", photographs).augment) == (300, "none")
+    mnist = replace(photographs, name="mnist")
+    assert (plan("dc", mnist).fit.epochs, plan("dc", mnist).augment) == (1000, "dc")
+    assert plan("dc", mnist, own=False).augment == "dsa"
+    frepo = plan("frepo", photographs, 500)
+    assert (frepo.fit.epochs, frepo.fit.optimizer, frepo.squared) == (5000, "adam", True)
+    assert plan("frepo", photographs, 10).fit.epochs == 1000
+    assert plan("frepo", photographs, 1000).fit.epochs == 5000  # 10,000 updates, two an epoch
+    idc = plan("idc", photographs)
+    assert (idc.fit.batch, idc.cutmix, idc.fit.restart) == (64, 0.5, False)
+    assert plan("kip", photographs).label_scale == 8
+    for protocol in PROTOCOLS.values():
+        assert len(protocol.row()) == len(HEADER)
+    assert PROTOCOLS["mtt"].row()[-1].startswith("the best over")
+
+
+def test_the_users_numbers_come_first(photographs: ImageData) -> None:
+    chosen = plan_for(
+        PROTOCOLS["idc"], photographs, 10, scores=False, whole=False, own=True, epochs=7, batch=3, augment=False
+    )
+    assert (chosen.fit.epochs, chosen.fit.batch, chosen.augment) == (7, 3, "none")
+    whole = plan_for(PROTOCOLS["idc"], photographs, 10, scores=False, whole=True, own=True, epochs=7)
+    assert (whole.fit.epochs, whole.cutmix) == (7, 0)
+
+
+def test_unknown_and_impossible_protocols() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'frepo'"):
+        find_protocol("frpo")
+    with pytest.raises(ConfigError, match="cutmix is a probability"):
+        Protocol("mine", "", cutmix=2.0)
+    own = Protocol("mine", "")
+    assert find_protocol(own) is own
+
+
+def test_rates_rise_and_anneal() -> None:
+    fit = FitProtocol(epochs=10, warmup=4, cosine=True)
+    assert [rate_factor(fit, step, 10) for step in (0, 1, 4)] == [0, 0.25, 1]
+    assert rate_factor(fit, 7, 10) == pytest.approx(0.01 + 0.99 / 2)
+    assert rate_factor(fit, 10, 10) == pytest.approx(0.01)
+    assert rate_factor(FitProtocol(epochs=10), 9, 10) == 1
+
+
+def test_a_schedule_without_restart_equals_torchs_own() -> None:
+    linear = nn.Linear(2, 3)
+    data = Batch(torch.randn(5, 2), torch.randint(3, (5,)), torch.ones(5))
+
+    def fitted(restart: bool) -> torch.Tensor:
+        from mmdistill.networks.module import FunctionalModule
+
+        network = FunctionalModule(lambda: linear)
+
+        def loss(state, batch, noise):  # type: ignore[no-untyped-def]
+            output, buffers = network(state, batch.inputs)
+            return nn.functional.cross_entropy(output, batch.targets), buffers
+
+        protocol = FitProtocol(epochs=6, lr=0.1, batch=None, decay_at=(0.5,), decay=0.2, restart=restart)
+        return fit_networks(network.init, loss, data, protocol, 1, KEY).params["weight"][0]
+
+    from mmdistill.networks.module import FunctionalModule
+
+    start = FunctionalModule(lambda: linear).init(KEY.fold("init", 0)).params
+    module = nn.Linear(2, 3)
+    module.load_state_dict(start)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3], 0.2)
+    for _ in range(6):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(data.inputs), data.targets).backward()
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(fitted(False), module.weight.detach())
+    assert not torch.allclose(fitted(True), module.weight)
+
+
+def test_squared_loss_is_its_formula() -> None:
+    logits, targets = torch.randn(4, 3), torch.randn(4, 3)
+    expected = [sum((float(logits[i, c]) - 8 * float(targets[i, c])) ** 2 for c in range(3)) / 3 / 64 for i in range(4)]
+    torch.testing.assert_close(squared_loss(logits, targets, 8.0), torch.tensor(expected))
+    classes = squared_loss(torch.zeros(1, 2), torch.tensor([1]), 1.0)
+    assert float(classes) == pytest.approx(0.25)
+
+
+def test_cutmix_mixes_within_each_network_and_labels_in_proportion() -> None:
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 8, 8)
+    batch = Batch(images, torch.tensor([0, 1, 2, 0, 1, 2]), torch.ones(6))
+    mixed_any = False
+    for index in range(8):
+        mixed = cut_and_mix(KEY.fold(index), batch, 2, 1.0, 3)
+        assert isinstance(mixed.inputs, torch.Tensor)
+        assert isinstance(mixed.targets, torch.Tensor)
+        torch.testing.assert_close(mixed.targets.sum(1), torch.ones(6))
+        for row in range(6):
+            values, counts = mixed.inputs[row].unique(return_counts=True)
+            assert all(int(value) // 3 == row // 3 for value in values)  # partners are of the same network
+            for value, number in zip(values.tolist(), counts.tolist(), strict=True):
+                share = float(mixed.targets[row, int(value) % 3])
+                assert share == pytest.approx(number / 64, abs=1e-6)
+            mixed_any |= len(values) > 1
+    assert mixed_any
+    same = cut_and_mix(KEY, batch, 2, 0.0, 3)
+    assert torch.equal(same.inputs, images)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="CutMix"):
+        cut_and_mix(KEY, Batch({"a": images}, batch.targets, batch.weight), 2, 1.0, 3)
+
+
+def test_dcs_augmentation_keeps_what_it_should() -> None:
+    flat = torch.full((30, 2, 12, 12), 0.7)
+    augmented = crop_scale_rotate(KEY, flat)
+    changed = (augmented - 0.7).abs().flatten(1).amax(1) > 1e-5
+    # a shift and a rotation bring in the mean; only shrinking shows, by its zeros
+    assert 0 < int(changed.sum()) < 15
+    image = torch.randn(1, 1, 12, 12).expand(60, -1, -1, -1)
+    assert len(crop_scale_rotate(KEY, image).flatten(1).unique(dim=0)) > 40
+    assert torch.equal(crop_scale_rotate(KEY, image), crop_scale_rotate(KEY, image))
+    assert math.isfinite(float(crop_scale_rotate(KEY, image).sum()))
+
+
+def test_a_preset_judges_with_its_own_network_and_says_so(digits: ImageTask) -> None:
+    batch = digits.select(torch.arange(20))
+    scores = digits.evaluate(batch, "convnet", KEY, 1, {})
+    assert scores.judge == "convnet-w128-nn-x2 [frepo]"
+    for name in ("idc", "dc", "kip", "mtt"):
+        task = ImageTask(digits.data, digits.network, "own", digits.device, judge_epochs=2, protocol=name)
+        assert len(task.evaluate(batch, "own", KEY, 2, {}).values["accuracy"]) == 2
+
+
+def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:
+    assert digits.judge_name("ConvNet") == "convnet"
+    assert digits.judge_name("MLP-w8-d1") == "mlp-d1-w8"
+    with pytest.raises(
+        UnsupportedError, match="resnet18 cannot judge digits: resnet18 needs images of at least 16 x 16"
+    ):
+        digits.judge_name("resnet18")
+    with pytest.raises(ConfigError, match="unknown model"):
+        digits.judge_name("resnet17")

@@ -1,0 +1,116 @@
+"""ZCA whitening in its three forms, fitted, kept, applied, undone and stored with a set."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmdistill.distill import distill
+from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
+from mmdistill.image import image_task
+from mmdistill.image.data import ImageData, build
+from mmdistill.image.draw import as_bytes, export_tensors
+from mmdistill.image.files import read_tensors
+from mmdistill.image.whitening import fit_whitening, whitened
+from mmdistill.runtime import Draws
+from mmdistill.store import DistilledSet
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageData:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(60, 3, 1, 1, generator=generator) * 120
+    images = (base + torch.rand(60, 3, 4, 4, generator=generator) * 120).to(torch.uint8)
+    return build("toy", (images, torch.arange(60) % 3), (images[:9], torch.arange(9) % 3))
+
+
+def by_hand(data: ImageData, kind: str) -> np.ndarray:
+    """The first two training images whitened, with loops and numpy in float64."""
+    raw = data.train_images.numpy().astype(np.float64) / 255
+    if kind != "mtt":
+        for channel in range(3):
+            raw[:, channel] = (raw[:, channel] - data.mean[channel]) / data.std[channel]
+    flat = raw.reshape(len(raw), -1)
+    if kind == "kip":
+        flat = np.stack([(row - row.mean()) / np.sqrt(((row - row.mean()) ** 2).sum()) for row in flat])
+    else:
+        flat = flat - flat.mean(0)
+    n, d = flat.shape
+    covariance = sum(np.outer(row, row) for row in flat) / (n - 1 if kind == "mtt" else n)
+    ridge = 0.1 if kind == "mtt" else 0.1 * np.trace(covariance) / d
+    u, s, _ = np.linalg.svd(covariance)
+    return (flat[:2] @ (u @ np.diag((s + ridge) ** -0.5) @ u.T)).reshape(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["mtt", "frepo", "kip"])
+def test_each_kind_equals_its_equation_and_is_undone(data: ImageData, kind: str) -> None:
+    white = whitened(data, kind)
+    found = white.normalise(data.train_images[:2])
+    np.testing.assert_allclose(found.numpy(), by_hand(data, kind), atol=2e-5)
+    pixels = data.train_images[:20].float() / 255
+    shown = white.denormalise(white.normalise(data.train_images[:20]))
+    if kind == "kip":  # gives back the training images' mean brightness and contrast
+        corner = torch.corrcoef(torch.stack([shown[3].flatten(), pixels[3].flatten()]))[0, 1]
+        assert float(corner) > 0.95
+    else:
+        torch.testing.assert_close(shown, pixels, atol=1e-4, rtol=1e-4)
+
+
+def test_mtts_equals_kornias(data: ImageData) -> None:
+    kornia = pytest.importorskip("kornia")
+    pixels = data.train_images.float() / 255
+    reference = kornia.enhance.ZCAWhitening(eps=0.1, unbiased=True).fit(pixels)(pixels)
+    torch.testing.assert_close(whitened(data, "mtt").normalise(data.train_images), reference, atol=1e-4, rtol=1e-4)
+
+
+def test_fewer_images_than_values_leave_the_other_directions(data: ImageData) -> None:
+    few = replace(data, train_images=data.train_images[:12], train_labels=data.train_labels[:12])
+    matrix = fit_whitening(few, "frepo").matrix
+    assert int(((torch.linalg.eigvalsh(matrix) - 1).abs() < 1e-4).sum()) >= 48 - 12
+
+
+def test_the_matrix_is_kept_and_a_damaged_one_made_anew(data: ImageData, tmp_path: Path) -> None:
+    first = whitened(data, "kip").whitening
+    (path,) = (tmp_path / "whitening").glob("*.safetensors")
+    assert first is not None
+    again = whitened(data, "kip").whitening
+    assert again is not None
+    assert torch.equal(first.matrix, again.matrix)
+    assert (first.offset, first.norm) == (again.offset, again.norm)
+    path.write_bytes(path.read_bytes()[:50])
+    anew = whitened(data, "kip").whitening
+    assert anew is not None
+    torch.testing.assert_close(anew.matrix, first.matrix)
+
+
+def test_it_travels_with_the_set(data: ImageData, tmp_path: Path) -> None:
+    task = image_task(data, whiten="frepo", width=4, judge_epochs=2)
+    result = distill(task, "dm", ipc=1, out=tmp_path / "run", settings={"steps": 2, "real_batch": 4})
+    loaded = DistilledSet.load(tmp_path / "run")
+    matrix = loaded.info.tensors["whitening.matrix"]
+    assert task.data.whitening is not None
+    assert torch.equal(matrix, task.data.whitening.matrix)
+    assert loaded.info.preprocessing["whitening"]["kind"] == "frepo"  # type: ignore[index]
+    assert "range" not in loaded.info.preprocessing
+    loaded.require(task.describe())
+    for other in (None, "mtt"):
+        with pytest.raises(CheckpointError, match="fingerprint"):
+            loaded.require(image_task(data, whiten=other, width=4).describe())
+    (path,) = export_tensors(task, result.batch, tmp_path / "export")
+    assert torch.equal(read_tensors(path)["whitening.matrix"], matrix)
+    shown = as_bytes(task, task.select(torch.arange(5)).inputs)  # type: ignore[arg-type]
+    assert int((shown.int() - data.train_images[:5].int()).abs().max()) <= 1
+    assert len(task.evaluate(result.batch, "convnet", Draws(0), 1, {}).values["accuracy"]) == 1
+
+
+def test_bad_requests(data: ImageData) -> None:
+    with pytest.raises(ConfigError, match="unknown whitening 'zca'"):
+        whitened(data, "zca")
+    with pytest.raises(ConfigError, match="already"):
+        whitened(whitened(data, "mtt"), "mtt")
+    large = replace(data, train_images=torch.zeros(3, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(UnsupportedError, match="12,288 values"):
+        whitened(large, "mtt")
