@@ -140,11 +140,13 @@ def judge_cells(
             missing = [judge for judge in judges if judge not in {entry["judge"] for entry in document["results"]}]
             for judge in missing:
                 distilled = DistilledSet.load(folder)
-                width = 32 if cell.schedule == "reduced" else None
-                task = get_domain("image").make_task(
-                    cell.data, TaskOptions(device=str(choose_device(device)), width=width)
-                )
-                found = evaluate(task, distilled, judges=[judge], n=networks, seed=int(seed), baselines=[])
+                options = TaskOptions(device=device, width=32 if cell.schedule == "reduced" else None)
+                task = get_domain("image").make_task(cell.data, options)
+                try:
+                    found = evaluate(task, distilled, judges=[judge], n=networks, seed=int(seed), baselines=[])
+                except MmdistillError as error:
+                    print(f"{cell.row} {judge}: {error}", flush=True)
+                    continue
                 document = metrics_document(distilled, found, document) | {"row": cell.row}
                 write_json(folder / "metrics.json", document)
                 print(f"{cell.row} {judge}: {100 * found.results[0].mean:.1f}", flush=True)
