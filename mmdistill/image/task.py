@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
-from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation
+from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
 from mmdistill.image.dc_augment import crop_scale_rotate, cut_and_mix
@@ -84,11 +84,11 @@ class ImageTask:
     ) -> tuple[Tensor, Tensors]:
         """Return ``(n, C)`` logits and the updated buffers; dropout in training draws from the key."""
         with self._seeded(draws if train else None):
-            output, buffers = self.network(state, _images(inputs), train=train)
+            output, buffers = self.network(state, image_inputs(inputs), train=train)
         if output.ndim != 2 or output.shape[1] != len(self.data.class_names):
             raise ShapeError(
-                f"the network returned {tuple(output.shape)} for {len(_images(inputs))} images of {self.num_classes} "
-                "classes; it must return one row of logits per image"
+                f"the network returned {tuple(output.shape)} for {len(image_inputs(inputs))} images of "
+                f"{self.num_classes} classes; it must return one row of logits per image"
             )
         return output, buffers
 
@@ -105,7 +105,7 @@ class ImageTask:
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return one ``(n, d_l)`` tensor per named layer, the embedding before the linear head last."""
-        return self.network.features(state, _images(inputs))
+        return self.network.features(state, image_inputs(inputs))
 
     def select(self, indices: Tensor) -> Batch:
         """Return real training images, normalised, ``(*indices.shape, channels, height, width)``."""
@@ -131,10 +131,10 @@ class ImageTask:
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Apply DSA's augmentation: one operation per call, or per class of a class batch."""
         if isinstance(batch, ClassBatch):
-            images, classes = _images(batch.batch.inputs), batch.num_classes
+            images, classes = image_inputs(batch.batch.inputs), batch.num_classes
             inputs = self._augmented(draws, images.flatten(0, 1), classes, shared).view_as(images)
             return ClassBatch(Batch(inputs, batch.batch.targets, batch.batch.weight), batch.dims)
-        return Batch(self._augmented(draws, _images(batch.inputs), 1, shared), batch.targets, batch.weight)
+        return Batch(self._augmented(draws, image_inputs(batch.inputs), 1, shared), batch.targets, batch.weight)
 
     def _augmented(self, draws: Draws, images: Tensor, groups: int, shared: bool) -> Tensor:
         """Augment flat images of which each group of consecutive ones gets an operation of its own."""
@@ -170,7 +170,7 @@ class ImageTask:
 
     def _minibatches(self, plan: Plan, networks: int, draws: Draws, flat: Batch) -> Batch:
         """Augment the minibatches of so many networks, one after the other in a flat batch, as a plan says."""
-        images = _images(flat.inputs)
+        images = image_inputs(flat.inputs)
         if plan.augment == "dsa":
             images = self._augmented(draws, images, networks, shared=False)
         elif plan.augment == "dc":
@@ -328,12 +328,6 @@ def _try_network(task: ImageTask) -> None:
         raise ConfigError(f"the network cannot run on images of shape {task.data.shape}: {error}") from error
 
 
-def _images(inputs: Inputs) -> Tensor:
-    if isinstance(inputs, dict):
-        raise ShapeError(f"images are one tensor, got a dict of {', '.join(inputs)}")
-    return inputs
-
-
 def _tensor(targets: Tensor | Tensors) -> Tensor:
     if isinstance(targets, dict):
         raise ShapeError(f"image targets are one tensor, got a dict of {', '.join(targets)}")
@@ -343,5 +337,7 @@ def _tensor(targets: Tensor | Tensors) -> Tensor:
 def _placed(batch: Batch, device: torch.device) -> Batch:
     """Return a flat batch of images, detached, on a device."""
     return Batch(
-        _images(batch.inputs).detach().to(device), _tensor(batch.targets).detach().to(device), batch.weight.to(device)
+        image_inputs(batch.inputs).detach().to(device),
+        _tensor(batch.targets).detach().to(device),
+        batch.weight.to(device),
     )

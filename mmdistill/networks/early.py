@@ -1,5 +1,6 @@
 """Early-stage networks: a small pool trained on the real data for few epochs, perturbed each time one is taken."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ class EarlyStagePool(TrainedOnT):
 
     Args:
         size: networks in the pool.
-        epochs: of their training.
+        epochs: passes over the real set that train each of them; may be part of one.
         weakest: the smallest strength; strengths are drawn uniformly for each network taken.
         strongest: the largest strength.
         directions: how many directions are added up; the published code adds two.
@@ -46,7 +47,7 @@ class EarlyStagePool(TrainedOnT):
     """
 
     size: int = 5
-    epochs: int = 2
+    epochs: float = 2
     weakest: float = 0.01
     strongest: float = 0.09
     directions: int = 2
@@ -83,7 +84,7 @@ class EarlyStagePool(TrainedOnT):
     def _trained(self, task: Task, draws: Draws) -> NetworkState:
         network = task.init(draws.fold("init"))
         momentum: Tensors = {}
-        steps = self.epochs * -(-task.describe().num_train // self.batch)
+        steps = math.ceil(self.epochs * math.ceil(task.describe().num_train / self.batch))
         for step in range(steps):
             key = draws.fold("step", step)
             batch = task.sample_real(key.fold("real"), None, self.batch)

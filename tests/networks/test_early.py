@@ -49,6 +49,19 @@ def test_the_pool_is_trained_once_and_taken_from_at_random() -> None:
     assert found == {0, 1}
 
 
+def test_part_of_an_epoch_takes_its_share_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates: list[None] = []
+    update = EarlyStagePool.update
+
+    def counted(self: EarlyStagePool, *args: object) -> object:
+        updates.append(None)
+        return update(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EarlyStagePool, "update", counted)
+    pool(epochs=1.5, batch=20).pool(BlobTask(), KEY)
+    assert len(updates) == 2 * 8  # 90 samples are 5 minibatches; one and a half passes are 8
+
+
 def test_a_resumed_run_makes_the_same_pool() -> None:
     task = BlobTask()
     one, other = (pool().fetch(task, EMPTY, KEY.fold("step", 3)).network for _ in range(2))
