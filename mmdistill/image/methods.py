@@ -6,20 +6,8 @@ from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS
 from mmdistill.image.storage import latent
 from mmdistill.image.unrolled import UNROLLED_DIGITS, UNROLLED_METHODS, UNROLLED_PRESETS
-from mmdistill.methods import Method, OptimizerSpec, Settings, fresh, trained_on_s
+from mmdistill.methods import Method, OptimizerSpec, Settings, fresh
 from mmdistill.objectives.distribution import DistributionMatching
-from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
-
-
-def _krr_settings(ipc: int) -> Settings:
-    rate = OptimizerSpec("adam", 0.01, cosine=True)
-    return Settings(
-        steps=5000,
-        real_batch=1024,
-        optimizers={"codes": rate, "labels": rate},
-        outer_steps=100,
-        inner_steps=1,
-    )
 
 
 def _kfs_settings(ipc: int) -> Settings:
@@ -38,37 +26,14 @@ METHODS: dict[str, Method] = {
         summary="mean feature matching; latent codes that small decoders share",
         source="Lee et al., 2022 (with rates and sizes of our own)",
     ),
-    "krr": Method(
-        "KRR-Feature",
-        lambda: KernelRidgeMatching(FeatureKernel(), ridge=1e-6, scale="trace"),
-        trained_on_s,
-        _krr_settings,
-        label="learned",
-        summary="kernel ridge regression on the features of a network trained on S, learned labels",
-        source="after Zhou et al., NeurIPS 2022 (FRePo, without its pool)",
-    ),
     **RIDGE_METHODS,
     **UNROLLED_METHODS,
 }
 """What the image domain adds to the shared methods."""
 
 
-def _digits_krr(ipc: int) -> Settings:
-    """Start from herding, and with ten images per class move slower than with one: more of them overfit features."""
-    rate = OptimizerSpec("adam", 0.01 if ipc < 10 else 0.005, cosine=True)
-    return Settings(
-        steps=500,
-        real_batch=256,
-        optimizers={"codes": rate, "labels": rate},
-        init="herding",
-        outer_steps=100,
-        inner_steps=1 if ipc < 10 else 5,
-    )
-
-
 DIGITS: dict[str, Method] = {
     **MATCHING_DIGITS,
-    "krr": replace(METHODS["krr"], settings=_digits_krr),
     "kfs": replace(
         METHODS["kfs"],
         settings=lambda ipc: replace(_kfs_settings(ipc), steps=500, real_batch=64),

@@ -1,4 +1,4 @@
-"""The kernel ridge family on images: FRePo, RFAD and KIP, with published settings, and those for digits and a CPU."""
+"""The kernel ridge family on images: KRR, FRePo, RFAD and KIP, with published, short and reduced settings."""
 
 import math
 from dataclasses import replace
@@ -8,12 +8,12 @@ import torch
 from mmdistill.errors import ConfigError
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import FixedLabels, LabelKind, LearnedLabels, centred_one_hot
-from mmdistill.methods import Method, OptimizerSpec, Settings, fresh
+from mmdistill.methods import Method, OptimizerSpec, Settings, fresh, trained_on_s
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.base import Network, flatten_classes
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
-from mmdistill.objectives.performance import KernelRidgeMatching
+from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.ridge import InFloat64, MarginKernelRidge, RandomFeatureRidge
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
@@ -146,7 +146,27 @@ def _kip_settings(ipc: int) -> Settings:
     return Settings(steps=5000, real_batch=500, optimizers={"codes": rate, "labels": rate})
 
 
+def _krr_settings(ipc: int) -> Settings:
+    rate = OptimizerSpec("adam", 0.01, cosine=True)
+    return Settings(
+        steps=5000,
+        real_batch=1024,
+        optimizers={"codes": rate, "labels": rate},
+        outer_steps=100,
+        inner_steps=1,
+    )
+
+
 RIDGE_METHODS: dict[str, Method] = {
+    "krr": Method(
+        "KRR-Feature",
+        lambda: KernelRidgeMatching(FeatureKernel(), ridge=1e-6, scale="trace"),
+        trained_on_s,
+        _krr_settings,
+        label="learned",
+        summary="kernel ridge regression on the features of a network trained on S, learned labels",
+        source="after Zhou et al., NeurIPS 2022 (FRePo, without its pool)",
+    ),
     "frepo": Method(
         "FRePo",
         MirroredKernelRidge,
@@ -196,6 +216,19 @@ def _digits_frepo(ipc: int) -> Settings:
     )
 
 
+def _digits_krr(ipc: int) -> Settings:
+    """Start from herding, and with ten images per class move slower than with one: more of them overfit features."""
+    rate = OptimizerSpec("adam", 0.01 if ipc < 10 else 0.005, cosine=True)
+    return Settings(
+        steps=500,
+        real_batch=256,
+        optimizers={"codes": rate, "labels": rate},
+        init="herding",
+        outer_steps=100,
+        inner_steps=1 if ipc < 10 else 5,
+    )
+
+
 def _digits_rfad(ipc: int) -> Settings:
     rate = OptimizerSpec("adabelief", 0.02, cosine=True)
     optimizers = {
@@ -214,6 +247,7 @@ def _digits_kip(ipc: int) -> Settings:
 
 
 RIDGE_DIGITS: dict[str, Method] = {
+    "krr": replace(RIDGE_METHODS["krr"], settings=_digits_krr),
     "frepo": replace(RIDGE_METHODS["frepo"], settings=_digits_frepo),
     "rfad": replace(RIDGE_METHODS["rfad"], settings=_digits_rfad),
     "kip": replace(RIDGE_METHODS["kip"], settings=_digits_kip),
