@@ -14,7 +14,7 @@ def task() -> ImageTask:
     return image_task("digits", width=16, judge_epochs=60, judge_augment=False)
 
 
-@pytest.mark.parametrize("method", ["idc", "edd", "dcc", "egm", "cafe"])
+@pytest.mark.parametrize("method", ["idc", "edd", "dcc", "egm", "cafe", "cafe+dsa"])
 def test_the_loss_falls(task: ImageTask, method: str) -> None:
     losses: list[float] = []
     settings = {**SHORT, "steps": 12, "real_batch": 16, "outer_steps": 1, "init": "noise"}

@@ -1,0 +1,76 @@
+"""The published constants of the matching methods, and what their augmentation and networks are made of."""
+
+import pytest
+
+from mmdistill.image import DOMAIN, image_task
+from mmdistill.image.augment import MixedMinibatches
+from mmdistill.image.matching import COLOR_CROP, COLOR_CROP_CUTOUT, contrastive
+from mmdistill.methods import Method
+from mmdistill.networks.early import EarlyStagePool
+from mmdistill.networks.schedules import AccuracyDriven, TrainedOnT, TrainedUntilSaturated
+from mmdistill.objectives.distances import conv_absolute_error, conv_squared_error
+from mmdistill.objectives.gradient import GradientMatching, WarmUp
+from mmdistill.registry import get_method
+
+
+def method(name: str, data: str) -> Method:
+    return get_method(DOMAIN, name, data)
+
+
+@pytest.mark.parametrize(
+    ("data", "distance", "augmentation", "cutmix", "rate", "images"),
+    [
+        ("cifar10", conv_squared_error, COLOR_CROP_CUTOUT, 0.5, {"idc": 5e-3, "edd": 1e-2}, 2000),
+        ("fashion-mnist", conv_absolute_error, COLOR_CROP_CUTOUT, 0.5, {"idc": 1e-4, "edd": 1e-4}, 500),
+        ("mnist", conv_absolute_error, COLOR_CROP, 0.0, {"idc": 1e-4, "edd": 1e-4}, 500),
+    ],
+)
+def test_idc_and_edd_are_as_published(
+    data: str, distance: object, augmentation: object, cutmix: float, rate: dict[str, float], images: int
+) -> None:
+    for name, networks, kind in (("idc", 2000, TrainedOnT), ("edd", 400, EarlyStagePool)):
+        settings = method(name, data).settings(10)
+        objective = method(name, data).make_objective(settings)
+        schedule = method(name, data).network(settings)
+        assert isinstance(objective, GradientMatching)
+        assert isinstance(schedule, kind)
+        assert objective.distance is distance
+        assert objective.augment == augmentation.siamese  # type: ignore[attr-defined]
+        assert schedule.prepare == MixedMinibatches(COLOR_CROP, cutmix)
+        assert (schedule.lr, schedule.momentum, schedule.weight_decay, schedule.batch) == (0.01, 0.9, 5e-4, 64)
+        assert schedule.outer_steps == 100
+        assert settings.steps == 100 * networks
+        assert 0 <= schedule.inner_steps * 64 - images < 64  # whole minibatches until so many images are seen
+        # one optimizer of momentum 0.5 is stepped once per class: in all twice its rate, in proportion to ipc
+        assert settings.optimizers["codes"].lr == pytest.approx(2 * rate[name])
+        assert method(name, data).settings(1).optimizers["codes"].lr == pytest.approx(0.2 * rate[name])
+
+
+def test_schedules_that_stop_by_themselves() -> None:
+    cafe = method("cafe", "cifar10")
+    schedule = cafe.network(cafe.settings(1))
+    assert isinstance(schedule, AccuracyDriven)
+    assert (schedule.window, schedule.settled, schedule.moved, schedule.watched) == (10, 0.04, 0.03, 1280)
+    assert not cafe.settings(10).augment
+    assert method("CAFE+DSA", "cifar10").settings(10).augment
+    egm = method("egm", "cifar10")
+    assert isinstance(egm.network(egm.settings(10)), TrainedUntilSaturated)
+
+
+def test_contrastive_matching_warms_up() -> None:
+    dcc = method("dcc", "cifar10")
+    loops = {ipc: (dcc.settings(ipc).outer_steps, dcc.settings(ipc).inner_steps) for ipc in (1, 10, 50)}
+    assert loops == {1: (10, 5), 10: (10, 50), 50: (50, 10)}
+    settings = dcc.settings(50)
+    objective = contrastive(settings)
+    assert isinstance(objective, GradientMatching)
+    assert objective.reduction == "class-sum"
+    assert objective.warm_up == WarmUp(250 * 50, 10)  # 250 of 1000 networks, the first ten steps of each
+    assert settings.steps == 1000 * 50
+
+
+def test_augmenting_objectives_leave_the_task_s_augmentation_out() -> None:
+    task = image_task("digits", width=4)
+    settings = method("idc", "cifar10").settings(1)
+    assert not method("idc", "cifar10").make_objective(settings).siamese
+    assert task.augmentation.always == ()
