@@ -6,6 +6,7 @@ were chosen on a validation split of the training images.
 
 from dataclasses import replace
 
+from mmdistill.image.unrolled import UNROLLED_REDUCED
 from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Settings
 
 
@@ -15,6 +16,7 @@ def _dm(ipc: int) -> Settings:
 
 
 GREYSCALE: dict[str, Method] = {
+    **UNROLLED_REDUCED,
     "dm": replace(CORE_METHODS["dm"], settings=_dm),
 }
 """Reduced schedules for MNIST and its relatives."""

@@ -172,7 +172,7 @@ def _digits_ld(ipc: int) -> Settings:
         outer_steps=20,
         inner_steps=1,
         inner_lr=0.1,
-        inner_batch=0,
+        inner_batch=50,
     )
 
 
@@ -262,3 +262,79 @@ UNROLLED_DIGITS: dict[str, Method] = {
     "ld": replace(UNROLLED_METHODS["ld"], settings=_digits_ld),
 }
 """Short runs for the 8 x 8 digits; chosen on a validation split of their training images."""
+
+REDUCED_EXPERTS = FitProtocol(epochs=0, lr=0.02, momentum=0.0, weight_decay=0.0, batch=32, decay_at=(), visits=3200)
+"""Epochs of a hundred steps, each on images that the one before may not have seen."""
+
+
+def _reduced_mtt(ipc: int) -> Settings:
+    return Settings(
+        steps=150,
+        real_batch=1,
+        optimizers={"codes": OptimizerSpec("adam", 0.05), "objective": OptimizerSpec("adam", 1e-3)},
+        inner_steps=20,
+        inner_lr=0.05,
+        inner_batch=0 if ipc < 10 else 20,
+        augment=True,
+        experts=5,
+        expert_steps=2,
+        start_epochs=2,
+    )
+
+
+def _reduced_haba(ipc: int) -> Settings:
+    settings = _reduced_mtt(ipc)
+    optimizers = {**settings.optimizers, "decoder": OptimizerSpec("adam", 0.003)}
+    return replace(settings, optimizers=optimizers, inner_batch=0, inner_parts=5)
+
+
+def _reduced_dd(ipc: int) -> Settings:
+    return Settings(
+        steps=120,
+        real_batch=256,
+        optimizers={
+            "codes": OptimizerSpec("adam", 0.1, cosine=True),
+            "objective": OptimizerSpec("adam", 0.03, cosine=True),
+        },
+        inner_steps=15,
+        inner_lr=0.05,
+        inner_batch=0,
+        inner_momentum=0.5,
+        inner_parts=1 if ipc < 10 else 5,
+    )
+
+
+def _reduced_addmem(ipc: int) -> Settings:
+    settings = _reduced_dd(ipc)
+    codes = OptimizerSpec("adam", 0.03, cosine=True)
+    return replace(settings, optimizers={**settings.optimizers, "codes": codes}, inner_parts=2 if ipc < 10 else 5)
+
+
+def _reduced_ld(ipc: int) -> Settings:
+    return replace(
+        _ld_settings(ipc),
+        steps=300,
+        real_batch=128,
+        outer_steps=30,
+        inner_lr=0.05,
+        optimizers={"labels": OptimizerSpec("adam", 0.05, cosine=True)},
+    )
+
+
+_reduced_experts = experts_by(REDUCED_EXPERTS)
+UNROLLED_REDUCED: dict[str, Method] = {
+    "mtt": replace(CORE_METHODS["mtt"], network=_reduced_experts, settings=_reduced_mtt),
+    "tesla": replace(CORE_METHODS["tesla"], network=_reduced_experts, settings=_reduced_mtt),
+    "ddpp": replace(UNROLLED_METHODS["ddpp"], network=_reduced_experts, settings=_reduced_mtt),
+    "ftd": replace(
+        UNROLLED_METHODS["ftd"],
+        network=experts_by(replace(REDUCED_EXPERTS, sam_adaptive=True)),
+        settings=lambda ipc: replace(_reduced_mtt(ipc), expert_sam=0.01, expert_gap=0.3, ema=0.9),
+    ),
+    "haba": replace(UNROLLED_METHODS["haba"], network=_reduced_experts, settings=_reduced_haba),
+    "dd": replace(CORE_METHODS["dd"], settings=_reduced_dd),
+    "addmem": replace(UNROLLED_METHODS["addmem"], settings=_reduced_addmem),
+    "ld": replace(UNROLLED_METHODS["ld"], settings=_reduced_ld),
+    "random-soft": UNROLLED_METHODS["random-soft"].with_settings(teacher_epochs=1),
+}
+"""For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside."""

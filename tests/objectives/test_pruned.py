@@ -16,7 +16,12 @@ from mmdistill.methods import CORE_METHODS, Settings
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, default_folder
 from mmdistill.networks.fit import FitProtocol, fit_networks, state_at
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.trajectory import PrunedTrajectoryMatching, TrajectoryMatching, similarity
+from mmdistill.objectives.trajectory import (
+    PrunedTrajectoryMatching,
+    TrajectoryMatching,
+    TrajectoryMatchingConstantMemory,
+    similarity,
+)
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
@@ -71,6 +76,22 @@ def test_where_nothing_would_be_left_all_counts(network: Network, syn: Batch) ->
     assert float(pruned) == pytest.approx(float(plain))
     with pytest.raises(ConfigError, match="leaves nothing"):
         PrunedTrajectoryMatching(1, rate, 1.0)
+
+
+def test_pruning_goes_with_the_constant_memory_gradient(network: Network, syn: Batch) -> None:
+    class Both(PrunedTrajectoryMatching, TrajectoryMatchingConstantMemory):
+        pass
+
+    def found(kind: type[TrajectoryMatching], steps: int) -> tuple[Tensor, Tensor]:
+        leaf = syn.inputs.clone().requires_grad_()  # type: ignore[union-attr]
+        value = kind(steps, InnerRate(RATE).double())(network, syn._replace(inputs=leaf), syn, KEY)
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+    # The mask is known once the student has arrived, before any gradient is taken; one step holds no later states.
+    for steps, same in ((1, True), (3, False)):
+        (value, gradient), (exact_value, exact) = found(Both, steps), found(PrunedTrajectoryMatching, steps)
+        assert torch.equal(value, exact_value)
+        assert torch.allclose(gradient, exact, rtol=1e-10) == same
 
 
 def test_similarity() -> None:

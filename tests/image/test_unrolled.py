@@ -1,0 +1,106 @@
+"""Trajectory and performance matching on images: compositions, presets and what each learns."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
+from mmdistill.errors import CheckpointError, NonFiniteError
+from mmdistill.image import DOMAIN, ImageTask, image_task
+from mmdistill.image.unrolled import FTD_CIFAR10, MTT_CIFAR100
+from mmdistill.methods import TESLA_CIFAR10, OptimizerSpec, Settings
+from mmdistill.registry import get_method
+
+MATCHING = ("mtt", "tesla", "ftd", "ddpp", "haba")
+
+
+@pytest.fixture(scope="module")
+def task() -> ImageTask:
+    return image_task("digits", model="mlp", width=4, judge_epochs=2)
+
+
+def run(task: ImageTask, name: str, folder: Path, ipc: int = 1, **changes: object) -> Distiller:
+    settings: dict[str, object] = {"steps": 2, "inner_steps": 3, "experts": 1, "expert_folder": str(folder), **changes}
+    return Distiller(task, get_method(DOMAIN, name, "digits").with_settings(**settings), ipc)
+
+
+def test_label_distillation_learns_labels_alone(task: ImageTask) -> None:
+    method = get_method(DOMAIN, "ld", "digits")
+    made = distill(task, method, ipc=2, settings={"steps": 30, "inner_steps": 2})
+    distiller = Distiller(task, method, 2)
+    start = distiller.start()
+    assert sorted(start.optimizers) == ["labels"]
+    assert torch.equal(made.batch.inputs, start.parameterization(distiller.draws).inputs)  # type: ignore[arg-type]
+    targets = made.batch.targets
+    assert isinstance(targets, Tensor)
+    torch.testing.assert_close(targets.sum(1), torch.ones(20))
+    before = start.parameterization(distiller.draws).targets
+    assert bool(((targets - before).abs() > 0.01).any())  # type: ignore[operator]
+    assert float(made.learned["inner_lr"]) == pytest.approx(0.1)  # the rate of the students, which is not learned
+
+
+def test_addressed_memory_keeps_its_rate_and_its_bytes(task: ImageTask) -> None:
+    made = distill(task, "addmem", ipc=2, settings={"steps": 2, "inner_steps": 3})
+    assert len(made.batch.weight) > 20
+    assert made.stored_bytes <= 20 * (64 * 4 + 1)
+    method = get_method(DOMAIN, "addmem")
+    assert "objective" not in method.settings(1).optimizers
+    rate = method.make_objective(method.settings(1)).learned()["inner_lr"]
+    assert rate.shape == ()
+    assert float(rate) == pytest.approx(0.01)
+
+
+def test_hallucinators_take_turns(task: ImageTask, tmp_path: Path) -> None:
+    distiller = run(task, "haba", tmp_path, ipc=4, inner_steps=4, inner_parts=2)
+    start = distiller.start()
+    syn = start.parameterization(distiller.draws)
+    objective = start.objective.objective
+    steps = objective.step_batches(task, syn, distiller.draws)  # type: ignore[union-attr, operator]
+    for step in range(4):  # a code's samples follow each other, style by style
+        assert torch.equal(steps.inputs[step], syn.inputs[step % 2 :: 2])  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("data", "name"), [("", name) for name in MATCHING] + [("cifar100", "ftd"), ("cifar100", "mtt")]
+)
+def test_published_settings_go_together(data: str, name: str) -> None:
+    method = get_method(DOMAIN, name, data)
+    for ipc in (1, 10, 50):
+        settings = method.settings(ipc)
+        method.network(settings)
+        assert method.make_objective(settings).needs_target
+        assert settings.experts == 100
+        assert settings.augment
+
+
+def test_published_tables() -> None:
+    def found(name: str, data: str, ipc: int) -> Settings:
+        return get_method(DOMAIN, name, data).settings(ipc)
+
+    mtt = found("mtt", "cifar100", 50)
+    assert (mtt.inner_steps, mtt.expert_steps, mtt.start_epochs, mtt.inner_batch) == (80, 2, 40, 125)
+    assert found("mtt", "cifar100", 20) == found("mtt", "cifar100", 10)
+    ftd = found("ftd", "cifar10", 50)
+    assert (ftd.expert_sam, ftd.expert_gap, ftd.ema, ftd.inner_lr) == (0.01, 1.0, 0.999, 0.01)
+    assert found("tesla", "", 1).optimizers["codes"].lr == TESLA_CIFAR10[1].codes_lr == 1000.0
+    assert found("haba", "", 10).optimizers["decoder"] == OptimizerSpec("sgd", 100.0, 0.95)
+    assert set(FTD_CIFAR10) == set(MTT_CIFAR100)
+
+
+def test_faults_are_refused_by_name(task: ImageTask, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="at or before step"):
+        distill(task, "mtt", ipc=1, settings={
+            "steps": 3, "inner_steps": 3, "inner_lr": 1e30, "experts": 1, "expert_folder": str(tmp_path)
+        })  # fmt: skip
+    other = image_task("digits", model="mlp", width=5)
+    distiller = run(other, "mtt", tmp_path)
+    with pytest.raises(CheckpointError, match="are of another network: parameter"):
+        distiller.step(distiller.start())
+    labels = task.data.train_labels.flip(0)
+    changed = image_task((task.data.train_images, labels), model="mlp", width=4)
+    distiller = run(changed, "mtt", tmp_path)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        distiller.step(distiller.start())
