@@ -193,3 +193,35 @@ MATCHING_DIGITS: dict[str, Method] = {
     "edd": _on_digits("edd", EarlyStagePool),
 }
 """Short runs for the 8 x 8 digits."""
+
+
+def _reduced(ipc: int, augment: bool = False, outer_steps: int = 10, inner_steps: int = 5) -> Settings:
+    """Return few large steps: Adam, whose step does not depend on the scale of a distance, annealed to zero."""
+    return Settings(
+        steps=200 if ipc < 10 else 150,
+        real_batch=24,
+        optimizers={"codes": OptimizerSpec("adam", 0.1, cosine=True)},
+        augment=augment,
+        outer_steps=outer_steps,
+        inner_steps=inner_steps,
+    )
+
+
+def _reduced_idc(ipc: int) -> Settings:
+    settings = _reduced(ipc, outer_steps=20, inner_steps=4)
+    rate = OptimizerSpec("adam", 0.03, cosine=True)
+    return replace(settings, steps=120, optimizers={"codes": rate}, inner_batch=64, inner_momentum=0.9)
+
+
+_small_pool = partial(EarlyStagePool, size=3, epochs=0.1, weight_decay=WEIGHT_DECAY, prepare=UNMIXED)
+
+MATCHING_REDUCED: dict[str, Method] = {
+    "dc": replace(CORE_METHODS["dc"], settings=partial(_reduced, outer_steps=1)),
+    "dsa": replace(CORE_METHODS["dsa"], settings=partial(_reduced, augment=True)),
+    "dcc": replace(MATCHING_METHODS["dcc"], settings=partial(_reduced, augment=True)),
+    "egm": replace(MATCHING_METHODS["egm"], settings=partial(_reduced, augment=True)),
+    "cafe": replace(MATCHING_METHODS["cafe"], settings=partial(_reduced, outer_steps=20, inner_steps=10)),
+    "idc": replace(MATCHING_PRESETS["mnist"]["idc"], settings=_reduced_idc),
+    "edd": replace(MATCHING_PRESETS["mnist"]["edd"], settings=_reduced_idc, network=trained_by(_small_pool)),
+}
+"""Reduced schedules for 28 x 28 greyscale images: minutes of one CPU core, width 32."""
