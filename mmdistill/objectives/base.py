@@ -29,8 +29,8 @@ class Network(NamedTuple):
         state: the network's parameters and buffers.
         target: the parameters that a student starting there shall reach, where the schedule gives them.
         compiled_features: the task's ``features``, compiled.
-        step: outer steps that the run has taken.
-        age: outer steps that this network has served.
+        step: outer steps that the run has taken; known to the host alone, so a captured step does not follow it.
+        age: outer steps that this network has served; likewise.
     """
 
     task: Task

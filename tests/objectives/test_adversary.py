@@ -32,11 +32,6 @@ def made(task: BlobTask, styles: int = 2, weight: float = 0.1, lr: float = 0.001
 
 
 @pytest.fixture(scope="module")
-def task() -> BlobTask:
-    return BlobTask(dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
 def network(task: BlobTask) -> Network:
     return Network(task, task.init(KEY.fold("net")), task.init(KEY.fold("end")).params)
 

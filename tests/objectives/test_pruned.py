@@ -36,11 +36,6 @@ RATE = 0.25
 
 
 @pytest.fixture(scope="module")
-def task() -> BlobTask:
-    return BlobTask(dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
 def network(task: BlobTask) -> Network:
     return Network(task, task.init(KEY.fold("net")), task.init(KEY.fold("end")).params)
 

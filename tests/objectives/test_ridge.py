@@ -23,16 +23,6 @@ OBJECTIVE_KEY = Draws(0, ("objective",))
 
 
 @pytest.fixture(scope="module")
-def task() -> BlobTask:
-    return BlobTask(dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def network(task: BlobTask) -> Network:
-    return Network(task, task.init(KEY.fold("net")))
-
-
-@pytest.fixture(scope="module")
 def real(task: BlobTask) -> Batch:
     batch = task.sample_real(KEY.fold("real"), None, 9)
     assert isinstance(batch, Batch)

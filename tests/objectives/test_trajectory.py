@@ -33,11 +33,6 @@ RATE = 0.25  # exact in float32, in which rates are made
 
 
 @pytest.fixture(scope="module")
-def task() -> BlobTask:
-    return BlobTask(dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
 def network(task: BlobTask) -> Network:
     return Network(task, task.init(DRAWS.fold("net")), task.init(DRAWS.fold("end")).params)
 
