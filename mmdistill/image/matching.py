@@ -198,7 +198,7 @@ MATCHING_DIGITS: dict[str, Method] = {
 def _reduced(ipc: int, augment: bool = False, outer_steps: int = 10, inner_steps: int = 5) -> Settings:
     """Return few large steps: Adam, whose step does not depend on the scale of a distance, annealed to zero."""
     return Settings(
-        steps=200 if ipc < 10 else 150,
+        steps=150,
         real_batch=24,
         optimizers={"codes": OptimizerSpec("adam", 0.1, cosine=True)},
         augment=augment,
@@ -220,7 +220,11 @@ MATCHING_REDUCED: dict[str, Method] = {
     "dsa": replace(CORE_METHODS["dsa"], settings=partial(_reduced, augment=True)),
     "dcc": replace(MATCHING_METHODS["dcc"], settings=partial(_reduced, augment=True)),
     "egm": replace(MATCHING_METHODS["egm"], settings=partial(_reduced, augment=True)),
-    "cafe": replace(MATCHING_METHODS["cafe"], settings=partial(_reduced, outer_steps=20, inner_steps=10)),
+    "cafe": replace(
+        MATCHING_METHODS["cafe"],
+        settings=partial(_reduced, outer_steps=20, inner_steps=8),
+        network=trained_by(partial(AccuracyDriven, window=4, watched=256)),
+    ),
     "idc": replace(MATCHING_PRESETS["mnist"]["idc"], settings=_reduced_idc),
     "edd": replace(MATCHING_PRESETS["mnist"]["edd"], settings=_reduced_idc, network=trained_by(_small_pool)),
 }
