@@ -9,7 +9,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, BudgetKind, Embeds, Task, Tensors, num_samples
+from mmdistill.task import Batch, BudgetKind, Embeds, NetworkState, Task, Tensors, num_samples
 
 InitKind = Literal["real", "noise", "herding", "k-center"]
 
@@ -141,6 +141,18 @@ def k_means(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Dra
     return torch.cat(centroids).to(embedding)
 
 
+def briefly_trained(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> NetworkState:
+    """Return one network trained on real minibatches for a few steps, whose features tell classes apart."""
+    network = task.init(draws.fold("init"))
+    momentum: Tensors = {}
+    for step in range(steps):
+        key = draws.fold("step", step)
+        real = task.sample_real(key, None, 256)
+        if isinstance(real, Batch):
+            network, momentum = sgd_step(task, network, momentum, real, lr, 0.9, key)
+    return network
+
+
 def embed_real(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> Tensor:
     """Return the embedding of every real training sample, ``(N, d)``, for selection by distance.
 
@@ -149,13 +161,7 @@ def embed_real(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> 
     """
     if isinstance(task, Embeds):
         return task.embedding()
-    network = task.init(draws.fold("init"))
-    momentum: Tensors = {}
-    for step in range(steps):
-        key = draws.fold("step", step)
-        real = task.sample_real(key, None, 256)
-        if isinstance(real, Batch):
-            network, momentum = sgd_step(task, network, momentum, real, lr, 0.9, key)
+    network = briefly_trained(task, draws, steps, lr)
     total = task.describe().num_train
     rows = []
     with torch.no_grad():

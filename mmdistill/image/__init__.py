@@ -4,6 +4,7 @@ from mmdistill.image.augment import SiameseAugmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import DATASETS, accepts, load
 from mmdistill.image.draw import EXPORTS, draw
+from mmdistill.image.generative import generated
 from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
 from mmdistill.image.reduced import REDUCED
@@ -24,7 +25,7 @@ DOMAIN = Domain(
     "files, or a .safetensors file with images and labels",
     presets=PRESETS,
     reduced=REDUCED,
-    parameterizations=PARAMETERIZATIONS,
+    parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
 )
 
 __all__ = [

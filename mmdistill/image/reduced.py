@@ -6,6 +6,7 @@ were chosen on a validation split of the training images.
 
 from dataclasses import replace
 
+from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED
 from mmdistill.image.unrolled import UNROLLED_REDUCED
 from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Settings
@@ -18,6 +19,7 @@ def _dm(ipc: int) -> Settings:
 
 GREYSCALE: dict[str, Method] = {
     **MATCHING_REDUCED,
+    **STORAGE_REDUCED,
     **UNROLLED_REDUCED,
     "dm": replace(CORE_METHODS["dm"], settings=_dm),
 }

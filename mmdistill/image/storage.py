@@ -33,10 +33,11 @@ def tiled(factor: int = 2) -> Storage:
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return multi_formation(task, budget, settings.init, label, draws, factor)
 
-    return Storage(build, f"images of {factor} x {factor} tiles, up-sampled to full size", fills=False)
+    summary = f"images of {factor} x {factor} tiles, up-sampled to full size"
+    return Storage(build, summary, {"codes": OptimizerSpec("adam", 0.01)}, fills=False)
 
 
-def latent(factor: int = 4, count: int = 2, width: int = 16) -> Storage:
+def latent(factor: int = 4, count: int = 2, width: int = 8) -> Storage:
     """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_codes`."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:

@@ -144,7 +144,7 @@ def latent_codes(
     draws: Draws,
     factor: int = 4,
     count: int = 2,
-    width: int = 16,
+    width: int = 8,
     warm_up: int = 300,
 ) -> DecodedCodes:
     """Build small latent codes and decoders within a budget.

@@ -1,0 +1,266 @@
+"""A small conditional GAN trained on the data, for methods that learn its latents: DCGAN-like, cached, resumable."""
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.labels import one_hot
+from mmdistill.networks.experts import digest
+from mmdistill.parameterizations.upsample import pixel_space, require_images
+from mmdistill.runtime import Draws, cache_folder
+from mmdistill.store import load_tree, save_tree
+from mmdistill.task import Batch, Task
+
+GENERATOR_VERSION = 1
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GeneratorRecipe:
+    """The size of a generator and how it is trained.
+
+    Args:
+        latent_size: numbers in a latent.
+        width: channels before the last doubling; they double with every doubling further down.
+        doublings: transposed convolutions, each of which doubles the sides.
+        critic_width: the discriminator's channels after its first halving.
+        steps: of both players.
+        batch: real and generated images per step.
+        lr: of Adam with betas 0.5 and 0.999, for both players.
+        seed: of everything random; a generator does not depend on the distillation's seed.
+    """
+
+    latent_size: int = 64
+    width: int = 64
+    doublings: int = 2
+    critic_width: int = 64
+    steps: int = 20_000
+    batch: int = 64
+    lr: float = 2e-4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = (self.latent_size, self.width, self.doublings, self.critic_width, self.steps, self.batch)
+        if min(sizes) < 1:
+            raise ConfigError(f"the sizes of a generator and its steps are at least 1, got {self}")
+
+
+class ConditionalGenerator(nn.Module):
+    """Grow a latent and a class to an image: a linear layer, then transposed convolutions with batch norm.
+
+    Args:
+        shape: channels, height and width of an image.
+        num_classes: C.
+        recipe: sizes.
+        low: the darkest value of each channel in normalised units, ``(channels, 1, 1)``; infinite: unbounded.
+        high: the brightest.
+    Shapes:
+        latents ``(n, latent_size)`` and classes ``(n,)`` to ``(n, channels, height, width)``, normalised.
+    Source: Radford et al., ICLR 2016; Mirza and Osindero, 2014.
+    """
+
+    _low: Tensor
+    _high: Tensor
+
+    def __init__(
+        self, shape: tuple[int, int, int], num_classes: int, recipe: GeneratorRecipe, low: Tensor, high: Tensor
+    ) -> None:
+        super().__init__()
+        self.shape, self.num_classes = shape, num_classes
+        scale = 2**recipe.doublings
+        self.bottom = (recipe.width * scale // 2, -(-shape[1] // scale), -(-shape[2] // scale))
+        self.inward = nn.Linear(recipe.latent_size + num_classes, self.bottom[0] * self.bottom[1] * self.bottom[2])
+        layers: list[nn.Module] = []
+        for step in range(recipe.doublings):
+            channels = self.bottom[0] >> step
+            last = step == recipe.doublings - 1
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+            layers += [nn.ConvTranspose2d(channels, shape[0] if last else channels // 2, 4, 2, 1)]
+        self.layers = nn.Sequential(*layers)
+        self.bounded = bool(torch.isfinite(low).all() and torch.isfinite(high).all())
+        self.register_buffer("_low", low.clone(), persistent=False)
+        self.register_buffer("_high", high.clone(), persistent=False)
+
+    def forward(self, latents: Tensor, classes: Tensor) -> Tensor:
+        """Return the images."""
+        joined = torch.cat([latents, one_hot(classes, self.num_classes, latents.dtype)], 1)
+        images: Tensor = self.layers(self.inward(joined).unflatten(1, self.bottom))
+        images = images[:, :, : self.shape[1], : self.shape[2]]
+        return self._low + (self._high - self._low) * images.sigmoid() if self.bounded else images
+
+
+class ProjectionCritic(nn.Module):
+    """Tell real from generated images of a class: two strided convolutions, and an inner product with the class.
+
+    Args:
+        shape: channels, height and width of an image.
+        num_classes: C.
+        width: channels after the first halving.
+    Source: Miyato and Koyama, ICLR 2018.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(shape[0], width, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, 2, 1),
+            nn.BatchNorm2d(2 * width),  # without it, small generators collapse to one image
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+        )
+        embedding = 2 * width * (shape[1] // 4) * (shape[2] // 4)
+        self.plain = nn.Linear(embedding, 1)
+        self.by_class = nn.Embedding(num_classes, embedding)
+        nn.init.zeros_(self.by_class.weight)
+
+    def forward(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Return one logit per image, ``(n,)``."""
+        found = self.layers(images)
+        logits: Tensor = self.plain(found)[:, 0] + (found * self.by_class(classes)).sum(1)
+        return logits
+
+
+def identity(task: Task, recipe: GeneratorRecipe) -> dict[str, Any]:
+    """Return what a generator is, as plain values: the data, their preprocessing, its size and training."""
+    info = task.describe()
+    found = {
+        "version": GENERATOR_VERSION,
+        "data": info.data,
+        "fingerprint": info.fingerprint,
+        "preprocessing": info.preprocessing,
+        "recipe": asdict(recipe),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+def default_file(task: Task, recipe: GeneratorRecipe) -> Path:
+    """Return where a task's generator is cached."""
+    name = "".join(c if c.isalnum() else "-" for c in Path(task.describe().data).name.lower())
+    return cache_folder() / "generators" / f"{name}-{digest(identity(task, recipe))}.safetensors"
+
+
+def trained_generator(
+    task: Task, recipe: GeneratorRecipe, file: Path | None = None, save_every: int = 500
+) -> ConditionalGenerator:
+    """Return a generator trained on a task's real images, from its file where it is there already.
+
+    An interrupted training continues at the last multiple of ``save_every`` steps, as if it had not stopped.
+
+    Args:
+        task: a task of images with classes.
+        recipe: sizes and training.
+        file: where it is kept; a file of the cache folder by default.
+        save_every: steps between checkpoints.
+    Raises:
+        CheckpointError: the file is damaged, or of other data or another recipe.
+        ConfigError: a task without classes or of something else than images of at least 4 x 4 pixels.
+    """
+    file = file or default_file(task, recipe)
+    players = _Players(task, recipe)
+    if file.exists():
+        players.load(file)
+    if players.step < recipe.steps:
+        logger.warning("training a generator for %d steps (%s)", recipe.steps - players.step, file)
+    first, began, said = players.step, time.perf_counter(), False
+    while players.step < recipe.steps:
+        players.advance()
+        seconds = time.perf_counter() - began
+        if not said and seconds > 10:
+            said = True
+            left = seconds / (players.step - first) * (recipe.steps - players.step)
+            logger.warning("generator: %d of %d steps, about %.0f s left", players.step, recipe.steps, left)
+        if players.step % save_every == 0 or players.step == recipe.steps:
+            players.save(file)
+    return players.generator.eval()
+
+
+class _Players:
+    """The generator, its critic and their optimizers, from the non-saturating logistic game."""
+
+    def __init__(self, task: Task, recipe: GeneratorRecipe) -> None:
+        if task.num_classes is None:
+            raise ConfigError(f"{task.describe().data!r} has no classes; a conditional generator needs them")
+        channels, height, width = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape[1:]
+        if min(height, width) < 4:
+            raise ConfigError(f"a generator is trained on images of at least 4 x 4 pixels, got {height} x {width}")
+        self.task, self.recipe, self.step = task, recipe, 0
+        self.draws = Draws(recipe.seed, ("generator",), task.device)
+        space = pixel_space(task, channels)
+        low, high = ((bound - space.mean) / space.std for bound in (space.low, space.high))
+        shape = (channels, height, width)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.draws.fold("init").integer())
+            self.generator = ConditionalGenerator(shape, task.num_classes, recipe, low.cpu(), high.cpu())
+            self.critic = ProjectionCritic(shape, task.num_classes, recipe.critic_width)
+        self.generator.to(task.device)
+        self.critic.to(task.device)
+        self.optimizers = [
+            torch.optim.Adam(module.parameters(), lr=recipe.lr, betas=(0.5, 0.999))
+            for module in (self.generator, self.critic)
+        ]
+
+    def advance(self) -> None:
+        """Step the critic, then the generator."""
+        key, batch = self.draws.fold("step", self.step), self.recipe.batch
+        real = self.task.sample_real(key.fold("real"), None, batch)
+        assert isinstance(real, Batch)
+        assert isinstance(real.targets, Tensor)
+        assert self.task.num_classes is not None
+        classes = key.fold("classes").integers(self.task.num_classes, batch)
+        latents = key.fold("latents").normal(batch, self.recipe.latent_size)
+        made = self.generator(latents, classes)
+        genuine, forged = self.critic(require_images(real.inputs), real.targets), self.critic(made.detach(), classes)
+        self._descend(self.critic, F.softplus(-genuine).mean() + F.softplus(forged).mean(), 1)
+        self._descend(self.generator, F.softplus(-self.critic(made, classes)).mean(), 0)
+        self.step += 1
+
+    def _descend(self, module: nn.Module, loss: Tensor, optimizer: int) -> None:
+        parameters = list(module.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        self.optimizers[optimizer].step()
+
+    def save(self, file: Path) -> None:
+        """Write the players; the finished file holds the generator alone."""
+        tree: dict[str, object] = {
+            "identity": json.dumps(identity(self.task, self.recipe)),
+            "step": self.step,
+            "generator": self.generator.state_dict(),
+        }
+        if self.step < self.recipe.steps:
+            tree["critic"] = self.critic.state_dict()
+            tree["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        save_tree(file, tree)
+
+    def load(self, file: Path) -> None:
+        """Take over what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: it is damaged or of something else.
+        """
+        tree = load_tree(file)
+        try:
+            saved, wanted = json.loads(tree["identity"]), identity(self.task, self.recipe)
+            for name, value in wanted.items():
+                if saved.get(name) != value:
+                    raise CheckpointError(
+                        f"the generator in {file} is another one: its {name} is {saved.get(name)}, not {value}"
+                    )
+            self.generator.load_state_dict(tree["generator"])
+            if tree["step"] < self.recipe.steps:
+                self.critic.load_state_dict(tree["critic"])
+                for optimizer, state in zip(self.optimizers, tree["optimizers"], strict=True):
+                    optimizer.load_state_dict(state)
+            self.step = int(tree["step"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}); remove it to train a generator anew") from error

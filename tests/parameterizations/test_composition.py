@@ -1,0 +1,150 @@
+"""Every parameterization with every family of methods; what is stored is what is counted."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmdistill.budget import find_budget, parse_bytes
+from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
+from mmdistill.errors import ConfigError
+from mmdistill.image import DOMAIN, ImageTask, image_task
+from mmdistill.image.generative import generated
+from mmdistill.image.generator import GeneratorRecipe
+from mmdistill.image.storage import canvas, coefficients, hallucinated, latent
+from mmdistill.labels import LabelKind
+from mmdistill.methods import CORE_METHODS, Method, Settings, Storage
+from mmdistill.registry import domain_methods, get_domain, get_parameterization
+from mmdistill.runtime import Draws
+
+KEY = Draws(3)
+IMAGE_BYTES = 64 * 4 + 1
+SMALL = {
+    **DOMAIN.parameterizations,
+    "upsample-3": DOMAIN.parameterizations["upsample-2"],  # three does not divide the digits' side
+    "latent": latent(2, 2, 2),
+    "hallucinated": hallucinated(2),
+    "gan-latents": generated(GeneratorRecipe(latent_size=4, width=2, critic_width=2, steps=2)),
+}
+"""The parameterizations by name, with decoders that suit 8 x 8 pixels."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generators are kept for this run alone."""
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def task() -> ImageTask:
+    return image_task("digits", width=4)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """One expert of one epoch, for all that match trajectories."""
+    folder = str(tmp_path_factory.mktemp("experts"))
+    return {"experts": 1, "expert_steps": 1, "start_epochs": 1, "expert_folder": folder}
+
+
+def quick(name: str) -> Method:
+    """A family's representative with two cheap steps."""
+    method = {**domain_methods(DOMAIN), **DOMAIN.presets["digits"]}[name]
+    own = method.settings
+
+    def settings(budget: int) -> Settings:
+        return replace(
+            own(budget), steps=2, real_batch=4, inner_steps=2, inner_batch=8, inner_parts=1, outer_steps=1, init="noise"
+        )
+
+    return replace(method, settings=settings)
+
+
+def stored(build: Storage, task: ImageTask, budget: int, label: LabelKind = "fixed", limit: int = 0) -> int:
+    """The bytes of the tensors that a file of all that is stored would hold."""
+    settings = replace(CORE_METHODS["dm"].settings(budget), init="noise", stored_bytes=limit)
+    made = build(task, budget, settings, label, KEY)
+    written = 0
+    for tensor in made.state_dict().values():
+        if tensor.is_floating_point():
+            written += tensor.numel() * tensor.element_size()
+        else:
+            width = next(d for d in (torch.uint8, torch.uint16, torch.uint32) if tensor.max() <= torch.iinfo(d).max)
+            written += tensor.numel() * torch.iinfo(width).bits // 8
+    assert made.stored_bytes() == written
+    return written
+
+
+FAMILIES = ("dm", "dsa", "idc", "dd", "rfad", "mtt")
+PAIRS = [(name, family) for name in sorted(SMALL) for family in FAMILIES]
+
+
+def marked(name: str, family: str) -> object:
+    """The pairs with DM or with latent codes run always, all others in the slow suite."""
+    marks = () if family == "dm" or name == "latent" else (pytest.mark.slow,)
+    return pytest.param(name, family, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "family"), [marked(*pair) for pair in PAIRS])
+def test_every_parameterization_goes_with_every_family(
+    task: ImageTask, name: str, family: str, experts: dict[str, object]
+) -> None:
+    method = quick(family).with_settings(**experts)
+    found = distill(task, method, ipc=4, parameterization=SMALL[name])
+    assert found.steps == 2
+    assert torch.isfinite(found.batch.inputs).all()  # type: ignore[arg-type]
+    if method.label == "fixed":
+        assert found.stored_bytes <= 40 * IMAGE_BYTES
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize("label", ["fixed", "learned"])
+def test_bytes_are_those_of_the_tensors(task: ImageTask, name: str, label: LabelKind) -> None:
+    size = stored(SMALL[name], task, 8, label)
+    budget = 80 * (IMAGE_BYTES if label == "fixed" else 64 * 4 + 40)
+    if name in ("upsample-2", "upsample-3"):
+        budget += (3 * 80 * 40) if label == "learned" else 0  # each tile has learned labels of its own
+    assert size <= budget
+    assert size > 0.8 * budget or name in ("coefficients", "coefficients-by-index", "canvas")
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize("limit", [25_000, "16KiB"])
+def test_a_budget_in_bytes_is_kept_and_used(task: ImageTask, name: str, limit: int | str) -> None:
+    method = CORE_METHODS["dm"].with_settings(init="noise").stored_as(SMALL[name])
+    found, count = find_budget(task, method, bytes=limit)
+    made = Distiller(task, found, count).start().parameterization.stored_bytes()
+    allowed = parse_bytes(limit)
+    assert made <= allowed
+    if SMALL[name].fills:
+        assert stored(SMALL[name], task, count, limit=allowed) == made
+    else:
+        assert made + 10 * IMAGE_BYTES > allowed
+
+
+def test_bytes_in_words() -> None:
+    assert [parse_bytes(text) for text in ("100KB", "1.5 MiB", "7", 12, "3b")] == [100_000, 1_572_864, 7, 12, 3]
+    for wrong in ("100 apples", "-3KB", "KB", "0"):
+        with pytest.raises(ConfigError, match=r"such as 100KB|at least one byte"):
+            parse_bytes(wrong)
+
+
+def test_budgets_that_cannot_be_kept_are_refused(task: ImageTask) -> None:
+    with pytest.raises(ConfigError, match=r"too few for DM: its smallest set \(ipc 1\) takes 2,570"):
+        distill(task, "dm", bytes="2KB")
+    with pytest.raises(ConfigError, match="too few are left for one code"):
+        distill(task, "dm", bytes=900, parameterization=latent(2, 2, 4))
+    with pytest.raises(ConfigError, match="got ipc=1, bytes=2KB"):
+        distill(task, "dm", ipc=1, bytes="2KB")
+    with pytest.raises(ConfigError, match="leave no room for two real images"):
+        distill(task, "dm", ipc=1, parameterization=coefficients(multiple=50))
+    with pytest.raises(ConfigError, match="hold no canvas"):
+        distill(task, "dm", bytes=2000, parameterization=canvas())
+
+
+def test_names_of_parameterizations(task: ImageTask) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'upsample-2'"):
+        distill(task, "dm", ipc=1, parameterization="upsampel-2")
+    with pytest.raises(ConfigError, match="graph data are stored as each method does it"):
+        get_parameterization(get_domain("graph"), "raw")

@@ -1,0 +1,154 @@
+"""Latents of a generator, its training, and IT-GAN."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmdistill.distill import distill
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.image import ImageTask, image_task
+from mmdistill.image.generative import GENERATIVE_DIGITS, generated, of_generator
+from mmdistill.image.generator import GeneratorRecipe, _Players, trained_generator
+from mmdistill.labels import FixedLabels
+from mmdistill.parameterizations.generated import GeneratedSamples, Inversion, invert
+from mmdistill.runtime import Draws
+from mmdistill.task import Inputs
+from tests.oracles import storage as oracle
+
+KEY = Draws(8)
+RECIPE = GeneratorRecipe(latent_size=4, width=4, critic_width=4, steps=4, batch=8, lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def task() -> ImageTask:
+    return image_task("digits", width=4)
+
+
+class Linear(nn.Module):
+    """An unconditional generator whose inversion has a closed form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(KEY.fold("w").normal(6, 64) / 8)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Return images of 8 x 8."""
+        return (latents @ self.weight.to(latents.dtype)).view(-1, 1, 8, 8)
+
+
+def features(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Two made-up features."""
+    assert isinstance(inputs, Tensor)
+    return (torch.stack([inputs.flatten(1).tanh().sum(1), inputs.square().flatten(1).sum(1)], 1),)
+
+
+def samples(partners: Tensor | None, weight: float) -> GeneratedSamples:
+    classes = torch.tensor([0, 0, 0, 1])
+    z = KEY.fold("z").normal(4, 6).double()
+    return GeneratedSamples(z, Linear(), False, FixedLabels(classes), classes, 2, partners, weight)
+
+
+def test_the_penalty_equals_its_oracle_and_its_gradient() -> None:
+    partners = KEY.fold("x").normal(4, 1, 8, 8).double()
+    made = samples(partners, 0.3)
+    value = made.penalty(features)
+    assert value is not None
+    decoded, wanted = features(made(KEY).inputs)[-1].detach().numpy(), features(partners)[-1].numpy()
+    assert value.item() == pytest.approx(0.3 * oracle.paired(decoded, wanted, [0, 0, 0, 1]), rel=1e-9)
+
+    def penalty(latents: Tensor) -> Tensor:
+        found = torch.func.functional_call(made, {"latents": latents}, (KEY,))
+        assert isinstance(found.inputs, Tensor)
+        scaled: Tensor = (features(found.inputs)[-1] - features(partners)[-1]).square().sum()
+        return scaled
+
+    torch.autograd.gradcheck(penalty, (made.latents.detach().requires_grad_(),))
+    assert samples(partners, 0.0).penalty(features) is None
+
+
+def test_the_generator_is_stored_but_rests() -> None:
+    made = samples(None, 0.0)
+    assert list(made.groups()) == ["codes"]
+    assert made.stored_bytes() == 4 * 6 * 8 + 6 * 64 * 4 + 4
+    given = Linear()
+    assert next(given.parameters()).requires_grad  # the user's module is left as it was
+    with pytest.raises(ConfigError, match="partners where it is not 0"):
+        samples(None, 0.1)
+
+
+def test_inversion_finds_the_latents_of_generated_images() -> None:
+    generator = Linear().requires_grad_(False)
+    truth, start = KEY.fold("t").normal(3, 6), KEY.fold("s").normal(3, 6)
+    classes = torch.zeros(3, dtype=torch.long)
+
+    def pixels(inputs: Inputs) -> tuple[Tensor, ...]:
+        assert isinstance(inputs, Tensor)
+        return (inputs.flatten(1),)
+
+    found = invert(lambda z, c: generator(z), start, classes, generator(truth), pixels, Inversion(steps=300))
+    assert torch.allclose(found, truth, atol=0.02)
+
+
+def test_training_resumes_as_if_it_had_not_stopped(task: ImageTask, tmp_path: Path) -> None:
+    whole = trained_generator(task, RECIPE, tmp_path / "whole.safetensors")
+    players = _Players(task, RECIPE)
+    for _ in range(2):
+        players.advance()
+    players.save(tmp_path / "part.safetensors")
+    resumed = trained_generator(task, RECIPE, tmp_path / "part.safetensors")
+    again = trained_generator(task, RECIPE, tmp_path / "whole.safetensors")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name])
+        assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_other_and_damaged_generators_are_refused(task: ImageTask, tmp_path: Path) -> None:
+    file = tmp_path / "one.safetensors"
+    trained_generator(task, RECIPE, file)
+    with pytest.raises(CheckpointError, match="its recipe is"):
+        trained_generator(task, replace(RECIPE, width=8), file)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        trained_generator(task, RECIPE, file)
+    with pytest.raises(ConfigError, match="at least 1"):
+        GeneratorRecipe(steps=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (2, 10, 13)])
+def test_generators_make_images_of_any_size_within_range(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    images = KEY.uniform(12, *shape)
+    task = image_task((images, torch.arange(12) % 3), test=(images, torch.arange(12) % 3), width=4)
+    generator = trained_generator(task, replace(RECIPE, steps=1), tmp_path / "g.safetensors")
+    made = generator(KEY.normal(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    assert made.shape == (5, *shape)
+    space = torch.tensor(task.data.mean).view(-1, 1, 1), torch.tensor(task.data.std).view(-1, 1, 1)
+    pixels = made * space[1] + space[0]
+    assert pixels.min() >= -1e-4
+    assert pixels.max() <= 1.0001
+
+
+def test_it_gan_distils_digits_and_counts_its_generator(task: ImageTask, tmp_path: Path) -> None:
+    file = tmp_path / "g.safetensors"
+    storage = generated(RECIPE, Inversion(steps=5, feature_steps=2), within_budget=False, file=file)
+    losses: list[float] = []
+    method = replace(GENERATIVE_DIGITS["it-gan"], parameterization=storage).with_settings(
+        steps=10, real_batch=16, augment=False
+    )
+    made = distill(task, method, ipc=2, progress=lambda done, total, loss: losses.append(loss))
+    numbers = sum(t.numel() * 4 for t in trained_generator(task, RECIPE, file).state_dict().values() if t.ndim)
+    assert made.batch.weight.shape == (20,)
+    assert made.stored_bytes == 20 * (4 * 4 + 1) + numbers + 2  # and the batch norms' counts
+    within = replace(method, parameterization=generated(RECIPE, Inversion(steps=1, feature_steps=2), file=file))
+    assert distill(task, within, ipc=4, settings={"steps": 1, "init": "noise"}).stored_bytes <= 40 * 257
+
+
+def test_a_generator_of_the_users_own(task: ImageTask) -> None:
+    storage = of_generator(Linear(), 6, inversion=Inversion(steps=2, feature_steps=2))
+    made = distill(task, "dm", ipc=2, parameterization=storage, settings={"steps": 2, "real_batch": 4})
+    assert made.stored_bytes == 20 * (6 * 4 + 1) + 6 * 64 * 4
+    wide = nn.Sequential(nn.Linear(6, 10), nn.Unflatten(1, (1, 2, 5)))
+    with pytest.raises(ConfigError, match="the generator makes"):
+        distill(task, "dm", ipc=1, parameterization=of_generator(wide, 6))

@@ -1,0 +1,110 @@
+"""Combinations of real images and crops of canvases: equal to loops, and honest about what is stored."""
+
+import pytest
+import torch
+
+from mmdistill.errors import ConfigError
+from mmdistill.image import ImageTask, image_task
+from mmdistill.image.storage import coefficients
+from mmdistill.labels import FixedLabels
+from mmdistill.methods import CORE_METHODS
+from mmdistill.parameterizations.budget import ImageBudget
+from mmdistill.parameterizations.canvas import Canvases, class_canvases
+from mmdistill.parameterizations.combination import CombinedImages, learned_coefficients
+from mmdistill.parameterizations.upsample import PixelSpace
+from mmdistill.runtime import Draws
+from tests.oracles import storage as oracle
+
+KEY = Draws(6)
+SPACE = PixelSpace(torch.full((2, 1, 1), 0.4), torch.full((2, 1, 1), 0.2), 0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def task() -> ImageTask:
+    return image_task("digits", width=4)
+
+
+def combined(images: torch.Tensor, contained: bool = True) -> CombinedImages:
+    values = KEY.fold("a").normal(3, 4, 5).to(torch.float64)
+    labels = FixedLabels(torch.arange(3).repeat_interleave(4))
+    return CombinedImages(values, images, torch.arange(15).view(3, 5), labels, contained, SPACE, 255.0)
+
+
+def test_combinations_equal_their_oracle() -> None:
+    images = KEY.fold("x").normal(3, 5, 2, 3, 4).double()
+    made = combined(images)
+    expected = oracle.combinations(made.coefficients.detach().numpy(), images.numpy())
+    assert torch.allclose(made(KEY).inputs, torch.from_numpy(expected), atol=1e-12)
+    assert made(KEY).targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_bytes_become_normalised_units() -> None:
+    raw = KEY.fold("x").integers(256, 3, 5, 2, 3, 4).to(torch.uint8)
+    normal = (raw.double() / 255 - 0.4) / 0.2
+    assert torch.allclose(combined(raw).double()(KEY).inputs, combined(normal)(KEY).inputs, atol=1e-5)
+
+
+def test_a_set_stores_its_images_or_their_positions() -> None:
+    images = KEY.fold("x").integers(256, 3, 5, 2, 3, 4).to(torch.uint8)
+    numbers, labels = 8 * 3 * 4 * 5, 12
+    assert combined(images).stored_bytes() == numbers + labels + 3 * 5 * 24
+    assert combined(images, contained=False).stored_bytes() == numbers + labels + 15
+
+
+def test_combinations_start_as_real_images_and_means_of_two(task: ImageTask) -> None:
+    made = learned_coefficients(task, ImageBudget.of(task, 2, "fixed"), "real", KEY, multiple=4)
+    samples, images = made.coefficients.shape[1:]
+    assert samples == 8
+    single = made(KEY).inputs[: min(samples, images)]
+    distances = torch.cdist(single.flatten(1), task.select(torch.arange(task.describe().num_train)).inputs.flatten(1))
+    assert distances.min(1).values.max() < 0.05
+    assert torch.allclose(made.coefficients.sum(2), torch.ones(()))
+    many = learned_coefficients(task, ImageBudget.of(task, 2, "fixed"), "real", KEY, contained=False)
+    assert many.coefficients.shape[2] > images
+
+
+def crops(canvases: torch.Tensor, count: int) -> Canvases:
+    return Canvases(canvases, FixedLabels(torch.arange(len(canvases))), (3, 4), count)
+
+
+def test_crops_are_those_of_an_endless_tiling() -> None:
+    made = crops(KEY.normal(2, 1, 5, 6).double(), 7)
+    batch = made(KEY.fold("decode"))
+    key = KEY.fold("decode").fold("crops")
+    rows, columns = key.fold("rows").integers(5, 14), key.fold("columns").integers(6, 14)
+    for index in range(14):
+        canvas = made.canvases[index // 7].detach().numpy()
+        expected = oracle.crop(canvas, int(rows[index]), int(columns[index]), 3, 4)
+        assert torch.equal(batch.inputs[index], torch.from_numpy(expected))
+    assert batch.targets.tolist() == [0] * 7 + [1] * 7
+    assert torch.equal(batch.inputs, made(KEY.fold("decode")).inputs)
+    assert not torch.equal(batch.inputs, made(KEY.fold("other")).inputs)
+
+
+def test_every_pixel_of_a_canvas_learns() -> None:
+    made = crops(KEY.normal(2, 1, 5, 6), 200)
+    (gradient,) = torch.autograd.grad(made(KEY).inputs.sum(), made.canvases)
+    assert gradient.min() > 0
+
+
+def test_a_canvas_takes_its_budget_and_starts_from_real_images(task: ImageTask) -> None:
+    made = class_canvases(task, ImageBudget.of(task, 4, "fixed"), "real", KEY)
+    assert made.canvases.shape == (10, 1, 16, 16)
+    assert made.crops == 16
+    tiles = made.canvases.detach()[:, :, :8, 8:].flatten(1)
+    real = task.select(torch.arange(task.describe().num_train)).inputs.flatten(1)
+    assert torch.cdist(tiles, real).min(1).values.max() < 0.05
+
+
+def test_impossible_stores_are_refused(task: ImageTask) -> None:
+    with pytest.raises(ConfigError, match="at least 3 x 4 pixels"):
+        crops(torch.zeros(2, 1, 2, 6), 1)
+    with pytest.raises(ConfigError, match="expected coefficients"):
+        combined(torch.zeros(3, 4, 2, 3, 4))
+    room = ImageBudget.of(task, 1, "fixed")
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        learned_coefficients(task, room, "real", KEY, multiple=0)
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        class_canvases(task, room, "real", KEY, multiple=0)
+    with pytest.raises(ConfigError, match="leave no room"):
+        coefficients(multiple=60)(task, 1, CORE_METHODS["dm"].settings(1), "fixed", KEY)
