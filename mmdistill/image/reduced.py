@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED
+from mmdistill.image.ridge import RIDGE_REDUCED
 from mmdistill.image.unrolled import UNROLLED_REDUCED
 from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Settings
 
@@ -20,6 +21,7 @@ def _dm(ipc: int) -> Settings:
 GREYSCALE: dict[str, Method] = {
     **MATCHING_REDUCED,
     **STORAGE_REDUCED,
+    **RIDGE_REDUCED,
     **UNROLLED_REDUCED,
     "dm": replace(CORE_METHODS["dm"], settings=_dm),
 }
