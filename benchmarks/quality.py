@@ -7,7 +7,7 @@ Each seed is a distillation, a random and a herding selection and networks of it
 seeds, their standard deviation, and by how many standard errors the set is above each baseline, paired by seed.
 
 A row is DATA-METHOD-BUDGET with published settings; options after a colon override them, for example
-``mnist-dm-1:schedule=reduced,width=32`` or ``mnist-dm-1:steps=2000,real_batch=64,width=32,judge_epochs=200``. Finished
+``mnist-dm-1:schedule=reduced,width=32`` or ``mnist-dm-1:parameterization=upsample-2,steps=2000,width=32``. Finished
 rows are skipped, interrupted ones resumed.
 """
 
@@ -60,6 +60,7 @@ def run_row(
     domain = domain_of(data)
     task_options = {key: overrides.pop(key) for key in TASK_OPTIONS if key in overrides}
     task = domain.make_task(data, TaskOptions(device=device, **task_options))  # type: ignore[arg-type]
+    storage = overrides.pop("parameterization", None)
     method = get_method(domain, name, data, overrides.pop("schedule", "published"))  # type: ignore[arg-type]
     resume = any((folder / "checkpoints").glob("step-*.safetensors"))
     last = [time.time()]
@@ -70,7 +71,16 @@ def run_row(
             print(f"{row}: step {done}/{total}, loss {loss:.4g}", flush=True)
 
     result = distill(
-        task, method, budget, seed=seed, settings=overrides, out=folder, resume=resume, progress=report, name=name
+        task,
+        method,
+        budget,
+        parameterization=storage,  # type: ignore[arg-type]
+        seed=seed,
+        settings=overrides,
+        out=folder,
+        resume=resume,
+        progress=report,
+        name=name,
     )
     evaluation = evaluate(task, result, judges=judges, n=networks, seed=seed, baselines=baselines)
     document = metrics_document(result, evaluation) | {"row": row, "judging_seconds": evaluation.seconds}
