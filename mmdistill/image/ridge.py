@@ -256,42 +256,50 @@ RIDGE_DIGITS: dict[str, Method] = {
 """Short runs for the 8 x 8 digits; chosen on a validation split."""
 
 
+def _reduced(published: Settings, steps: int, ipc: int, **rates: OptimizerSpec) -> Settings:
+    """Return fewer, smaller steps from herded images, augmented like the judges, which else gain little from them."""
+    optimizers = {**published.optimizers, **rates}
+    real = 64 if ipc < 10 else 128
+    return replace(published, steps=steps, real_batch=real, optimizers=optimizers, init="herding", augment=True)
+
+
 def _reduced_krr(ipc: int) -> Settings:
-    codes, labels = OptimizerSpec("adam", 0.03, cosine=True), OptimizerSpec("adam", 0.02, cosine=True)
-    steps, real = (1200, 64) if ipc < 10 else (600, 128)
-    return replace(
-        _krr_settings(ipc), steps=steps, real_batch=real, optimizers={"codes": codes, "labels": labels}, augment=True
-    )
+    rate = OptimizerSpec("adam", 0.02 if ipc < 10 else 0.01, cosine=True)
+    return _reduced(_krr_settings(ipc), 800 if ipc < 10 else 400, ipc, codes=rate, labels=rate)
 
 
 def _reduced_frepo(ipc: int) -> Settings:
-    rate = OptimizerSpec("lamb", 0.02, cosine=True, floor=0.1)
-    steps, real = (1500, 64) if ipc < 10 else (600, 128)
-    return replace(
-        _frepo_settings(ipc),
-        steps=steps,
-        real_batch=real,
-        optimizers={"codes": rate, "labels": rate},
-        inner_lr=3e-3,
-        augment=True,
-    )
+    rate = OptimizerSpec("lamb", 0.02 if ipc < 10 else 0.01, cosine=True, floor=0.1)
+    settings = _reduced(_frepo_settings(ipc), 800 if ipc < 10 else 400, ipc, codes=rate, labels=rate)
+    return replace(settings, inner_lr=3e-3)
 
 
 def _reduced_rfad(ipc: int) -> Settings:
-    rate = OptimizerSpec("adabelief", 0.03, cosine=True)
-    optimizers = {
-        "codes": rate,
-        "labels": rate,
-        "decoder": OptimizerSpec("adabelief", 1e-4),
-        "objective": OptimizerSpec("adabelief", 0.05),
-    }
-    steps, real = (1000, 64) if ipc < 10 else (400, 128)
-    return replace(_rfad_settings(ipc), steps=steps, real_batch=real, optimizers=optimizers, augment=True)
+    rate = OptimizerSpec("adabelief", 0.03 if ipc < 10 else 0.02, cosine=True)
+    decoder, scale = OptimizerSpec("adabelief", 1e-4), OptimizerSpec("adabelief", 0.05)
+    steps = 500 if ipc < 10 else 250
+    return _reduced(_rfad_settings(ipc), steps, ipc, codes=rate, labels=rate, decoder=decoder, objective=scale)
+
+
+def _reduced_kip(ipc: int) -> Settings:
+    """Return slow rates: images that move far fit the kernel, and no network."""
+    rate = OptimizerSpec("adam", 0.005, cosine=True)
+    return replace(_reduced(_kip_settings(ipc), 400, ipc, codes=rate, labels=rate), real_batch=20)
+
+
+def _reduced_kip_conv(ipc: int) -> Settings:
+    return replace(_reduced_kip(ipc), steps=150, real_batch=5)
+
+
+def _two_random_networks() -> RandomFeatureRidge:
+    return RandomFeatureRidge(networks=2)
 
 
 RIDGE_REDUCED: dict[str, Method] = {
     "krr": replace(RIDGE_METHODS["krr"], settings=_reduced_krr),
     "frepo": replace(RIDGE_METHODS["frepo"], settings=_reduced_frepo),
-    "rfad": replace(RIDGE_METHODS["rfad"], objective=lambda: RandomFeatureRidge(networks=2), settings=_reduced_rfad),
+    "rfad": replace(RIDGE_METHODS["rfad"], objective=_two_random_networks, settings=_reduced_rfad),
+    "kip": replace(RIDGE_METHODS["kip"], settings=_reduced_kip),
+    "kip-conv": replace(RIDGE_METHODS["kip-conv"], settings=_reduced_kip_conv),
 }
-"""Schedules for 28 x 28 greyscale images; augmented like the judges, which else gain little; RFAD has two networks."""
+"""Schedules for 28 x 28 greyscale images: herded images to start from, and two random networks for RFAD's eight."""
