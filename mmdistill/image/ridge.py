@@ -230,12 +230,12 @@ def _digits_krr(ipc: int) -> Settings:
 
 
 def _digits_rfad(ipc: int) -> Settings:
-    rate = OptimizerSpec("adabelief", 0.02, cosine=True)
+    rate = OptimizerSpec("adam", 0.02, cosine=True)
     optimizers = {
         "codes": rate,
         "labels": rate,
-        "decoder": OptimizerSpec("adabelief", 1e-3),
-        "objective": OptimizerSpec("adabelief", 0.05),
+        "decoder": OptimizerSpec("adam", 5e-5),
+        "objective": OptimizerSpec("adam", 0.05),
     }
     return replace(_rfad_settings(ipc), steps=200, real_batch=256, optimizers=optimizers)
 
