@@ -35,17 +35,21 @@ class Kernel(ABC):
 
 
 class FeatureKernel(Kernel):
-    """Inner products of a network's last features, flattened (FRePo's kernel, Eq. 6)."""
+    """Inner products of a network's last features, flattened (FRePo's kernel, Eq. 6).
+
+    They are taken in float64: where samples outnumber features the matrix is singular, and rounding in float32 gives it
+    negative eigenvalues beyond a ridge of 1e-6.
+    """
 
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
         """Return phi(a) phi(b)^T."""
-        return network.features(a)[-1] @ network.features(b)[-1].T
+        return network.features(a)[-1].double() @ network.features(b)[-1].double().T
 
     def grams(self, network: Network, real: Inputs, syn: Inputs) -> tuple[Tensor, Tensor]:
         """Return both matrices from one forward pass a side; the real side keeps no graph."""
         with torch.no_grad():
-            phi_real = network.features(real)[-1]
-        phi_syn = network.features(syn)[-1]
+            phi_real = network.features(real)[-1].double()
+        phi_syn = network.features(syn)[-1].double()
         return phi_real @ phi_syn.T, phi_syn @ phi_syn.T
 
     def check(self, task: Task) -> None:

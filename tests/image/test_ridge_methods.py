@@ -99,6 +99,16 @@ def test_the_learned_map_moves_all_images_and_is_not_stored(digits: ImageTask) -
     assert distiller.result(run, "rfad", 0.0).stored_bytes == 4 * (640 + 100)
 
 
+@pytest.mark.parametrize("name", [*NAMES, "krr"])
+@pytest.mark.parametrize("ipc", [1, 10])
+def test_reduced_schedules_have_a_rate_for_all_that_is_learned(name: str, ipc: int, digits: ImageTask) -> None:
+    reduced = get_method(DOMAIN, name, "mnist", "reduced").with_settings(steps=1, real_batch=8, init="real")
+    distiller = Distiller(digits, reduced, ipc)
+    run, loss = distiller.step(distiller.start())
+    assert run.step == 1
+    assert bool(torch.isfinite(loss))
+
+
 def accuracy(task: ImageTask, name: str, seed: int) -> float:
     learned: Mapping[str, Tensor] = {}
     if name not in ("real", "herding"):

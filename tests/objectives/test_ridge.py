@@ -121,6 +121,16 @@ def test_wrong_compositions_are_refused(network: Network, syn: Batch, real: Batc
             RandomFeatureRidge(**wrong)  # type: ignore[arg-type]
 
 
+def test_more_samples_than_features_keep_a_finite_loss() -> None:
+    narrow = BlobTask(width=2)
+    batch = narrow.sample_real(KEY, None, 60)
+    assert isinstance(batch, Batch)
+    targets = KEY.normal(60, 3)
+    network = Network(narrow, narrow.init(KEY))
+    for objective in (KernelRidgeMatching(FeatureKernel()), MarginKernelRidge()):
+        assert bool(torch.isfinite(objective(network, Batch(batch.inputs, targets, batch.weight), batch, KEY)))
+
+
 class Featureless(BlobTask):
     """Blobs whose network has no features, or shapeless ones."""
 
