@@ -122,10 +122,10 @@ def test_wrong_compositions_are_refused(network: Network, syn: Batch, real: Batc
 
 
 def test_more_samples_than_features_keep_a_finite_loss() -> None:
-    narrow = BlobTask(width=2)
-    batch = narrow.sample_real(KEY, None, 60)
+    narrow = BlobTask(per_class=200)
+    batch = narrow.sample_real(KEY, None, 600)
     assert isinstance(batch, Batch)
-    targets = KEY.normal(60, 3)
+    targets = KEY.normal(600, 3)
     network = Network(narrow, narrow.init(KEY))
     for objective in (KernelRidgeMatching(FeatureKernel()), MarginKernelRidge()):
         assert bool(torch.isfinite(objective(network, Batch(batch.inputs, targets, batch.weight), batch, KEY)))
