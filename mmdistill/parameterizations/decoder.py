@@ -160,6 +160,7 @@ def latent_codes(
         warm_up: steps of the start.
     Raises:
         ConfigError: a factor that does not divide the sides, or a budget that the decoders alone exhaust.
+    Differs from: sizes of codes and decoders, and the start near real images, are this library's own.
     Source: Lee et al., 2022 (KFS); survey Sec. 3.4.3.
     """
     channels, height, breadth = room.shape

@@ -143,6 +143,19 @@ def test_budgets_that_cannot_be_kept_are_refused(task: ImageTask) -> None:
         distill(task, "dm", bytes=2000, parameterization=canvas())
 
 
+def test_closed_forms_keep_their_own_storage() -> None:
+    solved = replace(CORE_METHODS["dm"], solve=lambda task, budget, draws: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ConfigError, match="closed form"):
+        solved.stored_as(canvas())
+
+
+def test_a_storage_brings_the_rates_of_its_groups() -> None:
+    own, other = CORE_METHODS["dm"].settings(1), CORE_METHODS["dm"].stored_as(latent()).settings(1)
+    assert (own.optimizers["codes"].name, other.optimizers["codes"].name) == ("sgd", "adam")
+    assert "decoder" in other.optimizers
+    assert CORE_METHODS["dm"].stored_as(DOMAIN.parameterizations["raw"]).settings(1).optimizers == own.optimizers
+
+
 def test_names_of_parameterizations(task: ImageTask) -> None:
     with pytest.raises(ConfigError, match="did you mean 'upsample-2'"):
         distill(task, "dm", ipc=1, parameterization="upsampel-2")
