@@ -269,9 +269,8 @@ def _reduced_krr(ipc: int) -> Settings:
 
 
 def _reduced_frepo(ipc: int) -> Settings:
-    rate = OptimizerSpec("lamb", 0.02 if ipc < 10 else 0.01, cosine=True, floor=0.1)
-    settings = _reduced(_frepo_settings(ipc), 800 if ipc < 10 else 400, ipc, codes=rate, labels=rate)
-    return replace(settings, inner_lr=3e-3)
+    rate = OptimizerSpec("lamb", 0.01, cosine=True)
+    return replace(_reduced(_frepo_settings(ipc), 400, ipc, codes=rate, labels=rate), real_batch=128, inner_lr=3e-3)
 
 
 def _reduced_rfad(ipc: int) -> Settings:
