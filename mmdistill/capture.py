@@ -1,4 +1,4 @@
-"""The outer step as one program on CUDA: compiled features, and the whole step captured in a graph.
+"""The outer step by its fastest path: compiled functions, and on CUDA the whole step captured in a graph.
 
 A captured step replays the launches that one eager step made, so the host no longer bounds it. Its random numbers are
 those of the eager step: each generator that the step derives from its :class:`~mmdistill.runtime.Draws` key is
@@ -7,24 +7,26 @@ registered with the graph, and before a replay is set to the seed that the key o
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mmdistill import runtime
+from mmdistill.compilation import CompileMode, worth_compiling
 from mmdistill.distiller import Distiller, RunState
 from mmdistill.errors import MmdistillError
 from mmdistill.networks.schedules import FreshNetworks
 from mmdistill.runtime import Draws
 
-CompileMode = Literal["auto", "on", "off"]
 Step = Callable[[RunState], tuple[RunState, Tensor]]
 
 WARM_UP_STEPS = 3
 """Eager steps before the capture: they compile, choose algorithms and create optimizer state."""
 WORTH_COMPILING = 2000
-"""With ``auto``, shorter runs stay eager: compiling takes about a minute."""
+"""With ``auto``, shorter runs on CUDA stay eager: compiling takes about a minute."""
+
+FEWEST_COMPILED = 20
+"""With ``auto``, runs of fewer steps stay eager without a look at what their steps cost."""
 
 
 class Generators:
@@ -102,29 +104,38 @@ class Stepper:
 
     Args:
         distiller: the run's distiller.
-        mode: ``off`` stays eager; ``auto`` compiles the features for runs long enough to repay it; ``on`` compiles
-            and captures the whole step, which has not been verified on a device yet and hence is no default.
+        mode: ``off`` stays eager; ``auto`` compiles for runs long enough to repay it (on a CPU, by the operations of
+            the first step); ``on`` compiles, and on CUDA captures the whole step, which has not been verified on a
+            device yet and hence is no default.
     """
 
     def __init__(self, distiller: Distiller, mode: CompileMode = "auto") -> None:
         self.distiller = distiller
-        wanted = mode == "on" or (mode == "auto" and distiller.steps >= WORTH_COMPILING)
+        self.mode = mode
         self.captures = mode == "on" and capturable(distiller)
         self.path = "eager"
         self._step: Step = distiller.step
-        self._eager_steps = 0
+        self._steps_taken = 0
         self._generators = Generators()
-        if wanted and distiller.task.device.type == "cuda":
-            distiller.compile_features()
-            self.path = "compiled"
+
+    def _repays(self, run: RunState) -> bool:
+        """Return whether compiling repays its time; the whole run counts, so that a resumed one takes the same path."""
+        if self.mode != "auto" or self.distiller.steps < FEWEST_COMPILED:
+            return self.mode == "on"
+        if self.distiller.task.device.type == "cuda":
+            return self.distiller.steps >= WORTH_COMPILING
+        return worth_compiling(float(self.distiller.steps) * self.distiller.operations(run))
 
     def __call__(self, run: RunState) -> tuple[RunState, Tensor]:
         """Take one step."""
-        self._eager_steps += 1
-        if self.captures and self._eager_steps == WARM_UP_STEPS + 1:
+        if self._steps_taken == 0 and self._repays(run):
+            self.distiller.compile()
+            self.path = "compiled"
+        self._steps_taken += 1
+        if self.captures and self._steps_taken == WARM_UP_STEPS + 1:
             with runtime.recording(self._generators.record):
                 return self.distiller.step(run)
-        if self.captures and self._eager_steps == WARM_UP_STEPS + 2:
+        if self.captures and self._steps_taken == WARM_UP_STEPS + 2:
             self._capture(run)
         return self._step(run)
 

@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill import runtime
+from mmdistill.compilation import compiled, operations
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import TeacherLabels
 from mmdistill.methods import Method, OptimizerSpec, Settings
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.teacher import soft_labels, trained_teacher
-from mmdistill.objectives.base import Features, Network, Objective
+from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients
 from mmdistill.optimizers import LAMB, AdaBelief
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
@@ -130,12 +132,17 @@ class Distiller:
             raise ConfigError(f"steps and real_batch must be positive, got {self.settings}")
         self.schedule = method.network(self.settings)
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
-        self._compiled_features: Features | None = None
+        self._compiled: Compiled | None = None
         self._teacher: NetworkState | None = None
 
-    def compile_features(self) -> None:
-        """Compile the network's features for objectives that read them."""
-        self._compiled_features = runtime.compiled(self.task.features)
+    def compile(self) -> None:
+        """Compile what objectives ask of the network most; each function is compiled when it is first called."""
+        task = self.task
+
+        def class_gradients(state: NetworkState, batch: ClassBatch) -> Tensors:
+            return batched_gradients(task, state, batch)
+
+        self._compiled = Compiled(compiled(task.features), compiled(task.loss), compiled(class_gradients))
 
     @property
     def steps(self) -> int:
@@ -219,14 +226,36 @@ class Distiller:
         labels.assign(soft_labels(self.task, teacher, syn.inputs))
         return syn._replace(targets=labels())
 
-    def step(self, run: RunState) -> tuple[RunState, Tensor]:
-        """Take one outer step; returns the state, updated in place, and the loss, still on the device."""
-        key = self.draws.fold("step", run.step, "rank", runtime.rank())
-        schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
+    def _network(self, run: RunState, schedule: ScheduleState) -> Network:
+        """Return what objectives read of a step's network."""
         if schedule.network is None:
             raise ConfigError(f"{type(self.schedule).__name__} gave no network")
+        return Network(self.task, schedule.network, schedule.target, self._compiled, run.step, schedule.age)
+
+    def operations(self, run: RunState) -> int:
+        """Return the floating-point operations of the next step's objective and gradient; the run stays as it is."""
+        key = self._key(run)
+        # Copies, since objectives may learn while they are read, as an adversary does.
+        trial = replace(run, parameterization=deepcopy(run.parameterization), objective=deepcopy(run.objective))
+
+        def loss_and_gradient() -> None:
+            schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
+            syn, real = self.batches(trial, schedule, key)
+            loss = trial.objective(self._network(trial, schedule), syn, real, key.fold("objective"))
+            tensors = [p for group in _groups(trial.parameterization, trial.objective).values() for p in group]
+            torch.autograd.grad(loss, tensors, allow_unused=True)
+
+        return operations(loss_and_gradient)[1]
+
+    def _key(self, run: RunState) -> Draws:
+        return self.draws.fold("step", run.step, "rank", runtime.rank())
+
+    def step(self, run: RunState) -> tuple[RunState, Tensor]:
+        """Take one outer step; returns the state, updated in place, and the loss, still on the device."""
+        key = self._key(run)
+        schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
+        network = self._network(run, schedule)
         syn, real = self.batches(run, schedule, key)
-        network = Network(self.task, schedule.network, schedule.target, self._compiled_features, run.step, schedule.age)
         loss = run.objective(network, syn, real, key.fold("objective"))
         penalty = run.parameterization.penalty(network.features)
         if penalty is not None:

@@ -1,24 +1,19 @@
 """Randomness as values, devices and atomic files: what a run needs from its machine."""
 
-import functools
 import hashlib
 import os
 import platform
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -93,27 +88,6 @@ def recording(recorder: Callable[[Draws], torch.Generator]) -> Iterator[None]:
         yield
     finally:
         _recorders.pop()
-
-
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function compiled for fixed shapes; where compiling fails it stays as it is, with one warning."""
-    program = torch.compile(function, dynamic=False)
-    broken = False
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal broken
-        if not broken:
-            try:
-                return program(*args, **kwargs)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ImportError, OSError) as error:
-                broken = True
-                warnings.warn(f"compiling failed, the step stays eager: {error}", stacklevel=2)
-        return function(*args, **kwargs)
-
-    return call
 
 
 def choose_device(name: str = "auto") -> torch.device:

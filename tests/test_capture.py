@@ -1,12 +1,16 @@
 """What of the captured step can be checked without a device: the bookkeeping of its generators, and when it is used."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from mmdistill.capture import Generators, Stepper, capturable
+from mmdistill.compilation import compiled, operations
 from mmdistill.distiller import Distiller
+from mmdistill.image import image_task
 from mmdistill.methods import CORE_METHODS, OptimizerSpec
-from mmdistill.runtime import Draws, compiled
+from mmdistill.runtime import Draws
 from tests.toys import BlobTask
 
 
@@ -35,7 +39,7 @@ def test_the_cpu_and_changing_steps_are_never_captured() -> None:
     task = BlobTask()
     method = CORE_METHODS["dm"].with_settings(steps=2, augment=False)
     distiller = Distiller(task, method, 1)
-    stepper = Stepper(distiller, "on")
+    stepper = Stepper(distiller, "auto")
     assert not stepper.captures
     run, loss = stepper(distiller.start())
     assert (run.step, stepper.path) == (1, "eager")
@@ -64,3 +68,50 @@ def test_compiling_that_fails_stays_eager_with_one_warning(monkeypatch: pytest.M
     with pytest.warns(UserWarning, match="stays eager: no compiler"):
         assert program(2) == 4
     assert program(3) == 6  # warnings are errors here, so a second one would fail
+
+
+def test_a_run_compiles_where_its_operations_repay_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def kept(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            asked.append(function.__name__)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr("mmdistill.distiller.compiled", kept)
+    losses = []
+    for worth, path in ((1e30, "eager"), (1.0, "compiled")):
+        monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", worth)
+        distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=20, augment=False), 1)
+        stepper = Stepper(distiller)
+        run, loss = stepper(distiller.start())
+        losses.append(loss)
+        assert (run.step, stepper.path) == (1, path)
+    assert asked == ["features", "features"]
+    assert torch.equal(*losses)
+
+
+def test_operations_count_products_and_leave_the_run_alone() -> None:
+    distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=3, augment=False), 1)
+    run = distiller.start()
+    before = [p.detach().clone() for p in run.parameterization.parameters()]
+    assert distiller.operations(run) > 0
+    assert run.step == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, run.parameterization.parameters(), strict=True))
+    assert operations(lambda: torch.ones(3, 4) @ torch.ones(4, 5))[1] == 2 * 3 * 4 * 5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+@pytest.mark.parametrize("name", ["dm", "dc"])
+def test_the_compiled_step_equals_the_eager_one_on_the_cpu(name: str) -> None:
+    task = image_task("digits", width=8)
+    steps = {}
+    for mode in ("off", "on"):
+        distiller = Distiller(task, CORE_METHODS[name].with_settings(steps=2, augment=False, real_batch=16), 2)
+        stepper = Stepper(distiller, mode)  # type: ignore[arg-type]
+        _, steps[mode] = stepper(distiller.start())
+        assert stepper.path == ("eager" if mode == "off" else "compiled")
+    assert torch.allclose(steps["off"], steps["on"], rtol=1e-4)

@@ -23,6 +23,9 @@ StepLoss = Callable[[Tensors, Batch, int], Tensor]
 """``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
 DiffMode = Literal["auto", "forward", "reverse"]
 
+KEPT_BYTES = 1 << 30
+"""Memory for activations on the CPU, where recomputing them costs a third of the time."""
+
 
 @dataclass(frozen=True)
 class Unrolling:
@@ -34,7 +37,8 @@ class Unrolling:
         mode: ``forward`` takes the slope as a directional derivative; ``reverse`` differentiates the gradient instead,
             at the memory of one step too. ``auto`` is forward on CUDA, where double backward of convolutions is slow,
             and reverse on the CPU, where it is the faster one, and for layers without forward-mode derivatives.
-        keep: the last steps whose activations are kept instead of recomputed; they are differentiated in reverse.
+        keep: the last steps whose activations are kept instead of recomputed; they are differentiated in reverse. None
+            keeps none, but on the CPU in mode ``auto`` all if they fit into :data:`KEPT_BYTES`, else as many as do.
     Raises:
         ConfigError: values out of range.
     """
@@ -42,7 +46,7 @@ class Unrolling:
     momentum: float = 0.0
     truncate: int | None = None
     mode: DiffMode = "auto"
-    keep: int = 0
+    keep: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
@@ -51,7 +55,7 @@ class Unrolling:
             raise ConfigError(f"truncate keeps the last k >= 1 steps, got {self.truncate}; None keeps all")
         if self.mode not in ("auto", "forward", "reverse"):
             raise ConfigError(f"unknown mode {self.mode!r}: use auto, forward or reverse")
-        if self.keep < 0:
+        if self.keep is not None and self.keep < 0:
             raise ConfigError(f"keep counts steps, got {self.keep}")
 
 
@@ -233,6 +237,19 @@ def _at(leaves: Sequence[Tensor], step: int) -> list[Tensor]:
     return [leaf[step] for leaf in leaves]
 
 
+def _affordable(problem: _Problem, theta: Tensor, leaves: Sequence[Tensor], chosen: list[int]) -> int:
+    """Return how many steps' activations fit into the memory for them, by recording the first."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        problem.record(theta, _at(leaves, 0), 0, chosen)
+    return KEPT_BYTES // max(sum(storages.values()), 1)
+
+
 class _Cotangents:
     """The cotangents of the rates and of those leaves that need one."""
 
@@ -263,8 +280,11 @@ class _Unroll(torch.autograd.Function):
         velocities: list[Tensor] = []
         ctx.recorded = {}
         velocity: Tensor | None = None
+        kept = unrolling.keep or 0
+        if differentiated and unrolling.keep is None and unrolling.mode == "auto" and not theta.is_cuda:
+            kept = _affordable(problem, theta, leaves, chosen)
         for step in range(count):
-            if differentiated and step >= max(first, count - unrolling.keep):
+            if differentiated and step >= max(first, count - kept):
                 ctx.recorded[step] = problem.record(theta, _at(leaves, step), step, chosen)
                 gradient = ctx.recorded[step].gradient.detach()
             else:

@@ -18,7 +18,18 @@ LOOP_FROM = 16_384
 """Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
 
 
-Features = Callable[[NetworkState, Inputs], tuple[Tensor, ...]]
+class Compiled(NamedTuple):
+    """Compiled forms of what a task does most; each is compiled when it is first called.
+
+    Args:
+        features: the task's ``features``.
+        loss: the task's ``loss``, for gradients that are not differentiated again.
+        class_gradients: the gradients of all classes in one batched call.
+    """
+
+    features: Callable[[NetworkState, Inputs], tuple[Tensor, ...]]
+    loss: Callable[[NetworkState, Batch], Tensor]
+    class_gradients: Callable[[NetworkState, ClassBatch], Tensors]
 
 
 class Network(NamedTuple):
@@ -28,7 +39,7 @@ class Network(NamedTuple):
         task: the task.
         state: the network's parameters and buffers.
         target: the parameters that a student starting there shall reach, where the schedule gives them.
-        compiled_features: the task's ``features``, compiled.
+        compiled: compiled forms of the task's functions.
         step: outer steps that the run has taken; known to the host alone, so a captured step does not follow it.
         age: outer steps that this network has served; likewise.
     """
@@ -36,7 +47,7 @@ class Network(NamedTuple):
     task: Task
     state: NetworkState
     target: Tensors | None = None
-    compiled_features: Features | None = None
+    compiled: Compiled | None = None
     step: int = 0
     age: int = 0
 
@@ -46,7 +57,7 @@ class Network(NamedTuple):
 
     def features(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return one ``(n, d_l)`` tensor per layer, the embedding last."""
-        return (self.compiled_features or self.task.features)(self.state, inputs)
+        return (self.task if self.compiled is None else self.compiled).features(self.state, inputs)
 
 
 class Objective(nn.Module, ABC):
@@ -123,26 +134,32 @@ def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto
         gradients: Tensors | None = closed_form(network.state, batch)
         if gradients is not None:
             return gradients
-    task, (params, buffers) = network.task, network.state
+    if mode == "vmap" or (mode == "auto" and not _worth_looping(batch)):
+        if network.compiled is not None:
+            return network.compiled.class_gradients(network.state, batch)
+        return batched_gradients(network.task, network.state, batch)
+    trees = [_gradient(network, batch.one_class(index)) for index in range(batch.num_classes)]
+    return {name: torch.stack([tree[name] for tree in trees]) for name in network.state.params}
+
+
+def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Tensors:
+    """Return the gradients of all classes in one batched call."""
 
     def loss(params: Tensors, one: Batch) -> Tensor:
-        return task.loss(NetworkState(params, buffers), one)
+        return task.loss(NetworkState(params, state.buffers), one)
 
-    if mode == "vmap" or (mode == "auto" and not _worth_looping(batch)):
-        in_dims = (None, Batch(*batch.dims))  # type: ignore[arg-type]
-        per_class = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)
-        result: Tensors = per_class(params, batch.batch)
-        return result
-    trees = [_gradient(loss, params, batch.one_class(index)) for index in range(batch.num_classes)]
-    return {name: torch.stack([tree[name] for tree in trees]) for name in params}
+    in_dims = (None, Batch(*batch.dims))  # type: ignore[arg-type]
+    result: Tensors = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)(state.params, batch.batch)
+    return result
 
 
-def _gradient(loss: Callable[[Tensors, Batch], Tensor], params: Tensors, batch: Batch) -> Tensors:
+def _gradient(network: Network, batch: Batch) -> Tensors:
     """Return the gradient by plain autograd: torch.func.grad keeps a graph, for which norms take slower kernels."""
     keep = torch.is_grad_enabled()
-    leaves = {name: parameter.detach().requires_grad_() for name, parameter in params.items()}
+    loss = network.task.loss if keep or network.compiled is None else network.compiled.loss
+    leaves = {name: parameter.detach().requires_grad_() for name, parameter in network.state.params.items()}
     with torch.enable_grad():
-        value = loss(leaves, batch)
+        value = loss(NetworkState(leaves, network.state.buffers), batch)
     gradients = torch.autograd.grad(value, list(leaves.values()), create_graph=keep, materialize_grads=True)
     return dict(zip(leaves, gradients, strict=True))
 

@@ -1,0 +1,301 @@
+"""Time our steps against plain textbook loops of the same methods, in one process, interleaved.
+
+    python benchmarks/speed.py                                     # a small sweep for a CPU
+    python benchmarks/speed.py --device cuda --shape 3,32,32 --width 128 --real-batch 256 --ipc 1,10,50 --repeats 15
+    python benchmarks/speed.py --methods evaluate --ipc 10 --networks 20 --epochs 1000 --device cuda
+
+One line per method and ipc: median milliseconds of both, their ratio, the first call's extra seconds (compiling,
+capturing), which path ran, peak device memory, the relative error of both pixel gradients to float64, and our step's
+share of the device's measured matrix-product throughput. On a CPU, process time stands for wall time, since it holds on
+a busy machine, and memory is not told apart. Images are random; no accuracy is measured here.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import textbook
+import torch
+from torch import Tensor, nn
+
+from mmdistill.capture import Stepper
+from mmdistill.compilation import operations
+from mmdistill.distiller import Distiller
+from mmdistill.evaluate import evaluate
+from mmdistill.image import ImageTask, image_task
+from mmdistill.methods import Method, Settings, fresh
+from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.objectives.trajectory import TrajectoryMatching
+from mmdistill.objectives.unrolled import InnerRate
+from mmdistill.registry import get_domain, get_method
+from mmdistill.runtime import Draws, choose_device, describe_device
+from mmdistill.store import write_json
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task
+
+CLASSES = 10
+MTT = {1: (50, 10), 10: (30, 100), 50: (30, 500)}
+"""Student steps and minibatch by ipc."""
+FLAT_BATCH = {"frepo": 1024, "kip": 5000, "dd": 1024}
+DD_STEPS = 30
+
+
+class RandomTargets(NetworkSchedule):
+    """A fresh network each step and another as the target: what matching experts costs without training any."""
+
+    gives_target = True
+
+    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
+        """Draw both."""
+        return ScheduleState(task.init(draws), 0, {}, task.init(draws.fold("target")).params)
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        """Forget them."""
+        return EMPTY
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Two callables that do the same work.
+
+    Args:
+        ours: takes one step of the library.
+        plain: takes one step of the textbook loop.
+        path: says how ours ran, once it has.
+    """
+
+    ours: Callable[[], object]
+    plain: Callable[[], object]
+    path: Callable[[], str]
+
+
+def make_task(shape: tuple[int, int, int], width: int, per_class: int, device: torch.device) -> ImageTask:
+    """Return the task of random images."""
+    labels = torch.arange(CLASSES).repeat_interleave(per_class)
+    images = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(0))
+    return image_task((images, labels), test=(images[::per_class], labels[::per_class]), width=width, device=device)
+
+
+def problem_of(task: ImageTask, ipc: int, real_batch: int) -> textbook.Problem:
+    """Return the textbook's side of a task: the same images and network."""
+    assert task.labels is not None
+    batch = task.select(torch.arange(len(task.labels)))
+    assert isinstance(batch.inputs, Tensor)
+    assert isinstance(batch.targets, Tensor)
+    synthetic = torch.randn(CLASSES * ipc, *batch.inputs.shape[1:]).to(task.device)
+    return textbook.Problem(batch.inputs, batch.targets, synthetic, lambda: make_network(task), real_batch)
+
+
+def make_network(task: ImageTask) -> nn.Module:
+    """Return a fresh plain module of the task's network."""
+    return task.network.factory().to(task.device)
+
+
+def settings_of(method: Method, name: str, ipc: int, real_batch: int) -> Settings:
+    """Return a method's settings for one step after another with a fresh network each."""
+    settings = replace(method.settings(ipc), steps=1_000_000, real_batch=real_batch, init="noise", outer_steps=1)
+    if name == "mtt":
+        steps, batch = MTT[ipc]
+        return replace(settings, inner_steps=steps, inner_batch=batch, inner_lr=0.01, augment=True)
+    if name == "dd":
+        return replace(settings, inner_steps=DD_STEPS, inner_lr=0.02, inner_momentum=0.9, inner_parts=1)
+    if name == "frepo":
+        return replace(settings, outer_steps=100, inner_batch=CLASSES * ipc)
+    return settings
+
+
+def contest(task: ImageTask, name: str, ipc: int, real_batch: int, compile: str) -> Contest:
+    """Return a method's two steps."""
+    domain = get_domain("image")
+    method = get_method(domain, name)
+    if name in ("dm", "dc", "dsa"):
+        method = replace(method, network=fresh)
+    elif name == "mtt":
+        method = replace(method, network=lambda settings: RandomTargets())
+    drawn = FLAT_BATCH.get(name, real_batch)
+    own = drawn // CLASSES if name == "kip" else drawn
+    distiller = Distiller(task, method, ipc, settings=settings_of(method, name, ipc, own))
+    stepper, run = Stepper(distiller, compile), distiller.start()  # type: ignore[arg-type]
+    p = problem_of(task, ipc, drawn)
+    steps, batch = MTT.get(ipc, (30, 10 * ipc))
+    plain: dict[str, Callable[[], Tensor]] = {
+        "dm": lambda: textbook.dm(p),
+        "dc": lambda: textbook.dc(p),
+        "dsa": lambda: textbook.dc(p, siamese=True),
+        "mtt": lambda: textbook.mtt(p, steps, batch, 0.01),
+        "dd": lambda: textbook.dd(p, DD_STEPS, 0.02, 0.9),
+        "frepo": lambda: textbook.frepo(p),
+        "kip": lambda: textbook.kip(p),
+    }
+    return Contest(lambda: stepper(run), plain[name], lambda: stepper.path)
+
+
+def judging(task: ImageTask, ipc: int, networks: int, epochs: int, siamese: bool) -> Contest:
+    """Return the two ways of training networks on a set."""
+    p = problem_of(task, ipc, 1)
+    judge = image_task(
+        task.data, width=task.network.factory().block1[0].out_channels, device=task.device, judge_epochs=epochs,  # type: ignore[union-attr,index]
+        judge_augment=siamese,
+    )  # fmt: skip
+    batch = Batch(p.synthetic.detach(), p.targets, torch.ones(len(p.targets), device=task.device))
+    return Contest(
+        lambda: evaluate(judge, batch, n=networks, baselines=[]),
+        lambda: textbook.evaluation(p, networks, epochs, 256, siamese),
+        lambda: "eager",
+    )
+
+
+def clock(device: torch.device) -> float:
+    """Return seconds: wall time on CUDA, process time on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call."""
+    began = clock(device)
+    call()
+    return clock(device) - began
+
+
+def peak(call: Callable[[], object], device: torch.device) -> float:
+    """Return the peak device memory of a call in MiB, not a number on a CPU."""
+    if device.type != "cuda":
+        return float("nan")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def throughput(device: torch.device) -> float:
+    """Return the operations per second of a large float32 matrix product at torch's present precision."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device)
+    seconds = [timed(lambda: a @ a, device) for _ in range(4)][1:]
+    return 2 * size**3 / min(seconds)
+
+
+def measure(found: Contest, device: torch.device, repeats: int, warm_up: int) -> dict[str, Any]:
+    """Return medians of both sides, interleaved after warm-up."""
+    first = timed(found.ours, device)
+    for _ in range(warm_up):
+        found.ours()
+    found.plain()
+    ours, plain = [], []
+    for _ in range(repeats):
+        ours.append(timed(found.ours, device))
+        plain.append(timed(found.plain, device))
+    fast, slow = statistics.median(ours), statistics.median(plain)
+    return {
+        "ours_ms": 1000 * fast,
+        "textbook_ms": 1000 * slow,
+        "ratio": slow / fast,
+        "first_s": first - fast,
+        "path": found.path(),
+        "ours_mib": peak(found.ours, device),
+        "textbook_mib": peak(found.plain, device),
+    }
+
+
+def gradient_errors(task: ImageTask, name: str, ipc: int, real_batch: int) -> tuple[float, float]:
+    """Return the relative errors of our pixel gradient and the textbook's to the textbook's in float64."""
+    p = problem_of(task, ipc, real_batch)
+    net, goal = make_network(task), make_network(task)
+    real = [p.real(c) for c in range(CLASSES)]
+    whole = [torch.arange(len(p.targets), device=task.device)] * 10
+
+    def plain(dtype: torch.dtype) -> Tensor:
+        p.synthetic = p.synthetic.detach().to(dtype).requires_grad_()
+        p.optimizer = torch.optim.SGD([p.synthetic], lr=0.0)
+        one, other, images = net.to(dtype), goal.to(dtype), [x.to(dtype) for x in real]
+        step = textbook.dm if name == "dm" else textbook.dc
+        found = textbook.mtt(p, 10, 0, 0.01, one, other, whole) if name == "mtt" else step(p, one, images)
+        return found.detach().double().clone()
+
+    textbook_gradient = plain(torch.float32)
+    state, target = (NetworkState({k: v.detach() for k, v in m.named_parameters()}, {}) for m in (net, goal))
+    inputs = p.synthetic.detach().clone().requires_grad_()
+    grouped = ClassBatch(
+        Batch(inputs.unflatten(0, (CLASSES, ipc)), p.targets.view(CLASSES, ipc), torch.ones(CLASSES, ipc).to(inputs)),
+        Dims(0, 0),
+    )
+    classes = torch.arange(CLASSES, device=task.device)[:, None].expand(CLASSES, real_batch)
+    truth = ClassBatch(Batch(torch.stack(real), classes, torch.ones(CLASSES, real_batch).to(inputs)), Dims(0, 0))
+    network, key = Network(task, state, target.params), Draws(0, device=task.device)
+    if name == "mtt":
+        flat = Batch(inputs, p.targets, torch.ones(len(p.targets)).to(inputs))
+        loss = TrajectoryMatching(10, InnerRate(0.01)).to(task.device)(network, flat, flat, key)
+    else:
+        loss = (DistributionMatching() if name == "dm" else GradientMatching())(network, grouped, truth, key)
+    ours = torch.autograd.grad(loss, inputs)[0].double()
+    exact = plain(torch.float64)
+    return tuple(float((g - exact).norm() / exact.norm()) for g in (ours, textbook_gradient))  # type: ignore[return-value]
+
+
+def line(name: str, ipc: int, row: dict[str, Any]) -> str:
+    """Return a row as text."""
+    text = f"{name:12s} ipc {ipc:3d}  ours {row['ours_ms']:9.2f} ms  textbook {row['textbook_ms']:9.2f} ms"
+    text += f"  {row['ratio']:5.2f}x  {row['path']:8s} first +{row['first_s']:.1f} s"
+    text += f"  {row['ours_mib']:.0f} / {row['textbook_mib']:.0f} MiB"
+    if "errors" in row:
+        text += f"  error {row['errors'][0]:.1e} / {row['errors'][1]:.1e}"
+    if "share" in row:
+        text += f"  {100 * row['share']:.0f} % of the matrix product"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default="dm,dc,dsa,mtt,dd,frepo,kip,evaluate,evaluate-dsa")
+    parser.add_argument("--ipc", default="1,10")
+    parser.add_argument("--shape", default="1,28,28", help="channels, height, width")
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--real-batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--networks", type=int, default=5, help="judges, for evaluate")
+    parser.add_argument("--epochs", type=int, default=30, help="their epochs")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="of both sides, on CUDA")
+    parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
+    chosen = parser.parse_args()
+    device = choose_device(chosen.device)
+    tf32 = chosen.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    channels, height, width = (int(text) for text in chosen.shape.split(","))
+    task = make_task((channels, height, width), chosen.width, max(2 * chosen.real_batch, 512), device)
+    limit = throughput(device)
+    print(f"{describe_device(device)}, matrix product {limit / 1e9:.0f} Gop/s, {chosen.precision}", flush=True)
+    rows = []
+    for ipc in (int(text) for text in chosen.ipc.split(",")):
+        for name in chosen.methods.split(","):
+            if name.startswith("evaluate"):
+                found = judging(task, ipc, chosen.networks, chosen.epochs, name.endswith("dsa"))
+                row = measure(found, device, 1, 0)
+            else:
+                found = contest(task, name, ipc, chosen.real_batch, chosen.compile)
+                row = measure(found, device, chosen.repeats, 6 if device.type == "cuda" else 1)
+                plain = contest(task, name, ipc, chosen.real_batch, "off")
+                row["share"] = operations(plain.ours)[1] / (row["ours_ms"] / 1000) / limit
+            if name in ("dm", "dc", "mtt"):
+                row["errors"] = gradient_errors(task, name, ipc, chosen.real_batch)
+            rows.append({"method": name, "ipc": ipc, **row})
+            print(line(name, ipc, row), flush=True)
+            settings = {key: str(value) for key, value in vars(chosen).items()}
+            content = {"device": describe_device(device), "limit": limit, "settings": settings, "rows": rows}
+            write_json(chosen.out, json.loads(json.dumps(content)))
+
+
+if __name__ == "__main__":
+    main()
