@@ -118,7 +118,7 @@ GENERATIVE_DIGITS: dict[str, Method] = {
         GENERATIVE_METHODS["it-gan"],
         settings=lambda ipc: replace(_it_gan_settings(ipc), steps=300, real_batch=64),
         parameterization=generated(
-            GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=600, lr=1e-3),
+            GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=1200, lr=1e-3),
             Inversion(steps=100, feature_steps=100),
             within_budget=False,
         ),
@@ -146,7 +146,7 @@ STORAGE_REDUCED: dict[str, Method] = {
         GENERATIVE_METHODS["it-gan"],
         settings=_reduced_it_gan,
         parameterization=generated(
-            GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=1000, lr=1e-3),
+            GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=2000, lr=1e-3),
             Inversion(steps=100, feature_steps=100),
             samples=40,
             within_budget=True,

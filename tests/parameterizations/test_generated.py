@@ -147,7 +147,7 @@ def test_it_gan_distils_digits_and_counts_its_generator(task: ImageTask, tmp_pat
 @pytest.mark.slow
 def test_a_digits_generator_makes_its_classes_in_variety(tmp_path: Path) -> None:
     task = image_task("digits", width=4)
-    recipe = GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=600, lr=1e-3)
+    recipe = GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=1200, lr=1e-3)
     generator = trained_generator(task, recipe, tmp_path / "g.safetensors")
     real = task.select(torch.arange(task.describe().num_train))
     assert isinstance(real.inputs, Tensor)
@@ -155,7 +155,7 @@ def test_a_digits_generator_makes_its_classes_in_variety(tmp_path: Path) -> None
     classes = torch.arange(10).repeat(30)
     with torch.no_grad():
         made = generator(KEY.normal(300, 16), classes).flatten(1)
-    assert (torch.cdist(made, means).argmin(1) == classes).double().mean() > 0.8
+    assert (torch.cdist(made, means).argmin(1) == classes).double().mean() > 0.9
     spread = made.view(30, 10, -1).std(0).mean()
     assert spread > 0.5 * torch.stack([real.inputs[real.targets == c].std(0).mean() for c in range(10)]).mean()
 
