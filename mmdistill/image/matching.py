@@ -166,7 +166,7 @@ def _digits_dc(ipc: int, augment: bool = False) -> Settings:
 
 
 def _digits_idc(ipc: int) -> Settings:
-    settings = _idc_settings(ipc, lr=0.25, inner_steps=2)
+    settings = _idc_settings(ipc, lr=0.035, inner_steps=2)
     return replace(settings, steps=200, outer_steps=20)
 
 

@@ -24,8 +24,8 @@ DIGITS: dict[str, Method] = {
 """Short runs for the 8 x 8 digits, whose published settings do not exist.
 
 DM's, DC's, DSA's and KRR-Feature's were chosen on a validation split, and those of kernel ridge and unrolled methods as
-their modules say; DCC, EGM and CAFE take DC's. Those of IDC, EDD and KFS were chosen with test accuracy in sight, so
-digits numbers of these are no results.
+their modules say; DCC, EGM and CAFE take DC's. IDC's and EDD's were chosen so for one image per class at width 32,
+and scale with their number. KFS's were chosen with test accuracy in sight, so its digits numbers are no results.
 """
 
 PRESETS = {"digits": DIGITS, **MATCHING_PRESETS, **UNROLLED_PRESETS}
