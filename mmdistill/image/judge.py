@@ -140,7 +140,7 @@ class Judge:
             or any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, BatchNorm2d) for m in modules)
         )
         with seeded(draws, data.weight.device) if random else nullcontext():
-            states = self._fit(data, n, draws, "loop" if alone else "vmap")
+            states = self._fit(data, n, draws, "loop" if alone else "vmap", "off" if random else "auto")
         accuracies, found = [], []
         images, labels = test
         classes = int(labels.max()) + 1
@@ -152,13 +152,23 @@ class Judge:
         notes = (*self.notes, collapsed) if min(found) <= classes // 2 else self.notes
         return Scores(self.name, {"accuracy": tuple(torch.stack(accuracies).tolist())}, notes)
 
-    def _fit(self, data: Batch, n: int, draws: Draws, mode: Literal["vmap", "loop"]) -> NetworkState:
+    def _fit(
+        self, data: Batch, n: int, draws: Draws, mode: Literal["vmap", "loop"], compile: Literal["auto", "off"]
+    ) -> NetworkState:
         """Train n networks by the learned steps or by the protocol."""
         if self.steps is not None:
             batches, rates, momentum = self.steps
             return fit_steps(self.network.init, self._loss, batches, rates, momentum, n, draws, mode=mode)
         return fit_networks(
-            self.network.init, self._loss, data, self.plan.fit, n, draws, augment=self.augment, mode=mode
+            self.network.init,
+            self._loss,
+            data,
+            self.plan.fit,
+            n,
+            draws,
+            augment=self.augment,
+            mode=mode,
+            compile=compile,
         )
 
     def _loss(self, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmdistill.compilation import compiled, operations, worth_compiling
 from mmdistill.errors import ConfigError
 from mmdistill.networks.schedules import take
 from mmdistill.runtime import Draws
@@ -189,6 +190,7 @@ def fit_networks(
     select_every: int = 1,
     observe: Callable[[int, NetworkState], None] | None = None,
     mode: Literal["vmap", "loop"] = "vmap",
+    compile: Literal["auto", "off"] = "off",
 ) -> NetworkState:
     """Train n networks from independent initialisations, each with its own data order.
 
@@ -208,6 +210,8 @@ def fit_networks(
             go on changing in place: copy what is to stay.
         mode: ``vmap`` trains all networks in one batched call, ``loop`` one after the other with the memory of one;
             both see the same streams and agree to rounding.
+        compile: ``auto`` compiles the loss in mode ``loop`` on the CPU where its operations repay that; it must then be
+            a pure function of tensors.
     Returns:
         The trained networks, stacked along a leading axis.
     Raises:
@@ -242,10 +246,14 @@ def fit_networks(
                 batch = _augment_all(augment, step_key.fold("augment"), batch)
             own_noise = noise(step_key.fold("noise"), n) if noise is not None else {}
             current = NetworkState(state.params, buffers)
-            gradients, buffers = _gradients(loss, current, batch, own_noise, order is not None, mode)
+            batched = order is not None
+            if step == 0 and compile == "auto" and mode == "loop" and device.type == "cpu":
+                _, count_of_one = operations(lambda: _gradients(loss, current, batch, own_noise, batched, mode))  # noqa: B023
+                loss = compiled(loss) if worth_compiling(float(steps) * count_of_one) else loss
+            gradients, buffers = _gradients(loss, current, batch, own_noise, batched, mode)
             if protocol.sam:
                 here, there = gradients, _uphill(current, gradients, protocol)
-                gradients, buffers = _gradients(loss, there, batch, own_noise, order is not None, mode)
+                gradients, buffers = _gradients(loss, there, batch, own_noise, batched, mode)
                 if protocol.sam_gap:
                     gradients = _less_gap(gradients, here, protocol.sam_gap)
             _set_rate(optimizer, lr * rate_factor(protocol, step, steps))

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import FitProtocol, Loss, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.schedules import (
     EMPTY,
@@ -268,3 +268,23 @@ def test_momentum_follows_its_equation() -> None:
     for name, g in gradient.items():
         assert torch.allclose(m2[name], 0.9 * m1[name] + g)
         assert torch.allclose(two.params[name], one.params[name] - 0.1 * m2[name])
+
+
+def test_a_long_training_compiles_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, asked = BlobTask(), list[Loss]()
+
+    def kept(function: Loss) -> Loss:
+        asked.append(function)
+        return function
+
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        return task.loss(state, batch), state.buffers
+
+    monkeypatch.setattr("mmdistill.networks.fit.compiled", kept)
+    data, found = task.select(torch.arange(20)), []
+    for worth in (1e30, 1.0):
+        monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", worth)
+        protocol = FitProtocol(epochs=2, batch=8)
+        found.append(fit_networks(task.init, loss, data, protocol, 2, Draws(0), mode="loop", compile="auto"))
+    assert asked == [loss]
+    assert all(torch.equal(found[0].params[name], found[1].params[name]) for name in found[0].params)
