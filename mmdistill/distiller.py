@@ -133,6 +133,8 @@ class Distiller:
         self.schedule = method.network(self.settings)
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
         self._compiled: Compiled | None = None
+        if task.device.type == "cpu":
+            runtime.keep_freed_memory()
         self._teacher: NetworkState | None = None
 
     def compile(self) -> None:
@@ -276,17 +278,18 @@ class Distiller:
         return run, loss.detach()
 
     def _update(self, run: RunState, loss: Tensor) -> None:
-        """Step every active group on the loss."""
+        """Step every active group on the loss; those at rest need no gradient."""
         groups = _groups(run.parameterization, run.objective)
-        tensors = [p for parameters in groups.values() for p in parameters]
+        active = [name for name in groups if _is_active(self.settings.optimizers[name], run.step)]
+        tensors = [p for name in active for p in groups[name]]
+        if not tensors:
+            return
         gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
         runtime.average_over_ranks([g for g in gradients if g is not None])
         for parameter, gradient in zip(tensors, gradients, strict=True):
             parameter.grad = gradient
-        for name, optimizer in run.optimizers.items():
-            spec = self.settings.optimizers[name]
-            if not _is_active(spec, run.step):
-                continue
+        for name in active:
+            optimizer, spec = run.optimizers[name], self.settings.optimizers[name]
             if spec.cosine:
                 wave = 0.5 * (1 + math.cos(math.pi * run.step / max(self.steps, 1)))
                 for group in optimizer.param_groups:
@@ -298,7 +301,7 @@ class Distiller:
         if not isinstance(self.task, Validates):
             raise ConfigError(f"{self.method.title} selects by validation, but this task cannot validate")
         with torch.no_grad():
-            batch = run.parameterization(self.draws.fold("decode"))
+            batch = run.parameterization.finished(self.draws.fold("decode"))
         score = self.task.validate(batch, self.draws.fold("validate"), run.objective.learned())
         if run.best is None or score > run.best["score"]:
             run.best = {
@@ -318,7 +321,7 @@ class Distiller:
             run.objective.load_state_dict(run.best["objective"])
             step = run.best["step"]
         with torch.no_grad():
-            batch = self._labelled(run, run.parameterization(self.draws.fold("decode")))
+            batch = self._labelled(run, run.parameterization.finished(self.draws.fold("decode")))
         return DistilledSet(
             detached(batch),
             self.task.describe(),

@@ -76,3 +76,15 @@ def test_folders_follow_the_environment(tmp_path: Path, monkeypatch: pytest.Monk
     assert runtime.data_root() == tmp_path / "c" / "data"
     monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path / "d"))
     assert runtime.data_root() == tmp_path / "d"
+
+
+def test_keeping_freed_memory_is_harmless_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def missing(name: str) -> None:
+        asked.append(name)
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    runtime.keep_freed_memory.__wrapped__()
+    assert asked == ["libc.so.6"]

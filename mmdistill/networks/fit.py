@@ -11,7 +11,7 @@ from torch import Tensor
 from mmdistill.compilation import compiled, operations, worth_compiling
 from mmdistill.errors import ConfigError
 from mmdistill.networks.schedules import take
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, keep_freed_memory
 from mmdistill.task import Batch, NetworkState, Tensors, map_inputs
 
 Loss = Callable[[NetworkState, Batch, Tensors], tuple[Tensor, Tensors]]
@@ -231,6 +231,8 @@ def fit_networks(
     if observe is not None:
         observe(0, state)
     device = data.weight.device
+    if device.type == "cpu":
+        keep_freed_memory()
     step, steps = 0, protocol.epochs * math.ceil(visits / size)
     for epoch in range(protocol.epochs):
         if epoch in decay_epochs and epoch > 0:
