@@ -31,7 +31,7 @@ def curve(task: Task, distiller: Distiller, every: int) -> list[float]:
     while run.step < distiller.steps:
         run, _ = distiller.step(run)
         if run.step % every == 0:
-            batch = run.parameterization(Draws(0, ("decode",), task.device))
+            batch = run.parameterization.finished(Draws(0, ("decode",), task.device))
             learned = run.objective.learned()
             scores.append(task.validate(batch, Draws(distiller.draws.seed, ("choose",), task.device), learned))
     return scores

@@ -44,6 +44,11 @@ class Parameterization(nn.Module, ABC):
     def forward(self, draws: Draws) -> Batch:
         """Decode all samples; draws serve stochastic decoders."""
 
+    def finished(self, draws: Draws) -> Batch:
+        """Decode all samples for use, when nothing is learned any more; as in learning, unless a decoder says more."""
+        decoded: Batch = self(draws)
+        return decoded
+
     def class_batches(self, batch: Batch) -> ClassBatch:
         """Return a decoded batch class by class; graphs override this to share their inputs."""
         return stack_classes(batch, self._table, self._present.to(batch.weight))
