@@ -1,8 +1,10 @@
-"""Graph methods without learned structure: gradient and mean matching of nodes, and the training-free means."""
+"""Graph methods: gradient and mean matching of nodes, with and without a learned structure, and the means."""
 
 from mmdistill.coresets import allocate, k_means
 from mmdistill.errors import ConfigError
-from mmdistill.graph.synthetic import label_nodes, propagated_features, raw_features
+from mmdistill.graph.schedules import trained_on_graph
+from mmdistill.graph.structure import bernoulli_edges, pairwise_mlp
+from mmdistill.graph.synthetic import label_nodes, propagated_features, raw_features, with_structure
 from mmdistill.methods import Method, OptimizerSpec, Settings, fresh, trained_on_s
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -12,7 +14,9 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Embeds, Task
 
 WHOLE = 1_000_000
-"""A minibatch that holds every synthetic graph: its nodes are linked, so it is never cut."""
+"""A minibatch that holds every synthetic graph."""
+EPOCH = 20
+"""Outer steps per network of GCond on small graphs, by which its alternation counts."""
 
 
 def _gcond_settings(nodes: int) -> Settings:
@@ -24,6 +28,34 @@ def _gcond_settings(nodes: int) -> Settings:
         inner_lr=0.1,
         inner_batch=WHOLE,
     )
+
+
+def _alternating(features: float, structure: float, period: int) -> dict[str, OptimizerSpec]:
+    """Return rates for features and structure, the structure stepping in the first fifth of each period."""
+    return {
+        "codes": OptimizerSpec("adam", features, active=(period // 5, period, period)),
+        "decoder": OptimizerSpec("adam", structure, active=(0, period // 5, period)),
+    }
+
+
+def _gcond_structure_settings(nodes: int) -> Settings:
+    return Settings(
+        steps=100 * EPOCH,
+        optimizers=_alternating(0.15, 1e-3, 50 * EPOCH),
+        outer_steps=EPOCH,
+        inner_steps=15,
+        inner_lr=0.01,
+        inner_batch=WHOLE,
+        inner_momentum=0.9,
+    )
+
+
+def _doscond_settings(nodes: int) -> Settings:
+    return Settings(steps=1000, optimizers=_alternating(0.02, 0.02, 50))
+
+
+def _gcdm_structure_settings(nodes: int) -> Settings:
+    return Settings(steps=1000, optimizers=_alternating(0.02, 1e-3, 50))
 
 
 def _gcdm_settings(nodes: int) -> Settings:
@@ -43,6 +75,36 @@ def propagated_means(task: Task, budget: int, draws: Draws) -> Parameterization:
 
 
 METHODS: dict[str, Method] = {
+    "gcond": Method(
+        "GCond",
+        lambda: GradientMatching(row_cosine, weights="share"),
+        trained_on_graph,
+        _gcond_structure_settings,
+        with_structure(pairwise_mlp),
+        domains=("graph",),
+        summary="gradient matching of node features and learned edges (pairwise MLP), SGC trained on S",
+        source="Jin et al., ICLR 2022",
+    ),
+    "doscond": Method(
+        "DosCond",
+        lambda: GradientMatching(row_cosine, weights="share"),
+        fresh,
+        _doscond_settings,
+        with_structure(bernoulli_edges),
+        domains=("graph",),
+        summary="one-step gradient matching on fresh networks, Bernoulli edges",
+        source="Jin et al., KDD 2022",
+    ),
+    "gcdm": Method(
+        "GCDM",
+        lambda: DistributionMatching("last"),
+        fresh,
+        _gcdm_structure_settings,
+        with_structure(pairwise_mlp),
+        domains=("graph",),
+        summary="mean matching of receptive fields, learned edges (pairwise MLP)",
+        source="Liu et al., 2022 (arXiv 2206.13697)",
+    ),
     "gcond-x": Method(
         "GCond-X",
         lambda: GradientMatching(row_cosine),

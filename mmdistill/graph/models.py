@@ -46,6 +46,10 @@ class GraphNetwork(ABC):
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
         """Return one ``(n, d_l)`` tensor per layer, the embedding before the linear head last."""
 
+    def settled(self, inputs: Tensors) -> Tensors:
+        """Return inputs of the same logits with everything computed that does not depend on parameters."""
+        return inputs
+
 
 def glorot(draws: Draws, out: int, into: int) -> Tensor:
     """Draw an ``(out, into)`` weight from Glorot's uniform distribution, the field's choice for graph convolutions."""
@@ -79,6 +83,10 @@ class SGC(GraphNetwork):
         for _ in range(self.hops):
             x = multiply(x)
         return x
+
+    def settled(self, inputs: Tensors) -> Tensors:
+        """Return the propagated features, which need no edges any more."""
+        return {"x": self.embed(inputs)}
 
     def logits(
         self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
@@ -140,6 +148,10 @@ class GCN(GraphNetwork):
             "second.bias": torch.zeros(self.classes, device=self.device),
         }
         return NetworkState(params, {})
+
+    def settled(self, inputs: Tensors) -> Tensors:
+        """Return the inputs, without the edges that a multi-layer perceptron does not read."""
+        return inputs if self.hops is None else {"x": inputs["x"]}
 
     def _hidden(self, params: Tensors, inputs: Tensors) -> Tensor:
         multiply = operator(inputs) if self.hops is None else _identity

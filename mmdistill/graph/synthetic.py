@@ -1,6 +1,7 @@
 """A synthetic graph: learned node features, labels by class share, and a structure where a method learns one."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,8 @@ from torch.nn import functional as F
 from mmdistill.coresets import allocate, choose_samples
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
-from mmdistill.methods import Settings
-from mmdistill.parameterizations.base import Parameterization
+from mmdistill.methods import Parameterizer, Settings
+from mmdistill.parameterizations.base import FeatureMap, Parameterization, stored_tensor_bytes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Embeds, Task, Tensors, share_classes
 
@@ -19,8 +20,24 @@ class Structure(nn.Module, ABC):
     """Generates the adjacency of a synthetic graph from its features; gradients flow through it to the features."""
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, draws: Draws) -> Tensor:
         """Return ``(n, n)`` edge weights in [0, 1], symmetric with zero diagonal, for features ``(n, d)``."""
+
+    def finished(self, x: Tensor) -> Tensor:
+        """Return the weights as they are used once they are learned: without weak edges, and without chance."""
+        weights: Tensor = self(x, Draws(0))
+        return weights
+
+    def penalty(self) -> Tensor | None:
+        """Return a scalar added to the objective, or None."""
+        return None
+
+    def project(self) -> None:
+        """Follow up a step."""
+
+
+StructureKind = Callable[[Task, Tensors, Draws], Structure]
+"""Builds the initial structure: ``(task, the real nodes that the graph starts from, draws)``."""
 
 
 class SyntheticGraph(Parameterization):
@@ -55,10 +72,40 @@ class SyntheticGraph(Parameterization):
     def forward(self, draws: Draws) -> Batch:
         """Return all nodes, with their adjacency where there is a structure."""
         x = self.codes * self.scale
-        inputs: Tensors = {"x": x}
-        if self.decoder is not None:
-            inputs["adjacency"] = self.decoder(x)
+        return self._batch(x, None if self.decoder is None else self.decoder(x, draws))
+
+    def finished(self, draws: Draws) -> Batch:
+        """Return all nodes with the adjacency that is used, without weak edges."""
+        x = self.codes * self.scale
+        return self._batch(x, None if self.decoder is None else self.decoder.finished(x))
+
+    def _batch(self, x: Tensor, adjacency: Tensor | None) -> Batch:
+        inputs: Tensors = {"x": x} if adjacency is None else {"x": x, "adjacency": adjacency}
         return Batch(inputs, self.labels(), torch.ones(len(x), device=x.device, dtype=x.dtype))
+
+    def penalty(self, features: FeatureMap) -> Tensor | None:
+        """Return the structure's penalty, if it has one."""
+        return None if self.decoder is None else self.decoder.penalty()
+
+    def project(self) -> None:
+        """Let the structure follow up a step."""
+        if self.decoder is not None:
+            self.decoder.project()
+
+    def stored_numel(self) -> int:
+        """Return the numbers of the finished graph: of a structure, the generated edges are kept, not the generator."""
+        return sum(tensor.numel() for tensor in self._kept()) + self._pairs()
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of the finished graph, an edge weight being a float32."""
+        return sum(stored_tensor_bytes(tensor) for tensor in self._kept()) + 4 * self._pairs()
+
+    def _kept(self) -> list[Tensor]:
+        return [tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder.")]
+
+    def _pairs(self) -> int:
+        nodes = len(self.codes)
+        return 0 if self.decoder is None else nodes * (nodes - 1) // 2
 
     def class_batches(self, batch: Batch) -> ClassBatch:
         """Share the nodes between the classes; each class weighs its own."""
@@ -75,9 +122,23 @@ def raw_features(task: Task, budget: int, settings: Settings, label: LabelKind, 
         ConfigError: a task without classes, or a budget below the number of classes.
     """
     counts, chosen = _choose(task, budget, settings, draws)
-    selected = task.select(chosen).inputs
-    x = selected["x"] if isinstance(selected, dict) else selected
-    return _start(task, x, counts, settings, label, draws)
+    return _start(task, _nodes(task, chosen)["x"], counts, settings, label, draws)
+
+
+def with_structure(kind: StructureKind) -> Parameterizer:
+    """Return how to build a synthetic graph whose features start as in :func:`raw_features`, with a learned structure.
+
+    Args:
+        kind: builds the initial structure.
+    """
+
+    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        counts, chosen = _choose(task, budget, settings, draws)
+        start = _nodes(task, chosen)
+        structure = kind(task, start, draws.fold("structure"))
+        return _start(task, start["x"], counts, settings, label, draws, structure)
+
+    return build
 
 
 def propagated_features(
@@ -102,16 +163,37 @@ def _choose(task: Task, budget: int, settings: Settings, draws: Draws) -> tuple[
     return counts, choose_samples(task, settings.init, counts, draws)
 
 
-def _start(task: Task, x: Tensor, counts: Tensor, settings: Settings, label: LabelKind, draws: Draws) -> SyntheticGraph:
+def _nodes(task: Task, chosen: Tensor) -> Tensors:
+    """Return real nodes by name: features, and the edges among them."""
+    selected = task.select(chosen).inputs
+    if not isinstance(selected, dict) or "x" not in selected:
+        raise ConfigError(f"{task.describe().data!r} is no graph: its samples have no node features 'x'")
+    return selected
+
+
+def _start(
+    task: Task,
+    x: Tensor,
+    counts: Tensor,
+    settings: Settings,
+    label: LabelKind,
+    draws: Draws,
+    structure: Structure | None = None,
+) -> SyntheticGraph:
     scale = float(x.square().mean().sqrt()) or 1.0
     if settings.init == "noise":
         x = scale * draws.fold("noise").to(task.device).normal(*x.shape)
-    return label_nodes(x, counts, len(counts), label, scale)
+    return label_nodes(x, counts, len(counts), label, scale, structure)
 
 
 def label_nodes(
-    x: Tensor, counts: Tensor, num_classes: int, label: LabelKind = "fixed", scale: float = 1.0
+    x: Tensor,
+    counts: Tensor,
+    num_classes: int,
+    label: LabelKind = "fixed",
+    scale: float = 1.0,
+    structure: Structure | None = None,
 ) -> SyntheticGraph:
-    """Return a structureless graph of features in class-major order, ``counts`` of each class."""
+    """Return a graph of features in class-major order, ``counts`` of each class; without a structure, A' = I."""
     classes = torch.repeat_interleave(torch.arange(num_classes), counts).to(x.device)
-    return SyntheticGraph(x, make_labels(label, classes, num_classes), classes, num_classes, scale=scale)
+    return SyntheticGraph(x, make_labels(label, classes, num_classes), classes, num_classes, structure, scale)

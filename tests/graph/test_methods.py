@@ -71,7 +71,7 @@ def test_budgets_that_cannot_be_are_refused() -> None:
     own = task()
     with pytest.raises(ConfigError, match="cannot cover 3 classes"):
         distill(own, "gcond-x", nodes=2)
-    with pytest.raises(ConfigError, match="nodes=N, got ipc=2"):
+    with pytest.raises(ConfigError, match="nodes=N.*got ipc=2"):
         distill(own, "gcond-x", ipc=2)
     with pytest.raises(DataError, match="lower the budget"):
         distill(own, "gcond-x", nodes=30)

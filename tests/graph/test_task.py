@@ -213,7 +213,7 @@ def test_soft_labels_train_judges() -> None:
 
 
 class Similar(Structure):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, draws: Draws) -> torch.Tensor:
         return torch.sigmoid(x @ x.T) * (1 - torch.eye(len(x)))
 
 

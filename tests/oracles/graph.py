@@ -54,10 +54,19 @@ def softmax_regression_gradient(z: Array, y: list[int], weight: Array, bias: Arr
 
 
 def gradient_matching(
-    synthetic: Array, syn_y: list[int], real: Array, real_y: list[int], weight: Array, bias: Array
+    synthetic: Array,
+    syn_y: list[int],
+    real: Array,
+    real_y: list[int],
+    weight: Array,
+    bias: Array,
+    by_share: bool = False,
 ) -> float:
-    """Jin et al., ICLR 2022: per class, 1 - cos summed over the rows (output neurons) of the weight gradient."""
-    total = 0.0
+    """Jin et al., ICLR 2022: per class, 1 - cos summed over the rows (output neurons) of the weight gradient.
+
+    By share, each class counts with its synthetic nodes over those of the largest class.
+    """
+    total, largest = 0.0, max(syn_y.count(label) for label in range(len(bias)))
     for label in range(len(bias)):
         mine = [i for i, y in enumerate(syn_y) if y == label]
         theirs = [i for i, y in enumerate(real_y) if y == label]
@@ -66,7 +75,7 @@ def gradient_matching(
         for k in range(len(bias)):
             dot = sum(float(a[k, f] * b[k, f]) for f in range(a.shape[1]))
             norms = math.sqrt(sum(float(v) ** 2 for v in a[k])) * math.sqrt(sum(float(v) ** 2 for v in b[k]))
-            total += 1 - dot / (norms + 1e-6)
+            total += (1 - dot / (norms + 1e-6)) * (len(mine) / largest if by_share else 1.0)
     return total
 
 
@@ -80,3 +89,45 @@ def mean_matching(synthetic: Array, syn_y: list[int], real: Array, real_y: list[
             gap = sum(float(v[f]) for v in mine) / len(mine) - sum(float(v[f]) for v in theirs) / len(theirs)
             total += gap**2
     return total
+
+
+def pairwise_edges(
+    x: Array, first: Array, hidden: list[Array], last: Array, bias: float, scales: list[Array], shifts: list[Array]
+) -> Array:
+    """Jin et al., ICLR 2022, Eq. 7: a perceptron on every concatenated pair, batch norms over all pairs."""
+    n = len(x)
+    rows = [[float(v) for v in [*x[i], *x[j]]] for i in range(n) for j in range(n)]
+    for weight, scale, shift in zip([first, *hidden], scales, shifts, strict=True):
+        out = [[sum(float(w) * v for w, v in zip(unit, row, strict=True)) for unit in weight] for row in rows]
+        for k in range(len(weight)):
+            mean = sum(row[k] for row in out) / len(out)
+            variance = sum((row[k] - mean) ** 2 for row in out) / len(out)
+            for row in out:
+                row[k] = max(0.0, (row[k] - mean) / math.sqrt(variance + 1e-5) * float(scale[k]) + float(shift[k]))
+        rows = out
+    scores = [sum(float(w) * v for w, v in zip(last[0], row, strict=True)) + bias for row in rows]
+    edges = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            if i != j:
+                edges[i, j] = 1 / (1 + math.exp(-(scores[i * n + j] + scores[j * n + i]) / 2))
+    return edges
+
+
+def concrete_edge(logit: float, noise: float, temperature: float) -> float:
+    """Jin et al., KDD 2022, Eq. 9: a relaxed sample of a Bernoulli edge."""
+    return 1 / (1 + math.exp(-(math.log(noise) - math.log(1 - noise) + logit) / temperature))
+
+
+def adam_training(z: Array, y: list[int], weight: Array, bias: Array, steps: int, lr: float) -> tuple[Array, Array]:
+    """Train softmax regression on all rows with Adam (Kingma and Ba, Algorithm 1), element by element."""
+    params = [weight.copy(), bias.copy()]
+    first, second = [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params]
+    for t in range(1, steps + 1):
+        gradients = softmax_regression_gradient(z, y, params[0], params[1])
+        for p, g, m, v in zip(params, gradients, first, second, strict=True):
+            for at in np.ndindex(p.shape):
+                m[at] = 0.9 * m[at] + 0.1 * g[at]
+                v[at] = 0.999 * v[at] + 0.001 * g[at] ** 2
+                p[at] -= lr * (m[at] / (1 - 0.9**t)) / (math.sqrt(v[at] / (1 - 0.999**t)) + 1e-8)
+    return params[0], params[1]

@@ -1,0 +1,109 @@
+"""Networks that train on the synthetic graph between outer steps, with what does not learn computed once."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from mmdistill.graph.task import GraphTask
+from mmdistill.methods import trained_by
+from mmdistill.networks.schedules import ScheduleState, Synthetic, TrainedOnS
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Task, Tensors, share_classes
+
+STEPS = "steps"
+"""The name under which the number of Adam's steps is kept, beside both moments of each parameter."""
+
+
+@dataclass(frozen=True)
+class TrainedOnGraph(TrainedOnS):
+    """Train on the synthetic graph with Adam, as the graph methods' published code does.
+
+    For a network that only reads propagated features (SGC) they are computed once per inner loop; its minibatches are
+    rows of them. A network that reads the structure takes the graph whole whatever the minibatch size, since its nodes
+    are linked. Momentum is Adam's own.
+
+    Args: as for :class:`~mmdistill.networks.schedules.TrainedNetworks`, ``momentum`` being the first moment's decay.
+    Source: Jin et al., ICLR 2022, Algorithm 1.
+    """
+
+    second_decay: float = 0.999
+    epsilon: float = 1e-8
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        """Train for ``inner_steps`` on the propagated graph, or forget the network after its last outer step."""
+
+        def once() -> Batch:
+            decoded = syn()
+            if isinstance(task, GraphTask) and isinstance(decoded.inputs, dict):
+                return decoded._replace(inputs=task.network.settled(decoded.inputs))
+            return decoded
+
+        return super().advance(task, state, once, draws)
+
+    def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
+        """Return the graph whole while its nodes are linked, else its nodes shuffled into minibatches."""
+        if isinstance(syn.inputs, dict) and "adjacency" in syn.inputs:
+            return [syn]
+        return super().minibatches(task, syn, draws)
+
+    @torch.no_grad()
+    def update(
+        self, task: Task, network: NetworkState, momentum: Tensors, batch: Batch, draws: Draws
+    ) -> tuple[NetworkState, Tensors]:
+        """Return the network and Adam's moments after one minibatch."""
+        gradients = _gradients(task, network, batch, draws)
+        names = list(network.params)
+        params = [network.params[name].detach().clone() for name in names]
+        first, second, steps = ([self._moment(momentum, kind, name, network) for name in names] for kind in "mvt")
+        adam(
+            params,
+            [gradients[name] for name in names],
+            first,
+            second,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=self.momentum,
+            beta2=self.second_decay,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            eps=self.epsilon,
+            maximize=False,
+        )
+        moments = {
+            f"{kind}.{name}": tensor
+            for kind, group in zip("mvt", (first, second, steps), strict=True)
+            for name, tensor in zip(names, group, strict=True)
+        }
+        return NetworkState(dict(zip(names, params, strict=True)), network.buffers), moments
+
+    @staticmethod
+    def _moment(momentum: Tensors, kind: str, name: str, network: NetworkState) -> Tensor:
+        """Return a parameter's moment (or number of steps), zero at first."""
+        key = f"{kind}.{name}"
+        if key in momentum:
+            return momentum[key]
+        parameter = network.params[name]
+        return torch.zeros_like(parameter) if kind != "t" else torch.zeros((), device=parameter.device)
+
+
+def _gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) -> Tensors:
+    """Return the loss's gradient, in closed form where the task has one."""
+    if isinstance(task, GraphTask):
+        whole = share_classes(batch, torch.ones(1, len(batch.weight), device=batch.weight.device))
+        closed = task.class_gradients(network, whole)
+        if closed is not None:
+            return {name: gradient[0] for name, gradient in closed.items()}
+
+    def loss(params: Tensors) -> Tensor:
+        return task.loss(NetworkState(params, network.buffers), batch, train=True, draws=draws)
+
+    gradients: Tensors = torch.func.grad(loss)(network.params)
+    return gradients
+
+
+trained_on_graph = trained_by(TrainedOnGraph)
+"""A network trained with Adam on the synthetic graph between steps."""

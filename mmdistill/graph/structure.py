@@ -1,0 +1,194 @@
+"""Structure generators: how the adjacency of a synthetic graph is stored and becomes edge weights.
+
+Without any, A' = I. Each is symmetric with zero diagonal; networks add self-loops and normalise.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.graph.synthetic import Structure
+from mmdistill.runtime import Draws
+from mmdistill.task import Task, Tensors
+
+LARGE = 50_000
+"""Nodes of a real graph from which the published settings for large graphs apply."""
+EPSILON = 1e-5
+"""Added to the variances of norms, as torch's batch norms do."""
+START = 2.0
+"""Initial logits: this for edges of the real nodes that a graph starts from, minus this for all other pairs."""
+
+
+class PairwiseMLP(Structure):
+    r"""Edge weights as a function of both ends' features (GCond's generator).
+
+    .. math:: A'_{ij} = \sigma\big(\tfrac12 (f([x_i; x_j]) + f([x_j; x_i]))\big), \quad A'_{ii} = 0
+
+    The network f has batch norms over all pairs and rectifiers between its layers. Its first layer acts on either end
+    alone, :math:`W [x_i; x_j] = W_1 x_i + W_2 x_j`, and since all pairs occur, so does the norm after it: the mean
+    over pairs is the sum of the ends' means, and the variance the sum of their variances. Nothing of size n' x n' x 2d
+    exists. Biases before a norm would cancel and are left out.
+
+    Args:
+        features: d.
+        draws: the key of the initial weights.
+        width: hidden units.
+        depth: linear layers, at least 2.
+        cut: weights below it are dropped in use.
+    Raises:
+        ConfigError: fewer than two layers.
+    Source: Jin et al., ICLR 2022, Eq. 7; its published code for norms, symmetry and initialisation.
+    """
+
+    def __init__(self, features: int, draws: Draws, width: int = 128, depth: int = 3, cut: float = 0.05) -> None:
+        super().__init__()
+        if depth < 2:
+            raise ConfigError(f"the network of pairs has at least two layers, got {depth}")
+        self.cut = cut
+
+        def weight(name: str, out: int, into: int, fan_in: int) -> nn.Parameter:
+            bound = fan_in**-0.5
+            return nn.Parameter(draws.fold(name).uniform(out, into, low=-bound, high=bound))
+
+        self.source = weight("source", width, features, 2 * features)
+        self.target = weight("target", width, features, 2 * features)
+        hidden = [weight(f"hidden-{index}", width, width, width) for index in range(depth - 2)]
+        self.hidden = nn.ParameterList(hidden)
+        self.scales = nn.ParameterList(torch.ones(width, device=draws.device) for _ in range(depth - 1))
+        self.shifts = nn.ParameterList(torch.zeros(width, device=draws.device) for _ in range(depth - 1))
+        self.last = weight("last", 1, width, width)
+        self.bias = nn.Parameter(torch.zeros(1, device=draws.device))
+
+    def forward(self, x: Tensor, draws: Draws) -> Tensor:
+        """Return ``(n, n)`` weights in (0, 1) for features ``(n, d)``; nothing is drawn."""
+        nodes = len(x)
+        pairs = self._first(x @ self.source.mT, x @ self.target.mT).flatten(0, 1)
+        for weight, scale, shift in zip(self.hidden, list(self.scales)[1:], list(self.shifts)[1:], strict=True):
+            pairs = F.batch_norm(pairs @ weight.mT, None, None, scale, shift, training=True, eps=EPSILON).relu()
+        scores = (pairs @ self.last.mT + self.bias).view(nodes, nodes)
+        return without_diagonal(((scores + scores.mT) / 2).sigmoid())
+
+    def _first(self, source: Tensor, target: Tensor) -> Tensor:
+        """Return the normalised and rectified first layer of all pairs, ``(n, n, width)``."""
+        variance = source.var(0, correction=0) + target.var(0, correction=0)
+        scale: Tensor = self.scales[0] * (variance + EPSILON).rsqrt()
+        left: Tensor = (source - source.mean(0)) * scale + self.shifts[0]
+        right = (target - target.mean(0)) * scale
+        return (left.unsqueeze(1) + right.unsqueeze(0)).relu()
+
+    def finished(self, x: Tensor) -> Tensor:
+        """Return the weights without those below the cut."""
+        weights: Tensor = self(x, Draws(0))
+        return F.threshold(weights, self.cut, 0.0)
+
+
+class FreeEdges(Structure):
+    r"""One free number per pair of nodes: :math:`A'_{ij} = \sigma(\theta_{ij})`.
+
+    Args:
+        logits: initial ones ``(n, n)``, of which the upper triangle counts.
+        cut: weights below it are dropped in use.
+    Raises:
+        ShapeError: logits that are not square.
+    """
+
+    def __init__(self, logits: Tensor, cut: float = 0.05) -> None:
+        super().__init__()
+        if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
+            raise ShapeError(f"edges have one logit per pair of nodes, (n, n), got {tuple(logits.shape)}")
+        self.nodes = len(logits)
+        self.cut = cut
+        row, column = torch.triu_indices(self.nodes, self.nodes, 1, device=logits.device)
+        self.logits = nn.Parameter(logits[row, column].clone())
+
+    def matrix(self, upper: Tensor) -> Tensor:
+        """Return the symmetric ``(n, n)`` matrix with zero diagonal of an upper triangle."""
+        row, column = torch.triu_indices(self.nodes, self.nodes, 1, device=upper.device)
+        full = upper.new_zeros(self.nodes, self.nodes).index_put((row, column), upper)
+        return full + full.mT
+
+    def forward(self, x: Tensor, draws: Draws) -> Tensor:
+        """Return the weights; features and draws are not read."""
+        return self.matrix(self.logits.sigmoid())
+
+    def finished(self, x: Tensor) -> Tensor:
+        """Return the weights without those below the cut."""
+        return self.matrix(F.threshold(self.logits.sigmoid(), self.cut, 0.0))
+
+
+class BernoulliEdges(FreeEdges):
+    r"""A Bernoulli distribution per pair of nodes, relaxed to a binary Concrete one while learned (DosCond).
+
+    .. math:: A'_{ij} = \sigma\big((\log u - \log(1 - u) + \theta_{ij}) / t\big), \quad t = \max(t_0^{s / S}, t_0)
+
+    with symmetric uniform noise u and s the steps taken. In use, edges are those more probable than not. The penalty
+    keeps the expected density from exceeding the initial one: :math:`\lambda \max(0, \bar\sigma(\theta) - \rho)`.
+
+    Args:
+        logits: initial ones ``(n, n)``.
+        cooling: S, the steps in which the temperature falls from 1 to ``coldest``.
+        coldest: t_0.
+        penalty_weight: lambda.
+    Raises:
+        ShapeError: logits that are not square.
+    Source: Jin et al., KDD 2022, Sec. 3.2 and 3.3.
+    """
+
+    steps: Tensor
+    density: Tensor
+
+    def __init__(self, logits: Tensor, cooling: int = 200, coldest: float = 0.01, penalty_weight: float = 0.1) -> None:
+        super().__init__(logits, cut=0.5)
+        self.cooling, self.coldest, self.penalty_weight = cooling, coldest, penalty_weight
+        self.register_buffer("steps", torch.zeros((), device=logits.device))
+        self.register_buffer("density", self.logits.detach().sigmoid().mean())
+
+    def temperature(self) -> Tensor:
+        """Return t, a scalar."""
+        return self.coldest ** (self.steps / self.cooling).clamp(max=1.0)
+
+    def forward(self, x: Tensor, draws: Draws) -> Tensor:
+        """Return one relaxed sample of the weights."""
+        noise = draws.fold("edges").to(x.device).uniform(*self.logits.shape, low=1e-6, high=1 - 1e-6)
+        return self.matrix(((noise.logit().to(self.logits) + self.logits) / self.temperature()).sigmoid())
+
+    def finished(self, x: Tensor) -> Tensor:
+        """Return the edges that are more probable than not, with weight 1."""
+        return self.matrix((self.logits > 0).to(self.logits))
+
+    def penalty(self) -> Tensor:
+        """Return the price of more edges than at the start."""
+        return self.penalty_weight * (self.logits.sigmoid().mean() - self.density).relu()
+
+    def project(self) -> None:
+        """Count a step, by which the samples cool."""
+        self.steps += 1
+
+
+def without_diagonal(weights: Tensor) -> Tensor:
+    """Return a square matrix with zeros on its diagonal."""
+    return weights * (1 - torch.eye(len(weights), dtype=weights.dtype, device=weights.device))
+
+
+def pairwise_mlp(task: Task, start: Tensors, draws: Draws) -> Structure:
+    """Build a pairwise MLP of the published width and cut for the size of the real graph."""
+    nodes = task.describe().preprocessing.get("nodes", 0)
+    large = isinstance(nodes, int) and nodes >= LARGE
+    return PairwiseMLP(start["x"].shape[-1], draws.to(task.device), 256 if large else 128, cut=0.01 if large else 0.05)
+
+
+def bernoulli_edges(task: Task, start: Tensors, draws: Draws) -> Structure:
+    """Build Bernoulli edges that start from those among the real nodes."""
+    return BernoulliEdges(initial_logits(start))
+
+
+def free_edges(task: Task, start: Tensors, draws: Draws) -> Structure:
+    """Build free edge weights that start from the edges among the real nodes."""
+    return FreeEdges(initial_logits(start))
+
+
+def initial_logits(start: Tensors) -> Tensor:
+    """Return logits that are positive where real nodes have an edge."""
+    adjacency = start["adjacency"]
+    return torch.where(adjacency > 0, START, -START).to(adjacency.dtype)

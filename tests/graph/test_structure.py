@@ -1,0 +1,241 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.graph.methods import METHODS
+from mmdistill.graph.schedules import TrainedOnGraph
+from mmdistill.graph.structure import BernoulliEdges, FreeEdges, PairwiseMLP, free_edges, initial_logits, pairwise_mlp
+from mmdistill.graph.synthetic import Structure, SyntheticGraph, label_nodes, with_structure
+from mmdistill.graph.task import GraphTask, graph_task
+from mmdistill.networks.schedules import ScheduleState
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.distances import row_cosine
+from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch
+from mmdistill.testing import as_float64, check_objective
+from tests.graph.toy import FAST, planted_graph
+from tests.oracles import graph as oracle
+
+STRUCTURED = ("gcond", "doscond", "gcdm")
+NODES = 7
+
+
+def task(model: str = "sgc") -> GraphTask:
+    return graph_task(planted_graph(), model, width=16, protocol=FAST)
+
+
+def features() -> Tensor:
+    return Draws(1).normal(NODES, 12, dtype=torch.float64)
+
+
+def mlp(depth: int = 3) -> PairwiseMLP:
+    structure = PairwiseMLP(12, Draws(0), width=5, depth=depth).double()
+    with torch.no_grad():
+        for index, vector in enumerate([*structure.scales, *structure.shifts, structure.bias]):
+            vector += 0.3 * Draws(2).fold(index).normal(*vector.shape)
+    return structure
+
+
+STRUCTURES: dict[str, Structure] = {
+    "pairwise": mlp(),
+    "free": FreeEdges(Draws(3).normal(NODES, NODES, dtype=torch.float64)),
+    "bernoulli": BernoulliEdges(Draws(3).normal(NODES, NODES, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_edges_of_pairs_equal_the_oracle(depth: int) -> None:
+    structure = mlp(depth)
+    expected = oracle.pairwise_edges(
+        features().numpy(),
+        torch.cat([structure.source, structure.target], 1).detach().numpy(),
+        [weight.detach().numpy() for weight in structure.hidden],
+        structure.last.detach().numpy(),
+        float(structure.bias.detach()),
+        [scale.detach().numpy() for scale in structure.scales],
+        [shift.detach().numpy() for shift in structure.shifts],
+    )
+    assert torch.allclose(structure(features(), Draws(0)), torch.from_numpy(expected), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_edges_are_weights_between_different_nodes(name: str) -> None:
+    structure = STRUCTURES[name]
+    for edges in (structure(features(), Draws(0)), structure.finished(features())):
+        assert edges.shape == (NODES, NODES)
+        assert torch.equal(edges, edges.mT)
+        assert float(edges.diagonal().abs().max()) == 0
+        assert 0 <= float(edges.min()) <= float(edges.max()) <= 1
+
+
+def test_gradients_flow_through_the_pairs_to_the_features() -> None:
+    structure = mlp()
+    assert torch.autograd.gradcheck(lambda x: structure(x, Draws(0)), (features()[:4].requires_grad_(),))
+
+
+def test_weak_edges_are_dropped_in_use_only() -> None:
+    logits = torch.tensor([[0.0, 4.0, -4.0], [4.0, 0.0, 0.0], [-4.0, 0.0, 0.0]])
+    structure = FreeEdges(logits, cut=0.05)
+    assert float(structure(logits, Draws(0))[0, 2]) == pytest.approx(1 / (1 + math.exp(4)))
+    assert structure.finished(logits)[0].tolist() == pytest.approx([0, 1 / (1 + math.exp(-4)), 0])
+
+
+def test_bernoulli_edges_are_relaxed_samples_that_cool() -> None:
+    logits = Draws(4).normal(NODES, NODES, dtype=torch.float64)
+    structure = BernoulliEdges(logits, cooling=4)
+    for step in range(6):
+        temperature = max(0.01 ** (step / 4), 0.01)
+        assert float(structure.temperature()) == pytest.approx(temperature)
+        noise = Draws(5).fold("edges").uniform(NODES * (NODES - 1) // 2, low=1e-6, high=1 - 1e-6)
+        got, index = structure(features(), Draws(5)), 0
+        for i in range(NODES):
+            for j in range(i + 1, NODES):
+                chance = (math.log(noise[index]) - math.log1p(-noise[index]) + float(logits[i, j])) / temperature
+                if abs(chance) < 30:  # the oracle's exponential
+                    expected = oracle.concrete_edge(float(logits[i, j]), float(noise[index]), temperature)
+                    assert float(got[i, j]) == pytest.approx(expected, abs=1e-4)
+                index += 1
+        structure.project()
+    assert torch.equal(structure.finished(features()) > 0, (logits.triu(1) + logits.triu(1).mT) > 0)
+
+
+def test_more_edges_than_at_the_start_cost() -> None:
+    structure = BernoulliEdges(torch.zeros(4, 4), penalty_weight=0.1)
+    assert float(structure.penalty()) == 0
+    with torch.no_grad():
+        structure.logits.fill_(2.0)
+    assert float(structure.penalty()) == pytest.approx(0.1 * (1 / (1 + math.exp(-2)) - 0.5))
+
+
+def test_a_structure_starts_from_the_edges_of_the_real_nodes() -> None:
+    start = task().select(torch.arange(9)).inputs
+    assert isinstance(start, dict)
+    assert torch.equal(initial_logits(start) > 0, start["adjacency"] > 0)
+
+
+def structured(nodes: int = 6) -> SyntheticGraph:
+    counts = torch.tensor([3, 2, nodes - 5])
+    return label_nodes(Draws(1).normal(nodes, 12), counts, 3, structure=PairwiseMLP(12, Draws(0), 4))
+
+
+def test_gradient_matching_with_learned_edges_equals_the_oracle() -> None:
+    own, graph = task(), structured().double()
+    state = as_float64(own.init(Draws(4)))
+    syn = graph.class_batches(graph(Draws(0)))
+    real = own.sample_real(Draws(0), torch.arange(3), 4)
+    assert isinstance(real, ClassBatch)
+    assert isinstance(real.batch.inputs, dict)
+    assert isinstance(syn.batch.inputs, dict)
+    inputs = {name: tensor.detach() for name, tensor in syn.batch.inputs.items()}
+    syn = ClassBatch(Batch(inputs, *syn.batch[1:]), syn.dims)
+    rows = real.batch.inputs["x"].double()
+    real = ClassBatch(Batch({"x": rows}, real.batch.targets, real.batch.weight.double()), real.dims)
+    expected = oracle.gradient_matching(
+        oracle.propagated(inputs["adjacency"].numpy(), inputs["x"].numpy(), 2),
+        [0, 0, 0, 1, 1, 2],
+        rows.flatten(0, 1).numpy(),
+        real.batch.targets.flatten().tolist(),  # type: ignore[union-attr]
+        state.params["weight"].numpy(),
+        state.params["bias"].numpy(),
+        by_share=True,
+    )
+    objective = GradientMatching(row_cosine, weights="share")
+    check_objective(objective, Network(own, state), syn, real, oracle=lambda: expected)
+
+
+@pytest.mark.parametrize("model", ["sgc", "gcn", "mlp"])
+def test_training_on_the_graph_computes_what_does_not_learn_once(model: str) -> None:
+    own, graph = task(model), structured()
+    batch = graph(Draws(0))
+    assert isinstance(batch.inputs, dict)
+    state = own.init(Draws(3))
+    settled = own.network.settled(batch.inputs)
+    assert torch.allclose(own.network.logits(state, settled)[0], own.network.logits(state, batch.inputs)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["sgc", "gcn"])
+def test_inner_training_is_full_batch_adam(model: str) -> None:
+    own, graph = task(model), structured()
+    if model == "gcn":
+        own.network.dropout = 0.0  # type: ignore[attr-defined]
+    start = own.init(Draws(3))
+    schedule = TrainedOnGraph(outer_steps=5, inner_steps=4, lr=0.05, momentum=0.9, batch=2 if model == "gcn" else 99)
+
+    def syn() -> Batch:
+        with torch.no_grad():
+            return Batch(*graph(Draws(0)))
+
+    state = schedule.advance(own, ScheduleState(start, 0, {}), syn, Draws(9))
+    state = schedule.advance(own, state, syn, Draws(9))
+    params = {name: tensor.clone().requires_grad_() for name, tensor in start.params.items()}
+    optimizer = torch.optim.Adam(params.values(), lr=0.05)
+    for _ in range(8):
+        optimizer.zero_grad()
+        own.loss(start._replace(params=params), syn()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert state.network is not None
+    for name, tensor in state.network.params.items():
+        assert torch.allclose(tensor, params[name], atol=1e-4)
+    if model == "sgc":
+        rows = oracle.propagated(syn().inputs["adjacency"].numpy(), syn().inputs["x"].numpy(), 2)  # type: ignore[call-overload]
+        first = [start.params[name].double().numpy() for name in ("weight", "bias")]
+        weight, _ = oracle.adam_training(rows, [0, 0, 0, 1, 1, 2], first[0], first[1], 8, 0.05)
+        assert torch.allclose(state.network.params["weight"].double(), torch.from_numpy(weight), atol=1e-4)
+
+
+def test_linked_nodes_are_never_cut_into_minibatches_and_settled_rows_may_be() -> None:
+    own, graph = task("gcn"), structured(40)
+    schedule = TrainedOnGraph(batch=8)
+    batch = graph(Draws(0))
+    assert [len(part.weight) for part in schedule.minibatches(own, batch, Draws(0))] == [40]
+    rows = batch._replace(inputs={"x": graph.codes.detach()})
+    assert [len(part.weight) for part in schedule.minibatches(own, rows, Draws(0))] == [8] * 5
+
+
+def test_features_and_structure_step_in_turn() -> None:
+    distiller = Distiller(task(), METHODS["gcdm"], 6)
+    run, moved = distiller.start(), []
+    for _ in range(50):
+        graph = run.parameterization
+        assert isinstance(graph, SyntheticGraph)
+        assert isinstance(graph.decoder, PairwiseMLP)
+        before = graph.codes.detach().clone(), graph.decoder.last.detach().clone()
+        run, _ = distiller.step(run)
+        moved.append((not torch.equal(before[0], graph.codes), not torch.equal(before[1], graph.decoder.last)))
+    assert moved == [(False, True)] * 10 + [(True, False)] * 40
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_structured_methods_keep_labels_count_edges_and_are_judged_with_them(name: str) -> None:
+    own = task()
+    one, same = (distill(own, name, nodes=6, seed=1, settings={"steps": 25}) for _ in range(2))
+    assert isinstance(one.batch.inputs, dict)
+    assert isinstance(same.batch.inputs, dict)
+    edges = one.batch.inputs["adjacency"]
+    assert edges.shape == (6, 6)
+    assert torch.equal(edges, same.batch.inputs["adjacency"])
+    assert one.batch.targets.tolist() == [0, 0, 1, 1, 2, 2]  # type: ignore[union-attr]
+    assert float(edges[edges > 0].min()) >= 0.05 if bool((edges > 0).any()) else name == "doscond"
+    assert one.stored_bytes == 6 * 12 * 4 + 6 + 4 * 15
+    assert 0 <= own.evaluate(one.batch, "gcn", Draws(0), 1, {}).values["accuracy"][0] <= 1
+
+
+def test_bad_structures_are_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match="at least two layers"):
+        PairwiseMLP(12, Draws(0), depth=1)
+    with pytest.raises(ShapeError, match="one logit per pair"):
+        FreeEdges(torch.zeros(3, 4))
+
+
+def test_any_structure_makes_a_method() -> None:
+    settings = METHODS["gcond"].settings(6)
+    for kind in (pairwise_mlp, free_edges):
+        graph = with_structure(kind)(task(), 6, settings, "fixed", Draws(0))
+        assert graph(Draws(0)).inputs["adjacency"].shape == (6, 6)  # type: ignore[call-overload]
+        assert set(graph.groups()) == {"codes", "decoder"}
