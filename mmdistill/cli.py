@@ -66,6 +66,11 @@ def build_parser() -> ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0, help="of judging")
     evaluate.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     evaluate.add_argument("--baselines", type=str, default="random,herding,whole", help="comma-separated, or none")
+    evaluate.add_argument(
+        "--protocol", type=str | None, default=None, help="how judges of images train, as for distill"
+    )
+    evaluate.add_argument("--judge_epochs", type=int | None, default=None, help="epochs of judges")
+    evaluate.add_argument("--scores", type=str, default="accuracy", help="accuracy (or the domain's own), or robust")
     commands.add_subcommand("evaluate", evaluate, help="judge a distilled set again")
 
     report = Parser(description="Write report.md and report.html with tables and pictures into a run folder.")

@@ -33,9 +33,16 @@ from mmdistill.task import Task
 
 
 def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:
-    """Build the task that a configuration names."""
+    """Build the task that a configuration names.
+
+    Raises:
+        ConfigError: an option that means nothing to the data's domain.
+    """
     data, _ = require_data_and_method(config)
     domain = domain_of(data)
+    for option in ("protocol", "whiten"):
+        if getattr(config, option) is not None and option not in domain.options:
+            raise ConfigError(f"--{option} is for images, and {data!r} is {domain.name} data; leave it out")
     options = TaskOptions(
         model=config.model,
         width=config.width,
@@ -45,6 +52,8 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
         encoder=config.encoder,
         judge_epochs=config.judge_epochs,
         judge_batch=config.judge_batch,
+        protocol=config.protocol,
+        whiten=config.whiten,
         seed=config.seed,
     )
     return domain, domain.make_task(data, options)
@@ -195,25 +204,57 @@ def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: 
     count = evaluation.headline().n
     title = f"{distilled.info.data}, {distilled.method}, {budget}: percent, mean +/- sd of {count} networks"
     notes = [f"note: {note}" for entry in evaluation.results for note in entry.notes]
-    return "\n".join([title, *lines, *dict.fromkeys(notes)])
+    failed = [f"failed: {name}: {reason}" for name, reason in evaluation.failures.items()]
+    return "\n".join([title, *lines, *dict.fromkeys(notes), *failed])
 
 
-def _open_run(run: str, device: str = "auto") -> tuple[DistillConfig, Domain, Task, DistilledSet]:
+def _open_run(
+    run: str, device: str = "auto", protocol: str | None = None, judge_epochs: int | None = None
+) -> tuple[DistillConfig, Domain, Task, DistilledSet]:
     folder = Path(run)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
     distilled = DistilledSet.load(folder)
     config = DistillConfig.load(folder / "config.yaml")
+    if protocol is not None:
+        config = dataclasses.replace(config, protocol=protocol, judge_epochs=None, judge_batch=None)
+    if judge_epochs is not None:
+        config = dataclasses.replace(config, judge_epochs=judge_epochs)
     domain, task = make_task(config, device)
     distilled.require(task.describe())
     return config, domain, task, distilled
 
 
-def evaluate_command(run: str, judges: str | None, networks: int, seed: int, device: str, baselines: str) -> None:
-    """Judge a finished run again and add to its metrics."""
-    _, _, task, distilled = _open_run(run, device)
-    wanted = baseline_names(baselines)
-    evaluation = evaluate(task, distilled, judges=split_names(judges), n=networks, seed=seed, baselines=wanted)
+def evaluate_command(
+    run: str,
+    judges: str | None,
+    networks: int,
+    seed: int,
+    device: str,
+    baselines: str,
+    protocol: str | None,
+    scores: str,
+    judge_epochs: int | None,
+) -> None:
+    """Judge a finished run again and add to its metrics.
+
+    A protocol replaces what the run says of judging; the number of epochs replaces the protocol's.
+
+    Raises:
+        ConfigError: unknown scores.
+    """
+    if scores not in ("accuracy", "robust"):
+        raise unknown_name("kind of scores", scores, ("accuracy", "robust"))
+    _, _, task, distilled = _open_run(run, device, protocol, judge_epochs)
+    evaluation = evaluate(
+        task,
+        distilled,
+        judges=split_names(judges),
+        n=networks,
+        seed=seed,
+        baselines=baseline_names(baselines),
+        robust=scores == "robust",
+    )
     path = Path(run) / "metrics.json"
     previous = read_json(path) if path.exists() else None
     write_json(path, metrics_document(distilled, evaluation, previous))

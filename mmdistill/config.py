@@ -26,7 +26,7 @@ class DistillConfig:
         seed: of everything random
         device: auto, cpu, cuda or cuda:N
         deterministic: on CUDA, only kernels that give the same bits each time; the CPU always does
-        compile: on CUDA, auto compiles the features in long runs, on captures the whole step too, off stays eager
+        compile: auto compiles runs long enough to repay it, on does always (and captures on CUDA), off never
         model: network to distil with; the domain's own by default
         width: its width
         encoder: text encoder, by name or path
@@ -46,8 +46,10 @@ class DistillConfig:
         networks: independently trained networks per judge
         judge_epochs: their training epochs; the protocol's own number by default
         judge_batch: their minibatch size; the protocol's own number by default
-        baselines: what is judged beside the set, comma-separated, out of random, herding (both at equal count) and
-            whole; 'none' for nothing
+        protocol: how judges of images train: default, dc, dsa, dm, mtt, frepo, rfad, kip or idc
+        whiten: ZCA whitening of images as a paper has it: mtt, frepo or kip; none by default
+        baselines: what is judged beside the set, comma-separated, out of random, herding, k-center, k-means, craig
+            (all at equal count) and whole; 'none' for nothing
     """
 
     data: str | None = None
@@ -72,7 +74,7 @@ class DistillConfig:
     steps: int | None = None
     lr: float | None = None
     real_batch: int | None = None
-    init: Literal["real", "noise", "herding", "k-center"] | None = None
+    init: Literal["real", "noise", "herding", "k-center", "k-means", "craig"] | None = None
     augment: bool | None = None
     outer_steps: int | None = None
     inner_steps: int | None = None
@@ -82,6 +84,8 @@ class DistillConfig:
     networks: int = 5
     judge_epochs: int | None = None
     judge_batch: int | None = None
+    protocol: str | None = None
+    whiten: str | None = None
     baselines: str = "random,herding,whole"
 
     def folder(self) -> Path:

@@ -1,19 +1,26 @@
 """Coreset selection: initialisers of synthetic sets and the baselines beside every result (Sec. 2.2, 3.2)."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, DataError
+from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.labels import one_hot
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, BudgetKind, Embeds, NetworkState, Task, Tensors, num_samples
 
-InitKind = Literal["real", "noise", "herding", "k-center"]
+InitKind = Literal["real", "noise", "herding", "k-center", "k-means", "craig"]
+CORESETS = ("herding", "k-center", "k-means", "craig")
+"""Selections of real samples that look at the samples."""
 
 EMBED_CHUNK = 1024
+CRAIG_MOST = 8192
+"""Samples of a class whose pairs CRAIG compares: 256 MiB of distances."""
 
 
 def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: int | None) -> Tensor:
@@ -109,7 +116,7 @@ def herding(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor:
     return torch.cat(chosen)
 
 
-def k_center(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
+def k_center(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor:
     """Choose greedily the sample farthest from those chosen, starting at the one nearest to the class mean.
 
     Shapes:
@@ -141,8 +148,72 @@ def k_means(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Dra
     return torch.cat(centroids).to(embedding)
 
 
+def k_means_nearest(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
+    """Choose the samples nearest to the k-means centroids of each class, no sample twice.
+
+    Shapes:
+        embedding ``(N, d)``; returns indices in class-major order.
+    """
+    centroids = k_means(embedding, labels, counts, draws).double()
+    chosen, start = [], 0
+    for members, wanted in zip(_members(labels, len(embedding), counts), counts.tolist(), strict=True):
+        points = embedding[members.to(embedding.device)].double()
+        distances = torch.cdist(centroids[start : start + wanted], points)
+        order = []
+        for row in distances:
+            order.append(int(row.argmin()))
+            distances[:, order[-1]] = torch.inf
+        chosen.append(members[torch.tensor(order, dtype=torch.long)])
+        start += wanted
+    return torch.cat(chosen)
+
+
+def craig(
+    residuals: Tensor, embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws, most: int = CRAIG_MOST
+) -> tuple[Tensor, Tensor]:
+    """Choose samples whose last-layer gradients stand for those of their class, by greedy facility location.
+
+    Each choice lowers ``sum_i min_(j in S) ||g_i - g_j||`` the most, with ``g_i = r_i (x) [h_i, 1]`` the gradient of
+    the last linear layer and its bias, whose inner products are ``<r_i, r_j> (<h_i, h_j> + 1)``.
+
+    Args:
+        residuals: ``(N, C)``, derivatives of the loss with respect to the logits.
+        embedding: ``(N, d)``, the last layer's inputs.
+        labels: ``(N,)`` classes, or None.
+        counts: how many of each class.
+        draws: the key of the subsets of large classes.
+        most: a class with more samples is represented by so many drawn ones, since memory grows with their square.
+
+    Returns:
+        Indices in class-major order, and how many samples each of them stands for.
+
+    Source: Mirzasoleiman, Bilmes and Leskovec, ICML 2020, Eq. 8 and Sec. 3.4.
+    """
+    chosen, weights = [], []
+    for index, (members, wanted) in enumerate(
+        zip(_members(labels, len(embedding), counts), counts.tolist(), strict=True)
+    ):
+        if len(members) > most:
+            members = members[draws.fold(index).to("cpu").permutation(len(members))[: max(most, wanted)]]
+        own = members.to(embedding.device)
+        r, h = residuals[own].float(), embedding[own].float()
+        inner = (r @ r.T) * (h @ h.T + 1)
+        norms = inner.diagonal()
+        distances = (norms[:, None] + norms[None] - 2 * inner).clamp_min(0).sqrt()
+        nearest = distances.max().expand(len(members))
+        order: list[int] = []
+        for _ in range(wanted):
+            gains = (nearest[:, None] - distances).clamp_min(0).sum(0)
+            gains[order] = -1.0
+            order.append(int(gains.argmax()))
+            nearest = torch.minimum(nearest, distances[:, order[-1]])
+        chosen.append(members[torch.tensor(order, dtype=torch.long)])
+        weights.append(distances[:, order].argmin(1).bincount(minlength=wanted).cpu())
+    return torch.cat(chosen), torch.cat(weights)
+
+
 def briefly_trained(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> NetworkState:
-    """Return one network trained on real minibatches for a few steps, whose features tell classes apart."""
+    """Return a network after a few steps on real minibatches."""
     network = task.init(draws.fold("init"))
     momentum: Tensors = {}
     for step in range(steps):
@@ -161,7 +232,11 @@ def embed_real(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> 
     """
     if isinstance(task, Embeds):
         return task.embedding()
-    network = briefly_trained(task, draws, steps, lr)
+    return _embedded(task, briefly_trained(task, draws, steps, lr))
+
+
+def _embedded(task: Task, network: NetworkState) -> Tensor:
+    """Return every real sample's last feature layer, ``(N, d)``."""
     total = task.describe().num_train
     rows = []
     with torch.no_grad():
@@ -175,18 +250,74 @@ def embed_real(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> 
     return torch.cat(rows)
 
 
-def choose_samples(task: Task, kind: InitKind, counts: Tensor, draws: Draws) -> Tensor:
+def last_layer_gradients(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> tuple[Tensor, Tensor]:
+    """Return the factors of every real sample's last-layer gradient: residuals ``(N, C)`` and embedding ``(N, d)``.
+
+    They are those of a network trained for a few steps, or, where a task has its own embedding, of a logistic
+    regression on it.
+
+    Raises:
+        UnsupportedError: a task without classes.
+    """
+    if task.labels is None or task.num_classes is None:
+        raise UnsupportedError("CRAIG compares gradients of a classifier, and this task has no classes")
+    if isinstance(task, Embeds):
+        embedding = task.embedding()
+        points = StandardScaler().fit_transform(embedding.cpu().double().numpy())
+        fitted = LogisticRegression(max_iter=1000).fit(points, task.labels.numpy())
+        probabilities = torch.from_numpy(fitted.predict_proba(points)).to(embedding)
+    else:
+        network = briefly_trained(task, draws, steps, lr)
+        embedding = _embedded(task, network)
+        rows = []
+        with torch.no_grad():
+            for start in range(0, len(embedding), EMBED_CHUNK):
+                inputs = task.select(torch.arange(start, min(start + EMBED_CHUNK, len(embedding)))).inputs
+                rows.append(task.predict(network, inputs)[0].softmax(1))
+        probabilities = torch.cat(rows)
+    return probabilities - one_hot(
+        task.labels.to(probabilities.device), task.num_classes, probabilities.dtype
+    ), embedding
+
+
+def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tensor:
     """Return real samples' indices by the named rule, in class-major order.
 
     Args:
         task: the task.
-        kind: ``real`` (random), ``herding`` or ``k-center``.
+        kind: ``real`` (random), ``herding``, ``k-center``, ``k-means`` (nearest to the centroids) or ``craig``.
         counts: as :func:`allocate` returns.
         draws: the key.
+    Raises:
+        ConfigError: an unknown rule.
+        UnsupportedError: a rule that this task cannot offer.
     """
     if kind in ("real", "noise"):
         return random_subset(task.labels, counts, draws.fold("subset"), task.describe().num_train)
+    if kind == "craig":
+        return _craig_of(task, counts, draws)[0]
     embedding = embed_real(task, draws.fold("embed"))
     if kind == "herding":
         return herding(embedding, task.labels, counts)
-    return k_center(embedding, task.labels, counts, draws.fold("k-center"))
+    if kind == "k-center":
+        return k_center(embedding, task.labels, counts)
+    if kind == "k-means":
+        return k_means_nearest(embedding, task.labels, counts, draws.fold("k-means"))
+    raise ConfigError(f"unknown start {kind!r}: use {', '.join(get_args(InitKind))}")
+
+
+def _craig_of(task: Task, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    residuals, embedding = last_layer_gradients(task, draws.fold("embed"))
+    return craig(residuals, embedding, task.labels, counts, draws.fold("craig"))
+
+
+def coreset(task: Task, kind: str, counts: Tensor, draws: Draws) -> Batch:
+    """Return the chosen real samples to train on; CRAIG's weigh as much as the samples that they stand for.
+
+    Args and errors as for :func:`choose_samples`.
+    """
+    if kind != "craig":
+        return task.select(choose_samples(task, kind, counts, draws))
+    indices, weights = _craig_of(task, counts, draws)
+    batch = task.select(indices)
+    return batch._replace(weight=batch.weight * (weights / weights.double().mean()).to(batch.weight))

@@ -13,9 +13,11 @@ from types import FrameType
 import torch
 
 from mmdistill.budget import find_budget
-from mmdistill.capture import CompileMode, Stepper
+from mmdistill.capture import Stepper
+from mmdistill.compilation import CompileMode
 from mmdistill.distiller import Distiller, RunState
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
+from mmdistill.memory import explained
 from mmdistill.methods import Method, Storage
 from mmdistill.registry import get_domain, get_method, get_parameterization
 from mmdistill.store import DistilledSet, load_tree, save_tree, write_json
@@ -24,6 +26,11 @@ from mmdistill.task import Task
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss)."""
 
+LOWER = (
+    "a smaller real batch (--real-batch), fewer inner steps or networks in the method's settings, a smaller synthetic "
+    "budget, or a narrower network (--width)"
+)
+"""What takes less memory in distilling."""
 READS_PER_RUN = 200
 """How often the loss is read back from a CUDA device in a run; each read waits for the device."""
 KEPT_CHECKPOINTS = 2
@@ -81,8 +88,8 @@ def distill(
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run.
         progress: called with (steps done, steps in all, loss) whenever the loss is read back.
         name: how the set calls the method; its registered name or lower-case title by default.
-        compile: on CUDA, ``auto`` compiles the network's features in long runs, ``on`` compiles and captures the whole
-            step, ``off`` stays eager.
+        compile: ``auto`` compiles what the network does in runs long enough to repay it, ``on`` always, and on CUDA
+            captures the whole step too, ``off`` stays eager.
     Returns:
         The distilled set.
     Raises:
@@ -134,7 +141,8 @@ def _loop(
     validate_every = distiller.settings.validate_every
     with _stop_requests() as stop:
         while run.step < steps:
-            run, loss = stepper(run)
+            with explained(f"step {run.step + 1} of the distillation", LOWER):
+                run, loss = stepper(run)
             last = run.step == steps
             if run.step % read_every == 0 or last or stop.is_set():
                 value = float(loss)

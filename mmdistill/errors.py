@@ -27,3 +27,7 @@ class UnsupportedError(MmdistillError):
 
 class NonFiniteError(MmdistillError):
     """A loss or gradient became NaN or infinite."""
+
+
+class MemoryExhaustedError(MmdistillError):
+    """The device or the machine has no more memory for what was asked."""

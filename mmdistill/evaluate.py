@@ -2,21 +2,26 @@
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mmdistill.coresets import allocate, choose_samples
-from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.coresets import CORESETS, allocate, coreset
+from mmdistill.errors import ConfigError, MemoryExhaustedError, MmdistillError, UnsupportedError
+from mmdistill.memory import explained
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
-from mmdistill.task import Batch, Scores, Task
+from mmdistill.task import Batch, NamesJudges, Scores, ScoresRobustness, Task
 
 METRICS_VERSION = 1
 BASELINES = ("random", "herding", "whole")
+"""What stands beside a result unless others are asked for."""
+KNOWN_BASELINES = ("random", *CORESETS, "whole")
+LOWER = "fewer networks at once (--networks), smaller minibatches (--judge-batch) or a narrower judge"
+"""What takes less memory in judging."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ class Evaluation:
         results: of the distilled set.
         baselines: by name: ``random`` and ``herding`` real samples at equal count, the ``whole`` training set.
         seconds: of judging, all together.
+        failures: judges that could not judge, with the reason.
     """
 
     results: list[Entry]
     baselines: dict[str, list[Entry]] = field(default_factory=dict)
     seconds: float = 0.0
+    failures: dict[str, str] = field(default_factory=dict)
 
     def headline(self) -> Entry:
         """Return the first judge's first metric."""
@@ -102,10 +109,15 @@ def find_judges(task: Task, names: Sequence[str] | None) -> list[str]:
     if [canonical(name) for name in names] == ["all"]:
         return list(task.judges)
     known = {canonical(judge): judge for judge in task.judges}
+    found = []
     for name in names:
-        if canonical(name) not in known:
+        if canonical(name) in known:
+            found.append(known[canonical(name)])
+        elif isinstance(task, NamesJudges):
+            found.append(task.judge_name(name))
+        else:
             raise unknown_name("judge", name, task.judges)
-    return [known[canonical(name)] for name in names]
+    return list(dict.fromkeys(found))
 
 
 def evaluate(
@@ -116,11 +128,13 @@ def evaluate(
     n: int = 5,
     seed: int = 0,
     baselines: Sequence[str] = BASELINES,
+    robust: bool = False,
 ) -> Evaluation:
     """Judge a distilled set on untouched test data, with baselines at equal count.
 
     Each judge is trained from scratch n times with its own initialisation and order, and its last epoch counts (or the
-    epoch that *validation* data choose, where the domain's protocol says so).
+    epoch that *validation* data choose, where the domain's protocol says so). A judge that fails, for want of memory
+    say, does not take the others' scores with it; only if all fail is that an error.
 
     Args:
         task: the task.
@@ -128,16 +142,18 @@ def evaluate(
         judges: names, ``["all"]``, or None for the task's default.
         n: networks per judge.
         seed: of judging; independent of the distillation's.
-        baselines: any of ``random``, ``herding``, ``whole``.
+        baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``.
+        robust: give the label-robust and the augmentation-robust score instead, which have their own comparisons.
     Raises:
         ConfigError: an unknown judge or baseline, or n below 1.
+        UnsupportedError: robust scores of a task that has none.
         CheckpointError: the set belongs to another task.
     """
     if n < 1:
         raise ConfigError(f"at least one network must judge, got n={n}")
-    unknown = [name for name in baselines if name not in BASELINES]
+    unknown = [name for name in baselines if name not in KNOWN_BASELINES]
     if unknown:
-        raise unknown_name("baseline", unknown[0], BASELINES)
+        raise unknown_name("baseline", unknown[0], KNOWN_BASELINES)
     learned: Mapping[str, Tensor] = {}
     if isinstance(distilled, DistilledSet):
         distilled.require(task.describe())
@@ -148,36 +164,91 @@ def evaluate(
     began = time.perf_counter()
     names = find_judges(task, judges)
     key = Draws(seed, ("evaluate",), task.device)
-    results = summarise(task.evaluate(batch, judge, key.fold(judge), n, learned) for judge in names)
+    failures: dict[str, str] = {}
+    if robust:
+        results = _robust(task, batch, budget, names, n, key, learned, failures)
+        return Evaluation(results, {}, time.perf_counter() - began, failures)
+    results = _each(names, lambda judge: task.evaluate(batch, judge, key.fold(judge), n, learned), failures)
+    able = [name for name in names if name not in failures]
     found = {
         name: entries
         for name in baselines
-        if (entries := _baseline(task, name, budget, names, n, key.fold(name))) is not None
+        if (entries := _baseline(task, name, budget, able, n, key.fold(name), failures)) is not None
     }
-    return Evaluation(results, found, time.perf_counter() - began)
+    return Evaluation(results, found, time.perf_counter() - began, failures)
+
+
+def _each(judges: Sequence[str], score: Callable[[str], Scores], failures: dict[str, str]) -> list[Entry]:
+    """Return the entries of those judges that can judge; the reasons of the others go into ``failures``.
+
+    Raises:
+        MmdistillError: the last one's, where none can.
+    """
+    scores = []
+    for judge in judges:
+        try:
+            with explained(f"judging with {judge}", LOWER):
+                scores.append(score(judge))
+        except MmdistillError as error:
+            failures[judge] = str(error)
+            if not scores and judge == judges[-1]:
+                raise
+    return summarise(scores)
+
+
+def _robust(
+    task: Task,
+    batch: Batch,
+    budget: int | None,
+    judges: Sequence[str],
+    n: int,
+    key: Draws,
+    learned: Mapping[str, Tensor],
+    failures: dict[str, str],
+) -> list[Entry]:
+    """Return the entries of both robust scores.
+
+    Raises:
+        UnsupportedError: a task that has none.
+        ConfigError: a bare batch, which has no equal count to compare with.
+    """
+    if not isinstance(task, ScoresRobustness):
+        raise UnsupportedError(f"{task.describe().domain} data have no robust scores; images have")
+    if budget is None:
+        raise ConfigError("robust scores compare with random samples at equal count: give a distilled set, not a batch")
+    counts = allocate(budget, task.describe().budget, task.labels, task.num_classes)
+
+    def subset(draws: Draws) -> Batch:
+        return coreset(task, "real", counts, draws)
+
+    scorer = task.robust
+    return _each(judges, lambda judge: scorer(batch, judge, key.fold(judge), n, learned, subset), failures)
 
 
 def _baseline(
-    task: Task, name: str, budget: int | None, judges: Sequence[str], n: int, key: Draws
+    task: Task, name: str, budget: int | None, judges: Sequence[str], n: int, key: Draws, failures: dict[str, str]
 ) -> list[Entry] | None:
-    """Return a baseline's entries, or None where the task cannot offer it."""
-    if name == "whole":
-        return summarise(task.evaluate(None, judge, key.fold(judge), n, {}) for judge in judges)
-    if budget is None:
+    """Return a baseline's entries, or None where the task cannot offer it or has no memory for it."""
+    if budget is None and name != "whole":
         return None
-    counts = allocate(budget, task.describe().budget, task.labels, task.num_classes)
     try:
-        if name == "herding":
-            chosen = task.select(choose_samples(task, "herding", counts, key))
-            return summarise(task.evaluate(chosen, judge, key.fold(judge), n, {}) for judge in judges)
+        if name == "whole":
+            return _each(judges, lambda judge: task.evaluate(None, judge, key.fold(judge), n, {}), {})
+        counts = allocate(budget or 1, task.describe().budget, task.labels, task.num_classes)
+        if name != "random":
+            chosen = coreset(task, name, counts, key)
+            return _each(judges, lambda judge: task.evaluate(chosen, judge, key.fold(judge), n, {}), {})
+        # Every network sees another random subset, so the spread covers the choice.
         runs = []
-        for index in range(n):  # every network sees another random subset, so the spread covers the choice
-            own = key.fold("subset", index)
-            subset = task.select(choose_samples(task, "real", counts, own))
+        for own in (key.fold("subset", index) for index in range(n)):
+            subset = coreset(task, "real", counts, own)
             runs += [task.evaluate(subset, judge, own.fold(judge), 1, {}) for judge in judges]
         return summarise(runs)
+    except MemoryExhaustedError as error:
+        failures[f"the {name} baseline"] = str(error)
     except UnsupportedError:
-        return None
+        pass
+    return None
 
 
 def metrics_document(
@@ -198,6 +269,7 @@ def metrics_document(
         "results": _merged(old_results, evaluation.results),
         "baselines": baselines,
         "seconds": distilled.seconds,
+        "seconds_per_step": distilled.seconds_per_step,
         "peak_memory_bytes": distilled.peak_memory_bytes,
         "device": distilled.device,
     }

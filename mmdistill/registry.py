@@ -65,6 +65,7 @@ class Domain:
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
+        options: which of ``protocol`` and ``whiten`` mean something to it.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Domain:
     presets: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
     reduced: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
     parameterizations: Mapping[str, Storage] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
 
 
 def canonical(name: str) -> str:

@@ -41,6 +41,8 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     """Return what was done, as name and value."""
     info = distilled.info
     share = f"{100 * distilled.stored_bytes / info.stored_bytes:.2g} % of the whole"
+    memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB"
+    pace = "" if distilled.seconds_per_step is None else f" ({1000 * distilled.seconds_per_step:.1f} ms a step)"
     return [
         ["data", f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)"],
         ["method", f"{distilled.method}, {distilled.steps:,} steps, seed {distilled.seed}"],
@@ -48,7 +50,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
             "budget",
             f"{info.budget} {distilled.budget}: {distilled.stored_bytes:,} bytes, {share}",
         ],
-        ["cost", f"{distilled.seconds:.1f} s, peak {distilled.peak_memory_bytes / 2**20:,.0f} MiB, {distilled.device}"],
+        ["cost", f"{distilled.seconds:.1f} s{pace}, peak {memory}, {distilled.device}"],
     ]
 
 

@@ -134,7 +134,7 @@ class DistilledSet:
         seconds: wall time of the distillation.
         peak_memory_bytes: peak of the process, or of the CUDA device.
         device: in words.
-        path: how the steps ran: ``eager``, ``compiled`` (the network's features) or ``captured`` (the whole step).
+        path: how the steps ran: ``eager``, ``compiled`` (what the network does) or ``captured`` (the whole step).
     """
 
     batch: Batch
@@ -150,6 +150,13 @@ class DistilledSet:
     peak_memory_bytes: int = 0
     device: str = ""
     path: str = "eager"
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Seconds of an update, set-up and checkpoints shared out; None where the method has no steps."""
+        steps = self.settings.get("steps")  # a set kept by validation has fewer in ``self.steps``
+        made = steps if isinstance(steps, int) and self.steps else self.steps
+        return self.seconds / made if made else None
 
     def save(self, folder: Path) -> None:
         """Write ``distilled.safetensors`` and ``distilled.json`` into a folder."""

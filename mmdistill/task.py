@@ -1,6 +1,6 @@
 """The vocabulary of every domain: batches, network states, and the Task protocol that a domain must supply."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -260,4 +260,30 @@ class NamesJudges(Protocol):
 
     def judge_name(self, name: str) -> str:
         """Return a judge's name in its one spelling; an error says why there is no such judge."""
+        ...
+
+
+@runtime_checkable
+class ScoresRobustness(Protocol):
+    """A task that has the field's label-robust and augmentation-robust scores."""
+
+    def robust(
+        self,
+        synthetic: Batch,
+        judge: str,
+        draws: Draws,
+        n: int,
+        learned: Mapping[str, Tensor],
+        subset: Callable[[Draws], Batch],
+    ) -> Scores:
+        """Score a synthetic batch against the whole training set and random subsets at equal count.
+
+        Args:
+            synthetic: the distilled samples, decoded.
+            judge: who judges.
+            draws: the key.
+            n: how many independently drawn judges.
+            learned: as for :meth:`Task.evaluate`.
+            subset: draws a random subset of real samples at equal count.
+        """
         ...

@@ -3,8 +3,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdistill.coresets import allocate, choose_samples, embed_real, herding, k_center, k_means, random_subset
-from mmdistill.errors import ConfigError, DataError
+from mmdistill.coresets import (
+    CORESETS,
+    allocate,
+    choose_samples,
+    coreset,
+    craig,
+    embed_real,
+    herding,
+    k_center,
+    k_means,
+    k_means_nearest,
+    last_layer_gradients,
+    random_subset,
+)
+from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.runtime import Draws
 from tests.toys import BlobTask
 
@@ -60,7 +73,7 @@ def test_herding_follows_the_greedy_rule() -> None:
 
 def test_k_center_covers() -> None:
     points = torch.tensor([[0.0], [0.1], [5.0], [10.0]])
-    chosen = k_center(points, None, torch.tensor([3]), Draws(0))
+    chosen = k_center(points, None, torch.tensor([3]))
     assert set(chosen.tolist()) == {2, 3, 0}
 
 
@@ -75,6 +88,59 @@ def test_selection_through_a_task() -> None:
     task = BlobTask()
     assert embed_real(task, Draws(0), steps=2).shape == (90, 8)
     assert task.labels is not None
-    for kind in ("real", "herding", "k-center"):
-        chosen = choose_samples(task, kind, torch.tensor([2, 2, 2]), Draws(0))  # type: ignore[arg-type]
+    for kind in ("real", *CORESETS):
+        chosen = choose_samples(task, kind, torch.tensor([2, 2, 2]), Draws(0))
         assert task.labels[chosen].tolist() == [0, 0, 1, 1, 2, 2]
+        assert len(set(chosen.tolist())) == 6
+    with pytest.raises(ConfigError, match="unknown start 'best'"):
+        choose_samples(task, "best", torch.tensor([2, 2, 2]), Draws(0))
+
+
+def test_k_means_chooses_real_samples_near_the_centroids() -> None:
+    points = torch.tensor([[0.0], [0.2], [0.1], [4.2], [9.0], [9.1], [9.3], [1.0], [3.0]])
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])
+    chosen = k_means_nearest(points, labels, torch.tensor([2, 2, 1]), Draws(0))
+    assert set(chosen[:2].tolist()) == {2, 3}
+    assert len(set(chosen[2:4].tolist())) == 2
+    assert chosen[4] in (7, 8)
+
+
+def test_craig_is_greedy_facility_location_on_last_layer_gradients() -> None:
+    residuals, embedding = Draws(1).normal(12, 3).double(), Draws(2).normal(12, 4).double()
+    labels = torch.tensor([0] * 7 + [1] * 5)
+    chosen, weights = craig(residuals, embedding, labels, torch.tensor([3, 2]), Draws(0))
+    gradients = [
+        torch.outer(r, torch.cat([h, torch.ones(1, dtype=torch.float64)])).flatten()
+        for r, h in zip(residuals, embedding, strict=True)
+    ]
+    expected: list[int] = []
+    counts: list[int] = []
+    for label, wanted in ((0, 3), (1, 2)):
+        members = [i for i, y in enumerate(labels.tolist()) if y == label]
+        gap = {(i, j): float((gradients[i] - gradients[j]).norm()) for i in members for j in members}
+        far = max(gap.values())
+        picked: list[int] = []
+        for _ in range(wanted):
+            rest = [j for j in members if j not in picked]
+            costs = [sum(min([far] + [gap[i, k] for k in [*picked, j]]) for i in members) for j in rest]
+            picked.append(rest[costs.index(min(costs))])
+        expected += picked
+        nearest = [min(range(wanted), key=lambda k, i=i: gap[i, picked[k]]) for i in members]  # type: ignore[misc]
+        counts += [nearest.count(k) for k in range(wanted)]
+    assert chosen.tolist() == expected
+    assert weights.tolist() == counts
+    few, _ = craig(residuals, embedding, labels, torch.tensor([3, 2]), Draws(0), most=4)
+    assert labels[few].tolist() == [0, 0, 0, 1, 1]
+
+
+def test_craigs_samples_weigh_as_many_as_they_stand_for() -> None:
+    task = BlobTask()
+    batch = coreset(task, "craig", torch.tensor([2, 2, 2]), Draws(0))
+    assert float(batch.weight.mean()) == pytest.approx(1)
+    assert len(batch.weight.unique()) > 1
+    residuals, embedding = last_layer_gradients(task, Draws(0), steps=5)
+    assert (residuals.shape, embedding.shape) == ((90, 3), (90, 8))
+    torch.testing.assert_close(residuals.sum(1), torch.zeros(90), atol=1e-5, rtol=0)
+    task.labels = None
+    with pytest.raises(UnsupportedError, match="no classes"):
+        last_layer_gradients(task, Draws(0))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mmdistill.distill import distill
-from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.evaluate import evaluate, metrics_document, subset_bytes, summarise
+from mmdistill.errors import CheckpointError, ConfigError, MemoryExhaustedError, UnsupportedError
+from mmdistill.evaluate import evaluate, find_judges, metrics_document, subset_bytes, summarise
+from mmdistill.memory import explained
 from mmdistill.methods import CORE_METHODS
 from mmdistill.store import DistilledSet
 from mmdistill.task import Scores
@@ -71,7 +72,7 @@ def test_metrics_have_their_documented_layout(result: DistilledSet, tmp_path: Pa
     assert document["budget"] == {"ipc": 2, "stored_bytes": 6 * 4 * 4 + 6}
     assert set(document["results"][0]) == {"judge", "metric", "mean", "sd", "n"}
     assert set(document["baselines"]) == {"random", "herding", "whole"}
-    assert {"data", "method", "seconds", "peak_memory_bytes", "device"} <= set(document)
+    assert {"data", "method", "seconds", "seconds_per_step", "peak_memory_bytes", "device"} <= set(document)
     # judging again adds judges and replaces equal entries
     other = [{"judge": "other", "metric": "accuracy", "mean": 0.1, "sd": 0.0, "n": 1}]
     previous = {**document, "results": other + document["results"]}
@@ -82,3 +83,54 @@ def test_metrics_have_their_documented_layout(result: DistilledSet, tmp_path: Pa
 
 def test_bytes_of_real_samples_at_equal_count() -> None:
     assert subset_bytes(BlobTask(), 2) == 6 * 4 * 4
+
+
+def test_any_coreset_is_a_baseline(result: DistilledSet) -> None:
+    names = ("k-center", "k-means", "craig")
+    found = evaluate(BlobTask(), result, n=1, baselines=names)
+    assert tuple(found.baselines) == names
+
+
+def test_a_failing_judge_leaves_the_others_scores(result: DistilledSet) -> None:
+    task = BlobTask()
+    task.judges = ("large", "mlp")
+    evaluated = task.evaluate
+
+    def evaluate_or_fail(batch, judge, draws, n, learned):  # type: ignore[no-untyped-def]
+        if judge == "large":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.\nmore")
+        return evaluated(batch, judge, draws, n, learned)
+
+    task.evaluate = evaluate_or_fail  # type: ignore[method-assign]
+    found = evaluate(task, result, judges=["all"], n=1)
+    assert [entry.judge for entry in found.results] == ["mlp"]
+    assert "--networks" in found.failures["large"]
+    assert [entry.judge for entry in found.baselines["whole"]] == ["mlp"]
+    with pytest.raises(MemoryExhaustedError, match="out of memory in judging with large"):
+        evaluate(task, result, judges=["large"], n=1)
+
+
+def test_out_of_memory_says_what_to_lower() -> None:
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        MemoryError(),
+    ):
+        with (
+            pytest.raises(MemoryExhaustedError, match="out of memory in a step; try less"),
+            explained("a step", "less"),
+        ):
+            raise error
+    with pytest.raises(RuntimeError, match="another"), explained("a step", "less"):
+        raise RuntimeError("another")
+
+
+def test_a_task_may_name_judges_by_a_grammar() -> None:
+    task = BlobTask()
+    task.judge_name = lambda name: name.lower()  # type: ignore[attr-defined]
+    assert find_judges(task, ["MLP", "mlp-w9", "MLP-W9"]) == ["mlp", "mlp-w9"]
+
+
+def test_robust_scores_need_a_task_that_has_them(result: DistilledSet) -> None:
+    with pytest.raises(UnsupportedError, match="no robust scores"):
+        evaluate(BlobTask(), result, n=1, robust=True)

@@ -25,6 +25,7 @@ DOMAIN = Domain(
     "files, or a .safetensors file with images and labels",
     presets=PRESETS,
     reduced=REDUCED,
+    options=("protocol", "whiten"),
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
 )
 

@@ -1,6 +1,6 @@
 """Images as a task: class batches from tensors on the device, siamese augmentation, and the field's evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from mmdistill.image.dc_augment import crop_scale_rotate, cut_and_mix
 from mmdistill.image.judge import Judge, is_distribution, learned_steps, seeded, target_loss, with_learned_rate
 from mmdistill.image.models import fitting_models, model_factory, model_name, refusal
 from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
+from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
 from mmdistill.labels import weighted_mean
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
@@ -179,6 +180,18 @@ class ImageTask:
         if not plan.cutmix:
             return batch
         return cut_and_mix(draws.fold("mix"), batch, networks, plan.cutmix, len(self.data.class_names))
+
+    def robust(
+        self,
+        synthetic: Batch,
+        judge: str,
+        draws: Draws,
+        n: int,
+        learned: Mapping[str, Tensor],
+        subset: Callable[[Draws], Batch],
+    ) -> Scores:
+        """Return the label-robust and the augmentation-robust score, see :mod:`mmdistill.image.robust`."""
+        return robust_scores(self, _placed(synthetic, self.device), judge, draws, n, learned, subset)
 
     def judge_name(self, name: str) -> str:
         """Return a judge's name in its one spelling; any network that :mod:`mmdistill.image.models` names can judge.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.memory import explained
 from mmdistill.networks.fit import FitProtocol, Loss, fit_networks, stack_states
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws, atomic_write, cache_folder
@@ -184,9 +185,12 @@ def train_experts(
     if open_groups:
         data = task.select(torch.arange(task.describe().num_train))
         clock = _Clock(len(open_groups) * recipe.protocol.epochs, progress)
-        chosen = mode or ("vmap" if _batches(task, data) else "loop")
+        pure = _batches(task, data)
+        # On the CPU one network keeps the machine busy, and convolutions batched over networks are slow.
+        chosen = mode or ("vmap" if pure and task.device.type != "cpu" else "loop")
         for group in open_groups:
-            _train_group(task, data, folder, group, recipe, chosen, clock, digest(wanted))
+            with explained(f"training {len(group)} networks together", "fewer at once (--together) or less --width"):
+                _train_group(task, data, folder, group, recipe, chosen, pure, clock, digest(wanted))
     return Experts(folder, task, count, recipe.protocol.epochs)
 
 
@@ -211,10 +215,11 @@ def _train_group(
     group: range,
     recipe: ExpertRecipe,
     mode: Literal["vmap", "loop"],
+    pure: bool,
     clock: "_Clock",
     name: str,
 ) -> None:
-    """Train the experts of a group side by side and write those that are missing."""
+    """Train the experts of a group side by side and write those that are missing; pure ones draw nothing."""
     snapshots: list[NetworkState] = []
 
     def observe(epoch: int, state: NetworkState) -> None:
@@ -234,15 +239,16 @@ def _train_group(
     draws = Draws(recipe.seed, ("experts", group[0], len(group)), task.device)
     fit_networks(
         task.init,
-        _expert_loss(task, mode),
+        _expert_loss(task, random=not pure),
         data,
         recipe.protocol,
         len(group),
         draws,
         augment=augment if recipe.augment else None,
-        noise=(lambda key, n: {"seed": key.integers(2**62, n)}) if mode == "loop" else None,
+        noise=None if pure else lambda key, n: {"seed": key.integers(2**62, n)},
         observe=observe,
         mode=mode,
+        compile="auto" if pure else "off",
     )
     stacked = stack_states(snapshots)
     for position, index in enumerate(group):
@@ -254,12 +260,12 @@ def _train_group(
             handle.write(safetensors.torch.save(tensors, metadata={"experts": name}))
 
 
-def _expert_loss(task: Task, mode: Literal["vmap", "loop"]) -> Loss:
+def _expert_loss(task: Task, random: bool) -> Loss:
     """Return the training loss; dropout, which cannot be batched over networks, draws from each step's own seed."""
 
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         own = NetworkState(state.params, {name: tensor.clone() for name, tensor in state.buffers.items()})
-        draws = Draws(int(noise["seed"]), device=task.device) if mode == "loop" else None
+        draws = Draws(int(noise["seed"]), device=task.device) if random else None
         return task.loss(own, batch, train=True, draws=draws), own.buffers
 
     return loss
@@ -269,7 +275,7 @@ def _batches(task: Task, data: Batch) -> bool:
     """Return whether the task's networks can train in one batched call (running statistics and dropout cannot)."""
     states = stack_states([task.init(Draws(0, ("try", index), task.device)) for index in range(2)])
     few = Batch(*(map_inputs(lambda t: t[:2], part) for part in data))  # type: ignore[arg-type]
-    loss = _expert_loss(task, "vmap")
+    loss = _expert_loss(task, random=False)
     try:
         torch.func.vmap(lambda params, buffers: loss(NetworkState(params, buffers), few, {}))(*states)
     except RuntimeError:

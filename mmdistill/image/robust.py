@@ -1,0 +1,109 @@
+"""The scores of the field's neutral evaluator: how much of a set's accuracy its images owe to themselves.
+
+The label-robust score asks what is left with hard labels, the augmentation-robust score what is left without
+augmentation, each beside random real images that are given the same. All accuracies are fractions.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mmdistill.errors import ShapeError
+from mmdistill.networks.teacher import soft_labels, trained_teacher
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Scores
+
+if TYPE_CHECKING:
+    from mmdistill.image.task import ImageTask
+
+
+def unit_score(alpha: float) -> float:
+    """Return ``(e^alpha - e^-1) / (e - e^-1)``, which maps [-1, 1] to [0, 1]."""
+    return (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def label_robust(recovery_gap: float, improvement: float, weight: float = 0.5) -> float:
+    """Return the label-robust score, ``alpha = w improvement - (1 - w) recovery_gap``.
+
+    Args:
+        recovery_gap: accuracy of the whole set less that of the distilled images with hard labels.
+        improvement: accuracy of the distilled set less that of random images with labels of the same kind.
+        weight: w.
+
+    Source: Li et al., DD-Ranking, 2025.
+    """
+    return unit_score(weight * improvement - (1 - weight) * recovery_gap)
+
+
+def augmentation_robust(with_augmentation: float, without: float, weight: float = 0.5) -> float:
+    """Return the augmentation-robust score of the improvements over random images with and without augmentation.
+
+    Source: Li et al., DD-Ranking, 2025.
+    """
+    return unit_score(weight * with_augmentation + (1 - weight) * without)
+
+
+def robust_scores(
+    task: "ImageTask",
+    synthetic: Batch,
+    judge: str,
+    draws: Draws,
+    n: int,
+    learned: Mapping[str, Tensor],
+    subset: Callable[[Draws], Batch],
+) -> Scores:
+    """Return both scores and the differences that they are made of, for each of n networks.
+
+    Random images get hard labels where the set has them, and the soft labels of a network trained on the whole set
+    where the set's are soft.
+
+    Args:
+        task: the task.
+        synthetic: the distilled images.
+        judge: who judges.
+        draws: the key; the sets that are compared are judged by equal initialisations.
+        n: networks, and random subsets.
+        learned: what was learned with the set.
+        subset: draws random real images at equal count.
+
+    Differs from:
+        the published package, which chooses each set's learning rate on test data and reports the best epoch; here
+        all train by the task's protocol and their last epoch counts.
+    """
+    if isinstance(synthetic.targets, dict):
+        raise ShapeError("robust scores need one tensor of labels")
+    soft = synthetic.targets.is_floating_point()
+    hard = synthetic._replace(targets=synthetic.targets.argmax(1)) if soft else synthetic
+    teacher = trained_teacher(task, task.data.whole_epochs) if soft else None
+    augmented, plain = (_with_augmentation(task, wanted) for wanted in (True, False))
+
+    def accuracy(of: "ImageTask", batch: Batch | None, key: Draws, carried: Mapping[str, Tensor]) -> float:
+        return of.evaluate(batch, judge, key, 1, carried).values["accuracy"][0]
+
+    rows = []
+    for index in range(n):
+        key, random = draws.fold("network", index), subset(draws.fold("subset", index))
+        if teacher is not None:
+            random = random._replace(targets=soft_labels(task, teacher, random.inputs))
+        whole = accuracy(augmented, None, key, {})
+        here = accuracy(augmented, synthetic, key, learned)
+        at_hard = accuracy(augmented, hard, key, learned) if soft else here
+        improvement = here - accuracy(augmented, random, key, {})
+        without = accuracy(plain, synthetic, key, learned) - accuracy(plain, random, key, {})
+        gap = whole - at_hard
+        rows.append(
+            (label_robust(gap, improvement), augmentation_robust(improvement, without), gap, improvement, without)
+        )
+    names = ("label-robust score", "augmentation-robust score", "hard-label gap", "over random", "over random, plain")
+    columns = zip(*rows, strict=True)
+    return Scores(judge, {name: tuple(column) for name, column in zip(names, columns, strict=True)})
+
+
+def _with_augmentation(task: "ImageTask", wanted: bool) -> "ImageTask":
+    """Return the task with judges that all augment, or do not."""
+    other = copy.copy(task)
+    other.judge_augment = wanted
+    return other

@@ -1,0 +1,66 @@
+"""The two robust scores: their formula, and what they compare."""
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError
+from mmdistill.evaluate import evaluate
+from mmdistill.image import ImageTask, image_task
+from mmdistill.image import robust as scores
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Scores
+
+
+def test_scores_are_their_formula() -> None:
+    # by hand: whole 0.9, set with hard labels 0.5, set 0.7, random 0.4
+    alpha = 0.5 * (0.7 - 0.4) - 0.5 * (0.9 - 0.5)
+    expected = (math.e**alpha - 1 / math.e) / (math.e - 1 / math.e)
+    assert scores.label_robust(0.9 - 0.5, 0.7 - 0.4) == pytest.approx(expected)
+    assert scores.label_robust(1.0, -1.0) == pytest.approx(0)
+    assert scores.label_robust(-1.0, 1.0) == pytest.approx(1)
+    assert scores.label_robust(0.4, 0.3, weight=1) == pytest.approx(scores.unit_score(0.3))
+    assert scores.augmentation_robust(0.2, 0.1) == pytest.approx(scores.unit_score(0.15))
+
+
+class Told(ImageTask):
+    """A task whose judges' accuracies are given by what they are asked to judge."""
+
+    def evaluate(
+        self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
+    ) -> Scores:
+        if synthetic is None:
+            return Scores(judge, {"accuracy": (0.9,)})
+        targets = synthetic.targets
+        assert isinstance(targets, Tensor)
+        random = bool((synthetic.weight == 2).all())
+        value = (0.4 if random else 0.7) if targets.is_floating_point() else 0.5
+        return Scores(judge, {"accuracy": (value - (0.05 if random else 0.2) * (not self.judge_augment),)})
+
+
+def test_soft_labels_are_compared_with_a_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = image_task("digits", model="mlp", width=8)
+    task = Told(base.data, base.network, "mlp", base.device)
+    monkeypatch.setattr(scores, "trained_teacher", lambda task, epochs: task.init(Draws(0)))
+    real = task.select(torch.arange(20))
+    soft = Batch(real.inputs, torch.full((20, 10), 0.1), real.weight)
+    random = real._replace(weight=2 * real.weight)
+    found = scores.robust_scores(task, soft, "mlp", Draws(0), 2, {}, lambda draws: random).values
+    assert found["label-robust score"] == pytest.approx([scores.label_robust(0.9 - 0.5, 0.7 - 0.4)] * 2)
+    without = (0.7 - 0.2) - (0.4 - 0.05)
+    assert found["augmentation-robust score"] == pytest.approx([scores.augmentation_robust(0.3, without)] * 2)
+    assert found["hard-label gap"] == pytest.approx([0.4, 0.4])
+
+
+def test_a_distilled_set_is_scored() -> None:
+    task = image_task("digits", model="mlp", width=8, judge_epochs=3)
+    result = distill(task, "dm", ipc=1, settings={"steps": 2, "real_batch": 4})
+    found = evaluate(task, result, n=2, robust=True)
+    assert [entry.metric for entry in found.results][:2] == ["label-robust score", "augmentation-robust score"]
+    assert all(0 < entry.mean < 1 and entry.n == 2 for entry in found.results[:2])
+    with pytest.raises(ConfigError, match="equal count"):
+        evaluate(task, result.batch, n=1, robust=True)
