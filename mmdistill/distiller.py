@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -237,17 +236,20 @@ class Distiller:
     def operations(self, run: RunState) -> int:
         """Return the floating-point operations of the next step's objective and gradient; the run stays as it is."""
         key = self._key(run)
-        # Copies, since objectives may learn while they are read, as an adversary does.
-        trial = replace(run, parameterization=deepcopy(run.parameterization), objective=deepcopy(run.objective))
+        # Put back afterwards, since objectives may learn while they are read, as an adversary does.
+        before = _copy(run.parameterization), _copy(run.objective)
 
         def loss_and_gradient() -> None:
             schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
-            syn, real = self.batches(trial, schedule, key)
-            loss = trial.objective(self._network(trial, schedule), syn, real, key.fold("objective"))
-            tensors = [p for group in _groups(trial.parameterization, trial.objective).values() for p in group]
+            syn, real = self.batches(run, schedule, key)
+            loss = run.objective(self._network(run, schedule), syn, real, key.fold("objective"))
+            tensors = [p for group in _groups(run.parameterization, run.objective).values() for p in group]
             torch.autograd.grad(loss, tensors, allow_unused=True)
 
-        return operations(loss_and_gradient)[1]
+        count = operations(loss_and_gradient)[1]
+        run.parameterization.load_state_dict(before[0])
+        run.objective.load_state_dict(before[1])
+        return count
 
     def _key(self, run: RunState) -> Draws:
         return self.draws.fold("step", run.step, "rank", runtime.rank())
