@@ -28,7 +28,7 @@ from mmdistill.compilation import operations
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task
-from mmdistill.methods import Method, Settings, fresh
+from mmdistill.methods import Method, fresh
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distribution import DistributionMatching
@@ -37,6 +37,7 @@ from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws, choose_device, describe_device
+from mmdistill.settings import Settings
 from mmdistill.store import write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task
 

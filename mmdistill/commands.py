@@ -11,7 +11,7 @@ from mmdistill.config import DistillConfig, baseline_names, require_data_and_met
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import Evaluation, evaluate, metrics_document, subset_bytes
-from mmdistill.methods import Method, Settings
+from mmdistill.methods import Method
 from mmdistill.networks.experts import default_folder, is_complete, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import (
@@ -28,6 +28,7 @@ from mmdistill.registry import (
 )
 from mmdistill.report import write_report
 from mmdistill.runtime import choose_device, use_deterministic_kernels
+from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, read_json, write_json
 from mmdistill.task import Task
 

@@ -12,7 +12,7 @@ from mmdistill import runtime
 from mmdistill.compilation import compiled, operations
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import TeacherLabels
-from mmdistill.methods import Method, OptimizerSpec, Settings
+from mmdistill.methods import Method
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients
@@ -20,6 +20,7 @@ from mmdistill.optimizers import LAMB, AdaBelief
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import DistilledSet, detached
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, Validates
 

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe
@@ -21,92 +20,8 @@ from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryMatchi
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Task
-
-
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """How one group of learned tensors is stepped.
-
-    Args:
-        name: ``sgd``, ``adam``, ``adamw`` (torch.optim), ``lamb`` or ``adabelief``.
-        lr: learning rate.
-        momentum: for SGD.
-        betas: for all but SGD.
-        weight_decay: L2 coefficient (decoupled for AdamW).
-        maximize: ascend instead of descend.
-        active: ``(start, stop, period)``: steps whose remainder by period lies in [start, stop) are taken; the group
-            rests in the others. None: every step.
-        cosine: anneal the rate over the run, to ``floor``.
-        floor: the share of the rate that the annealing ends with.
-    """
-
-    name: Literal["sgd", "adam", "adamw", "lamb", "adabelief"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    maximize: bool = False
-    active: tuple[int, int, int] | None = None
-    cosine: bool = False
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.floor <= 1:
-            raise ConfigError(f"floor is a share of the rate between 0 and 1, got {self.floor}")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A method's hyper-parameters; each may be overridden from Python, YAML or the command line.
-
-    Args:
-        steps: updates of the synthetic data.
-        real_batch: real samples per class (class-wise objectives) or in all (flat ones) per step.
-        optimizers: by group: ``codes``, ``labels``, ``decoder``, ``objective``; without one for ``objective``, unrolled
-            students keep their learning rate.
-        init: what the synthetic samples start from.
-        augment: augmentation while matching, siamese (Sec. 3.4.1) or, of unrolled students, per sample.
-        outer_steps: updates of the synthetic data per network, for schedules that train it.
-        inner_steps: network updates between them.
-        inner_lr: the network's learning rate.
-        inner_batch: the network's minibatch size; 0: the whole set, for unrolled students.
-        inner_momentum: the network's momentum.
-        inner_parts: with the whole set, unrolled students cycle through a fixed partition of it into so many parts.
-        experts: how many expert trajectories (methods that match them).
-        expert_steps: epochs between an expert's start and its target.
-        start_epochs: an expert's start is drawn from its first so many epochs.
-        expert_folder: where experts are or shall be; the cache folder by default.
-        expert_sam: rho of sharpness-aware training of experts; 0 trains them plainly.
-        expert_gap: weight of the surrogate gap in sharpness-aware training of experts.
-        teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
-        ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
-        validate_every: steps between validations that select the best step; 0 keeps the last step.
-        stored_bytes: the bytes that a storage may fill with codes; 0: those of the raw samples of the budget.
-    """
-
-    steps: int
-    real_batch: int = 256
-    optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
-    init: InitKind = "real"
-    augment: bool = False
-    outer_steps: int = 1
-    inner_steps: int = 0
-    inner_lr: float = 0.01
-    inner_batch: int = 256
-    inner_momentum: float = 0.0
-    inner_parts: int = 1
-    experts: int = 20
-    expert_steps: int = 2
-    start_epochs: int = 2
-    expert_folder: str = ""
-    expert_sam: float = 0.0
-    expert_gap: float = 0.0
-    teacher_epochs: int = 10
-    ema: float = 0.0
-    validate_every: int = 0
-    stored_bytes: int = 0
-
 
 Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
 """Builds the initial parameterization: ``(task, budget, settings, label kind, draws)``."""

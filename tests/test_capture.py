@@ -9,8 +9,9 @@ from mmdistill.capture import Generators, Stepper, capturable
 from mmdistill.compilation import compiled, operations
 from mmdistill.distiller import Distiller
 from mmdistill.image import image_task
-from mmdistill.methods import CORE_METHODS, OptimizerSpec
+from mmdistill.methods import CORE_METHODS
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec
 from tests.toys import BlobTask
 
 

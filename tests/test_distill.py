@@ -15,8 +15,9 @@ from torch import Tensor
 from mmdistill.budget import find_budget
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
-from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec
+from mmdistill.methods import CORE_METHODS, Method
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, ClassBatch
 from tests.toys import BlobTask

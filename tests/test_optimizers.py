@@ -7,9 +7,10 @@ import torch
 
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
-from mmdistill.methods import CORE_METHODS, OptimizerSpec
+from mmdistill.methods import CORE_METHODS
 from mmdistill.optimizers import LAMB, AdaBelief
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec
 from tests.toys import BlobTask
 
 KEY = Draws(8)

@@ -5,12 +5,13 @@ from mmdistill.errors import ConfigError
 from mmdistill.graph.schedules import trained_on_graph
 from mmdistill.graph.structure import bernoulli_edges, pairwise_mlp
 from mmdistill.graph.synthetic import label_nodes, propagated_features, raw_features, with_structure
-from mmdistill.methods import Method, OptimizerSpec, Settings, fresh, trained_on_s
+from mmdistill.methods import Method, fresh, trained_on_s
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Embeds, Task
 
 WHOLE = 1_000_000

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from mmdistill.coresets import allocate, choose_samples
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
-from mmdistill.methods import Parameterizer, Settings
+from mmdistill.methods import Parameterizer
 from mmdistill.parameterizations.base import FeatureMap, Parameterization, stored_tensor_bytes
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, Embeds, Task, Tensors, share_classes
 
 

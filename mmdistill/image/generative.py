@@ -8,12 +8,13 @@ from torch import nn
 from mmdistill.image.generator import GeneratorRecipe, trained_generator
 from mmdistill.image.storage import latent
 from mmdistill.labels import LabelKind
-from mmdistill.methods import Method, OptimizerSpec, Settings, Storage, fresh
+from mmdistill.methods import Method, Storage, fresh
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.generated import Inversion, generated_samples
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Task
 
 

@@ -6,13 +6,14 @@ from functools import partial
 
 from mmdistill.image.augment import MixedMinibatches, SiameseAugmentation
 from mmdistill.image.storage import tiled
-from mmdistill.methods import CORE_METHODS, Configured, Method, OptimizerSpec, Settings, trained_by
+from mmdistill.methods import CORE_METHODS, Configured, Method, trained_by
 from mmdistill.networks.early import EarlyStagePool
 from mmdistill.networks.schedules import AccuracyDriven, TrainedOnS, TrainedOnT, TrainedUntilSaturated
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distances import Distance, conv_absolute_error, conv_squared_error, row_cosine
 from mmdistill.objectives.gradient import GradientMatching, MultiLevelGradientMatching, WarmUp
+from mmdistill.settings import OptimizerSpec, Settings
 
 COLOR_CROP = SiameseAugmentation(operations=("crop",), always=("color",))
 COLOR_CROP_CUTOUT = SiameseAugmentation(operations=("crop",), always=("color", "cutout"))

@@ -10,7 +10,8 @@ from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED
 from mmdistill.image.ridge import RIDGE_REDUCED
 from mmdistill.image.unrolled import UNROLLED_REDUCED
-from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Settings
+from mmdistill.methods import CORE_METHODS, Method
+from mmdistill.settings import OptimizerSpec, Settings
 
 
 def _dm(ipc: int) -> Settings:

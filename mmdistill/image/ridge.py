@@ -8,7 +8,7 @@ import torch
 from mmdistill.errors import ConfigError
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import FixedLabels, LabelKind, LearnedLabels, centred_one_hot
-from mmdistill.methods import Method, OptimizerSpec, Settings, fresh, trained_on_s
+from mmdistill.methods import Method, fresh, trained_on_s
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.base import Network, flatten_classes
@@ -19,6 +19,7 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.transform import Transformed
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, ClassBatch, Task
 
 MIRRORED = 500

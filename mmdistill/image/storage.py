@@ -5,7 +5,7 @@ storage brings the rates of its groups ``codes`` and ``decoder`` along.
 """
 
 from mmdistill.labels import LabelKind
-from mmdistill.methods import OptimizerSpec, Settings, Storage
+from mmdistill.methods import Storage
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.canvas import class_canvases
@@ -15,6 +15,7 @@ from mmdistill.parameterizations.memory import addressed_memory
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.upsample import multi_formation
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Task
 
 

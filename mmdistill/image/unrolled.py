@@ -10,8 +10,6 @@ from mmdistill.methods import (
     MTT_CIFAR10,
     Configured,
     Method,
-    OptimizerSpec,
-    Settings,
     TrajectoryRow,
     experts_by,
     fresh,
@@ -26,6 +24,7 @@ from mmdistill.objectives.trajectory import PrunedTrajectoryMatching
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Task
 
 DIGITS_EXPERTS = FitProtocol(epochs=0, lr=0.02, momentum=0.0, weight_decay=0.0, batch=64, decay_at=())

@@ -1,9 +1,10 @@
 """Methods for interactions: Distill-CF, with the sampled prior as published and with its mean field."""
 
-from mmdistill.methods import Method, OptimizerSpec, Settings, fresh
+from mmdistill.methods import Method, fresh
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
 from mmdistill.recsys.synthetic import interaction_prior
+from mmdistill.settings import OptimizerSpec, Settings
 
 SOURCE = "Sachdeva et al., NeurIPS 2022"
 ALL_USERS = 1_000_000_000

@@ -9,9 +9,10 @@ from torch.utils.checkpoint import checkpoint
 from mmdistill.coresets import allocate, choose_samples
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.labels import LabelKind, NoLabels
-from mmdistill.methods import Parameterizer, Settings
+from mmdistill.methods import Parameterizer
 from mmdistill.parameterizations.base import FeatureMap, Parameterization
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Batch, Task
 
 PriorMode = Literal["sampled", "mean-field"]

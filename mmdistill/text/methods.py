@@ -8,7 +8,7 @@ from torch import Tensor
 from mmdistill.coresets import allocate, k_means
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
-from mmdistill.methods import Method, OptimizerSpec, Settings, fresh, trained_on_s
+from mmdistill.methods import Method, fresh, trained_on_s
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -17,6 +17,7 @@ from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import Kernel, KernelRidgeMatching
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, Inputs, Task
 from mmdistill.text.judges import one_tensor, regression_targets, ridge_weights
 from mmdistill.text.task import TextTask

@@ -13,9 +13,9 @@ from mmdistill.evaluate import evaluate, subset_bytes
 from mmdistill.graph import DOMAIN, load_graph
 from mmdistill.graph.draw import graph_tensors
 from mmdistill.graph.task import GraphTask, graph_task
-from mmdistill.methods import OptimizerSpec
 from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import Draws, data_root
+from mmdistill.settings import OptimizerSpec
 from tests.graph.toy import FAST, planted_fields, planted_graph
 from tests.toys import BlobTask
 
@@ -71,7 +71,7 @@ def test_budgets_that_cannot_be_are_refused() -> None:
     own = task()
     with pytest.raises(ConfigError, match="cannot cover 3 classes"):
         distill(own, "gcond-x", nodes=2)
-    with pytest.raises(ConfigError, match="nodes=N.*got ipc=2"):
+    with pytest.raises(ConfigError, match=r"nodes=N.*got ipc=2"):
         distill(own, "gcond-x", ipc=2)
     with pytest.raises(DataError, match="lower the budget"):
         distill(own, "gcond-x", nodes=30)

@@ -14,11 +14,11 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.ridge import MirroredKernelRidge, with_mirror_images
-from mmdistill.methods import OptimizerSpec
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.ridge import MarginKernelRidge
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec
 from mmdistill.task import Batch
 
 NAMES = ("frepo", "rfad", "kip", "kip-conv")

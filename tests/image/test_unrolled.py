@@ -11,8 +11,9 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, NonFiniteError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.unrolled import FTD_CIFAR10, MTT_CIFAR100
-from mmdistill.methods import TESLA_CIFAR10, OptimizerSpec, Settings
+from mmdistill.methods import TESLA_CIFAR10
 from mmdistill.registry import get_method
+from mmdistill.settings import OptimizerSpec, Settings
 
 MATCHING = ("mtt", "tesla", "ftd", "ddpp", "haba")
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.labels import centred_one_hot
-from mmdistill.methods import Method, OptimizerSpec, Settings
+from mmdistill.methods import Method
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.ridge import MarginKernelRidge
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, NetworkState
 from tests.toys import BlobTask
 

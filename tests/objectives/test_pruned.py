@@ -12,7 +12,7 @@ from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, image_task
-from mmdistill.methods import CORE_METHODS, Settings
+from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, default_folder
 from mmdistill.networks.fit import FitProtocol, fit_networks, state_at
 from mmdistill.objectives.base import Network
@@ -25,6 +25,7 @@ from mmdistill.objectives.trajectory import (
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Batch
 from mmdistill.testing import check_objective
 from tests.oracles import objectives as networks

@@ -12,7 +12,7 @@ from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.evaluate import evaluate
-from mmdistill.methods import CORE_METHODS, Method, OptimizerSpec, Settings, fresh
+from mmdistill.methods import CORE_METHODS, Method, fresh
 from mmdistill.networks.experts import ExpertRecipe
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -21,6 +21,7 @@ from mmdistill.objectives.base import Network
 from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryMatchingConstantMemory
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 from mmdistill.testing import check_objective

@@ -14,9 +14,10 @@ from mmdistill.image.generative import generated
 from mmdistill.image.generator import GeneratorRecipe
 from mmdistill.image.storage import canvas, coefficients, hallucinated, latent
 from mmdistill.labels import LabelKind
-from mmdistill.methods import CORE_METHODS, Method, Settings, Storage
+from mmdistill.methods import CORE_METHODS, Method, Storage
 from mmdistill.registry import domain_methods, get_domain, get_parameterization
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 
 KEY = Draws(3)
 IMAGE_BYTES = 64 * 4 + 1

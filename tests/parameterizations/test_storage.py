@@ -12,11 +12,12 @@ from mmdistill.image.methods import METHODS
 from mmdistill.image.storage import addressed, hallucinated, latent
 from mmdistill.image.task import ImageTask, image_task
 from mmdistill.labels import FixedLabels
-from mmdistill.methods import CORE_METHODS, OptimizerSpec, Storage
+from mmdistill.methods import CORE_METHODS, Storage
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.decoder import DecodedCodes, Hallucinator, LatentDecoder, make_decoders
 from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec
 
 KEY = Draws(4)
 

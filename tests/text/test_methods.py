@@ -7,9 +7,9 @@ from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import SoftmaxLabels
-from mmdistill.methods import Settings
 from mmdistill.objectives.base import Network
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Batch
 from mmdistill.text.judges import regression_targets, ridge_weights
 from mmdistill.text.methods import METHODS, CentredRidgeMatching, distil_ridge, from_centroids, ridge_set
