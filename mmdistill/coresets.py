@@ -18,7 +18,8 @@ InitKind = Literal["real", "noise", "herding", "k-center", "k-means", "craig"]
 CORESETS = ("herding", "k-center", "k-means", "craig")
 """Selections of real samples that look at the samples."""
 
-EMBED_CHUNK = 1024
+EMBED_CHUNK = {"cuda": 1024, "cpu": 128}
+"""Samples per forward pass; on the CPU so few that the layers' outputs stay in its caches."""
 CRAIG_MOST = 8192
 """Samples of a class whose pairs CRAIG compares: 256 MiB of distances."""
 
@@ -235,13 +236,16 @@ def embed_real(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> 
     return _embedded(task, briefly_trained(task, draws, steps, lr))
 
 
+def _chunks(task: Task) -> tuple[Tensor, ...]:
+    """Return the indices of all real samples, a forward pass's worth at a time."""
+    return torch.arange(task.describe().num_train).split(EMBED_CHUNK.get(task.device.type, 1024))
+
+
 def _embedded(task: Task, network: NetworkState) -> Tensor:
     """Return every real sample's last feature layer, ``(N, d)``."""
-    total = task.describe().num_train
     rows = []
     with torch.no_grad():
-        for start in range(0, total, EMBED_CHUNK):
-            indices = torch.arange(start, min(start + EMBED_CHUNK, total))
+        for indices in _chunks(task):
             inputs = task.select(indices).inputs
             layer = task.features(network, inputs)[-1]
             if layer.shape[0] != num_samples(inputs):
@@ -271,9 +275,8 @@ def last_layer_gradients(task: Task, draws: Draws, steps: int = 100, lr: float =
         embedding = _embedded(task, network)
         rows = []
         with torch.no_grad():
-            for start in range(0, len(embedding), EMBED_CHUNK):
-                inputs = task.select(torch.arange(start, min(start + EMBED_CHUNK, len(embedding)))).inputs
-                rows.append(task.predict(network, inputs)[0].softmax(1))
+            for indices in _chunks(task):
+                rows.append(task.predict(network, task.select(indices).inputs)[0].softmax(1))
         probabilities = torch.cat(rows)
     return probabilities - one_hot(
         task.labels.to(probabilities.device), task.num_classes, probabilities.dtype
