@@ -238,7 +238,7 @@ def embed_real(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> 
 
 def _chunks(task: Task) -> tuple[Tensor, ...]:
     """Return the indices of all real samples, a forward pass's worth at a time."""
-    return torch.arange(task.describe().num_train).split(EMBED_CHUNK.get(task.device.type, 1024))
+    return torch.split(torch.arange(task.describe().num_train), EMBED_CHUNK.get(task.device.type, 1024))
 
 
 def _embedded(task: Task, network: NetworkState) -> Tensor:
