@@ -49,8 +49,8 @@ PREFACE = """# Tables
 
 Test accuracy in percent of the last epoch, mean ± deviation over all networks of all distillation seeds, written by
 `python benchmarks/tables.py --page docs/tables.md`. Published numbers are the survey's, at the full schedule with a
-ConvNet of width 128; a reduced schedule distils with and judges by a ConvNet of width 32 (300 epochs) and is no attempt
-at them. Random and herding are at equal count. Seconds are wall time to distil, experts apart; MiB is the peak of the
+ConvNet of width 128; a reduced schedule distils with and judges by a ConvNet of width 32 (from 10 images per class on for
+300 epochs in minibatches of 25) and is no attempt at them. Random and herding are at equal count. Seconds are wall time to distil, experts apart; MiB is the peak of the
 device, or of the whole process on a CPU.
 
 """
@@ -78,8 +78,8 @@ class Cell:
         name = f"{self.data}-{self.method}-{self.ipc}"
         if self.schedule == "published":
             return name
-        batch = ",judge_batch=25" if self.ipc >= 10 else ""
-        return f"{name}:schedule=reduced,width=32,judge_epochs=300{batch}"
+        judging = ",judge_epochs=300,judge_batch=25" if self.ipc >= 10 else ""
+        return f"{name}:schedule=reduced,width=32{judging}"
 
     @property
     def published(self) -> list[float] | None:

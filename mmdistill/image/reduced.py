@@ -1,7 +1,7 @@
 """Reduced schedules: what a method does on 28 x 28 greyscale images in minutes of one CPU core, with width 32.
 
-They stand beside the published settings, never in their place, and every number measured with them says so. Rates
-were chosen on a validation split of the training images.
+They stand beside the published settings, never in their place, and every number measured with them says so. Where a
+rate was compared with others, that was on held-out training images; each family says where.
 """
 
 from dataclasses import replace
