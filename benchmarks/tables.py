@@ -49,9 +49,9 @@ PREFACE = """# Tables
 
 Test accuracy in percent of the last epoch, mean ± deviation over all networks of all distillation seeds, written by
 `python benchmarks/tables.py --page docs/tables.md`. Published numbers are the survey's, at the full schedule with a
-ConvNet of width 128; a reduced schedule distils with and judges by a ConvNet of width 32 (from 10 images per class on for
-300 epochs in minibatches of 25) and is no attempt at them. Random and herding are at equal count. Seconds are wall time to distil, experts apart; MiB is the peak of the
-device, or of the whole process on a CPU.
+ConvNet of width 128. A reduced schedule distils with and judges by a ConvNet of width 32 (from 10 images per class on
+for 300 epochs in minibatches of 25) and is no attempt at them. Random and herding are at equal count. Seconds are wall
+time to distil, experts apart; MiB is the peak of the device, or of the whole process on a CPU.
 
 """
 
