@@ -271,13 +271,14 @@ def _reduced_krr(ipc: int) -> Settings:
 
 def _reduced_frepo(ipc: int) -> Settings:
     rate = OptimizerSpec("lamb", 0.01, cosine=True)
-    return replace(_reduced(_frepo_settings(ipc), 400, ipc, codes=rate, labels=rate), real_batch=128, inner_lr=3e-3)
+    steps = 1500 if ipc < 10 else 600
+    return replace(_reduced(_frepo_settings(ipc), steps, ipc, codes=rate, labels=rate), real_batch=128, inner_lr=3e-3)
 
 
 def _reduced_rfad(ipc: int) -> Settings:
-    rate = OptimizerSpec("adabelief", 0.03 if ipc < 10 else 0.02, cosine=True)
+    rate = OptimizerSpec("adabelief", 0.01, cosine=True)
     decoder, scale = OptimizerSpec("adabelief", 1e-4), OptimizerSpec("adabelief", 0.05)
-    steps = 500 if ipc < 10 else 250
+    steps = 1500 if ipc < 10 else 500
     return _reduced(_rfad_settings(ipc), steps, ipc, codes=rate, labels=rate, decoder=decoder, objective=scale)
 
 
