@@ -22,6 +22,7 @@ DATASETS = {
     "fashion-mnist": "articles of clothing, 28 x 28 grey, 10 classes, 60,000 + 10,000",
     "cifar10": "photographs, 32 x 32 colour, 10 classes, 50,000 + 10,000 (python or binary layout)",
     "cifar100": "photographs, 32 x 32 colour, 100 classes, 50,000 + 10,000 (python or binary layout)",
+    "tiny-imagenet": "photographs, 64 x 64 colour, 200 classes, 100,000 + 10,000 (folder tiny-imagenet-200)",
 }
 """The known data sets, one line each."""
 
@@ -36,6 +37,8 @@ MNIST_MOMENTS = ((0.1307,), (0.3081,))
 FASHION_MOMENTS = ((0.2861,), (0.3530,))
 CIFAR10_MOMENTS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_MOMENTS = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+TINY_FOLDER = "tiny-imagenet-200"
 
 Source = str | Path | tuple[Tensor, Tensor] | MapDataset
 """A known name, a file or folder, (images, labels), or a map-style torch data set of (sample, label)."""
@@ -79,7 +82,12 @@ def _pair(source: tuple[Tensor, Tensor] | MapDataset, what: str) -> tuple[Tensor
 def accepts(path: Path) -> bool:
     """Whether a path looks like image data: an image folder, IDX or CIFAR files, or safetensors of images."""
     if path.is_dir():
-        return _has_idx(path) or _cifar_layout(path) is not None or files.is_image_folder(path)
+        return (
+            files.is_tiny_imagenet(path)
+            or _has_idx(path)
+            or _cifar_layout(path) is not None
+            or files.is_image_folder(path)
+        )
     return path.suffix == ".safetensors" and {"images", "labels"} <= set(files.read_tensors(path))
 
 
@@ -98,6 +106,8 @@ def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageDat
         return build(name, train, test)
     if path.is_dir() and (layout := _cifar_layout(path)) is not None:
         return layout(path)
+    if path.is_dir() and files.is_tiny_imagenet(path):
+        return _load_tiny_imagenet(path)
     if path.is_dir() and files.is_image_folder(path):
         return _load_folder(path, size, seed)
     if path.is_file() and path.suffix == ".safetensors":
@@ -260,6 +270,24 @@ def _cifar100() -> ImageData:
     return _load_cifar("cifar100", published.CIFAR100, "cifar-100-binary", CIFAR100_MOMENTS)
 
 
+def _load_tiny_imagenet(folder: Path) -> ImageData:
+    """Load Tiny-ImageNet; its validation images are the test set, as in the field, since the test labels are secret."""
+    images, labels, classes = files.read_image_folder(folder / "train", None)
+    test = files.read_tiny_validation(folder / "val", classes)
+    names = files.read_tiny_names(folder / "words.txt", classes)
+    return build("tiny-imagenet", (images, labels), test, class_names=names, moments=IMAGENET_MOMENTS)
+
+
+def _tiny_imagenet() -> ImageData:
+    folder = next((f for root in _roots() if files.is_tiny_imagenet(f := root / TINY_FOLDER)), None)
+    if folder is None:
+        raise DataError(
+            f"tiny-imagenet is missing; unpack the published tiny-imagenet-200.zip to {data_root() / TINY_FOLDER} "
+            "(train/, val/ with val_annotations.txt, words.txt)"
+        )
+    return _load_tiny_imagenet(folder)
+
+
 def _roots() -> list[Path]:
     """Return where data are looked for: the data root, then what was downloaded to the cache folder."""
     return [data_root(), cache_folder() / "data"]
@@ -291,5 +319,6 @@ LOADERS: dict[str, Callable[[], ImageData]] = {
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
+    "tiny-imagenet": _tiny_imagenet,
 }
 """Loaders of the known data sets by name."""

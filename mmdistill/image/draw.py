@@ -134,8 +134,34 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
 def export_pt(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``images.pt`` and ``labels.pt``, plain class-major tensors as the field's evaluators read them."""
     _image_task(task)
+    return _save_pair(*_contents(batch), folder)
+
+
+def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write ``images.pt`` and ``labels.pt`` as the package ``ddranking`` reads them.
+
+    Images are ``(K * ipc, 3, height, width)``, normalised, class after class; grey ones repeat their channel.
+    A learned rate is not among them: it is ``learned.inner_lr`` in the run's ``distilled.safetensors``.
+
+    Raises:
+        UnsupportedError: classes of different sizes, or images that cannot have three channels.
+    """
+    found = _image_task(task)
+    images, targets = _contents(batch)
+    counts = hard_labels(targets).bincount(minlength=len(found.data.class_names))
+    if int(counts.min()) != int(counts.max()):
+        raise UnsupportedError(
+            f"ddranking takes equally many images of each class, this set {int(counts.min())} to {int(counts.max())}"
+        )
+    if images.shape[1] not in (1, 3):
+        raise UnsupportedError(f"ddranking takes colour images, these have {images.shape[1]} channels")
+    return _save_pair(images.expand(-1, 3, -1, -1).contiguous(), targets, folder)
+
+
+def _save_pair(images: Tensor, labels: Tensor, folder: Path) -> list[Path]:
+    """Write two plain tensors with torch's own format."""
     paths = []
-    for name, tensor in zip(("images", "labels"), _contents(batch), strict=True):
+    for name, tensor in (("images", images), ("labels", labels)):
         path = folder / f"{name}.pt"
         with atomic_write(path) as handle:
             torch.save(tensor, handle)
@@ -147,5 +173,6 @@ EXPORTS: dict[str, Callable[[Task, Batch, Path], list[Path]]] = {
     "tensors": export_tensors,
     "folder": export_folder,
     "pt": export_pt,
+    "ddranking": export_ddranking,
 }
 """Writers by format name."""

@@ -131,6 +131,46 @@ def _decode(path: str) -> Tensor:
     return pixels
 
 
+def is_tiny_imagenet(folder: Path) -> bool:
+    """Whether a folder has Tiny-ImageNet's layout: classes under ``train``, a list of labels for all of ``val``."""
+    return (folder / "train").is_dir() and (folder / "val" / "val_annotations.txt").is_file()
+
+
+def read_tiny_validation(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
+    """Read Tiny-ImageNet's validation images, whose classes stand in ``val_annotations.txt``.
+
+    Args:
+        folder: with the list and the folder ``images``.
+        classes: identifiers by class index.
+
+    Shapes:
+        Returns images ``(n, 3, height, width)`` uint8 and labels ``(n,)`` int64.
+
+    Raises:
+        DataError: a line that names no image and class, an unknown class, or an unreadable image.
+    """
+    listing, position = folder / "val_annotations.txt", {name: index for index, name in enumerate(classes)}
+    images, labels = [], []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split("\t")
+        if len(fields) < 2 or fields[1] not in position:
+            raise DataError(
+                f"{listing}, line {number}: expected an image and one of the classes under train/, got {line!r}"
+            )
+        images.append(_decode(str(folder / "images" / fields[0])).expand(3, -1, -1))
+        labels.append(position[fields[1]])
+    if not images:
+        raise DataError(f"{listing} names no image; fetch it again")
+    return torch.stack(images), torch.tensor(labels)
+
+
+def read_tiny_names(path: Path, classes: list[str]) -> list[str]:
+    """Return the first word of each class from ``words.txt``; its identifier where that says nothing."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    words = {key: rest.split(",")[0].strip() for key, _, rest in (line.partition("\t") for line in lines)}
+    return [words.get(name) or name for name in classes]
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 

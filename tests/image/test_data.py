@@ -367,3 +367,37 @@ def test_the_real_mnist() -> None:
     pixels = data.normalise(data.train_images[:2000])
     assert abs(float(pixels.mean())) < 0.02
     assert data.stored_bytes == 60_000 * 785
+
+
+def make_tiny_imagenet(root: Path) -> Path:
+    folder = root / "tiny-imagenet-200"
+    lines = []
+    for index, name in enumerate(("n01", "n02")):
+        for split, count in (("train", 3), ("val", 1)):
+            place = folder / "train" / name / "images" if split == "train" else folder / "val" / "images"
+            place.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                picture = np.full((64, 64, 3) if number else (64, 64), 100 * index + number, np.uint8)
+                Image.fromarray(picture).save(place / f"{split}_{name}_{number}.JPEG")
+        lines.append(f"val_{name}_0.JPEG\t{name}\t0\t0\t62\t62")
+    (folder / "val" / "val_annotations.txt").write_text("\n".join(reversed(lines)) + "\n")
+    (folder / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn09\tother\n")
+    return folder
+
+
+def test_tiny_imagenet_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="unpack the published tiny-imagenet-200"):
+        load("tiny-imagenet")
+    folder = make_tiny_imagenet(tmp_path)
+    assert accepts(folder)
+    for found in (load("Tiny_ImageNet"), load(folder)):
+        assert found.shape == (3, 64, 64)
+        assert found.class_names == ("goldfish", "n02")
+        assert found.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert found.test_labels.tolist() == [1, 0]
+        assert [int(image.float().mean().round()) for image in found.test_images] == [100, 0]
+    (folder / "val" / "val_annotations.txt").write_text("a.JPEG\tn77\n")
+    with pytest.raises(DataError, match="line 1: expected an image and one of the classes"):
+        load(folder)

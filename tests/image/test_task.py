@@ -222,3 +222,16 @@ def test_every_method_runs_and_resumes_to_the_bit(method: str, digits: ImageTask
     again = distill(digits, method, ipc=1, settings=settings, out=folder, checkpoint_every=2, resume=True)
     assert torch.equal(again.batch.inputs, whole.batch.inputs)
     assert torch.equal(again.batch.targets, whole.batch.targets)
+
+
+def test_the_export_for_ddranking_has_its_layout(tmp_path: Path) -> None:
+    task = image_task("digits", model="mlp", width=4)
+    assert task.labels is not None
+    shuffled = torch.cat([(task.labels == label).nonzero().flatten()[:2] for label in reversed(range(10))])
+    paths = DOMAIN.exports["ddranking"](task, task.select(shuffled), tmp_path)
+    images, labels = (torch.load(path, weights_only=True) for path in paths)
+    assert (images.shape, images.dtype) == ((20, 3, 8, 8), torch.float32)
+    assert labels.tolist() == [label for label in range(10) for _ in range(2)]
+    assert torch.equal(images[:, 0], images[:, 2])
+    with pytest.raises(UnsupportedError, match="equally many"):
+        DOMAIN.exports["ddranking"](task, task.select(torch.arange(15)), tmp_path)
