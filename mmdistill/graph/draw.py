@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.graph.propagation import operator
+from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import EMBED_HOPS, GraphTask
 from mmdistill.runtime import Draws, atomic_write
 from mmdistill.task import Batch, Task, Tensors
@@ -104,7 +105,12 @@ def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
     axes.scatter(
         place[:, 0], place[:, 1], s=70, c=_pick(_colours(task.graph.num_classes), classes), edgecolors="black", zorder=2
     )
-    axes.set_title(f"{len(weight)} edges above {EDGE_CUT} among {len(order)} synthetic nodes, by class", fontsize=9)
+    own = dense_properties(_inputs(batch)["adjacency"], node_classes(batch))
+    axes.set_title(
+        f"{len(weight)} edges above {EDGE_CUT} among {len(order)} synthetic nodes, by class\n"
+        f"synthetic: {own}\nreal: {real_properties(task.graph)}",
+        fontsize=9,
+    )
     axes.set_aspect("equal")
     axes.set_axis_off()
     return _save(figure, axes, path)

@@ -41,7 +41,7 @@ def _alternating(features: float, structure: float, period: int) -> dict[str, Op
 
 def _gcond_structure_settings(nodes: int) -> Settings:
     return Settings(
-        steps=100 * EPOCH,
+        steps=50 * EPOCH,
         optimizers=_alternating(0.15, 1e-3, 50 * EPOCH),
         outer_steps=EPOCH,
         inner_steps=15,
@@ -52,7 +52,7 @@ def _gcond_structure_settings(nodes: int) -> Settings:
 
 
 def _doscond_settings(nodes: int) -> Settings:
-    return Settings(steps=1000, optimizers=_alternating(0.02, 0.02, 50))
+    return Settings(steps=500, optimizers=_alternating(0.02, 0.02, 50))
 
 
 def _gcdm_structure_settings(nodes: int) -> Settings:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.graph.architectures import ARCHITECTURES, make_architecture
 from mmdistill.graph.data import GraphData, load_graph
 from mmdistill.graph.judges import (
     Fitted,
@@ -57,7 +58,7 @@ class GraphTask:
         self._labels = graph.y[graph.train]
         self.num_classes: int | None = graph.num_classes
         self.labels: Tensor | None = self._labels
-        self.judges: Sequence[str] = ("gcn", "sgc", "mlp")
+        self.judges: Sequence[str] = ("gcn", "sgc", *ARCHITECTURES, "mlp")
         if isinstance(network, ModuleNetwork):
             self.judges = (*self.judges, "model")
         self.x = graph.x.to(self.device)
@@ -124,9 +125,9 @@ class GraphTask:
         position = torch.searchsorted(self._edge_keys, keys).clamp(max=len(self._edge_keys) - 1)
         return torch.where(self._edge_keys[position] == keys, self.graph.edge_weight[position], 0.0)
 
-    def real_inputs(self) -> Tensors:
-        """Return the whole graph in the form that the distilling network reads."""
-        if self.network.normalised:
+    def real_inputs(self, network: GraphNetwork | None = None) -> Tensors:
+        """Return the whole graph in the form that a network reads, by default the distilling one."""
+        if (network or self.network).normalised:
             return {"x": self.x, "edge_index": self.edges, "edge_weight": self.edge_weight}
         raw, weight = self.graph.edge_index, self.graph.edge_weight
         return {"x": self.x, "edge_index": raw.to(self.device), "edge_weight": weight.to(self.device)}
@@ -160,11 +161,11 @@ class GraphTask:
             rows = {"x": self.propagated(self.network.hops)[nodes]}
             weight = torch.ones(len(nodes), device=self.device)
             return Batch(rows, self._labels[indices].to(self.device), weight)
-        return self._whole(torch.zeros(len(self.x), device=self.device).index_fill_(0, nodes, 1.0))
+        return self._whole(_marked(nodes, len(self.x)))
 
-    def _whole(self, weight: Tensor) -> Batch:
+    def _whole(self, weight: Tensor, network: GraphNetwork | None = None) -> Batch:
         """Return the whole graph; nodes of unknown class carry class 0 and must have weight 0."""
-        return Batch(self.real_inputs(), self.graph.y.clamp(min=0).to(self.device), weight)
+        return Batch(self.real_inputs(network), self.graph.y.clamp(min=0).to(self.device), weight)
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Return the batch as it is: condensation of graphs uses no augmentation."""
@@ -223,24 +224,25 @@ class GraphTask:
             raise ShapeError(f"synthetic nodes must be (n, {self.x.shape[1]}), got {found}")
         val, test = self.graph.val.to(self.device), self.graph.test.to(self.device)
         val_classes = self.graph.y.to(self.device)[val]
-        if name == "model":
-            real = synthetic or self._flat_graph()
+        if name == "model" or name in ARCHITECTURES:
+            network = self.network if name == "model" else self._architecture(name, protocol)
+            whole_graph = self.real_inputs(network)
+            real = synthetic or self._whole(_marked(self.graph.train.to(self.device), len(self.x)), network)
             sample = LoopSample(_named(real.inputs), _tensor(real), real.weight)
             pair = (val, val_classes) if len(val) else None
-            return fit_one_by_one(self.network, sample, self.real_inputs(), pair, test, protocol, draws, n)
+            return fit_one_by_one(network, sample, whole_graph, pair, test, protocol, draws, n)
         if synthetic is None:
             targets = self._labels.to(self.device)
             whole = Sample(self._real_view(name, "train"), targets, torch.ones(len(targets), device=self.device))
         else:
             whole = Sample(_synthetic_view(name, _named(synthetic.inputs)), _tensor(synthetic), synthetic.weight)
-        network = make_network(name, self, protocol)
-        stacked = StackedJudges(network, draws.to(self.device), n)
+        stacked = StackedJudges(make_network(name, self, protocol), draws.to(self.device), n)
         validation = (self._real_view(name, "val"), val_classes) if len(val) else None
         return stacked.fit(whole, validation, self._real_view(name, "test"), protocol)
 
-    def _flat_graph(self) -> Batch:
-        nodes = self.graph.train.to(self.device)
-        return self._whole(torch.zeros(len(self.x), device=self.device).index_fill_(0, nodes, 1.0))
+    def _architecture(self, name: str, protocol: JudgeProtocol) -> ModuleNetwork:
+        features, classes = self.x.shape[1], self.graph.num_classes
+        return make_architecture(name, features, classes, protocol.width, protocol.dropout, self.device)
 
     def _real_view(self, judge: str, part: str) -> View:
         """Return what a judge sees of the training, validation or test nodes on the real graph, computed once."""
@@ -313,6 +315,11 @@ def _tensor(batch: Batch) -> Tensor:
     if isinstance(batch.targets, dict):
         raise ShapeError("nodes have one target tensor, got a dict")
     return batch.targets
+
+
+def _marked(nodes: Tensor, count: int) -> Tensor:
+    """Return 1 for some nodes and 0 for the others."""
+    return torch.zeros(count, device=nodes.device).index_fill_(0, nodes, 1.0)
 
 
 def _to(inputs: Inputs, device: torch.device) -> Inputs:
