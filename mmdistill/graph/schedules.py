@@ -12,8 +12,8 @@ from mmdistill.networks.schedules import ScheduleState, Synthetic, TrainedOnS
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, share_classes
 
-STEPS = "steps"
-"""The name under which the number of Adam's steps is kept, beside both moments of each parameter."""
+MOMENTS = "mvt"
+"""Under ``m.<parameter>`` and ``v.<parameter>`` Adam's moments are kept, under ``t.<parameter>`` its steps."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TrainedOnGraph(TrainedOnS):
 
     For a network that only reads propagated features (SGC) they are computed once per inner loop; its minibatches are
     rows of them. A network that reads the structure takes the graph whole whatever the minibatch size, since its nodes
-    are linked. Momentum is Adam's own.
+    are linked.
 
     Args: as for :class:`~mmdistill.networks.schedules.TrainedNetworks`, ``momentum`` being the first moment's decay.
     Source: Jin et al., ICLR 2022, Algorithm 1.
@@ -56,7 +56,7 @@ class TrainedOnGraph(TrainedOnS):
         gradients = _gradients(task, network, batch, draws)
         names = list(network.params)
         params = [network.params[name].detach().clone() for name in names]
-        first, second, steps = ([self._moment(momentum, kind, name, network) for name in names] for kind in "mvt")
+        first, second, steps = ([self._moment(momentum, kind, name, network) for name in names] for kind in MOMENTS)
         adam(
             params,
             [gradients[name] for name in names],
@@ -75,7 +75,7 @@ class TrainedOnGraph(TrainedOnS):
         )
         moments = {
             f"{kind}.{name}": tensor
-            for kind, group in zip("mvt", (first, second, steps), strict=True)
+            for kind, group in zip(MOMENTS, (first, second, steps), strict=True)
             for name, tensor in zip(names, group, strict=True)
         }
         return NetworkState(dict(zip(names, params, strict=True)), network.buffers), moments
