@@ -40,6 +40,7 @@ def _alternating(features: float, structure: float, period: int) -> dict[str, Op
 
 
 def _gcond_structure_settings(nodes: int) -> Settings:
+    """Return loops as published; the features' rate and the number of epochs are those that Cora's validation chose."""
     return Settings(
         steps=50 * EPOCH,
         optimizers=_alternating(0.15, 1e-3, 50 * EPOCH),
@@ -52,10 +53,12 @@ def _gcond_structure_settings(nodes: int) -> Settings:
 
 
 def _doscond_settings(nodes: int) -> Settings:
+    """Return settings of our own: rate and steps are those that Cora's validation nodes chose."""
     return Settings(steps=500, optimizers=_alternating(0.02, 0.02, 50))
 
 
 def _gcdm_structure_settings(nodes: int) -> Settings:
+    """Return settings of our own; a single rate was tried on Cora's validation nodes."""
     return Settings(steps=1000, optimizers=_alternating(0.02, 1e-3, 50))
 
 
