@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmdistill.cli import main
-from mmdistill.networks import trajectories
+from mmdistill.networks import experts
 
 FAST = ["experts", "--data", "digits", "--model", "mlp", "--width", "4", "--device", "cpu", "--together", "2"]
 
@@ -33,8 +33,8 @@ def test_experts_are_trained_once_and_used_by_distilling(
     assert main([*FAST, "--count", "3"]) == 0
     assert "already in" in capsys.readouterr().out
     asked = []
-    monkeypatch.setattr(trajectories, "is_complete", lambda where, count: asked.append(where) or False)
-    monkeypatch.setattr(trajectories, "train_experts", stopped)
+    monkeypatch.setattr(experts, "is_complete", lambda where, count: asked.append(where) or False)
+    monkeypatch.setattr(experts, "train_experts", stopped)
     common = ["--data", "digits", "--model", "mlp", "--width", "4", "--device", "cpu", "--ipc", "1"]
     assert main(["distill", *common, "--method", "mtt", "--out", str(cache / "run")]) == 130
     assert asked == [folder]
