@@ -26,7 +26,7 @@ from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json
 
-TASK_OPTIONS = ("model", "width", "encoder", "judge_epochs", "judge_batch")
+TASK_OPTIONS = ("model", "width", "encoder", "judge_epochs", "judge_batch", "protocol", "whiten")
 TWO_PART_NAMES = ("fashion-mnist", "tiny-imagenet", "ml-1m")
 
 
@@ -38,8 +38,16 @@ def parse_row(row: str) -> tuple[str, str, int, dict[str, object]]:
     options: dict[str, object] = {}
     for item in filter(None, extra.split(",")):
         key, _, value = item.partition("=")
-        options[key] = json.loads(value) if value[:1] in "0123456789tf[-" else value
+        options[key] = _plain(value)
     return data, method, int(budget), options
+
+
+def _plain(text: str) -> object:
+    """Return a number, truth value or list that a text spells, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _two_part(name: str) -> tuple[str, str]:
@@ -83,7 +91,8 @@ def run_row(
         name=name,
     )
     evaluation = evaluate(task, result, judges=judges, n=networks, seed=seed, baselines=baselines)
-    document = metrics_document(result, evaluation) | {"row": row, "judging_seconds": evaluation.seconds}
+    document = metrics_document(result, evaluation)
+    document |= {"row": row, "samples": len(result.batch.weight), "judging_seconds": evaluation.seconds}
     write_json(folder / "metrics.json", document)
     domain.draw(task, result.to(task.device), folder / "pictures")
     return document

@@ -1,0 +1,102 @@
+"""Cells of the survey's tables: a method, a data set and an ipc, how they are measured, where what they found lies."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quality import folder_of
+
+from mmdistill.store import read_json
+
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
+CHEAPEST_FIRST = ("dm", "krr", "frepo", "kip", "rfad", "kfs", "cafe", "dcc", "egm", "dc", "dsa", "edd", "idc", "mtt")
+"""Methods not named here follow in alphabetical order."""
+TABLE_3 = ("convnet", "convnet-nn", "alexnet", "alexnet-in", "resnet18", "resnet18-bn", "vgg11", "vgg11-bn")
+TABLE_5 = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+BASELINES = ("random", "herding")
+PAPERS = {
+    "dc": "protocol=dc",
+    "mtt": "protocol=mtt",
+    "ftd": "protocol=mtt",
+    "ddpp": "protocol=mtt",
+    "tesla": "protocol=mtt",
+    "haba": "protocol=mtt",
+    "frepo": "model=convnet-x2-bn,protocol=frepo",
+    "rfad": "model=convnet-w256-nn,protocol=rfad",
+    "kip": "protocol=kip",
+    "kip-conv": "protocol=kip",
+    "idc": "protocol=idc",
+    "edd": "protocol=idc",
+}
+"""The network and judging that belong to published settings, where they are not the default ones."""
+TRAJECTORY = {"cifar10": (1, 10), "cifar100": (1, 50)}
+RIDGE = {"cifar10": (1, 10, 50), "cifar100": (1, 10, 50), "tiny-imagenet": (1, 10, 50)}
+WHITENED = {
+    **dict.fromkeys(("mtt", "ftd", "ddpp", "tesla", "haba"), ("mtt", TRAJECTORY)),
+    "frepo": ("frepo", RIDGE),
+    **dict.fromkeys(("rfad", "kip", "kip-conv"), ("kip", RIDGE)),
+}
+"""The whitening that belongs to published settings, and of which data sets at which ipc."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Args:
+        data: the data set's name.
+        method: the method's name, or one of the baselines.
+        ipc: images per class.
+        schedule: ``published`` or ``reduced``.
+        options: overrides, as ``quality.py`` spells them; such cells stand in no table.
+    """
+
+    data: str
+    method: str
+    ipc: int
+    schedule: str
+    options: str = ""
+
+    @property
+    def row(self) -> str:
+        """The cell as ``quality.py`` spells it."""
+        if self.schedule == "reduced":
+            own = "schedule=reduced,width=32" + (",judge_epochs=300,judge_batch=25" if self.ipc >= 10 else "")
+        else:
+            own = "" if self.data == "digits" else PAPERS.get(self.method, "")
+            whitening, at = WHITENED.get(self.method, ("", {}))
+            if self.ipc in at.get(self.data, ()):
+                own += f",whiten={whitening}"
+        options = ",".join(filter(None, (own, self.options)))
+        return f"{self.data}-{self.method}-{self.ipc}" + (f":{options}" if options else "")
+
+    @property
+    def published(self) -> list[float] | None:
+        """Mean and deviation in the survey's Table 2, in percent, where it has them."""
+        found: list[float] | None = PUBLISHED["table2"].get(self.data, {}).get(str(self.ipc), {}).get(self.method)
+        return found
+
+    @property
+    def baselines(self) -> str:
+        """The baselines that are judged with this cell: those of a data set and ipc once, with its first cell."""
+        return ",".join(BASELINES) if self.method == "dm" else ""
+
+    def folder(self, out: Path, seed: int = 0) -> Path:
+        """Return where the cell keeps what it found with a seed."""
+        return folder_of(out, self.row, seed)
+
+    def documents(self, out: Path) -> list[dict[str, Any]]:
+        """Return what all finished seeds found."""
+        return [read_json(path) for path in sorted(self.folder(out).parent.glob("seed-*/metrics.json"))]
+
+    def failure(self, out: Path) -> str:
+        """Return why the cell failed, or nothing."""
+        path = self.folder(out).parent / "failed.txt"
+        return path.read_text().strip() if path.is_file() else ""
+
+
+def order(cell: Cell) -> tuple[int, int, str]:
+    """Return the key that sorts cells by what they cost."""
+    known = CHEAPEST_FIRST.index(cell.method) if cell.method in CHEAPEST_FIRST else len(CHEAPEST_FIRST)
+    return cell.ipc, known, cell.method

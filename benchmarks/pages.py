@@ -1,0 +1,172 @@
+"""What the cells of the survey's tables found, as Markdown tables and figures."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+from cells import BASELINES, PUBLISHED, TABLE_3, TABLE_5, Cell
+from matplotlib import pyplot as plt
+
+IN_PRINT = {"alexnet": "alexnet-nn", "resnet18": "resnet18-in", "vgg11": "vgg11-in"}
+"""Judges of Table 3 whose column in the survey names their default norm."""
+
+PREFACE = """# Tables
+
+Test accuracy in percent of the last epoch, mean ± deviation over all networks of all distillation seeds, written by
+`python benchmarks/tables.py --page docs/tables.md`; [results.md](results.md) has the commands and what the numbers say.
+
+- Published numbers are the survey's, at the full schedule with a ConvNet of width 128. A reduced schedule distils with
+  and judges by a ConvNet of width 32 (from ipc 10 on for 300 epochs in minibatches of 25), and is no attempt at them.
+- Random and herding are real images at equal count.
+- kB are those of everything that must be kept, numbers in float32, class indices in a byte. Raw images of the same ipc
+  take as many, so with fixed labels one ipc is a comparison at equal bytes too.
+- Samples are what the judges train on, decoded.
+- Seconds are wall time to distil on a busy machine, with experts and a generator where the cell had to make them; MiB
+  is the peak of the device, or of the whole process on a CPU.
+- "-" is not measured.
+
+"""
+
+
+def pooled(entries: Sequence[dict[str, Any]]) -> tuple[float, float, int]:
+    """Return mean and deviation in percent over all networks of all seeds, and their number."""
+    total = sum(entry["n"] for entry in entries)
+    mean = sum(entry["n"] * entry["mean"] for entry in entries) / total
+    squares = sum((e["n"] - 1) * e["sd"] ** 2 + e["n"] * (e["mean"] - mean) ** 2 for e in entries)
+    return 100 * mean, 100 * (squares / max(total - 1, 1)) ** 0.5, total
+
+
+def by_judge(documents: Sequence[dict[str, Any]], judge: str | None, baseline: str = "") -> list[dict[str, Any]]:
+    """Return the entries of a judge, None for the first, of the sets themselves or of a baseline."""
+    found = []
+    for document in documents:
+        entries = document["baselines"].get(baseline, []) if baseline else document["results"]
+        found += [entry for entry in entries if entry["judge"] == (judge or entries[0]["judge"])][:1]
+    return found
+
+
+def spread(entries: Sequence[dict[str, Any]]) -> str:
+    """Return the pooled mean and deviation as text; a dash for nothing."""
+    if not entries:
+        return "-"
+    mean, deviation, total = pooled(entries)
+    return f"{mean:.1f} ± {deviation:.1f}" if total > 1 else f"{mean:.1f}"
+
+
+def in_print(value: Sequence[float] | None) -> str:
+    """Return a published mean and deviation as text."""
+    return "-" if value is None else f"{value[0]:.1f} ± {value[1]:.1f}"
+
+
+def table_2(data: str, schedule: str, out: Path, methods: Sequence[str], ipcs: Sequence[int]) -> list[str]:
+    """Return the lines of one data set's table: a row per method and ipc, measured beside published."""
+    lines = []
+    for ipc in ipcs:
+        base = Cell(data, "dm", ipc, schedule).documents(out)
+        if not base:
+            continue
+        random, herding = (spread(by_judge(base, None, name)) for name in BASELINES)
+        runs = f"{len(base)} x {base[0]['results'][0]['n']}"
+        for name, text in zip(BASELINES, (random, herding), strict=True):
+            lines.append(f"| {ipc} | *{name} real images* | {text} | {runs} | - | | | | |")
+        lines += [row for method in methods if (row := _row(Cell(data, method, ipc, schedule), out))]
+    if not lines:
+        return []
+    title = f"## {data}, {schedule} schedule"
+    head = "| ipc | method | measured | seeds x networks | published | kB | samples | seconds | MiB |"
+    return [title, "", head, "|" + "---|" * 9, *lines, ""]
+
+
+def _row(cell: Cell, out: Path) -> str:
+    """Return one line of a table; a cell that failed says why, one that has not run has dashes."""
+    documents, published = cell.documents(out), in_print(cell.published)
+    if not documents:
+        return f"| {cell.ipc} | {cell.method} | {cell.failure(out) or '-'} | - | {published} | | | | |"
+    entries = by_judge(documents, None)
+    kilobytes = documents[0]["budget"]["stored_bytes"] / 1000
+    seconds = statistics.fmean(document["seconds"] for document in documents)
+    memory = max(document["peak_memory_bytes"] for document in documents) / 2**20
+    return (
+        f"| {cell.ipc} | {cell.method} | {spread(entries)} | {len(documents)} x {entries[0]['n']} | {published} | "
+        f"{kilobytes:.1f} | {documents[0].get('samples', '-')} | {seconds:.0f} | {memory:.0f} |"
+    )
+
+
+def across(data: str, schedule: str, out: Path, methods: Sequence[str], ipc: int, table: int) -> list[str]:
+    """Return the lines of a cross-architecture table (Table 3 or 5): measured, published in brackets."""
+    names, published = (TABLE_3, PUBLISHED["table3"]) if table == 3 else (TABLE_5, PUBLISHED["table5"])
+    lines = []
+    for method in methods:
+        documents = Cell(data, method, ipc, schedule).documents(out)
+        found = {name: by_judge(documents, name) for name in names}
+        if sum(bool(entries) for entries in found.values()) < 2:
+            continue
+        texts = []
+        for name, entries in found.items():
+            known = published.get(method, {}).get(IN_PRINT.get(name, name) if table == 3 else name)
+            texts.append(spread(entries) + (f" ({in_print(known)})" if known and data == "cifar10" else ""))
+        lines.append(f"| {method} | " + " | ".join(texts) + " |")
+    if not lines:
+        return []
+    title = f"## {data}, {ipc} images per class, across architectures (Table {table}), {schedule} schedule"
+    return [title, "", "| method | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1), *lines, ""]
+
+
+def curves(path: Path) -> list[str]:
+    """Return the lines of a table of accuracy against steps, of what ``steps.py`` wrote."""
+    if not path.is_file():
+        return []
+    runs: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
+    for entry in json.loads(path.read_text()):
+        key = (entry["data"], entry["method"], entry["ipc"], entry["schedule"])
+        runs.setdefault(key, []).append(entry)
+    lines = []
+    for (data, method, ipc, schedule), entries in runs.items():
+        points = "; ".join(
+            f"{e['steps']} steps, {e['seconds']:.0f} s: {100 * e['mean']:.1f} ± {100 * e['sd']:.1f}" for e in entries
+        )
+        lines.append(f"| {data} | {schedule} | {ipc} | {method} | {points} |")
+    head = "| data | schedule | ipc | method | accuracy on the way |"
+    note = "One run each, judged on the way (`python benchmarks/steps.py`); annealed rates end at the last point."
+    return ["## Accuracy against steps", "", note, "", head, "|" + "---|" * 5, *lines, ""]
+
+
+def draw_figure_8(data: str, schedule: str, out: Path, methods: Sequence[str], ipcs: Sequence[int], path: Path) -> None:
+    """Draw accuracy against ipc, with the random baseline (Fig. 8)."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for method in (*methods, "random"):
+        name, baseline = ("dm", "random") if method == "random" else (method, "")
+        points = []
+        for ipc in ipcs:
+            entries = by_judge(Cell(data, name, ipc, schedule).documents(out), None, baseline)
+            if entries:
+                points.append((ipc, *pooled(entries)[:2]))
+        if points:
+            x, mean, deviation = zip(*points, strict=True)
+            style = {"linestyle": "--", "color": "grey"} if baseline else {"marker": "o"}
+            axes.errorbar(x, mean, deviation, label=method, capsize=2, **style)  # type: ignore[arg-type]
+    axes.set_xscale("log")
+    axes.set_xticks(list(ipcs), [str(ipc) for ipc in ipcs])
+    axes.set_xlabel("images per class")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(f"{data}, {schedule} schedule")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def page(out: Path, methods: Sequence[str]) -> str:
+    """Return everything measured so far as one Markdown page."""
+    lines = PREFACE.splitlines()
+    for data in ("digits", *PUBLISHED["table2"]):
+        for schedule in ("published", "reduced"):
+            lines += table_2(data, schedule, out, methods, (1, 10, 50))
+            for ipc in (1, 10, 50):
+                for table in (3, 5):
+                    lines += across(data, schedule, out, methods, ipc, table)
+    return "\n".join([*lines, *curves(out / "steps.json")])

@@ -1,0 +1,73 @@
+"""The scripts that fill the survey's tables: how cells are spelled, and the page of what they found."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mmdistill.image.models import model_name
+from mmdistill.image.protocols import PROTOCOLS
+from mmdistill.registry import domain_methods, get_domain
+from mmdistill.store import write_json
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType, ModuleType]:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import cells  # type: ignore[import-not-found]
+    import pages  # type: ignore[import-not-found]
+    import quality  # type: ignore[import-not-found]
+
+    return cells, pages, quality
+
+
+def finding(mean: float, sd: float, n: int = 2, judge: str = "convnet") -> dict[str, Any]:
+    return {"judge": judge, "metric": "accuracy", "mean": mean, "sd": sd, "n": n}
+
+
+def document(mean: float, baselines: dict[str, float] | None = None) -> dict[str, Any]:
+    return {
+        "results": [finding(mean, 0.01)],
+        "baselines": {name: [finding(value, 0.0)] for name, value in (baselines or {}).items()},
+        "budget": {"ipc": 1, "stored_bytes": 7850},
+        "samples": 10,
+        "seconds": 12.0,
+        "peak_memory_bytes": 2**20,
+    }
+
+
+def test_published_cells_take_their_papers_networks_and_judging(scripts: Any) -> None:
+    cells, _, quality = scripts
+    for method in domain_methods(get_domain("image")):
+        for ipc in (1, 50):
+            row = cells.Cell("cifar10", method, ipc, "published").row
+            data, name, budget, options = quality.parse_row(row)
+            assert (data, name, budget) == ("cifar10", method, ipc)
+            assert set(options) <= set(quality.TASK_OPTIONS)
+            assert options.get("protocol", "default") in PROTOCOLS
+            model_name(str(options.get("model", "convnet")))
+    assert "whiten=mtt" in cells.Cell("cifar10", "mtt", 10, "published").row
+    assert "whiten" not in cells.Cell("cifar10", "mtt", 50, "published").row
+    assert "whiten" not in cells.Cell("mnist", "frepo", 10, "published").row
+    assert cells.Cell("digits", "dc", 1, "published").row == "digits-dc-1"
+    assert cells.Cell("mnist", "dm", 1, "reduced", "steps=2").row == "mnist-dm-1:schedule=reduced,width=32,steps=2"
+
+
+def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scripts: Any, tmp_path: Path) -> None:
+    cells, pages, _ = scripts
+    dm, haba = (cells.Cell("mnist", method, 1, "reduced") for method in ("dm", "haba"))
+    for seed, mean in enumerate((0.8, 0.9)):
+        write_json(dm.folder(tmp_path, seed) / "metrics.json", document(mean, {"random": 0.5, "herding": 0.6}))
+    haba.folder(tmp_path).parent.mkdir(parents=True)
+    (haba.folder(tmp_path).parent / "failed.txt").write_text("too few bytes")
+    text = pages.page(tmp_path, ["dm", "haba", "dc"])
+    assert "| 1 | *random real images* | 50.0 ± 0.0 | 2 x 2 |" in text
+    assert "| 1 | dm | 85.0 ± 5.8 | 2 x 2 | 89.9 ± 0.8 | 7.8 | 10 | 12 | 1 |" in text
+    assert "| 1 | haba | too few bytes |" in text
+    assert "| 1 | dc | - | - | 91.7 ± 0.5 |" in text
+    assert "published schedule" not in text
+    pages.draw_figure_8("mnist", "reduced", tmp_path, ["dm"], [1, 10], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
