@@ -20,6 +20,10 @@ CORESETS = ("herding", "k-center", "k-means", "craig")
 
 EMBED_CHUNK = {"cuda": 1024, "cpu": 128}
 """Samples per forward pass; on the CPU so few that the layers' outputs stay in its caches."""
+START_MOST = 1000
+"""Samples of a class among which the start of a synthetic set is chosen by what they look like."""
+START_BATCH = 64
+"""Minibatch of the network that looks at them."""
 CRAIG_MOST = 8192
 """Samples of a class whose pairs CRAIG compares: 256 MiB of distances."""
 
@@ -213,13 +217,13 @@ def craig(
     return torch.cat(chosen), torch.cat(weights)
 
 
-def briefly_trained(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> NetworkState:
+def briefly_trained(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01, batch: int = 256) -> NetworkState:
     """Return a network after a few steps on real minibatches."""
     network = task.init(draws.fold("init"))
     momentum: Tensors = {}
     for step in range(steps):
         key = draws.fold("step", step)
-        real = task.sample_real(key, None, 256)
+        real = task.sample_real(key, None, batch)
         if isinstance(real, Batch):
             network, momentum = sgd_step(task, network, momentum, real, lr, 0.9, key)
     return network
@@ -233,20 +237,20 @@ def embed_real(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> 
     """
     if isinstance(task, Embeds):
         return task.embedding()
-    return _embedded(task, briefly_trained(task, draws, steps, lr))
+    return _embedded(task, briefly_trained(task, draws, steps, lr), torch.arange(task.describe().num_train))
 
 
-def _chunks(task: Task) -> tuple[Tensor, ...]:
-    """Return the indices of all real samples, a forward pass's worth at a time."""
-    return torch.split(torch.arange(task.describe().num_train), EMBED_CHUNK.get(task.device.type, 1024))
+def _chunks(task: Task, indices: Tensor) -> tuple[Tensor, ...]:
+    """Return the indices of real samples, a forward pass's worth at a time."""
+    return torch.split(indices, EMBED_CHUNK.get(task.device.type, 1024))
 
 
-def _embedded(task: Task, network: NetworkState) -> Tensor:
-    """Return every real sample's last feature layer, ``(N, d)``."""
+def _embedded(task: Task, network: NetworkState, indices: Tensor) -> Tensor:
+    """Return the last feature layer of real samples, ``(len(indices), d)``."""
     rows = []
     with torch.no_grad():
-        for indices in _chunks(task):
-            inputs = task.select(indices).inputs
+        for part in _chunks(task, indices):
+            inputs = task.select(part).inputs
             layer = task.features(network, inputs)[-1]
             if layer.shape[0] != num_samples(inputs):
                 raise DataError("features returned another number of rows than samples were given")
@@ -271,12 +275,12 @@ def last_layer_gradients(task: Task, draws: Draws, steps: int = 100, lr: float =
         fitted = LogisticRegression(max_iter=1000).fit(points, task.labels.numpy())
         probabilities = torch.from_numpy(fitted.predict_proba(points)).to(embedding)
     else:
-        network = briefly_trained(task, draws, steps, lr)
-        embedding = _embedded(task, network)
+        network, everything = briefly_trained(task, draws, steps, lr), torch.arange(task.describe().num_train)
+        embedding = _embedded(task, network, everything)
         rows = []
         with torch.no_grad():
-            for indices in _chunks(task):
-                rows.append(task.predict(network, task.select(indices).inputs)[0].softmax(1))
+            for part in _chunks(task, everything):
+                rows.append(task.predict(network, task.select(part).inputs)[0].softmax(1))
         probabilities = torch.cat(rows)
     return probabilities - one_hot(
         task.labels.to(probabilities.device), task.num_classes, probabilities.dtype
@@ -299,13 +303,36 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
         return random_subset(task.labels, counts, draws.fold("subset"), task.describe().num_train)
     if kind == "craig":
         return _craig_of(task, counts, draws)[0]
-    embedding = embed_real(task, draws.fold("embed"))
+    return _chosen(kind, embed_real(task, draws.fold("embed")), task.labels, counts, draws)
+
+
+def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int = START_MOST) -> Tensor:
+    """Return the real samples that a synthetic set starts from, as :func:`choose_samples` does.
+
+    Where a network has to look at the samples of large classes, the choice is among ``most`` drawn ones of each: a
+    start need not be exact, and looking at all of them takes longer than many a distillation.
+
+    Args: as for :func:`choose_samples`.
+        most: candidates of each class.
+    """
+    looks = kind not in ("real", "noise", "craig") and not isinstance(task, Embeds)
+    if not looks or task.labels is None or not (torch.bincount(task.labels) > most).any():
+        return choose_samples(task, kind, counts, draws)
+    sizes = torch.bincount(task.labels, minlength=len(counts))
+    candidates = random_subset(task.labels, sizes.clamp(max=most).maximum(counts), draws.fold("candidates"))
+    network = briefly_trained(task, draws.fold("embed"), batch=START_BATCH)
+    chosen = _chosen(kind, _embedded(task, network, candidates), task.labels[candidates], counts, draws)
+    return candidates[chosen]
+
+
+def _chosen(kind: str, embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
+    """Return the rows of an embedding that a rule chooses."""
     if kind == "herding":
-        return herding(embedding, task.labels, counts)
+        return herding(embedding, labels, counts)
     if kind == "k-center":
-        return k_center(embedding, task.labels, counts)
+        return k_center(embedding, labels, counts)
     if kind == "k-means":
-        return k_means_nearest(embedding, task.labels, counts, draws.fold("k-means"))
+        return k_means_nearest(embedding, labels, counts, draws.fold("k-means"))
     raise ConfigError(f"unknown start {kind!r}: use {', '.join(get_args(InitKind))}")
 
 

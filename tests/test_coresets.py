@@ -7,6 +7,7 @@ from mmdistill.coresets import (
     CORESETS,
     allocate,
     choose_samples,
+    choose_start,
     coreset,
     craig,
     embed_real,
@@ -94,6 +95,20 @@ def test_selection_through_a_task() -> None:
         assert len(set(chosen.tolist())) == 6
     with pytest.raises(ConfigError, match="unknown start 'best'"):
         choose_samples(task, "best", torch.tensor([2, 2, 2]), Draws(0))
+
+
+def test_a_start_is_chosen_among_drawn_candidates_of_large_classes() -> None:
+    task, counts = BlobTask(), torch.tensor([2, 2, 2])
+    assert task.labels is not None
+    for kind in CORESETS:
+        assert torch.equal(choose_start(task, kind, counts, Draws(0)), choose_samples(task, kind, counts, Draws(0)))
+    for kind in ("herding", "k-center", "k-means"):
+        for draws in (Draws(0), Draws(1)):
+            chosen = choose_start(task, kind, counts, draws, most=3)
+            assert task.labels[chosen].tolist() == [0, 0, 1, 1, 2, 2]
+            sizes = torch.tensor([3, 3, 3])
+            assert set(chosen.tolist()) <= set(random_subset(task.labels, sizes, draws.fold("candidates")).tolist())
+    assert len(choose_start(task, "herding", torch.tensor([5, 2, 2]), Draws(0), most=3)) == 9
 
 
 def test_k_means_chooses_real_samples_near_the_centroids() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.coresets import InitKind, allocate, choose_samples
+from mmdistill.coresets import InitKind, allocate, choose_start
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization, stored_tensor_bytes
@@ -118,7 +118,7 @@ class ImageBudget:
             return draws.fold("noise").to(task.device).normal(self.num_classes * per_class, *self.shape)
         assert task.labels is not None
         available = torch.bincount(task.labels, minlength=self.num_classes)
-        indices = choose_samples(task, init, available.clamp(max=per_class), draws)
+        indices = choose_start(task, init, available.clamp(max=per_class), draws)
         images = require_images(task.select(indices).inputs)
         ends = available.clamp(max=per_class).cumsum(0)
         starts = ends - available.clamp(max=per_class)

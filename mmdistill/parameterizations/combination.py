@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mmdistill.coresets import InitKind, choose_samples
+from mmdistill.coresets import InitKind, choose_start
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Parameterization
@@ -114,7 +114,7 @@ def learned_coefficients(
             f"{room.stored_bytes} bytes leave no room for two real images per class beside {samples} samples' "
             "coefficients; use a larger budget or a smaller multiple"
         )
-    indices = choose_samples(task, init, torch.full((room.num_classes,), count), draws)
+    indices = choose_start(task, init, torch.full((room.num_classes,), count), draws)
     images = require_images(task.select(indices).inputs)
     if contained and scale:
         images = ((images * space.std + space.mean) * scale).round().to(torch.uint8)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmdistill.coresets import InitKind, allocate, choose_samples
+from mmdistill.coresets import InitKind, allocate, choose_start
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization
@@ -64,7 +64,7 @@ def raw_samples(task: Task, budget: int, init: InitKind, label: LabelKind, draws
     if task.labels is None or task.num_classes is None:
         raise ConfigError(f"{info.data!r} has no classes; this method needs a parameterization of its own there")
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
-    indices = choose_samples(task, init, counts, draws)
+    indices = choose_start(task, init, counts, draws)
     inputs = task.select(indices).inputs
     if init == "noise":
         noise = draws.fold("noise").to(task.device)
