@@ -2,20 +2,23 @@
 
 from dataclasses import replace
 
-from mmdistill.graph.data import DATASETS, GraphData, load_graph, looks_like_graph
+from mmdistill.graph.data import GraphData
 from mmdistill.graph.draw import draw, export_pyg, export_tensors
-from mmdistill.graph.judges import JudgeProtocol
+from mmdistill.graph.files import looks_like_graph
+from mmdistill.graph.judges import JudgeProtocol, protocol_for
 from mmdistill.graph.methods import METHODS
+from mmdistill.graph.sources import DATASETS, load_graph
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.registry import Domain, TaskOptions
 
 
 def _make_task(data: str, options: TaskOptions) -> GraphTask:
-    protocol = JudgeProtocol()
+    graph = load_graph(data)
+    protocol = protocol_for(graph)
     if options.judge_epochs is not None:
         protocol = replace(protocol, epochs=options.judge_epochs)
     width = 256 if options.width is None else options.width
-    return graph_task(data, options.model or "sgc", width=width, protocol=protocol, device=options.device)
+    return graph_task(graph, options.model or "sgc", width=width, protocol=protocol, device=options.device)
 
 
 DOMAIN = Domain(

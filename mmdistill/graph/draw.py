@@ -55,7 +55,7 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
 def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     """Project real and synthetic nodes, both after propagation, on the real nodes' two principal components."""
-    real = task.propagated(EMBED_HOPS).cpu()
+    real = task.scene.propagated(EMBED_HOPS).cpu()
     chosen = Draws(0, ("picture",)).permutation(len(real))[:REAL_POINTS]
     inputs = _inputs(batch)
     multiply, synthetic = operator(inputs), inputs["x"]
@@ -64,7 +64,7 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     projection = PCA(2, random_state=0).fit(real[chosen].numpy())
     background, points = projection.transform(real[chosen].numpy()), projection.transform(synthetic.numpy())
     colours = _colours(task.graph.num_classes)
-    known = task.graph.y[chosen].numpy()
+    known = task.scene.y.cpu()[chosen].numpy()
     figure = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
     axes = figure.add_subplot()
     axes.scatter(background[:, 0], background[:, 1], s=6, c=_pick(colours, known), alpha=0.25, linewidths=0)

@@ -11,13 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, GraphNetwork
+from mmdistill.graph.scene import View
 from mmdistill.labels import as_probabilities, soft_cross_entropy
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
 
-SPARSE_BELOW = 0.1
-"""Propagated features with a smaller share of non-zeros are multiplied as sparse matrices."""
+READ_BYTES = 2**28
+"""Bytes of hidden units that are read at a time where nothing learns."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,6 @@ class JudgeProtocol:
     dropout: float = 0.5
     width: int = 256
     validate_every: int = 5
-
-
-class View(NamedTuple):
-    """What a two-layer or linear judge sees of m nodes, with everything that does not learn computed once.
-
-    Shapes:
-        first: ``(r, d)`` propagated features, dense or sparse, of the nodes that the m nodes read (SGC, MLP: of the m
-            nodes themselves). second: ``(m, r)`` propagation after the hidden layer, or None for the identity.
-    """
-
-    first: Tensor
-    second: Tensor | None = None
 
 
 class Sample(NamedTuple):
@@ -77,27 +67,21 @@ class Fitted(NamedTuple):
     validation: Tensor
 
 
-def compact(features: Tensor) -> Tensor:
-    """Return features as a sparse matrix where few of them are non-zero."""
-    density = int(torch.count_nonzero(features)) / max(features.numel(), 1)
-    return features.to_sparse().coalesce() if density < SPARSE_BELOW else features
-
-
 class StackedJudges:
     """S independent networks of one kind, their parameters side by side so that one product serves all.
 
     Args:
         network: an SGC, a GCN, or a GCN that does not propagate (MLP).
         draws: the key; network s starts from ``draws.fold("network", s)``.
-        count: S.
+        which: the networks' numbers s, S of them.
 
     Shapes:
         Weights are kept as ``(d, S, h)`` (first or only layer) and ``(S, h, C)`` (second).
     """
 
-    def __init__(self, network: SGC | GCN, draws: Draws, count: int) -> None:
-        self.network, self.draws, self.count = network, draws, count
-        states = [network.init(draws.fold("network", index)).params for index in range(count)]
+    def __init__(self, network: SGC | GCN, draws: Draws, which: Sequence[int]) -> None:
+        self.network, self.draws, self.which = network, draws, which
+        states = [network.init(draws.fold("network", index)).params for index in which]
         stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
         if isinstance(network, SGC):
             self.params = [stacked["weight"].permute(2, 0, 1).contiguous(), stacked["bias"]]
@@ -113,24 +97,45 @@ class StackedJudges:
 
     def logits(self, params: Sequence[Tensor], view: View, epoch: int | None = None) -> Tensor:
         """Return ``(S, m, C)`` logits, with dropout in a training epoch."""
-        first = (view.first @ params[0].flatten(1)).reshape(-1, *params[0].shape[1:]) + params[1]
+        out = self._own(params, view.first, epoch)
+        if isinstance(self.network, SGC):
+            return out
+        return self._joined(out, view) + params[3].unsqueeze(1)
+
+    def _own(self, params: Sequence[Tensor], features: Tensor, epoch: int | None) -> Tensor:
+        """Return ``(S, r, C)`` logits before the last propagation and bias, for SGC the logits."""
+        first = (features @ params[0].flatten(1)).reshape(-1, *params[0].shape[1:]) + params[1]
         if isinstance(self.network, SGC):
             return first.transpose(0, 1)
         hidden = first.relu()
         if epoch is not None and self.network.dropout:
-            hidden = hidden * self._kept(epoch, *hidden.shape) / (1 - self.network.dropout)
-        out = torch.bmm(hidden.transpose(0, 1), params[2])
-        if view.second is not None:
-            columns = out.transpose(0, 1).flatten(1)
-            out = (view.second @ columns).reshape(-1, *out.shape[::2]).transpose(0, 1)
-        return out + params[3].unsqueeze(1)
+            hidden = hidden * self._kept(epoch, hidden) / (1 - self.network.dropout)
+        return torch.bmm(hidden.transpose(0, 1), params[2])
 
-    def _kept(self, epoch: int, nodes: int, count: int, width: int) -> Tensor:
-        device = self.network.device
-        masks = [
-            self.draws.fold("network", index, "epoch", epoch).to(device).uniform(nodes, width) for index in range(count)
-        ]
-        return torch.stack(masks, 1) >= self.network.dropout  # type: ignore[union-attr]
+    @torch.no_grad()
+    def read(self, params: Sequence[Tensor], view: View) -> Tensor:
+        """Return the same without a gradient, some nodes at a time, so that large graphs need no large memory."""
+        rows = max(READ_BYTES // (4 * params[0].shape[1] * params[0].shape[2]), 1)
+        if view.first.is_sparse or len(view.first) <= rows:
+            return self.logits(params, view)
+        out = torch.cat([self._own(params, part, None) for part in torch.split(view.first, rows)], 1)
+        if isinstance(self.network, SGC):
+            return out
+        return self._joined(out, view) + params[3].unsqueeze(1)
+
+    @staticmethod
+    def _joined(out: Tensor, view: View) -> Tensor:
+        """Return ``(S, m, C)`` logits after the last propagation."""
+        if view.second is None:
+            return out
+        columns = out.transpose(0, 1).flatten(1)
+        return (view.second @ columns).reshape(-1, *out.shape[::2]).transpose(0, 1)
+
+    def _kept(self, epoch: int, hidden: Tensor) -> Tensor:
+        """Return which hidden units ``(r, S, h)`` an epoch keeps."""
+        nodes, _, width = hidden.shape
+        key = [self.draws.fold("network", index, "epoch", epoch).to(hidden.device) for index in self.which]
+        return torch.stack([own.uniform(nodes, width) for own in key], 1) >= self.network.dropout  # type: ignore[union-attr]
 
     def fit(self, sample: Sample, val: tuple[View, Tensor] | None, test: View, protocol: JudgeProtocol) -> Fitted:
         """Train all networks, keep each at its best validation epoch (the last without validation), and predict.
@@ -142,7 +147,7 @@ class StackedJudges:
             protocol: how.
         """
         best = [parameter.detach().clone() for parameter in self.params]
-        score = torch.full((self.count,), -1.0, device=self.network.device)
+        score = torch.full((len(self.which),), -1.0, device=self.network.device)
         optimizer = self._optimizer(protocol.lr, protocol)
         for epoch in range(protocol.epochs):
             if epoch == protocol.epochs // 2 and epoch:
@@ -156,7 +161,7 @@ class StackedJudges:
                 self._keep_best(best, score, *val)
         with torch.no_grad():
             chosen = self.params if val is None else best
-            return Fitted(self.logits(chosen, test), score if val is not None else score.fill_(torch.nan))
+            return Fitted(self.read(chosen, test), score if val is not None else score.fill_(torch.nan))
 
     def _optimizer(self, lr: float, protocol: JudgeProtocol) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.params, lr=lr, weight_decay=protocol.weight_decay, fused=True)
@@ -164,12 +169,17 @@ class StackedJudges:
     @torch.no_grad()
     def _keep_best(self, best: list[Tensor], score: Tensor, view: View, classes: Tensor) -> None:
         """Update in place the scores and parameters of the networks that improved."""
-        accuracy = (self.logits(self.params, view).argmax(-1) == classes).float().mean(1)
+        accuracy = (self.read(self.params, view).argmax(-1) == classes).float().mean(1)
         better = accuracy > score
         score[better] = accuracy[better]
         best[0][:, better] = self.params[0][:, better]
         for kept, current in zip(best[1:], self.params[1:], strict=True):
             kept[better] = current[better]
+
+
+def protocol_for(graph: GraphData) -> JudgeProtocol:
+    """Return the published protocol for a graph of this size; large graphs take no weight decay."""
+    return JudgeProtocol(weight_decay=0.0) if graph.is_large else JudgeProtocol()
 
 
 def is_validated(epoch: int, protocol: JudgeProtocol) -> bool:
@@ -185,12 +195,19 @@ class LoopSample(NamedTuple):
     weight: Tensor
 
 
+class Seen(NamedTuple):
+    """Nodes on which any network is scored: a graph in its input form, their positions in it, and their classes."""
+
+    inputs: Tensors
+    nodes: Tensor
+    classes: Tensor
+
+
 def fit_one_by_one(
     network: GraphNetwork,
     sample: LoopSample,
-    graph: Tensors,
-    val: tuple[Tensor, Tensor] | None,
-    test: Tensor,
+    val: Seen | None,
+    test: Seen,
     protocol: JudgeProtocol,
     draws: Draws,
     count: int,
@@ -200,8 +217,7 @@ def fit_one_by_one(
     Args:
         network: any graph network.
         sample: what to train on.
-        graph: the original graph, in the network's input form.
-        val: validation nodes and their classes.
+        val: validation nodes.
         test: test nodes.
         protocol: how; width and dropout are the network's own.
         draws: the key; network s starts from ``draws.fold("network", s)``.
@@ -209,32 +225,37 @@ def fit_one_by_one(
     """
     tests, scores = [], []
     for index in range(count):
-        key = draws.fold("network", index)
-        params, buffers = network.init(key)
-        params = {name: parameter.requires_grad_(True) for name, parameter in params.items()}
-        best, score = NetworkState(params, buffers), -1.0
-        optimizer = torch.optim.Adam(params.values(), lr=protocol.lr, weight_decay=protocol.weight_decay)
-        for epoch in range(protocol.epochs):
-            if epoch == protocol.epochs // 2 and epoch:
-                optimizer = torch.optim.Adam(params.values(), lr=protocol.lr / 10, weight_decay=protocol.weight_decay)
-            optimizer.zero_grad()
-            state = NetworkState(params, buffers)
-            logits, updated = network.logits(state, sample.inputs, train=True, draws=key.fold("epoch", epoch))
-            losses = soft_cross_entropy(logits, as_probabilities(sample.targets, logits.shape[1]))
-            ((losses * sample.weight).sum() / sample.weight.sum()).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            buffers = {**buffers, **{name: buffer.detach() for name, buffer in updated.items()}}
-            if val is None or not is_validated(epoch, protocol):
-                continue
-            with torch.no_grad():
-                state = NetworkState(params, buffers)
-                predicted = network.logits(state, graph)[0][val[0]].argmax(1)
-            accuracy = float((predicted == val[1]).float().mean())
-            if accuracy > score:
-                score = accuracy
-                best = NetworkState({n: p.detach().clone() for n, p in params.items()}, dict(buffers))
+        chosen, score = _fit_one(network, sample, val, protocol, draws.fold("network", index))
         with torch.no_grad():
-            chosen = NetworkState(params, buffers) if val is None else best
-            tests.append(network.logits(chosen, graph)[0][test])
+            tests.append(network.logits(chosen, test.inputs)[0][test.nodes])
         scores.append(torch.nan if val is None else score)
     return Fitted(torch.stack(tests), torch.tensor(scores))
+
+
+def _fit_one(
+    network: GraphNetwork, sample: LoopSample, val: Seen | None, protocol: JudgeProtocol, key: Draws
+) -> tuple[NetworkState, float]:
+    """Return one trained network at its best validation epoch, and that accuracy."""
+    params, buffers = network.init(key)
+    params = {name: parameter.requires_grad_(True) for name, parameter in params.items()}
+    best, score = NetworkState(params, buffers), -1.0
+    optimizer = torch.optim.Adam(params.values(), lr=protocol.lr, weight_decay=protocol.weight_decay)
+    for epoch in range(protocol.epochs):
+        if epoch == protocol.epochs // 2 and epoch:
+            optimizer = torch.optim.Adam(params.values(), lr=protocol.lr / 10, weight_decay=protocol.weight_decay)
+        optimizer.zero_grad()
+        state = NetworkState(params, buffers)
+        logits, updated = network.logits(state, sample.inputs, train=True, draws=key.fold("epoch", epoch))
+        losses = soft_cross_entropy(logits, as_probabilities(sample.targets, logits.shape[1]))
+        ((losses * sample.weight).sum() / sample.weight.sum()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        buffers = {**buffers, **{name: buffer.detach() for name, buffer in updated.items()}}
+        if val is None or not is_validated(epoch, protocol):
+            continue
+        with torch.no_grad():
+            predicted = network.logits(NetworkState(params, buffers), val.inputs)[0][val.nodes].argmax(1)
+        accuracy = float((predicted == val.classes).float().mean())
+        if accuracy > score:
+            score = accuracy
+            best = NetworkState({n: p.detach().clone() for n, p in params.items()}, dict(buffers))
+    return (NetworkState(params, buffers) if val is None else best), score

@@ -1,5 +1,6 @@
 """The symmetric normalised adjacency and its products, sparse for the real graph and dense for a synthetic one."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,23 +11,8 @@ from mmdistill.errors import UnsupportedError
 from mmdistill.task import Tensors
 
 Operator = Callable[[Tensor], Tensor]
-
-
-def normalise_edges(edge_index: Tensor, edge_weight: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    r"""Return the non-zeros of :math:`\hat A = D^{-1/2} (A + I) D^{-1/2}`.
-
-    Shapes:
-        edge_index ``(2, E)`` undirected, without self-loops; returns ``(2, E + N)`` sorted by row then column, and
-        ``(E + N,)``.
-    Source: Kipf and Welling, ICLR 2017, Eq. 2.
-    """
-    loop = torch.arange(nodes, device=edge_index.device)
-    edges = torch.cat([edge_index, loop.expand(2, -1)], 1)
-    weight = torch.cat([edge_weight, torch.ones(nodes, device=edge_weight.device)])
-    order = torch.argsort(edges[0] * nodes + edges[1])
-    edges, weight = edges[:, order], weight[order]
-    degree = torch.zeros(nodes, device=weight.device).index_add_(0, edges[0], weight)
-    return edges, weight * (degree[edges[0]] * degree[edges[1]]).rsqrt()
+COLUMNS = 128
+"""Features that are propagated at a time where nothing learns, which bounds the memory beside the result."""
 
 
 def normalise_dense(adjacency: Tensor) -> Tensor:
@@ -34,66 +20,85 @@ def normalise_dense(adjacency: Tensor) -> Tensor:
 
     Shapes:
         adjacency ``(..., n, n)``, symmetric, non-negative, zero diagonal; returns the same shape.
+    Source: Kipf and Welling, ICLR 2017, Eq. 2.
     """
     looped = adjacency + torch.eye(adjacency.shape[-1], dtype=adjacency.dtype, device=adjacency.device)
     scale = looped.sum(-1).rsqrt()
     return scale.unsqueeze(-1) * looped * scale.unsqueeze(-2)
 
 
+def sparse_rows(pointer: Tensor, column: Tensor, weight: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return compressed rows as a torch sparse matrix, which shares their memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+        return torch.sparse_csr_tensor(pointer, column, weight, shape, check_invariants=False)
+
+
 class _SymmetricProduct(torch.autograd.Function):
-    """A sparse symmetric constant times a dense matrix; its own backward, so any order of derivative exists."""
+    """The normalised adjacency times a dense matrix; its own backward, so any order of derivative exists."""
 
     @staticmethod
-    def forward(edge_index: Tensor, edge_weight: Tensor, x: Tensor) -> Tensor:
+    def forward(pointer: Tensor, column: Tensor, weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
         """Return the product; columns of ``x`` may be anything."""
-        nodes = x.shape[0]
-        weight = edge_weight.to(x.dtype)
-        matrix = torch.sparse_coo_tensor(edge_index, weight, (nodes, nodes), is_coalesced=True, check_invariants=False)
-        return matrix @ x
+        matrix = sparse_rows(pointer, column, weight.to(x.dtype), (len(scale), len(scale)))
+        factor = scale.to(x.dtype).unsqueeze(1)
+        scaled = factor * x
+        return (matrix @ scaled).add_(scaled).mul_(factor)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """Keep the constant."""
-        ctx.save_for_backward(inputs[0], inputs[1])
+        ctx.save_for_backward(*inputs[:-1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None, Tensor]:
         """Multiply by the transpose, which is the matrix itself."""
-        edge_index, edge_weight = ctx.saved_tensors
-        return None, None, propagate(edge_index, edge_weight, gradients[0])
+        return None, None, None, None, _SymmetricProduct.apply(*ctx.saved_tensors, gradients[0])  # type: ignore[no-untyped-call]
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], edge_index: Tensor, edge_weight: Tensor, x: Tensor
-    ) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
         """Fold the batch into the columns: torch's own sparse product has no batching rule."""
-        if in_dims[0] is not None or in_dims[1] is not None or in_dims[2] is None:
+        *graph, x = inputs
+        if any(dim is not None for dim in in_dims[:-1]) or in_dims[-1] is None:
             raise UnsupportedError("the sparse adjacency is one constant graph; batch dense adjacencies instead")
-        columns = x.movedim(in_dims[2], -1)
-        product = propagate(edge_index, edge_weight, columns.flatten(1))
+        columns = x.movedim(in_dims[-1], -1)
+        product: Tensor = _SymmetricProduct.apply(*graph, columns.flatten(1))  # type: ignore[no-untyped-call]
         return product.reshape(columns.shape), columns.ndim - 1
 
 
-def propagate(edge_index: Tensor, edge_weight: Tensor, x: Tensor) -> Tensor:
-    r"""Return :math:`\hat A x` for the sorted non-zeros of a symmetric matrix; batches under vmap, no gradient to it.
+def propagate(graph: Tensors, x: Tensor) -> Tensor:
+    r"""Return :math:`\hat A x` on a real graph; batches under vmap, no gradient to the graph.
+
+    Args:
+        graph: as :meth:`~mmdistill.graph.adjacency.Adjacency.normalised` returns.
+        x: what to propagate.
 
     Shapes:
-        edge_index ``(2, E)`` sorted by row then column; edge_weight ``(E,)``; x ``(N, d)``; returns ``(N, d)``.
+        x ``(N, d)``; returns ``(N, d)``.
     """
-    result: Tensor = _SymmetricProduct.apply(edge_index, edge_weight, x)  # type: ignore[no-untyped-call]
+    parts = (graph["pointer"], graph["column"], graph["weight"], graph["scale"])
+    result: Tensor = _SymmetricProduct.apply(*parts, x)  # type: ignore[no-untyped-call]
     return result
+
+
+@torch.no_grad()
+def propagate_columns(graph: Tensors, x: Tensor) -> Tensor:
+    """Return the same without a gradient, a few columns at a time."""
+    out = torch.empty_like(x)
+    for start in range(0, x.shape[1], COLUMNS):
+        out[:, start : start + COLUMNS] = propagate(graph, x[:, start : start + COLUMNS])
+    return out
 
 
 def operator(inputs: Tensors) -> Operator:
     r"""Return multiplication by the normalised adjacency that the inputs of a network carry.
 
-    ``adjacency`` is a raw dense one (a synthetic graph), ``edge_index`` with ``edge_weight`` the normalised non-zeros
-    of a sparse one (the real graph), and without either :math:`A' = I`.
+    ``adjacency`` is a raw dense one (a synthetic graph), ``pointer`` and its company the normalised rows of a sparse
+    one (the real graph), and without either :math:`A' = I`.
     """
     if "adjacency" in inputs:
         dense = normalise_dense(inputs["adjacency"])
         return lambda x: dense @ x
-    if "edge_index" in inputs:
-        edge_index, edge_weight = inputs["edge_index"], inputs["edge_weight"]
-        return lambda x: propagate(edge_index, edge_weight, x)
+    if "pointer" in inputs:
+        return lambda x: propagate(inputs, x)
     return lambda x: x

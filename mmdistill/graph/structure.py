@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.graph.data import LARGE
 from mmdistill.graph.synthetic import Structure
 from mmdistill.runtime import Draws
 from mmdistill.task import Task, Tensors
 
-LARGE = 50_000
-"""Nodes of a real graph from which the published settings for large graphs apply."""
 EPSILON = 1e-5
 """Added to the variances of norms, as torch's batch norms do."""
 START = 2.0

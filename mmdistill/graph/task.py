@@ -10,19 +10,21 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.architectures import ARCHITECTURES, make_architecture
-from mmdistill.graph.data import GraphData, load_graph
+from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import (
     Fitted,
     JudgeProtocol,
     LoopSample,
     Sample,
+    Seen,
     StackedJudges,
-    View,
-    compact,
     fit_one_by_one,
+    protocol_for,
 )
 from mmdistill.graph.models import GCN, SGC, GraphNetwork, ModuleNetwork
-from mmdistill.graph.propagation import normalise_edges, operator, propagate
+from mmdistill.graph.propagation import operator
+from mmdistill.graph.scene import Part, View, parts_of
+from mmdistill.graph.sources import load_graph
 from mmdistill.labels import as_probabilities, soft_cross_entropy, weighted_mean
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.registry import canonical, unknown_name
@@ -34,15 +36,17 @@ EMBED_HOPS = 2
 COLLAPSED = 0.1
 """A class whose test accuracy falls below this is reported."""
 VALIDATION_JUDGES = 3
+TOGETHER_BYTES = 2**28
+"""Bytes of hidden units of judges that train side by side."""
 
 
 class GraphTask:
-    """Node classification on one graph (transductive: all features and edges are known, few labels are).
+    """Node classification on one graph.
 
     Args:
         graph: the checked graph.
         network: the network to distil with.
-        protocol: how judges are trained.
+        protocol: how judges are trained; None is the published protocol for a graph of this size.
         device: where everything lies.
     """
 
@@ -50,24 +54,22 @@ class GraphTask:
         self,
         graph: GraphData,
         network: GraphNetwork,
-        protocol: JudgeProtocol = JudgeProtocol(),  # noqa: B008 (frozen)
+        protocol: JudgeProtocol | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.graph, self.network, self.protocol = graph, network, protocol
+        self.graph, self.network = graph, network
+        self.protocol = protocol or protocol_for(graph)
         self.device = torch.device(device)
-        self._labels = graph.y[graph.train]
         self.num_classes: int | None = graph.num_classes
+        self.parts = parts_of(graph, self.device)
+        self.scene = self.parts["train"].scene
+        self._nodes = self.parts["train"].nodes
+        self._labels = graph.y[graph.train]
         self.labels: Tensor | None = self._labels
         self.judges: Sequence[str] = ("gcn", "sgc", *ARCHITECTURES, "mlp")
         if isinstance(network, ModuleNetwork):
             self.judges = (*self.judges, "model")
-        self.x = graph.x.to(self.device)
-        self.edges, self.edge_weight = (
-            tensor.to(self.device) for tensor in normalise_edges(graph.edge_index, graph.edge_weight, len(graph.x))
-        )
-        self._propagated: dict[int, Tensor] = {0: self.x}
         self._views: dict[tuple[str, str], View] = {}
-        self._edge_keys = graph.edge_index[0] * len(graph.x) + graph.edge_index[1]
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""
@@ -96,15 +98,9 @@ class GraphTask:
         targets = as_probabilities(_tensor(batch.batch), self.graph.num_classes).to(weight.dtype)
         return self.network.class_gradients(state, _named(inputs), targets, weight)
 
-    def propagated(self, hops: int) -> Tensor:
-        r"""Return :math:`\hat A^k X` of the whole graph, ``(N, d)``, computed once."""
-        if hops not in self._propagated:
-            self._propagated[hops] = propagate(self.edges, self.edge_weight, self.propagated(hops - 1))
-        return self._propagated[hops]
-
     def embedding(self) -> Tensor:
         """Return the training nodes' features after two hops."""
-        return self.propagated(EMBED_HOPS)[self.graph.train.to(self.device)]
+        return self.scene.propagated(EMBED_HOPS)[self._nodes]
 
     def select(self, indices: Tensor) -> Batch:
         """Return training nodes with their own features and the edges among them (the induced subgraph).
@@ -112,25 +108,17 @@ class GraphTask:
         Shapes:
             indices ``(..., n)`` positions in ``labels``; inputs x ``(..., n, d)`` and adjacency ``(..., n, n)``.
         """
-        nodes = self.graph.train[indices.cpu()]
-        inputs = {"x": self.x[nodes.to(self.device)], "adjacency": self._induced(nodes).to(self.device)}
-        targets = self._labels[indices.cpu()].to(self.device)
-        return Batch(inputs, targets, torch.ones(nodes.shape, device=self.device))
-
-    def _induced(self, nodes: Tensor) -> Tensor:
-        """Return the dense raw adjacency among nodes, by looking every pair up in the sorted edges."""
-        keys = nodes.unsqueeze(-1) * len(self.x) + nodes.unsqueeze(-2)
-        if not len(self._edge_keys):
-            return torch.zeros(keys.shape)
-        position = torch.searchsorted(self._edge_keys, keys).clamp(max=len(self._edge_keys) - 1)
-        return torch.where(self._edge_keys[position] == keys, self.graph.edge_weight[position], 0.0)
+        indices = indices.cpu()
+        nodes = self._nodes.cpu()[indices]
+        inputs = {
+            "x": self.scene.x[nodes.to(self.device)],
+            "adjacency": self.scene.adjacency.among(nodes).to(self.device),
+        }
+        return Batch(inputs, self._labels[indices].to(self.device), torch.ones(nodes.shape, device=self.device))
 
     def real_inputs(self, network: GraphNetwork | None = None) -> Tensors:
-        """Return the whole graph in the form that a network reads, by default the distilling one."""
-        if (network or self.network).normalised:
-            return {"x": self.x, "edge_index": self.edges, "edge_weight": self.edge_weight}
-        raw, weight = self.graph.edge_index, self.graph.edge_weight
-        return {"x": self.x, "edge_index": raw.to(self.device), "edge_weight": weight.to(self.device)}
+        """Return the graph that training sees in the form that a network reads, by default the distilling one."""
+        return self.scene.inputs((network or self.network).normalised)
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw up to n training nodes of each class, or of all, without replacement.
@@ -148,24 +136,24 @@ class GraphTask:
         column = torch.arange(min(n, int(counts[classes].max())))
         present = (column < counts[classes, None]).to(self.device, torch.float32)
         table = order[(starts[classes, None] + column).clamp(max=len(order) - 1)]
-        nodes = self.graph.train[table].to(self.device)
+        nodes = self._nodes[table.to(self.device)]
         if self.network.hops is not None:
-            rows = {"x": self.propagated(self.network.hops)[nodes]}
+            rows = {"x": self.scene.propagated(self.network.hops)[nodes]}
             return ClassBatch(Batch(rows, self._labels[table].to(self.device), present), Dims(0, 0))
-        membership = torch.zeros(len(classes), len(self.x), device=self.device).scatter_add_(1, nodes, present)
-        return share_classes(self._whole(torch.ones(len(self.x), device=self.device)), membership)
+        membership = torch.zeros(len(classes), len(self.scene), device=self.device).scatter_add_(1, nodes, present)
+        return share_classes(self._whole(torch.ones(len(self.scene), device=self.device)), membership)
 
     def _flat(self, indices: Tensor) -> Batch:
-        nodes = self.graph.train[indices].to(self.device)
+        nodes = self._nodes[indices.to(self.device)]
         if self.network.hops is not None:
-            rows = {"x": self.propagated(self.network.hops)[nodes]}
+            rows = {"x": self.scene.propagated(self.network.hops)[nodes]}
             weight = torch.ones(len(nodes), device=self.device)
             return Batch(rows, self._labels[indices].to(self.device), weight)
-        return self._whole(_marked(nodes, len(self.x)))
+        return self._whole(_marked(nodes, len(self.scene)))
 
     def _whole(self, weight: Tensor, network: GraphNetwork | None = None) -> Batch:
         """Return the whole graph; nodes of unknown class carry class 0 and must have weight 0."""
-        return Batch(self.real_inputs(network), self.graph.y.clamp(min=0).to(self.device), weight)
+        return Batch(self.real_inputs(network), self.scene.y.clamp(min=0), weight)
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Return the batch as it is: condensation of graphs uses no augmentation."""
@@ -181,17 +169,12 @@ class GraphTask:
             ShapeError: nodes whose features are not this graph's.
         """
         fitted = self._fit(synthetic, judge, draws, n, self.protocol)
-        truth = self.graph.y[self.graph.test].to(self.device)
+        truth = self.parts["test"].classes
         hits = (fitted.test.argmax(-1) == truth).double()
         present = torch.unique(truth)
         by_class = torch.stack([hits[:, truth == index].mean(1) for index in present], 1)
         values = {"accuracy": tuple(hits.mean(1).tolist()), "balanced_accuracy": tuple(by_class.mean(1).tolist())}
-        weak = [
-            f"class {int(index)} is nearly never recognised (test accuracy {float(value):.2f})"
-            for index, value in zip(present, by_class.mean(0), strict=True)
-            if value < COLLAPSED
-        ]
-        return Scores(judge, values, tuple(weak))
+        return Scores(judge, values, _weak_classes(present, by_class.mean(0)))
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean validation accuracy of a few GCNs trained for a third of the judges' epochs."""
@@ -203,78 +186,85 @@ class GraphTask:
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""
+        graph = self.graph
+        found: dict[str, object] = {
+            "nodes": len(graph.x),
+            "edges": len(graph.adjacency.column),
+            "setting": "inductive" if graph.inductive else "transductive",
+            "notes": list(graph.notes),
+        }
         return TaskInfo(
             "graph",
-            self.graph.name,
+            graph.name,
             "nodes",
             len(self._labels),
-            self.graph.stored_bytes,
-            self.graph.fingerprint(),
-            tuple(str(index) for index in range(self.graph.num_classes)),
-            {"nodes": len(self.x), "edges": self.graph.edge_index.shape[1], "notes": list(self.graph.notes)},
-            sample_bytes=self.x.shape[1] * self.x.element_size() + 1,
+            graph.stored_bytes,
+            graph.fingerprint,
+            tuple(str(index) for index in range(graph.num_classes)),
+            found,
+            sample_bytes=graph.x.shape[1] * graph.x.element_size() + 1,
         )
 
     def _fit(self, synthetic: Batch | None, judge: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Fitted:
+        """Train n judges, as many side by side as memory allows."""
         name = canonical(judge)
         if name not in self.judges:
             raise unknown_name("judge", judge, self.judges)
-        if synthetic is not None and _named(synthetic.inputs)["x"].shape[-1] != self.x.shape[1]:
-            found = tuple(_named(synthetic.inputs)["x"].shape)
-            raise ShapeError(f"synthetic nodes must be (n, {self.x.shape[1]}), got {found}")
-        val, test = self.graph.val.to(self.device), self.graph.test.to(self.device)
-        val_classes = self.graph.y.to(self.device)[val]
+        width = self.scene.x.shape[1]
+        if synthetic is not None and _named(synthetic.inputs)["x"].shape[-1] != width:
+            raise ShapeError(f"synthetic nodes must be (n, {width}), got {tuple(_named(synthetic.inputs)['x'].shape)}")
         if name == "model" or name in ARCHITECTURES:
-            network = self.network if name == "model" else self._architecture(name, protocol)
-            whole_graph = self.real_inputs(network)
-            real = synthetic or self._whole(_marked(self.graph.train.to(self.device), len(self.x)), network)
-            sample = LoopSample(_named(real.inputs), _tensor(real), real.weight)
-            pair = (val, val_classes) if len(val) else None
-            return fit_one_by_one(network, sample, whole_graph, pair, test, protocol, draws, n)
+            return self._fit_apart(synthetic, name, draws, n, protocol)
         if synthetic is None:
-            targets = self._labels.to(self.device)
-            whole = Sample(self._real_view(name, "train"), targets, torch.ones(len(targets), device=self.device))
+            view, targets = self._real_view(name, "train"), self._labels.to(self.device)
+            sample = Sample(view, targets, torch.ones(len(targets), device=self.device))
         else:
-            whole = Sample(_synthetic_view(name, _named(synthetic.inputs)), _tensor(synthetic), synthetic.weight)
-        stacked = StackedJudges(make_network(name, self, protocol), draws.to(self.device), n)
-        validation = (self._real_view(name, "val"), val_classes) if len(val) else None
-        return stacked.fit(whole, validation, self._real_view(name, "test"), protocol)
+            sample = Sample(_synthetic_view(name, _named(synthetic.inputs)), _tensor(synthetic), synthetic.weight)
+        val = self.parts["val"].classes
+        seen = (self._real_view(name, "val"), val) if len(val) else None
+        network, test = make_network(name, self, protocol), self._real_view(name, "test")
+        each = max(TOGETHER_BYTES // (4 * sample.view.first.shape[0] * protocol.width), 1)
+        groups = [range(first, min(first + each, n)) for first in range(0, n, each)]
+        fitted = [
+            StackedJudges(network, draws.to(self.device), own).fit(sample, seen, test, protocol) for own in groups
+        ]
+        return Fitted(torch.cat([one.test for one in fitted]), torch.cat([one.validation for one in fitted]))
+
+    def _fit_apart(self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Fitted:
+        """Train n judges of any architecture one after the other."""
+        network = self.network if name == "model" else self._architecture(name, protocol)
+
+        def seen(part: Part) -> Seen:
+            return Seen(part.scene.inputs(network.normalised), part.nodes, part.classes)
+
+        real = synthetic or self._whole(_marked(self._nodes, len(self.scene)), network)
+        sample = LoopSample(_named(real.inputs), _tensor(real), real.weight)
+        val = seen(self.parts["val"]) if len(self.parts["val"].nodes) else None
+        return fit_one_by_one(network, sample, val, seen(self.parts["test"]), protocol, draws, n)
 
     def _architecture(self, name: str, protocol: JudgeProtocol) -> ModuleNetwork:
-        features, classes = self.x.shape[1], self.graph.num_classes
+        features, classes = self.scene.x.shape[1], self.graph.num_classes
         return make_architecture(name, features, classes, protocol.width, protocol.dropout, self.device)
 
     def _real_view(self, judge: str, part: str) -> View:
         """Return what a judge sees of the training, validation or test nodes on the real graph, computed once."""
         if (judge, part) not in self._views:
-            nodes = {"train": self.graph.train, "val": self.graph.val, "test": self.graph.test}[part]
-            nodes = nodes.to(self.device)
+            scene, nodes, _ = self.parts[part]
             if judge == "gcn":
-                view = self._neighbourhood(nodes, part == "train")
+                view = scene.neighbourhood(nodes, part == "train")
             else:
-                features = self.propagated(EMBED_HOPS if judge == "sgc" else 0)[nodes]
-                view = View(features if part == "train" else compact(features))
+                view = scene.rows(nodes, EMBED_HOPS if judge == "sgc" else 0, part == "train")
             self._views[judge, part] = view
         return self._views[judge, part]
 
-    def _neighbourhood(self, nodes: Tensor, trains: bool) -> View:
-        """Return the propagated features of the nodes' neighbours, and the rows of the adjacency that read them.
 
-        Features that gradients pass stay dense: the transposed sparse product costs more than it saves.
-        """
-        place = torch.full((len(self.x),), -1, device=self.device)
-        place[nodes] = torch.arange(len(nodes), device=self.device)
-        used = place[self.edges[0]] >= 0
-        row, column = place[self.edges[0, used]], self.edges[1, used]
-        sources, position = torch.unique(column, return_inverse=True)
-        second = torch.sparse_coo_tensor(
-            torch.stack([row, position]),
-            self.edge_weight[used],
-            (len(nodes), len(sources)),
-            check_invariants=False,
-        ).coalesce()
-        features = self.propagated(1)[sources]
-        return View(features if trains else compact(features), second)
+def _weak_classes(present: Tensor, accuracy: Tensor) -> tuple[str, ...]:
+    """Return a warning for each class that judges nearly never recognise."""
+    return tuple(
+        f"class {int(index)} is nearly never recognised (test accuracy {float(value):.2f})"
+        for index, value in zip(present, accuracy, strict=True)
+        if value < COLLAPSED
+    )
 
 
 def _synthetic_view(judge: str, inputs: Tensors) -> View:
@@ -293,7 +283,7 @@ def _synthetic_view(judge: str, inputs: Tensors) -> View:
 def make_network(name: str, task: "GraphTask", protocol: JudgeProtocol) -> SGC | GCN:
     """Return a judge's network by name."""
     return _network(
-        name, task.x.shape[1], task.graph.num_classes, protocol.width, protocol.dropout, EMBED_HOPS, task.device
+        name, task.scene.x.shape[1], task.graph.num_classes, protocol.width, protocol.dropout, EMBED_HOPS, task.device
     )
 
 
@@ -334,27 +324,29 @@ def graph_task(
     width: int = 256,
     hops: int = 2,
     split: int = 0,
+    inductive: bool | None = None,
     protocol: JudgeProtocol | None = None,
     device: torch.device | str = "cpu",
 ) -> GraphTask:
     """Return the task of distilling a graph.
 
     Args:
-        data: ``cora``, ``citeseer``, ``pubmed``, a ``.pt`` or ``.safetensors`` file, or a torch-geometric ``Data``.
+        data: a name (see ``mmdistill data``), a ``.pt`` or ``.safetensors`` file, or a torch-geometric ``Data``.
         model: the network to distil with: ``sgc``, ``gcn``, ``mlp``, or a function that returns a module with
             ``forward(x, edge_index[, edge_weight])``, which then is a judge (``model``) too.
         features: for a module, the submodule whose input is the embedding; by default its last layer.
         width: hidden units of a GCN or MLP.
         hops: of SGC.
         split: the column of masks that hold several splits.
-        protocol: how judges are trained; the published protocol by default.
+        inductive: whether condensing sees the training nodes alone; None is what the field does with the data set.
+        protocol: how judges are trained; by default the published protocol for a graph of this size.
         device: where everything lies.
 
     Raises:
         ConfigError: an unknown name.
         DataError: a graph that cannot be used.
     """
-    graph = data if isinstance(data, GraphData) else load_graph(data, split=split)
+    graph = data if isinstance(data, GraphData) else load_graph(data, split=split, inductive=inductive)
     if callable(model):
         network: GraphNetwork = ModuleNetwork(model, features, device)
     else:
@@ -362,4 +354,4 @@ def graph_task(
         if name not in MODELS:
             raise unknown_name("graph model", model, MODELS)
         network = _network(name, graph.x.shape[1], graph.num_classes, width, 0.5, hops, device)
-    return GraphTask(graph, network, protocol or JudgeProtocol(), device)
+    return GraphTask(graph, network, protocol, device)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.graph import DOMAIN, load_graph
@@ -25,9 +25,9 @@ def test_a_data_object_a_pt_file_and_safetensors_give_one_graph(tmp_path: Path) 
     torch.save(data, tmp_path / "data.pt")
     torch.save(planted_fields(), tmp_path / "plain.pt")
     safetensors.torch.save_file({k: v.contiguous() for k, v in planted_fields().items()}, tmp_path / "data.safetensors")
-    expected = load_graph(data).fingerprint()
+    expected = load_graph(data).fingerprint
     for name in ("data.pt", "plain.pt", "data.safetensors"):
-        assert load_graph(tmp_path / name).fingerprint() == expected
+        assert load_graph(tmp_path / name).fingerprint == expected
         assert DOMAIN.accepts(tmp_path / name)
 
 
@@ -88,6 +88,7 @@ def labels(**at: int) -> torch.Tensor:
         ({"y": None}, "needs a tensor 'y'"),
         ({"y": torch.full((120,), 0.5)}, "class indices"),
         ({"y": torch.arange(119)}, "one class index per node"),
+        ({"y": torch.ones(120, 4)}, "multi-label graphs cannot be condensed"),
         ({"y": labels(n20=7)}, "validation labels must lie in 0..2"),
         ({"y": labels(n0=-1)}, "training labels must lie in"),
         ({"y": torch.where(labels() == 1, 2, labels())}, "class 1 has no training node"),
@@ -114,6 +115,22 @@ def test_unknown_names_suggest_and_missing_files_are_named(tmp_path: Path) -> No
         load_graph(tmp_path / "graph.csv")
     with pytest.raises(DataError, match="got list"):
         load_graph([1, 2])
+
+
+def test_labels_as_whole_floats_are_taken_as_classes() -> None:
+    graph = planted_graph(y=planted_fields()["y"].double())
+    assert graph.y.dtype == torch.int64
+    assert torch.equal(graph.y, planted_graph().y)
+
+
+def test_heterogeneous_graphs_are_refused_as_objects_and_as_files(tmp_path: Path) -> None:
+    data = HeteroData()
+    data["paper"].x = torch.zeros(3, 2)
+    data["paper", "cites", "paper"].edge_index = torch.zeros(2, 1, dtype=torch.long)
+    torch.save(data, tmp_path / "hetero.pt")
+    for source in (data, tmp_path / "hetero.pt"):
+        with pytest.raises(DataError, match=r"is heterogeneous .* data\.to_homogeneous"):
+            load_graph(source)
 
 
 class Trap:

@@ -6,11 +6,12 @@ from torch_geometric.nn import GCNConv
 from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork
-from mmdistill.graph.propagation import normalise_dense, normalise_edges, propagate
+from mmdistill.graph.propagation import normalise_dense, propagate, propagate_columns
 from mmdistill.graph.task import graph_task
 from mmdistill.runtime import Draws
-from mmdistill.task import NetworkState
+from mmdistill.task import NetworkState, Tensors
 from mmdistill.testing import as_float64
 from tests.graph.toy import planted_graph
 from tests.oracles import graph as oracle
@@ -25,38 +26,40 @@ def dense_weights() -> Tensor:
     return dense
 
 
-def sparse() -> tuple[Tensor, Tensor]:
-    return normalise_edges(GRAPH.edge_index, GRAPH.edge_weight, NODES)
+def sparse() -> Tensors:
+    return GRAPH.adjacency.normalised()
 
 
 def test_sparse_and_dense_propagation_equal_the_oracle() -> None:
     x = GRAPH.x.double()[:, :3]
     expected = torch.from_numpy(oracle.propagated(dense_weights().double().numpy(), x.numpy(), 1))
     assert torch.allclose(normalise_dense(dense_weights().double()) @ x, expected, atol=1e-12)
-    assert torch.allclose(propagate(*sparse(), x), expected, atol=1e-6)  # edge weights are float32
+    assert torch.allclose(propagate(sparse(), x), expected, atol=1e-6)  # edge weights are float32
+    wide = GRAPH.x.repeat(1, 15)  # more columns than are taken at a time
+    assert torch.allclose(propagate_columns(sparse(), wide), propagate(sparse(), wide), atol=1e-6)
 
 
 def test_sparse_propagation_has_both_derivatives_and_batches() -> None:
-    edges, weight = normalise_edges(torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), torch.ones(4), 3)
+    chain, _ = undirected(torch.tensor([[0, 1], [1, 2]]), None, 3)
+    graph = chain.normalised()
     x = Draws(0).normal(3, 2, dtype=torch.float64).requires_grad_()
 
     def squared(t: Tensor) -> Tensor:
-        return propagate(edges, weight, t).square()
+        return propagate(graph, t).square()
 
     assert torch.autograd.gradcheck(squared, (x,))
     assert torch.autograd.gradgradcheck(squared, (x,))
     stacked = Draws(1).normal(5, 3, 2)
-    together = torch.func.vmap(lambda t: propagate(edges, weight, t))(stacked)
-    assert torch.allclose(together, torch.stack([propagate(edges, weight, t) for t in stacked]), atol=1e-6)
-    middle = torch.func.vmap(lambda t: propagate(edges, weight, t), in_dims=1)(stacked.transpose(0, 1))
+    together = torch.func.vmap(lambda t: propagate(graph, t))(stacked)
+    assert torch.allclose(together, torch.stack([propagate(graph, t) for t in stacked]), atol=1e-6)
+    middle = torch.func.vmap(lambda t: propagate(graph, t), in_dims=1)(stacked.transpose(0, 1))
     assert torch.allclose(middle, together)
 
 
 @pytest.mark.parametrize("network", [SGC(12, 3), GCN(12, 3, 8)], ids=["sgc", "gcn"])
 def test_a_graph_as_edges_and_as_a_dense_matrix_give_the_same_logits(network: SGC | GCN) -> None:
     state = network.init(Draws(0))
-    edges, weight = sparse()
-    by_edges, _ = network.logits(state, {"x": GRAPH.x, "edge_index": edges, "edge_weight": weight})
+    by_edges, _ = network.logits(state, {"x": GRAPH.x, **sparse()})
     by_matrix, _ = network.logits(state, {"x": GRAPH.x, "adjacency": dense_weights()})
     assert torch.allclose(by_edges, by_matrix, atol=1e-5)
 
@@ -64,7 +67,7 @@ def test_a_graph_as_edges_and_as_a_dense_matrix_give_the_same_logits(network: SG
 def test_sgc_on_propagated_rows_is_sgc_on_the_graph() -> None:
     network = SGC(12, 3)
     state = network.init(Draws(0))
-    rows = {"x": graph_task(GRAPH).propagated(2)}
+    rows = {"x": graph_task(GRAPH).scene.propagated(2)}
     logits, _ = network.logits(state, {"x": GRAPH.x, "adjacency": dense_weights()})
     assert torch.allclose(network.logits(state, rows)[0], logits, atol=1e-5)
 
@@ -78,8 +81,7 @@ def test_gcn_equals_torch_geometrics_layers() -> None:
             conv.lin.weight.copy_(state.params[f"{name}.weight"])
             conv.bias.copy_(state.params[f"{name}.bias"])
         expected = second(first(GRAPH.x, GRAPH.edge_index).relu(), GRAPH.edge_index)
-    edges, weight = sparse()
-    logits, _ = network.logits(state, {"x": GRAPH.x, "edge_index": edges, "edge_weight": weight})
+    logits, _ = network.logits(state, {"x": GRAPH.x, **sparse()})
     assert torch.allclose(logits, expected, atol=1e-5)
 
 

@@ -7,8 +7,9 @@ from torch import nn
 from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.graph.judges import LoopSample, Sample, StackedJudges, View, fit_one_by_one
+from mmdistill.graph.judges import LoopSample, Sample, Seen, StackedJudges, fit_one_by_one
 from mmdistill.graph.models import GCN, SGC
+from mmdistill.graph.scene import View
 from mmdistill.graph.synthetic import Structure, SyntheticGraph, label_nodes
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.labels import FixedLabels
@@ -139,14 +140,18 @@ def test_select_is_the_induced_subgraph() -> None:
                 assert float(inputs["adjacency"][row, i, j]) == float((a, b) in edges)
 
 
+def seen(own: GraphTask) -> tuple[Seen, Seen]:
+    real = own.scene.inputs(True)
+    return Seen(real, GRAPH.val, GRAPH.y[GRAPH.val]), Seen(real, GRAPH.test, GRAPH.y[GRAPH.test])
+
+
 def train_one_by_one(own: GraphTask, network: GCN | SGC, batch: Batch, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     targets = batch.targets
     assert isinstance(batch.inputs, dict)
     assert isinstance(targets, torch.Tensor)
-    real = {"x": own.x, "edge_index": own.edges, "edge_weight": own.edge_weight}
-    val = (GRAPH.val, GRAPH.y[GRAPH.val])
+    val, test = seen(own)
     sample = LoopSample({k: v.detach() for k, v in batch.inputs.items()}, targets, batch.weight)
-    return fit_one_by_one(network, sample, real, val, GRAPH.test, FAST, Draws(8), count)
+    return fit_one_by_one(network, sample, val, test, FAST, Draws(8), count)[:2]
 
 
 @pytest.mark.parametrize("judge", ["gcn", "sgc"])
@@ -169,8 +174,7 @@ def test_the_whole_graph_judges_like_the_loop_over_it() -> None:
     sample = own.sample_real(Draws(0), None, 10_000)
     assert isinstance(sample, Batch)
     inputs = LoopSample(own.real_inputs(), sample.targets, sample.weight)  # type: ignore[arg-type]
-    val = (GRAPH.val, GRAPH.y[GRAPH.val])
-    expected, _ = fit_one_by_one(network, inputs, own.real_inputs(), val, GRAPH.test, still, Draws(8), 2)
+    expected, _ = fit_one_by_one(network, inputs, *seen(own), still, Draws(8), 2)
     assert torch.allclose(own._fit(None, "gcn", Draws(8), 2, still).test, expected, atol=2e-3, rtol=2e-3)
 
 
@@ -199,7 +203,7 @@ def test_validation_reads_no_test_label() -> None:
 
 def test_collapse_to_one_class_is_reported() -> None:
     own = task()
-    batch = Batch({"x": own.x}, torch.zeros(120, dtype=torch.long), torch.ones(120))
+    batch = Batch({"x": own.scene.x}, torch.zeros(120, dtype=torch.long), torch.ones(120))
     scores = own.evaluate(batch, "gcn", Draws(0), 2, {})
     assert [note.split(" is")[0] for note in scores.notes] == ["class 1", "class 2"]
     assert scores.values["balanced_accuracy"] == pytest.approx((1 / 3, 1 / 3), abs=0.02)
@@ -252,7 +256,7 @@ def test_bad_calls_are_refused_in_words() -> None:
 
 
 def test_stacked_judges_draw_what_the_functional_network_draws() -> None:
-    stacked = StackedJudges(GCN(12, 3, 16, dropout=0.0), Draws(1), 2)
+    stacked = StackedJudges(GCN(12, 3, 16, dropout=0.0), Draws(1), range(2))
     network = GCN(12, 3, 16)
     x = GRAPH.x[:5]
     for index, logits in enumerate(stacked.logits(stacked.params, View(x))):

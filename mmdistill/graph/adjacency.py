@@ -1,0 +1,129 @@
+"""The edges of a real graph as a sparse matrix by rows, which is all that large graphs leave room for."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from mmdistill.task import Tensors
+
+
+@dataclass(frozen=True)
+class Adjacency:
+    """Undirected weighted edges without self-loops, in compressed rows.
+
+    Args:
+        pointer: where each row starts.
+        column: the other end of each edge, ascending within its row.
+        weight: of each edge.
+
+    Shapes:
+        pointer ``(N + 1,)`` and column ``(E,)``, int32 while they fit; weight ``(E,)`` float32. Every edge is there in
+        both directions.
+    """
+
+    pointer: Tensor
+    column: Tensor
+    weight: Tensor
+
+    @property
+    def nodes(self) -> int:
+        """N."""
+        return len(self.pointer) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three tensors."""
+        return int(self.pointer.nbytes + self.column.nbytes + self.weight.nbytes)
+
+    @staticmethod
+    def of(matrix: sparse.csr_matrix) -> "Adjacency":
+        """Return a scipy matrix's rows, without copying them."""
+        matrix.sort_indices()
+        parts = (matrix.indptr, matrix.indices, matrix.data)
+        return Adjacency(*(torch.from_numpy(part) for part in parts))
+
+    @property
+    def matrix(self) -> sparse.csr_matrix:
+        """The same as a scipy matrix, sharing memory."""
+        parts = (self.weight.numpy(), self.column.numpy(), self.pointer.numpy())
+        return sparse.csr_matrix(parts, shape=(self.nodes, self.nodes), copy=False)
+
+    @functools.cached_property
+    def edge_index(self) -> Tensor:
+        """Both ends of each edge ``(2, E)`` int64, sorted by source then target."""
+        counts = (self.pointer[1:] - self.pointer[:-1]).long()
+        return torch.stack([torch.repeat_interleave(torch.arange(self.nodes), counts), self.column.long()])
+
+    @functools.cached_property
+    def degree(self) -> Tensor:
+        """Each node's sum of edge weights, ``(N,)``."""
+        return torch.from_numpy(np.asarray(self.matrix.sum(1), dtype=np.float32).ravel())
+
+    def rows(self, nodes: Tensor) -> sparse.csr_matrix:
+        """Return the rows of some nodes as a scipy matrix ``(m, N)``."""
+        return self.matrix[nodes.numpy()]
+
+    def induced(self, nodes: Tensor) -> "Adjacency":
+        """Return the edges among some nodes, which are numbered in the given order."""
+        return Adjacency.of(self.rows(nodes)[:, nodes.numpy()])
+
+    def among(self, nodes: Tensor) -> Tensor:
+        """Return the dense weights among nodes ``(..., n)`` as ``(..., n, n)``."""
+        groups = nodes.reshape(-1, nodes.shape[-1])
+        dense = [torch.from_numpy(self.rows(group)[:, group.numpy()].toarray()) for group in groups]
+        return torch.stack(dense).reshape(*nodes.shape, nodes.shape[-1])
+
+    def normalised(self, device: torch.device | str = "cpu") -> Tensors:
+        r"""Return what :func:`~mmdistill.graph.propagation.propagate` reads of :math:`D^{-1/2} (A + I) D^{-1/2}`.
+
+        Self-loops and normalisation stay a factor for each node, so the edges are not copied.
+        """
+        parts = {"pointer": self.pointer, "column": self.column, "weight": self.weight}
+        parts["scale"] = (1 + self.degree).rsqrt()
+        return {name: tensor.to(device) for name, tensor in parts.items()}
+
+
+def undirected(edges: Tensor, weight: Tensor | None, nodes: int) -> tuple[Adjacency, tuple[str, ...]]:
+    """Return directed edges as undirected ones, unique and without self-loops, and what was changed in words.
+
+    Args:
+        edges: ``(2, E)`` int64.
+        weight: ``(E,)``, or None for 1 each; of duplicates the largest stays.
+        nodes: N.
+    """
+    notes: list[str] = []
+    loops = edges[0] == edges[1]
+    count = int(loops.sum())
+    if count:
+        notes.append(f"{count} self-loops dropped (networks add their own)")
+        edges, weight = edges[:, ~loops], None if weight is None else weight[~loops]
+    directed = _unique(edges, weight, nodes)
+    if directed.nnz < edges.shape[1]:
+        notes.append(f"{edges.shape[1] - directed.nnz} duplicate edges merged")
+    both = directed.maximum(directed.T.tocsr())
+    if both.nnz > directed.nnz:
+        notes.append(f"{both.nnz - directed.nnz} reverse edges added: the graph is treated as undirected")
+    isolated = int((np.diff(both.indptr) == 0).sum())
+    if isolated:
+        notes.append(f"{isolated} isolated nodes see only themselves")
+    return Adjacency.of(both), tuple(notes)
+
+
+def _unique(edges: Tensor, weight: Tensor | None, nodes: int) -> sparse.csr_matrix:
+    """Return directed edges as a matrix, the largest of duplicates, zeros included as edges that are not there."""
+    values = np.ones(edges.shape[1], np.float32) if weight is None else weight.numpy()
+    ends = (edges[0].numpy(), edges[1].numpy())
+    matrix = sparse.coo_matrix((values, ends), shape=(nodes, nodes)).tocsr()  # sums duplicates
+    if matrix.nnz == len(values):
+        return matrix
+    if weight is None:
+        matrix.data[:] = 1.0
+        return matrix
+    keys, position = torch.unique(edges[0] * nodes + edges[1], return_inverse=True)
+    largest = torch.zeros(len(keys)).scatter_reduce(0, position, weight, "amax", include_self=False)
+    kept = ((keys // nodes).numpy(), (keys % nodes).numpy())
+    return sparse.coo_matrix((largest.numpy(), kept), shape=(nodes, nodes)).tocsr()

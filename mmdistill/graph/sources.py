@@ -1,0 +1,253 @@
+"""Graphs by name, through torch-geometric and ogb: found under the data root, or downloaded."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.graph.data import GraphData, graph_from_fields
+from mmdistill.graph.files import fields_of, graph_classes, read_fields
+from mmdistill.registry import canonical, unknown_name
+from mmdistill.runtime import Draws, cache_folder, data_root
+
+logger = logging.getLogger(__name__)
+
+PER_CLASS = {"train": 20, "val": 30}
+"""Nodes of each class in the random splits of data sets that come without one (Shchur et al., 2018)."""
+PLANETOID_FILES = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set of a library.
+
+    Args:
+        folder: torch-geometric's folder for it under the data root; its files lie in ``raw`` there.
+        files: the files without which it is not there.
+        load: reads it, given the folder that holds the first one and torch-geometric's name.
+        summary: one line for users.
+        scale: ``rows`` divides features by their row sum, ``standard`` standardises them on the training nodes.
+        inductive: whether the field condenses it inductively.
+    """
+
+    folder: str
+    files: tuple[str, ...]
+    load: Callable[[Path, str], Mapping[str, Any]]
+    summary: str
+    scale: str = ""
+    inductive: bool = False
+
+
+def _planetoid(root: Path, name: str) -> Mapping[str, Any]:
+    from torch_geometric.io import read_planetoid_data  # torch-geometric takes seconds to import
+
+    if not (root / name / "raw" / f"ind.{name.lower()}.x").is_file():
+        from torch_geometric.datasets import Planetoid
+
+        Planetoid(str(root), name)
+    return fields_of(read_planetoid_data(str(root / name / "raw"), name.lower()))
+
+
+def _amazon(root: Path, name: str) -> Mapping[str, Any]:
+    from torch_geometric.datasets import Amazon
+
+    return fields_of(Amazon(str(root), name)[0])
+
+
+def _coauthor(root: Path, name: str) -> Mapping[str, Any]:
+    from torch_geometric.datasets import Coauthor
+
+    return fields_of(Coauthor(str(root), name)[0])
+
+
+def _flickr(root: Path, name: str) -> Mapping[str, Any]:
+    from torch_geometric.datasets import Flickr
+
+    return fields_of(Flickr(str(root / name))[0])
+
+
+def _reddit(root: Path, name: str) -> Mapping[str, Any]:
+    from torch_geometric.datasets import Reddit
+
+    return fields_of(Reddit(str(root / name))[0])
+
+
+def _ogb(root: Path, name: str) -> Mapping[str, Any]:
+    try:
+        from ogb.nodeproppred import PygNodePropPredDataset
+    except ImportError as error:
+        raise UnsupportedError(f"{name.replace('_', '-')} needs ogb: pip install 'mmdistill[ogb]'") from error
+    found = PygNodePropPredDataset(name.replace("_", "-"), str(root))
+    fields = dict(fields_of(found[0]))
+    for part, ids in found.get_idx_split().items():
+        mask = torch.zeros(len(fields["x"]), dtype=torch.bool)
+        mask[ids] = True
+        fields[f"{'val' if part == 'valid' else part}_mask"] = mask
+    return fields
+
+
+def _ind(name: str) -> tuple[str, ...]:
+    return tuple(f"ind.{name}.{suffix}" for suffix in PLANETOID_FILES)
+
+
+SOURCES = {
+    "cora": Source("Cora", _ind("cora"), _planetoid, "2,708 papers in 7 classes, 140 labelled (Planetoid)", "rows"),
+    "citeseer": Source(
+        "CiteSeer", _ind("citeseer"), _planetoid, "3,327 papers in 6 classes, 120 labelled (Planetoid)", "rows"
+    ),
+    "pubmed": Source(
+        "PubMed", _ind("pubmed"), _planetoid, "19,717 papers in 3 classes, 60 labelled (Planetoid)", "rows"
+    ),
+    "amazon-computers": Source(
+        "Computers", ("amazon_electronics_computers.npz",), _amazon, "13,752 products in 10 classes, random split"
+    ),
+    "amazon-photo": Source(
+        "Photo", ("amazon_electronics_photo.npz",), _amazon, "7,650 products in 8 classes, random split"
+    ),
+    "coauthor-cs": Source("CS", ("ms_academic_cs.npz",), _coauthor, "18,333 authors in 15 classes, random split"),
+    "coauthor-physics": Source(
+        "Physics", ("ms_academic_phy.npz",), _coauthor, "34,493 authors in 5 classes, random split"
+    ),
+    "flickr": Source(
+        "Flickr",
+        ("adj_full.npz", "feats.npy", "class_map.json", "role.json"),
+        _flickr,
+        "89,250 images in 7 classes, inductive",
+        "standard",
+        inductive=True,
+    ),
+    "reddit": Source(
+        "Reddit",
+        ("reddit_data.npz", "reddit_graph.npz"),
+        _reddit,
+        "232,965 posts in 41 classes, inductive",
+        "standard",
+        inductive=True,
+    ),
+    "ogbn-arxiv": Source("ogbn_arxiv", (), _ogb, "169,343 papers in 40 classes (extra: ogb)", "standard"),
+    "ogbn-products": Source("ogbn_products", (), _ogb, "2,449,029 products in 47 classes (extra: ogb)"),
+}
+DATASETS = {name: source.summary for name, source in SOURCES.items()}
+
+
+def load_graph(source: "str | Path | Any", *, split: int = 0, inductive: bool | None = None) -> GraphData:
+    """Return a graph from a data set name, a file, or a torch-geometric ``Data`` object.
+
+    Args:
+        source: a name in ``DATASETS``; a ``.pt`` or ``.safetensors`` file; or an object with the attributes of a
+            ``Data``: x, edge_index, y, train_mask, val_mask, test_mask (edge_weight is optional).
+        split: the column of masks that hold several splits; of data sets without a split, the seed of a random one.
+        inductive: see :class:`~mmdistill.graph.data.GraphData`; None is what the field does with the data set, and
+            transductive for the user's own.
+
+    Raises:
+        ConfigError: an unknown name.
+        DataError: a missing or damaged file, or a graph that cannot be used.
+        UnsupportedError: a data set whose library is not installed.
+    """
+    if not isinstance(source, str | Path):
+        return graph_from_fields(fields_of(source), "user graph", split, inductive=bool(inductive))
+    key = canonical(str(source))
+    if key in SOURCES:
+        return _named(key, split, SOURCES[key].inductive if inductive is None else inductive)
+    path = Path(source)
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        if not path.exists():
+            raise unknown_name("graph", str(source), SOURCES)
+        raise DataError(f"{path} is no graph file: expected .pt (a torch-geometric Data) or .safetensors")
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; expected a saved torch-geometric Data or a .safetensors graph")
+    return graph_from_fields(read_fields(path), str(source), split, inductive=bool(inductive))
+
+
+def _named(key: str, split: int, inductive: bool) -> GraphData:
+    """Return a data set of a library, scaled as the field does, with a random split where it has none."""
+    source = SOURCES[key]
+    root = find_root(source.folder, source.files)
+    missing = [name for name in source.files if not (root / source.folder / "raw" / name).is_file()]
+    try:
+        with graph_classes():
+            fields = dict(source.load(root, source.folder))
+    except UnsupportedError:
+        raise
+    except Exception as error:  # no network, a full disk, a damaged file: the libraries raise anything
+        wanted = data_root() / source.folder / "raw"
+        reason = f"lacks {', '.join(missing)}, and the download failed" if missing else "holds damaged files"
+        raise DataError(f"{key}: {wanted} {reason} ({type(error).__name__}: {error}); put its files there") from error
+    notes: tuple[str, ...] = ()
+    if "train_mask" not in fields:
+        fields |= random_split(fields["y"], split)
+        notes = (
+            f"random split {split}: {PER_CLASS['train']} training and {PER_CLASS['val']} validation nodes a class",
+        )
+        split = 0
+    if source.scale:
+        x = _dense(fields["x"])
+        fields["x"] = divided_by_row_sum(x) if source.scale == "rows" else standardised(x, fields["train_mask"])
+        how = "divided by their row sum" if source.scale == "rows" else "standardised on the training nodes"
+        notes += (f"features {how}",)
+    return graph_from_fields(fields, key, split, inductive=inductive, notes=notes)
+
+
+def find_root(folder: str, files: tuple[str, ...]) -> Path:
+    """Return the root below which torch-geometric shall look for a data set.
+
+    What it derives from raw files it writes beside them, and the data root may be read-only; so raw files that are
+    there are linked into the cache folder.
+
+    Raises:
+        ConfigError: the cache folder cannot be written.
+    """
+    cache = cache_folder() / "data"
+    raw = data_root() / folder / "raw"
+    if not files or not all((raw / name).is_file() for name in files):
+        return cache
+    linked = cache / folder / "raw"
+    if not linked.exists():
+        try:
+            linked.parent.mkdir(parents=True, exist_ok=True)
+            linked.unlink(missing_ok=True)  # a link to a data root that is gone
+            linked.symlink_to(raw.resolve(), target_is_directory=True)
+        except OSError as error:
+            raise ConfigError(f"{linked} cannot be made ({error}): set MMDISTILL_CACHE to a writable folder") from error
+    return cache
+
+
+def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:
+    """Return masks of some training and validation nodes of each class, drawn at random, and test nodes for the rest.
+
+    Raises:
+        DataError: a class with too few nodes.
+    """
+    masks = {name: torch.zeros(len(y), dtype=torch.bool) for name in ("train_mask", "val_mask", "test_mask")}
+    for index in range(int(y.max()) + 1):
+        members = (y == index).nonzero().flatten()
+        if len(members) <= sum(PER_CLASS.values()):
+            raise DataError(f"class {index} has {len(members)} nodes, too few for a split of {PER_CLASS} and a rest")
+        members = members[Draws(seed, ("split", index)).permutation(len(members))]
+        train, val, test = members.tensor_split([PER_CLASS["train"], sum(PER_CLASS.values())])
+        for name, ids in zip(masks, (train, val, test), strict=True):
+            masks[name][ids] = True
+    return masks
+
+
+def divided_by_row_sum(x: Tensor) -> Tensor:
+    """Return features whose rows sum to 1, rows of zeros staying."""
+    total = x.sum(1, keepdim=True)
+    return x / torch.where(total == 0, 1, total)
+
+
+def standardised(x: Tensor, train_mask: Tensor) -> Tensor:
+    """Return features of zero mean and unit variance on the training nodes; constant ones are only centred."""
+    known = x[train_mask.bool()].double()
+    deviation = known.std(0, correction=0)
+    return ((x - known.mean(0)) / torch.where(deviation == 0, 1, deviation)).float()
+
+
+def _dense(x: Tensor) -> Tensor:
+    return (x if x.layout == torch.strided else x.to_dense()).float()

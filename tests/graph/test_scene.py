@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill
+from mmdistill.graph.adjacency import undirected
+from mmdistill.graph.data import GraphData
+from mmdistill.graph.judges import StackedJudges
+from mmdistill.graph.models import GCN
+from mmdistill.graph.scene import Part, View, parts_of
+from mmdistill.graph.task import GraphTask, graph_task
+from mmdistill.runtime import Draws
+from mmdistill.task import ClassBatch
+from tests.graph.toy import FAST, planted_fields, planted_graph
+from tests.oracles import graph as oracle
+
+CPU = torch.device("cpu")
+
+
+def induced(graph: GraphData, nodes: Tensor) -> Tensor:
+    dense = torch.zeros(len(graph.x), len(graph.x))
+    dense[graph.edge_index[0], graph.edge_index[1]] = graph.edge_weight
+    return dense[nodes][:, nodes]
+
+
+def inductive_graph(**changes: Tensor) -> GraphData:
+    from mmdistill.graph.data import graph_from_fields
+
+    return graph_from_fields({**planted_fields(), **changes}, "planted", inductive=True)
+
+
+def test_rows_and_induced_subgraphs_are_those_of_the_dense_matrix() -> None:
+    graph, nodes = planted_graph(), torch.tensor([7, 3, 60])
+    dense = induced(graph, torch.arange(120))
+    assert torch.equal(torch.from_numpy(graph.adjacency.rows(nodes).toarray()), dense[nodes])
+    assert torch.equal(graph.adjacency.among(nodes), dense[nodes][:, nodes])
+    many = torch.stack([nodes, nodes.flip(0)])
+    assert torch.equal(graph.adjacency.among(many)[1], dense[nodes.flip(0)][:, nodes.flip(0)])
+    own = graph.adjacency.induced(nodes)
+    assert torch.equal(torch.from_numpy(own.matrix.toarray()), dense[nodes][:, nodes])
+    assert torch.allclose(graph.adjacency.degree, dense.sum(1))
+
+
+def test_of_weighted_duplicates_the_largest_stays_and_weights_may_differ_by_direction() -> None:
+    edges = torch.tensor([[0, 0, 1, 2, 2], [1, 1, 0, 0, 2]])
+    found, notes = undirected(edges, torch.tensor([1.0, 3.0, 2.0, 0.5, 9.0]), 3)
+    assert found.matrix.toarray().tolist() == [[0, 3, 0.5], [3, 0, 0], [0.5, 0, 0]]
+    assert "1 self-loops" in notes[0]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_neighbourhood_propagates_twice_what_its_nodes_need(trains: bool) -> None:
+    graph = planted_graph()
+    scene = parts_of(graph, CPU)["test"].scene
+    view = scene.neighbourhood(graph.test, trains)
+    assert view.second is not None
+    found = view.second @ view.first.to_dense()
+    dense = induced(graph, torch.arange(120)).double().numpy()
+    expected = oracle.propagated(dense, graph.x.double().numpy(), 2)[graph.test.numpy()]
+    assert np.allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_parts_of_an_inductive_graph_are_graphs_of_their_own() -> None:
+    graph = inductive_graph()
+    for name, ids in {"train": graph.train, "val": graph.val, "test": graph.test}.items():
+        part: Part = parts_of(graph, CPU)[name]
+        assert torch.equal(part.scene.x[part.nodes], graph.x[ids])
+        expected = oracle.propagated(induced(graph, ids).double().numpy(), graph.x[ids].double().numpy(), 2)
+        assert np.allclose(part.scene.propagated(2).numpy(), expected, atol=1e-5)
+        assert torch.equal(part.classes, graph.y[ids])
+
+
+@pytest.mark.parametrize("model", ["sgc", "gcn"])
+def test_inductive_condensing_reads_nothing_of_other_nodes(model: str) -> None:
+    x = planted_fields()["x"].clone()
+    x[~planted_fields()["train_mask"]] += 5.0
+
+    def condensed(graph: GraphData) -> Tensor:
+        task = graph_task(graph, model, width=8, protocol=FAST)
+        return distill(task, "gcond-x", nodes=6, settings={"steps": 3, "inner_steps": 2}).batch.inputs["x"]  # type: ignore[call-overload,no-any-return]
+
+    assert torch.equal(condensed(inductive_graph()), condensed(inductive_graph(x=x)))
+
+
+@pytest.mark.parametrize("judge", ["gcn", "sgc", "mlp", "appnp"])
+def test_inductive_judges_are_scored_on_the_test_nodes_own_graph(judge: str) -> None:
+    graph = inductive_graph()
+    task = graph_task(graph, protocol=FAST)
+    alone = planted_graph(edge_index=graph.edge_index[:, (torch.isin(graph.edge_index, graph.test)).all(0)])
+    batch = task.select(torch.arange(9))
+    fitted = task._fit(batch, judge, Draws(1), 1, FAST)
+    by_hand = graph_task(alone, protocol=FAST)
+    by_hand.parts = {**by_hand.parts, "val": task.parts["val"]}
+    assert torch.allclose(by_hand._fit(batch, judge, Draws(1), 1, FAST).test, fitted.test, atol=1e-4)
+
+
+def test_large_graphs_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    judges = StackedJudges(GCN(12, 3, 16), Draws(0), range(3))
+    graph = planted_graph()
+    view = parts_of(graph, CPU)["test"].scene.neighbourhood(graph.test, trains=True)
+    whole = judges.logits(judges.params, view)
+    monkeypatch.setattr("mmdistill.graph.judges.READ_BYTES", 4 * 3 * 16 * 7)
+    assert torch.allclose(judges.read(judges.params, View(*view)), whole, atol=1e-5)
+
+
+def test_judges_in_groups_are_the_same_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    task: GraphTask = graph_task(planted_graph(), protocol=FAST)
+    batch = task.select(torch.arange(9))
+    together = task._fit(batch, "gcn", Draws(3), 3, FAST)
+    monkeypatch.setattr("mmdistill.graph.task.TOGETHER_BYTES", 1)
+    apart = task._fit(batch, "gcn", Draws(3), 3, FAST)
+    assert torch.allclose(together.test, apart.test, atol=2e-3, rtol=2e-3)
+
+
+def test_class_batches_of_an_inductive_graph_are_its_training_rows() -> None:
+    task = graph_task(inductive_graph())
+    batch = task.sample_real(Draws(0), torch.arange(3), 100)
+    assert isinstance(batch, ClassBatch)
+    rows = batch.one_class(1)
+    expected = task.scene.propagated(2)[task.graph.y[task.graph.train] == 1]
+    found = rows.inputs["x"][rows.weight > 0]  # type: ignore[call-overload]
+    assert torch.allclose(found.sum(0), expected.sum(0), atol=1e-4)

@@ -1,0 +1,168 @@
+"""Loaders of torch-geometric's data sets, on generated files in their layouts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from mmdistill.errors import DataError, UnsupportedError
+from mmdistill.graph import DOMAIN, load_graph
+from mmdistill.graph.sources import PER_CLASS, divided_by_row_sum, random_split, standardised
+from tests.graph.toy import planted_fields
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data root that torch-geometric may not write to, and a cache folder."""
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "data"
+
+
+def fields() -> dict[str, Any]:
+    return planted_fields(nodes=180)
+
+
+def adjacency(of: dict[str, Any]) -> sp.csr_matrix:
+    row, column = of["edge_index"].numpy()
+    nodes = len(of["x"])
+    return sp.csr_matrix((np.ones(len(row), np.float32), (row, column)), shape=(nodes, nodes))
+
+
+def write_npz(folder: Path, file: str) -> dict[str, Any]:
+    """Write a graph as the Amazon and Coauthor files hold it."""
+    folder.mkdir(parents=True)
+    own = fields()
+    own["x"] = (own["x"] > 0).float()  # torch-geometric reads these features as present or not
+    x, edges = sp.csr_matrix(own["x"].numpy()), adjacency(own)
+    parts = {"attr_data": x.data, "attr_indices": x.indices, "attr_indptr": x.indptr, "attr_shape": x.shape}
+    parts |= {"adj_data": edges.data, "adj_indices": edges.indices, "adj_indptr": edges.indptr}
+    np.savez(folder / file, **parts, adj_shape=edges.shape, labels=own["y"].numpy())  # type: ignore[arg-type]
+    return own
+
+
+def ids(mask: Tensor) -> list[int]:
+    return [int(node) for node in mask.nonzero()]
+
+
+def write_flickr(folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True)
+    own = fields()
+    edges = adjacency(own)
+    np.savez(folder / "adj_full.npz", data=edges.data, indices=edges.indices, indptr=edges.indptr, shape=edges.shape)
+    np.save(folder / "feats.npy", own["x"].numpy())
+    (folder / "class_map.json").write_text(json.dumps({str(i): int(label) for i, label in enumerate(own["y"])}))
+    roles = {"tr": ids(own["train_mask"]), "va": ids(own["val_mask"]), "te": ids(own["test_mask"])}
+    (folder / "role.json").write_text(json.dumps(roles))
+    return own
+
+
+def write_reddit(folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True)
+    own = fields()
+    role = own["train_mask"].long() + 2 * own["val_mask"].long() + 3 * own["test_mask"].long()
+    np.savez(folder / "reddit_data.npz", feature=own["x"].numpy(), label=own["y"].numpy(), node_types=role.numpy())
+    sp.save_npz(folder / "reddit_graph.npz", adjacency(own).tocoo())
+    return own
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "file"),
+    [
+        ("amazon-photo", "Photo", "amazon_electronics_photo.npz"),
+        ("amazon-computers", "Computers", "amazon_electronics_computers.npz"),
+        ("Coauthor_CS", "CS", "ms_academic_cs.npz"),
+        ("coauthor-physics", "Physics", "ms_academic_phy.npz"),
+    ],
+)
+def test_files_without_a_split_get_a_random_one(root: Path, name: str, folder: str, file: str) -> None:
+    own = write_npz(root / folder / "raw", file)
+    (root / folder).chmod(0o555)  # what torch-geometric derives goes to the cache folder
+    graph = load_graph(name)
+    assert torch.equal(graph.x, own["x"])
+    assert torch.equal(graph.edge_index, torch.from_numpy(np.stack(adjacency(own).nonzero())).long())
+    assert torch.bincount(graph.y[graph.train]).tolist() == [PER_CLASS["train"]] * 3
+    assert torch.bincount(graph.y[graph.val]).tolist() == [PER_CLASS["val"]] * 3
+    assert len(graph.train) + len(graph.val) + len(graph.test) == 180
+    assert not torch.equal(load_graph(name, split=1).train, graph.train)
+    assert any("random split 0" in note for note in graph.notes)
+    assert not (root / folder / "processed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "write"), [("flickr", "Flickr", write_flickr), ("reddit", "Reddit", write_reddit)]
+)
+def test_flickr_and_reddit_are_inductive_and_standardised_on_training_nodes(
+    root: Path, name: str, folder: str, write: Any
+) -> None:
+    own = write(root / folder / "raw")
+    graph = load_graph(name)
+    assert graph.inductive
+    assert not load_graph(name, inductive=False).inductive
+    assert (graph.train.tolist(), graph.val.tolist()) == (ids(own["train_mask"]), ids(own["val_mask"]))
+    assert torch.equal(graph.y, own["y"])
+    known = graph.x[graph.train]
+    assert torch.allclose(known.mean(0), torch.zeros(12), atol=1e-5)
+    assert torch.allclose(known.std(0, correction=0), torch.ones(12), atol=1e-5)
+
+
+def test_scaling_keeps_what_has_no_scale() -> None:
+    x = torch.tensor([[1.0, 3.0], [0.0, 0.0], [2.0, 2.0]])
+    assert divided_by_row_sum(x).tolist() == [[0.25, 0.75], [0.0, 0.0], [0.5, 0.5]]
+    constant = standardised(torch.tensor([[1.0, 5.0], [3.0, 5.0], [9.0, 6.0]]), torch.tensor([True, True, False]))
+    assert constant.tolist() == [[-1.0, 0.0], [1.0, 0.0], [7.0, 1.0]]
+
+
+def test_a_class_too_small_for_a_split_is_named() -> None:
+    with pytest.raises(DataError, match="class 1 has 2 nodes"):
+        random_split(torch.tensor([0] * 60 + [1] * 2), 0)
+
+
+def test_missing_and_damaged_files_say_where_they_belong(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch_geometric.datasets.Amazon", unreachable)
+    with pytest.raises(DataError, match=r"Photo/raw lacks amazon_electronics_photo\.npz, and the download failed"):
+        load_graph("amazon-photo")
+    monkeypatch.undo()
+    monkeypatch.setenv("MMDISTILL_DATA", str(root))
+    monkeypatch.setenv("MMDISTILL_CACHE", str(root.parent / "cache"))
+    (root / "CS" / "raw").mkdir(parents=True)
+    (root / "CS" / "raw" / "ms_academic_cs.npz").write_bytes(b"cut")
+    with pytest.raises(DataError, match="holds damaged files"):
+        load_graph("coauthor-cs")
+
+
+def test_ogb_is_an_extra(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ogb.nodeproppred", None)
+    with pytest.raises(UnsupportedError, match=r"ogbn-arxiv needs ogb: pip install 'mmdistill\[ogb\]'"):
+        load_graph("ogbn-arxiv")
+    assert "ogbn-products" in DOMAIN.datasets
+
+
+def test_ogb_splits_become_masks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = fields()
+    split = {"train": own["train_mask"].nonzero()[:, 0], "valid": own["val_mask"].nonzero()[:, 0]}
+    split["test"] = own["test_mask"].nonzero()[:, 0]
+
+    class Stored:
+        def __init__(self, name: str, root: str) -> None:
+            assert name == "ogbn-arxiv"
+
+        def __getitem__(self, index: int) -> dict[str, Tensor]:
+            return {"x": own["x"], "edge_index": own["edge_index"], "y": own["y"][:, None]}
+
+        def get_idx_split(self) -> dict[str, Tensor]:
+            return split
+
+    module = type("Module", (), {"PygNodePropPredDataset": Stored})
+    monkeypatch.setitem(__import__("sys").modules, "ogb.nodeproppred", module)
+    graph = load_graph("ogbn-arxiv")
+    assert graph.val.tolist() == split["valid"].tolist()
+    assert graph.y.tolist() == own["y"].tolist()
