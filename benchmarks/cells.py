@@ -62,7 +62,7 @@ class Cell:
     def row(self) -> str:
         """The cell as ``quality.py`` spells it."""
         if self.schedule == "reduced":
-            own = "schedule=reduced,width=32" + (",judge_epochs=300,judge_batch=25" if self.ipc >= 10 else "")
+            own = "schedule=reduced,width=16,judge_epochs=300" + (",judge_batch=25" if self.ipc >= 10 else "")
         else:
             own = "" if self.data == "digits" else PAPERS.get(self.method, "")
             whitening, at = WHITENED.get(self.method, ("", {}))

@@ -21,7 +21,7 @@ Test accuracy in percent of the last epoch, mean ± deviation over all networks 
 `python benchmarks/tables.py --page docs/tables.md`; [results.md](results.md) has the commands and what the numbers say.
 
 - Published numbers are the survey's, at the full schedule with a ConvNet of width 128. A reduced schedule distils with
-  and judges by a ConvNet of width 32 (from ipc 10 on for 300 epochs in minibatches of 25), and is no attempt at them.
+  and judges by a ConvNet of width 16, for 300 epochs (from ipc 10 on in minibatches of 25), and is no attempt at them.
 - Random and herding are real images at equal count.
 - kB are those of everything that must be kept, numbers in float32, class indices in a byte. Raw images of the same ipc
   take as many, so with fixed labels one ipc is a comparison at equal bytes too.

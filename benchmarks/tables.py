@@ -9,7 +9,7 @@
 A cell is a method, a data set and an ipc. Cells run cheapest first, one at a time on each device, in processes of their
 own, so that one that fails costs only itself. When the hours are over, running cells keep a checkpoint and end; the
 same command goes on from there and skips what is finished. Published schedules take the network, whitening and judging
-of the method's paper. A ``reduced`` schedule is the library's own for a CPU, with a ConvNet of width 32 and shorter
+of the method's paper. A ``reduced`` schedule is the library's own for a CPU, with a ConvNet of width 16 and shorter
 judging; its numbers stand in tables of their own. ``--page`` writes everything measured so far.
 """
 
@@ -110,7 +110,7 @@ def judge_cells(
 def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, networks: int) -> str:
     """Judge a finished cell by a further network; returns its accuracy, or why there is none."""
     distilled, document = DistilledSet.load(folder), read_json(folder / "metrics.json")
-    options = TaskOptions(device=device, width=32 if cell.schedule == "reduced" else None)
+    options = TaskOptions(device=device, width=16 if cell.schedule == "reduced" else None)
     try:
         task = get_domain("image").make_task(cell.data, options)
         found = evaluate(task, distilled, judges=[judge], n=networks, seed=seed, baselines=[])

@@ -285,13 +285,15 @@ def export_command(run: str, format: str, to: str | None) -> None:
 
 
 def methods_command(domain: str | None) -> None:
-    """List the methods, a line each."""
+    """List the methods, a line each, with their rows in the survey's Table 1."""
     for name in [domain] if domain else DOMAIN_PACKAGES:
         found = get_domain(name)
         print(f"{found.name} (budget: --{found.budget})")
         for key, method in domain_methods(found).items():
             source = f" [{method.source}]" if method.source else ""
             print(f"  {key:22} {method.title}: {method.summary}{source}")
+            if key in found.taxonomy:
+                print(f"  {'':22} Table 1: {' | '.join(found.taxonomy[key])}")
         for key, storage in found.parameterizations.items():
             print(f"  --parameterization {key:22} {storage.summary}")
 

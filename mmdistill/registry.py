@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mmdistill.errors import ConfigError
 from mmdistill.methods import CORE_METHODS, Method, Storage
@@ -46,6 +46,22 @@ class TaskOptions:
     seed: int = 0
 
 
+class Row(NamedTuple):
+    """A method's row in the survey's Table 1.
+
+    Args:
+        objective: what is matched.
+        network: how the networks are updated on which it is matched.
+        parameterization: how samples are stored, and whether they are augmented while matching (DSA).
+        label: of the samples.
+    """
+
+    objective: str
+    network: str
+    parameterization: str
+    label: str
+
+
 @dataclass(frozen=True)
 class Domain:
     """One kind of data, as the command line and the report see it; each domain package exports one as ``DOMAIN``.
@@ -66,6 +82,7 @@ class Domain:
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
         options: which of ``protocol`` and ``whiten`` mean something to it.
+        taxonomy: by method name, the rows of Table 1.
     """
 
     name: str
@@ -82,6 +99,7 @@ class Domain:
     reduced: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
     parameterizations: Mapping[str, Storage] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    taxonomy: Mapping[str, Row] = field(default_factory=dict)
 
 
 def canonical(name: str) -> str:

@@ -10,6 +10,7 @@ from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, 
 from mmdistill.image.reduced import REDUCED
 from mmdistill.image.storage import PARAMETERIZATIONS
 from mmdistill.image.task import ImageTask, image_task, make_task
+from mmdistill.image.taxonomy import TABLE_1
 from mmdistill.registry import Domain
 
 DOMAIN = Domain(
@@ -26,6 +27,7 @@ DOMAIN = Domain(
     presets=PRESETS,
     reduced=REDUCED,
     options=("protocol", "whiten"),
+    taxonomy=TABLE_1,
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
 )
 

@@ -2,8 +2,13 @@
 
 import pytest
 
+from mmdistill.commands import methods_command
 from mmdistill.distill import distill
 from mmdistill.image import ImageTask, image_task
+from mmdistill.image.taxonomy import TABLE_1
+from mmdistill.networks.schedules import FreshNetworks
+from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.registry import domain_methods, get_domain
 from tests.image.test_end_to_end import above, accuracy, chosen
 
 SHORT = {"steps": 40, "real_batch": 32, "augment": False}
@@ -12,6 +17,21 @@ SHORT = {"steps": 40, "real_batch": 32, "augment": False}
 @pytest.fixture(scope="module")
 def task() -> ImageTask:
     return image_task("digits", width=16, judge_epochs=60, judge_augment=False)
+
+
+def test_the_twenty_rows_of_table_1_are_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(TABLE_1) == 20
+    methods = domain_methods(get_domain("image"))
+    assert set(TABLE_1) <= set(methods)
+    experts = {name for name, row in TABLE_1.items() if row.objective.startswith("multi-step")}
+    for name, row in TABLE_1.items():
+        schedule = methods[name].network(methods[name].settings(10))
+        assert isinstance(schedule, ExpertTrajectories) == (name in experts)
+        assert isinstance(schedule, FreshNetworks) == (row.network in ("not updated", "trained on S (unrolled)"))
+    methods_command("image")
+    shown = capsys.readouterr().out
+    assert shown.count("Table 1: ") == 20
+    assert "Table 1: performance (kernel ridge) | trained on S, a pool | raw | learnable" in shown
 
 
 @pytest.mark.parametrize("method", ["idc", "edd", "dcc", "egm", "cafe", "cafe+dsa"])

@@ -53,7 +53,8 @@ def test_published_cells_take_their_papers_networks_and_judging(scripts: Any) ->
     assert "whiten" not in cells.Cell("cifar10", "mtt", 50, "published").row
     assert "whiten" not in cells.Cell("mnist", "frepo", 10, "published").row
     assert cells.Cell("digits", "dc", 1, "published").row == "digits-dc-1"
-    assert cells.Cell("mnist", "dm", 1, "reduced", "steps=2").row == "mnist-dm-1:schedule=reduced,width=32,steps=2"
+    row = "mnist-dm-1:schedule=reduced,width=16,judge_epochs=300,steps=2"
+    assert cells.Cell("mnist", "dm", 1, "reduced", "steps=2").row == row
 
 
 def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scripts: Any, tmp_path: Path) -> None:
