@@ -41,7 +41,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     """
     data, _ = require_data_and_method(config)
     domain = domain_of(data)
-    for option in ("protocol", "whiten"):
+    for option in ("protocol", "whiten", "size"):
         if getattr(config, option) is not None and option not in domain.options:
             raise ConfigError(f"--{option} is for images, and {data!r} is {domain.name} data; leave it out")
     options = TaskOptions(
@@ -55,6 +55,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
         judge_batch=config.judge_batch,
         protocol=config.protocol,
         whiten=config.whiten,
+        size=config.size,
         seed=config.seed,
     )
     return domain, domain.make_task(data, options)

@@ -30,6 +30,7 @@ class TaskOptions:
         judge_batch: minibatch size of trained judges; None is the protocol's own number.
         protocol: how judges are trained, by name; None is the domain's default.
         whiten: the whitening of images, by name; None is none.
+        size: the side to which the images of a folder are resized; None keeps theirs.
         seed: for splits that the data do not come with.
     """
 
@@ -43,6 +44,7 @@ class TaskOptions:
     judge_batch: int | None = None
     protocol: str | None = None
     whiten: str | None = None
+    size: int | None = None
     seed: int = 0
 
 
@@ -81,7 +83,7 @@ class Domain:
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
-        options: which of ``protocol`` and ``whiten`` mean something to it.
+        options: which of ``protocol``, ``whiten`` and ``size`` mean something to it.
         taxonomy: by method name, the rows of Table 1.
     """
 

@@ -18,6 +18,8 @@ from mmdistill.runtime import Draws
 if TYPE_CHECKING:
     from mmdistill.image.whitening import Whitening
 
+MOMENTS_CHUNK = 1000
+"""Images that are read at once for the moments of channels."""
 TEST_SHARE = 0.2
 """Of each class, held out for testing where the data come without a test split."""
 
@@ -253,12 +255,16 @@ def split(name: str, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor,
 
 def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of scaled images; a constant channel gets deviation 1."""
-    flat = images.transpose(0, 1).flatten(1)
-    means, deviations = [], []
-    for channel in flat:
-        values = channel.double() / scale
-        means.append(round(float(values.mean()), 6))
-        deviations.append(round(float(values.std(correction=0)), 6) or 1.0)
+    parts = torch.split(images, MOMENTS_CHUNK)
+    shift = (parts[0].double() / scale).mean((0, 2, 3), keepdim=True)  # near the mean, so that little cancels
+    sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    for part in parts:
+        gaps = part.double() / scale - shift
+        sums += torch.stack([gaps.sum((0, 2, 3)), gaps.square().sum((0, 2, 3))])
+    mean, square = sums / (images.numel() / images.shape[1])
+    means = [round(value, 6) for value in (mean + shift.flatten()).tolist()]
+    spreads = (square - mean.square()).clamp_min(0).sqrt().tolist()
+    deviations = [round(value, 6) or 1.0 for value in spreads]
     return tuple(means), tuple(deviations)
 
 

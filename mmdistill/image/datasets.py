@@ -120,12 +120,15 @@ def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageDat
 
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     """Load an image folder, with its own ``test`` (or ``val``) folder where it has ``train``."""
-    if not (path / "train").is_dir():
-        images, labels, names = files.read_image_folder(path, size)
-        return build(str(path), (images, labels), None, class_names=names, seed=seed)
-    images, labels, names = files.read_image_folder(path / "train", size)
-    held_out = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
+    train = path / "train" if (path / "train").is_dir() else path
+    images, labels, names = files.read_image_folder(train, size)
+    held_out = next((path / name for name in ("test", "val") if train != path and (path / name).is_dir()), None)
     if held_out is None:
+        if images.nbytes > files.IN_MEMORY:
+            raise DataError(
+                f"{path} holds {images.nbytes / 2**30:.1f} GiB of images, too many to hold out a part in memory; move "
+                "the test images to a folder test/ beside train/"
+            )
         return build(str(path), (images, labels), None, class_names=names, seed=seed)
     test_images, test_labels, test_names = files.read_image_folder(held_out, size)
     unknown = sorted(set(test_names) - set(names))

@@ -1,21 +1,33 @@
 """Readers of image files as they lie on disk: IDX, CIFAR's binary records, image folders, safetensors."""
 
 import gzip
+import hashlib
+import math
+import os
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as transforms
+from tqdm import tqdm
 
 from mmdistill.errors import DataError
+from mmdistill.runtime import atomic_write, cache_folder
 
 IDX_UNSIGNED_BYTE = 8
+GREY = ("1", "L", "I;16")
+"""Modes of pictures with one channel."""
+IN_MEMORY = 2**30
+"""Bytes of decoded images up to which a folder is read into memory."""
 
 
 def find_idx(folder: Path, name: str) -> Path:
@@ -89,6 +101,9 @@ def is_image_folder(folder: Path) -> bool:
 def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, list[str]]:
     """Read a folder with one subfolder of images per class.
 
+    More than :data:`IN_MEMORY` bytes are decoded once into a file in the cache folder and mapped from there, so that
+    only the images that are drawn are read.
+
     Args:
         folder: read with torchvision's ``ImageFolder``.
         size: resize every image to ``size`` x ``size``; None keeps them, and then all must have one size.
@@ -104,30 +119,84 @@ def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, l
         listing = ImageFolder(str(folder), loader=lambda path: path)
     except FileNotFoundError as error:
         raise DataError(f"{folder} is no image folder: {error}") from error
-    images = []
-    for path, _ in listing.samples:
-        image = _decode(path)
-        images.append(image if size is None else transforms.resize(image, [size, size], antialias=True))
-    sizes = Counter(tuple(image.shape[1:]) for image in images)
+    paths = [path for path, _ in listing.samples]
+    shape = _common_shape(folder, paths, size)
+    count = len(paths) * math.prod(shape)
+    if count > IN_MEMORY:
+        images = _mapped(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
+    else:
+        images = torch.stack([_fitted(path, shape) for path in paths])
+    return images, torch.tensor(listing.targets), listing.classes
+
+
+def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[int, int, int]:
+    """Return channels, height and width of all images of a folder, from their headers alone.
+
+    Raises:
+        DataError: an unreadable header, or several sizes where none is asked for.
+    """
+    channels, sizes = 1, Counter[tuple[int, int]]()
+    for path in paths:
+        with _opened(path) as image:
+            channels = channels if image.mode in GREY else 3
+            sizes[image.height, image.width] += 1
+    if size is not None:
+        return channels, size, size
     if len(sizes) > 1:
         found = ", ".join(f"{count} of {h} x {w}" for (h, w), count in sizes.most_common(3))
         raise DataError(
-            f"images in {folder} have {len(sizes)} sizes ({found}); resize them, or pass size= to image_task"
+            f"images in {folder} have {len(sizes)} sizes ({found}); resize them, or ask for one size (--size 64, or "
+            "size=64 for image_task)"
         )
-    if any(image.shape[0] == 3 for image in images):
-        images = [image.expand(3, -1, -1) for image in images]
-    return torch.stack(images), torch.tensor(listing.targets), listing.classes
+    height, width = next(iter(sizes))
+    return channels, height, width
+
+
+def _fitted(path: str, shape: tuple[int, int, int]) -> Tensor:
+    """Return an image of a given shape, resized where it has another size."""
+    image, (channels, height, width) = _decode(path), shape
+    if image.shape[1:] != (height, width):
+        image = transforms.resize(image, [height, width], antialias=True)
+    return image.expand(channels, -1, -1)
+
+
+def _listing_key(paths: list[str], shape: tuple[int, int, int]) -> str:
+    """Return a hash of files, by path, size and time, and of what they are decoded to."""
+    digest = hashlib.blake2b(repr(shape).encode(), digest_size=16)
+    for path in paths:
+        state = os.stat(path)
+        digest.update(f"{os.path.abspath(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _mapped(paths: list[str], shape: tuple[int, int, int], place: Path) -> Tensor:
+    """Return images mapped from a file of decoded bytes, which is written first where it is missing."""
+    count = len(paths) * math.prod(shape)
+    if not (place.is_file() and place.stat().st_size == count):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(place) as handle:
+            for path in tqdm(paths, desc="decoding images", unit="image", disable=None):
+                handle.write(_fitted(path, shape).contiguous().numpy().tobytes())
+    return torch.from_file(str(place), shared=False, size=count, dtype=torch.uint8).view(len(paths), *shape)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """Open an image file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
 
 
 def _decode(path: str) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            mode = "L" if image.mode in ("1", "L", "I;16") else "RGB"
-            pixels: Tensor = transforms.pil_to_tensor(image.convert(mode))
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
+    with _opened(path) as image:
+        pixels: Tensor = transforms.pil_to_tensor(image.convert("L" if image.mode in GREY else "RGB"))
     return pixels
 
 

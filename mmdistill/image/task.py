@@ -25,6 +25,8 @@ from mmdistill.registry import TaskOptions, canonical
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
+WHOLE_MOST = 2**34
+"""Bytes of a whole training set in normalised units up to which judges train on it."""
 OWN_MODEL = "model"
 """The judge's name where the network is the user's own."""
 
@@ -69,7 +71,7 @@ class ImageTask:
         self.judge_epochs = judge_epochs
         self.judge_batch = judge_batch
         self.protocol = find_protocol(protocol)
-        self._images = data.train_images.to(device)
+        self._images = _kept(data.train_images, device)
         self._classes = data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
         table, present = class_table(data.train_labels, len(data.class_names))
@@ -112,7 +114,8 @@ class ImageTask:
         """Return real training images, normalised, ``(*indices.shape, channels, height, width)``."""
         indices = indices.to(self.device)
         weight = torch.ones(indices.shape, device=self.device)
-        return Batch(self.data.normalise(self._images[indices]), self._classes[indices], weight)
+        images = self._images[indices.to(self._images.device)].to(self.device)
+        return Batch(self.data.normalise(images), self._classes[indices], weight)
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw images without replacement: n of each class, or with classes None n of all.
@@ -149,6 +152,11 @@ class ImageTask:
     ) -> Scores:
         """Train n fresh judges (see :mod:`mmdistill.image.judge`) and return their last-epoch test accuracy."""
         whole = synthetic is None
+        size = 4 * self.data.train_images.numel()
+        if whole and size > WHOLE_MOST:
+            raise UnsupportedError(
+                f"training on all of {self.data.name} takes {size / 2**30:.0f} GiB; leave the baseline 'whole' out"
+            )
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else _placed(synthetic, self.device)
         name, network = self._judge(judge)
         targets = _tensor(batch.targets)
@@ -319,6 +327,7 @@ def make_task(data: str, options: TaskOptions) -> ImageTask:
         data,
         model=options.model,
         width=options.width,
+        size=options.size,
         device=options.device,
         judge_epochs=options.judge_epochs,
         judge_batch=options.judge_batch,
@@ -339,6 +348,13 @@ def _try_network(task: ImageTask) -> None:
             task.predict(task.init(Draws(0, ("try",), task.device)), task.select(torch.arange(2)).inputs)
     except (RuntimeError, TypeError, ShapeError) as error:
         raise ConfigError(f"the network cannot run on images of shape {task.data.shape}: {error}") from error
+
+
+def _kept(images: Tensor, device: torch.device) -> Tensor:
+    """Return images on a device, or where they are if they would take more than half of what it has free."""
+    if device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+        return images.to(device)
+    return images
 
 
 def _tensor(targets: Tensor | Tensors) -> Tensor:

@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets as published
 
-from mmdistill.errors import ConfigError, DataError
-from mmdistill.image import datasets
-from mmdistill.image.data import build
+from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.image import datasets, files, image_task
+from mmdistill.image.data import build, channel_moments
 from mmdistill.image.datasets import accepts, load
-from mmdistill.runtime import data_root
+from mmdistill.image.task import make_task
+from mmdistill.registry import TaskOptions
+from mmdistill.runtime import Draws, data_root
 
 needs_mnist = pytest.mark.skipif(
     not (data_root() / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").is_file(),
@@ -247,6 +249,45 @@ def test_bad_image_folders(tmp_path: Path) -> None:
     write_images(tmp_path / "few", n=1)
     with pytest.raises(DataError, match="too few images to hold one out"):
         load(tmp_path / "few")
+
+
+def test_a_large_folder_is_mapped_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "net"
+    write_images(root / "train", n=6)
+    write_images(root / "val", n=2)
+    Image.fromarray(np.full((16, 12), 7, dtype=np.uint8)).save(root / "train" / "cat" / "9.png")
+    small = load(root, size=8)
+    monkeypatch.setattr(files, "IN_MEMORY", 100)
+    data = load(root, size=8)
+    assert data.shape == (3, 8, 8)
+    assert torch.equal(data.train_images, small.train_images)
+    assert (data.fingerprint, data.mean, data.std) == (small.fingerprint, small.mean, small.std)
+    decoded = sorted((tmp_path / "cache" / "images").iterdir())
+    assert sorted(path.stat().st_size for path in decoded) == [4 * 192, 13 * 192]
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_decode", lambda path: pytest.fail("decoded again"))
+        load(root, size=8)
+    task = make_task(str(root), TaskOptions(size=8, width=4))
+    assert torch.equal(task.select(torch.tensor([3])).inputs, data.normalise(data.train_images[3:4]))
+    Image.fromarray(np.full((4, 4, 3), 99, dtype=np.uint8)).save(root / "train" / "cat" / "0.png")
+    assert not torch.equal(load(root, size=8).train_images[0], data.train_images[0])
+    with pytest.raises(DataError, match="move the test images to a folder test/"):
+        load(root / "train", size=8)
+
+
+def test_the_whole_of_a_huge_set_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.image.task.WHOLE_MOST", 1000)
+    task = image_task("digits", width=4)
+    with pytest.raises(UnsupportedError, match="leave the baseline 'whole' out"):
+        task.evaluate(None, "convnet", Draws(0), 1, {})
+
+
+def test_moments_do_not_cancel() -> None:
+    images = 1e6 + torch.randn(1500, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, std = channel_moments(images, 1.0)
+    assert mean == pytest.approx(images.mean((0, 2, 3)).tolist(), abs=1e-5)
+    assert std == pytest.approx(images.std((0, 2, 3), correction=0).tolist(), abs=1e-5)
 
 
 def test_safetensors_of_images(tmp_path: Path) -> None:
