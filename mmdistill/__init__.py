@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmdistill.recsys.task import recsys_task as recsys_task
     from mmdistill.store import DistilledSet as DistilledSet
     from mmdistill.text.task import text_task as text_task
+    from mmdistill.text.token_task import token_task as token_task
 
 __version__ = "0.1.0"
 
@@ -32,11 +33,22 @@ _HOMES = {
     "image_task": ("mmdistill.image.task", "image_task"),
     "graph_task": ("mmdistill.graph.task", "graph_task"),
     "text_task": ("mmdistill.text.task", "text_task"),
+    "token_task": ("mmdistill.text.token_task", "token_task"),
     "recsys_task": ("mmdistill.recsys.task", "recsys_task"),
 }
 """Public names are imported when first used, so that the command line and one domain load nothing they do not need."""
 
-__all__ = ["METHODS", "DistilledSet", "distill", "evaluate", "graph_task", "image_task", "recsys_task", "text_task"]
+__all__ = [
+    "METHODS",
+    "DistilledSet",
+    "distill",
+    "evaluate",
+    "graph_task",
+    "image_task",
+    "recsys_task",
+    "text_task",
+    "token_task",
+]
 
 
 def __getattr__(name: str) -> object:

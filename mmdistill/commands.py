@@ -11,7 +11,7 @@ from mmdistill.config import DistillConfig, baseline_names, require_data_and_met
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import Evaluation, evaluate, metrics_document, subset_bytes
-from mmdistill.methods import Method
+from mmdistill.methods import LABELS, Method
 from mmdistill.networks.experts import default_folder, is_complete, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import (
@@ -41,9 +41,9 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     """
     data, _ = require_data_and_method(config)
     domain = domain_of(data)
-    for option in ("protocol", "whiten", "size"):
+    for option, kind in (("protocol", "images"), ("whiten", "images"), ("size", "images"), ("length", "texts")):
         if getattr(config, option) is not None and option not in domain.options:
-            raise ConfigError(f"--{option} is for images, and {data!r} is {domain.name} data; leave it out")
+            raise ConfigError(f"--{option} is for {kind}, and {data!r} is {domain.name} data; leave it out")
     options = TaskOptions(
         model=config.model,
         width=config.width,
@@ -51,6 +51,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
         text_column=config.text_column,
         label_column=config.label_column,
         encoder=config.encoder,
+        length=config.length,
         judge_epochs=config.judge_epochs,
         judge_batch=config.judge_batch,
         protocol=config.protocol,
@@ -67,6 +68,8 @@ def chosen_method(config: DistillConfig, domain: Domain) -> Method:
     method = get_method(domain, name, data, config.schedule)
     if config.parameterization is not None:
         method = method.stored_as(get_parameterization(domain, config.parameterization))
+    if config.label is not None:
+        method = method.labelled(LABELS[config.label])
     changes = config.overrides()
     if changes:
         method = method.with_settings(**changes)
@@ -274,14 +277,19 @@ def report_command(run: str) -> None:
 
 
 def export_command(run: str, format: str, to: str | None) -> None:
-    """Write a finished run's set for other tools."""
+    """Write a finished run's set for other tools, and what was learned beside the samples, with which it is used."""
     _, domain, task, distilled = _open_run(run, "cpu")
     key = canonical(format)
     if key not in domain.exports:
         raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
     folder = Path(run) / "export" if to is None else Path(to)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in domain.exports[key](task, distilled.to("cpu"), folder):
+    written = domain.exports[key](task, distilled.to("cpu"), folder)
+    if distilled.learned:
+        learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
+        write_json(folder / "learned.json", learned)
+        written = [*written, folder / "learned.json"]
+    for path in written:
         print(path)
 
 

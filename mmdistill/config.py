@@ -30,13 +30,16 @@ class DistillConfig:
         model: network to distil with; the domain's own by default
         width: its width
         encoder: text encoder, by name or path
-        text_column: column of the texts in a table
+        length: tokens kept of each text, for networks that read tokens; what 95 % of the texts need by default
+        text_column: column of the texts in a table; two, comma-separated, for pairs of texts
         label_column: column of the labels in a table
         schedule: published settings, or reduced ones that a CPU finishes in minutes (best with a smaller --width)
         steps: updates of the synthetic data; the method's published number by default
         lr: learning rate of the synthetic samples
         real_batch: real samples per class (or in all) and step
         init: what the synthetic samples start from
+        label: hard, soft (learned probabilities), unrestricted (learned numbers) or teacher (a trained network's
+            probabilities); the method's own by default
         augment: siamese augmentation while matching
         outer_steps: updates of the synthetic data per network
         inner_steps: network updates between them
@@ -69,6 +72,7 @@ class DistillConfig:
     model: str | None = None
     width: int | None = None
     encoder: str | None = None
+    length: int | None = None
     text_column: str | None = None
     label_column: str | None = None
     schedule: Literal["published", "reduced"] = "published"
@@ -76,6 +80,7 @@ class DistillConfig:
     lr: float | None = None
     real_batch: int | None = None
     init: Literal["real", "noise", "herding", "k-center", "k-means", "craig"] | None = None
+    label: Literal["hard", "soft", "unrestricted", "teacher"] | None = None
     augment: bool | None = None
     outer_steps: int | None = None
     inner_steps: int | None = None

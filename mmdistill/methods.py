@@ -27,6 +27,15 @@ Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterizati
 """Builds the initial parameterization: ``(task, budget, settings, label kind, draws)``."""
 
 
+LABELS: Mapping[str, LabelKind] = {
+    "hard": "fixed",
+    "soft": "softmax",
+    "unrestricted": "learned",
+    "teacher": "teacher",
+}
+"""What users call the kinds of labels."""
+
+
 @dataclass(frozen=True)
 class Storage:
     """A way of storing samples, for any method; it is called as a :data:`Parameterizer`.
@@ -109,6 +118,22 @@ class Method:
         if unknown:
             raise ConfigError(f"unknown setting {unknown[0]!r}; there are {', '.join(known)}")
         return replace(self, settings=lambda budget: replace(base(budget), **changes))  # type: ignore[arg-type]
+
+    def labelled(self, label: LabelKind) -> "Method":
+        """Return the method with labels of another kind; where it has no rate for learned ones, they get Adam's 0.01.
+
+        Raises:
+            ConfigError: a closed form, whose labels are its own.
+        """
+        if self.solve is not None:
+            raise ConfigError(f"{self.title} has a closed form, whose labels are its own")
+        base = self.settings
+
+        def settings(budget: int) -> Settings:
+            own = base(budget)
+            return replace(own, optimizers={"labels": OptimizerSpec("adam", 0.01), **own.optimizers})
+
+        return replace(self, label=label, settings=settings)
 
     def stored_as(self, storage: Storage) -> "Method":
         """Return the method with another way of storing its samples, and the rates that this needs.

@@ -26,6 +26,7 @@ class TaskOptions:
         text_column: for tables of texts.
         label_column: for tables of texts.
         encoder: a text encoder by name or path.
+        length: tokens kept of each text; None is the domain's default.
         judge_epochs: training epochs of trained judges; None is the protocol's own number.
         judge_batch: minibatch size of trained judges; None is the protocol's own number.
         protocol: how judges are trained, by name; None is the domain's default.
@@ -40,6 +41,7 @@ class TaskOptions:
     text_column: str | None = None
     label_column: str | None = None
     encoder: str | None = None
+    length: int | None = None
     judge_epochs: int | None = None
     judge_batch: int | None = None
     protocol: str | None = None
@@ -83,7 +85,7 @@ class Domain:
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
-        options: which of ``protocol``, ``whiten`` and ``size`` mean something to it.
+        options: which of ``protocol``, ``whiten``, ``size`` and ``length`` mean something to it.
         taxonomy: by method name, the rows of Table 1.
     """
 

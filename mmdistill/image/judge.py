@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Plan
 from mmdistill.labels import centred_one_hot, one_hot, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps, state_at
-from mmdistill.networks.minibatches import fixed_order, gather_steps
+from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors
@@ -65,27 +65,6 @@ def squared_loss(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
     if not targets.is_floating_point():
         targets = centred_one_hot(targets, logits.shape[-1])
     return (logits - scale * targets).square().mean(-1) / scale**2
-
-
-class LearnedSteps(NamedTuple):
-    """The training that a set was distilled for, step by step.
-
-    Shapes:
-        batches: every tensor ``(T, b, ...)``; rates: T numbers.
-    """
-
-    batches: Batch
-    rates: tuple[float, ...]
-    momentum: float
-
-
-def learned_steps(data: Batch, learned: Mapping[str, Tensor]) -> LearnedSteps | None:
-    """Return the steps that a set carries, or None where it carries no rate for each, or no order."""
-    rates = learned.get("inner_lr")
-    if rates is None or rates.ndim != 1 or not {"inner_parts", "inner_momentum"} <= learned.keys():
-        return None
-    order = fixed_order(data.weight.shape[0], len(rates), int(learned["inner_parts"]), data.weight.device)
-    return LearnedSteps(gather_steps(data, order), tuple(rates.tolist()), float(learned["inner_momentum"]))
 
 
 def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> tuple[FitProtocol, tuple[str, ...]]:

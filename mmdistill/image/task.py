@@ -13,12 +13,13 @@ from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentatio
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
 from mmdistill.image.dc_augment import crop_scale_rotate, cut_and_mix
-from mmdistill.image.judge import Judge, is_distribution, learned_steps, seeded, target_loss, with_learned_rate
+from mmdistill.image.judge import Judge, is_distribution, seeded, target_loss, with_learned_rate
 from mmdistill.image.models import fitting_models, model_factory, model_name, refusal
 from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
 from mmdistill.labels import weighted_mean
+from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions, canonical

@@ -1,5 +1,6 @@
 """Minibatch order as data: index tables drawn from a key, and step batches gathered differentiably."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -78,3 +79,24 @@ def repeat_steps(syn: Batch, steps: int) -> Batch:
         return tensor.expand(steps, *tensor.shape)
 
     return Batch(map_inputs(repeated, syn.inputs), map_inputs(repeated, syn.targets), repeated(syn.weight))
+
+
+class LearnedSteps(NamedTuple):
+    """The training that a set was distilled for, step by step.
+
+    Shapes:
+        batches: every tensor ``(T, b, ...)``; rates: T numbers.
+    """
+
+    batches: Batch
+    rates: tuple[float, ...]
+    momentum: float
+
+
+def learned_steps(data: Batch, learned: Mapping[str, Tensor]) -> LearnedSteps | None:
+    """Return the steps that a set carries, or None where it carries no rate for each, or no order."""
+    rates = learned.get("inner_lr")
+    if rates is None or rates.ndim != 1 or not {"inner_parts", "inner_momentum"} <= learned.keys():
+        return None
+    order = fixed_order(data.weight.shape[0], len(rates), int(learned["inner_parts"]), data.weight.device)
+    return LearnedSteps(gather_steps(data, order), tuple(rates.tolist()), float(learned["inner_momentum"]))

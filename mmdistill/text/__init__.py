@@ -1,19 +1,47 @@
-"""Texts as points of a frozen sentence encoder, distilled into a few points with labels."""
+"""Texts as points of a frozen sentence encoder, or as sequences of token embeddings, with labels."""
 
-from mmdistill.registry import Domain, TaskOptions
+from mmdistill.errors import ConfigError
+from mmdistill.methods import Storage
+from mmdistill.registry import Domain, TaskOptions, canonical, unknown_name
 from mmdistill.task import Task
 from mmdistill.text.data import HUB_PREFIX, SOURCES, TextData, TextSplit, accepts, load_text
-from mmdistill.text.draw import draw, export_embeds, export_tensors
+from mmdistill.text.draw import draw
 from mmdistill.text.encoder import CallableEncoder, SentenceEncoder, TfidfEncoder, TransformerEncoder
+from mmdistill.text.exports import export_embeds, export_tensors, export_texts
 from mmdistill.text.methods import METHODS
+from mmdistill.text.models import MODELS
 from mmdistill.text.task import TextTask, text_task
+from mmdistill.text.token_methods import TOKEN_METHODS
+from mmdistill.text.token_models import TOKEN_MODELS
+from mmdistill.text.token_task import TokenTask, token_task
+from mmdistill.text.words import WORD_RATES, token_samples, word_samples
 
 
 def _make_task(data: str, options: TaskOptions) -> Task:
+    """Build the task of the space that the network reads: sentence points, or token embeddings."""
+    model = canonical(options.model or "mlp")
+    if model not in (*MODELS, *TOKEN_MODELS):
+        raise unknown_name("text model", model, (*MODELS, *TOKEN_MODELS))
+    if model in TOKEN_MODELS:
+        return token_task(
+            data,
+            model,
+            options.encoder or "minilm",
+            length=options.length,
+            width=options.width,
+            text_column=options.text_column,
+            label_column=options.label_column,
+            device=options.device,
+            judge_epochs=options.judge_epochs,
+            judge_batch=options.judge_batch,
+            seed=options.seed,
+        )
+    if options.length is not None:
+        raise ConfigError(f"--length counts tokens, and {model!r} reads sentence points; use --model textcnn, say")
     return text_task(
         data,
         options.encoder or "minilm",
-        options.model or "mlp",
+        model,
         width=options.width,
         text_column=options.text_column,
         label_column=options.label_column,
@@ -30,12 +58,21 @@ DOMAIN = Domain(
     datasets={name: source.summary for name, source in SOURCES.items()},
     accepts=accepts,
     make_task=_make_task,
-    methods=METHODS,
+    methods={**METHODS, **TOKEN_METHODS},
     draw=draw,
-    exports={"tensors": export_tensors, "embeds": export_embeds},
+    exports={"tensors": export_tensors, "embeds": export_embeds, "texts": export_texts},
     accepted="a TSV, CSV or JSON-lines file with a text and a label column, a folder with such train and test files, "
     f"or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
     prefix=HUB_PREFIX,
+    options=("length",),
+    parameterizations={
+        "embeddings": Storage(
+            token_samples, "token embeddings, learned freely (--model textcnn, bilstm, ...)", fills=False
+        ),
+        "words": Storage(
+            word_samples, "real tokens, learned by straight-through projection: can be read", WORD_RATES, fills=False
+        ),
+    },
 )
 
 __all__ = [
@@ -46,7 +83,9 @@ __all__ = [
     "TextSplit",
     "TextTask",
     "TfidfEncoder",
+    "TokenTask",
     "TransformerEncoder",
     "load_text",
     "text_task",
+    "token_task",
 ]

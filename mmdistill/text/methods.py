@@ -33,7 +33,10 @@ def as_text_task(task: Task) -> TextTask:
         ConfigError: it is of another kind.
     """
     if not isinstance(task, TextTask):
-        raise ConfigError(f"this method works on sentence points, not on {task.describe().domain} data")
+        raise ConfigError(
+            f"this method distils sentence points, and the samples of {task.describe().data!r} are of another kind; "
+            "for token embeddings take one of those that 'mmdistill methods --domain text' lists for them"
+        )
     return task
 
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
-from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.data import TextData, TextInput, load_text
-from mmdistill.text.encoder import EncoderLike, encode, make_encoder
+from mmdistill.text.encoder import EncoderLike, make_encoder
 from mmdistill.text.judges import (
     are_probabilities,
     choose_ridge,
@@ -29,6 +29,8 @@ from mmdistill.text.judges import (
     ridge_weights,
 )
 from mmdistill.text.models import ModelLike, make_module, mlp_head
+from mmdistill.text.reading import READERS, Reader, encode_splits
+from mmdistill.text.sampling import ClassRows
 
 JUDGE_STEPS = 300
 JUDGE = FitProtocol(epochs=0, lr=3e-3, optimizer="adam", weight_decay=1e-3, batch=256, decay_at=(0.75,), decay=0.1)
@@ -49,7 +51,9 @@ class TextTask:
     A synthetic sample is a point of the encoder's space with a label, soft or hard. Judges are ``mlp`` (one hidden
     layer, trained with the soft cross entropy, or with the squared error where labels are scores), ``logreg`` (its C
     chosen on development data), ``knn`` (cosine-weighted votes), ``ridge`` (no bias; lambda chosen once on development
-    data for the whole training set), and first ``model``, the user's own network, where one is given.
+    data for the whole training set), ``read-tfidf``, ``read-average`` and ``read-minilm`` (each point's nearest
+    training text, read by another encoder, with logistic regression), and first ``model``, the user's own network,
+    where one is given.
 
     Args:
         data: the texts, split.
@@ -94,12 +98,12 @@ class TextTask:
         self.truncated = truncated
         self.protocol = protocol
         self.noise = noise
-        self.judges: Sequence[str] = ("model",) * own_model + ("mlp", "logreg", "knn", "ridge")
+        self.judges: Sequence[str] = ("model",) * own_model + ("mlp", "logreg", "knn", "ridge", *READERS)
         self.dim = train.shape[1]
-        table, present = class_table(data.train.labels, self.class_count)
-        self._table, self._present = table.to(self.device), present.to(self.device)
+        self._rows = ClassRows(data.train.labels, self.class_count, self.device)
         self._mlp = FunctionalModule(lambda: mlp_head(self.dim, self.class_count), device=self.device)
         self._ridge: float | None = None
+        self._reader = Reader(data, self.device)
         self._check_model()
 
     def _check_model(self) -> None:
@@ -162,16 +166,7 @@ class TextTask:
         if classes is None:
             total = len(self.train.labels)
             return self.select(draws.permutation(total)[:n] if n < total else torch.arange(total))
-        rows = classes.to(self.device)
-        table, present = self._table[rows], self._present[rows]
-        keys = draws.uniform(*self._table.shape)[rows] + (1 - present)  # absent entries sort last
-        order = keys.argsort(1)[:, :n]
-        weight = present.gather(1, order)
-        index = torch.where(weight > 0, table.gather(1, order), table[:, :1])
-        if n > index.shape[1]:
-            missing = n - index.shape[1]
-            index = torch.cat([index, index[:, :1].expand(-1, missing)], 1)
-            weight = torch.cat([weight, weight.new_zeros(len(weight), missing)], 1)
+        index, weight = self._rows.draw(draws, classes, n)
         return ClassBatch(Batch(self.train.inputs[index], self.train.labels[index], weight), Dims(0, 0))
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
@@ -198,6 +193,8 @@ class TextTask:
         key = canonical(judge)
         if key not in self.judges:
             raise unknown_name("judge", judge, self.judges)
+        if key in READERS:
+            return self._read(synthetic, key)
         batch = self._checked(synthetic)
         notes: list[str] = []
         if key in ("mlp", "model"):
@@ -211,6 +208,18 @@ class TextTask:
             notes.append(f"a judge predicts {seen} of {self.class_count} classes only")
         accuracy = (predictions == self.test.labels).double().mean(1)
         return Scores(key, {"accuracy": tuple(accuracy.tolist())}, tuple(notes))
+
+    def _read(self, synthetic: Batch | None, judge: str) -> Scores:
+        if synthetic is None:
+            return self._reader.score(judge, self.data.train.texts, self.train.labels, None)
+        batch = self._checked(synthetic)
+        texts = self.readable(batch.inputs)
+        return self._reader.score(judge, texts, one_tensor(batch.targets), batch.weight)
+
+    def readable(self, inputs: Inputs) -> list[str]:
+        """Return the training text nearest to each point (cosine)."""
+        similarity = F.normalize(one_tensor(inputs).to(self.device), dim=1) @ F.normalize(self.train.inputs, dim=1).T
+        return [self.data.train.texts[index] for index in similarity.argmax(1).tolist()]
 
     def _closed(self, batch: Batch, judge: str) -> tuple[Tensor, list[str]]:
         """Return ``(1, m)`` test predictions of a judge without randomness, and what was chosen."""
@@ -330,17 +339,10 @@ def text_task(
         raise ConfigError(f"the noise is a norm, so it is 0 or more; got {noise}")
     loaded = load_text(data, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
     sentence_encoder = make_encoder(encoder, device)
-    sentence_encoder.fit(loaded.train.texts)
-    # All splits are encoded together, sorted and once each, so the cache is the same for every split and seed.
-    distinct = sorted({*loaded.train.texts, *loaded.dev.texts, *loaded.test.texts})
-    points, truncated = encode(sentence_encoder, distinct)
-    row = {text: index for index, text in enumerate(distinct)}
-    train, dev, test = (
-        points[[row[text] for text in split.texts]] for split in (loaded.train, loaded.dev, loaded.test)
-    )
-    if not (points.norm(dim=1) > 0).any():
+    train, dev, test, truncated = encode_splits(sentence_encoder, loaded)
+    if not any((points.norm(dim=1) > 0).any() for points in (train, dev, test)):
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
-    module = make_module(model, points.shape[1], len(loaded.class_names), width, features, device)
+    module = make_module(model, train.shape[1], len(loaded.class_names), width, features, device)
     protocol = replace(JUDGE, epochs=judge_epochs or 0, batch=judge_batch or JUDGE.batch)
     return TextTask(
         loaded,

@@ -6,11 +6,11 @@ import torch
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.image import ImageTask, image_task
-from mmdistill.image.judge import learned_steps, with_learned_rate
+from mmdistill.image.judge import with_learned_rate
 from mmdistill.image.protocols import CLASSIFICATION
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.fit import fit_steps, state_at
-from mmdistill.networks.minibatches import fixed_order, gather_steps
+from mmdistill.networks.minibatches import fixed_order, gather_steps, learned_steps
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors

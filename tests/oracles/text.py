@@ -63,3 +63,29 @@ def knn_vote(points: Matrix, labels: Matrix, query: Vector, k: int, temperature:
         for c, value in enumerate(label):
             votes[c] += math.exp(similarity / temperature) / normaliser * value
     return votes
+
+
+def max_over_time(x: Matrix, filters: list[tuple[list[list[Vector]], Vector, int]]) -> Vector:
+    """Filters slid over a zero-padded sequence, rectified, the largest value of each; x is (L, H)."""
+    pooled = []
+    for weight, bias, padding in filters:
+        for kernel, offset in zip(weight, bias, strict=True):
+            window = len(kernel[0])
+            best = 0.0
+            for start in range(-padding, len(x) + padding - window + 1):
+                total = offset
+                for k in range(window):
+                    if 0 <= start + k < len(x):
+                        total += sum(kernel[h][k] * x[start + k][h] for h in range(len(kernel)))
+                best = max(best, total)
+            pooled.append(best)
+    return pooled
+
+
+def attention_divergence(attention: list[list[Vector]], labels: list[list[Vector]]) -> float:
+    """The mean over layers and heads of the divergence of a label from the attention."""
+    found = []
+    for layer, layer_label in zip(attention, labels, strict=True):
+        for head, head_label in zip(layer, layer_label, strict=True):
+            found.append(sum(b * math.log(b / a) for a, b in zip(head, head_label, strict=True)))
+    return sum(found) / len(found)

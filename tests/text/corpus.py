@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import torch
+
 from mmdistill.runtime import Draws
 from mmdistill.text.data import TextData, load_text
 from mmdistill.text.task import TextTask, text_task
+from mmdistill.text.token_task import TokenModelLike, TokenTask, token_task
 
 TOPICS = {
     "food": ["bread", "soup", "cheese", "apple", "oven", "salt", "cook", "taste", "plate", "sugar", "butter", "rice"],
@@ -79,6 +82,36 @@ def corpus(train: int = 60, test: int = 40) -> TextData:
 
 def small_task(**options: object) -> TextTask:
     return text_task(corpus(), "tfidf", **{"judge_epochs": 60, **options})  # type: ignore[arg-type]
+
+
+def tiny_transformer(folder: Path, layers: int = 2) -> Path:
+    """Save a small BERT with random weights and a tokenizer of the corpus's words."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = sorted({*SHARED, *(word for topic in TOPICS.values() for word in topic)})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=5 + len(words),
+            hidden_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=32,
+            initializer_range=0.3,
+        )
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def token_corpus_task(folder: Path, model: TokenModelLike = "textcnn", **options: object) -> TokenTask:
+    """Return the corpus as a task of token embeddings of the small BERT."""
+    encoder = tiny_transformer(folder) if not (folder / "config.json").exists() else folder
+    sizes = {} if model == "transformer" or not isinstance(model, str) else {"width": 8}
+    return token_task(corpus(30, 20), model, encoder, **{"judge_epochs": 12, **sizes, **options})  # type: ignore[arg-type]
 
 
 def write_tsv(path: Path, texts: list[str], labels: list[str], header: str = "label\ttext") -> Path:

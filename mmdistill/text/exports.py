@@ -1,0 +1,75 @@
+"""A distilled text set for other tools: plain tensors, embeddings with soft labels, readable texts."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from mmdistill.runtime import atomic_write
+from mmdistill.task import Batch, Task
+from mmdistill.text.attention import class_labels
+from mmdistill.text.draw import TextLike, as_text_like, read
+from mmdistill.text.judges import distributions, one_tensor
+from mmdistill.text.token_task import TokenTask
+
+
+def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write inputs and targets as they are, and weights, as ``tensors.safetensors``."""
+    tensors = {"weight": batch.weight}
+    for name, value in (("inputs", batch.inputs), ("targets", batch.targets)):
+        named = value if isinstance(value, dict) else {"": value}
+        tensors |= {f"{name}.{part}" if part else name: tensor for part, tensor in named.items()}
+    return [_write(folder / "tensors.safetensors", tensors, as_text_like(task))]
+
+
+def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write ``embeds.safetensors`` with soft labels as probabilities.
+
+    Sentence points are ``embeds`` ``(n, d)``, ready for a classifier; token embeddings are ``inputs_embeds``
+    ``(n, L, H)`` in the units of the model that they belong to, with ``attention_mask``, ready for that model.
+    """
+    text = as_text_like(task)
+    labels = distributions(class_labels(batch.targets), text.class_count)
+    if isinstance(text, TokenTask):
+        inputs = text.named(batch.inputs)
+        tensors = {
+            "inputs_embeds": text.vocabulary.embeds(inputs["vectors"]),
+            "attention_mask": inputs["mask"].long(),
+        }
+    else:
+        tensors = {"embeds": one_tensor(batch.inputs)}
+    return [_write(folder / "embeds.safetensors", {**tensors, "soft_labels": labels}, text)]
+
+
+def export_texts(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write ``texts.jsonl``: a line per sample with its text, its class and the probability of each class.
+
+    The text of a sentence point is the nearest training text, that of token embeddings their nearest tokens.
+    """
+    text = as_text_like(task)
+    names = text.data.class_names
+    lines = []
+    probabilities = distributions(class_labels(batch.targets), text.class_count)
+    for words, row in zip(read(text, batch), probabilities.tolist(), strict=True):
+        label = names[max(range(len(row)), key=row.__getitem__)]
+        soft = {name: round(value, 6) for name, value in zip(names, row, strict=True)}
+        lines.append(json.dumps({"text": words, "label": label, "soft_label": soft}, ensure_ascii=False))
+    path = folder / "texts.jsonl"
+    with atomic_write(path) as handle:
+        handle.write(("\n".join(lines) + "\n").encode())
+    return [path]
+
+
+def _write(path: Path, tensors: dict[str, Tensor], task: TextLike) -> Path:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    info = task.describe()
+    metadata = {
+        "encoder": str(info.preprocessing["encoder"]),
+        "space": str(info.preprocessing["space"]),
+        "data": info.data,
+        "class_names": "\n".join(info.class_names),
+    }
+    with atomic_write(path) as handle:
+        handle.write(save(plain, metadata))
+    return path

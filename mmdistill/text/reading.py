@@ -1,0 +1,76 @@
+"""Distilled sets read as texts: other encoders judge what their words are worth."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmdistill.task import Batch, Scores
+from mmdistill.text.data import TextData
+from mmdistill.text.encoder import SentenceEncoder, encode, make_encoder
+from mmdistill.text.judges import logistic_predictions
+
+READERS = {"read-tfidf": "tfidf", "read-average": "average", "read-minilm": "minilm"}
+"""Judges that see a set only through its texts, with the encoder each of them reads with."""
+
+
+class Encoded(NamedTuple):
+    """Points of the three splits, and how many texts the encoder cut.
+
+    Shapes:
+        train, dev, test ``(n, d)`` float32 on the CPU.
+    """
+
+    train: Tensor
+    dev: Tensor
+    test: Tensor
+    truncated: int
+
+
+def encode_splits(encoder: SentenceEncoder, data: TextData) -> Encoded:
+    """Encode all splits together, sorted and each text once, so that the cache is the same for every split and seed."""
+    encoder.fit(data.train.texts)
+    splits = (data.train, data.dev, data.test)
+    distinct = sorted({text for split in splits for text in split.texts})
+    points, truncated = encode(encoder, distinct)
+    row = {text: index for index, text in enumerate(distinct)}
+    train, dev, test = (points[[row[text] for text in split.texts]] for split in splits)
+    return Encoded(train, dev, test, truncated)
+
+
+class Reader:
+    """Judges texts by logistic regression on the points of an encoder, which is fitted on the training texts.
+
+    Args:
+        data: the texts, split.
+        device: where predictions are compared.
+    """
+
+    def __init__(self, data: TextData, device: torch.device) -> None:
+        self.data = data
+        self.device = device
+        self._encoders: dict[str, tuple[SentenceEncoder, Encoded]] = {}
+
+    def _encoder(self, judge: str) -> tuple[SentenceEncoder, Encoded]:
+        if judge not in self._encoders:
+            encoder = make_encoder(READERS[judge], self.device)
+            self._encoders[judge] = (encoder, encode_splits(encoder, self.data))
+        return self._encoders[judge]
+
+    def score(self, judge: str, texts: Sequence[str], labels: Tensor, weight: Tensor | None) -> Scores:
+        """Return the test accuracy of a logistic regression fitted on texts with (soft) labels.
+
+        Args:
+            judge: one of :data:`READERS`.
+            texts: n texts.
+            labels: ``(n,)`` or ``(n, C)``.
+            weight: ``(n,)``; None is 1.
+        """
+        encoder, (train, dev, test, _) = self._encoder(judge)
+        points = train if texts is self.data.train.texts else encoder.encode(texts).points
+        weights = torch.ones(len(texts)) if weight is None else weight.cpu()
+        batch = Batch(points, labels.cpu(), weights)
+        predicted, penalty = logistic_predictions(batch, len(self.data.class_names), dev, self.data.dev.labels, test)
+        accuracy = float((predicted == self.data.test.labels).double().mean())
+        return Scores(judge, {"accuracy": (accuracy,)}, (f"C = {penalty:g}, chosen on development data",))

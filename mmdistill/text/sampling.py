@@ -1,0 +1,41 @@
+"""Class batches of real texts as rows of a table, for every space that texts live in."""
+
+import torch
+from torch import Tensor
+
+from mmdistill.parameterizations.base import class_table
+from mmdistill.runtime import Draws
+
+
+class ClassRows:
+    """Which training texts each class has.
+
+    Args:
+        labels: ``(N,)`` classes.
+        num_classes: C.
+        device: where the rows lie.
+    """
+
+    def __init__(self, labels: Tensor, num_classes: int, device: torch.device) -> None:
+        table, present = class_table(labels, num_classes)
+        self.table, self.present = table.to(device), present.to(device)
+
+    def draw(self, draws: Draws, classes: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Draw n texts of each class without replacement, all classes in one call.
+
+        A class of fewer than n texts comes whole, padded with weight 0.
+
+        Shapes:
+            Returns indices and weights, both ``(len(classes), n)``.
+        """
+        rows = classes.to(self.table.device)
+        table, present = self.table[rows], self.present[rows]
+        keys = draws.uniform(*self.table.shape)[rows] + (1 - present)  # absent entries sort last
+        order = keys.argsort(1)[:, :n]
+        weight = present.gather(1, order)
+        index = torch.where(weight > 0, table.gather(1, order), table[:, :1])
+        if n > index.shape[1]:
+            missing = n - index.shape[1]
+            index = torch.cat([index, index[:, :1].expand(-1, missing)], 1)
+            weight = torch.cat([weight, weight.new_zeros(len(weight), missing)], 1)
+        return index, weight

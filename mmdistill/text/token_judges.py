@@ -1,0 +1,121 @@
+"""How networks on token embeddings are judged: trained on a set, scored on held-out texts."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps, state_at
+from mmdistill.networks.minibatches import LearnedSteps, learned_steps
+from mmdistill.networks.module import FunctionalModule
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Scores, Tensors
+from mmdistill.text.attention import class_labels
+from mmdistill.text.judges import are_probabilities
+from mmdistill.text.vocabulary import Tokens
+
+if TYPE_CHECKING:
+    from mmdistill.text.token_task import TokenTask
+
+UPDATES = {"textcnn": 300, "bilstm": 300, "bigru": 300, "model": 300, "transformer": 60}
+"""Updates of a network on a small set; a large one is passed at least :data:`LEAST_EPOCHS` times."""
+LEAST_EPOCHS = 2
+PROTOCOL = FitProtocol(epochs=0, lr=2e-3, optimizer="adam", weight_decay=0.0, batch=64, decay_at=(0.75,), restart=False)
+FINE_TUNING = replace(PROTOCOL, lr=1e-4, batch=32, warmup=6)
+QUERY_CHUNK = 128
+"""Texts per forward pass in scoring."""
+
+
+def protocol_for(name: str) -> FitProtocol:
+    """Return how a network trains on a set that carries no steps; its epochs follow from :data:`UPDATES`."""
+    return FINE_TUNING if name == "transformer" else PROTOCOL
+
+
+def epochs_for(protocol: FitProtocol, kind: str, count: int) -> int:
+    """Return the epochs of a training on so many samples."""
+    if protocol.epochs:
+        return protocol.epochs
+    per_epoch = math.ceil(count / min(protocol.batch or count, count))
+    return max(round(UPDATES[kind] / per_epoch), LEAST_EPOCHS)
+
+
+@dataclass(frozen=True)
+class TokenJudge:
+    """Trains networks of one kind on a set and scores them.
+
+    A set that carries its steps (``inner_lr`` for each of them, ``inner_parts``, ``inner_momentum``) is used with just
+    these, in their order. Any other trains by the protocol: with the soft cross entropy, or with the squared error
+    where labels are no probabilities.
+
+    Args:
+        task: looks vectors up.
+        network: what is trained.
+        name: for the scores.
+        protocol: how.
+        learned: what was learned beside the samples.
+    """
+
+    task: "TokenTask"
+    network: FunctionalModule
+    name: str
+    protocol: FitProtocol
+    learned: Mapping[str, Tensor]
+
+    def score(self, data: Batch, queries: tuple[Tokens, Tensor], draws: Draws, n: int) -> Scores:
+        """Train n networks and return their accuracy on tokens and labels."""
+        device = self.task.device
+        data = Batch(
+            {name: tensor.to(device) for name, tensor in self.task.named(data.inputs).items()},
+            {name: tensor.to(device) for name, tensor in data.targets.items()}
+            if isinstance(data.targets, dict)
+            else data.targets.to(device),
+            data.weight.to(device),
+        )
+        steps = learned_steps(data, self.learned)
+        states = self._fit(data, n, draws) if steps is None else self._take(steps, n, draws)
+        labels = queries[1].to(device)
+        found = [self.predict(state_at(states, index), queries[0]) for index in range(n)]
+        accuracy = tuple(float((predicted == labels).double().mean()) for predicted in found)
+        seen = min(len(torch.bincount(predicted).nonzero()) for predicted in found)
+        notes: tuple[str, ...] = ()
+        if seen < self.task.class_count:
+            notes = (f"a judge predicts {seen} of {self.task.class_count} classes only",)
+        return Scores(self.name, {"accuracy": accuracy}, notes)
+
+    def _take(self, steps: LearnedSteps, n: int, draws: Draws) -> NetworkState:
+        """Train by the learned steps, with the loss that they were learned for (attention labels included)."""
+
+        def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+            return self.task.loss(state, batch, train=True), state.buffers
+
+        return fit_steps(self.network.init, loss, steps.batches, steps.rates, steps.momentum, n, draws, mode="loop")
+
+    def _fit(self, data: Batch, n: int, draws: Draws) -> NetworkState:
+        labels = class_labels(data.targets)
+        scores = not are_probabilities(labels)
+
+        def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+            logits, buffers = self.network(state, batch.inputs, train=True)
+            assert isinstance(batch.targets, Tensor)
+            each = (logits - batch.targets).square().sum(1) if scores else soft_cross_entropy(logits, batch.targets)
+            return weighted_mean(each, batch.weight), buffers
+
+        kind = self.name if self.name in UPDATES else self.task.name
+        protocol = replace(self.protocol, epochs=epochs_for(self.protocol, kind, len(labels)))
+        return fit_networks(self.network.init, loss, data._replace(targets=labels), protocol, n, draws, mode="loop")
+
+    @torch.no_grad()
+    def predict(self, state: NetworkState, tokens: Tokens) -> Tensor:
+        """Return the predicted class of each text; texts of like length go together, so that little is padded."""
+        lengths = tokens.mask.sum(1)
+        order = lengths.argsort()
+        found = torch.empty(len(lengths), dtype=torch.long, device=self.task.device)
+        for chunk in torch.split(order, QUERY_CHUNK):
+            longest = int(lengths[chunk].max())
+            inputs = self.task.look_up(tokens.ids[chunk, :longest], tokens.mask[chunk, :longest])
+            found[chunk] = self.network(state, inputs)[0].argmax(1)
+        return found

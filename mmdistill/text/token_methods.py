@@ -1,0 +1,114 @@
+"""Methods on token embeddings: the shared objectives, composed as the field's papers on text compose them."""
+
+from mmdistill.methods import Configured, Method, fresh, trained_on_s, unrolled_performance
+from mmdistill.objectives.distances import flat_cosine
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.objectives.performance import FeatureKernel
+from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.text.methods import CentredRidgeMatching
+from mmdistill.text.words import attended_samples, token_samples
+
+LEARNED = (0.5, 0.999)
+"""Adam's betas of the papers."""
+
+
+def _adam(lr: float) -> OptimizerSpec:
+    return OptimizerSpec("adam", lr, betas=LEARNED, cosine=True)
+
+
+def _unrolled(labels: bool) -> Settings:
+    optimizers = {"codes": _adam(0.05), "objective": _adam(0.05)}
+    if labels:
+        optimizers["labels"] = _adam(0.05)
+    return Settings(
+        steps=300, real_batch=128, optimizers=optimizers, init="herding", inner_steps=10, inner_lr=0.1, inner_batch=0
+    )
+
+
+def _attention(ipc: int) -> Settings:
+    optimizers = {name: OptimizerSpec("adamw", 0.01) for name in ("codes", "labels", "objective")}
+    return Settings(
+        steps=300, real_batch=64, optimizers=optimizers, init="herding", inner_steps=1, inner_lr=0.05, inner_batch=0
+    )
+
+
+TOKEN_METHODS: dict[str, Method] = {
+    "dd": Method(
+        "DD of word embeddings",
+        Configured(unrolled_performance),
+        fresh,
+        lambda ipc: _unrolled(labels=False),
+        token_samples,
+        "fixed",
+        ("text",),
+        "token embeddings: performance matching through an unrolled training, a learned rate for each step",
+        "Li and Li, 2021",
+    ),
+    "sldd": Method(
+        "Soft-label DD",
+        Configured(unrolled_performance),
+        fresh,
+        lambda ipc: _unrolled(labels=True),
+        token_samples,
+        "softmax",
+        ("text",),
+        "token embeddings: the same with learned soft labels",
+        "Sucholutsky and Schonlau, IJCNN 2021; ours start from real texts instead of noise",
+    ),
+    "attention-labels": Method(
+        "Attention labels",
+        Configured(unrolled_performance),
+        fresh,
+        _attention,
+        attended_samples,
+        "softmax",
+        ("text",),
+        "token embeddings for a transformer: soft labels of its classes and of its attention, unrolled fine-tuning",
+        "Maekawa et al., ACL 2023",
+    ),
+    "dm-tokens": Method(
+        "DM of token embeddings",
+        lambda: DistributionMatching("last"),
+        fresh,
+        lambda ipc: Settings(300, 64, {"codes": _adam(0.05)}, init="herding"),
+        token_samples,
+        "fixed",
+        ("text",),
+        "token embeddings: mean feature matching over fresh networks",
+        "Zhao and Bilen, WACV 2023",
+    ),
+    "dc-tokens": Method(
+        "DC of token embeddings",
+        lambda: GradientMatching(flat_cosine),
+        trained_on_s,
+        lambda ipc: Settings(
+            300, 64, {"codes": _adam(0.05)}, init="herding", outer_steps=10, inner_steps=5, inner_lr=0.05
+        ),
+        token_samples,
+        "fixed",
+        ("text",),
+        "token embeddings: gradient matching (flat cosine), network trained on S",
+        "Zhao et al., ICLR 2021; on text after Maekawa et al., NAACL 2024",
+    ),
+    "krr-tokens": Method(
+        "KRR of token embeddings",
+        lambda: CentredRidgeMatching(FeatureKernel(), 1e-2),
+        trained_on_s,
+        lambda ipc: Settings(
+            300,
+            128,
+            {"codes": _adam(0.05), "labels": _adam(0.02)},
+            init="herding",
+            outer_steps=10,
+            inner_steps=5,
+            inner_lr=0.05,
+        ),
+        token_samples,
+        "softmax",
+        ("text",),
+        "token embeddings: kernel ridge matching on a network's features, learned soft labels",
+        "Nguyen et al., ICLR 2021; Zhou et al., NeurIPS 2022",
+    ),
+}
+"""Methods of token embeddings. Rates are in the units of standardised vectors."""

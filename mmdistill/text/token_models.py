@@ -1,0 +1,267 @@
+"""Networks that read token vectors: a convolutional one, recurrent ones, and any transformer with a fresh head."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError
+from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.registry import canonical, unknown_name
+from mmdistill.runtime import Draws
+from mmdistill.task import NetworkState, Tensors
+from mmdistill.text.encoder import TransformerEncoder, quiet_transformers
+from mmdistill.text.vocabulary import Vocabulary
+
+TOKEN_MODELS = ("textcnn", "bilstm", "bigru", "transformer")
+WINDOWS = (3, 4, 5)
+WIDTHS = {"textcnn": 64, "bilstm": 64, "bigru": 64}
+HEAD_SD = 0.02
+
+
+def masked(inputs: Tensors) -> Tensor:
+    """Return the vectors ``(n, L, H)``, zero beyond each text's end."""
+    return inputs["vectors"] * inputs["mask"][..., None].to(inputs["vectors"])
+
+
+class TextCNN(nn.Module):
+    """Convolutions of several windows over the tokens, the maximum over time, a linear head.
+
+    Args:
+        dim: numbers in a token's vector.
+        num_classes: C.
+        width: filters of each window.
+        windows: tokens that a filter sees.
+    Source: Kim, EMNLP 2014; without dropout.
+    """
+
+    def __init__(self, dim: int, num_classes: int, width: int = 64, windows: Sequence[int] = WINDOWS) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv1d(dim, width, k, padding=k // 2) for k in windows)
+        self.head = nn.Linear(width * len(windows), num_classes)
+
+    def forward(self, inputs: Tensors) -> Tensor:
+        """Return ``(n, C)`` logits."""
+        x = masked(inputs).transpose(1, 2)
+        pooled = [convolution(x).relu().amax(2) for convolution in self.convolutions]
+        logits: Tensor = self.head(torch.cat(pooled, 1))
+        return logits
+
+
+class Recurrent(nn.Module):
+    """A bidirectional LSTM or GRU with the maximum over time and a linear head.
+
+    It is written out because torch's own layers have neither a double backward pass on CUDA, nor forward-mode
+    derivatives, nor batching rules. Both directions are one loop.
+
+    Args:
+        dim: numbers in a token's vector.
+        num_classes: C.
+        width: units of each direction.
+        gates: 4 for the LSTM, 3 for the GRU.
+    Source: Hochreiter and Schmidhuber, 1997; Cho et al., EMNLP 2014; pooling of Conneau et al., EMNLP 2017.
+    """
+
+    def __init__(self, dim: int, num_classes: int, width: int = 64, gates: int = 4) -> None:
+        super().__init__()
+        self.width = width
+        self.gates = gates
+        self.inputs = nn.ModuleList(nn.Linear(dim, gates * width) for _ in range(2))
+        self.hidden = nn.ModuleList(nn.Linear(width, gates * width) for _ in range(2))
+        self.head = nn.Linear(2 * width, num_classes)
+
+    def forward(self, inputs: Tensors) -> Tensor:
+        """Return ``(n, C)`` logits."""
+        x, mask = masked(inputs), inputs["mask"]
+        steps = x.shape[1]
+        there, back = (layer(x) for layer in self.inputs)
+        seen = torch.stack([there, back.flip(1)])  # (2, n, L, gates x width)
+        kept = torch.stack([mask, mask.flip(1)])[..., None]
+        layers = [cast(nn.Linear, layer) for layer in self.hidden]
+        weight = torch.stack([layer.weight.T for layer in layers])
+        bias = torch.stack([layer.bias for layer in layers])[:, None]
+        h = seen.new_zeros(2, x.shape[0], self.width)
+        c = h
+        states = []
+        cell = self._lstm if self.gates == 4 else self._gru
+        for t in range(steps):
+            new_h, new_c = cell(seen[:, :, t], h @ weight + bias, h, c)
+            h, c = torch.where(kept[:, :, t], new_h, h), torch.where(kept[:, :, t], new_c, c)
+            states.append(h)
+        over_time = torch.stack(states, 2).masked_fill(~kept, torch.finfo(x.dtype).min)
+        logits: Tensor = self.head(over_time.amax(2).transpose(0, 1).flatten(1))
+        return logits
+
+    @staticmethod
+    def _lstm(x: Tensor, recurrent: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        i, f, g, o = (x + recurrent).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+    @staticmethod
+    def _gru(x: Tensor, recurrent: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        x_r, x_z, x_n = x.chunk(3, -1)
+        h_r, h_z, h_n = recurrent.chunk(3, -1)
+        z = (x_z + h_z).sigmoid()
+        new = (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
+        return (1 - z) * new + z * h, c
+
+
+class TransformerClassifier(nn.Module):
+    """A transformer body that reads token vectors, the mean of its last hidden states, a linear head.
+
+    Args:
+        body: a transformers encoder; its own table of tokens is dropped, since vectors come in.
+        num_classes: C.
+        vocabulary: gives the units of the vectors.
+    """
+
+    mean: Tensor
+
+    def __init__(self, body: Any, num_classes: int, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        body.set_input_embeddings(nn.Identity())
+        self.body = body
+        self.scale = vocabulary.scale
+        self.register_buffer("mean", vocabulary.mean.clone())
+        self.head = nn.Linear(vocabulary.dim, num_classes)
+
+    def forward(self, inputs: Tensors) -> Tensor:
+        """Return ``(n, C)`` logits."""
+        hidden = self._run(inputs, attentions=False).last_hidden_state
+        return self._classify(hidden, inputs["mask"])
+
+    def with_attention(self, inputs: Tensors) -> tuple[Tensor, Tensor]:
+        """Return logits, and the attention of the first token to all others, ``(n, layers, heads, L)``."""
+        found = self._run(inputs, attentions=True)
+        attention = torch.stack([layer[:, :, 0] for layer in found.attentions], 1)
+        return self._classify(found.last_hidden_state, inputs["mask"]), attention
+
+    def _run(self, inputs: Tensors, *, attentions: bool) -> Any:
+        embeds = inputs["vectors"] * self.scale + self.mean
+        # A mask of this form passes through as it is; of (n, L) transformers looks at the values, which vmap forbids.
+        hidden = (~inputs["mask"])[:, None, None].to(embeds) * torch.finfo(embeds.dtype).min
+        return self.body(
+            inputs_embeds=embeds,
+            attention_mask=hidden,
+            output_attentions=attentions,
+            return_dict=True,
+        )
+
+    def _classify(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        share = mask[..., None].to(hidden)
+        logits: Tensor = self.head((hidden * share).sum(1) / share.sum(1))
+        return logits
+
+
+class SequenceClassifier(nn.Module):
+    """Any transformers sequence classifier, which reads token vectors instead of token numbers.
+
+    Args:
+        model: a model whose output has ``logits``.
+        vocabulary: gives the units of the vectors.
+    """
+
+    mean: Tensor
+
+    def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.model = model
+        self.scale = vocabulary.scale
+        self.register_buffer("mean", vocabulary.mean.clone())
+
+    def forward(self, inputs: Tensors) -> Tensor:
+        """Return ``(n, C)`` logits."""
+        embeds = inputs["vectors"] * self.scale + self.mean
+        logits: Tensor = self.model(inputs_embeds=embeds, attention_mask=inputs["mask"].long()).logits
+        return logits
+
+
+class PretrainedModule(FunctionalModule):
+    """A pre-trained body with a head that each network draws afresh.
+
+    Args:
+        factory: loads body and head.
+        head: the prefix of the parameters that are drawn: weights from N(0, 0.02), biases 0.
+        features: as for :class:`FunctionalModule`.
+        device: where parameters live.
+    """
+
+    def __init__(
+        self,
+        factory: ModuleFactory,
+        head: str = "head",
+        features: Sequence[str] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(factory, features, device)
+        self.head = head
+        if not any(name.startswith(f"{head}.") for name, _ in self.module.named_parameters()):
+            raise ConfigError(f"no parameter of {type(self.module).__name__} lies under {head!r}, the head to draw")
+
+    def init(self, draws: Draws) -> NetworkState:
+        """Return the body as it was pre-trained, and a fresh head."""
+        key = draws.to(self.device)
+        params = {}
+        for name, parameter in self.module.named_parameters():
+            if not name.startswith(f"{self.head}."):
+                params[name] = parameter.detach().clone()
+            elif parameter.ndim > 1:
+                params[name] = HEAD_SD * key.fold(name).normal(*parameter.shape)
+            else:
+                params[name] = torch.zeros_like(parameter)
+        return NetworkState(params, {name: b.detach().clone() for name, b in self.module.named_buffers()})
+
+
+def _transformer(encoder: TransformerEncoder, vocabulary: Vocabulary, num_classes: int) -> ModuleFactory:
+    def load() -> nn.Module:
+        from transformers import AutoModel
+
+        # Fused attention has no second derivatives, which gradient matching and unrolled training take.
+        with quiet_transformers():
+            body = encoder.load(AutoModel, use_safetensors=True, attn_implementation="eager")
+        for module in body.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return TransformerClassifier(body, num_classes, vocabulary)
+
+    return load
+
+
+def named_module(
+    name: str,
+    vocabulary: Vocabulary,
+    num_classes: int,
+    *,
+    encoder: TransformerEncoder,
+    width: int | None = None,
+    device: torch.device | str = "cpu",
+) -> FunctionalModule:
+    """Return the network that a name means.
+
+    Args:
+        name: ``textcnn``, ``bilstm``, ``bigru`` or ``transformer`` (the encoder's own body, without dropout).
+        vocabulary: the space of the vectors.
+        num_classes: C.
+        encoder: whose body ``transformer`` is.
+        width: filters of each window, or units of each direction; 64 by default.
+        device: where it runs.
+    Raises:
+        ConfigError: an unknown name, or a width for the transformer, which has its own.
+    """
+    key = canonical(name)
+    if key not in TOKEN_MODELS:
+        raise unknown_name("model of token embeddings", name, TOKEN_MODELS)
+    if key == "transformer":
+        if width is not None:
+            raise ConfigError("the width of a transformer is its own; leave it out")
+        return PretrainedModule(_transformer(encoder, vocabulary, num_classes), device=device)
+    chosen = width or WIDTHS[key]
+    dim = vocabulary.dim
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "textcnn": lambda: TextCNN(dim, num_classes, chosen),
+        "bilstm": lambda: Recurrent(dim, num_classes, chosen, 4),
+        "bigru": lambda: Recurrent(dim, num_classes, chosen, 3),
+    }
+    return FunctionalModule(makers[key], device=device)

@@ -1,0 +1,177 @@
+"""The tokens of a transformers model with their vectors: the space that token embeddings are learned in."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder, TransformerEncoder, quiet_transformers
+
+MOST_TOKENS = 128
+"""The default length is never longer."""
+COVERED = 0.95
+"""The default length holds so many of the texts whole."""
+DISTANCE_CHUNK = 256
+"""Vectors that are compared with the whole vocabulary at once."""
+
+
+class Tokens(NamedTuple):
+    """Token numbers of texts, and how many texts were cut.
+
+    Shapes:
+        ids ``(n, L)`` int64, 0 beyond a text's end; mask ``(n, L)`` bool, true where there is a token.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    truncated: int
+
+
+class Vocabulary:
+    """A tokenizer and the vectors of its tokens in standard units.
+
+    A token's vector is its row of the model's input embeddings, minus the mean row, over the root mean square of what
+    remains: so the zero vector, which stands where a text has ended, is the mean of all tokens, and learning rates
+    carry over between models. :meth:`embeds` goes back to what the model reads as ``inputs_embeds``.
+
+    Args:
+        tokenizer: a transformers tokenizer. Padding is masked, so it needs no pad token.
+        table: the model's input embeddings, ``(V, H)``.
+        name: how the user calls the model.
+        identity: differs whenever tokenizer or table differ.
+    """
+
+    def __init__(self, tokenizer: Any, table: Tensor, *, name: str, identity: str) -> None:
+        if table.ndim != 2:
+            raise ShapeError(f"input embeddings are (tokens, numbers), got {tuple(table.shape)}")
+        self.tokenizer = tokenizer
+        self.name = name
+        self.identity = identity
+        self.mean = table.mean(0)
+        self.scale = float((table - self.mean).square().mean().sqrt())
+        if not self.scale > 0:
+            raise ConfigError(f"all tokens of {name!r} have the same vector; there is nothing to learn in")
+        self.vectors = (table - self.mean) / self.scale
+        special = set(tokenizer.all_special_ids)
+        self.special = torch.tensor([index in special for index in range(len(table))])
+
+    @property
+    def dim(self) -> int:
+        """H, the numbers in a vector."""
+        return self.vectors.shape[1]
+
+    def tokenize(self, texts: Sequence[str], length: int | None = None) -> Tokens:
+        """Return the token numbers of texts, special tokens included; pairs are joined as the tokenizer does it.
+
+        Args:
+            texts: n texts.
+            length: L, the tokens kept of each; None keeps as many as 95 % of the texts have, at most 128.
+        Raises:
+            ConfigError: a length that leaves no room for a token.
+        """
+        full: list[list[int]] = [self._numbers(text) for text in texts]
+        counts = torch.tensor([len(row) for row in full])
+        if length is None:
+            length = min(int(counts.double().quantile(COVERED).ceil()), MOST_TOKENS)
+        room = 1 + len(self._numbers(""))
+        if length < room:
+            raise ConfigError(f"a length of {length} tokens leaves no room for a word; give at least {room}")
+        ids = torch.zeros(len(full), length, dtype=torch.long)
+        for row, (text, numbers) in enumerate(zip(texts, full, strict=True)):
+            kept = numbers if len(numbers) <= length else self._numbers(text, length)
+            ids[row, : len(kept)] = torch.tensor(kept)
+        mask = torch.arange(length) < counts[:, None]
+        return Tokens(ids, mask, int((counts > length).sum()))
+
+    def _numbers(self, text: str, length: int | None = None) -> list[int]:
+        cut = {} if length is None else {"truncation": True, "max_length": length}
+        first, _, second = text.partition(PAIR)
+        found = self.tokenizer(first, second or None, verbose=False, **cut)["input_ids"]
+        numbers: list[int] = list(found)
+        return numbers
+
+    def embeds(self, vectors: Tensor) -> Tensor:
+        """Return vectors in the model's own units, as its ``inputs_embeds``."""
+        return vectors * self.scale + self.mean.to(vectors)
+
+    def nearest(self, vectors: Tensor, candidates: Tensor) -> Tensor:
+        """Return, per vector, the nearest token (Euclidean) out of some candidates.
+
+        Shapes:
+            vectors ``(..., H)``; candidates ``(k,)`` token numbers; returns ``(...)`` token numbers.
+        """
+        if vectors.shape[-1] != self.dim:
+            raise ShapeError(f"vectors of {vectors.shape[-1]} numbers are not of {self.name!r}, whose have {self.dim}")
+        table = self.vectors[candidates].to(vectors)
+        norms = 0.5 * table.square().sum(1)
+        chunks = torch.split(vectors.reshape(-1, self.dim), DISTANCE_CHUNK)
+        rows = [(part @ table.T - norms).argmax(1) for part in chunks]
+        return candidates.to(vectors.device)[torch.cat(rows)].view(vectors.shape[:-1])
+
+    def words(self, ids: Tensor) -> str:
+        """Return tokens as a text without special tokens."""
+        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return text
+
+    def to(self, device: torch.device | str) -> "Vocabulary":
+        """Move the vectors to a device; returns itself."""
+        self.mean, self.vectors = self.mean.to(device), self.vectors.to(device)
+        self.special = self.special.to(device)
+        return self
+
+
+def load_vocabulary(encoder: TransformerEncoder) -> Vocabulary:
+    """Return the tokens and input embeddings of an encoder's model.
+
+    Raises:
+        ConfigError: the model cannot be loaded.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = encoder.load(AutoTokenizer)
+    with quiet_transformers():
+        model = encoder.load(AutoModel, use_safetensors=True)
+    table = model.get_input_embeddings().weight.detach().float().clone()
+    settings = json.dumps([encoder.identity(), "input embeddings"])
+    digest = hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
+    return Vocabulary(tokenizer, table, name=encoder.name, identity=f"tokens:{digest}")
+
+
+class AverageEncoder(SentenceEncoder):
+    """The L2-normalised mean of the vectors of a text's tokens: a bag of word vectors, without any context.
+
+    Args:
+        source: whose tokens and input embeddings are averaged.
+        name: what the user calls it.
+    """
+
+    cached = False
+
+    def __init__(self, source: TransformerEncoder, name: str = "average") -> None:
+        self.source = source
+        self.name = name
+        self._vocabulary: Vocabulary | None = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens and their vectors."""
+        if self._vocabulary is None:
+            self._vocabulary = load_vocabulary(self.source)
+        return self._vocabulary
+
+    def identity(self) -> str:
+        """Return that of the vocabulary, with the pooling."""
+        return f"{self.vocabulary.identity}:mean:l2"
+
+    def encode(self, texts: Sequence[str]) -> Encoding:
+        """Return one unit vector per text; a text without tokens is the zero vector."""
+        vocabulary = self.vocabulary
+        ids, mask, truncated = vocabulary.tokenize(texts, self.source.max_length)
+        counted = mask & ~vocabulary.special[ids]
+        points = torch.stack([vocabulary.vectors[row[kept]].sum(0) for row, kept in zip(ids, counted, strict=True)])
+        return Encoding(F.normalize(points, dim=1), truncated)

@@ -1,0 +1,398 @@
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mmdistill.distill import distill
+from mmdistill.errors import CheckpointError, ConfigError, ShapeError
+from mmdistill.evaluate import evaluate
+from mmdistill.labels import FixedLabels
+from mmdistill.methods import Method
+from mmdistill.networks.schedules import sgd_step
+from mmdistill.objectives.base import Network, class_gradients
+from mmdistill.runtime import Draws
+from mmdistill.store import DistilledSet
+from mmdistill.task import Batch, ClassBatch
+from mmdistill.testing import as_float64, check_task
+from mmdistill.text.attention import AttentionLabels, attention_loss
+from mmdistill.text.draw import draw, nearest_texts
+from mmdistill.text.encoder import PAIR, TransformerEncoder
+from mmdistill.text.exports import export_embeds, export_tensors, export_texts
+from mmdistill.text.methods import as_text_task
+from mmdistill.text.reading import Reader
+from mmdistill.text.token_methods import TOKEN_METHODS
+from mmdistill.text.token_models import Recurrent, SequenceClassifier, TextCNN, TransformerClassifier
+from mmdistill.text.token_task import TokenTask, token_task
+from mmdistill.text.vocabulary import AverageEncoder, Vocabulary, load_vocabulary
+from mmdistill.text.words import Words, as_token_task, word_samples
+from tests.oracles import text as oracle
+from tests.text.corpus import corpus, small_task, tiny_transformer, token_corpus_task
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_transformer(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def vocabulary(folder: Path) -> Vocabulary:
+    return load_vocabulary(TransformerEncoder(folder))
+
+
+@pytest.fixture(scope="module")
+def task(folder: Path) -> TokenTask:
+    return token_corpus_task(folder)
+
+
+@pytest.fixture(scope="module")
+def transformer(folder: Path) -> TokenTask:
+    return token_corpus_task(folder, "transformer", length=8)
+
+
+def quick(name: str, **changes: object) -> Method:
+    """Return a method with a few steps and small batches."""
+    return TOKEN_METHODS[name].with_settings(**{"steps": 2, "real_batch": 8, "init": "real", **changes})
+
+
+@pytest.mark.parametrize("model", ["textcnn", "bigru", "transformer"])
+def test_conformance(folder: Path, model: str) -> None:
+    check_task(token_corpus_task(folder, model, length=7, judge_epochs=2), judge=model)
+
+
+def test_vectors_are_the_standardised_input_embeddings(folder: Path, vocabulary: Vocabulary) -> None:
+    table = load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"]
+    assert float(vocabulary.vectors.mean(0).abs().max()) < 1e-5
+    assert float(vocabulary.vectors.square().mean()) == pytest.approx(1.0, rel=1e-5)
+    torch.testing.assert_close(vocabulary.embeds(vocabulary.vectors), table)
+
+
+def test_tokens_are_cut_counted_and_masked(vocabulary: Vocabulary) -> None:
+    tokens = vocabulary.tokenize(["bread soup", "the star was very good and new"], 6)
+    assert tokens.ids.shape == (2, 6)
+    assert tokens.mask.tolist() == [[True] * 4 + [False] * 2, [True] * 6]
+    assert tokens.truncated == 1
+    assert vocabulary.words(tokens.ids[0][tokens.mask[0]]) == "bread soup"
+    assert tokens.ids[1, -1] == vocabulary.tokenizer.sep_token_id  # the end token survives the cut
+    with pytest.raises(ConfigError, match="at least 3"):
+        vocabulary.tokenize(["bread"], 2)
+
+
+def test_the_default_length_holds_95_percent_whole(vocabulary: Vocabulary) -> None:
+    texts = ["bread"] * 97 + ["bread " * 9] * 3
+    tokens = vocabulary.tokenize(texts)
+    assert tokens.ids.shape[1] == 3
+    assert tokens.truncated == 3
+    assert vocabulary.tokenize(["bread " * 500]).ids.shape[1] == 128
+
+
+def test_pairs_are_joined_as_the_tokenizer_does_it(vocabulary: Vocabulary) -> None:
+    found = vocabulary.tokenize([f"bread soup{PAIR}star"], 8)
+    expected = vocabulary.tokenizer("bread soup", "star")["input_ids"]
+    assert found.ids[0, : len(expected)].tolist() == expected
+
+
+def test_a_tokenizer_without_a_pad_token_serves_as_well(folder: Path) -> None:
+    encoder = TransformerEncoder(folder)
+    without = load_vocabulary(encoder)
+    without.tokenizer.pad_token = None
+    tokens = without.tokenize(["bread", "bread soup"], 5)
+    assert tokens.mask.sum(1).tolist() == [3, 4]
+
+
+def test_nearest_tokens(vocabulary: Vocabulary) -> None:
+    everything = torch.arange(len(vocabulary.vectors))
+    ids = torch.tensor([[7, 9], [11, 30]])
+    assert torch.equal(vocabulary.nearest(vocabulary.vectors[ids], everything), ids)
+    some = torch.tensor([7, 8, 12])
+    moved = vocabulary.vectors[ids] + 0.3
+    distances = torch.cdist(moved, vocabulary.vectors[some])
+    assert torch.equal(vocabulary.nearest(moved, some), some[distances.argmin(2)])
+    with pytest.raises(ShapeError, match="whose have 16"):
+        vocabulary.nearest(torch.ones(2, 3), some)
+
+
+def test_the_lstm_and_the_gru_are_those_of_torch() -> None:
+    for gates, kind in ((4, nn.LSTM), (3, nn.GRU)):
+        own = Recurrent(5, 3, 4, gates).double()
+        theirs = kind(5, 4, batch_first=True, bidirectional=True).double()
+        with torch.no_grad():
+            for index, suffix in enumerate(("", "_reverse")):
+                getattr(theirs, f"weight_ih_l0{suffix}").copy_(own.inputs[index].weight)
+                getattr(theirs, f"bias_ih_l0{suffix}").copy_(own.inputs[index].bias)
+                getattr(theirs, f"weight_hh_l0{suffix}").copy_(own.hidden[index].weight)
+                getattr(theirs, f"bias_hh_l0{suffix}").copy_(own.hidden[index].bias)
+        x = Draws(0).normal(2, 6, 5, dtype=torch.float64)
+        mask = torch.ones(2, 6, dtype=torch.bool)
+        expected = own.head(theirs(x)[0].amax(1))
+        torch.testing.assert_close(own({"vectors": x, "mask": mask}), expected)
+        mask[1, 4:] = False
+        short = own.head(theirs(x[1:, :4])[0].amax(1))  # what follows a text's end changes nothing
+        torch.testing.assert_close(own({"vectors": x, "mask": mask})[1:], short)
+
+
+def test_the_textcnn_against_loops() -> None:
+    net = TextCNN(3, 2, 4, windows=(2, 3)).double()
+    x = Draws(0).normal(1, 5, 3, dtype=torch.float64)
+    filters = [(c.weight.tolist(), c.bias.tolist(), c.padding[0]) for c in net.convolutions]  # type: ignore[union-attr,operator,index]
+    pooled = oracle.max_over_time(x[0].tolist(), filters)
+    expected = net.head(torch.tensor(pooled, dtype=torch.float64))
+    torch.testing.assert_close(net({"vectors": x, "mask": torch.ones(1, 5, dtype=torch.bool)})[0], expected)
+
+
+def test_vectors_give_the_transformer_what_its_tokens_give(transformer: TokenTask, folder: Path) -> None:
+    from transformers import AutoModel
+
+    batch = transformer.select(torch.arange(4))
+    ids = transformer.tokens.train.ids[:4]
+    mask = transformer.tokens.train.mask[:4]
+    hidden = AutoModel.from_pretrained(folder)(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    found = transformer.features(transformer.init(Draws(0)), batch.inputs)[-1]
+    torch.testing.assert_close(found, pooled, rtol=1e-4, atol=1e-4)
+
+
+def test_each_network_has_the_pretrained_body_and_a_head_of_its_own(transformer: TokenTask) -> None:
+    one, other = transformer.init(Draws(0)), transformer.init(Draws(1))
+    for name, tensor in one.params.items():
+        same = torch.equal(tensor, other.params[name])
+        assert same == (name != "head.weight"), name
+    real = transformer.sample_real(Draws(0), None, 8)
+    assert isinstance(real, Batch)
+    sgd_step(transformer, one, {}, real, 0.5, 0.0, Draws(0))
+    again = transformer.init(Draws(0))
+    assert all(torch.equal(tensor, again.params[name]) for name, tensor in other.params.items() if "head" not in name)
+
+
+def test_gradients_of_transformers_can_be_differentiated(transformer: TokenTask) -> None:
+    real = transformer.sample_real(Draws(0), torch.arange(3), 2)
+    assert isinstance(real, ClassBatch)
+    vectors = real.batch.inputs["vectors"].clone().requires_grad_()  # type: ignore[call-overload,index]
+    inputs = {**real.batch.inputs, "vectors": vectors}  # type: ignore[dict-item]
+    batch = ClassBatch(real.batch._replace(inputs=inputs), real.dims)
+    gradients = class_gradients(Network(transformer, transformer.init(Draws(0))), batch, "loop")
+    total = torch.stack([g.square().sum() for g in gradients.values()]).sum()
+    (second,) = torch.autograd.grad(total, vectors)
+    assert second.isfinite().all()
+    assert float(second.abs().max()) > 0
+
+
+def test_any_sequence_classifier_can_be_distilled_with(folder: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from mmdistill.text.token_models import PretrainedModule
+
+    encoder = TransformerEncoder(folder)
+    vocabulary = load_vocabulary(encoder)
+
+    def load() -> nn.Module:
+        from mmdistill.text.encoder import quiet_transformers
+
+        with quiet_transformers():
+            return SequenceClassifier(
+                AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, attn_implementation="eager"),
+                vocabulary,
+            )
+
+    module = PretrainedModule(load, head="model.classifier")
+    task = token_task(corpus(12, 12), module.factory, folder, features=("model.classifier",), length=6)
+    assert task.judges[0] == "model"
+    result = distill(task, quick("dd", inner_steps=2), ipc=1)
+    assert len(task.evaluate(result.batch, "model", Draws(0), 1, result.learned).values["accuracy"]) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in TOKEN_METHODS if name != "attention-labels"])
+@pytest.mark.parametrize("model", ["textcnn", "bilstm"])
+def test_methods_move_vectors(folder: Path, name: str, model: str) -> None:
+    task = token_corpus_task(folder, model, length=7)
+    before = distill(task, quick(name, steps=0), ipc=1)
+    after = distill(task, quick(name), ipc=1)
+    moved = after.batch.inputs["vectors"] - before.batch.inputs["vectors"]  # type: ignore[call-overload,index,operator]
+    assert moved.isfinite().all()
+    assert float(moved.abs().max()) > 1e-3
+    assert after.stored_bytes == 3 * 7 * (4 * 16 + 1) + (3 * 3 * 4 if TOKEN_METHODS[name].label == "softmax" else 3)
+
+
+@pytest.fixture(scope="module")
+def unrolled(task: TokenTask) -> DistilledSet:
+    return distill(task, quick("sldd", steps=40, real_batch=60, inner_steps=6, inner_lr=0.5), ipc=1)
+
+
+def test_unrolled_sets_are_judged_by_their_own_steps(task: TokenTask, unrolled: DistilledSet) -> None:
+    result = unrolled
+    assert result.learned["inner_lr"].shape == (6,)
+    learned = task.evaluate(result.batch, "textcnn", Draws(0), 4, result.learned).values["accuracy"]
+    slower = {**result.learned, "inner_lr": result.learned["inner_lr"] / 50}
+    still = task.evaluate(result.batch, "textcnn", Draws(0), 4, slower).values["accuracy"]
+    assert statistics.fmean(learned) > statistics.fmean(still) + 0.05
+    other = task.evaluate(result.batch, "bigru", Draws(0), 1, slower)  # another network's steps are its own
+    assert other.values == task.evaluate(result.batch, "bigru", Draws(0), 1, {}).values
+
+
+def test_sets_beat_random_texts(task: TokenTask, unrolled: DistilledSet) -> None:
+    judged = evaluate(task, unrolled, n=4, baselines=("random",))
+    assert judged.headline().mean > judged.baselines["random"][0].mean + 0.1
+
+
+def test_attention_labels_are_learned_and_used(transformer: TokenTask) -> None:
+    method = quick("attention-labels", steps=3, real_batch=8)
+    result = distill(transformer, method, ipc=1)
+    assert isinstance(result.batch.targets, dict)
+    attention = result.batch.targets["attention"]
+    assert attention.shape == (3, 2, 2, 8)
+    torch.testing.assert_close(attention.sum(3), torch.ones(3, 2, 2))
+    assert float((attention - 1 / 8).abs().max()) > 1e-4
+    assert transformer.evaluate(result.batch, "transformer", Draws(0), 1, result.learned).values["accuracy"][0] > 0
+    assert "labels" in method.settings(1).optimizers
+
+
+def test_attention_labels_need_attention(task: TokenTask) -> None:
+    with pytest.raises(ConfigError, match="no attention"):
+        distill(task, quick("attention-labels"), ipc=1)
+
+
+def test_the_attention_loss_against_loops() -> None:
+    attention = Draws(0).normal(3, 2, 2, 5, dtype=torch.float64).softmax(3)
+    labels = Draws(1).normal(3, 2, 2, 5, dtype=torch.float64).softmax(3)
+    found = attention_loss(attention, labels)
+    for row in range(3):
+        expected = oracle.attention_divergence(attention[row].tolist(), labels[row].tolist())
+        assert float(found[row]) == pytest.approx(expected, rel=1e-6)
+    assert float(attention_loss(labels, labels).abs().max()) < 1e-12
+    with pytest.raises(ShapeError, match="against labels"):
+        attention_loss(attention, labels[:, :1])
+    own = AttentionLabels(FixedLabels(torch.tensor([0, 1, 2])), torch.zeros(3, 2, 2, 5))
+    assert {name for name, _ in own.named_parameters()} == {"logits"}
+
+
+def test_the_first_token_s_attention_is_the_transformer_s(transformer: TokenTask) -> None:
+    module = transformer.model.module
+    assert isinstance(module, TransformerClassifier)
+    inputs = transformer.select(torch.arange(3)).inputs
+    assert isinstance(inputs, dict)
+    logits, attention = module.with_attention(inputs)
+    torch.testing.assert_close(logits, module(inputs))
+    torch.testing.assert_close(attention.sum(3), torch.ones(3, 2, 2))
+    assert float(attention.detach()[~inputs["mask"][:, None, None].expand_as(attention)].sum()) == 0
+
+
+def test_words_are_real_tokens_that_change(task: TokenTask) -> None:
+    method = quick("dc-tokens", steps=40, real_batch=20)
+    method = method.stored_as(word_storage())
+    settings = method.settings(2)
+    before, after = (distill(task, method, ipc=2, settings={"steps": steps}) for steps in (0, settings.steps))
+    table = task.vocabulary.vectors
+    for result in (before, after):
+        vectors = result.batch.inputs["vectors"]  # type: ignore[call-overload,index]
+        mask = result.batch.inputs["mask"]  # type: ignore[call-overload,index]
+        assert all((row == table).all(1).any() for row in vectors[mask])
+    texts = task.readable(before.batch.inputs)
+    assert all(text in task.data.train.texts for text in texts)
+    assert task.readable(after.batch.inputs) != texts
+    # two bytes a token and one a label
+    mask = after.batch.inputs["mask"]  # type: ignore[call-overload,index]
+    assert after.stored_bytes == 2 * int(mask.sum()) + 6
+    projected = task.evaluate(after.batch, "projected", Draws(0), 1, {}).values
+    assert projected == task.evaluate(after.batch, "textcnn", Draws(0), 1, {}).values
+
+
+def word_storage() -> object:
+    from mmdistill.text import DOMAIN
+
+    return DOMAIN.parameterizations["words"]
+
+
+def test_words_pass_gradients_straight_through(task: TokenTask) -> None:
+    settings = dataclasses.replace(quick("dm-tokens").settings(1))
+    words = word_samples(task, 1, settings, "fixed", Draws(0))
+    assert isinstance(words, Words)
+    weight = Draws(1).normal(*words.codes.shape)
+    (gradient,) = torch.autograd.grad((words(Draws(0)).inputs["vectors"] * weight).sum(), words.codes)  # type: ignore[call-overload,index]
+    ids = words.ids()
+    free = words.mask & ~task.vocabulary.special[ids]
+    torch.testing.assert_close(gradient[free], weight[free])
+    assert float(gradient[~free].abs().max()) == 0  # special tokens and padding stay
+    with pytest.raises(ConfigError, match="start from real texts"):
+        word_samples(task, 1, dataclasses.replace(settings, init="noise"), "fixed", Draws(0))
+
+
+def test_reading_judges(task: TokenTask) -> None:
+    real = task.select(torch.arange(0, 90, 3))
+    assert task.readable(real.inputs) == [task.data.train.texts[i] for i in range(0, 90, 3)]
+    scores = task.evaluate(real, "read-tfidf", Draws(0), 3, {})
+    assert scores.values["accuracy"][0] > 0.5
+    texts = [task.data.train.texts[i] for i in range(0, 90, 3)]
+    assert isinstance(real.targets, torch.Tensor)
+    assert scores.values == Reader(task.data, task.device).score("read-tfidf", texts, real.targets, None).values
+    average = AverageEncoder(task.encoder)
+    points = average.encode(["bread soup", "bread", "[SEP]"]).points
+    torch.testing.assert_close(points.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]))
+
+
+def test_pictures_and_exports(task: TokenTask, tmp_path: Path) -> None:
+    batch = task.select(torch.tensor([0, 40, 80]))
+    picture, table = draw(task, batch, tmp_path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"**{task.data.train.texts[40]}**" in table.read_text()
+    similarity, texts = nearest_texts(task, batch)
+    assert [row[0] for row in texts] == [task.data.train.texts[i] for i in (0, 40, 80)]
+    torch.testing.assert_close(similarity[:, 0], torch.ones(3))
+    (path,) = export_embeds(task, batch, tmp_path)
+    stored = load_file(path)
+    table = load_file(Path(task.encoder.model) / "model.safetensors")["embeddings.word_embeddings.weight"]
+    mask = task.tokens.train.mask[[0, 40, 80]]
+    torch.testing.assert_close(stored["inputs_embeds"][mask], table[task.tokens.train.ids[[0, 40, 80]][mask]])
+    assert stored["soft_labels"].argmax(1).tolist() == task.data.train.labels[[0, 40, 80]].tolist()
+    (path,) = export_texts(task, batch, tmp_path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["text"] for line in lines] == [task.data.train.texts[i] for i in (0, 40, 80)]
+    assert lines[0]["label"] == "food"
+    (path,) = export_tensors(task, batch, tmp_path)
+    assert set(load_file(path)) == {"inputs.vectors", "inputs.mask", "targets", "weight"}
+
+
+def test_sets_of_another_vocabulary_or_space_are_refused(task: TokenTask, tmp_path: Path) -> None:
+    with pytest.raises(ShapeError, match="dict of 'vectors'"):
+        task.evaluate(small_task().select(torch.arange(3)), "textcnn", Draws(0), 1, {})
+    batch = task.select(torch.arange(3))
+    other = {**batch.inputs, "vectors": torch.ones(3, 4, 5)}  # type: ignore[dict-item]
+    with pytest.raises(ShapeError, match="not of the tokens of"):
+        task.evaluate(batch._replace(inputs=other), "textcnn", Draws(0), 1, {})
+    with pytest.raises(ShapeError, match="expected soft labels"):
+        task.evaluate(batch._replace(targets=torch.ones(3, 2)), "textcnn", Draws(0), 1, {})
+    elsewhere = token_corpus_task(tmp_path / "other", length=task.length)
+    tiny_transformer(tmp_path / "deeper", layers=1)
+    deeper = token_corpus_task(tmp_path / "deeper", length=task.length)
+    result = distill(task, quick("dm-tokens"), ipc=1)
+    evaluate(elsewhere, result, n=1, baselines=())  # the same model in another folder is the same space
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        evaluate(deeper, result, n=1)
+
+
+def test_networks_and_encoders_that_do_not_fit(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'textcnn'"):
+        token_corpus_task(folder, "textcn")
+    with pytest.raises(ConfigError, match="no table of token embeddings"):
+        token_task(corpus(), "textcnn", "tfidf")
+    with pytest.raises(ConfigError, match="cannot read a dict"):
+        token_corpus_task(folder, lambda: nn.Linear(3, 3))
+    with pytest.raises(ConfigError, match="width of a transformer"):
+        token_task(corpus(), "transformer", folder, width=3)
+    with pytest.raises(ConfigError, match="token embeddings"):
+        as_token_task(small_task())
+    points_only = token_corpus_task(folder)
+    with pytest.raises(ConfigError, match="sentence points"):
+        as_text_task(points_only)
+
+
+def test_float64_gradients_of_the_bilstm(folder: Path) -> None:
+    task = token_corpus_task(folder, "bilstm", length=5)
+    state = as_float64(task.init(Draws(0)))
+    batch = task.select(torch.arange(2))
+    inputs = {**batch.inputs, "vectors": batch.inputs["vectors"].double()}  # type: ignore[dict-item,call-overload,index]
+    loss = task.loss(state, batch._replace(inputs=inputs, weight=batch.weight.double()))
+    assert loss.dtype == torch.float64
