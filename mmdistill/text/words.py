@@ -130,7 +130,7 @@ class Words(Parameterization):
 
     def stored_numel(self) -> int:
         """Return the count of token numbers and what the labels store."""
-        labels = sum(tensor.numel() for tensor in self.labels.state_dict().values())
+        labels: int = sum(tensor.numel() for tensor in self.labels.state_dict().values())
         return labels + int(self.mask.sum())
 
     def stored_bytes(self) -> int:
