@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmdistill import runtime
+from mmdistill import ranks, runtime
 from mmdistill.compilation import CompileMode, worth_compiling
 from mmdistill.distiller import Distiller, RunState
 from mmdistill.errors import MmdistillError
@@ -94,9 +94,10 @@ class CapturedStep:
 
 
 def capturable(distiller: Distiller) -> bool:
-    """Return whether every step launches the same work: no ageing network, no host-side change of rates."""
+    """Return whether every step launches the same work: no ageing network, no host-side change of rates, one rank."""
     steady = all(spec.active is None and not spec.cosine for spec in distiller.settings.optimizers.values())
-    return distiller.task.device.type == "cuda" and isinstance(distiller.schedule, FreshNetworks) and steady
+    alone = distiller.task.device.type == "cuda" and ranks.size() == 1
+    return alone and isinstance(distiller.schedule, FreshNetworks) and steady
 
 
 class Stepper:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mmdistill import ranks
 from mmdistill.budget import find_budget
 from mmdistill.config import DistillConfig, baseline_names, require_data_and_method, split_names
 from mmdistill.distill import distill
@@ -91,7 +92,7 @@ def _with_rate(method: Method, lr: float) -> Method:
 
 
 def distill_command(config: DistillConfig, resume: str | None) -> None:
-    """Distil, judge, draw; or continue an interrupted run."""
+    """Distil, judge, draw; or continue an interrupted run. Under torchrun all ranks distil and the first goes on."""
     if resume is not None:
         config = DistillConfig.load(Path(resume) / "config.yaml")
         config = dataclasses.replace(config, out=resume)
@@ -101,24 +102,34 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
         raise ConfigError(f"{folder} already holds a finished run; choose another --out or add --overwrite true")
     if config.deterministic:
         use_deterministic_kernels()
-    domain, task = make_task(config)
-    method, budget = find_budget(
-        task,
-        chosen_method(config, domain),
-        ipc=config.ipc,
-        nodes=config.nodes,
-        users=config.users,
-        bytes=config.bytes,
-    )
-    if resume is None:
-        for stale in ("distilled.json", "distilled.safetensors", "metrics.json"):
-            (folder / stale).unlink(missing_ok=True)
-        config.save(folder / "config.yaml")
-    if finished and resume is not None:
-        distilled = DistilledSet.load(folder)
-        print(f"{folder} is already distilled")
-    else:
-        distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None)
+    with ranks.process_group(config.device) as device:
+        with ranks.first_alone():
+            domain, task = make_task(config, device)
+        method, budget = find_budget(
+            task,
+            chosen_method(config, domain),
+            ipc=config.ipc,
+            nodes=config.nodes,
+            users=config.users,
+            bytes=config.bytes,
+        )
+        if resume is None and ranks.is_first():
+            for stale in ("distilled.json", "distilled.safetensors", "metrics.json"):
+                (folder / stale).unlink(missing_ok=True)
+            config.save(folder / "config.yaml")
+        if finished and resume is not None:
+            distilled = DistilledSet.load(folder)
+        else:
+            distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None)
+        first = ranks.is_first()
+    if first:
+        _judge_and_draw(config, domain, task, distilled, folder, budget)
+
+
+def _judge_and_draw(
+    config: DistillConfig, domain: Domain, task: Task, distilled: DistilledSet, folder: Path, budget: int
+) -> None:
+    """Judge a set that has just been distilled, draw it, and print what came out."""
     print(f"distilled in {distilled.seconds:.1f} s; judging with {config.networks} networks ...")
     baselines = baseline_names(config.baselines)
     evaluation = evaluate(
@@ -136,7 +147,9 @@ def _distill_with_bar(
     config: DistillConfig, task: Task, method: Method, budget: int, folder: Path, resume: bool
 ) -> DistilledSet:
     name = canonical(str(config.method))
-    with tqdm(desc=f"{Path(str(config.data)).stem} {name}", unit="step", dynamic_ncols=True) as bar:
+    with tqdm(
+        desc=f"{Path(str(config.data)).stem} {name}", unit="step", dynamic_ncols=True, disable=not ranks.is_first()
+    ) as bar:
 
         def show(done: int, total: int, loss: float) -> None:
             bar.total = total

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
+from mmdistill import ranks
 from mmdistill.budget import find_budget
 from mmdistill.capture import Stepper
 from mmdistill.compilation import CompileMode
@@ -91,7 +93,7 @@ def distill(
         compile: ``auto`` compiles what the network does in runs long enough to repay it, ``on`` always, and on CUDA
             captures the whole step too, ``off`` stays eager.
     Returns:
-        The distilled set.
+        The distilled set. On several processes (torchrun) every rank returns the same one, and the first writes it.
     Raises:
         ConfigError: an unknown method, a budget in another unit, an impossible composition.
         NonFiniteError: a loss became NaN or infinite; the last good checkpoint is kept.
@@ -106,7 +108,9 @@ def distill(
     distiller = Distiller(task, found, size, seed=seed)
     folder = None if out is None else Path(out)
     began = time.perf_counter()
-    run = distiller.start()
+    with ranks.first_alone():
+        run = distiller.start()
+        distiller.schedule.make_ready(task)
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity(distiller, name))
     earlier = 0.0
     if resume:
@@ -120,7 +124,7 @@ def distill(
     _loop(distiller, stepper, run, checkpoints, interval, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
     result = replace(result, path=stepper.path)
-    if folder is not None:
+    if folder is not None and ranks.is_first():
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
         result.save(folder)
     return result
@@ -144,7 +148,10 @@ def _loop(
             with explained(f"step {run.step + 1} of the distillation", LOWER):
                 run, loss = stepper(run)
             last = run.step == steps
-            if run.step % read_every == 0 or last or stop.is_set():
+            reading = run.step % read_every == 0 or last
+            stopping = _agreed(stop, reading)
+            if reading or stopping:
+                ranks.average([loss := loss.clone()])
                 value = float(loss)
                 _require_finite(run, value)
                 run.history.append((run.step, value))
@@ -152,15 +159,22 @@ def _loop(
                     progress(run.step, steps, value)
             if validate_every and (run.step % validate_every == 0 or last):
                 distiller.validate(run)
-            if checkpoints is not None and (run.step % interval == 0 or last or stop.is_set()):
+            if checkpoints is not None and (run.step % interval == 0 or last or stopping):
                 _require_finite(run, float(loss))
                 checkpoints.save(run, time.perf_counter() - began)
-            if stop.is_set():
+            if stopping:
                 raise KeyboardInterrupt
 
 
+def _agreed(stop: threading.Event, reading: bool) -> bool:
+    """Return whether to stop: at once when alone, and in a group where all wait for each other anyway."""
+    if ranks.size() == 1:
+        return stop.is_set()
+    return reading and any(ranks.gathered(stop.is_set()))
+
+
 def _require_finite(run: RunState, loss: float) -> None:
-    if not bool(run.finite):
+    if not ranks.all_true(run.finite):
         raise NonFiniteError(
             f"the loss became {loss} at or before step {run.step}; the last good checkpoint is kept. "
             "Lower the learning rate (settings: optimizers) or use float32"
@@ -198,6 +212,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "budget": distiller.budget,
         "seed": distiller.draws.seed,
         "settings": asdict(distiller.settings),
+        "processes": ranks.size(),
     }
     plain: dict[str, object] = json.loads(json.dumps(found, default=str))
     return plain
@@ -206,13 +221,15 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
 class Checkpoints:
     """The checkpoints of one run: the newest two are kept, so that a damaged one loses at most an interval.
 
+    On several processes each rank keeps its own, whose networks differ; later ranks in a folder of theirs.
+
     Args:
         folder: where they lie.
         identity: what a checkpoint must share with the run, see :func:`identity`.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
-        self.folder = folder
+        self.folder = folder if ranks.is_first() else folder / f"rank-{ranks.rank()}"
         self.identity = dict(identity)
 
     def paths(self) -> list[Path]:
@@ -238,15 +255,21 @@ class Checkpoints:
             CheckpointError: there is none, all are damaged, or they belong to another run.
         """
         damage: list[str] = []
+        trees: dict[str, dict[str, Any]] = {}
         for path in reversed(self.paths()):
             try:
-                tree = load_tree(path)
+                trees[path.name] = load_tree(path)
             except CheckpointError as error:
                 damage.append(str(error))
                 continue
-            self._require_same(path, json.loads(tree["identity"]))
-            run.load(tree["run"], device)
-            return float(tree["seconds"])
+            if ranks.size() == 1:
+                break
+        everywhere = set.intersection(*(set(names) for names in ranks.gathered(list(trees))))
+        if everywhere:
+            newest = max(everywhere)
+            self._require_same(self.folder / newest, json.loads(trees[newest]["identity"]))
+            run.load(trees[newest]["run"], device)
+            return float(trees[newest]["seconds"])
         if damage:
             raise CheckpointError("no readable checkpoint: " + "; ".join(damage))
         raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdistill import runtime
+from mmdistill import ranks, runtime
 from mmdistill.compilation import compiled, operations
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import TeacherLabels
@@ -253,7 +253,7 @@ class Distiller:
         return count
 
     def _key(self, run: RunState) -> Draws:
-        return self.draws.fold("step", run.step, "rank", runtime.rank())
+        return self.draws.fold("step", run.step, "rank", ranks.rank())
 
     def step(self, run: RunState) -> tuple[RunState, Tensor]:
         """Take one outer step; returns the state, updated in place, and the loss, still on the device."""
@@ -288,7 +288,7 @@ class Distiller:
         if not tensors:
             return
         gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
-        runtime.average_over_ranks([g for g in gradients if g is not None])
+        ranks.average([g for g in gradients if g is not None])
         for parameter, gradient in zip(tensors, gradients, strict=True):
             parameter.grad = gradient
         for name in active:

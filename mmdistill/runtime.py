@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,20 +152,6 @@ def peak_memory_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if platform.system() == "Darwin" else peak * 1024)
-
-
-def average_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Average tensors in place over the processes of a torchrun group; nothing without one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.SUM)
-            tensor /= torch.distributed.get_world_size()
-
-
-def rank() -> int:
-    """Return this process's rank in a torchrun group; 0 without one."""
-    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if grouped else 0
 
 
 def cache_folder() -> Path:

@@ -45,9 +45,8 @@ class NetworkSchedule(ABC):
     gives_target = False
     """Whether fetched states carry a target."""
 
-    def initial(self) -> ScheduleState:
-        """Return the state before the first step."""
-        return EMPTY
+    def make_ready(self, task: Task) -> None:  # noqa: B027 - most schedules need nothing
+        """Make what the schedule needs from the cache, before the first step; nothing by default."""
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return a state that holds a network: the live one, or a fresh one at age 0."""

@@ -12,7 +12,7 @@ from mmdistill.task import Task
 class ExpertTrajectories(NetworkSchedule):
     """Start each outer step at a random epoch of a random expert, with a later epoch as the target (MTT).
 
-    Experts that are missing are trained at the first fetch.
+    Experts that are missing are trained before the first step.
 
     Args:
         experts: how many.
@@ -44,6 +44,10 @@ class ExpertTrajectories(NetworkSchedule):
         self.recipe = recipe
         self.folder = folder
         self._opened: tuple[Task, Experts] | None = None
+
+    def make_ready(self, task: Task) -> None:
+        """Open the experts, training those that are missing."""
+        self._experts(task)
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return an expert's network at a random start, with its target."""

@@ -1,0 +1,98 @@
+"""One run on several processes, as torchrun starts them: each rank draws networks and real samples of its own.
+
+The synthetic data are the same on all ranks, since they start from one key and step on one averaged gradient. Without
+torchrun every function here is what it is for a single process, at no cost.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from mmdistill.runtime import choose_device
+
+T = TypeVar("T")
+LONGEST_WAIT = timedelta(days=2)
+"""How long ranks wait for the first one, which may train experts meanwhile."""
+
+
+def size() -> int:
+    """Return the number of processes of the run."""
+    return distributed.get_world_size() if _grouped() else 1
+
+
+def rank() -> int:
+    """Return this process's number among them."""
+    return distributed.get_rank() if _grouped() else 0
+
+
+def is_first() -> bool:
+    """Return whether this process writes and prints for all."""
+    return rank() == 0
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[str]:
+    """Join the group that torchrun started, if it did, and leave it at the end.
+
+    Args:
+        device: as on the command line; ``auto`` and ``cuda`` become the rank's own device.
+    Yields:
+        the name of this rank's device.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _grouped():
+        yield device
+        return
+    own = choose_device(device)
+    if own.type == "cuda":
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own)
+    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    try:
+        yield str(own)
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """Let the first rank do something before the others, who then find it done in the cache (data, experts)."""
+    if not is_first():
+        distributed.barrier()
+    yield
+    if is_first() and size() > 1:
+        distributed.barrier()
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Average tensors over the ranks, in place."""
+    if size() > 1:
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
+            tensor /= size()
+
+
+def all_true(flag: Tensor) -> bool:
+    """Return whether a scalar is true on every rank; waits for the device, and for all ranks."""
+    if size() == 1:
+        return bool(flag)
+    shared = flag.to(torch.float32)
+    distributed.all_reduce(shared, op=distributed.ReduceOp.MIN)
+    return bool(shared)
+
+
+def gathered(value: T) -> list[T]:
+    """Return the small values of all ranks, in their order."""
+    if size() == 1:
+        return [value]
+    values: list[T] = [value] * size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def _grouped() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,98 @@
+"""One run on several processes: the averaged gradient, one result, and a stop that every rank survives."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmdistill import ranks
+from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
+from mmdistill.errors import CheckpointError
+from mmdistill.networks.schedules import EMPTY
+from mmdistill.store import DistilledSet
+from tests.test_distill import method, samples
+from tests.toys import BlobTask
+
+
+def torchrun(*arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def by_hand() -> Tensor:
+    """Distribution matching with momentum on the mean of two ranks' gradients, one rank after the other."""
+    distiller = Distiller(BlobTask(), method("dm"), 2, seed=4)
+    run = distiller.start()
+    (codes,) = run.parameterization.groups()["codes"]
+    spec = distiller.settings.optimizers["codes"]
+    velocity = torch.zeros_like(codes)
+    for step in range(distiller.steps):
+        run.step = step
+        found = []
+        for rank in range(2):
+            key = distiller.draws.fold("step", step, "rank", rank)
+            schedule = distiller.schedule.fetch(distiller.task, EMPTY, key.fold("network"))
+            syn, real = distiller.batches(run, schedule, key)
+            loss = run.objective(distiller._network(run, schedule), syn, real, key.fold("objective"))
+            found.append(torch.autograd.grad(loss, codes)[0])
+        velocity = spec.momentum * velocity + (found[0] + found[1]) / 2
+        with torch.no_grad():
+            codes -= spec.lr * velocity
+    return codes.detach()
+
+
+def test_alone_nothing_is_shared() -> None:
+    assert (ranks.size(), ranks.rank(), ranks.is_first()) == (1, 0, True)
+    with ranks.process_group("auto") as device, ranks.first_alone():
+        assert device == "auto"
+    tensor = torch.tensor([1.0, 2.0])
+    ranks.average([tensor])
+    assert tensor.tolist() == [1.0, 2.0]
+    assert ranks.gathered("x") == ["x"]
+    assert not ranks.all_true(torch.tensor(False))
+
+
+@pytest.mark.ddp
+def test_two_ranks_step_on_the_mean_of_their_gradients(tmp_path: Path) -> None:
+    torchrun("-m", "tests.rank_worker", str(tmp_path), "dm", "whole")
+    one, other = (load_file(tmp_path / f"whole-{rank}.safetensors")["samples"] for rank in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(samples(DistilledSet.load(tmp_path / "run")), one)
+    torch.testing.assert_close(one, by_hand().reshape(one.shape), rtol=1e-5, atol=1e-6)
+    alone = samples(distill(BlobTask(), method("dm"), ipc=2, seed=4))
+    assert not torch.allclose(one, alone)
+
+
+@pytest.mark.ddp
+def test_ranks_stop_together_and_resume_bit_identically(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    torchrun("-m", "tests.rank_worker", str(whole), "dc", "whole")
+    torchrun("-m", "tests.rank_worker", str(stopped), "dc", "stop")
+    assert not (stopped / "run" / "distilled.json").exists()
+    steps = [{path.name for path in (stopped / "run" / "checkpoints" / own).glob("step-*")} for own in ("", "rank-1")]
+    assert steps[0] == steps[1] != set()
+    with pytest.raises(CheckpointError, match="processes is 2, not 1"):
+        distill(BlobTask(), method("dc"), ipc=2, seed=4, out=stopped / "run", resume=True)
+    torchrun("-m", "tests.rank_worker", str(stopped), "dc", "resume")
+    expected = load_file(whole / "whole-0.safetensors")["samples"]
+    assert torch.equal(load_file(stopped / "resume-0.safetensors")["samples"], expected)
+    assert torch.equal(load_file(stopped / "resume-1.safetensors")["samples"], expected)
+
+
+@pytest.mark.ddp
+def test_the_command_line_under_torchrun_judges_once(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    what = ["--data", "digits", "--method", "dm", "--ipc", "1", "--steps", "6", "--width", "4"]
+    judging = ["--judge-epochs", "1", "--networks", "2"]
+    torchrun("-m", "mmdistill", "distill", *what, *judging, "--device", "cpu", "--out", run)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["results"][0]["n"] == 2
