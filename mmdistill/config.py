@@ -44,6 +44,8 @@ class DistillConfig:
         outer_steps: updates of the synthetic data per network
         inner_steps: network updates between them
         validate_every: steps between validations that pick the best step; 0 keeps the last
+        patience: validations without a better step after which the run ends; 0 takes all steps
+        interactions_per_user: of a synthetic user (recommender data); the method's own number by default
         checkpoint_every: steps between checkpoints; every tenth of the run by default
         judges: who judges the result, comma-separated, or 'all'; the domain's first judge by default
         networks: independently trained networks per judge
@@ -85,6 +87,8 @@ class DistillConfig:
     outer_steps: int | None = None
     inner_steps: int | None = None
     validate_every: int | None = None
+    patience: int | None = None
+    interactions_per_user: int | None = None
     checkpoint_every: int = 0
     judges: str | None = None
     networks: int = 5
@@ -105,7 +109,17 @@ class DistillConfig:
 
     def overrides(self) -> dict[str, object]:
         """Return the settings that replace the method's own."""
-        names = ("steps", "real_batch", "init", "augment", "outer_steps", "inner_steps", "validate_every")
+        names = (
+            "steps",
+            "real_batch",
+            "init",
+            "augment",
+            "outer_steps",
+            "inner_steps",
+            "validate_every",
+            "patience",
+            "interactions_per_user",
+        )
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def judge_names(self) -> list[str]:

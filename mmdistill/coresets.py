@@ -12,7 +12,7 @@ from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.labels import one_hot
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, BudgetKind, Embeds, NetworkState, Task, Tensors, num_samples
+from mmdistill.task import Batch, BudgetKind, Embeds, NetworkState, Selects, Task, Tensors, num_samples
 
 InitKind = Literal["real", "noise", "herding", "k-center", "k-means", "craig"]
 CORESETS = ("herding", "k-center", "k-means", "craig")
@@ -344,8 +344,10 @@ def _craig_of(task: Task, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]
 def coreset(task: Task, kind: str, counts: Tensor, draws: Draws) -> Batch:
     """Return the chosen real samples to train on; CRAIG's weigh as much as the samples that they stand for.
 
-    Args and errors as for :func:`choose_samples`.
+    Args and errors as for :func:`choose_samples`; a task may have selections of its own.
     """
+    if isinstance(task, Selects) and kind in task.selections:
+        return task.selection(kind, counts, draws)
     if kind != "craig":
         return task.select(choose_samples(task, kind, counts, draws))
     indices, weights = _craig_of(task, counts, draws)

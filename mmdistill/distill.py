@@ -144,7 +144,7 @@ def _loop(
     read_every = max(steps // READS_PER_RUN, 1)
     validate_every = distiller.settings.validate_every
     with _stop_requests() as stop:
-        while run.step < steps:
+        while run.step < steps and not distiller.exhausted(run):
             with explained(f"step {run.step + 1} of the distillation", LOWER):
                 run, loss = stepper(run)
             last = run.step == steps

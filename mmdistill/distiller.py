@@ -299,6 +299,11 @@ class Distiller:
                     group["lr"] = spec.lr * (spec.floor + (1 - spec.floor) * wave)
             optimizer.step()
 
+    def exhausted(self, run: RunState) -> bool:
+        """Return whether the last so many validations, as many as the settings are patient, found no better step."""
+        wait = self.settings.patience * self.settings.validate_every
+        return bool(wait) and run.best is not None and run.step - run.best["step"] >= wait
+
     def validate(self, run: RunState) -> None:
         """Keep the current step if it is the best on validation data."""
         if not isinstance(self.task, Validates):
@@ -334,7 +339,7 @@ class Distiller:
             learned={name: tensor.cpu() for name, tensor in run.objective.learned().items()},
             seed=self.draws.seed,
             steps=step,
-            settings=asdict(self.settings),
+            settings=asdict(self.settings) | ({"steps": run.step} if self.steps else {}),  # fewer if patience ended it
             seconds=seconds,
             peak_memory_bytes=runtime.peak_memory_bytes(self.task.device),
             device=runtime.describe_device(self.task.device),

@@ -14,7 +14,7 @@ from mmdistill.memory import explained
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
-from mmdistill.task import Batch, NamesJudges, Scores, ScoresRobustness, Task
+from mmdistill.task import Batch, NamesJudges, Scores, ScoresRobustness, Selects, Task
 
 METRICS_VERSION = 1
 BASELINES = ("random", "herding", "whole")
@@ -142,7 +142,8 @@ def evaluate(
         judges: names, ``["all"]``, or None for the task's default.
         n: networks per judge.
         seed: of judging; independent of the distillation's.
-        baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``.
+        baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, and the task's own
+            selections.
         robust: give the label-robust and the augmentation-robust score instead, which have their own comparisons.
     Raises:
         ConfigError: an unknown judge or baseline, or n below 1.
@@ -151,9 +152,10 @@ def evaluate(
     """
     if n < 1:
         raise ConfigError(f"at least one network must judge, got n={n}")
-    unknown = [name for name in baselines if name not in KNOWN_BASELINES]
+    known = (*KNOWN_BASELINES, *(task.selections if isinstance(task, Selects) else ()))
+    unknown = [name for name in baselines if name not in known]
     if unknown:
-        raise unknown_name("baseline", unknown[0], KNOWN_BASELINES)
+        raise unknown_name("baseline", unknown[0], known)
     learned: Mapping[str, Tensor] = {}
     if isinstance(distilled, DistilledSet):
         distilled.require(task.describe())

@@ -66,7 +66,9 @@ class Settings:
         teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
         ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
+        patience: end the run after so many validations in a row without a better one; 0 takes all steps.
         stored_bytes: the bytes that a storage may fill with codes; 0: those of the raw samples of the budget.
+        interactions_per_user: of a synthetic user (recommender data); 0: the method's own number.
     """
 
     steps: int
@@ -89,4 +91,6 @@ class Settings:
     teacher_epochs: int = 10
     ema: float = 0.0
     validate_every: int = 0
+    patience: int = 0
     stored_bytes: int = 0
+    interactions_per_user: int = 0

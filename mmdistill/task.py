@@ -255,6 +255,20 @@ class Embeds(Protocol):
 
 
 @runtime_checkable
+class Selects(Protocol):
+    """A task that has selections of its own, which stand beside a result like random and herding.
+
+    ``selections`` names them.
+    """
+
+    selections: Sequence[str]
+
+    def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
+        """Return the samples of a selection, as many of each class as ``counts`` says (of the one group without)."""
+        ...
+
+
+@runtime_checkable
 class NamesJudges(Protocol):
     """A task whose judges are more than those it lists, by a grammar of names."""
 

@@ -181,6 +181,16 @@ def test_validation_keeps_the_best_step() -> None:
         distill(BlobTask(), method("dc", validate_every=2), ipc=2)
 
 
+def test_patience_ends_a_run_that_no_longer_improves() -> None:
+    whole = distill(Validated(), method("dc", validate_every=2, steps=40), ipc=2)
+    task = Validated()
+    short = distill(task, method("dc", validate_every=2, steps=40, patience=4), ipc=2)
+    assert task.calls == 3 + 4
+    assert short.steps == whole.steps == 6
+    assert torch.equal(samples(short), samples(whole))
+    assert (short.settings["steps"], whole.settings["steps"]) == (14, 40)
+
+
 def test_groups_rest_outside_their_active_steps() -> None:
     task = BlobTask()
     resting = method("dm", optimizers={"codes": OptimizerSpec("sgd", 1.0, active=(5, 6, 100))}, steps=5)

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import as_probabilities, weighted_mean
 from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes
 from mmdistill.runtime import Draws
@@ -156,6 +156,61 @@ def multinomial(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
     return weighted_mean(-(targets.to(prediction) * prediction.log_softmax(1)).sum(1), weight.to(prediction))
 
 
+class RidgeSystem(NamedTuple):
+    """A ridge regression on the synthetic set, as readouts see it.
+
+    Args:
+        k_ts: ``(n_t, n_s)`` kernel of real with synthetic samples.
+        k_ss: ``(n_s, n_s)`` kernel of the synthetic samples.
+        targets: ``(n_s, k)`` what is regressed.
+        ridge: lambda.
+        scale: its convention, as :func:`ridge_solution` has it.
+        real: the real inputs.
+        syn: the synthetic inputs.
+    """
+
+    k_ts: Tensor
+    k_ss: Tensor
+    targets: Tensor
+    ridge: Tensor
+    scale: Literal["trace", "absolute"]
+    real: Inputs
+    syn: Inputs
+
+
+Readout = Callable[[RidgeSystem], Tensor]
+"""From a ridge system to predictions ``(n_t, k)`` for the real samples."""
+
+
+def ridge_prediction(system: RidgeSystem) -> Tensor:
+    """Return K_ts (K_ss + lambda I)^-1 Y_s."""
+    k_ts, k_ss, targets, ridge, scale, *_ = system
+    if targets.shape[1] > k_ts.shape[0]:  # solving for the real samples is the smaller system (items as targets)
+        weights = ridge_solution(k_ss, k_ts.T, ridge, scale).T
+        return weights.to(k_ts.dtype) @ targets.to(k_ts.dtype)
+    return k_ts @ ridge_solution(k_ss, targets, ridge, scale).to(k_ts.dtype)
+
+
+def without_diagonal(system: RidgeSystem) -> Tensor:
+    r"""Return the prediction of each input coordinate from all others: EASE, with the linear kernel and Y_s = X_s.
+
+    .. math:: f(x)_i = \frac{(K_{ts} A^{-1} X_s)_i - h_i x_i}{1 - h_i}, \quad
+        h_i = (X_s^\top A^{-1} X_s)_{ii}, \quad A = X_s X_s^\top + \lambda I
+
+    This is EASE's dual form: nothing of size k x k appears.
+
+    Raises:
+        ShapeError: inputs that are not rows of the width of the targets.
+    Source: Steck, WWW 2019, Eq. 8, by the Woodbury identity.
+    """
+    real, syn, targets = system.real, system.syn, system.targets
+    if isinstance(real, dict) or isinstance(syn, dict) or not real.shape[1:] == syn.shape[1:] == targets.shape[1:]:
+        raise ShapeError("removing the diagonal needs rows of inputs that are as wide as the targets")
+    solved = ridge_solution(system.k_ss, targets, system.ridge, system.scale).to(system.k_ts.dtype)
+    own = (syn.to(solved) * solved).sum(0)
+    return (system.k_ts @ solved - own * real.to(solved)) / (1 - own)
+
+
 class KernelRidgeMatching(Objective):
     r"""Fit kernel ridge regression on the synthetic set and score it on real samples (Eq. 5).
 
@@ -168,6 +223,7 @@ class KernelRidgeMatching(Objective):
         loss: compares predictions with real targets.
         learn_ridge: learn log(lambda) (optimizer group ``objective``); it then travels with the set.
         view: ``flat`` draws real samples of all classes together, ``classes`` the same number of each.
+        readout: from the ridge system to predictions; :func:`without_diagonal` makes the linear kernel EASE.
     Shapes:
         flat batches; class indices count as one-hot minus 1/C; returns a scalar.
     Source: Nguyen et al., ICLR 2021; Zhou et al., NeurIPS 2022; survey Sec. 3.3.2.
@@ -181,6 +237,7 @@ class KernelRidgeMatching(Objective):
         loss: RidgeLoss = squared_error,
         learn_ridge: bool = False,
         view: RealView = "flat",
+        readout: Readout = ridge_prediction,
     ) -> None:
         super().__init__()
         if ridge <= 0:
@@ -189,6 +246,7 @@ class KernelRidgeMatching(Objective):
         self.scale = scale
         self.loss = loss
         self.view = view
+        self.readout = readout
         log_ridge = torch.tensor(float(ridge), dtype=torch.float64).log()
         if learn_ridge:
             self.log_ridge = nn.Parameter(log_ridge)
@@ -207,13 +265,8 @@ class KernelRidgeMatching(Objective):
         real = flatten_classes(real) if isinstance(real, ClassBatch) else real
         k_ts, k_ss = self.kernel.grams(network, real.inputs, syn.inputs)
         targets = self.regression_targets(syn, network)
-        ridge = self.log_ridge.exp()
-        if targets.shape[1] > k_ts.shape[0]:  # solving for the real samples is the smaller system (items as targets)
-            weights = ridge_solution(k_ss, k_ts.T, ridge, self.scale).T
-            prediction = weights.to(k_ts.dtype) @ targets.to(k_ts.dtype)
-        else:
-            prediction = k_ts @ ridge_solution(k_ss, targets, ridge, self.scale).to(k_ts.dtype)
-        return self.loss(prediction, real.targets, real.weight)
+        system = RidgeSystem(k_ts, k_ss, targets, self.log_ridge.exp(), self.scale, real.inputs, syn.inputs)
+        return self.loss(self.readout(system), real.targets, real.weight)
 
     @staticmethod
     def regression_targets(syn: Batch, network: Network) -> Tensor:
@@ -228,8 +281,9 @@ class KernelRidgeMatching(Objective):
         return as_probabilities(syn.targets, classes, torch.float64) - 1.0 / classes
 
     def learned(self) -> Tensors:
-        """Return the learned ridge, on its own scale, where it is learned."""
-        return {"ridge": self.log_ridge.detach().exp()} if isinstance(self.log_ridge, nn.Parameter) else {}
+        """Return the ridge where it is learned, as ``ridge`` (times the mean diagonal) or ``absolute_ridge``."""
+        name = "ridge" if self.scale == "trace" else "absolute_ridge"
+        return {name: self.log_ridge.detach().exp()} if isinstance(self.log_ridge, nn.Parameter) else {}
 
 
 __all__ = [
@@ -237,9 +291,13 @@ __all__ = [
     "Kernel",
     "KernelRidgeMatching",
     "LinearKernel",
+    "Readout",
+    "RidgeSystem",
     "multinomial",
     "require_features",
     "require_one_tensor",
+    "ridge_prediction",
     "ridge_solution",
     "squared_error",
+    "without_diagonal",
 ]

@@ -1,11 +1,23 @@
 """User-item interactions: a few synthetic users that train a recommender."""
 
 from mmdistill.recsys.data import DATASETS, Interactions, load_interactions
-from mmdistill.recsys.draw import EXPORTS, draw
+from mmdistill.recsys.draw import draw
+from mmdistill.recsys.export import EXPORTS
 from mmdistill.recsys.files import ACCEPTED, looks_like_interactions
 from mmdistill.recsys.methods import METHODS
 from mmdistill.recsys.metrics import RankingProtocol
-from mmdistill.recsys.synthetic import InteractionPrior, interaction_prior
+from mmdistill.recsys.storage import (
+    STORAGES,
+    binary_interactions,
+    mean_field_interactions,
+    sampled_interactions,
+)
+from mmdistill.recsys.synthetic import (
+    BinaryInteractions,
+    InteractionPrior,
+    MeanFieldInteractions,
+    SampledInteractions,
+)
 from mmdistill.recsys.task import RecsysTask, make_task, recsys_task
 from mmdistill.registry import Domain
 
@@ -19,15 +31,21 @@ DOMAIN = Domain(
     draw=draw,
     exports=EXPORTS,
     accepted=ACCEPTED,
+    parameterizations=STORAGES,
 )
 
 __all__ = [
     "DOMAIN",
+    "BinaryInteractions",
     "InteractionPrior",
     "Interactions",
+    "MeanFieldInteractions",
     "RankingProtocol",
     "RecsysTask",
-    "interaction_prior",
+    "SampledInteractions",
+    "binary_interactions",
     "load_interactions",
+    "mean_field_interactions",
     "recsys_task",
+    "sampled_interactions",
 ]

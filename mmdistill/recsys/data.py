@@ -74,9 +74,14 @@ class Interactions:
         counts = np.asarray(self.parts["train"].sum(0), dtype=np.float32).ravel()
         return torch.from_numpy(counts)
 
+    def lengths(self, part: Split) -> npt.NDArray[np.int64]:
+        """Return how many interactions each user has in a part, ``(users,)``."""
+        counts: npt.NDArray[np.int64] = np.diff(self.parts[part].indptr).astype(np.int64)
+        return counts
+
     def users_with(self, part: Split) -> npt.NDArray[np.int64]:
         """Return the rows that have at least one interaction in a part."""
-        return np.flatnonzero(np.diff(self.parts[part].indptr)).astype(np.int64)
+        return np.flatnonzero(self.lengths(part)).astype(np.int64)
 
     def stored_bytes(self) -> int:
         """Return the bytes of the training part as binary CSR: 4 per interaction and per row pointer, no values."""

@@ -1,19 +1,18 @@
-"""What synthetic users look like, and their exports for other recommenders."""
+"""What synthetic users look like beside real ones: pictures and tables for the report."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import torch
-from safetensors.torch import save
-from scipy import sparse
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.recsys.data import Interactions
+from mmdistill.recsys.factorisation import heaviest
+from mmdistill.recsys.privacy import Nearness, nearness
 from mmdistill.recsys.task import RecsysTask
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Task
@@ -21,7 +20,14 @@ from mmdistill.task import Batch, Task
 USERS_SHOWN = 12
 ITEMS_SHOWN = 8
 SMALLEST_WEIGHT = 1e-3
-"""Lighter interactions are left out of the CSV export; the CSR and tensor exports hold all."""
+"""Lighter interactions are left out of weighted tables; the CSR and tensor exports hold all."""
+REMOVED = {
+    "not_positive": "ratings that are not positive",
+    "duplicates": "repeated interactions",
+    "overlaps": "interactions in two parts",
+    "short_users": "users with too few interactions",
+    "unused_items": "items without a remaining interaction",
+}
 
 
 def rows_of(task: Task, batch: Batch) -> tuple[Interactions, Tensor]:
@@ -40,102 +46,133 @@ def rows_of(task: Task, batch: Batch) -> tuple[Interactions, Tensor]:
     return task.data, rows.detach().cpu().float()
 
 
+def is_binary(rows: Tensor) -> bool:
+    """Return whether rows hold zeros and ones only."""
+    return bool(((rows == 0) | (rows == 1)).all())
+
+
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Draw item popularity and row mass, real against synthetic, and list the heaviest items of synthetic users."""
+    """Draw synthetic beside real users, and write what a reader must know of the set as tables."""
     data, rows = rows_of(task, batch)
     folder.mkdir(parents=True, exist_ok=True)
-    return [draw_distributions(data, rows, folder / "interactions.png"), list_users(data, rows, folder / "users.md")]
+    near = nearness(data, rows)
+    return [
+        draw_distributions(data, rows, near, folder / "interactions.png"),
+        list_users(data, rows, near, folder / "users.md"),
+    ]
 
 
-def draw_distributions(data: Interactions, rows: Tensor, target: Path) -> Path:
-    """Draw popularity against popularity, the popularity curves, and interactions per user, side by side."""
+def draw_distributions(data: Interactions, rows: Tensor, near: Nearness, target: Path) -> Path:
+    """Draw popularity against popularity, the long tail, interactions per user, and the nearest real users."""
+    figure = matplotlib.figure.Figure(figsize=(11, 8), layout="constrained")
+    (match, curve), (mass, likeness) = figure.subplots(2, 2)
     real, synthetic = data.item_counts().numpy(), rows.sum(0).numpy()
-    figure = matplotlib.figure.Figure(figsize=(13, 4), layout="constrained")
-    match, curve, mass = figure.subplots(1, 3)
-    real_share, synthetic_share = real / real.sum(), synthetic / max(synthetic.sum(), 1e-12)
-    match.loglog(real_share, synthetic_share, ".", markersize=3, alpha=0.5)
-    both = real_share[real_share > 0]
-    match.plot([both.min(), both.max()], [both.min(), both.max()], color="grey", linewidth=1)
-    match.set(xlabel="share of real interactions", ylabel="share of synthetic mass", title="popularity of each item")
-    for share, name in ((real_share, "real"), (synthetic_share, "synthetic")):
-        curve.semilogx(np.arange(1, len(share) + 1), np.sort(share)[::-1].cumsum(), label=name)
+    shares = {"real": real / real.sum(), "synthetic": synthetic / max(synthetic.sum(), 1e-12)}
+    _draw_popularity(match, shares["real"], shares["synthetic"])
+    for name, share in shares.items():
+        curve.semilogx(np.arange(1, len(share) + 1), np.sort(share)[::-1].cumsum(), label=f"{name} users")
     curve.set(xlabel="items, most popular first", ylabel="cumulative share", title="long tail")
-    curve.legend(frameon=False)
-    sizes = np.asarray(data.parts["train"].sum(1)).ravel()
-    masses = rows.sum(1).numpy()
+    sizes, masses = data.lengths("train"), rows.sum(1).numpy()
     bins = np.geomspace(max(min(sizes.min(), masses.min()), 1), max(sizes.max(), masses.max()) * 1.01 + 1, 40)
-    for values, name in ((sizes, "real users"), (masses, "synthetic users")):
-        mass.hist(values, bins=bins, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=name)
-    mass.set(xscale="log", xlabel="interactions (mass) per user", ylabel="share of users", title="users")
-    mass.legend(frameon=False)
-    for axes in (match, curve, mass):
+    _draw_shares(mass, {"real users": sizes, "synthetic users": masses}, bins.tolist())
+    mass.set(xscale="log", xlabel="interactions (mass) per user", ylabel="share of users", title="how much users do")
+    _draw_shares(
+        likeness, {"real, to another": near.among_real, "synthetic": near.cosine}, np.linspace(0, 1 + 1e-9, 41).tolist()
+    )
+    likeness.set(xlabel="cosine to the nearest real user", ylabel="share of users", title="nearest real user")
+    for axes in (match, curve, mass, likeness):
         axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
     with atomic_write(target) as handle:
         figure.savefig(handle, format="png", dpi=120)
     return target
 
 
-def list_users(data: Interactions, rows: Tensor, target: Path) -> Path:
-    """Write the heaviest items of the first synthetic users, by original id, beside the most popular items."""
-    popular = data.item_counts().topk(min(ITEMS_SHOWN, data.num_items))
+def _draw_popularity(axes: matplotlib.axes.Axes, real: npt.NDArray[np.floating], syn: npt.NDArray[np.floating]) -> None:
+    axes.loglog(real, syn, ".", markersize=3, alpha=0.5)
+    both = real[real > 0]
+    axes.plot([both.min(), both.max()], [both.min(), both.max()], color="grey", linewidth=1)
+    axes.set(xlabel="share of real interactions", ylabel="share of synthetic mass", title="popularity of each item")
+
+
+def _draw_shares(axes: matplotlib.axes.Axes, values: dict[str, npt.NDArray[np.generic]], bins: list[float]) -> None:
+    for name, found in values.items():
+        axes.hist(found, bins=bins, weights=np.full(len(found), 1 / len(found)), alpha=0.6, label=name)
+
+
+def list_users(data: Interactions, rows: Tensor, near: Nearness, target: Path) -> Path:
+    """Write what was read, what the set takes to store, how near it is to real users, and its first users by items."""
     heavy = rows.sum(0).topk(min(ITEMS_SHOWN, data.num_items))
+    popular = data.item_counts().topk(min(ITEMS_SHOWN, data.num_items))
     lines = [
-        "Most popular items: " + _items(data.item_ids, popular.indices, popular.values, ".0f"),
+        *reading_lines(data),
         "",
-        "Heaviest items of all synthetic users: " + _items(data.item_ids, heavy.indices, heavy.values, ".1f"),
+        *storage_lines(data, rows),
         "",
-        "| synthetic user | mass | items with half of it | heaviest items (weight) |",
-        "|---|---|---|---|",
+        *privacy_lines(near),
+        "",
+        "Most popular items of real users: " + _items(data.item_ids, popular.indices, popular.values, ".0f"),
+        "",
+        "Heaviest items of synthetic users: " + _items(data.item_ids, heavy.indices, heavy.values, ".1f"),
+        "",
+        "| synthetic user | mass | items with half of it | nearest real user (cosine) | heaviest items (weight) |",
+        "|---|---|---|---|---|",
     ]
     for index, row in enumerate(rows[:USERS_SHOWN]):
         top = row.topk(min(ITEMS_SHOWN, len(row)))
         items = _items(data.item_ids, top.indices, top.values, ".2f")
         half = int((row.sort(descending=True).values.cumsum(0) < 0.5 * row.sum()).sum()) + 1
-        lines.append(f"| {index} | {float(row.sum()):.1f} | {half} | {items} |")
+        user = f"{data.user_ids[near.user[index]]} ({near.cosine[index]:.2f}{', a copy' * int(near.copies[index])})"
+        lines.append(f"| {index} | {float(row.sum()):.1f} | {half} | {user} | {items} |")
     with atomic_write(target) as handle:
         handle.write("\n".join([*lines, ""]).encode())
     return target
 
 
+def reading_lines(data: Interactions) -> list[str]:
+    """Return what was read and what reading removed."""
+    sizes = ", ".join(f"{data.parts[part].nnz:,} for {name}" for part, name in zip(data.parts, PART_NAMES, strict=True))
+    lines = [f"{data.num_users:,} users, {data.num_items:,} items; interactions: {sizes}."]
+    removed = [f"{data.counts[key]:,} {what}" for key, what in REMOVED.items() if data.counts.get(key)]
+    if removed:
+        lines.append(f"Left out when reading: {', '.join(removed)}.")
+    if data.counts.get("cold_items"):
+        lines.append(f"{data.counts['cold_items']:,} items occur in no training row, so no judge can learn them.")
+    return lines
+
+
+PART_NAMES = ("training", "validation", "test")
+
+
+def storage_lines(data: Interactions, rows: Tensor) -> list[str]:
+    """Return the bytes of the set in each form that it can be exported in, beside those of the whole log."""
+    whole = data.stored_bytes()
+    forms = {"dense rows (float32)": rows.numel() * 4}
+    if not is_binary(rows):
+        kept = int((rows >= SMALLEST_WEIGHT).sum())
+        forms[f"weighted CSR, weights of at least {SMALLEST_WEIGHT:g}"] = 8 * kept + 4 * (len(rows) + 1)
+    forms["binary users as CSR" + ("" if is_binary(rows) else " (each row's heaviest items)")] = 4 * (
+        heaviest(rows).nnz + len(rows) + 1
+    )
+    lines = ["| form | bytes | of the whole training log |", "|---|---|---|"]
+    lines += [f"| {name} | {size:,} | {100 * size / whole:.1f} % |" for name, size in forms.items()]
+    lines.append(f"| the whole log as binary CSR | {whole:,} | 100 % |")
+    if forms["dense rows (float32)"] > whole:
+        lines += ["", "Dense rows take more than the whole log: what they save is training time, not storage."]
+    return lines
+
+
+def privacy_lines(near: Nearness) -> list[str]:
+    """Return how near the set is to real users, in words."""
+    own, among = np.quantile(near.cosine, [0.5, 1.0]), np.quantile(near.among_real, [0.5, 1.0])
+    return [
+        f"Nearest real user of a synthetic one: cosine {own[0]:.2f} in the median, {own[1]:.2f} at most; between real "
+        f"users {among[0]:.2f} and {among[1]:.2f}. Exact copies of real users: {int(near.copies.sum())} of "
+        f"{len(near.copies)}. This shows copies at a glance; it is no privacy guarantee."
+    ]
+
+
 def _items(ids: npt.NDArray[np.generic], indices: Tensor, values: Tensor, style: str) -> str:
     pairs: Sequence[tuple[int, float]] = list(zip(indices.tolist(), values.tolist(), strict=True))
     return ", ".join(f"{ids[index]} ({value:{style}})" for index, value in pairs)
-
-
-def export_csr(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Write the weighted users x items matrix for ``scipy.sparse.load_npz``, and the original id of each column."""
-    data, rows = rows_of(task, batch)
-    matrix, columns = folder / "users.npz", folder / "items.csv"
-    with atomic_write(matrix) as handle:
-        sparse.save_npz(handle, sparse.csr_array(rows.numpy()))
-    table = pd.DataFrame({"column": np.arange(data.num_items), "item_id": data.item_ids})
-    with atomic_write(columns) as handle:
-        handle.write(table.to_csv(index=False).encode())
-    return [matrix, columns]
-
-
-def export_csv(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Write ``user,item,weight`` with original item ids, without weights below :data:`SMALLEST_WEIGHT`."""
-    data, rows = rows_of(task, batch)
-    users, items = torch.nonzero(rows >= SMALLEST_WEIGHT, as_tuple=True)
-    weights = rows[users, items].numpy()
-    table = pd.DataFrame({"user": users.numpy(), "item": data.item_ids[items.numpy()], "weight": weights})
-    path = folder / "users.csv"
-    with atomic_write(path) as handle:
-        handle.write(table.to_csv(index=False, float_format="%.6g").encode())
-    return [path]
-
-
-def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Write the dense rows as ``users`` in a safetensors file, and the original id of each column."""
-    data, rows = rows_of(task, batch)
-    path, columns = folder / "users.safetensors", folder / "items.csv"
-    with atomic_write(path) as handle:
-        handle.write(save({"users": rows.contiguous()}))
-    table = pd.DataFrame({"column": np.arange(data.num_items), "item_id": data.item_ids})
-    with atomic_write(columns) as handle:
-        handle.write(table.to_csv(index=False).encode())
-    return [path, columns]
-
-
-EXPORTS = {"csr": export_csr, "csv": export_csv, "tensors": export_tensors}

@@ -1,14 +1,57 @@
-"""Methods for interactions: Distill-CF, with the sampled prior as published and with its mean field."""
+"""Methods for interactions: Distill-CF as published, its mean field, binary users, and EASE as inner model."""
 
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mmdistill.errors import ConfigError
 from mmdistill.methods import Method, fresh
-from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
-from mmdistill.recsys.synthetic import interaction_prior
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.performance import Kernel, KernelRidgeMatching, LinearKernel, multinomial, without_diagonal
+from mmdistill.recsys.storage import binary_interactions, mean_field_interactions, sampled_interactions
+from mmdistill.recsys.task import RecsysTask
 from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.task import Inputs, Task
 
 SOURCE = "Sachdeva et al., NeurIPS 2022"
 ALL_USERS = 1_000_000_000
 """As ``real_batch``: every real user in each step."""
+
+
+@dataclass(frozen=True)
+class AutoencoderKernel(Kernel):
+    """The kernel of the task's infinitely wide autoencoder, whose depth the task knows (``--model infinite-d2``)."""
+
+    def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
+        """Return the kernel of two sets of users."""
+        return _recsys(network.task).kernel(network, a, b)
+
+    def check(self, task: Task) -> None:
+        """Refuse tasks of other data."""
+        _recsys(task)
+
+
+def _recsys(task: Task) -> RecsysTask:
+    if not isinstance(task, RecsysTask):
+        raise ConfigError(f"the autoencoder's kernel belongs to interactions, not to a {type(task).__name__}")
+    return task
+
+
+def wide_autoencoder() -> KernelRidgeMatching:
+    """The infinitely wide autoencoder with a fixed ridge, as published."""
+    return KernelRidgeMatching(AutoencoderKernel(), 1.0, loss=multinomial)
+
+
+def wide_autoencoder_with_learned_ridge() -> KernelRidgeMatching:
+    """The infinitely wide autoencoder with a learned ridge."""
+    return KernelRidgeMatching(AutoencoderKernel(), 1.0, loss=multinomial, learn_ridge=True)
+
+
+def ease() -> KernelRidgeMatching:
+    """EASE, fitted in its dual form on the synthetic users, with a learned ridge."""
+    return KernelRidgeMatching(
+        LinearKernel(), 1.0, "absolute", loss=multinomial, learn_ridge=True, readout=without_diagonal
+    )
 
 
 def _published(users: int) -> Settings:
@@ -24,26 +67,51 @@ def _mean_field(users: int) -> Settings:
     return Settings(steps=steps, real_batch=512, optimizers={"codes": adam, "objective": adam}, validate_every=25)
 
 
+def _binary(users: int) -> Settings:
+    codes, ridge = OptimizerSpec("adam", 0.02, cosine=True), OptimizerSpec("adam", 0.04)
+    return Settings(steps=200, real_batch=512, optimizers={"codes": codes, "objective": ridge}, validate_every=25)
+
+
 METHODS = {
     "distill-cf": Method(
         "Distill-CF",
-        lambda: KernelRidgeMatching(FullyConnectedKernel(), 1.0, loss=multinomial),
+        wide_autoencoder,
         fresh,
         _published,
-        parameterization=interaction_prior("sampled", interactions_per_user=200, mass_penalty=1e-3),
+        parameterization=sampled_interactions(interactions_per_user=200, mass_penalty=1e-3),
         domains=("recsys",),
         summary="kernel ridge matching with the infinite autoencoder, sampled interaction prior (slow on a CPU)",
         source=SOURCE,
     ),
     "distill-cf-meanfield": Method(
         "Distill-CF, mean field",
-        lambda: KernelRidgeMatching(FullyConnectedKernel(), 1.0, loss=multinomial, learn_ridge=True),
+        wide_autoencoder_with_learned_ridge,
         fresh,
         _mean_field,
-        parameterization=interaction_prior("mean-field"),
+        parameterization=mean_field_interactions(),
         domains=("recsys",),
         summary="the same with the prior's mean field and a learned ridge: about a minute",
         source=SOURCE,
     ),
+    "distill-cf-binary": Method(
+        "Distill-CF, binary users",
+        wide_autoencoder_with_learned_ridge,
+        fresh,
+        _binary,
+        parameterization=binary_interactions(),
+        domains=("recsys",),
+        summary="users that are lists of items (--interactions-per-user), learned straight through: any recommender",
+        source=f"{SOURCE}; straight-through estimator: Bengio et al., 2013",
+    ),
+    "distill-ease": Method(
+        "Distill-CF with EASE",
+        ease,
+        fresh,
+        _mean_field,
+        parameterization=mean_field_interactions(),
+        domains=("recsys",),
+        summary="the mean field with EASE as inner model, in its dual form on the synthetic users",
+        source=f"{SOURCE}; Steck, WWW 2019",
+    ),
 }
-"""Both are the same :class:`KernelRidgeMatching`; they differ in parameterization and settings."""
+"""All are the same :class:`KernelRidgeMatching`; they differ in kernel, readout, parameterization and settings."""

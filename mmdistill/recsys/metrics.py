@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -16,8 +18,10 @@ from mmdistill.runtime import Draws
 Scorer = Callable[[Tensor], Tensor]
 """Maps the known interactions of some users ``(n, items)`` to scores of all items ``(n, items)``."""
 
-METRICS = ("ndcg@10", "hr@10", "hr@100", "psp@10", "auc")
-"""What is reported, the headline first."""
+METRICS = ("ndcg@10", "hr@10", "hr@100", "recall@100", "psp@10", "coverage@10", "auc")
+"""What is reported, the headline first; then the headline in each group of users."""
+CHUNK_NUMBERS = 16_000_000
+"""The largest users x items matrix that is scored at once: 64 MB."""
 
 
 def propensity_weights(item_counts: Tensor) -> Tensor:
@@ -44,11 +48,11 @@ def top_items(scores: Tensor, known: Tensor, k: int) -> Tensor:
 def user_metrics(
     scores: Tensor, known: Tensor, held: Tensor, weights: Tensor, ks: Sequence[int] = (10, 100)
 ) -> dict[str, Tensor]:
-    r"""Return NDCG, HR and PSP at each k, one value per user.
+    r"""Return NDCG, HR, recall and PSP at each k, one value per user.
 
-    With S the held-out items and m = min(\|S\|, k): HR@k = hits/m (truncated recall); NDCG@k = the sum of
-    1/log2(rank + 1) over hits, divided by that of m leading hits; PSP@k = (sum of w over hits / m) / (sum of the m
-    largest w in S). PSP's two sides differ by the factor m in the published numbers, and so do they here.
+    With S the held-out items and m = min(\|S\|, k): HR@k = hits/m (truncated recall); recall@k = hits/\|S\|; NDCG@k =
+    the sum of 1/log2(rank + 1) over hits, divided by that of m leading hits; PSP@k = (sum of w over hits / m) / (sum of
+    the m largest w in S). PSP's two sides differ by the factor m in the published numbers, and so do they here.
 
     Args:
         scores: ``(n, items)``.
@@ -80,6 +84,7 @@ def user_metrics(
         ideal = leading[(m.long() - 1).clamp(max=len(leading) - 1)]
         result[f"ndcg@{k}"] = (hits[:, :k] * gain[:k]).sum(1) / ideal
         result[f"hr@{k}"] = hits[:, :k].sum(1) / m
+        result[f"recall@{k}"] = hits[:, :k].sum(1) / count
         result[f"psp@{k}"] = weighted[:, :k].sum(1) / m / largest[:, :k].sum(1)
     return result
 
@@ -115,24 +120,35 @@ class RankingProtocol:
     """How a scorer is judged.
 
     Args:
-        ks: cut-offs of HR, NDCG and PSP.
+        ks: cut-offs of HR, NDCG, recall, PSP and coverage.
         negatives: sampled items per user for the AUC, which pools all users; 0 leaves the AUC out.
-        chunk: users scored at once.
+        candidates: rank the held-out items among only so many sampled items that the user does not know, as part of
+            the field does (the scores are far higher, and not comparable); 0 ranks all items.
+        groups: give NDCG at the first cut-off also for so many groups of users, of equal size, by the length of what
+            is known of them; 1 leaves them out.
+        chunk: users scored at once, at most; fewer where there are many items.
         max_users: judge only this many users, drawn at random; None is all.
         device: where scoring happens.
+
+    Raises:
+        ConfigError: values out of range.
     """
 
     ks: tuple[int, ...] = (10, 100)
     negatives: int = 50
+    candidates: int = 0
+    groups: int = 1
     chunk: int = 1024
     max_users: int | None = None
     device: torch.device = torch.device("cpu")
 
     def __post_init__(self) -> None:
-        if not self.ks or min(self.ks) < 1 or self.chunk < 1:
-            raise ConfigError(f"cut-offs and chunk must be positive, got {self.ks} and {self.chunk}")
+        if not self.ks or min(self.ks) < 1 or self.chunk < 1 or self.groups < 1:
+            raise ConfigError(f"cut-offs, groups and chunk must be positive, got {self}")
+        if min(self.negatives, self.candidates) < 0 or (self.max_users is not None and self.max_users < 1):
+            raise ConfigError(f"negatives and candidates are not negative and at least 1 user is judged, got {self}")
 
-    def users(self, data: Interactions, part: Split, draws: Draws) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def users(self, data: Interactions, part: Split, draws: Draws) -> npt.NDArray[np.int64]:
         """Return the users that are judged: those with held-out items.
 
         Raises:
@@ -150,40 +166,88 @@ class RankingProtocol:
     ) -> dict[str, tuple[float, ...]]:
         """Return the mean of each metric over the users with held-out interactions, as fractions.
 
-        Each metric has one value per repeat; repeats differ only in the AUC's negatives.
-
-        The scorer sees, and the ranking leaves out, the training interactions, and at test the validation ones too.
+        Each metric has one value per repeat; repeats differ only in the AUC's negatives. Coverage@k is the share of the
+        items that are among somebody's first k. The scorer sees, and the ranking leaves out, the training interactions,
+        and at test the validation ones too.
 
         Args:
             scorer: the recommender.
             data: the interactions.
             part: ``valid`` or ``test``.
-            draws: the key of the AUC's negatives.
+            draws: the key of sampled items.
             repeats: how often negatives are drawn.
         """
-        context: tuple[Split, ...] = ("train", "valid") if part == "test" else ("train",)
+        context = contexts(part)
         weights = propensity_weights(data.item_counts()).to(self.device)
         users = self.users(data, part, draws)
-        sums: dict[str, float] = {}
+        found: dict[str, list[Tensor]] = {}
+        shown = {k: torch.zeros(data.num_items, dtype=torch.bool, device=self.device) for k in self.ks}
         positives: list[Tensor] = []
         negatives: list[list[Tensor]] = [[] for _ in range(repeats)]
-        for start in range(0, len(users), self.chunk):
-            chunk = users[start : start + self.chunk]
+        size = max(1, min(self.chunk, CHUNK_NUMBERS // data.num_items))
+        for start in range(0, len(users), size):
+            chunk = users[start : start + size]
             known = data.rows(chunk, context).to(self.device)
             held = data.rows(chunk, (part,)).to(self.device)
             scores = scorer(known)
-            for name, values in user_metrics(scores, known, held, weights, self.ks).items():
-                sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+            hidden = self._hidden(known, held, draws.fold("candidates", start))
+            for name, values in user_metrics(scores, hidden, held, weights, self.ks).items():
+                found.setdefault(name, []).append(values.double().cpu())
+            best = top_items(scores, hidden, max(self.ks))
+            for k, seen in shown.items():
+                seen[best[:, :k].flatten()] = True
             if self.negatives:
                 positives.append(scores[held > 0].cpu())
                 for repeat, drawn in enumerate(negatives):
                     key = draws.fold("negatives", repeat, start)
                     chosen = sample_negatives(known + held, self.negatives, key)
                     drawn.append(scores.gather(1, chosen.clamp(min=0))[chosen >= 0].cpu())
-        result = {name: (total / len(users),) * repeats for name, total in sums.items()}
+        per_user = {name: torch.cat(parts) for name, parts in found.items()}
+        result = {name: (float(values.mean()),) * repeats for name, values in per_user.items()}
+        result |= {f"coverage@{k}": (float(seen.double().mean()),) * repeats for k, seen in shown.items()}
         if self.negatives:
             result["auc"] = tuple(pooled_auc(torch.cat(positives), torch.cat(drawn)) for drawn in negatives)
+        headline = f"ndcg@{self.ks[0]}"
+        lengths = sum(data.lengths(split)[users] for split in context)
+        for name, members in group_users(np.asarray(lengths), self.groups).items():
+            result[f"{headline} {name}"] = (float(per_user[headline][torch.from_numpy(members)].mean()),) * repeats
         return result
+
+    def _hidden(self, known: Tensor, held: Tensor, draws: Draws) -> Tensor:
+        """Return what is left out of the ranking: known items, and, with candidates, all others that are not drawn."""
+        if not self.candidates:
+            return known
+        chosen = sample_negatives(known + held, self.candidates, draws)
+        ranked = torch.zeros_like(held)
+        ranked.scatter_(1, chosen.clamp(min=0), (chosen >= 0).to(held))
+        return ((ranked + held) == 0).to(known)
+
+
+def contexts(part: Split) -> tuple[Split, ...]:
+    """Return the parts that are known when a part is predicted."""
+    return ("train", "valid") if part == "test" else ("train",)
+
+
+def group_users(lengths: npt.NDArray[Any], groups: int) -> dict[str, npt.NDArray[np.int64]]:
+    """Divide users into groups of (nearly) equal size by how much is known of them.
+
+    Args:
+        lengths: interactions known of each user.
+        groups: how many; one gives none, and groups that equal lengths leave empty are left out.
+    Returns:
+        By name, such as ``[20-48]`` for the range of lengths, the positions of its users.
+    """
+    if groups < 2:
+        return {}
+    edges = np.quantile(lengths, np.arange(1, groups) / groups)
+    which = np.searchsorted(edges, lengths, side="left")
+    found = {}
+    for group in range(groups):
+        members = np.flatnonzero(which == group)
+        if len(members):
+            own = lengths[members]
+            found[f"[{int(own.min())}-{int(own.max())}]"] = members
+    return found
 
 
 def pooled_auc(positives: Tensor, negatives: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The recommenders that judge: infinite-width autoencoder and EASE in closed form, and popularity."""
+"""The recommenders that are solved in closed form: infinite-width autoencoder, EASE, popularity."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ MAX_EXACT = 20_000
 """The largest dense system that is solved: its float64 matrix has 3.2 GB."""
 
 
-class ClosedForm(ABC):
-    """A recommender that is fitted by one linear solve for each ridge."""
+class Recommender(ABC):
+    """A recommender with one hyper-parameter, a ridge, that validation data choose."""
 
     ridges: tuple[float, ...]
     """The ridges that validation chooses from."""
@@ -26,11 +26,14 @@ class ClosedForm(ABC):
     def scorer(self, ridge: float) -> Scorer:
         """Fit with a ridge and return the scoring function."""
 
-    def pick(self, data: Interactions, protocol: RankingProtocol, draws: Draws) -> float:
-        """Return the ridge of :attr:`ridges` with the best validation NDCG at the first cut-off."""
-        if len(self.ridges) == 1:
-            return self.ridges[0]
-        return max(self.ridges, key=lambda ridge: self.validate(ridge, data, protocol, draws))
+    def pick(
+        self, data: Interactions, protocol: RankingProtocol, draws: Draws, others: tuple[float, ...] = ()
+    ) -> float:
+        """Return the ridge of :attr:`ridges` and some others with the best validation NDCG at the first cut-off."""
+        ridges = (*self.ridges, *others)
+        if len(ridges) == 1:
+            return ridges[0]
+        return max(ridges, key=lambda ridge: self.validate(ridge, data, protocol, draws))
 
     def validate(self, ridge: float, data: Interactions, protocol: RankingProtocol, draws: Draws) -> float:
         """Return the validation NDCG at the first cut-off; a system that cannot be solved scores 0."""
@@ -40,7 +43,7 @@ class ClosedForm(ABC):
             return 0.0
 
 
-class InfiniteAutoencoder(ClosedForm):
+class InfiniteAutoencoder(Recommender):
     r"""Kernel ridge regression from rows to rows with the kernel of an infinitely wide network.
 
     .. math:: P = \Theta(X, X_S) (\Theta(X_S, X_S) + \lambda \tfrac{\mathrm{tr}\,\Theta}{n} I)^{-1} X_S
@@ -64,11 +67,7 @@ class InfiniteAutoencoder(ClosedForm):
         ridges: Sequence[float] = (0.1, 0.3, 1.0, 5.0, 20.0, 50.0, 100.0),
         chunk: int = 1024,
     ) -> None:
-        if len(rows) > MAX_EXACT:
-            raise UnsupportedError(
-                f"the infinite autoencoder solves a users x users system, and {len(rows)} users exceed {MAX_EXACT}; "
-                "judge with 'ease'"
-            )
+        require_solvable(len(rows), "the infinite autoencoder", "users")
         self.rows = rows.detach()
         self.kernel = kernel or FullyConnectedKernel()
         self.ridges = tuple(ridges)
@@ -89,7 +88,7 @@ class InfiniteAutoencoder(ClosedForm):
         return score
 
 
-class Ease(ClosedForm):
+class Ease(Recommender):
     r"""The linear autoencoder with zero diagonal.
 
     .. math:: B = I - P\,\mathrm{diag}(P)^{-1}, \quad P = (X^\top X + \lambda I)^{-1}
@@ -120,15 +119,12 @@ class Ease(ClosedForm):
             self.gram = self.rows @ self.rows.T if self.dual else self.rows.T @ self.rows
         elif gram is not None:
             self.gram = gram.double()
-        if len(self.gram) > MAX_EXACT:
-            raise UnsupportedError(
-                f"EASE solves a system of size {len(self.gram)}, the smaller of users and items; at most {MAX_EXACT}"
-            )
+        require_solvable(len(self.gram), "EASE", "users or items, whichever are fewer")
 
     def scorer(self, ridge: float) -> Scorer:
         """Solve in float64 and return the function from known interactions to scores."""
         shift = ridge * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
-        return self._dual(ridge, shift) if self.dual else self._primal(shift)
+        return self._dual(shift) if self.dual else self._primal(shift)
 
     def _primal(self, shift: Tensor) -> Scorer:
         inverse = torch.cholesky_inverse(cholesky(self.gram + shift))
@@ -142,19 +138,21 @@ class Ease(ClosedForm):
 
         return score
 
-    def _dual(self, ridge: float, shift: Tensor) -> Scorer:
+    def _dual(self, shift: Tensor) -> Scorer:
         solved = spd_solve(self.gram + shift, self.rows)
-        diagonal = ((1 - (self.rows * solved).sum(0)) / ridge).float()
-        rows, solved = self.rows.float(), solved.float()
+        own = (self.rows * solved).sum(0)
+        scale = (1 / (1 - own)).float()
+        rows, solved, own = self.rows.float(), solved.float(), own.float()
 
         def score(known: Tensor) -> Tensor:
-            scores: Tensor = known - (known - (known @ rows.T) @ solved) / (ridge * diagonal)
+            predicted = (known.float() @ rows.T) @ solved
+            scores: Tensor = (predicted - own * known.float()) * scale
             return scores
 
         return score
 
 
-class Popularity(ClosedForm):
+class Popularity(Recommender):
     """Score every item by how often it occurs in the users fitted on, whoever asks.
 
     Args:
@@ -169,6 +167,19 @@ class Popularity(ClosedForm):
     def scorer(self, ridge: float) -> Scorer:
         """Return the same scores for everybody."""
         return lambda known: self.counts.to(known.dtype).expand_as(known).clone()
+
+
+def require_solvable(size: int, name: str, unit: str) -> None:
+    """Refuse a dense system that is too large.
+
+    Raises:
+        UnsupportedError: saying what to judge with instead.
+    """
+    if size > MAX_EXACT:
+        raise UnsupportedError(
+            f"{name} solves a dense system of size {size:,} ({unit}), and at most {MAX_EXACT:,} are solved; judge the "
+            "whole of such data with 'mult-vae', 'als' or 'popularity'"
+        )
 
 
 def cholesky(matrix: Tensor) -> Tensor:

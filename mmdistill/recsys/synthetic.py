@@ -1,50 +1,72 @@
-"""Synthetic users as a learned prior over interactions (Distill-CF)."""
+"""Synthetic users as a learned prior over interactions: sampled as published, its mean field, and binary users."""
 
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from mmdistill.coresets import allocate, choose_samples
-from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.labels import LabelKind, NoLabels
-from mmdistill.methods import Parameterizer
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.labels import NoLabels
 from mmdistill.parameterizations.base import FeatureMap, Parameterization
 from mmdistill.runtime import Draws
-from mmdistill.settings import Settings
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch
 
-PriorMode = Literal["sampled", "mean-field"]
+CHUNK_NUMBERS = 4_000_000
+"""Numbers of sampled draws that are made at once: 16 MB."""
+KEPT_NUMBERS = 100_000_000
+"""Numbers of sampled draws that are kept for the backward pass, 400 MB; the others are made again."""
 
 
 class InteractionPrior(Parameterization):
-    r"""Logits of which items each synthetic user interacts with; the samples are weighted interaction rows.
-
-    ``sampled`` draws as published, with fresh noise g from the key for each of the gamma draws:
-
-    .. math:: X_S = \min\Big(1, \sum_{j=1}^{\gamma} \mathrm{softmax}\big((x + g_j)/\tau\big)\Big)
-
-    ``mean-field`` replaces the draws by gamma times the softmax of x/tau, to which they tend as tau grows (each draw is
-    then nearly flat in its noise, and gamma of them average it away): one softmax instead of gamma, and no noise in the
-    gradient.
+    """Logits of which items each synthetic user interacts with; subclasses say how rows come from them.
 
     Args:
         logits: ``(users, items)`` initial x.
-        interactions_per_user: gamma; the mass of a row before clipping.
-        temperature: tau.
-        mode: ``sampled`` or ``mean-field``.
-        mass_penalty: weight of the mean row mass in :meth:`penalty`.
-        real_mass: what the mean row mass is divided by there: that of real users.
+        interactions_per_user: gamma, the mass of a row (before clipping, where rows are clipped).
 
     Shapes:
         a decoded batch has inputs and targets ``(users, items)`` in [0, 1], which are the same tensor.
 
-    Differs from:
-        the release, which uses one noise key twice (gamma - 1 distinct draws), and whose penalty is the mass of
-        the drawn rows where this is the mass of the mean field: before clipping both are gamma.
+    Raises:
+        ShapeError: the logits are no matrix.
+        ConfigError: fewer than one interaction per user.
+    """
 
-    Source: Sachdeva et al., "Infinite recommendation networks", NeurIPS 2022, Sec. 4; survey Sec. 4.7.
+    def __init__(self, logits: Tensor, *, interactions_per_user: int) -> None:
+        super().__init__(NoLabels(), None, None)
+        if logits.ndim != 2 or 0 in logits.shape:
+            raise ShapeError(f"the prior's logits are (users, items), got {tuple(logits.shape)}")
+        if interactions_per_user < 1:
+            raise ConfigError(f"a synthetic user needs at least one interaction, got {interactions_per_user}")
+        self.logits = nn.Parameter(logits.clone())
+        self.interactions_per_user = interactions_per_user
+
+    @abstractmethod
+    def rows(self, draws: Draws) -> Tensor:
+        """Return the synthetic users, ``(users, items)`` in [0, 1]."""
+
+    def forward(self, draws: Draws) -> Batch:
+        """Return the synthetic users, who are their own targets."""
+        rows = self.rows(draws)
+        return Batch(rows, rows, torch.ones(len(rows), device=rows.device))
+
+
+class MeanFieldInteractions(InteractionPrior):
+    r"""Dense weighted rows: the expectation that sampled interactions tend to as tau grows.
+
+    .. math:: X_S = \min\big(1, \gamma\, \mathrm{softmax}(x/\tau)\big)
+
+    At a high temperature each Gumbel draw is nearly flat in its noise, and gamma of them average it away. One softmax
+    takes the place of gamma, and no noise reaches the gradient.
+
+    Args:
+        logits: ``(users, items)`` initial x.
+        interactions_per_user: gamma.
+        temperature: tau.
+        mass_penalty: weight of the mean row mass in :meth:`penalty`.
+        real_mass: what the mean row mass is divided by there: that of real users.
     """
 
     def __init__(
@@ -53,110 +75,138 @@ class InteractionPrior(Parameterization):
         *,
         interactions_per_user: int = 200,
         temperature: float = 10.0,
-        mode: PriorMode = "mean-field",
         mass_penalty: float = 0.0,
         real_mass: float = 1.0,
     ) -> None:
-        super().__init__(NoLabels(), None, None)
-        if logits.ndim != 2 or 0 in logits.shape:
-            raise ShapeError(f"the prior's logits are (users, items), got {tuple(logits.shape)}")
-        if mode not in ("sampled", "mean-field"):
-            raise ConfigError(f"the interaction prior is 'sampled' or 'mean-field', not {mode!r}")
-        if interactions_per_user < 1 or temperature <= 0 or real_mass <= 0:
-            raise ConfigError(
-                "interactions_per_user, temperature and real_mass must be positive, got "
-                f"{interactions_per_user}, {temperature} and {real_mass}"
-            )
-        self.logits = nn.Parameter(logits.clone())
-        self.interactions_per_user = interactions_per_user
+        super().__init__(logits, interactions_per_user=interactions_per_user)
+        if temperature <= 0 or real_mass <= 0:
+            raise ConfigError(f"temperature and real_mass must be positive, got {temperature} and {real_mass}")
         self.temperature = temperature
-        self.mode = mode
         self.mass_penalty = mass_penalty
         self.real_mass = real_mass
 
-    def forward(self, draws: Draws) -> Batch:
-        """Return the synthetic users; the key serves the sampled mode."""
-        rows = self.mean_field() if self.mode == "mean-field" else self.sample(draws)
-        return Batch(rows, rows, torch.ones(len(rows), device=rows.device))
-
-    def mean_field(self) -> Tensor:
-        """Return min(1, gamma softmax(x / tau))."""
+    def rows(self, draws: Draws) -> Tensor:
+        """Return min(1, gamma softmax(x / tau)); the key is not read."""
         return (self.interactions_per_user * (self.logits / self.temperature).softmax(1)).clamp(max=1)
 
-    def sample(self, draws: Draws) -> Tensor:
-        """Return one sampled matrix.
-
-        All gamma draws at once would take gamma times the memory of the matrix (1.5 GB for 500 users of 3706
-        items). They are summed one by one, and the backward pass makes each again from its own key.
-        """
-        total = torch.zeros_like(self.logits)
-        for index in range(self.interactions_per_user):
-            key = draws.fold("gumbel", index).to(self.logits.device)
-            if torch.is_grad_enabled():
-                one = checkpoint(self._draw, self.logits, key, use_reentrant=False, preserve_rng_state=False)
-            else:
-                one = self._draw(self.logits, key)
-            total = total + one
-        return total.clamp(max=1)
-
-    def _draw(self, logits: Tensor, key: Draws) -> Tensor:
-        return ((logits + key.gumbel(*logits.shape)) / self.temperature).softmax(1)
-
     def penalty(self, features: FeatureMap) -> Tensor | None:
-        """Return the weighted mean row mass, relative to real users'; None where it is not penalised."""
+        """Return the weighted mean row mass of the mean field, relative to real users'; None if not penalised."""
         if self.mass_penalty == 0:
             return None
-        return self.mass_penalty * self.mean_field().sum(1).mean() / self.real_mass
+        mass = MeanFieldInteractions.rows(self, Draws(0)).sum(1).mean()
+        return self.mass_penalty * mass / self.real_mass
 
 
-MASS_RATIO = 1.5
-"""Default gamma over the mean row of the real data; 200, the published value, is this on MovieLens-1M."""
+class SampledInteractions(MeanFieldInteractions):
+    r"""Rows drawn from the prior as published, with fresh noise g from the key for each of the gamma draws.
 
+    .. math:: X_S = \min\Big(1, \sum_{j=1}^{\gamma} \mathrm{softmax}\big((x + g_j)/\tau\big)\Big)
 
-def interaction_prior(
-    mode: PriorMode,
-    *,
-    interactions_per_user: int | None = None,
-    temperature: float = 10.0,
-    mass_penalty: float = 0.0,
-    scale: float = 1.0,
-) -> Parameterizer:
-    """Return a builder of priors that start from real users.
+    Differs from:
+        the release, which uses one noise key twice (gamma - 1 distinct draws), and whose penalty is the mass of
+        the drawn rows where this is the mass of the mean field: before clipping both are gamma.
 
-    Args:
-        mode: ``sampled`` or ``mean-field``.
-        interactions_per_user: gamma; by default 1.5 times the mean real row. Never more than a quarter of the items:
-            with more, flat rows start at the clip, where nothing has a gradient.
-        temperature: tau.
-        mass_penalty: weight of the mean row mass relative to the real one.
-        scale: the initial logit of an item that the real user has; others start at 0.
+    Source: Sachdeva et al., "Infinite recommendation networks", NeurIPS 2022, Sec. 4; survey Sec. 4.7.
     """
 
-    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        info = task.describe()
-        if info.domain != "recsys":
-            raise ConfigError(f"an interaction prior needs user-item interactions, and {info.data!r} is {info.domain}")
-        if label != "fixed":
-            raise ConfigError(f"synthetic users are their own targets, so labels cannot be {label!r}")
-        if budget > info.num_train:
-            raise DataError(
-                f"{budget} synthetic users were asked for, but {info.data!r} has {info.num_train} real ones"
-            )
-        counts = allocate(budget, info.budget, task.labels, task.num_classes)
-        rows = task.select(choose_samples(task, settings.init, counts, draws)).inputs
-        if isinstance(rows, dict):
-            raise ConfigError("an interaction prior starts from one tensor of rows, not from a named dict")
-        real_mass = float(rows.sum(1).mean())
-        gamma = round(MASS_RATIO * real_mass) if interactions_per_user is None else interactions_per_user
-        if settings.init == "noise":
-            rows = draws.fold("noise").to(task.device).normal(*rows.shape)
-        return InteractionPrior(
-            scale * rows,
-            interactions_per_user=max(1, min(gamma, rows.shape[1] // 4)),
-            temperature=temperature,
-            mode=mode,
-            mass_penalty=mass_penalty,
-            real_mass=real_mass,
-        )
+    def rows(self, draws: Draws) -> Tensor:
+        """Return one sampled matrix."""
+        options = (self.temperature, self.interactions_per_user, draws)
+        total: Tensor = _GumbelSum.apply(self.logits, *options)  # type: ignore[no-untyped-call]
+        return total.clamp(max=1)
 
-    return build
+
+class BinaryInteractions(InteractionPrior):
+    r"""Binary users: each has exactly its gamma items of the largest logits.
+
+    .. math:: X_S = \mathbb{1}[x_{ui} \text{ among the } \gamma \text{ largest of } x_u]
+
+    The gradient passes straight through to the logits. What is stored are the chosen items' indices.
+
+    Args:
+        logits: ``(users, items)`` initial x.
+        interactions_per_user: gamma, exact.
+
+    Raises:
+        ConfigError: more interactions than items.
+
+    Source: Bengio et al., 2013 (straight-through estimator); the interaction budget of Sachdeva et al., NeurIPS 2022.
+    """
+
+    def __init__(self, logits: Tensor, *, interactions_per_user: int = 200) -> None:
+        super().__init__(logits, interactions_per_user=interactions_per_user)
+        if interactions_per_user > logits.shape[1]:
+            raise ConfigError(f"{interactions_per_user} interactions per user exceed the {logits.shape[1]} items")
+
+    def rows(self, draws: Draws) -> Tensor:
+        """Return the rows of zeros and ones; the key is not read."""
+        rows: Tensor = _StraightThroughTop.apply(self.logits, self.interactions_per_user)  # type: ignore[no-untyped-call]
+        return rows
+
+    def stored_numel(self) -> int:
+        """Return the number of stored indices."""
+        return self.logits.shape[0] * self.interactions_per_user
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of the indices of each user's items, in the smallest integer type that holds them."""
+        return self.stored_numel() * (1 if self.logits.shape[1] <= 2**8 else 2 if self.logits.shape[1] <= 2**16 else 4)
+
+
+class _StraightThroughTop(torch.autograd.Function):
+    """Ones at the largest entries of each row; backward the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, count: int) -> Tensor:
+        best = logits.topk(count, dim=1).indices
+        return torch.zeros_like(logits).scatter_(1, best, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _GumbelSum(torch.autograd.Function):
+    r"""The sum of gamma Gumbel-softmax draws, a few at a time.
+
+    With p_j the draws and c the cotangent, the gradient is
+    :math:`(c \odot \sum_j p_j - \sum_j p_j \langle c, p_j \rangle) / \tau`, so each draw is needed twice: some are
+    kept, the rest is made again from its key.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, temperature: float, count: int, draws: Draws) -> Tensor:
+        total, kept = torch.zeros_like(logits), []
+        room = KEPT_NUMBERS if ctx.needs_input_grad[0] else 0
+        for index, size in _chunks(count, logits.numel()):
+            drawn = _draw(logits, temperature, size, draws.fold("gumbel", index))
+            total += drawn.sum(0)
+            room -= drawn.numel()
+            kept.append(drawn if room >= 0 else None)
+        ctx.save_for_backward(logits, total)
+        ctx.kept, ctx.options = kept, (temperature, count, draws)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, total = ctx.saved_tensors
+        temperature, count, draws = ctx.options
+        result = gradient * total
+        for (index, size), drawn in zip(_chunks(count, logits.numel()), ctx.kept, strict=True):
+            if drawn is None:
+                drawn = _draw(logits, temperature, size, draws.fold("gumbel", index))
+            inner = torch.einsum("jui,ui->ju", drawn, gradient)
+            result -= torch.einsum("jui,ju->ui", drawn, inner)
+        return result / temperature, None, None, None
+
+
+def _chunks(count: int, numel: int) -> Iterator[tuple[int, int]]:
+    """Return number and size of each group of draws that is made at once."""
+    size = max(1, CHUNK_NUMBERS // numel)
+    for index, start in enumerate(range(0, count, size)):
+        yield index, min(size, count - start)
+
+
+def _draw(logits: Tensor, temperature: float, size: int, key: Draws) -> Tensor:
+    """Return so many draws of softmax((x + g) / tau), ``(size, users, items)``."""
+    noisy = key.to(logits.device).gumbel(size, *logits.shape).to(logits.dtype).add_(logits)
+    return noisy.div_(temperature).softmax(2)

@@ -1,29 +1,39 @@
 """User-item interactions as a task: rows of users, the infinite-width autoencoder, closed-form judges."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.decomposition import TruncatedSVD
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import weighted_mean
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.recsys.data import Interactions, Source, load_interactions
-from mmdistill.recsys.metrics import METRICS, RankingProtocol
-from mmdistill.recsys.models import ClosedForm, Ease, InfiniteAutoencoder, Popularity
+from mmdistill.recsys.factorisation import Factorisation, heaviest
+from mmdistill.recsys.metrics import METRICS, RankingProtocol, Scorer
+from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
+from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
+from mmdistill.recsys.vae import VaeProtocol, fit_vae
 from mmdistill.registry import TaskOptions, unknown_name
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
+FIXED = Draws(0, ("recsys",))
+"""The key where nothing is random."""
+RANDOM_JUDGES = ("mult-vae", "als")
+LEARNED_RIDGES = {"inf-ae": "ridge", "ease": "absolute_ridge"}
+"""By judge, the name under which a ridge of its kind travels with a set."""
+VALIDATION_USERS = 10_000
+"""Validation data of more users are not read; drawn at random, these tell steps and ridges apart."""
 CLOSED_FORM_NOTE = (
     "closed-form judges have no randomness of their own: only the AUC's sampled negatives differ between runs"
 )
-MODELS = ("infinite", "autoencoder")
-"""The networks that ``--model`` names: infinitely wide, or one hidden layer of ``--width`` units."""
+MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
+"""The networks that ``--model`` names: infinitely wide of depth 1 to 3, or one hidden layer of ``--width`` units."""
 
 
 class RecsysTask:
@@ -39,13 +49,16 @@ class RecsysTask:
         features: names of the module's submodules whose features are matched; the last layer's input by default.
         hold_out: the fraction of each target user's interactions that is hidden from the input, so that matching
             rewards prediction instead of reconstruction; 0 as published.
+        depth: hidden layers of the infinitely wide autoencoder, as inner model, for validation and as judge.
         protocol: how rankings are judged.
+        vae: how the trained judge is trained.
         device: where everything runs.
     """
 
     num_classes: int | None = None
     labels: Tensor | None = None
-    judges: Sequence[str] = ("inf-ae", "ease", "popularity")
+    judges: Sequence[str] = ("inf-ae", "ease", "mult-vae", "als", "popularity")
+    selections: Sequence[str] = SELECTIONS
 
     def __init__(
         self,
@@ -54,7 +67,9 @@ class RecsysTask:
         model: ModuleFactory | None = None,
         features: tuple[str, ...] = (),
         hold_out: float = 0.0,
+        depth: int = 1,
         protocol: RankingProtocol | None = None,
+        vae: VaeProtocol | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if not 0 <= hold_out < 1:
@@ -62,7 +77,9 @@ class RecsysTask:
         self.data = data
         self.device = torch.device(device)
         self.hold_out = hold_out
-        self.protocol = protocol or RankingProtocol(device=self.device)
+        self.kernel = FullyConnectedKernel(depth=depth)
+        self.protocol = protocol or RankingProtocol(groups=3, device=self.device)
+        self.vae = vae or VaeProtocol()
         self.module = None if model is None else FunctionalModule(model, features, self.device)
         self._chosen: dict[str, float] = {}
         self._info: TaskInfo | None = None
@@ -115,74 +132,115 @@ class RecsysTask:
 
     def embedding(self) -> Tensor:
         """Return every user's leading coordinates in the singular space of the rows, each row at unit length."""
-        train = self.data.parts["train"]
-        sizes = np.sqrt(np.maximum(np.asarray(train.sum(1)).ravel(), 1))
-        scaled = train.multiply(1 / sizes[:, None]).tocsr()
-        dimensions = min(EMBEDDING_DIMENSIONS, min(train.shape) - 1)
-        if dimensions < 1:
-            return torch.from_numpy(scaled.toarray()).float().to(self.device)
-        reduced = TruncatedSVD(dimensions, random_state=0).fit_transform(scaled)
-        return torch.from_numpy(np.ascontiguousarray(reduced)).float().to(self.device)
+        return torch.from_numpy(embed_users(self.data.parts["train"], EMBEDDING_DIMENSIONS)).to(self.device)
 
-    def judge(self, synthetic: Batch | None, name: str) -> ClosedForm:
-        """Return a judge, ready to be solved, on synthetic users (None: on all real ones).
+    def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
+        """Return one of this domain's own baselines at equal count; see :func:`select_users`."""
+        rows = select_users(self.data, kind, int(counts.sum()), EMBEDDING_DIMENSIONS, draws).to(self.device)
+        return Batch(rows, rows, torch.ones(len(rows), device=self.device))
+
+    def judge(self, synthetic: Batch | None, name: str, draws: Draws = FIXED) -> Recommender:
+        """Return a judge with a ridge, not fitted yet, on synthetic users (None: on all real ones).
+
+        Args:
+            synthetic: the users.
+            name: any of :attr:`judges` but ``mult-vae``, which is trained.
+            draws: the key of a factorisation's start; the others need none.
 
         Raises:
             ConfigError: an unknown judge.
             ShapeError: the synthetic users have another number of items.
+            UnsupportedError: data too large for the judge, or a missing package.
         """
-        if name not in self.judges:
-            raise unknown_name("judge", name, self.judges)
+        if name not in self.judges or name == "mult-vae":
+            raise unknown_name("judge", name, [judge for judge in self.judges if judge != "mult-vae"])
         if synthetic is None:
-            return self._judge_of_all(name)
-        rows = self.rows(synthetic.inputs).to(self.device)
-        rows = rows[synthetic.weight.to(self.device) > 0]
+            return self._judge_of_all(name, draws)
+        rows = self._fitted_rows(synthetic)
         if name == "inf-ae":
-            return InfiniteAutoencoder(rows)
+            return InfiniteAutoencoder(rows, self.kernel)
+        if name == "als":
+            return Factorisation(heaviest(rows), draws.integer() % 2**31)
         return Ease(rows) if name == "ease" else Popularity(rows.sum(0))
 
-    def _judge_of_all(self, name: str) -> ClosedForm:
-        if name == "inf-ae":
-            return InfiniteAutoencoder(self.data.rows(np.arange(self.data.num_users)).to(self.device))
+    def _fitted_rows(self, synthetic: Batch) -> Tensor:
+        return self.rows(synthetic.inputs).to(self.device)[synthetic.weight.to(self.device) > 0]
+
+    def _judge_of_all(self, name: str, draws: Draws) -> Recommender:
+        data = self.data
         if name == "popularity":
-            return Popularity(self.data.item_counts().to(self.device))
-        train = self.data.parts["train"]
-        if self.data.num_users < self.data.num_items:
-            return Ease(self.data.rows(np.arange(self.data.num_users)).to(self.device))
+            return Popularity(data.item_counts().to(self.device))
+        if name == "als":
+            return Factorisation(data.parts["train"], draws.integer() % 2**31)
+        if name == "inf-ae":
+            require_solvable(data.num_users, "the infinite autoencoder", "users")
+            return InfiniteAutoencoder(data.rows(np.arange(data.num_users)).to(self.device), self.kernel)
+        require_solvable(min(data.num_users, data.num_items), "EASE", "users or items, whichever are fewer")
+        if data.num_users < data.num_items:
+            return Ease(data.rows(np.arange(data.num_users)).to(self.device))
+        train = data.parts["train"]
         return Ease(gram=torch.from_numpy((train.T @ train).toarray()).to(self.device))
 
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
-        """Fit a closed-form judge and score its rankings of the test items.
+        """Fit a judge and score its rankings of the test items.
 
-        The ridge is the learned one where the set carries one (infinite autoencoder), else the best on validation.
-        The judges have no randomness of their own: the n values differ only in the AUC's sampled negatives.
+        The ridge is the best on validation, out of the judge's own and the one that was learned with the set; a
+        trained judge's step is chosen so, too. Judges in closed form have no randomness of their own: their n
+        values differ only in sampled items.
         """
-        model = self.judge(synthetic, judge)
-        key = judge if synthetic is None else ""
-        if judge == "inf-ae" and "ridge" in learned:
-            ridge = float(learned["ridge"])
-        elif key in self._chosen:
-            ridge = self._chosen[key]
+        if judge not in RANDOM_JUDGES:
+            scorer = self._solved(synthetic, judge, draws, learned)
+            found = self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), repeats=n)
+            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE,))
+        runs: dict[str, tuple[float, ...]] = {}
+        for index in range(n):
+            key = draws.fold("run", index)
+            train = self._trained if judge == "mult-vae" else self._solved
+            scorer = train(synthetic, judge, key, learned)
+            for name, values in self.protocol.evaluate(scorer, self.data, "test", key.fold("test")).items():
+                runs[name] = (*runs.get(name, ()), *values)
+        return Scores(judge, _reported(runs))
+
+    def _solved(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
+        model = self.judge(synthetic, judge, draws)
+        if synthetic is None and judge in self._chosen:
+            return model.scorer(self._chosen[judge])
+        own = LEARNED_RIDGES.get(judge, "")
+        others = (float(learned[own]),) if own in learned else ()
+        ridge = model.pick(self.data, self._validation(), draws.fold("validate"), others)
+        if synthetic is None:
+            self._chosen[judge] = ridge
+        return model.scorer(ridge)
+
+    def _trained(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
+        protocol, key = self._validation(), draws.fold("validate")
+
+        def score(scorer: Scorer) -> float:
+            return protocol.evaluate(scorer, self.data, "valid", key)[f"ndcg@{protocol.ks[0]}"][0]
+
+        if synthetic is None:
+            users, rows = self.data.num_users, lambda chosen: self.data.rows(chosen)
         else:
-            ridge = model.pick(self.data, self._validation(), draws.fold("validate"))
-        if key:
-            self._chosen[key] = ridge
-        found = self.protocol.evaluate(model.scorer(ridge), self.data, "test", draws.fold("test"), repeats=n)
-        order = [name for name in METRICS if name in found] or list(found)
-        return Scores(judge, {name: found[name] for name in order}, (CLOSED_FORM_NOTE,))
+            fitted = self._fitted_rows(synthetic)
+            users, rows = len(fitted), lambda chosen: fitted[chosen.to(fitted.device)]
+        return fit_vae(rows, users, self.data.num_items, self.vae, score, draws.fold("train"), self.device)
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
-        """Return the validation NDCG@10 of the infinite autoencoder on synthetic users."""
-        model = self.judge(synthetic, "inf-ae")
-        ridges = (float(learned["ridge"]),) if "ridge" in learned else model.ridges
+        """Return the validation NDCG@10 of the inner model on synthetic users.
+
+        That is EASE where a ridge of EASE's was learned with them, else the infinite autoencoder.
+        """
+        name = "ease" if LEARNED_RIDGES["ease"] in learned else "inf-ae"
+        model, own = self.judge(synthetic, name), LEARNED_RIDGES[name]
+        ridges = (float(learned[own]),) if own in learned else model.ridges
         return max(model.validate(ridge, self.data, self._validation(), draws) for ridge in ridges)
 
     def _validation(self) -> RankingProtocol:
-        return RankingProtocol(
-            self.protocol.ks[:1], 0, self.protocol.chunk, self.protocol.max_users, self.protocol.device
-        )
+        """Return how validation data are judged: one metric, of at most as many users as tell steps apart."""
+        most = min(self.protocol.max_users or VALIDATION_USERS, VALIDATION_USERS)
+        return replace(self.protocol, ks=self.protocol.ks[:1], negatives=0, groups=1, max_users=most)
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the item ids travel with the set."""
@@ -210,15 +268,23 @@ class RecsysTask:
         return inputs
 
 
+def _reported(found: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    """Return the metrics that are reported, the headline first, or all where the cut-offs are others."""
+    order = [name for name in METRICS if name in found]
+    groups = [name for name in found if name.endswith("]")]
+    return {name: found[name] for name in ([*order, *groups] if order else found)}
+
+
 def recsys_task(
     data: Source | Interactions,
     *,
-    model: ModuleFactory | Literal["infinite", "autoencoder"] | None = None,
+    model: ModuleFactory | str | None = None,
     features: tuple[str, ...] = (),
     width: int = 600,
     hold_out: float = 0.0,
     min_rating: float | None = None,
     max_users: int | None = None,
+    candidates: int = 0,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> RecsysTask:
@@ -226,41 +292,42 @@ def recsys_task(
 
     Args:
         data: a data set's name, a file or folder, a data frame, a users x items matrix, or loaded interactions.
-        model: ``infinite`` (default), ``autoencoder``, or a function that returns a module from rows to logits.
+        model: one of :data:`MODELS`, the first by default, or a function that returns a module from rows to logits.
         features: names of the module's submodules whose features are matched.
         width: hidden units of ``autoencoder``.
         hold_out: see :class:`RecsysTask`.
         min_rating: the lowest rating that counts as an interaction; by default any above 0.
         max_users: judge on this many users, drawn at random; None is all.
+        candidates: see :class:`~mmdistill.recsys.metrics.RankingProtocol`.
         seed: of the split, where the data come without one.
         device: where everything runs.
     """
     if not isinstance(data, Interactions):
         data = load_interactions(data, min_rating=min_rating, seed=seed)
-    factory = network_factory(model, data.num_items, width) if isinstance(model, str) else model
+    factory, depth = network(model, data.num_items, width) if isinstance(model, str) else (model, 1)
     device = torch.device(device)
-    protocol = RankingProtocol(max_users=max_users, device=device)
-    return RecsysTask(data, model=factory, features=features, hold_out=hold_out, protocol=protocol, device=device)
+    protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users, device=device)
+    return RecsysTask(
+        data, model=factory, features=features, hold_out=hold_out, depth=depth, protocol=protocol, device=device
+    )
 
 
-def network_factory(name: str, num_items: int, width: int) -> ModuleFactory | None:
-    """Return the factory of a network by name; None is the infinitely wide one."""
+def network(name: str, num_items: int, width: int) -> tuple[ModuleFactory | None, int]:
+    """Return the factory of a network by name, None for an infinitely wide one, and the depth of the wide one."""
     if name not in MODELS:
         raise unknown_name("model for recsys data", name, MODELS)
-    if name == "infinite":
-        return None
-    return lambda: nn.Sequential(nn.Linear(num_items, width), nn.Tanh(), nn.Linear(width, num_items))
+    if name == "autoencoder":
+        return lambda: nn.Sequential(nn.Linear(num_items, width), nn.Tanh(), nn.Linear(width, num_items)), 1
+    return None, int(name.partition("-d")[2] or 1)
 
 
 def make_task(data: str, options: TaskOptions) -> RecsysTask:
     """Make a task from what the command line gives."""
-    model = options.model or "infinite"
+    model = options.model or MODELS[0]
     if model not in MODELS:
         raise unknown_name("model for recsys data", model, MODELS)
-    return recsys_task(
-        data,
-        model="autoencoder" if model == "autoencoder" else "infinite",
-        width=options.width or 600,
-        seed=options.seed,
-        device=options.device,
-    )
+    task = recsys_task(data, model=model, width=options.width or 600, seed=options.seed, device=options.device)
+    batch = options.judge_batch or task.vae.batch
+    steps = task.vae.steps if options.judge_epochs is None else options.judge_epochs * -(-task.data.num_users // batch)
+    task.vae = replace(task.vae, batch=batch, steps=steps)
+    return task

@@ -12,7 +12,7 @@ def propensities(counts):
 
 
 def user_metrics(scores, known, held, w, k):
-    """Return (NDCG@k, HR@k, PSP@k) of one user; known and held are sets of items."""
+    """Return (NDCG@k, HR@k, recall@k, PSP@k) of one user; known and held are sets of items."""
     ranked = sorted((i for i in range(len(scores)) if i not in known), key=lambda i: -scores[i])[:k]
     m = min(len(held), k)
     dcg, hits, weight = 0.0, 0, 0.0
@@ -23,7 +23,7 @@ def user_metrics(scores, known, held, w, k):
             weight += w[item]
     ideal = sum(1 / math.log2(rank + 1) for rank in range(1, m + 1))
     largest = sum(sorted((w[i] for i in held), reverse=True)[:m])
-    return dcg / ideal, hits / m, weight / m / largest
+    return dcg / ideal, hits / m, hits / len(held), weight / m / largest
 
 
 def auc(positives, negatives):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mmdistill.recsys import RankingProtocol, RecsysTask, load_interactions
+from mmdistill.recsys.vae import VaeProtocol
 
 ML1M = Path(os.environ.get("MMDISTILL_DATA", "/nonexistent")) / "ml-1m" / "interactions.csv.gz"
 
@@ -28,4 +29,5 @@ def interactions():
 
 @pytest.fixture
 def task(interactions):
-    return RecsysTask(interactions, protocol=RankingProtocol(ks=(10,), negatives=20, chunk=100))
+    vae = VaeProtocol(hidden=20, latent=5, steps=40, batch=60, checks=2)
+    return RecsysTask(interactions, protocol=RankingProtocol(ks=(10,), negatives=20, chunk=100), vae=vae)

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +7,14 @@ import torch
 
 from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from mmdistill.recsys import RankingProtocol, load_interactions
-from mmdistill.recsys.metrics import pooled_auc, propensity_weights, sample_negatives, top_items, user_metrics
+from mmdistill.recsys.metrics import (
+    group_users,
+    pooled_auc,
+    propensity_weights,
+    sample_negatives,
+    top_items,
+    user_metrics,
+)
 from mmdistill.runtime import Draws
 from tests.oracles import recsys as oracle
 
@@ -29,9 +38,10 @@ def test_user_metrics_equal_the_oracle(k):
     got = user_metrics(scores, known, held, weights, (k,))
     for user in range(len(scores)):
         sets = [set(np.flatnonzero(m[user].numpy())) for m in (known, held)]
-        ndcg, hr, psp = oracle.user_metrics(scores[user].tolist(), *sets, weights.tolist(), k)
+        ndcg, hr, recall, psp = oracle.user_metrics(scores[user].tolist(), *sets, weights.tolist(), k)
         assert got[f"ndcg@{k}"][user].item() == pytest.approx(ndcg, rel=1e-6)
         assert got[f"hr@{k}"][user].item() == pytest.approx(hr, rel=1e-6)
+        assert got[f"recall@{k}"][user].item() == pytest.approx(recall, rel=1e-6)
         assert got[f"psp@{k}"][user].item() == pytest.approx(psp, rel=1e-6)
 
 
@@ -100,7 +110,7 @@ def test_protocol_equals_the_oracle_whatever_the_chunk(interactions):
         held = set(np.flatnonzero(interactions.parts["test"].toarray()[user]))
         values.append(oracle.user_metrics(scores[user].tolist(), known, held, w, 5))
     expected = np.mean(values, axis=0)
-    got = [results[0][name][0] for name in ("ndcg@5", "hr@5", "psp@5")]
+    got = [results[0][name][0] for name in ("ndcg@5", "hr@5", "recall@5", "psp@5")]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
@@ -135,6 +145,46 @@ def test_users_without_held_out_items_are_skipped():
     assert len(protocol.users(data, "test", Draws(0))) == 1
     found = protocol.evaluate(lambda known: 1.0 - known, data, "test", Draws(0))
     assert found["hr@1"] == (1.0,)
+
+
+def test_coverage_is_the_share_of_items_that_anybody_is_shown(interactions):
+    scores = torch.arange(float(interactions.num_items))
+    found = RankingProtocol(ks=(2, 4), negatives=0).evaluate(
+        lambda known: scores.expand_as(known), interactions, "test", Draws(0)
+    )
+    context = interactions.parts["train"].toarray() + interactions.parts["valid"].toarray()
+    for k in (2, 4):
+        shown = {item for row in context for item in np.flatnonzero(row == 0)[-k:]}
+        assert found[f"coverage@{k}"][0] == pytest.approx(len(shown) / interactions.num_items)
+
+
+def test_groups_of_users_average_to_everybody(interactions):
+    weights = Draws(0).normal(interactions.num_items, interactions.num_items)
+    protocol = RankingProtocol(ks=(5,), negatives=0, groups=3)
+    found = protocol.evaluate(lambda known: known @ weights, interactions, "test", Draws(0))
+    users = protocol.users(interactions, "test", Draws(0))
+    lengths = (interactions.lengths("train") + interactions.lengths("valid"))[users]
+    groups = group_users(lengths, 3)
+    assert len(groups) == 3
+    assert sorted(np.concatenate(list(groups.values()))) == list(range(len(users)))
+    ends = [tuple(map(int, name.strip("[]").split("-"))) for name in groups]
+    assert all(last < first for (_, last), (first, _) in itertools.pairwise(ends))
+    mean = sum(found[f"ndcg@5 {name}"][0] * len(members) for name, members in groups.items()) / len(users)
+    assert mean == pytest.approx(found["ndcg@5"][0])
+    assert group_users(lengths, 1) == {}
+    assert list(group_users(np.full(9, 4), 3)) == ["[4-4]"]
+
+
+def test_candidates_are_ranked_among_few_sampled_items(interactions):
+    weights = Draws(0).normal(interactions.num_items, interactions.num_items)
+
+    def found(candidates):
+        protocol = RankingProtocol(ks=(5,), negatives=0, candidates=candidates)
+        return protocol.evaluate(lambda known: known @ weights, interactions, "test", Draws(0))["ndcg@5"][0]
+
+    full, few = found(0), found(10)
+    assert few > full + 0.1
+    assert found(10_000) == pytest.approx(full)  # all free items are candidates
 
 
 def test_bad_arguments(interactions):

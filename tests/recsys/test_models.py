@@ -4,11 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from mmdistill.errors import ConfigError, NonFiniteError, UnsupportedError
+from mmdistill.errors import ConfigError, NonFiniteError, ShapeError, UnsupportedError
+from mmdistill.objectives.base import Network
 from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.recsys import RankingProtocol, models
+from mmdistill.objectives.performance import (
+    KernelRidgeMatching,
+    LinearKernel,
+    RidgeSystem,
+    multinomial,
+    without_diagonal,
+)
+from mmdistill.recsys import RankingProtocol, models, recsys_task
+from mmdistill.recsys.factorisation import Factorisation, heaviest
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity
 from mmdistill.runtime import Draws
+from mmdistill.task import Batch
 from tests.oracles import recsys as oracle
 from tests.oracles.kernels import wide_relu
 
@@ -73,8 +83,74 @@ def test_equal_users_need_a_ridge(interactions):
 
 def test_systems_too_large_to_solve_are_refused(monkeypatch):
     monkeypatch.setattr(models, "MAX_EXACT", 10)
-    with pytest.raises(UnsupportedError, match="judge with 'ease'"):
+    with pytest.raises(UnsupportedError, match="at most 10 are solved; judge the whole"):
         InfiniteAutoencoder(rows(11, 12))
-    with pytest.raises(UnsupportedError, match="at most 10"):
+    with pytest.raises(UnsupportedError, match="at most 10 are solved"):
         Ease(rows(20, 12))
     assert Ease(rows(5, 12)).dual
+
+
+def test_ease_as_inner_model_equals_the_judge_and_the_oracle(interactions):
+    syn, real = rows(6, 9).double(), rows(4, 9, "context").double()
+    ridge = torch.tensor(2.0).double()
+    system = RidgeSystem(real @ syn.T, syn @ syn.T, syn, ridge, "absolute", real, syn)
+    found = without_diagonal(system)
+    expected = real.numpy() @ oracle.ease(syn.numpy(), 2.0)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
+    np.testing.assert_allclose(Ease(syn).scorer(2.0)(real).numpy(), expected, atol=1e-5)
+    with pytest.raises(ShapeError, match="as wide as the targets"):
+        without_diagonal(system._replace(targets=syn[:, :5]))
+
+
+def test_matching_with_ease_has_the_gradient_of_finite_differences():
+    matrix = (rows(30, 10, "task") + torch.eye(10).repeat(3, 1)).clamp(max=1).numpy()
+    matrix[:, :3] = 1
+    task = recsys_task(matrix)
+    real = task.sample_real(Draws(0), None, 5)
+    batch = Batch(real.inputs.double(), real.targets.double(), real.weight.double())
+    network = Network(task, task.init(Draws(0)))
+    objective = KernelRidgeMatching(LinearKernel(), 3.0, "absolute", loss=multinomial, readout=without_diagonal)
+    x = (0.2 + 0.6 * Draws(0).uniform(4, task.data.num_items)).double().requires_grad_()
+
+    def loss(values):
+        return objective(network, Batch(values, values, torch.ones(4).double()), batch, Draws(0))
+
+    assert torch.autograd.gradcheck(loss, (x,))
+
+
+def test_heaviest_items_of_weighted_rows():
+    weighted = torch.tensor([[0.9, 0.1, 0.8, 0.4], [0.1, 0.2, 0.0, 0.1], [1.0, 0.0, 1.0, 1.0]])
+    assert heaviest(weighted).toarray().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 1]]
+
+
+def test_factorisation_folds_users_in(interactions):
+    train = interactions.parts["train"]
+    model = Factorisation(train, seed=1, factors=8, ridges=(5.0,))
+    assert model.pick(interactions, RankingProtocol(ks=(5,), negatives=0), Draws(0)) == 5.0
+    score = model.scorer(5.0)
+    known = interactions.rows(range(20))
+    found = score(known)
+    # the fold-in is ridge regression with weights 1 + alpha * x, given the items' factors
+    again = Factorisation(train, seed=1, factors=8, ridges=(5.0,)).scorer(5.0)(known)
+    assert torch.equal(found, again)
+    taken = found[known > 0].mean()
+    assert taken > found[known == 0].mean() + 0.3
+    empty = score(torch.zeros(2, interactions.num_items))
+    assert torch.equal(empty, torch.zeros_like(empty))
+
+
+def test_without_implicit_the_error_says_what_to_install(monkeypatch, interactions):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr("mmdistill.recsys.factorisation.import_module", missing)
+    with pytest.raises(UnsupportedError, match=r"pip install 'mmdistill\[recsys\]'"):
+        Factorisation(interactions.parts["train"])
+
+
+def test_the_judge_of_whole_data_refuses_before_it_allocates(monkeypatch, task):
+    monkeypatch.setattr(models, "MAX_EXACT", 10)
+    monkeypatch.setattr(type(task.data), "rows", None)
+    for judge in ("inf-ae", "ease"):
+        with pytest.raises(UnsupportedError, match="at most 10 are solved"):
+            task.judge(None, judge)

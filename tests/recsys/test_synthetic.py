@@ -1,16 +1,27 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.recsys import InteractionPrior, interaction_prior
+from mmdistill.recsys import (
+    BinaryInteractions,
+    MeanFieldInteractions,
+    SampledInteractions,
+    binary_interactions,
+    mean_field_interactions,
+    sampled_interactions,
+    synthetic,
+)
 from mmdistill.recsys.methods import METHODS
 from mmdistill.runtime import Draws
 from tests.toys import BlobTask
 
+KINDS = {"sampled": SampledInteractions, "mean-field": MeanFieldInteractions, "binary": BinaryInteractions}
 
-def prior(mode, **options):
-    logits = Draws(0).fold("logits").normal(5, 12)
-    return InteractionPrior(logits, mode=mode, **options)
+
+def prior(kind, **options):
+    return KINDS[kind](Draws(0).fold("logits").normal(5, 12), **options)
 
 
 def test_mean_field_is_its_formula():
@@ -22,26 +33,57 @@ def test_mean_field_is_its_formula():
     assert torch.equal(batch.weight, torch.ones(5))
 
 
+def draws_of(logits, key, count, temperature):
+    noise = key.fold("gumbel", 0).gumbel(count, *logits.shape)
+    return ((logits + noise) / temperature).softmax(2)
+
+
 def test_sampled_is_the_clipped_sum_of_its_draws():
     p = prior("sampled", interactions_per_user=7, temperature=0.5)
     key = Draws(3)
-    total = torch.zeros(5, 12)
-    for j in range(7):
-        total += torch.softmax((p.logits + key.fold("gumbel", j).gumbel(5, 12)) / 0.5, 1)
-    torch.testing.assert_close(p(key).inputs, total.clamp(max=1))
+    expected = sum(draws_of(p.logits.detach(), key, 7, 0.5)[j] for j in range(7)).clamp(max=1)
+    torch.testing.assert_close(p(key).inputs.detach(), expected)
     assert torch.equal(p(key).inputs, p(key).inputs)
     assert not torch.equal(p(key).inputs, p(Draws(4)).inputs)
 
 
-def test_the_gradient_through_recomputed_draws_is_exact():
+def test_the_gradient_of_sampled_rows_is_that_of_autograd():
     p = prior("sampled", interactions_per_user=5, temperature=2.0)
     key, cotangent = Draws(1), Draws(2).normal(5, 12)
     (gradient,) = torch.autograd.grad((p(key).inputs * cotangent).sum(), [p.logits])
     logits = p.logits.detach().clone().requires_grad_()
-    noise = torch.stack([key.fold("gumbel", j).gumbel(5, 12) for j in range(5)])
-    total = ((logits + noise) / 2.0).softmax(2).sum(0).clamp(max=1)
-    (expected,) = torch.autograd.grad((total * cotangent).sum(), [logits])
+    (expected,) = torch.autograd.grad((draws_of(logits, key, 5, 2.0).sum(0).clamp(max=1) * cotangent).sum(), [logits])
     torch.testing.assert_close(gradient, expected)
+
+
+def test_draws_made_in_parts_and_made_again_change_nothing(monkeypatch):
+    monkeypatch.setattr(synthetic, "CHUNK_NUMBERS", 2 * 60)
+    found = {}
+    for kept in (0, 130, 10**9):  # none, the first part, all
+        monkeypatch.setattr(synthetic, "KEPT_NUMBERS", kept)
+        p = prior("sampled", interactions_per_user=5, temperature=0.7)
+        rows = p(Draws(1)).inputs
+        found[kept] = rows.detach(), torch.autograd.grad(rows.square().sum(), [p.logits])[0]
+    for rows, gradient in found.values():
+        torch.testing.assert_close(rows, found[0][0])
+        torch.testing.assert_close(gradient, found[0][1])
+    noise = torch.cat([Draws(1).fold("gumbel", part).gumbel(n, 5, 12) for part, n in enumerate((2, 2, 1))])
+    logits = p.logits.detach().clone().requires_grad_()
+    rows = ((logits + noise) / 0.7).softmax(2).sum(0).clamp(max=1)
+    torch.testing.assert_close(found[0][1], torch.autograd.grad(rows.square().sum(), [logits])[0])
+
+
+def test_binary_rows_are_the_largest_logits_and_gradients_pass_straight_through():
+    p = prior("binary", interactions_per_user=4)
+    rows = p(Draws(0)).inputs
+    for logits, row in zip(p.logits.detach(), rows.detach(), strict=True):
+        assert sorted(row.nonzero().flatten().tolist()) == sorted(logits.argsort(descending=True)[:4].tolist())
+    cotangent = Draws(2).normal(5, 12)
+    assert torch.equal(torch.autograd.grad((rows * cotangent).sum(), [p.logits])[0], cotangent)
+    assert p.stored_numel() == 20
+    assert p.stored_bytes() == 20  # of 12 items one byte names any
+    with pytest.raises(ConfigError, match="13 interactions per user exceed the 12 items"):
+        prior("binary", interactions_per_user=13)
 
 
 @pytest.mark.parametrize("mode", ["sampled", "mean-field"])
@@ -57,12 +99,12 @@ def test_rows_are_fractions_of_bounded_mass(mode):
 
 def test_samples_approach_the_mean_field_at_high_temperature():
     sampled = prior("sampled", interactions_per_user=300, temperature=10.0)
-    mean = sampled.mean_field()
+    mean = prior("mean-field", interactions_per_user=300, temperature=10.0)(Draws(0)).inputs
     assert (sampled(Draws(0)).inputs - mean).abs().mean() / mean.mean() < 0.02
 
 
 def test_clipped_entries_get_no_gradient():
-    p = InteractionPrior(torch.tensor([[9.0, 0.0, 0.0]]), interactions_per_user=2, temperature=1.0)
+    p = MeanFieldInteractions(torch.tensor([[9.0, 0.0, 0.0]]), interactions_per_user=2, temperature=1.0)
     (gradient,) = torch.autograd.grad(p(Draws(0)).inputs[0, 0], [p.logits])
     assert torch.equal(gradient, torch.zeros(1, 3))
 
@@ -82,25 +124,34 @@ def test_storage_is_the_logits():
 
 def test_bad_arguments(task):
     with pytest.raises(ShapeError, match="users, items"):
-        InteractionPrior(torch.ones(3))
+        MeanFieldInteractions(torch.ones(3))
     with pytest.raises(ConfigError, match="positive"):
         prior("sampled", temperature=0.0)
-    with pytest.raises(ConfigError, match="positive"):
+    with pytest.raises(ConfigError, match="at least one interaction"):
         prior("sampled", interactions_per_user=0)
-    with pytest.raises(ConfigError, match="'mean-field'"):
-        prior("exact")
     settings = METHODS["distill-cf-meanfield"].settings(3)
-    build = interaction_prior("mean-field")
+    build = mean_field_interactions()
     with pytest.raises(DataError, match="241 synthetic users"):
         build(task, 241, settings, "fixed", Draws(0))
     with pytest.raises(ConfigError, match="labels"):
         build(task, 3, settings, "learned", Draws(0))
     with pytest.raises(ConfigError, match="needs user-item interactions"):
         build(BlobTask(), 3, settings, "fixed", Draws(0))
+    many = replace(settings, interactions_per_user=81)
+    with pytest.raises(ConfigError, match=r"81 interactions per user were asked for, but .* has 80 items"):
+        binary_interactions()(task, 3, many, "fixed", Draws(0))
+
+
+@pytest.mark.parametrize("storage", [sampled_interactions, mean_field_interactions, binary_interactions])
+def test_the_settings_say_how_many_interactions_a_user_has(task, storage):
+    settings = replace(METHODS["distill-cf-meanfield"].settings(3), interactions_per_user=9)
+    assert storage()(task, 3, settings, "fixed", Draws(0)).interactions_per_user == 9
+    rows = binary_interactions()(task, 3, settings, "fixed", Draws(0))(Draws(0)).inputs
+    assert rows.sum(1).tolist() == [9, 9, 9]
 
 
 def test_starts_from_real_users(task):
     settings = METHODS["distill-cf"].settings(3)
-    p = interaction_prior("sampled", scale=2.0)(task, 5, settings, "fixed", Draws(0))
+    p = sampled_interactions(scale=2.0)(task, 5, settings, "fixed", Draws(0))
     real = task.data.rows(range(task.data.num_users))
     assert all(any(torch.equal(row / 2, user) for user in real) for row in p.logits)

@@ -1,4 +1,5 @@
 import dataclasses
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,9 @@ from mmdistill.evaluate import evaluate
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
-from mmdistill.recsys import DOMAIN, RecsysTask, recsys_task
+from mmdistill.recsys import DOMAIN, RecsysTask, models, recsys_task
+from mmdistill.recsys.draw import storage_lines
+from mmdistill.recsys.methods import METHODS
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Validates
@@ -22,6 +25,7 @@ from mmdistill.testing import check_objective, check_task
 from tests.oracles import recsys as oracle
 from tests.oracles.kernels import wide_relu
 from tests.recsys.conftest import ML1M, taste_matrix
+from tests.toys import BlobTask
 
 
 @pytest.mark.parametrize("judge", ["inf-ae", "ease", "popularity"])
@@ -97,6 +101,41 @@ def test_distilled_users_beat_random_and_herded_ones(task):
     assert np.mean(scores) > np.mean(herded)
 
 
+def test_binary_users_beat_random_ones_with_as_many_items(task):
+    scores, random = [], []
+    for seed in range(3):
+        found = distill(task, "distill-cf-binary", users=8, seed=seed, settings={"real_batch": 100, "steps": 60})
+        rows = found.batch.inputs
+        assert set(rows.unique().tolist()) == {0.0, 1.0}
+        assert rows.sum(1).unique().numel() == 1
+        assert found.stored_bytes == int(rows.sum())  # of 80 items a byte names any
+        result = evaluate(task, found, n=1, seed=seed, baselines=("random",))
+        scores.append(result.headline().mean)
+        random.append(result.baselines["random"][0].mean)
+    assert np.mean(scores) > np.mean(random) + 2 * np.std(random, ddof=1) / np.sqrt(3)
+
+
+def test_ease_distils_in_its_dual_form(task):
+    found = distill(task, "distill-ease", users=8, settings={"steps": 100, "real_batch": 100})
+    assert set(found.learned) == {"absolute_ridge"}
+    result = evaluate(task, found, judges=["ease"], n=1, baselines=("random",))
+    assert result.headline().mean > result.baselines["random"][0].mean
+
+
+def test_the_depth_of_the_inner_model_is_the_tasks(interactions):
+    one, two = (recsys_task(interactions, model=name) for name in ("infinite", "infinite-d2"))
+    key = Draws(2)
+    syn, real = one.select(torch.arange(6)), one.sample_real(key, None, 20)
+    objective = METHODS["distill-cf"].make_objective(METHODS["distill-cf"].settings(6))
+    losses = [objective(Network(task, task.init(key)), syn, real, key).item() for task in (one, two)]
+    fixed = KernelRidgeMatching(FullyConnectedKernel(depth=2), 1.0, loss=multinomial)
+    assert losses[1] == pytest.approx(fixed(Network(one, one.init(key)), syn, real, key).item())
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+    assert two.judge(syn, "inf-ae").kernel.depth == 2
+    with pytest.raises(ConfigError, match="belongs to interactions"):
+        objective.check(BlobTask())
+
+
 def test_the_sampled_prior_distils_and_transfers_to_ease(task):
     settings = {"steps": 100, "validate_every": 25}
     found = distill(task, "distill-cf", users=8, settings=settings)
@@ -115,13 +154,23 @@ def test_validation_never_reads_test_data(interactions):
     assert a.validate(batch, Draws(0), {}) == b.validate(batch, Draws(0), {})
 
 
-def test_a_learned_ridge_is_used(task, monkeypatch):
+def test_a_learned_ridge_is_used_where_validation_prefers_it(task, monkeypatch):
     batch = task.select(torch.arange(10))
-    monkeypatch.setattr("mmdistill.recsys.models.InfiniteAutoencoder.pick", None)
-    scores = task.evaluate(batch, "inf-ae", Draws(0), 1, {"ridge": torch.tensor(3.0)})
     model = task.judge(batch, "inf-ae")
-    expected = task.protocol.evaluate(model.scorer(3.0), task.data, "test", Draws(0))
+    expected = task.protocol.evaluate(model.scorer(3.0), task.data, "test", Draws(0).fold("test"))
+    monkeypatch.setattr(models.Recommender, "validate", lambda self, ridge, *rest: float(ridge == 3.0))
+    scores = task.evaluate(batch, "inf-ae", Draws(0), 1, {"ridge": torch.tensor(3.0)})
     assert scores.values["ndcg@10"] == expected["ndcg@10"]
+    other = task.evaluate(batch, "inf-ae", Draws(0), 1, {"absolute_ridge": torch.tensor(3.0)})  # EASE's, not its own
+    assert other.values["ndcg@10"] != expected["ndcg@10"]
+
+
+def test_validation_scores_the_inner_model_whose_ridge_was_learned(task):
+    batch = task.select(torch.arange(10))
+    protocol = dataclasses.replace(task.protocol, negatives=0)
+    for judge, name in (("inf-ae", "ridge"), ("ease", "absolute_ridge")):
+        expected = task.judge(batch, judge).validate(2.0, task.data, protocol, Draws(0))
+        assert task.validate(batch, Draws(0), {name: torch.tensor(2.0)}) == pytest.approx(expected)
 
 
 def test_padding_users_do_not_count(task):
@@ -133,18 +182,42 @@ def test_padding_users_do_not_count(task):
         assert task.evaluate(batch, judge, key, 1, {}) == task.evaluate(junk, judge, key, 1, {})
 
 
-def test_draws_and_exports_keep_the_original_ids(tmp_path):
+@pytest.fixture
+def named():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
-        [(f"u{u}", f"film-{i}", 5) for u in range(30) for i in rng.choice(20, 8, replace=False)],
+        [(f"u{u}", f"film-{i}", 5) for u in range(30) for i in rng.choice(20, 8, replace=False)] + [("u1", "bad", -1)],
         columns=["user", "item", "rating"],
     )
     task = recsys_task(frame)
     weights = Draws(0).uniform(4, task.data.num_items)
-    batch = Batch(weights, weights, torch.ones(4))
-    pictures = DOMAIN.draw(task, batch, tmp_path / "pictures")
+    return task, Batch(weights, weights, torch.ones(4))
+
+
+def test_the_report_says_what_was_read_stored_and_copied(named, tmp_path):
+    task, batch = named
+    copied = batch._replace(inputs=torch.cat([batch.inputs[:3], task.data.rows([5])]))
+    pictures = DOMAIN.draw(task, copied, tmp_path / "pictures")
     assert [p.suffix for p in pictures] == [".png", ".md"]
-    assert "film-" in pictures[1].read_text()
+    text = pictures[1].read_text()
+    assert "30 users, 20 items" in text
+    assert "1 ratings that are not positive" in text
+    assert f"| dense rows (float32) | {4 * 20 * 4:,} |" in text
+    assert "Exact copies of real users: 1 of 4" in text
+    assert "a copy" in text
+    assert "film-" in text
+
+
+def test_a_set_larger_than_the_log_is_called_so(named):
+    task, _ = named
+    few, many = (storage_lines(task.data, Draws(0).uniform(n, 20)) for n in (4, 29))
+    assert not any("more than the whole log" in line for line in few)
+    assert any("more than the whole log" in line for line in many)
+
+
+def test_exports_keep_the_original_ids(named, tmp_path):
+    task, batch = named
+    weights = batch.inputs
     matrix, ids = DOMAIN.exports["csr"](task, batch, tmp_path / "csr")
     np.testing.assert_allclose(sparse.load_npz(matrix).toarray(), weights.numpy())
     assert pd.read_csv(ids).item_id.tolist() == task.data.item_ids.tolist()
@@ -157,6 +230,47 @@ def test_draws_and_exports_keep_the_original_ids(tmp_path):
     assert torch.equal(load_file(tensors)["users"], weights)
     again = recsys_task(table)  # what was exported can be read back
     assert set(again.data.item_ids) <= set(task.data.item_ids)
+
+
+def test_binary_export_is_each_users_heaviest_items(named, tmp_path):
+    task, batch = named
+    matrix, table, _ = DOMAIN.exports["binary"](task, batch, tmp_path)
+    found = sparse.load_npz(matrix).toarray()
+    for weights, row in zip(batch.inputs, found, strict=True):
+        assert row.sum() == round(float(weights.sum()))
+        assert weights[row == 1].min() >= weights[row == 0].max()
+    read = pd.read_csv(table)
+    assert [tuple(pair) for pair in read.to_numpy()] == [
+        (user, task.data.item_ids[item]) for user, item in zip(*found.nonzero(), strict=True)
+    ]
+
+
+def test_recbole_reads_its_atomic_file(named, tmp_path):
+    task, batch = named
+    (path,) = DOMAIN.exports["recbole"](task, batch, tmp_path)
+    assert path == tmp_path / "distilled" / "distilled.inter"  # RecBole wants DATASET/DATASET.inter
+    header, *lines = path.read_text().splitlines()
+    assert header == "user_id:token\titem_id:token\trating:float"
+    assert len(lines) == int((batch.inputs >= 1e-3).sum())
+    user, item, rating = lines[0].split("\t")
+    assert user == "0"
+    assert float(rating) == pytest.approx(float(batch.inputs[0, list(task.data.item_ids).index(item)]), rel=1e-5)
+    assert set(recsys_task(path).data.item_ids) <= set(task.data.item_ids)
+
+
+def test_implicit_fits_on_the_exported_users(named, tmp_path):
+    implicit = pytest.importorskip("implicit.cpu.als")
+    task, batch = named
+    matrix, _, ids = DOMAIN.exports["binary"](task, batch, tmp_path)
+    users, items = sparse.load_npz(matrix), pd.read_csv(ids).item_id.to_numpy()
+    model = implicit.AlternatingLeastSquares(factors=3, iterations=3, random_state=0, num_threads=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # implicit's advice on OpenBLAS' threads
+        model.fit(sparse.csr_matrix(users), show_progress=False)
+    history = sparse.csr_matrix(task.data.parts["train"][[0]])
+    best, _ = model.recommend(0, history, N=5, recalculate_user=True, filter_already_liked_items=True)
+    assert set(items[best]) <= set(task.data.item_ids)
+    assert not set(best) & set(history.indices)
 
 
 def test_describe_carries_the_item_ids(task):

@@ -1,0 +1,84 @@
+"""Selections of real users as baselines: those who do most, cluster means, and those whom a proxy finds hardest."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from torch import Tensor
+
+from mmdistill.errors import DataError
+from mmdistill.recsys.data import Interactions
+from mmdistill.recsys.metrics import CHUNK_NUMBERS, sample_negatives
+from mmdistill.runtime import Draws
+
+SELECTIONS = ("head", "clusters", "svp")
+PROXY_DIMENSIONS = 16
+PROXY_NEGATIVES = 50
+
+
+def embed_users(train: sparse.csr_array, dimensions: int) -> npt.NDArray[np.float32]:
+    """Return every user's leading coordinates in the singular space of the rows at unit length, ``(users, d)``."""
+    sizes = np.sqrt(np.maximum(np.asarray(train.sum(1)).ravel(), 1))
+    scaled = train.multiply(1 / sizes[:, None]).tocsr()
+    kept = min(dimensions, min(train.shape) - 1)
+    if kept < 1:
+        return np.ascontiguousarray(scaled.toarray(), dtype=np.float32)
+    return np.ascontiguousarray(TruncatedSVD(kept, random_state=0).fit_transform(scaled), dtype=np.float32)
+
+
+def select_users(data: Interactions, kind: str, count: int, dimensions: int, draws: Draws) -> Tensor:
+    """Return the rows of a selection, ``(count, items)`` in [0, 1].
+
+    Args:
+        data: the real interactions.
+        kind: ``head`` (the users with most interactions), ``clusters`` (the mean rows of k-means clusters) or ``svp``
+            (selection via proxy: the users whom a small factorisation ranks worst).
+        count: how many.
+        dimensions: of the space in which users are clustered.
+        draws: the key.
+
+    Raises:
+        DataError: more than there are.
+
+    Source: Coleman et al., ICLR 2020; Sachdeva et al., WSDM 2022 (selection via proxy for interactions).
+    """
+    if count > data.num_users:
+        raise DataError(f"{count} users were asked for, but {data.name!r} has {data.num_users}")
+    if kind == "clusters":
+        return cluster_means(data, count, dimensions, draws)
+    order = -data.lengths("train") if kind == "head" else proxy_auc(data, draws)
+    return data.rows(np.argsort(order, kind="stable")[:count])
+
+
+def cluster_means(data: Interactions, count: int, dimensions: int, draws: Draws) -> Tensor:
+    """Return the mean training row of each k-means cluster of users, ``(count, items)``."""
+    train = data.parts["train"]
+    points = embed_users(train, dimensions)
+    labels = KMeans(count, n_init=1, random_state=draws.integer() % 2**32).fit_predict(points)
+    sizes = np.maximum(np.bincount(labels, minlength=count), 1)
+    pick = sparse.csr_array((1 / sizes[labels], (labels, np.arange(len(labels)))), shape=(count, len(labels)))
+    return torch.from_numpy(np.asarray((pick @ train).toarray(), dtype=np.float32))
+
+
+def proxy_auc(data: Interactions, draws: Draws, dimensions: int = PROXY_DIMENSIONS) -> npt.NDArray[np.float64]:
+    """Return how well a small factorisation tells each user's training items from others, ``(users,)``: an AUC each."""
+    train = data.parts["train"]
+    kept = min(dimensions, min(train.shape) - 1)
+    if kept < 1:
+        raise DataError(f"{data.name!r} has too few users or items for a proxy to rank")
+    svd = TruncatedSVD(kept, random_state=0)
+    users = torch.from_numpy(np.ascontiguousarray(svd.fit_transform(train), dtype=np.float32))
+    items = torch.from_numpy(np.ascontiguousarray(svd.components_, dtype=np.float32))
+    found = []
+    size = max(1, CHUNK_NUMBERS // data.num_items)
+    for start in range(0, data.num_users, size):
+        chosen = np.arange(start, min(start + size, data.num_users))
+        rows, scores = data.rows(chosen), users[chosen] @ items
+        negatives = sample_negatives(rows, PROXY_NEGATIVES, draws.fold("proxy", start))
+        drawn = negatives >= 0
+        others = scores.gather(1, negatives.clamp(min=0)).masked_fill(~drawn, torch.inf).sort(1).values
+        beaten = torch.searchsorted(others, scores.contiguous()).double() / drawn.sum(1, keepdim=True).clamp(min=1)
+        found.append((beaten * rows).sum(1) / rows.sum(1).clamp(min=1))
+    return torch.cat(found).numpy()

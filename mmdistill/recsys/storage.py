@@ -1,0 +1,158 @@
+"""Ways of storing synthetic users, each a builder that starts from real ones."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mmdistill.coresets import allocate, choose_samples
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.labels import LabelKind
+from mmdistill.methods import Storage
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.recsys.synthetic import (
+    BinaryInteractions,
+    InteractionPrior,
+    MeanFieldInteractions,
+    SampledInteractions,
+)
+from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
+from mmdistill.task import Task
+
+MASS_RATIO = 1.5
+"""Default mass of a weighted row over the mean row of the real data; 200, the published value, is this on ML-1M."""
+BINARY_RATIO = 3.0
+"""Default number of a binary user's items over the mean row: more than real users have, since each stands for many."""
+TIE = 1e-3
+"""Size of the noise that breaks ties between the first logits of binary users."""
+
+Maker = Callable[[Task, Tensor, int, float, Draws], InteractionPrior]
+"""``(task, rows of real users, gamma, their mean mass, draws) -> prior``."""
+
+
+def _from_real_users(make: Maker, ratio: float, interactions_per_user: int | None) -> Callable[..., Parameterization]:
+    """Return a builder of priors that start from real users, as the settings choose them.
+
+    Args:
+        make: makes the prior.
+        ratio: of gamma to the mean real row, where neither the settings nor the next argument give it; then gamma is at
+            most a quarter of the items: with more, flat rows start at the clip, where nothing has a gradient.
+        interactions_per_user: gamma, unless the settings give it.
+    """
+
+    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        info = task.describe()
+        if info.domain != "recsys":
+            raise ConfigError(f"an interaction prior needs user-item interactions, and {info.data!r} is {info.domain}")
+        if label != "fixed":
+            raise ConfigError(f"synthetic users are their own targets, so labels cannot be {label!r}")
+        if budget > info.num_train:
+            raise DataError(
+                f"{budget} synthetic users were asked for, but {info.data!r} has {info.num_train} real ones"
+            )
+        counts = allocate(budget, info.budget, task.labels, task.num_classes)
+        rows = task.select(choose_samples(task, settings.init, counts, draws)).inputs
+        if isinstance(rows, dict):
+            raise ConfigError("an interaction prior starts from one tensor of rows, not from a named dict")
+        items, real_mass = rows.shape[1], float(rows.sum(1).mean())
+        gamma = settings.interactions_per_user
+        if gamma > items:
+            raise ConfigError(f"{gamma} interactions per user were asked for, but {info.data!r} has {items} items")
+        gamma = gamma or max(1, min(interactions_per_user or round(ratio * real_mass), items // 4))
+        if settings.init == "noise":
+            rows = draws.fold("noise").to(task.device).normal(*rows.shape)
+        return make(task, rows, gamma, real_mass, draws)
+
+    return build
+
+
+def mean_field_interactions(
+    *,
+    interactions_per_user: int | None = None,
+    temperature: float = 10.0,
+    mass_penalty: float = 0.0,
+    scale: float = 1.0,
+) -> Storage:
+    """Return a way of storing users as dense weighted rows, starting from real users.
+
+    Args:
+        interactions_per_user: gamma, unless the settings give it; by default :data:`MASS_RATIO` times the mean row.
+        temperature: tau.
+        mass_penalty: weight of the mean row mass relative to the real one.
+        scale: the initial logit of an item that the real user has; others start at 0.
+    """
+
+    def make(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> InteractionPrior:
+        return MeanFieldInteractions(
+            scale * rows,
+            interactions_per_user=gamma,
+            temperature=temperature,
+            mass_penalty=mass_penalty,
+            real_mass=real_mass,
+        )
+
+    return Storage(_from_real_users(make, MASS_RATIO, interactions_per_user), "dense weighted users", fills=False)
+
+
+def sampled_interactions(
+    *,
+    interactions_per_user: int | None = None,
+    temperature: float = 10.0,
+    mass_penalty: float = 0.0,
+    scale: float = 1.0,
+) -> Storage:
+    """Return a way of storing users as a prior that each step samples; arguments as for the mean field."""
+
+    def make(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> InteractionPrior:
+        return SampledInteractions(
+            scale * rows,
+            interactions_per_user=gamma,
+            temperature=temperature,
+            mass_penalty=mass_penalty,
+            real_mass=real_mass,
+        )
+
+    return Storage(
+        _from_real_users(make, MASS_RATIO, interactions_per_user), "weighted users that each step samples", fills=False
+    )
+
+
+def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
+    """Return a way of storing users as lists of items; each starts from the most frequent items of a few real users.
+
+    Args:
+        interactions_per_user: gamma, exact, unless the settings give it; by default :data:`BINARY_RATIO` times the mean
+            real row.
+    """
+
+    def make(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> InteractionPrior:
+        pooled = pooled_rows(task, rows, gamma, real_mass, draws.fold("pool"))
+        noise = draws.fold("ties").to(task.device).uniform(*rows.shape)
+        return BinaryInteractions(pooled + TIE * noise, interactions_per_user=gamma)
+
+    return Storage(
+        _from_real_users(make, BINARY_RATIO, interactions_per_user), "binary users, each a list of items", fills=False
+    )
+
+
+def pooled_rows(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> Tensor:
+    """Return the mean of each row and those of so many random users that together they have 2 gamma interactions.
+
+    One row where gamma is no more than a real user's interactions.
+    """
+    others = max(round(2 * gamma / max(real_mass, 1.0)), 1) - 1 if gamma > real_mass else 0
+    total, users = rows.clone(), task.describe().num_train
+    for index in range(others):
+        chosen = draws.fold(index).to("cpu").integers(users, len(rows))
+        more = task.select(chosen).inputs
+        if isinstance(more, Tensor):
+            total += more
+    return total / (others + 1)
+
+
+STORAGES = {
+    "mean-field": mean_field_interactions(),
+    "sampled": sampled_interactions(),
+    "binary": binary_interactions(),
+}
+"""By name, what ``--parameterization`` offers."""

@@ -1,0 +1,153 @@
+"""The trained judge: a variational autoencoder with a multinomial likelihood (Mult-VAE)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdistill.errors import ConfigError, NonFiniteError
+from mmdistill.recsys.metrics import Scorer
+from mmdistill.runtime import Draws
+
+Rows = Callable[[Tensor], Tensor]
+"""From indices of users to their ``(n, items)`` rows."""
+
+
+@dataclass(frozen=True)
+class VaeProtocol:
+    """How Mult-VAE is built and trained.
+
+    Args:
+        hidden: units of the hidden layer of encoder and decoder.
+        latent: dimensions of the code.
+        dropout: share of a user's interactions that is hidden from the encoder.
+        kl: weight of the Kullback-Leibler term where its linear rise ends, after half of the steps.
+        lr: Adam's rate.
+        batch: users per step.
+        steps: updates in all.
+        checks: how often, evenly over the steps, validation data may pick the network.
+    """
+
+    hidden: int = 600
+    latent: int = 200
+    dropout: float = 0.5
+    kl: float = 0.2
+    lr: float = 1e-3
+    batch: int = 250
+    steps: int = 600
+    checks: int = 10
+
+    def __post_init__(self) -> None:
+        if min(self.hidden, self.latent, self.batch, self.steps, self.checks) < 1 or not 0 <= self.dropout < 1:
+            raise ConfigError(f"sizes are at least 1 and dropout is in [0, 1), got {self}")
+
+
+class MultVae(nn.Module):
+    r"""Rows to logits through a Gaussian code.
+
+    .. math:: h = \tanh(W_1 \mathrm{drop}(x / \lVert x \rVert)), \quad z \sim N(\mu(h), \sigma(h)^2), \quad
+        f = W_4 \tanh(W_3 z)
+
+    Args:
+        items: the number of items.
+        protocol: sizes and dropout.
+
+    Shapes:
+        ``(n, items)`` rows to ``(n, items)`` logits; the rows may be weighted.
+
+    Source: Liang et al., WWW 2018.
+    """
+
+    def __init__(self, items: int, protocol: VaeProtocol) -> None:
+        super().__init__()
+        self.dropout = protocol.dropout
+        self.encoder = nn.Linear(items, protocol.hidden)
+        self.code = nn.Linear(protocol.hidden, 2 * protocol.latent)
+        self.decoder = nn.Sequential(nn.Linear(protocol.latent, protocol.hidden), nn.Tanh())
+        self.output = nn.Linear(protocol.hidden, items)
+
+    def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the code's mean and log variance, ``(n, latent)`` each."""
+        mean, log_variance = self.code(self.encoder(rows).tanh()).chunk(2, dim=1)
+        return mean, log_variance
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the logits at the code's mean, as for ranking."""
+        logits: Tensor = self.output(self.decoder(self.encode(F.normalize(rows))[0]))
+        return logits
+
+    def loss(self, rows: Tensor, kl: float, draws: Draws) -> Tensor:
+        """Return the multinomial likelihood of whole rows from what dropout leaves, plus the weighted KL term."""
+        kept = draws.fold("dropout").uniform(*rows.shape) >= self.dropout
+        mean, log_variance = self.encode(F.normalize(rows) * kept / (1 - self.dropout))
+        noise = draws.fold("code").normal(*mean.shape)
+        logits = self.output(self.decoder(mean + noise * (0.5 * log_variance).exp()))
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+        total: Tensor = (-(rows * logits.log_softmax(1)).sum(1) + kl * divergence).mean()
+        return total
+
+
+def initialised(network: MultVae, draws: Draws) -> MultVae:
+    """Return the network with weights drawn from its key: Xavier's, and biases of standard deviation 0.001."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            key = draws.fold(name).to(parameter.device)
+            scale = (2 / sum(parameter.shape)) ** 0.5 if parameter.ndim > 1 else 0.001
+            parameter.copy_(scale * key.normal(*parameter.shape))
+    return network
+
+
+def fit_vae(
+    rows: Rows,
+    users: int,
+    items: int,
+    protocol: VaeProtocol,
+    score: Callable[[Scorer], float],
+    draws: Draws,
+    device: torch.device,
+) -> Scorer:
+    """Train Mult-VAE and return the scoring function of the check that scored best.
+
+    Args:
+        rows: gives the rows of users to train on.
+        users: how many there are.
+        items: the number of items.
+        protocol: how to train.
+        score: judges a scoring function on validation data.
+        draws: the key of everything random.
+        device: where to train.
+
+    Raises:
+        NonFiniteError: the loss diverges.
+    """
+    network = initialised(MultVae(items, protocol).to(device), draws.fold("init"))
+    optimizer = torch.optim.Adam(network.parameters(), lr=protocol.lr)
+    every = -(-protocol.steps // protocol.checks)
+    best, kept = -1.0, network.state_dict()
+    order, epoch = torch.empty(0, dtype=torch.long), 0
+
+    def scorer(known: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = network(known)
+        return logits
+
+    for step in range(1, protocol.steps + 1):
+        if not len(order):
+            order = draws.fold("order", epoch).to("cpu").permutation(users)
+            epoch += 1
+        chosen, order = order[: protocol.batch], order[protocol.batch :]
+        kl = protocol.kl * min(1.0, 2 * step / protocol.steps)
+        loss = network.loss(rows(chosen).to(device), kl, draws.fold("step", step).to(device))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if step % every == 0 or step == protocol.steps:
+            if not bool(torch.isfinite(loss)):
+                raise NonFiniteError(f"Mult-VAE's loss became {float(loss.detach())} by step {step}; lower its rate")
+            found = score(scorer)
+            if found > best:
+                best, kept = found, {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.load_state_dict(kept)
+    return scorer

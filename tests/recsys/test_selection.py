@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.evaluate import evaluate
+from mmdistill.recsys.privacy import nearness
+from mmdistill.recsys.selection import SELECTIONS, cluster_means, proxy_auc, select_users
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Selects
+
+
+def test_head_users_have_the_most_interactions(interactions):
+    rows = select_users(interactions, "head", 7, 16, Draws(0))
+    lengths = np.sort(interactions.lengths("train"))[::-1]
+    assert rows.sum(1).tolist() == lengths[:7].tolist()
+
+
+def test_cluster_means_are_means_of_a_partition(interactions):
+    rows = cluster_means(interactions, 5, 16, Draws(0))
+    train = interactions.parts["train"].toarray()
+    assert rows.shape == (5, interactions.num_items)
+    assert ((rows >= 0) & (rows <= 1)).all()
+    # some sizes n_c of a partition give n_c-weighted means that add up to all interactions
+    sizes = np.linalg.lstsq(rows.numpy().T.astype(np.float64), train.sum(0), rcond=None)[0]
+    np.testing.assert_allclose(sizes, np.round(sizes), atol=1e-2)
+    assert round(sizes.sum()) == interactions.num_users
+
+
+def test_the_proxy_finds_users_of_random_taste_hard(interactions):
+    auc = proxy_auc(interactions, Draws(0), dimensions=4)
+    assert auc.shape == (interactions.num_users,)
+    assert 0.5 < np.median(auc) <= 1
+    hard = select_users(interactions, "svp", 10, 16, Draws(0))
+    chosen = np.argsort(proxy_auc(interactions, Draws(0)), kind="stable")[:10]
+    assert torch.equal(hard, interactions.rows(chosen))
+
+
+def test_selections_stand_beside_a_result(task):
+    assert isinstance(task, Selects)
+    batch = task.select(torch.arange(8))
+    with pytest.raises(ConfigError, match="unknown baseline 'hed'; did you mean 'head'"):
+        evaluate(task, batch, n=1, baselines=("hed",))
+    rows = {kind: task.selection(kind, torch.tensor([8]), Draws(0)).inputs for kind in SELECTIONS}
+    assert all(found.shape == (8, task.data.num_items) for found in rows.values())
+    with pytest.raises(DataError, match="241 users were asked for"):
+        task.selection("head", torch.tensor([241]), Draws(0))
+
+
+def test_nearness_finds_copies_and_the_nearest_user(interactions):
+    real = interactions.rows(range(interactions.num_users))
+    copied = real[[3, 50]]
+    weighted = 0.5 * real[7:8] + 1e-4
+    rows = torch.cat([copied, weighted, torch.ones(1, interactions.num_items)])
+    near = nearness(interactions, rows, compared=40)
+    cosine = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(real).T
+    np.testing.assert_allclose(near.cosine, cosine.max(1).values, rtol=1e-5)
+    assert near.cosine[:2] == pytest.approx([1, 1])
+    assert near.user[2] == 7
+    assert near.copies.tolist() == [True, True, False, False]
+    among = torch.nn.functional.normalize(real) @ torch.nn.functional.normalize(real).T
+    among.fill_diagonal_(-1)
+    drawn = Draws(0).fold("nearness").permutation(interactions.num_users)[:40]
+    np.testing.assert_allclose(near.among_real, among.max(0).values[drawn], rtol=1e-5)
+
+
+def test_nearness_does_not_depend_on_the_chunk(interactions, monkeypatch):
+    rows = Draws(0).uniform(4, interactions.num_items)
+    whole = nearness(interactions, rows, compared=30)
+    monkeypatch.setattr("mmdistill.recsys.privacy.CHUNK_NUMBERS", 34 * 17)
+    parts = nearness(interactions, rows, compared=30)
+    for name in ("cosine", "user", "copies", "among_real"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
+
+
+def test_baselines_of_interactions_are_judged(task):
+    from mmdistill.distill import distill
+
+    found = distill(task, "distill-cf-binary", users=6, settings={"steps": 4, "validate_every": 2})
+    result = evaluate(task, found, n=1, baselines=("random", *SELECTIONS))
+    assert set(result.baselines) == {"random", *SELECTIONS}
+    assert isinstance(task.selection("clusters", torch.tensor([6]), Draws(0)), Batch)

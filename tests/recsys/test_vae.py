@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from mmdistill.errors import ConfigError, NonFiniteError
+from mmdistill.recsys.vae import MultVae, VaeProtocol, fit_vae, initialised
+from mmdistill.runtime import Draws
+
+SMALL = VaeProtocol(hidden=12, latent=4, steps=40, batch=16, checks=4, lr=1e-2)
+
+
+def test_loss_is_its_formula():
+    protocol = VaeProtocol(hidden=5, latent=3, dropout=0.0)
+    network = initialised(MultVae(7, protocol), Draws(0)).double()
+    rows = (Draws(1).uniform(4, 7) < 0.5).double()
+    rows[:, 0] = 1
+    key, total = Draws(2), 0.0
+    noise = key.fold("code").normal(4, 3).double()
+    w = {name: p.detach() for name, p in network.named_parameters()}
+    for row, e in zip(rows, noise, strict=True):
+        h = torch.tanh(w["encoder.weight"] @ (row / row.norm()) + w["encoder.bias"])
+        code = w["code.weight"] @ h + w["code.bias"]
+        mean, log_variance = code[:3], code[3:]
+        z = mean + e * torch.exp(log_variance / 2)
+        hidden = torch.tanh(w["decoder.0.weight"] @ z + w["decoder.0.bias"])
+        logits = w["output.weight"] @ hidden + w["output.bias"]
+        likelihood = sum(row[i] * (logits[i] - logits.exp().sum().log()) for i in range(7))
+        divergence = 0.5 * sum(mean[j] ** 2 + log_variance[j].exp() - 1 - log_variance[j] for j in range(3))
+        total += float(-likelihood + 0.3 * divergence) / 4
+    assert network.loss(rows, 0.3, key).item() == pytest.approx(total, rel=1e-5)
+
+
+def fitted(task, score, protocol=SMALL, seed=0):
+    rows = task.select(torch.arange(60)).inputs
+    return fit_vae(lambda i: rows[i], 60, task.data.num_items, protocol, score, Draws(seed), torch.device("cpu"))
+
+
+def test_training_is_repeatable_and_learns(task):
+    protocol = task._validation()
+
+    def score(scorer):
+        return protocol.evaluate(scorer, task.data, "valid", Draws(0))["ndcg@10"][0]
+
+    a, b, other = fitted(task, score), fitted(task, score), fitted(task, score, seed=1)
+    known = task.data.rows(range(5))
+    assert torch.equal(a(known), b(known))
+    assert not torch.equal(a(known), other(known))
+    untrained = initialised(MultVae(task.data.num_items, SMALL), Draws(0))
+    assert score(a) > score(untrained)
+
+
+def test_the_check_that_scored_best_is_kept(task):
+    known, seen = task.data.rows(range(5)), []
+
+    def score(scorer):
+        seen.append(scorer(known))
+        return [0.1, 0.4, 0.3, 0.2][len(seen) - 1]
+
+    scorer = fitted(task, score)
+    assert len(seen) == 4
+    assert torch.equal(scorer(known), seen[1])
+
+
+def test_bad_arguments(task):
+    with pytest.raises(ConfigError, match="sizes are at least 1"):
+        VaeProtocol(hidden=0)
+    with pytest.raises(ConfigError, match="dropout"):
+        VaeProtocol(dropout=1.0)
+    with pytest.raises(NonFiniteError, match="lower its rate"):
+        fitted(task, lambda scorer: 0.0, VaeProtocol(hidden=12, latent=4, steps=40, batch=16, checks=4, lr=1e6))
