@@ -15,15 +15,16 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, data_root
+from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import (
     FORMATS,
     LABEL_COLUMNS,
     SPLIT_COLUMNS,
-    TEXT_COLUMNS,
     column,
     may_hold_texts,
     read_table,
     table_format,
+    text_columns,
 )
 
 HUB_PREFIX = "hf:"
@@ -105,9 +106,10 @@ class TextData:
 RawSplit = tuple[list[object], list[object]]
 """Texts and labels as they came."""
 TextInput = (
-    str | Path | TextData | tuple[Sequence[str], Sequence[Any]] | Mapping[str, tuple[Sequence[str], Sequence[Any]]]
+    str | Path | TextData | tuple[Sequence[Any], Sequence[Any]] | Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
 )
-"""What a user may give as data: a name, a path, ``(texts, labels)``, or a mapping of split names to such pairs."""
+"""What a user may give as data: a name, a path, ``(texts, labels)``, or a mapping of split names to such; each text may
+be a pair of texts."""
 
 
 def load_text(
@@ -126,7 +128,7 @@ def load_text(
     Args:
         source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
             ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, or such pairs by split name.
-        text_column: the column of texts; guessed by default.
+        text_column: the column of texts, or two, comma-separated, of pairs of texts; guessed by default.
         label_column: the column of labels; guessed by default.
         class_names: names by class index; labels are then indices into them or the names themselves.
         seed: of the splits made here.
@@ -172,7 +174,7 @@ def _split_name(name: str) -> str:
     raise unknown_name("split", name, [spelling for group in SPLIT_NAMES.values() for spelling in group])
 
 
-def _pair(name: str, pair: tuple[Sequence[str], Sequence[Any]]) -> RawSplit:
+def _pair(name: str, pair: tuple[Sequence[Any], Sequence[Any]]) -> RawSplit:
     if len(pair) != 2:
         raise DataError(f"{name}: expected a pair (texts, labels), got {len(pair)} things")
     texts, labels = pair
@@ -181,7 +183,12 @@ def _pair(name: str, pair: tuple[Sequence[str], Sequence[Any]]) -> RawSplit:
     values = labels.tolist() if isinstance(labels, Tensor | np.ndarray | pd.Series) else list(labels)
     if len(texts) != len(values):
         raise DataError(f"{name}: {len(texts)} texts but {len(values)} labels")
-    return list(texts), values
+    rows: list[object] = []
+    for row, text in enumerate(texts, start=1):
+        if isinstance(text, tuple | list) and len(text) != 2:
+            raise DataError(f"{name}: row {row} holds {len(text)} texts; expected one text or a pair")
+        rows.append(joined([[part] for part in text])[0] if isinstance(text, tuple | list) else text)
+    return rows, values
 
 
 def _from_path(path: Path, text_column: str | None, label_column: str | None) -> dict[str, RawSplit]:
@@ -227,9 +234,23 @@ def _from_folder(folder: Path, text_column: str | None, label_column: str | None
 
 
 def _columns(table: pd.DataFrame, text_column: str | None, label_column: str | None, source: object) -> RawSplit:
-    text = column(list(table.columns), text_column, TEXT_COLUMNS, "text", source)
+    texts = text_columns(list(table.columns), text_column, source)
     label = column(list(table.columns), label_column, LABEL_COLUMNS, "label", source)
-    return table[text].tolist(), table[label].tolist()
+    return joined([table[name].tolist() for name in texts]), table[label].tolist()
+
+
+def joined(columns: Sequence[Sequence[object]]) -> list[object]:
+    """Return one text per row; the two of a pair with :data:`~mmdistill.text.encoder.PAIR` between them.
+
+    Where either is missing or empty, that one stands for the row, so that the check finds it.
+    """
+    if len(columns) == 1:
+        return list(columns[0])
+    rows: list[object] = []
+    for parts in zip(*columns, strict=True):
+        bad = [part for part in parts if not isinstance(part, str) or not part.strip()]
+        rows.append(bad[0] if bad else PAIR.join(str(part) for part in parts))
+    return rows
 
 
 def _from_hub(
@@ -251,14 +272,14 @@ def _from_hub(
     for key, part in loaded.items():
         if str(key) not in {spelling for group in SPLIT_NAMES.values() for spelling in group}:
             continue
-        text = column(part.column_names, text_column, TEXT_COLUMNS, "text", name)
+        texts = text_columns(part.column_names, text_column, name)
         label = column(part.column_names, label_column, LABEL_COLUMNS, "label", name)
         feature_names = getattr(part.features[label], "names", None)
         names = tuple(feature_names) if feature_names else names
         labels = list(part[label])
         if all(value == -1 for value in labels):
             continue  # hidden test labels, as GLUE has them
-        splits[_split_name(str(key))] = (list(part[text]), labels)
+        splits[_split_name(str(key))] = (joined([list(part[text]) for text in texts]), labels)
     if "test" not in splits and "dev" in splits:
         splits["test"] = splits.pop("dev")
     return splits, names

@@ -90,10 +90,12 @@ def write_nearest(task: TextLike, batch: Batch, folder: Path) -> Path:
     targets = class_labels(batch.targets)
     similarity, texts = nearest_texts(task, batch)
     own = task.readable(batch.inputs) if isinstance(task, TokenTask) else None
+    cut = task.describe().preprocessing["truncated_texts"]
     lines = [
         f"Each synthetic sample of {task.data.name} with its label and the training texts nearest to it "
         f"(cosine, {places(task, batch).space}).",
         *(["Its own words, in bold, are the nearest tokens of its vectors."] if own is not None else []),
+        *([f"{cut:,} texts are longer than what is read of each; their ends were cut off."] if cut else []),
         "",
         "| # | label | cosine | text |",
         "|---:|---|---:|---|",

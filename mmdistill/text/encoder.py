@@ -131,15 +131,26 @@ class TransformerEncoder(SentenceEncoder):
         tokenizer = self.load(AutoTokenizer)
         with quiet_transformers():
             model = self.load(AutoModel, use_safetensors=True).to(self.device).eval()
+        if tokenizer.pad_token is None:  # what stands in masked places changes nothing
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.sep_token
+        if tokenizer.pad_token is None:
+            raise ConfigError(
+                f"the tokenizer of {self.name!r} has neither a pad token nor one that could stand for it; set one in "
+                "its tokenizer_config.json"
+            )
         limit = min(self.max_length, int(tokenizer.model_max_length))
-        full = tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
+        full = tokenizer(*both(texts), add_special_tokens=True, verbose=False)["input_ids"]
         lengths = torch.tensor([len(tokens) for tokens in full])
         order = lengths.argsort(descending=True, stable=True).tolist()
         points = torch.empty(len(texts), model.config.hidden_size)
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
             tokens = tokenizer(
-                [texts[i] for i in chosen], padding=True, truncation=True, max_length=limit, return_tensors="pt"
+                *both([texts[i] for i in chosen]),
+                padding=True,
+                truncation=True,
+                max_length=limit,
+                return_tensors="pt",
             ).to(self.device)
             hidden = model(**tokens).last_hidden_state
             points[chosen] = mean_pool(hidden, tokens["attention_mask"]).float().cpu()
@@ -159,6 +170,13 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         if shown:
             bars.enable_progress_bar()
+
+
+def both(texts: Sequence[str]) -> tuple[list[str], ...]:
+    """Return texts as a tokenizer takes them: one list, or, of pairs, the first texts and the second ones."""
+    split = [text.partition(PAIR) for text in texts]
+    first = [part for part, _, _ in split]
+    return (first, [part for _, _, part in split]) if any(mark for _, mark, _ in split) else (first,)
 
 
 def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -217,7 +235,7 @@ class TfidfEncoder(SentenceEncoder):
 
 
 class CallableEncoder(SentenceEncoder):
-    """A user's function from a list of n texts to an ``(n, d)`` tensor or array.
+    """A user's function from a list of n texts to an ``(n, d)`` tensor or array; a pair of texts comes as two lines.
 
     Nothing tells one function from the next, so the output is not cached unless it is given a name.
 
@@ -237,7 +255,8 @@ class CallableEncoder(SentenceEncoder):
 
     def encode(self, texts: Sequence[str]) -> Encoding:
         """Call the function once with all texts."""
-        points = torch.as_tensor(self.function(list(texts))).detach().float().cpu()
+        plain = [text.replace(PAIR, "\n") for text in texts]
+        points = torch.as_tensor(self.function(plain)).detach().float().cpu()
         if points.ndim != 2 or len(points) != len(texts):
             raise ShapeError(
                 f"the encoder {self.name!r} returned {tuple(points.shape)} for {len(texts)} texts; "

@@ -10,6 +10,7 @@ from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Task
 from mmdistill.text.attention import class_labels
 from mmdistill.text.draw import TextLike, as_text_like, read
+from mmdistill.text.encoder import PAIR
 from mmdistill.text.judges import distributions, one_tensor
 from mmdistill.text.token_task import TokenTask
 
@@ -45,7 +46,8 @@ def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
 def export_texts(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``texts.jsonl``: a line per sample with its text, its class and the probability of each class.
 
-    The text of a sentence point is the nearest training text, that of token embeddings their nearest tokens.
+    The text of a sentence point is the nearest training text (of pairs, ``text`` and ``text_pair``), that of token
+    embeddings their nearest tokens.
     """
     text = as_text_like(task)
     names = text.data.class_names
@@ -54,7 +56,9 @@ def export_texts(task: Task, batch: Batch, folder: Path) -> list[Path]:
     for words, row in zip(read(text, batch), probabilities.tolist(), strict=True):
         label = names[max(range(len(row)), key=row.__getitem__)]
         soft = {name: round(value, 6) for name, value in zip(names, row, strict=True)}
-        lines.append(json.dumps({"text": words, "label": label, "soft_label": soft}, ensure_ascii=False))
+        first, mark, second = words.partition(PAIR)
+        text_of = {"text": first, "text_pair": second} if mark else {"text": first}
+        lines.append(json.dumps({**text_of, "label": label, "soft_label": soft}, ensure_ascii=False))
     path = folder / "texts.jsonl"
     with atomic_write(path) as handle:
         handle.write(("\n".join(lines) + "\n").encode())

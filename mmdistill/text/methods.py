@@ -20,6 +20,7 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, Inputs, Task
 from mmdistill.text.judges import one_tensor, regression_targets, ridge_weights
+from mmdistill.text.selection import selected_texts
 from mmdistill.text.task import TextTask
 
 CONFIDENCE = 0.9
@@ -173,6 +174,16 @@ METHODS: dict[str, Method] = {
         summary="closed form: C - 1 samples on which ridge regression equals the one on all texts",
         source="singular value decomposition of the ridge solution",
         solve=ridge_set,
+    ),
+    "select": Method(
+        "Greedy ridge selection",
+        None,
+        fresh,
+        _no_settings,
+        domains=("text",),
+        summary="real texts, each the one from which ridge regression learns most; of points or of tokens, can be read",
+        source="forward selection, as orthogonal least squares (Chen et al., 1989), with a ridge and a kernel",
+        solve=selected_texts,
     ),
     "k-means": Method(
         "k-means centroids",

@@ -14,6 +14,14 @@ from mmdistill.errors import ConfigError, DataError
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document", "utterance", "tweet", "body")
+PAIR_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+)
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "topic", "intent", "coarse_label", "y")
 SPLIT_COLUMNS = ("split", "fold", "set")
 USER_COLUMNS = {"user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer_id", "visitorid"}
@@ -121,6 +129,31 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
         f"{source} has no column that looks like the {role}{hint}. Name it with {role}_column; there are: "
         f"{', '.join(map(repr, names))}. The first line must be a header"
     )
+
+
+def text_columns(columns: Sequence[str], given: str | None, source: object) -> tuple[str, ...]:
+    """Return the column of texts, or the two columns of pairs of texts.
+
+    Args:
+        columns: what there is.
+        given: a name, or two names with a comma between them; None guesses, pairs first.
+        source: where they come from, for errors.
+    Raises:
+        ConfigError: there is no column of a given name, or more than two are named.
+        DataError: no column looks like one of texts.
+    """
+    names = [str(name) for name in columns]
+    if given is not None and given not in names and "," in given:
+        parts = [part.strip() for part in given.split(",")]
+        if len(parts) != 2:
+            raise ConfigError(f"texts are in one column or, as pairs, in two; got {len(parts)}: {given!r}")
+        return tuple(column(names, part, TEXT_COLUMNS, "text", source) for part in parts)
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    if given is None:
+        for pair in PAIR_COLUMNS:
+            if set(pair) <= lower.keys():
+                return tuple(lower[name] for name in pair)
+    return (column(names, given, TEXT_COLUMNS, "text", source),)
 
 
 def may_hold_texts(path: Path) -> bool:

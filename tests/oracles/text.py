@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 Vector = list[float]
 Matrix = list[list[float]]
 
@@ -89,3 +91,23 @@ def attention_divergence(attention: list[list[Vector]], labels: list[list[Vector
         for head, head_label in zip(layer, layer_label, strict=True):
             found.append(sum(b * math.log(b / a) for a, b in zip(head, head_label, strict=True)))
     return sum(found) / len(found)
+
+
+def forward_selection(kernel: Matrix, targets: Matrix, labels: list[int], counts: list[int], ridge: float) -> list[int]:
+    """Add, again and again, the sample with which kernel ridge regression has the least squared error on all."""
+
+    def loss(chosen: list[int]) -> float:
+        k = np.array(kernel)
+        system = k[np.ix_(chosen, chosen)] + ridge * np.eye(len(chosen))
+        prediction = k[:, chosen] @ np.linalg.solve(system, np.array(targets)[chosen])
+        return float(((np.array(targets) - prediction) ** 2).sum())
+
+    chosen: list[int] = []
+    while len(chosen) < sum(counts):
+        open_to = [
+            j
+            for j in range(len(labels))
+            if j not in chosen and sum(labels[i] == labels[j] for i in chosen) < counts[labels[j]]
+        ]
+        chosen.append(min(open_to, key=lambda j: loss([*chosen, j])))
+    return [i for c in range(len(counts)) for i in chosen if labels[i] == c]

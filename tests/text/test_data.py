@@ -13,6 +13,7 @@ import torch
 from mmdistill import registry
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.text.data import accepts, load_text
+from mmdistill.text.encoder import PAIR
 from tests.text.corpus import sentences, write_tsv
 
 TEXTS = [f"text number {i}" for i in range(20)]
@@ -285,3 +286,27 @@ def test_trec_as_published() -> None:
     assert len(data.train.texts) + len(data.dev.texts) == 5452
     assert len(data.test.texts) == 500
     assert data.class_names[5] == "number"
+
+
+QNLI = ([("what is it", "it is a star"), ("who was it", "it was a singer")] * 6, ["yes", "no"] * 6)
+
+
+def test_pairs_of_texts(tmp_path: Path) -> None:
+    data = load_text(QNLI)
+    assert f"what is it{PAIR}it is a star" in data.train.texts
+    rows = [f"{first}\t{second}\t{label}" for (first, second), label in zip(*QNLI, strict=True)]
+    path = tmp_path / "pairs.tsv"
+    path.write_text("\n".join(["question\tsentence\tlabel", *rows]) + "\n")
+    assert sorted(load_text(path).train.texts) == sorted(data.train.texts)
+    path.write_text("\n".join(["a\tb\tlabel", *rows]) + "\n")
+    assert sorted(load_text(path, text_column="a, b").train.texts) == sorted(data.train.texts)
+    assert all(PAIR not in text for text in load_text(path, text_column="b").train.texts)
+    with pytest.raises(ConfigError, match="got 3"):
+        load_text(path, text_column="a,b,label")
+    with pytest.raises(ConfigError, match="no column 'c'"):
+        load_text(path, text_column="a,c")
+    path.write_text("\n".join(["a\tb\tlabel", *rows, "only\t \tyes"]) + "\n")
+    with pytest.raises(DataError, match="row 13 of all is empty"):
+        load_text(path, text_column="a,b")
+    with pytest.raises(DataError, match="row 1 holds 3 texts"):
+        load_text(([("a", "b", "c")] * 4, [0, 1, 0, 1]))

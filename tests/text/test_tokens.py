@@ -96,7 +96,14 @@ def test_pairs_are_joined_as_the_tokenizer_does_it(vocabulary: Vocabulary) -> No
     assert found.ids[0, : len(expected)].tolist() == expected
 
 
-def test_a_tokenizer_without_a_pad_token_serves_as_well(folder: Path) -> None:
+def test_a_tokenizer_without_a_pad_token_serves_as_well(folder: Path, tmp_path: Path) -> None:
+    texts = ["bread", "bread soup and salt"]
+    tiny_transformer(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["pad_token"] = None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    points = [TransformerEncoder(place).encode(texts).points for place in (folder, tmp_path)]
+    torch.testing.assert_close(points[0], points[1])
     encoder = TransformerEncoder(folder)
     without = load_vocabulary(encoder)
     without.tokenizer.pad_token = None

@@ -1,0 +1,76 @@
+"""Real texts chosen by what ridge regression learns from them."""
+
+import torch
+from torch import Tensor
+
+from mmdistill.coresets import allocate, random_subset
+from mmdistill.errors import ConfigError
+from mmdistill.labels import FixedLabels
+from mmdistill.parameterizations.raw import Raw
+from mmdistill.runtime import Draws
+from mmdistill.task import Embeds, Task
+from mmdistill.text.judges import regression_targets
+
+MOST = 6000
+"""Texts that are compared pair by pair; of more, so many are drawn."""
+RIDGE = 1.0
+"""Absolute, for points of length 1; it tells how far one text speaks for others."""
+
+
+def greedy_ridge(kernel: Tensor, targets: Tensor, labels: Tensor, counts: Tensor, ridge: float = RIDGE) -> Tensor:
+    r"""Choose samples one after the other, each the one from which ridge regression learns most about all.
+
+    With the kernel :math:`k` and residuals :math:`R` that remain of kernel and targets given the choice so far, adding
+    sample j changes the prediction by :math:`k_{\cdot j} (k_{jj} + \lambda)^{-1} R_j`, so its loss is
+
+    .. math:: \sum_i \|R_i - k_{ij} a_j\|^2, \quad a_j = R_j / (k_{jj} + \lambda)
+
+    which one matrix product gives for all candidates; kernel and residuals are then updated by rank one.
+
+    Args:
+        kernel: ``(N, N)``.
+        targets: ``(N, C)``, whose prediction counts.
+        labels: ``(N,)`` classes.
+        counts: ``(C,)`` how many of each class.
+        ridge: lambda, absolute.
+    Returns:
+        Indices in class-major order, within a class as they were chosen.
+    """
+    k, residual = kernel.double().clone(), targets.double().clone()
+    left = counts.clone().to(k.device)
+    free = torch.ones(len(k), dtype=torch.bool, device=k.device)
+    labels = labels.to(k.device)
+    order: list[int] = []
+    for _ in range(int(counts.sum())):
+        coefficients = residual / (k.diagonal() + ridge)[:, None]
+        gain = 2 * ((k @ residual) * coefficients).sum(1) - k.square().sum(0) * coefficients.square().sum(1)
+        best = int(torch.where(free & (left[labels] > 0), gain, -torch.inf).argmax())
+        order.append(best)
+        free[best] = False
+        left[labels[best]] -= 1
+        column = k[:, best].clone()
+        residual -= column[:, None] * coefficients[best]
+        k -= column[:, None] * column[None] / (column[best] + ridge)
+    chosen = torch.tensor(order, device=labels.device)
+    return chosen[labels[chosen].argsort(stable=True)]
+
+
+def selected_texts(task: Task, budget: int, draws: Draws) -> Raw:
+    """Return real texts chosen by :func:`greedy_ridge` on the encoder's points, with their own labels.
+
+    Raises:
+        ConfigError: a task without sentence points.
+    """
+    if not isinstance(task, Embeds) or task.labels is None or task.num_classes is None:
+        raise ConfigError(f"texts are chosen by their sentence points, and {task.describe().data!r} has none")
+    labels, classes = task.labels, task.num_classes
+    counts = allocate(budget, "ipc", labels, classes)
+    pool = torch.arange(len(labels))
+    if len(pool) > MOST:
+        share = (torch.bincount(labels, minlength=classes) * (MOST / len(labels))).long()
+        pool = random_subset(labels, torch.maximum(share, counts), draws.fold("pool"))
+    points = task.embedding()[pool.to(task.device)]
+    targets = regression_targets(labels[pool].to(task.device), classes)
+    chosen = pool[greedy_ridge(points @ points.T, targets, labels[pool], counts).cpu()]
+    own = labels[chosen].to(task.device)
+    return Raw(task.select(chosen).inputs, FixedLabels(own), own, classes, learn=())
