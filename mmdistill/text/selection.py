@@ -36,7 +36,7 @@ def greedy_ridge(kernel: Tensor, targets: Tensor, labels: Tensor, counts: Tensor
     Returns:
         Indices in class-major order, within a class as they were chosen.
     """
-    k, residual = kernel.double().clone(), targets.double().clone()
+    k, residual = kernel.clone(), targets.clone().to(kernel)
     left = counts.clone().to(k.device)
     free = torch.ones(len(k), dtype=torch.bool, device=k.device)
     labels = labels.to(k.device)

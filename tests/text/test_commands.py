@@ -1,0 +1,110 @@
+"""The command line on texts, and the snippets of docs/text.md on what it exports."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmdistill.cli import main
+from tests.text.corpus import sentences, tiny_transformer, write_tsv
+
+PAGE = Path(__file__).parents[2] / "docs" / "text.md"
+
+
+def snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
+
+
+@pytest.fixture(scope="module")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for split, seed in (("train", 0), ("dev", 1), ("test", 2)):
+        write_tsv(folder / f"{split}.tsv", *sentences(20, seed))
+    tiny_transformer(folder / "bert")
+    return folder
+
+
+def distil(corpus_folder: Path, out: Path, *options: str) -> int:
+    common = ["--data", str(corpus_folder), "--encoder", str(corpus_folder / "bert"), "--networks", "1"]
+    return main(["distill", *common, "--ipc", "1", "--baselines", "random", "--out", str(out), *options])
+
+
+@pytest.fixture(scope="module")
+def tokens(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tokens"
+    fast = ["--steps", "2", "--width", "8", "--length", "7", "--real-batch", "8", "--judge-epochs", "2"]
+    assert distil(corpus_folder, out, "--method", "sldd", "--model", "TextCNN", *fast) == 0
+    return out
+
+
+def test_token_embeddings_from_the_command_line(tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["evaluate", str(tokens), "--judges", "projected,read_tfidf", "--networks", "1", "--baselines", "none"])
+        == 0
+    )
+    assert "read-tfidf" in capsys.readouterr().out
+    assert main(["report", str(tokens)]) == 0
+    assert "Its own words, in bold" in (tokens / "report.md").read_text()
+    assert "longer than what is read" in (tokens / "report.md").read_text()
+
+
+def test_what_was_learned_travels_with_an_export(tokens: Path, tmp_path: Path) -> None:
+    assert main(["export", str(tokens), "--format", "embeds", "--to", str(tmp_path)]) == 0
+    learned = json.loads((tmp_path / "learned.json").read_text())
+    assert len(learned["inner_lr"]) == json.loads((tokens / "distilled.json").read_text())["settings"]["inner_steps"]
+
+
+def test_words_and_labels_from_the_command_line(corpus_folder: Path, tmp_path: Path) -> None:
+    fast = ["--model", "bigru", "--steps", "2", "--width", "8", "--real-batch", "8", "--judge-epochs", "2"]
+    options = ["--method", "dc-tokens", "--parameterization", "words", "--label", "soft"]
+    assert distil(corpus_folder, tmp_path / "words", *options, *fast) == 0
+    assert main(["export", str(tmp_path / "words"), "--format", "texts"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "words" / "export" / "texts.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    assert all(0.9 < sum(line["soft_label"].values()) < 1.1 and line["text"].strip() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "krr", "--length", "5"], "reads sentence points"),
+        (["--method", "krr", "--model", "bigru", "--width", "8"], "distils sentence points"),
+        (["--method", "sldd"], "choose a network that reads tokens"),
+        (["--method", "sldd", "--model", "lstm"], "did you mean"),
+        (["--method", "krr", "--label", "teachers"], None),
+        (["--method", "k-means", "--label", "soft"], "labels are its own"),
+    ],
+)
+def test_what_does_not_go_together(
+    corpus_folder: Path, tmp_path: Path, options: list[str], words: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if words is None:
+        with pytest.raises(SystemExit):
+            distil(corpus_folder, tmp_path / "run", *options)
+    else:
+        assert distil(corpus_folder, tmp_path / "run", *options) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_snippets_of_the_docs(
+    corpus_folder: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = tmp_path / "points"
+    assert distil(corpus_folder, points, "--method", "k-means") == 0
+    to = str(tmp_path / "export")
+    assert main(["export", str(points), "--format", "embeds", "--to", to]) == 0
+    assert main(["export", str(points), "--format", "texts", "--to", to]) == 0
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {"MODEL": str(corpus_folder / "bert")}
+    with_embeds, with_texts, with_transformers = snippets()
+    exec(with_embeds, scope)
+    assert scope["class_names"] == ["food", "music", "space"]
+    assert sorted(scope["classifier"].predict(scope["embeds"])) == [0, 1, 2]
+    exec(with_texts, scope)
+    assert set(scope["reader"].predict(["song drum", "bread"])) <= {"food", "music", "space"}
+    assert main(["export", str(tokens), "--format", "embeds", "--to", to]) == 0
+    exec(with_transformers, scope)
+    assert np.isfinite(float(scope["loss"].detach()))
