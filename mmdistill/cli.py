@@ -1,4 +1,4 @@
-"""The command line: ``mmdistill distill | experts | evaluate | report | export | methods | data``."""
+"""The command line: ``mmdistill distill | experts | evaluate | report | compare | export | methods | data``."""
 
 import re
 import sys
@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   mmdistill experts --data digits --method mtt --ipc 1
   mmdistill evaluate runs/digits --judges convnet,mlp --networks 5
   mmdistill report runs/digits
+  mmdistill compare runs/* --to comparison/
   mmdistill export runs/digits --format pt --to exported/
 """
 
@@ -77,6 +78,13 @@ def build_parser() -> ArgumentParser:
     report.add_argument("run", type=str, help="run folder")
     commands.add_subcommand("report", report, help="pictures and tables of a run")
 
+    compare = Parser(description="Put finished runs side by side, repetitions with other seeds together.")
+    compare.add_argument("runs", type=str, nargs="+", help="run folders")
+    compare.add_argument("--judge", type=str | None, default=None, help="whose scores; each run's first by default")
+    compare.add_argument("--metric", type=str | None, default=None, help="which of them; the judge's first by default")
+    compare.add_argument("--to", type=str | None, default=None, help="folder for a page with accuracy against budget")
+    commands.add_subcommand("compare", compare, help="finished runs side by side")
+
     export = Parser(description="Write a distilled set in a format that other tools read.")
     export.add_argument("run", type=str, help="run folder")
     export.add_argument("--format", type=str, default="tensors", help="format name; a wrong one lists what there is")
@@ -129,6 +137,8 @@ def run_command(options: Namespace) -> None:
         commands.evaluate_command(**plain)
     elif options.command == "report":
         commands.report_command(plain["run"])
+    elif options.command == "compare":
+        commands.compare_command(**plain)
     elif options.command == "export":
         commands.export_command(plain["run"], plain["format"], plain["to"])
     elif options.command == "methods":

@@ -2,12 +2,14 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mmdistill import ranks
 from mmdistill.budget import find_budget
+from mmdistill.comparison import draw_budgets, read_runs, table
 from mmdistill.config import DistillConfig, baseline_names, require_data_and_method, split_names
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
@@ -27,7 +29,7 @@ from mmdistill.registry import (
     get_parameterization,
     unknown_name,
 )
-from mmdistill.report import write_report
+from mmdistill.report import write_comparison, write_report
 from mmdistill.runtime import choose_device, use_deterministic_kernels
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, read_json, write_json
@@ -216,14 +218,19 @@ def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: 
         rows.append([*key, *(str(table[key]) if key in table else "-" for table in tables)])
     sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes}
     rows.append(["", "bytes", *(f"{sizes.get(name, equal_count_bytes):,}" for name in columns)])
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     budget = f"{distilled.info.budget} {distilled.budget}"
     count = evaluation.headline().n
     title = f"{distilled.info.data}, {distilled.method}, {budget}: percent, mean +/- sd of {count} networks"
     notes = [f"note: {note}" for entry in evaluation.results for note in entry.notes]
     failed = [f"failed: {name}: {reason}" for name, reason in evaluation.failures.items()]
-    return "\n".join([title, *lines, *dict.fromkeys(notes), *failed])
+    return "\n".join([title, aligned(rows), *dict.fromkeys(notes), *failed])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text in columns."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
 
 
 def _open_run(
@@ -287,6 +294,15 @@ def report_command(run: str) -> None:
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
     for path in write_report(folder, distilled, metrics, pictures):
         print(path)
+
+
+def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, to: str | None) -> None:
+    """Print several finished runs side by side; with a folder, draw them against the budget on a page."""
+    rows = read_runs([Path(run) for run in runs], judge, metric)
+    lines = table(rows)
+    print(aligned(lines))
+    if to is not None:
+        print(write_comparison(Path(to), lines, draw_budgets(rows, Path(to))))
 
 
 def export_command(run: str, format: str, to: str | None) -> None:

@@ -74,6 +74,19 @@ def draw_curve(folder: Path) -> Path | None:
     return target
 
 
+def write_comparison(folder: Path, rows: Sequence[Sequence[str]], pictures: Sequence[Path]) -> Path:
+    """Write ``comparison.html``, a table of several runs and their pictures, into a folder; returns its path."""
+    page = folder / "comparison.html"
+    caption = (
+        "Percent on untouched test data, mean ± standard deviation: over runs where there are several, else networks."
+    )
+    with atomic_write(page) as handle:
+        handle.write(
+            _html("Distilled sets side by side", [], [list(row) for row in rows], caption, [], pictures).encode()
+        )
+    return page
+
+
 def write_report(
     folder: Path, distilled: DistilledSet, metrics: Mapping[str, Any], pictures: Sequence[Path]
 ) -> list[Path]:
@@ -90,6 +103,8 @@ def write_report(
     title = f"{distilled.info.data} distilled with {distilled.method}"
     facts, results = fact_rows(distilled), result_rows(metrics)
     notes = [note for entry in metrics.get("results", []) for note in entry.get("notes", [])]
+    if not metrics.get("results"):
+        notes = [f"not judged yet: mmdistill evaluate {folder}"]
     caption = "Percent, mean ± standard deviation over independently trained networks, on untouched test data."
     markdown, page = folder / "report.md", folder / "report.html"
     with atomic_write(markdown) as handle:

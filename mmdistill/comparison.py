@@ -1,0 +1,184 @@
+"""Finished runs side by side: a table, and accuracy against the budget."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.runtime import atomic_write
+from mmdistill.store import read_json
+
+PLACES = ("seed", "out", "resume", "overwrite", "checkpoint_every", "device", "compile")
+"""Options in which runs may differ and still be repetitions of one another."""
+
+
+@dataclass(frozen=True)
+class Repetitions:
+    """Runs that differ by nothing but their seeds, under one judge and metric.
+
+    Args:
+        name: the folder of the first.
+        data: the data set.
+        method: the method.
+        unit: of the budget: ipc, nodes or users.
+        budget: how many.
+        stored_bytes: what the set takes.
+        values: the judge's mean in each run, fractions.
+        sd: over the networks of a single run, of which nothing else is known.
+        baselines: by name, the mean of each run that judged them.
+        seconds: to distil, of each run.
+    """
+
+    name: str
+    data: str
+    method: str
+    unit: str
+    budget: int
+    stored_bytes: int
+    values: tuple[float, ...]
+    sd: float
+    baselines: dict[str, tuple[float, ...]]
+    seconds: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean over runs, a fraction."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """The deviation over runs, or over the networks of the only run."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else self.sd
+
+
+def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | None = None) -> list[Repetitions]:
+    """Return judged runs, repetitions together, ordered by data, method and budget.
+
+    Args:
+        folders: run folders.
+        judge: whose scores; by default each run's first judge.
+        metric: which score; by default the judge's first.
+    Raises:
+        CheckpointError: a folder without judged results.
+        ConfigError: no run has such a judge or metric.
+    """
+    groups: dict[str, list[tuple[Path, dict[str, Any], dict[str, Any]]]] = {}
+    for folder in folders:
+        metrics = _read(folder)
+        for entry in metrics["results"]:
+            if (judge is None or entry["judge"] == judge) and (metric is None or entry["metric"] == metric):
+                groups.setdefault(_identity(folder, metrics, entry), []).append((folder, metrics, entry))
+                break
+    if not groups:
+        raise ConfigError(f"none of the runs has scores of judge {judge or 'any'} in metric {metric or 'any'}")
+    found = [_together(runs) for runs in groups.values()]
+    return sorted(found, key=lambda row: (row.data, row.method, row.budget, row.name))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no metrics.json; 'mmdistill evaluate {folder}' judges a distilled set")
+    document: dict[str, Any] = read_json(path)
+    return document
+
+
+def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> str:
+    """Return what repetitions share, as text."""
+    config = folder / "config.yaml"
+    lines = config.read_text().splitlines() if config.is_file() else []
+    options = [line for line in lines if line.split(":")[0] not in PLACES]
+    settings = read_json(folder / "distilled.json").get("settings") if (folder / "distilled.json").is_file() else None
+    own = [metrics["data"], metrics["method"], metrics["budget"], entry["judge"], entry["metric"]]
+    return json.dumps([own, options, settings], sort_keys=True)
+
+
+def _together(runs: Sequence[tuple[Path, dict[str, Any], dict[str, Any]]]) -> Repetitions:
+    folder, metrics, entry = runs[0]
+    baselines: dict[str, list[float]] = {}
+    for _, document, own in runs:
+        for name, entries in document["baselines"].items():
+            same = [e for e in entries if (e["judge"], e["metric"]) == (own["judge"], own["metric"])]
+            baselines.setdefault(name, []).extend(e["mean"] for e in same)
+    unit = next(key for key in metrics["budget"] if key != "stored_bytes")
+    return Repetitions(
+        folder.name,
+        metrics["data"],
+        metrics["method"],
+        unit,
+        metrics["budget"][unit],
+        metrics["budget"]["stored_bytes"],
+        tuple(own["mean"] for _, _, own in runs),
+        entry["sd"],
+        {name: tuple(values) for name, values in baselines.items() if values},
+        tuple(document["seconds"] for _, document, _ in runs),
+    )
+
+
+def table(rows: Sequence[Repetitions]) -> list[list[str]]:
+    """Return the comparison in percent, header first."""
+    names = list(dict.fromkeys(name for row in rows for name in row.baselines))
+    lines = [["data", "method", "budget", "bytes", "distilled", *names, "runs", "seconds", "folder"]]
+    for row in rows:
+        means = {name: f"{100 * statistics.fmean(values):.1f}" for name, values in row.baselines.items()}
+        lines.append(
+            [
+                row.data,
+                row.method,
+                f"{row.unit} {row.budget}",
+                f"{row.stored_bytes:,}",
+                f"{100 * row.mean:.1f} +/- {100 * row.deviation:.1f}",
+                *(means.get(name, "-") for name in names),
+                str(len(row.values)),
+                f"{statistics.fmean(row.seconds):.0f}",
+                row.name,
+            ]
+        )
+    return lines
+
+
+def draw_budgets(rows: Sequence[Repetitions], folder: Path) -> list[Path]:
+    """Draw each data set's scores against the budget, a line a method, baselines dashed; returns the pictures."""
+    return [
+        _draw([row for row in rows if row.data == data], folder / f"{Path(data).stem}-budgets.png")
+        for data in dict.fromkeys(row.data for row in rows)
+    ]
+
+
+def _draw(rows: Sequence[Repetitions], target: Path) -> Path:
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for method in dict.fromkeys(row.method for row in rows):
+        own = [row for row in rows if row.method == method]
+        axes.errorbar(
+            [row.budget for row in own],
+            [100 * row.mean for row in own],
+            [100 * row.deviation for row in own],
+            marker="o",
+            capsize=3,
+            label=method,
+        )
+    for name in dict.fromkeys(name for row in rows for name in row.baselines):
+        seen: dict[int, list[float]] = {}
+        for row in rows:
+            seen.setdefault(row.budget, []).extend(row.baselines.get(name, ()))
+        points = sorted((budget, 100 * statistics.fmean(values)) for budget, values in seen.items() if values)
+        axes.plot(*zip(*points, strict=True), linestyle="--", marker=".", color="grey", linewidth=1)
+        axes.annotate(name, points[-1], textcoords="offset points", xytext=(6, -3), fontsize=8, color="grey")
+    axes.set_xscale("log")
+    axes.set_xticks(sorted({row.budget for row in rows}))
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
+    axes.set_xlabel(rows[0].unit)
+    axes.set_ylabel("percent")
+    axes.set_title(Path(rows[0].data).stem)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with atomic_write(target) as handle:
+        figure.savefig(handle, format="png", dpi=120)
+    return target

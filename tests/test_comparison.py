@@ -1,0 +1,59 @@
+"""Runs side by side: repetitions are pooled, other settings are not, and pictures show the budget."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmdistill.cli import main
+from mmdistill.comparison import read_runs
+from mmdistill.errors import CheckpointError, ConfigError
+
+
+def finished(folder: Path, mean: float, ipc: int = 1, seed: int = 0, steps: int = 10) -> Path:
+    folder.mkdir(parents=True)
+    entry = {"judge": "convnet", "metric": "accuracy", "mean": mean, "sd": 0.01, "n": 5}
+    metrics = {
+        "data": "digits",
+        "method": "dm",
+        "budget": {"ipc": ipc, "stored_bytes": 100 * ipc},
+        "results": [entry, {**entry, "judge": "mlp", "mean": mean / 2}],
+        "baselines": {"random": [{**entry, "mean": mean - 0.1}]},
+        "seconds": 3.0,
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "config.yaml").write_text(f"data: digits\nseed: {seed}\nout: {folder}\n")
+    (folder / "distilled.json").write_text(json.dumps({"settings": {"steps": steps}}))
+    return folder
+
+
+def test_repetitions_are_pooled_and_other_settings_are_not(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8 + 0.02 * seed, seed=seed) for seed in range(3)]
+    other = finished(tmp_path / "longer", 0.9, steps=20)
+    rows = read_runs([*runs, other])
+    assert [(row.name, len(row.values)) for row in rows] == [("longer", 1), ("s0", 3)]
+    assert rows[1].mean == pytest.approx(0.82)
+    assert rows[1].deviation == pytest.approx(0.02)
+    assert rows[0].deviation == 0.01
+    assert rows[1].baselines["random"] == pytest.approx((0.7, 0.72, 0.74))
+    (mlp, _) = read_runs([*runs, other], judge="mlp")
+    assert mlp.mean == pytest.approx(0.45)
+
+
+def test_runs_without_the_judge_are_refused_by_name(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", 0.8)
+    with pytest.raises(ConfigError, match="judge resnet18"):
+        read_runs([run], judge="resnet18")
+    (run / "metrics.json").unlink()
+    with pytest.raises(CheckpointError, match="mmdistill evaluate"):
+        read_runs([run])
+
+
+def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(finished(tmp_path / f"ipc{ipc}", 0.7 + ipc / 100, ipc)) for ipc in (1, 10)]
+    assert main(["compare", *runs, "--to", str(tmp_path / "page")]) == 0
+    said = capsys.readouterr().out
+    assert "ipc 10  1,000  80.0 +/- 1.0  70.0" in said
+    assert (tmp_path / "page" / "digits-budgets.png").stat().st_size > 5000
+    assert "data:image/png;base64," in (tmp_path / "page" / "comparison.html").read_text()
+    assert main(["compare", str(tmp_path / "absent")]) == 2
