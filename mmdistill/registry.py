@@ -12,7 +12,13 @@ from mmdistill.methods import CORE_METHODS, Method, Storage
 from mmdistill.task import Batch, BudgetKind, Task
 
 Schedule = Literal["published", "reduced"]
-DOMAIN_PACKAGES = {name: f"mmdistill.{name}" for name in ("image", "graph", "text", "recsys")}
+DOMAIN_PACKAGES = {
+    "image": "mmdistill.image",
+    "graph": "mmdistill.graph",
+    "graph-set": "mmdistill.graph.sets",
+    "text": "mmdistill.text",
+    "recsys": "mmdistill.recsys",
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Domain:
     """One kind of data, as the command line and the report see it; each domain package exports one as ``DOMAIN``.
 
     Args:
-        name: ``image``, ``graph``, ``text`` or ``recsys``.
+        name: ``image``, ``graph``, ``graph-set``, ``text`` or ``recsys``.
         budget: how synthetic size is counted.
         datasets: data set names with one line each.
         accepts: whether a file or folder of the user's looks like this domain's data.

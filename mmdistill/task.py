@@ -124,7 +124,7 @@ class TaskInfo:
     """What a task says of itself: enough for storage, reports and for refusing a set of another task.
 
     Args:
-        domain: ``image``, ``graph``, ``text`` or ``recsys``.
+        domain: ``image``, ``graph``, ``graph-set``, ``text`` or ``recsys``.
         data: the data set's name or path as the user gave it.
         budget: how synthetic size is counted.
         num_train: the number of real training samples (labelled nodes, users).
@@ -265,6 +265,15 @@ class Selects(Protocol):
 
     def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
         """Return the samples of a selection, as many of each class as ``counts`` says (of the one group without)."""
+        ...
+
+
+@runtime_checkable
+class TrainsWhole(Protocol):
+    """A task whose networks train on more than the selected samples hold (a graph's labelled nodes read the others)."""
+
+    def training_batch(self) -> Batch:
+        """Return all real training samples as networks train on them."""
         ...
 
 

@@ -15,7 +15,7 @@ from mmdistill.task import Task, Tensors
 
 EPSILON = 1e-5
 """Added to the variances of norms, as torch's batch norms do."""
-START = 2.0
+START = 4.0
 """Initial logits: this for edges of the real nodes that a graph starts from, minus this for all other pairs."""
 
 
@@ -86,7 +86,7 @@ class FreeEdges(Structure):
     r"""One free number per pair of nodes: :math:`A'_{ij} = \sigma(\theta_{ij})`.
 
     Args:
-        logits: initial ones ``(n, n)``, of which the upper triangle counts.
+        logits: initial ones ``(n, n)``, or ``(M, n, n)`` for M graphs, of which the upper triangles count.
         cut: weights below it are dropped in use.
     Raises:
         ShapeError: logits that are not square.
@@ -94,17 +94,19 @@ class FreeEdges(Structure):
 
     def __init__(self, logits: Tensor, cut: float = 0.05) -> None:
         super().__init__()
-        if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
+        if logits.ndim not in (2, 3) or logits.shape[-2] != logits.shape[-1]:
             raise ShapeError(f"edges have one logit per pair of nodes, (n, n), got {tuple(logits.shape)}")
-        self.nodes = len(logits)
+        self.nodes = logits.shape[-1]
         self.cut = cut
         row, column = torch.triu_indices(self.nodes, self.nodes, 1, device=logits.device)
-        self.logits = nn.Parameter(logits[row, column].clone())
+        self.logits = nn.Parameter(logits[..., row, column].clone())
 
     def matrix(self, upper: Tensor) -> Tensor:
-        """Return the symmetric ``(n, n)`` matrix with zero diagonal of an upper triangle."""
+        """Return the symmetric ``(..., n, n)`` matrices with zero diagonal of upper triangles ``(..., n (n-1)/2)``."""
         row, column = torch.triu_indices(self.nodes, self.nodes, 1, device=upper.device)
-        full = upper.new_zeros(self.nodes, self.nodes).index_put((row, column), upper)
+        full = upper.new_zeros(*upper.shape[:-1], self.nodes**2)
+        full = full.index_copy(-1, row * self.nodes + column, upper)
+        full = full.reshape(*upper.shape[:-1], self.nodes, self.nodes)
         return full + full.mT
 
     def forward(self, x: Tensor, draws: Draws) -> Tensor:
@@ -125,7 +127,7 @@ class BernoulliEdges(FreeEdges):
     keeps the expected density from exceeding the initial one: :math:`\lambda \max(0, \bar\sigma(\theta) - \rho)`.
 
     Args:
-        logits: initial ones ``(n, n)``.
+        logits: initial ones ``(n, n)``, or ``(M, n, n)`` for M graphs.
         cooling: S, the steps in which the temperature falls from 1 to ``coldest``.
         coldest: t_0.
         penalty_weight: lambda.

@@ -143,6 +143,10 @@ class GraphTask:
         membership = torch.zeros(len(classes), len(self.scene), device=self.device).scatter_add_(1, nodes, present)
         return share_classes(self._whole(torch.ones(len(self.scene), device=self.device)), membership)
 
+    def training_batch(self) -> Batch:
+        """Return all training nodes as networks train on them."""
+        return self._flat(torch.arange(len(self._labels)))
+
     def _flat(self, indices: Tensor) -> Batch:
         nodes = self._nodes[indices.to(self.device)]
         if self.network.hops is not None:

@@ -25,7 +25,7 @@ from mmdistill.networks.fit import FitProtocol, Loss, fit_networks, stack_states
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws, atomic_write, cache_folder
 from mmdistill.store import read_json, write_json
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, map_inputs
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, TrainsWhole, map_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def train_experts(
     groups = [range(first, min(first + together, count)) for first in range(0, count, together)]
     open_groups = [group for group in groups if not all(_shard(folder, index).exists() for index in group)]
     if open_groups:
-        data = task.select(torch.arange(task.describe().num_train))
+        data = _training_batch(task)
         clock = _Clock(len(open_groups) * recipe.protocol.epochs, progress)
         pure = _batches(task, data)
         # On the CPU one network keeps the machine busy, and convolutions batched over networks are slow.
@@ -271,8 +271,18 @@ def _expert_loss(task: Task, random: bool) -> Loss:
     return loss
 
 
+def _training_batch(task: Task) -> Batch:
+    """Return all real training samples as networks train on them."""
+    return (
+        task.training_batch() if isinstance(task, TrainsWhole) else task.select(torch.arange(task.describe().num_train))
+    )
+
+
 def _batches(task: Task, data: Batch) -> bool:
     """Return whether the task's networks can train in one batched call (running statistics and dropout cannot)."""
+    rows = data.inputs.values() if isinstance(data.inputs, dict) else [data.inputs]
+    if any(len(tensor) != len(data.weight) for tensor in rows):  # samples that share inputs cannot be cut to a few
+        return False
     states = stack_states([task.init(Draws(0, ("try", index), task.device)) for index in range(2)])
     few = Batch(*(map_inputs(lambda t: t[:2], part) for part in data))  # type: ignore[arg-type]
     loss = _expert_loss(task, random=False)

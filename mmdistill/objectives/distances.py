@@ -67,6 +67,15 @@ def squared_error(a: Tensors, b: Tensors) -> Tensor:
     return torch.stack([(x - y).square().flatten(1).sum(1) for x, y in _pairs(a, b, 0)]).sum(0)
 
 
+def relative_squared_error(a: Tensors, b: Tensors) -> Tensor:
+    """Return the squared Euclidean distance of the two whole gradients over the squared norm of the second, per class.
+
+    Source: Jin et al., KDD 2022 (graph classification).
+    """
+    size = torch.stack([y.square().flatten(1).sum(1) for _, y in _pairs(a, b, 0)]).sum(0)
+    return squared_error(a, b) / size.clamp_min(torch.finfo(size.dtype).tiny)
+
+
 def row_cosine_euclidean(a: Tensors, b: Tensors) -> Tensor:
     """Sum 1 - cos plus the Euclidean distance over every output row of every weight (Eq. 11)."""
     total = [row_cosine(a, b)]

@@ -1,0 +1,223 @@
+"""Sets of small labelled graphs in the TU layout, through torch-geometric or from a folder of the user's."""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import DataError
+from mmdistill.registry import canonical, unknown_name
+from mmdistill.runtime import Draws, cache_folder, data_root
+from mmdistill.task import Tensors
+
+TU = {
+    "mutag": ("MUTAG", "188 molecules in 2 classes"),
+    "proteins": ("PROTEINS", "1,113 proteins in 2 classes"),
+    "nci1": ("NCI1", "4,110 molecules in 2 classes"),
+    "dd": ("DD", "1,178 proteins in 2 classes, hundreds of nodes each"),
+    "enzymes": ("ENZYMES", "600 proteins in 6 classes"),
+    "imdb-binary": ("IMDB-BINARY", "1,000 collaborations in 2 classes, no node features"),
+}
+"""Torch-geometric's name and a line for users, by ours."""
+SHARES = (0.8, 0.1)
+"""Of each class, for training and validation; the rest is for testing, as DosCond splits these sets."""
+DEGREES = 32
+"""Where nodes have no features they get their degree, one-hot up to so many."""
+
+
+@dataclass(frozen=True)
+class GraphSet:
+    """Graphs with one class each, their nodes side by side.
+
+    Args:
+        name: the data set's name or folder.
+        x: node features.
+        edge_index: both directions of every edge, by node in the whole list.
+        start: where each graph's nodes begin.
+        y: the graphs' classes.
+        train: numbers of the training graphs.
+        val: of the validation graphs.
+        test: of the test graphs.
+        num_classes: C.
+        notes: what was changed on the way in, in words.
+
+    Shapes:
+        x ``(N, d)``; edge_index ``(2, E)``, sorted by source; start ``(G + 1,)``; y ``(G,)``.
+    """
+
+    name: str
+    x: Tensor
+    edge_index: Tensor
+    start: Tensor
+    y: Tensor
+    train: Tensor
+    val: Tensor
+    test: Tensor
+    num_classes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> Tensor:
+        """The number of nodes of each graph, ``(G,)``."""
+        return self.start.diff()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that training reads."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in (self.x, self.edge_index, self.start, self.y[self.train], self.train):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def padded(self, graphs: Tensor, nodes: int | None = None) -> Tensors:
+        """Return graphs as dense tensors.
+
+        Args:
+            graphs: their numbers.
+            nodes: how many nodes to pad to; None is the largest of them.
+
+        Shapes:
+            graphs ``(n,)``; x ``(n, m, d)``, adjacency ``(n, m, m)`` and present ``(n, m)``, 1 where there is a node.
+        """
+        sizes = self.sizes[graphs]
+        width = int(sizes.max()) if nodes is None else nodes
+        column = torch.arange(width)
+        present = column < sizes[:, None]
+        table = (self.start[graphs, None] + column).clamp(max=len(self.x) - 1)
+        adjacency = torch.zeros(len(graphs), width, width)
+        ends = torch.stack([self.start[graphs], self.start[graphs + 1]])
+        bounds = torch.searchsorted(self.edge_index[0].contiguous(), ends)
+        for row, (first, last) in enumerate(bounds.T.tolist()):
+            own = self.edge_index[:, first:last] - self.start[graphs[row]]
+            adjacency[row, own[0], own[1]] = 1.0
+        return {"x": self.x[table] * present[..., None], "adjacency": adjacency, "present": present.float()}
+
+
+def load_graph_set(source: "str | Path", *, split: int = 0) -> GraphSet:
+    """Return a set of graphs from a name, or from a folder in the TU layout.
+
+    Args:
+        source: a name in ``TU``, or a folder with ``NAME_A.txt``, ``NAME_graph_indicator.txt`` and so on.
+        split: the seed of the random split.
+
+    Raises:
+        ConfigError: an unknown name.
+        DataError: missing or damaged files, or graphs that cannot be used.
+    """
+    key = canonical(str(source))
+    if key in TU:
+        return _from_fields(_named(TU[key][0]), key, split)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise unknown_name("set of graphs", str(source), TU)
+    prefix = tu_prefix(folder)
+    if prefix is None:
+        raise DataError(f"{folder} holds no set of graphs: NAME_A.txt and NAME_graph_indicator.txt are expected")
+    from torch_geometric.io import read_tu_data  # torch-geometric takes seconds to import
+
+    try:
+        data, slices, _ = read_tu_data(str(prefix.parent), prefix.name)
+    except Exception as error:  # text files can fail in any way
+        raise DataError(f"the files {prefix}_*.txt are damaged ({type(error).__name__}: {error})") from error
+    return _from_fields(_joined(data, slices), str(source), split)
+
+
+def tu_prefix(folder: Path) -> Path | None:
+    """Return the common start of a folder's TU files (there or in ``raw``), or None where there are none."""
+    for place in (folder, folder / "raw"):
+        for path in sorted(place.glob("*_A.txt")):
+            prefix = path.with_name(path.name.removesuffix("_A.txt"))
+            if Path(f"{prefix}_graph_indicator.txt").is_file():
+                return prefix
+    return None
+
+
+def _named(name: str) -> Mapping[str, Any]:
+    """Return a data set's fields from the data root, or by download into the cache folder."""
+    from torch_geometric.io import read_tu_data
+
+    for root in (data_root(), cache_folder() / "data"):
+        prefix = tu_prefix(root / name)
+        if prefix is not None:
+            data, slices, _ = read_tu_data(str(prefix.parent), prefix.name)
+            return _joined(data, slices)
+    try:
+        from torch_geometric.datasets import TUDataset
+
+        TUDataset(str(cache_folder() / "data"), name)
+    except Exception as error:  # no network, a full disk
+        raise DataError(
+            f"{name}: {data_root() / name / 'raw'} lacks {name}_A.txt and its company, and the download failed "
+            f"({type(error).__name__}); put the TU files there"
+        ) from error
+    return _named(name)
+
+
+def _joined(data: Any, slices: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return torch-geometric's joined graphs with edges by node in the whole list."""
+    nodes = int(slices["x"][-1]) if "x" in slices else int(data.num_nodes)
+    start = slices["x"] if "x" in slices else torch.as_tensor(_starts(data, slices))
+    edges = data.edge_index
+    counts = slices["edge_index"].diff()
+    # torch-geometric numbers each graph's nodes from 0
+    edges = edges + torch.repeat_interleave(start[:-1], counts)
+    return {"x": data.x, "edge_index": edges, "start": start, "y": data.y, "nodes": nodes}
+
+
+def _starts(data: Any, slices: Mapping[str, Tensor]) -> Tensor:
+    counts = torch.as_tensor(data._num_nodes)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _from_fields(fields: Mapping[str, Any], name: str, split: int) -> GraphSet:
+    """Check and split.
+
+    Raises:
+        DataError: no classes, or a class too small to split.
+    """
+    y, start, edges = fields["y"], fields["start"].long(), fields["edge_index"].long()
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1:
+        raise DataError(f"{name} needs one class for each graph (NAME_graph_labels.txt with whole numbers)")
+    sizes = start.diff()
+    if (sizes < 1).any():
+        raise DataError(f"{name}: graph {int((sizes < 1).nonzero()[0])} has no nodes")
+    nodes = int(start[-1])
+    both = torch.unique(torch.cat([edges, edges.flip(0)], 1), dim=1)
+    both = both[:, both[0] != both[1]]
+    notes: tuple[str, ...] = ()
+    x = fields["x"]
+    if x is None or not x.numel():
+        degree = torch.bincount(both[0], minlength=nodes).clamp(max=DEGREES)
+        x = torch.nn.functional.one_hot(degree, DEGREES + 1)
+        notes = (f"nodes have no features and get their degree, one-hot up to {DEGREES}",)
+    x = x.float()
+    if not torch.isfinite(x).all():
+        raise DataError(f"{name}: node features are NaN or infinite; fill them")
+    classes = torch.unique(y, return_inverse=True)[1]
+    parts = stratified(classes, split)
+    notes += (f"random split {split}: 80 % training, 10 % validation, 10 % test graphs of each class",)
+    return GraphSet(name, x, both, start, classes, *parts, int(classes.max()) + 1, notes)
+
+
+def stratified(y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the numbers of training, validation and test graphs, by class at random.
+
+    Raises:
+        DataError: a class of fewer than ten graphs.
+    """
+    parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for index in range(int(y.max()) + 1):
+        members = (y == index).nonzero().flatten()
+        if len(members) < 10:
+            raise DataError(f"class {index} has {len(members)} graphs; at least 10 are needed to split them")
+        members = members[Draws(seed, ("split", index)).permutation(len(members))]
+        first, second = int(SHARES[0] * len(members)), int(sum(SHARES) * len(members))
+        for part, ids in zip(parts, members.tensor_split([first, second]), strict=True):
+            part.append(ids)
+    train, val, test = (torch.cat(part).sort().values for part in parts)
+    return train, val, test

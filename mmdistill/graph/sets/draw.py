@@ -1,0 +1,68 @@
+"""What synthetic graphs look like, and what other tools can read of them."""
+
+from pathlib import Path
+
+import matplotlib.figure
+import networkx as nx
+import torch
+
+from mmdistill.errors import UnsupportedError
+from mmdistill.runtime import atomic_write
+from mmdistill.task import Batch, Task, Tensors
+
+SHOWN = 24
+"""Graphs in a picture."""
+
+
+def graph_list(batch: Batch) -> list[Tensors]:
+    """Return each graph in torch-geometric's fields: x, edge_index and y, without its padding.
+
+    Raises:
+        UnsupportedError: a batch of other data.
+    """
+    inputs, targets = batch.inputs, batch.targets
+    if not isinstance(inputs, dict) or "present" not in inputs or isinstance(targets, dict):
+        raise UnsupportedError("distilled graphs have x, adjacency and present, and one target each")
+    found = []
+    for index in range(len(batch.weight)):
+        kept = inputs["present"][index].cpu() > 0
+        adjacency = inputs["adjacency"][index].detach().cpu()[kept][:, kept]
+        x, y = inputs["x"][index].detach().cpu()[kept], targets[index : index + 1].detach().cpu()
+        found.append({"x": x, "edge_index": adjacency.nonzero().T.contiguous(), "y": y.clone()})
+    return found
+
+
+def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Draw the first graphs, each node coloured by its largest feature; returns the path."""
+    graphs = graph_list(batch)[:SHOWN]
+    columns = min(6, len(graphs))
+    rows = -(-len(graphs) // columns)
+    figure = matplotlib.figure.Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
+    for index, fields in enumerate(graphs):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        graph = nx.Graph()
+        graph.add_nodes_from(range(len(fields["x"])))
+        graph.add_edges_from(fields["edge_index"].T.tolist())
+        place = nx.spring_layout(graph, seed=0)
+        colours = fields["x"].argmax(1).tolist()
+        nx.draw_networkx(
+            graph, place, ax=axes, node_size=30, width=0.6, node_color=colours, cmap="tab20", with_labels=False
+        )
+        label = fields["y"].argmax(1) if fields["y"].is_floating_point() else fields["y"]
+        axes.set_title(f"class {int(label)}: {len(graph)} nodes, {graph.number_of_edges()} edges", fontsize=7)
+        axes.set_axis_off()
+    path = folder / "graphs.png"
+    with atomic_write(path) as handle:
+        figure.savefig(handle, format="png", dpi=130)
+    return [path]
+
+
+def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write ``graphs.pt``, a list of plain tensors by name.
+
+    ``[Data.from_dict(fields) for fields in torch.load("graphs.pt", weights_only=True)]`` makes them torch-geometric's.
+    """
+    path = folder / "graphs.pt"
+    with atomic_write(path) as handle:
+        torch.save(graph_list(batch), handle)
+    return [path]

@@ -1,0 +1,62 @@
+"""A classifier of small dense graphs: convolutions, mean pooling, a linear head."""
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ShapeError
+from mmdistill.graph.models import glorot
+from mmdistill.graph.propagation import normalise_dense
+from mmdistill.runtime import Draws
+from mmdistill.task import Inputs, NetworkState, Tensors
+
+CHUNK = 256
+"""Graphs per forward pass where nothing learns."""
+
+
+class GraphClassifier:
+    r"""Graph convolutions :math:`\mathrm{relu}(\hat A H W + b)`, the mean over a graph's nodes, and a linear head.
+
+    Args:
+        features: d.
+        classes: C.
+        width: units of each layer.
+        depth: layers.
+        device: where parameters are drawn.
+    Source: Kipf and Welling, ICLR 2017; Jin et al., KDD 2022, Sec. 4.1.
+    """
+
+    def __init__(
+        self, features: int, classes: int, width: int = 128, depth: int = 3, device: torch.device | str = "cpu"
+    ) -> None:
+        self.sizes = [features, *[width] * depth]
+        self.classes, self.device = classes, torch.device(device)
+
+    def init(self, draws: Draws) -> NetworkState:
+        """Draw weights and zero biases."""
+        draws = draws.to(self.device)
+        params: Tensors = {}
+        for index, (into, out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
+            params[f"layer{index}.weight"] = glorot(draws.fold(index), out, into)
+            params[f"layer{index}.bias"] = torch.zeros(out, device=self.device)
+        params["head.weight"] = glorot(draws.fold("head"), self.classes, self.sizes[-1])
+        params["head.bias"] = torch.zeros(self.classes, device=self.device)
+        return NetworkState(params, {})
+
+    def embed(self, params: Tensors, inputs: Inputs) -> Tensor:
+        """Return each graph's mean node after the convolutions, ``(n, width)``.
+
+        Raises:
+            ShapeError: inputs that are no padded graphs.
+        """
+        if not isinstance(inputs, dict) or set(inputs) != {"x", "adjacency", "present"}:
+            raise ShapeError("graphs are a dict of x (n, m, d), adjacency (n, m, m) and present (n, m)")
+        hidden, present = inputs["x"], inputs["present"]
+        propagation = normalise_dense(inputs["adjacency"])
+        for index in range(len(self.sizes) - 1):
+            weight, bias = params[f"layer{index}.weight"], params[f"layer{index}.bias"]
+            hidden = (propagation @ (hidden @ weight.mT) + bias).relu()
+        return (present.unsqueeze(-1) * hidden).sum(-2) / present.sum(-1, keepdim=True)
+
+    def logits(self, params: Tensors, inputs: Inputs) -> Tensor:
+        """Return ``(n, C)`` logits."""
+        return self.embed(params, inputs) @ params["head.weight"].mT + params["head.bias"]

@@ -1,0 +1,106 @@
+"""Synthetic graphs with learned node features and edges, a fixed number of nodes each."""
+
+import torch
+from torch import Tensor, nn
+
+from mmdistill.coresets import allocate, choose_samples
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.graph.structure import BernoulliEdges, initial_logits
+from mmdistill.labels import LabelKind, Labels, make_labels
+from mmdistill.parameterizations.base import FeatureMap, Parameterization, stored_tensor_bytes
+from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
+from mmdistill.task import Batch, Task
+
+
+class SyntheticGraphs(Parameterization):
+    """Small graphs whose features and edges are learned.
+
+    Args:
+        x: initial features ``(M, m, d)``.
+        present: ``(M, m)``, 1 where a graph has a node.
+        structure: the edges (optimizer group ``decoder``), with logits ``(M, m, m)``.
+        labels: the graphs' targets.
+        classes: ``(M,)`` the class each graph stands for.
+        num_classes: C.
+        scale: the unit that features are learned in, so that one learning rate suits features of any size.
+
+    Raises:
+        ShapeError: features or presence of another number of graphs or nodes.
+    """
+
+    present: Tensor
+
+    def __init__(
+        self,
+        x: Tensor,
+        present: Tensor,
+        structure: BernoulliEdges,
+        labels: Labels,
+        classes: Tensor,
+        num_classes: int,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__(labels, classes, num_classes)
+        if x.ndim != 3 or present.shape != x.shape[:2] or len(x) != len(classes):
+            raise ShapeError(
+                f"{len(classes)} graphs need features (graphs, nodes, d) and presence (graphs, nodes), got "
+                f"{tuple(x.shape)} and {tuple(present.shape)}"
+            )
+        self.codes = nn.Parameter(x / scale)
+        self.scale = scale
+        self.decoder = structure
+        self.register_buffer("present", present.clone())
+
+    def forward(self, draws: Draws) -> Batch:
+        """Return all graphs, with one sample of their edges."""
+        return self._batch(self.decoder(self.codes, draws))
+
+    def finished(self, draws: Draws) -> Batch:
+        """Return all graphs with the edges that are used."""
+        return self._batch(self.decoder.finished(self.codes))
+
+    def _batch(self, adjacency: Tensor) -> Batch:
+        pairs = self.present.unsqueeze(-1) * self.present.unsqueeze(-2)
+        inputs = {
+            "x": self.scale * self.codes * self.present.unsqueeze(-1),
+            "adjacency": adjacency * pairs,
+            "present": self.present,
+        }
+        return Batch(inputs, self.labels(), torch.ones(len(self.codes), device=self.codes.device))
+
+    def penalty(self, features: FeatureMap) -> Tensor | None:
+        """Return the price of more edges than at the start."""
+        return self.decoder.penalty()
+
+    def project(self) -> None:
+        """Let the structure follow up a step."""
+        self.decoder.project()
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of the finished graphs: features of their nodes, a bit for each pair, labels."""
+        sizes = self.present.sum(1)
+        features = int(sizes.sum()) * self.codes.shape[2] * self.codes.element_size()
+        bits = int((sizes * (sizes - 1) / 2).sum())
+        labels = sum(stored_tensor_bytes(tensor) for tensor in self.labels.state_dict().values())
+        return features + (bits + 7) // 8 + labels
+
+
+def real_graphs(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+    """Build synthetic graphs that start from real ones, edges included.
+
+    Raises:
+        ConfigError: a task of other data.
+    """
+    if task.labels is None or task.num_classes is None:
+        raise ConfigError(f"{task.describe().data!r} has no classes; synthetic graphs are labelled")
+    counts = allocate(budget, "ipc", task.labels, task.num_classes)
+    inputs = task.select(choose_samples(task, settings.init, counts, draws)).inputs
+    if not isinstance(inputs, dict) or "present" not in inputs:
+        raise ConfigError(f"{task.describe().data!r} is no set of graphs")
+    classes = torch.repeat_interleave(torch.arange(task.num_classes), counts).to(task.device)
+    structure = BernoulliEdges(initial_logits(inputs))
+    labels = make_labels(label, classes, task.num_classes)
+    x, present = inputs["x"], inputs["present"]
+    scale = float((x.square().sum() / (present.sum() * x.shape[-1])).sqrt()) or 1.0
+    return SyntheticGraphs(x, present, structure, labels, classes, task.num_classes, scale)

@@ -1,0 +1,202 @@
+"""The task of graph classification: many small labelled graphs, distilled into a few."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.graph.sets.data import GraphSet, load_graph_set
+from mmdistill.graph.sets.models import CHUNK, GraphClassifier
+from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.registry import canonical, unknown_name
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, map_inputs
+
+PROTOCOL = FitProtocol(epochs=300, lr=0.01, optimizer="adam", weight_decay=5e-4, batch=None)
+"""Full-batch Adam with a fresh, ten times slower one from half-way, as of node classifiers."""
+VALIDATE_EVERY = 5
+DENSE_BYTES = 2**30
+"""The most that all training graphs may take as dense tensors for the baseline that trains on them."""
+
+
+class GraphSetTask:
+    """Graph classification.
+
+    Args:
+        graphs: the checked set.
+        width: units of the network's layers.
+        protocol: how judges are trained.
+        device: where everything lies.
+    """
+
+    judges: Sequence[str] = ("gcn",)
+
+    def __init__(
+        self,
+        graphs: GraphSet,
+        width: int = 128,
+        protocol: FitProtocol = PROTOCOL,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.graphs, self.protocol, self.device = graphs, protocol, torch.device(device)
+        self.network = GraphClassifier(graphs.x.shape[1], graphs.num_classes, width, device=device)
+        self.num_classes: int | None = graphs.num_classes
+        self._labels = graphs.y[graphs.train]
+        self.labels: Tensor | None = self._labels
+
+    def init(self, draws: Draws) -> NetworkState:
+        """Draw a fresh network."""
+        return self.network.init(draws)
+
+    def predict(
+        self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Return the graphs' logits."""
+        return self.network.logits(state.params, inputs), state.buffers
+
+    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
+        """Return the weighted mean cross entropy."""
+        assert isinstance(batch.targets, Tensor)
+        losses = soft_cross_entropy(self.network.logits(state.params, batch.inputs), batch.targets)
+        return weighted_mean(losses, batch.weight)
+
+    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Return the pooled embedding."""
+        return (self.network.embed(state.params, inputs),)
+
+    def select(self, indices: Tensor) -> Batch:
+        """Return training graphs, padded to the largest of them.
+
+        Shapes:
+            indices ``(..., n)`` positions in ``labels``; x ``(..., n, m, d)`` and so on.
+        """
+        indices = indices.cpu()
+        flat = self.graphs.padded(self.graphs.train[indices.flatten()])
+        inputs = {
+            name: tensor.reshape(*indices.shape, *tensor.shape[1:]).to(self.device) for name, tensor in flat.items()
+        }
+        return Batch(inputs, self._labels[indices].to(self.device), torch.ones(indices.shape, device=self.device))
+
+    def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+        """Draw up to n training graphs of each class, or of all, without replacement."""
+        order = draws.to("cpu").permutation(len(self._labels))
+        if classes is None:
+            return self.select(order[:n])
+        order = order[torch.argsort(self._labels[order], stable=True)]
+        counts = torch.bincount(self._labels, minlength=self.graphs.num_classes)
+        starts, classes = torch.cumsum(counts, 0) - counts, classes.cpu()
+        column = torch.arange(min(n, int(counts[classes].max())))
+        present = column < counts[classes, None]
+        batch = self.select(order[(starts[classes, None] + column).clamp(max=len(order) - 1)])
+        return ClassBatch(batch._replace(weight=present.to(self.device, torch.float32)), Dims(0, 0))
+
+    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
+        """Return the batch as it is: the method uses no augmentation."""
+        return batch
+
+    def evaluate(
+        self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
+    ) -> Scores:
+        """Train n networks on synthetic graphs (None: on all training graphs), each kept at its best validation epoch.
+
+        Raises:
+            ConfigError: an unknown judge.
+            UnsupportedError: training graphs too many or too large to train on all of them densely.
+        """
+        if canonical(judge) not in self.judges:
+            raise unknown_name("judge", judge, self.judges)
+        if synthetic is None:
+            largest = int(self.graphs.sizes[self.graphs.train].max())
+            if 4 * len(self._labels) * largest**2 > DENSE_BYTES:
+                raise UnsupportedError(f"{self.graphs.name!r} is too large to train on all of its graphs densely")
+            synthetic = self.select(torch.arange(len(self._labels)))
+        states = self._fitted(synthetic, draws, n, self.protocol)
+        hits = self._hits(states, self.graphs.test)
+        truth = self.graphs.y[self.graphs.test].to(self.device)
+        by_class = torch.stack([hits[:, truth == index].mean(1) for index in torch.unique(truth)], 1)
+        values = {"accuracy": tuple(hits.mean(1).tolist()), "balanced_accuracy": tuple(by_class.mean(1).tolist())}
+        weak = [
+            f"class {index} is nearly never recognised (test accuracy {float(value):.2f})"
+            for index, value in enumerate(by_class.mean(0))
+            if value < 0.1
+        ]
+        return Scores(judge, values, tuple(weak))
+
+    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
+        """Return the mean validation accuracy of a few networks trained for a third of the judges' epochs."""
+        protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
+        return float(self._hits(self._fitted(synthetic, draws, 3, protocol), self.graphs.val).mean())
+
+    def describe(self) -> TaskInfo:
+        """Return what identifies this task."""
+        graphs = self.graphs
+        edges = graphs.edge_index.nbytes
+        return TaskInfo(
+            "graph-set",
+            graphs.name,
+            "ipc",
+            len(self._labels),
+            int(graphs.x.nbytes + edges + graphs.y.nbytes),
+            graphs.fingerprint,
+            tuple(str(index) for index in range(graphs.num_classes)),
+            {"graphs": len(graphs.y), "notes": list(graphs.notes)},
+        )
+
+    def _fitted(self, synthetic: Batch, draws: Draws, n: int, protocol: FitProtocol) -> NetworkState:
+        """Return n trained networks, stacked, each at its best validation epoch."""
+        data = Batch(*(map_inputs(lambda t: t.detach().to(self.device), part) for part in synthetic))  # type: ignore[arg-type]
+        if data.weight.ndim != 1:
+            raise ConfigError("judges train on a flat batch of graphs")
+
+        def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+            return self.loss(state, batch), state.buffers
+
+        return fit_networks(
+            self.network.init,
+            loss,
+            data,
+            protocol,
+            n,
+            draws.to(self.device),
+            select=lambda states: self._hits(states, self.graphs.val).mean(1),
+            select_every=VALIDATE_EVERY,
+        )
+
+    @torch.no_grad()
+    def _hits(self, states: NetworkState, graphs: Tensor) -> Tensor:
+        """Return which graphs stacked networks classify rightly, ``(S, g)`` of 0 and 1."""
+        found = []
+        for part in torch.split(graphs, CHUNK):
+            inputs = {name: tensor.to(self.device) for name, tensor in self.graphs.padded(part).items()}
+            logits = torch.func.vmap(lambda params: self.network.logits(params, inputs))(states.params)  # noqa: B023
+            found.append((logits.argmax(-1) == self.graphs.y[part].to(self.device)).double())
+        return torch.cat(found, 1)
+
+
+def graph_set_task(
+    data: "str | Path | GraphSet",
+    *,
+    width: int = 128,
+    split: int = 0,
+    protocol: FitProtocol = PROTOCOL,
+    device: torch.device | str = "cpu",
+) -> GraphSetTask:
+    """Return the task of distilling a set of graphs.
+
+    Args:
+        data: a name (see ``mmdistill data``) or a folder in the TU layout.
+        width: units of the network's layers.
+        split: the seed of the random split.
+        protocol: how judges are trained.
+        device: where everything lies.
+
+    Raises:
+        ConfigError: an unknown name.
+        DataError: files that are missing or cannot be used.
+    """
+    graphs = data if isinstance(data, GraphSet) else load_graph_set(data, split=split)
+    return GraphSetTask(graphs, width, protocol, device)

@@ -1,0 +1,216 @@
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Data
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
+from mmdistill.evaluate import evaluate
+from mmdistill.graph.sets import DOMAIN, GraphSet, GraphSetTask, graph_set_task, load_graph_set
+from mmdistill.graph.sets.draw import graph_list
+from mmdistill.graph.sets.synthetic import SyntheticGraphs
+from mmdistill.graph.structure import BernoulliEdges
+from mmdistill.labels import FixedLabels
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.distances import relative_squared_error
+from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.registry import TaskOptions, domain_of
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch
+from mmdistill.testing import as_float64, check_objective, check_task
+from tests.graph.sets.toy import FAST, rings, write_rings
+from tests.oracles import graph as oracle
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> GraphSet:
+    return rings(tmp_path_factory.mktemp("sets"))
+
+
+def task(graphs: GraphSet) -> GraphSetTask:
+    return graph_set_task(graphs, width=16, protocol=FAST)
+
+
+def test_conformance(graphs: GraphSet) -> None:
+    check_task(task(graphs), judge="gcn")
+
+
+def test_the_files_are_read_as_they_stand(graphs: GraphSet) -> None:
+    assert (len(graphs.y), graphs.num_classes, graphs.x.shape[1]) == (40, 2, 8)
+    assert graphs.y.tolist() == [0, 1] * 20
+    padded = graphs.padded(torch.tensor([1, 0]))
+    for row, (graph, chords) in enumerate(((1, 2), (0, 0))):
+        nodes = int(graphs.sizes[graph])
+        own = padded["adjacency"][row]
+        assert torch.equal(own, own.T)
+        assert int(own.sum()) == 2 * (nodes + chords)
+        assert padded["present"][row].tolist() == [1.0] * nodes + [0.0] * (own.shape[0] - nodes)
+        assert torch.equal(padded["x"][row, :nodes], graphs.x[graphs.start[graph] : graphs.start[graph + 1]])
+        assert (padded["x"][row, nodes:] == 0).all()
+    counts = [torch.bincount(graphs.y[ids]).tolist() for ids in (graphs.train, graphs.val, graphs.test)]
+    assert counts == [[16, 16], [2, 2], [2, 2]]
+
+
+def test_padding_changes_nothing(graphs: GraphSet) -> None:
+    own = task(graphs)
+    state = own.init(Draws(0))
+    near, far = graphs.padded(torch.arange(4)), graphs.padded(torch.arange(4), nodes=15)
+    assert torch.allclose(own.predict(state, near)[0], own.predict(state, far)[0], atol=1e-6)
+
+
+def test_logits_equal_the_oracle(graphs: GraphSet) -> None:
+    own = task(graphs)
+    state = as_float64(own.init(Draws(3)))
+    padded = graphs.padded(torch.tensor([5]))
+    nodes = int(graphs.sizes[5])
+    hidden = padded["x"][0, :nodes].double().numpy()
+    adjacency = padded["adjacency"][0, :nodes, :nodes].double().numpy()
+    for layer in range(3):
+        weight, bias = (state.params[f"layer{layer}.{part}"].numpy() for part in ("weight", "bias"))
+        hidden = np.maximum(oracle.propagated(adjacency, hidden @ weight.T, 1) + bias, 0)
+    expected = state.params["head.weight"].numpy() @ hidden.mean(0) + state.params["head.bias"].numpy()
+    inputs = {name: tensor.double() for name, tensor in padded.items()}
+    assert np.allclose(own.predict(state, inputs)[0][0].numpy(), expected, atol=1e-10)
+
+
+def test_relative_squared_error_by_hand_and_as_an_objective(graphs: GraphSet) -> None:
+    a, b = (
+        {"w": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([[0.0]])},
+        {
+            "w": torch.tensor([[3.0, 2.0]]),
+            "b": torch.tensor([[1.0]]),
+        },
+    )
+    assert relative_squared_error(a, b).tolist() == pytest.approx([5 / 14])
+    assert relative_squared_error(b, b).tolist() == [0.0]
+    own = task(graphs)
+    real = own.sample_real(Draws(0), torch.arange(2), 4)
+    assert isinstance(real, ClassBatch)
+    inputs = {name: tensor.double() for name, tensor in real.batch.inputs.items()}  # type: ignore[union-attr]
+    wide = ClassBatch(Batch(inputs, real.batch.targets, real.batch.weight.double()), real.dims)
+    network = Network(own, as_float64(own.init(Draws(1))))
+    moved = wide._replace(batch=wide.batch._replace(inputs={**inputs, "x": inputs["x"] + 0.1}))
+    check_objective(GradientMatching(relative_squared_error), network, moved, wide)
+
+
+def test_structures_of_several_graphs_are_those_of_each() -> None:
+    logits = Draws(1).normal(3, 5, 5)
+    together, apart = BernoulliEdges(logits), [BernoulliEdges(one) for one in logits]
+    x = torch.zeros(3, 5, 2)
+    for index, one in enumerate(apart):
+        assert torch.equal(together.finished(x)[index], one.finished(x[0]))
+        assert torch.equal(together.matrix(together.logits)[index], one.matrix(one.logits))
+    sample = together(x, Draws(0))
+    assert sample.shape == (3, 5, 5)
+    assert torch.equal(sample, sample.mT)
+
+
+def test_absent_nodes_have_neither_features_nor_edges(graphs: GraphSet) -> None:
+    own = task(graphs)
+    result = distill(own, "doscond", ipc=2, settings={"steps": 4, "real_batch": 8})
+    inputs = result.batch.inputs
+    assert isinstance(inputs, dict)
+    absent = inputs["present"] == 0
+    assert (inputs["x"][absent] == 0).all()
+    assert (inputs["adjacency"][absent] == 0).all()
+    assert set(inputs["adjacency"].unique().tolist()) <= {0.0, 1.0}
+    assert result.batch.targets.tolist() == [0, 0, 1, 1]  # type: ignore[union-attr]
+    sizes = inputs["present"].sum(1)
+    bits = int((sizes * (sizes - 1) / 2).sum())
+    assert result.stored_bytes == int(sizes.sum()) * 8 * 4 + (bits + 7) // 8 + 4
+
+
+def test_condensed_graphs_beat_random_ones(graphs: GraphSet) -> None:
+    own = task(graphs)
+    gains = []
+    for seed in range(3):
+        result = evaluate(own, distill(own, "doscond", ipc=1, seed=seed, settings={"steps": 40}), n=3, seed=seed)
+        assert set(result.baselines) == {"random", "herding", "whole"}
+        gains.append(result.headline().mean - result.baselines["random"][0].mean)
+    assert statistics.fmean(gains) > 0
+
+
+def test_nodes_without_features_get_their_degree(tmp_path: Path) -> None:
+    found = load_graph_set(write_rings(tmp_path / "BARE", labels=False))
+    assert found.x.shape[1] == 33
+    degree = torch.bincount(found.edge_index[0])
+    assert torch.equal(found.x.argmax(1), degree)
+    assert "degree" in found.notes[0]
+
+
+def test_a_folder_and_a_name_find_their_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_rings(tmp_path / "MINE")
+    assert domain_of(str(folder)).name == "graph-set"
+    made = DOMAIN.make_task(str(folder), TaskOptions(judge_epochs=3, width=8))
+    assert made.describe().budget == "ipc"
+    write_rings(tmp_path / "MUTAG" / "raw")
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    assert load_graph_set("MUTAG").y.tolist() == [0, 1] * 20
+
+
+def test_bad_sets_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'mutag'"):
+        load_graph_set("mutak")
+    (tmp_path / "EMPTY").mkdir()
+    with pytest.raises(DataError, match=r"NAME_A\.txt and NAME_graph_indicator\.txt are expected"):
+        load_graph_set(tmp_path / "EMPTY")
+    folder = write_rings(tmp_path / "CUT")
+    (folder / "CUT_A.txt").write_text("1, x\n")
+    with pytest.raises(DataError, match="damaged"):
+        load_graph_set(folder)
+    folder = write_rings(tmp_path / "BARE")
+    (folder / "BARE_graph_labels.txt").unlink()
+    with pytest.raises(DataError, match="one class for each graph"):
+        load_graph_set(folder)
+    with pytest.raises(DataError, match="class 0 has 4 graphs"):
+        load_graph_set(write_rings(tmp_path / "FEW", per_class=4))
+
+    def unreachable(root: str, name: str) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch_geometric.datasets.TUDataset", unreachable)
+    with pytest.raises(DataError, match=r"NCI1/raw lacks NCI1_A\.txt .*download failed"):
+        load_graph_set("nci1")
+
+
+def test_bad_calls_are_refused_in_words(graphs: GraphSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = task(graphs)
+    with pytest.raises(ConfigError, match="ipc=N"):
+        distill(own, "doscond", nodes=3)
+    with pytest.raises(ShapeError, match="dict of x"):
+        own.predict(own.init(Draws(0)), torch.zeros(2, 3))
+    with pytest.raises(ConfigError, match="unknown judge"):
+        own.evaluate(own.select(torch.arange(4)), "gat", Draws(0), 1, {})
+    with pytest.raises(ShapeError, match="2 graphs need features"):
+        SyntheticGraphs(
+            torch.zeros(3, 4, 2),
+            torch.ones(3, 4),
+            BernoulliEdges(torch.zeros(3, 4, 4)),
+            FixedLabels(torch.tensor([0, 1])),
+            torch.tensor([0, 1]),
+            2,
+        )
+    monkeypatch.setattr("mmdistill.graph.sets.task.DENSE_BYTES", 10)
+    with pytest.raises(UnsupportedError, match="too large"):
+        own.evaluate(None, "gcn", Draws(0), 1, {})
+
+
+def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
+    own = task(graphs)
+    batch = own.select(torch.arange(5))
+    [picture] = DOMAIN.draw(own, batch, tmp_path)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    [path] = DOMAIN.exports["pyg"](own, batch, tmp_path)
+    loaded = [Data.from_dict(fields) for fields in torch.load(path, weights_only=True)]
+    assert [int(data.y) for data in loaded] == batch.targets.tolist()  # type: ignore[union-attr]
+    for data, fields in zip(loaded, graph_list(batch), strict=True):
+        assert data.validate()
+        assert torch.equal(data.x, fields["x"])
+        assert data.is_undirected()
+    with pytest.raises(UnsupportedError, match="one target each"):
+        graph_list(Batch(torch.zeros(2, 3), torch.zeros(2), torch.ones(2)))
