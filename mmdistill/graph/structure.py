@@ -35,12 +35,15 @@ class PairwiseMLP(Structure):
         width: hidden units.
         depth: linear layers, at least 2.
         cut: weights below it are dropped in use.
+        bias: initial bias of the last layer; edges start near its sigmoid, at one half as published for 0.
     Raises:
         ConfigError: fewer than two layers.
     Source: Jin et al., ICLR 2022, Eq. 7; its published code for norms, symmetry and initialisation.
     """
 
-    def __init__(self, features: int, draws: Draws, width: int = 128, depth: int = 3, cut: float = 0.05) -> None:
+    def __init__(
+        self, features: int, draws: Draws, width: int = 128, depth: int = 3, cut: float = 0.05, bias: float = 0.0
+    ) -> None:
         super().__init__()
         if depth < 2:
             raise ConfigError(f"the network of pairs has at least two layers, got {depth}")
@@ -57,7 +60,7 @@ class PairwiseMLP(Structure):
         self.scales = nn.ParameterList(torch.ones(width, device=draws.device) for _ in range(depth - 1))
         self.shifts = nn.ParameterList(torch.zeros(width, device=draws.device) for _ in range(depth - 1))
         self.last = weight("last", 1, width, width)
-        self.bias = nn.Parameter(torch.zeros(1, device=draws.device))
+        self.bias = nn.Parameter(torch.full((1,), bias, device=draws.device))
 
     def forward(self, x: Tensor, draws: Draws) -> Tensor:
         """Return ``(n, n)`` weights in (0, 1) for features ``(n, d)``; nothing is drawn."""
@@ -172,11 +175,12 @@ def without_diagonal(weights: Tensor) -> Tensor:
     return weights * (1 - torch.eye(len(weights), dtype=weights.dtype, device=weights.device))
 
 
-def pairwise_mlp(task: Task, start: Tensors, draws: Draws) -> Structure:
+def pairwise_mlp(task: Task, start: Tensors, draws: Draws, bias: float = 0.0) -> Structure:
     """Build a pairwise MLP of the published width and cut for the size of the real graph."""
     nodes = task.describe().preprocessing.get("nodes", 0)
     large = isinstance(nodes, int) and nodes >= LARGE
-    return PairwiseMLP(start["x"].shape[-1], draws.to(task.device), 256 if large else 128, cut=0.01 if large else 0.05)
+    width, cut = (256, 0.01) if large else (128, 0.05)
+    return PairwiseMLP(start["x"].shape[-1], draws.to(task.device), width, cut=cut, bias=bias)
 
 
 def bernoulli_edges(task: Task, start: Tensors, draws: Draws) -> Structure:

@@ -1,4 +1,5 @@
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +87,8 @@ def test_relative_squared_error_by_hand_and_as_an_objective(graphs: GraphSet) ->
     )
     assert relative_squared_error(a, b).tolist() == pytest.approx([5 / 14])
     assert relative_squared_error(b, b).tolist() == [0.0]
-    own = task(graphs)
-    real = own.sample_real(Draws(0), torch.arange(2), 4)
+    own = graph_set_task(graphs, width=3)
+    real = own.sample_real(Draws(0), torch.arange(2), 1)
     assert isinstance(real, ClassBatch)
     inputs = {name: tensor.double() for name, tensor in real.batch.inputs.items()}  # type: ignore[union-attr]
     wide = ClassBatch(Batch(inputs, real.batch.targets, real.batch.weight.double()), real.dims)
@@ -124,13 +125,15 @@ def test_absent_nodes_have_neither_features_nor_edges(graphs: GraphSet) -> None:
 
 
 def test_condensed_graphs_beat_random_ones(graphs: GraphSet) -> None:
-    own = task(graphs)
+    whole = torch.arange(40)
+    own = task(replace(graphs, test=whole))  # four test graphs would tell nothing
     gains = []
     for seed in range(3):
-        result = evaluate(own, distill(own, "doscond", ipc=1, seed=seed, settings={"steps": 40}), n=3, seed=seed)
-        assert set(result.baselines) == {"random", "herding", "whole"}
+        settings = {"steps": 100, "real_batch": 16}
+        found = distill(own, "doscond", ipc=1, seed=seed, settings=settings)
+        result = evaluate(own, found, n=2, seed=seed, baselines=["random"])
         gains.append(result.headline().mean - result.baselines["random"][0].mean)
-    assert statistics.fmean(gains) > 0
+    assert statistics.fmean(gains) > 0.05, gains
 
 
 def test_nodes_without_features_get_their_degree(tmp_path: Path) -> None:
