@@ -23,7 +23,6 @@ import textbook
 import torch
 from torch import Tensor, nn
 
-from mmdistill.capture import Stepper
 from mmdistill.compilation import operations
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
@@ -38,6 +37,7 @@ from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws, choose_device, describe_device
 from mmdistill.settings import Settings
+from mmdistill.stepper import Stepper
 from mmdistill.store import write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task
 

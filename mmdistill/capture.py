@@ -1,153 +1,219 @@
-"""The outer step by its fastest path: compiled functions, and on CUDA the whole step captured in a graph.
+"""Functions of tensors whose CUDA launches are recorded once and replayed, so that the host no longer bounds them.
 
-A captured step replays the launches that one eager step made, so the host no longer bounds it. Its random numbers are
-those of the eager step: each generator that the step derives from its :class:`~mmdistill.runtime.Draws` key is
-registered with the graph, and before a replay is set to the seed that the key of the *new* step gives.
+A :class:`Replay` calls its function eagerly a few times, then captures it in a CUDA graph. Whatever changes from call
+to call comes in as tensors, which are copied to where the graph reads them, and as one
+:class:`~mmdistill.runtime.Draws` key: every generator that the function derives from the key is registered with the
+graph and set, before a replay, to the seed that the new key gives. So a replay computes what an eager call would.
 """
 
 import warnings
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmdistill import ranks, runtime
-from mmdistill.compilation import CompileMode, worth_compiling
-from mmdistill.distiller import Distiller, RunState
+from mmdistill import runtime
 from mmdistill.errors import MmdistillError
-from mmdistill.networks.schedules import FreshNetworks
 from mmdistill.runtime import Draws
 
-Step = Callable[[RunState], tuple[RunState, Tensor]]
+Function = Callable[[Draws, Any], Any]
+"""``(key, tree of tensors) -> tree of tensors``, pure but for tensors that it updates in place."""
 
-WARM_UP_STEPS = 3
-"""Eager steps before the capture: they compile, choose algorithms and create optimizer state."""
-WORTH_COMPILING = 2000
-"""With ``auto``, shorter runs on CUDA stay eager: compiling takes about a minute."""
-
-FEWEST_COMPILED = 20
-"""With ``auto``, runs of fewer steps stay eager without a look at what their steps cost."""
+WARM_UP_CALLS = 3
+"""Eager calls before the recording one: they compile, choose algorithms and fill caches."""
+TOLERANCE = 0.05
+"""Relative difference of a first replay from an eager call: far above what the order of additions makes in bfloat16."""
 
 
 class Generators:
-    """The generators that one step asks for, in order, so that a replay can set each to its new seed."""
+    """The generators that one call asks for, in order, so that a replay can set each to its new seed.
 
-    def __init__(self) -> None:
-        self.keys: list[Draws] = []
+    Args:
+        base: the key of the recorded call, from which all others are derived.
+    """
+
+    def __init__(self, base: Draws) -> None:
+        self.base = base
+        self.names: list[tuple[str | int, ...]] = []
         self.generators: list[torch.Generator] = []
         self._position: int | None = None
 
     def record(self, key: Draws) -> torch.Generator:
-        """Return a generator for a key: a new one in the recording step, the same one while capturing."""
+        """Return a generator for a key: a new one in the recording call, the same one while capturing.
+
+        Raises:
+            RuntimeError: the key is of the host or of another call, or not the one that was recorded here.
+        """
+        name = self._name(key)
         if self._position is None:
             generator = torch.Generator(device=key.device)
             generator.manual_seed(key.integer())
-            self.keys.append(key)
+            self.names.append(name)
             self.generators.append(generator)
             return generator
         position, self._position = self._position, self._position + 1
-        if position >= len(self.keys) or _without_step(self.keys[position]) != _without_step(key):
-            raise RuntimeError(f"the step drew {key.path} where its recording had drawn something else")
+        if position >= len(self.names) or self.names[position] != name:
+            raise RuntimeError(f"the call drew {name} where its recording had drawn something else")
         return self.generators[position]
 
-    def rewind(self) -> None:
-        """Hand out the recorded generators again, from the first."""
+    def _name(self, key: Draws) -> tuple[str | int, ...]:
+        start = len(self.base.path)
+        if key.path[:start] != self.base.path or key.seed != self.base.seed:
+            raise RuntimeError(f"the call drew {key.path}, which does not derive from its own key {self.base.path}")
+        if key.device.type != self.base.device.type:
+            raise RuntimeError(
+                f"the call drew {key.path[start:]} on the {key.device.type}, which a replay cannot repeat"
+            )
+        return key.path[start:]
+
+    def rewind(self, base: Draws) -> None:
+        """Hand out the recorded generators again, from the first, to a call with another key."""
+        self.base = base
         self._position = 0
 
-    def seed(self, step: int) -> None:
-        """Set every generator to what its key gives at a step."""
-        for key, generator in zip(self.keys, self.generators, strict=True):
-            moved = Draws(key.seed, (key.path[0], step, *key.path[2:]), key.device)
-            generator.manual_seed(moved.integer())
+    def seed(self, base: Draws) -> None:
+        """Set every generator to what it gives under another key."""
+        for name, generator in zip(self.names, self.generators, strict=True):
+            generator.manual_seed(base.fold(*name).integer())
+
+    def require_all(self) -> None:
+        """Check that the capture drew as much as the recording.
+
+        Raises:
+            RuntimeError: it drew less.
+        """
+        if self._position != len(self.names):
+            raise RuntimeError(f"the call drew {self._position} times, its recording {len(self.names)} times")
 
 
-def _without_step(key: Draws) -> tuple[str | int, ...]:
-    return (key.path[0], *key.path[2:])
+class Graph(Protocol):
+    """What records launches and repeats them."""
+
+    def capture(self, call: Callable[[], Any], generators: list[torch.Generator]) -> Any:
+        """Note the launches of a call, which need not run, and return where its results will be."""
+        ...
+
+    def replay(self) -> None:
+        """Repeat the launches."""
+        ...
 
 
-class CapturedStep:
-    """One outer step, captured; call it like :meth:`Distiller.step`.
+class CudaGraph:
+    """A CUDA graph."""
 
-    Args:
-        distiller: the run's distiller.
-        run: its state, after an eager step that ``generators`` recorded.
-        generators: the step's generators.
-    """
-
-    def __init__(self, distiller: Distiller, run: RunState, generators: Generators) -> None:
-        self.generators = generators
+    def __init__(self) -> None:
         self.graph = torch.cuda.CUDAGraph()
-        for generator in generators.generators:
+
+    def capture(self, call: Callable[[], Any], generators: list[torch.Generator]) -> Any:
+        """Note the launches of a call and return where its results will be."""
+        for generator in generators:
             self.graph.register_generator_state(generator)
-        generators.rewind()
         torch.cuda.synchronize()
-        with runtime.recording(generators.record), torch.cuda.graph(self.graph):
-            _, self.loss = distiller.step(run)
-        run.step -= 1  # capturing notes the launches and runs none of them
+        with torch.cuda.graph(self.graph):
+            return call()
 
-    def __call__(self, run: RunState) -> tuple[RunState, Tensor]:
-        """Replay the step with the random numbers of the run's present step."""
-        self.generators.seed(run.step)
+    def replay(self) -> None:
+        """Repeat the launches."""
         self.graph.replay()
-        run.step += 1
-        return run, self.loss
 
 
-def capturable(distiller: Distiller) -> bool:
-    """Return whether every step launches the same work: no ageing network, no host-side change of rates, one rank."""
-    steady = all(spec.active is None and not spec.cosine for spec in distiller.settings.optimizers.values())
-    alone = distiller.task.device.type == "cuda" and ranks.size() == 1
-    return alone and isinstance(distiller.schedule, FreshNetworks) and steady
+class Replay:
+    """A function of a key and tensors: a few eager calls, then replays of one captured call.
 
-
-class Stepper:
-    """Steps a run by the fastest path that works: a few eager steps, then captured ones.
+    Results of a replay lie where the next one puts its own: copy what is to stay. Inputs of other shapes than the
+    captured ones go through the function itself. A function that cannot be captured, or whose first replay gives
+    something else than an eager call, stays as it is, with one warning that says why.
 
     Args:
-        distiller: the run's distiller.
-        mode: ``off`` stays eager; ``auto`` compiles for runs long enough to repay it (on a CPU, by the operations of
-            the first step); ``on`` compiles, and on CUDA captures the whole step, which has not been verified on a
-            device yet and hence is no default.
+        function: see :data:`Function`.
+        graph: makes what captures and replays.
     """
 
-    def __init__(self, distiller: Distiller, mode: CompileMode = "auto") -> None:
-        self.distiller = distiller
-        self.mode = mode
-        self.captures = mode == "on" and capturable(distiller)
-        self.path = "eager"
-        self._step: Step = distiller.step
-        self._steps_taken = 0
-        self._generators = Generators()
+    def __init__(self, function: Function, graph: Callable[[], Graph] = CudaGraph) -> None:
+        self.function = function
+        self.captured = False
+        self._make_graph = graph
+        self._graph: Graph | None = None
+        self._generators: Generators | None = None
+        self._inputs: list[Tensor] = []
+        self._results: Any = None
+        self._calls = 0
+        self._eager = False
 
-    def _repays(self, run: RunState) -> bool:
-        """Return whether compiling repays its time; the whole run counts, so that a resumed one takes the same path."""
-        if self.mode != "auto" or self.distiller.steps < FEWEST_COMPILED:
-            return self.mode == "on"
-        if self.distiller.task.device.type == "cuda":
-            return self.distiller.steps >= WORTH_COMPILING
-        return worth_compiling(float(self.distiller.steps) * self.distiller.operations(run))
-
-    def __call__(self, run: RunState) -> tuple[RunState, Tensor]:
-        """Take one step."""
-        if self._steps_taken == 0 and self._repays(run):
-            self.distiller.compile()
-            self.path = "compiled"
-        self._steps_taken += 1
-        if self.captures and self._steps_taken == WARM_UP_STEPS + 1:
-            with runtime.recording(self._generators.record):
-                return self.distiller.step(run)
-        if self.captures and self._steps_taken == WARM_UP_STEPS + 2:
-            self._capture(run)
-        return self._step(run)
-
-    def _capture(self, run: RunState) -> None:
-        step = run.step
+    def __call__(self, key: Draws, inputs: Any) -> Any:
+        """Return what the function returns."""
+        self._calls += 1
+        if self._eager or self._calls <= WARM_UP_CALLS:
+            return self.function(key, inputs)
         try:
-            self._step = CapturedStep(self.distiller, run, self._generators)
-            self.path = "captured"
+            if self._generators is None:
+                self._generators = Generators(key)
+                with runtime.recording(self._generators.record):
+                    return self.function(key, inputs)
+            if self._graph is None:
+                return self._capture(self._generators, key, inputs)
+            if not self.captured:
+                return self._checked(self._generators, key, inputs)
         except MmdistillError:
             raise
         except RuntimeError as error:
-            run.step = step
-            self.captures = False
-            warnings.warn(f"the step could not be captured and stays {self.path}: {error}", stacklevel=3)
+            self._eager = True
+            self._graph, self._results = None, None
+            reason = str(error).split("\n", 1)[0]
+            warnings.warn(f"a step could not be captured and stays as it is: {reason}", stacklevel=3)
+            return self.function(key, inputs)
+        if [leaf.shape for leaf in _tensors(inputs)] != [own.shape for own in self._inputs]:
+            return self.function(key, inputs)
+        return self._replayed(self._generators, key, inputs)
+
+    def _capture(self, generators: Generators, key: Draws, inputs: Any) -> Any:
+        """Capture one call on copies of its inputs, which live as long as the graph."""
+        own = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
+        generators.rewind(key)
+        graph = self._make_graph()
+        with runtime.recording(generators.record):
+            self._results = graph.capture(lambda: self.function(key, own), generators.generators)
+        generators.require_all()
+        self._graph, self._inputs = graph, _tensors(own)
+        return self.function(key, inputs)
+
+    def _checked(self, generators: Generators, key: Draws, inputs: Any) -> Any:
+        """Compare the first replay, which is of another call than the captured one, with an eager call."""
+        found, expected = self._replayed(generators, key, inputs), self.function(key, inputs)
+        error = difference(found, expected)
+        if not error <= TOLERANCE:
+            raise RuntimeError(f"its first replay differs from an eager call by {error:.1e}")
+        self.captured = True
+        return expected
+
+    def _replayed(self, generators: Generators, key: Draws, inputs: Any) -> Any:
+        """Return the results of a replay with other inputs and another key."""
+        leaves = _tensors(inputs)
+        with torch.no_grad():
+            for own, leaf in zip(self._inputs, leaves, strict=True):
+                own.copy_(leaf, non_blocking=True)
+        generators.seed(key)
+        assert self._graph is not None
+        self._graph.replay()
+        return self._results
+
+
+def difference(found: Any, expected: Any) -> float:
+    """Return the relative difference of two trees of tensors of which all or none is finite, the largest of any."""
+    worst = 0.0
+    for a, b in zip(_tensors(found), _tensors(expected), strict=True):
+        if not a.is_floating_point():
+            continue
+        finite = bool(a.isfinite().all()), bool(b.isfinite().all())
+        if finite != (True, True):
+            worst = worst if finite == (False, False) else float("inf")
+            continue
+        scale = max(float(b.norm()), torch.finfo(b.dtype).tiny)
+        worst = max(worst, float((a - b).norm()) / scale)
+    return worst
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -64,6 +64,9 @@ def build_parser() -> ArgumentParser:
     evaluate.add_argument("run", type=str, help="run folder")
     evaluate.add_argument("--judges", "--models", type=str | None, default=None, help="comma-separated, or 'all'")
     evaluate.add_argument("--networks", "--seeds", type=int, default=5, help="independently trained networks per judge")
+    evaluate.add_argument(
+        "--networks_at_once", type=int | None, default=None, help="of these, trained together; fewer need less memory"
+    )
     evaluate.add_argument("--seed", type=int, default=0, help="of judging")
     evaluate.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     evaluate.add_argument("--baselines", type=str, default="random,herding,whole", help="comma-separated, or none")

@@ -135,7 +135,13 @@ def _judge_and_draw(
     print(f"distilled in {distilled.seconds:.1f} s; judging with {config.networks} networks ...")
     baselines = baseline_names(config.baselines)
     evaluation = evaluate(
-        task, distilled, judges=config.judge_names(), n=config.networks, seed=config.seed, baselines=baselines
+        task,
+        distilled,
+        judges=config.judge_names(),
+        n=config.networks,
+        at_once=config.networks_at_once,
+        seed=config.seed,
+        baselines=baselines,
     )
     write_json(folder / "metrics.json", metrics_document(distilled, evaluation))
     pictures = domain.draw(task, distilled.to(task.device), folder / "pictures")
@@ -171,6 +177,7 @@ def _distill_with_bar(
             progress=show,
             name=name,
             compile=config.compile,
+            precision=config.precision,
         )
 
 
@@ -260,6 +267,7 @@ def evaluate_command(
     protocol: str | None,
     scores: str,
     judge_epochs: int | None,
+    networks_at_once: int | None,
 ) -> None:
     """Judge a finished run again and add to its metrics.
 
@@ -276,6 +284,7 @@ def evaluate_command(
         distilled,
         judges=split_names(judges),
         n=networks,
+        at_once=networks_at_once,
         seed=seed,
         baselines=baseline_names(baselines),
         robust=scores == "robust",

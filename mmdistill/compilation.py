@@ -3,13 +3,18 @@
 import functools
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from mmdistill.runtime import cache_folder
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,25 +24,89 @@ WORTH_OPERATIONS = 2e12
 """Operations per CPU thread from which compiling pays: about three minutes eager, of which compiling saves half."""
 
 
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
+SHAPES = 8
+"""Input shapes that one function is compiled for; further ones run eager, so that no run compiles for ever."""
+DYNAMO_LIMIT = 256
+"""Programs that torch itself allows of one function; the functions of several tasks count together there."""
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+class Program(Generic[P, R]):
+    """A function that is compiled for each input shape when it is first called with it.
+
+    Where compiling fails, or after too many shapes, it stays as it is, with one warning that says why.
+
+    Args:
+        function: a function of tensors.
+
+    Attributes:
+        seconds: that first calls took, which is nearly all compiling.
+    """
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        _prepare_compiler()
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.seconds = 0.0
+        self.broken = False
+        self._program = torch.compile(function, dynamic=False)
+        self._seen: set[object] = set()
+        self._full = False
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the compiled function, or the plain one where that is not possible."""
+        if self.broken:
+            return self.function(*args, **kwargs)
+        kind = _kind(args, kwargs)
+        if kind in self._seen:
+            return self._program(*args, **kwargs)
+        if len(self._seen) >= SHAPES:
+            if not self._full:
+                self._full = True
+                warnings.warn(f"inputs came in more than {SHAPES} shapes; further ones stay eager", stacklevel=2)
+            return self.function(*args, **kwargs)
+        return self._first(kind, *args, **kwargs)
+
+    def _first(self, kind: object, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Compile for a new kind of input, with the time taken."""
+        began = time.perf_counter()
+        try:
+            result = self._program(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ImportError, OSError) as error:
+            self.broken = True
+            reason = str(error).strip().split("\n", 1)[0]
+            warnings.warn(f"compiling failed, this function stays eager: {reason}", stacklevel=3)
+            return self.function(*args, **kwargs)
+        self._seen.add(kind)
+        self.seconds += time.perf_counter() - began
+        return result
+
+
+def compiled(function: Callable[P, R]) -> Program[P, R]:
     """Return a function compiled for fixed shapes; where compiling fails it stays as it is, with one warning."""
-    program = torch.compile(function, dynamic=False)
-    broken = False
+    return Program(function)
 
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal broken
-        if not broken:
-            try:
-                return program(*args, **kwargs)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ImportError, OSError) as error:
-                broken = True
-                warnings.warn(f"compiling failed, this function stays eager: {error}", stacklevel=2)
-        return function(*args, **kwargs)
 
-    return call
+def _kind(args: object, kwargs: object) -> object:
+    """Return what a program is compiled for: shapes, types, and what is differentiated."""
+    modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cuda"), torch.is_autocast_enabled("cpu")
+    leaves = tree_leaves((args, kwargs))
+    return modes, tuple((t.shape, t.dtype, t.requires_grad) if isinstance(t, Tensor) else None for t in leaves)
+
+
+@functools.cache
+def _prepare_compiler() -> None:
+    """Keep compiled code in the user's cache folder, unless the user says where, and let tasks have theirs."""
+    import torch._dynamo.config as limits  # takes a second
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # Torch writes its own default, a temporary folder, into the variable.
+    if os.environ.get(CACHE_VARIABLE, default_cache_dir()) == default_cache_dir():
+        os.environ[CACHE_VARIABLE] = str(cache_folder() / "compiled")
+    limits.recompile_limit = max(limits.recompile_limit, DYNAMO_LIMIT)
 
 
 def has_compiler() -> bool:

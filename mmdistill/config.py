@@ -8,6 +8,21 @@ import yaml
 
 from mmdistill.errors import CheckpointError, ConfigError
 
+SETTINGS = (
+    "steps",
+    "real_batch",
+    "init",
+    "augment",
+    "outer_steps",
+    "inner_steps",
+    "classes_at_once",
+    "kept_steps",
+    "validate_every",
+    "patience",
+    "interactions_per_user",
+)
+"""Options that replace a method's own settings."""
+
 
 @dataclass(frozen=True)
 class DistillConfig:
@@ -26,7 +41,8 @@ class DistillConfig:
         seed: of everything random
         device: auto, cpu, cuda or cuda:N
         deterministic: on CUDA, only kernels that give the same bits each time; the CPU always does
-        compile: auto compiles runs long enough to repay it, on does always (and captures on CUDA), off never
+        compile: auto compiles runs long enough to repay it, on does always, off never; both capture steps on CUDA
+        precision: number formats - float32, tf32 or mixed (CUDA), bf16; auto is float32 on the CPU and mixed on CUDA
         model: network to distil with; the domain's own by default
         width: its width
         encoder: text encoder, by name or path
@@ -43,12 +59,15 @@ class DistillConfig:
         augment: siamese augmentation while matching
         outer_steps: updates of the synthetic data per network
         inner_steps: network updates between them
+        classes_at_once: classes computed together where they are matched one by one; fewer need less memory
+        kept_steps: last steps of an unrolled training whose activations are kept; fewer need less memory and more time
         validate_every: steps between validations that pick the best step; 0 keeps the last
         patience: validations without a better step after which the run ends; 0 takes all steps
         interactions_per_user: of a synthetic user (recommender data); the method's own number by default
         checkpoint_every: steps between checkpoints; every tenth of the run by default
         judges: who judges the result, comma-separated, or 'all'; the domain's first judge by default
         networks: independently trained networks per judge
+        networks_at_once: of these, trained together; fewer need less memory
         judge_epochs: their training epochs; the protocol's own number by default
         judge_batch: their minibatch size; the protocol's own number by default
         protocol: how judges of images train: default, dc, dsa, dm, mtt, frepo, rfad, kip or idc
@@ -71,6 +90,7 @@ class DistillConfig:
     device: str = "auto"
     deterministic: bool = False
     compile: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["auto", "float32", "tf32", "mixed", "bf16"] = "auto"
     model: str | None = None
     width: int | None = None
     encoder: str | None = None
@@ -86,12 +106,15 @@ class DistillConfig:
     augment: bool | None = None
     outer_steps: int | None = None
     inner_steps: int | None = None
+    classes_at_once: int | None = None
+    kept_steps: int | None = None
     validate_every: int | None = None
     patience: int | None = None
     interactions_per_user: int | None = None
     checkpoint_every: int = 0
     judges: str | None = None
     networks: int = 5
+    networks_at_once: int | None = None
     judge_epochs: int | None = None
     judge_batch: int | None = None
     protocol: str | None = None
@@ -109,18 +132,7 @@ class DistillConfig:
 
     def overrides(self) -> dict[str, object]:
         """Return the settings that replace the method's own."""
-        names = (
-            "steps",
-            "real_batch",
-            "init",
-            "augment",
-            "outer_steps",
-            "inner_steps",
-            "validate_every",
-            "patience",
-            "interactions_per_user",
-        )
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
 
     def judge_names(self) -> list[str]:
         """Return the judges asked for; empty for the default."""

@@ -15,13 +15,15 @@ import torch
 
 from mmdistill import ranks
 from mmdistill.budget import find_budget
-from mmdistill.capture import Stepper
 from mmdistill.compilation import CompileMode
-from mmdistill.distiller import Distiller, RunState
+from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.memory import explained
 from mmdistill.methods import Method, Storage
+from mmdistill.precision import Precision
 from mmdistill.registry import get_domain, get_method, get_parameterization
+from mmdistill.run_state import RunState
+from mmdistill.stepper import Stepper
 from mmdistill.store import DistilledSet, load_tree, save_tree, write_json
 from mmdistill.task import Task
 
@@ -29,8 +31,9 @@ Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss)."""
 
 LOWER = (
-    "a smaller real batch (--real-batch), fewer inner steps or networks in the method's settings, a smaller synthetic "
-    "budget, or a narrower network (--width)"
+    "fewer classes at once (--classes-at-once 1), a smaller real batch (--real-batch), no kept activations "
+    "(--kept-steps 0), fewer inner steps in the method's settings, a smaller synthetic budget, or a narrower network "
+    "(--width)"
 )
 """What takes less memory in distilling."""
 READS_PER_RUN = 200
@@ -71,6 +74,7 @@ def distill(
     progress: Progress | None = None,
     name: str | None = None,
     compile: CompileMode = "auto",
+    precision: Precision = "auto",
 ) -> DistilledSet:
     """Distil a task's training set into a tiny one.
 
@@ -90,8 +94,10 @@ def distill(
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run.
         progress: called with (steps done, steps in all, loss) whenever the loss is read back.
         name: how the set calls the method; its registered name or lower-case title by default.
-        compile: ``auto`` compiles what the network does in runs long enough to repay it, ``on`` always, and on CUDA
-            captures the whole step too, ``off`` stays eager.
+        compile: ``auto`` compiles what the network does in runs long enough to repay it, ``on`` always; both capture
+            steps on CUDA; ``off`` stays eager.
+        precision: number formats: ``float32``, ``tf32``, ``mixed`` or ``bf16`` (see :mod:`mmdistill.precision`);
+            ``auto`` is ``float32`` on the CPU and ``mixed`` on CUDA.
     Returns:
         The distilled set. On several processes (torchrun) every rank returns the same one, and the first writes it.
     Raises:
@@ -105,7 +111,7 @@ def distill(
     if settings:
         found = found.with_settings(**settings)
     found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
-    distiller = Distiller(task, found, size, seed=seed)
+    distiller = Distiller(task, found, size, seed=seed, precision=precision)
     folder = None if out is None else Path(out)
     began = time.perf_counter()
     with ranks.first_alone():
@@ -123,7 +129,7 @@ def distill(
     stepper = Stepper(distiller, compile)
     _loop(distiller, stepper, run, checkpoints, interval, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
-    result = replace(result, path=stepper.path)
+    result = replace(result, path=stepper.path, compile_seconds=distiller.compile_seconds)
     if folder is not None and ranks.is_first():
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
         result.save(folder)

@@ -1,24 +1,26 @@
-"""Algorithm 1, one step at a time: the state of a run and its update."""
+"""Algorithm 1, one step at a time."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill import ranks, runtime
-from mmdistill.compilation import compiled, operations
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.compilation import Program, compiled, operations
+from mmdistill.errors import ConfigError
 from mmdistill.labels import TeacherLabels
 from mmdistill.methods import Method
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.teacher import soft_labels, trained_teacher
-from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients
+from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one
 from mmdistill.optimizers import LAMB, AdaBelief
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.precision import Precision, matrix_products, resolved
+from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import DistilledSet, detached
@@ -33,75 +35,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-@dataclass
-class RunState:
-    """All that resuming needs; random numbers need nothing, since they derive from the seed and the step.
-
-    Args:
-        step: outer steps taken.
-        parameterization: codes, decoder and labels.
-        objective: with the scalars it learns.
-        optimizers: one per group.
-        schedule: the network schedule's state.
-        finite: whether every loss so far was finite, kept on the device.
-        history: ``(step, loss)`` at the steps that were read back.
-        best: the best step by validation: score, step, both modules' states.
-        average: the running average of the parameterization's state, where the settings ask for one.
-    """
-
-    step: int
-    parameterization: Parameterization
-    objective: Objective
-    optimizers: dict[str, torch.optim.Optimizer]
-    schedule: ScheduleState
-    finite: Tensor
-    history: list[tuple[int, float]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    average: Tensors | None = None
-
-    def tree(self) -> dict[str, Any]:
-        """Return the state as a tree that the store can write."""
-        network = self.schedule.network
-        return {
-            "step": self.step,
-            "parameterization": dict(self.parameterization.state_dict()),
-            "objective": dict(self.objective.state_dict()),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "network": None if network is None else [network.params, network.buffers],
-            "age": self.schedule.age,
-            "momentum": self.schedule.momentum,
-            "history": [list(entry) for entry in self.history],
-            "best": self.best,
-            "average": self.average,
-        }
-
-    def load(self, tree: Mapping[str, Any], device: torch.device) -> None:
-        """Take over a tree that :meth:`tree` made.
-
-        Raises:
-            CheckpointError: its tensors do not fit this run.
-        """
-
-        def placed(tensors: Tensors) -> Tensors:
-            return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-        try:
-            self.parameterization.load_state_dict(tree["parameterization"])
-            self.objective.load_state_dict(tree["objective"])
-            for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(tree["optimizers"][name])
-            network = tree["network"]
-            state = None if network is None else NetworkState(placed(network[0]), placed(network[1]))
-            self.schedule = ScheduleState(state, tree["age"], placed(tree["momentum"]))
-            self.history = [(int(step), float(loss)) for step, loss in tree["history"]]
-            self.best = tree["best"]
-            average = tree.get("average")
-            self.average = None if average is None else placed(average)
-            self.step = tree["step"]
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
-
-
 class Distiller:
     """One run: a task, a method and a budget; :meth:`step` is one update of the synthetic data (Algorithm 1).
 
@@ -111,12 +44,20 @@ class Distiller:
         budget: in the task's unit (ipc, nodes, users).
         seed: of everything random.
         settings: the method's hyper-parameters; the published ones for the budget by default.
+        precision: the number formats, see :mod:`mmdistill.precision`.
     Raises:
         ConfigError: the composition cannot work.
     """
 
     def __init__(
-        self, task: Task, method: Method, budget: int, *, seed: int = 0, settings: Settings | None = None
+        self,
+        task: Task,
+        method: Method,
+        budget: int,
+        *,
+        seed: int = 0,
+        settings: Settings | None = None,
+        precision: Precision = "auto",
     ) -> None:
         self.task = task
         self.method = method
@@ -130,6 +71,9 @@ class Distiller:
             )
         if self.settings.steps < 0 or self.settings.real_batch < 1:
             raise ConfigError(f"steps and real_batch must be positive, got {self.settings}")
+        if self.settings.classes_at_once < 0:
+            raise ConfigError(f"classes_at_once is at least 1, or 0 for all, got {self.settings.classes_at_once}")
+        self.precision = resolved(precision, task.device)
         self.schedule = method.network(self.settings)
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
         self._compiled: Compiled | None = None
@@ -144,7 +88,18 @@ class Distiller:
         def class_gradients(state: NetworkState, batch: ClassBatch) -> Tensors:
             return batched_gradients(task, state, batch)
 
-        self._compiled = Compiled(compiled(task.features), compiled(task.loss), compiled(class_gradients))
+        def gradient(state: NetworkState, batch: Batch) -> Tensors:
+            return gradient_of_one(task, state, batch)
+
+        self._compiled = Compiled(
+            compiled(task.features), compiled(task.loss), compiled(class_gradients), compiled(gradient)
+        )
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that compiling has taken so far."""
+        programs = self._compiled or ()
+        return sum(program.seconds for program in programs if isinstance(program, Program))
 
     @property
     def steps(self) -> int:
@@ -173,7 +128,7 @@ class Distiller:
         optimizers = (
             {
                 name: self._optimizer(name, parameters)
-                for name, parameters in _groups(parameterization, objective).items()
+                for name, parameters in _grouped(parameterization, objective).items()
             }
             if self.steps
             else {}
@@ -204,14 +159,19 @@ class Distiller:
                 options["capturable"] = self.task.device.type == "cuda"
         return OPTIMIZERS[spec.name](parameters, **options)
 
-    def batches(self, run: RunState, network: ScheduleState, key: Draws) -> tuple[Any, Any]:
+    def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
+        """Return the real batch of a step, in the objective's view, as it was drawn."""
+        classes = self.classes if run.objective.view == "classes" else None
+        return self.task.sample_real(key.fold("real"), classes, self.settings.real_batch)
+
+    def batches(
+        self, run: RunState, network: ScheduleState, real: Batch | ClassBatch, key: Draws
+    ) -> tuple[Batch | ClassBatch, Batch | ClassBatch]:
         """Return the synthetic and the real batch of a step, in the objective's view, augmented alike."""
         classwise = run.objective.view == "classes"
         syn: Batch | ClassBatch = self._labelled(run, run.parameterization(key.fold("synthetic")), network)
         if classwise and isinstance(syn, Batch):
             syn = run.parameterization.class_batches(syn)
-        classes = self.classes if classwise else None
-        real = self.task.sample_real(key.fold("real"), classes, self.settings.real_batch)
         if self.settings.augment and run.objective.siamese:
             siamese = key.fold("augment")
             syn = self.task.augment(siamese, syn, shared=True)
@@ -232,63 +192,82 @@ class Distiller:
         """Return what objectives read of a step's network."""
         if schedule.network is None:
             raise ConfigError(f"{type(self.schedule).__name__} gave no network")
-        return Network(self.task, schedule.network, schedule.target, self._compiled, run.step, schedule.age)
+        return Network(
+            self.task,
+            schedule.network,
+            schedule.target,
+            self._compiled,
+            run.step,
+            schedule.age,
+            self.precision,
+            self.settings.classes_at_once,
+        )
 
     def operations(self, run: RunState) -> int:
         """Return the floating-point operations of the next step's objective and gradient; the run stays as it is."""
-        key = self._key(run)
         # Put back afterwards, since objectives may learn while they are read, as an adversary does.
         before = _copy(run.parameterization), _copy(run.objective)
-
-        def loss_and_gradient() -> None:
-            schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
-            syn, real = self.batches(run, schedule, key)
-            loss = run.objective(self._network(run, schedule), syn, real, key.fold("objective"))
-            tensors = [p for group in _groups(run.parameterization, run.objective).values() for p in group]
-            torch.autograd.grad(loss, tensors, allow_unused=True)
-
-        count = operations(loss_and_gradient)[1]
+        key = self.key(run)
+        schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
+        real = self.real(run, key)
+        count = operations(lambda: self.gradients(run, schedule, real, key))[1]
         run.parameterization.load_state_dict(before[0])
         run.objective.load_state_dict(before[1])
         return count
 
-    def _key(self, run: RunState) -> Draws:
+    def key(self, run: RunState) -> Draws:
+        """Return the key of a step's random numbers."""
         return self.draws.fold("step", run.step, "rank", ranks.rank())
 
-    def step(self, run: RunState) -> tuple[RunState, Tensor]:
-        """Take one outer step; returns the state, updated in place, and the loss, still on the device."""
-        key = self._key(run)
-        schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
+    def step(self, run: RunState, gradients: "Gradients | None" = None) -> tuple[RunState, Tensor]:
+        """Take one outer step; returns the state, updated in place, and the loss, still on the device.
+
+        Args:
+            run: the state.
+            gradients: computes what :meth:`gradients` does, faster; None is that method itself.
+        """
+        key = self.key(run)
+        with matrix_products(self.precision, self.task.device):
+            schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
+            loss, found = (gradients or self.gradients)(run, schedule, self.real(run, key), key)
+            self._update(run, found)
+            run.parameterization.project()
+            if run.average is not None:
+                _follow(run.average, run.parameterization.state_dict(), self.settings.ema)
+
+            def current() -> Batch:
+                with torch.no_grad():
+                    decoded: Batch = run.parameterization(key.fold("advance"))
+                return decoded
+
+            run.schedule = self.schedule.advance(self.task, schedule, current, key.fold("inner"))
+            run.finite &= torch.isfinite(loss)
+        run.step += 1
+        return run, loss
+
+    def gradients(
+        self, run: RunState, schedule: ScheduleState, real: Batch | ClassBatch, key: Draws
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return a step's loss and its gradients with respect to the tensors of all active groups, in their order."""
         network = self._network(run, schedule)
-        syn, real = self.batches(run, schedule, key)
+        syn, real = self.batches(run, schedule, real, key)
         loss = run.objective(network, syn, real, key.fold("objective"))
         penalty = run.parameterization.penalty(network.features)
         if penalty is not None:
             loss = loss + penalty
-        self._update(run, loss)
-        run.parameterization.project()
-        if run.average is not None:
-            _follow(run.average, run.parameterization.state_dict(), self.settings.ema)
+        tensors = [parameter for name in self.active(run) for parameter in _groups(run)[name]]
+        found = torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ()
+        return loss.detach(), list(found)
 
-        def current() -> Batch:
-            with torch.no_grad():
-                decoded: Batch = run.parameterization(key.fold("advance"))
-            return decoded
+    def active(self, run: RunState) -> tuple[str, ...]:
+        """Return the groups that this step learns; those at rest need no gradient."""
+        return tuple(name for name in _groups(run) if _is_active(self.settings.optimizers[name], run.step))
 
-        run.schedule = self.schedule.advance(self.task, schedule, current, key.fold("inner"))
-        run.finite &= torch.isfinite(loss.detach())
-        run.step += 1
-        return run, loss.detach()
-
-    def _update(self, run: RunState, loss: Tensor) -> None:
-        """Step every active group on the loss; those at rest need no gradient."""
-        groups = _groups(run.parameterization, run.objective)
-        active = [name for name in groups if _is_active(self.settings.optimizers[name], run.step)]
-        tensors = [p for name in active for p in groups[name]]
-        if not tensors:
-            return
-        gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
+    def _update(self, run: RunState, gradients: list[Tensor | None]) -> None:
+        """Step every active group."""
+        groups, active = _groups(run), self.active(run)
         ranks.average([g for g in gradients if g is not None])
+        tensors = [parameter for name in active for parameter in groups[name]]
         for parameter, gradient in zip(tensors, gradients, strict=True):
             parameter.grad = gradient
         for name in active:
@@ -343,6 +322,7 @@ class Distiller:
             seconds=seconds,
             peak_memory_bytes=runtime.peak_memory_bytes(self.task.device),
             device=runtime.describe_device(self.task.device),
+            precision=self.precision,
         )
 
 
@@ -356,7 +336,15 @@ class _Solved(Objective):
         raise ConfigError("a closed form has no objective to step")
 
 
-def _groups(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
+Gradients = Callable[[RunState, ScheduleState, Batch | ClassBatch, Draws], tuple[Tensor, list[Tensor | None]]]
+"""``(run, its network, real batch, key) -> loss, gradients``, see :meth:`Distiller.gradients`."""
+
+
+def _groups(run: RunState) -> dict[str, list[nn.Parameter]]:
+    return _grouped(run.parameterization, run.objective)
+
+
+def _grouped(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
     groups = parameterization.groups()
     own = list(objective.parameters())
     return {**groups, "objective": own} if own else groups

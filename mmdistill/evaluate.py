@@ -20,7 +20,9 @@ METRICS_VERSION = 1
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
 KNOWN_BASELINES = ("random", *CORESETS, "whole")
-LOWER = "fewer networks at once (--networks), smaller minibatches (--judge-batch) or a narrower judge"
+Networks = tuple[int, int | None]
+"""How many networks judge, and how many of them train together (None: all)."""
+LOWER = "fewer networks at once (--networks-at-once), smaller minibatches (--judge-batch) or a narrower judge"
 """What takes less memory in judging."""
 
 
@@ -126,6 +128,7 @@ def evaluate(
     *,
     judges: Sequence[str] | None = None,
     n: int = 5,
+    at_once: int | None = None,
     seed: int = 0,
     baselines: Sequence[str] = BASELINES,
     robust: bool = False,
@@ -141,6 +144,7 @@ def evaluate(
         distilled: a set, or a bare batch of samples.
         judges: names, ``["all"]``, or None for the task's default.
         n: networks per judge.
+        at_once: of these, trained together, which bounds the memory; None: all. Another number means other networks.
         seed: of judging; independent of the distillation's.
         baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, and the task's own
             selections.
@@ -150,8 +154,8 @@ def evaluate(
         UnsupportedError: robust scores of a task that has none.
         CheckpointError: the set belongs to another task.
     """
-    if n < 1:
-        raise ConfigError(f"at least one network must judge, got n={n}")
+    if n < 1 or (at_once is not None and at_once < 1):
+        raise ConfigError(f"at least one network must judge, and train at once, got n={n} and at_once={at_once}")
     known = (*KNOWN_BASELINES, *(task.selections if isinstance(task, Selects) else ()))
     unknown = [name for name in baselines if name not in known]
     if unknown:
@@ -170,12 +174,12 @@ def evaluate(
     if robust:
         results = _robust(task, batch, budget, names, n, key, learned, failures)
         return Evaluation(results, {}, time.perf_counter() - began, failures)
-    results = _each(names, lambda judge: task.evaluate(batch, judge, key.fold(judge), n, learned), failures)
+    results = _each(names, lambda judge: _judged(task, batch, judge, key.fold(judge), (n, at_once), learned), failures)
     able = [name for name in names if name not in failures]
     found = {
         name: entries
         for name in baselines
-        if (entries := _baseline(task, name, budget, able, n, key.fold(name), failures)) is not None
+        if (entries := _baseline(task, name, budget, able, (n, at_once), key.fold(name), failures)) is not None
     }
     return Evaluation(results, found, time.perf_counter() - began, failures)
 
@@ -196,6 +200,21 @@ def _each(judges: Sequence[str], score: Callable[[str], Scores], failures: dict[
             if not scores and judge == judges[-1]:
                 raise
     return summarise(scores)
+
+
+def _judged(
+    task: Task, batch: Batch | None, judge: str, key: Draws, networks: Networks, learned: Mapping[str, Tensor]
+) -> Scores:
+    """Return a judge's scores, its networks trained in groups where not all shall train at once."""
+    n, at_once = networks
+    if at_once is None or at_once >= n:
+        return task.evaluate(batch, judge, key, n, learned)
+    groups = [
+        task.evaluate(batch, judge, key.fold("group", first), min(at_once, n - first), learned)
+        for first in range(0, n, at_once)
+    ]
+    values = {metric: tuple(v for scores in groups for v in scores.values[metric]) for metric in groups[0].values}
+    return Scores(groups[0].judge, values, tuple(dict.fromkeys(note for scores in groups for note in scores.notes)))
 
 
 def _robust(
@@ -228,21 +247,27 @@ def _robust(
 
 
 def _baseline(
-    task: Task, name: str, budget: int | None, judges: Sequence[str], n: int, key: Draws, failures: dict[str, str]
+    task: Task,
+    name: str,
+    budget: int | None,
+    judges: Sequence[str],
+    networks: Networks,
+    key: Draws,
+    failures: dict[str, str],
 ) -> list[Entry] | None:
     """Return a baseline's entries, or None where the task cannot offer it or has no memory for it."""
     if budget is None and name != "whole":
         return None
     try:
         if name == "whole":
-            return _each(judges, lambda judge: task.evaluate(None, judge, key.fold(judge), n, {}), {})
+            return _each(judges, lambda judge: _judged(task, None, judge, key.fold(judge), networks, {}), {})
         counts = allocate(budget or 1, task.describe().budget, task.labels, task.num_classes)
         if name != "random":
             chosen = coreset(task, name, counts, key)
-            return _each(judges, lambda judge: task.evaluate(chosen, judge, key.fold(judge), n, {}), {})
+            return _each(judges, lambda judge: _judged(task, chosen, judge, key.fold(judge), networks, {}), {})
         # Every network sees another random subset, so the spread covers the choice.
         runs = []
-        for own in (key.fold("subset", index) for index in range(n)):
+        for own in (key.fold("subset", index) for index in range(networks[0])):
             subset = coreset(task, "real", counts, own)
             runs += [task.evaluate(subset, judge, own.fold(judge), 1, {}) for judge in judges]
         return summarise(runs)

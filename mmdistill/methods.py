@@ -192,6 +192,11 @@ def experts_by(protocol: FitProtocol = PUBLISHED) -> Callable[[Settings], Networ
     return make
 
 
+def unrolling(settings: Settings) -> Unrolling:
+    """Return how the settings unroll a student's training."""
+    return Unrolling(settings.inner_momentum, keep=None if settings.kept_steps < 0 else settings.kept_steps)
+
+
 def unrolled_performance(settings: Settings) -> Objective:
     """The real loss after an unrolled training; where the rate is learned, each step has one of its own."""
     learn = "objective" in settings.optimizers
@@ -201,7 +206,7 @@ def unrolled_performance(settings: Settings) -> Objective:
         batch=settings.inner_batch or None,
         parts=settings.inner_parts,
         augment=settings.augment,
-        unrolling=Unrolling(settings.inner_momentum),
+        unrolling=unrolling(settings),
     )
 
 
@@ -215,6 +220,7 @@ def trajectory_matching(kind: type[TrajectoryMatching] = TrajectoryMatching) -> 
             batch=settings.inner_batch or None,
             parts=settings.inner_parts,
             augment=settings.augment,
+            unrolling=unrolling(settings),
         )
 
     return Configured(make)

@@ -42,6 +42,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     info = distilled.info
     share = f"{100 * distilled.stored_bytes / info.stored_bytes:.2g} % of the whole"
     memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB"
+    path = distilled.path + (f" ({distilled.compile_seconds:.0f} s of it)" if distilled.compile_seconds >= 1 else "")
     pace = "" if distilled.seconds_per_step is None else f" ({1000 * distilled.seconds_per_step:.1f} ms a step)"
     return [
         ["data", f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)"],
@@ -51,6 +52,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
             f"{info.budget} {distilled.budget}: {distilled.stored_bytes:,} bytes, {share}",
         ],
         ["cost", f"{distilled.seconds:.1f} s{pace}, peak {memory}, {distilled.device}"],
+        ["run", f"{path}, {distilled.precision}"],
     ]
 
 

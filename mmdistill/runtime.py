@@ -56,7 +56,7 @@ class Draws:
 
     def generator(self) -> torch.Generator:
         """Return a new generator on the key's device that starts from this key."""
-        if _recorders and self.device.type == "cuda":
+        if _recorders:
             return _recorders[-1](self)
         generator = torch.Generator(device=self.device)
         generator.manual_seed(self.integer())
@@ -89,7 +89,7 @@ _recorders: list[Callable[[Draws], torch.Generator]] = []
 
 @contextmanager
 def recording(recorder: Callable[[Draws], torch.Generator]) -> Iterator[None]:
-    """Let a recorder give the generators of all CUDA keys meanwhile, as capturing a step in a graph needs."""
+    """Let a recorder give the generators of all keys meanwhile, as capturing a call in a graph needs."""
     _recorders.append(recorder)
     try:
         yield

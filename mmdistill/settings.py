@@ -67,6 +67,10 @@ class Settings:
         ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
         patience: end the run after so many validations in a row without a better one; 0 takes all steps.
+        classes_at_once: classes whose gradients or features are computed together, which bounds the memory of
+            class-wise matching; 0 leaves it to the device.
+        kept_steps: of an unrolled training, the last steps whose activations are kept instead of computed again; -1
+            leaves it to the device.
         stored_bytes: the bytes that a storage may fill with codes; 0: those of the raw samples of the budget.
         interactions_per_user: of a synthetic user (recommender data); 0: the method's own number.
     """
@@ -92,5 +96,7 @@ class Settings:
     ema: float = 0.0
     validate_every: int = 0
     patience: int = 0
+    classes_at_once: int = 0
+    kept_steps: int = -1
     stored_bytes: int = 0
     interactions_per_user: int = 0

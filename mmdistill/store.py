@@ -134,7 +134,10 @@ class DistilledSet:
         seconds: wall time of the distillation.
         peak_memory_bytes: peak of the process, or of the CUDA device.
         device: in words.
-        path: how the steps ran: ``eager``, ``compiled`` (what the network does) or ``captured`` (the whole step).
+        path: how the steps ran: ``eager``, ``compiled`` (what the network does), ``captured`` (loss and gradients, in a
+            CUDA graph), or ``compiled and captured``.
+        compile_seconds: what compiling took of ``seconds``.
+        precision: the number formats of the steps.
     """
 
     batch: Batch
@@ -150,6 +153,8 @@ class DistilledSet:
     peak_memory_bytes: int = 0
     device: str = ""
     path: str = "eager"
+    compile_seconds: float = 0.0
+    precision: str = "float32"
 
     @property
     def seconds_per_step(self) -> float | None:

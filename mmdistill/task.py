@@ -62,6 +62,15 @@ class ClassBatch(NamedTuple):
             targets = map_inputs(lambda t: t[index], targets)
         return Batch(inputs, targets, weight[index])
 
+    def part(self, start: int, stop: int) -> "ClassBatch":
+        """Return consecutive classes."""
+        inputs, targets, weight = self.batch
+        if self.dims.inputs is not None:
+            inputs = map_inputs(lambda t: t[start:stop], inputs)
+        if self.dims.targets is not None:
+            targets = map_inputs(lambda t: t[start:stop], targets)
+        return ClassBatch(Batch(inputs, targets, weight[start:stop]), self.dims)
+
 
 class NetworkState(NamedTuple):
     """All of a network that is not code: parameters and buffers by name."""

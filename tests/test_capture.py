@@ -1,118 +1,131 @@
-"""What of the captured step can be checked without a device: the bookkeeping of its generators, and when it is used."""
+"""Replays without a device: their bookkeeping, under a stand-in for CUDA graphs that repeats the captured call."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmdistill.capture import Generators, Stepper, capturable
-from mmdistill.compilation import compiled, operations
-from mmdistill.distiller import Distiller
-from mmdistill.image import image_task
-from mmdistill.methods import CORE_METHODS
+from mmdistill import runtime
+from mmdistill.capture import WARM_UP_CALLS, Generators, Graph, Replay, difference
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec
-from tests.toys import BlobTask
+
+EAGER = WARM_UP_CALLS + 1
+"""Calls before the capture: the warm-up and the recording."""
 
 
-def test_generators_are_set_to_what_the_new_step_would_draw() -> None:
-    record = Generators()
-    key = Draws(5).fold("step", 3)
+class RepeatedCall:
+    """Stands for a CUDA graph: results have one place, and a replay knows no more than the captured call did."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def capture(self, call: Callable[[], Any], generators: list[torch.Generator]) -> Any:
+        states = [generator.get_state() for generator in generators]
+        self.call = call
+        self.results = tree_map_only(Tensor, torch.clone, call())
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        self.own = generators
+        return self.results
+
+    def replay(self) -> None:
+        self.replays += 1
+        handed = iter(self.own)
+        with runtime.recording(lambda key: next(handed)):
+            found = tree_leaves(self.call())
+        for place, value in zip(tree_leaves(self.results), found, strict=True):
+            if isinstance(place, Tensor):
+                place.copy_(value)
+
+
+def test_generators_are_set_to_what_another_key_would_draw() -> None:
+    base = Draws(5).fold("step", 3)
+    record = Generators(base)
     for name in ("real", "augment"):
-        record.record(key.fold(name))
-    record.seed(8)
+        record.record(base.fold(name))
+    record.seed(Draws(5).fold("step", 8))
     for name, generator in zip(("real", "augment"), record.generators, strict=True):
         expected = Draws(5).fold("step", 8, name).normal(4)
         assert torch.equal(torch.randn(4, generator=generator), expected)
 
 
-def test_a_step_that_draws_otherwise_than_recorded_is_refused() -> None:
-    record = Generators()
-    record.record(Draws(5).fold("step", 3, "real"))
-    record.rewind()
-    assert record.record(Draws(5).fold("step", 4, "real")) is record.generators[0]
-    record.rewind()
+def test_a_call_that_draws_otherwise_than_recorded_is_refused() -> None:
+    base, later = Draws(5).fold("step", 3), Draws(5).fold("step", 4)
+    record = Generators(base)
+    record.record(base.fold("real"))
+    record.rewind(later)
+    with pytest.raises(RuntimeError, match="drew 0 times"):
+        record.require_all()
+    assert record.record(later.fold("real")) is record.generators[0]
+    record.require_all()
+    record.rewind(later)
     with pytest.raises(RuntimeError, match="had drawn something else"):
-        record.record(Draws(5).fold("step", 4, "augment"))
+        record.record(later.fold("augment"))
+    with pytest.raises(RuntimeError, match="does not derive"):
+        record.record(base.fold("real"))
+    with pytest.raises(RuntimeError, match="on the meta"):
+        record.record(later.fold("real").to("meta"))
 
 
-def test_the_cpu_and_changing_steps_are_never_captured() -> None:
-    task = BlobTask()
-    method = CORE_METHODS["dm"].with_settings(steps=2, augment=False)
-    distiller = Distiller(task, method, 1)
-    stepper = Stepper(distiller, "auto")
-    assert not stepper.captures
-    run, loss = stepper(distiller.start())
-    assert (run.step, stepper.path) == (1, "eager")
-    assert loss.isfinite()
-    task.device = torch.device("cuda")  # only asked about, nothing is put there
-    assert capturable(distiller)
-    cosine = {"codes": OptimizerSpec("sgd", 1.0, cosine=True)}
-    changing = method.with_settings(optimizers=cosine)
-    distiller.settings = changing.settings(1)
-    assert not capturable(distiller)
+def noisy(key: Draws, inputs: Any) -> Any:
+    x, rest = inputs
+    return {"sum": x + key.fold("a").normal(3), "rest": [rest["y"] * key.fold("b").uniform(1), None]}
 
 
-def test_compiling_that_fails_stays_eager_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(function: object, dynamic: bool) -> object:
-        def call(x: int) -> int:
-            raise RuntimeError("no compiler")
+def test_replays_equal_eager_calls_of_any_key_and_input() -> None:
+    graphs: list[RepeatedCall] = []
 
-        return call
+    def graph() -> Graph:
+        graphs.append(RepeatedCall())
+        return graphs[-1]
 
-    monkeypatch.setattr(torch, "compile", broken)
-
-    def double(x: int) -> int:
-        return 2 * x
-
-    program = compiled(double)
-    with pytest.warns(UserWarning, match="stays eager: no compiler"):
-        assert program(2) == 4
-    assert program(3) == 6  # warnings are errors here, so a second one would fail
-
-
-def test_a_run_compiles_where_its_operations_repay_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def kept(function: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object) -> object:
-            asked.append(function.__name__)
-            return function(*args)
-
-        return call
-
-    monkeypatch.setattr("mmdistill.distiller.compiled", kept)
-    losses = []
-    for worth, path in ((1e30, "eager"), (1.0, "compiled")):
-        monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", worth)
-        distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=20, augment=False), 1)
-        stepper = Stepper(distiller)
-        run, loss = stepper(distiller.start())
-        losses.append(loss)
-        assert (run.step, stepper.path) == (1, path)
-    assert asked == ["features", "features"]
-    assert torch.equal(*losses)
+    replay = Replay(noisy, graph)
+    for step in range(EAGER + 5):
+        key = Draws(3).fold("step", step)
+        inputs = torch.full((3,), float(step)), {"y": torch.arange(2.0) + step}
+        assert difference(replay(key, inputs), noisy(key, inputs)) == 0
+    assert replay.captured
+    assert graphs[0].replays == 4  # the first of them was compared with an eager call
+    other = torch.ones(2, 3), {"y": torch.ones(1)}
+    assert replay(Draws(3).fold("step", 99), other)["sum"].shape == (2, 3)  # another shape goes through the function
+    assert graphs[0].replays == 4
 
 
-def test_operations_count_products_and_leave_the_run_alone() -> None:
-    distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=3, augment=False), 1)
-    run = distiller.start()
-    before = [p.detach().clone() for p in run.parameterization.parameters()]
-    assert distiller.operations(run) > 0
-    assert run.step == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, run.parameterization.parameters(), strict=True))
-    assert operations(lambda: torch.ones(3, 4) @ torch.ones(4, 5))[1] == 2 * 3 * 4 * 5
+@pytest.mark.parametrize("fault", ["host", "frozen", "broken"])
+def test_what_cannot_be_replayed_stays_eager_with_one_warning(fault: str) -> None:
+    class Broken(RepeatedCall):
+        def capture(self, call: Callable[[], Any], generators: list[torch.Generator]) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    function = {"host": drawn_elsewhere, "frozen": by_the_step, "broken": noisy_zeros}[fault]
+    replay = Replay(function, Broken if fault == "broken" else RepeatedCall)
+    words = {"host": "which a replay cannot repeat", "frozen": "differs from an eager call", "broken": "not permitted"}
+    with pytest.warns(UserWarning, match=words[fault]):  # noqa: PT031
+        for step in range(EAGER + 4):
+            key = Draws(1).fold("step", step)
+            assert difference(replay(key, torch.zeros(2)), function(key, torch.zeros(2))) == 0
+    assert not replay.captured
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-@pytest.mark.parametrize("name", ["dm", "dc"])
-def test_the_compiled_step_equals_the_eager_one_on_the_cpu(name: str) -> None:
-    task = image_task("digits", width=8)
-    steps = {}
-    for mode in ("off", "on"):
-        distiller = Distiller(task, CORE_METHODS[name].with_settings(steps=2, augment=False, real_batch=16), 2)
-        stepper = Stepper(distiller, mode)  # type: ignore[arg-type]
-        _, steps[mode] = stepper(distiller.start())
-        assert stepper.path == ("eager" if mode == "off" else "compiled")
-    assert torch.allclose(steps["off"], steps["on"], rtol=1e-4)
+def drawn_elsewhere(key: Draws, x: Tensor) -> Tensor:
+    key.to("meta").fold("noise").generator() if runtime._recorders else None
+    return x
+
+
+def by_the_step(key: Draws, x: Tensor) -> Tensor:
+    return x + int(key.path[-1])  # known to the host alone
+
+
+def noisy_zeros(key: Draws, x: Tensor) -> Tensor:
+    return x + key.normal(2)
+
+
+def test_the_difference_of_two_trees_is_their_worst_leaf() -> None:
+    same = {"a": torch.ones(2), "n": torch.tensor(3)}
+    assert difference(same, same) == 0
+    assert difference({"a": torch.ones(2)}, {"a": 2 * torch.ones(2)}) == pytest.approx(0.5)
+    assert difference(torch.tensor(torch.nan), torch.tensor(1.0)) == torch.inf
+    assert difference(torch.tensor(torch.nan), torch.tensor(torch.nan)) == 0

@@ -42,6 +42,7 @@ class StyleAdversary(Objective):
     """
 
     view = "flat"
+    steady = False
 
     def __init__(
         self, objective: Objective, styles: int, weight: float = 0.1, lr: float = 0.001, momentum: float = 0.9

@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.precision import Precision, lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples
 
@@ -16,6 +18,8 @@ ClassMode = Literal["auto", "vmap", "loop"]
 
 LOOP_FROM = 16_384
 """Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
+CACHED = 65_536
+"""Numbers of inputs that a CPU takes through a network at once where it keeps no graph (about 80 images of 28 x 28)."""
 
 
 class Compiled(NamedTuple):
@@ -25,11 +29,13 @@ class Compiled(NamedTuple):
         features: the task's ``features``.
         loss: the task's ``loss``, for gradients that are not differentiated again.
         class_gradients: the gradients of all classes in one batched call.
+        gradient: the gradient of one class, which may be differentiated again.
     """
 
     features: Callable[[NetworkState, Inputs], tuple[Tensor, ...]]
     loss: Callable[[NetworkState, Batch], Tensor]
     class_gradients: Callable[[NetworkState, ClassBatch], Tensors]
+    gradient: Callable[[NetworkState, Batch], Tensors]
 
 
 class Network(NamedTuple):
@@ -42,6 +48,8 @@ class Network(NamedTuple):
         compiled: compiled forms of the task's functions.
         step: outer steps that the run has taken; known to the host alone, so a captured step does not follow it.
         age: outer steps that this network has served; likewise.
+        precision: the number formats, see :mod:`mmdistill.precision`.
+        classes_at_once: classes that class-wise objectives take together where that needs memory; 0 leaves it to them.
     """
 
     task: Task
@@ -50,6 +58,13 @@ class Network(NamedTuple):
     compiled: Compiled | None = None
     step: int = 0
     age: int = 0
+    precision: Precision = "float32"
+    classes_at_once: int = 0
+
+    def lowered(self, batch: ClassBatch) -> AbstractContextManager[object]:
+        """Return the context for one side of class-wise matching; where classes share inputs, bf16 alone lowers."""
+        graph = torch.is_grad_enabled() or (batch.dims.inputs is None and self.precision == "mixed")
+        return lowered(self.precision, batch.batch.weight.device, graph=graph)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted mean training loss of a batch."""
@@ -66,12 +81,14 @@ class Objective(nn.Module, ABC):
     A subclass says by ``view`` which batches it reads: ``"classes"`` (a :class:`ClassBatch` on both sides) or
     ``"flat"`` (a :class:`Batch` on both sides). Scalars that it learns are ``nn.Parameter`` attributes; the method's
     optimizer group ``objective`` steps them. With ``needs_target`` it reads ``network.target``; without ``siamese``
-    it augments by itself, and its batches come as they are.
+    it augments by itself, and its batches come as they are. One that is not ``steady`` does other work from step to
+    step by what the host knows, or changes something beside its result, so that a captured step cannot repeat it.
     """
 
     view: RealView = "classes"
     needs_target = False
     siamese = True
+    steady = True
 
     @abstractmethod
     def forward(self, network: Network, syn: "Batch | ClassBatch", real: "Batch | ClassBatch", draws: Draws) -> Tensor:
@@ -122,9 +139,9 @@ def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto
         network: the network, at whose parameters the gradient is taken.
         batch: one batch per class.
         mode: ``vmap`` batches the classes in one call, ``loop`` takes them one at a time with the memory of one;
-            they agree to rounding. ``auto`` loops on the CPU where a class is large, which is twice as fast there
-            (grouped convolutions and vmapped norms are slow), and batches everywhere else. A task's own closed form
-            (``task.class_gradients``) takes precedence.
+            they agree to rounding. ``auto`` loops where one class is compiled for CUDA, and on the CPU where a class is
+            large (grouped convolutions and vmapped norms are slow), and batches everywhere else, as many classes
+            at once as the network says. A task's own closed form (``task.class_gradients``) takes precedence.
 
     Shapes:
         Each parameter of shape ``s`` gives ``(C, *s)``, differentiable with respect to the batch.
@@ -134,12 +151,32 @@ def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto
         gradients: Tensors | None = closed_form(network.state, batch)
         if gradients is not None:
             return gradients
-    if mode == "vmap" or (mode == "auto" and not _worth_looping(batch)):
-        if network.compiled is not None:
-            return network.compiled.class_gradients(network.state, batch)
-        return batched_gradients(network.task, network.state, batch)
-    trees = [_gradient(network, batch.one_class(index)) for index in range(batch.num_classes)]
+    size = _classes_at_once(network, batch, mode)
+    with network.lowered(batch):
+        if size >= batch.num_classes:
+            return _together(network, batch)
+        if size > 1:
+            parts = [_together(network, batch.part(start, start + size)) for start in range(0, batch.num_classes, size)]
+            return {name: torch.cat([part[name] for part in parts]) for name in network.state.params}
+        trees = [_gradient(network, batch.one_class(index)) for index in range(batch.num_classes)]
     return {name: torch.stack([tree[name] for tree in trees]) for name in network.state.params}
+
+
+def _classes_at_once(network: Network, batch: ClassBatch, mode: ClassMode) -> int:
+    """Return how many classes' gradients one call takes."""
+    if mode == "loop":
+        return 1
+    if network.classes_at_once or mode == "vmap":
+        return network.classes_at_once or batch.num_classes
+    compiled = network.compiled is not None and batch.batch.weight.is_cuda and batch.dims.inputs is not None
+    return 1 if compiled or _worth_looping(batch) else batch.num_classes
+
+
+def _together(network: Network, batch: ClassBatch) -> Tensors:
+    """Return the gradients of all classes of a batch in one call, compiled where that is to be had."""
+    if network.compiled is not None:
+        return network.compiled.class_gradients(network.state, batch)
+    return batched_gradients(network.task, network.state, batch)
 
 
 def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Tensors:
@@ -153,9 +190,19 @@ def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Ten
     return result
 
 
+def gradient_of_one(task: Task, state: NetworkState, batch: Batch) -> Tensors:
+    """Return the gradient of one class as a function that can be compiled, and what it returns differentiated."""
+    result: Tensors = torch.func.grad(lambda params: task.loss(NetworkState(params, state.buffers), batch))(
+        state.params
+    )
+    return result
+
+
 def _gradient(network: Network, batch: Batch) -> Tensors:
     """Return the gradient by plain autograd: torch.func.grad keeps a graph, for which norms take slower kernels."""
     keep = torch.is_grad_enabled()
+    if network.compiled is not None and batch.weight.is_cuda:
+        return network.compiled.gradient(network.state, batch)
     loss = network.task.loss if keep or network.compiled is None else network.compiled.loss
     leaves = {name: parameter.detach().requires_grad_() for name, parameter in network.state.params.items()}
     with torch.enable_grad():
@@ -168,13 +215,17 @@ def _worth_looping(batch: ClassBatch) -> bool:
     """Return whether one class alone keeps a CPU busy."""
     if batch.dims.inputs is None or batch.batch.weight.device.type != "cpu":
         return False
+    return _numbers(batch) >= LOOP_FROM * batch.num_classes
+
+
+def _numbers(batch: ClassBatch) -> int:
+    """Return how many numbers the inputs of all classes are."""
     inputs = batch.batch.inputs
-    numbers = sum(tensor.numel() for tensor in (inputs.values() if isinstance(inputs, dict) else [inputs]))
-    return numbers >= LOOP_FROM * batch.num_classes
+    return sum(tensor.numel() for tensor in (inputs.values() if isinstance(inputs, dict) else [inputs]))
 
 
 def class_features(network: Network, batch: ClassBatch) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Run one forward pass over all classes at once.
+    """Run one forward pass over all classes, or some over a few at a time.
 
     Shapes:
         Returns per layer ``(C, n, d_l)``, or ``(n, d_l)`` where the inputs are shared, and the weights ``(C, n)``.
@@ -182,12 +233,30 @@ def class_features(network: Network, batch: ClassBatch) -> tuple[tuple[Tensor, .
     inputs, weight = batch.batch.inputs, batch.batch.weight
     if batch.dims.inputs is None:
         return network.features(inputs), weight
-    classes, n = weight.shape
-    flat = map_inputs(lambda t: t.flatten(0, 1), inputs)
-    layers = network.features(flat)
+    size = _features_at_once(network, batch)
+    starts = range(0, batch.num_classes, size)
+    found = [_flat_features(network, batch.part(start, start + size)) for start in starts]
+    if len(found) == 1:
+        return found[0], weight
+    return tuple(torch.cat(layers) for layers in zip(*found, strict=True)), weight
+
+
+def _flat_features(network: Network, batch: ClassBatch) -> tuple[Tensor, ...]:
+    """Return the features of all classes of a batch from one forward pass."""
+    classes, n = batch.batch.weight.shape
+    with network.lowered(batch):
+        layers = network.features(map_inputs(lambda t: t.flatten(0, 1), batch.batch.inputs))
     if layers[0].shape[0] != classes * n:
         raise ShapeError(f"features returned {layers[0].shape[0]} rows for {classes * n} samples")
-    return tuple(layer.reshape(classes, n, -1) for layer in layers), weight
+    full = (layer.float() if layer.dtype == torch.bfloat16 else layer for layer in layers)
+    return tuple(layer.reshape(classes, n, -1) for layer in full)
+
+
+def _features_at_once(network: Network, batch: ClassBatch) -> int:
+    """Return how many classes one forward pass takes: all; without a graph, as many as a CPU's caches like."""
+    if network.classes_at_once or torch.is_grad_enabled() or batch.batch.weight.device.type != "cpu":
+        return network.classes_at_once or batch.num_classes
+    return max(CACHED * batch.num_classes // max(_numbers(batch), 1), 1)
 
 
 def class_means(network: Network, batch: ClassBatch) -> tuple[Tensor, ...]:

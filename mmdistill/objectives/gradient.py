@@ -75,6 +75,7 @@ class GradientMatching(Objective):
         self.augment = augment
         self.siamese = augment is None
         self.warm_up = warm_up
+        self.steady = warm_up is None
 
     def check(self, task: Task) -> None:
         """Refuse a task without classes, and a network of which the distance can compare nothing."""

@@ -9,6 +9,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.objectives.base import Network, Objective
+from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors
 
@@ -154,7 +155,8 @@ def student_loss(network: Network, draws: Draws) -> StepLoss:
     def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
         # A module in training updates its buffers in place, and a pure function may not.
         own = {name: tensor.clone() for name, tensor in buffers.items()}
-        return task.loss(NetworkState(params, own), batch, train=True, draws=draws.fold(step))
+        with lowered(network.precision, batch.weight.device, graph=True):
+            return task.loss(NetworkState(params, own), batch, train=True, draws=draws.fold(step))
 
     return loss
 

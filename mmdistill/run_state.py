@@ -1,0 +1,83 @@
+"""The state of a run: what a step updates, and what resuming needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import CheckpointError
+from mmdistill.networks.schedules import ScheduleState
+from mmdistill.objectives.base import Objective
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.task import NetworkState, Tensors
+
+
+@dataclass
+class RunState:
+    """All that resuming needs; random numbers need nothing, since they derive from the seed and the step.
+
+    Args:
+        step: outer steps taken.
+        parameterization: codes, decoder and labels.
+        objective: with the scalars it learns.
+        optimizers: one per group.
+        schedule: the network schedule's state.
+        finite: whether every loss so far was finite, kept on the device.
+        history: ``(step, loss)`` at the steps that were read back.
+        best: the best step by validation: score, step, both modules' states.
+        average: the running average of the parameterization's state, where the settings ask for one.
+    """
+
+    step: int
+    parameterization: Parameterization
+    objective: Objective
+    optimizers: dict[str, torch.optim.Optimizer]
+    schedule: ScheduleState
+    finite: Tensor
+    history: list[tuple[int, float]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    average: Tensors | None = None
+
+    def tree(self) -> dict[str, Any]:
+        """Return the state as a tree that the store can write."""
+        network = self.schedule.network
+        return {
+            "step": self.step,
+            "parameterization": dict(self.parameterization.state_dict()),
+            "objective": dict(self.objective.state_dict()),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "network": None if network is None else [network.params, network.buffers],
+            "age": self.schedule.age,
+            "momentum": self.schedule.momentum,
+            "history": [list(entry) for entry in self.history],
+            "best": self.best,
+            "average": self.average,
+        }
+
+    def load(self, tree: Mapping[str, Any], device: torch.device) -> None:
+        """Take over a tree that :meth:`tree` made.
+
+        Raises:
+            CheckpointError: its tensors do not fit this run.
+        """
+
+        def placed(tensors: Tensors) -> Tensors:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+        try:
+            self.parameterization.load_state_dict(tree["parameterization"])
+            self.objective.load_state_dict(tree["objective"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(tree["optimizers"][name])
+            network = tree["network"]
+            state = None if network is None else NetworkState(placed(network[0]), placed(network[1]))
+            self.schedule = ScheduleState(state, tree["age"], placed(tree["momentum"]))
+            self.history = [(int(step), float(loss)) for step, loss in tree["history"]]
+            self.best = tree["best"]
+            average = tree.get("average")
+            self.average = None if average is None else placed(average)
+            self.step = tree["step"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error

@@ -1,0 +1,93 @@
+"""Outer steps by the fastest path: compiled functions, and on CUDA loss and gradients captured in a graph."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mmdistill.capture import CudaGraph, Graph, Replay
+from mmdistill.compilation import CompileMode, worth_compiling
+from mmdistill.distiller import Distiller
+from mmdistill.networks.schedules import ScheduleState
+from mmdistill.run_state import RunState
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, NetworkState
+
+WORTH_COMPILING = 2000
+"""With ``auto``, shorter runs on CUDA stay uncompiled: compiling takes about a minute."""
+FEWEST_STEPS = 20
+"""With ``auto``, runs of fewer steps stay eager without a look at what their steps cost."""
+
+
+class Stepper:
+    """Steps a run by the fastest path that works.
+
+    Drawing the network and the real batch, the optimizers' steps and the network's own training stay outside the graph,
+    so networks may age, groups rest and rates change from step to step.
+
+    Args:
+        distiller: the run's distiller.
+        mode: ``off`` stays eager; ``auto`` compiles for runs long enough to repay it (on a CPU, by the operations of
+            the first step) and captures on CUDA; ``on`` compiles, and captures on CUDA.
+        graph: makes the graphs that steps are captured in.
+
+    Attributes:
+        path: how the last step ran: ``eager``, ``compiled``, ``captured`` or ``compiled and captured``.
+    """
+
+    def __init__(
+        self, distiller: Distiller, mode: CompileMode = "auto", graph: Callable[[], Graph] = CudaGraph
+    ) -> None:
+        self.distiller = distiller
+        self.mode = mode
+        self.compiles = False
+        self._graph = graph
+        self._replays: dict[tuple[str, ...], Replay] = {}
+        self._began = False
+
+    @property
+    def path(self) -> str:
+        """How steps run."""
+        parts = ["compiled"] * self.compiles
+        parts += ["captured"] * any(replay.captured for replay in self._replays.values())
+        return " and ".join(parts) or "eager"
+
+    def captures(self, run: RunState) -> bool:
+        """Return whether steps shall be captured."""
+        wanted = self.mode == "on" or (self.mode == "auto" and self.distiller.steps >= FEWEST_STEPS)
+        return wanted and self.distiller.task.device.type == "cuda" and run.objective.steady
+
+    def _repays(self, run: RunState) -> bool:
+        """Return whether compiling repays its time; the whole run counts, so that a resumed one takes the same path."""
+        if self.mode != "auto" or self.distiller.steps < FEWEST_STEPS:
+            return self.mode == "on"
+        if self.distiller.task.device.type == "cuda":
+            return self.distiller.steps >= WORTH_COMPILING
+        return worth_compiling(float(self.distiller.steps) * self.distiller.operations(run))
+
+    def __call__(self, run: RunState) -> tuple[RunState, Tensor]:
+        """Take one step."""
+        if not self._began:
+            self._began = True
+            self.compiles = self._repays(run)
+            if self.compiles:
+                self.distiller.compile()
+        return self.distiller.step(run, self._gradients if self.captures(run) else None)
+
+    def _gradients(
+        self, run: RunState, schedule: ScheduleState, real: Batch | ClassBatch, key: Draws
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return what :meth:`Distiller.gradients` does, replayed; one graph for each set of groups that learns."""
+        if schedule.network is None:
+            return self.distiller.gradients(run, schedule, real, key)
+        active = self.distiller.active(run)
+        if active not in self._replays:
+
+            def function(
+                key: Draws, inputs: tuple[NetworkState, dict[str, Tensor] | None, Batch | ClassBatch]
+            ) -> tuple[Tensor, list[Tensor | None]]:
+                network, target, batch = inputs
+                return self.distiller.gradients(run, ScheduleState(network, 0, {}, target), batch, key)
+
+            self._replays[active] = Replay(function, self._graph)
+        loss, found = self._replays[active](key, (schedule.network, schedule.target, real))
+        return loss.clone(), found

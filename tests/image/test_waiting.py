@@ -1,0 +1,58 @@
+"""On CUDA no step waits for the device: nothing is read back, and nothing is copied between host and device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmdistill.distiller import Distiller
+from mmdistill.image import image_task
+from mmdistill.networks.schedules import FreshNetworks, ScheduleState
+from mmdistill.registry import get_domain, get_method
+from mmdistill.runtime import Draws
+from mmdistill.task import Task
+from tests.meta import META, NoTransfers, Transfer, on_meta
+
+STEPS = 2
+
+
+def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> Distiller:
+    labels = torch.arange(10).repeat_interleave(8)
+    images = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(0))
+    task = image_task((images, labels), test=(images[::8], labels[::8]), width=8)
+    changes: dict[str, object] = {"steps": 5, "real_batch": 4, "inner_steps": 2, "outer_steps": 2}
+    method = get_method(get_domain("image"), name).with_settings(**changes)
+    if name in ("mtt", "tesla"):  # reading experts from disk waits, of course
+        method = replace(method, network=lambda settings: RandomTargets())
+    return Distiller(task, method, 2)
+
+
+class RandomTargets(FreshNetworks):
+    """A fresh network each step, and another as the target."""
+
+    gives_target = True
+
+    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
+        return ScheduleState(task.init(draws), 0, {}, task.init(draws.fold("target")).params)
+
+
+@pytest.mark.parametrize(
+    "name", ["dm", "dc", "dsa", "dcc", "idc", "edd", "dd", "mtt", "tesla", "kip", "krr", "frepo", "rfad"]
+)
+def test_a_step_waits_for_nothing(name: str) -> None:
+    distiller = distiller_of(name)
+    run = distiller.start()
+    with on_meta(distiller, run), NoTransfers():
+        for _ in range(STEPS):
+            run, loss = distiller.step(run)
+        assert loss.device == META
+
+
+def test_the_test_sees_waiting() -> None:
+    there = torch.ones(3, device=META)
+    with pytest.raises(RuntimeError, match="not on the expected device"), NoTransfers():
+        there + torch.ones(3)
+    with pytest.raises(Transfer), NoTransfers():
+        torch.ones(3).to(META)
+    with pytest.raises(RuntimeError, match="meta"):
+        there.sum().item()

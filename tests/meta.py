@@ -1,0 +1,74 @@
+"""A device that is not there: torch's meta device, whose tensors have shapes but no values that could be read.
+
+A step taken there shows whatever would wait for a real device: reading a value raises, so does all that depends on
+values, and :class:`NoTransfers` refuses operators that touch the host and the device.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mmdistill import runtime
+from mmdistill.distiller import Distiller, _groups
+from mmdistill.image.task import ImageTask
+from mmdistill.run_state import RunState
+
+META = torch.device("meta")
+
+
+class Transfer(RuntimeError):
+    """Tensors were copied between the host and the device."""
+
+
+class NoTransfers(TorchDispatchMode):
+    """Refuses operators that read one device and write another."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor) and leaf.ndim]
+        places = {tensor.device.type for tensor in tensors}
+        if len(places) > 1:
+            raise Transfer(f"{func} between {' and '.join(sorted(places))}")
+        return out
+
+
+def _placed(module: nn.Module) -> None:
+    """Replace a module's tensors by ones of its shapes on the device."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(torch.empty_like(parameter, device=META))
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty_like(buffer, device=META)
+
+
+@contextmanager
+def on_meta(distiller: Distiller, run: RunState) -> Iterator[None]:
+    """Move a run of an image task that was started on the CPU to the device that is not there, meanwhile."""
+    task = distiller.task
+    assert isinstance(task, ImageTask)
+    # Moments are brought to a device once and kept.
+    moments = patch(
+        "mmdistill.image.data.moments_on", lambda mean, std, device: (torch.ones(1, 1, 1, device=META),) * 2
+    )
+    with moments, runtime.recording(lambda key: None):  # type: ignore[arg-type,return-value]
+        task.device = task.network.device = META
+        for name in ("_images", "_classes", "_table", "_present"):
+            setattr(task, name, getattr(task, name).to(META))
+        for module in (task.network.module, run.parameterization, run.objective):
+            _placed(module)
+        assert distiller.classes is not None
+        distiller.classes = distiller.classes.to(META)
+        distiller.draws = distiller.draws.to(META)
+        run.finite = run.finite.to(META)
+        run.optimizers = {name: distiller._optimizer(name, group) for name, group in _groups(run).items()}
+        yield

@@ -1,0 +1,74 @@
+"""Compiling: when, what it counts, and what happens where it fails or inputs keep changing."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch._inductor.config
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+from mmdistill.compilation import CACHE_VARIABLE, SHAPES, Program, _prepare_compiler, compiled, operations
+from mmdistill.distiller import Distiller
+from mmdistill.methods import CORE_METHODS
+from tests.toys import BlobTask
+
+
+def double(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def test_a_broken_compiler_leaves_functions_eager_with_one_warning_that_says_why() -> None:
+    program = compiled(double)
+    with (
+        torch._inductor.config.patch("cpp.cxx", ("no-such-compiler",)),
+        pytest.warns(UserWarning, match="stays eager: .*no-such-compiler"),
+    ):
+        assert torch.equal(program(torch.ones(3)), torch.full((3,), 2.0))
+    assert torch.equal(program(torch.ones(2)), torch.full((2,), 2.0))  # a second warning would be an error here
+    assert (program.broken, program.seconds) == (True, 0.0)
+
+
+def test_shapes_that_keep_changing_compile_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def noted(function: Callable[[torch.Tensor], torch.Tensor], dynamic: bool) -> Callable[..., torch.Tensor]:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            asked.append(len(x))
+            return function(x)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", noted)
+    program = Program(double)
+    with pytest.warns(UserWarning, match=f"more than {SHAPES} shapes"):  # noqa: PT031
+        for size in range(1, SHAPES + 4):
+            assert torch.equal(program(torch.ones(size)), torch.full((size,), 2.0))
+    assert asked == list(range(1, SHAPES + 1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        program(torch.ones(2))
+        program(torch.ones(99))
+    assert (asked[-1], caught) == (2, [])
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_compiled_code_is_kept_in_the_users_cache_folder(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, chosen or default_cache_dir())
+    _prepare_compiler.__wrapped__()
+    assert os.environ[CACHE_VARIABLE] == (chosen or str(tmp_path / "compiled"))
+
+
+def test_operations_count_products_and_leave_the_run_alone() -> None:
+    distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=3, augment=False), 1)
+    run = distiller.start()
+    before = [p.detach().clone() for p in run.parameterization.parameters()]
+    assert distiller.operations(run) > 0
+    assert run.step == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, run.parameterization.parameters(), strict=True))
+    assert operations(lambda: torch.ones(3, 4) @ torch.ones(4, 5))[1] == 2 * 3 * 4 * 5

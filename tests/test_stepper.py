@@ -1,0 +1,120 @@
+"""The fastest path of a step: when it is taken, and that it computes what the plain step does."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mmdistill.capture import WARM_UP_CALLS
+from mmdistill.distiller import Distiller
+from mmdistill.image import image_task
+from mmdistill.methods import CORE_METHODS
+from mmdistill.run_state import RunState
+from mmdistill.settings import OptimizerSpec
+from mmdistill.stepper import Stepper
+from tests.test_capture import RepeatedCall
+from tests.toys import BlobTask
+
+
+class CapturingStepper(Stepper):
+    """Captures on the CPU too, where a stand-in for the graph repeats calls."""
+
+    def captures(self, run: RunState) -> bool:
+        return run.objective.steady
+
+
+def test_the_cpu_is_never_captured() -> None:
+    distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=2, augment=False), 1)
+    stepper = Stepper(distiller, "auto")
+    run, loss = stepper(distiller.start())
+    assert not stepper.captures(run)
+    assert (run.step, stepper.path) == (1, "eager")
+    assert loss.isfinite()
+
+
+def test_on_cuda_steady_objectives_are_captured() -> None:
+    distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=30, augment=False), 1)
+    run = distiller.start()
+    distiller.task.device = torch.device("cuda")  # only asked about, nothing is put there
+    assert Stepper(distiller, "auto").captures(run)
+    assert not Stepper(distiller, "off").captures(run)
+    run.objective.steady = False
+    assert not Stepper(distiller, "on").captures(run)
+
+
+@pytest.mark.parametrize(("name", "active"), [("dm", None), ("dc", None), ("dm", (0, 2, 3)), ("dd", None)])
+def test_captured_steps_equal_eager_ones(name: str, active: tuple[int, int, int] | None) -> None:
+    """Networks that age or are fresh, rates that change and groups that rest stay outside the graph."""
+    steps = 2 * WARM_UP_CALLS + 6
+    changes: dict[str, object] = {"steps": steps, "augment": False, "real_batch": 8, "outer_steps": 3, "inner_steps": 2}
+    codes = OptimizerSpec("sgd", 0.1, 0.5, cosine=True, active=active)
+    changes["optimizers"] = {"codes": codes, "objective": OptimizerSpec("sgd", 1e-3)}
+    method = CORE_METHODS[name].with_settings(**changes)
+    found = []
+    for kind in (Stepper, CapturingStepper):
+        distiller = Distiller(BlobTask(), method, 2)
+        run = distiller.start()
+        stepper = kind(distiller, "off", RepeatedCall)
+        for _ in range(steps):
+            run, _ = stepper(run)
+        found.append([p.detach().clone() for p in run.parameterization.parameters()])
+    assert stepper.path == "captured"
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_run_compiles_where_its_operations_repay_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def kept(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            asked.append(function.__name__)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr("mmdistill.distiller.compiled", kept)
+    losses = []
+    for worth, path in ((1e30, "eager"), (1.0, "compiled")):
+        monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", worth)
+        distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=20, augment=False), 1)
+        stepper = Stepper(distiller)
+        run, loss = stepper(distiller.start())
+        losses.append(loss)
+        assert (run.step, stepper.path) == (1, path)
+    assert asked == ["features", "features"]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+@pytest.mark.parametrize("name", ["dm", "dc"])
+def test_the_compiled_step_equals_the_eager_one_on_the_cpu(name: str) -> None:
+    task = image_task("digits", width=8)
+    steps = {}
+    for mode in ("off", "on"):
+        distiller = Distiller(task, CORE_METHODS[name].with_settings(steps=2, augment=False, real_batch=16), 2)
+        stepper = Stepper(distiller, mode)  # type: ignore[arg-type]
+        _, steps[mode] = stepper(distiller.start())
+        assert stepper.path == ("eager" if mode == "off" else "compiled")
+    assert distiller.compile_seconds > 0
+    assert torch.allclose(steps["off"], steps["on"], rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", ["auto", "on"])
+@pytest.mark.parametrize("name", ["dm", "dc", "dsa", "dd", "frepo", "kip"])
+def test_captured_steps_equal_eager_ones_on_cuda(name: str, compile: str) -> None:
+    from mmdistill.registry import get_domain, get_method
+
+    method = get_method(get_domain("image"), name).with_settings(steps=24, real_batch=16, inner_steps=3)
+    sets = []
+    for mode in ("off", compile):
+        task = image_task("digits", width=16, device="cuda")
+        distiller = Distiller(task, method, 1, precision="float32")
+        run, stepper = distiller.start(), Stepper(distiller, mode)  # type: ignore[arg-type]
+        for _ in range(12):
+            run, _ = stepper(run)
+        sets.append(next(run.parameterization.parameters()).detach().cpu())
+    assert "captured" in stepper.path
+    assert torch.allclose(*sets, rtol=1e-2, atol=1e-3)
