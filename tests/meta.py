@@ -22,7 +22,7 @@ from mmdistill.run_state import RunState
 META = torch.device("meta")
 
 
-class Transfer(RuntimeError):
+class TransferError(RuntimeError):
     """Tensors were copied between the host and the device."""
 
 
@@ -36,7 +36,7 @@ class NoTransfers(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor) and leaf.ndim]
         places = {tensor.device.type for tensor in tensors}
         if len(places) > 1:
-            raise Transfer(f"{func} between {' and '.join(sorted(places))}")
+            raise TransferError(f"{func} between {' and '.join(sorted(places))}")
         return out
 
 

@@ -11,9 +11,10 @@ from mmdistill.networks.schedules import FreshNetworks, ScheduleState
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
-from tests.meta import META, NoTransfers, Transfer, on_meta
+from tests.meta import META, NoTransfers, TransferError, on_meta
 
 STEPS = 2
+METHODS = ("dm", "dc", "dsa", "dcc", "idc", "edd", "dd", "mtt", "tesla", "kip", "krr", "frepo", "rfad")
 
 
 def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> Distiller:
@@ -52,7 +53,7 @@ def test_the_test_sees_waiting() -> None:
     there = torch.ones(3, device=META)
     with pytest.raises(RuntimeError, match="not on the expected device"), NoTransfers():
         there + torch.ones(3)
-    with pytest.raises(Transfer), NoTransfers():
+    with pytest.raises(TransferError), NoTransfers():
         torch.ones(3).to(META)
     with pytest.raises(RuntimeError, match="meta"):
         there.sum().item()
