@@ -1,6 +1,7 @@
-"""Distil sentence points with several seeds and print the test accuracies, paired by seed with the k-means centroids.
+"""Distil texts with several seeds and print the test accuracies, paired by seed with a method or a baseline.
 
 python benchmarks/text.py --data trec,sst2 --ipc 1,10 --methods k-means,dm,dc,krr,ridge-exact --judges mlp
+python benchmarks/text.py --data trec --ipc 1 --methods sldd --model bigru --judges bigru --against random
 """
 
 import argparse
@@ -8,34 +9,44 @@ import statistics
 
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
-from mmdistill.text import text_task
+from mmdistill.registry import TaskOptions, get_domain, get_method, get_parameterization
 
 
-def show(name: str, values: list[float], reference: list[float] | None = None) -> None:
+def show(name: str, values: list[float], reference: list[float] | None, against: str) -> None:
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    line = f"{name:36s} {100 * statistics.fmean(values):5.1f} +/- {100 * spread:.1f}"
+    line = f"{name:44s} {100 * statistics.fmean(values):5.1f} +/- {100 * spread:.1f}"
     if reference is not None and len(values) == len(reference) > 1:
         gains = [a - b for a, b in zip(values, reference, strict=True)]
         error = statistics.stdev(gains) / len(gains) ** 0.5
-        line += f"   above k-means {100 * statistics.fmean(gains):+.1f} +/- {100 * error:.2f} (standard error)"
+        line += f"   above {against} {100 * statistics.fmean(gains):+.1f} +/- {100 * error:.2f} (standard error)"
     print(line, flush=True)
 
 
-def run(data: str, ipc: int, methods: list[str], judges: list[str], seeds: int, networks: int) -> None:
+def run(data: str, ipc: int, chosen: argparse.Namespace) -> None:
     """Print a row per judge and method: the mean over networks within each seed, its mean and sd over seeds."""
-    task = text_task(data)
+    domain = get_domain("text")
+    task = domain.make_task(data, TaskOptions(model=chosen.model, width=chosen.width, length=chosen.length))
+    methods, judges = chosen.methods.split(","), chosen.judges.split(",")
+    beside = tuple(name for name in chosen.baselines.split(",") if name)
     found: dict[str, dict[str, list[float]]] = {judge: {} for judge in judges}
-    for seed in range(seeds):
-        for index, method in enumerate(methods):
-            result = distill(task, method, ipc=ipc, seed=seed)
-            baselines = ("random", "herding", "whole") if index == 0 else ()
-            judged = evaluate(task, result, judges=judges, n=networks, seed=seed, baselines=baselines)
-            for name, entries in {method: judged.results, **judged.baselines}.items():
+    for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
+        for index, name in enumerate(methods):
+            method = get_method(domain, name, data)
+            if chosen.parameterization and method.solve is None:
+                method = method.stored_as(get_parameterization(domain, chosen.parameterization))
+            result = distill(task, method, ipc=ipc, seed=seed, name=name)
+            baselines = beside if index == 0 else ()
+            judged = evaluate(task, result, judges=judges, n=chosen.networks, seed=seed, baselines=baselines)
+            for source, entries in {name: judged.results, **judged.baselines}.items():
                 for entry in entries:
-                    found[entry.judge].setdefault(name, []).append(entry.mean)
+                    found[entry.judge].setdefault(source, []).append(entry.mean)
+            shown = ", ".join(f"{entry.judge} {100 * entry.mean:.1f}" for entry in judged.results)
+            size = f"{result.stored_bytes:,} of {result.info.stored_bytes:,} bytes"
+            print(f"# {data} ipc {ipc} seed {seed} {name}: {shown}; {result.seconds:.0f} s, {size}", flush=True)
     for judge, rows in found.items():
         for name, values in rows.items():
-            show(f"{data} ipc {ipc} {judge} {name}", values, rows.get("k-means") if name in methods[1:] else None)
+            reference = rows.get(chosen.against) if name in methods and name != chosen.against else None
+            show(f"{data} ipc {ipc} {judge} {name}", values, reference, chosen.against)
 
 
 def main() -> None:
@@ -43,13 +54,20 @@ def main() -> None:
     parser.add_argument("--data", default="trec,sst2")
     parser.add_argument("--ipc", default="1,10")
     parser.add_argument("--methods", default="k-means,dm,dc,krr,ridge-exact")
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--width", type=int, default=None)
+    parser.add_argument("--length", type=int, default=None)
+    parser.add_argument("--parameterization", default=None)
     parser.add_argument("--judges", default="mlp")
+    parser.add_argument("--baselines", default="random,herding,whole")
+    parser.add_argument("--against", default="k-means", help="a method or a baseline that the others are paired with")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--networks", type=int, default=5)
     chosen = parser.parse_args()
     for data in chosen.data.split(","):
         for ipc in chosen.ipc.split(","):
-            run(data, int(ipc), chosen.methods.split(","), chosen.judges.split(","), chosen.seeds, chosen.networks)
+            run(data, int(ipc), chosen)
 
 
 if __name__ == "__main__":

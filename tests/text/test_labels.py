@@ -1,0 +1,41 @@
+"""Kinds of labels that a user may ask of any method."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError
+from mmdistill.labels import LabelKind
+from mmdistill.methods import LABELS
+from mmdistill.runtime import Draws
+from mmdistill.text.methods import METHODS
+from mmdistill.text.token_methods import TOKEN_METHODS
+from tests.text.corpus import token_corpus_task
+
+
+@pytest.mark.parametrize("kind", LABELS.values())
+def test_every_kind_of_label_is_distilled_and_judged(tmp_path: Path, kind: LabelKind) -> None:
+    task = token_corpus_task(tmp_path, length=7)
+    method = TOKEN_METHODS["dd"].labelled(kind)
+    settings = {"steps": 2, "real_batch": 8, "init": "real", "inner_steps": 2, "teacher_epochs": 1}
+    result = distill(task, method, ipc=1, settings=settings)
+    targets = result.batch.targets
+    assert isinstance(targets, torch.Tensor)
+    if kind == "fixed":
+        assert targets.tolist() == [0, 1, 2]
+    else:
+        assert targets.shape == (3, 3)
+        distribution = torch.allclose(targets.sum(1), torch.ones(3), atol=1e-4)
+        assert distribution == (kind != "learned")
+    for learned in (result.learned, {}):
+        scores = task.evaluate(result.batch, "textcnn", Draws(0), 1, learned)
+        assert 0 <= scores.values["accuracy"][0] <= 1
+    assert 0 <= task.evaluate(result.batch, "read-tfidf", Draws(0), 1, {}).values["accuracy"][0] <= 1
+
+
+def test_labels_of_closed_forms_are_their_own() -> None:
+    with pytest.raises(ConfigError, match="closed form"):
+        METHODS["k-means"].labelled("softmax")
+    assert METHODS["krr"].labelled("softmax").settings(1) == METHODS["krr"].settings(1)
