@@ -14,7 +14,7 @@ from mmdistill.text.judges import regression_targets
 MOST = 6000
 """Texts that are compared pair by pair; of more, so many are drawn."""
 RIDGE = 0.1
-"""Absolute, for points of length 1; chosen on development texts (TREC and SST-2, 1 and 10 per class, read by others)."""
+"""Absolute, for points of length 1; chosen on development texts (TREC, SST-2, 1 and 10 per class, other readers)."""
 
 
 def greedy_ridge(kernel: Tensor, targets: Tensor, labels: Tensor, counts: Tensor, ridge: float = RIDGE) -> Tensor:
