@@ -221,8 +221,19 @@ class DistilledSet:
         if info.fingerprint != self.info.fingerprint:
             raise CheckpointError(
                 f"this set was distilled from {self.info.data!r} (fingerprint {self.info.fingerprint}), "
-                f"the task's data {info.data!r} has fingerprint {info.fingerprint}"
+                f"the task's data {info.data!r} has fingerprint {info.fingerprint}{self._differences(info)}"
             )
+
+    def _differences(self, info: TaskInfo) -> str:
+        """Return in words what differs between the set's preprocessing and a task's: an encoder, a length."""
+        found = [
+            f"{name} {self.info.preprocessing[name]!r} there, {info.preprocessing[name]!r} here"
+            for name in self.info.preprocessing.keys() & info.preprocessing.keys()
+            if isinstance(info.preprocessing[name], str | int)
+            and name != "space"
+            and self.info.preprocessing[name] != info.preprocessing[name]
+        ]
+        return f" ({'; '.join(sorted(found))})" if found else ""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the samples on a device."""
