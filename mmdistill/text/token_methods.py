@@ -1,13 +1,58 @@
 """Methods on token embeddings: the shared objectives, composed as the field's papers on text compose them."""
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from mmdistill.methods import Configured, Method, fresh, trained_on_s, unrolled_performance
+from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.performance import FeatureKernel
+from mmdistill.objectives.unrolled import flat
+from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.text.methods import CentredRidgeMatching
-from mmdistill.text.words import attended_samples, token_samples
+from mmdistill.task import Batch, ClassBatch, Task
+from mmdistill.text.methods import CentredRidgeMatching, PointKernel
+from mmdistill.text.words import as_token_task, attended_samples, token_samples
+
+ENCODED_BATCH = 1024
+"""Real texts per step where they are encoded once and for all."""
+
+
+class EncodedRidgeMatching(CentredRidgeMatching):
+    """Kernel ridge matching on the points of a pre-trained encoder, through which only the synthetic samples pass.
+
+    The body of a pre-trained network is the same in every step, so the points of the real texts are too: they are
+    encoded once, and a step costs no more than the few synthetic samples. The kernel is that of a wide MLP on points.
+
+    Shapes:
+        flat batches; the real one is not read, since the real texts come as points.
+    """
+
+    def __init__(self, ridge: float = 1e-2, batch: int = ENCODED_BATCH) -> None:
+        super().__init__(PointKernel(), ridge)
+        self.batch = batch
+
+    def check(self, task: Task) -> None:
+        """Refuse all but transformers, whose body is the encoder.
+
+        Raises:
+            ConfigError: any other network.
+        """
+        as_token_task(task).require_attention()
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return the loss of the ridge prediction on encoded real texts."""
+        task = as_token_task(network.task)
+        points = task.embedding()
+        rows = draws.to(points.device).permutation(len(points))[: self.batch]
+        labels = task.select(rows).targets
+        encoded = F.normalize(network.features(flat(syn).inputs)[-1], dim=1)
+        goal = Batch(points[rows], labels, torch.ones(len(rows), device=points.device))
+        return super().forward(network, flat(syn)._replace(inputs=encoded), goal, draws)
+
 
 LEARNED = (0.5, 0.999)
 """Adam's betas of the papers."""
@@ -90,6 +135,17 @@ TOKEN_METHODS: dict[str, Method] = {
         ("text",),
         "token embeddings: gradient matching (flat cosine), network trained on S",
         "Zhao et al., ICLR 2021; on text after Maekawa et al., NAACL 2024",
+    ),
+    "krr-encoder": Method(
+        "KRR through the encoder",
+        EncodedRidgeMatching,
+        fresh,
+        lambda ipc: Settings(100, 1, {"codes": _adam(0.05), "labels": _adam(0.05)}, init="herding"),
+        token_samples,
+        "softmax",
+        ("text",),
+        "token embeddings for a transformer: kernel ridge matching on its pre-trained points, learned soft labels",
+        "Nguyen et al., ICLR 2021; the real texts are encoded once",
     ),
     "krr-tokens": Method(
         "KRR of token embeddings",

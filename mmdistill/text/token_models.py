@@ -1,10 +1,12 @@
 """Networks that read token vectors: a convolutional one, recurrent ones, and any transformer with a fresh head."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
@@ -109,7 +111,7 @@ class Recurrent(nn.Module):
 
 
 class TransformerClassifier(nn.Module):
-    """A transformer body that reads token vectors, the mean of its last hidden states, a linear head.
+    """A transformer body that reads token vectors, the normalised mean of its last hidden states, a linear head.
 
     Args:
         body: a transformers encoder; its own table of tokens is dropped, since vectors come in.
@@ -150,8 +152,10 @@ class TransformerClassifier(nn.Module):
         )
 
     def _classify(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        share = mask[..., None].to(hidden)
-        logits: Tensor = self.head((hidden * share).sum(1) / share.sum(1))
+        # The encoder's own sentence point, in units in which its numbers have variance 1: the head then learns so much
+        # faster than the body that a few large steps do not undo what the body knows.
+        point = math.sqrt(hidden.shape[-1]) * F.normalize((hidden * mask[..., None]).sum(1), dim=1)
+        logits: Tensor = self.head(point)
         return logits
 
 

@@ -155,7 +155,7 @@ class TokenTask:
             ConfigError: any but the transformer.
         """
         if not isinstance(self.model.module, TransformerClassifier):
-            raise ConfigError(f"attention labels need --model transformer; {self.name!r} has no attention")
+            raise ConfigError(f"this method needs --model transformer; {self.name!r} has no attention and no encoder")
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the network's features, the input of the linear head last."""

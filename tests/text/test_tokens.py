@@ -23,9 +23,9 @@ from mmdistill.text.attention import AttentionLabels, attention_loss
 from mmdistill.text.draw import draw, nearest_texts
 from mmdistill.text.encoder import PAIR, TransformerEncoder
 from mmdistill.text.exports import export_embeds, export_tensors, export_texts
-from mmdistill.text.methods import as_text_task
+from mmdistill.text.methods import CentredRidgeMatching, PointKernel, as_text_task
 from mmdistill.text.reading import Reader
-from mmdistill.text.token_methods import TOKEN_METHODS
+from mmdistill.text.token_methods import TOKEN_METHODS, EncodedRidgeMatching
 from mmdistill.text.token_models import Recurrent, SequenceClassifier, TextCNN, TransformerClassifier
 from mmdistill.text.token_task import TokenTask, token_task
 from mmdistill.text.vocabulary import AverageEncoder, Vocabulary, load_vocabulary
@@ -158,7 +158,7 @@ def test_vectors_give_the_transformer_what_its_tokens_give(transformer: TokenTas
     ids = transformer.tokens.train.ids[:4]
     mask = transformer.tokens.train.mask[:4]
     hidden = AutoModel.from_pretrained(folder)(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-    pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    pooled = 4 * nn.functional.normalize((hidden * mask[..., None]).sum(1), dim=1)
     found = transformer.features(transformer.init(Draws(0)), batch.inputs)[-1]
     torch.testing.assert_close(found, pooled, rtol=1e-4, atol=1e-4)
 
@@ -212,7 +212,7 @@ def test_any_sequence_classifier_can_be_distilled_with(folder: Path) -> None:
     assert len(task.evaluate(result.batch, "model", Draws(0), 1, result.learned).values["accuracy"]) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in TOKEN_METHODS if name != "attention-labels"])
+@pytest.mark.parametrize("name", [name for name in TOKEN_METHODS if name not in ("attention-labels", "krr-encoder")])
 @pytest.mark.parametrize("model", ["textcnn", "bilstm"])
 def test_methods_move_vectors(folder: Path, name: str, model: str) -> None:
     task = token_corpus_task(folder, model, length=7)
@@ -260,6 +260,23 @@ def test_attention_labels_are_learned_and_used(transformer: TokenTask) -> None:
 def test_attention_labels_need_attention(task: TokenTask) -> None:
     with pytest.raises(ConfigError, match="no attention"):
         distill(task, quick("attention-labels"), ipc=1)
+
+
+def test_ridge_matching_through_the_encoder(transformer: TokenTask, task: TokenTask) -> None:
+    network = Network(transformer, transformer.init(Draws(0)))
+    syn = transformer.select(torch.arange(0, 90, 20))
+    vectors = syn.inputs["vectors"].clone().requires_grad_()  # type: ignore[call-overload,index,union-attr]
+    syn = syn._replace(inputs={**syn.inputs, "vectors": vectors})  # type: ignore[dict-item]
+    value = EncodedRidgeMatching(1e-2)(network, syn, syn, Draws(0))
+    own = nn.functional.normalize(transformer.features(network.state, syn.inputs)[-1], dim=1)
+    everything = transformer.select(torch.arange(90))._replace(inputs=transformer.embedding())
+    same = CentredRidgeMatching(PointKernel(), 1e-2)(network, syn._replace(inputs=own), everything, Draws(0))
+    torch.testing.assert_close(value, same, rtol=1e-5, atol=1e-6)
+    assert float(torch.autograd.grad(value, vectors)[0].abs().max()) > 0
+    before, after = (distill(transformer, quick("krr-encoder", steps=steps), ipc=1).batch for steps in (0, 3))
+    assert not torch.equal(before.inputs["vectors"], after.inputs["vectors"])  # type: ignore[call-overload,index]
+    with pytest.raises(ConfigError, match="no encoder"):
+        distill(task, quick("krr-encoder"), ipc=1)
 
 
 def test_the_attention_loss_against_loops() -> None:
