@@ -70,7 +70,7 @@ def _gcdm_settings(nodes: int) -> Settings:
     return Settings(steps=500, optimizers={"codes": OptimizerSpec("adam", 0.05)}, inner_batch=WHOLE)
 
 
-def propagated_means(task: Task, budget: int, draws: Draws) -> Parameterization:
+def means_of_classes(task: Task, budget: int, draws: Draws) -> Parameterization:
     """Partition each class's training nodes by k-means on A^2 X and keep the means, with A' = I.
 
     Raises:
@@ -141,6 +141,6 @@ METHODS: dict[str, Method] = {
         domains=("graph",),
         summary="training-free: k-means of each class's propagated features, no structure (A' = I)",
         source="Gao et al., WWW 2025",
-        solve=propagated_means,
+        solve=means_of_classes,
     ),
 }

@@ -24,6 +24,7 @@ from mmdistill.graph.judges import (
 from mmdistill.graph.models import GCN, SGC, GraphNetwork, ModuleNetwork
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.scene import Part, View, parts_of
+from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
 from mmdistill.labels import as_probabilities, soft_cross_entropy, weighted_mean
 from mmdistill.networks.module import ModuleFactory
@@ -69,6 +70,7 @@ class GraphTask:
         self.judges: Sequence[str] = ("gcn", "sgc", *ARCHITECTURES, "mlp")
         if isinstance(network, ModuleNetwork):
             self.judges = (*self.judges, "model")
+        self.selections: Sequence[str] = SELECTIONS
         self._views: dict[tuple[str, str], View] = {}
 
     def init(self, draws: Draws) -> NetworkState:
@@ -142,6 +144,13 @@ class GraphTask:
             return ClassBatch(Batch(rows, self._labels[table].to(self.device), present), Dims(0, 0))
         membership = torch.zeros(len(classes), len(self.scene), device=self.device).scatter_add_(1, nodes, present)
         return share_classes(self._whole(torch.ones(len(self.scene), device=self.device)), membership)
+
+    def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
+        """Return a training-free small graph: ``propagated-means`` or ``coarsening``."""
+        part = self.parts["train"]
+        if kind == "coarsening":
+            return coarsening(part, counts, self.graph.num_classes)
+        return propagated_means(part, counts, draws)
 
     def training_batch(self) -> Batch:
         """Return all training nodes as networks train on them."""

@@ -1,0 +1,60 @@
+"""Training-free small graphs that stand beside every result: means of propagated features, and a coarsened graph."""
+
+import warnings
+
+import torch
+from sklearn.cluster import AgglomerativeClustering
+from torch import Tensor
+
+from mmdistill.coresets import k_means
+from mmdistill.errors import UnsupportedError
+from mmdistill.graph.data import LARGE
+from mmdistill.graph.scene import Part
+from mmdistill.labels import one_hot
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch
+
+SELECTIONS = ("propagated-means", "coarsening")
+HOPS = 2
+
+
+def propagated_means(part: Part, counts: Tensor, draws: Draws) -> Batch:
+    """Partition each class's training nodes by k-means on A^2 X and return the means, with A' = I.
+
+    Source: Gao et al., WWW 2025.
+    """
+    embedding = part.scene.propagated(HOPS)[part.nodes]
+    x = k_means(embedding, part.classes.cpu(), counts, draws)
+    classes = torch.repeat_interleave(torch.arange(len(counts)), counts).to(x.device)
+    return Batch({"x": x}, classes, torch.ones(len(x), device=x.device))
+
+
+def coarsening(part: Part, counts: Tensor, num_classes: int) -> Batch:
+    r"""Merge neighbouring nodes of the whole graph until as many are left, and return the graph of the merged ones.
+
+    Nodes merge along edges by Ward's criterion on A^2 X. A merged node has the mean features, edges weigh the number of
+    those that they stand for over that of all possible ones, labels are the shares of training labels inside, and nodes
+    without any weigh nothing.
+
+    Raises:
+        UnsupportedError: a graph too large for the tree of merges.
+    Source: after Huang et al., KDD 2021 (graph coarsening as GCond's baseline); the criterion is ours.
+    """
+    scene, total = part.scene, int(counts.sum())
+    if len(scene) >= LARGE:
+        raise UnsupportedError(f"coarsening builds a tree of all merges; {len(scene):,} nodes are too many for it")
+    merges = AgglomerativeClustering(total, connectivity=scene.adjacency.matrix, linkage="ward")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*number of connected components.*", UserWarning)
+        groups = merges.fit_predict(scene.propagated(HOPS).cpu().numpy())
+    membership = one_hot(torch.from_numpy(groups).long(), total)
+    sizes = membership.sum(0)
+    x = (membership.T @ scene.x.cpu()) / sizes[:, None]
+    linked = torch.from_numpy(membership.T.numpy() @ (scene.adjacency.matrix @ membership.numpy()))
+    adjacency = (linked / (sizes[:, None] * sizes)).clamp(max=1.0)
+    adjacency.fill_diagonal_(0.0)
+    labelled = membership[part.nodes.cpu()].T @ one_hot(part.classes.cpu(), num_classes)
+    weight = labelled.sum(1)
+    targets = torch.where(weight[:, None] > 0, labelled / weight.clamp(min=1)[:, None], 1 / num_classes)
+    device = scene.device
+    return Batch({"x": x.to(device), "adjacency": adjacency.to(device)}, targets.to(device), weight.to(device))

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from mmdistill.distill import distill
+from mmdistill.errors import UnsupportedError
+from mmdistill.evaluate import evaluate
+from mmdistill.graph.task import GraphTask, graph_task
+from mmdistill.runtime import Draws
+from tests.graph.toy import FAST, planted_fields, planted_graph
+
+
+def task() -> GraphTask:
+    return graph_task(planted_graph(), protocol=FAST)
+
+
+def test_selections_stand_beside_a_result() -> None:
+    own = task()
+    names = ["random", "k-center", "propagated-means", "coarsening"]
+    result = evaluate(own, distill(own, "propagated-means", nodes=6), n=2, baselines=names)
+    assert set(result.baselines) == set(names)
+
+
+def test_the_means_are_those_of_the_method_of_that_name() -> None:
+    own = task()
+    found = distill(own, "propagated-means", nodes=6, seed=3).batch
+    again = own.selection("propagated-means", torch.tensor([2, 2, 2]), Draws(3, ("start",)))
+    assert torch.equal(found.targets, again.targets)  # type: ignore[arg-type]
+    assert torch.allclose(found.inputs["x"], again.inputs["x"], atol=1e-5)  # type: ignore[call-overload]
+
+
+def test_a_coarsened_graph_sums_up_the_real_one() -> None:
+    """Two triangles of classes 0 and 1 with one edge between them merge into two linked nodes."""
+    fields = planted_fields(nodes=6, classes=2, features=4)
+    pairs = torch.tensor([[0, 0, 2, 1, 1, 3, 0], [2, 4, 4, 3, 5, 5, 1]])  # even nodes, odd nodes, a bridge
+    x = torch.eye(4)[:2].repeat(3, 1)
+    order = torch.arange(6)
+    masks = {"train_mask": order < 2, "val_mask": order == 2, "test_mask": order > 2}
+    own = graph_task(planted_graph(**{**fields, "x": x, "edge_index": pairs, **masks}), protocol=FAST)
+    batch = own.selection("coarsening", torch.tensor([1, 1]), Draws(0))
+    inputs = batch.inputs
+    assert isinstance(inputs, dict)
+    assert sorted(inputs["x"].tolist()) == sorted(torch.eye(4)[:2].tolist())
+    assert inputs["adjacency"].tolist() == [[0.0, pytest.approx(1 / 9)], [pytest.approx(1 / 9), 0.0]]
+    assert batch.weight.tolist() == [1.0, 1.0]
+    assert torch.equal(batch.targets, inputs["x"][:, :2])  # type: ignore[arg-type]
+
+
+def test_coarsening_of_a_large_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.graph.selections.LARGE", 100)
+    with pytest.raises(UnsupportedError, match="120 nodes are too many"):
+        task().selection("coarsening", torch.tensor([2, 2, 2]), Draws(0))
