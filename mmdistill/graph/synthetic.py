@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.coresets import allocate, choose_samples
+from mmdistill.coresets import allocate, choose_samples, k_means
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.methods import Parameterizer
@@ -154,6 +154,18 @@ def propagated_features(
         raise ConfigError(f"{task.describe().data!r} has no propagated features to start from")
     counts, chosen = _choose(task, budget, settings, draws)
     return _start(task, task.embedding()[chosen.to(task.device)], counts, settings, label, draws)
+
+
+def mean_features(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+    """Build the same from the k-means centroids of each class's propagated features.
+
+    Raises:
+        ConfigError: a task without labelled nodes or propagated features, or a budget below the number of classes.
+    """
+    if task.labels is None or task.num_classes is None or not isinstance(task, Embeds):
+        raise ConfigError(f"{task.describe().data!r} has no labelled nodes whose propagated features could be averaged")
+    counts = allocate(budget, "nodes", task.labels, task.num_classes)
+    return _start(task, k_means(task.embedding(), task.labels, counts, draws), counts, settings, label, draws)
 
 
 def _choose(task: Task, budget: int, settings: Settings, draws: Draws) -> tuple[Tensor, Tensor]:

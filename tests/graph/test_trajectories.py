@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
+from mmdistill.graph.methods import METHODS
+from mmdistill.graph.synthetic import SyntheticGraph
+from mmdistill.graph.task import GraphTask, graph_task
+from mmdistill.graph.trajectories import GraphTrajectoryMatching, graph_experts, rate_unit
+from mmdistill.labels import FixedLabels
+from mmdistill.networks.schedules import EMPTY
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.unrolled import InnerRate
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch
+from tests.graph.toy import FAST, planted_graph
+from tests.toys import BlobTask
+
+FEW = {"steps": 3, "experts": 2, "expert_steps": 4, "start_epochs": 3, "inner_steps": 4}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+
+
+def task(model: str = "sgc") -> GraphTask:
+    return graph_task(planted_graph(), model, width=8, protocol=FAST)
+
+
+def test_the_labelled_nodes_themselves_leave_nothing_to_match() -> None:
+    """Trained on the rows that its expert trained on, a student ends where the expert ends."""
+    own = task()
+    settings = METHODS["sfgc"].with_settings(**FEW).settings(6)
+    schedule = graph_experts(settings)
+    state = schedule.fetch(own, EMPTY, Draws(4))
+    assert state.network is not None
+    rows = own.training_batch()
+    matching = GraphTrajectoryMatching(FEW["expert_steps"], InnerRate(settings.inner_lr))
+    loss = matching(Network(own, state.network, state.target), rows, rows, Draws(0))
+    assert float(loss.detach()) < 1e-8
+    fewer = Batch({"x": rows.inputs["x"][:6]}, rows.targets[:6], rows.weight[:6])  # type: ignore[call-overload,index]
+    loss = matching(Network(own, state.network, state.target), fewer, rows, Draws(0))
+    assert float(loss.detach()) > 1e-3
+
+
+def test_experts_of_a_network_that_reads_the_graph_train_on_the_whole_of_it() -> None:
+    own = task("gcn")
+    settings = METHODS["sfgc"].with_settings(**FEW).settings(6)
+    schedule = graph_experts(settings)
+    first = schedule._experts(own).snapshot(0, 0)
+    last = schedule._experts(own).snapshot(0, 6)
+    whole = own.training_batch()
+    assert float(own.loss(last, whole)) < float(own.loss(first, whole))
+
+
+def test_the_rate_counts_in_the_lengths_of_propagated_features() -> None:
+    graph = planted_graph()
+    own, larger = graph_task(graph), graph_task(planted_graph(x=10 * graph.x))
+    assert rate_unit(own) == pytest.approx(1 / float(own.embedding().square().sum(1).mean()))
+    assert rate_unit(own) == pytest.approx(100 * rate_unit(larger), rel=1e-4)
+    assert rate_unit(BlobTask()) == 1.0
+
+
+def test_a_run_lowers_the_distance_and_carries_its_rate() -> None:
+    own = task()
+    method = METHODS["sfgc"].with_settings(**{**FEW, "steps": 60})
+    distiller = Distiller(own, method, 6)
+    run, losses = distiller.start(), []
+    assert isinstance(run.parameterization, SyntheticGraph)
+    assert isinstance(run.parameterization.labels, FixedLabels)
+    for _ in range(60):
+        run, loss = distiller.step(run)
+        losses.append(float(loss))
+    assert sum(losses[-20:]) < sum(losses[:20])
+    result = distill(own, "sfgc", nodes=6, settings=FEW)
+    assert float(result.learned["inner_lr"]) > 0
+    assert torch.equal(result.batch.targets, torch.tensor([0, 0, 1, 1, 2, 2]))  # type: ignore[arg-type]
