@@ -45,11 +45,16 @@ def node_classes(batch: Batch) -> Tensor:
 
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Draw the synthetic nodes among the real ones, and the synthetic graph where it has edges; returns the paths."""
+    """Draw the synthetic nodes among the real ones, and the synthetic graph where it has edges; returns the paths.
+
+    Beside the pictures of a graph with edges is a text of its properties and the real graph's.
+    """
     graph_task = _graph_task(task)
     paths = [_draw_nodes(graph_task, batch, folder / "nodes.png")]
     if "adjacency" in _inputs(batch):
         paths.append(_draw_structure(graph_task, batch, folder / "structure.png"))
+        paths.append(_draw_adjacency(graph_task, batch, folder / "adjacency.png"))
+        paths.append(_write_properties(graph_task, batch, folder / "properties.md"))
     return paths
 
 
@@ -100,20 +105,51 @@ def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
     lines = np.stack([place[source], place[target]], 1)
     figure = matplotlib.figure.Figure(figsize=(6, 6), layout="constrained")
     axes = figure.add_subplot()
-    shade = [(0.2, 0.2, 0.2, float(value)) for value in 0.6 * weight.clip(0, 1)]
-    axes.add_collection(matplotlib.collections.LineCollection(list(lines), colors=shade, linewidths=0.6, zorder=1))
+    strength = weight / weight.max() if len(weight) else weight
+    shade = [(0.2, 0.2, 0.2, float(value)) for value in 0.1 + 0.5 * strength]
+    width = 0.2 + 1.8 * strength
+    axes.add_collection(matplotlib.collections.LineCollection(list(lines), colors=shade, linewidths=width, zorder=1))
     axes.scatter(
         place[:, 0], place[:, 1], s=70, c=_pick(_colours(task.graph.num_classes), classes), edgecolors="black", zorder=2
     )
-    own = dense_properties(_inputs(batch)["adjacency"], node_classes(batch))
-    axes.set_title(
-        f"{len(weight)} edges above {EDGE_CUT} among {len(order)} synthetic nodes, by class\n"
-        f"synthetic: {own}\nreal: {real_properties(task.graph)}",
-        fontsize=9,
-    )
+    axes.set_title(f"{len(weight)} edges above {EDGE_CUT} among {len(order)} synthetic nodes, by class", fontsize=9)
     axes.set_aspect("equal")
     axes.set_axis_off()
     return _save(figure, axes, path)
+
+
+def _draw_adjacency(task: GraphTask, batch: Batch, path: Path) -> Path:
+    """Draw the edge weights as a matrix whose rows and columns go class by class, with lines between the classes."""
+    classes = node_classes(batch)
+    order = torch.argsort(classes, stable=True)
+    counts = torch.bincount(classes, minlength=task.graph.num_classes)
+    matrix = _inputs(batch)["adjacency"][order][:, order].numpy()
+    figure = matplotlib.figure.Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(matrix, cmap="Greys", vmin=0, interpolation="nearest")
+    for bound in (counts.cumsum(0)[:-1] - 0.5).tolist():
+        axes.axhline(bound, color="tab:red", linewidth=0.5)
+        axes.axvline(bound, color="tab:red", linewidth=0.5)
+    middle = (counts.cumsum(0) - counts / 2 - 0.5).tolist()
+    names = [str(index) if counts[index] else "" for index in range(len(counts))]
+    axes.set_xticks(middle, names)
+    axes.set_yticks(middle, names)
+    axes.set_xlabel("class")
+    axes.set_ylabel("class")
+    axes.set_title("edge weights of the synthetic graph, nodes ordered by class", fontsize=9)
+    figure.colorbar(image, ax=axes)
+    return _save(figure, axes, path)
+
+
+def _write_properties(task: GraphTask, batch: Batch, path: Path) -> Path:
+    """Write the condensed graph's properties beside the real one's, as a Markdown table."""
+    own = dense_properties(_inputs(batch)["adjacency"], node_classes(batch))
+    real = real_properties(task.graph)
+    names = ("density", "mean degree", "homophily", "spectral energy")
+    rows = [f"| {name} | {a:.3g} | {b:.3g} |" for name, a, b in zip(names, own, real, strict=True)]
+    with atomic_write(path) as handle:
+        handle.write("\n".join(["| property | condensed | real |", "|---|---|---|", *rows, ""]).encode())
+    return path
 
 
 def _colours(classes: int) -> list[tuple[float, ...]]:

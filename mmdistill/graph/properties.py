@@ -1,4 +1,4 @@
-"""Properties of a graph that can be put side by side: density, degree, homophily."""
+"""Properties of a graph that can be put side by side: density, degree, homophily, spectrum."""
 
 from typing import NamedTuple
 
@@ -15,14 +15,18 @@ class GraphProperties(NamedTuple):
         density: the share of pairs of nodes with an edge.
         mean_degree: the mean sum of a node's edge weights.
         homophily: the share of edge weight between nodes of one class; NaN without edges of known classes.
+        energy: the mean squared eigenvalue of the normalised adjacency with self-loops: 1 where nodes see only
+            themselves, near 0 where one step of propagation averages all of them.
     """
 
     density: float
     mean_degree: float
     homophily: float
+    energy: float
 
     def __str__(self) -> str:
-        return f"density {self.density:.2g}, mean degree {self.mean_degree:.2f}, homophily {self.homophily:.2f}"
+        shown = f"density {self.density:.2g}, mean degree {self.mean_degree:.2f}, homophily {self.homophily:.2f}"
+        return f"{shown}, spectral energy {self.energy:.2g}"
 
 
 def edge_properties(edge_index: Tensor, edge_weight: Tensor, classes: Tensor) -> GraphProperties:
@@ -37,8 +41,18 @@ def edge_properties(edge_index: Tensor, edge_weight: Tensor, classes: Tensor) ->
     weight = torch.where((ends >= 0).all(0), edge_weight, 0.0).double()
     same = weight[ends[0] == ends[1]].sum() / weight.sum()
     return GraphProperties(
-        float((edge_weight > 0).sum()) / pairs, float(edge_weight.double().sum()) / max(nodes, 1), float(same)
+        float((edge_weight > 0).sum()) / pairs,
+        float(edge_weight.double().sum()) / max(nodes, 1),
+        float(same),
+        spectral_energy(edge_index, edge_weight, nodes),
     )
+
+
+def spectral_energy(edge_index: Tensor, edge_weight: Tensor, nodes: int) -> float:
+    """Return the mean squared eigenvalue of the normalised adjacency, as the sum of its squared entries over n."""
+    degree = 1 + torch.zeros(nodes, dtype=torch.float64).index_add_(0, edge_index[0], edge_weight.double())
+    squares = edge_weight.double().square() / (degree[edge_index[0]] * degree[edge_index[1]])
+    return float((squares.sum() + degree.reciprocal().square().sum()) / max(nodes, 1))
 
 
 def real_properties(graph: GraphData) -> GraphProperties:

@@ -98,8 +98,11 @@ def test_pictures_are_drawn_and_other_tasks_refused(tmp_path: Path) -> None:
     plain, structured = distill(own, "propagated-means", nodes=6).batch, own.select(torch.arange(6))
     assert [path.name for path in DOMAIN.draw(own, plain, tmp_path)] == ["nodes.png"]
     paths = DOMAIN.draw(own, structured, tmp_path)
-    assert [path.name for path in paths] == ["nodes.png", "structure.png"]
-    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+    assert [path.name for path in paths] == ["nodes.png", "structure.png", "adjacency.png", "properties.md"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths[:3])
+    assert len(paths[3].read_text().splitlines()) == 6
+    empty = structured._replace(inputs={k: v * (k == "x") for k, v in structured.inputs.items()})  # type: ignore[union-attr]
+    assert len(DOMAIN.draw(own, empty, tmp_path)) == 4
     with pytest.raises(UnsupportedError, match="a graph task is needed"):
         DOMAIN.draw(BlobTask(), plain, tmp_path)
 
