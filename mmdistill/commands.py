@@ -35,6 +35,15 @@ from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, read_json, write_json
 from mmdistill.task import Task
 
+OPTIONS_OF_DOMAINS = {
+    "protocol": "images",
+    "whiten": "images",
+    "size": "images",
+    "length": "texts",
+    "interactions_per_user": "interactions",
+}
+"""Options that mean something to the domains that list them, with what they are for."""
+
 
 def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:
     """Build the task that a configuration names.
@@ -44,9 +53,11 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     """
     data, _ = require_data_and_method(config)
     domain = domain_of(data)
-    for option, kind in (("protocol", "images"), ("whiten", "images"), ("size", "images"), ("length", "texts")):
+    for option, kind in OPTIONS_OF_DOMAINS.items():
         if getattr(config, option) is not None and option not in domain.options:
-            raise ConfigError(f"--{option} is for {kind}, and {data!r} is {domain.name} data; leave it out")
+            raise ConfigError(
+                f"--{option.replace('_', '-')} is for {kind}, and {data!r} is {domain.name} data; leave it out"
+            )
     options = TaskOptions(
         model=config.model,
         width=config.width,

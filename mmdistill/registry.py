@@ -91,7 +91,8 @@ class Domain:
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
-        options: which of ``protocol``, ``whiten``, ``size`` and ``length`` mean something to it.
+        options: which of ``protocol``, ``whiten``, ``size``, ``length`` and ``interactions_per_user`` mean something to
+            it.
         taxonomy: by method name, the rows of Table 1.
     """
 

@@ -104,7 +104,7 @@ def write_report(
     shown = [*pictures, *([curve] if curve is not None else [])]
     title = f"{distilled.info.data} distilled with {distilled.method}"
     facts, results = fact_rows(distilled), result_rows(metrics)
-    notes = [note for entry in metrics.get("results", []) for note in entry.get("notes", [])]
+    notes = list(dict.fromkeys(note for entry in metrics.get("results", []) for note in entry.get("notes", [])))
     if not metrics.get("results"):
         notes = [f"not judged yet: mmdistill evaluate {folder}"]
     caption = "Percent, mean ± standard deviation over independently trained networks, on untouched test data."
@@ -128,7 +128,7 @@ def _markdown(
     lines = [f"# {title}", "", *(f"- **{name}**: {value}" for name, value in facts), "", caption, ""]
     head, *body = results
     lines += [_md_row(head), _md_row(["---"] * len(head)), *(_md_row(row) for row in body), ""]
-    lines += [f"> {note}" for note in notes]
+    lines += [line for note in notes for line in (f"> {note}", "")]
     for path in shown:
         name = path.relative_to(folder) if path.is_relative_to(folder) else path
         lines += [f"## {path.stem}", "", f"![{path.stem}]({name})" if path.suffix == ".png" else path.read_text(), ""]

@@ -32,6 +32,7 @@ DOMAIN = Domain(
     exports=EXPORTS,
     accepted=ACCEPTED,
     parameterizations=STORAGES,
+    options=("interactions_per_user",),
 )
 
 __all__ = [

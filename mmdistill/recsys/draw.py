@@ -116,12 +116,14 @@ def list_users(data: Interactions, rows: Tensor, near: Nearness, target: Path) -
         "",
         "Heaviest items of synthetic users: " + _items(data.item_ids, heavy.indices, heavy.values, ".1f"),
         "",
-        "| synthetic user | mass | items with half of it | nearest real user (cosine) | heaviest items (weight) |",
+        "| synthetic user | mass | items with half of it | nearest real user (cosine) | heaviest items (weight) |"
+        if not is_binary(rows)
+        else "| synthetic user | items | half of them | nearest real user (cosine) | some of them |",
         "|---|---|---|---|---|",
     ]
     for index, row in enumerate(rows[:USERS_SHOWN]):
         top = row.topk(min(ITEMS_SHOWN, len(row)))
-        items = _items(data.item_ids, top.indices, top.values, ".2f")
+        items = _items(data.item_ids, top.indices, top.values, "" if is_binary(rows) else ".2f")
         half = int((row.sort(descending=True).values.cumsum(0) < 0.5 * row.sum()).sum()) + 1
         user = f"{data.user_ids[near.user[index]]} ({near.cosine[index]:.2f}{', a copy' * int(near.copies[index])})"
         lines.append(f"| {index} | {float(row.sum()):.1f} | {half} | {user} | {items} |")
@@ -155,6 +157,9 @@ def storage_lines(data: Interactions, rows: Tensor) -> list[str]:
     forms["binary users as CSR" + ("" if is_binary(rows) else " (each row's heaviest items)")] = 4 * (
         heaviest(rows).nnz + len(rows) + 1
     )
+    if is_binary(rows):
+        width = 1 if data.num_items <= 2**8 else 2 if data.num_items <= 2**16 else 4
+        forms["lists of item numbers"] = width * int(rows.sum())
     lines = ["| form | bytes | of the whole training log |", "|---|---|---|"]
     lines += [f"| {name} | {size:,} | {100 * size / whole:.1f} % |" for name, size in forms.items()]
     lines.append(f"| the whole log as binary CSR | {whole:,} | 100 % |")
@@ -175,4 +180,4 @@ def privacy_lines(near: Nearness) -> list[str]:
 
 def _items(ids: npt.NDArray[np.generic], indices: Tensor, values: Tensor, style: str) -> str:
     pairs: Sequence[tuple[int, float]] = list(zip(indices.tolist(), values.tolist(), strict=True))
-    return ", ".join(f"{ids[index]} ({value:{style}})" for index, value in pairs)
+    return ", ".join(f"{ids[index]} ({value:{style}})" if style else str(ids[index]) for index, value in pairs)

@@ -32,6 +32,7 @@ VALIDATION_USERS = 10_000
 CLOSED_FORM_NOTE = (
     "closed-form judges have no randomness of their own: only the AUC's sampled negatives differ between runs"
 )
+GROUPS_NOTE = "ndcg@10 [a-b] is that of users of whom a to b interactions are known"
 MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
 """The networks that ``--model`` names: infinitely wide of depth 1 to 3, or one hidden layer of ``--width`` units."""
 
@@ -193,7 +194,7 @@ class RecsysTask:
         if judge not in RANDOM_JUDGES:
             scorer = self._solved(synthetic, judge, draws, learned)
             found = self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), repeats=n)
-            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE,))
+            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *_notes(found)))
         runs: dict[str, tuple[float, ...]] = {}
         for index in range(n):
             key = draws.fold("run", index)
@@ -201,7 +202,7 @@ class RecsysTask:
             scorer = train(synthetic, judge, key, learned)
             for name, values in self.protocol.evaluate(scorer, self.data, "test", key.fold("test")).items():
                 runs[name] = (*runs.get(name, ()), *values)
-        return Scores(judge, _reported(runs))
+        return Scores(judge, _reported(runs), _notes(runs))
 
     def _solved(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
         model = self.judge(synthetic, judge, draws)
@@ -266,6 +267,10 @@ class RecsysTask:
             shape = list(inputs) if isinstance(inputs, dict) else tuple(inputs.shape)
             raise ShapeError(f"users are (n, {self.data.num_items}) rows of interactions, got {shape}")
         return inputs
+
+
+def _notes(found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
+    return (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
 
 
 def _reported(found: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from scipy import sparse
 from torch import nn
 
+from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
@@ -327,3 +328,17 @@ def test_both_sides_of_the_ridge_system_give_one_objective(task):
     halves = [Batch(many.inputs[i::4], many.targets[i::4], many.weight[i::4]) for i in range(4)]
     assert len(few.weight) < items < len(many.weight)
     assert mean(many) == pytest.approx(mean(*halves), rel=1e-5)
+
+
+def test_the_command_line_makes_binary_users_and_their_report(tmp_path, capsys):
+    path = tmp_path / "m.npz"
+    sparse.save_npz(path, sparse.csr_array(taste_matrix(60, 20)))
+    out = str(tmp_path / "run")
+    options = ["--users", "4", "--interactions-per-user", "6", "--steps", "3", "--networks", "1", "--out", out]
+    assert main(["distill", "--data", str(path), "--method", "distill-cf-binary", "--baselines", "head", *options]) == 0
+    assert main(["report", out]) == 0
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "| inf-ae | ndcg@10 |" in text
+    assert text.count("users of whom a to b interactions are known") == 1
+    assert main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--interactions-per-user", "6"]) == 2
+    assert "--interactions-per-user is for interactions" in capsys.readouterr().err
