@@ -36,8 +36,8 @@ class VaeProtocol:
     kl: float = 0.2
     lr: float = 1e-3
     batch: int = 250
-    steps: int = 600
-    checks: int = 10
+    steps: int = 800
+    checks: int = 16
 
     def __post_init__(self) -> None:
         if min(self.hidden, self.latent, self.batch, self.steps, self.checks) < 1 or not 0 <= self.dropout < 1:
