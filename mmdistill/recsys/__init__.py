@@ -4,7 +4,7 @@ from mmdistill.recsys.data import DATASETS, Interactions, load_interactions
 from mmdistill.recsys.draw import draw
 from mmdistill.recsys.export import EXPORTS
 from mmdistill.recsys.files import ACCEPTED, looks_like_interactions
-from mmdistill.recsys.methods import METHODS
+from mmdistill.recsys.methods import METHODS, REDUCED
 from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.storage import (
     STORAGES,
@@ -32,6 +32,7 @@ DOMAIN = Domain(
     exports=EXPORTS,
     accepted=ACCEPTED,
     parameterizations=STORAGES,
+    reduced=REDUCED,
     options=("interactions_per_user",),
 )
 

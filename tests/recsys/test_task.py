@@ -170,7 +170,8 @@ def test_validation_scores_the_inner_model_whose_ridge_was_learned(task):
     batch = task.select(torch.arange(10))
     protocol = dataclasses.replace(task.protocol, negatives=0)
     for judge, name in (("inf-ae", "ridge"), ("ease", "absolute_ridge")):
-        expected = task.judge(batch, judge).validate(2.0, task.data, protocol, Draws(0))
+        model = task.judge(batch, judge)
+        expected = max(model.validate(ridge, task.data, protocol, Draws(0)) for ridge in (2.0, 20.0))
         assert task.validate(batch, Draws(0), {name: torch.tensor(2.0)}) == pytest.approx(expected)
 
 
