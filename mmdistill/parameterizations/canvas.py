@@ -18,7 +18,11 @@ from mmdistill.task import Batch, Task
 class Canvases(Parameterization):
     """Learn a canvas per class; each decoding crops it at random places, so that every part learns and edges meet.
 
-    The finished set holds the crops that the run's last key draws: a set is samples, and judges take them as they are.
+    A crop lies at a uniformly drawn place and goes on at the opposite edge, as in MTT's published code.
+
+    Differs from: that code, which keeps a canvas of twice the side for each image, and whose judges crop anew in every
+    step. Here one canvas per class fills the bytes of its images, and the finished set holds the crops that the run's
+    last key draws: a set is samples, and judges take them as they are.
 
     Args:
         canvases: initial ones ``(C, channels, H, W)``, normalised.
