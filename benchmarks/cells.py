@@ -30,6 +30,8 @@ PAPERS = {
     "edd": "protocol=idc",
 }
 """The network and judging that belong to published settings, where they are not the default ones."""
+REDUCED_MODELS = {"kip": "mlp-w1024"}
+"""Networks that belong to a reduced schedule in place of the ConvNet of width 16."""
 TRAJECTORY = {"cifar10": (1, 10), "cifar100": (1, 50)}
 RIDGE = {"cifar10": (1, 10, 50), "cifar100": (1, 10, 50), "tiny-imagenet": (1, 10, 50)}
 WHITENED = {
@@ -62,7 +64,8 @@ class Cell:
     def row(self) -> str:
         """The cell as ``quality.py`` spells it."""
         if self.schedule == "reduced":
-            own = "schedule=reduced,width=16,judge_epochs=300" + (",judge_batch=25" if self.ipc >= 10 else "")
+            model = f"model={REDUCED_MODELS[self.method]}" if self.method in REDUCED_MODELS else "width=16"
+            own = f"schedule=reduced,{model},judge_epochs=300" + (",judge_batch=25" if self.ipc >= 10 else "")
         else:
             own = "" if self.data == "digits" else PAPERS.get(self.method, "")
             whitening, at = WHITENED.get(self.method, ("", {}))
@@ -79,8 +82,9 @@ class Cell:
 
     @property
     def baselines(self) -> str:
-        """The baselines that are judged with this cell: those of a data set and ipc once, with its first cell."""
-        return ",".join(BASELINES) if self.method == "dm" else ""
+        """The baselines that are judged with this cell: once for a data set, ipc and judge."""
+        other = self.schedule == "reduced" and self.method in REDUCED_MODELS
+        return ",".join(BASELINES) if self.method == "dm" or other else ""
 
     def folder(self, out: Path, seed: int = 0) -> Path:
         """Return where the cell keeps what it found with a seed."""

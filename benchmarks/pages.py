@@ -92,8 +92,12 @@ def _row(cell: Cell, out: Path) -> str:
     kilobytes = documents[0]["budget"]["stored_bytes"] / 1000
     seconds = statistics.fmean(document["seconds"] for document in documents)
     memory = max(document["peak_memory_bytes"] for document in documents) / 2**20
+    text = spread(entries)
+    if cell.baselines and cell.method != "dm":
+        own = ", ".join(f"{name} {spread(by_judge(documents, None, name))}" for name in BASELINES)
+        text += f" (judged by {entries[0]['judge']}; {own})"
     return (
-        f"| {cell.ipc} | {cell.method} | {spread(entries)} | {len(documents)} x {entries[0]['n']} | {published} | "
+        f"| {cell.ipc} | {cell.method} | {text} | {len(documents)} x {entries[0]['n']} | {published} | "
         f"{kilobytes:.1f} | {documents[0].get('samples', '-')} | {seconds:.0f} | {memory:.0f} |"
     )
 

@@ -62,12 +62,15 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     dm, haba = (cells.Cell("mnist", method, 1, "reduced") for method in ("dm", "haba"))
     for seed, mean in enumerate((0.8, 0.9)):
         write_json(dm.folder(tmp_path, seed) / "metrics.json", document(mean, {"random": 0.5, "herding": 0.6}))
+    kip = cells.Cell("mnist", "kip", 1, "reduced")
+    write_json(kip.folder(tmp_path) / "metrics.json", document(0.7, {"random": 0.6}))
     haba.folder(tmp_path).parent.mkdir(parents=True)
     (haba.folder(tmp_path).parent / "failed.txt").write_text("too few bytes")
-    text = pages.page(tmp_path, ["dm", "haba", "dc"])
+    text = pages.page(tmp_path, ["dm", "haba", "dc", "kip"])
     assert "| 1 | *random real images* | 50.0 ± 0.0 | 2 x 2 |" in text
     assert "| 1 | dm | 85.0 ± 5.8 | 2 x 2 | 89.9 ± 0.8 | 7.8 | 10 | 12 | 1 |" in text
     assert "| 1 | haba | too few bytes |" in text
+    assert "| 1 | kip | 70.0 ± 1.0 (judged by convnet; random 60.0 ± 0.0, herding -) |" in text
     assert "| 1 | dc | - | - | 91.7 ± 0.5 |" in text
     assert "published schedule" not in text
     pages.draw_figure_8("mnist", "reduced", tmp_path, ["dm"], [1, 10], tmp_path / "figure.png")
