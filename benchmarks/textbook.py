@@ -1,7 +1,8 @@
 """Plain PyTorch steps of the methods, against which speed is measured: one class, network and inner step at a time.
 
-They are written the way public implementations are, eager, from the papers' equations, and use nothing of this library
-but its ConvNet module. Fair to the loop: no needless copies, no synchronisation inside a step, cuDNN as torch sets it.
+They are written the way public implementations are, eager, from the papers' equations and torch's own layers, and use
+nothing of this library. Fair to the loop: no needless copies, no synchronisation inside a step, cuDNN as torch sets it,
+and on a CPU the same setting of the memory allocator, which is one for the process.
 """
 
 import math
@@ -15,6 +16,40 @@ from torch.nn import functional as F
 Make = Callable[[], nn.Module]
 Step = Callable[[], Tensor]
 """Takes one step on the synthetic images and returns their gradient."""
+
+
+class ConvNet(nn.Module):
+    """The field's network in torch's own layers, with parameters of the same names as this library's.
+
+    Args:
+        shape: channels, height, width of an image.
+        classes: how many.
+        width: channels of every block.
+        depth: blocks.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int, depth: int = 3) -> None:
+        super().__init__()
+        channels, side, _ = shape
+        self.depth = depth
+        for block in range(depth):
+            padding = 3 if block == 0 and shape == (1, 28, 28) else 1
+            layers = (
+                nn.Conv2d(channels, width, 3, padding=padding),
+                nn.GroupNorm(width, width),
+                nn.ReLU(inplace=True),
+                nn.AvgPool2d(2),
+            )
+            self.add_module(f"block{block + 1}", nn.Sequential(*layers))
+            channels, side = width, (side + 2 * (padding - 1)) // 2
+        self.classifier = nn.Linear(width * side * side, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        for block in range(self.depth):
+            x = getattr(self, f"block{block + 1}")(x)
+        found: Tensor = self.classifier(x.flatten(1))
+        return found
 
 
 def augmented(x: Tensor, seed: int) -> Tensor:

@@ -23,6 +23,8 @@ Function = Callable[[Draws, Any], Any]
 
 WARM_UP_CALLS = 3
 """Eager calls before the recording one: they compile, choose algorithms and fill caches."""
+SHAPES = 4
+"""Shapes of inputs for which a function is captured; others stay eager."""
 TOLERANCE = 0.05
 """Relative difference of a first replay from an eager call: far above what the order of additions makes in bfloat16."""
 
@@ -120,52 +122,73 @@ class CudaGraph:
 
 
 class Replay:
-    """A function of a key and tensors: a few eager calls, then replays of one captured call.
+    """A function of a key and tensors: a few eager calls, then replays of one captured call, for each shape of inputs.
 
-    Results of a replay lie where the next one puts its own: copy what is to stay. Inputs of other shapes than the
-    captured ones go through the function itself. A function that cannot be captured, or whose first replay gives
-    something else than an eager call, stays as it is, with one warning that says why.
+    Results of a replay lie where the next one puts its own: copy what is to stay. A function that cannot be captured,
+    or whose first replay gives something else than an eager call, stays as it is, with one warning that says why.
 
     Args:
         function: see :data:`Function`.
         graph: makes what captures and replays.
+
+    Attributes:
+        failed: whether capturing was tried in vain.
     """
 
     def __init__(self, function: Function, graph: Callable[[], Graph] = CudaGraph) -> None:
         self.function = function
-        self.captured = False
+        self.failed = False
+        self._make_graph = graph
+        self._captures: dict[tuple[torch.Size, ...], _Capture] = {}
+
+    @property
+    def captured(self) -> bool:
+        """Whether calls are replayed."""
+        return not self.failed and any(capture.trusted for capture in self._captures.values())
+
+    def __call__(self, key: Draws, inputs: Any) -> Any:
+        """Return what the function returns."""
+        shapes = tuple(leaf.shape for leaf in _tensors(inputs))
+        if self.failed or (shapes not in self._captures and len(self._captures) >= SHAPES):
+            return self.function(key, inputs)
+        capture = self._captures.setdefault(shapes, _Capture(self.function, self._make_graph))
+        try:
+            return capture(key, inputs)
+        except MmdistillError:
+            raise
+        except RuntimeError as error:
+            self.failed = True
+            self._captures.clear()
+            reason = str(error).split("\n", 1)[0]
+            warnings.warn(f"a step could not be captured and stays as it is: {reason}", stacklevel=3)
+            return self.function(key, inputs)
+
+
+class _Capture:
+    """What :class:`Replay` does for one shape of inputs; raises where that cannot be done."""
+
+    def __init__(self, function: Function, graph: Callable[[], Graph]) -> None:
+        self.function = function
+        self.trusted = False
         self._make_graph = graph
         self._graph: Graph | None = None
         self._generators: Generators | None = None
         self._inputs: list[Tensor] = []
         self._results: Any = None
         self._calls = 0
-        self._eager = False
 
     def __call__(self, key: Draws, inputs: Any) -> Any:
-        """Return what the function returns."""
         self._calls += 1
-        if self._eager or self._calls <= WARM_UP_CALLS:
+        if self._calls <= WARM_UP_CALLS:
             return self.function(key, inputs)
-        try:
-            if self._generators is None:
-                self._generators = Generators(key)
-                with runtime.recording(self._generators.record):
-                    return self.function(key, inputs)
-            if self._graph is None:
-                return self._capture(self._generators, key, inputs)
-            if not self.captured:
-                return self._checked(self._generators, key, inputs)
-        except MmdistillError:
-            raise
-        except RuntimeError as error:
-            self._eager = True
-            self._graph, self._results = None, None
-            reason = str(error).split("\n", 1)[0]
-            warnings.warn(f"a step could not be captured and stays as it is: {reason}", stacklevel=3)
-            return self.function(key, inputs)
-        if [leaf.shape for leaf in _tensors(inputs)] != [own.shape for own in self._inputs]:
-            return self.function(key, inputs)
+        if self._generators is None:
+            self._generators = Generators(key)
+            with runtime.recording(self._generators.record):
+                return self.function(key, inputs)
+        if self._graph is None:
+            return self._capture(self._generators, key, inputs)
+        if not self.trusted:
+            return self._checked(self._generators, key, inputs)
         return self._replayed(self._generators, key, inputs)
 
     def _capture(self, generators: Generators, key: Draws, inputs: Any) -> Any:
@@ -185,7 +208,7 @@ class Replay:
         error = difference(found, expected)
         if not error <= TOLERANCE:
             raise RuntimeError(f"its first replay differs from an eager call by {error:.1e}")
-        self.captured = True
+        self.trusted = True
         return expected
 
     def _replayed(self, generators: Generators, key: Draws, inputs: Any) -> Any:

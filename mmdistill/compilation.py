@@ -90,6 +90,12 @@ def compiled(function: Callable[P, R]) -> Program[P, R]:
     return Program(function)
 
 
+@functools.lru_cache(maxsize=8)
+def compiled_once(function: Callable[P, R]) -> Program[P, R]:
+    """Return a function compiled, the same program each time; for functions that hold little, since they are kept."""
+    return Program(function)
+
+
 def _kind(args: object, kwargs: object) -> object:
     """Return what a program is compiled for: shapes, types, and what is differentiated."""
     modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cuda"), torch.is_autocast_enabled("cpu")

@@ -62,7 +62,8 @@ def on_meta(distiller: Distiller, run: RunState) -> Iterator[None]:
     )
     with moments, runtime.recording(lambda key: None):  # type: ignore[arg-type,return-value]
         task.device = task.network.device = META
-        for name in ("_images", "_classes", "_table", "_present"):
+        task._pixels.device, task._pixels._images = META, task._pixels._images.to(META)
+        for name in ("_classes", "_table", "_present"):
             setattr(task, name, getattr(task, name).to(META))
         for module in (task.network.module, run.parameterization, run.objective):
             _placed(module)

@@ -13,6 +13,7 @@ A learning rate that was learned with the set is part of it (``learned["inner_lr
 A learned rate that is not positive cannot train; the protocol's own is used and the scores say so.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Plan
 from mmdistill.labels import centred_one_hot, one_hot, weighted_mean
-from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps, state_at
+from mmdistill.networks.fit import FitProtocol, Loss, fit_networks, fit_steps, state_at
 from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
@@ -85,6 +86,24 @@ def seeded(draws: Draws, device: torch.device) -> Iterator[None]:
         yield
 
 
+@functools.lru_cache(maxsize=8)
+def training_loss(network: FunctionalModule, scale: float | None) -> Loss:
+    """Return the loss that a network trains by, the same function each time, so that it is compiled once.
+
+    Args:
+        network: what trains.
+        scale: of targets under the squared error; None is cross entropy.
+    """
+
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        output, buffers = network(state, batch.inputs, train=True)
+        assert isinstance(batch.targets, Tensor)
+        losses = target_loss(output, batch.targets) if scale is None else squared_loss(output, batch.targets, scale)
+        return weighted_mean(losses, batch.weight), buffers
+
+    return loss
+
+
 @dataclass(frozen=True)
 class Judge:
     """Trains networks of one kind on a set and scores them.
@@ -135,12 +154,13 @@ class Judge:
         self, data: Batch, n: int, draws: Draws, mode: Literal["vmap", "loop"], compile: Literal["auto", "off"]
     ) -> NetworkState:
         """Train n networks by the learned steps or by the protocol."""
+        loss = training_loss(self.network, self.plan.label_scale if self.plan.squared else None)
         if self.steps is not None:
             batches, rates, momentum = self.steps
-            return fit_steps(self.network.init, self._loss, batches, rates, momentum, n, draws, mode=mode)
+            return fit_steps(self.network.init, loss, batches, rates, momentum, n, draws, mode=mode)
         return fit_networks(
             self.network.init,
-            self._loss,
+            loss,
             data,
             self.plan.fit,
             n,
@@ -149,15 +169,6 @@ class Judge:
             mode=mode,
             compile=compile,
         )
-
-    def _loss(self, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-        output, buffers = self.network(state, batch.inputs, train=True)
-        assert isinstance(batch.targets, Tensor)
-        if self.plan.squared:
-            losses = squared_loss(output, batch.targets, self.plan.label_scale)
-        else:
-            losses = target_loss(output, batch.targets)
-        return weighted_mean(losses, batch.weight), buffers
 
     @torch.no_grad()
     def predict(self, state: NetworkState, normalise: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from mmdistill.image.datasets import Source, load
 from mmdistill.image.dc_augment import crop_scale_rotate, cut_and_mix
 from mmdistill.image.judge import Judge, is_distribution, seeded, target_loss, with_learned_rate
 from mmdistill.image.models import fitting_models, model_factory, model_name, refusal
+from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
@@ -72,11 +73,11 @@ class ImageTask:
         self.judge_epochs = judge_epochs
         self.judge_batch = judge_batch
         self.protocol = find_protocol(protocol)
-        self._images = _kept(data.train_images, device)
+        self._pixels = Pixels(data, device)
         self._classes = data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
         table, present = class_table(data.train_labels, len(data.class_names))
-        self._table, self._present = table.to(device), present.to(device)
+        self._table, self._present = table.to(self._pixels.place), present.to(self._pixels.place)
         self._random = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in network.module.modules())
 
     def init(self, draws: Draws) -> NetworkState:
@@ -113,25 +114,24 @@ class ImageTask:
 
     def select(self, indices: Tensor) -> Batch:
         """Return real training images, normalised, ``(*indices.shape, channels, height, width)``."""
-        indices = indices.to(self.device)
         weight = torch.ones(indices.shape, device=self.device)
-        images = self._images[indices.to(self._images.device)].to(self.device)
-        return Batch(self.data.normalise(images), self._classes[indices], weight)
+        return Batch(self._pixels(indices), self._classes[indices.to(self.device, non_blocking=True)], weight)
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw images without replacement: n of each class, or with classes None n of all.
 
         A class with fewer than n images gives all of them, padded with weight 0.
         """
-        key = draws.to(self.device)
+        key = draws.to(self._pixels.place)
         if classes is None:
             return self.select(key.permutation(len(self._classes))[:n])
-        chosen = classes.to(self.device)
+        chosen = classes.to(self._pixels.place)
         table, present = self._table[chosen], self._present[chosen]
         scores = key.uniform(*table.shape) + present
         column = scores.topk(min(n, table.shape[1]), dim=1).indices
         batch = self.select(table.gather(1, column))
-        return ClassBatch(Batch(batch.inputs, batch.targets, present.gather(1, column)), Dims(0, 0))
+        weight = present.gather(1, column).to(self.device, non_blocking=True)
+        return ClassBatch(Batch(batch.inputs, batch.targets, weight), Dims(0, 0))
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Apply DSA's augmentation: one operation per call, or per class of a class batch."""
@@ -349,13 +349,6 @@ def _try_network(task: ImageTask) -> None:
             task.predict(task.init(Draws(0, ("try",), task.device)), task.select(torch.arange(2)).inputs)
     except (RuntimeError, TypeError, ShapeError) as error:
         raise ConfigError(f"the network cannot run on images of shape {task.data.shape}: {error}") from error
-
-
-def _kept(images: Tensor, device: torch.device) -> Tensor:
-    """Return images on a device, or where they are if they would take more than half of what it has free."""
-    if device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-        return images.to(device)
-    return images
 
 
 def _tensor(targets: Tensor | Tensors) -> Tensor:

@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdistill.compilation import compiled, operations, worth_compiling
+from mmdistill.capture import Replay
+from mmdistill.compilation import compiled_once, operations, worth_compiling
 from mmdistill.errors import ConfigError
 from mmdistill.networks.schedules import take
+from mmdistill.networks.streams import side_streams
 from mmdistill.runtime import Draws, keep_freed_memory
 from mmdistill.task import Batch, NetworkState, Tensors, map_inputs
 
@@ -59,6 +61,11 @@ class FitProtocol:
     sam_gap: float = 0.0
     sam_adaptive: bool = False
 
+
+WORTH_CAPTURING = 50
+"""Steps from which capturing them on CUDA repays the few eager ones that it begins with."""
+WORTH_COMPILING = 200_000
+"""Steps of one network from which compiling them for CUDA, which takes half a minute, repays too."""
 
 COSINE_FLOOR = 0.01
 """Of the rate, where annealing ends."""
@@ -135,8 +142,8 @@ def _gradients(
         dims = (0, 0, 0 if batched else None, 0)
         result: tuple[Tensors, Tensors] = torch.func.vmap(gradient, in_dims=dims)(*state, batch, noise)
         return result
-    found = []
-    for index in range(next(iter(state.params.values())).shape[0]):
+
+    def one(index: int) -> NetworkState:
         own = state_at(state, index)
         own_noise = {name: t[index] for name, t in noise.items()}
         # Plain autograd: torch.func.grad keeps a graph of the gradient, for which norms take slower kernels.
@@ -144,9 +151,60 @@ def _gradients(
         with torch.enable_grad():
             scalar, buffers = value(leaves, own.buffers, _one(batch, index) if batched else batch, own_noise)
         gradients = torch.autograd.grad(scalar, list(leaves.values()), materialize_grads=True)
-        found.append(NetworkState(dict(zip(leaves, gradients, strict=True)), buffers))
+        return NetworkState(dict(zip(leaves, gradients, strict=True)), buffers)
+
+    found = []
+    with side_streams(batch.weight.device) as streams:
+        for index in range(next(iter(state.params.values())).shape[0]):
+            with next(streams):
+                found.append(one(index))
     stacked = stack_states(found)
     return stacked.params, stacked.buffers
+
+
+class _Engine:
+    """Computes the gradients of all networks, by the fastest path that works.
+
+    Args:
+        loss: see :data:`Loss`.
+        batched: whether each network has a minibatch of its own.
+        mode: how to compute them where no graph is captured.
+        compile: ``off`` for losses that draw random numbers by themselves.
+    """
+
+    def __init__(self, loss: Loss, batched: bool, mode: str, compile: str) -> None:
+        self.loss, self.batched, self.mode = loss, batched, mode
+        self.compiles = compile == "auto"
+        self._replay: Replay | None = None
+
+    def begin(self, state: NetworkState, batch: Batch, noise: Tensors, steps: int) -> None:
+        """Choose the path for a training of so many steps, whose first step is given."""
+        networks = next(iter(state.params.values())).shape[0]
+        if not self.compiles:
+            return
+        if batch.weight.is_cuda:
+            self._replay = Replay(self._captured) if steps >= WORTH_CAPTURING else None
+            repays = steps * networks >= WORTH_COMPILING
+        else:
+            repays = self.mode == "loop" and worth_compiling(
+                float(steps) * operations(lambda: self._plain(state, batch, noise, self.mode))[1]
+            )
+        if repays:
+            self.loss = compiled_once(self.loss)
+
+    def __call__(self, key: Draws, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
+        """Return all networks' gradients, which the next call may overwrite, and updated buffers, stacked."""
+        if self._replay is None or self._replay.failed:
+            return self._plain(state, batch, noise, self.mode)
+        gradients, buffers = self._replay(key, (state, batch, noise))
+        return gradients, {name: buffer.clone() for name, buffer in buffers.items()}
+
+    def _captured(self, key: Draws, inputs: tuple[NetworkState, Batch, Tensors]) -> tuple[Tensors, Tensors]:
+        state, batch, noise = inputs
+        return self._plain(state, batch, noise, "loop")
+
+    def _plain(self, state: NetworkState, batch: Batch, noise: Tensors, mode: str) -> tuple[Tensors, Tensors]:
+        return _gradients(self.loss, state, batch, noise, self.batched, mode)
 
 
 def _norm(tensors: Tensors) -> Tensor:
@@ -210,8 +268,8 @@ def fit_networks(
             go on changing in place: copy what is to stay.
         mode: ``vmap`` trains all networks in one batched call, ``loop`` one after the other with the memory of one;
             both see the same streams and agree to rounding.
-        compile: ``auto`` compiles the loss in mode ``loop`` on the CPU where its operations repay that; it must then be
-            a pure function of tensors.
+        compile: ``auto`` compiles the loss where that repays, on the CPU in mode ``loop``; on CUDA all networks' steps
+            are captured, side by side on several streams. The loss must then be a pure function of tensors.
     Returns:
         The trained networks, stacked along a leading axis.
     Raises:
@@ -233,6 +291,7 @@ def fit_networks(
     device = data.weight.device
     if device.type == "cpu":
         keep_freed_memory()
+    engine: _Engine | None = None
     step, steps = 0, protocol.epochs * math.ceil(visits / size)
     for epoch in range(protocol.epochs):
         if epoch in decay_epochs and epoch > 0:
@@ -249,13 +308,14 @@ def fit_networks(
             own_noise = noise(step_key.fold("noise"), n) if noise is not None else {}
             current = NetworkState(state.params, buffers)
             batched = order is not None
-            if step == 0 and compile == "auto" and mode == "loop" and device.type == "cpu":
-                _, count_of_one = operations(lambda: _gradients(loss, current, batch, own_noise, batched, mode))  # noqa: B023
-                loss = compiled(loss) if worth_compiling(float(steps) * count_of_one) else loss
-            gradients, buffers = _gradients(loss, current, batch, own_noise, batched, mode)
+            if engine is None:
+                engine = _Engine(loss, batched, mode, compile)
+                engine.begin(current, batch, own_noise, steps)
+            gradients, buffers = engine(step_key, current, batch, own_noise)
             if protocol.sam:
-                here, there = gradients, _uphill(current, gradients, protocol)
-                gradients, buffers = _gradients(loss, there, batch, own_noise, batched, mode)
+                here = {name: gradient.clone() for name, gradient in gradients.items()}
+                there = _uphill(current, gradients, protocol)
+                gradients, buffers = engine(step_key, there, batch, own_noise)
                 if protocol.sam_gap:
                     gradients = _less_gap(gradients, here, protocol.sam_gap)
             _set_rate(optimizer, lr * rate_factor(protocol, step, steps))

@@ -49,15 +49,21 @@ def pair_angles(gram: Tensor, diagonal_a: Tensor, diagonal_b: Tensor) -> Angles:
         gram ``(n_a, n_b, ...)``; diagonals ``(n_a, ...)`` and ``(n_b, ...)``, the squared norms; returns four tensors
         of the shape of gram.
     """
-    squared = diagonal_a[:, None] * diagonal_b[None, :]
-    positive = squared > 0
-    norms = torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
-    cosine = torch.where(positive, gram / torch.where(positive, norms, 1), 0)
+    (norm_a, inverse_a), (norm_b, inverse_b) = (_norms(diagonal) for diagonal in (diagonal_a, diagonal_b))
+    norms = norm_a[:, None] * norm_b[None]
+    cosine = gram * inverse_a[:, None] * inverse_b[None]
     inside = cosine.abs() < 1 - 16 * torch.finfo(gram.dtype).eps
     safe = torch.where(inside, cosine, 0)
     sine = torch.where(inside, (1 - safe * safe).sqrt(), 0)
     angle = torch.where(inside, safe.arccos(), torch.where(cosine > 0, 0.0, math.pi))
     return Angles(norms, torch.where(inside, cosine, cosine.clamp(-1, 1)), sine, angle)
+
+
+def _norms(squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Return norms and their inverses, both 0 where the square is, with gradients that are finite there."""
+    positive = squares > 0
+    norms = torch.where(positive, squares, 1).sqrt()
+    return torch.where(positive, norms, 0), torch.where(positive, 1 / norms, 0)
 
 
 def arc_cosine(a: Tensor, b: Tensor, order: Literal[0, 1] = 1) -> Tensor:

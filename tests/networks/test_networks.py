@@ -280,7 +280,7 @@ def test_a_long_training_compiles_its_loss(monkeypatch: pytest.MonkeyPatch) -> N
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         return task.loss(state, batch), state.buffers
 
-    monkeypatch.setattr("mmdistill.networks.fit.compiled", kept)
+    monkeypatch.setattr("mmdistill.networks.fit.compiled_once", kept)
     data, found = task.select(torch.arange(20)), []
     for worth in (1e30, 1.0):
         monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", worth)

@@ -1,0 +1,39 @@
+"""Work of several networks side by side on one device."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import cycle
+
+import torch
+
+STREAMS = 4
+"""Networks of the field's size that a large device can train side by side."""
+
+
+@contextmanager
+def side_streams(device: torch.device) -> Iterator[Iterator[AbstractContextManager[object]]]:
+    """Give contexts in which launches go to one stream after the other; elsewhere than on CUDA they do nothing.
+
+    All streams start after what was launched before, and what is launched afterwards waits for all of them. So memory
+    that one of them frees is not used by another too early.
+    """
+    if device.type != "cuda":
+        yield cycle([nullcontext()])
+        return
+    own = torch.cuda.current_stream(device)
+    streams = [_stream(device, index) for index in range(STREAMS)]
+    for stream in streams:
+        stream.wait_stream(own)
+    yield (torch.cuda.stream(stream) for stream in cycle(streams))
+    for stream in streams:
+        own.wait_stream(stream)
+
+
+_kept: dict[tuple[torch.device, int], torch.cuda.Stream] = {}
+
+
+def _stream(device: torch.device, index: int) -> torch.cuda.Stream:
+    """Return a stream, the same one each time, since memory that it freed is its own."""
+    if (device, index) not in _kept:
+        _kept[device, index] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _kept[device, index]

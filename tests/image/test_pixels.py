@@ -1,0 +1,68 @@
+"""Training images that are normalised once, when they are drawn, or that do not lie on the task's device."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.image import image_task, pixels
+from mmdistill.image.pixels import Pixels
+from mmdistill.runtime import Draws
+from mmdistill.task import ClassBatch
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    key = Draws(0)
+    return key.integers(256, 40, 1, 8, 8).to(torch.uint8), torch.arange(4).repeat_interleave(10)
+
+
+@pytest.mark.parametrize("whiten", [None, "mtt"])
+def test_images_normalised_once_are_those_normalised_when_drawn(
+    whiten: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = image_task(digits(), width=8, whiten=whiten)
+    monkeypatch.setattr(pixels, "NORMALISED_MOST", 0)
+    drawn = image_task(digits(), width=8, whiten=whiten)
+    assert once._pixels._images.dtype == torch.float32
+    assert drawn._pixels._images.dtype == torch.uint8
+    index = torch.tensor([[3, 1], [0, 7]])
+    assert torch.allclose(once.select(index).inputs, drawn.select(index).inputs, atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_images_on_the_host_are_sampled_there_and_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is another one as far as the pixels know; what is sent there comes back, so that it can be seen."""
+    task = image_task(digits(), width=8)
+    classes = torch.tensor([2, 0])
+    expected = task.sample_real(Draws(1), classes, 3)
+    sent: list[tuple[int, ...]] = []
+    there = torch.device("meta")
+
+    def pinned(self: Tensor) -> Tensor:
+        sent.append(tuple(self.shape))
+        return self
+
+    real_to: Callable[..., Tensor] = Tensor.to
+
+    def to(self: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return self if args and args[0] == there else real_to(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "pin_memory", pinned)
+    monkeypatch.setattr(Tensor, "to", to)
+    task._pixels.device = there
+    found = task.sample_real(Draws(1), classes, 3)
+    assert isinstance(found, ClassBatch)
+    assert isinstance(expected, ClassBatch)
+    assert torch.equal(found.batch.inputs, expected.batch.inputs)  # type: ignore[arg-type]
+    assert sent == [(2, 3, 1, 8, 8)]
+
+
+@pytest.mark.gpu
+def test_images_too_large_for_the_device_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    task = image_task(digits(), width=8, device="cuda")
+    assert isinstance(task._pixels, Pixels)
+    assert task._pixels.place.type == "cpu"
+    batch = task.sample_real(Draws(1), torch.arange(4, device="cuda"), 3)
+    assert isinstance(batch, ClassBatch)
+    assert batch.batch.inputs.device.type == "cuda"  # type: ignore[union-attr]
