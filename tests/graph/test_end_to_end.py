@@ -19,19 +19,9 @@ def test_a_file_becomes_a_graph_that_trains_a_plain_model(
     data = Data.from_dict(planted_fields())
     torch.save(data, tmp_path / "mine.pt")
     run = tmp_path / "run"
-    options = ["--method", method, "--nodes", "9", "--steps", "30", "--out", str(run), "--judge-epochs", "40"]
-    main(
-        [
-            "distill",
-            "--data",
-            str(tmp_path / "mine.pt"),
-            *options,
-            "--networks",
-            "2",
-            "--baselines",
-            "random,coarsening",
-        ]
-    )
+    options = ["--method", method, "--nodes", "9", "--steps", "30", "--out", str(run)]
+    judging = ["--judge-epochs", "40", "--networks", "2", "--baselines", "random,coarsening"]
+    main(["distill", "--data", str(tmp_path / "mine.pt"), *options, *judging])
     assert set(read_json(run / "metrics.json")["baselines"]) == {"random", "coarsening"}
     main(["report", str(run)])
     assert "adjacency" in (run / "report.html").read_text() or method == "gcond-x"
