@@ -64,8 +64,8 @@ def _doscond_settings(nodes: int) -> Settings:
 
 
 def _gcdm_structure_settings(nodes: int) -> Settings:
-    """Return settings of our own: steps and the edges' start are those that Cora's validation nodes chose."""
-    return Settings(steps=250, optimizers=_alternating(0.02, 1e-3, 50))
+    """Return settings of our own: rate, steps and both starts are those that Cora's validation nodes chose."""
+    return Settings(steps=200, optimizers=_alternating(0.01, 1e-3, 50))
 
 
 def _gcdm_settings(nodes: int) -> Settings:
@@ -122,7 +122,7 @@ METHODS: dict[str, Method] = {
         lambda: DistributionMatching("last"),
         fresh,
         _gcdm_structure_settings,
-        with_structure(partial(pairwise_mlp, bias=FEW_EDGES)),
+        with_structure(partial(pairwise_mlp, bias=FEW_EDGES), from_means=True),
         domains=("graph",),
         summary="mean matching of receptive fields, learned edges (pairwise MLP)",
         source="Liu et al., 2022 (arXiv 2206.13697)",

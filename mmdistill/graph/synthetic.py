@@ -126,18 +126,20 @@ def raw_features(task: Task, budget: int, settings: Settings, label: LabelKind, 
     return _start(task, _nodes(task, chosen)["x"], counts, settings, label, draws)
 
 
-def with_structure(kind: StructureKind) -> Parameterizer:
-    """Return how to build a synthetic graph whose features start as in :func:`raw_features`, with a learned structure.
+def with_structure(kind: StructureKind, *, from_means: bool = False) -> Parameterizer:
+    """Return how to build a synthetic graph with a learned structure.
 
     Args:
-        kind: builds the initial structure.
+        kind: builds the initial structure, from the edges among real nodes where it reads any.
+        from_means: whether features start from the centroids of :func:`mean_features`, or from those real nodes'.
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         counts, chosen = _choose(task, budget, settings, draws)
         start = _nodes(task, chosen)
         structure = kind(task, start, draws.fold("structure"))
-        return _start(task, start["x"], counts, settings, label, draws, structure)
+        x = class_means(task, counts, draws) if from_means else start["x"]
+        return _start(task, x, counts, settings, label, draws, structure)
 
     return build
 
@@ -162,10 +164,21 @@ def mean_features(task: Task, budget: int, settings: Settings, label: LabelKind,
     Raises:
         ConfigError: a task without labelled nodes or propagated features, or a budget below the number of classes.
     """
-    if task.labels is None or task.num_classes is None or not isinstance(task, Embeds):
-        raise ConfigError(f"{task.describe().data!r} has no labelled nodes whose propagated features could be averaged")
+    if task.labels is None or task.num_classes is None:
+        raise ConfigError(f"{task.describe().data!r} has no classes; synthetic nodes are labelled")
     counts = allocate(budget, "nodes", task.labels, task.num_classes)
-    return _start(task, k_means(task.embedding(), task.labels, counts, draws), counts, settings, label, draws)
+    return _start(task, class_means(task, counts, draws), counts, settings, label, draws)
+
+
+def class_means(task: Task, counts: Tensor, draws: Draws) -> Tensor:
+    """Return the k-means centroids of each class's propagated features, in class-major order.
+
+    Raises:
+        ConfigError: a task without propagated features.
+    """
+    if not isinstance(task, Embeds):
+        raise ConfigError(f"{task.describe().data!r} has no labelled nodes whose propagated features could be averaged")
+    return k_means(task.embedding(), task.labels, counts, draws)
 
 
 def _choose(task: Task, budget: int, settings: Settings, draws: Draws) -> tuple[Tensor, Tensor]:
