@@ -269,8 +269,8 @@ REDUCED_EXPERTS = FitProtocol(epochs=0, lr=0.02, momentum=0.0, weight_decay=0.0,
 def _reduced_mtt(ipc: int) -> Settings:
     """Return settings in which a student of 20 steps follows one epoch of an expert.
 
-    Over two epochs the student's learned rate became so large that judges, which add momentum to it, were worse off than
-    with the images that the set starts from.
+    Over two epochs the student's learned rate became so large that judges, which add momentum to it, were worse off
+    than with the images that the set starts from.
     """
     return Settings(
         steps=120,
