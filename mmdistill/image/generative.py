@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from mmdistill.image.generator import GeneratorRecipe, trained_generator
+from mmdistill.image.generator import GeneratorRecipe, trained_generator, untrained_generator
 from mmdistill.image.storage import latent
 from mmdistill.labels import LabelKind
 from mmdistill.methods import Method, Storage, fresh
@@ -41,11 +41,11 @@ def generated(
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         room = ImageBudget.of(task, budget, label, settings.stored_bytes)
-        generator = trained_generator(task, chosen, file)
         count = room.per_class
-        if within_budget:
-            fitting = room.codes_per_class(chosen.latent_size, [generator], 1)
+        if within_budget:  # before the training, which takes minutes
+            fitting = room.codes_per_class(chosen.latent_size, [untrained_generator(task, chosen)], 1)
             count = fitting if samples is None else min(samples, fitting)
+        generator = trained_generator(task, chosen, file)
         return generated_samples(
             task, room, settings.init, draws, generator, chosen.latent_size, count, True, inversion, weight
         )

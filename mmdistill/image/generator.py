@@ -184,6 +184,15 @@ def trained_generator(
     return players.generator.eval()
 
 
+def untrained_generator(task: Task, recipe: GeneratorRecipe) -> ConditionalGenerator:
+    """Return the generator as its training starts, which takes the bytes that it ends with.
+
+    Raises:
+        ConfigError: as for :func:`trained_generator`.
+    """
+    return _Players(task, recipe).generator
+
+
 class _Players:
     """The generator, its critic and their optimizers, from the non-saturating logistic game."""
 

@@ -144,6 +144,14 @@ def test_it_gan_distils_digits_and_counts_its_generator(task: ImageTask, tmp_pat
     assert distill(task, within, ipc=4, settings={"steps": 1, "init": "noise"}).stored_bytes <= 40 * 257
 
 
+def test_a_generator_beyond_the_budget_is_refused_before_it_is_trained(task: ImageTask, tmp_path: Path) -> None:
+    file = tmp_path / "g.safetensors"
+    storage = generated(replace(RECIPE, width=64), Inversion(steps=1, feature_steps=2), file=file)
+    with pytest.raises(ConfigError, match="too few are left for one code per class"):
+        distill(task, "dm", ipc=1, parameterization=storage, settings={"steps": 1})
+    assert not file.exists()
+
+
 @pytest.mark.slow
 def test_a_digits_generator_makes_its_classes_in_variety(tmp_path: Path) -> None:
     task = image_task("digits", width=4)
