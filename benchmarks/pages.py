@@ -122,23 +122,37 @@ def across(data: str, schedule: str, out: Path, methods: Sequence[str], ipc: int
     return [title, "", "| method | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1), *lines, ""]
 
 
-def curves(path: Path) -> list[str]:
-    """Return the lines of a table of accuracy against steps, of what ``steps.py`` wrote."""
-    if not path.is_file():
-        return []
+def read_curves(path: Path) -> dict[tuple[str, str, int, str], list[dict[str, Any]]]:
+    """Return what ``steps.py`` wrote by data, method, ipc and schedule; nothing where it has not run."""
     runs: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
-    for entry in json.loads(path.read_text()):
+    for entry in json.loads(path.read_text()) if path.is_file() else ():
         key = (entry["data"], entry["method"], entry["ipc"], entry["schedule"])
         runs.setdefault(key, []).append(entry)
+    return runs
+
+
+def curves(path: Path, picture: Path) -> list[str]:
+    """Return the lines of a table of accuracy against steps, and draw its curves."""
+    runs = read_curves(path)
+    if not runs:
+        return []
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     lines = []
     for (data, method, ipc, schedule), entries in runs.items():
+        x, mean, deviation = zip(*((e["steps"], 100 * e["mean"], 100 * e["sd"]) for e in entries), strict=True)
+        axes.errorbar(x, mean, deviation, marker="o", capsize=2, label=f"{method}, {data}, ipc {ipc}")
         points = "; ".join(
             f"{e['steps']} steps, {e['seconds']:.0f} s: {100 * e['mean']:.1f} ± {100 * e['sd']:.1f}" for e in entries
         )
-        lines.append(f"| {data} | {schedule} | {ipc} | {method} | {points} |")
+        lines.append(f"| {data} | {'short' if data == 'digits' else schedule} | {ipc} | {method} | {points} |")
+    axes.set(xlabel="steps", ylabel="test accuracy (%)")
+    axes.legend()
+    figure.savefig(picture, dpi=90)
+    plt.close(figure)
     head = "| data | schedule | ipc | method | accuracy on the way |"
     note = "One run each, judged on the way (`python benchmarks/steps.py`); annealed rates end at the last point."
-    return ["## Accuracy against steps", "", note, "", head, "|" + "---|" * 5, *lines, ""]
+    shown = f"![Accuracy against steps]({picture.name})"
+    return ["## Accuracy against steps", "", note, "", head, "|" + "---|" * 5, *lines, "", shown, ""]
 
 
 def draw_figure_8(data: str, schedule: str, out: Path, methods: Sequence[str], ipcs: Sequence[int], path: Path) -> None:
@@ -165,8 +179,8 @@ def draw_figure_8(data: str, schedule: str, out: Path, methods: Sequence[str], i
     plt.close(figure)
 
 
-def page(out: Path, methods: Sequence[str]) -> str:
-    """Return everything measured so far as one Markdown page."""
+def page(out: Path, methods: Sequence[str], folder: Path) -> str:
+    """Return everything measured so far as one Markdown page, whose pictures are drawn into a folder."""
     lines = PREFACE.splitlines()
     for data in ("digits", *PUBLISHED["table2"]):
         for schedule in ("published", "reduced"):
@@ -174,4 +188,4 @@ def page(out: Path, methods: Sequence[str]) -> str:
             for ipc in (1, 10, 50):
                 for table in (3, 5):
                     lines += across(data, schedule, out, methods, ipc, table)
-    return "\n".join([*lines, *curves(out / "steps.json")])
+    return "\n".join([*lines, *curves(out / "steps.json", folder / "steps.png")])

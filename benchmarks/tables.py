@@ -163,7 +163,7 @@ def main() -> None:
             print(f"wrote {path}")
     if chosen.page is not None:
         everything = sorted(domain_methods(domain), key=lambda name: order(Cell("", name, 0, "")))
-        chosen.page.write_text(page(chosen.out, everything) + "\n")
+        chosen.page.write_text(page(chosen.out, everything, chosen.page.parent) + "\n")
         print(f"wrote {chosen.page}")
 
 
