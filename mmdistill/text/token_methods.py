@@ -62,12 +62,23 @@ def _adam(lr: float) -> OptimizerSpec:
     return OptimizerSpec("adam", lr, betas=LEARNED, cosine=True)
 
 
-def _unrolled(labels: bool) -> Settings:
-    optimizers = {"codes": _adam(0.05), "objective": _adam(0.05)}
+def _unrolled(ipc: int, labels: bool) -> Settings:
+    """Return rates that were chosen on development questions of TREC.
+
+    The learned rates move slowly: a student whose rates have run too high is chaotic, and its gradient noise.
+    """
+    optimizers = {"codes": _adam(0.05), "objective": _adam(0.02)}
     if labels:
-        optimizers["labels"] = _adam(0.05)
+        optimizers["labels"] = _adam(0.03)
     return Settings(
-        steps=300, real_batch=128, optimizers=optimizers, init="herding", inner_steps=10, inner_lr=0.1, inner_batch=0
+        steps=400,
+        real_batch=128,
+        optimizers=optimizers,
+        init="herding",
+        inner_steps=10 if ipc < 10 else 20,
+        inner_lr=0.2,
+        inner_batch=0,
+        inner_parts=min(ipc, 10),
     )
 
 
@@ -83,7 +94,7 @@ TOKEN_METHODS: dict[str, Method] = {
         "DD of token embeddings",
         Configured(unrolled_performance),
         fresh,
-        lambda ipc: _unrolled(labels=False),
+        lambda ipc: _unrolled(ipc, labels=False),
         token_samples,
         "fixed",
         ("text",),
@@ -94,7 +105,7 @@ TOKEN_METHODS: dict[str, Method] = {
         "Soft-label DD of token embeddings",
         Configured(unrolled_performance),
         fresh,
-        lambda ipc: _unrolled(labels=True),
+        lambda ipc: _unrolled(ipc, labels=True),
         token_samples,
         "softmax",
         ("text",),

@@ -26,7 +26,7 @@ from mmdistill.text.exports import export_embeds, export_tensors, export_texts
 from mmdistill.text.methods import CentredRidgeMatching, PointKernel, as_text_task
 from mmdistill.text.reading import Reader
 from mmdistill.text.token_methods import TOKEN_METHODS, EncodedRidgeMatching
-from mmdistill.text.token_models import Recurrent, SequenceClassifier, TextCNN, TransformerClassifier
+from mmdistill.text.token_models import INPUT_SCALE, Recurrent, SequenceClassifier, TextCNN, TransformerClassifier
 from mmdistill.text.token_task import TokenTask, token_task
 from mmdistill.text.vocabulary import AverageEncoder, Vocabulary, load_vocabulary
 from mmdistill.text.words import Words, as_token_task, word_samples
@@ -129,7 +129,7 @@ def test_the_lstm_and_the_gru_are_those_of_torch() -> None:
         theirs = kind(5, 4, batch_first=True, bidirectional=True).double()
         with torch.no_grad():
             for index, suffix in enumerate(("", "_reverse")):
-                getattr(theirs, f"weight_ih_l0{suffix}").copy_(own.inputs[index].weight)
+                getattr(theirs, f"weight_ih_l0{suffix}").copy_(own.inputs[index].weight * INPUT_SCALE)
                 getattr(theirs, f"bias_ih_l0{suffix}").copy_(own.inputs[index].bias)
                 getattr(theirs, f"weight_hh_l0{suffix}").copy_(own.hidden[index].weight)
                 getattr(theirs, f"bias_hh_l0{suffix}").copy_(own.hidden[index].bias)
@@ -144,9 +144,9 @@ def test_the_lstm_and_the_gru_are_those_of_torch() -> None:
 
 def test_the_textcnn_against_loops() -> None:
     net = TextCNN(3, 2, 4, windows=(2, 3)).double()
-    x = Draws(0).normal(1, 5, 3, dtype=torch.float64)
+    x = Draws(0).normal(1, 5, 3, dtype=torch.float64) / INPUT_SCALE
     filters = [(c.weight.tolist(), c.bias.tolist(), c.padding[0]) for c in net.convolutions]  # type: ignore[union-attr,operator,index]
-    pooled = oracle.max_over_time(x[0].tolist(), filters)
+    pooled = oracle.max_over_time((INPUT_SCALE * x[0]).tolist(), filters)
     expected = net.head(torch.tensor(pooled, dtype=torch.float64))
     torch.testing.assert_close(net({"vectors": x, "mask": torch.ones(1, 5, dtype=torch.bool)})[0], expected)
 
