@@ -43,6 +43,8 @@ class FitProtocol:
         sam_gap: weight of the surrogate gap (Zhuang et al., ICLR 2022): so much of the gradient at the parameters
             themselves, as far as it is orthogonal to the other one, is ascended.
         sam_adaptive: move each parameter in proportion to its square (Kwon et al., ICML 2021).
+        faster: prefixes of parameters' names with factors of their rate: a new head on a pre-trained body, say
+            (discriminative rates, Howard and Ruder, ACL 2018).
     """
 
     epochs: int
@@ -60,13 +62,15 @@ class FitProtocol:
     sam: float = 0.0
     sam_gap: float = 0.0
     sam_adaptive: bool = False
+    faster: tuple[tuple[str, float], ...] = ()
 
 
 WORTH_CAPTURING = 50
 """Steps from which capturing them on CUDA repays the few eager ones that it begins with."""
 WORTH_COMPILING = 200_000
 """Steps of one network from which compiling them for CUDA, which takes half a minute, repays too."""
-
+FACTOR = "factor"
+"""Under which an optimizer's group keeps the factor of its rate."""
 COSINE_FLOOR = 0.01
 """Of the rate, where annealing ends."""
 
@@ -99,10 +103,14 @@ def state_at(state: NetworkState, index: int) -> NetworkState:
 
 
 def _optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim.Optimizer:
-    tensors = list(params.values())
+    by_factor: dict[float, list[Tensor]] = {}
+    for name, tensor in params.items():
+        factor = next((factor for prefix, factor in protocol.faster if name.startswith(prefix)), 1.0)
+        by_factor.setdefault(factor, []).append(tensor)
+    groups = [{"params": tensors, "lr": lr * factor, FACTOR: factor} for factor, tensors in by_factor.items()]
     if protocol.optimizer == "adam":
-        return torch.optim.Adam(tensors, lr=lr, weight_decay=protocol.weight_decay)
-    return torch.optim.SGD(tensors, lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
+        return torch.optim.Adam(groups, lr=lr, weight_decay=protocol.weight_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
 
 
 def _step(optimizer: torch.optim.Optimizer, params: Tensors, gradients: Tensors) -> None:
@@ -114,7 +122,7 @@ def _step(optimizer: torch.optim.Optimizer, params: Tensors, gradients: Tensors)
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(FACTOR, 1.0)
 
 
 def _augment_all(augment: Callable[[Draws, Batch], Batch], draws: Draws, batch: Batch) -> Batch:

@@ -16,31 +16,37 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors
 from mmdistill.text.attention import class_labels
 from mmdistill.text.judges import are_probabilities
+from mmdistill.text.token_models import PretrainedModule
 from mmdistill.text.vocabulary import Tokens
 
 if TYPE_CHECKING:
     from mmdistill.text.token_task import TokenTask
 
-UPDATES = {"textcnn": 300, "bilstm": 300, "bigru": 300, "model": 300, "transformer": 60}
+UPDATES, FINE_TUNING_UPDATES = 300, 40
 """Updates of a network on a small set; a large one is passed at least :data:`LEAST_EPOCHS` times."""
 LEAST_EPOCHS = 2
 PROTOCOL = FitProtocol(epochs=0, lr=2e-3, optimizer="adam", weight_decay=0.0, batch=64, decay_at=(0.75,), restart=False)
-FINE_TUNING = replace(PROTOCOL, lr=1e-4, batch=32, warmup=6)
+HEAD_FACTOR = 100.0
+"""How much faster than the pre-trained body a new head learns: it has everything to learn, and the body little."""
+FINE_TUNING = replace(PROTOCOL, lr=3e-5, batch=32, warmup=6)
 QUERY_CHUNK = 128
 """Texts per forward pass in scoring."""
 
 
-def protocol_for(name: str) -> FitProtocol:
+def protocol_for(network: FunctionalModule) -> FitProtocol:
     """Return how a network trains on a set that carries no steps; its epochs follow from :data:`UPDATES`."""
-    return FINE_TUNING if name == "transformer" else PROTOCOL
+    if isinstance(network, PretrainedModule):
+        return replace(FINE_TUNING, faster=((f"{network.head}.", HEAD_FACTOR),))
+    return PROTOCOL
 
 
-def epochs_for(protocol: FitProtocol, kind: str, count: int) -> int:
+def epochs_for(protocol: FitProtocol, network: FunctionalModule, count: int) -> int:
     """Return the epochs of a training on so many samples."""
     if protocol.epochs:
         return protocol.epochs
     per_epoch = math.ceil(count / min(protocol.batch or count, count))
-    return max(round(UPDATES[kind] / per_epoch), LEAST_EPOCHS)
+    updates = FINE_TUNING_UPDATES if isinstance(network, PretrainedModule) else UPDATES
+    return max(round(updates / per_epoch), LEAST_EPOCHS)
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,7 @@ class TokenJudge:
             each = (logits - batch.targets).square().sum(1) if scores else soft_cross_entropy(logits, batch.targets)
             return weighted_mean(each, batch.weight), buffers
 
-        kind = self.name if self.name in UPDATES else self.task.name
-        protocol = replace(self.protocol, epochs=epochs_for(self.protocol, kind, len(labels)))
+        protocol = replace(self.protocol, epochs=epochs_for(self.protocol, self.network, len(labels)))
         return fit_networks(self.network.init, loss, data._replace(targets=labels), protocol, n, draws, mode="loop")
 
     @torch.no_grad()

@@ -22,8 +22,6 @@ WIDTHS = {"textcnn": 64, "bilstm": 64, "bigru": 64}
 INPUT_SCALE = 0.4
 """The root mean square of what enters small networks, about that of published word vectors."""
 HEAD_SD = 0.02
-HEAD_GAIN = 20.0
-"""How much faster than the pre-trained body its new head learns."""
 
 
 def masked(inputs: Tensors) -> Tensor:
@@ -114,19 +112,6 @@ class Recurrent(nn.Module):
         return (1 - z) * new + z * h, c
 
 
-class FastHead(nn.Linear):
-    """A linear head whose output is a multiple of its parameters', so that Adam moves it so much faster than the body.
-
-    A new head has everything to learn and the body, which is pre-trained, little; with one rate for both, a few samples
-    undo the body before the head has learned.
-    Source: discriminative rates of Howard and Ruder, ACL 2018.
-    """
-
-    def forward(self, points: Tensor) -> Tensor:
-        """Return logits."""
-        return HEAD_GAIN * super().forward(points)
-
-
 class TransformerClassifier(nn.Module):
     """A transformer body that reads token vectors, the normalised mean of its last hidden states, a linear head.
 
@@ -144,7 +129,7 @@ class TransformerClassifier(nn.Module):
         self.body = body
         self.scale = vocabulary.scale
         self.register_buffer("mean", vocabulary.mean.clone())
-        self.head = FastHead(vocabulary.dim, num_classes)
+        self.head = nn.Linear(vocabulary.dim, num_classes)
 
     def forward(self, inputs: Tensors) -> Tensor:
         """Return ``(n, C)`` logits."""
@@ -203,8 +188,7 @@ class PretrainedModule(FunctionalModule):
 
     Args:
         factory: loads body and head.
-        head: the prefix of the parameters that are drawn: weights from N(0, sd), biases 0.
-        sd: of the head's weights.
+        head: the prefix of the parameters that are drawn: weights from N(0, 0.02), biases 0.
         features: as for :class:`FunctionalModule`.
         device: where parameters live.
     """
@@ -213,13 +197,11 @@ class PretrainedModule(FunctionalModule):
         self,
         factory: ModuleFactory,
         head: str = "head",
-        sd: float = HEAD_SD,
         features: Sequence[str] = (),
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(factory, features, device)
         self.head = head
-        self.sd = sd
         if not any(name.startswith(f"{head}.") for name, _ in self.module.named_parameters()):
             raise ConfigError(f"no parameter of {type(self.module).__name__} lies under {head!r}, the head to draw")
 
@@ -231,7 +213,7 @@ class PretrainedModule(FunctionalModule):
             if not name.startswith(f"{self.head}."):
                 params[name] = parameter.detach().clone()
             elif parameter.ndim > 1:
-                params[name] = self.sd * key.fold(name).normal(*parameter.shape)
+                params[name] = HEAD_SD * key.fold(name).normal(*parameter.shape)
             else:
                 params[name] = torch.zeros_like(parameter)
         return NetworkState(params, {name: b.detach().clone() for name, b in self.module.named_buffers()})
@@ -279,8 +261,7 @@ def named_module(
     if key == "transformer":
         if width is not None:
             raise ConfigError("the width of a transformer is its own; leave it out")
-        load = _transformer(encoder, vocabulary, num_classes)
-        return PretrainedModule(load, sd=HEAD_SD / HEAD_GAIN, device=device)
+        return PretrainedModule(_transformer(encoder, vocabulary, num_classes), device=device)
     chosen = width or WIDTHS[key]
     dim = vocabulary.dim
     makers: dict[str, Callable[[], nn.Module]] = {

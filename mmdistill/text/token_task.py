@@ -26,8 +26,9 @@ from mmdistill.text.vocabulary import Tokens, Vocabulary, load_vocabulary
 
 PROJECTED = "projected"
 """The judge that trains the network on the nearest real tokens instead of the vectors."""
-TokenModelLike = str | ModuleFactory
-"""A network by name, or a function that returns a module from a dict of ``vectors`` and ``mask`` to logits."""
+TokenModelLike = str | ModuleFactory | FunctionalModule
+"""A network by name, a function that returns a module from a dict of ``vectors`` and ``mask`` to logits, or such a
+network already made functional (a :class:`~mmdistill.text.token_models.PretrainedModule`, whose body stays as it is)."""
 
 
 @dataclass(frozen=True)
@@ -228,10 +229,8 @@ class TokenTask:
 
     def _judge(self, key: str, learned: Mapping[str, Tensor]) -> TokenJudge:
         own = key in (self.name, PROJECTED)
-        kind = self.name if own else key
         model = self.model if own else self._other(key)
-        protocol = self.protocol or protocol_for(kind)
-        return TokenJudge(self, model, key, protocol, learned if own else {})
+        return TokenJudge(self, model, key, self.protocol or protocol_for(model), learned if own else {})
 
     def _other(self, name: str) -> FunctionalModule:
         return named_module(name, self.vocabulary, self.class_count, encoder=self.encoder, device=self.device)
@@ -330,7 +329,7 @@ def token_task(
     Args:
         data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, or such pairs by split name.
         model: ``textcnn``, ``bilstm``, ``bigru``, ``transformer`` (the encoder's body with a fresh head), or a function
-            that returns a module from a dict of ``vectors`` and ``mask`` to logits.
+            that returns a module from a dict of ``vectors`` and ``mask`` to logits, or a ``PretrainedModule``.
         encoder: the transformers model whose tokens and input embeddings are used: ``minilm``, a name or a folder.
         length: tokens kept of each text, special ones included; by default as many as 95 % of the training texts have.
         width: filters of each window or units of each direction; 64 by default.
@@ -359,10 +358,11 @@ def token_task(
         name = canonical(model)
         module = named_module(name, vocabulary, len(loaded.class_names), encoder=source, width=width, device=device)
     else:
-        name, module = "model", FunctionalModule(model, features, device)
+        name = "model"
+        module = model if isinstance(model, FunctionalModule) else FunctionalModule(model, features, device)
     protocol = None
     if judge_epochs is not None or judge_batch is not None:
-        base = protocol_for(name)
+        base = protocol_for(module)
         protocol = replace(base, epochs=judge_epochs or base.epochs, batch=judge_batch or base.batch)
     return TokenTask(
         loaded, vocabulary, TokenSplits(train, dev, test), module, encoder=source, name=name, protocol=protocol

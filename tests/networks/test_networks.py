@@ -288,3 +288,17 @@ def test_a_long_training_compiles_its_loss(monkeypatch: pytest.MonkeyPatch) -> N
         found.append(fit_networks(task.init, loss, data, protocol, 2, Draws(0), mode="loop", compile="auto"))
     assert asked == [loss]
     assert all(torch.equal(found[0].params[name], found[1].params[name]) for name in found[0].params)
+
+
+def test_a_head_may_learn_faster_than_its_body() -> None:
+    from mmdistill.networks.fit import FitProtocol, _optimizer, _set_rate
+
+    params = {"body.weight": torch.zeros(1, 2), "head.weight": torch.zeros(1, 2), "head.bias": torch.zeros(1, 1)}
+    protocol = FitProtocol(1, optimizer="adam", weight_decay=0.0, faster=(("head.", 10.0),))
+    optimizer = _optimizer(protocol, params, 0.1)
+    _set_rate(optimizer, 0.01)
+    for tensor in params.values():
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    moved = {name: round(float(tensor.abs().max()), 5) for name, tensor in params.items()}
+    assert moved == {"body.weight": 0.01, "head.weight": 0.1, "head.bias": 0.1}

@@ -205,8 +205,11 @@ def test_any_sequence_classifier_can_be_distilled_with(folder: Path) -> None:
                 vocabulary,
             )
 
-    module = PretrainedModule(load, head="model.classifier")
-    task = token_task(corpus(12, 12), module.factory, folder, features=("model.classifier",), length=6)
+    module = PretrainedModule(load, head="model.classifier", features=("model.classifier",))
+    task = token_task(corpus(12, 12), module, folder, length=6)
+    one, other = task.init(Draws(0)), task.init(Draws(1))
+    drawn = {name for name, tensor in one.params.items() if not torch.equal(tensor, other.params[name])}
+    assert drawn == {"model.classifier.weight"}
     assert task.judges[0] == "model"
     result = distill(task, quick("dd", inner_steps=2), ipc=1)
     assert len(task.evaluate(result.batch, "model", Draws(0), 1, result.learned).values["accuracy"]) == 1
