@@ -28,7 +28,7 @@ PROJECTED = "projected"
 """The judge that trains the network on the nearest real tokens instead of the vectors."""
 TokenModelLike = str | ModuleFactory | FunctionalModule
 """A network by name, a function that returns a module from a dict of ``vectors`` and ``mask`` to logits, or such a
-network already made functional (a :class:`~mmdistill.text.token_models.PretrainedModule`, whose body stays as it is)."""
+network already made functional (a :class:`~mmdistill.text.token_models.PretrainedModule`, whose body stays)."""
 
 
 @dataclass(frozen=True)
