@@ -15,6 +15,7 @@ SETTINGS = (
     "augment",
     "outer_steps",
     "inner_steps",
+    "inner_lr",
     "classes_at_once",
     "kept_steps",
     "validate_every",
@@ -58,7 +59,8 @@ class DistillConfig:
             probabilities); the method's own by default
         augment: siamese augmentation while matching
         outer_steps: updates of the synthetic data per network
-        inner_steps: network updates between them
+        inner_steps: network updates between them, or those that a set's students take
+        inner_lr: the learning rate of these updates; where it is learned, what it starts from
         classes_at_once: classes computed together where they are matched one by one; fewer need less memory
         kept_steps: last steps of an unrolled training whose activations are kept; fewer need less memory and more time
         validate_every: steps between validations that pick the best step; 0 keeps the last
@@ -106,6 +108,7 @@ class DistillConfig:
     augment: bool | None = None
     outer_steps: int | None = None
     inner_steps: int | None = None
+    inner_lr: float | None = None
     classes_at_once: int | None = None
     kept_steps: int | None = None
     validate_every: int | None = None
