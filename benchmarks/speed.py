@@ -1,20 +1,21 @@
 """Time our steps against plain textbook loops of the same methods, in one process, interleaved.
 
     python benchmarks/speed.py                                     # a small sweep for a CPU
-    python benchmarks/speed.py --device cuda --shape 3,32,32 --width 128 --real-batch 256 --ipc 1,10,50 --repeats 15
-    python benchmarks/speed.py --methods evaluate --ipc 10 --networks 20 --epochs 1000 --device cuda
+    python benchmarks/gpu.py                                       # all of it on a GPU
 
 One line per method and ipc: median milliseconds of both, their ratio, the first call's extra seconds (compiling,
 capturing), which path ran, peak device memory, the relative error of both pixel gradients to float64, and our step's
-share of the device's measured matrix-product throughput. On a CPU, process time stands for wall time, since it holds on
-a busy machine, and memory is not told apart. Images are random; no accuracy is measured here.
+share of two measured limits: its operations of the device's matrix-product throughput, and its traffic, as an eager
+step would cause it, of the device's copying speed (fused kernels need less, so more than all of it is possible). On a
+CPU, process time stands for wall time, since it holds on a busy machine, and memory is not told apart. Images are
+random; no accuracy is measured here.
 """
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from typing import Any
 import textbook
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmdistill import compilation
-from mmdistill.compilation import operations
+from mmdistill.compilation import CompileMode, operations
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task
@@ -35,9 +38,10 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
+from mmdistill.precision import Precision, resolved
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws, choose_device, describe_device
-from mmdistill.settings import Settings
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.stepper import Stepper
 from mmdistill.store import write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task
@@ -47,6 +51,10 @@ MTT = {1: (50, 10), 10: (30, 100), 50: (30, 500)}
 """Student steps and minibatch by ipc."""
 FLAT_BATCH = {"frepo": 1024, "kip": 5000, "dd": 1024}
 DD_STEPS = 30
+STEPS_TOGETHER = 5
+"""Of ours on CUDA, timed together: in a run nothing waits for the device between steps either."""
+WARM_UP = 8
+"""Steps on CUDA before timing: eager ones, the capture and its check."""
 
 
 class RandomTargets(NetworkSchedule):
@@ -108,6 +116,8 @@ def width_of(task: ImageTask) -> int:
 def settings_of(method: Method, name: str, ipc: int, real_batch: int) -> Settings:
     """Return a method's settings for one step after another with a fresh network each."""
     settings = replace(method.settings(ipc), steps=1_000_000, real_batch=real_batch, init="noise", outer_steps=1)
+    if name in ("kip", "frepo"):  # the textbook steps plainly, and the image alone
+        settings = replace(settings, optimizers={"codes": OptimizerSpec("sgd", 0.0)})
     if name == "mtt":
         steps, batch = MTT[ipc]
         return replace(settings, inner_steps=steps, inner_batch=batch, inner_lr=0.01, augment=True)
@@ -118,18 +128,39 @@ def settings_of(method: Method, name: str, ipc: int, real_batch: int) -> Setting
     return settings
 
 
-def contest(task: ImageTask, name: str, ipc: int, real_batch: int, compile: str) -> Contest:
-    """Return a method's two steps."""
+def contest(
+    task: ImageTask,
+    name: str,
+    ipc: int,
+    real_batch: int,
+    compile: CompileMode,
+    precision: Precision = "auto",
+    changes: Mapping[str, Any] | None = None,
+) -> Contest:
+    """Return a method's two steps.
+
+    Args:
+        task: of random images.
+        name: the method.
+        ipc: images per class.
+        real_batch: real images per class, of methods that read class batches.
+        compile: how ours runs.
+        precision: of ours.
+        changes: of ours' settings, such as its knobs.
+    """
     domain = get_domain("image")
     method = get_method(domain, name)
     if name in ("dm", "dc", "dsa"):
         method = replace(method, network=fresh)
     elif name == "mtt":
         method = replace(method, network=lambda settings: RandomTargets())
+    elif name in ("kip", "frepo"):
+        method = replace(method, label="fixed")  # as the textbook's
     drawn = FLAT_BATCH.get(name, real_batch)
     own = drawn // CLASSES if name == "kip" else drawn
-    distiller = Distiller(task, method, ipc, settings=settings_of(method, name, ipc, own))
-    stepper, run = Stepper(distiller, compile), distiller.start()  # type: ignore[arg-type]
+    settings = replace(settings_of(method, name, ipc, own), **(changes or {}))
+    distiller = Distiller(task, method, ipc, settings=settings, precision=precision)
+    stepper, run = Stepper(distiller, compile), distiller.start()
     p = problem_of(task, ipc, drawn)
     steps, batch = MTT.get(ipc, (30, 10 * ipc))
     plain: dict[str, Callable[[], Tensor]] = {
@@ -179,15 +210,22 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return clock(device) - began
 
 
-def peak(call: Callable[[], object], device: torch.device) -> float:
-    """Return the peak device memory of a call in MiB, not a number on a CPU."""
+def peak(call: Callable[[], object], device: torch.device, reserved: bool = False) -> float:
+    """Return the peak device memory of a call in MiB, not a number on a CPU.
+
+    Args:
+        call: what is measured.
+        device: where.
+        reserved: count what the allocator holds, not what tensors take: a graph's own memory is no tensor's.
+    """
     if device.type != "cuda":
         return float("nan")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     call()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() / 2**20
+    found = torch.cuda.max_memory_reserved() if reserved else torch.cuda.max_memory_allocated()
+    return found / 2**20
 
 
 def throughput(device: torch.device) -> float:
@@ -198,15 +236,52 @@ def throughput(device: torch.device) -> float:
     return 2 * size**3 / min(seconds)
 
 
+def bandwidth(device: torch.device) -> float:
+    """Return the bytes per second that copying a large tensor reads and writes."""
+    source = torch.ones(1 << (28 if device.type == "cuda" else 25), device=device)
+    target = torch.empty_like(source)
+    seconds = [timed(lambda: target.copy_(source), device) for _ in range(4)][1:]
+    return 2 * source.nbytes / min(seconds)
+
+
+class Traffic(TorchDispatchMode):
+    """Adds up the bytes of what operators read and write; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator and count it."""
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            leaves = tree_leaves((args, kwargs, out))
+            self.total += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+        return out
+
+
+def traffic(call: Callable[[], object]) -> int:
+    """Return the bytes that a call's operators read and write."""
+    with Traffic() as counter:
+        call()
+    return counter.total
+
+
 def measure(found: Contest, device: torch.device, repeats: int, warm_up: int) -> dict[str, Any]:
     """Return medians of both sides, interleaved after warm-up."""
     first = timed(found.ours, device)
     for _ in range(warm_up):
         found.ours()
     found.plain()
+    together = STEPS_TOGETHER if device.type == "cuda" and warm_up else 1
+
+    def several() -> None:
+        for _ in range(together):
+            found.ours()
+
     ours, plain = [], []
     for _ in range(repeats):
-        ours.append(timed(found.ours, device))
+        ours.append(timed(several, device) / together)
         plain.append(timed(found.plain, device))
     fast, slow = statistics.median(ours), statistics.median(plain)
     return {
@@ -215,12 +290,14 @@ def measure(found: Contest, device: torch.device, repeats: int, warm_up: int) ->
         "ratio": slow / fast,
         "first_s": first - fast,
         "path": found.path(),
-        "ours_mib": peak(found.ours, device),
+        "ours_mib": peak(found.ours, device, reserved=True),
         "textbook_mib": peak(found.plain, device),
     }
 
 
-def gradient_errors(task: ImageTask, name: str, ipc: int, real_batch: int) -> tuple[float, float]:
+def gradient_errors(
+    task: ImageTask, name: str, ipc: int, real_batch: int, precision: Precision = "auto"
+) -> tuple[float, float]:
     """Return the relative errors of our pixel gradient and the textbook's to the textbook's in float64."""
     p = problem_of(task, ipc, real_batch)
     net, goal = make_network(task), make_network(task)
@@ -244,7 +321,8 @@ def gradient_errors(task: ImageTask, name: str, ipc: int, real_batch: int) -> tu
     )
     classes = torch.arange(CLASSES, device=task.device)[:, None].expand(CLASSES, real_batch)
     truth = ClassBatch(Batch(torch.stack(real), classes, torch.ones(CLASSES, real_batch).to(inputs)), Dims(0, 0))
-    network, key = Network(task, state, target.params), Draws(0, device=task.device)
+    chosen = resolved(precision, task.device)
+    network, key = Network(task, state, target.params, precision=chosen), Draws(0, device=task.device)
     if name == "mtt":
         flat = Batch(inputs, p.targets, torch.ones(len(p.targets)).to(inputs))
         loss = TrajectoryMatching(10, InnerRate(0.01)).to(task.device)(network, flat, flat, key)
@@ -255,6 +333,15 @@ def gradient_errors(task: ImageTask, name: str, ipc: int, real_batch: int) -> tu
     return tuple(float((g - exact).norm() / exact.norm()) for g in (ours, textbook_gradient))  # type: ignore[return-value]
 
 
+def shares(eager: Contest, milliseconds: float, limit: float, copying: float) -> dict[str, float]:
+    """Return the shares of the device's two limits that a step of so many milliseconds reaches."""
+    seconds = milliseconds / 1000
+    return {
+        "share": operations(eager.ours)[1] / seconds / limit,
+        "traffic": traffic(eager.ours) / seconds / copying,
+    }
+
+
 def line(name: str, ipc: int, row: dict[str, Any]) -> str:
     """Return a row as text."""
     text = f"{name:12s} ipc {ipc:3d}  ours {row['ours_ms']:9.2f} ms  textbook {row['textbook_ms']:9.2f} ms"
@@ -263,7 +350,7 @@ def line(name: str, ipc: int, row: dict[str, Any]) -> str:
     if "errors" in row:
         text += f"  error {row['errors'][0]:.1e} / {row['errors'][1]:.1e}"
     if "share" in row:
-        text += f"  {100 * row['share']:.0f} % of the matrix product"
+        text += f"  {100 * row['share']:.0f} % of the matrix product, {100 * row['traffic']:.0f} % of copying"
     return text
 
 
@@ -287,8 +374,9 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     channels, height, width = (int(text) for text in chosen.shape.split(","))
     task = make_task((channels, height, width), chosen.width, max(2 * chosen.real_batch, 512), device)
-    limit = throughput(device)
-    print(f"{describe_device(device)}, matrix product {limit / 1e9:.0f} Gop/s, {chosen.precision}", flush=True)
+    limit, copying = throughput(device), bandwidth(device)
+    speeds = f"matrix product {limit / 1e9:.0f} Gop/s, copying {copying / 1e9:.1f} GB/s"
+    print(f"{describe_device(device)}, {speeds}, {chosen.precision}", flush=True)
     rows = []
     for ipc in (int(text) for text in chosen.ipc.split(",")):
         for name in chosen.methods.split(","):
@@ -297,9 +385,8 @@ def main() -> None:
                 row = measure(found, device, chosen.repeats, 0)
             else:
                 found = contest(task, name, ipc, chosen.real_batch, chosen.compile)
-                row = measure(found, device, chosen.repeats, 6 if device.type == "cuda" else 1)
-                plain = contest(task, name, ipc, chosen.real_batch, "off")
-                row["share"] = operations(plain.ours)[1] / (row["ours_ms"] / 1000) / limit
+                row = measure(found, device, chosen.repeats, WARM_UP if device.type == "cuda" else 1)
+                row |= shares(contest(task, name, ipc, chosen.real_batch, "off"), row["ours_ms"], limit, copying)
             if name in ("dm", "dc", "mtt"):
                 row["errors"] = gradient_errors(task, name, ipc, chosen.real_batch)
             rows.append({"method": name, "ipc": ipc, **row})

@@ -102,6 +102,11 @@ class Distiller:
         return sum(program.seconds for program in programs if isinstance(program, Program))
 
     @property
+    def uses_compiled(self) -> bool:
+        """Whether any compiled function has run."""
+        return any(not isinstance(program, Program) or program.seconds > 0 for program in self._compiled or ())
+
+    @property
     def steps(self) -> int:
         """Outer steps of the whole run; none for closed forms."""
         return 0 if self.method.solve is not None else self.settings.steps

@@ -39,15 +39,14 @@ class Stepper:
     ) -> None:
         self.distiller = distiller
         self.mode = mode
-        self.compiles = False
         self._graph = graph
         self._replays: dict[tuple[str, ...], Replay] = {}
         self._began = False
 
     @property
     def path(self) -> str:
-        """How steps run."""
-        parts = ["compiled"] * self.compiles
+        """How steps run: what was tried and failed, or was compiled and never called, does not count."""
+        parts = ["compiled"] * self.distiller.uses_compiled
         parts += ["captured"] * any(replay.captured for replay in self._replays.values())
         return " and ".join(parts) or "eager"
 
@@ -68,8 +67,7 @@ class Stepper:
         """Take one step."""
         if not self._began:
             self._began = True
-            self.compiles = self._repays(run)
-            if self.compiles:
+            if self._repays(run):
                 self.distiller.compile()
         return self.distiller.step(run, self._gradients if self.captures(run) else None)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch._inductor.config
 
 from mmdistill.capture import WARM_UP_CALLS
 from mmdistill.distiller import Distiller
@@ -84,6 +85,17 @@ def test_a_run_compiles_where_its_operations_repay_it(monkeypatch: pytest.Monkey
         assert (run.step, stepper.path) == (1, path)
     assert asked == ["features", "features"]
     assert torch.equal(*losses)
+
+
+def test_a_run_whose_compiling_failed_says_that_it_was_eager() -> None:
+    distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=1, augment=False), 1)
+    stepper = Stepper(distiller, "on")
+    with (
+        torch._inductor.config.patch("cpp.cxx", ("no-such-compiler",)),
+        pytest.warns(UserWarning, match="stays eager: .*no-such-compiler"),
+    ):
+        stepper(distiller.start())
+    assert stepper.path == "eager"
 
 
 @pytest.mark.slow

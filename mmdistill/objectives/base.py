@@ -224,18 +224,23 @@ def _numbers(batch: ClassBatch) -> int:
     return sum(tensor.numel() for tensor in (inputs.values() if isinstance(inputs, dict) else [inputs]))
 
 
-def class_features(network: Network, batch: ClassBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+def class_features(network: Network, batch: ClassBatch, first: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
     """Run one forward pass over all classes, or some over a few at a time.
+
+    Args:
+        network: the network.
+        batch: one batch per class.
+        first: the first layer whose features are wanted; -1 is the embedding alone.
 
     Shapes:
         Returns per layer ``(C, n, d_l)``, or ``(n, d_l)`` where the inputs are shared, and the weights ``(C, n)``.
     """
     inputs, weight = batch.batch.inputs, batch.batch.weight
     if batch.dims.inputs is None:
-        return network.features(inputs), weight
+        return network.features(inputs)[first:], weight
     size = _features_at_once(network, batch)
     starts = range(0, batch.num_classes, size)
-    found = [_flat_features(network, batch.part(start, start + size)) for start in starts]
+    found = [_flat_features(network, batch.part(start, start + size))[first:] for start in starts]
     if len(found) == 1:
         return found[0], weight
     return tuple(torch.cat(layers) for layers in zip(*found, strict=True)), weight
@@ -259,9 +264,9 @@ def _features_at_once(network: Network, batch: ClassBatch) -> int:
     return max(CACHED * batch.num_classes // max(_numbers(batch), 1), 1)
 
 
-def class_means(network: Network, batch: ClassBatch) -> tuple[Tensor, ...]:
-    """Return the weighted mean feature of each class, ``(C, d_l)`` per layer, from one forward pass (Eq. 15)."""
-    return weighted_means(*class_features(network, batch))
+def class_means(network: Network, batch: ClassBatch, first: int = 0) -> tuple[Tensor, ...]:
+    """Return the weighted mean feature of each class, ``(C, d_l)`` per layer from the first wanted one on (Eq. 15)."""
+    return weighted_means(*class_features(network, batch, first))
 
 
 def weighted_means(layers: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor, ...]:

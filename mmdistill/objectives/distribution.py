@@ -34,9 +34,10 @@ class DistributionMatching(Objective):
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the summed squared distance of class means; one forward pass a side."""
         syn, real = class_sides(syn, real, "distribution matching")
+        first = -1 if self.layers == "last" else 0
         with torch.no_grad():
-            real_means = class_means(network, real)
-        syn_means = class_means(network, syn)
+            real_means = class_means(network, real, first)
+        syn_means = class_means(network, syn, first)
         if self.layers == "last":
             return (syn_means[-1] - real_means[-1]).square().sum()
         weights = self.weights or (1.0,) * len(syn_means)

@@ -52,11 +52,11 @@ def pair_angles(gram: Tensor, diagonal_a: Tensor, diagonal_b: Tensor) -> Angles:
     (norm_a, inverse_a), (norm_b, inverse_b) = (_norms(diagonal) for diagonal in (diagonal_a, diagonal_b))
     norms = norm_a[:, None] * norm_b[None]
     cosine = gram * inverse_a[:, None] * inverse_b[None]
-    inside = cosine.abs() < 1 - 16 * torch.finfo(gram.dtype).eps
+    inside = cosine.detach().abs() < 1 - 16 * torch.finfo(gram.dtype).eps
     safe = torch.where(inside, cosine, 0)
-    sine = torch.where(inside, (1 - safe * safe).sqrt(), 0)
-    angle = torch.where(inside, safe.arccos(), torch.where(cosine > 0, 0.0, math.pi))
-    return Angles(norms, torch.where(inside, cosine, cosine.clamp(-1, 1)), sine, angle)
+    sine = (1 - safe * safe).sqrt() * inside
+    angle = torch.where(inside, safe.arccos(), math.pi * (cosine.detach() < 0).to(gram.dtype))
+    return Angles(norms, cosine, sine, angle)
 
 
 def _norms(squares: Tensor) -> tuple[Tensor, Tensor]:

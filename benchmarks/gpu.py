@@ -1,0 +1,261 @@
+"""Measure on a CUDA device everything that is still open: checks first, then one row of the table after the other.
+
+    python benchmarks/gpu.py --minutes 9 --out results/gpu          # call it again to go on; finished rows are kept
+
+``results/gpu.json`` and ``results/gpu.md`` are written after each row, so a stop loses at most one. Rows are
+ConvNet-D3 of width 128 on random images of 3 x 32 x 32, 10 classes, 256 real ones of each, as in the targets beside
+them. The textbook loop runs at torch's TF32 speed. Judges of the loop are timed on a few networks and epochs, and
+scaled. A first call compiles for some minutes; ``first_s`` says how long, and a second run finds it cached.
+"""
+
+import argparse
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import speed
+import torch
+
+from mmdistill import capture
+from mmdistill.compilation import CompileMode
+from mmdistill.image import ImageTask
+from mmdistill.networks import fit
+from mmdistill.precision import Precision
+from mmdistill.runtime import describe_device
+from mmdistill.store import read_json, write_json
+
+FEW_NETWORKS, FEW_EPOCHS = 2, 50
+"""Of the textbook's evaluation; its time is proportional to both."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured, or with smaller numbers tried.
+
+    Args:
+        shape: of an image.
+        width: of the network.
+        per_class: images that there are.
+        real_batch: of these, in a step.
+        networks: that judge.
+        epochs: of each.
+        compile: how our steps run.
+    """
+
+    shape: tuple[int, int, int] = (3, 32, 32)
+    width: int = 128
+    per_class: int = 1024
+    real_batch: int = 256
+    networks: int = 20
+    epochs: int = 1000
+    compile: CompileMode = "on"
+
+
+SMALL = Sizes((3, 32, 32), 8, 64, 16, 2, 50, "off")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Args:
+        method: as :mod:`speed` names it.
+        ipc: images per class.
+        target: the least ratio to the textbook loop.
+        precision: of our step.
+        changes: of our settings.
+        note: what the row shows.
+    """
+
+    method: str
+    ipc: int
+    target: float
+    precision: Precision = "auto"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the row is known by in the results."""
+        return f"{self.method} ipc {self.ipc} {self.precision} {self.note}".strip()
+
+
+def table() -> list[Row]:
+    """Return all rows, the most telling ones first."""
+    rows = [Row("dm", 10, 16), Row("dc", 10, 18), Row("mtt", 10, 8, "tf32"), Row("evaluate", 10, 8)]
+    rows += [Row("dsa", 10, 22), Row("frepo", 10, 5), Row("kip", 10, 5), Row("dd", 10, 5)]
+    rows += [Row("dm", ipc, target) for ipc, target in ((1, 20), (50, 15))]
+    rows += [Row("dc", ipc, target) for ipc, target in ((1, 20), (50, 15))]
+    rows += [Row("dsa", ipc, target) for ipc, target in ((1, 25), (50, 18))]
+    rows += [Row("mtt", ipc, target, "tf32") for ipc, target in ((1, 20), (50, 3.5))]
+    rows += [Row("mtt", ipc, target, "bf16") for ipc, target in ((1, 25), (10, 10), (50, 4.5))]
+    rows += [Row("evaluate-dsa", 10, 30)]
+    rows += [Row("dm", ipc, 1, changes={"classes_at_once": 1}, note="one class at once") for ipc in (1, 10, 50)]
+    rows += [Row("dc", ipc, 1, changes={"classes_at_once": 10}, note="all classes at once") for ipc in (1, 10, 50)]
+    rows += [Row(name, 10, 1, "float32") for name in ("dm", "dc", "mtt")]
+    return rows + [Row(name, ipc, 5) for ipc in (1, 50) for name in ("frepo", "kip", "dd")]
+
+
+def check_replays(task: ImageTask, name: str) -> str:
+    """Return how far ten captured steps are from eager ones in float32, or why they were not captured."""
+    found = []
+    for mode in ("off", "auto"):
+        made = speed.contest(task, name, 1, 16, mode, "float32")  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        for _ in range(10):
+            state, _ = made.ours()  # type: ignore[misc]
+        found.append([p.detach().clone() for p in state.parameterization.parameters()])
+        path = made.path()
+    return f"{path}, relative difference {capture.difference(*found):.1e}"
+
+
+def check_waiting(task: ImageTask, name: str) -> str:
+    """Return whether captured steps run without a wait for the device."""
+    made = speed.contest(task, name, 1, 16, "auto")
+    for _ in range(speed.WARM_UP):
+        made.ours()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            made.ours()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "waits for nothing"
+
+
+def check_judges(task: ImageTask) -> str:
+    """Return how far networks trained by replays on several streams are from those of the sequential loop."""
+    data = task.select(torch.arange(40, device=task.device))
+    protocol = fit.FitProtocol(60, batch=16)
+
+    def loss(state: Any, batch: Any, noise: Any) -> Any:
+        return task.loss(state, batch, train=True), state.buffers
+
+    key = speed.Draws(0, device=task.device)
+    states = [
+        fit.fit_networks(task.init, loss, data, protocol, 6, key, mode="loop", compile=compile)  # type: ignore[arg-type]
+        for compile in ("off", "auto")
+    ]
+    return f"relative difference {capture.difference(states[1].params, states[0].params):.1e}"
+
+
+def checks(task: ImageTask) -> dict[str, str]:
+    """Return what the checks found; one that fails says so and stops no other."""
+    calls: dict[str, Callable[[], str]] = {"judges": lambda: check_judges(task)}
+    for name in ("dm", "dc", "dsa", "mtt", "dd", "frepo", "kip"):
+        calls[f"replays of {name}"] = lambda name=name: check_replays(task, name)  # type: ignore[misc]
+        calls[f"waiting of {name}"] = lambda name=name: check_waiting(task, name)  # type: ignore[misc]
+    found = {}
+    for name, call in calls.items():
+        found[name] = attempt(call)
+        print(f"{name}: {found[name]}", flush=True)
+    return found
+
+
+def attempt(call: Callable[[], Any]) -> Any:
+    """Return what a call returns, or its error in a line."""
+    try:
+        return call()
+    except Exception as error:  # a row that fails shall cost itself alone
+        traceback.print_exc()
+        return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def measured(task: ImageTask, row: Row, sizes: Sizes, limits: tuple[float, float], repeats: int) -> dict[str, Any]:
+    """Return a row's numbers."""
+    if row.method.startswith("evaluate"):
+        return evaluation(task, row, sizes)
+    made = speed.contest(task, row.method, row.ipc, sizes.real_batch, sizes.compile, row.precision, row.changes)
+    found = speed.measure(made, task.device, repeats, speed.WARM_UP)
+    eager = speed.contest(task, row.method, row.ipc, sizes.real_batch, "off", row.precision, row.changes)
+    found |= speed.shares(eager, found["ours_ms"], *limits)
+    if row.method in ("dm", "dc", "mtt"):
+        found["errors"] = speed.gradient_errors(task, row.method, row.ipc, sizes.real_batch, row.precision)
+    return found
+
+
+def evaluation(task: ImageTask, row: Row, sizes: Sizes) -> dict[str, Any]:
+    """Return the numbers of training many networks; the second call counts, and the textbook's few are scaled."""
+    fit.WORTH_COMPILING = 0 if sizes.compile == "on" else 10**9
+    siamese = row.method.endswith("dsa")
+    ours = speed.judging(task, row.ipc, sizes.networks, sizes.epochs, siamese, sizes.compile).ours
+    first = speed.timed(ours, task.device)
+    seconds = speed.timed(ours, task.device)
+    few = speed.judging(task, row.ipc, FEW_NETWORKS, FEW_EPOCHS, siamese, sizes.compile).plain
+    few()
+    slow = speed.timed(few, task.device) * sizes.networks * sizes.epochs / (FEW_NETWORKS * FEW_EPOCHS)
+    return {
+        "ours_ms": 1000 * seconds,
+        "textbook_ms": 1000 * slow,
+        "ratio": slow / seconds,
+        "first_s": first - seconds,
+        "path": "compiled and captured",
+        "ours_mib": speed.peak(ours, task.device, reserved=True),
+        "textbook_mib": speed.peak(few, task.device),
+    }
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """Return the results as a page."""
+    lines = [f"{content['device']}, torch {content['torch']}, {content['limits']}", ""]
+    lines += [f"- {name}: {text}" for name, text in content["checks"].items()]
+    lines += ["", "| row | ours ms | textbook ms | ratio | target | MiB ours / textbook | error | path |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for name, row in content["rows"].items():
+        if "failed" in row:
+            lines.append(f"| {name} | {row['failed']} | | | | | | |")
+            continue
+        error = " / ".join(f"{e:.1e}" for e in row.get("errors", ()))
+        lines.append(
+            f"| {name} | {row['ours_ms']:.2f} | {row['textbook_ms']:.1f} | {row['ratio']:.1f} | {row['target']} | "
+            f"{row['ours_mib']:.0f} / {row['textbook_mib']:.0f} | {error} | {row['path']}, +{row['first_s']:.0f} s |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=9.0, help="start no row after so many")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, on the CPU too, to try the script itself")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"))
+    chosen = parser.parse_args()
+    began = time.monotonic()
+    device = torch.device("cpu" if chosen.small and not torch.cuda.is_available() else "cuda")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    place = chosen.out.with_suffix(".json")
+    content: dict[str, Any] = read_json(place) if place.exists() else {"checks": {}, "rows": {}}
+    limits = speed.throughput(device), speed.bandwidth(device)
+    words = f"matrix product {limits[0] / 1e12:.1f} Top/s, copying {limits[1] / 1e9:.0f} GB/s"
+    content |= {"device": describe_device(device), "torch": torch.__version__, "limits": words}
+    sizes = SMALL if chosen.small else Sizes()
+    task = speed.make_task(sizes.shape, sizes.width, sizes.per_class, device)
+    if not content["checks"] and device.type == "cuda":
+        content["checks"] = checks(speed.make_task((3, 8, 8), 16, 64, device))
+    for row in table():
+        if device.type == "cpu" and row.precision == "tf32":
+            continue
+        if row.name in content["rows"] or chosen.only not in row.name:
+            continue
+        if time.monotonic() - began > 60 * chosen.minutes:
+            print("out of time; call again to go on", flush=True)
+            break
+        found = attempt(lambda row=row: measured(task, row, sizes, limits, chosen.repeats))  # type: ignore[misc]
+        content["rows"][row.name] = {"failed": found} if isinstance(found, str) else {**found, "target": row.target}
+        print(row.name, content["rows"][row.name], flush=True)
+        write_json(place, json.loads(json.dumps(content)))
+        chosen.out.with_suffix(".md").write_text(markdown(content))
+        torch._dynamo.reset()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
