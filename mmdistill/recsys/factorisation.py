@@ -41,8 +41,8 @@ class Factorisation(Recommender):
         rows: sparse.csr_array,
         seed: int = 0,
         factors: int = 64,
-        weight: float = 10.0,
-        ridges: Sequence[float] = (1.0, 10.0, 100.0),
+        weight: float = 0.5,
+        ridges: Sequence[float] = (1.0, 3.0, 10.0, 30.0),
         iterations: int = 15,
     ) -> None:
         self.als = _als()

@@ -62,10 +62,10 @@ def _published(users: int) -> Settings:
 
 
 def _mean_field(users: int) -> Settings:
-    # More users fit faster and over-fit sooner: on ML-1M validation peaks near step 30 with 500 and after 100 with 100.
+    # More users fit faster and over-fit sooner: on ML-1M validation peaks near step 20 with 500 and after 100 with 100.
     codes, ridge = OptimizerSpec("adam", 0.1, cosine=True), OptimizerSpec("adam", 0.04)
-    steps, often = (60, 10) if users >= 300 else (200, 20)
-    return Settings(steps, 512, optimizers={"codes": codes, "objective": ridge}, validate_every=often)
+    steps, real, often = (30, 1024, 5) if users >= 300 else (200, 512, 20)
+    return Settings(steps, real, optimizers={"codes": codes, "objective": ridge}, validate_every=often)
 
 
 def _binary(users: int) -> Settings:
