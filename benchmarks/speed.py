@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                                     # a small sweep for a CPU
     python benchmarks/gpu.py                                       # all of it on a GPU
+    python benchmarks/speed.py --methods gcond                     # an epoch of GCond: graph_speed.py
 
 One line per method and ipc: median milliseconds of both, their ratio, the first call's extra seconds (compiling,
 capturing), which path ran, peak device memory, the relative error of both pixel gradients to float64, and our step's
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import graph_speed
 import textbook
 import torch
 from torch import Tensor, nn
@@ -369,6 +371,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="of both sides, on CUDA")
     parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
     chosen = parser.parse_args()
+    if chosen.methods == "gcond":
+        graph_speed.main(["--repeats", str(chosen.repeats), "--out", str(chosen.out)])
+        return
     device = choose_device(chosen.device)
     tf32 = chosen.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

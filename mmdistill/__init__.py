@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmdistill.distill import distill as distill
     from mmdistill.evaluate import evaluate as evaluate
+    from mmdistill.graph.sets.task import graph_set_task as graph_set_task
     from mmdistill.graph.task import graph_task as graph_task
     from mmdistill.image.task import image_task as image_task
     from mmdistill.methods import CORE_METHODS as METHODS
@@ -31,6 +32,7 @@ _HOMES = {
     "DistilledSet": ("mmdistill.store", "DistilledSet"),
     "METHODS": ("mmdistill.methods", "CORE_METHODS"),
     "image_task": ("mmdistill.image.task", "image_task"),
+    "graph_set_task": ("mmdistill.graph.sets.task", "graph_set_task"),
     "graph_task": ("mmdistill.graph.task", "graph_task"),
     "text_task": ("mmdistill.text.task", "text_task"),
     "token_task": ("mmdistill.text.token_task", "token_task"),
@@ -43,6 +45,7 @@ __all__ = [
     "DistilledSet",
     "distill",
     "evaluate",
+    "graph_set_task",
     "graph_task",
     "image_task",
     "recsys_task",

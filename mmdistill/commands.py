@@ -41,6 +41,7 @@ OPTIONS_OF_DOMAINS = {
     "size": "images",
     "length": "texts",
     "interactions_per_user": "interactions",
+    "inductive": "graphs",
 }
 """Options that mean something to the domains that list them, with what they are for."""
 
@@ -71,6 +72,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
         protocol=config.protocol,
         whiten=config.whiten,
         size=config.size,
+        inductive=config.inductive,
         seed=config.seed,
     )
     return domain, domain.make_task(data, options)

@@ -74,6 +74,7 @@ class DistillConfig:
         judge_batch: their minibatch size; the protocol's own number by default
         protocol: how judges of images train: default, dc, dsa, dm, mtt, frepo, rfad, kip or idc
         whiten: ZCA whitening of images as a paper has it: mtt, frepo or kip; none by default
+        inductive: condense a graph's training nodes and the edges among them alone; by default as usual for the data
         size: side in pixels to which the images of a folder are resized; their own, all alike, by default
         baselines: what is judged beside the set, comma-separated, out of random, herding, k-center, k-means, craig
             (all at equal count) and whole; 'none' for nothing
@@ -123,6 +124,7 @@ class DistillConfig:
     protocol: str | None = None
     whiten: str | None = None
     size: int | None = None
+    inductive: bool | None = None
     baselines: str = "random,herding,whole"
 
     def folder(self) -> Path:

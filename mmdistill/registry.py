@@ -38,6 +38,7 @@ class TaskOptions:
         protocol: how judges are trained, by name; None is the domain's default.
         whiten: the whitening of images, by name; None is none.
         size: the side to which the images of a folder are resized; None keeps theirs.
+        inductive: whether condensing a graph sees its training nodes alone; None is what the field does with the data.
         seed: for splits that the data do not come with.
     """
 
@@ -53,6 +54,7 @@ class TaskOptions:
     protocol: str | None = None
     whiten: str | None = None
     size: int | None = None
+    inductive: bool | None = None
     seed: int = 0
 
 
@@ -91,8 +93,8 @@ class Domain:
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
-        options: which of ``protocol``, ``whiten``, ``size``, ``length`` and ``interactions_per_user`` mean something to
-            it.
+        options: which of ``protocol``, ``whiten``, ``size``, ``length``, ``interactions_per_user`` and ``inductive``
+            mean something to it.
         taxonomy: by method name, the rows of Table 1.
     """
 

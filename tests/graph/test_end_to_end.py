@@ -44,6 +44,16 @@ def test_a_file_becomes_a_graph_that_trains_a_plain_model(
     assert float(right[data.test_mask].float().mean()) > 0.6
 
 
+def test_a_file_can_be_condensed_inductively(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(Data.from_dict(planted_fields()), tmp_path / "mine.pt")
+    options = ["--method", "gcond-x", "--nodes", "3", "--steps", "2", "--judge-epochs", "2", "--networks", "1"]
+    command = ["distill", "--data", str(tmp_path / "mine.pt"), *options, "--baselines", "none", "--inductive", "true"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    assert read_json(tmp_path / "run" / "distilled.json")["info"]["preprocessing"]["setting"] == "inductive"
+    assert main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--inductive", "true"]) == 2
+    assert "--inductive is for graphs" in capsys.readouterr().err
+
+
 def test_a_budget_below_the_number_of_classes_is_an_error_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
