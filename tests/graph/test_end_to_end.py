@@ -58,6 +58,7 @@ def test_a_budget_below_the_number_of_classes_is_an_error_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(Data.from_dict(planted_fields()), tmp_path / "mine.pt")
-    code = main(["distill", "--data", str(tmp_path / "mine.pt"), "--method", "gcond", "--nodes", "2", "--out", "run"])
+    command = ["distill", "--data", str(tmp_path / "mine.pt"), "--method", "gcond", "--nodes", "2"]
+    code = main([*command, "--out", str(tmp_path / "run")])
     assert code
     assert "give at least 3" in capsys.readouterr().err
