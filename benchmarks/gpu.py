@@ -181,9 +181,9 @@ def measured(task: ImageTask, row: Row, sizes: Sizes, limits: tuple[float, float
 
 def evaluation(task: ImageTask, row: Row, sizes: Sizes) -> dict[str, Any]:
     """Return the numbers of training many networks; the second call counts, and the textbook's few are scaled."""
-    fit.WORTH_COMPILING = 0 if sizes.compile == "on" else 10**9
     siamese = row.method.endswith("dsa")
-    ours = speed.judging(task, row.ipc, sizes.networks, sizes.epochs, siamese, sizes.compile).ours
+    made = speed.judging(task, row.ipc, sizes.networks, sizes.epochs, siamese, sizes.compile)
+    ours = made.ours
     first = speed.timed(ours, task.device)
     seconds = speed.timed(ours, task.device)
     few = speed.judging(task, row.ipc, FEW_NETWORKS, FEW_EPOCHS, siamese, sizes.compile).plain
@@ -194,7 +194,7 @@ def evaluation(task: ImageTask, row: Row, sizes: Sizes) -> dict[str, Any]:
         "textbook_ms": 1000 * slow,
         "ratio": slow / seconds,
         "first_s": first - seconds,
-        "path": "compiled and captured",
+        "path": made.path(),
         "ours_mib": speed.peak(ours, task.device, reserved=True),
         "textbook_mib": speed.peak(few, task.device),
     }

@@ -29,11 +29,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmdistill import compilation
+from mmdistill.capture import Replay
 from mmdistill.compilation import CompileMode, operations
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task
+from mmdistill.image.judge import training_loss
 from mmdistill.methods import Method, fresh
+from mmdistill.networks import fit
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distribution import DistributionMatching
@@ -179,22 +182,37 @@ def contest(
 
 def judging(task: ImageTask, ipc: int, networks: int, epochs: int, siamese: bool, compile: str) -> Contest:
     """Return the two ways of training networks on a set."""
-    compiles = compile == "on" and task.device.type == "cpu"
-    if compiles:
+    if compile == "on":
         always_compile()
+    replays: list[Replay] = []
+
+    class Noted(Replay):
+        def __init__(self, function: Any) -> None:
+            super().__init__(function)
+            replays.append(self)
+
+    fit.Replay = Noted  # type: ignore[misc]
     p = problem_of(task, ipc, 1)
     judge = image_task(task.data, width=width_of(task), device=task.device, judge_epochs=epochs, judge_augment=siamese)
     batch = Batch(p.synthetic.detach(), p.targets, torch.ones(len(p.targets), device=task.device))
     return Contest(
         lambda: evaluate(judge, batch, n=networks, baselines=[]),
         lambda: textbook.evaluation(p, networks, epochs, 256, siamese),
-        lambda: "compiled" if compiles else "eager",
+        lambda: path_of(judge, replays),
     )
 
 
 def always_compile() -> None:
-    """Let trainings on the CPU compile however short they are, as those of the published number of epochs do."""
+    """Let trainings compile however short they are, as those of the published number of epochs do."""
     compilation.WORTH_OPERATIONS = 0.0
+    fit.WORTH_COMPILING = 0
+
+
+def path_of(judge: ImageTask, replays: list[Replay]) -> str:
+    """Return how judges' steps ran, by what was compiled and captured in fact."""
+    program = compilation.compiled_once(training_loss(judge.network, None))
+    parts = ["compiled"] * (program.seconds > 0) + ["captured"] * any(replay.captured for replay in replays)
+    return " and ".join(parts) or "eager"
 
 
 def clock(device: torch.device) -> float:
