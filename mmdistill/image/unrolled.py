@@ -262,15 +262,15 @@ UNROLLED_DIGITS: dict[str, Method] = {
 }
 """Short runs for the 8 x 8 digits; chosen on a validation split of their training images."""
 
-REDUCED_EXPERTS = FitProtocol(epochs=0, lr=0.02, momentum=0.0, weight_decay=0.0, batch=32, decay_at=(), visits=3200)
+REDUCED_EXPERTS = FitProtocol(epochs=0, lr=0.01, momentum=0.0, weight_decay=0.0, batch=32, decay_at=(), visits=3200)
 """Epochs of a hundred steps, each on images that the one before may not have seen."""
 
 
 def _reduced_mtt(ipc: int) -> Settings:
     """Return settings in which a student of 20 steps follows one epoch of an expert.
 
-    Over two epochs the student's learned rate became so large that judges, which add momentum to it, were worse off
-    than with the images that the set starts from.
+    Over longer ways the student learns so large a rate that judges, which add momentum to it, are worse off than with
+    the images that the set starts from.
     """
     return Settings(
         steps=120,
@@ -278,12 +278,12 @@ def _reduced_mtt(ipc: int) -> Settings:
         optimizers={"codes": OptimizerSpec("adam", 0.1, cosine=True), "objective": OptimizerSpec("adam", 1e-3)},
         init="herding",
         inner_steps=20,
-        inner_lr=0.02,
+        inner_lr=0.01,
         inner_batch=0 if ipc < 10 else 20,
         augment=True,
         experts=5,
         expert_steps=1,
-        start_epochs=2,
+        start_epochs=3,
     )
 
 
