@@ -287,6 +287,11 @@ def _reduced_mtt(ipc: int) -> Settings:
     )
 
 
+def _reduced_tesla(ipc: int) -> Settings:
+    """Return MTT's settings with ends further on, since an expert that has hardly learned labels the images badly."""
+    return replace(_reduced_mtt(ipc), steps=100, inner_lr=0.05, expert_steps=2, start_epochs=2)
+
+
 def _reduced_haba(ipc: int) -> Settings:
     settings = _reduced_mtt(ipc)
     optimizers = {**settings.optimizers, "decoder": OptimizerSpec("adam", 0.003)}
@@ -331,7 +336,9 @@ def _reduced_ld(ipc: int) -> Settings:
 _reduced_experts = experts_by(REDUCED_EXPERTS)
 UNROLLED_REDUCED: dict[str, Method] = {
     "mtt": replace(CORE_METHODS["mtt"], network=_reduced_experts, settings=_reduced_mtt),
-    "tesla": replace(CORE_METHODS["tesla"], network=_reduced_experts, settings=_reduced_mtt),
+    "tesla": replace(
+        CORE_METHODS["tesla"], network=experts_by(replace(REDUCED_EXPERTS, lr=0.02)), settings=_reduced_tesla
+    ),
     "ddpp": replace(UNROLLED_METHODS["ddpp"], network=_reduced_experts, settings=_reduced_mtt),
     "ftd": replace(
         UNROLLED_METHODS["ftd"],
@@ -346,5 +353,6 @@ UNROLLED_REDUCED: dict[str, Method] = {
 }
 """For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside.
 
-Rates follow the loss on training images; DD's, and MTT's at one image per class, were tried on held-out images.
+Rates follow the loss on training images; DD's, and at one image per class MTT's and TESLA's, were tried on held-out
+images.
 """
