@@ -13,7 +13,14 @@ from mmdistill.comparison import draw_budgets, read_runs, table
 from mmdistill.config import DistillConfig, baseline_names, require_data_and_method, split_names
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.evaluate import Evaluation, evaluate, metrics_document, subset_bytes
+from mmdistill.evaluate import (
+    Evaluation,
+    evaluate,
+    find_judges,
+    metrics_document,
+    require_baselines,
+    subset_bytes,
+)
 from mmdistill.methods import LABELS, Method
 from mmdistill.networks.experts import default_folder, is_complete, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -120,6 +127,8 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
     with ranks.process_group(config.device) as device:
         with ranks.first_alone():
             domain, task = make_task(config, device)
+        find_judges(task, config.judge_names())  # a misspelt name is an error now, not after the distillation
+        require_baselines(task, baseline_names(config.baselines))
         method, budget = find_budget(
             task,
             chosen_method(config, domain),

@@ -122,6 +122,18 @@ def find_judges(task: Task, names: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def require_baselines(task: Task, names: Sequence[str]) -> None:
+    """Check that baselines exist.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    known = (*KNOWN_BASELINES, *(task.selections if isinstance(task, Selects) else ()))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise unknown_name("baseline", unknown[0], known)
+
+
 def evaluate(
     task: Task,
     distilled: DistilledSet | Batch,
@@ -156,10 +168,7 @@ def evaluate(
     """
     if n < 1 or (at_once is not None and at_once < 1):
         raise ConfigError(f"at least one network must judge, and train at once, got n={n} and at_once={at_once}")
-    known = (*KNOWN_BASELINES, *(task.selections if isinstance(task, Selects) else ()))
-    unknown = [name for name in baselines if name not in known]
-    if unknown:
-        raise unknown_name("baseline", unknown[0], known)
+    require_baselines(task, baselines)
     learned: Mapping[str, Tensor] = {}
     if isinstance(distilled, DistilledSet):
         distilled.require(task.describe())

@@ -159,3 +159,12 @@ def test_a_reduced_schedule_is_shorter_and_a_missing_one_is_named() -> None:
     assert get_method(domain, "dm", "mnist", "reduced").settings(1).steps < get_method(domain, "dm").settings(1).steps
     with pytest.raises(ConfigError, match="no reduced schedule"):
         get_method(domain, "dm", "cifar10", "reduced")
+
+
+@pytest.mark.parametrize("wrong", [["--judges", "convnett"], ["--baselines", "randon"]])
+def test_misspelt_judges_and_baselines_are_refused_before_distilling(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    assert distil(tmp_path / "run", *wrong) == 2
+    assert "did you mean" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
