@@ -1,5 +1,6 @@
 """The command line: ``mmdistill distill | experts | evaluate | report | compare | export | methods | data``."""
 
+import os
 import re
 import sys
 from argparse import HelpFormatter
@@ -158,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MmdistillError as error:
         print(f"mmdistill: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2

@@ -168,3 +168,15 @@ def test_misspelt_judges_and_baselines_are_refused_before_distilling(
     assert distil(tmp_path / "run", *wrong) == 2
     assert "did you mean" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "mmdistill", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert listing.stdout is not None
+    assert listing.stderr is not None
+    listing.stdout.close()
+    assert listing.wait(timeout=120) == 0
+    assert listing.stderr.read() == ""
+    listing.stderr.close()
