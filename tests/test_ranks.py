@@ -39,9 +39,10 @@ def by_hand() -> Tensor:
         for rank in range(2):
             key = distiller.draws.fold("step", step, "rank", rank)
             schedule = distiller.schedule.fetch(distiller.task, EMPTY, key.fold("network"))
-            syn, real = distiller.batches(run, schedule, key)
-            loss = run.objective(distiller._network(run, schedule), syn, real, key.fold("objective"))
-            found.append(torch.autograd.grad(loss, codes)[0])
+            real = distiller.task.sample_real(key.fold("real"), distiller.classes, distiller.settings.real_batch)
+            _, (gradient,) = distiller.gradients(run, schedule, real, key)
+            assert gradient is not None
+            found.append(gradient)
         velocity = spec.momentum * velocity + (found[0] + found[1]) / 2
         with torch.no_grad():
             codes -= spec.lr * velocity
