@@ -143,6 +143,8 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
             config.save(folder / "config.yaml")
         if finished and resume is not None:
             distilled = DistilledSet.load(folder)
+            if ranks.is_first():
+                print(f"{folder} is already distilled")
         else:
             distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None)
         first = ranks.is_first()
