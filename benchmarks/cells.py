@@ -1,13 +1,14 @@
 """Cells of the survey's tables: a method, a data set and an ipc, how they are measured, where what they found lies."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quality import folder_of
 
-from mmdistill.store import read_json
+from mmdistill.store import read_json, write_json
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 CHEAPEST_FIRST = ("dm", "krr", "frepo", "kip", "rfad", "kfs", "cafe", "dcc", "egm", "dc", "dsa", "edd", "idc", "mtt")
@@ -15,6 +16,8 @@ CHEAPEST_FIRST = ("dm", "krr", "frepo", "kip", "rfad", "kfs", "cafe", "dcc", "eg
 TABLE_3 = ("convnet", "convnet-nn", "alexnet", "alexnet-in", "resnet18", "resnet18-bn", "vgg11", "vgg11-bn")
 TABLE_5 = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 BASELINES = ("random", "herding")
+CELLS = Path(__file__).parents[1] / "docs" / "cells"
+"""What finished cells found, one small file for each seed; the tables are written from it."""
 PAPERS = {
     "dc": "protocol=dc",
     "mtt": "protocol=mtt",
@@ -87,16 +90,42 @@ class Cell:
         return ",".join(BASELINES) if self.method == "dm" or other else ""
 
     def folder(self, out: Path, seed: int = 0) -> Path:
-        """Return where the cell keeps what it found with a seed."""
+        """Return where the cell runs with a seed, and leaves the set and its metrics."""
         return folder_of(out, self.row, seed)
 
-    def documents(self, out: Path) -> list[dict[str, Any]]:
-        """Return what all finished seeds found."""
-        return [read_json(path) for path in sorted(self.folder(out).parent.glob("seed-*/metrics.json"))]
+    def record(self, cells: Path, seed: int = 0) -> Path:
+        """Return the file that keeps what the cell found with a seed."""
+        return self.folder(cells, seed).with_suffix(".json")
 
-    def failure(self, out: Path) -> str:
+    def reason(self, cells: Path) -> Path:
+        """Return the file that keeps why the cell failed."""
+        return self.folder(cells).with_name("failed.txt")
+
+    def finished(self, cells: Path, seeds: Iterable[int]) -> bool:
+        """Whether the cell has found something with each of some seeds."""
+        return all(self.record(cells, seed).is_file() for seed in seeds)
+
+    def fail(self, cells: Path, reason: str) -> None:
+        """Keep why the cell failed, for the table's reader."""
+        if not self.options:
+            self.reason(cells).parent.mkdir(parents=True, exist_ok=True)
+            self.reason(cells).write_text(reason + "\n")
+
+    def keep(self, out: Path, cells: Path, seeds: Iterable[int]) -> None:
+        """Copy what finished runs found to where it is kept; nothing of cells with options, which no table shows."""
+        for seed in () if self.options else seeds:
+            metrics = self.folder(out, seed) / "metrics.json"
+            if metrics.is_file():
+                self.reason(cells).unlink(missing_ok=True)
+                write_json(self.record(cells, seed), read_json(metrics))
+
+    def documents(self, cells: Path) -> list[dict[str, Any]]:
+        """Return what all finished seeds found."""
+        return [read_json(path) for path in sorted(self.folder(cells).parent.glob("seed-*.json"))]
+
+    def failure(self, cells: Path) -> str:
         """Return why the cell failed, or nothing."""
-        path = self.folder(out).parent / "failed.txt"
+        path = self.reason(cells)
         return path.read_text().strip() if path.is_file() else ""
 
 

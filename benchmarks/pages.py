@@ -18,7 +18,8 @@ IN_PRINT = {"alexnet": "alexnet-nn", "resnet18": "resnet18-in", "vgg11": "vgg11-
 PREFACE = """# Tables
 
 Test accuracy in percent of the last epoch, mean ± deviation over all networks of all distillation seeds, written by
-`python benchmarks/tables.py --page docs/tables.md`; [results.md](results.md) has the commands and what the numbers say.
+`python benchmarks/tables.py --page docs/tables.md` from [cells](cells), a small file for each cell and seed;
+[results.md](results.md) has the commands and what the numbers say.
 
 - Published numbers are the survey's, at the full schedule with a ConvNet of width 128. A reduced schedule distils with
   and judges by a ConvNet of width 16, for 300 epochs (from ipc 10 on in minibatches of 25), and is no attempt at them.
@@ -64,18 +65,18 @@ def in_print(value: Sequence[float] | None) -> str:
     return "-" if value is None else f"{value[0]:.1f} ± {value[1]:.1f}"
 
 
-def table_2(data: str, schedule: str, out: Path, methods: Sequence[str], ipcs: Sequence[int]) -> list[str]:
+def table_2(data: str, schedule: str, cells: Path, methods: Sequence[str], ipcs: Sequence[int]) -> list[str]:
     """Return the lines of one data set's table: a row per method and ipc, measured beside published."""
     lines = []
     for ipc in ipcs:
-        base = Cell(data, "dm", ipc, schedule).documents(out)
+        base = Cell(data, "dm", ipc, schedule).documents(cells)
         if not base:
             continue
         random, herding = (spread(by_judge(base, None, name)) for name in BASELINES)
         runs = f"{len(base)} x {base[0]['results'][0]['n']}"
         for name, text in zip(BASELINES, (random, herding), strict=True):
             lines.append(f"| {ipc} | *{name} real images* | {text} | {runs} | - | | | | |")
-        lines += [row for method in methods if (row := _row(Cell(data, method, ipc, schedule), out))]
+        lines += [row for method in methods if (row := _row(Cell(data, method, ipc, schedule), cells))]
     if not lines:
         return []
     title = f"## {data}, {'short' if data == 'digits' else schedule} schedule"
@@ -83,11 +84,11 @@ def table_2(data: str, schedule: str, out: Path, methods: Sequence[str], ipcs: S
     return [title, "", head, "|" + "---|" * 9, *lines, ""]
 
 
-def _row(cell: Cell, out: Path) -> str:
+def _row(cell: Cell, cells: Path) -> str:
     """Return one line of a table; a cell that failed says why, one that has not run has dashes."""
-    documents, published = cell.documents(out), in_print(cell.published)
+    documents, published = cell.documents(cells), in_print(cell.published)
     if not documents:
-        return f"| {cell.ipc} | {cell.method} | {cell.failure(out) or '-'} | - | {published} | | | | |"
+        return f"| {cell.ipc} | {cell.method} | {cell.failure(cells) or '-'} | - | {published} | | | | |"
     entries = by_judge(documents, None)
     kilobytes = documents[0]["budget"]["stored_bytes"] / 1000
     seconds = statistics.fmean(document["seconds"] for document in documents)
@@ -102,12 +103,12 @@ def _row(cell: Cell, out: Path) -> str:
     )
 
 
-def across(data: str, schedule: str, out: Path, methods: Sequence[str], ipc: int, table: int) -> list[str]:
+def across(data: str, schedule: str, cells: Path, methods: Sequence[str], ipc: int, table: int) -> list[str]:
     """Return the lines of a cross-architecture table (Table 3 or 5): measured, published in brackets."""
     names, published = (TABLE_3, PUBLISHED["table3"]) if table == 3 else (TABLE_5, PUBLISHED["table5"])
     lines = []
     for method in methods:
-        documents = Cell(data, method, ipc, schedule).documents(out)
+        documents = Cell(data, method, ipc, schedule).documents(cells)
         found = {name: by_judge(documents, name) for name in names}
         if sum(bool(entries) for entries in found.values()) < 2:
             continue
@@ -155,14 +156,16 @@ def curves(path: Path, picture: Path) -> list[str]:
     return ["## Accuracy against steps", "", note, "", head, "|" + "---|" * 5, *lines, "", shown, ""]
 
 
-def draw_figure_8(data: str, schedule: str, out: Path, methods: Sequence[str], ipcs: Sequence[int], path: Path) -> None:
+def draw_figure_8(
+    data: str, schedule: str, cells: Path, methods: Sequence[str], ipcs: Sequence[int], path: Path
+) -> None:
     """Draw accuracy against ipc, with the random baseline (Fig. 8)."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for method in (*methods, "random"):
         name, baseline = ("dm", "random") if method == "random" else (method, "")
         points = []
         for ipc in ipcs:
-            entries = by_judge(Cell(data, name, ipc, schedule).documents(out), None, baseline)
+            entries = by_judge(Cell(data, name, ipc, schedule).documents(cells), None, baseline)
             if entries:
                 points.append((ipc, *pooled(entries)[:2]))
         if points:
@@ -179,13 +182,13 @@ def draw_figure_8(data: str, schedule: str, out: Path, methods: Sequence[str], i
     plt.close(figure)
 
 
-def page(out: Path, methods: Sequence[str], folder: Path) -> str:
+def page(cells: Path, methods: Sequence[str], folder: Path) -> str:
     """Return everything measured so far as one Markdown page, whose pictures are drawn into a folder."""
     lines = PREFACE.splitlines()
     for data in ("digits", *PUBLISHED["table2"]):
         for schedule in ("published", "reduced"):
-            lines += table_2(data, schedule, out, methods, (1, 10, 50))
+            lines += table_2(data, schedule, cells, methods, (1, 10, 50))
             for ipc in (1, 10, 50):
                 for table in (3, 5):
-                    lines += across(data, schedule, out, methods, ipc, table)
-    return "\n".join([*lines, *curves(out / "steps.json", folder / "steps.png")])
+                    lines += across(data, schedule, cells, methods, ipc, table)
+    return "\n".join([*lines, *curves(cells / "steps.json", folder / "steps.png")])

@@ -8,9 +8,11 @@
 
 A cell is a method, a data set and an ipc. Cells run cheapest first, one at a time on each device, in processes of their
 own, so that one that fails costs only itself. When the hours are over, running cells keep a checkpoint and end; the
-same command goes on from there and skips what is finished. Published schedules take the network, whitening and judging
+same command goes on from there and skips what is finished. Runs lie under ``--out``; what they found is copied to
+``--cells``, a folder of small files that belongs to the repository, from which ``--page`` writes everything measured
+so far. Remove a cell's folder from both to measure it anew. Published schedules take the network, whitening and judging
 of the method's paper. A ``reduced`` schedule is the library's own for a CPU, with a ConvNet of width 16 and shorter
-judging; its numbers stand in tables of their own. ``--page`` writes everything measured so far.
+judging; its numbers stand in tables of their own.
 """
 
 import argparse
@@ -21,9 +23,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from cells import TABLE_3, TABLE_5, Cell, order
+from cells import CELLS, TABLE_3, TABLE_5, Cell, order
 from pages import draw_figure_8, page
 
 from mmdistill.errors import MmdistillError
@@ -36,13 +39,27 @@ GRACE = 120
 """Seconds in which a cell that is asked to stop may end its step and keep a checkpoint."""
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where cells run and where what they found is kept.
+
+    Args:
+        out: the folder of the runs: sets, checkpoints, logs.
+        cells: the folder of what finished cells found.
+    """
+
+    out: Path
+    cells: Path
+
+
 def run_cells(
-    cells: Sequence[Cell], out: Path, devices: Sequence[str], seeds: str, networks: int, until: float
+    cells: Sequence[Cell], places: Places, devices: Sequence[str], seeds: Sequence[int], networks: int, until: float
 ) -> None:
-    """Run cells on all devices until a time; a cell that fails is reported and the others go on."""
+    """Run unfinished cells on all devices until a time; a cell that fails is reported and the others go on."""
     waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
     for cell in sorted(cells, key=order):
-        waiting.put(cell)
+        if not cell.finished(places.cells, seeds):
+            waiting.put(cell)
 
     def work(device: str) -> None:
         while time.time() < until:
@@ -50,7 +67,7 @@ def run_cells(
                 cell = waiting.get_nowait()
             except queue.Empty:
                 return
-            print(f"{cell.row} on {device}: {run_cell(cell, out, device, seeds, networks, until)}", flush=True)
+            print(f"{cell.row} on {device}: {run_cell(cell, places, device, seeds, networks, until)}", flush=True)
 
     workers = [threading.Thread(target=work, args=(device,)) for device in devices]
     for worker in workers:
@@ -59,12 +76,13 @@ def run_cells(
         worker.join()
 
 
-def run_cell(cell: Cell, out: Path, device: str, seeds: str, networks: int, until: float) -> str:
+def run_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], networks: int, until: float) -> str:
     """Run one cell in a process of its own until a time; returns what came of it in a line."""
+    missing = [seed for seed in seeds if not cell.record(places.cells, seed).is_file()]
     command = [sys.executable, str(Path(__file__).with_name("quality.py")), "--rows", f"{cell.row};"]
-    command += ["--device", device, "--out", str(out), "--seeds", seeds, "--networks", str(networks)]
-    command += ["--baselines", cell.baselines]
-    place = cell.folder(out).parent
+    command += ["--device", device, "--out", str(places.out), "--networks", str(networks)]
+    command += ["--seeds", ",".join(map(str, missing)), "--baselines", cell.baselines]
+    place = cell.folder(places.out).parent
     place.mkdir(parents=True, exist_ok=True)
     with (place / "log.txt").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -73,12 +91,13 @@ def run_cell(cell: Cell, out: Path, device: str, seeds: str, networks: int, unti
         except subprocess.TimeoutExpired:
             stop(process)
             return "stopped when the time was over; the same command resumes it"
+        finally:
+            cell.keep(places.out, places.cells, missing)
     lines = (place / "log.txt").read_text().strip().splitlines()
-    failed = place / "failed.txt"
     if process.returncode:
-        failed.write_text(lines[-1].rpartition("Error: ")[2] if lines else f"ended with {process.returncode}")
-        return f"failed: {failed.read_text()}"
-    failed.unlink(missing_ok=True)
+        reason = lines[-1].rpartition("Error: ")[2] if lines else f"ended with {process.returncode}"
+        cell.fail(places.cells, reason)
+        return f"failed: {reason}"
     return " | ".join(lines[-2:])
 
 
@@ -93,18 +112,26 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def judge_cells(
-    cells: Iterable[Cell], judges: Sequence[str], out: Path, device: str, seeds: str, networks: int, until: float
+    cells: Iterable[Cell],
+    judges: Sequence[str],
+    places: Places,
+    device: str,
+    seeds: Sequence[int],
+    networks: int,
+    until: float,
 ) -> None:
-    """Judge finished cells by further networks until a time, adding to their metrics."""
+    """Judge finished cells whose sets are still there by further networks until a time, adding to their metrics."""
     for cell in cells:
-        for seed in (int(text) for text in seeds.split(",")):
-            folder = cell.folder(out, seed)
+        for seed in seeds:
+            folder = cell.folder(places.out, seed)
             if not (folder / "metrics.json").exists():
+                print(f"{cell.row}: no set of seed {seed} under {places.out} to judge by other networks")
                 continue
             known = {entry["judge"] for entry in read_json(folder / "metrics.json")["results"]}
             for judge in judges:
                 if judge not in known and time.time() < until:
                     print(f"{cell.row} {judge}: {judge_cell(cell, judge, folder, device, seed, networks)}", flush=True)
+                    cell.keep(places.out, places.cells, [seed])
 
 
 def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, networks: int) -> str:
@@ -135,7 +162,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--devices", default="auto", help="comma-separated; a cell at a time runs on each")
     parser.add_argument("--hours", type=float, default=1e6, help="then running cells keep a checkpoint and end")
     parser.add_argument("--options", default="", help="overrides for all cells, as quality.py spells them: steps=100")
-    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--out", type=Path, default=Path("results"), help="where cells run")
+    parser.add_argument("--cells", type=Path, default=CELLS, help="where what they found is kept")
     parser.add_argument("--page", type=Path, help="write all that was measured so far as Markdown")
     chosen = parser.parse_args()
     if chosen.table is None and chosen.figure is None and chosen.page is None:
@@ -149,21 +177,23 @@ def main() -> None:
     domain = get_domain("image")
     methods = [name for name in chosen.methods.split(",") if name] or sorted(domain_methods(domain))
     ipcs = [int(text) for text in chosen.ipc.split(",")]
+    seeds = [int(text) for text in chosen.seeds.split(",")]
     devices = [str(choose_device(device)) for device in chosen.devices.split(",")]
+    places = Places(chosen.out, chosen.cells)
     for data in chosen.data.split(",") if chosen.table or chosen.figure else ():
         able = [name for name in methods if chosen.schedule == "published" or name in domain.reduced.get(data, {})]
         cells = [Cell(data, method, ipc, chosen.schedule, chosen.options) for method in able for ipc in ipcs]
-        run_cells(cells, chosen.out, devices, chosen.seeds, chosen.networks, until)
+        run_cells(cells, places, devices, seeds, chosen.networks, until)
         if chosen.table in (3, 5):
             judges = [name for name in chosen.judges.split(",") if name] or (TABLE_3 if chosen.table == 3 else TABLE_5)
-            judge_cells(cells, judges, chosen.out, devices[0], chosen.seeds, chosen.networks, until)
+            judge_cells(cells, judges, places, devices[0], seeds, chosen.networks, until)
         if chosen.figure == 8:
-            path = chosen.out / f"figure-8-{data}.png"
-            draw_figure_8(data, chosen.schedule, chosen.out, able, ipcs, path)
+            path = chosen.cells.parent / f"figure-8-{data}.png"
+            draw_figure_8(data, chosen.schedule, chosen.cells, able, ipcs, path)
             print(f"wrote {path}")
     if chosen.page is not None:
         everything = sorted(domain_methods(domain), key=lambda name: order(Cell("", name, 0, "")))
-        chosen.page.write_text(page(chosen.out, everything, chosen.page.parent) + "\n")
+        chosen.page.write_text(page(chosen.cells, everything, chosen.page.parent) + "\n")
         print(f"wrote {chosen.page}")
 
 

@@ -62,11 +62,10 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     cells, pages, _ = scripts
     dm, haba = (cells.Cell("mnist", method, 1, "reduced") for method in ("dm", "haba"))
     for seed, mean in enumerate((0.8, 0.9)):
-        write_json(dm.folder(tmp_path, seed) / "metrics.json", document(mean, {"random": 0.5, "herding": 0.6}))
+        write_json(dm.record(tmp_path, seed), document(mean, {"random": 0.5, "herding": 0.6}))
     kip = cells.Cell("mnist", "kip", 1, "reduced")
-    write_json(kip.folder(tmp_path) / "metrics.json", document(0.7, {"random": 0.6}))
-    haba.folder(tmp_path).parent.mkdir(parents=True)
-    (haba.folder(tmp_path).parent / "failed.txt").write_text("too few bytes")
+    write_json(kip.record(tmp_path), document(0.7, {"random": 0.6}))
+    haba.fail(tmp_path, "too few bytes")
     step = {"data": "digits", "method": "kip", "ipc": 1, "schedule": "published", "mean": 0.5, "sd": 0.01}
     (tmp_path / "steps.json").write_text(json.dumps([step | {"steps": n, "seconds": n / 10} for n in (0, 100)]))
     text = pages.page(tmp_path, ["dm", "haba", "dc", "kip"], tmp_path)
@@ -80,3 +79,19 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     assert "published schedule" not in text
     pages.draw_figure_8("mnist", "reduced", tmp_path, ["dm"], [1, 10], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_what_runs_found_is_kept_apart_from_them_and_not_measured_again(scripts: Any, tmp_path: Path) -> None:
+    cells, _, _ = scripts
+    out, kept = tmp_path / "out", tmp_path / "cells"
+    cell, tried = (cells.Cell("mnist", "dm", 1, "reduced", options) for options in ("", "steps=2"))
+    cell.fail(kept, "no memory")
+    assert cell.failure(kept) == "no memory"
+    for one in (cell, tried):
+        write_json(one.folder(out, 1) / "metrics.json", document(0.8))
+        one.keep(out, kept, [0, 1])
+    assert cell.documents(kept) == [document(0.8)]
+    assert cell.finished(kept, [1])
+    assert not cell.finished(kept, [0, 1])
+    assert cell.failure(kept) == ""
+    assert tried.documents(kept) == []
