@@ -98,7 +98,7 @@ def network_pool(settings: Settings) -> NetworkSchedule:
 
 def closed_form_ntk() -> KernelRidgeMatching:
     """Ridge regression under the NTK of a network with one hidden layer, in float64, against class-balanced batches."""
-    return KernelRidgeMatching(InFloat64(FullyConnectedKernel("ntk", depth=1)), ridge=1e-6, view="classes")
+    return KernelRidgeMatching(FullyConnectedKernel("ntk", depth=1, dtype=torch.float64), ridge=1e-6, view="classes")
 
 
 def convolutional_ntk() -> KernelRidgeMatching:

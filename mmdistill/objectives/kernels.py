@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.objectives.base import Network
+from mmdistill.objectives.pairs import products, relu_moments
 from mmdistill.objectives.performance import Kernel, require_one_tensor
 from mmdistill.task import Inputs, Task
 
@@ -22,48 +23,11 @@ B_STD = 0.1
 """Bias scale of the published infinite-width autoencoder."""
 
 
-class Angles(NamedTuple):
-    """The geometry of each pair of rows: product of norms, cosine, sine and angle."""
-
-    norms: Tensor
-    cosine: Tensor
-    sine: Tensor
-    angle: Tensor
-
-
 class WideKernels(NamedTuple):
     """The NNGP and the NTK of the same network, each ``(n_a, n_b)``."""
 
     nngp: Tensor
     ntk: Tensor
-
-
-def pair_angles(gram: Tensor, diagonal_a: Tensor, diagonal_b: Tensor) -> Angles:
-    """Return the angles between samples from their inner products, with gradients that are finite everywhere.
-
-    The angle's derivative -1/sqrt(1 - c^2) is infinite for parallel rows, above all on the diagonal of K(x, x), where
-    the true gradient through c is zero. Within rounding of c = 1 or -1 the angle is a constant 0 or pi. A
-    row of norm 0 has a right angle to every other.
-
-    Shapes:
-        gram ``(n_a, n_b, ...)``; diagonals ``(n_a, ...)`` and ``(n_b, ...)``, the squared norms; returns four tensors
-        of the shape of gram.
-    """
-    (norm_a, inverse_a), (norm_b, inverse_b) = (_norms(diagonal) for diagonal in (diagonal_a, diagonal_b))
-    norms = norm_a[:, None] * norm_b[None]
-    cosine = gram * inverse_a[:, None] * inverse_b[None]
-    inside = cosine.detach().abs() < 1 - 16 * torch.finfo(gram.dtype).eps
-    safe = torch.where(inside, cosine, 0)
-    sine = (1 - safe * safe).sqrt() * inside
-    angle = torch.where(inside, safe.arccos(), math.pi * (cosine.detach() < 0).to(gram.dtype))
-    return Angles(norms, cosine, sine, angle)
-
-
-def _norms(squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return norms and their inverses, both 0 where the square is, with gradients that are finite there."""
-    positive = squares > 0
-    norms = torch.where(positive, squares, 1).sqrt()
-    return torch.where(positive, norms, 0), torch.where(positive, 1 / norms, 0)
 
 
 def arc_cosine(a: Tensor, b: Tensor, order: Literal[0, 1] = 1) -> Tensor:
@@ -77,19 +41,19 @@ def arc_cosine(a: Tensor, b: Tensor, order: Literal[0, 1] = 1) -> Tensor:
     """
     if order not in (0, 1):
         raise ConfigError(f"the arc-cosine kernel is there in orders 0 and 1, not {order}")
-    angles = pair_angles(a @ b.T, a.square().sum(1), b.square().sum(1))
-    moment, slope = relu_moments(angles)
+    moment, slope = relu_moments(a @ b.T, a.square().sum(1), b.square().sum(1))
     return 2 * (moment if order == 1 else slope)
 
 
-def relu_moments(angles: Angles) -> tuple[Tensor, Tensor]:
-    """Return E[relu(u) relu(v)] and E[relu'(u) relu'(v)] of Gaussians (u, v) with these norms and angles."""
-    norms, cosine, sine, angle = angles
-    rest = math.pi - angle
-    return norms * (sine + rest * cosine) / (2 * math.pi), rest / (2 * math.pi)
-
-
-def fully_connected(a: Tensor, b: Tensor, *, depth: int = 1, w_std: float = W_STD, b_std: float = B_STD) -> WideKernels:
+def fully_connected(
+    a: Tensor,
+    b: Tensor,
+    *,
+    depth: int = 1,
+    w_std: float = W_STD,
+    b_std: float = B_STD,
+    dtype: torch.dtype | None = None,
+) -> WideKernels:
     r"""Return NNGP and NTK of ``[Dense, ReLU] x depth, Dense`` in NTK parameterization at infinite width.
 
     .. math:: K_0 = \sigma_w^2 x y^\top / d + \sigma_b^2, \quad \Theta_0 = K_0, \quad
@@ -102,9 +66,10 @@ def fully_connected(a: Tensor, b: Tensor, *, depth: int = 1, w_std: float = W_ST
         depth: hidden layers; 0 is the linear kernel.
         w_std: standard deviation of the weights before the 1/sqrt(fan-in) scale.
         b_std: standard deviation of the biases.
+        dtype: of the kernels and of all arithmetic; None is the inputs'.
 
     Shapes:
-        a ``(n_a, d)``, b ``(n_b, d)``; returns two ``(n_a, n_b)``, in the inputs' dtype.
+        a ``(n_a, d)``, b ``(n_b, d)``; returns two ``(n_a, n_b)``.
 
     Raises:
         ShapeError: the inputs are not two matrices with one number of columns.
@@ -117,14 +82,17 @@ def fully_connected(a: Tensor, b: Tensor, *, depth: int = 1, w_std: float = W_ST
     if depth < 0:
         raise ConfigError(f"the depth counts hidden layers, so it is 0 or more; got {depth}")
     w2, b2, d = w_std**2, b_std**2, a.shape[1]
-    nngp = w2 * (a @ b.T) / d + b2
-    var_a = w2 * a.square().sum(1) / d + b2
-    var_b = w2 * b.square().sum(1) / d + b2
+    b = b if dtype is None else b.to(dtype)
+    inner, square_a = products(a, b)
+    shift = inner.new_tensor(b2)
+    nngp = torch.add(shift, inner, alpha=w2 / d)
+    var_a = w2 / d * square_a + b2
+    var_b = w2 / d * b.square().sum(1) + b2
     ntk = nngp
     for _ in range(depth):
-        moment, slope = relu_moments(pair_angles(nngp, var_a, var_b))
-        nngp = w2 * moment + b2
-        ntk = w2 * slope * ntk + nngp
+        moment, slope = relu_moments(nngp, var_a, var_b)
+        nngp = torch.add(shift, moment, alpha=w2)
+        ntk = torch.addcmul(nngp, slope, ntk, value=w2)
         var_a = w2 * var_a / 2 + b2  # E[relu(u)^2] is half of E[u^2]
         var_b = w2 * var_b / 2 + b2
     return WideKernels(nngp, ntk)
@@ -188,7 +156,7 @@ def _pixel_kernels(a: Tensor, b: Tensor, depth: int, w2: float, b2: float) -> Wi
     var_a, var_b = (convolved(x.square().mean(1)) + b2 for x in (a, b))
     ntk = nngp
     for layer in range(1, depth + 1):
-        moment, slope = relu_moments(pair_angles(nngp, var_a, var_b))
+        moment, slope = relu_moments(nngp, var_a, var_b)
         if layer == depth:
             break
         nngp = convolved(moment) + b2
@@ -236,11 +204,22 @@ class WideKernel(Kernel):
 
 @dataclass(frozen=True)
 class FullyConnectedKernel(WideKernel):
-    """The kernel of :func:`fully_connected` on samples flattened to rows."""
+    """The kernel of :func:`fully_connected` on samples flattened to rows.
+
+    Args:
+        kind: ``ntk`` or ``nngp``.
+        depth: hidden layers.
+        w_std: standard deviation of the weights.
+        b_std: standard deviation of the biases.
+        dtype: of the kernel; None is the samples'. In float64 a ridge of 1e-6 resolves small eigenvalues (KIP).
+    """
+
+    dtype: torch.dtype | None = None
 
     def kernels(self, a: Tensor, b: Tensor) -> WideKernels:
         """Return both kernels of two sets of samples of any shape."""
-        return fully_connected(a.flatten(1), b.flatten(1), depth=self.depth, w_std=self.w_std, b_std=self.b_std)
+        a, b = a.flatten(1), b.flatten(1)
+        return fully_connected(a, b, depth=self.depth, w_std=self.w_std, b_std=self.b_std, dtype=self.dtype)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""What closed-form kernels do with every pair of samples, as functions with derivatives of their own.
+
+Autograd through the plain formulas keeps some twenty matrices of all pairs; these keep four.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PORTION = 2**18
+"""Numbers that a CPU converts and multiplies at once, so that its caches hold them (2 MiB of float64)."""
+
+
+def products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inner products of two sets of samples and the squared norms of the first one's, in b's dtype.
+
+    Where many float32 samples meet a few of float64, no float64 copy of the many is made: to read it would take longer
+    than to multiply.
+
+    Shapes:
+        a ``(n_a, d)``, b ``(n_b, d)``; returns ``(n_a, n_b)`` and ``(n_a,)``.
+    """
+    found: tuple[Tensor, Tensor] = _Products.apply(a, b)  # type: ignore[no-untyped-call]
+    return found
+
+
+def relu_moments(covariance: Tensor, variance_a: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return E[relu(u) relu(v)] and E[relu'(u) relu'(v)] of Gaussians (u, v), with finite gradients everywhere.
+
+    The second has an infinite derivative for parallel samples, above all on the diagonal of K(x, x), where the true
+    gradient is zero. Within rounding of it the angle is a constant 0 or pi. A sample of variance 0 has a
+    right angle to every other.
+
+    Shapes:
+        covariance ``(n_a, n_b, ...)``; variances ``(n_a, ...)`` and ``(n_b, ...)``; returns two tensors of the
+        covariance's shape.
+    Source: Cho and Saul, NeurIPS 2009, Sec. 2.
+    """
+    moment, slope, _ = _ReluMoments.apply(covariance, _norm(variance_a)[:, None], _norm(variance_b)[None])  # type: ignore[no-untyped-call]
+    return moment, slope
+
+
+def _norm(square: Tensor) -> Tensor:
+    """Return square roots, with a gradient of 0 where they are 0."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+
+
+def _inverse(norm: Tensor) -> Tensor:
+    """Return inverses, 0 where the norm is."""
+    return torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1), 0)
+
+
+def _portions(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """Return a set in portions that a CPU's caches hold, but no fewer samples than the other has; elsewhere whole."""
+    if a.device.type != "cpu":
+        return (a,)
+    return torch.split(a, max(PORTION // max(a.shape[1], 1), len(b), 1))
+
+
+class _Products(torch.autograd.Function):
+    """:func:`products`, which converts the first set portion by portion, forward and backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        parts, squares = [], []
+        for part in _portions(a, b):
+            wide = part.to(b.dtype)
+            parts.append((b @ wide.T).T)  # the few times the many: the other way round takes up to twice as long
+            squares.append(torch.linalg.vector_norm(wide, dim=1).square())
+        return torch.cat(parts), torch.cat(squares)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, to_products: Tensor, to_squares: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        to_a = to_b = None
+        if ctx.needs_input_grad[0]:
+            to_a = (to_products @ b + 2 * to_squares[:, None] * a).to(a.dtype)
+        if ctx.needs_input_grad[1]:
+            to_b, start = torch.zeros_like(b), 0
+            for part in _portions(a, b):
+                stop = start + len(part)
+                to_b = torch.addmm(to_b, to_products[start:stop].T, part.to(b.dtype))
+                start = stop
+        return to_a, to_b
+
+
+class _ReluMoments(torch.autograd.Function):
+    r"""Moments m and s of a covariance g and norms p and q that broadcast with it, and the sine of the angle.
+
+    .. math:: \cos t = \frac{g}{p q}, \quad m = p q \frac{\sin t + (\pi - t) \cos t}{2 \pi}, \quad
+        s = \frac{\pi - t}{2 \pi}; \qquad \frac{\partial m}{\partial g} = s, \quad
+        \frac{\partial m}{\partial p} = \frac{q \sin t}{2 \pi}, \quad
+        \frac{\partial s}{\partial g} = \frac{1}{2 \pi p q \sin t}, \quad
+        \frac{\partial s}{\partial p} = -\frac{g}{p} \frac{\partial s}{\partial g}
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(g: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cosine = g * _inverse(p) * _inverse(q)
+        sine = F.threshold(1 - cosine.square(), 32 * torch.finfo(g.dtype).eps, 0.0).sqrt()
+        rest = torch.atan2(sine, -cosine)  # pi - t
+        moment = (rest * cosine).add_(sine).mul_(p / (2 * math.pi)).mul_(q)
+        return moment, rest.mul_(1 / (2 * math.pi)), sine
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(
+        ctx: Any, to_moment: Tensor | None, to_slope: Tensor | None, to_sine: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        g, p, q, slope, sine = ctx.saved_tensors
+        _, need_p, need_q = ctx.needs_input_grad
+        to_g, to_p, to_q = torch.zeros_like(g), torch.zeros_like(p), torch.zeros_like(q)
+        if to_moment is not None:
+            to_g = to_moment * slope
+            across = to_moment * sine / (2 * math.pi) if need_p or need_q else g
+            to_p = (across * q).sum(1, keepdim=True) if need_p else to_p
+            to_q = (across * p).sum(0, keepdim=True) if need_q else to_q
+        if to_slope is not None or to_sine is not None:
+            steep = _inverse(p) * _inverse(q) / sine.masked_fill(sine == 0, math.inf)
+            turn = 0 if to_slope is None else to_slope / (2 * math.pi)
+            turn = turn if to_sine is None else turn - to_sine * g * _inverse(p) * _inverse(q)
+            turn = turn * steep
+            to_g = to_g + turn
+            to_p = to_p - (turn * g).sum(1, keepdim=True) * _inverse(p) if need_p else to_p
+            to_q = to_q - (turn * g).sum(0, keepdim=True) * _inverse(q) if need_q else to_q
+        return to_g, to_p if need_p else None, to_q if need_q else None

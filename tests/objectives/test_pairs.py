@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from mmdistill.objectives import pairs
+from mmdistill.objectives.pairs import products, relu_moments
+from mmdistill.runtime import Draws
+
+
+def samples(n, d, name, dtype=torch.float64):
+    return Draws(7).fold(name).normal(n, d, dtype=dtype)
+
+
+@pytest.mark.parametrize("portion", [1, 12, 10_000])
+def test_products_are_those_of_the_wider_format_in_portions_too(portion, monkeypatch):
+    monkeypatch.setattr(pairs, "PORTION", portion)
+    a, b = samples(11, 5, "a", torch.float32), samples(3, 5, "b")
+    weight, own = samples(11, 3, "weight"), samples(11, 1, "own")[:, 0]
+
+    def gradients(function, a, b):
+        leaves = a.clone().requires_grad_(), b.clone().requires_grad_()
+        inner, squares = function(*leaves)
+        assert inner.dtype == squares.dtype == torch.float64
+        return inner, squares, *torch.autograd.grad((inner * weight).sum() + (own * squares).sum(), leaves)
+
+    plain = gradients(lambda a, b: (a.double() @ b.T, a.double().square().sum(1)), a, b)
+    for got, expected in zip(gradients(products, a, b), plain, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_products_differentiate_twice():
+    a, b = samples(4, 3, "a").requires_grad_(), samples(2, 3, "b").requires_grad_()
+    assert torch.autograd.gradcheck(products, (a, b))
+    assert torch.autograd.gradgradcheck(products, (a, b))
+
+
+def test_relu_moments_differentiate_twice():
+    a, b = samples(3, 4, "a").requires_grad_(), samples(2, 4, "b").requires_grad_()
+
+    def moments(a, b):
+        return relu_moments(a @ b.T, a.square().sum(1), b.square().sum(1))
+
+    assert torch.autograd.gradcheck(moments, (a, b))
+    assert torch.autograd.gradgradcheck(moments, (a, b))
+
+
+def test_relu_moments_are_the_means_of_gaussians():
+    covariance = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)
+    factor = torch.linalg.cholesky(covariance)
+    u, v = (samples(2_000_000, 2, "gaussians") @ factor.T).T
+    moment, slope = relu_moments(covariance[:1, 1:], covariance[:1, 0], covariance[1:, 1])
+    assert moment.item() == pytest.approx((u.relu() * v.relu()).mean().item(), rel=0.01)
+    assert slope.item() == pytest.approx(((u > 0) & (v > 0)).double().mean().item(), rel=0.01)
+
+
+def test_moments_are_batched_over_problems():
+    a, b = samples(6, 4, "a").view(2, 3, 4), samples(4, 4, "b").view(2, 2, 4)
+
+    def gradient(a, b):
+        def total(a):
+            inner, squares = products(a, b)
+            return relu_moments(inner, squares, b.square().sum(1))[0].sum()
+
+        return torch.func.grad(total)(a)
+
+    together = torch.func.vmap(gradient)(a, b)
+    torch.testing.assert_close(together, torch.stack([gradient(x, y) for x, y in zip(a, b, strict=True)]))
