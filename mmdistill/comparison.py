@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
-
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.runtime import atomic_write
 from mmdistill.store import read_json
@@ -151,7 +149,9 @@ def draw_budgets(rows: Sequence[Repetitions], folder: Path) -> list[Path]:
 
 
 def _draw(rows: Sequence[Repetitions], target: Path) -> Path:
-    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    from matplotlib.figure import Figure  # here, since importing it takes half a second
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for method in dict.fromkeys(row.method for row in rows):
         own = [row for row in rows if row.method == method]

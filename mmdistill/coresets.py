@@ -3,9 +3,6 @@
 from typing import Literal, get_args
 
 import torch
-from sklearn.cluster import KMeans
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
@@ -143,6 +140,8 @@ def k_center(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor
 
 def k_means(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
     """Return the k-means centroids of each class, ``(sum(counts), d)``, in class-major order."""
+    from sklearn.cluster import KMeans  # here, since importing it takes seconds
+
     groups = _members(labels, len(embedding), counts)
     centroids = []
     for index, (members, wanted) in enumerate(zip(groups, counts.tolist(), strict=True)):
@@ -270,6 +269,9 @@ def last_layer_gradients(task: Task, draws: Draws, steps: int = 100, lr: float =
     if task.labels is None or task.num_classes is None:
         raise UnsupportedError("CRAIG compares gradients of a classifier, and this task has no classes")
     if isinstance(task, Embeds):
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
+
         embedding = task.embedding()
         points = StandardScaler().fit_transform(embedding.cpu().double().numpy())
         fitted = LogisticRegression(max_iter=1000).fit(points, task.labels.numpy())

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.figure
-
 from mmdistill.runtime import atomic_write
 from mmdistill.store import DistilledSet, read_json
 
@@ -62,7 +59,9 @@ def draw_curve(folder: Path) -> Path | None:
     history = read_json(path) if path.exists() else {}
     if len(history.get("step", [])) < 2:
         return None
-    figure = matplotlib.figure.Figure(figsize=(6, 3), layout="constrained")
+    from matplotlib.figure import Figure  # here, since importing it takes half a second
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(history["step"], history["loss"], linewidth=1)
     axes.set_xlabel("step")

@@ -65,6 +65,14 @@ def test_help_does_not_wait_for_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_listing_methods_imports_no_library_that_takes_seconds() -> None:
+    code = "import sys; from mmdistill.cli import main; main(['methods']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "torch" in loaded
+    assert not loaded & {"sklearn", "torchvision", "matplotlib", "transformers", "torch_geometric", "scipy.stats"}
+
+
 def test_files_stay_short() -> None:
     long = {p.name: n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 420}
     assert not long

@@ -1,15 +1,11 @@
 """What a distilled graph looks like, and what other tools can read of it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-import matplotlib.collections
-import matplotlib.figure
 import numpy as np
 import safetensors.torch
 import torch
-from matplotlib.axes import Axes
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from mmdistill.errors import UnsupportedError
@@ -18,6 +14,10 @@ from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import EMBED_HOPS, GraphTask
 from mmdistill.runtime import Draws, atomic_write
 from mmdistill.task import Batch, Task, Tensors
+
+if TYPE_CHECKING:  # drawing libraries are imported where they draw, since importing them takes seconds
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 REAL_POINTS = 4000
 EDGE_CUT = 0.05
@@ -60,6 +60,8 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
 def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     """Project real and synthetic nodes, both after propagation, on the real nodes' two principal components."""
+    from sklearn.decomposition import PCA
+
     real = task.scene.propagated(EMBED_HOPS).cpu()
     chosen = Draws(0, ("picture",)).permutation(len(real))[:REAL_POINTS]
     inputs = _inputs(batch)
@@ -70,8 +72,7 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     background, points = projection.transform(real[chosen].numpy()), projection.transform(synthetic.numpy())
     colours = _colours(task.graph.num_classes)
     known = task.scene.y.cpu()[chosen].numpy()
-    figure = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(8, 6)
     axes.scatter(background[:, 0], background[:, 1], s=6, c=_pick(colours, known), alpha=0.25, linewidths=0)
     classes = node_classes(batch).numpy()
     for index in range(task.graph.num_classes):
@@ -94,6 +95,8 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
 
 def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
     """Draw the nodes on a circle, class by class, with their edges."""
+    from matplotlib.collections import LineCollection
+
     adjacency = _inputs(batch)["adjacency"].numpy()
     classes = node_classes(batch).numpy()
     order = np.argsort(classes, kind="stable")
@@ -103,12 +106,11 @@ def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
     source, target = np.nonzero(np.triu(adjacency, 1) > EDGE_CUT)
     weight = adjacency[source, target]
     lines = np.stack([place[source], place[target]], 1)
-    figure = matplotlib.figure.Figure(figsize=(6, 6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(6, 6)
     strength = weight / weight.max() if len(weight) else weight
     shade = [(0.2, 0.2, 0.2, float(value)) for value in 0.1 + 0.5 * strength]
     width = 0.2 + 1.8 * strength
-    axes.add_collection(matplotlib.collections.LineCollection(list(lines), colors=shade, linewidths=width, zorder=1))
+    axes.add_collection(LineCollection(list(lines), colors=shade, linewidths=width, zorder=1))
     axes.scatter(
         place[:, 0], place[:, 1], s=70, c=_pick(_colours(task.graph.num_classes), classes), edgecolors="black", zorder=2
     )
@@ -124,8 +126,7 @@ def _draw_adjacency(task: GraphTask, batch: Batch, path: Path) -> Path:
     order = torch.argsort(classes, stable=True)
     counts = torch.bincount(classes, minlength=task.graph.num_classes)
     matrix = _inputs(batch)["adjacency"][order][:, order].numpy()
-    figure = matplotlib.figure.Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(6, 5)
     image = axes.imshow(matrix, cmap="Greys", vmin=0, interpolation="nearest")
     for bound in (counts.cumsum(0)[:-1] - 0.5).tolist():
         axes.axhline(bound, color="tab:red", linewidth=0.5)
@@ -152,8 +153,17 @@ def _write_properties(task: GraphTask, batch: Batch, path: Path) -> Path:
     return path
 
 
+def _figure(width: float, height: float) -> tuple["Figure", "Axes"]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
 def _colours(classes: int) -> list[tuple[float, ...]]:
-    wheel = matplotlib.colormaps["tab10" if classes <= 10 else "tab20" if classes <= 20 else "hsv"]
+    from matplotlib import colormaps
+
+    wheel = colormaps["tab10" if classes <= 10 else "tab20" if classes <= 20 else "hsv"]
     return [tuple(wheel(index if classes <= 20 else index / classes)) for index in range(classes)]
 
 
@@ -163,7 +173,7 @@ def _pick(colours: list[tuple[float, ...]], classes: np.ndarray) -> list[tuple[f
     return [colours[index] if index >= 0 else grey for index in classes.tolist()]
 
 
-def _save(figure: matplotlib.figure.Figure, axes: Axes, path: Path) -> Path:
+def _save(figure: "Figure", axes: "Axes", path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     with atomic_write(path) as handle:
         figure.savefig(handle, format="png", dpi=130)

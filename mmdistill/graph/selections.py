@@ -3,7 +3,6 @@
 import warnings
 
 import torch
-from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
 from mmdistill.coresets import k_means
@@ -40,6 +39,8 @@ def coarsening(part: Part, counts: Tensor, num_classes: int) -> Batch:
         UnsupportedError: a graph too large for the tree of merges.
     Source: after Huang et al., KDD 2021 (graph coarsening as GCond's baseline); the criterion is ours.
     """
+    from sklearn.cluster import AgglomerativeClustering  # here, since importing it takes long
+
     scene, total = part.scene, int(counts.sum())
     if len(scene) >= LARGE:
         raise UnsupportedError(f"coarsening builds a tree of all merges; {len(scene):,} nodes are too many for it")

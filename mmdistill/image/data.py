@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from mmdistill.errors import DataError
 from mmdistill.runtime import Draws
@@ -307,7 +306,9 @@ def as_tensor(sample: object, what: str) -> Tensor:
     from PIL import Image
 
     if isinstance(sample, Image.Image):
-        sample = transforms.pil_to_tensor(sample if sample.mode in ("L", "RGB") else sample.convert("RGB"))
+        from torchvision.transforms.v2.functional import pil_to_tensor  # here, since importing it takes seconds
+
+        sample = pil_to_tensor(sample if sample.mode in ("L", "RGB") else sample.convert("RGB"))
     elif isinstance(sample, np.ndarray):
         sample = torch.from_numpy(np.ascontiguousarray(sample))
     if not isinstance(sample, Tensor):

@@ -3,18 +3,20 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision import datasets as published
 
 from mmdistill.errors import DataError
 from mmdistill.image import files
 from mmdistill.image.data import ImageData, MapDataset, build, gather
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import cache_folder, data_root
+
+if TYPE_CHECKING:  # torchvision takes seconds to import, and is imported where it is used
+    from torchvision import datasets as published
 
 DATASETS = {
     "digits": "scikit-learn's handwritten digits, 8 x 8 grey, 10 classes, 1,297 + 500; needs no download",
@@ -155,6 +157,8 @@ def _load_tensors(path: Path, seed: int) -> ImageData:
 
 def _digits() -> ImageData:
     """Scikit-learn's digits: the last 50 images of each class in the published order are the test set."""
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
@@ -183,7 +187,7 @@ def _idx_split(folder: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
 
 def _load_idx(
     name: str,
-    source: type[published.MNIST],
+    source: "type[published.MNIST]",
     class_names: tuple[str, ...],
     moments: tuple[tuple[float, ...], tuple[float, ...]],
     mirror: bool,
@@ -202,12 +206,16 @@ def _load_idx(
 
 
 def _mnist() -> ImageData:
-    return _load_idx("mnist", published.MNIST, DIGIT_NAMES, MNIST_MOMENTS, mirror=False, whole_epochs=5)
+    from torchvision.datasets import MNIST
+
+    return _load_idx("mnist", MNIST, DIGIT_NAMES, MNIST_MOMENTS, mirror=False, whole_epochs=5)
 
 
 def _fashion_mnist() -> ImageData:
-    names = tuple(published.FashionMNIST.classes)
-    return _load_idx("fashion-mnist", published.FashionMNIST, names, FASHION_MOMENTS, mirror=True, whole_epochs=15)
+    from torchvision.datasets import FashionMNIST
+
+    names = tuple(FashionMNIST.classes)
+    return _load_idx("fashion-mnist", FashionMNIST, names, FASHION_MOMENTS, mirror=True, whole_epochs=15)
 
 
 def _load_cifar10_binary(folder: Path) -> ImageData:
@@ -241,7 +249,7 @@ def _cifar_layout(folder: Path) -> Callable[[Path], ImageData] | None:
 
 def _load_cifar(
     name: str,
-    source: type[published.CIFAR10],
+    source: "type[published.CIFAR10]",
     binary: str,
     moments: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> ImageData:
@@ -266,11 +274,15 @@ def _load_cifar(
 
 
 def _cifar10() -> ImageData:
-    return _load_cifar("cifar10", published.CIFAR10, "cifar-10-batches-bin", CIFAR10_MOMENTS)
+    from torchvision.datasets import CIFAR10
+
+    return _load_cifar("cifar10", CIFAR10, "cifar-10-batches-bin", CIFAR10_MOMENTS)
 
 
 def _cifar100() -> ImageData:
-    return _load_cifar("cifar100", published.CIFAR100, "cifar-100-binary", CIFAR100_MOMENTS)
+    from torchvision.datasets import CIFAR100
+
+    return _load_cifar("cifar100", CIFAR100, "cifar-100-binary", CIFAR100_MOMENTS)
 
 
 def _load_tiny_imagenet(folder: Path) -> ImageData:

@@ -16,8 +16,6 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.datasets import ImageFolder
-from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from mmdistill.errors import DataError
@@ -115,6 +113,8 @@ def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, l
     Raises:
         DataError: no images, an empty class, an unreadable image, or several sizes.
     """
+    from torchvision.datasets import ImageFolder  # here, since importing it takes seconds
+
     try:
         listing = ImageFolder(str(folder), loader=lambda path: path)
     except FileNotFoundError as error:
@@ -156,7 +156,9 @@ def _fitted(path: str, shape: tuple[int, int, int]) -> Tensor:
     """Return an image of a given shape, resized where it has another size."""
     image, (channels, height, width) = _decode(path), shape
     if image.shape[1:] != (height, width):
-        image = transforms.resize(image, [height, width], antialias=True)
+        from torchvision.transforms.v2.functional import resize
+
+        image = resize(image, [height, width], antialias=True)
     return image.expand(channels, -1, -1)
 
 
@@ -195,8 +197,10 @@ def _opened(path: str) -> Iterator[Image.Image]:
 
 
 def _decode(path: str) -> Tensor:
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
     with _opened(path) as image:
-        pixels: Tensor = transforms.pil_to_tensor(image.convert("L" if image.mode in GREY else "RGB"))
+        pixels: Tensor = pil_to_tensor(image.convert("L" if image.mode in GREY else "RGB"))
     return pixels
 
 

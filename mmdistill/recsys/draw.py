@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.axes
-import matplotlib.figure
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -16,6 +15,9 @@ from mmdistill.recsys.privacy import Nearness, nearness
 from mmdistill.recsys.task import RecsysTask
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Task
+
+if TYPE_CHECKING:  # matplotlib is imported where it draws, since importing it takes long
+    from matplotlib.axes import Axes
 
 USERS_SHOWN = 12
 ITEMS_SHOWN = 8
@@ -64,7 +66,9 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
 def draw_distributions(data: Interactions, rows: Tensor, near: Nearness, target: Path) -> Path:
     """Draw popularity against popularity, the long tail, interactions per user, and the nearest real users."""
-    figure = matplotlib.figure.Figure(figsize=(11, 8), layout="constrained")
+    from matplotlib.figure import Figure  # here, since importing it takes long
+
+    figure = Figure(figsize=(11, 8), layout="constrained")
     (match, curve), (mass, likeness) = figure.subplots(2, 2)
     real, synthetic = data.item_counts().numpy(), rows.sum(0).numpy()
     shares = {"real": real / real.sum(), "synthetic": synthetic / max(synthetic.sum(), 1e-12)}
@@ -89,14 +93,14 @@ def draw_distributions(data: Interactions, rows: Tensor, near: Nearness, target:
     return target
 
 
-def _draw_popularity(axes: matplotlib.axes.Axes, real: npt.NDArray[np.floating], syn: npt.NDArray[np.floating]) -> None:
+def _draw_popularity(axes: "Axes", real: npt.NDArray[np.floating], syn: npt.NDArray[np.floating]) -> None:
     axes.loglog(real, syn, ".", markersize=3, alpha=0.5)
     both = real[real > 0]
     axes.plot([both.min(), both.max()], [both.min(), both.max()], color="grey", linewidth=1)
     axes.set(xlabel="share of real interactions", ylabel="share of synthetic mass", title="popularity of each item")
 
 
-def _draw_shares(axes: matplotlib.axes.Axes, values: dict[str, npt.NDArray[np.generic]], bins: list[float]) -> None:
+def _draw_shares(axes: "Axes", values: dict[str, npt.NDArray[np.generic]], bins: list[float]) -> None:
     for name, found in values.items():
         axes.hist(found, bins=bins, weights=np.full(len(found), 1 / len(found)), alpha=0.6, label=name)
 

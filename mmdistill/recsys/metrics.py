@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
@@ -252,6 +251,8 @@ def group_users(lengths: npt.NDArray[Any], groups: int) -> dict[str, npt.NDArray
 
 def pooled_auc(positives: Tensor, negatives: Tensor) -> float:
     """Return the probability that a positive's score exceeds a negative's, ties counting half."""
+    from sklearn.metrics import roc_auc_score  # here, since importing it takes long
+
     if not len(negatives):
         raise DataError("every user has interacted with every item, so there is no negative to compare with")
     truth = np.r_[np.ones(len(positives)), np.zeros(len(negatives))]

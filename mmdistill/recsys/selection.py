@@ -4,8 +4,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import sparse
-from sklearn.cluster import KMeans
-from sklearn.decomposition import TruncatedSVD
 from torch import Tensor
 
 from mmdistill.errors import DataError
@@ -20,6 +18,8 @@ PROXY_NEGATIVES = 50
 
 def embed_users(train: sparse.csr_array, dimensions: int) -> npt.NDArray[np.float32]:
     """Return every user's leading coordinates in the singular space of the rows at unit length, ``(users, d)``."""
+    from sklearn.decomposition import TruncatedSVD  # here, since importing it takes long
+
     sizes = np.sqrt(np.maximum(np.asarray(train.sum(1)).ravel(), 1))
     scaled = train.multiply(1 / sizes[:, None]).tocsr()
     kept = min(dimensions, min(train.shape) - 1)
@@ -54,6 +54,8 @@ def select_users(data: Interactions, kind: str, count: int, dimensions: int, dra
 
 def cluster_means(data: Interactions, count: int, dimensions: int, draws: Draws) -> Tensor:
     """Return the mean training row of each k-means cluster of users, ``(count, items)``."""
+    from sklearn.cluster import KMeans
+
     train = data.parts["train"]
     points = embed_users(train, dimensions)
     labels = KMeans(count, n_init=1, random_state=draws.integer() % 2**32).fit_predict(points)
@@ -64,6 +66,8 @@ def cluster_means(data: Interactions, count: int, dimensions: int, draws: Draws)
 
 def proxy_auc(data: Interactions, draws: Draws, dimensions: int = PROXY_DIMENSIONS) -> npt.NDArray[np.float64]:
     """Return how well a small factorisation tells each user's training items from others, ``(users,)``: an AUC each."""
+    from sklearn.decomposition import TruncatedSVD
+
     train = data.parts["train"]
     kept = min(dimensions, min(train.shape) - 1)
     if kept < 1:

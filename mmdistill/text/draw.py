@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.figure
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -121,6 +120,8 @@ def _cell(text: str) -> str:
 
 def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
     """Draw real and synthetic samples on the first two principal components of the real ones, at unit length."""
+    from matplotlib.figure import Figure  # here, since importing it takes long
+
     found = places(task, batch)
     real, labels = F.normalize(found.real, dim=1).cpu(), task.data.train.labels
     mean = real.mean(0)
@@ -129,7 +130,7 @@ def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
     synthetic = (F.normalize(found.synthetic, dim=1).cpu() - mean) @ directions
     classes = distributions(class_labels(batch.targets).cpu(), task.class_count).argmax(1)
     step = max(1, -(-len(flat) // REAL_POINTS_SHOWN))
-    figure = matplotlib.figure.Figure(figsize=(7, 5.5), layout="constrained")
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for index, name in enumerate(task.data.class_names):
         colour = f"C{index % 10}"

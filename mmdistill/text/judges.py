@@ -2,17 +2,19 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ShapeError
 from mmdistill.labels import as_probabilities
 from mmdistill.task import Batch, Inputs, Targets
+
+if TYPE_CHECKING:  # scikit-learn is imported where it is used, since importing it takes seconds
+    from sklearn.linear_model import LogisticRegression
 
 RIDGES = tuple(float(10.0**e) for e in np.arange(-3, 2.5, 0.5))
 """The grid that the ridge is chosen from, absolute, for unit vectors."""
@@ -97,7 +99,7 @@ def knn_scores(
     return torch.einsum("mk,mkc->mc", votes, probabilities[index])
 
 
-def fit_logistic(points: Tensor, probabilities: Tensor, weight: Tensor, inverse_penalty: float) -> LogisticRegression:
+def fit_logistic(points: Tensor, probabilities: Tensor, weight: Tensor, inverse_penalty: float) -> "LogisticRegression":
     """Fit multinomial logistic regression to soft labels.
 
     A sample with label p enters once per class c with sample weight p_c, which gives exactly the soft cross entropy.
@@ -105,6 +107,9 @@ def fit_logistic(points: Tensor, probabilities: Tensor, weight: Tensor, inverse_
     Shapes:
         points ``(n, d)``; probabilities ``(n, C)``; weight ``(n,)``.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     share = probabilities * weight[:, None]
     rows, classes = (share > 1e-6).nonzero(as_tuple=True)
     model = LogisticRegression(C=inverse_penalty, max_iter=1000)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib.figure
 import networkx as nx
 import torch
 
@@ -34,10 +33,12 @@ def graph_list(batch: Batch) -> list[Tensors]:
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw the first graphs, each node coloured by its largest feature; returns the path."""
+    from matplotlib.figure import Figure  # here, since importing it takes long
+
     graphs = graph_list(batch)[:SHOWN]
     columns = min(6, len(graphs))
     rows = -(-len(graphs) // columns)
-    figure = matplotlib.figure.Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
+    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
     for index, fields in enumerate(graphs):
         axes = figure.add_subplot(rows, columns, index + 1)
         graph = nx.Graph()
