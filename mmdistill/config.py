@@ -16,6 +16,7 @@ SETTINGS = (
     "outer_steps",
     "inner_steps",
     "inner_lr",
+    "clip",
     "classes_at_once",
     "kept_steps",
     "validate_every",
@@ -61,6 +62,7 @@ class DistillConfig:
         outer_steps: updates of the synthetic data per network
         inner_steps: network updates between them, or those that a set's students take
         inner_lr: the learning rate of these updates; where it is learned, what it starts from
+        clip: norm of a step's gradients at which they are cut, for unrolled training whose gradients burst; 0 never
         classes_at_once: classes computed together where they are matched one by one; fewer need less memory
         kept_steps: last steps of an unrolled training whose activations are kept; fewer need less memory and more time
         validate_every: steps between validations that pick the best step; 0 keeps the last
@@ -110,6 +112,7 @@ class DistillConfig:
     outer_steps: int | None = None
     inner_steps: int | None = None
     inner_lr: float | None = None
+    clip: float | None = None
     classes_at_once: int | None = None
     kept_steps: int | None = None
     validate_every: int | None = None

@@ -71,6 +71,8 @@ class Distiller:
             )
         if self.settings.steps < 0 or self.settings.real_batch < 1:
             raise ConfigError(f"steps and real_batch must be positive, got {self.settings}")
+        if self.settings.clip < 0:
+            raise ConfigError(f"clip is the largest norm of a step's gradients, or 0 for any, got {self.settings.clip}")
         if self.settings.classes_at_once < 0:
             raise ConfigError(f"classes_at_once is at least 1, or 0 for all, got {self.settings.classes_at_once}")
         self.precision = resolved(precision, task.device)
@@ -275,6 +277,8 @@ class Distiller:
         tensors = [parameter for name in active for parameter in groups[name]]
         for parameter, gradient in zip(tensors, gradients, strict=True):
             parameter.grad = gradient
+        if self.settings.clip:
+            torch.nn.utils.clip_grad_norm_(tensors, self.settings.clip)
         for name in active:
             optimizer, spec = run.optimizers[name], self.settings.optimizers[name]
             if spec.cosine:

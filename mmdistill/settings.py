@@ -65,6 +65,7 @@ class Settings:
         expert_gap: weight of the surrogate gap in sharpness-aware training of experts.
         teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
         ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
+        clip: the norm of all active groups' gradients together at which a step's gradients are cut; 0 never cuts.
         validate_every: steps between validations that select the best step; 0 keeps the last step.
         patience: end the run after so many validations in a row without a better one; 0 takes all steps.
         classes_at_once: classes whose gradients or features are computed together, which bounds the memory of
@@ -94,6 +95,7 @@ class Settings:
     expert_gap: float = 0.0
     teacher_epochs: int = 10
     ema: float = 0.0
+    clip: float = 0.0
     validate_every: int = 0
     patience: int = 0
     classes_at_once: int = 0

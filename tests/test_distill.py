@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmdistill.budget import find_budget
 from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.methods import CORE_METHODS, Method
 from mmdistill.runtime import Draws
@@ -198,6 +199,27 @@ def test_groups_rest_outside_their_active_steps() -> None:
     assert torch.equal(samples(distill(task, resting, ipc=2)), samples(start))
     moved = resting.with_settings(steps=6)
     assert not torch.equal(samples(distill(task, moved, ipc=2)), samples(start))
+
+
+def test_clipping_scales_the_gradients_of_all_groups_together() -> None:
+    task, rate = BlobTask(), 0.5
+    groups = {"codes": OptimizerSpec("sgd", rate), "labels": OptimizerSpec("sgd", rate)}
+    learned = replace(method("dc", optimizers=groups, steps=1), label="softmax")
+
+    def moved(clip: float) -> Tensor:
+        distiller = Distiller(task, learned.with_settings(clip=clip), 2)
+        run = distiller.start()
+        before = torch.cat([tensor.detach().flatten() for tensor in run.parameterization.parameters()])
+        distiller.step(run)
+        return before - torch.cat([tensor.detach().flatten() for tensor in run.parameterization.parameters()])
+
+    free = moved(0.0)
+    norm = float(free.norm()) / rate
+    assert torch.equal(moved(2 * norm), free)
+    # A tenth of the norm: every group keeps its direction and its share.
+    assert torch.allclose(moved(0.1 * norm), 0.1 * free, rtol=1e-3, atol=1e-7)
+    with pytest.raises(ConfigError, match="clip"):
+        Distiller(task, learned.with_settings(clip=-1.0), 2)
 
 
 def test_impossible_compositions_fail_when_built() -> None:

@@ -87,7 +87,14 @@ def _unrolled(ipc: int, labels: bool) -> Settings:
 def _attention(ipc: int) -> Settings:
     optimizers = {name: OptimizerSpec("adamw", 0.01) for name in ("codes", "labels", "objective")}
     return Settings(
-        steps=300, real_batch=64, optimizers=optimizers, init="herding", inner_steps=1, inner_lr=0.05, inner_batch=0
+        steps=300,
+        real_batch=64,
+        optimizers=optimizers,
+        init="herding",
+        inner_steps=1,
+        inner_lr=0.05,
+        inner_batch=0,
+        clip=1.0,
     )
 
 
