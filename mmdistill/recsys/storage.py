@@ -79,6 +79,26 @@ def _from_real_users(
     return build
 
 
+def _weighted_interactions(
+    prior: type[MeanFieldInteractions],
+    summary: str,
+    interactions_per_user: int | None,
+    temperature: float,
+    mass_penalty: float,
+    scale: float,
+) -> Storage:
+    def make(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> InteractionPrior:
+        return prior(
+            scale * rows,
+            interactions_per_user=gamma,
+            temperature=temperature,
+            mass_penalty=mass_penalty,
+            real_mass=real_mass,
+        )
+
+    return Storage(_from_real_users(make, mass_ratio, interactions_per_user), summary, fills=False)
+
+
 def mean_field_interactions(
     *,
     interactions_per_user: int | None = None,
@@ -94,17 +114,9 @@ def mean_field_interactions(
         mass_penalty: weight of the mean row mass relative to the real one.
         scale: the initial logit of an item that the real user has; others start at 0.
     """
-
-    def make(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> InteractionPrior:
-        return MeanFieldInteractions(
-            scale * rows,
-            interactions_per_user=gamma,
-            temperature=temperature,
-            mass_penalty=mass_penalty,
-            real_mass=real_mass,
-        )
-
-    return Storage(_from_real_users(make, mass_ratio, interactions_per_user), "dense weighted users", fills=False)
+    return _weighted_interactions(
+        MeanFieldInteractions, "dense weighted users", interactions_per_user, temperature, mass_penalty, scale
+    )
 
 
 def sampled_interactions(
@@ -115,19 +127,8 @@ def sampled_interactions(
     scale: float = 1.0,
 ) -> Storage:
     """Return a way of storing users as a prior that each step samples; arguments as for the mean field."""
-
-    def make(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> InteractionPrior:
-        return SampledInteractions(
-            scale * rows,
-            interactions_per_user=gamma,
-            temperature=temperature,
-            mass_penalty=mass_penalty,
-            real_mass=real_mass,
-        )
-
-    return Storage(
-        _from_real_users(make, mass_ratio, interactions_per_user), "weighted users that each step samples", fills=False
-    )
+    summary = "weighted users that each step samples"
+    return _weighted_interactions(SampledInteractions, summary, interactions_per_user, temperature, mass_penalty, scale)
 
 
 def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
