@@ -112,12 +112,19 @@ class Cell:
             self.reason(cells).write_text(reason + "\n")
 
     def keep(self, out: Path, cells: Path, seeds: Iterable[int]) -> None:
-        """Copy what finished runs found to where it is kept; nothing of cells with options, which no table shows."""
+        """Copy what finished runs found to where it is kept; nothing of cells with options, which no table shows.
+
+        Judges that are kept already and that a run has not asked again stay.
+        """
         for seed in () if self.options else seeds:
-            metrics = self.folder(out, seed) / "metrics.json"
+            metrics, record = self.folder(out, seed) / "metrics.json", self.record(cells, seed)
             if metrics.is_file():
                 self.reason(cells).unlink(missing_ok=True)
-                write_json(self.record(cells, seed), read_json(metrics))
+                found = read_json(metrics)
+                judges = {entry["judge"] for entry in found["results"]}
+                kept = read_json(record)["results"] if record.is_file() else []
+                found["results"] += [entry for entry in kept if entry["judge"] not in judges]
+                write_json(record, found)
 
     def documents(self, cells: Path) -> list[dict[str, Any]]:
         """Return what all finished seeds found."""

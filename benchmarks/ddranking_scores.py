@@ -6,15 +6,20 @@ It needs numpy < 2 and an old scipy, so it is no dependency of mmdistill:
     mmdistill export runs/cifar10-dm --format ddranking --to exported/
     ddranking-env/bin/python benchmarks/ddranking_scores.py --set exported/ --ipc 10 --real data/ --lr 0.01
 
-It knows CIFAR-10, CIFAR-100, Tiny-ImageNet and parts of ImageNet. For a set with a learned rate give that one as --lr:
-it is learned.inner_lr in the run's distilled.safetensors. Its scores mix percent and fractions: compare differences of
-accuracies, and take the scores from 'mmdistill evaluate --scores robust', which also serves every other data set.
+It knows CIFAR-10, CIFAR-100, Tiny-ImageNet and parts of ImageNet; CIFAR-10 may lie there in the binary layout too.
+For a set with a learned rate give that one as --lr: it is learned.inner_lr in the run's distilled.safetensors. Its
+scores mix percent and fractions: compare differences of accuracies, and take the scores from
+'mmdistill evaluate --scores robust', which also serves every other data set.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+import torchvision
+from PIL import Image
 
 DSA = {
     "prob_flip": 0.5,
@@ -28,6 +33,32 @@ DSA = {
 }
 
 
+BINARY = "cifar-10-batches-bin"
+
+
+class BinaryCIFAR10(torch.utils.data.Dataset[tuple[object, int]]):
+    """CIFAR-10 in its binary layout, with torchvision's signature: a label byte, then 3 x 32 x 32 bytes."""
+
+    def __init__(
+        self,
+        root: str,
+        train: bool = True,
+        download: bool = False,
+        transform: Callable[[Image.Image], object] = np.array,
+    ) -> None:
+        names = [f"data_batch_{part}.bin" for part in range(1, 6)] if train else ["test_batch.bin"]
+        rows = np.concatenate([np.fromfile(Path(root) / BINARY / name, np.uint8).reshape(-1, 3073) for name in names])
+        self.targets = rows[:, 0].tolist()
+        self.data = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        return self.transform(Image.fromarray(self.data[index])), self.targets[index]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", type=Path, required=True, help="folder with images.pt and labels.pt")
@@ -38,10 +69,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.01, help="of judges of the set")
     parser.add_argument("--epochs", type=int, default=1000)
     parser.add_argument("--networks", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=4, help="processes that load data")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args()
     from ddranking.metrics import LabelRobustScoreHard  # here, so that --help needs no such environment
 
+    if (Path(chosen.real) / BINARY).is_dir():  # ddranking asks torchvision, which reads the pickled layout alone
+        torchvision.datasets.CIFAR10 = BinaryCIFAR10  # type: ignore[misc]
     images = torch.load(chosen.set / "images.pt", map_location="cpu", weights_only=True)
     labels = torch.load(chosen.set / "labels.pt", map_location="cpu", weights_only=True)
     evaluator = LabelRobustScoreHard(
@@ -57,6 +91,7 @@ def main() -> None:
         device=chosen.device,
         random_data_path=str(chosen.set / "random"),
         save_path=str(chosen.set / "ddranking.csv"),
+        num_workers=chosen.workers,
         eval_full_data=False,
     )
     hard = labels.argmax(1) if labels.is_floating_point() else labels

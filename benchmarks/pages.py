@@ -119,7 +119,8 @@ def across(data: str, schedule: str, cells: Path, methods: Sequence[str], ipc: i
         lines.append(f"| {method} | " + " | ".join(texts) + " |")
     if not lines:
         return []
-    title = f"## {data}, {ipc} images per class, across architectures (Table {table}), {schedule} schedule"
+    kind = "short" if data == "digits" else schedule
+    title = f"## {data}, {ipc} images per class, across architectures (Table {table}), {kind} schedule"
     return [title, "", "| method | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1), *lines, ""]
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from cells import CELLS, TABLE_3, TABLE_5, Cell, order
 from pages import draw_figure_8, page
+from quality import TASK_OPTIONS, parse_row
 
 from mmdistill.errors import MmdistillError
 from mmdistill.evaluate import evaluate, metrics_document
@@ -77,11 +78,16 @@ def run_cells(
 
 
 def run_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], networks: int, until: float) -> str:
-    """Run one cell in a process of its own until a time; returns what came of it in a line."""
-    missing = [seed for seed in seeds if not cell.record(places.cells, seed).is_file()]
+    """Run one cell's missing seeds until a time; returns what came of it in a line."""
+    missing = [seed for seed in seeds if not cell.finished(places.cells, [seed])]
+    return distil_cell(cell, places, device, missing, networks, until)
+
+
+def distil_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], networks: int, until: float) -> str:
+    """Distil and judge a cell in a process of its own until a time; returns what came of it in a line."""
     command = [sys.executable, str(Path(__file__).with_name("quality.py")), "--rows", f"{cell.row};"]
     command += ["--device", device, "--out", str(places.out), "--networks", str(networks)]
-    command += ["--seeds", ",".join(map(str, missing)), "--baselines", cell.baselines]
+    command += ["--seeds", ",".join(map(str, seeds)), "--baselines", cell.baselines]
     place = cell.folder(places.out).parent
     place.mkdir(parents=True, exist_ok=True)
     with (place / "log.txt").open("w") as log:
@@ -92,7 +98,7 @@ def run_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], netw
             stop(process)
             return "stopped when the time was over; the same command resumes it"
         finally:
-            cell.keep(places.out, places.cells, missing)
+            cell.keep(places.out, places.cells, seeds)
     lines = (place / "log.txt").read_text().strip().splitlines()
     if process.returncode:
         reason = lines[-1].rpartition("Error: ")[2] if lines else f"ended with {process.returncode}"
@@ -120,16 +126,19 @@ def judge_cells(
     networks: int,
     until: float,
 ) -> None:
-    """Judge finished cells whose sets are still there by further networks until a time, adding to their metrics."""
+    """Judge finished cells by further networks until a time, adding to their metrics.
+
+    A set of which only the numbers are kept is distilled again, since it has to be there to be judged.
+    """
     for cell in cells:
-        for seed in seeds:
+        for seed in (seed for seed in seeds if cell.finished(places.cells, [seed])):
+            known = {entry["judge"] for entry in read_json(cell.record(places.cells, seed))["results"]}
+            missing = [judge for judge in judges if judge not in known]
             folder = cell.folder(places.out, seed)
-            if not (folder / "metrics.json").exists():
-                print(f"{cell.row}: no set of seed {seed} under {places.out} to judge by other networks")
-                continue
-            known = {entry["judge"] for entry in read_json(folder / "metrics.json")["results"]}
-            for judge in judges:
-                if judge not in known and time.time() < until:
+            if missing and time.time() < until and not (folder / "metrics.json").exists():
+                print(f"{cell.row}: {distil_cell(cell, places, device, [seed], networks, until)}", flush=True)
+            for judge in missing if (folder / "metrics.json").exists() else ():
+                if time.time() < until:
                     print(f"{cell.row} {judge}: {judge_cell(cell, judge, folder, device, seed, networks)}", flush=True)
                     cell.keep(places.out, places.cells, [seed])
 
@@ -137,9 +146,10 @@ def judge_cells(
 def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, networks: int) -> str:
     """Judge a finished cell by a further network; returns its accuracy, or why there is none."""
     distilled, document = DistilledSet.load(folder), read_json(folder / "metrics.json")
-    options = TaskOptions(device=device, width=16 if cell.schedule == "reduced" else None)
+    overrides = parse_row(cell.row)[3]
+    options = {name: overrides[name] for name in TASK_OPTIONS if name in overrides}
     try:
-        task = get_domain("image").make_task(cell.data, options)
+        task = get_domain("image").make_task(cell.data, TaskOptions(device=device, **options))  # type: ignore[arg-type]
         found = evaluate(task, distilled, judges=[judge], n=networks, seed=seed, baselines=[])
     except MmdistillError as error:
         return str(error)

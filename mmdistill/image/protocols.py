@@ -17,8 +17,10 @@ from mmdistill.registry import canonical, unknown_name
 Augmentation = Literal["dsa", "dc", "none"]
 CLASSIFICATION = FitProtocol(epochs=1000, lr=0.01, momentum=0.9, weight_decay=5e-4, batch=256)
 """For class indices and probabilities: cross entropy."""
-REGRESSION = FitProtocol(epochs=1000, lr=1e-3, optimizer="adam", weight_decay=5e-4, batch=256)
-"""For targets that are no distributions: squared error, to which Adam is less sensitive."""
+REGRESSION = FitProtocol(epochs=1000, lr=3e-3, optimizer="adam", weight_decay=5e-4, batch=256)
+"""For targets that are no distributions: squared error from scaled targets, to which Adam is less sensitive."""
+LABEL_SCALE = 8.0
+"""Of regressed targets, as RFAD's and KIP's code has it."""
 PLAIN_EPOCHS = 300
 """Epochs without augmentation, in the DC family."""
 
@@ -35,7 +37,7 @@ class Protocol:
         augment: ``dsa``; ``dc``: its own crop, scale, rotation, or noise; or ``none``.
         plain_epochs: epochs of judges that train without augmentation; None is those of ``fit``.
         cutmix: the probability that a minibatch is mixed.
-        squared: regress all targets by the mean squared error instead of the loss that the targets call for.
+        squared: regress all targets by the mean squared error, not only those that are no distributions.
         label_scale: targets that are regressed are multiplied by it, and the loss divided by its square.
         network: options of the ConvNet that judges, in place of the task's network, see :mod:`mmdistill.image.models`.
         updates: training length by set size: (images, updates) pairs, of which the last that is reached counts; empty:
@@ -52,7 +54,7 @@ class Protocol:
     plain_epochs: int | None = None
     cutmix: float = 0.0
     squared: bool = False
-    label_scale: float = 1.0
+    label_scale: float = LABEL_SCALE
     network: str = ""
     updates: tuple[tuple[int, int], ...] = ()
     whiten: str = ""
@@ -106,7 +108,6 @@ _RFAD = Protocol(
     scores=None,
     augment="none",
     squared=True,
-    label_scale=8.0,
     network="w1024-nn",
     whiten="kip",
     reported="the best of so many steps on 5000 held-out training images",
@@ -140,6 +141,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         scores=None,
         squared=True,
+        label_scale=1.0,
         network="w128-nn-x2",
         updates=((1, 1000), (100, 2000), (200, 20_000), (400, 5000), (1000, 10_000), (2000, 40_000)),
         whiten="frepo",
@@ -246,4 +248,4 @@ def plan_for(
         length = epochs
     cutmix = 0.0 if whole else protocol.cutmix
     fit = replace(fit, epochs=length, batch=fit.batch if batch is None else batch)
-    return Plan(fit, kind, cutmix, protocol.squared, protocol.label_scale)
+    return Plan(fit, kind, cutmix, protocol.squared or scores, protocol.label_scale)

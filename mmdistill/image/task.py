@@ -173,7 +173,8 @@ class ImageTask:
             augment=self.judge_augment,
         )
         fit, notes = with_learned_rate(plan.fit, learned)
-        plan = replace(plan, fit=fit)
+        # A learned rate belongs to the loss that students trained by, which does not scale labels.
+        plan = replace(plan, fit=fit, squared=plan.squared if fit is plan.fit else self.protocol.squared)
         augment = partial(self._minibatches, plan, n) if plan.augment != "none" or plan.cutmix else None
         scorer = Judge(network, name, plan, augment, learned_steps(batch, learned), notes)
         return scorer.score(batch, self.data.normalise, self._test, n, draws.to(self.device))

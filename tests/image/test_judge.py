@@ -6,8 +6,8 @@ import torch
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.image import ImageTask, image_task
-from mmdistill.image.judge import with_learned_rate
-from mmdistill.image.protocols import CLASSIFICATION
+from mmdistill.image.judge import Judge, with_learned_rate
+from mmdistill.image.protocols import CLASSIFICATION, Plan
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.fit import fit_steps, state_at
 from mmdistill.networks.minibatches import fixed_order, gather_steps, learned_steps
@@ -53,6 +53,21 @@ def test_learned_steps_equal_their_oracle(mode: str) -> None:
     expected = oracle.student(params, batches, list(rates), beta)
     for name, tensor in state_at(fitted, 1).params.items():
         torch.testing.assert_close(tensor, torch.from_numpy(expected[name]), rtol=1e-10, atol=1e-12)
+
+
+def test_labels_that_are_no_distributions_are_scaled_unless_a_rate_was_learned_with_them(
+    digits: ImageTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(Judge, "score", lambda self, *rest: plans.append(self.plan))
+    batch = digits.select(torch.arange(4))
+    scores = Batch(batch.inputs, torch.randn(4, 10), batch.weight)
+    for learned in ({}, {"inner_lr": torch.tensor(0.05)}, {"inner_lr": torch.tensor(-1.0)}):
+        digits.evaluate(scores, "mlp", KEY, 1, learned)
+    digits.evaluate(batch, "mlp", KEY, 1, {})
+    assert [plan.squared for plan in plans] == [True, False, True, False]
+    assert plans[0].label_scale == 8
+    assert (plans[1].fit.optimizer, plans[1].fit.lr) == ("sgd", pytest.approx(0.05))
 
 
 def test_one_learned_rate_replaces_the_protocols(digits: ImageTask) -> None:

@@ -39,7 +39,9 @@ def test_the_declared_protocol_is_the_fields(photographs: ImageData, digits: Ima
     fit = found.fit
     assert (fit.epochs, fit.lr, fit.momentum, fit.weight_decay, fit.batch) == (1000, 0.01, 0.9, 5e-4, 256)
     assert found.augment == "dsa"
-    assert plan("default", photographs, scores=True).fit.optimizer == "adam"
+    scores = plan("default", photographs, scores=True)
+    assert (scores.fit.optimizer, scores.squared, scores.label_scale) == ("adam", True, 8)
+    assert not found.squared
     assert plan("default", photographs, whole=True).fit.epochs == photographs.whole_epochs
     assert plan("default", digits.data).fit.epochs == 300
     assert plan("dsa", digits.data).fit.epochs == 1000
@@ -51,7 +53,7 @@ def test_presets_follow_their_papers(photographs: ImageData) -> None:
     assert (plan("dc", mnist).fit.epochs, plan("dc", mnist).augment) == (1000, "dc")
     assert plan("dc", mnist, own=False).augment == "dsa"
     frepo = plan("frepo", photographs, 500)
-    assert (frepo.fit.epochs, frepo.fit.optimizer, frepo.squared) == (5000, "adam", True)
+    assert (frepo.fit.epochs, frepo.fit.optimizer, frepo.squared, frepo.label_scale) == (5000, "adam", True, 1)
     assert plan("frepo", photographs, 10).fit.epochs == 1000
     assert plan("frepo", photographs, 1000).fit.epochs == 5000  # 10,000 updates, two an epoch
     idc = plan("idc", photographs)

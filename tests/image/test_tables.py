@@ -94,4 +94,9 @@ def test_what_runs_found_is_kept_apart_from_them_and_not_measured_again(scripts:
     assert cell.finished(kept, [1])
     assert not cell.finished(kept, [0, 1])
     assert cell.failure(kept) == ""
+    write_json(
+        cell.record(kept, 1), document(0.7) | {"results": [finding(0.7, 0.01), finding(0.6, 0.02, judge="vgg11")]}
+    )
+    cell.keep(out, kept, [1])
+    assert cell.documents(kept)[0]["results"] == [finding(0.8, 0.01), finding(0.6, 0.02, judge="vgg11")]
     assert tried.documents(kept) == []
