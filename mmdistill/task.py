@@ -249,8 +249,8 @@ class Task(Protocol):
 class Validates(Protocol):
     """A task that can score a synthetic batch on validation data, so that a run keeps its best step."""
 
-    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
-        """Return a score, higher is better, from validation data only."""
+    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
+        """Return a score, higher is better, from validation data only; None where the data come without any."""
         ...
 
 

@@ -182,6 +182,19 @@ def test_validation_keeps_the_best_step() -> None:
         distill(BlobTask(), method("dc", validate_every=2), ipc=2)
 
 
+class Unvalidated(BlobTask):
+    """Has no validation data."""
+
+    def validate(self, synthetic: object, draws: object, learned: object) -> None:
+        return None
+
+
+def test_without_validation_data_the_last_step_is_kept() -> None:
+    kept = distill(Unvalidated(), method("dc", steps=6, validate_every=2), ipc=2)
+    assert kept.steps == 6
+    assert torch.equal(samples(kept), samples(distill(BlobTask(), method("dc", steps=6), ipc=2)))
+
+
 def test_patience_ends_a_run_that_no_longer_improves() -> None:
     whole = distill(Validated(), method("dc", validate_every=2, steps=40), ipc=2)
     task = Validated()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ShapeError
 from mmdistill.graph.architectures import ARCHITECTURES, make_architecture
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import (
@@ -156,13 +156,20 @@ class GraphTask:
         """Return all training nodes as networks train on them."""
         return self._flat(torch.arange(len(self._labels)))
 
-    def _flat(self, indices: Tensor) -> Batch:
-        nodes = self._nodes[indices.to(self.device)]
+    def seen(self, nodes: Tensor, targets: Tensor) -> Batch:
+        """Return any nodes of the graph that training sees, with targets of the caller's, in the network's input form.
+
+        Shapes:
+            nodes ``(n,)`` positions in the scene; targets ``(N, ...)`` of all its nodes.
+        """
         if self.network.hops is not None:
             rows = {"x": self.scene.propagated(self.network.hops)[nodes]}
-            weight = torch.ones(len(nodes), device=self.device)
-            return Batch(rows, self._labels[indices].to(self.device), weight)
-        return self._whole(_marked(nodes, len(self.scene)))
+            return Batch(rows, targets[nodes], torch.ones(len(nodes), device=self.device))
+        return Batch(self.real_inputs(), targets, _marked(nodes, len(self.scene)))
+
+    def _flat(self, indices: Tensor) -> Batch:
+        # Nodes of unknown class carry class 0, and weigh nothing.
+        return self.seen(self._nodes[indices.to(self.device)], self.scene.y.clamp(min=0))
 
     def _whole(self, weight: Tensor, network: GraphNetwork | None = None) -> Batch:
         """Return the whole graph; nodes of unknown class carry class 0 and must have weight 0."""
@@ -189,10 +196,10 @@ class GraphTask:
         values = {"accuracy": tuple(hits.mean(1).tolist()), "balanced_accuracy": tuple(by_class.mean(1).tolist())}
         return Scores(judge, values, _weak_classes(present, by_class.mean(0)))
 
-    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
+    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
         """Return the mean validation accuracy of a few GCNs trained for a third of the judges' epochs."""
         if not len(self.graph.val):
-            raise ConfigError(f"{self.graph.name!r} has no validation nodes to choose a step by; set validate_every=0")
+            return None
         protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
         batch = Batch(_to(synthetic.inputs, self.device), _tensor(synthetic).to(self.device), synthetic.weight)
         return float(self._fit(batch, "gcn", draws, VALIDATION_JUDGES, protocol).validation.mean())

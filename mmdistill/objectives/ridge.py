@@ -112,15 +112,19 @@ class RandomFeatureRidge(Objective):
         real = flatten_classes(real) if isinstance(real, ClassBatch) else real
         if isinstance(real.targets, dict):
             raise ConfigError("the cross entropy reads one target tensor, not a named dict")
-        states = self.random_networks(network.task, draws)
-        with torch.no_grad():
-            phi_real = self._features(network.task, states, real.inputs)
-        phi_syn = self._features(network.task, states, syn.inputs)
-        k_ts, k_ss = (2 * phi @ phi_syn.T + self.offset for phi in (phi_real, phi_syn))
+        k_ts, k_ss = self.kernels(network, real.inputs, syn.inputs, draws)
         targets = KernelRidgeMatching.regression_targets(syn, network)
         prediction = k_ts @ ridge_solution(k_ss, targets, self.ridge, "trace").to(k_ts.dtype)
         scores = self.log_scale.exp() * prediction
         return weighted_mean(soft_cross_entropy(scores, real.targets), real.weight.to(scores))
+
+    def kernels(self, network: Network, real: Inputs, syn: Inputs, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; the real side keeps no graph."""
+        states = self.random_networks(network.task, draws)
+        with torch.no_grad():
+            phi_real = self._features(network.task, states, real)
+        phi_syn = self._features(network.task, states, syn)
+        return 2 * phi_real @ phi_syn.T + self.offset, 2 * phi_syn @ phi_syn.T + self.offset
 
     def random_networks(self, task: Task, draws: Draws) -> list[NetworkState]:
         """Return this step's networks."""

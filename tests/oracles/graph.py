@@ -131,3 +131,60 @@ def adam_training(z: Array, y: list[int], weight: Array, bias: Array, steps: int
                 v[at] = 0.999 * v[at] + 0.001 * g[at] ** 2
                 p[at] -= lr * (m[at] / (1 - 0.9**t)) / (math.sqrt(v[at] / (1 - 0.999**t)) + 1e-8)
     return params[0], params[1]
+
+
+def averaged_hops(weights: Array, x: Array, hops: int) -> Array:
+    """Return the mean of A^k x over k from 0 to the number of hops, A the normalised adjacency (GRAND, Eq. 1)."""
+    adjacency, total, current = normalised_adjacency(weights), np.array(x, float), np.array(x, float)
+    for _ in range(hops):
+        current = adjacency @ current
+        total = total + current
+    return total / (hops + 1)
+
+
+def consistent_predictions(
+    predictions: list[Array], nodes: list[int], classes: list[int], weight: float, temperature: float
+) -> float:
+    """Return GRAND's loss of several predictions (S matrices of probabilities): its Eq. 3 and 5, both over S."""
+    count, width = predictions[0].shape
+    agreed = np.zeros((count, width))
+    for i in range(count):
+        for c in range(width):
+            mean = sum(p[i, c] for p in predictions) / len(predictions)
+            agreed[i, c] = mean ** (1 / temperature)
+        agreed[i] /= sum(agreed[i])
+    total = 0.0
+    for p in predictions:
+        total -= sum(np.log(p[i, c]) for i, c in zip(nodes, classes, strict=True)) / len(nodes) / len(predictions)
+        distance = sum((p[i, c] - agreed[i, c]) ** 2 for i in range(count) for c in range(width))
+        total += weight * distance / count / len(predictions)
+    return float(total)
+
+
+def ridge_cross_entropy(
+    real: Array, targets: Array, synthetic: Array, labels: Array, weights: Array, ridge: float, scale: float
+) -> float:
+    """Return the mean cross entropy of a ridge prediction under one layer of rectified random features.
+
+    Args:
+        real: ``(n, d)`` rows with ``targets`` ``(n, C)``.
+        targets: probabilities.
+        synthetic: ``(m, d)`` rows with ``labels`` ``(m, C)``.
+        labels: what is regressed.
+        weights: ``(h, d)``.
+        ridge: in units of the kernel's mean diagonal.
+        scale: factor of the predictions.
+    """
+
+    def similarity(a: Array, b: Array) -> float:
+        return sum(max(float(w @ a), 0.0) * max(float(w @ b), 0.0) for w in weights)
+
+    kernel = np.array([[similarity(a, b) for b in synthetic] for a in synthetic])
+    kernel = kernel + ridge * float(np.mean(np.diag(kernel))) * np.eye(len(synthetic))
+    coefficients = np.linalg.inv(kernel) @ labels
+    total = 0.0
+    for row, target in zip(real, targets, strict=True):
+        cross = np.array([similarity(row, b) for b in synthetic])
+        chances = softmax([scale * float(value) for value in cross @ coefficients])
+        total -= sum(float(t) * float(np.log(p)) for t, p in zip(target, chances, strict=True))
+    return total / len(real)

@@ -1,0 +1,85 @@
+"""Kernel ridge matching on graphs: random perceptrons on propagated features, a teacher for nodes without labels."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError
+from mmdistill.graph.models import glorot
+from mmdistill.graph.task import GraphTask
+from mmdistill.graph.teacher import TeacherRecipe, teach
+from mmdistill.methods import Configured
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.ridge import RandomFeatureRidge
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch, Inputs, Task
+
+
+class PropagatedRidge(RandomFeatureRidge):
+    r"""Kernel ridge matching under a random perceptron on what a network sees last, against all nodes of a graph.
+
+    .. math:: \phi(x) = \mathrm{relu}(W f(x)), \quad W_{ij} \sim U, \quad
+        \mathrm{CE}\big(e^k K_{ts} (K_{ss} + \lambda \mathrm{tr}(K_{ss})/m\, I)^{-1} Y_s,\; y_t\big)
+
+    with f the network's embedding (of SGC the propagated features) and W drawn anew in each step: the kernel of an
+    infinitely wide perceptron, or of f alone, fits better and trains worse networks. Where fewer nodes have labels
+    than have none, targets are those of :func:`~mmdistill.graph.teacher.teach`, on as many nodes as a real batch has.
+
+    Args:
+        nodes: real nodes in a step, of those that a teacher labels.
+        width: hidden units.
+        ridge: lambda.
+        recipe: how the teacher trains.
+    Raises:
+        ConfigError: a task of other data than one graph.
+    Source: Loo et al., NeurIPS 2022 (the objective); Wang et al., WWW 2024 (GC-SNTK: ridge regression on graphs).
+    """
+
+    steady = False  # the first step trains the teacher
+
+    def __init__(
+        self, nodes: int = 512, width: int = 256, ridge: float = 0.01, recipe: TeacherRecipe | None = None
+    ) -> None:
+        super().__init__(networks=1, ridge=ridge, bias_std=0.0, offset=0.0)
+        self.nodes, self.width, self.recipe = nodes, width, recipe
+        self._taught: dict[int, tuple[Task, Tensor]] = {}
+
+    def check(self, task: Task) -> None:
+        """Refuse all but graphs."""
+        super().check(task)
+        if not isinstance(task, GraphTask):
+            raise ConfigError(f"{type(self).__name__} reads the nodes of a graph, {task.describe().data!r} is none")
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        """Return the cross entropy of the scaled ridge prediction; a teacher labels nodes where few have labels."""
+        task = network.task
+        if isinstance(task, GraphTask) and 2 * len(task.graph.train) < len(task.scene):
+            targets = self.taught(task, draws)
+            nodes = draws.fold("real").to("cpu").permutation(len(targets))[: self.nodes].to(targets.device)
+            real = task.seen(nodes, targets)
+        return super().forward(network, syn, real, draws)
+
+    def taught(self, task: GraphTask, draws: Draws) -> Tensor:
+        """Return the teacher's targets of all nodes ``(N, C)``, which depend on the run's seed alone."""
+        made = self._taught.get(draws.seed)
+        if made is None or made[0] is not task:
+            key = Draws(draws.seed, ("teacher",), task.device)
+            made = task, teach(task.parts["train"], task.parts["val"], task.graph.num_classes, key, self.recipe)
+            self._taught[draws.seed] = made
+        return made[1]
+
+    def kernels(self, network: Network, real: Inputs, syn: Inputs, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; the real side keeps no graph."""
+        features = network.task.features  # not compiled: of SGC it is one copy
+        embedded = features(network.state, syn)[-1]
+        key = draws.fold("perceptron").to(embedded.device)
+        weight = glorot(key, self.width, embedded.shape[1]).to(embedded) / math.sqrt(self.width)
+        with torch.no_grad():
+            phi_real = (features(network.state, real)[-1] @ weight.mT).relu()
+        phi_syn = (embedded @ weight.mT).relu()
+        return phi_real @ phi_syn.mT, phi_syn @ phi_syn.mT
+
+
+propagated_ridge = Configured(lambda settings: PropagatedRidge(settings.real_batch))
+"""The same on real batches of the settings' size."""

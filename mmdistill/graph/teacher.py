@@ -1,0 +1,168 @@
+"""What a graph with few labels says of all its nodes: perceptrons on randomly propagated features teach each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdistill.errors import ConfigError
+from mmdistill.graph.models import glorot
+from mmdistill.graph.propagation import propagate
+from mmdistill.graph.scene import Part, Scene, compact
+from mmdistill.labels import one_hot
+from mmdistill.runtime import Draws
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    r"""How the perceptrons of :func:`teach` train.
+
+    Args:
+        networks: whose probabilities are averaged.
+        epochs: full-batch steps of Adam.
+        hops: K; features are averaged over 0 to K hops.
+        samples: S, the random propagations of an epoch, which shall agree.
+        dropped: the share of nodes, of features and of hidden units that each of them drops.
+        width: hidden units.
+        lr: Adam's rate.
+        weight_decay: L2 coefficient.
+        consistency: weight of the disagreement of the S predictions.
+        temperature: below 1, it sharpens the mean prediction that all S shall agree with.
+        validate_every: epochs between the validations that choose one.
+    Raises:
+        ConfigError: a number below 1, or a share outside [0, 1).
+    """
+
+    networks: int = 2
+    epochs: int = 300
+    hops: int = 8
+    samples: int = 2
+    dropped: float = 0.5
+    width: int = 32
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    consistency: float = 1.0
+    temperature: float = 0.5
+    validate_every: int = 5
+
+    def __post_init__(self) -> None:
+        counts = (self.networks, self.epochs, self.hops, self.samples, self.width, self.validate_every)
+        if min(counts) < 1 or not 0 <= self.dropped < 1 or self.temperature <= 0:
+            raise ConfigError(f"counts are at least 1, dropped lies in [0, 1), the temperature above 0; got {self}")
+
+
+def teach(part: Part, val: Part, num_classes: int, draws: Draws, recipe: TeacherRecipe | None = None) -> Tensor:
+    r"""Return every node's class probabilities: its label where it has one, else the mean of trained perceptrons.
+
+    .. math:: \bar X = \tfrac{1}{K+1} \sum_k \hat A^k (b \odot X), \quad
+        \ell = \tfrac{1}{S} \sum_s \Big( \mathrm{CE}(P_s, Y) + \tfrac{\lambda}{N} \lVert P_s - Q \rVert^2 \Big)
+
+    with b the nodes that are kept, and Q the sharpened mean of the S predictions, through which no gradient passes.
+
+    Args:
+        part: the labelled nodes in their graph.
+        val: validation nodes, which choose each perceptron's epoch where they are seen in that same graph.
+        num_classes: C.
+        draws: the key.
+        recipe: how they train; by default as published, but for fewer epochs and two random propagations of four.
+
+    Shapes:
+        Returns ``(N, C)``.
+    Differs from: features are dropped before they are propagated, since the first product then has few columns.
+    Source: Feng et al., NeurIPS 2020 (GRAND), Sec. 3 and Table 5.
+    """
+    recipe = recipe or TeacherRecipe()
+    watched = val if val.scene is part.scene and len(val.nodes) else None
+    keys = [draws.to(part.scene.device).fold("teacher", index) for index in range(recipe.networks)]
+    mean = torch.stack([_train(part, watched, num_classes, key, recipe) for key in keys]).mean(0)
+    mean[part.nodes] = one_hot(part.classes, num_classes)
+    return mean
+
+
+def _train(part: Part, val: Part | None, num_classes: int, draws: Draws, recipe: TeacherRecipe) -> Tensor:
+    """Return one perceptron's probabilities ``(N, C)`` at the epoch that validation chooses, or at the last."""
+    perceptron = _Perceptron(part.scene, num_classes, draws, recipe)
+    optimizer = torch.optim.Adam(perceptron.params, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    chosen, best = perceptron.read(), (-1.0, 0.0)
+    for epoch in range(1, recipe.epochs + 1):
+        outputs = perceptron([draws.fold("epoch", epoch, index) for index in range(recipe.samples)])
+        loss = teacher_loss(outputs, part.nodes, part.classes, recipe)
+        for parameter, gradient in zip(perceptron.params, torch.autograd.grad(loss, perceptron.params), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        if epoch % recipe.validate_every and epoch < recipe.epochs:
+            continue
+        found = perceptron.read()
+        score = (0.0, float(epoch)) if val is None else _score(found[val.nodes], val.classes)
+        if score > best:
+            chosen, best = found, score
+    return chosen.exp()
+
+
+def teacher_loss(outputs: Tensor, nodes: Tensor, classes: Tensor, recipe: TeacherRecipe) -> Tensor:
+    """Return the supervised and the consistency loss of S predictions.
+
+    Shapes:
+        outputs ``(S, N, C)`` log probabilities; nodes and classes ``(m,)``; returns a scalar.
+    """
+    supervised = F.nll_loss(outputs[:, nodes].flatten(0, 1), classes.repeat(len(outputs)))
+    agreed = outputs.detach().exp().mean(0) ** (1 / recipe.temperature)
+    agreed = agreed / agreed.sum(1, keepdim=True)
+    return supervised + recipe.consistency * (outputs.exp() - agreed).square().sum(2).mean()
+
+
+def _score(predicted: Tensor, classes: Tensor) -> tuple[float, float]:
+    """Return accuracy, and minus the loss for ties."""
+    return float((predicted.argmax(1) == classes).float().mean()), -float(F.nll_loss(predicted, classes))
+
+
+class _Perceptron:
+    """A perceptron of one hidden layer on features averaged over hops; the graph multiplies hidden units alone."""
+
+    def __init__(self, scene: Scene, num_classes: int, draws: Draws, recipe: TeacherRecipe) -> None:
+        self.scene, self.recipe = scene, recipe
+        self.x = compact(scene.x)
+        first = glorot(draws.fold("first"), recipe.width, scene.x.shape[1]).mT.contiguous()
+        second = glorot(draws.fold("second"), num_classes, recipe.width).mT.contiguous()
+        biases = (torch.zeros(recipe.width, device=scene.device), torch.zeros(num_classes, device=scene.device))
+        self.params = [tensor.requires_grad_(True) for tensor in (first, second, *biases)]
+
+    def __call__(self, keys: Sequence[Draws | None]) -> Tensor:
+        """Return log probabilities ``(S, N, C)`` of S propagations, random ones where they have a key."""
+        first, second, first_bias, second_bias = self.params
+        hidden = torch.cat([self._kept_nodes(self._features(key) @ first, key) for key in keys], 1)
+        total = hidden
+        for _ in range(self.recipe.hops):
+            hidden = propagate(self.scene.edges, hidden)
+            total = total + hidden
+        mean = (total / (self.recipe.hops + 1)).view(len(total), len(keys), -1).transpose(0, 1)
+        every = zip((mean + first_bias).relu(), keys, strict=True)
+        units = torch.stack([self._kept_units(own, key) for own, key in every])
+        return (units @ second + second_bias).log_softmax(2)
+
+    @torch.no_grad()
+    def read(self) -> Tensor:
+        """Return log probabilities ``(N, C)`` of the whole propagation."""
+        return self([None])[0]
+
+    def _kept_nodes(self, hidden: Tensor, draws: Draws | None) -> Tensor:
+        return hidden if draws is None else self._dropped(hidden, draws.fold("nodes").uniform(len(hidden), 1))
+
+    def _kept_units(self, units: Tensor, draws: Draws | None) -> Tensor:
+        return units if draws is None else self._dropped(units, draws.fold("units").uniform(*units.shape))
+
+    def _features(self, draws: Draws | None) -> Tensor:
+        """Return the nodes' own features, some dropped with draws."""
+        if draws is None:
+            return self.x
+        key = draws.fold("features")
+        if not self.x.is_sparse:
+            return self._dropped(self.x, key.uniform(*self.x.shape))
+        values = self.x.values()
+        kept = self._dropped(values, key.uniform(len(values)))
+        return torch.sparse_coo_tensor(self.x.indices(), kept, self.x.shape, is_coalesced=True, check_invariants=False)
+
+    def _dropped(self, values: Tensor, chance: Tensor) -> Tensor:
+        return values * (chance >= self.recipe.dropped) / (1 - self.recipe.dropped)

@@ -1,0 +1,100 @@
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError
+from mmdistill.evaluate import evaluate
+from mmdistill.graph.data import graph_from_fields
+from mmdistill.graph.models import glorot
+from mmdistill.graph.ridge import PropagatedRidge
+from mmdistill.graph.task import GraphTask, graph_task
+from mmdistill.graph.teacher import TeacherRecipe, teach
+from mmdistill.objectives.base import Network
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Tensors
+from tests.graph.toy import FAST, planted_fields, planted_graph
+from tests.oracles.graph import ridge_cross_entropy
+from tests.toys import BlobTask
+
+SHORT = TeacherRecipe(networks=1, epochs=20, hops=3, width=16)
+
+
+def task(model: str = "sgc", inductive: bool = False) -> GraphTask:
+    graph = graph_from_fields(planted_fields(), "planted", inductive=inductive)
+    return graph_task(graph, model, width=8, protocol=FAST)
+
+
+def synthetic(inputs: Tensors | None = None) -> Batch:
+    x = Draws(3).normal(6, 12)
+    return Batch(inputs or {"x": x}, Draws(4).normal(6, 3).softmax(1), torch.ones(6))
+
+
+def test_the_objective_is_the_ridge_regression_on_random_perceptrons() -> None:
+    own, draws = task(), Draws(7)
+    objective = PropagatedRidge(nodes=10, width=5, ridge=0.1, recipe=SHORT)
+    torch.nn.init.constant_(objective.log_scale, 0.4)
+    network, syn = Network(own, own.init(Draws(0))), synthetic()
+    found = float(objective(network, syn, own.training_batch(), draws).detach())
+    targets = teach(own.parts["train"], own.parts["val"], 3, Draws(7, ("teacher",)), SHORT)
+    chosen = draws.fold("real").permutation(120)[:10]
+    weights = glorot(draws.fold("perceptron"), 5, 12)
+    rows = own.scene.propagated(2)[chosen]
+    assert isinstance(syn.inputs, dict)
+    expected = ridge_cross_entropy(
+        *(t.double().numpy() for t in (rows, targets[chosen], syn.inputs["x"], syn.targets, weights)),  # type: ignore[union-attr]
+        ridge=0.1,
+        scale=math.exp(0.4),
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_real_batches_are_read_where_all_nodes_have_labels() -> None:
+    own = task(inductive=True)
+    assert len(own.graph.train) == len(own.scene)
+    objective = PropagatedRidge(nodes=4, recipe=SHORT)
+    network, real = Network(own, own.init(Draws(0))), own.training_batch()
+    loss = objective(network, synthetic(), real, Draws(1))
+    flipped = real._replace(targets=(real.targets + 1) % 3)  # type: ignore[operator]
+    assert not torch.isclose(loss, objective(network, synthetic(), flipped, Draws(1)))
+    assert not objective._taught
+
+
+def test_a_network_that_reads_the_graph_and_a_structure_are_seen_whole() -> None:
+    own = task("gcn")
+    objective = PropagatedRidge(nodes=30, recipe=SHORT)
+    adjacency = 1 - torch.eye(6)
+    network = Network(own, own.init(Draws(0)))
+    x = synthetic().inputs["x"].requires_grad_(True)  # type: ignore[call-overload]
+    linked = objective(network, synthetic({"x": x, "adjacency": adjacency}), own.training_batch(), Draws(1))
+    apart = objective(network, synthetic({"x": x}), own.training_batch(), Draws(1))
+    assert not torch.isclose(linked, apart)
+    assert bool(torch.autograd.grad(linked, x)[0].abs().sum() > 0)
+
+
+def test_other_data_than_a_graph_is_refused() -> None:
+    with pytest.raises(ConfigError, match="reads the nodes of a graph"):
+        PropagatedRidge().check(BlobTask())
+
+
+@pytest.mark.slow
+def test_a_distilled_set_beats_random_nodes() -> None:
+    graph = graph_from_fields(planted_fields(noise=3.0), "planted")
+    own = graph_task(graph, protocol=replace(FAST, epochs=200))
+    gains = []
+    for seed in range(3):
+        result = distill(own, "krr", nodes=6, seed=seed, settings={"steps": 60, "validate_every": 20})
+        found = evaluate(own, result, n=2, seed=seed, baselines=["random"])
+        gains.append(found.headline().mean - found.baselines["random"][0].mean)
+    assert statistics.fmean(gains) > 2 * statistics.stdev(gains) / 3**0.5
+
+
+def test_without_validation_nodes_the_last_step_stays() -> None:
+    own = graph_task(planted_graph(val_mask=None), protocol=FAST)
+    result = distill(own, "krr", nodes=6, settings={"steps": 4, "validate_every": 2})
+    assert result.steps == 4
+    assert result.batch.targets.shape == (6, 3)  # type: ignore[union-attr]
+    assert "platt_log_scale" in result.learned

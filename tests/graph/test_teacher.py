@@ -1,0 +1,91 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmdistill.errors import ConfigError
+from mmdistill.graph.scene import Part, Scene
+from mmdistill.graph.task import graph_task
+from mmdistill.graph.teacher import TeacherRecipe, _Perceptron, teach, teacher_loss
+from mmdistill.labels import one_hot
+from mmdistill.runtime import Draws
+from tests.graph.toy import planted_graph
+from tests.oracles.graph import averaged_hops, consistent_predictions
+
+SHORT = TeacherRecipe(networks=2, epochs=60, hops=3, width=16)
+
+
+def parts() -> tuple[Part, Part]:
+    task = graph_task(planted_graph())
+    return task.parts["train"], task.parts["val"]
+
+
+def test_the_loss_is_that_of_the_paper() -> None:
+    logits = Draws(0).normal(3, 7, 4, dtype=torch.float64)
+    nodes, classes = torch.tensor([0, 2, 5]), torch.tensor([1, 3, 0])
+    recipe = replace(SHORT, consistency=0.7, temperature=0.4)
+    predictions = list(logits.softmax(2).numpy())
+    expected = consistent_predictions(predictions, nodes.tolist(), classes.tolist(), 0.7, 0.4)
+    assert float(teacher_loss(logits.log_softmax(2), nodes, classes, recipe)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_no_gradient_passes_what_predictions_shall_agree_with() -> None:
+    logits = Draws(0).normal(2, 5, 3).requires_grad_(True)
+    recipe, labelled = replace(SHORT, consistency=1.0), torch.tensor([0])
+    loss = teacher_loss(logits.log_softmax(2), labelled, labelled, recipe)
+    [found] = torch.autograd.grad(loss, logits)
+    agreed = logits.detach().softmax(2).mean(0) ** (1 / recipe.temperature)
+    agreed = agreed / agreed.sum(1, keepdim=True)
+    supervised = teacher_loss(logits.log_softmax(2), labelled, labelled, replace(SHORT, consistency=0.0))
+    by_hand = supervised + (logits.softmax(2) - agreed).square().sum(2).mean()
+    assert torch.allclose(found, torch.autograd.grad(by_hand, logits)[0])
+
+
+def test_features_are_averaged_over_hops_sparse_and_dense() -> None:
+    train, _ = parts()
+    weights = train.scene.adjacency.among(torch.arange(len(train.scene))).numpy()
+    few = train.scene.x * (Draws(1).uniform(*train.scene.x.shape) < 0.05)
+    for x in (train.scene.x, few):
+        scene = Scene(x, train.scene.adjacency, train.scene.y, train.scene.device)
+        perceptron = _Perceptron(scene, 3, Draws(2), SHORT)
+        assert perceptron.x.is_sparse == (x is few)
+        first, second, *_ = perceptron.params
+        units = averaged_hops(weights, x.numpy(), SHORT.hops) @ first.detach().double().numpy()
+        expected = (torch.from_numpy(units).relu() @ second.detach().double()).log_softmax(1)
+        assert torch.allclose(perceptron.read().double(), expected, atol=1e-5)
+        dropping_nothing = _Perceptron(scene, 3, Draws(2), replace(SHORT, dropped=0.0))
+        assert torch.allclose(dropping_nothing([Draws(5), Draws(6)])[1], perceptron.read(), atol=1e-6)
+        assert not torch.allclose(perceptron([Draws(5)])[0], perceptron.read(), atol=1e-2)
+
+
+def test_a_teacher_keeps_known_labels_and_knows_most_others() -> None:
+    train, val = parts()
+    found = teach(train, val, 3, Draws(0), SHORT)
+    assert torch.equal(found[train.nodes], one_hot(train.classes, 3))
+    assert torch.allclose(found.sum(1), torch.ones(len(found)))
+    others = torch.ones(len(found), dtype=torch.bool).index_fill(0, train.nodes, False)
+    right = (found.argmax(1) == train.scene.y)[others].float().mean()
+    assert float(right) > 0.9  # softmax regression on the labelled nodes' own features reaches two thirds
+    assert torch.equal(found, teach(train, val, 3, Draws(0), SHORT))
+    assert not torch.equal(found, teach(train, val, 3, Draws(1), SHORT))
+
+
+def test_validation_nodes_choose_the_epoch_in_the_same_graph_alone() -> None:
+    train, val = parts()
+    recipe = replace(SHORT, networks=1, epochs=6, validate_every=1)
+    elsewhere = val._replace(scene=Scene(val.scene.x, val.scene.adjacency, val.scene.y, val.scene.device))
+    last = teach(train, elsewhere, 3, Draws(0), recipe)
+    assert torch.equal(
+        last, teach(train, val._replace(nodes=val.nodes[:0], classes=val.classes[:0]), 3, Draws(0), recipe)
+    )
+    wrong = val._replace(classes=(val.classes + 1) % 3)  # the epoch that is worst for the true classes
+    chosen, worst = (teach(train, which, 3, Draws(0), recipe) for which in (val, wrong))
+    accuracy = [float((found[val.nodes].argmax(1) == val.classes).float().mean()) for found in (chosen, last, worst)]
+    assert accuracy[0] >= accuracy[1]
+    assert accuracy[0] > accuracy[2]
+
+
+def test_recipes_out_of_range_are_refused() -> None:
+    for changes in ({"networks": 0}, {"dropped": 1.0}, {"temperature": 0.0}):
+        with pytest.raises(ConfigError, match="counts are at least 1"):
+            TeacherRecipe(**changes)  # type: ignore[arg-type]
