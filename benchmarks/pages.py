@@ -15,6 +15,9 @@ from matplotlib import pyplot as plt
 IN_PRINT = {"alexnet": "alexnet-nn", "resnet18": "resnet18-in", "vgg11": "vgg11-in"}
 """Judges of Table 3 whose column in the survey names their default norm."""
 
+IPCS = (1, 4, 10, 50)
+"""The survey's 1, 10 and 50, and 4, at which the storages with large decoders fit."""
+
 PREFACE = """# Tables
 
 Test accuracy in percent of the last epoch, mean ± deviation over all networks of all distillation seeds, written by
@@ -30,7 +33,7 @@ Test accuracy in percent of the last epoch, mean ± deviation over all networks 
 - Samples are what the judges train on, decoded.
 - Seconds are wall time to distil on a busy machine, with experts and a generator where the cell had to make them; MiB
   is the peak of the device, or of the whole process on a CPU.
-- "-" is not measured.
+- "-" is not measured; a method without a line is neither measured nor published there.
 
 """
 
@@ -85,10 +88,11 @@ def table_2(data: str, schedule: str, cells: Path, methods: Sequence[str], ipcs:
 
 
 def _row(cell: Cell, cells: Path) -> str:
-    """Return one line of a table; a cell that failed says why, one that has not run has dashes."""
-    documents, published = cell.documents(cells), in_print(cell.published)
+    """Return one line of a table; a cell that failed says why, one that has not run has what is published, if any."""
+    documents, published, failure = cell.documents(cells), in_print(cell.published), cell.failure(cells)
     if not documents:
-        return f"| {cell.ipc} | {cell.method} | {cell.failure(cells) or '-'} | - | {published} | | | | |"
+        known = failure or cell.published
+        return f"| {cell.ipc} | {cell.method} | {failure or '-'} | - | {published} | | | | |" if known else ""
     entries = by_judge(documents, None)
     kilobytes = documents[0]["budget"]["stored_bytes"] / 1000
     seconds = statistics.fmean(document["seconds"] for document in documents)
@@ -188,8 +192,8 @@ def page(cells: Path, methods: Sequence[str], folder: Path) -> str:
     lines = PREFACE.splitlines()
     for data in ("digits", *PUBLISHED["table2"]):
         for schedule in ("published", "reduced"):
-            lines += table_2(data, schedule, cells, methods, (1, 10, 50))
-            for ipc in (1, 10, 50):
+            lines += table_2(data, schedule, cells, methods, IPCS)
+            for ipc in IPCS:
                 for table in (3, 5):
                     lines += across(data, schedule, cells, methods, ipc, table)
     return "\n".join([*lines, *curves(cells / "steps.json", folder / "steps.png")])

@@ -322,13 +322,16 @@ def _reduced_addmem(ipc: int) -> Settings:
 
 
 def _reduced_ld(ipc: int) -> Settings:
+    """Return settings in which students train as judges do, five steps at a time, up to 200 epochs of the set."""
     return replace(
         _ld_settings(ipc),
         steps=300,
         real_batch=128,
         init="herding",
-        outer_steps=30,
-        inner_lr=0.05,
+        augment=True,
+        outer_steps=40,
+        inner_steps=5,
+        inner_momentum=0.9,
         optimizers={"labels": OptimizerSpec("adam", 0.05, cosine=True)},
     )
 
@@ -353,6 +356,6 @@ UNROLLED_REDUCED: dict[str, Method] = {
 }
 """For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside.
 
-Rates follow the loss on training images; DD's, and at one image per class MTT's and TESLA's, were tried on held-out
+Rates follow the loss on training images; DD's, and at one image per class LD's, MTT's and TESLA's, were tried on held-out
 images.
 """

@@ -68,7 +68,7 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     haba.fail(tmp_path, "too few bytes")
     step = {"data": "digits", "method": "kip", "ipc": 1, "schedule": "published", "mean": 0.5, "sd": 0.01}
     (tmp_path / "steps.json").write_text(json.dumps([step | {"steps": n, "seconds": n / 10} for n in (0, 100)]))
-    text = pages.page(tmp_path, ["dm", "haba", "dc", "kip"], tmp_path)
+    text = pages.page(tmp_path, ["dm", "haba", "dc", "kip", "egm"], tmp_path)
     assert "| digits | short | 1 | kip | 0 steps, 0 s: 50.0 ± 1.0; 100 steps, 10 s: 50.0 ± 1.0 |" in text
     assert (tmp_path / "steps.png").exists()
     assert "| 1 | *random real images* | 50.0 ± 0.0 | 2 x 2 |" in text
@@ -76,6 +76,7 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     assert "| 1 | haba | too few bytes |" in text
     assert "| 1 | kip | 70.0 ± 1.0 (judged by convnet; random 60.0 ± 0.0, herding -) |" in text
     assert "| 1 | dc | - | - | 91.7 ± 0.5 |" in text
+    assert "egm" not in text
     assert "published schedule" not in text
     pages.draw_figure_8("mnist", "reduced", tmp_path, ["dm"], [1, 10], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
