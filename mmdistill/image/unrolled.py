@@ -356,6 +356,6 @@ UNROLLED_REDUCED: dict[str, Method] = {
 }
 """For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside.
 
-Rates follow the loss on training images; DD's, and at one image per class LD's, MTT's and TESLA's, were tried on held-out
-images.
+Rates follow the loss on training images; DD's, and at one image per class those of LD, MTT and TESLA, were tried on
+held-out images.
 """
