@@ -9,11 +9,13 @@ from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.storage import (
     STORAGES,
     binary_interactions,
+    expected_interactions,
     mean_field_interactions,
     sampled_interactions,
 )
 from mmdistill.recsys.synthetic import (
     BinaryInteractions,
+    ExpectedInteractions,
     InteractionPrior,
     MeanFieldInteractions,
     SampledInteractions,
@@ -39,6 +41,7 @@ DOMAIN = Domain(
 __all__ = [
     "DOMAIN",
     "BinaryInteractions",
+    "ExpectedInteractions",
     "InteractionPrior",
     "Interactions",
     "MeanFieldInteractions",
@@ -46,6 +49,7 @@ __all__ = [
     "RecsysTask",
     "SampledInteractions",
     "binary_interactions",
+    "expected_interactions",
     "load_interactions",
     "mean_field_interactions",
     "recsys_task",

@@ -4,20 +4,21 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from mmdistill.coresets import allocate, choose_samples
+from mmdistill.coresets import InitKind, allocate, choose_samples
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.labels import LabelKind
 from mmdistill.methods import Storage
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.recsys.synthetic import (
     BinaryInteractions,
+    ExpectedInteractions,
     InteractionPrior,
     MeanFieldInteractions,
     SampledInteractions,
 )
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Task
+from mmdistill.task import Batch, Selects, Task
 
 TIE = 1e-3
 """Size of the noise that breaks ties between the first logits of binary users."""
@@ -54,29 +55,43 @@ def _from_real_users(
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        info = task.describe()
-        if info.domain != "recsys":
-            raise ConfigError(f"an interaction prior needs user-item interactions, and {info.data!r} is {info.domain}")
-        if label != "fixed":
-            raise ConfigError(f"synthetic users are their own targets, so labels cannot be {label!r}")
-        if budget > info.num_train:
-            raise DataError(
-                f"{budget} synthetic users were asked for, but {info.data!r} has {info.num_train} real ones"
-            )
-        counts = allocate(budget, info.budget, task.labels, task.num_classes)
-        rows = task.select(choose_samples(task, settings.init, counts, draws)).inputs
-        if isinstance(rows, dict):
-            raise ConfigError("an interaction prior starts from one tensor of rows, not from a named dict")
+        counts = _checked_counts(task, budget, settings, label)
+        rows = _real_rows(task, settings.init, counts, draws)
         items, real_mass = rows.shape[1], float(rows.sum(1).mean())
         gamma = settings.interactions_per_user
-        if gamma > items:
-            raise ConfigError(f"{gamma} interactions per user were asked for, but {info.data!r} has {items} items")
         gamma = gamma or max(1, min(interactions_per_user or round(ratio(budget) * real_mass), items // 4))
         if settings.init == "noise":
             rows = draws.fold("noise").to(task.device).normal(*rows.shape)
         return make(task, rows, gamma, real_mass, draws)
 
     return build
+
+
+def _checked_counts(task: Task, budget: int, settings: Settings, label: LabelKind) -> Tensor:
+    """Return how many users there shall be, ``(1,)``, once what a prior cannot do is refused."""
+    info = task.describe()
+    if info.domain != "recsys":
+        raise ConfigError(f"an interaction prior needs user-item interactions, and {info.data!r} is {info.domain}")
+    if label != "fixed":
+        raise ConfigError(f"synthetic users are their own targets, so labels cannot be {label!r}")
+    if budget > info.num_train:
+        raise DataError(f"{budget} synthetic users were asked for, but {info.data!r} has {info.num_train} real ones")
+    counts = allocate(budget, info.budget, task.labels, task.num_classes)
+    gamma, items = settings.interactions_per_user, _rows(task.select(counts[:0])).shape[1]
+    if gamma > items:
+        raise ConfigError(f"{gamma} interactions per user were asked for, but {info.data!r} has {items} items")
+    return counts
+
+
+def _real_rows(task: Task, init: InitKind, counts: Tensor, draws: Draws) -> Tensor:
+    """Return the rows of the real users that a start chooses, ``(users, items)``."""
+    return _rows(task.select(choose_samples(task, init, counts, draws)))
+
+
+def _rows(batch: Batch) -> Tensor:
+    if isinstance(batch.inputs, dict):
+        raise ConfigError("an interaction prior starts from one tensor of rows, not from a named dict")
+    return batch.inputs
 
 
 def _weighted_interactions(
@@ -149,6 +164,27 @@ def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
     )
 
 
+def expected_interactions() -> Storage:
+    """Return a way of storing users as chances of interactions, starting from the mean rows of user clusters.
+
+    Where the settings name another start than ``real``, the rows of the users that it chooses take their place. Rows
+    keep their masses, or are scaled so that their mean is what the settings give as interactions per user.
+    """
+
+    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        counts, key = _checked_counts(task, budget, settings, label), draws.fold("clusters")
+        if settings.init == "real" and isinstance(task, Selects):
+            rows = _rows(task.selection("clusters", counts, key))
+        else:
+            rows = _real_rows(task, settings.init, counts, draws)
+        if settings.init == "noise":
+            return ExpectedInteractions(draws.fold("noise").to(task.device).normal(*rows.shape))
+        wanted = settings.interactions_per_user
+        return ExpectedInteractions.of(rows * (wanted / float(rows.sum(1).mean())) if wanted else rows)
+
+    return Storage(build, "dense weighted users, each weight a chance", fills=False)
+
+
 def pooled_rows(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> Tensor:
     """Return the mean of each row and those of so many random users that together they have 2 gamma interactions.
 
@@ -158,14 +194,13 @@ def pooled_rows(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: D
     total, users = rows.clone(), task.describe().num_train
     for index in range(others):
         chosen = draws.fold(index).to("cpu").integers(users, len(rows))
-        more = task.select(chosen).inputs
-        if isinstance(more, Tensor):
-            total += more
+        total += _rows(task.select(chosen))
     return total / (others + 1)
 
 
 STORAGES = {
     "mean-field": mean_field_interactions(),
+    "expected": expected_interactions(),
     "sampled": sampled_interactions(),
     "binary": binary_interactions(),
 }

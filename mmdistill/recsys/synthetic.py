@@ -17,6 +17,10 @@ CHUNK_NUMBERS = 4_000_000
 """Numbers of sampled draws that are made at once: 16 MB."""
 KEPT_NUMBERS = 100_000_000
 """Numbers of sampled draws that are kept for the backward pass, 400 MB; the others are made again."""
+RAREST = 0.03
+"""The smallest chance of an interaction, over the mean one, that chances start from: 0 would get no gradient."""
+LIKELIEST = 0.999
+"""The largest one, since 1 would get none either."""
 
 
 class InteractionPrior(Parameterization):
@@ -24,24 +28,19 @@ class InteractionPrior(Parameterization):
 
     Args:
         logits: ``(users, items)`` initial x.
-        interactions_per_user: gamma, the mass of a row (before clipping, where rows are clipped).
 
     Shapes:
         a decoded batch has inputs and targets ``(users, items)`` in [0, 1], which are the same tensor.
 
     Raises:
         ShapeError: the logits are no matrix.
-        ConfigError: fewer than one interaction per user.
     """
 
-    def __init__(self, logits: Tensor, *, interactions_per_user: int) -> None:
+    def __init__(self, logits: Tensor) -> None:
         super().__init__(NoLabels(), None, None)
         if logits.ndim != 2 or 0 in logits.shape:
             raise ShapeError(f"the prior's logits are (users, items), got {tuple(logits.shape)}")
-        if interactions_per_user < 1:
-            raise ConfigError(f"a synthetic user needs at least one interaction, got {interactions_per_user}")
         self.logits = nn.Parameter(logits.clone())
-        self.interactions_per_user = interactions_per_user
 
     @abstractmethod
     def rows(self, draws: Draws) -> Tensor:
@@ -51,6 +50,25 @@ class InteractionPrior(Parameterization):
         """Return the synthetic users, who are their own targets."""
         rows = self.rows(draws)
         return Batch(rows, rows, torch.ones(len(rows), device=rows.device))
+
+
+class ExpectedInteractions(InteractionPrior):
+    r"""Dense weighted rows, each weight the chance of an interaction.
+
+    .. math:: X_S = \sigma(x)
+
+    A row has a mass of its own, and one that starts from the mean of real users keeps their items' frequencies, which
+    likelihoods of interactions read.
+    """
+
+    @classmethod
+    def of(cls, chances: Tensor) -> "ExpectedInteractions":
+        """Return the prior of given chances, ``(users, items)``, kept a little away from 0 and 1."""
+        return cls(chances.clamp(RAREST * float(chances.mean()), LIKELIEST).logit())
+
+    def rows(self, draws: Draws) -> Tensor:
+        """Return sigmoid(x); the key is not read."""
+        return self.logits.sigmoid()
 
 
 class MeanFieldInteractions(InteractionPrior):
@@ -63,7 +81,7 @@ class MeanFieldInteractions(InteractionPrior):
 
     Args:
         logits: ``(users, items)`` initial x.
-        interactions_per_user: gamma.
+        interactions_per_user: gamma, the mass of a row before clipping.
         temperature: tau.
         mass_penalty: weight of the mean row mass in :meth:`penalty`.
         real_mass: what the mean row mass is divided by there: that of real users.
@@ -78,7 +96,8 @@ class MeanFieldInteractions(InteractionPrior):
         mass_penalty: float = 0.0,
         real_mass: float = 1.0,
     ) -> None:
-        super().__init__(logits, interactions_per_user=interactions_per_user)
+        super().__init__(logits)
+        self.interactions_per_user = at_least_one(interactions_per_user)
         if temperature <= 0 or real_mass <= 0:
             raise ConfigError(f"temperature and real_mass must be positive, got {temperature} and {real_mass}")
         self.temperature = temperature
@@ -134,7 +153,8 @@ class BinaryInteractions(InteractionPrior):
     """
 
     def __init__(self, logits: Tensor, *, interactions_per_user: int = 200) -> None:
-        super().__init__(logits, interactions_per_user=interactions_per_user)
+        super().__init__(logits)
+        self.interactions_per_user = at_least_one(interactions_per_user)
         if interactions_per_user > logits.shape[1]:
             raise ConfigError(f"{interactions_per_user} interactions per user exceed the {logits.shape[1]} items")
 
@@ -150,6 +170,17 @@ class BinaryInteractions(InteractionPrior):
     def stored_bytes(self) -> int:
         """Return the bytes of the indices of each user's items, in the smallest integer type that holds them."""
         return self.stored_numel() * (1 if self.logits.shape[1] <= 2**8 else 2 if self.logits.shape[1] <= 2**16 else 4)
+
+
+def at_least_one(interactions_per_user: int) -> int:
+    """Return the number, which a user cannot have fewer than one of.
+
+    Raises:
+        ConfigError: it is smaller.
+    """
+    if interactions_per_user < 1:
+        raise ConfigError(f"a synthetic user needs at least one interaction, got {interactions_per_user}")
+    return interactions_per_user
 
 
 class _StraightThroughTop(torch.autograd.Function):

@@ -6,9 +6,11 @@ import torch
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.recsys import (
     BinaryInteractions,
+    ExpectedInteractions,
     MeanFieldInteractions,
     SampledInteractions,
     binary_interactions,
+    expected_interactions,
     mean_field_interactions,
     sampled_interactions,
     synthetic,
@@ -113,6 +115,32 @@ def test_penalty_is_the_relative_mean_mass():
     assert prior("mean-field").penalty(lambda inputs: ()) is None
     p = prior("mean-field", interactions_per_user=3, temperature=50.0, mass_penalty=0.5, real_mass=6.0)
     assert p.penalty(lambda inputs: ()).item() == pytest.approx(0.25)
+
+
+def test_chances_are_given_back_but_for_the_rarest_and_every_one_gets_a_gradient():
+    chances = torch.tensor([[0.0, 0.001, 0.5], [1.0, 0.2, 0.3]], dtype=torch.float64)
+    p = ExpectedInteractions.of(chances)
+    rows = p(Draws(0)).inputs
+    rarest = 0.03 * 2.001 / 6
+    torch.testing.assert_close(rows, torch.tensor([[rarest, rarest, 0.5], [0.999, 0.2, 0.3]], dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(rows.sum(), [p.logits])
+    torch.testing.assert_close(gradient, rows * (1 - rows))
+    assert p.stored_bytes() == 48
+
+
+def test_chances_start_from_cluster_means_or_from_the_users_that_are_chosen(task):
+    settings = METHODS["distill-cf-clusters"].settings(6)
+
+    def start(**changes):
+        return expected_interactions()(task, 6, replace(settings, **changes), "fixed", Draws(0))(Draws(0)).inputs
+
+    means = task.selection("clusters", torch.tensor([6]), Draws(0).fold("clusters")).inputs
+    torch.testing.assert_close(start(), means.clamp(0.03 * float(means.mean()), 0.999))
+    assert start(interactions_per_user=5).sum(1).mean().item() == pytest.approx(5, rel=0.05)
+    herded = start(init="herding")
+    real = task.data.rows(range(task.data.num_users))
+    assert all(((row > 0.5).float() == real).all(1).any() for row in herded)
+    assert not torch.equal(start(init="noise"), start())
 
 
 def test_storage_is_the_logits():

@@ -102,6 +102,21 @@ def test_distilled_users_beat_random_and_herded_ones(task):
     assert np.mean(scores) > np.mean(herded)
 
 
+def test_users_from_cluster_means_keep_the_popularity_of_items_and_beat_random_ones(task):
+    real = task.data.item_counts()
+    gaps, scores, random = {}, [], []
+    for seed in range(3):
+        found = distill(task, "distill-cf-clusters", users=8, seed=seed, settings={"real_batch": 100})
+        result = evaluate(task, found, n=1, seed=seed, baselines=("random",))
+        scores.append(result.headline().mean)
+        random.append(result.baselines["random"][0].mean)
+    flat = distill(task, "distill-cf-meanfield", users=8, settings={"steps": 50, "real_batch": 100})
+    for name, rows in (("clusters", found.batch.inputs), ("mean field", flat.batch.inputs)):
+        gaps[name] = float((rows.sum(0) / rows.sum() - real / real.sum()).abs().sum())
+    assert gaps["clusters"] < 0.5 * gaps["mean field"]
+    assert np.mean(scores) > np.mean(random) + 2 * np.std(random, ddof=1) / np.sqrt(3)
+
+
 def test_binary_users_beat_random_ones_with_as_many_items(task):
     scores, random = [], []
     for seed in range(3):
