@@ -293,12 +293,17 @@ class Distiller:
         return bool(wait) and run.best is not None and run.step - run.best["step"] >= wait
 
     def validate(self, run: RunState) -> None:
-        """Keep the current step if it is the best on validation data; without such data the last step stays."""
+        """Keep the current step if it is the best on validation data, on all ranks by the first one's score.
+
+        Judges may differ between devices by a rounding; ranks that kept or ended apart would wait for each other.
+        Without validation data the last step stays.
+        """
         if not isinstance(self.task, Validates):
             raise ConfigError(f"{self.method.title} selects by validation, but this task cannot validate")
         with torch.no_grad():
             batch = run.parameterization.finished(self.draws.fold("decode"))
-        score = self.task.validate(batch, self.draws.fold("validate"), run.objective.learned())
+        own = self.task.validate(batch, self.draws.fold("validate"), run.objective.learned())
+        score = ranks.gathered(own)[0]
         if score is not None and (run.best is None or score > run.best["score"]):
             run.best = {
                 "score": score,

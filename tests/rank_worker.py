@@ -1,6 +1,6 @@
 """What each process of ``tests/test_ranks.py`` runs: distil toy blobs, perhaps stopped half-way.
 
-torchrun starts it: ``-m tests.rank_worker FOLDER METHOD [stop|resume]``.
+torchrun starts it: ``-m tests.rank_worker FOLDER METHOD whole|stop|resume|patience``.
 """
 
 import os
@@ -12,8 +12,16 @@ import safetensors.torch
 
 from mmdistill import ranks
 from mmdistill.distill import distill
-from tests.test_distill import method, samples
+from tests.test_distill import Validated, method, samples
 from tests.toys import BlobTask
+
+
+class Disagreeing(Validated):
+    """Of which the first rank finds the third validation best, and every other rank each new one."""
+
+    def validate(self, synthetic: object, draws: object, learned: object) -> float:
+        score = super().validate(synthetic, draws, learned)
+        return score if ranks.is_first() else float(self.calls)
 
 
 def main(folder: Path, name: str, how: str) -> None:
@@ -21,10 +29,19 @@ def main(folder: Path, name: str, how: str) -> None:
         if how == "stop" and done == 7 and not ranks.is_first():
             os.kill(os.getpid(), signal.SIGTERM)
 
+    task, changes = BlobTask(), {}
+    if how == "patience":
+        task, changes = Disagreeing(), {"steps": 40, "validate_every": 2, "patience": 4}
     with ranks.process_group("cpu"):
         try:
             result = distill(
-                BlobTask(), method(name), ipc=2, seed=4, out=folder / "run", resume=how == "resume", progress=stop
+                task,
+                method(name, **changes),
+                ipc=2,
+                seed=4,
+                out=folder / "run",
+                resume=how == "resume",
+                progress=stop,
             )
         except KeyboardInterrupt:
             return

@@ -90,6 +90,15 @@ def test_ranks_stop_together_and_resume_bit_identically(tmp_path: Path) -> None:
 
 
 @pytest.mark.ddp
+def test_ranks_whose_validations_differ_lose_patience_together(tmp_path: Path) -> None:
+    torchrun("-m", "tests.rank_worker", str(tmp_path), "dc", "patience")
+    one, other = (load_file(tmp_path / f"patience-{rank}.safetensors")["samples"] for rank in range(2))
+    assert torch.equal(one, other)
+    kept = DistilledSet.load(tmp_path / "run")
+    assert (kept.steps, kept.settings["steps"]) == (6, 14)
+
+
+@pytest.mark.ddp
 def test_the_command_line_under_torchrun_judges_once(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     what = ["--data", "digits", "--method", "dm", "--ipc", "1", "--steps", "6", "--width", "4"]
