@@ -133,7 +133,7 @@ def _augment_all(augment: Callable[[Draws, Batch], Batch], draws: Draws, batch: 
     return Batch(*(map_inputs(lambda t: t.reshape(*shape, *t.shape[1:]), part) for part in flat))  # type: ignore[arg-type]
 
 
-def _one(batch: Batch, index: int) -> Batch:
+def _one(batch: Batch, index: int | slice) -> Batch:
     return Batch(*(map_inputs(lambda t: t[index], part) for part in batch))  # type: ignore[arg-type]
 
 
@@ -195,10 +195,17 @@ class _Engine:
             repays = steps * networks >= WORTH_COMPILING
         else:
             repays = self.mode == "loop" and worth_compiling(
-                float(steps) * operations(lambda: self._plain(state, batch, noise, self.mode))[1]
+                float(steps) * networks * self._operations_of_one(state, batch, noise)
             )
         if repays:
             self.loss = compiled_once(self.loss)
+
+    def _operations_of_one(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
+        """Return the floating-point operations of the first network's gradient."""
+        first = NetworkState(*({name: t[:1] for name, t in part.items()} for part in state))
+        own = _one(batch, slice(1)) if self.batched else batch
+        own_noise = {name: t[:1] for name, t in noise.items()}
+        return operations(lambda: self._plain(first, own, own_noise, self.mode))[1]
 
     def __call__(self, key: Draws, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
         """Return all networks' gradients, which the next call may overwrite, and updated buffers, stacked."""

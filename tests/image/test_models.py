@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.image.models import (
@@ -14,7 +14,7 @@ from mmdistill.image.models import (
     model_name,
     parse_model,
 )
-from mmdistill.image.models.layers import AveragePool2d, BatchNorm2d
+from mmdistill.image.models.layers import AveragePool2d, BatchNorm2d, Convolution, InstanceNorm, Norm
 from mmdistill.networks.fit import stack_states
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
@@ -95,7 +95,7 @@ def test_size_of_the_mlp() -> None:
 def test_options_make_the_network_that_they_name() -> None:
     network = model_factory("ConvNet_LN-d2-leakyrelu-maxpool-w4-x2", (3, 16, 16), 5)()
     kinds = [type(module) for block in (network.block1, network.block2) for module in block]  # type: ignore[union-attr]
-    assert kinds == [nn.Conv2d, nn.LayerNorm, nn.LeakyReLU, nn.MaxPool2d] * 2
+    assert kinds == [Convolution, nn.LayerNorm, nn.LeakyReLU, nn.MaxPool2d] * 2
     assert network.get_submodule("block2.0").out_channels == 8
     assert network.get_submodule("classifier").in_features == 8 * 4 * 4
     flat = model_factory("convnet-nopool-nn-sigmoid-d1-w2", (1, 8, 8), 5)()
@@ -150,6 +150,40 @@ def test_average_pooling_equals_torchs() -> None:
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(AveragePool2d()(x), nn.functional.avg_pool2d(x, 2))
     assert torch.autograd.gradgradcheck(AveragePool2d(), (x,))
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm"), [((1, 28, 28), "instance"), ((3, 8, 8), "instance"), ((1, 13, 17), "batch"), ((1, 8, 8), "none")]
+)
+def test_what_is_compiled_for_a_cpu_equals_torchs_layers_twice_differentiated(
+    shape: tuple[int, int, int], norm: Norm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = ConvNet(shape, 3, width=4, norm=norm).double().eval()
+    parameters = list(network.parameters())
+    images = torch.randn(5, *shape, dtype=torch.float64) + 4
+
+    def derivatives() -> list[Tensor]:
+        inputs = images.clone().requires_grad_()
+        logits = network(inputs)
+        loss = (logits.softmax(1) * torch.arange(3)).sum()
+        first = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        second = torch.autograd.grad(sum((g * g.detach().cos()).sum() for g in first), inputs)  # type: ignore[arg-type]
+        return [logits, *first, *second]
+
+    torchs = derivatives()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(derivatives(), torchs, rtol=1e-10, atol=1e-12)
+
+
+def test_instance_norm_compiled_for_a_cpu_is_exact_where_the_mean_is_large_or_nothing_varies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x = 1000 + torch.randn(4, 2, 8, 8)
+    x[:, :, 4] -= 100  # the middle row, about which moments are taken, is no sample of the rest
+    truth = nn.GroupNorm(2, 2).double()(x.double())
+    torch.testing.assert_close(InstanceNorm(2)(x).double(), truth, rtol=0, atol=2e-4)
+    assert torch.equal(InstanceNorm(2)(torch.full((1, 2, 8, 8), 7.3)), torch.zeros(1, 2, 8, 8))
 
 
 def test_batch_norm_equals_torchs_and_is_batched_over_networks() -> None:

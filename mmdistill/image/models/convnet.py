@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image.models.layers import (
     Activation,
+    Convolution,
     ImageShape,
     Norm,
     Pooling,
@@ -67,7 +68,7 @@ class ConvNet(nn.Module):
             raise ShapeError(f"images of {height} x {shape[2]} vanish in {self.depth} poolings; use a smaller depth")
         for block in range(1, self.depth + 1):
             layers = [
-                nn.Conv2d(channels, width, 3, padding=first if block == 1 else 1),
+                Convolution(channels, width, 3, first if block == 1 else 1, bias_cancels=norm == "instance"),
                 norm_layer(norm, width, (side, breadth)),
                 activation_layer(activation),
                 pooling_layer(pooling),

@@ -42,6 +42,73 @@ class BatchNorm2d(nn.BatchNorm2d):
         return output
 
 
+def compiles_for_cpu(x: Tensor) -> bool:
+    """Return whether a layer that reads this tensor is being compiled for a CPU."""
+    return x.device.type == "cpu" and torch.compiler.is_compiling()
+
+
+class InstanceNorm(nn.GroupNorm):
+    r"""A group norm of one channel a group, in plain arithmetic where it is compiled for a CPU.
+
+    Torch's own is transposed there and back in the backward pass, since convolutions compiled for a CPU are laid out
+    channel by channel. Here variances are differences of two moments about a pivot k, a constant to differentiation,
+
+    .. math:: \sigma^2 = \overline{(x - k)^2} - (\overline{x - k})^2
+
+    which is exact with all its derivatives for any k, and takes one pass over the gradient less than centring. The
+    pivot is the mean of the middle row, a share f of the pixels, so that (mean - k)^2 is at most (1 - f) / f variances
+    and the difference loses no more than that many roundings.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised input."""
+        if not compiles_for_cpu(input):
+            return super().forward(input)
+        dims = (-2, -1)
+        moved = input - input[:, :, input.shape[2] // 2, None].mean(-1, keepdim=True).detach()
+        mean = moved.mean(dims, keepdim=True)
+        variance = (moved.square().mean(dims, keepdim=True) - mean.square()).clamp_min(0)
+        scale = (variance + self.eps).rsqrt() * self.weight.view(-1, 1, 1)
+        return moved * scale + (self.bias.view(-1, 1, 1) - mean * scale)
+
+
+class Convolution(nn.Conv2d):
+    """A square convolution of stride 1; compiled for a CPU it takes one channel as a matrix product of patches.
+
+    The strides of one channel do not tell its order, so that torch would lay out all that follows as it was before.
+
+    Args:
+        channels: of the input.
+        width: of the output.
+        size: of the window.
+        padding: zeros around the input.
+        bias_cancels: an instance norm follows, which takes any bias away: compiled for a CPU it is left out, because
+            its gradient, zero but for rounding, takes as long as that of the weights.
+    """
+
+    def __init__(self, channels: int, width: int, size: int, padding: int, bias_cancels: bool) -> None:
+        super().__init__(channels, width, size, padding=padding)
+        self.bias_cancels = bias_cancels
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolved input."""
+        if not compiles_for_cpu(input):
+            return super().forward(input)
+        bias = None if self.bias_cancels else self.bias
+        if input.shape[1] > 1:
+            return F.conv2d(input, self.weight, bias, padding=int(self.padding[0]))
+        size, padded = self.weight.shape[-1], F.pad(input[:, 0], (int(self.padding[0]),) * 4)
+        height, width = (side - size + 1 for side in padded.shape[-2:])
+        patches = [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+        product: Tensor = torch.stack(patches, -1).view(-1, size * size) @ self.weight.flatten(1).T
+        if bias is not None:
+            product = product + bias
+        return product.view(-1, height, width, self.weight.shape[0]).permute(0, 3, 1, 2)
+
+
 class AveragePool2d(nn.Module):
     """Average pooling of 2 x 2, written as what is fast on a CPU, by itself or compiled with its neighbours.
 
@@ -72,7 +139,7 @@ def norm_layer(norm: Norm, channels: int, sides: tuple[int, int] | None = None) 
         ConfigError: an unknown norm, or a layer norm in a network that has none.
     """
     if norm == "instance":
-        return nn.GroupNorm(channels, channels)
+        return InstanceNorm(channels)
     if norm == "batch":
         return BatchNorm2d(channels)
     if norm == "group":
