@@ -1,6 +1,7 @@
 """The edges of a real graph as a sparse matrix by rows, which is all that large graphs leave room for."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from mmdistill.runtime import Draws
 from mmdistill.task import Tensors
 
 
@@ -76,6 +78,26 @@ class Adjacency:
         groups = nodes.reshape(-1, nodes.shape[-1])
         dense = [torch.from_numpy(self.rows(group)[:, group.numpy()].toarray()) for group in groups]
         return torch.stack(dense).reshape(*nodes.shape, nodes.shape[-1])
+
+    def sampled(self, nodes: Tensor, fanouts: Sequence[int], draws: Draws) -> Tensor:
+        """Return nodes and what random walks away from them reach, sorted.
+
+        Args:
+            nodes: ``(n,)`` where to start.
+            fanouts: neighbours drawn of each node at the first hop, the second and so on, with replacement.
+            draws: the key.
+        Source: Hamilton et al., NeurIPS 2017, Algorithm 2.
+        """
+        found: Tensor = torch.unique(nodes)
+        frontier = found
+        for hop, fanout in enumerate(fanouts):
+            first, last = self.pointer[frontier].long(), self.pointer[frontier + 1].long()
+            linked = last > first
+            first, degree = first[linked, None], (last - first)[linked, None]
+            steps = (draws.fold(hop).uniform(len(first), fanout) * degree).long()
+            frontier = torch.unique(self.column[first + torch.minimum(steps, degree - 1)].long())
+            found = torch.unique(torch.cat([found, frontier]))
+        return found
 
     def normalised(self, device: torch.device | str = "cpu") -> Tensors:
         r"""Return what :func:`~mmdistill.graph.propagation.propagate` reads of :math:`D^{-1/2} (A + I) D^{-1/2}`.

@@ -62,6 +62,17 @@ class Scene:
         edges, weight = self.adjacency.edge_index, self.adjacency.weight
         return {"x": self.x, "edge_index": edges.to(self.device), "edge_weight": weight.to(self.device)}
 
+    def among(self, nodes: Tensor, normalised: bool) -> Tensors:
+        """Return some nodes and the edges among them in the same form, normalised as the whole graph is.
+
+        Shapes:
+            nodes ``(n,)`` on the CPU, which are numbered in the given order.
+        """
+        own = Scene(self.x[nodes.to(self.device)], self.adjacency.induced(nodes), self.y, self.device)
+        if normalised:
+            own.edges["scale"] = self.edges["scale"][nodes.to(self.device)]
+        return own.inputs(normalised)
+
     def rows(self, nodes: Tensor, hops: int, trains: bool) -> View:
         """Return what a linear judge or a perceptron sees of nodes: their own rows after some hops."""
         features = self.propagated(hops)[nodes]

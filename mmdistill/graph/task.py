@@ -34,6 +34,8 @@ from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores
 
 MODELS = ("sgc", "gcn", "mlp")
 EMBED_HOPS = 2
+FANOUTS = (10, 5)
+"""Neighbours drawn at each hop from large graphs, as published (Jin et al., ICLR 2022)."""
 COLLAPSED = 0.1
 """A class whose test accuracy falls below this is reported."""
 VALIDATION_JUDGES = 3
@@ -126,7 +128,7 @@ class GraphTask:
         """Draw up to n training nodes of each class, or of all, without replacement.
 
         Networks that need only propagated rows (SGC, MLP) get those rows as inputs; others get the whole graph, shared,
-        with the draw in the weights.
+        with the draw in the weights. Of a large graph, where classes are drawn, they get a sampled neighbourhood.
         """
         draws = draws.to("cpu")
         order = draws.permutation(len(self._labels))
@@ -142,8 +144,20 @@ class GraphTask:
         if self.network.hops is not None:
             rows = {"x": self.scene.propagated(self.network.hops)[nodes]}
             return ClassBatch(Batch(rows, self._labels[table].to(self.device), present), Dims(0, 0))
-        membership = torch.zeros(len(classes), len(self.scene), device=self.device).scatter_add_(1, nodes, present)
-        return share_classes(self._whole(torch.ones(len(self.scene), device=self.device)), membership)
+        if self.graph.is_large:
+            whole, nodes = self._around(nodes, draws.fold("neighbours"))
+        else:
+            whole = self._whole(torch.ones(len(self.scene), device=self.device))
+        membership = torch.zeros(len(classes), len(whole.weight), device=self.device).scatter_add_(1, nodes, present)
+        return share_classes(whole, membership)
+
+    def _around(self, nodes: Tensor, draws: Draws) -> tuple[Batch, Tensor]:
+        """Return a sampled neighbourhood of some nodes in place of the whole graph, and their positions in it."""
+        reached = self.scene.adjacency.sampled(nodes.flatten().cpu(), FANOUTS, draws)
+        positions = torch.searchsorted(reached, nodes.cpu()).to(self.device)
+        classes = self.scene.y[reached.to(self.device)].clamp(min=0)
+        inputs = self.scene.among(reached, self.network.normalised)
+        return Batch(inputs, classes, torch.ones(len(reached), device=self.device)), positions
 
     def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
         """Return a training-free small graph: ``propagated-means`` or ``coarsening``."""

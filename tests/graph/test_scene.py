@@ -1,7 +1,10 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.distill import distill
 from mmdistill.graph.adjacency import undirected
@@ -121,3 +124,43 @@ def test_class_batches_of_an_inductive_graph_are_its_training_rows() -> None:
     expected = task.scene.propagated(2)[task.graph.y[task.graph.train] == 1]
     found = rows.inputs["x"][rows.weight > 0]  # type: ignore[call-overload]
     assert torch.allclose(found.sum(0), expected.sum(0), atol=1e-4)
+
+
+def test_neighbours_are_sampled_within_their_hops() -> None:
+    graph, nodes = planted_graph(), torch.tensor([7, 3, 60, 7])
+    linked = induced(graph, torch.arange(120)) > 0
+    one = linked[nodes].any(0)
+    two = one | linked[one].any(0)
+    near = set(two.nonzero().flatten().tolist()) | set(nodes.tolist())
+    few = graph.adjacency.sampled(nodes, (2, 1), Draws(0))
+    assert set(nodes.tolist()) <= set(few.tolist()) <= near
+    assert len(few) <= 3 + 3 * 2 + 9
+    assert torch.equal(few, graph.adjacency.sampled(nodes, (2, 1), Draws(0)))
+    assert set(graph.adjacency.sampled(nodes, (500, 500), Draws(0)).tolist()) == near
+    alone = undirected(torch.tensor([[0], [1]]), None, 3)[0]
+    assert alone.sampled(torch.tensor([2]), (4,), Draws(0)).tolist() == [2]
+
+
+@pytest.mark.parametrize("model", ["gcn", "module"])
+def test_class_batches_of_a_large_graph_are_its_sampled_neighbourhood(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all neighbours are reached, the logits of the drawn nodes are those in the whole graph."""
+    kind = model if model == "gcn" else partial(basic_gnn.GCN, 12, 8, 2, 3, norm=None)
+    own = graph_task(planted_graph(), kind, width=8, protocol=FAST)
+    whole = own.sample_real(Draws(1), torch.arange(3), 2)
+    monkeypatch.setattr("mmdistill.graph.data.LARGE", 100)
+    monkeypatch.setattr("mmdistill.graph.task.FANOUTS", (500, 500, 500))
+    near = own.sample_real(Draws(1), torch.arange(3), 2)
+    assert isinstance(whole, ClassBatch)
+    assert isinstance(near, ClassBatch)
+    assert near.batch.weight.shape[1] <= 120
+    state = own.init(Draws(2))
+    for index in range(3):
+        losses = [float(own.loss(state, side.one_class(index))) for side in (whole, near)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    monkeypatch.setattr("mmdistill.graph.task.FANOUTS", (1,))
+    few = own.sample_real(Draws(1), torch.arange(3), 2)
+    assert isinstance(few, ClassBatch)
+    assert few.batch.weight.shape[1] <= 12
+    assert torch.equal(few.batch.weight.sum(1), torch.full((3,), 2.0))
