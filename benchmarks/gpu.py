@@ -1,8 +1,9 @@
 """Measure on a CUDA device everything that is still open: checks first, then one row of the table after the other.
 
-    python benchmarks/gpu.py --minutes 9 --out results/gpu          # call it again to go on; finished rows are kept
+    python benchmarks/gpu.py --minutes 8 --out results/gpu          # call it again to go on; finished rows are kept
 
-``results/gpu.json`` and ``results/gpu.md`` are written after each row, so a stop loses at most one. Rows are
+``results/gpu.json`` and ``results/gpu.md``, a few kilobytes, are written before and after each check and each row. What
+a stop cut short is tried again after all others, and what leaves the device in an error ends the call. Rows are
 ConvNet-D3 of width 128 on random images of 3 x 32 x 32, 10 classes, 256 real ones of each, as in the targets beside
 them. The textbook loop runs at torch's TF32 speed. Judges of the loop are timed on a few networks and epochs, and
 scaled. A first call compiles for some minutes; ``first_s`` says how long, and a second run finds it cached.
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ from mmdistill.store import read_json, write_json
 
 FEW_NETWORKS, FEW_EPOCHS = 2, 50
 """Of the textbook's evaluation; its time is proportional to both."""
+
+
+UNFINISHED: dict[str, Any] = {"checks": "did not finish", "rows": {"failed": "did not finish"}}
+"""What stands for a check and for a row while it runs."""
 
 
 @dataclass(frozen=True)
@@ -144,24 +150,20 @@ def check_judges(task: ImageTask) -> str:
     return f"relative difference {capture.difference(states[1].params, states[0].params):.1e}"
 
 
-def checks(task: ImageTask) -> dict[str, str]:
-    """Return what the checks found; one that fails says so and stops no other."""
+def checks(task: ImageTask) -> dict[str, Callable[[], str]]:
+    """Return all checks by name."""
     calls: dict[str, Callable[[], str]] = {"judges": lambda: check_judges(task)}
     for name in ("dm", "dc", "dsa", "mtt", "dd", "frepo", "kip"):
         calls[f"replays of {name}"] = lambda name=name: check_replays(task, name)  # type: ignore[misc]
         calls[f"waiting of {name}"] = lambda name=name: check_waiting(task, name)  # type: ignore[misc]
-    found = {}
-    for name, call in calls.items():
-        found[name] = attempt(call)
-        print(f"{name}: {found[name]}", flush=True)
-    return found
+    return calls
 
 
 def attempt(call: Callable[[], Any]) -> Any:
     """Return what a call returns, or its error in a line."""
     try:
         return call()
-    except Exception as error:  # a row that fails shall cost itself alone
+    except Exception as error:  # what fails shall cost itself alone
         traceback.print_exc()
         return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
@@ -218,9 +220,15 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(out: Path, content: Mapping[str, Any]) -> None:
+    """Write the results as they are."""
+    write_json(out.with_suffix(".json"), json.loads(json.dumps(content)))
+    out.with_suffix(".md").write_text(markdown(content))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.0, help="start no row after so many")
+    parser.add_argument("--minutes", type=float, default=8.0, help="start no row after so many")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--small", action="store_true", help="tiny sizes, on the CPU too, to try the script itself")
@@ -237,22 +245,31 @@ def main() -> None:
     content |= {"device": describe_device(device), "torch": torch.__version__, "limits": words}
     sizes = SMALL if chosen.small else Sizes()
     task = speed.make_task(sizes.shape, sizes.width, sizes.per_class, device)
-    if not content["checks"] and device.type == "cuda":
-        content["checks"] = checks(speed.make_task((3, 8, 8), 16, 64, device))
-    for row in table():
-        if device.type == "cpu" and row.precision == "tf32":
-            continue
-        if row.name in content["rows"] or chosen.only not in row.name:
-            continue
+
+    def row_of(row: Row) -> dict[str, Any]:
+        found = attempt(lambda: measured(task, row, sizes, limits, chosen.repeats))
+        return {"failed": found} if isinstance(found, str) else {**found, "target": row.target}
+
+    work: list[tuple[str, str, Callable[[], Any]]] = []
+    if device.type == "cuda":
+        small = speed.make_task((3, 8, 8), 16, 64, device)
+        work += [("checks", name, partial(attempt, call)) for name, call in checks(small).items()]
+    rows = [row for row in table() if device.type == "cuda" or row.precision != "tf32"]
+    work += [("rows", row.name, partial(row_of, row)) for row in rows if chosen.only in row.name]
+    left = [item for item in work if content[item[0]].get(item[1], UNFINISHED[item[0]]) == UNFINISHED[item[0]]]
+    for part, name, call in sorted(left, key=lambda item: item[1] in content[item[0]]):
         if time.monotonic() - began > 60 * chosen.minutes:
             print("out of time; call again to go on", flush=True)
             break
-        found = attempt(lambda row=row: measured(task, row, sizes, limits, chosen.repeats))  # type: ignore[misc]
-        content["rows"][row.name] = {"failed": found} if isinstance(found, str) else {**found, "target": row.target}
-        print(row.name, content["rows"][row.name], flush=True)
-        write_json(place, json.loads(json.dumps(content)))
-        chosen.out.with_suffix(".md").write_text(markdown(content))
+        content[part][name] = UNFINISHED[part]
+        write(chosen.out, content)
+        content[part][name] = call()
+        print(name, content[part][name], flush=True)
+        write(chosen.out, content)
         torch._dynamo.reset()
+        if device.type == "cuda" and isinstance(attempt(torch.cuda.synchronize), str):
+            print("the device is in an error; call again to go on", flush=True)
+            break
         if device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -1,5 +1,11 @@
 """The exceptions that mmdistill raises on purpose; the command line turns each into one line and exit code 2."""
 
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+NEAR = 0.5
+"""How alike a name must be to be suggested for another one."""
+
 
 class MmdistillError(Exception):
     """Base of every error that mmdistill raises on purpose."""
@@ -31,3 +37,15 @@ class NonFiniteError(MmdistillError):
 
 class MemoryExhaustedError(MmdistillError):
     """The device or the machine has no more memory for what was asked."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the known names nearest to one, at most three, or nothing.
+
+    Of names equally near those that begin alike come first, since short names have many neighbours.
+    """
+    near = {other: (SequenceMatcher(None, name, other).ratio(), other[:1] == name[:1]) for other in sorted(known)}
+    best = max(near.values(), default=(0.0, False))
+    if best[0] < NEAR:
+        return ""
+    return f"; did you mean {' or '.join([repr(other) for other in near if near[other] == best][:3])}?"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, did_you_mean
 from mmdistill.labels import LabelKind
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe
 from mmdistill.networks.fit import FitProtocol
@@ -111,12 +111,19 @@ class Method:
         return self.objective.make(settings) if isinstance(self.objective, Configured) else self.objective()
 
     def with_settings(self, **changes: object) -> "Method":
-        """Return the method with some settings replaced, whatever the budget."""
+        """Return the method with some settings replaced, whatever the budget.
+
+        Raises:
+            ConfigError: an unknown setting.
+        """
         base = self.settings
         known = Settings.__dataclass_fields__
         unknown = [name for name in changes if name not in known]
         if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r}; there are {', '.join(known)}")
+            hint = did_you_mean(unknown[0], known)
+            if unknown[0] in OptimizerSpec.__dataclass_fields__:
+                hint = f"; it is an optimizer's: optimizers={{'codes': OptimizerSpec('sgd', {unknown[0]}=...)}}"
+            raise ConfigError(f"unknown setting {unknown[0]!r}{hint} (there are: {', '.join(known)})")
         return replace(self, settings=lambda budget: replace(base(budget), **changes))  # type: ignore[arg-type]
 
     def labelled(self, label: LabelKind) -> "Method":

@@ -1,13 +1,12 @@
 """Finds domains, data sets and methods by name, importing a domain only when it is asked for."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, did_you_mean
 from mmdistill.methods import CORE_METHODS, Method, Storage
 from mmdistill.task import Batch, BudgetKind, Task
 
@@ -121,11 +120,9 @@ def canonical(name: str) -> str:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for an unknown name, with the nearest known one."""
+    """Return the error for an unknown name, with the nearest known ones."""
     names = sorted(known)
-    near = difflib.get_close_matches(canonical(name), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ConfigError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)})")
+    return ConfigError(f"unknown {kind} {name!r}{did_you_mean(canonical(name), names)} (there are: {', '.join(names)})")
 
 
 def get_domain(name: str) -> Domain:

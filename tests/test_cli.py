@@ -85,7 +85,12 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["distill", "--data", "digit", "--method", "dm", "--ipc", "1"], "did you mean 'digits'"),
-        (["distill", "--data", "digits", "--method", "dmm", "--ipc", "1"], "did you mean 'dm'"),
+        (["distill", "--data", "digits", "--method", "dmm", "--ipc", "1"], "did you mean 'dm'?"),
+        (["distill", "--data", "digits", "--method", "dn", "--ipc", "1"], "did you mean 'dc' or 'dd' or 'dm'?"),
+        (
+            ["distill", "--data", "digits", "--method", "qqqq", "--ipc", "1"],
+            "unknown method for image data 'qqqq' (there",
+        ),
         (["distill", "--data", "digits", "--method", "dm", "--nodes", "7"], "--ipc N or --bytes SIZE"),
         (["distill", "--data", "digits", "--method", "dm"], "got no budget"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "0"], "must be at least 1"),

@@ -205,6 +205,15 @@ def test_patience_ends_a_run_that_no_longer_improves() -> None:
     assert (short.settings["steps"], whole.settings["steps"]) == (14, 40)
 
 
+def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:
+    with pytest.raises(ConfigError, match="unknown setting 'step'; did you mean 'steps'"):
+        method("dm", step=3)
+    with pytest.raises(
+        ConfigError, match=r"'lr'; it is an optimizer's: optimizers={'codes': OptimizerSpec\('sgd', lr="
+    ):
+        method("dm", lr=1.0)
+
+
 def test_groups_rest_outside_their_active_steps() -> None:
     task = BlobTask()
     resting = method("dm", optimizers={"codes": OptimizerSpec("sgd", 1.0, active=(5, 6, 100))}, steps=5)

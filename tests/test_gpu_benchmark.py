@@ -1,0 +1,73 @@
+"""The script that measures on a GPU, which may get one short chance: it writes as it goes and goes on where it was."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from mmdistill.store import read_json
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+FOUND = {"ours_ms": 1.0, "textbook_ms": 2.0, "ratio": 2.0, "first_s": 0.0, "path": "eager", "ours_mib": 1.0}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import gpu  # type: ignore[import-not-found]
+
+    return gpu  # type: ignore[no-any-return]
+
+
+def call(gpu: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, Any]:
+    precision = torch.get_float32_matmul_precision()
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--small", "--repeats", "1", "--out", str(out), *options])
+    try:
+        gpu.main()
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    rows: dict[str, Any] = read_json(out.with_suffix(".json"))["rows"]
+    return rows
+
+
+def test_what_a_stop_cut_short_is_tried_again_after_all_others(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    out = tmp_path / "new" / "gpu"
+    stops = {"dc ipc 10 auto"}
+
+    def measured(task: Any, row: Any, *others: Any) -> dict[str, Any]:
+        called.append(row.name)
+        if row.name in stops:
+            raise KeyboardInterrupt  # as a time limit would end it
+        if row.method == "dsa":
+            raise RuntimeError("out of luck\nand more")
+        return {**FOUND, "textbook_mib": 3.0}
+
+    monkeypatch.setattr(gpu, "measured", measured)
+    with pytest.raises(KeyboardInterrupt):
+        call(gpu, out, monkeypatch)
+    assert called == ["dm ipc 10 auto", "dc ipc 10 auto"]
+    stops.clear()
+    called.clear()
+    rows = call(gpu, out, monkeypatch)
+    assert "dm ipc 10 auto" not in called
+    assert called[-1] == "dc ipc 10 auto"
+    assert rows["dsa ipc 10 auto"] == {"failed": "failed: RuntimeError: out of luck"}
+    assert rows["dc ipc 10 auto"] == {**FOUND, "textbook_mib": 3.0, "target": 18}
+    page = out.with_suffix(".md").read_text()
+    assert "| dc ipc 10 auto | 1.00 | 2.0 | 2.0 | 18 |" in page
+    assert "| dsa ipc 10 auto | failed: RuntimeError: out of luck |" in page
+    called.clear()
+    assert call(gpu, out, monkeypatch) == rows
+    assert called == []
+
+
+@pytest.mark.slow
+def test_every_row_can_be_measured(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = call(gpu, tmp_path / "gpu", monkeypatch)
+    assert {name: row["failed"] for name, row in rows.items() if "failed" in row} == {}
+    assert len(rows) == sum(row.precision != "tf32" for row in gpu.table())
