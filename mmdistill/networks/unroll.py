@@ -243,7 +243,7 @@ def _affordable(problem: _Problem, theta: Tensor, leaves: Sequence[Tensor], chos
 
     def note(tensor: Tensor) -> Tensor:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # a node that keeps its own output would keep itself, and all it saved, for good
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         problem.record(theta, _at(leaves, 0), 0, chosen)

@@ -1,7 +1,10 @@
 """The unrolled loop against automatic differentiation through it, by finite differences, by hand and in its memory."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -262,6 +265,23 @@ def test_memory_does_not_grow_with_the_steps(mode: str) -> None:
     plainly = [peak_bytes(lambda steps=steps: differentiate(steps, False)) for steps in (3, 12)]  # type: ignore[misc]
     assert ours[1] < 1.1 * ours[0]
     assert plainly[1] > 3 * plainly[0]
+
+
+def test_nothing_of_a_run_stays_in_memory() -> None:
+    array = np.ones((3, 2, 4), dtype=np.float32)
+    held = weakref.ref(array)
+    steps = Batch(torch.from_numpy(array).requires_grad_(), torch.zeros(3, 2, dtype=torch.long), torch.ones(3, 2))
+
+    def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
+        assert isinstance(batch.inputs, Tensor)
+        assert isinstance(batch.targets, Tensor)
+        return nn.functional.cross_entropy(batch.inputs @ params["weight"], batch.targets)
+
+    end = unroll(loss, {"weight": torch.zeros(4, 2)}, steps, 0.1, Unrolling(mode="auto"))
+    end["weight"].square().sum().backward()
+    del array, steps, end
+    gc.collect()
+    assert held() is None
 
 
 def test_no_graph_where_nothing_is_differentiated() -> None:
