@@ -29,7 +29,7 @@ def main() -> None:
         order = sorted(range(len(labels)), key=lambda index: (turn[index], int(labels[index])))
         names.append(name)
         rows.append(as_bytes(task, images[order[: chosen.most]]))
-    picture_grid(rows, tuple(names)).save(chosen.to)
+    picture_grid(rows, tuple(names)).save(chosen.to, optimize=True)
     print(f"wrote {chosen.to}")
 
 
