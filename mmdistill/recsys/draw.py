@@ -12,6 +12,7 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import heaviest
 from mmdistill.recsys.privacy import Nearness, nearness
+from mmdistill.recsys.synthetic import index_bytes
 from mmdistill.recsys.task import RecsysTask
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Task
@@ -162,8 +163,7 @@ def storage_lines(data: Interactions, rows: Tensor) -> list[str]:
         heaviest(rows).nnz + len(rows) + 1
     )
     if is_binary(rows):
-        width = 1 if data.num_items <= 2**8 else 2 if data.num_items <= 2**16 else 4
-        forms["lists of item numbers"] = width * int(rows.sum())
+        forms["lists of item numbers"] = index_bytes(data.num_items) * int(rows.sum())
     lines = ["| form | bytes | of the whole training log |", "|---|---|---|"]
     lines += [f"| {name} | {size:,} | {100 * size / whole:.1f} % |" for name, size in forms.items()]
     lines.append(f"| the whole log as binary CSR | {whole:,} | 100 % |")

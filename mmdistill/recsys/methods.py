@@ -74,7 +74,7 @@ def _mean_field(users: int) -> Settings:
 
 
 def _clusters(users: int) -> Settings:
-    # Cluster means hold every user's own row, so many or large steps memorise users: ML-1M validation falls after 50.
+    # Cluster means hold every user already, so many or large steps memorise users: on ML-1M validation soon falls.
     codes, ridge = OptimizerSpec("adam", 0.01, cosine=True), OptimizerSpec("adam", 0.02)
     return Settings(50, 512, optimizers={"codes": codes, "objective": ridge}, validate_every=10)
 

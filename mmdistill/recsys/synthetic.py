@@ -169,7 +169,12 @@ class BinaryInteractions(InteractionPrior):
 
     def stored_bytes(self) -> int:
         """Return the bytes of the indices of each user's items, in the smallest integer type that holds them."""
-        return self.stored_numel() * (1 if self.logits.shape[1] <= 2**8 else 2 if self.logits.shape[1] <= 2**16 else 4)
+        return self.stored_numel() * index_bytes(self.logits.shape[1])
+
+
+def index_bytes(items: int) -> int:
+    """Return the bytes of the smallest unsigned integer type that tells so many items apart."""
+    return 1 if items <= 2**8 else 2 if items <= 2**16 else 4
 
 
 def at_least_one(interactions_per_user: int) -> int:
