@@ -68,6 +68,10 @@ def test_what_a_stop_cut_short_is_tried_again_after_all_others(
 
 @pytest.mark.slow
 def test_every_row_can_be_measured(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"MTT": {1: (2, 5), 10: (2, 10), 50: (2, 10)}, "DD_STEPS": 2, "WARM_UP": 1}
+    for name, value in small.items():
+        monkeypatch.setattr(gpu.speed, name, value)
+    monkeypatch.setattr(gpu, "SMALL", gpu.Sizes((3, 32, 32), 4, 64, 4, 2, 2, "off"))
     rows = call(gpu, tmp_path / "gpu", monkeypatch)
     assert {name: row["failed"] for name, row in rows.items() if "failed" in row} == {}
     assert len(rows) == sum(row.precision != "tf32" for row in gpu.table())
