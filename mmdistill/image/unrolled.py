@@ -19,6 +19,7 @@ from mmdistill.methods import (
 )
 from mmdistill.networks.experts import PUBLISHED
 from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.objectives.adversary import StyleAdversary
 from mmdistill.objectives.trajectory import PrunedTrajectoryMatching
 from mmdistill.parameterizations.base import Parameterization
@@ -264,18 +265,30 @@ UNROLLED_DIGITS: dict[str, Method] = {
 
 REDUCED_EXPERTS = FitProtocol(epochs=0, lr=0.01, momentum=0.0, weight_decay=0.0, batch=32, decay_at=(), visits=3200)
 """Epochs of a hundred steps, each on images that the one before may not have seen."""
+EARLY_EPOCHS = 3
+"""From so many first epochs experts know less than ten real images per class teach."""
+
+
+def _reduced_experts_by(protocol: FitProtocol) -> Callable[[Settings], NetworkSchedule]:
+    """Return experts that train by a protocol where starts are early, and at twice its rate where they are not."""
+    early, late = experts_by(protocol), experts_by(replace(protocol, lr=2 * protocol.lr))
+    return lambda settings: (early if settings.start_epochs <= EARLY_EPOCHS else late)(settings)
 
 
 def _reduced_mtt(ipc: int) -> Settings:
     """Return settings in which a student of 20 steps follows one epoch of an expert.
 
     Over longer ways the student learns so large a rate that judges, which add momentum to it, are worse off than with
-    the images that the set starts from.
+    the images that the set starts from. A student is taught no more than its experts know: after four such epochs that
+    is less than ten real images per class teach, so from there on starts go on to later epochs.
     """
     return Settings(
         steps=120,
         real_batch=1,
-        optimizers={"codes": OptimizerSpec("adam", 0.1, cosine=True), "objective": OptimizerSpec("adam", 1e-3)},
+        optimizers={
+            "codes": OptimizerSpec("adam", 0.1 if ipc < 10 else 0.05, cosine=True),
+            "objective": OptimizerSpec("adam", 1e-3),
+        },
         init="herding",
         inner_steps=20,
         inner_lr=0.01,
@@ -283,7 +296,7 @@ def _reduced_mtt(ipc: int) -> Settings:
         augment=True,
         experts=5,
         expert_steps=1,
-        start_epochs=3,
+        start_epochs=EARLY_EPOCHS if ipc < 10 else 15,
     )
 
 
@@ -342,7 +355,7 @@ def _reduced_ld(ipc: int) -> Settings:
     )
 
 
-_reduced_experts = experts_by(REDUCED_EXPERTS)
+_reduced_experts = _reduced_experts_by(REDUCED_EXPERTS)
 UNROLLED_REDUCED: dict[str, Method] = {
     "mtt": replace(CORE_METHODS["mtt"], network=_reduced_experts, settings=_reduced_mtt),
     "tesla": replace(
@@ -351,7 +364,7 @@ UNROLLED_REDUCED: dict[str, Method] = {
     "ddpp": replace(UNROLLED_METHODS["ddpp"], network=_reduced_experts, settings=_reduced_mtt),
     "ftd": replace(
         UNROLLED_METHODS["ftd"],
-        network=experts_by(replace(REDUCED_EXPERTS, sam_adaptive=True)),
+        network=_reduced_experts_by(replace(REDUCED_EXPERTS, sam_adaptive=True)),
         settings=lambda ipc: replace(_reduced_mtt(ipc), expert_sam=0.01, expert_gap=0.3, ema=0.9),
     ),
     "haba": replace(UNROLLED_METHODS["haba"], network=_reduced_experts, settings=_reduced_haba),
@@ -362,6 +375,6 @@ UNROLLED_REDUCED: dict[str, Method] = {
 }
 """For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside.
 
-Rates follow the loss on training images; DD's, and at one image per class those of LD, MTT and TESLA, were tried on
+Rates follow the loss on training images; DD's, MTT's, and at one image per class those of LD and TESLA, were tried on
 held-out images.
 """

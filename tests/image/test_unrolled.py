@@ -1,5 +1,6 @@
 """Trajectory and performance matching on images: compositions, presets and what each learns."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mmdistill.errors import CheckpointError, NonFiniteError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.unrolled import FTD_CIFAR10, MTT_CIFAR100
 from mmdistill.methods import TESLA_CIFAR10
+from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import get_method
 from mmdistill.settings import OptimizerSpec, Settings
 
@@ -26,6 +28,17 @@ def task() -> ImageTask:
 def run(task: ImageTask, name: str, folder: Path, ipc: int = 1, **changes: object) -> Distiller:
     settings: dict[str, object] = {"steps": 2, "inner_steps": 3, "experts": 1, "expert_folder": str(folder), **changes}
     return Distiller(task, get_method(DOMAIN, name, "digits").with_settings(**settings), ipc)
+
+
+@pytest.mark.parametrize("name", ["mtt", "ftd", "ddpp"])
+def test_experts_of_a_reduced_schedule_go_further_where_real_images_teach_more(name: str) -> None:
+    method = get_method(DOMAIN, name, "mnist", "reduced")
+    few, many = (method.network(method.settings(ipc)) for ipc in (1, 10))
+    assert isinstance(few, ExpertTrajectories)
+    assert isinstance(many, ExpertTrajectories)
+    early, late = few.recipe.protocol, many.recipe.protocol
+    assert late.epochs > early.epochs
+    assert late == replace(early, epochs=late.epochs, lr=2 * early.lr)
 
 
 def test_label_distillation_learns_labels_alone(task: ImageTask) -> None:
