@@ -88,3 +88,20 @@ def test_keeping_freed_memory_is_harmless_without_glibc(monkeypatch: pytest.Monk
     monkeypatch.setattr("ctypes.CDLL", missing)
     runtime.keep_freed_memory.__wrapped__()
     assert asked == ["libc.so.6"]
+
+
+@pytest.mark.parametrize(
+    ("pages", "expected"),
+    [(1 << 20, 512 << 20), (1 << 24, 4 << 30), (None, 1 << 30)],
+    ids=["4 GiB", "64 GiB", "unknown"],
+)
+def test_the_cpu_spends_an_eighth_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch, pages: int | None, expected: int
+) -> None:
+    def sysconf(name: str) -> int:
+        if pages is None:
+            raise ValueError(name)
+        return {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": pages}[name]
+
+    monkeypatch.setattr("os.sysconf", sysconf)
+    assert runtime.spare_memory_bytes.__wrapped__() == expected

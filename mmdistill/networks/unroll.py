@@ -17,14 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.runtime import spare_memory_bytes
 from mmdistill.task import Batch, Inputs, Targets, Tensors
 
 StepLoss = Callable[[Tensors, Batch, int], Tensor]
 """``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
 DiffMode = Literal["auto", "forward", "reverse"]
-
-KEPT_BYTES = 1 << 30
-"""Memory for activations on the CPU, where recomputing them costs a third of the time."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class Unrolling:
             at the memory of one step too. ``auto`` is forward on CUDA, where double backward of convolutions is slow,
             and reverse on the CPU, where it is the faster one, and for layers without forward-mode derivatives.
         keep: the last steps whose activations are kept instead of recomputed; they are differentiated in reverse. None
-            keeps none, but on the CPU in mode ``auto`` all if they fit into :data:`KEPT_BYTES`, else as many as do.
+            keeps none, but on the CPU in mode ``auto``, where recomputing costs a third of the time, as many as fit
+            into :func:`~mmdistill.runtime.spare_memory_bytes`.
     Raises:
         ConfigError: values out of range.
     """
@@ -247,7 +246,7 @@ def _affordable(problem: _Problem, theta: Tensor, leaves: Sequence[Tensor], chos
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         problem.record(theta, _at(leaves, 0), 0, chosen)
-    return KEPT_BYTES // max(sum(storages.values()), 1)
+    return spare_memory_bytes() // max(sum(storages.values()), 1)
 
 
 class _Cotangents:
