@@ -8,6 +8,7 @@ from typing import Any
 
 from quality import folder_of
 
+from mmdistill.image.models import model_name
 from mmdistill.store import read_json, write_json
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -35,6 +36,8 @@ PAPERS = {
 """The network and judging that belong to published settings, where they are not the default ones."""
 REDUCED_MODELS = {"kip": "mlp-w1024"}
 """Networks that belong to a reduced schedule in place of the ConvNet of width 16."""
+REDUCED_WIDTHS = {"convnet": 16, "alexnet": 32, "vgg11": 16, "resnet": 16}
+"""Widths of the judges of Tables 3 and 5 under a reduced schedule: an eighth of a ConvNet's, a quarter of others'."""
 TRAJECTORY = {"cifar10": (1, 10), "cifar100": (1, 50)}
 RIDGE = {"cifar10": (1, 10, 50), "cifar100": (1, 10, 50), "tiny-imagenet": (1, 10, 50)}
 WHITENED = {
@@ -89,6 +92,14 @@ class Cell:
         other = self.schedule == "reduced" and self.method in REDUCED_MODELS
         return ",".join(BASELINES) if self.method == "dm" or other else ""
 
+    def judge(self, column: str) -> str:
+        """Return the network that judges the cell in a column of Table 3 or 5, which a reduced schedule narrows."""
+        own = column == "convnet" and self.method not in REDUCED_MODELS
+        if own or self.schedule == "published" or column not in (*TABLE_3, *TABLE_5):
+            return column
+        width = next(width for family, width in REDUCED_WIDTHS.items() if column.startswith(family))
+        return model_name(f"{column}-w{width}")
+
     def folder(self, out: Path, seed: int = 0) -> Path:
         """Return where the cell runs with a seed, and leaves the set and its metrics."""
         return folder_of(out, self.row, seed)
@@ -114,16 +125,17 @@ class Cell:
     def keep(self, out: Path, cells: Path, seeds: Iterable[int]) -> None:
         """Copy what finished runs found to where it is kept; nothing of cells with options, which no table shows.
 
-        Judges that are kept already and that a run has not asked again stay.
+        Judges that are kept already and that a run has not asked again stay, with those of its baselines.
         """
         for seed in () if self.options else seeds:
             metrics, record = self.folder(out, seed) / "metrics.json", self.record(cells, seed)
             if metrics.is_file():
                 self.reason(cells).unlink(missing_ok=True)
                 found = read_json(metrics)
-                judges = {entry["judge"] for entry in found["results"]}
-                kept = read_json(record)["results"] if record.is_file() else []
-                found["results"] += [entry for entry in kept if entry["judge"] not in judges]
+                kept = read_json(record) if record.is_file() else {"results": [], "baselines": {}}
+                _add_other_judges(found["results"], kept["results"])
+                for name, entries in kept["baselines"].items():
+                    _add_other_judges(found["baselines"].setdefault(name, []), entries)
                 write_json(record, found)
 
     def documents(self, cells: Path) -> list[dict[str, Any]]:
@@ -134,6 +146,12 @@ class Cell:
         """Return why the cell failed, or nothing."""
         path = self.reason(cells)
         return path.read_text().strip() if path.is_file() else ""
+
+
+def _add_other_judges(entries: list[dict[str, Any]], kept: Iterable[dict[str, Any]]) -> None:
+    """Append the kept entries of judges that the others lack."""
+    judges = {entry["judge"] for entry in entries}
+    entries += [entry for entry in kept if entry["judge"] not in judges]
 
 
 def order(cell: Cell) -> tuple[int, int, str]:

@@ -47,11 +47,12 @@ def pooled(entries: Sequence[dict[str, Any]]) -> tuple[float, float, int]:
 
 
 def by_judge(documents: Sequence[dict[str, Any]], judge: str | None, baseline: str = "") -> list[dict[str, Any]]:
-    """Return the entries of a judge, None for the first, of the sets themselves or of a baseline."""
+    """Return the entries of a judge, None for the cells' own, of the sets themselves or of a baseline."""
     found = []
     for document in documents:
+        own = document["results"][0]["judge"]
         entries = document["baselines"].get(baseline, []) if baseline else document["results"]
-        found += [entry for entry in entries if entry["judge"] == (judge or entries[0]["judge"])][:1]
+        found += [entry for entry in entries if entry["judge"] == (judge or own)][:1]
     return found
 
 
@@ -111,16 +112,19 @@ def across(data: str, schedule: str, cells: Path, methods: Sequence[str], ipc: i
     """Return the lines of a cross-architecture table (Table 3 or 5): measured, published in brackets."""
     names, published = (TABLE_3, PUBLISHED["table3"]) if table == 3 else (TABLE_5, PUBLISHED["table5"])
     lines = []
-    for method in methods:
-        documents = Cell(data, method, ipc, schedule).documents(cells)
-        found = {name: by_judge(documents, name) for name in names}
+    for method in (*BASELINES, *methods):
+        name, baseline = ("dm", method) if method in BASELINES else (method, "")
+        cell = Cell(data, name, ipc, schedule)
+        documents = cell.documents(cells)
+        found = {column: by_judge(documents, cell.judge(column), baseline) for column in names}
         if sum(bool(entries) for entries in found.values()) < 2:
             continue
         texts = []
-        for name, entries in found.items():
-            known = published.get(method, {}).get(IN_PRINT.get(name, name) if table == 3 else name)
+        for column, entries in found.items():
+            known = published.get(method, {}).get(IN_PRINT.get(column, column) if table == 3 else column)
             texts.append(spread(entries) + (f" ({in_print(known)})" if known and data == "cifar10" else ""))
-        lines.append(f"| {method} | " + " | ".join(texts) + " |")
+        label = f"*{method} real images*" if baseline else method
+        lines.append(f"| {label} | " + " | ".join(texts) + " |")
     if not lines:
         return []
     kind = "short" if data == "digits" else schedule
@@ -164,10 +168,10 @@ def curves(path: Path, picture: Path) -> list[str]:
 def draw_figure_8(
     data: str, schedule: str, cells: Path, methods: Sequence[str], ipcs: Sequence[int], path: Path
 ) -> None:
-    """Draw accuracy against ipc, with the random baseline (Fig. 8)."""
+    """Draw accuracy against ipc, with random and herded real images (Fig. 8)."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for method in (*methods, "random"):
-        name, baseline = ("dm", "random") if method == "random" else (method, "")
+    for method in (*methods, *BASELINES):
+        name, baseline = ("dm", method) if method in BASELINES else (method, "")
         points = []
         for ipc in ipcs:
             entries = by_judge(Cell(data, name, ipc, schedule).documents(cells), None, baseline)

@@ -126,14 +126,14 @@ def judge_cells(
     networks: int,
     until: float,
 ) -> None:
-    """Judge finished cells by further networks until a time, adding to their metrics.
+    """Judge finished cells, and their baselines, by further networks until a time, adding to their metrics.
 
     A set of which only the numbers are kept is distilled again, since it has to be there to be judged.
     """
     for cell in cells:
         for seed in (seed for seed in seeds if cell.finished(places.cells, [seed])):
             known = {entry["judge"] for entry in read_json(cell.record(places.cells, seed))["results"]}
-            missing = [judge for judge in judges if judge not in known]
+            missing = [judge for judge in map(cell.judge, judges) if judge not in known]
             folder = cell.folder(places.out, seed)
             if missing and time.time() < until and not (folder / "metrics.json").exists():
                 print(f"{cell.row}: {distil_cell(cell, places, device, [seed], networks, until)}", flush=True)
@@ -144,13 +144,14 @@ def judge_cells(
 
 
 def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, networks: int) -> str:
-    """Judge a finished cell by a further network; returns its accuracy, or why there is none."""
+    """Judge a finished cell and its baselines by a further network; returns its accuracy, or why there is none."""
     distilled, document = DistilledSet.load(folder), read_json(folder / "metrics.json")
     overrides = parse_row(cell.row)[3]
     options = {name: overrides[name] for name in TASK_OPTIONS if name in overrides}
     try:
         task = get_domain("image").make_task(cell.data, TaskOptions(device=device, **options))  # type: ignore[arg-type]
-        found = evaluate(task, distilled, judges=[judge], n=networks, seed=seed, baselines=[])
+        baselines = [name for name in cell.baselines.split(",") if name]
+        found = evaluate(task, distilled, judges=[judge], n=networks, seed=seed, baselines=baselines)
     except MmdistillError as error:
         return str(error)
     extra = {name: document[name] for name in ("row", "samples", "judging_seconds") if name in document}

@@ -101,3 +101,23 @@ def test_what_runs_found_is_kept_apart_from_them_and_not_measured_again(scripts:
     cell.keep(out, kept, [1])
     assert cell.documents(kept)[0]["results"] == [finding(0.8, 0.01), finding(0.6, 0.02, judge="vgg11")]
     assert tried.documents(kept) == []
+
+
+def test_other_networks_judge_sets_and_real_images_side_by_side(scripts: Any, tmp_path: Path) -> None:
+    cells, pages, _ = scripts
+    cell = cells.Cell("mnist", "dm", 1, "reduced")
+    assert cell.judge("convnet") == "convnet"
+    assert cell.judge("vgg11-bn") == "vgg11-w16-bn"
+    assert cell.judge("mlp") == "mlp"
+    assert cells.Cell("mnist", "kip", 1, "reduced").judge("convnet") == "convnet-w16"
+    assert cells.Cell("mnist", "dm", 1, "published").judge("vgg11") == "vgg11"
+    write_json(cell.record(tmp_path / "kept"), document(0.8, {"random": 0.5}))
+    vgg = {"results": [finding(0.8, 0.01), finding(0.6, 0.02, judge="vgg11-w16")]}
+    herding = {"baselines": {name: [finding(0.4, 0.0, judge="vgg11-w16")] for name in ("random", "herding")}}
+    write_json(cell.folder(tmp_path / "out") / "metrics.json", document(0.8) | vgg | herding)
+    cell.keep(tmp_path / "out", tmp_path / "kept", [0])
+    text = pages.page(tmp_path / "kept", ["dm"], tmp_path)
+    assert "| *random real images* | 50.0 ± 0.0 | - | - | - | - | - | 40.0 ± 0.0 | - |" in text
+    assert "| dm | 80.0 ± 1.0 | - | - | - | - | - | 60.0 ± 2.0 | - |" in text
+    assert "| 1 | *random real images* | 50.0 ± 0.0 |" in text
+    assert "| 1 | *herding real images* | - |" in text
