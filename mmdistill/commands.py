@@ -2,12 +2,12 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mmdistill import ranks
+from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import draw_budgets, read_runs, table
 from mmdistill.config import DistillConfig, baseline_names, require_data_and_method, split_names
@@ -21,6 +21,7 @@ from mmdistill.evaluate import (
     require_baselines,
     subset_bytes,
 )
+from mmdistill.evaluate import Progress as JudgingProgress
 from mmdistill.methods import LABELS, Method
 from mmdistill.networks.experts import default_folder, is_complete, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -158,16 +159,17 @@ def _judge_and_draw(
     """Judge a set that has just been distilled, draw it, and print what came out."""
     print(f"distilled in {distilled.seconds:.1f} s; judging with {config.networks} networks ...")
     baselines = baseline_names(config.baselines)
-    evaluation = evaluate(
-        task,
-        distilled,
-        judges=config.judge_names(),
-        n=config.networks,
-        at_once=config.networks_at_once,
-        seed=config.seed,
-        baselines=baselines,
-    )
-    write_json(folder / "metrics.json", metrics_document(distilled, evaluation))
+    with _judging(folder, distilled) as progress:
+        evaluation = evaluate(
+            task,
+            distilled,
+            judges=config.judge_names(),
+            n=config.networks,
+            at_once=config.networks_at_once,
+            seed=config.seed,
+            baselines=baselines,
+            progress=progress,
+        )
     pictures = domain.draw(task, distilled.to(task.device), folder / "pictures")
     print(summary(distilled, evaluation, subset_bytes(task, budget)))
     print(
@@ -175,21 +177,26 @@ def _judge_and_draw(
     )
 
 
+@contextmanager
+def _judging(
+    folder: Path, distilled: DistilledSet, previous: Mapping[str, object] | None = None
+) -> Iterator[JudgingProgress]:
+    """Yield what shows judging's progress and keeps the finished judgements in ``metrics.json``, one by one."""
+    with progress_bar("judging", "set") as show:
+
+        def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
+            if so_far.results:
+                write_json(folder / "metrics.json", metrics_document(distilled, so_far, previous))
+            show(done, total, **({"now": subject} if subject else {}))
+
+        yield keep
+
+
 def _distill_with_bar(
     config: DistillConfig, task: Task, method: Method, budget: int, folder: Path, resume: bool
 ) -> DistilledSet:
     name = canonical(str(config.method))
-    with tqdm(
-        desc=f"{Path(str(config.data)).stem} {name}", unit="step", dynamic_ncols=True, disable=not ranks.is_first()
-    ) as bar:
-
-        def show(done: int, total: int, loss: float) -> None:
-            bar.total = total
-            if bar.n == 0 and resume:
-                bar.initial = bar.n = done
-            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-            bar.update(done - bar.n)
-
+    with progress_bar(f"{Path(str(config.data)).stem} {name}", "step", visible=ranks.is_first()) as show:
         return distill(
             task,
             method,
@@ -198,7 +205,7 @@ def _distill_with_bar(
             out=folder,
             resume=resume,
             checkpoint_every=config.checkpoint_every,
-            progress=show,
+            progress=lambda done, total, loss: show(done, total, loss=f"{loss:.4g}"),
             name=name,
             compile=config.compile,
             precision=config.precision,
@@ -225,14 +232,15 @@ def experts_command(config: DistillConfig, count: int | None, together: int) -> 
         print(f"{wanted} expert(s) are already in {folder}")
         return
     began = time.perf_counter()
-    with tqdm(desc=f"{Path(str(config.data)).stem} experts", unit="epoch", dynamic_ncols=True) as bar:
-
-        def show(done: int, total: int, seconds: float) -> None:
-            bar.total = total
-            bar.set_postfix(left=f"{seconds:.0f} s", refresh=False)
-            bar.update(done - bar.n)
-
-        experts = train_experts(task, folder, wanted, schedule.recipe, together=together, progress=show)
+    with progress_bar(f"{Path(str(config.data)).stem} experts", "epoch") as show:
+        experts = train_experts(
+            task,
+            folder,
+            wanted,
+            schedule.recipe,
+            together=together,
+            progress=lambda done, total, seconds: show(done, total, left=f"{seconds:.0f} s"),
+        )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
     seconds = time.perf_counter() - began
     print(f"{wanted} expert(s) of {experts.epochs} epochs in {seconds:.1f} s; {size:.1f} MiB in {folder}")
@@ -303,19 +311,20 @@ def evaluate_command(
     if scores not in ("accuracy", "robust"):
         raise unknown_name("kind of scores", scores, ("accuracy", "robust"))
     _, _, task, distilled = _open_run(run, device, protocol, judge_epochs)
-    evaluation = evaluate(
-        task,
-        distilled,
-        judges=split_names(judges),
-        n=networks,
-        at_once=networks_at_once,
-        seed=seed,
-        baselines=baseline_names(baselines),
-        robust=scores == "robust",
-    )
     path = Path(run) / "metrics.json"
     previous = read_json(path) if path.exists() else None
-    write_json(path, metrics_document(distilled, evaluation, previous))
+    with _judging(Path(run), distilled, previous) as progress:
+        evaluation = evaluate(
+            task,
+            distilled,
+            judges=split_names(judges),
+            n=networks,
+            at_once=networks_at_once,
+            seed=seed,
+            baselines=baseline_names(baselines),
+            robust=scores == "robust",
+            progress=progress,
+        )
     print(summary(distilled, evaluation, subset_bytes(task, distilled.budget)))
 
 

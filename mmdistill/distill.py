@@ -37,7 +37,7 @@ LOWER = (
 )
 """What takes less memory in distilling."""
 READS_PER_RUN = 200
-"""How often the loss is read back from a CUDA device in a run; each read waits for the device."""
+"""How often the loss is read back in a run, besides its first step's; on CUDA each read waits for the device."""
 KEPT_CHECKPOINTS = 2
 
 
@@ -154,7 +154,7 @@ def _loop(
             with explained(f"step {run.step + 1} of the distillation", LOWER):
                 run, loss = stepper(run)
             last = run.step == steps
-            reading = run.step % read_every == 0 or last
+            reading = run.step % read_every == 0 or run.step == 1 or last
             stopping = _agreed(stop, reading)
             if reading or stopping:
                 ranks.average([loss := loss.clone()])

@@ -20,6 +20,10 @@ METRICS_VERSION = 1
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
 KNOWN_BASELINES = ("random", *CORESETS, "whole")
+Progress = Callable[[int, int, str, "Evaluation"], None]
+"""Called with (judgements done, in all, what is judged next, the results so far); in the end nothing is next."""
+Tell = Callable[[int, str | None], None]
+"""Called with a judge's place and name before it judges a source of samples, without a name before they are chosen."""
 Networks = tuple[int, int | None]
 """How many networks judge, and how many of them train together (None: all)."""
 LOWER = "fewer networks at once (--networks-at-once), smaller minibatches (--judge-batch) or a narrower judge"
@@ -144,6 +148,7 @@ def evaluate(
     seed: int = 0,
     baselines: Sequence[str] = BASELINES,
     robust: bool = False,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Judge a distilled set on untouched test data, with baselines at equal count.
 
@@ -161,6 +166,8 @@ def evaluate(
         baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, and the task's own
             selections.
         robust: give the label-robust and the augmentation-robust score instead, which have their own comparisons.
+        progress: called before samples are chosen, before each judgement and in the end, so that what is finished can
+            be shown and kept.
     Raises:
         ConfigError: an unknown judge or baseline, or n below 1.
         UnsupportedError: robust scores of a task that has none.
@@ -179,28 +186,51 @@ def evaluate(
     began = time.perf_counter()
     names = find_judges(task, judges)
     key = Draws(seed, ("evaluate",), task.device)
+    results: list[Entry] = []
+    found: dict[str, list[Entry]] = {}
     failures: dict[str, str] = {}
+    sources = 1 if robust else 1 + len(baselines)
+
+    def so_far() -> Evaluation:
+        return Evaluation(list(results), dict(found), time.perf_counter() - began, dict(failures))
+
+    def begins(source: int, subject: str) -> Tell:
+        def tell(index: int, judge: str | None) -> None:
+            if progress is not None:
+                what = subject if judge is None else f"{subject} by {judge}"
+                progress(source * len(names) + index, sources * len(names), what, so_far())
+
+        return tell
+
+    tell = begins(0, "the distilled set")
     if robust:
-        results = _robust(task, batch, budget, names, n, key, learned, failures)
-        return Evaluation(results, {}, time.perf_counter() - began, failures)
-    results = _each(names, lambda judge: _judged(task, batch, judge, key.fold(judge), (n, at_once), learned), failures)
-    able = [name for name in names if name not in failures]
-    found = {
-        name: entries
-        for name in baselines
-        if (entries := _baseline(task, name, budget, able, (n, at_once), key.fold(name), failures)) is not None
-    }
-    return Evaluation(results, found, time.perf_counter() - began, failures)
+        results += _robust(task, batch, budget, names, n, key, learned, failures, tell)
+    else:
+        networks = (n, at_once)
+        results += _each(
+            names, lambda judge: _judged(task, batch, judge, key.fold(judge), networks, learned), failures, tell
+        )
+        able = [name for name in names if name not in failures]
+        for source, name in enumerate(baselines, start=1):
+            tell = begins(source, name)
+            entries = _baseline(task, name, budget, able, networks, key.fold(name), failures, tell)
+            if entries is not None:
+                found[name] = entries
+    evaluation = so_far()
+    if progress is not None:
+        progress(sources * len(names), sources * len(names), "", evaluation)
+    return evaluation
 
 
-def _each(judges: Sequence[str], score: Callable[[str], Scores], failures: dict[str, str]) -> list[Entry]:
+def _each(judges: Sequence[str], score: Callable[[str], Scores], failures: dict[str, str], tell: Tell) -> list[Entry]:
     """Return the entries of those judges that can judge; the reasons of the others go into ``failures``.
 
     Raises:
         MmdistillError: the last one's, where none can.
     """
     scores = []
-    for judge in judges:
+    for index, judge in enumerate(judges):
+        tell(index, judge)
         try:
             with explained(f"judging with {judge}", LOWER):
                 scores.append(score(judge))
@@ -218,12 +248,18 @@ def _judged(
     n, at_once = networks
     if at_once is None or at_once >= n:
         return task.evaluate(batch, judge, key, n, learned)
-    groups = [
-        task.evaluate(batch, judge, key.fold("group", first), min(at_once, n - first), learned)
-        for first in range(0, n, at_once)
-    ]
-    values = {metric: tuple(v for scores in groups for v in scores.values[metric]) for metric in groups[0].values}
-    return Scores(groups[0].judge, values, tuple(dict.fromkeys(note for scores in groups for note in scores.notes)))
+    return _pooled(
+        [
+            task.evaluate(batch, judge, key.fold("group", first), min(at_once, n - first), learned)
+            for first in range(0, n, at_once)
+        ]
+    )
+
+
+def _pooled(parts: Sequence[Scores]) -> Scores:
+    """Return the scores of one judge's groups of networks as one."""
+    values = {metric: tuple(v for scores in parts for v in scores.values[metric]) for metric in parts[0].values}
+    return Scores(parts[0].judge, values, tuple(dict.fromkeys(note for scores in parts for note in scores.notes)))
 
 
 def _robust(
@@ -235,6 +271,7 @@ def _robust(
     key: Draws,
     learned: Mapping[str, Tensor],
     failures: dict[str, str],
+    tell: Tell,
 ) -> list[Entry]:
     """Return the entries of both robust scores.
 
@@ -252,7 +289,7 @@ def _robust(
         return coreset(task, "real", counts, draws)
 
     scorer = task.robust
-    return _each(judges, lambda judge: scorer(batch, judge, key.fold(judge), n, learned, subset), failures)
+    return _each(judges, lambda judge: scorer(batch, judge, key.fold(judge), n, learned, subset), failures, tell)
 
 
 def _baseline(
@@ -263,28 +300,40 @@ def _baseline(
     networks: Networks,
     key: Draws,
     failures: dict[str, str],
+    tell: Tell,
 ) -> list[Entry] | None:
     """Return a baseline's entries, or None where the task cannot offer it or has no memory for it."""
     if budget is None and name != "whole":
         return None
     try:
-        if name == "whole":
-            return _each(judges, lambda judge: _judged(task, None, judge, key.fold(judge), networks, {}), {})
-        counts = allocate(budget or 1, task.describe().budget, task.labels, task.num_classes)
-        if name != "random":
-            chosen = coreset(task, name, counts, key)
-            return _each(judges, lambda judge: _judged(task, chosen, judge, key.fold(judge), networks, {}), {})
-        # Every network sees another random subset, so the spread covers the choice.
-        runs = []
-        for own in (key.fold("subset", index) for index in range(networks[0])):
-            subset = coreset(task, "real", counts, own)
-            runs += [task.evaluate(subset, judge, own.fold(judge), 1, {}) for judge in judges]
-        return summarise(runs)
+        tell(0, None)
+        score = _scorer(task, name, budget, networks, key)
+        return _each(judges, score, {}, tell)
     except MemoryExhaustedError as error:
         failures[f"the {name} baseline"] = str(error)
     except UnsupportedError:
         pass
     return None
+
+
+def _scorer(task: Task, name: str, budget: int | None, networks: Networks, key: Draws) -> Callable[[str], Scores]:
+    """Return what judges a baseline by one judge.
+
+    Raises:
+        UnsupportedError: a task that cannot choose such samples.
+    """
+    if name == "whole":
+        return lambda judge: _judged(task, None, judge, key.fold(judge), networks, {})
+    counts = allocate(budget or 1, task.describe().budget, task.labels, task.num_classes)
+    if name != "random":
+        chosen = coreset(task, name, counts, key)
+        return lambda judge: _judged(task, chosen, judge, key.fold(judge), networks, {})
+    # Every network sees another random subset, so the spread covers the choice.
+    keys = [key.fold("subset", index) for index in range(networks[0])]
+    subsets = [coreset(task, "real", counts, own) for own in keys]
+    return lambda judge: _pooled(
+        [task.evaluate(subset, judge, own.fold(judge), 1, {}) for own, subset in zip(keys, subsets, strict=True)]
+    )
 
 
 def metrics_document(

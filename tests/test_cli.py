@@ -1,5 +1,6 @@
 """The command line as a person meets it, on the embedded digits."""
 
+import importlib
 import json
 import os
 import signal
@@ -185,3 +186,24 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert listing.wait(timeout=120) == 0
     assert listing.stderr.read() == ""
     listing.stderr.close()
+
+
+def test_finished_judgements_survive_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            importlib.import_module("mmdistill.evaluate"), "coreset", interrupted
+        )  # after the set's own judgement
+        assert distil(tmp_path / "run") == 130
+    kept = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [entry["judge"] for entry in kept["results"]] == ["convnet"]
+    assert not kept["baselines"]
+    assert main(["distill", "--resume", str(tmp_path / "run")]) == 0
+    assert "already distilled" in capsys.readouterr().out
+    judged = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert judged["results"] == kept["results"]
+    assert {"random", "herding", "whole"} == set(judged["baselines"])

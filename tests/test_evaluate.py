@@ -7,7 +7,7 @@ import torch
 
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, MemoryExhaustedError, UnsupportedError
-from mmdistill.evaluate import evaluate, find_judges, metrics_document, subset_bytes, summarise
+from mmdistill.evaluate import Evaluation, evaluate, find_judges, metrics_document, subset_bytes, summarise
 from mmdistill.memory import explained
 from mmdistill.methods import CORE_METHODS
 from mmdistill.store import DistilledSet
@@ -134,3 +134,21 @@ def test_a_task_may_name_judges_by_a_grammar() -> None:
 def test_robust_scores_need_a_task_that_has_them(result: DistilledSet) -> None:
     with pytest.raises(UnsupportedError, match="no robust scores"):
         evaluate(BlobTask(), result, n=1, robust=True)
+
+
+def test_progress_names_each_judgement_and_hands_over_what_is_finished(result: DistilledSet) -> None:
+    told: list[tuple[int, int, str, int, int]] = []
+
+    def progress(done: int, total: int, subject: str, so_far: Evaluation) -> None:
+        told.append((done, total, subject, len(so_far.results), len(so_far.baselines)))
+
+    found = evaluate(BlobTask(), result, n=1, baselines=("random", "whole"), progress=progress)
+    judge = found.headline().judge
+    assert told == [
+        (0, 3, f"the distilled set by {judge}", 0, 0),
+        (1, 3, "random", 1, 0),
+        (1, 3, f"random by {judge}", 1, 0),
+        (2, 3, "whole", 1, 1),
+        (2, 3, f"whole by {judge}", 1, 1),
+        (3, 3, "", 1, 2),
+    ]

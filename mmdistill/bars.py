@@ -1,0 +1,54 @@
+"""Progress bars of the commands, on the terminal's error stream."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Never, Protocol
+
+from tqdm import tqdm
+
+TERMINAL_SECONDS = 0.1
+"""Between two pictures of a bar on a terminal."""
+LOG_SECONDS = 20.0
+"""And in a file, where each is a line of its own."""
+
+
+class Show(Protocol):
+    """Shows how far a long piece of work has come."""
+
+    def __call__(self, done: int, total: int, **facts: str) -> None:
+        """Show so many units done of all, and facts beside them."""
+
+
+@contextmanager
+def progress_bar(title: str, unit: str, *, visible: bool = True) -> Iterator[Show]:
+    """Yield what shows progress in a bar, which appears with the first call: errors before it stand alone.
+
+    Rates and remaining times count from the first call's ``done``, so that what an earlier run did is not mistaken
+    for speed.
+    """
+    bar: tqdm[Never] | None = None
+    every = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
+
+    def show(done: int, total: int, **facts: str) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(
+                desc=title,
+                unit=unit,
+                total=total,
+                initial=done,
+                mininterval=every,
+                maxinterval=max(every, 10.0),
+                dynamic_ncols=True,
+                disable=not visible,
+                postfix=facts,
+            )
+        bar.set_postfix(facts, refresh=False)
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()

@@ -1,0 +1,35 @@
+import pytest
+
+from mmdistill.bars import progress_bar
+
+
+def test_a_bar_appears_with_the_first_call_and_shows_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("judging", "set") as show:
+        assert not capsys.readouterr().err
+        show(0, 4, now="herding by convnet")
+        begun = capsys.readouterr().err
+        show(4, 4)
+    assert "judging" in begun
+    assert "0/4" in begun
+    assert "herding by convnet" in begun
+    assert "4/4" in capsys.readouterr().err
+
+
+def test_nothing_is_shown_before_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="no such budget"), progress_bar("digits dm", "step"):
+        raise ValueError("no such budget")
+    assert not capsys.readouterr().err
+
+
+def test_an_invisible_bar_counts_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("digits dm", "step", visible=False) as show:
+        show(1, 2)
+        show(2, 2)
+    assert not capsys.readouterr().err
+
+
+def test_a_log_is_not_flooded(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("digits dm", "step") as show:
+        for step in range(10_000):
+            show(step + 1, 10_000, loss="1.0")
+    assert capsys.readouterr().err.count("digits dm") < 5
