@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError
@@ -50,6 +51,9 @@ def find_budget(
         given[unit] = budget
     if bytes is not None and not given:
         return budget_in_bytes(task, method, parse_bytes(bytes))
+    for name, value in given.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise ConfigError(f"{name} is a whole number, got {value!r}")
     if set(given) != {unit} or bytes is not None:
         shown = given if bytes is None else {**given, "bytes": bytes}
         got = ", ".join(f"{name}={value}" for name, value in shown.items()) or "no budget"
@@ -57,7 +61,7 @@ def find_budget(
             f"{task.describe().domain} data take their budget as {unit}=N or bytes=SIZE (--{unit} N or --bytes SIZE), "
             f"got {got}"
         )
-    return method, given[unit]
+    return method, int(given[unit])
 
 
 def budget_in_bytes(task: Task, method: Method, limit: int) -> tuple[Method, int]:

@@ -5,12 +5,14 @@ import re
 import sys
 from argparse import HelpFormatter
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 from mmdistill.config import DistillConfig
-from mmdistill.errors import MmdistillError
+from mmdistill.errors import MmdistillError, did_you_mean
 
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
@@ -21,15 +23,52 @@ EXAMPLES = """examples:
   mmdistill compare runs/* --to comparison/
   mmdistill export runs/digits --format pt --to exported/
 """
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+"""What options take, in words."""
 
 
 class Parser(ArgumentParser):
-    """A parser whose help spells options with hyphens; both spellings are accepted."""
+    """A parser whose help spells options with hyphens, both spellings accepted, and whose errors are one line."""
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Return the help with hyphens in option names."""
         text = super().format_help(formatter)
         return re.sub(r"--[a-z][a-z_.]*", lambda match: match[0].replace("_", "-"), text)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong with the arguments and end with exit code 2."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        known = [name for action in parser._actions for name in action.option_strings]
+        program = parser.prog.replace(" [options]", "")
+        print(f"mmdistill: error: {in_one_line(message, known)} (see {program} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def in_one_line(message: str, known: Sequence[str]) -> str:
+    """Return an error of the parser in the words of the command line.
+
+    Args:
+        message: the parser's.
+        known: the options that there are.
+    """
+    wrong = re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL)
+    if wrong is not None:
+        option = "--" + wrong[1].replace("_", "-")
+        given = re.search(r"(?:Given|Got) value: (.*)", message)
+        kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", message)
+        wanted = " or ".join(
+            choices.replace("'", "") or KINDS.get(kind, kind) for kind, choices in kinds if kind != "NoneType"
+        )
+        if given is not None and wanted:
+            return f"{option} takes {wanted}, got {given[1]!r}"
+        return f"{option}: {' '.join(wrong[2].split())}"
+    unknown = re.match(r"unrecognized arguments: (\S+)", message)
+    if unknown is not None and unknown[1].startswith("--"):
+        name, options = unknown[1][2:].partition("=")[0], (option.lstrip("-") for option in known)
+        return f"unknown option --{name.replace('_', '-')}{did_you_mean(name, options).replace('_', '-')}"
+    if unknown is not None:
+        return f"unexpected argument {unknown[1]!r}"
+    return re.sub(r"required: \w+\.", "required: ", " ".join(message.split()))
 
 
 def build_parser() -> ArgumentParser:
@@ -41,14 +80,15 @@ def build_parser() -> ArgumentParser:
     parser.formatter_class = _raw_epilog(parser.formatter_class)
     parser.add_argument("--version", action="version", version=f"mmdistill {version('mmdistill')}")
     commands = parser.add_subcommands(required=True, dest="command")
+    subparser = partial(Parser, allow_abbrev=False)
 
-    distill = Parser(description="Distil a data set, judge the result beside its baselines, and draw it.")
+    distill = subparser(description="Distil a data set, judge the result beside its baselines, and draw it.")
     distill.add_argument("--config", action="config", help="a YAML file of these options, such as a run's config.yaml")
     distill.add_argument("--resume", type=str | None, default=None, help="continue the interrupted run in this folder")
     distill.add_class_arguments(DistillConfig, as_group=False)
     commands.add_subcommand("distill", distill, help="distil a data set, judge and draw the result")
 
-    experts = Parser(description="Train the experts that a trajectory-matching method needs, ahead of distilling.")
+    experts = subparser(description="Train the experts that a trajectory-matching method needs, ahead of distilling.")
     experts.add_argument("--data", type=str, help="data set name or path, as for distill")
     experts.add_argument("--method", type=str, default="mtt", help="the method that will match them")
     experts.add_argument("--ipc", type=int, default=1, help="samples per class, on which its settings depend")
@@ -61,7 +101,7 @@ def build_parser() -> ArgumentParser:
     experts.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     commands.add_subcommand("experts", experts, help="train expert trajectories ahead")
 
-    evaluate = Parser(description="Judge a distilled set again, with other judges or more networks.")
+    evaluate = subparser(description="Judge a distilled set again, with other judges or more networks.")
     evaluate.add_argument("run", type=str, help="run folder")
     evaluate.add_argument("--judges", "--models", type=str | None, default=None, help="comma-separated, or 'all'")
     evaluate.add_argument("--networks", "--seeds", type=int, default=5, help="independently trained networks per judge")
@@ -78,27 +118,29 @@ def build_parser() -> ArgumentParser:
     evaluate.add_argument("--scores", type=str, default="accuracy", help="accuracy (or the domain's own), or robust")
     commands.add_subcommand("evaluate", evaluate, help="judge a distilled set again")
 
-    report = Parser(description="Write report.md and report.html with tables and pictures into a run folder.")
+    report = subparser(description="Write report.md and report.html with tables and pictures into a run folder.")
     report.add_argument("run", type=str, help="run folder")
     commands.add_subcommand("report", report, help="pictures and tables of a run")
 
-    compare = Parser(description="Put finished runs side by side, repetitions with other seeds together.")
+    compare = subparser(description="Put finished runs side by side, repetitions with other seeds together.")
     compare.add_argument("runs", type=str, nargs="+", help="run folders")
     compare.add_argument("--judge", type=str | None, default=None, help="whose scores; each run's first by default")
     compare.add_argument("--metric", type=str | None, default=None, help="which of them; the judge's first by default")
     compare.add_argument("--to", type=str | None, default=None, help="folder for a page with accuracy against budget")
     commands.add_subcommand("compare", compare, help="finished runs side by side")
 
-    export = Parser(description="Write a distilled set in a format that other tools read.")
+    export = subparser(description="Write a distilled set in a format that other tools read.")
     export.add_argument("run", type=str, help="run folder")
     export.add_argument("--format", type=str, default="tensors", help="format name; a wrong one lists what there is")
     export.add_argument("--to", type=str | None, default=None, help="folder; RUN/export by default")
     commands.add_subcommand("export", export, help="write a set for other tools")
 
-    methods = Parser(description="List the methods, by domain.")
+    methods = subparser(description="List the methods, by domain.")
     methods.add_argument("--domain", type=str | None, default=None, help="image, graph, text or recsys")
     commands.add_subcommand("methods", methods, help="list the methods")
-    commands.add_subcommand("data", Parser(description="List the data sets and accepted files."), help="list the data")
+    commands.add_subcommand(
+        "data", subparser(description="List the data sets and accepted files."), help="list the data"
+    )
     return parser
 
 
@@ -153,11 +195,14 @@ def run_command(options: Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
-    options = build_parser().parse_args(spelled(sys.argv[1:] if arguments is None else arguments))
+    given = spelled(sys.argv[1:] if arguments is None else arguments)
     try:
-        run_command(options)
+        run_command(build_parser().parse_args(given or ["--help"]))
     except MmdistillError as error:
         print(f"mmdistill: error: {error}", file=sys.stderr)
+        return 2
+    except UnicodeDecodeError as error:
+        print(f"mmdistill: error: a file is not UTF-8 text: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

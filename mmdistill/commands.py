@@ -18,6 +18,7 @@ from mmdistill.evaluate import (
     evaluate,
     find_judges,
     metrics_document,
+    read_metrics,
     require_baselines,
     subset_bytes,
 )
@@ -40,14 +41,17 @@ from mmdistill.registry import (
 from mmdistill.report import write_comparison, write_report
 from mmdistill.runtime import choose_device, use_deterministic_kernels
 from mmdistill.settings import Settings
-from mmdistill.store import DistilledSet, read_json, write_json
+from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
 
 OPTIONS_OF_DOMAINS = {
     "protocol": "images",
     "whiten": "images",
     "size": "images",
+    "encoder": "texts",
     "length": "texts",
+    "text_column": "texts",
+    "label_column": "texts",
     "interactions_per_user": "interactions",
     "inductive": "graphs",
 }
@@ -121,8 +125,16 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
         config = dataclasses.replace(config, out=resume)
     folder = config.folder()
     finished = (folder / "distilled.json").exists()
+    started = any((folder / "checkpoints").glob("step-*.safetensors"))
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, and a run needs a folder; choose another --out")
     if finished and resume is None and not config.overwrite:
         raise ConfigError(f"{folder} already holds a finished run; choose another --out or add --overwrite true")
+    if started and resume is None and not config.overwrite:
+        raise ConfigError(
+            f"{folder} holds an unfinished run; continue it with --resume {folder}, choose another --out, or begin "
+            "anew with --overwrite true"
+        )
     if config.deterministic:
         use_deterministic_kernels()
     with ranks.process_group(config.device) as device:
@@ -147,7 +159,9 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
             if ranks.is_first():
                 print(f"{folder} is already distilled")
         else:
-            distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None)
+            if resume is not None and not started and ranks.is_first():
+                print(f"{folder} has no checkpoint yet; beginning with the first step")
+            distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None and started)
         first = ranks.is_first()
     if first:
         _judge_and_draw(config, domain, task, distilled, folder, budget)
@@ -214,6 +228,8 @@ def _distill_with_bar(
 
 def experts_command(config: DistillConfig, count: int | None, together: int) -> None:
     """Train the experts of a method where they are missing; an interrupted call continues when it is called again."""
+    if min(number for number in (config.ipc, together, count) if number is not None) < 1:
+        raise ConfigError("--ipc, --count and --together are at least 1")
     domain, task = make_task(config)
     budget = config.ipc or 1
     method = chosen_method(config, domain)
@@ -310,9 +326,9 @@ def evaluate_command(
     """
     if scores not in ("accuracy", "robust"):
         raise unknown_name("kind of scores", scores, ("accuracy", "robust"))
-    _, _, task, distilled = _open_run(run, device, protocol, judge_epochs)
     path = Path(run) / "metrics.json"
-    previous = read_json(path) if path.exists() else None
+    previous = read_metrics(path) if path.exists() else None  # before the work, should they be damaged
+    _, _, task, distilled = _open_run(run, device, protocol, judge_epochs)
     with _judging(Path(run), distilled, previous) as progress:
         evaluation = evaluate(
             task,
@@ -333,7 +349,7 @@ def report_command(run: str) -> None:
     _, domain, task, distilled = _open_run(run, "cpu")
     folder = Path(run)
     pictures = domain.draw(task, distilled.to("cpu"), folder / "pictures")
-    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
+    metrics = read_metrics(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
     for path in write_report(folder, distilled, metrics, pictures):
         print(path)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.evaluate import read_metrics
 from mmdistill.runtime import atomic_write
 from mmdistill.store import read_json
 
@@ -82,8 +83,7 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no metrics.json; 'mmdistill evaluate {folder}' judges a distilled set")
-    document: dict[str, Any] = read_json(path)
-    return document
+    return read_metrics(path)
 
 
 def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> str:

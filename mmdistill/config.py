@@ -2,11 +2,12 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
 
 SETTINGS = (
     "steps",
@@ -159,16 +160,34 @@ class DistillConfig:
         """Read a configuration that :meth:`save` wrote.
 
         Raises:
-            CheckpointError: the file is missing or damaged.
+            CheckpointError: the file is missing or damaged, or a setting in it is unknown or of another type.
         """
         try:
-            content: Any = yaml.safe_load(path.read_text())
-            return DistillConfig(**content)
+            content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise CheckpointError(f"{path.parent} is no run folder: {path.name} is missing") from error
-        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-            known = ", ".join(field.name for field in fields(DistillConfig))
-            raise CheckpointError(f"{path} is damaged: {error} (known settings: {known})") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} is damaged: it holds no settings by name")
+        kinds = {field.name: field.type for field in fields(DistillConfig)}
+        for name, value in content.items():
+            if name not in kinds:
+                raise CheckpointError(f"{path} has an unknown setting {name!r}{did_you_mean(str(name), kinds)}")
+            if not _fits(value, kinds[name]):
+                raise CheckpointError(f"{path} has {name}: {value!r}, which cannot be; mend or remove the line")
+        return DistillConfig(**content)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Return whether a value is of a field's type."""
+    if get_origin(kind) in (UnionType, Union):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool) or kind is bool:
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def split_names(text: str | None) -> list[str]:

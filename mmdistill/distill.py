@@ -1,6 +1,7 @@
 """Distil a task into a set: the loop around :class:`Distiller`, with checkpoints, resuming and clean stops."""
 
 import json
+import math
 import signal
 import threading
 import time
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -17,15 +18,16 @@ from mmdistill import ranks
 from mmdistill.budget import find_budget
 from mmdistill.compilation import CompileMode
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
+from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError, UnsupportedError
 from mmdistill.memory import explained
 from mmdistill.methods import Method, Storage
 from mmdistill.precision import Precision
-from mmdistill.registry import get_domain, get_method, get_parameterization
+from mmdistill.registry import get_domain, get_method, get_parameterization, unknown_name
 from mmdistill.run_state import RunState
+from mmdistill.runtime import Draws, sweep
 from mmdistill.stepper import Stepper
 from mmdistill.store import DistilledSet, load_tree, save_tree, write_json
-from mmdistill.task import Task
+from mmdistill.task import Task, require_task
 
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss)."""
@@ -45,6 +47,8 @@ def find_method(task: Task, method: Method | str) -> tuple[Method, str]:
     """Return a method and its name, looking a name up in the task's domain."""
     if isinstance(method, Method):
         return method, method.title.lower()
+    if not isinstance(method, str):
+        raise ConfigError(f"a method is a name or a Method, got {type(method).__name__}")
     info = task.describe()
     return get_method(get_domain(info.domain), method, info.data), method
 
@@ -104,6 +108,13 @@ def distill(
         ConfigError: an unknown method, a budget in another unit, an impossible composition.
         NonFiniteError: a loss became NaN or infinite; the last good checkpoint is kept.
     """
+    require_task(task)
+    for option, value, known in (
+        ("compile", compile, get_args(CompileMode)),
+        ("precision", precision, get_args(Precision)),
+    ):
+        if value not in known:
+            raise unknown_name(option, str(value), known)
     found, own_name = find_method(task, method)
     name = name or own_name
     if parameterization is not None:
@@ -125,12 +136,16 @@ def distill(
         earlier = checkpoints.restore(run, task.device)
     elif checkpoints is not None:
         checkpoints.clear()
+    if checkpoint_every < 0:
+        raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {checkpoint_every}")
     interval = checkpoint_every or max(distiller.steps // 10, 1)
     stepper = Stepper(distiller, compile)
     _loop(distiller, stepper, run, checkpoints, interval, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
     result = replace(result, path=stepper.path, compile_seconds=distiller.compile_seconds)
     if folder is not None and ranks.is_first():
+        sweep(folder)
+        sweep(folder / "pictures")
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
         result.save(folder)
     return result
@@ -165,9 +180,11 @@ def _loop(
                     progress(run.step, steps, value)
             if validate_every and (run.step % validate_every == 0 or last):
                 distiller.validate(run)
-            if checkpoints is not None and (run.step % interval == 0 or last or stopping):
+            if last or stopping or (checkpoints is not None and run.step % interval == 0):
+                run.finite &= run.stored_finite()  # the last update comes after the last loss
                 _require_finite(run, float(loss))
-                checkpoints.save(run, time.perf_counter() - began)
+                if checkpoints is not None:
+                    checkpoints.save(run, time.perf_counter() - began)
             if stopping:
                 raise KeyboardInterrupt
 
@@ -181,8 +198,9 @@ def _agreed(stop: threading.Event, reading: bool) -> bool:
 
 def _require_finite(run: RunState, loss: float) -> None:
     if not ranks.all_true(run.finite):
+        what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
         raise NonFiniteError(
-            f"the loss became {loss} at or before step {run.step}; the last good checkpoint is kept. "
+            f"{what} at or before step {run.step}; the last good checkpoint is kept. "
             "Lower the learning rate (settings: optimizers) or use float32"
         )
 
@@ -208,6 +226,14 @@ def _stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def _architecture(task: Task) -> dict[str, object]:
+    """Return the shapes of a task's network, by parameter; none where it has no finite one."""
+    try:
+        return {name: list(tensor.shape) for name, tensor in task.init(Draws(0, device=task.device)).params.items()}
+    except UnsupportedError:
+        return {}
+
+
 def identity(distiller: Distiller, name: str) -> dict[str, object]:
     """Return what a checkpoint must share with the run that resumes it, as plain values."""
     info = distiller.task.describe()
@@ -215,6 +241,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "data": info.data,
         "fingerprint": info.fingerprint,
         "method": name,
+        "network": _architecture(distiller.task),
         "budget": distiller.budget,
         "seed": distiller.draws.seed,
         "settings": asdict(distiller.settings),
@@ -244,15 +271,16 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove the checkpoints of an earlier run in this folder."""
+        sweep(self.folder)
         for path in self.paths():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def save(self, run: RunState, seconds: float) -> None:
         """Write a checkpoint and drop all but the newest."""
         tree = {"identity": json.dumps(self.identity), "seconds": seconds, "run": run.tree()}
         save_tree(self.folder / f"step-{run.step:08d}.safetensors", tree)
         for path in self.paths()[:-KEPT_CHECKPOINTS]:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def restore(self, run: RunState, device: torch.device) -> float:
         """Load the newest readable checkpoint into a run; returns the seconds spent before it.
@@ -260,6 +288,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none, all are damaged, or they belong to another run.
         """
+        sweep(self.folder)
         damage: list[str] = []
         trees: dict[str, dict[str, Any]] = {}
         for path in reversed(self.paths()):
@@ -283,4 +312,12 @@ class Checkpoints:
     def _require_same(self, path: Path, saved: Mapping[str, object]) -> None:
         for key, value in self.identity.items():
             if saved.get(key) != value:
-                raise CheckpointError(f"{path} belongs to another run: its {key} is {saved.get(key)}, not {value}")
+                raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved.get(key), value)}")
+
+
+def _difference(name: str, saved: object, own: object) -> str:
+    """Return in words how two values differ: of mappings and lists, their first entries that do."""
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        key = next(key for key in (*own, *saved) if saved.get(key) != own.get(key))
+        return _difference(f"{name}.{key}", saved.get(key), own.get(key))
+    return f"{name} is {saved}, not {own}"

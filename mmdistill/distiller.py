@@ -69,12 +69,6 @@ class Distiller:
                 f"ema is a decay in [0, 1) and cannot go with validate_every, got {self.settings.ema} and "
                 f"{self.settings.validate_every}"
             )
-        if self.settings.steps < 0 or self.settings.real_batch < 1:
-            raise ConfigError(f"steps and real_batch must be positive, got {self.settings}")
-        if self.settings.clip < 0:
-            raise ConfigError(f"clip is the largest norm of a step's gradients, or 0 for any, got {self.settings.clip}")
-        if self.settings.classes_at_once < 0:
-            raise ConfigError(f"classes_at_once is at least 1, or 0 for all, got {self.settings.classes_at_once}")
         self.precision = resolved(precision, task.device)
         self.schedule = method.network(self.settings)
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)

@@ -4,17 +4,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmdistill.coresets import CORESETS, allocate, coreset
-from mmdistill.errors import ConfigError, MemoryExhaustedError, MmdistillError, UnsupportedError
+from mmdistill.errors import CheckpointError, ConfigError, MemoryExhaustedError, MmdistillError, UnsupportedError
 from mmdistill.memory import explained
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet
-from mmdistill.task import Batch, NamesJudges, Scores, ScoresRobustness, Selects, Task
+from mmdistill.store import DistilledSet, read_json
+from mmdistill.task import Batch, NamesJudges, Scores, ScoresRobustness, Selects, Task, require_task
 
 METRICS_VERSION = 1
 BASELINES = ("random", "herding", "whole")
@@ -173,6 +175,11 @@ def evaluate(
         UnsupportedError: robust scores of a task that has none.
         CheckpointError: the set belongs to another task.
     """
+    require_task(task)
+    if not isinstance(distilled, DistilledSet | Batch):
+        raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
+    judges = [judges] if isinstance(judges, str) else judges
+    baselines = [baselines] if isinstance(baselines, str) else baselines
     if n < 1 or (at_once is not None and at_once < 1):
         raise ConfigError(f"at least one network must judge, and train at once, got n={n} and at_once={at_once}")
     require_baselines(task, baselines)
@@ -358,6 +365,29 @@ def metrics_document(
         "peak_memory_bytes": distilled.peak_memory_bytes,
         "device": distilled.device,
     }
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read what :func:`metrics_document` made.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another version.
+    """
+    document = read_json(path)
+    if document.get("version") != METRICS_VERSION:
+        version = document.get("version")
+        raise CheckpointError(
+            f"{path} has version {version}, this mmdistill reads {METRICS_VERSION}; move it away to judge anew"
+        )
+    needed = {"judge", "metric", "mean", "sd", "n"}
+    results, baselines = document.get("results"), document.get("baselines")
+    lists = [results, *baselines.values()] if isinstance(baselines, Mapping) else [None]
+    if not all(
+        isinstance(entries, list) and all(isinstance(e, dict) and needed <= e.keys() for e in entries)
+        for entries in lists
+    ):
+        raise CheckpointError(f"{path} is damaged; move it away to judge anew")
+    return document
 
 
 def _entries(value: object) -> list[dict[str, object]]:

@@ -56,6 +56,17 @@ class TaskOptions:
     inductive: bool | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse sizes below 1.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        for name in ("width", "length", "judge_epochs", "judge_batch", "size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is at least 1, got {value}")
+
 
 class Row(NamedTuple):
     """A method's row in the survey's Table 1.
@@ -92,8 +103,7 @@ class Domain:
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
-        options: which of ``protocol``, ``whiten``, ``size``, ``length``, ``interactions_per_user`` and ``inductive``
-            mean something to it.
+        options: which of the options in :data:`~mmdistill.commands.OPTIONS_OF_DOMAINS` mean something to it.
         taxonomy: by method name, the rows of Table 1.
     """
 

@@ -40,6 +40,12 @@ class RunState:
     best: dict[str, Any] | None = None
     average: Tensors | None = None
 
+    def stored_finite(self) -> Tensor:
+        """Return whether all that is stored and learned is finite, a scalar on the device."""
+        modules = (self.parameterization, self.objective)
+        found = [tensor.isfinite().all() for module in modules for tensor in module.parameters()]
+        return torch.stack(found).all() if found else torch.ones_like(self.finite)
+
     def tree(self) -> dict[str, Any]:
         """Return the state as a tree that the store can write."""
         network = self.schedule.network

@@ -19,6 +19,8 @@ from mmdistill.errors import ConfigError
 
 GUMBEL_LOWEST = -5.0
 """Where Gumbel draws end, whose distribution function is 1e-64 there: a uniform draw of exactly 0 gives no infinity."""
+UNFINISHED = ".mmdistill-part"
+"""How the names of files end that are being written."""
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 """glibc's names for two settings of its allocator, from malloc.h."""
 
@@ -109,8 +111,12 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} cannot run all that is needed (float64, for one): use cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for, but this torch sees no CUDA device; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"there is no device {name!r}: this torch sees {torch.cuda.device_count()} CUDA device(s)")
     return device
 
 
@@ -183,6 +189,12 @@ def data_root() -> Path:
     return Path(chosen) if chosen else cache_folder() / "data"
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left of the files that they were writing in a folder."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under its name whole or not at all.
@@ -191,7 +203,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     one step; on any error, the temporary file goes and the old content stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(descriptor, "wb") as handle:
             yield handle
@@ -199,6 +211,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(handle.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk is not told by name
+            error.filename = str(path)
         raise

@@ -1,11 +1,55 @@
 """A method's hyper-parameters as plain values."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Literal
 
 from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
+
+LEAST: Mapping[str, float] = {
+    "steps": 0,
+    "real_batch": 1,
+    "outer_steps": 1,
+    "inner_steps": 0,
+    "inner_lr": 0.0,
+    "inner_batch": 0,
+    "inner_momentum": 0.0,
+    "inner_parts": 1,
+    "experts": 1,
+    "expert_steps": 1,
+    "start_epochs": 0,
+    "expert_sam": 0.0,
+    "expert_gap": 0.0,
+    "teacher_epochs": 1,
+    "ema": 0.0,
+    "clip": 0.0,
+    "validate_every": 0,
+    "patience": 0,
+    "classes_at_once": 0,
+    "kept_steps": -1,
+    "stored_bytes": 0,
+    "interactions_per_user": 0,
+}
+"""The least value of each number among :class:`Settings`; a whole one here is a whole one there."""
+
+
+def require_at_least(owner: object, least: Mapping[str, float]) -> None:
+    """Refuse numbers that are too small, infinite or none at all.
+
+    Args:
+        owner: whose attributes they are.
+        least: the smallest value by name; an integer asks for whole numbers.
+    Raises:
+        ConfigError: naming the first such number.
+    """
+    for name, lowest in least.items():
+        value = getattr(owner, name)
+        kind, words = (Integral, "a whole number") if isinstance(lowest, int) else (Real, "a number")
+        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value < lowest:
+            raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +82,7 @@ class OptimizerSpec:
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"floor is a share of the rate between 0 and 1, got {self.floor}")
+        require_at_least(self, {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0})
 
 
 @dataclass(frozen=True)
@@ -102,3 +147,6 @@ class Settings:
     kept_steps: int = -1
     stored_bytes: int = 0
     interactions_per_user: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(self, LEAST)

@@ -3,10 +3,10 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import safetensors
 import safetensors.torch
@@ -95,12 +95,14 @@ def load_tree(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
     if TREE_KEY not in metadata:
         raise CheckpointError(f"{path} is no checkpoint of mmdistill")
-    description = json.loads(metadata[TREE_KEY])
-    if description["version"] != CHECKPOINT_VERSION:
-        raise CheckpointError(
-            f"{path} has checkpoint version {description['version']}, this mmdistill reads {CHECKPOINT_VERSION}"
-        )
-    root = _unpack(description["root"], tensors)
+    try:
+        description = json.loads(metadata[TREE_KEY])
+        version = description["version"]
+        if version != CHECKPOINT_VERSION:
+            raise CheckpointError(f"{path} has checkpoint version {version}, this mmdistill reads {CHECKPOINT_VERSION}")
+        root = _unpack(description["root"], tensors)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from error
     if not isinstance(root, dict):
         raise CheckpointError(f"{path} is no checkpoint of mmdistill")
     return root
@@ -206,7 +208,10 @@ class DistilledSet:
             info["tensors"] = _with_prefix("info.", tensors)
             learned = _with_prefix("learned.", tensors)
             batch = Batch(_unnamed("inputs", tensors), _unnamed("targets", tensors), tensors["weight"])
-            return DistilledSet(batch, TaskInfo(**info), learned=learned, **content)
+            found = DistilledSet(batch, TaskInfo(**info), learned=learned, **content)
+            _require_types(found)
+            _require_types(found.info)
+            return found
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} holds an incomplete set: {error}") from error
 
@@ -241,6 +246,20 @@ class DistilledSet:
         return Batch(
             map_inputs(lambda t: t.to(device), inputs), map_inputs(lambda t: t.to(device), targets), weight.to(device)
         )
+
+
+def _require_types(record: "DistilledSet | TaskInfo") -> None:
+    """Check the plain fields of what was read from JSON, which a person may have edited.
+
+    Raises:
+        TypeError: naming a field of another type.
+    """
+    for entry in fields(record):
+        kind: Any = get_origin(entry.type) or entry.type
+        wanted = (int, float) if kind is float else kind
+        value = getattr(record, entry.name)
+        if kind in (int, float, str, Mapping) and not isinstance(value, wanted):
+            raise TypeError(f"{entry.name} is {value!r}, and no {kind.__name__}")
 
 
 def _named(prefix: str, value: Inputs | Targets) -> Tensors:

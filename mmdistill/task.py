@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ShapeError
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.runtime import Draws
 
 Tensors = dict[str, Tensor]
@@ -319,3 +319,16 @@ class ScoresRobustness(Protocol):
             subset: draws a random subset of real samples at equal count.
         """
         ...
+
+
+def require_task(task: object) -> None:
+    """Refuse what is no task.
+
+    Raises:
+        ConfigError: data or a name instead of their task, say.
+    """
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"a task is expected, got {type(task).__name__}; make one with image_task, graph_task, graph_set_task, "
+            "text_task, token_task or recsys_task"
+        )

@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import safetensors.torch
 import torch
 
 from mmdistill.cli import main, spelled
-from mmdistill.errors import ConfigError
+from mmdistill.config import DistillConfig
+from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.registry import get_domain, get_method
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
@@ -95,6 +98,19 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         (["distill", "--data", "digits", "--method", "dm", "--nodes", "7"], "--ipc N or --bytes SIZE"),
         (["distill", "--data", "digits", "--method", "dm"], "got no budget"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "0"], "must be at least 1"),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--judge-batch", "0"], "--judge-batch is"),
+        (
+            ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--judge-epochs", "0"],
+            "--judge-epochs is at",
+        ),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--lr", "-1"], "lr is a number of at least 0"),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--device", "mps"], "use cpu or cuda"),
+        (
+            ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--encoder", "tfidf"],
+            "--encoder is for texts",
+        ),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--size", "9"], "a size is for the images of"),
+        (["experts", "--data", "digits", "--count", "0"], "--ipc, --count and --together are at least 1"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "500"], "fewer than the 500 asked for"),
         (["evaluate", "RUN", "--baselines", "rnadom"], "did you mean 'random'"),
         (["distill", "--method", "dm", "--ipc", "1"], "--data is needed"),
@@ -114,6 +130,99 @@ def test_bad_input_is_one_line_and_exit_code_2(
     printed = capsys.readouterr().err
     assert message in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill", "--ipc", "many"], "--ipc takes a whole number, got 'many' (see mmdistill distill --help)"),
+        (["distill", "--lr", "nan"], "--lr takes a number, got 'nan'"),
+        (["distill", "--augment", "perhaps"], "--augment takes true or false, got 'perhaps'"),
+        (["distill", "--compile", "maybe"], "--compile takes auto, on, off, got 'maybe'"),
+        (["distill", "--label", "warm"], "--label takes hard, soft, unrestricted, teacher, got 'warm'"),
+        (["distill", "--real-bach", "3"], "unknown option --real-bach; did you mean 'real-batch'?"),
+        (["distill", "--stesp=3"], "unknown option --stesp; did you mean 'steps'?"),
+        (["distill", "more"], "unexpected argument 'more'"),
+        (["evaluate"], "required: run"),
+        (["distill", "--config", "absent.yaml"], "--config: File does not exist"),
+        (["destill"], "invalid choice: 'destill'"),
+    ],
+)
+def test_arguments_that_cannot_be_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dta: digits", "unknown setting 'dta'; did you mean 'data'?"),
+        ("ipc: lots", "has ipc: 'lots', which cannot be"),
+        ("overwrite: 3", "has overwrite: 3, which cannot be"),
+        ("compile: maybe", "has compile: 'maybe', which cannot be"),
+        ("seed: true", "has seed: True, which cannot be"),
+        ("- digits", "holds no settings by name"),
+        ("", "holds no settings by name"),
+        ("data: [", "is damaged"),
+        ("data: !!python/object/apply:os.getcwd []", "is damaged"),
+    ],
+)
+def test_a_configuration_that_a_person_broke_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        DistillConfig.load(tmp_path / "config.yaml")
+
+
+def test_all_settings_survive_the_disk(tmp_path: Path) -> None:
+    config = DistillConfig(data="digits", method="dm", ipc=1, lr=1, inner_lr=0.5, augment=True, init="real", out="a b")
+    config.save(tmp_path / "config.yaml")
+    assert DistillConfig.load(tmp_path / "config.yaml") == config
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_bytes("data: sch\xf6n\n".encode("latin-1"))
+    assert main(["distill", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_unfinished_work_is_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "cut short"
+    shutil.copytree(run, folder)
+    (folder / "distilled.json").unlink()
+    before = sorted((folder / "checkpoints").iterdir())
+    assert distil(folder) == 2
+    assert f"continue it with --resume {folder}" in capsys.readouterr().err
+    assert sorted((folder / "checkpoints").iterdir()) == before
+    assert distil(folder, "--overwrite", "true") == 0
+
+
+def test_a_run_that_has_no_checkpoint_yet_begins_anew(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "early"
+    folder.mkdir()
+    shutil.copy(run / "config.yaml", folder)
+    assert main(["distill", "--resume", str(folder)]) == 0
+    first, second = (safetensors.torch.load_file(f / "distilled.safetensors") for f in (run, folder))
+    assert torch.equal(first["inputs"], second["inputs"])
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert distil(tmp_path / "notes.txt") == 2
+    assert "is a file, and a run needs a folder" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_finished_work_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

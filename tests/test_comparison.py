@@ -14,6 +14,7 @@ def finished(folder: Path, mean: float, ipc: int = 1, seed: int = 0, steps: int 
     folder.mkdir(parents=True)
     entry = {"judge": "convnet", "metric": "accuracy", "mean": mean, "sd": 0.01, "n": 5}
     metrics = {
+        "version": 1,
         "data": "digits",
         "method": "dm",
         "budget": {"ipc": ipc, "stored_bytes": 100 * ipc},
@@ -46,6 +47,20 @@ def test_runs_without_the_judge_are_refused_by_name(tmp_path: Path) -> None:
         read_runs([run], judge="resnet18")
     (run / "metrics.json").unlink()
     with pytest.raises(CheckpointError, match="mmdistill evaluate"):
+        read_runs([run])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{}", "has version None"), ('{"version": 1, "results": 3}', "is damaged"), ("[]", "no JSON object")],
+)
+def test_damaged_metrics_are_named(tmp_path: Path, text: str, message: str) -> None:
+    run = finished(tmp_path / "a", 0.8)
+    (run / "metrics.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        read_runs([run])
+    (run / "metrics.json").write_text('{"version": 1, "results": [{"judge": "mlp"}], "baselines": {}}')
+    with pytest.raises(CheckpointError, match="is damaged; move it away to judge anew"):
         read_runs([run])
 
 

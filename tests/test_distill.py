@@ -17,6 +17,7 @@ from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.methods import CORE_METHODS, Method
+from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
 from mmdistill.store import DistilledSet
@@ -133,8 +134,24 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         distill(task, method(), ipc=3, out=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="its seed is 0, not 1"):
         distill(task, method(), ipc=2, seed=1, out=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"its settings\.inner_lr is 0\.01, not 0\.5"):
+        distill(task, method(inner_lr=0.5), ipc=2, out=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"its network\.0\.weight is \[8, 4\], not \[16, 4\]"):
+        distill(BlobTask(width=16), method(), ipc=2, out=tmp_path, resume=True)
     with pytest.raises(ConfigError, match="needs the folder"):
         distill(task, method(), ipc=2, resume=True)
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(tmp_path: Path) -> None:
+    places = [tmp_path, tmp_path / "checkpoints", tmp_path / "pictures"]
+    for place in places:
+        place.mkdir(exist_ok=True)
+        (place / ".a.json.x1.mmdistill-part").write_bytes(b"half")
+        (place / ".mine.part").write_bytes(b"a user's")
+    distill(BlobTask(), method("dm"), ipc=2, out=tmp_path)
+    for place in places:
+        assert not list(place.glob(".*.mmdistill-part"))
+        assert (place / ".mine.part").exists()
 
 
 class Spoiled(BlobTask):
@@ -160,6 +177,23 @@ def test_a_non_finite_step_stops_with_the_last_good_checkpoint(tmp_path: Path) -
     assert not (tmp_path / "distilled.json").exists()
     resumed = distill(BlobTask(), method("dm"), ipc=2, out=tmp_path, resume=True, checkpoint_every=1)
     assert torch.equal(samples(resumed), samples(distill(BlobTask(), method("dm"), ipc=2)))
+
+
+def test_a_last_update_that_bursts_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is taken before the update, so that it alone would not tell."""
+    update = Distiller._update
+
+    def burst(self: Distiller, run: RunState, gradients: list[Tensor | None]) -> None:
+        update(self, run, gradients)
+        if run.step == 11:
+            next(run.parameterization.parameters()).data[0] = torch.inf
+
+    monkeypatch.setattr(Distiller, "_update", burst)
+    for out in (tmp_path, None):
+        with pytest.raises(NonFiniteError, match="what is learned became NaN or infinite at or before step 12"):
+            distill(BlobTask(), method("dm"), ipc=2, out=out, checkpoint_every=5)
+    assert [path.stem for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000005", "step-00000010"]
+    assert not (tmp_path / "distilled.json").exists()
 
 
 class Validated(BlobTask):
@@ -212,6 +246,48 @@ def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:
         ConfigError, match=r"'lr'; it is an optimizer's: optimizers={'codes': OptimizerSpec\('sgd', lr="
     ):
         method("dm", lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": "many"}, "steps is a whole number of at least 0, got 'many'"),
+        ({"steps": -1}, "steps is a whole number of at least 0, got -1"),
+        ({"steps": 1.5}, "steps is a whole number"),
+        ({"steps": True}, "steps is a whole number"),
+        ({"real_batch": 0}, "real_batch is a whole number of at least 1, got 0"),
+        ({"outer_steps": 0}, "outer_steps is"),
+        ({"patience": -1}, "patience is"),
+        ({"inner_lr": float("nan")}, "inner_lr is a number of at least 0, got nan"),
+        ({"clip": -1.0}, "clip is"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        distill(BlobTask(), CORE_METHODS["dm"], ipc=1, settings=changes)
+
+
+def test_rates_below_0_are_refused() -> None:
+    with pytest.raises(ConfigError, match="lr is a number of at least 0, got -1"):
+        OptimizerSpec("sgd", -1.0)
+
+
+def test_arguments_of_another_kind_are_named() -> None:
+    task = BlobTask()
+    with pytest.raises(ConfigError, match="a task is expected, got str; make one with image_task"):
+        distill("digits", "dm", ipc=1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="ipc is a whole number, got '1'"):
+        distill(task, method("dm"), ipc="1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"ipc is a whole number, got 1\.5"):
+        distill(task, method("dm"), ipc=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a method is a name or a Method, got NoneType"):
+        distill(task, None, ipc=1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown precision 'fp16'"):
+        distill(task, method("dm"), ipc=1, precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown compile 'yes'"):
+        distill(task, method("dm"), ipc=1, compile="yes")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="checkpoint_every"):
+        distill(task, method("dm"), ipc=1, checkpoint_every=-1)
 
 
 def test_groups_rest_outside_their_active_steps() -> None:

@@ -57,6 +57,11 @@ def test_bad_requests_are_named(result: DistilledSet) -> None:
         evaluate(task, result, baselines=("best",))
     with pytest.raises(ConfigError, match="at least one network"):
         evaluate(task, result, n=0)
+    with pytest.raises(ConfigError, match="a task is expected, got DistilledSet"):
+        evaluate(result, task)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a DistilledSet or a Batch of samples is judged, got Tensor"):
+        evaluate(task, torch.zeros(3))  # type: ignore[arg-type]
+    assert [e.judge for e in evaluate(task, result, judges="mlp", n=1, baselines="random").results] == ["mlp"]
     other = BlobTask(per_class=10)
     changed = other.describe()
     object.__setattr__(changed, "fingerprint", "another")

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from mmdistill.errors import CheckpointError
@@ -82,8 +83,6 @@ def test_trees_keep_their_shape(tmp_path: Path) -> None:
 
 
 def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:
-    import safetensors.torch
-
     path = tmp_path / "foreign"
     path.write_bytes(safetensors.torch.save({"a": torch.ones(1)}))
     with pytest.raises(CheckpointError, match="no checkpoint of mmdistill"):
@@ -93,3 +92,33 @@ def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:
         load_tree(path)
     with pytest.raises(CheckpointError, match="missing"):
         load_tree(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("budget", "many", "budget is 'many', and no int"),
+        ("seconds", None, "seconds is None, and no float"),
+        ("settings", None, "settings is None, and no Mapping"),
+        ("stored_bytes", [3], "stored_bytes is"),
+        ("info", {**INFO.__dict__, "tensors": {}, "stored_bytes": "some"}, "stored_bytes is 'some'"),
+        ("info", None, "incomplete"),
+    ],
+)
+def test_what_a_person_edited_is_named(tmp_path: Path, name: str, value: object, message: str) -> None:
+    make_set().save(tmp_path)
+    document = tmp_path / "distilled.json"
+    content = json.loads(document.read_text())
+    document.write_text(json.dumps({**content, name: value}))
+    with pytest.raises(CheckpointError, match=message):
+        DistilledSet.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tree", ["{", "{}", "[]", '{"version": 1}', '{"version": 1, "root": {"$dict": [["a", {"$tensor": "t9"}]]}}']
+)
+def test_damaged_trees_are_named(tmp_path: Path, tree: str) -> None:
+    path = tmp_path / "damaged"
+    path.write_bytes(safetensors.torch.save({"t0": torch.ones(1)}, metadata={"tree": tree}))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_tree(path)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.graph.propagation import operator
-from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
 
@@ -193,7 +193,7 @@ class ModuleNetwork(GraphNetwork):
         self, factory: ModuleFactory, features: Sequence[str] = (), device: torch.device | str = "cpu"
     ) -> None:
         with torch.random.fork_rng(devices=[]):
-            module = factory()
+            module = made_by(factory)
         names = tuple(features) or _head(module)
         self.functional = FunctionalModule(factory, names, device)
         self.takes_weight = len(inspect.signature(module.forward).parameters) > 2

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.image.files import require_bytes
 from mmdistill.runtime import Draws
 
 if TYPE_CHECKING:
@@ -160,11 +161,18 @@ def build(
         seed: of the split.
 
     Raises:
-        DataError: shapes that do not fit, NaN or infinite pixels, labels out of range, an empty class.
+        DataError: shapes that do not fit, NaN or infinite pixels, labels out of range, an empty class, a single class.
     """
     count = len(class_names) if class_names is not None else None
     images, labels = check(f"training images of {name}", *train, num_classes=count)
     count = count or int(labels.max()) + 1
+    if count == 1:
+        only = f"class {class_names[0]!r}" if class_names else "class 0"
+        raise DataError(f"{name} has the single {only}; a classification set needs at least two")
+    if class_names is None and count > len(labels):
+        raise DataError(
+            f"{name} has {len(labels)} training images, and labels up to {count - 1}; number the classes without gaps"
+        )
     empty = (torch.bincount(labels, minlength=count) == 0).nonzero().flatten().tolist()
     if empty:
         named = [class_names[index] if class_names is not None else str(index) for index in empty]
@@ -206,12 +214,19 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
     Raises:
         DataError: see :func:`build`.
     """
+    images, labels = images.detach(), labels.detach()
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
         raise DataError(
             f"{what}: expected images (N, channels, height, width) and labels (N,) with N > 0, got "
             f"{tuple(images.shape)} and {tuple(labels.shape)}"
+        )
+    channels, height, width = images.shape[1:]
+    if channels > 4 and (width in (3, 4) or (width == 1 and channels == height)):
+        raise DataError(
+            f"{what}: {tuple(images.shape)} looks like (N, height, width, channels), and (N, channels, height, width) "
+            "is expected: give images.permute(0, 3, 1, 2)"
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError(f"{what}: labels must be integer class indices, got {labels.dtype}")
@@ -287,14 +302,27 @@ def gather(dataset: MapDataset, what: str) -> tuple[Tensor, Tensor]:
                 f"{what}: item {index} is {image.dtype} of shape {tuple(image.shape)}, item 0 is {images[0].dtype} of "
                 f"{tuple(images[0].shape)}; resize all samples to one shape"
             )
-        try:
-            labels.append(int(item[1]))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{what}: the label of item {index} is no class index but {item[1]!r}") from error
+        labels.append(_class_index(item[1], f"{what}: the label of item {index}"))
         images.append(image)
     if not images:
         raise DataError(f"{what} is empty")
     return torch.stack(images), torch.tensor(labels)
+
+
+def _class_index(label: Any, what: str) -> int:
+    """Return a label as an integer.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        index = int(label)
+        whole = bool(index == label)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise DataError(f"{what} is no class index but {label!r}") from error
+    if not whole:
+        raise DataError(f"{what} is no class index but {label!r}")
+    return index
 
 
 def as_tensor(sample: object, what: str) -> Tensor:
@@ -308,6 +336,7 @@ def as_tensor(sample: object, what: str) -> Tensor:
     if isinstance(sample, Image.Image):
         from torchvision.transforms.v2.functional import pil_to_tensor  # here, since importing it takes seconds
 
+        require_bytes(sample, what)
         sample = pil_to_tensor(sample if sample.mode in ("L", "RGB") else sample.convert("RGB"))
     elif isinstance(sample, np.ndarray):
         sample = torch.from_numpy(np.ascontiguousarray(sample))

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmdistill.errors import DataError
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import files
 from mmdistill.image.data import ImageData, MapDataset, build, gather
 from mmdistill.registry import canonical, unknown_name
@@ -42,7 +44,8 @@ CIFAR100_MOMENTS = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
 IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TINY_FOLDER = "tiny-imagenet-200"
 
-Source = str | Path | tuple[Tensor, Tensor] | MapDataset
+Pair = tuple[Tensor | npt.NDArray[Any], Tensor | npt.NDArray[Any]]
+Source = str | Path | Pair | MapDataset
 """A known name, a file or folder, (images, labels), or a map-style torch data set of (sample, label)."""
 
 
@@ -56,28 +59,40 @@ def load(source: Source, test: Source | None = None, *, size: int | None = None,
         seed: of the split that data without a test set get.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, test data beside a name or path, or a size of other data than a folder of images.
         DataError: missing, damaged or unusable data; the message says which and what to do.
     """
-    if isinstance(source, str) and canonical(source) in LOADERS:
-        return LOADERS[canonical(source)]()
     if isinstance(source, str | Path):
-        return load_path(Path(source), size=size, seed=seed)
+        if test is not None:
+            raise ConfigError(f"{str(source)!r} brings its own test data, as a folder does in train/ and test/")
+        path = Path(source)
+        known = canonical(source) if isinstance(source, str) else ""
+        if size is not None and (known in LOADERS or not files.is_image_folder(path)):
+            raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
+        if size is not None and size < 1:
+            raise ConfigError(f"images are resized to a side of at least 1 pixel, got {size}")
+        return LOADERS[known]() if known in LOADERS else load_path(path, size=size, seed=seed)
+    if isinstance(test, str | Path):
+        raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
     train = _pair(source, "the training data")
-    held_out = None if test is None or isinstance(test, str | Path) else _pair(test, "the test data")
+    held_out = None if test is None else _pair(test, "the test data")
     names = getattr(source, "classes", None)
     names = tuple(str(name) for name in names) if names is not None else None
     return build("custom", train, held_out, class_names=names, seed=seed)
 
 
-def _pair(source: tuple[Tensor, Tensor] | MapDataset, what: str) -> tuple[Tensor, Tensor]:
-    """Return images and labels of tensors or of a map-style data set."""
+def _pair(source: Pair | MapDataset, what: str) -> tuple[Tensor, Tensor]:
+    """Return images and labels of tensors, arrays or a map-style data set."""
     if isinstance(source, tuple):
-        if len(source) != 2 or not all(isinstance(part, Tensor) for part in source):
-            raise DataError(f"{what}: expected (images, labels), two tensors")
-        return source
-    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
-        raise DataError(f"{what}: a {type(source).__name__} is no map-style data set: it needs a length and an index")
+        parts = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in source]
+        if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+            raise DataError(f"{what}: expected (images, labels), two tensors or arrays")
+        return parts[0], parts[1]
+    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__") or hasattr(source, "keys"):
+        hint = "; give the data set that it loads" if isinstance(source, torch.utils.data.DataLoader) else ""
+        raise DataError(
+            f"{what}: {type(source).__name__} is no map-style data set, which has a length and an index{hint}"
+        )
     return gather(source, what)
 
 
@@ -150,7 +165,10 @@ def _load_tensors(path: Path, seed: int) -> ImageData:
             f"{path} should hold tensors named images and labels, got {', '.join(sorted(tensors)) or 'none'}"
         )
     test = None
-    if {"test_images", "test_labels"} <= set(tensors):
+    given = {"test_images", "test_labels"} & set(tensors)
+    if len(given) == 1:
+        raise DataError(f"{path} holds {given.pop()} alone; test images need their labels, and labels their images")
+    if given:
         test = tensors["test_images"], tensors["test_labels"]
     return build(str(path), (tensors["images"], tensors["labels"]), test, seed=seed)
 

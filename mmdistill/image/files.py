@@ -22,8 +22,12 @@ from mmdistill.errors import DataError
 from mmdistill.runtime import atomic_write, cache_folder
 
 IDX_UNSIGNED_BYTE = 8
-GREY = ("1", "L", "I;16")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+"""How the names of image files end."""
+GREY = ("1", "L")
 """Modes of pictures with one channel."""
+WIDE = ("I", "F")
+"""How the modes of pictures start whose values do not fit into a byte; converting them would cut these off at 255."""
 IN_MEMORY = 2**30
 """Bytes of decoded images up to which a folder is read into memory."""
 
@@ -89,11 +93,10 @@ def read_cifar_binary(paths: list[Path], label_bytes: int) -> tuple[Tensor, Tens
 
 def is_image_folder(folder: Path) -> bool:
     """Whether a folder has a subfolder per class that holds images, or such folders under ``train``."""
-    suffixes = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
     if not folder.is_dir():
         return False
     start = folder / "train" if (folder / "train").is_dir() else folder
-    return any(file.suffix.lower() in suffixes for sub in start.iterdir() if sub.is_dir() for file in sub.iterdir())
+    return any(file.suffix.lower() in SUFFIXES for sub in start.iterdir() if sub.is_dir() for file in sub.iterdir())
 
 
 def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, list[str]]:
@@ -103,7 +106,8 @@ def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, l
     only the images that are drawn are read.
 
     Args:
-        folder: read with torchvision's ``ImageFolder``.
+        folder: with a subfolder per class, whose images may lie deeper; hidden files and folders, and those that start
+            with two underscores, are none.
         size: resize every image to ``size`` x ``size``; None keeps them, and then all must have one size.
 
     Shapes:
@@ -113,20 +117,33 @@ def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, l
     Raises:
         DataError: no images, an empty class, an unreadable image, or several sizes.
     """
-    from torchvision.datasets import ImageFolder  # here, since importing it takes seconds
-
-    try:
-        listing = ImageFolder(str(folder), loader=lambda path: path)
-    except FileNotFoundError as error:
-        raise DataError(f"{folder} is no image folder: {error}") from error
-    paths = [path for path, _ in listing.samples]
+    classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith((".", "__")))
+    listing = [(path, label) for label, name in enumerate(classes) for path in _images_under(folder / name)]
+    paths = [path for path, _ in listing]
     shape = _common_shape(folder, paths, size)
     count = len(paths) * math.prod(shape)
     if count > IN_MEMORY:
         images = _mapped(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
     else:
         images = torch.stack([_fitted(path, shape) for path in paths])
-    return images, torch.tensor(listing.targets), listing.classes
+    return images, torch.tensor([label for _, label in listing]), classes
+
+
+def _images_under(folder: Path) -> list[str]:
+    """Return the image files of a class, in a fixed order.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = [
+        os.path.join(place, name)
+        for place, _, names in sorted(os.walk(folder, followlinks=True))
+        for name in sorted(names)
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    ]
+    if not found:
+        raise DataError(f"{folder} holds no image, so there is nothing of its class; add some ({', '.join(SUFFIXES)})")
+    return found
 
 
 def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[int, int, int]:
@@ -187,13 +204,27 @@ def _opened(path: str) -> Iterator[Image.Image]:
     """Open an image file.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or not as bytes.
     """
     try:
         with Image.open(path) as image:
+            require_bytes(image, path)
             yield image
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
+
+
+def require_bytes(image: Image.Image, what: str) -> None:
+    """Refuse a picture whose values a byte cannot hold.
+
+    Raises:
+        DataError: one of 16 or 32 bits or of floats per channel.
+    """
+    if image.mode.startswith(WIDE):
+        raise DataError(
+            f"{what} has more than 8 bits per channel (mode {image.mode}), and images are read as bytes: scale it to 8 "
+            "bits, or give all images as float tensors"
+        )
 
 
 def _decode(path: str) -> Tensor:

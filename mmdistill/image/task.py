@@ -90,9 +90,10 @@ class ImageTask:
         """Return ``(n, C)`` logits and the updated buffers; dropout in training draws from the key."""
         with self._seeded(draws if train else None):
             output, buffers = self.network(state, image_inputs(inputs), train=train)
-        if output.ndim != 2 or output.shape[1] != len(self.data.class_names):
+        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != len(self.data.class_names):
+            found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise ShapeError(
-                f"the network returned {tuple(output.shape)} for {len(image_inputs(inputs))} images of "
+                f"the network returned {found} for {len(image_inputs(inputs))} images of "
                 f"{self.num_classes} classes; it must return one row of logits per image"
             )
         return output, buffers

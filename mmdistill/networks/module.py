@@ -12,8 +12,26 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Inputs, NetworkState, Tensors
 
 ModuleFactory = Callable[[], nn.Module]
+"""Makes a freshly initialised network."""
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)
+
+
+def made_by(factory: ModuleFactory) -> nn.Module:
+    """Return a module that a factory makes.
+
+    Raises:
+        ConfigError: the factory is a module itself, or makes none.
+    """
+    if isinstance(factory, nn.Module):
+        raise ConfigError(
+            f"model is a function that makes a fresh network each time it is called, such as "
+            f"lambda: {type(factory).__name__}(...), and not one network"
+        )
+    module = factory()
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"the function given as model must return an nn.Module, and returned {module!r:.80}")
+    return module
 
 
 class FunctionalModule:
@@ -33,7 +51,7 @@ class FunctionalModule:
         self.factory = factory
         self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):
-            self.module = factory().to(self.device)
+            self.module = made_by(factory).to(self.device)
         submodules = dict(self.module.named_modules())
         linear = [name for name, module in submodules.items() if isinstance(module, nn.Linear)]
         if not features and not linear:

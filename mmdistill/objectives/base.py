@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.precision import Precision, lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples
@@ -20,6 +20,8 @@ LOOP_FROM = 16_384
 """Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
 CACHED = 65_536
 """Numbers of inputs that a CPU takes through a network at once where it keeps no graph (about 80 images of 28 x 28)."""
+UNBATCHABLE = ("vmap", "batching rule", "batched tensor")
+"""What torch's errors say of a network that cannot be batched over classes."""
 
 
 class Compiled(NamedTuple):
@@ -186,7 +188,15 @@ def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Ten
         return task.loss(NetworkState(params, state.buffers), one)
 
     in_dims = (None, Batch(*batch.dims))  # type: ignore[arg-type]
-    result: Tensors = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)(state.params, batch.batch)
+    try:
+        result: Tensors = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)(state.params, batch.batch)
+    except RuntimeError as error:
+        if not any(word in str(error) for word in UNBATCHABLE):
+            raise
+        raise UnsupportedError(
+            f"the network cannot take several classes at once ({str(error).splitlines()[0]:.200}); let it take one at "
+            "a time: --classes-at-once 1, or settings={'classes_at_once': 1}"
+        ) from error
     return result
 
 

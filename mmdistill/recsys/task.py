@@ -17,7 +17,7 @@ from mmdistill.recsys.metrics import METRICS, RankingProtocol, Scorer
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import VaeProtocol, fit_vae
-from mmdistill.registry import TaskOptions, unknown_name
+from mmdistill.registry import TaskOptions, canonical, unknown_name
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
@@ -329,7 +329,7 @@ def network(name: str, num_items: int, width: int) -> tuple[ModuleFactory | None
 
 def make_task(data: str, options: TaskOptions) -> RecsysTask:
     """Make a task from what the command line gives."""
-    model = options.model or MODELS[0]
+    model = canonical(options.model or MODELS[0])
     if model not in MODELS:
         raise unknown_name("model for recsys data", model, MODELS)
     task = recsys_task(data, model=model, width=options.width or 600, seed=options.seed, device=options.device)

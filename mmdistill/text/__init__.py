@@ -64,7 +64,7 @@ DOMAIN = Domain(
     accepted="a TSV, CSV or JSON-lines file with a text and a label column, a folder with such train and test files, "
     f"or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
     prefix=HUB_PREFIX,
-    options=("length",),
+    options=("encoder", "length", "text_column", "label_column"),
     parameterizations={
         "embeddings": Storage(
             token_samples, "token embeddings, learned freely (--model textcnn, bilstm, ...)", fills=False

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets as published
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
@@ -251,6 +252,63 @@ def test_bad_image_folders(tmp_path: Path) -> None:
         load(tmp_path / "few")
 
 
+def test_what_systems_leave_in_folders_is_no_class_and_no_image(tmp_path: Path) -> None:
+    write_images(tmp_path / "pets")
+    before = load(tmp_path / "pets")
+    for hidden in (".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / "pets" / hidden).mkdir()
+    (tmp_path / "pets" / "cat" / "._0.png").write_bytes(b"a resource fork")
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("no image")
+    assert load(tmp_path / "pets").fingerprint == before.fingerprint
+    assert before.class_names == load(tmp_path / "pets").class_names
+
+
+def test_images_deeper_in_a_class_are_found_in_a_fixed_order(tmp_path: Path) -> None:
+    write_images(tmp_path / "pets")
+    (tmp_path / "pets" / "dog" / "more").mkdir()
+    Image.fromarray(np.full((8, 8, 3), 9, dtype=np.uint8)).save(tmp_path / "pets" / "dog" / "more" / "0.PNG")
+    ours = files.read_image_folder(tmp_path / "pets", None)
+    theirs = published.ImageFolder(str(tmp_path / "pets"))
+    assert ours[1].tolist() == theirs.targets
+    assert torch.equal(ours[0], torch.stack([files._decode(path) for path, _ in theirs.samples]))
+
+
+@pytest.mark.parametrize("values", [np.uint16, np.int32, np.float32])
+def test_pictures_of_more_than_a_byte_are_refused_rather_than_cut_off(tmp_path: Path, values: type) -> None:
+    write_images(tmp_path / "scan", mode="L")
+    deep = Image.fromarray(np.full((8, 8), 1000, dtype=values))
+    deep.save(tmp_path / "scan" / "cat" / "0.png" if values is np.uint16 else tmp_path / "scan" / "cat" / "9.tiff")
+    with pytest.raises(DataError, match="more than 8 bits per channel"):
+        load(tmp_path / "scan")
+    with pytest.raises(DataError, match="more than 8 bits per channel"):
+        load(Pairs([deep] * 4, [0, 1, 0, 1]))
+
+
+def test_a_picture_too_large_to_decode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "pets")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
+        load(tmp_path / "pets")
+
+
+@pytest.mark.parametrize(("size", "message"), [(0, "at least 1 pixel"), (-3, "at least 1 pixel")])
+def test_sizes_that_no_image_has(tmp_path: Path, size: int, message: str) -> None:
+    write_images(tmp_path / "pets")
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path / "pets", size=size)
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "pets")
+    pair = (torch.rand(10, 1, 4, 4), labels_of(10, 2))
+    with pytest.raises(ConfigError, match="a size is for the images of a folder"):
+        load("digits", size=4)
+    with pytest.raises(ConfigError, match="brings its own test data"):
+        load(tmp_path / "pets", pair)
+    with pytest.raises(ConfigError, match="not a name or path"):
+        load(pair, "digits")
+
+
 def test_a_large_folder_is_mapped_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "net"
@@ -296,6 +354,9 @@ def test_safetensors_of_images(tmp_path: Path) -> None:
     safetensors.torch.save_file(tensors, path)
     assert accepts(path)
     assert len(load(path).test_labels) == 4
+    safetensors.torch.save_file({**tensors, "test_images": bytes_like(4, 1, 8, 8)}, path)
+    with pytest.raises(DataError, match="holds test_images alone"):
+        load(path)
     extra = {"test_images": bytes_like(4, 1, 8, 8), "test_labels": labels_of(4)}
     safetensors.torch.save_file({**tensors, **extra}, path)
     assert len(load(path).train_labels) == 20
@@ -351,6 +412,10 @@ def test_bad_samples() -> None:
         (Pairs([torch.zeros(4)], [0]), "expected \\(channels, height, width\\)"),
         (Pairs(["a"], [0]), "holds a str"),
         (Pairs([pixel], ["cat"]), "no class index but 'cat'"),
+        (Pairs([pixel], [0.5]), "no class index but 0.5"),
+        (Pairs([pixel], [float("nan")]), "no class index but nan"),
+        (DataLoader(TensorDataset(pixel, torch.zeros(1)), 1), "give the data set that it loads"),
+        ({0: (pixel, 0)}, "no map-style data set"),
         ([pixel], "no \\(sample, label\\) pair"),
         (iter([pixel]), "no map-style data set"),
         ((pixel,), "two tensors"),
@@ -365,6 +430,10 @@ def test_bad_tensors() -> None:
     broken = images.clone()
     broken[3, 0, 1, 1] = torch.nan
     cases = [
+        ((images, labels * 0), "the single class 0"),
+        ((images, labels * 10**12), "labels up to 1000000000000; number the classes without gaps"),
+        ((torch.rand(10, 8, 6, 3), labels), "permute"),
+        ((torch.rand(10, 8, 8, 1), labels), "permute"),
         ((images, labels[:9]), "expected images"),
         ((images, labels.float()), "integer class indices"),
         ((images, labels - 1), "from 0, got -1 to 0"),
@@ -390,6 +459,13 @@ def test_unknown_names_and_places(tmp_path: Path) -> None:
     assert not accepts(tmp_path / "nothing")
     with pytest.raises(DataError, match="holds no image data"):
         load(tmp_path / "nothing")
+
+
+def test_arrays_and_tensors_of_a_graph_are_taken_as_they_are() -> None:
+    images, labels = torch.rand(10, 1, 4, 4), labels_of(10, 2)
+    expected = load((images, labels)).fingerprint
+    assert load((images.numpy(), labels.numpy())).fingerprint == expected
+    assert load((images.clone().requires_grad_(), labels)).fingerprint == expected
 
 
 def test_float_images_keep_their_range_in_pictures() -> None:

@@ -235,3 +235,33 @@ def test_the_export_for_ddranking_has_its_layout(tmp_path: Path) -> None:
     assert torch.equal(images[:, 0], images[:, 2])
     with pytest.raises(UnsupportedError, match="equally many"):
         DOMAIN.exports["ddranking"](task, task.select(torch.arange(15)), tmp_path)
+
+
+class Branching(nn.Module):
+    """Looks at its inputs' values, which torch cannot batch over classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.layers(images / 2 if images.abs().max().item() > 1e3 else images)
+        return out
+
+
+class Paired(Branching):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(images), images
+
+
+def test_a_network_that_cannot_be_batched_over_classes_takes_one_at_a_time() -> None:
+    task = image_task(tiny(), model=Branching)
+    settings = {"steps": 2, "real_batch": 4}
+    with pytest.raises(UnsupportedError, match="--classes-at-once 1"):
+        distill(task, "dc", ipc=1, settings=settings)
+    assert distill(task, "dc", ipc=1, settings={**settings, "classes_at_once": 1}).steps == 2
+
+
+def test_a_network_that_returns_more_than_logits_is_refused_when_the_task_is_built() -> None:
+    with pytest.raises(ConfigError, match="the network returned a tuple for 2 images"):
+        image_task(tiny(), model=Paired)

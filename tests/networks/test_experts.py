@@ -78,7 +78,7 @@ def test_finished_experts_stay_and_missing_ones_are_made(trained: Path, tmp_path
     folder = copied(trained, tmp_path)
     before = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
     (folder / "expert-0001.safetensors").unlink()
-    (folder / ".expert-0002.safetensors.x.part").write_bytes(b"cut off")
+    (folder / ".expert-0002.safetensors.x.mmdistill-part").write_bytes(b"cut off")
     ticks: list[tuple[int, int]] = []
     train_experts(
         BlobTask(), folder, 3, RECIPE, together=2, progress=lambda done, total, left: ticks.append((done, total))

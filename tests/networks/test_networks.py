@@ -124,6 +124,13 @@ def test_unknown_layers_fall_back_to_the_factory() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_a_factory_makes_networks() -> None:
+    with pytest.raises(ConfigError, match=r"a function that makes a fresh network each time .* lambda: Sequential"):
+        FunctionalModule(smooth_mlp())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"must return an nn\.Module, and returned None"):
+        FunctionalModule(lambda: None)  # type: ignore[arg-type,return-value]
+
+
 def test_features_are_found_by_name() -> None:
     module = FunctionalModule(smooth_mlp, features=["1", "4"])
     state, x = module.init(KEY), KEY.fold("x").normal(5, 4)
