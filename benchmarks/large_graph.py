@@ -4,7 +4,8 @@
     python benchmarks/large_graph.py --size reddit --methods gcond-x --nodes 154 --networks 0
 
 Nodes of a class fall into three clusters of features and link within their class more often than not; sizes are
-ogbn-arxiv's and Reddit's. Seconds are wall time of the condensation, memory is the process's peak so far.
+ogbn-arxiv's (``few-labels``: with one node in a hundred labelled) and Reddit's. Seconds are wall time of the
+condensation, memory is the process's peak so far.
 """
 
 import argparse
@@ -39,6 +40,7 @@ class Size(NamedTuple):
 SIZES = {
     "small": Size(2_000, 8_000, 32, 5, 0.3, 0.2, False),
     "arxiv": Size(169_343, 1_166_243, 128, 40, 0.54, 0.18, False),
+    "few-labels": Size(169_343, 1_166_243, 128, 40, 0.01, 0.02, False),
     "reddit": Size(232_965, 57_307_946, 602, 41, 0.66, 0.10, True),
 }
 

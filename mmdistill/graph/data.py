@@ -165,7 +165,9 @@ def _features(fields: Mapping[str, Any], name: str) -> Tensor:
     bad = (~torch.isfinite(x)).any(1)
     if bad.any():
         first = int(bad.nonzero()[0])
-        raise DataError(f"{name}: features are NaN or infinite in {int(bad.sum())} nodes (first: node {first}); fill them")
+        raise DataError(
+            f"{name}: features are NaN or infinite in {int(bad.sum())} nodes (first: node {first}); fill them"
+        )
     return x.contiguous()
 
 

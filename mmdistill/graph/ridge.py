@@ -43,7 +43,7 @@ class PropagatedRidge(RandomFeatureRidge):
     ) -> None:
         super().__init__(networks=1, ridge=ridge, bias_std=0.0, offset=0.0)
         self.nodes, self.width, self.recipe = nodes, width, recipe
-        self._taught: dict[int, tuple[Task, Tensor]] = {}
+        self._taught: tuple[Task, int, Tensor] | None = None
 
     def check(self, task: Task) -> None:
         """Refuse all but graphs."""
@@ -61,13 +61,12 @@ class PropagatedRidge(RandomFeatureRidge):
         return super().forward(network, syn, real, draws)
 
     def taught(self, task: GraphTask, draws: Draws) -> Tensor:
-        """Return the teacher's targets of all nodes ``(N, C)``, which depend on the run's seed alone."""
-        made = self._taught.get(draws.seed)
-        if made is None or made[0] is not task:
+        """Return the teacher's targets of all nodes ``(N, C)``, kept until another task or seed asks."""
+        if self._taught is None or self._taught[0] is not task or self._taught[1] != draws.seed:
             key = Draws(draws.seed, ("teacher",), task.device)
-            made = task, teach(task.parts["train"], task.parts["val"], task.graph.num_classes, key, self.recipe)
-            self._taught[draws.seed] = made
-        return made[1]
+            targets = teach(task.parts["train"], task.parts["val"], task.graph.num_classes, key, self.recipe)
+            self._taught = task, draws.seed, targets
+        return self._taught[2]
 
     def kernels(self, network: Network, real: Inputs, syn: Inputs, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; the real side keeps no graph."""

@@ -8,11 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
+from mmdistill.graph.data import LARGE
 from mmdistill.graph.models import glorot
-from mmdistill.graph.propagation import propagate
+from mmdistill.graph.propagation import propagate, propagate_columns
 from mmdistill.graph.scene import Part, Scene, compact
 from mmdistill.labels import one_hot
 from mmdistill.runtime import Draws
+
+BATCH = 8192
+"""Nodes, at most half of them labelled, that an epoch reads of a large graph."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ def teach(part: Part, val: Part, num_classes: int, draws: Draws, recipe: Teacher
 
     Shapes:
         Returns ``(N, C)``.
-    Differs from: features are dropped before they are propagated, since the first product then has few columns.
+    Differs from: features are dropped before they are propagated, since the first product then has few columns. Of
+        large graphs features are propagated once, so that nothing is dropped before, and an epoch reads a batch of
+        nodes, as in Feng et al., WWW 2022 (GRAND+), which approximates the propagation too.
     Source: Feng et al., NeurIPS 2020 (GRAND), Sec. 3 and Table 5.
     """
     recipe = recipe or TeacherRecipe()
@@ -83,12 +89,13 @@ def teach(part: Part, val: Part, num_classes: int, draws: Draws, recipe: Teacher
 
 def _train(part: Part, val: Part | None, num_classes: int, draws: Draws, recipe: TeacherRecipe) -> Tensor:
     """Return one perceptron's probabilities ``(N, C)`` at the epoch that validation chooses, or at the last."""
-    perceptron = _Perceptron(part.scene, num_classes, draws, recipe)
+    kind = _SettledPerceptron if len(part.scene) >= LARGE else _Perceptron
+    perceptron = kind(part.scene, num_classes, draws, recipe)
     optimizer = torch.optim.Adam(perceptron.params, lr=recipe.lr, weight_decay=recipe.weight_decay)
     chosen, best = perceptron.read(), (-1.0, 0.0)
     for epoch in range(1, recipe.epochs + 1):
-        outputs = perceptron([draws.fold("epoch", epoch, index) for index in range(recipe.samples)])
-        loss = teacher_loss(outputs, part.nodes, part.classes, recipe)
+        keys = [draws.fold("epoch", epoch, index) for index in range(recipe.samples)]
+        loss = teacher_loss(*perceptron.taught(part, keys), recipe)
         for parameter, gradient in zip(perceptron.params, torch.autograd.grad(loss, perceptron.params), strict=True):
             parameter.grad = gradient
         optimizer.step()
@@ -142,6 +149,10 @@ class _Perceptron:
         units = torch.stack([self._kept_units(own, key) for own, key in every])
         return (units @ second + second_bias).log_softmax(2)
 
+    def taught(self, part: Part, keys: Sequence[Draws]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return an epoch's log probabilities ``(S, n, C)``, which of the n nodes have labels, and these labels."""
+        return self(keys), part.nodes, part.classes
+
     @torch.no_grad()
     def read(self) -> Tensor:
         """Return log probabilities ``(N, C)`` of the whole propagation."""
@@ -166,3 +177,32 @@ class _Perceptron:
 
     def _dropped(self, values: Tensor, chance: Tensor) -> Tensor:
         return values * (chance >= self.recipe.dropped) / (1 - self.recipe.dropped)
+
+
+class _SettledPerceptron(_Perceptron):
+    """The same on features that were averaged over hops once, of a batch of nodes: no epoch reads the graph."""
+
+    def __init__(self, scene: Scene, num_classes: int, draws: Draws, recipe: TeacherRecipe) -> None:
+        super().__init__(scene, num_classes, draws, recipe)
+        hidden, total = scene.x, scene.x.clone()
+        for _ in range(recipe.hops):
+            hidden = propagate_columns(scene.edges, hidden)
+            total += hidden
+        self.x = total.div_(recipe.hops + 1)
+
+    def __call__(self, keys: Sequence[Draws | None], nodes: Tensor | None = None) -> Tensor:
+        """Return log probabilities ``(S, n, C)`` of some nodes or all, with features and units dropped by keys."""
+        first, second, first_bias, second_bias = self.params
+        x = self.x if nodes is None else self.x[nodes]
+        inputs = [x if key is None else self._dropped(x, key.fold("features").uniform(*x.shape)) for key in keys]
+        units = [
+            self._kept_units((own @ first + first_bias).relu(), key) for own, key in zip(inputs, keys, strict=True)
+        ]
+        return (torch.stack(units) @ second + second_bias).log_softmax(2)
+
+    def taught(self, part: Part, keys: Sequence[Draws]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same of labelled nodes, and of others to make up a batch."""
+        labelled = keys[0].fold("labelled").permutation(len(part.nodes))[: BATCH // 2]
+        others = keys[0].fold("others").integers(len(self.x), BATCH - len(labelled))
+        outputs = self(keys, torch.cat([part.nodes[labelled], others]))
+        return outputs, torch.arange(len(labelled), device=outputs.device), part.classes[labelled]

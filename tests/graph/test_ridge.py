@@ -60,7 +60,17 @@ def test_real_batches_are_read_where_all_nodes_have_labels() -> None:
     loss = objective(network, synthetic(), real, Draws(1))
     flipped = real._replace(targets=(real.targets + 1) % 3)  # type: ignore[operator]
     assert not torch.isclose(loss, objective(network, synthetic(), flipped, Draws(1)))
-    assert not objective._taught
+    assert objective._taught is None
+
+
+def test_a_teacher_is_kept_for_its_task_and_seed_alone() -> None:
+    first, objective = task(), PropagatedRidge(recipe=SHORT)
+    targets = objective.taught(first, Draws(1))
+    assert objective.taught(first, Draws(1)) is targets
+    assert not torch.equal(objective.taught(first, Draws(2)), targets)
+    changed = replace(first.graph, y=(first.graph.y + 1) % 3)
+    assert not torch.equal(objective.taught(graph_task(changed, width=8, protocol=FAST), Draws(1)), targets)
+    assert torch.equal(objective.taught(first, Draws(1)), targets)
 
 
 def test_a_network_that_reads_the_graph_and_a_structure_are_seen_whole() -> None:

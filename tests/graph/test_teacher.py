@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmdistill.errors import ConfigError
+from mmdistill.graph import teacher
 from mmdistill.graph.scene import Part, Scene
 from mmdistill.graph.task import graph_task
 from mmdistill.graph.teacher import TeacherRecipe, _Perceptron, teach, teacher_loss
@@ -68,6 +69,24 @@ def test_a_teacher_keeps_known_labels_and_knows_most_others() -> None:
     assert float(right) > 0.9  # softmax regression on the labelled nodes' own features reaches two thirds
     assert torch.equal(found, teach(train, val, 3, Draws(0), SHORT))
     assert not torch.equal(found, teach(train, val, 3, Draws(1), SHORT))
+
+
+def test_of_a_large_graph_features_are_propagated_once_and_batches_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, val = parts()
+    scene = train.scene
+    weights = scene.adjacency.among(torch.arange(len(scene))).numpy()
+    expected = averaged_hops(weights, scene.x.double().numpy(), SHORT.hops)
+    perceptron = teacher._SettledPerceptron(scene, 3, Draws(2), SHORT)
+    assert torch.allclose(perceptron.x.double(), torch.from_numpy(expected), atol=1e-6)
+    assert torch.allclose(perceptron.read(), _Perceptron(scene, 3, Draws(2), SHORT).read(), atol=1e-5)
+    monkeypatch.setattr(teacher, "LARGE", len(scene))
+    monkeypatch.setattr(teacher, "BATCH", 20)
+    outputs, labelled, classes = perceptron.taught(train, [Draws(5), Draws(6)])
+    assert outputs.shape == (2, 20, 3)
+    assert len(labelled) == len(classes) == 10
+    found = teach(train, val, 3, Draws(0), SHORT)
+    others = torch.ones(len(found), dtype=torch.bool).index_fill(0, train.nodes, False)
+    assert float((found.argmax(1) == scene.y)[others].float().mean()) > 0.9
 
 
 def test_validation_nodes_choose_the_epoch_in_the_same_graph_alone() -> None:
