@@ -1,4 +1,4 @@
-"""Differentiable siamese augmentation (DSA), on tensors, without a loop over samples; CutMix for training networks.
+"""Differentiable siamese augmentation (DSA), on tensors, without a loop over samples.
 
 DSA draws one random operation a call; some methods apply further ones in every call.
 
@@ -15,11 +15,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, Task
+from mmdistill.task import Batch, ClassBatch, Inputs
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 OPERATIONS: tuple[Operation, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -198,64 +197,6 @@ class SiameseAugmentation:
         sizes = self._hole_size(height), self._hole_size(width)
         x = x * kept(parameters.hole, parameters.holed, sizes, height, width)[:, None, None]
         return x.flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class MixedMinibatches:
-    """Augment a minibatch per sample, then sometimes mix it with itself by CutMix, as IDC trains its networks.
-
-    One box per minibatch is filled with the pixels of shuffled images; labels become soft, in the proportion of areas.
-    The box has the aspect of the image, a share of the area that is uniform in [0, 1), and its centre anywhere, so that
-    a part may lie outside.
-
-    Args:
-        augmentation: of each image; None leaves them.
-        cutmix: the probability that a minibatch is mixed.
-    Shapes:
-        batches of images ``(n, channels, height, width)``; targets come back as ``(n, C)`` soft labels if ``cutmix``.
-    Raises:
-        ConfigError: not a probability, or labels that need mixing in a task without classes.
-    Source: Yun et al., ICCV 2019, with beta = 1; Kim et al., ICML 2022.
-    """
-
-    augmentation: SiameseAugmentation | None = None
-    cutmix: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.cutmix <= 1:
-            raise ConfigError(f"cutmix is a probability, got {self.cutmix}")
-
-    def __call__(self, task: Task, draws: Draws, batch: Batch) -> Batch:
-        """Return the minibatch to train on."""
-        images = image_inputs(batch.inputs)
-        if self.augmentation is not None:
-            images = self.augmentation.per_sample(draws.fold("augment"), images)
-        if not self.cutmix:
-            return Batch(images, batch.targets, batch.weight)
-        if task.num_classes is None or isinstance(batch.targets, dict):
-            raise ConfigError("CutMix mixes the labels of classes, which this task does not have")
-        labels = batch.targets
-        if labels.ndim == 1:
-            labels = functional.one_hot(labels, task.num_classes).to(images.dtype)
-        key = draws.fold("mix").to(images.device)
-        partner = key.fold("partner").permutation(len(images))
-        box = cutmix_box(key, self.cutmix, *images.shape[-2:])
-        own = 1 - box.to(images.dtype).mean()
-        mixed = torch.where(box, images[partner], images)
-        return Batch(mixed, own * labels + (1 - own) * labels[partner], batch.weight)
-
-
-def cutmix_box(draws: Draws, probability: float, height: int, width: int) -> Tensor:
-    """Return a mask ``(height, width)`` that is true in CutMix's box, nowhere if the minibatch is not mixed."""
-    u = draws.fold("box").uniform(4)
-    inside = (u[0] < probability)[None]
-    masks = []
-    for side, centre in ((height, u[2]), (width, u[3])):
-        half = ((side * (1 - u[1]).sqrt()).floor() / 2).floor()
-        middle = (centre * side).floor()
-        position = torch.arange(side, device=u.device)
-        masks.append((position >= middle - half) & (position < middle + half) & inside)
-    return masks[0][:, None] & masks[1][None]
 
 
 def image_inputs(inputs: Inputs) -> Tensor:

@@ -1,15 +1,12 @@
-"""DC's own augmentation of minibatches, and CutMix: what some papers' judges train with beside DSA."""
+"""DC's own augmentation of minibatches, which its judges of MNIST train with instead of DSA's."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ShapeError
-from mmdistill.image.augment import cutmix_box, resample
-from mmdistill.labels import as_probabilities
+from mmdistill.image.augment import resample
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch
 
 CROP = 4
 """Largest shift, in pixels."""
@@ -45,33 +42,3 @@ def crop_scale_rotate(draws: Draws, images: Tensor) -> Tensor:
     by_channel = images.mean((0, 2, 3)).view(1, channels, 1, 1)
     fill = torch.where(cropped.view(n, 1, 1, 1), by_channel, images.mean() * rotated.view(n, 1, 1, 1))
     return resample((images - fill)[:, None], matrix.to(images), shift.to(images))[:, 0] + fill
-
-
-def cut_and_mix(draws: Draws, batch: Batch, groups: int, probability: float, num_classes: int) -> Batch:
-    """Mix minibatches by CutMix: a box of each image comes from another of its group, and its label in proportion.
-
-    All groups get the same box, each a shuffling of its own.
-
-    Args:
-        draws: the key.
-        batch: flat, groups one after the other.
-        groups: how many minibatches it holds.
-        probability: that they are mixed at all.
-        num_classes: C.
-
-    Shapes:
-        batch.inputs ``(groups * m, channels, height, width)``; targets become ``(groups * m, C)`` soft labels.
-
-    Source: Yun et al., ICCV 2019, with beta = 1; Kim et al., ICML 2022.
-    """
-    images, targets, weight = batch
-    if isinstance(images, dict) or isinstance(targets, dict):
-        raise ShapeError("CutMix mixes one tensor of images with one of labels")
-    key = draws.to(images.device)
-    size = len(images) // groups
-    partner = key.fold("partner").uniform(groups, size).argsort(1)
-    partner = (partner + size * torch.arange(groups, device=images.device)[:, None]).flatten()
-    box = cutmix_box(key, probability, *images.shape[-2:])
-    own = 1 - box.to(images.dtype).mean()
-    labels = as_probabilities(targets, num_classes, images.dtype)
-    return Batch(torch.where(box, images[partner], images), own * labels + (1 - own) * labels[partner], weight)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from mmdistill.image.augment import MixedMinibatches, SiameseAugmentation
+from mmdistill.image.augment import SiameseAugmentation
+from mmdistill.image.cutmix import MixedMinibatches
 from mmdistill.image.storage import tiled
 from mmdistill.methods import CORE_METHODS, Configured, Method, trained_by
 from mmdistill.networks.early import EarlyStagePool

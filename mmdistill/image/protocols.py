@@ -34,7 +34,7 @@ class Protocol:
         summary: one line.
         fit: for class indices and probabilities.
         scores: for targets that are no distributions; None is ``fit``.
-        augment: ``dsa``; ``dc``: its own crop, scale, rotation, or noise; or ``none``.
+        augment: ``dsa``; ``dc``: its own crop, scale or rotation; or ``none``.
         plain_epochs: epochs of judges that train without augmentation; None is those of ``fit``.
         cutmix: the probability that a minibatch is mixed.
         squared: regress all targets by the mean squared error, not only those that are no distributions.

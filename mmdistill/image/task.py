@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
+from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
-from mmdistill.image.dc_augment import crop_scale_rotate, cut_and_mix
+from mmdistill.image.dc_augment import crop_scale_rotate
 from mmdistill.image.judge import Judge, is_distribution, seeded, target_loss, with_learned_rate
 from mmdistill.image.models import fitting_models, model_factory, model_name, refusal
 from mmdistill.image.pixels import Pixels

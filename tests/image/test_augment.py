@@ -7,7 +7,8 @@ from kornia.geometry import transform as kornia
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.image.augment import OPERATIONS, MixedMinibatches, Operation, Parameters, SiameseAugmentation, cutmix_box
+from mmdistill.image.augment import OPERATIONS, Operation, Parameters, SiameseAugmentation
+from mmdistill.image.cutmix import MixedMinibatches, cutmix_box
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims
 from tests.oracles import augment as oracle

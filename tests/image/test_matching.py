@@ -3,7 +3,7 @@
 import pytest
 
 from mmdistill.image import DOMAIN, image_task
-from mmdistill.image.augment import MixedMinibatches
+from mmdistill.image.cutmix import MixedMinibatches
 from mmdistill.image.matching import COLOR_CROP, COLOR_CROP_CUTOUT, contrastive
 from mmdistill.methods import Method
 from mmdistill.networks.early import EarlyStagePool

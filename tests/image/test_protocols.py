@@ -9,8 +9,9 @@ from torch import nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.image import ImageTask, image_task
+from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
-from mmdistill.image.dc_augment import crop_scale_rotate, cut_and_mix
+from mmdistill.image.dc_augment import crop_scale_rotate
 from mmdistill.image.judge import squared_loss
 from mmdistill.image.protocols import HEADER, PROTOCOLS, Protocol, find_protocol, plan_for
 from mmdistill.networks.fit import FitProtocol, fit_networks, rate_factor

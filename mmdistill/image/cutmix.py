@@ -1,0 +1,90 @@
+"""CutMix of minibatches: how IDC trains its networks, and some papers' judges train."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.image.augment import SiameseAugmentation, image_inputs
+from mmdistill.labels import as_probabilities
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, Task
+
+
+@dataclass(frozen=True)
+class MixedMinibatches:
+    """Augment a minibatch per sample, then sometimes mix it with itself by CutMix, as IDC trains its networks.
+
+    Args:
+        augmentation: of each image; None leaves them.
+        cutmix: the probability that a minibatch is mixed.
+    Shapes:
+        batches of images ``(n, channels, height, width)``; targets come back as ``(n, C)`` soft labels if ``cutmix``.
+    Raises:
+        ConfigError: not a probability, or labels that need mixing in a task without classes.
+    Source: Kim et al., ICML 2022.
+    """
+
+    augmentation: SiameseAugmentation | None = None
+    cutmix: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cutmix <= 1:
+            raise ConfigError(f"cutmix is a probability, got {self.cutmix}")
+
+    def __call__(self, task: Task, draws: Draws, batch: Batch) -> Batch:
+        """Return the minibatch to train on."""
+        images = image_inputs(batch.inputs)
+        if self.augmentation is not None:
+            images = self.augmentation.per_sample(draws.fold("augment"), images)
+        batch = Batch(images, batch.targets, batch.weight)
+        if not self.cutmix:
+            return batch
+        if task.num_classes is None:
+            raise ConfigError("CutMix mixes the labels of classes, which this task does not have")
+        return cut_and_mix(draws.fold("mix"), batch, 1, self.cutmix, task.num_classes)
+
+
+def cut_and_mix(draws: Draws, batch: Batch, groups: int, probability: float, num_classes: int) -> Batch:
+    """Mix minibatches by CutMix: a box of each image comes from another of its group, and its label in proportion.
+
+    All groups get the same box, each a shuffling of its own. The box has the aspect of the image, a share of the area
+    that is uniform in [0, 1), and its centre anywhere, so that a part may lie outside.
+
+    Args:
+        draws: the key.
+        batch: flat, groups one after the other.
+        groups: how many minibatches it holds.
+        probability: that they are mixed at all.
+        num_classes: C.
+
+    Shapes:
+        batch.inputs ``(groups * m, channels, height, width)``; targets become ``(groups * m, C)`` soft labels.
+
+    Source: Yun et al., ICCV 2019, with beta = 1; Kim et al., ICML 2022.
+    """
+    images, targets, weight = batch
+    if isinstance(images, dict) or isinstance(targets, dict):
+        raise ShapeError("CutMix mixes one tensor of images with one of labels")
+    key = draws.to(images.device)
+    size = len(images) // groups
+    partner = key.fold("partner").uniform(groups, size).argsort(1)
+    partner = (partner + size * torch.arange(groups, device=images.device)[:, None]).flatten()
+    box = cutmix_box(key, probability, *images.shape[-2:])
+    own = 1 - box.to(images.dtype).mean()
+    labels = as_probabilities(targets, num_classes, images.dtype)
+    return Batch(torch.where(box, images[partner], images), own * labels + (1 - own) * labels[partner], weight)
+
+
+def cutmix_box(draws: Draws, probability: float, height: int, width: int) -> Tensor:
+    """Return a mask ``(height, width)`` that is true in CutMix's box, nowhere if the minibatch is not mixed."""
+    u = draws.fold("box").uniform(4)
+    inside = (u[0] < probability)[None]
+    masks = []
+    for side, centre in ((height, u[2]), (width, u[3])):
+        half = ((side * (1 - u[1]).sqrt()).floor() / 2).floor()
+        middle = (centre * side).floor()
+        position = torch.arange(side, device=u.device)
+        masks.append((position >= middle - half) & (position < middle + half) & inside)
+    return masks[0][:, None] & masks[1][None]
