@@ -1,6 +1,5 @@
-"""FRePo, RFAD and KIP on digits; and, among the slow tests, the unrolled methods beside them."""
+"""FRePo, RFAD and KIP on digits."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.coresets import allocate, choose_samples
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
@@ -107,24 +105,3 @@ def test_reduced_schedules_have_a_rate_for_all_that_is_learned(name: str, ipc: i
     run, loss = distiller.step(distiller.start())
     assert run.step == 1
     assert bool(torch.isfinite(loss))
-
-
-def accuracy(task: ImageTask, name: str, seed: int) -> float:
-    learned: Mapping[str, Tensor] = {}
-    if name not in ("real", "herding"):
-        result = distill(task, name, ipc=1, seed=seed)
-        batch, learned = result.batch, result.learned
-    else:
-        counts = allocate(1, "ipc", task.labels, task.num_classes)
-        batch = task.select(choose_samples(task, name, counts, Draws(seed, ("baseline",))))  # type: ignore[arg-type]
-    return task.evaluate(batch, "convnet", Draws(seed, ("judge",)), 1, learned).values["accuracy"][0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "dd", "mtt", "tesla", "ftd", "ddpp"])
-def test_each_beats_its_baselines_on_digits(name: str) -> None:
-    task = image_task("digits")
-    # Judges of DD take its 15 learned steps alone, after which herded images trained to the end are level with it.
-    for baseline in ("real",) if name == "dd" else ("real", "herding"):
-        gap = torch.tensor([accuracy(task, name, seed) - accuracy(task, baseline, seed) for seed in range(3)])
-        assert float(gap.mean()) > 2 * float(gap.std()) / len(gap) ** 0.5, (baseline, gap)
