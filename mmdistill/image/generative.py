@@ -114,10 +114,16 @@ GENERATIVE_METHODS: dict[str, Method] = {
 }
 """What the image domain adds to distribution matching."""
 
+
+def _digits_it_gan(ipc: int) -> Settings:
+    rate = OptimizerSpec("adam", 0.01)
+    return replace(_it_gan_settings(ipc), steps=300, real_batch=64, optimizers={"codes": rate}, init="herding")
+
+
 GENERATIVE_DIGITS: dict[str, Method] = {
     "it-gan": replace(
         GENERATIVE_METHODS["it-gan"],
-        settings=lambda ipc: replace(_it_gan_settings(ipc), steps=300, real_batch=64),
+        settings=_digits_it_gan,
         parameterization=generated(
             GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=1200, lr=1e-3),
             Inversion(steps=100, feature_steps=100),

@@ -156,7 +156,7 @@ def _digits_dm(ipc: int) -> Settings:
     return Settings(steps=500, real_batch=64, optimizers={"codes": OptimizerSpec("sgd", 1.0, 0.5)}, augment=True)
 
 
-def _digits_dc(ipc: int, augment: bool = False) -> Settings:
+def _digits_dcc(ipc: int, augment: bool = False) -> Settings:
     return Settings(
         steps=200,
         real_batch=64,
@@ -167,9 +167,15 @@ def _digits_dc(ipc: int, augment: bool = False) -> Settings:
     )
 
 
+def _digits_dc(ipc: int, augment: bool = False) -> Settings:
+    """Return a fresh network for every step, whose rate is annealed, since a single network's gradients are noisy."""
+    rate = OptimizerSpec("sgd", 0.5 if ipc < 10 else 0.3, 0.5, cosine=True)
+    return replace(_digits_dcc(ipc, augment), optimizers={"codes": rate}, init="herding", outer_steps=1)
+
+
 def _digits_idc(ipc: int) -> Settings:
     settings = _idc_settings(ipc, lr=0.035, inner_steps=2)
-    return replace(settings, steps=200, outer_steps=20)
+    return replace(settings, steps=200, outer_steps=20, init="herding")
 
 
 def _on_digits(name: str, kind: Callable[..., TrainedOnT]) -> Method:
@@ -187,10 +193,10 @@ MATCHING_DIGITS: dict[str, Method] = {
     "dm": replace(CORE_METHODS["dm"], settings=_digits_dm),
     "dc": replace(CORE_METHODS["dc"], settings=_digits_dc),
     "dsa": replace(CORE_METHODS["dsa"], settings=partial(_digits_dc, augment=True)),
-    "dcc": replace(MATCHING_METHODS["dcc"], settings=partial(_digits_dc, augment=True)),
-    "egm": replace(MATCHING_METHODS["egm"], settings=partial(_digits_dc, augment=True)),
-    "cafe": replace(MATCHING_METHODS["cafe"], settings=_digits_dc),
-    "cafe+dsa": replace(MATCHING_METHODS["cafe+dsa"], settings=partial(_digits_dc, augment=True)),
+    "dcc": replace(MATCHING_METHODS["dcc"], settings=partial(_digits_dcc, augment=True)),
+    "egm": replace(MATCHING_METHODS["egm"], settings=partial(_digits_dcc, augment=True)),
+    "cafe": replace(MATCHING_METHODS["cafe"], settings=_digits_dcc),
+    "cafe+dsa": replace(MATCHING_METHODS["cafe+dsa"], settings=partial(_digits_dcc, augment=True)),
     "idc": _on_digits("idc", TrainedOnT),
     "edd": _on_digits("edd", EarlyStagePool),
 }

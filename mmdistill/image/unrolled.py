@@ -30,6 +30,16 @@ from mmdistill.task import Task
 
 DIGITS_EXPERTS = FitProtocol(epochs=0, lr=0.02, momentum=0.0, weight_decay=0.0, batch=64, decay_at=())
 """Smaller minibatches and twice the published rate, so that an epoch of the small data set moves an expert."""
+DIGITS_FAST_EXPERTS = replace(DIGITS_EXPERTS, lr=0.1)
+"""Experts that soon know the digits: what TESLA labels images by, and what ten images per class learn to follow."""
+EARLY_EPOCHS = 3
+"""From so many first epochs experts know less than ten real images per class teach."""
+
+
+def _experts_by(early: FitProtocol, late: FitProtocol) -> Callable[[Settings], NetworkSchedule]:
+    """Return experts that train by one protocol where starts are early, and by another one where they are not."""
+    by_early, by_late = experts_by(early), experts_by(late)
+    return lambda settings: (by_early if settings.start_epochs <= EARLY_EPOCHS else by_late)(settings)
 
 
 FTD_EXPERTS = replace(PUBLISHED, sam_adaptive=True)
@@ -126,21 +136,24 @@ def _ld_settings(ipc: int) -> Settings:
 
 def _digits_dd(ipc: int) -> Settings:
     return Settings(
-        steps=100,
+        steps=200,
         real_batch=256,
         optimizers={
             "codes": OptimizerSpec("adam", 0.1, cosine=True),
-            "objective": OptimizerSpec("adam", 0.02, cosine=True),
+            "objective": OptimizerSpec("adam", 0.01, cosine=True),
         },
+        init="herding",
         inner_steps=15,
-        inner_lr=0.1,
+        inner_lr=0.05,
         inner_batch=0,
         inner_momentum=0.5,
+        clip=0.3,
     )
 
 
 def _digits_mtt(ipc: int) -> Settings:
-    return Settings(
+    """Return settings in which ten images per class follow later epochs, of experts that know more than they teach."""
+    settings = Settings(
         steps=100,
         real_batch=1,
         optimizers={"codes": OptimizerSpec("adam", 0.03), "objective": OptimizerSpec("adam", 1e-3)},
@@ -149,14 +162,22 @@ def _digits_mtt(ipc: int) -> Settings:
         inner_batch=0,
         experts=10,
         expert_steps=2,
-        start_epochs=3,
+        start_epochs=EARLY_EPOCHS,
     )
+    if ipc < 10:
+        return settings
+    return replace(settings, steps=80, init="herding", inner_lr=0.05, inner_batch=20, expert_steps=1, start_epochs=15)
 
 
 def _digits_haba(ipc: int) -> Settings:
     settings = _digits_mtt(ipc)
     optimizers = {**settings.optimizers, "decoder": OptimizerSpec("adam", 0.003)}
-    return replace(settings, optimizers=optimizers, inner_parts=2)
+    return replace(settings, optimizers=optimizers, inner_batch=0, inner_parts=2)
+
+
+def _digits_tesla(ipc: int) -> Settings:
+    settings = _digits_mtt(ipc)
+    return settings if ipc >= 10 else replace(settings, steps=60, init="herding", inner_lr=0.05, start_epochs=2)
 
 
 def _digits_addmem(ipc: int) -> Settings:
@@ -164,15 +185,18 @@ def _digits_addmem(ipc: int) -> Settings:
     return replace(_digits_dd(ipc), optimizers={**_digits_dd(ipc).optimizers, "codes": rate})
 
 
-def _digits_ld(ipc: int) -> Settings:
-    return Settings(
-        steps=200,
-        real_batch=256,
+def _short_ld(ipc: int) -> Settings:
+    """Return settings in which students train as judges do, five steps at a time, up to 200 epochs of the set."""
+    return replace(
+        _ld_settings(ipc),
+        steps=300,
+        real_batch=128,
+        init="herding",
+        augment=True,
+        outer_steps=40,
+        inner_steps=5,
+        inner_momentum=0.9,
         optimizers={"labels": OptimizerSpec("adam", 0.05, cosine=True)},
-        outer_steps=20,
-        inner_steps=1,
-        inner_lr=0.1,
-        inner_batch=50,
     )
 
 
@@ -247,32 +271,27 @@ UNROLLED_TINY: dict[str, Method] = {
 UNROLLED_PRESETS = {"cifar100": UNROLLED_CIFAR100, "tiny-imagenet": UNROLLED_TINY}
 """Published settings by data set name, where they differ from those of CIFAR-10."""
 
+_digits_experts = _experts_by(DIGITS_EXPERTS, DIGITS_FAST_EXPERTS)
 UNROLLED_DIGITS: dict[str, Method] = {
     "dd": replace(CORE_METHODS["dd"], settings=_digits_dd),
-    "mtt": replace(CORE_METHODS["mtt"], network=experts_by(DIGITS_EXPERTS), settings=_digits_mtt),
-    "tesla": replace(CORE_METHODS["tesla"], network=experts_by(DIGITS_EXPERTS), settings=_digits_mtt),
+    "mtt": replace(CORE_METHODS["mtt"], network=_digits_experts, settings=_digits_mtt),
+    "tesla": replace(CORE_METHODS["tesla"], network=experts_by(DIGITS_FAST_EXPERTS), settings=_digits_tesla),
     "ftd": replace(
         UNROLLED_METHODS["ftd"],
-        network=experts_by(DIGITS_EXPERTS),
+        network=_digits_experts,
         settings=lambda ipc: replace(_digits_mtt(ipc), expert_sam=0.01, ema=0.9),
     ),
-    "ddpp": replace(UNROLLED_METHODS["ddpp"], network=experts_by(DIGITS_EXPERTS), settings=_digits_mtt),
-    "haba": replace(UNROLLED_METHODS["haba"], network=experts_by(DIGITS_EXPERTS), settings=_digits_haba),
-    "addmem": replace(UNROLLED_METHODS["addmem"], settings=_digits_addmem),
-    "ld": replace(UNROLLED_METHODS["ld"], settings=_digits_ld),
+    "ddpp": replace(UNROLLED_METHODS["ddpp"], network=_digits_experts, settings=_digits_mtt),
+    "haba": replace(UNROLLED_METHODS["haba"], network=_digits_experts, settings=_digits_haba),
+    "addmem": replace(
+        UNROLLED_METHODS["addmem"], settings=_digits_addmem, parameterization=addressed(factor=1, multiple=2)
+    ),
+    "ld": replace(UNROLLED_METHODS["ld"], settings=_short_ld),
 }
 """Short runs for the 8 x 8 digits; chosen on a validation split of their training images."""
 
 REDUCED_EXPERTS = FitProtocol(epochs=0, lr=0.01, momentum=0.0, weight_decay=0.0, batch=32, decay_at=(), visits=3200)
 """Epochs of a hundred steps, each on images that the one before may not have seen."""
-EARLY_EPOCHS = 3
-"""From so many first epochs experts know less than ten real images per class teach."""
-
-
-def _reduced_experts_by(protocol: FitProtocol) -> Callable[[Settings], NetworkSchedule]:
-    """Return experts that train by a protocol where starts are early, and at twice its rate where they are not."""
-    early, late = experts_by(protocol), experts_by(replace(protocol, lr=2 * protocol.lr))
-    return lambda settings: (early if settings.start_epochs <= EARLY_EPOCHS else late)(settings)
 
 
 def _reduced_mtt(ipc: int) -> Settings:
@@ -340,22 +359,7 @@ def _reduced_addmem(ipc: int) -> Settings:
     return replace(_reduced_dd(ipc), steps=120, optimizers=rates, inner_steps=15, inner_parts=parts, clip=0.0)
 
 
-def _reduced_ld(ipc: int) -> Settings:
-    """Return settings in which students train as judges do, five steps at a time, up to 200 epochs of the set."""
-    return replace(
-        _ld_settings(ipc),
-        steps=300,
-        real_batch=128,
-        init="herding",
-        augment=True,
-        outer_steps=40,
-        inner_steps=5,
-        inner_momentum=0.9,
-        optimizers={"labels": OptimizerSpec("adam", 0.05, cosine=True)},
-    )
-
-
-_reduced_experts = _reduced_experts_by(REDUCED_EXPERTS)
+_reduced_experts = _experts_by(REDUCED_EXPERTS, replace(REDUCED_EXPERTS, lr=0.02))
 UNROLLED_REDUCED: dict[str, Method] = {
     "mtt": replace(CORE_METHODS["mtt"], network=_reduced_experts, settings=_reduced_mtt),
     "tesla": replace(
@@ -364,13 +368,15 @@ UNROLLED_REDUCED: dict[str, Method] = {
     "ddpp": replace(UNROLLED_METHODS["ddpp"], network=_reduced_experts, settings=_reduced_mtt),
     "ftd": replace(
         UNROLLED_METHODS["ftd"],
-        network=_reduced_experts_by(replace(REDUCED_EXPERTS, sam_adaptive=True)),
+        network=_experts_by(
+            replace(REDUCED_EXPERTS, sam_adaptive=True), replace(REDUCED_EXPERTS, lr=0.02, sam_adaptive=True)
+        ),
         settings=lambda ipc: replace(_reduced_mtt(ipc), expert_sam=0.01, expert_gap=0.3, ema=0.9),
     ),
     "haba": replace(UNROLLED_METHODS["haba"], network=_reduced_experts, settings=_reduced_haba),
     "dd": replace(CORE_METHODS["dd"], settings=_reduced_dd),
     "addmem": replace(UNROLLED_METHODS["addmem"], settings=_reduced_addmem),
-    "ld": replace(UNROLLED_METHODS["ld"], settings=_reduced_ld),
+    "ld": replace(UNROLLED_METHODS["ld"], settings=_short_ld),
     "random-soft": UNROLLED_METHODS["random-soft"].with_settings(teacher_epochs=1),
 }
 """For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside.

@@ -53,7 +53,7 @@ def test_label_distillation_learns_labels_alone(task: ImageTask) -> None:
     torch.testing.assert_close(targets.sum(1), torch.ones(20))
     before = start.parameterization(distiller.draws).targets
     assert bool(((targets - before).abs() > 0.01).any())  # type: ignore[operator]
-    assert float(made.learned["inner_lr"]) == pytest.approx(0.1)  # the rate of the students, which is not learned
+    assert float(made.learned["inner_lr"]) == pytest.approx(method.settings(2).inner_lr)  # which is not learned
 
 
 def test_addressed_memory_keeps_its_rate_and_its_bytes(task: ImageTask) -> None:
