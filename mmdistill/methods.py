@@ -9,7 +9,14 @@ from mmdistill.errors import ConfigError, did_you_mean
 from mmdistill.labels import LabelKind
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe
 from mmdistill.networks.fit import FitProtocol
-from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, TrainedNetworks, TrainedOnS, TrainedOnT
+from mmdistill.networks.schedules import (
+    FreshNetworks,
+    NetworkSchedule,
+    TrainedNetworks,
+    TrainedOnS,
+    TrainedOnT,
+    UnreadNetwork,
+)
 from mmdistill.networks.trajectories import ExpertTrajectories, needed_epochs
 from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Objective
@@ -162,6 +169,11 @@ class Method:
 def fresh(settings: Settings) -> NetworkSchedule:
     """A new network each step."""
     return FreshNetworks()
+
+
+def unread(settings: Settings) -> NetworkSchedule:
+    """One network for all steps, which the objective does not read."""
+    return UnreadNetwork()
 
 
 def trained_by(kind: Callable[..., TrainedNetworks]) -> Callable[[Settings], NetworkSchedule]:

@@ -8,7 +8,7 @@ import torch
 from mmdistill.errors import ConfigError
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import FixedLabels, LabelKind, LearnedLabels, centred_one_hot
-from mmdistill.methods import Method, fresh, trained_on_s
+from mmdistill.methods import Method, fresh, trained_on_s, unread
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.base import Network, flatten_classes
@@ -191,7 +191,7 @@ RIDGE_METHODS: dict[str, Method] = {
     "kip": Method(
         "KIP",
         closed_form_ntk,
-        fresh,
+        unread,
         _kip_settings,
         label="learned",
         summary="ridge regression under the closed-form NTK of a fully connected network, learned labels",
@@ -200,7 +200,7 @@ RIDGE_METHODS: dict[str, Method] = {
     "kip-conv": Method(
         "KIP-Conv",
         convolutional_ntk,
-        fresh,
+        unread,
         _kip_settings,
         label="learned",
         summary="KIP under the closed-form NTK of three convolutions without pooling",

@@ -67,6 +67,14 @@ class FreshNetworks(NetworkSchedule):
         return EMPTY
 
 
+class UnreadNetwork(FreshNetworks):
+    """One network, drawn in the first step and never trained: for objectives that read none (KIP)."""
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        """Keep the network."""
+        return state._replace(age=state.age + 1)
+
+
 @dataclass(frozen=True)
 class TrainedNetworks(NetworkSchedule):
     """Base of the schedules that train one network between outer steps and redraw it after ``outer_steps``.

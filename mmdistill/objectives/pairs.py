@@ -10,21 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PORTION = 2**18
-"""Numbers that a CPU converts and multiplies at once, so that its caches hold them (2 MiB of float64)."""
-
 
 def products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the inner products of two sets of samples and the squared norms of the first one's, in b's dtype.
 
-    Where many float32 samples meet a few of float64, no float64 copy of the many is made: to read it would take longer
-    than to multiply.
-
     Shapes:
         a ``(n_a, d)``, b ``(n_b, d)``; returns ``(n_a, n_b)`` and ``(n_a,)``.
     """
-    found: tuple[Tensor, Tensor] = _Products.apply(a, b)  # type: ignore[no-untyped-call]
-    return found
+    wide = a.to(b.dtype)
+    return wide @ b.T, torch.linalg.vector_norm(wide, dim=1).square()  # a norm is one pass without a copy
 
 
 def relu_moments(covariance: Tensor, variance_a: Tensor, variance_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,46 +46,6 @@ def _norm(square: Tensor) -> Tensor:
 def _inverse(norm: Tensor) -> Tensor:
     """Return inverses, 0 where the norm is."""
     return torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1), 0)
-
-
-def _portions(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    """Return a set in portions that a CPU's caches hold, but no fewer samples than the other has; elsewhere whole."""
-    if a.device.type != "cpu":
-        return (a,)
-    return torch.split(a, max(PORTION // max(a.shape[1], 1), len(b), 1))
-
-
-class _Products(torch.autograd.Function):
-    """:func:`products`, which converts the first set portion by portion, forward and backward."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        parts, squares = [], []
-        for part in _portions(a, b):
-            wide = part.to(b.dtype)
-            parts.append((b @ wide.T).T)  # the few times the many: the other way round takes up to twice as long
-            squares.append(torch.linalg.vector_norm(wide, dim=1).square())
-        return torch.cat(parts), torch.cat(squares)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, to_products: Tensor, to_squares: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        a, b = ctx.saved_tensors
-        to_a = to_b = None
-        if ctx.needs_input_grad[0]:
-            to_a = (to_products @ b + 2 * to_squares[:, None] * a).to(a.dtype)
-        if ctx.needs_input_grad[1]:
-            to_b, start = torch.zeros_like(b), 0
-            for part in _portions(a, b):
-                stop = start + len(part)
-                to_b = torch.addmm(to_b, to_products[start:stop].T, part.to(b.dtype))
-                start = stop
-        return to_a, to_b
 
 
 class _ReluMoments(torch.autograd.Function):

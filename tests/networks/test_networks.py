@@ -12,6 +12,7 @@ from mmdistill.networks.schedules import (
     TrainedOnS,
     TrainedOnT,
     TrainedUntilSaturated,
+    UnreadNetwork,
     accuracy,
     sgd_step,
 )
@@ -152,6 +153,13 @@ def test_fresh_networks_differ_by_step_and_forget() -> None:
     assert first.network is not None
     assert second.network is not None
     assert not torch.equal(first.network.params["0.weight"], second.network.params["0.weight"])
+
+
+def test_a_network_that_nothing_reads_is_drawn_once() -> None:
+    task, schedule = BlobTask(), UnreadNetwork()
+    first = schedule.fetch(task, EMPTY, KEY.fold(1))
+    second = schedule.fetch(task, schedule.advance(task, first, lambda: data(task), KEY), KEY.fold(2))
+    assert second.network is first.network
 
 
 def test_trained_networks_age_train_and_start_afresh() -> None:
