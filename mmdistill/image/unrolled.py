@@ -8,6 +8,7 @@ from mmdistill.labels import LabelKind
 from mmdistill.methods import (
     CORE_METHODS,
     MTT_CIFAR10,
+    TESLA_STEPS,
     Configured,
     Method,
     TrajectoryRow,
@@ -65,7 +66,11 @@ MTT_CIFAR100 = {
 }
 """Of whitened images at ipc 1 and 50."""
 HABA_CIFAR10 = {**MTT_CIFAR10, 50: TrajectoryRow(30, 2, 20, 100.0, 1e-5, 0.01)}
-MTT_TINY = {ipc: row._replace(expert_gap=0.0, ema=0.0) for ipc, row in FTD_TINY.items()}
+MTT_TINY = {
+    1: TrajectoryRow(10, 2, 10, 10_000.0, 1e-4, 0.01),
+    10: TrajectoryRow(20, 2, 40, 10_000.0, 1e-4, 0.01, inner_batch=200),
+    50: TrajectoryRow(20, 2, 40, 10_000.0, 1e-4, 0.01, inner_batch=300),
+}
 
 
 def ftd_settings(table: Mapping[int, TrajectoryRow]) -> Callable[[int], Settings]:
@@ -107,17 +112,21 @@ def _haba_settings(ipc: int) -> Settings:
 
 
 def _addmem_settings(ipc: int) -> Settings:
-    """Return the published settings: ten samples per class and step, a fixed rate; no number of steps is published."""
+    """Return the published settings for ten classes: ten samples of each per step and 64 real ones, a fixed rate.
+
+    No number of steps is published. Minibatches are drawn from all samples, not so many of each class.
+    """
     rate = OptimizerSpec("sgd", 0.1, 0.5)
     return Settings(
         steps=50_000,
-        real_batch=1024,
+        real_batch=640,
         optimizers={"codes": rate},
         init="noise",
         inner_steps=150,
         inner_lr=0.01,
         inner_batch=100,
         inner_momentum=0.9,
+        clip=2.0,
     )
 
 
@@ -231,7 +240,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         settings=_addmem_settings,
         parameterization=addressed(),
         summary="performance matching with momentum; images are combinations of bases that classes share",
-        source="Deng and Russakovsky, NeurIPS 2022",
+        source="Deng and Russakovsky, NeurIPS 2022 (fixed labels, as its code has; bases of unit size for tiny ones)",
     ),
     "ld": replace(
         CORE_METHODS["dd"],
@@ -241,7 +250,8 @@ UNROLLED_METHODS: dict[str, Method] = {
         parameterization=fixed_images,
         label="softmax",
         summary="labels alone are learned, for fixed real images, by performance matching",
-        source="Bohdal et al., 2020 (softmax for projected labels, networks of a fixed life)",
+        source="Bohdal et al., 2020 (softmax for projected labels, which start near the images' classes; networks of a "
+        "fixed life, trained by SGD)",
     ),
     "random-soft": Method(
         "Random, soft",
@@ -258,13 +268,13 @@ UNROLLED_METHODS: dict[str, Method] = {
 
 UNROLLED_CIFAR100: dict[str, Method] = {
     "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_CIFAR100)),
-    "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(MTT_CIFAR100)),
+    "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(MTT_CIFAR100, TESLA_STEPS)),
     "ddpp": replace(UNROLLED_METHODS["ddpp"], settings=tabulated(MTT_CIFAR100)),
     "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_CIFAR100)),
 }
 UNROLLED_TINY: dict[str, Method] = {
     "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_TINY)),
-    "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(MTT_TINY)),
+    "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(MTT_TINY, TESLA_STEPS)),
     "ddpp": replace(UNROLLED_METHODS["ddpp"], settings=tabulated(MTT_TINY)),
     "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_TINY)),
 }

@@ -78,7 +78,8 @@ def test_hallucinators_take_turns(task: ImageTask, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "name"), [("", name) for name in MATCHING] + [("cifar100", "ftd"), ("cifar100", "mtt")]
+    ("data", "name"),
+    [("", name) for name in MATCHING] + [("cifar100", "ftd"), ("cifar100", "mtt"), ("tiny-imagenet", "ddpp")],
 )
 def test_published_settings_go_together(data: str, name: str) -> None:
     method = get_method(DOMAIN, name, data)
@@ -102,6 +103,19 @@ def test_published_tables() -> None:
     assert found("tesla", "", 1).optimizers["codes"].lr == TESLA_CIFAR10[1].codes_lr == 1000.0
     assert found("haba", "", 10).optimizers["decoder"] == OptimizerSpec("sgd", 100.0, 0.95)
     assert set(FTD_CIFAR10) == set(MTT_CIFAR100)
+    tiny = [found("mtt", "tiny-imagenet", ipc) for ipc in (1, 10, 50)]
+    assert [(row.inner_steps, row.start_epochs, row.inner_batch) for row in tiny] == [
+        (10, 10, 0),
+        (20, 40, 200),
+        (20, 40, 300),
+    ]
+    assert found("ftd", "tiny-imagenet", 10).inner_batch == 500
+    assert [found(name, data, 1).steps for name in ("mtt", "tesla") for data in ("", "tiny-imagenet")] == [
+        *(5000, 5000),
+        *(10_000, 10_000),
+    ]
+    addmem = found("addmem", "", 1)
+    assert (addmem.inner_batch, addmem.real_batch, addmem.clip) == (100, 640, 2.0)
 
 
 def test_faults_are_refused_by_name(task: ImageTask, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
 from mmdistill.recsys import DOMAIN, RecsysTask, models, recsys_task
 from mmdistill.recsys.draw import storage_lines
-from mmdistill.recsys.methods import METHODS
+from mmdistill.recsys.methods import METHODS, SMALL_RIDGES, ChosenRidgeMatching, learned_ridge
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Batch, Validates
 from mmdistill.testing import check_objective, check_task
 from tests.oracles import recsys as oracle
@@ -142,7 +143,7 @@ def test_the_depth_of_the_inner_model_is_the_tasks(interactions):
     one, two = (recsys_task(interactions, model=name) for name in ("infinite", "infinite-d2"))
     key = Draws(2)
     syn, real = one.select(torch.arange(6)), one.sample_real(key, None, 20)
-    objective = METHODS["distill-cf"].make_objective(METHODS["distill-cf"].settings(6))
+    objective = learned_ridge(1.0)()
     losses = [objective(Network(task, task.init(key)), syn, real, key).item() for task in (one, two)]
     fixed = KernelRidgeMatching(FullyConnectedKernel(depth=2), 1.0, loss=multinomial)
     assert losses[1] == pytest.approx(fixed(Network(one, one.init(key)), syn, real, key).item())
@@ -150,6 +151,30 @@ def test_the_depth_of_the_inner_model_is_the_tasks(interactions):
     assert two.judge(syn, "inf-ae").kernel.depth == 2
     with pytest.raises(ConfigError, match="belongs to interactions"):
         objective.check(BlobTask())
+
+
+def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
+    key, every = Draws(3), 4
+    objective = METHODS["distill-cf"].make_objective(Settings(steps=9, validate_every=every))
+    assert isinstance(objective, ChosenRidgeMatching)
+    assert not objective.steady
+    syn, other, real = (task.select(torch.arange(start, start + 8)) for start in (0, 8, 16))
+    network = Network(task, task.init(key))
+
+    def chosen(batch, draws):
+        model = task.judge(batch, "inf-ae")
+        protocol = dataclasses.replace(task.protocol, negatives=0)
+        scores = {r: model.validate(r, task.data, protocol, draws) for r in (*model.ridges, *SMALL_RIDGES)}
+        return max(scores, key=scores.get)
+
+    for step, batch in ((0, syn), (3, other), (4, other)):
+        value = objective(network._replace(step=step), batch, real, key)
+        ridge = chosen(syn if step < every else other, key.fold("ridge"))
+        fixed = KernelRidgeMatching(FullyConnectedKernel(), ridge, loss=multinomial)
+        assert float(objective.log_ridge.exp()) == pytest.approx(ridge)
+        assert value.item() == pytest.approx(fixed(network, batch, real, key).item())
+    assert chosen(syn, key) != chosen(other, key)
+    assert objective.learned() == {}
 
 
 def test_the_sampled_prior_distils_and_transfers_to_ease(task):
