@@ -130,7 +130,7 @@ METHODS: dict[str, Method] = {
         with_structure(bernoulli_edges),
         domains=("graph",),
         summary="one-step gradient matching on fresh networks, Bernoulli edges",
-        source="Jin et al., KDD 2022",
+        source="Jin et al., KDD 2022 (on nodes its code has GCond's edges, and squared errors of a GCN's gradients)",
     ),
     "gcdm": Method(
         "GCDM",

@@ -24,9 +24,10 @@ Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 OPERATIONS: tuple[Operation, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
 WITHOUT_FLIP: tuple[Operation, ...] = ("color", "crop", "cutout", "scale", "rotate")
 """The strategy for data whose mirror image means something else, such as digits."""
+WARPS: tuple[Operation, ...] = ("crop", "scale", "rotate")
+"""What IDC's judges draw from, beside the operations that they always apply."""
 
-
-ALWAYS_POSSIBLE: tuple[Operation, ...] = ("color", "cutout")
+ALWAYS_POSSIBLE: tuple[Operation, ...] = ("color", "flip", "cutout")
 """What can be applied beside another operation: all others resample, and an image is resampled once."""
 
 
@@ -54,7 +55,8 @@ class SiameseAugmentation:
 
     Args:
         operations: what one operation per call is drawn from, with equal chances.
-        always: operations that every call applies beside the drawn one (IDC); colour comes first, cut-out last.
+        always: operations that every call applies beside the drawn one (IDC); mirroring and colour come first, cut-out
+            last.
         flip: the probability that ``flip`` mirrors.
         scale: images are enlarged or shrunk per axis by a factor whose inverse is U[1/scale, scale).
         rotate: the largest angle, in degrees.
@@ -65,7 +67,7 @@ class SiameseAugmentation:
         contrast: distances from the image's mean are multiplied by U[contrast, contrast + 1).
 
     Raises:
-        ConfigError: an unknown operation, none to draw from, or a resampling (flip, scale, rotate, crop) that is always
+        ConfigError: an unknown operation, none to draw from, or a resampling (scale, rotate, crop) that is always
             applied.
 
     Differs from:
@@ -131,15 +133,17 @@ class SiameseAugmentation:
         scaled, flipped = drawn("scale"), drawn("flip") & (u[6] < self.flip)
         angle = torch.where(drawn("rotate"), (2 * u[5] - 1) * math.radians(self.rotate), zero)
         rows = torch.where(scaled, low + (self.scale - low) * u[3], one)
-        columns = torch.where(scaled, low + (self.scale - low) * u[4], torch.where(flipped, -one, one))
+        columns = torch.where(scaled, low + (self.scale - low) * u[4], one)
         sine, cosine = angle.sin(), angle.cos()
         matrix = torch.stack([rows * cosine, sine, -sine, columns * cosine], 1).view(-1, 2, 2)
+        shift = self._shift(drawn("crop"), u[7], u[8], height, width)
+        mirror = torch.stack([one, torch.where(flipped, -one, one)], 1)  # of the source, so that flipping comes first
         return Parameters(
             torch.where(color, (u[0] - 0.5) * self.brightness, zero),
             torch.where(color, u[1] * self.saturation, one),
             torch.where(color, u[2] + self.contrast, one),
-            matrix,
-            self._shift(drawn("crop"), u[7], u[8], height, width),
+            mirror[:, :, None] * matrix,
+            mirror * shift,
             self._hole(hole[0], hole[1], height, width),
             drawn("cutout"),
         )

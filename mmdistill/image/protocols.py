@@ -14,7 +14,7 @@ from mmdistill.image.data import ImageData
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.registry import canonical, unknown_name
 
-Augmentation = Literal["dsa", "dc", "none"]
+Augmentation = Literal["dsa", "dc", "idc", "none"]
 CLASSIFICATION = FitProtocol(epochs=1000, lr=0.01, momentum=0.9, weight_decay=5e-4, batch=256)
 """For class indices and probabilities: cross entropy."""
 REGRESSION = FitProtocol(epochs=1000, lr=3e-3, optimizer="adam", weight_decay=5e-4, batch=256)
@@ -34,7 +34,8 @@ class Protocol:
         summary: one line.
         fit: for class indices and probabilities.
         scores: for targets that are no distributions; None is ``fit``.
-        augment: ``dsa``; ``dc``: its own crop, scale or rotation; or ``none``.
+        augment: ``dsa``; ``dc``: its own crop, scale or rotation; ``idc``: mirroring and colour, and one of crop, scale
+            and rotation; or ``none``.
         plain_epochs: epochs of judges that train without augmentation; None is those of ``fit``.
         cutmix: the probability that a minibatch is mixed.
         squared: regress all targets by the mean squared error, not only those that are no distributions.
@@ -103,7 +104,7 @@ _DSA = Protocol("dsa", "DSA's: cross entropy, SGD for 1000 epochs with siamese a
 _RFAD = Protocol(
     "rfad",
     "RFAD's and KIP's: squared error on scaled labels, a wide ConvNet without norm, no augmentation; the papers choose "
-    "rate, weight decay and label scale for each cell",
+    "rate, weight decay and label scale for each cell, and subtract each network's outputs at its start",
     FitProtocol(epochs=2000, lr=0.01, momentum=0.9, weight_decay=0.0, batch=512, decay_at=()),
     scores=None,
     augment="none",
@@ -135,7 +136,8 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "frepo": Protocol(
         "frepo",
-        "FRePo's: squared error, Adam with warm-up and cosine, a ConvNet that doubles its channels, without norm",
+        "FRePo's: squared error, Adam with warm-up and cosine, a ConvNet that doubles its channels, without norm; "
+        "DSA's augmentation for its own",
         FitProtocol(
             epochs=1000, lr=3e-4, optimizer="adam", weight_decay=0.0, batch=500, decay_at=(), warmup=500, cosine=True
         ),
@@ -150,7 +152,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "kip": replace(_RFAD, name="kip"),
     "idc": Protocol(
         "idc",
-        "IDC's (EDD): cross entropy, SGD for 1000 epochs of minibatches of 64 with DSA and CutMix",
+        "IDC's (EDD): cross entropy, SGD for 1000 epochs of minibatches of 64 that are mirrored, coloured and warped, "
+        "and mixed by CutMix (not on MNIST)",
         FitProtocol(
             epochs=1000,
             lr=0.01,
@@ -161,6 +164,7 @@ PROTOCOLS: dict[str, Protocol] = {
             decay=0.2,
             restart=False,
         ),
+        augment="idc",
         cutmix=0.5,
         reported="the best over the epochs",
     ),
@@ -246,6 +250,6 @@ def plan_for(
         length = min(data.whole_epochs, epochs or data.whole_epochs)
     elif epochs is not None:
         length = epochs
-    cutmix = 0.0 if whole else protocol.cutmix
+    cutmix = 0.0 if whole or (kind == "idc" and data.name == "mnist") else protocol.cutmix
     fit = replace(fit, epochs=length, batch=fit.batch if batch is None else batch)
     return Plan(fit, kind, cutmix, protocol.squared or scores, protocol.label_scale)

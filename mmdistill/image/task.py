@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
-from mmdistill.image.augment import OPERATIONS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
+from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
@@ -70,6 +70,7 @@ class ImageTask:
         self.labels: Tensor | None = data.train_labels.cpu()
         self.judges: Sequence[str] = (model, *(name for name in fitting_models(data.shape) if name != model))
         self.augmentation = SiameseAugmentation(OPERATIONS if data.mirror else WITHOUT_FLIP)
+        self._warps = SiameseAugmentation(WARPS, ("color", "flip") if data.mirror else ("color",))
         self.judge_augment = judge_augment
         self.judge_epochs = judge_epochs
         self.judge_batch = judge_batch
@@ -143,12 +144,14 @@ class ImageTask:
             return ClassBatch(Batch(inputs, batch.batch.targets, batch.batch.weight), batch.dims)
         return Batch(self._augmented(draws, image_inputs(batch.inputs), 1, shared), batch.targets, batch.weight)
 
-    def _augmented(self, draws: Draws, images: Tensor, groups: int, shared: bool) -> Tensor:
+    def _augmented(
+        self, draws: Draws, images: Tensor, groups: int, shared: bool, by: SiameseAugmentation | None = None
+    ) -> Tensor:
         """Augment flat images of which each group of consecutive ones gets an operation of its own."""
-        height, width = images.shape[-2:]
+        augmentation, (height, width) = by or self.augmentation, images.shape[-2:]
         members = 1 if shared else len(images) // groups
-        parameters = self.augmentation.draw(draws.to(images.device), height, width, groups, members)
-        return self.augmentation.apply(images, parameters)
+        parameters = augmentation.draw(draws.to(images.device), height, width, groups, members)
+        return augmentation.apply(images, parameters)
 
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
@@ -186,6 +189,8 @@ class ImageTask:
         images = image_inputs(flat.inputs)
         if plan.augment == "dsa":
             images = self._augmented(draws, images, networks, shared=False)
+        elif plan.augment == "idc":
+            images = self._augmented(draws, images, networks, shared=False, by=self._warps)
         elif plan.augment == "dc":
             images = crop_scale_rotate(draws, images)
         batch = Batch(images, flat.targets, flat.weight)

@@ -38,6 +38,8 @@ class StyleAdversary(Objective):
         flat batches of ``M styles`` samples, code by code; returns a scalar.
     Raises:
         ConfigError: fewer than two styles, or an objective that reads class batches.
+    Differs from: the published code augments what the adversary sees, and draws other codes and styles for its step
+        than for the likeness; here it sees the samples as they are, and one pair of styles serves both.
     Source: Liu et al., NeurIPS 2022, Sec. 3.2; Khosla et al., NeurIPS 2020 (the contrast).
     """
 

@@ -59,6 +59,7 @@ class Hallucinator(nn.Module):
         ``(n, channels, height, width)`` to the same.
     Raises:
         ConfigError: a side of fewer than 3 pixels.
+    Differs from: the published code has no rectifier, so its samples are linear in the code.
     Source: Liu et al., NeurIPS 2022, Sec. 3.
     """
 

@@ -87,6 +87,7 @@ def _unrolled(ipc: int, labels: bool) -> Settings:
 
 
 def _attention(ipc: int) -> Settings:
+    """Return settings of our own, with the papers' optimizer: one rate for all that is learned, and no warm-up."""
     optimizers = {name: OptimizerSpec("adamw", 0.01) for name in ("codes", "labels", "objective")}
     return Settings(
         steps=300,
@@ -132,7 +133,7 @@ TOKEN_METHODS: dict[str, Method] = {
         "softmax",
         ("text",),
         "soft labels of the classes and of a transformer's attention, unrolled fine-tuning",
-        "Maekawa et al., ACL 2023",
+        "Maekawa et al., ACL 2023; ours start from real texts and even attention instead of noise",
     ),
     "dm-tokens": Method(
         "DM of token embeddings",

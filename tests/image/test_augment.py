@@ -7,7 +7,7 @@ from kornia.geometry import transform as kornia
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.image.augment import OPERATIONS, Operation, Parameters, SiameseAugmentation
+from mmdistill.image.augment import OPERATIONS, WARPS, Operation, Parameters, SiameseAugmentation
 from mmdistill.image.cutmix import MixedMinibatches, cutmix_box
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims
@@ -156,8 +156,26 @@ def test_operations_that_are_always_applied_come_with_the_drawn_one() -> None:
     described = config.describe()
     assert (described["operations"], described["always"]) == (["crop"], ["color", "cutout"])
     assert "always" not in SiameseAugmentation().describe()
-    with pytest.raises(ConfigError, match="only color and cutout"):
+    with pytest.raises(ConfigError, match="only color and flip and cutout"):
         SiameseAugmentation(("crop",), always=("rotate",))
+
+
+@pytest.mark.parametrize("operation", WARPS)
+def test_images_that_are_always_mirrored_are_mirrored_before_they_are_warped(operation: Operation) -> None:
+    config = SiameseAugmentation((operation,), always=("color", "flip"))
+    x = images(12, (3, 8, 10))
+    parameters = config.draw(Draws(3), 8, 10, groups=1, per_group=12)
+    got, mirror = config.apply(x, parameters), torch.tensor([1.0, -1.0])
+    mirrored = parameters.matrix.det() < 0
+    assert 0 < int(mirrored.sum()) < 12
+    for index in range(12):
+        p, expected = one(parameters, index), x[index]
+        if mirrored[index]:
+            expected = torch.from_numpy(oracle.flip(expected.numpy().copy()))
+            p = p._replace(matrix=mirror[:, None] * p.matrix, shift=mirror * p.shift)
+        for each in ("color", operation):
+            expected = torch.from_numpy(by_loops(each, expected, p, config))  # type: ignore[arg-type]
+        np.testing.assert_allclose(got[index].numpy(), expected.numpy(), atol=2e-6)
 
 
 def test_classes_are_augmented_alike_on_both_sides() -> None:

@@ -58,7 +58,9 @@ def test_presets_follow_their_papers(photographs: ImageData) -> None:
     assert plan("frepo", photographs, 10).fit.epochs == 1000
     assert plan("frepo", photographs, 1000).fit.epochs == 5000  # 10,000 updates, two an epoch
     idc = plan("idc", photographs)
-    assert (idc.fit.batch, idc.cutmix, idc.fit.restart) == (64, 0.5, False)
+    assert (idc.fit.batch, idc.cutmix, idc.fit.restart, idc.augment) == (64, 0.5, False, "idc")
+    assert (plan("idc", mnist).cutmix, plan("idc", mnist).augment) == (0, "idc")
+    assert plan("idc", photographs, own=False).augment == "dsa"
     assert plan("kip", photographs).label_scale == 8
     for protocol in PROTOCOLS.values():
         assert len(protocol.row()) == len(HEADER)
@@ -173,6 +175,22 @@ def test_a_preset_judges_with_its_own_network_and_says_so(digits: ImageTask) -> 
     for name in ("idc", "dc", "kip", "mtt"):
         task = ImageTask(digits.data, digits.network, "own", digits.device, judge_epochs=2, protocol=name)
         assert len(task.evaluate(batch, "own", KEY, 2, {}).values["accuracy"]) == 2
+
+
+def test_idcs_judges_colour_and_warp_each_minibatch(digits: ImageTask) -> None:
+    data = replace(digits.data, name="photographs", mirror=True)
+    task = ImageTask(data, digits.network, "own", digits.device, protocol="idc")
+    images = torch.randn(60, 1, 8, 8)
+    flat = Batch(images, torch.zeros(60, dtype=torch.long), torch.ones(60))
+    whole = plan("idc", data, whole=True)  # without CutMix
+    found = [task._minibatches(whole, 2, KEY.fold(index), flat).inputs for index in range(12)]
+    changed = [(one - images).abs().flatten(1).amax(1) > 1e-3 for one in found]  # type: ignore[operator]
+    assert all(bool(every.all()) for every in changed)  # colour changes every image, whatever else is drawn
+    kept_zero = [(one == 0).flatten(1).double().mean(1).view(2, 30) for one in found]  # type: ignore[union-attr]
+    # a shift brings in whole rows of zeros, which no cut-out of half the side adds to
+    assert max(float(share.max()) for share in kept_zero) < 0.25
+    apart = [bool((share[0].max() > 0) != (share[1].max() > 0)) for share in kept_zero]
+    assert any(apart)  # the minibatches of two networks draw operations of their own
 
 
 def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:
