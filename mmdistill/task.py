@@ -287,6 +287,15 @@ class TrainsWhole(Protocol):
 
 
 @runtime_checkable
+class Settles(Protocol):
+    """A task whose networks may normalise by running statistics, which it can take from real samples."""
+
+    def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
+        """Return a network whose running statistics are those of drawn real samples; one without any as it is."""
+        ...
+
+
+@runtime_checkable
 class NamesJudges(Protocol):
     """A task whose judges are more than those it lists, by a grammar of names."""
 

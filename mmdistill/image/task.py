@@ -30,6 +30,8 @@ from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores
 
 WHOLE_MOST = 2**34
 """Bytes of a whole training set in normalised units up to which judges train on it."""
+STATISTICS = 16
+"""Real images of each class by whose statistics batch norms normalise while networks are matched, as DC has it."""
 OWN_MODEL = "model"
 """The judge's name where the network is the user's own."""
 
@@ -105,6 +107,14 @@ class ImageTask:
         if not self._random or draws is None:
             return nullcontext()
         return seeded(draws, self.device)
+
+    def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
+        """Return the network with the statistics of so many real images of each class in its batch norms."""
+        classes = torch.arange(len(self.data.class_names), device=self.device)
+        real = self.sample_real(draws, classes, STATISTICS)
+        assert isinstance(real, ClassBatch)
+        images, _, weight = real.batch
+        return self.network.settled(state, image_inputs(images)[weight > 0])
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean of :func:`~mmdistill.image.judge.target_loss`."""

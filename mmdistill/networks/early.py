@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.networks.schedules import ScheduleState, TrainedOnT
+from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors
 
@@ -63,14 +64,14 @@ class EarlyStagePool(TrainedOnT):
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return the live network, or at age 0 a perturbed one of the pool."""
         if state.network is not None and state.age > 0:
-            return state
+            return super().fetch(task, state, draws)
         pool = self.pool(task, draws)
         index = int(draws.fold("member").to("cpu").integers(self.size, 1))
         strengths = draws.fold("strength").to("cpu").uniform(self.directions, low=self.weakest, high=self.strongest)
         network = pool[index]
         params = perturbed(network.params, strengths.tolist(), draws.fold("direction").to(task.device))
-        buffers = {name: tensor.clone() for name, tensor in network.buffers.items()}  # running statistics move in place
-        return ScheduleState(NetworkState(params, buffers), 0, {})
+        taken = with_real_statistics(task, NetworkState(params, network.buffers), draws)
+        return ScheduleState(taken, 0, {})
 
     def pool(self, task: Task, draws: Draws) -> list[NetworkState]:
         """Return the pool of a task for a run's seed, training it at the first call."""

@@ -23,6 +23,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.memory import explained
 from mmdistill.networks.fit import FitProtocol, Loss, fit_networks, stack_states
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.runtime import Draws, atomic_write, cache_folder
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, TrainsWhole, map_inputs
@@ -56,7 +57,8 @@ class ExpertRecipe:
 def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     """Return what experts are, as plain values: the data, their preprocessing, the network, the training."""
     info = task.describe()
-    shapes = {name: list(tensor.shape) for name, tensor in task.init(Draws(0, device=task.device)).params.items()}
+    state = task.init(Draws(0, device=task.device))
+    shapes = {name: list(tensor.shape) for name, tensor in state.params.items()}
     network = getattr(task, "network", None)
     found = {
         "version": EXPERTS_VERSION,
@@ -68,6 +70,8 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
         "layers": str(network.module) if isinstance(network, FunctionalModule) else "",
         "training": {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed},
     }
+    if has_statistics(state):
+        found["statistics"] = "moved"  # which those of version 2 were not at first
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
     return plain
 
@@ -264,7 +268,7 @@ def _expert_loss(task: Task, random: bool) -> Loss:
     """Return the training loss; dropout, which cannot be batched over networks, draws from each step's own seed."""
 
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-        own = NetworkState(state.params, {name: tensor.clone() for name, tensor in state.buffers.items()})
+        own = NetworkState(state.params, copied(state.buffers))
         draws = Draws(int(noise["seed"]), device=task.device) if random else None
         return task.loss(own, batch, train=True, draws=draws), own.buffers
 

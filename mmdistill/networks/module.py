@@ -120,12 +120,38 @@ class FunctionalModule:
         return {name: params[name] for name in order}
 
     def __call__(self, state: NetworkState, *inputs: Any, train: bool = False) -> tuple[Any, Tensors]:
-        """Return the module's output and its buffers after the call."""
+        """Return the module's output and its buffers after the call; in training, the state's own are moved too.
+
+        Layers that write into their buffers do that anyway, and a loss returns nothing else: pass copies.
+        """
         self.module.train(train)
         tensors = {**state.params, **state.buffers}  # a layer that replaces a buffer finds its new one put here
         output = torch.func.functional_call(self.module, tensors, inputs)
         self._captured.clear()
-        return output, {name: tensors[name] for name in state.buffers}
+        buffers = {name: tensors[name] for name in state.buffers}
+        if train:
+            state.buffers.update(buffers)
+        return output, buffers
+
+    @torch.no_grad()
+    def settled(self, state: NetworkState, *inputs: Any) -> NetworkState:
+        """Return the network with the inputs' own statistics as the running statistics of its batch norms."""
+        norms = [m for m in self.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            return state
+        self.module.eval()
+        kept = [norm.momentum for norm in norms]
+        tensors = {**state.params, **{name: tensor.clone() for name, tensor in state.buffers.items()}}
+        try:
+            for norm in norms:
+                norm.train()
+                norm.momentum = 1.0
+            torch.func.functional_call(self.module, tensors, inputs)
+        finally:
+            for norm, momentum in zip(norms, kept, strict=True):
+                norm.momentum = momentum
+        self._captured.clear()
+        return NetworkState(state.params, {name: tensors[name] for name in state.buffers})
 
     def features(self, state: NetworkState, *inputs: Any) -> tuple[Tensor, ...]:
         """Return the named submodules' features, each flattened to ``(n, d)``, in eval mode."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+from mmdistill.networks.statistics import copied, with_real_statistics
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, map_inputs, num_samples
 
@@ -49,10 +50,10 @@ class NetworkSchedule(ABC):
         """Make what the schedule needs from the cache, before the first step; nothing by default."""
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
-        """Return a state that holds a network: the live one, or a fresh one at age 0."""
+        """Return a state that holds a network: the live one, or a fresh one at age 0, with norms of real statistics."""
         if state.network is None or state.age == 0:
-            return ScheduleState(task.init(draws), 0, {})
-        return state
+            return ScheduleState(with_real_statistics(task, task.init(draws), draws), 0, {})
+        return state._replace(network=with_real_statistics(task, state.network, draws))
 
     @abstractmethod
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
@@ -272,14 +273,14 @@ def sgd_step(
     """Return the network and its momentum buffers after one SGD step (Eq. 3)."""
 
     def loss(params: Tensors) -> tuple[Tensor, Tensors]:
-        state = NetworkState(params, network.buffers)
-        return task.loss(state, batch, train=True, draws=draws), {}
+        state = NetworkState(params, copied(network.buffers))
+        return task.loss(state, batch, train=True, draws=draws), state.buffers
 
     with torch.no_grad():
-        gradients, _ = torch.func.grad(loss, has_aux=True)(network.params)
+        gradients, buffers = torch.func.grad(loss, has_aux=True)(network.params)
         if weight_decay:
             gradients = {name: g + weight_decay * network.params[name] for name, g in gradients.items()}
         if beta:
             gradients = {n: beta * momentum[n] + g if n in momentum else g for n, g in gradients.items()}
         params = {name: p - lr * gradients[name] for name, p in network.params.items()}
-    return NetworkState(params, network.buffers), gradients if beta else {}
+    return NetworkState(params, buffers), gradients if beta else {}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError
 from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
+from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.precision import lowered
@@ -143,9 +144,9 @@ class UnrolledPerformance(UnrolledObjective):
         return found
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the trained student's loss on the real batch."""
-        params = self.train_student(network, syn, draws)
-        return network.task.loss(NetworkState(params, network.state.buffers), flat(real))
+        """Return the trained student's loss on the real batch, by whose own statistics any batch norms normalise."""
+        student = NetworkState(self.train_student(network, syn, draws), copied(network.state.buffers))
+        return network.task.loss(student, flat(real), train=has_statistics(student), draws=draws.fold("real"))
 
 
 def student_loss(network: Network, draws: Draws) -> StepLoss:
@@ -153,10 +154,9 @@ def student_loss(network: Network, draws: Draws) -> StepLoss:
     task, buffers = network.task, network.state.buffers
 
     def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
-        # A module in training updates its buffers in place, and a pure function may not.
-        own = {name: tensor.clone() for name, tensor in buffers.items()}
+        own = NetworkState(params, copied(buffers))
         with lowered(network.precision, batch.weight.device, graph=True):
-            return task.loss(NetworkState(params, own), batch, train=True, draws=draws.fold(step))
+            return task.loss(own, batch, train=True, draws=draws.fold(step))
 
     return loss
 

@@ -210,7 +210,7 @@ def test_networks_are_batched_with_gradients_and_buffers(name: str) -> None:
     stacked = torch.func.vmap(gradient)(*stack_states(states))
     for index, state in enumerate(states):
         leaves = {key: p.clone().requires_grad_() for key, p in state.params.items()}
-        value, buffers = loss(leaves, state.buffers)
+        value, buffers = loss(leaves, dict(state.buffers))
         alone = torch.autograd.grad(value, list(leaves.values()))
         for key, expected in zip(leaves, alone, strict=True):
             torch.testing.assert_close(stacked[0][key][index], expected, atol=2e-6, rtol=1e-4)

@@ -79,7 +79,7 @@ def test_a_taken_network_trains_on_real_data_until_it_is_given_back() -> None:
 
     second = schedule.advance(task, first, refuse, KEY)
     assert second.age == 1
-    assert schedule.fetch(task, second, KEY.fold("other")) is second
+    assert schedule.fetch(task, second, KEY.fold("other")).network is second.network
     third = schedule.advance(task, second, refuse, KEY)
     assert schedule.advance(task, third, refuse, KEY) is EMPTY
 

@@ -1,0 +1,125 @@
+"""Running statistics of batch norms: moved by training, and those of real samples where networks are matched."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmdistill.image import ImageTask, image_task
+from mmdistill.networks.early import EarlyStagePool
+from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, train_experts
+from mmdistill.networks.minibatches import repeat_steps
+from mmdistill.networks.schedules import (
+    EMPTY,
+    FreshNetworks,
+    NetworkSchedule,
+    TrainedOnS,
+    TrainedOnT,
+    accuracy,
+    sgd_step,
+)
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState
+
+KEY = Draws(6)
+
+
+def small(norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    """One block: its norm reads the convolution of the images alone."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
+
+
+@pytest.fixture(scope="module", params=["own", "convnet"])
+def task(request: pytest.FixtureRequest) -> ImageTask:
+    """A network with torch's norm, which writes into its statistics, and one with ours, which replaces them."""
+    return image_task("digits", model=small) if request.param == "own" else image_task("digits", model="convnet-bn-w4")
+
+
+def statistics(task: ImageTask, network: NetworkState, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the unbiased variance of what the first norm reads."""
+    first = next(module for module in task.network.module.modules() if isinstance(module, nn.Conv2d))
+    name = next(name for name, module in task.network.module.named_modules() if module is first)
+    convolved = nn.functional.conv2d(
+        images, network.params[f"{name}.weight"], network.params[f"{name}.bias"], padding=first.padding
+    )
+    by_channel = convolved.transpose(0, 1).flatten(1)
+    return by_channel.mean(1), by_channel.var(1)
+
+
+def first(network: NetworkState, suffix: str) -> Tensor:
+    return next(tensor for name, tensor in network.buffers.items() if name.endswith(suffix))
+
+
+def test_a_training_step_moves_them_by_the_batch(task: ImageTask) -> None:
+    network, batch = task.init(KEY), task.select(torch.arange(30))
+    before = {name: tensor.clone() for name, tensor in network.buffers.items()}
+    moved, _ = sgd_step(task, network, {}, batch, 0.1, 0.0, KEY)
+    mean, variance = statistics(task, network, batch.inputs)  # type: ignore[arg-type]
+    torch.testing.assert_close(first(moved, "running_mean"), 0.1 * mean)
+    torch.testing.assert_close(first(moved, "running_var"), 0.9 + 0.1 * variance)
+    assert all(torch.equal(network.buffers[name], before[name]) for name in before)  # the step is a pure function
+
+
+def syn(task: ImageTask) -> Batch:
+    return task.select(torch.arange(10))
+
+
+@pytest.mark.parametrize(
+    "make", [FreshNetworks, TrainedOnS, TrainedOnT, partial(EarlyStagePool, size=1, epochs=0.1, batch=32)]
+)
+def test_networks_that_are_matched_have_those_of_real_samples(
+    task: ImageTask, make: Callable[[], NetworkSchedule]
+) -> None:
+    schedule = make()
+    if not isinstance(schedule, FreshNetworks):
+        schedule = replace(schedule, inner_steps=2)  # type: ignore[type-var]
+    state = EMPTY
+    for step in range(2):
+        key = KEY.fold("step", step)
+        state = schedule.fetch(task, state, key)
+        assert state.network is not None
+        drawn = task.sample_real(key.fold("statistics"), torch.arange(10), 16)
+        images = drawn.batch.inputs.flatten(0, 1)  # type: ignore[union-attr]
+        mean, variance = statistics(task, state.network, images)
+        torch.testing.assert_close(first(state.network, "running_mean"), mean, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(first(state.network, "running_var"), variance)
+        logits, _ = task.predict(state.network, images)
+        spread = logits.std(0)
+        assert float(spread.max()) < 10
+        state = schedule.advance(task, state, lambda: syn(task), key.fold("inner"))
+
+
+def test_experts_keep_theirs(task: ImageTask, tmp_path: Path) -> None:
+    recipe = ExpertRecipe(replace(PUBLISHED, epochs=8, momentum=0.9, batch=64), augment=False)
+    expert = train_experts(task, tmp_path, 1, recipe).snapshot(0, 8)
+    known = task.select(torch.arange(500))
+    assert float(accuracy(task, expert, known)) > 0.7
+    assert float(first(expert, "running_mean").abs().max()) > 1e-3
+
+
+def test_the_real_loss_of_a_student_reads_the_real_batch(task: ImageTask) -> None:
+    objective = UnrolledPerformance(2, InnerRate(0.1))
+    network, synthetic, real = Network(task, task.init(KEY)), syn(task), task.select(torch.arange(40, 80))
+    student = network.state.params
+    for _ in range(2):
+        step = Batch(*(part[0] for part in repeat_steps(synthetic, 1)))  # type: ignore[index]
+        student = sgd_step(task, NetworkState(student, network.state.buffers), {}, step, 0.1, 0.0, KEY)[0].params
+    fresh = NetworkState(student, {name: tensor.clone() for name, tensor in network.state.buffers.items()})
+    expected = task.loss(fresh, real, train=True)
+    torch.testing.assert_close(objective(network, synthetic, real, KEY), expected)
+
+
+def test_networks_without_such_norms_are_left_alone() -> None:
+    task = image_task("digits", width=4)
+    key = KEY.fold("step")
+    found = FreshNetworks().fetch(task, EMPTY, key).network
+    assert found is not None
+    for name, tensor in task.init(key).params.items():
+        assert torch.equal(found.params[name], tensor)
+    assert task.settle(found, KEY) is found
