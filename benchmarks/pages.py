@@ -18,6 +18,8 @@ IN_PRINT = {"alexnet": "alexnet-nn", "resnet18": "resnet18-in", "vgg11": "vgg11-
 IPCS = (1, 4, 10, 50)
 """The survey's 1, 10 and 50, and 4, at which the storages with large decoders fit."""
 
+REAL_LINES = {"random": ":", "herding": "--"}
+
 PREFACE = """# Tables
 
 Test accuracy in percent of the last epoch, mean ± deviation over all networks of all distillation seeds, written by
@@ -179,7 +181,7 @@ def draw_figure_8(
                 points.append((ipc, *pooled(entries)[:2]))
         if points:
             x, mean, deviation = zip(*points, strict=True)
-            style = {"linestyle": "--", "color": "grey"} if baseline else {"marker": "o"}
+            style = {"linestyle": REAL_LINES[method], "color": "grey"} if baseline else {"marker": "o"}
             axes.errorbar(x, mean, deviation, label=method, capsize=2, **style)  # type: ignore[arg-type]
     axes.set_xscale("log")
     axes.set_xticks(list(ipcs), [str(ipc) for ipc in ipcs])

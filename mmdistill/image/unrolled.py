@@ -329,13 +329,23 @@ def _reduced_mtt(ipc: int) -> Settings:
     )
 
 
+def _reduced_late(ipc: int, rate: float, steps: int) -> Settings:
+    """Return MTT's settings with longer ways, slow images, and starts in as many epochs as experts have before."""
+    settings = _reduced_mtt(ipc)
+    optimizers = {**settings.optimizers, "codes": OptimizerSpec("adam", rate, cosine=True)}
+    return replace(settings, steps=steps, optimizers=optimizers, inner_lr=0.04, expert_steps=2, start_epochs=14)
+
+
 def _reduced_tesla(ipc: int) -> Settings:
     """Return MTT's settings with ends further on, since an expert that has hardly learned labels the images badly."""
-    return replace(_reduced_mtt(ipc), steps=100, inner_lr=0.05, expert_steps=2, start_epochs=2)
+    if ipc < 10:
+        return replace(_reduced_mtt(ipc), steps=100, inner_lr=0.05, expert_steps=2, start_epochs=2)
+    return _reduced_late(ipc, rate=0.02, steps=80)
 
 
 def _reduced_haba(ipc: int) -> Settings:
-    settings = _reduced_mtt(ipc)
+    """Return slow rates and late starts: rendered bases start so well that experts who know less only spoil them."""
+    settings = _reduced_late(ipc, rate=0.03, steps=100)
     optimizers = {**settings.optimizers, "decoder": OptimizerSpec("adam", 0.003)}
     return replace(settings, optimizers=optimizers, inner_batch=0, inner_parts=5)
 
@@ -391,6 +401,6 @@ UNROLLED_REDUCED: dict[str, Method] = {
 }
 """For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside.
 
-Rates follow the loss on training images; DD's, MTT's, and at one image per class those of LD and TESLA, were tried on
-held-out images.
+Rates follow the loss on training images; DD's, HaBa's, MTT's and TESLA's, and at one image per class LD's, were tried
+on held-out images.
 """

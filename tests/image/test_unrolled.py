@@ -30,6 +30,16 @@ def run(task: ImageTask, name: str, folder: Path, ipc: int = 1, **changes: objec
     return Distiller(task, get_method(DOMAIN, name, "digits").with_settings(**settings), ipc)
 
 
+@pytest.mark.parametrize("name", ["tesla", "haba"])
+def test_longer_ways_of_a_reduced_schedule_take_the_late_experts_of_mtt(name: str) -> None:
+    mtt, other = (get_method(DOMAIN, each, "mnist", "reduced") for each in ("mtt", name))
+    shared, own = (method.network(method.settings(10)) for method in (mtt, other))
+    assert isinstance(shared, ExpertTrajectories)
+    assert isinstance(own, ExpertTrajectories)
+    assert own.recipe == shared.recipe
+    assert own.expert_steps == 2
+
+
 @pytest.mark.parametrize("name", ["mtt", "ftd", "ddpp"])
 def test_experts_of_a_reduced_schedule_go_further_where_real_images_teach_more(name: str) -> None:
     method = get_method(DOMAIN, name, "mnist", "reduced")
