@@ -202,4 +202,8 @@ def page(cells: Path, methods: Sequence[str], folder: Path) -> str:
             for ipc in IPCS:
                 for table in (3, 5):
                     lines += across(data, schedule, cells, methods, ipc, table)
+    figures = [f"![Accuracy against images per class]({path.name})" for path in sorted(folder.glob("figure-8-*.png"))]
+    if figures:
+        note = "One point per cell; `python benchmarks/tables.py --figure 8`, the survey's Fig. 8."
+        lines += ["## Accuracy against images per class", "", note, "", *figures, ""]
     return "\n".join([*lines, *curves(cells / "steps.json", folder / "steps.png")])

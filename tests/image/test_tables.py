@@ -78,8 +78,10 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     assert "| 1 | dc | - | - | 91.7 ± 0.5 |" in text
     assert "egm" not in text
     assert "published schedule" not in text
-    pages.draw_figure_8("mnist", "reduced", tmp_path, ["dm"], [1, 10], tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert "images per class]" not in text
+    pages.draw_figure_8("mnist", "reduced", tmp_path, ["dm"], [1, 10], tmp_path / "figure-8-mnist.png")
+    assert (tmp_path / "figure-8-mnist.png").stat().st_size > 1000
+    assert "![Accuracy against images per class](figure-8-mnist.png)" in pages.page(tmp_path, ["dm"], tmp_path)
 
 
 def test_what_runs_found_is_kept_apart_from_them_and_not_measured_again(scripts: Any, tmp_path: Path) -> None:
