@@ -159,6 +159,8 @@ def _features(fields: Mapping[str, Any], name: str) -> Tensor:
     x = _tensor(fields, "x", name)
     if x.is_sparse or x.layout != torch.strided:
         x = x.to_dense()
+    if x.is_complex():
+        raise DataError(f"{name}: features x must be real, got {x.dtype}")
     x = x.float()
     if x.ndim != 2 or 0 in x.shape:
         raise DataError(f"{name}: features x must be (nodes, features), got {tuple(x.shape)}")
@@ -228,8 +230,10 @@ def _labels(fields: Mapping[str, Any], name: str, nodes: int, sets: Mapping[str,
                 f"{name}: {part} labels must lie in 0..{num_classes - 1} (the training nodes' classes), got "
                 f"{int(y[ids].min())}..{int(y[ids].max())}"
             )
-    counts = torch.bincount(y[sets["training"]], minlength=num_classes)
-    if (counts == 0).any():
-        empty = int((counts == 0).nonzero()[0])
+    present = torch.unique(y[sets["training"]])
+    if len(present) < num_classes:
+        empty = int((present != torch.arange(len(present))).nonzero()[0])
         raise DataError(f"{name}: class {empty} has no training node; label some, or renumber the classes 0..C-1")
+    if num_classes < 2:
+        raise DataError(f"{name} has the single class 0; classification needs at least two")
     return torch.where(y < num_classes, y, -1), num_classes

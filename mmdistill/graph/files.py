@@ -1,5 +1,6 @@
 """Saved graphs: torch-geometric's ``.pt`` files and ``.safetensors``, read without running code from them."""
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -55,7 +56,8 @@ def read_fields(path: Path) -> Mapping[str, Any]:
         except (safetensors.SafetensorError, OSError) as error:
             raise DataError(f"{path} cannot be read as safetensors: {error}") from error
     try:
-        with graph_classes():
+        with graph_classes(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, which a refusal says better
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, runtime, zip and key errors alike
         raise DataError(
@@ -76,6 +78,6 @@ def fields_of(source: Any) -> Mapping[str, Any]:
     if not isinstance(fields, Mapping):
         raise DataError(
             f"expected a graph with {', '.join(FIELDS)}, got {type(source).__name__}: give a name, a file, or a "
-            "torch_geometric.data.Data"
+            "torch_geometric.data.Data (tensors of images go into .safetensors, as 'images' and 'labels')"
         )
     return fields

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ShapeError
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.architectures import ARCHITECTURES, make_architecture
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import (
@@ -83,7 +83,11 @@ class GraphTask:
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
         """Return the network's logits of all given nodes and its updated buffers."""
-        return self.network.logits(state, _named(inputs), train=train, draws=draws)
+        logits, buffers = self.network.logits(state, _named(inputs), train=train, draws=draws)
+        if not isinstance(logits, Tensor) or logits.shape[-1:] != (self.graph.num_classes,):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ShapeError(f"the network returned {found}; it must return (nodes, {self.graph.num_classes}) logits")
+        return logits, buffers
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean cross entropy."""
@@ -377,9 +381,11 @@ def graph_task(
         device: where everything lies.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or a module that cannot run on this graph.
         DataError: a graph that cannot be used.
     """
+    if width < 1 or hops < 0:
+        raise ConfigError(f"width is at least 1 and hops are not negative, got {width} and {hops}")
     graph = data if isinstance(data, GraphData) else load_graph(data, split=split, inductive=inductive)
     if callable(model):
         network: GraphNetwork = ModuleNetwork(model, features, device)
@@ -388,4 +394,10 @@ def graph_task(
         if name not in MODELS:
             raise unknown_name("graph model", model, MODELS)
         network = _network(name, graph.x.shape[1], graph.num_classes, width, 0.5, hops, device)
-    return GraphTask(graph, network, protocol, device)
+    task = GraphTask(graph, network, protocol, device)
+    try:  # so that a network that cannot work fails when the task is built
+        with torch.no_grad():
+            task.predict(task.init(Draws(0, ("try",), task.device)), {"x": task.scene.x[:2]})
+    except (RuntimeError, TypeError, ShapeError) as error:
+        raise ConfigError(f"the network cannot run on nodes of {graph.x.shape[1]} features: {error}") from error
+    return task

@@ -320,7 +320,12 @@ def _as_sparse(source: Any) -> sparse.csr_array:
             raise DataError(
                 f"expected a users x items matrix of numbers, a table or a path, got {source.dtype} {source.shape}"
             )
-    return sparse.csr_array(source)
+    matrix = sparse.csr_array(source)
+    try:
+        matrix.check_format()
+    except ValueError as error:
+        raise DataError(f"the matrix of users x items is damaged: {error}") from error
+    return matrix
 
 
 def _from_matrix(

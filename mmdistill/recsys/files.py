@@ -63,8 +63,8 @@ def looks_like_interactions(path: Path) -> bool:
             return False
     if path.suffix == ".inter" or path.name in ("u.data", "ratings.dat"):
         return True
-    if path.suffix == ".npz":
-        return _is_sparse_archive(path)
+    if path.suffix == ".npz":  # no other data come in such files
+        return path.is_file()
     if _table_suffix(path) not in TABLE_SUFFIXES:
         return False
     try:
@@ -127,7 +127,9 @@ def read_sparse(path: Path) -> sparse.csr_array:
     if not _is_sparse_archive(path):
         raise DataError(f"{path} is not a matrix written by scipy.sparse.save_npz")
     try:
-        return sparse.csr_array(sparse.load_npz(path))
+        matrix = sparse.csr_array(sparse.load_npz(path))
+        matrix.check_format()
+        return matrix
     except (ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
@@ -147,8 +149,8 @@ def _table_suffix(path: Path) -> str:
 
 def _first_line(path: Path) -> str:
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as text:
-            line = text.readline(65536).strip("\r\n\ufeff")
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
+            line = handle.readline(65536).decode("utf-8").strip("\r\n\ufeff")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as (gzipped) UTF-8 text: {error}") from error
     if not line.strip():

@@ -308,7 +308,10 @@ def _finish(name: str, splits: dict[str, RawSplit], class_names: Sequence[str] |
         notes.append(f"dev: {DEV_SHARE:.0%} of the training split, stratified, seed {seed}")
     for split, part in done.items():
         if not part.texts:
-            raise DataError(f"{name}: too few texts ({len(train.texts)}) to hold out a {split} split; give one")
+            raise DataError(
+                f"{name}: too few texts ({len(train.texts)} of {len(names)} classes) to hold out a {split} split; give "
+                "one, or name another label column"
+            )
     return TextData(name, train, done["dev"], done["test"], names, tuple(notes))
 
 

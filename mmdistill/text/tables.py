@@ -5,6 +5,7 @@ import difflib
 import gzip
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,8 +51,9 @@ def read_table(path: Path) -> pd.DataFrame:
     content = _decode(path)
     try:
         table = _parse_json_lines(content, path) if kind == "jsonl" else _parse_separated(content, kind)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as {kind.upper()}: {error}") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning, csv.Error) as error:
+        hint = '; texts that hold commas stand in quotation marks: "so, say"' if kind == "csv" else ""
+        raise DataError(f"{path} cannot be read as {kind.upper()}: {' '.join(str(error).split())}{hint}") from error
     if not len(table):
         raise DataError(f"{path} holds no rows")
     return table
@@ -76,15 +78,17 @@ def _decode(path: Path) -> str:
 
 def _parse_separated(content: str, kind: str) -> pd.DataFrame:
     tab = kind == "tsv"
-    table: pd.DataFrame = pd.read_csv(
-        io.StringIO(content),
-        sep="\t" if tab else ",",
-        quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL,
-        dtype=str,
-        keep_default_na=False,
-        index_col=False,
-        skip_blank_lines=True,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose text
+        table: pd.DataFrame = pd.read_csv(
+            io.StringIO(content),
+            sep="\t" if tab else ",",
+            quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL,
+            dtype=str,
+            keep_default_na=False,
+            index_col=False,
+            skip_blank_lines=True,
+        )
     return table.astype(object)
 
 
@@ -126,8 +130,8 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
     near = [name for name in lower if difflib.get_close_matches(name, guesses, n=1, cutoff=0.7)]
     hint = f" (is it {lower[near[0]]!r}?)" if near else ""
     raise DataError(
-        f"{source} has no column that looks like the {role}{hint}. Name it with {role}_column; there are: "
-        f"{', '.join(map(repr, names))}. The first line must be a header"
+        f"{source} has no column that looks like the {role}{hint}. Name it with {role}_column (--{role}-column); there "
+        f"are: {', '.join(map(repr, names))}. The first line must be a header"
     )
 
 

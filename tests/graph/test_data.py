@@ -6,6 +6,7 @@ import safetensors.torch
 import torch
 from torch_geometric.data import Data, HeteroData
 
+from mmdistill.cli import main
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.graph import DOMAIN, load_graph
 from mmdistill.runtime import data_root
@@ -92,6 +93,9 @@ def labels(**at: int) -> torch.Tensor:
         ({"y": labels(n20=7)}, "validation labels must lie in 0..2"),
         ({"y": labels(n0=-1)}, "training labels must lie in"),
         ({"y": torch.where(labels() == 1, 2, labels())}, "class 1 has no training node"),
+        ({"y": torch.where(labels() == 2, 10**12, labels())}, "class 2 has no training node"),
+        ({"y": 0 * labels()}, "the single class 0"),
+        ({"x": planted_fields()["x"] + 0j}, "must be real"),
         ({"edge_index": None}, "needs a tensor 'edge_index'"),
         ({"edge_index": torch.tensor([[0], [120]])}, "names nodes 0 to 120"),
         ({"edge_index": torch.zeros(3, 4, dtype=torch.long)}, "integer \\(2, edges\\)"),
@@ -151,6 +155,18 @@ def test_damaged_files_and_pickled_code_are_refused(tmp_path: Path, monkeypatch:
             load_graph(tmp_path / name)
         # Torch's files are graphs or nothing, so that the command line too says what is wrong with one.
         assert DOMAIN.accepts(tmp_path / name) == name.endswith(".pt")
+    assert not (tmp_path / "trap").exists()
+
+
+def test_the_command_line_says_why_a_saved_graph_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"x": Trap()}, tmp_path / "trap.pt")
+    torch.save((torch.zeros(4, 1, 2, 2), torch.arange(4)), tmp_path / "images.pt")
+    for name, message in (("trap.pt", "a graph of plain tensors"), ("images.pt", "images go into .safetensors")):
+        assert main(["distill", "--data", str(tmp_path / name), "--method", "gcond-x", "--nodes", "3"]) == 2
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "trap").exists()
 
 

@@ -262,3 +262,35 @@ def test_stacked_judges_draw_what_the_functional_network_draws() -> None:
         expected, _ = network.logits(network.init(Draws(1).fold("network", index)), {"x": x})
         assert torch.allclose(logits, expected, atol=1e-5)
     assert Sample(View(x), torch.zeros(5), torch.ones(5)).view.second is None
+
+
+class Echo(nn.Module):
+    """Returns what is asked of it, whatever it reads."""
+
+    def __init__(self, output: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.output = nn.Linear(12, 3), output
+
+    def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> object:
+        return self.output(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda logits: (logits, logits), "the network returned a tuple"),
+        (lambda logits: logits[:, :2], r"returned \(2, 2\); it must return \(nodes, 3\) logits"),
+        (lambda logits: logits @ torch.ones(7), "cannot run on nodes of 12 features"),
+    ],
+)
+def test_modules_that_cannot_work_are_refused_when_the_task_is_built(
+    output: Callable[[torch.Tensor], object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        task(lambda: Echo(output))
+
+
+def test_sizes_that_cannot_be_are_refused() -> None:
+    for sizes in ({"width": 0}, {"hops": -1}):
+        with pytest.raises(ConfigError, match="width is at least 1 and hops are not negative"):
+            graph_task(GRAPH, **sizes)

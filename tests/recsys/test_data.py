@@ -206,6 +206,15 @@ def test_bad_files(tmp_path, monkeypatch):
     np.savez(tmp_path / "z.npz", format=np.array("csr"), shape=np.array([object(), 2]), data=np.array([object()]))
     with pytest.raises(DataError, match="damaged"):
         load_interactions(tmp_path / "z.npz")
+    odd = {"indices": np.array([0, 9]), "indptr": np.array([0, 1, 2]), "shape": np.array([2, 3])}
+    np.savez(tmp_path / "o.npz", format=b"csr", data=np.ones(2), **odd)
+    with pytest.raises(DataError, match="damaged"):
+        load_interactions(tmp_path / "o.npz")
+    (tmp_path / "latin.csv").write_bytes("user,item\nü,1\n".encode("latin-1"))
+    for name in ("latin.csv", "x.npz", "o.npz"):  # so that the error is one about interactions
+        assert DOMAIN.accepts(tmp_path / name)
+    with pytest.raises(DataError, match="utf-8"):
+        load_interactions(tmp_path / "latin.csv")
     monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
     with pytest.raises(DataError, match="unpack the MovieLens archive"):
         load_interactions("ml-1m")
@@ -238,6 +247,7 @@ def test_names_resolve_under_the_data_root(tmp_path, monkeypatch):
         (np.ones(5), "users x items"),
         (np.array([["a", "b"]]), "matrix of numbers"),
         (np.ones((0, 5)), "shape"),
+        (sparse.csr_array((np.ones(2), np.array([0, 9]), np.array([0, 1, 2])), shape=(2, 3)), "damaged"),
     ],
 )
 def test_bad_matrices(matrix, message):

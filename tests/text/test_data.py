@@ -151,6 +151,19 @@ def test_unusable_files(tmp_path: Path, make: Callable[[Path], object], error: t
         load_text(path)
 
 
+@pytest.mark.parametrize("rows", ["0,so, say\n1,b\n", "0,a\n1,so, say\n"])
+def test_a_comma_in_an_unquoted_text_loses_nothing(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "x.csv").write_text("label,text\n" + rows)
+    with pytest.raises(DataError, match="texts that hold commas stand in quotation marks"):
+        load_text(tmp_path / "x.csv")
+
+
+def test_a_label_of_its_own_for_each_text_is_told(tmp_path: Path) -> None:
+    write_tsv(tmp_path / "x.tsv", TEXTS, [str(row) for row in range(20)])
+    with pytest.raises(DataError, match=r"20 of 20 classes.* name another label column"):
+        load_text(tmp_path / "x.tsv")
+
+
 def test_named_columns_and_the_nearest_suggestion(tmp_path: Path) -> None:
     path = write_tsv(tmp_path / "x.tsv", TEXTS, LABELS, header="verdict\tphrase")
     assert load_text(path, text_column="phrase", label_column="verdict").class_names == ("no", "yes")

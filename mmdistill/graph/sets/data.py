@@ -109,6 +109,8 @@ def load_graph_set(source: "str | Path", *, split: int = 0) -> GraphSet:
         ConfigError: an unknown name.
         DataError: missing or damaged files, or graphs that cannot be used.
     """
+    if not isinstance(source, str | Path):
+        raise DataError(f"a set of graphs is a name or a folder in the TU layout, got {type(source).__name__}")
     key = canonical(str(source))
     if key in TU:
         return _from_fields(_named(TU[key][0]), key, split)
@@ -118,13 +120,7 @@ def load_graph_set(source: "str | Path", *, split: int = 0) -> GraphSet:
     prefix = tu_prefix(folder)
     if prefix is None:
         raise DataError(f"{folder} holds no set of graphs: NAME_A.txt and NAME_graph_indicator.txt are expected")
-    from torch_geometric.io import read_tu_data  # torch-geometric takes seconds to import
-
-    try:
-        data, slices, _ = read_tu_data(str(prefix.parent), prefix.name)
-    except Exception as error:  # text files can fail in any way
-        raise DataError(f"the files {prefix}_*.txt are damaged ({type(error).__name__}: {error})") from error
-    return _from_fields(_joined(data, slices), str(source), split)
+    return _from_fields(_read(prefix), str(source), split)
 
 
 def tu_prefix(folder: Path) -> Path | None:
@@ -139,13 +135,10 @@ def tu_prefix(folder: Path) -> Path | None:
 
 def _named(name: str) -> Mapping[str, Any]:
     """Return a data set's fields from the data root, or by download into the cache folder."""
-    from torch_geometric.io import read_tu_data
-
     for root in (data_root(), cache_folder() / "data"):
         prefix = tu_prefix(root / name)
         if prefix is not None:
-            data, slices, _ = read_tu_data(str(prefix.parent), prefix.name)
-            return _joined(data, slices)
+            return _read(prefix)
     try:
         from torch_geometric.datasets import TUDataset
 
@@ -158,20 +151,35 @@ def _named(name: str) -> Mapping[str, Any]:
     return _named(name)
 
 
-def _joined(data: Any, slices: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return torch-geometric's joined graphs with edges by node in the whole list."""
-    nodes = int(slices["x"][-1]) if "x" in slices else int(data.num_nodes)
-    start = slices["x"] if "x" in slices else torch.as_tensor(_starts(data, slices))
-    edges = data.edge_index
-    counts = slices["edge_index"].diff()
-    # torch-geometric numbers each graph's nodes from 0
-    edges = edges + torch.repeat_interleave(start[:-1], counts)
-    return {"x": data.x, "edge_index": edges, "start": start, "y": data.y, "nodes": nodes}
+def _read(prefix: Path) -> dict[str, Any]:
+    """Return the fields of TU files by the common start of their names.
 
+    Raises:
+        DataError: they are damaged, or do not agree with one another.
+    """
+    from torch_geometric.io import read_tu_data  # torch-geometric takes seconds to import
 
-def _starts(data: Any, slices: Mapping[str, Tensor]) -> Tensor:
-    counts = torch.as_tensor(data._num_nodes)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    try:
+        data, slices, _ = read_tu_data(str(prefix.parent), prefix.name)
+    except Exception as error:  # text files can fail in any way
+        raise DataError(f"the files {prefix}_*.txt are damaged ({type(error).__name__}: {error})") from error
+    sizes = slices["x"].diff() if "x" in slices else torch.as_tensor(data._num_nodes)
+    start = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    if data.x is not None and len(data.x) != start[-1]:
+        raise DataError(
+            f"{prefix}_node_labels.txt and _node_attributes.txt need a line for each of the {int(start[-1])} nodes in "
+            f"_graph_indicator.txt, and have {len(data.x)}"
+        )
+    counts = torch.zeros_like(sizes)  # torch-geometric counts no edges of the graphs after the last that has any
+    counts[: len(slices["edge_index"]) - 1] = slices["edge_index"].diff()
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+    outside = (data.edge_index < 0) | (data.edge_index >= sizes[owner])  # it numbers each graph's nodes from 0
+    if outside.any():
+        raise DataError(
+            f"{prefix}_A.txt has an edge of graph {int(owner[outside.any(0)][0]) + 1} to a node that is not its own; "
+            "nodes count from 1, as in _graph_indicator.txt"
+        )
+    return {"x": data.x, "edge_index": data.edge_index + start[owner], "start": start, "y": data.y}
 
 
 def _from_fields(fields: Mapping[str, Any], name: str, split: int) -> GraphSet:
@@ -183,6 +191,10 @@ def _from_fields(fields: Mapping[str, Any], name: str, split: int) -> GraphSet:
     y, start, edges = fields["y"], fields["start"].long(), fields["edge_index"].long()
     if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1:
         raise DataError(f"{name} needs one class for each graph (NAME_graph_labels.txt with whole numbers)")
+    if len(y) != len(start) - 1:
+        raise DataError(f"{name} has {len(start) - 1} graphs and classes for {len(y)}; give one for each graph")
+    if not (y != y[0]).any():
+        raise DataError(f"{name} has a single class; classification needs at least two")
     sizes = start.diff()
     if (sizes < 1).any():
         raise DataError(f"{name}: graph {int((sizes < 1).nonzero()[0])} has no nodes")

@@ -154,9 +154,22 @@ def test_a_folder_and_a_name_find_their_domain(tmp_path: Path, monkeypatch: pyte
     assert load_graph_set("MUTAG").y.tolist() == [0, 1] * 20
 
 
+def test_last_graphs_may_have_no_edges(tmp_path: Path) -> None:
+    whole = load_graph_set(write_rings(tmp_path / "RINGS"))
+    file = tmp_path / "RINGS" / "RINGS_A.txt"
+    last = int(whole.start[38])  # the nodes of the last two graphs
+    rows = [line for line in file.read_text().splitlines() if int(line.split(",")[0]) <= last]
+    file.write_text("\n".join(rows) + "\n")
+    cut = load_graph_set(tmp_path / "RINGS")
+    assert torch.equal(cut.edge_index, whole.edge_index[:, whole.edge_index[0] < last])
+    assert torch.equal(cut.start, whole.start)
+
+
 def test_bad_sets_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="did you mean 'mutag'"):
         load_graph_set("mutak")
+    with pytest.raises(DataError, match="a folder in the TU layout, got list"):
+        load_graph_set([])  # type: ignore[arg-type]
     (tmp_path / "EMPTY").mkdir()
     with pytest.raises(DataError, match=r"NAME_A\.txt and NAME_graph_indicator\.txt are expected"):
         load_graph_set(tmp_path / "EMPTY")
@@ -170,6 +183,19 @@ def test_bad_sets_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.Monke
         load_graph_set(folder)
     with pytest.raises(DataError, match="class 0 has 4 graphs"):
         load_graph_set(write_rings(tmp_path / "FEW", per_class=4))
+    for name, file, lines, message in (
+        ("ACROSS", "A", "1, 2\n1, 50\n", "an edge of graph 1 to a node that is not its own"),
+        ("ZERO", "A", "\n".join(f"{i - 1}, {i}" for i in range(1, 250)), "nodes count from 1"),
+        ("FEWER", "node_labels", "0\n1\n", "need a line for each"),
+        ("SOME", "graph_labels", "0\n1\n", "has 40 graphs and classes for 2"),
+        ("ONE", "graph_labels", "1\n" * 40, "single class"),
+    ):
+        folder = write_rings(tmp_path / name)
+        for attributes in folder.glob("*_node_attributes.txt"):
+            attributes.unlink()
+        (folder / f"{name}_{file}.txt").write_text(lines)
+        with pytest.raises(DataError, match=message):
+            load_graph_set(folder)
 
     def unreachable(root: str, name: str) -> None:
         raise OSError("no network")
