@@ -1,5 +1,6 @@
 """The command line: ``mmdistill distill | experts | evaluate | report | compare | export | methods | data``."""
 
+import io
 import os
 import re
 import sys
@@ -193,8 +194,19 @@ def run_command(options: Namespace) -> None:
         commands.data_command()
 
 
+def _ready_streams() -> None:
+    """Let output neither fail where it is closed nor where its encoding lacks a character, such as one of a path."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    _ready_streams()
     given = spelled(sys.argv[1:] if arguments is None else arguments)
     try:
         run_command(build_parser().parse_args(given or ["--help"]))

@@ -1,6 +1,7 @@
 """What the commands do: each a function of its options, printing for a person and writing into the run folder."""
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -132,8 +133,8 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
         raise ConfigError(f"{folder} already holds a finished run; choose another --out or add --overwrite true")
     if started and resume is None and not config.overwrite:
         raise ConfigError(
-            f"{folder} holds an unfinished run; continue it with --resume {folder}, choose another --out, or begin "
-            "anew with --overwrite true"
+            f"{folder} holds an unfinished run; continue it with --resume {shlex.quote(str(folder))}, choose another "
+            "--out, or begin anew with --overwrite true"
         )
     if config.deterministic:
         use_deterministic_kernels()
@@ -187,7 +188,8 @@ def _judge_and_draw(
     pictures = domain.draw(task, distilled.to(task.device), folder / "pictures")
     print(summary(distilled, evaluation, subset_bytes(task, budget)))
     print(
-        f"set, metrics and {len(pictures)} picture(s) are in {folder}; 'mmdistill report {folder}' makes a page of them"
+        f"set, metrics and {len(pictures)} picture(s) are in {folder}; "
+        f"'mmdistill report {shlex.quote(str(folder))}' makes a page of them"
     )
 
 

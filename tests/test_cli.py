@@ -204,7 +204,7 @@ def test_unfinished_work_is_not_overwritten(run: Path, tmp_path: Path, capsys: p
     (folder / "distilled.json").unlink()
     before = sorted((folder / "checkpoints").iterdir())
     assert distil(folder) == 2
-    assert f"continue it with --resume {folder}" in capsys.readouterr().err
+    assert f"continue it with --resume '{folder}'" in capsys.readouterr().err
     assert sorted((folder / "checkpoints").iterdir()) == before
     assert distil(folder, "--overwrite", "true") == 0
 
@@ -283,6 +283,17 @@ def test_misspelt_judges_and_baselines_are_refused_before_distilling(
     assert distil(tmp_path / "run", *wrong) == 2
     assert "did you mean" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_output_that_cannot_be_written_stops_nothing(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ü ☃"
+    shutil.copytree(run, folder)
+    command = [sys.executable, "-m", "mmdistill", "report", str(folder)]
+    said = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert "\\xfc \\u2603" in said.stdout
+    closed = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], check=False)
+    assert closed.returncode == 0
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
