@@ -4,6 +4,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from argparse import HelpFormatter
 from collections.abc import Sequence
 from functools import partial
@@ -208,6 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
     _ready_streams()
     given = spelled(sys.argv[1:] if arguments is None else arguments)
+    # What torch tells torch-geometric's authors is no news to whoever runs a command.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
     try:
         run_command(build_parser().parse_args(given or ["--help"]))
     except MmdistillError as error:
