@@ -140,7 +140,7 @@ METHODS: dict[str, Method] = {
         with_structure(partial(pairwise_mlp, bias=HARDLY_ANY_EDGES), from_means=True),
         domains=("graph",),
         summary="mean matching of receptive fields, learned edges (pairwise MLP)",
-        source="Liu et al., 2022 (arXiv 2206.13697)",
+        source="Liu et al., 2022 (arXiv 2206.13697; start, rates and steps are our own)",
     ),
     "gcond-x": Method(
         "GCond-X",
@@ -160,7 +160,7 @@ METHODS: dict[str, Method] = {
         propagated_features,
         domains=("graph",),
         summary="mean matching of propagated features, no structure (A' = I)",
-        source="Liu et al., 2022 (arXiv 2206.13697)",
+        source="Liu et al., 2022 (arXiv 2206.13697; start, rates and steps are our own)",
     ),
     "sfgc": Method(
         "SFGC",
@@ -170,7 +170,8 @@ METHODS: dict[str, Method] = {
         mean_features,
         domains=("graph",),
         summary="trajectory matching of node features, no structure (A' = I), from propagated means",
-        source="Zheng et al., NeurIPS 2023",
+        source="Zheng et al., NeurIPS 2023 (whose experts are GCNs and whose start is a coreset; a neural tangent "
+        "kernel chooses the step)",
     ),
     "krr": Method(
         "KRR",

@@ -50,13 +50,17 @@ class ExpertTrajectories(NetworkSchedule):
         self._experts(task)
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
-        """Return an expert's network at a random start, with its target."""
+        """Return an expert's network at a random start, with its target.
+
+        Running statistics are the target's, by which it labels samples; students normalise by their own batches.
+        """
         experts = self._experts(task)
         host = draws.to("cpu")
         expert = int(host.fold("expert").integers(self.experts, 1))
         start = int(host.fold("start").integers(self.start_epochs, 1))
         target = experts.snapshot(expert, start + self.expert_steps)
-        return ScheduleState(experts.snapshot(expert, start), 0, {}, target.params)
+        network = experts.snapshot(expert, start)._replace(buffers=target.buffers)
+        return ScheduleState(network, 0, {}, target.params)
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Forget the network: the next step starts at another snapshot."""

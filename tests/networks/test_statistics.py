@@ -22,6 +22,7 @@ from mmdistill.networks.schedules import (
     accuracy,
     sgd_step,
 )
+from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
@@ -101,6 +102,21 @@ def test_experts_keep_theirs(task: ImageTask, tmp_path: Path) -> None:
     known = task.select(torch.arange(500))
     assert float(accuracy(task, expert, known)) > 0.7
     assert float(first(expert, "running_mean").abs().max()) > 1e-3
+
+
+def test_a_target_labels_by_its_own(task: ImageTask, tmp_path: Path) -> None:
+    recipe = ExpertRecipe(replace(PUBLISHED, epochs=3, momentum=0.9, batch=64), augment=False)
+    schedule = ExpertTrajectories(experts=1, start_epochs=1, expert_steps=3, recipe=recipe, folder=tmp_path)
+    found = schedule.fetch(task, EMPTY, KEY)
+    assert found.network is not None
+    assert found.target is not None
+    experts = train_experts(task, tmp_path, 1, recipe)
+    images = syn(task).inputs
+    expected, _ = task.predict(experts.snapshot(0, 3), images)
+    labels, _ = task.predict(NetworkState(found.target, found.network.buffers), images)
+    torch.testing.assert_close(labels, expected)
+    for name, tensor in experts.snapshot(0, 0).params.items():
+        assert torch.equal(found.network.params[name], tensor)
 
 
 def test_the_real_loss_of_a_student_reads_the_real_batch(task: ImageTask) -> None:
