@@ -133,7 +133,7 @@ class DistillConfig:
 
     def folder(self) -> Path:
         """Return the run folder."""
-        if self.out is not None:
+        if self.out:
             return Path(self.out)
         budget = next((b for b in (self.ipc, self.nodes, self.users, self.bytes) if b is not None), 0)
         name = self.method if self.parameterization is None else f"{self.method}-{self.parameterization}"

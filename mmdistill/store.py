@@ -179,7 +179,8 @@ class DistilledSet:
             "packages": package_versions(),
         }
         with atomic_write(folder / "distilled.safetensors") as handle:
-            handle.write(safetensors.torch.save(tensors, metadata={"format": "mmdistill", "method": self.method}))
+            # One entry alone: safetensors writes several in an order that differs from run to run.
+            handle.write(safetensors.torch.save(tensors, metadata={"format": "mmdistill"}))
         write_json(folder / "distilled.json", content)
 
     @staticmethod

@@ -32,6 +32,13 @@ def test_sets_survive_the_disk(tmp_path: Path) -> None:
     assert "torch" in document["packages"]
 
 
+def test_equal_sets_are_equal_files(tmp_path: Path) -> None:
+    saved = make_set()
+    for index in range(8):
+        saved.save(tmp_path / str(index))
+    assert len({(tmp_path / str(index) / "distilled.safetensors").read_bytes() for index in range(8)}) == 1
+
+
 def test_damaged_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no distilled set"):
         DistilledSet.load(tmp_path)

@@ -173,7 +173,7 @@ class ImageTask:
             raise UnsupportedError(
                 f"training on all of {self.data.name} takes {size / 2**30:.0f} GiB; leave the baseline 'whole' out"
             )
-        batch = self.select(torch.arange(len(self._classes))) if synthetic is None else _placed(synthetic, self.device)
+        batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._placed(synthetic)
         name, network = self._judge(judge)
         targets = _tensor(batch.targets)
         plan = plan_for(
@@ -218,7 +218,22 @@ class ImageTask:
         subset: Callable[[Draws], Batch],
     ) -> Scores:
         """Return the label-robust and the augmentation-robust score, see :mod:`mmdistill.image.robust`."""
-        return robust_scores(self, _placed(synthetic, self.device), judge, draws, n, learned, subset)
+        return robust_scores(self, self._placed(synthetic), judge, draws, n, learned, subset)
+
+    def _placed(self, batch: Batch) -> Batch:
+        """Return a flat batch of images, detached, on the device.
+
+        Raises:
+            ShapeError: images of another shape, or labels of other classes, than the task's.
+        """
+        images, targets = image_inputs(batch.inputs).detach(), _tensor(batch.targets).detach()
+        if images.shape[1:] != self.data.shape:
+            raise ShapeError(f"images of {self.data.name} are {self.data.shape}, got {tuple(images.shape[1:])}")
+        classes = len(self.data.class_names)
+        wide = targets.shape[1] if targets.is_floating_point() else int(targets.max()) + 1
+        if wide > classes or (not targets.is_floating_point() and int(targets.min()) < 0):
+            raise ShapeError(f"{self.data.name} has {classes} classes, and the labels are of others")
+        return Batch(images.to(self.device), targets.to(self.device), batch.weight.to(self.device))
 
     def judge_name(self, name: str) -> str:
         """Return a judge's name in its one spelling; any network that :mod:`mmdistill.image.models` names can judge.
@@ -373,12 +388,3 @@ def _tensor(targets: Tensor | Tensors) -> Tensor:
     if isinstance(targets, dict):
         raise ShapeError(f"image targets are one tensor, got a dict of {', '.join(targets)}")
     return targets
-
-
-def _placed(batch: Batch, device: torch.device) -> Batch:
-    """Return a flat batch of images, detached, on a device."""
-    return Batch(
-        image_inputs(batch.inputs).detach().to(device),
-        _tensor(batch.targets).detach().to(device),
-        batch.weight.to(device),
-    )

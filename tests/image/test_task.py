@@ -12,6 +12,7 @@ from torchvision.datasets import ImageFolder
 from mmdistill.coresets import allocate, choose_samples
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
+from mmdistill.evaluate import evaluate
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.judge import is_distribution, target_loss
 from mmdistill.labels import centred_one_hot
@@ -235,6 +236,16 @@ def test_the_export_for_ddranking_has_its_layout(tmp_path: Path) -> None:
     assert torch.equal(images[:, 0], images[:, 2])
     with pytest.raises(UnsupportedError, match="equally many"):
         DOMAIN.exports["ddranking"](task, task.select(torch.arange(15)), tmp_path)
+
+
+def test_sets_of_other_images_and_classes_are_refused(digits: ImageTask) -> None:
+    batch = digits.select(torch.arange(10))
+    assert isinstance(batch.inputs, Tensor)
+    with pytest.raises(ShapeError, match=r"images of digits are \(1, 8, 8\), got \(3, 8, 8\)"):
+        evaluate(digits, batch._replace(inputs=batch.inputs.expand(-1, 3, -1, -1)), n=1, baselines=[])
+    for labels in (torch.arange(10) + 1, torch.arange(10) - 1, torch.eye(10, 11)):
+        with pytest.raises(ShapeError, match="digits has 10 classes, and the labels are of others"):
+            evaluate(digits, batch._replace(targets=labels), n=1, baselines=[])
 
 
 class Branching(nn.Module):
