@@ -26,9 +26,12 @@ class ConvNet(nn.Module):
         classes: how many.
         width: channels of every block.
         depth: blocks.
+        smooth: take the SiLU instead of the ReLU.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int, depth: int = 3) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, width: int, depth: int = 3, smooth: bool = False
+    ) -> None:
         super().__init__()
         channels, side, _ = shape
         self.depth = depth
@@ -37,7 +40,7 @@ class ConvNet(nn.Module):
             layers = (
                 nn.Conv2d(channels, width, 3, padding=padding),
                 nn.GroupNorm(width, width),
-                nn.ReLU(inplace=True),
+                nn.SiLU() if smooth else nn.ReLU(inplace=True),
                 nn.AvgPool2d(2),
             )
             self.add_module(f"block{block + 1}", nn.Sequential(*layers))
