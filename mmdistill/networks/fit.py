@@ -110,9 +110,8 @@ def _optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim
     groups = [{"params": tensors, "lr": lr * factor, FACTOR: factor} for factor, tensors in by_factor.items()]
     if protocol.optimizer == "adam":
         return torch.optim.Adam(groups, lr=lr, weight_decay=protocol.weight_decay)
-    # Networks of a few images wait for the host: one pass over each tensor instead of four operators.
-    fused = all(tensor.device.type == "cpu" and tensor.is_floating_point() for tensor in params.values())
-    return torch.optim.SGD(groups, lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=fused)
+    # Not fused: a CPU would read gradients as laid out like the parameters, which those of compiled functions are not.
+    return torch.optim.SGD(groups, lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
 
 
 def _step(optimizer: torch.optim.Optimizer, params: Tensors, gradients: Tensors) -> None:

@@ -72,6 +72,26 @@ def test_fitting_follows_torch_on_one_network() -> None:
         assert torch.allclose(fitted.params[name][0], parameter, atol=1e-12)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_gradients_may_be_laid_out_otherwise_than_parameters(optimizer: str) -> None:
+    """As those of compiled convolutions are; a fused optimizer on the CPU would mix them up."""
+    start = KEY.normal(2, 3, 3, 3)
+    data = Batch(torch.zeros(4, 1), torch.zeros(4), torch.ones(4))
+
+    def fitted(layout: torch.memory_format) -> Tensor:
+        goal = KEY.fold("goal").normal(2, 3, 3, 3).to(memory_format=layout)
+
+        def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+            return (state.params["weight"] * goal).sum(), {}  # the gradient is the goal, as it is laid out
+
+        protocol = FitProtocol(3, lr=0.1, optimizer=optimizer)  # type: ignore[arg-type]
+        return fit_networks(
+            lambda draws: NetworkState({"weight": start}, {}), loss, data, protocol, 2, KEY, mode="loop"
+        ).params["weight"]
+
+    assert torch.allclose(fitted(torch.channels_last), fitted(torch.contiguous_format))
+
+
 def test_selection_keeps_each_network_at_its_own_best_epoch() -> None:
     task = BlobTask()
     seen: list[Tensor] = []
