@@ -1,6 +1,8 @@
 """Replays without a device: their bookkeeping, under a stand-in for CUDA graphs that repeats the captured call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmdistill import runtime
-from mmdistill.capture import SHAPES, WARM_UP_CALLS, Generators, Graph, Replay, difference
+from mmdistill.capture import LATER_CHECK, SHAPES, WARM_UP_CALLS, CudaGraph, Generators, Graph, Replay, difference
+from mmdistill.errors import MmdistillError
 from mmdistill.runtime import Draws
 
 EAGER = WARM_UP_CALLS + 1
@@ -109,6 +112,83 @@ def test_what_cannot_be_replayed_stays_eager_with_one_warning(fault: str) -> Non
             key = Draws(1).fold("step", step)
             assert difference(replay(key, torch.zeros(2)), function(key, torch.zeros(2))) == 0
     assert not replay.captured
+
+
+def test_a_graph_that_goes_wrong_later_ends_the_run() -> None:
+    class Overwritten(RepeatedCall):
+        def replay(self) -> None:
+            super().replay()
+            if self.replays > LATER_CHECK // 2:
+                self.results["sum"] += 1
+
+    replay = Replay(noisy, Overwritten)
+    inputs = torch.zeros(3), {"y": torch.ones(2)}
+    for step in range(EAGER + LATER_CHECK):  # one of these captures, so that one replay is left
+        replay(Draws(1).fold("step", step), inputs)
+    with pytest.raises(MmdistillError, match=f"replay {LATER_CHECK} .*--compile off"):
+        replay(Draws(1).fold("step", EAGER + LATER_CHECK), inputs)
+
+
+class BrokenDevice:
+    """Stands for ``torch.cuda`` where a wait breaks a capture: ending it raises before the stream is left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stream = "main"
+        generator = SwappedGenerator()
+        generator.manual_seed(3)
+        self.default_generators = [generator]
+        for name in ("synchronize", "current_stream", "current_device", "set_stream", "graph", "default_generators"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+        monkeypatch.setattr(torch, "Generator", SwappedGenerator)
+
+    def synchronize(self) -> None:
+        pass
+
+    def current_stream(self) -> str:
+        return self.stream
+
+    def current_device(self) -> int:
+        return 0
+
+    def set_stream(self, stream: str) -> None:
+        self.stream = stream
+
+    @contextmanager
+    def graph(self, graph: object) -> Iterator[None]:
+        self.stream = "capturing"
+        self.default_generators[0].refuses = True
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
+class SwappedGenerator(torch.Generator):
+    """A generator whose state can be exchanged, as CUDA's can, and which may refuse to draw, as after a capture."""
+
+    refuses = False
+
+    def graphsafe_get_state(self) -> "SwappedGenerator":
+        return self
+
+    def graphsafe_set_state(self, state: torch.Generator) -> None:
+        self.set_state(state.get_state())
+        self.refuses = False
+
+
+def test_a_broken_capture_leaves_streams_and_random_numbers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waiting() -> None:
+        torch.rand(2, generator=device.default_generators[0])
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    device = BrokenDevice(monkeypatch)
+    before = device.default_generators[0].get_state()
+    with pytest.raises(RuntimeError, match="not permitted"):  # what broke it, not that it could not be ended
+        CudaGraph().capture(waiting, [])
+    assert device.stream == "main"
+    assert not device.default_generators[0].refuses
+    assert torch.equal(device.default_generators[0].get_state(), before)
 
 
 def drawn_elsewhere(key: Draws, x: Tensor) -> Tensor:
