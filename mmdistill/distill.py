@@ -83,7 +83,7 @@ def distill(
     """Distil a task's training set into a tiny one.
 
     Args:
-        task: what to distil, for example ``image_task("mnist")``.
+        task: what to distil, for example ``image_task("mnist")``; it serves one thread at a time.
         method: a :class:`Method` or its name.
         budget: the synthetic size in the task's unit; or give it by name as one of the next four.
         ipc: samples per class.

@@ -100,7 +100,11 @@ def whitening_matrix(covariance: Tensor, ridge: float, samples: int | None = Non
 
 
 def fit_whitening(data: ImageData, kind: Kind) -> Whitening:
-    """Fit a whitening to the training images, in float64."""
+    """Fit a whitening to the training images, in float64.
+
+    Raises:
+        DataError: images that are all alike.
+    """
     count, size = len(data.train_images), data.train_images[0].numel()
     total = torch.zeros(size, dtype=torch.float64)
     second = torch.zeros(size, size, dtype=torch.float64)
@@ -117,6 +121,8 @@ def fit_whitening(data: ImageData, kind: Kind) -> Whitening:
     else:
         mean = total / count
         covariance = (second - count * torch.outer(mean, mean)) / (count - 1 if kind == "mtt" else count)
+    if not covariance.trace() > 0:
+        raise DataError(f"the training images of {data.name} are all alike, so nothing can be whitened; leave it out")
     ridge = RIDGE if kind == "mtt" else RIDGE * float(covariance.trace()) / size
     matrix, inverse = whitening_matrix(covariance, ridge, None if kind == "mtt" else count)
     offset_mean, norm_mean = (offsets / count, norms / count) if kind == "kip" else (0.0, 1.0)
@@ -132,6 +138,7 @@ def whitened(data: ImageData, kind: str) -> ImageData:
 
     Raises:
         ConfigError: an unknown kind, or data that are whitened already.
+        DataError: images that are all alike.
         UnsupportedError: images too large for a matrix over all their values.
     """
     found = next((known for known in KINDS if known == canonical(kind)), None)

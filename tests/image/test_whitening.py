@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmdistill.distill import distill
-from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
+from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from mmdistill.image import image_task
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.draw import as_bytes, export_tensors
@@ -114,3 +114,10 @@ def test_bad_requests(data: ImageData) -> None:
     large = replace(data, train_images=torch.zeros(3, 3, 64, 64, dtype=torch.uint8))
     with pytest.raises(UnsupportedError, match="12,288 values"):
         whitened(large, "mtt")
+
+
+@pytest.mark.parametrize("kind", ["mtt", "frepo", "kip"])
+def test_images_that_are_all_alike_are_refused(kind: str) -> None:
+    images, labels = torch.full((6, 1, 4, 4), 7, dtype=torch.uint8), torch.arange(6) % 2
+    with pytest.raises(DataError, match="are all alike"):
+        whitened(build("flat", (images, labels), (images, labels)), kind)
