@@ -43,7 +43,7 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
-from mmdistill.precision import Precision, resolved
+from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws, choose_device, describe_device
 from mmdistill.settings import OptimizerSpec, Settings
@@ -337,7 +337,9 @@ def gradient_errors(
         found = textbook.mtt(p, 10, 0, 0.01, one, other, whole) if name == "mtt" else step(p, one, images)
         return found.detach().double().clone()
 
-    textbook_gradient = plain(torch.float32)
+    chosen = resolved(precision, task.device)
+    with matrix_products(chosen, task.device):
+        textbook_gradient = plain(torch.float32)
     state, target = (NetworkState({k: v.detach() for k, v in m.named_parameters()}, {}) for m in (net, goal))
     inputs = p.synthetic.detach().clone().requires_grad_()
     grouped = ClassBatch(
@@ -346,14 +348,14 @@ def gradient_errors(
     )
     classes = torch.arange(CLASSES, device=task.device)[:, None].expand(CLASSES, real_batch)
     truth = ClassBatch(Batch(torch.stack(real), classes, torch.ones(CLASSES, real_batch).to(inputs)), Dims(0, 0))
-    chosen = resolved(precision, task.device)
     network, key = Network(task, state, target.params, precision=chosen), Draws(0, device=task.device)
-    if name == "mtt":
-        flat = Batch(inputs, p.targets, torch.ones(len(p.targets)).to(inputs))
-        loss = TrajectoryMatching(10, InnerRate(0.01)).to(task.device)(network, flat, flat, key)
-    else:
-        loss = (DistributionMatching() if name == "dm" else GradientMatching())(network, grouped, truth, key)
-    ours = torch.autograd.grad(loss, inputs)[0].double()
+    with matrix_products(chosen, task.device):
+        if name == "mtt":
+            flat = Batch(inputs, p.targets, torch.ones(len(p.targets)).to(inputs))
+            loss = TrajectoryMatching(10, InnerRate(0.01)).to(task.device)(network, flat, flat, key)
+        else:
+            loss = (DistributionMatching() if name == "dm" else GradientMatching())(network, grouped, truth, key)
+        ours = torch.autograd.grad(loss, inputs)[0].double()
     exact = plain(torch.float64)
     return tuple(float((g - exact).norm() / exact.norm()) for g in (ours, textbook_gradient))  # type: ignore[return-value]
 
@@ -412,11 +414,12 @@ def main() -> None:
                 found = judging(task, ipc, chosen.networks, chosen.epochs, name.endswith("dsa"), chosen.compile)
                 row = measure(found, device, chosen.repeats, 0)
             else:
-                found = contest(task, name, ipc, chosen.real_batch, chosen.compile)
+                found = contest(task, name, ipc, chosen.real_batch, chosen.compile, chosen.precision)
                 row = measure(found, device, chosen.repeats, WARM_UP if device.type == "cuda" else 1)
-                row |= shares(contest(task, name, ipc, chosen.real_batch, "off"), row["ours_ms"], limit, copying)
+                eager = contest(task, name, ipc, chosen.real_batch, "off", chosen.precision)
+                row |= shares(eager, row["ours_ms"], limit, copying)
             if name in ("dm", "dc", "mtt"):
-                row["errors"] = gradient_errors(task, name, ipc, chosen.real_batch)
+                row["errors"] = gradient_errors(task, name, ipc, chosen.real_batch, chosen.precision)
             rows.append({"method": name, "ipc": ipc, **row})
             print(line(name, ipc, row), flush=True)
             settings = {key: str(value) for key, value in vars(chosen).items()}
