@@ -7,12 +7,13 @@
 One line per method and ipc: median milliseconds of both, their ratio, the first call's extra seconds (compiling,
 capturing), which path ran, peak device memory, the relative error of both pixel gradients to float64, and our step's
 share of two measured limits: its operations of the device's matrix-product throughput, and its traffic, as an eager
-step would cause it, of the device's copying speed (fused kernels need less, so more than all of it is possible). On a
-CPU, process time stands for wall time, since it holds on a busy machine, and memory is not told apart. Images are
-random; no accuracy is measured here.
+step would cause it, of the device's copying speed (fused kernels need less, so more than all of it is possible). On one
+thread of a CPU, process time stands for wall time, since it holds on a busy machine; on a CPU, memory is not told
+apart. Images are random; no accuracy is measured here.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import time
@@ -216,11 +217,10 @@ def path_of(judge: ImageTask, replays: list[Replay]) -> str:
 
 
 def clock(device: torch.device) -> float:
-    """Return seconds: wall time on CUDA, process time on a CPU."""
+    """Return seconds: process time of one thread, else wall time."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
+    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
@@ -293,6 +293,8 @@ def measure(found: Contest, device: torch.device, repeats: int, warm_up: int) ->
     for _ in range(warm_up):
         found.ours()
     found.plain()
+    gc.collect()
+    gc.freeze()  # what compiling made is not searched for garbage while steps are timed
     together = STEPS_TOGETHER if device.type == "cuda" and warm_up else 1
 
     def several() -> None:
