@@ -42,7 +42,7 @@ class TeacherRecipe:
     networks: int = 2
     epochs: int = 300
     hops: int = 8
-    samples: int = 2
+    samples: int = 4
     dropped: float = 0.5
     width: int = 32
     lr: float = 0.01
@@ -70,7 +70,7 @@ def teach(part: Part, val: Part, num_classes: int, draws: Draws, recipe: Teacher
         val: validation nodes, which choose each perceptron's epoch where they are seen in that same graph.
         num_classes: C.
         draws: the key.
-        recipe: how they train; by default as published, but for fewer epochs and two random propagations of four.
+        recipe: how they train; by default as published, but for fewer epochs and two perceptrons.
 
     Shapes:
         Returns ``(N, C)``.
