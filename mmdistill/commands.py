@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from mmdistill import ranks
@@ -21,6 +21,7 @@ from mmdistill.evaluate import (
     metrics_document,
     read_metrics,
     require_baselines,
+    require_networks,
     subset_bytes,
 )
 from mmdistill.evaluate import Progress as JudgingProgress
@@ -40,7 +41,7 @@ from mmdistill.registry import (
     unknown_name,
 )
 from mmdistill.report import write_comparison, write_report
-from mmdistill.runtime import choose_device, use_deterministic_kernels
+from mmdistill.runtime import atomic_write, choose_device, use_deterministic_kernels
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
@@ -151,10 +152,7 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
             users=config.users,
             bytes=config.bytes,
         )
-        if resume is None and ranks.is_first():
-            for stale in ("distilled.json", "distilled.safetensors", "metrics.json"):
-                (folder / stale).unlink(missing_ok=True)
-            config.save(folder / "config.yaml")
+        require_networks(config.networks, config.networks_at_once)
         if finished and resume is not None:
             distilled = DistilledSet.load(folder)
             if ranks.is_first():
@@ -162,10 +160,26 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
         else:
             if resume is not None and not started and ranks.is_first():
                 print(f"{folder} has no checkpoint yet; beginning with the first step")
-            distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None and started)
+            with _configured(config, folder) if resume is None and ranks.is_first() else nullcontext():
+                distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None and started)
         first = ranks.is_first()
     if first:
         _judge_and_draw(config, domain, task, distilled, folder, budget)
+
+
+@contextmanager
+def _configured(config: DistillConfig, folder: Path) -> Iterator[None]:
+    """Keep a new run's configuration in its folder; that of a finished run stays where the new one cannot begin."""
+    path = folder / "config.yaml"
+    former = path.read_bytes() if path.exists() else None
+    config.save(path)
+    try:
+        yield
+    except BaseException:
+        if former is not None and (folder / "distilled.json").exists():  # which goes when a run begins
+            with atomic_write(path) as handle:
+                handle.write(former)
+        raise
 
 
 def _judge_and_draw(

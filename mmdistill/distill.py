@@ -41,6 +41,8 @@ LOWER = (
 READS_PER_RUN = 200
 """How often the loss is read back in a run, besides its first step's; on CUDA each read waits for the device."""
 KEPT_CHECKPOINTS = 2
+FORMER = ("distilled.json", "distilled.safetensors", "metrics.json")
+"""What a run removes of a former one in its folder when it begins, so that nobody takes it for its own."""
 
 
 def find_method(task: Task, method: Method | str) -> tuple[Method, str]:
@@ -115,6 +117,8 @@ def distill(
     ):
         if value not in known:
             raise unknown_name(option, str(value), known)
+    if checkpoint_every < 0:
+        raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {checkpoint_every}")
     found, own_name = find_method(task, method)
     name = name or own_name
     if parameterization is not None:
@@ -134,10 +138,11 @@ def distill(
         if checkpoints is None:
             raise ConfigError("resuming needs the folder of the run")
         earlier = checkpoints.restore(run, task.device)
-    elif checkpoints is not None:
+    elif checkpoints is not None and folder is not None:
+        if ranks.is_first():
+            for former in FORMER:
+                (folder / former).unlink(missing_ok=True)
         checkpoints.clear()
-    if checkpoint_every < 0:
-        raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {checkpoint_every}")
     interval = checkpoint_every or max(distiller.steps // 10, 1)
     stepper = Stepper(distiller, compile)
     _loop(distiller, stepper, run, checkpoints, interval, progress, began - earlier)

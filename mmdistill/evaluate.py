@@ -140,6 +140,16 @@ def require_baselines(task: Task, names: Sequence[str]) -> None:
         raise unknown_name("baseline", unknown[0], known)
 
 
+def require_networks(n: int, at_once: int | None) -> None:
+    """Check how many networks shall judge, and how many of them train together.
+
+    Raises:
+        ConfigError: none.
+    """
+    if n < 1 or (at_once is not None and at_once < 1):
+        raise ConfigError(f"at least one network must judge, and train at once, got n={n} and at_once={at_once}")
+
+
 def evaluate(
     task: Task,
     distilled: DistilledSet | Batch,
@@ -180,8 +190,7 @@ def evaluate(
         raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
     judges = [judges] if isinstance(judges, str) else judges
     baselines = [baselines] if isinstance(baselines, str) else baselines
-    if n < 1 or (at_once is not None and at_once < 1):
-        raise ConfigError(f"at least one network must judge, and train at once, got n={n} and at_once={at_once}")
+    require_networks(n, at_once)
     require_baselines(task, baselines)
     learned: Mapping[str, Tensor] = {}
     if isinstance(distilled, DistilledSet):

@@ -198,6 +198,16 @@ def test_a_file_of_another_encoding_is_named(tmp_path: Path, capsys: pytest.Capt
     assert "not UTF-8" in capsys.readouterr().err
 
 
+def test_a_run_that_cannot_begin_leaves_the_former_one_whole(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    shutil.copytree(run, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert distil(folder, "--overwrite", "true", "--ipc", "500") == 2
+    assert distil(folder, "--overwrite", "true", "--networks", "0") == 2
+    assert distil(folder, "--overwrite", "true", "--parameterization", "upsample-3") == 2
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_unfinished_work_is_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "cut short"
     shutil.copytree(run, folder)

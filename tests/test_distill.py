@@ -15,7 +15,7 @@ from torch import Tensor
 from mmdistill.budget import find_budget
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
+from mmdistill.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from mmdistill.methods import CORE_METHODS, Method
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
@@ -140,6 +140,21 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         distill(BlobTask(width=16), method(), ipc=2, out=tmp_path, resume=True)
     with pytest.raises(ConfigError, match="needs the folder"):
         distill(task, method(), ipc=2, resume=True)
+
+
+def test_a_run_that_begins_anew_leaves_nothing_of_the_former_one_to_be_taken_for_its_own(tmp_path: Path) -> None:
+    distill(BlobTask(), method(), ipc=2, out=tmp_path)
+    with pytest.raises(DataError, match="lower the budget"):
+        distill(BlobTask(), method(), ipc=500, out=tmp_path)
+    assert DistilledSet.load(tmp_path).seed == 0
+
+    def stop(done: int, total: int, loss: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path, progress=stop)
+    with pytest.raises(CheckpointError, match="holds no distilled set"):
+        DistilledSet.load(tmp_path)
 
 
 def test_what_a_killed_process_was_writing_is_swept_away(tmp_path: Path) -> None:
