@@ -157,7 +157,7 @@ def _digits_dm(ipc: int) -> Settings:
     return Settings(steps=500, real_batch=64, optimizers={"codes": OptimizerSpec("sgd", 1.0, 0.5)}, augment=True)
 
 
-def _digits_dcc(ipc: int, augment: bool = False) -> Settings:
+def _digits_dc(ipc: int, augment: bool = False) -> Settings:
     return Settings(
         steps=200,
         real_batch=64,
@@ -168,10 +168,13 @@ def _digits_dcc(ipc: int, augment: bool = False) -> Settings:
     )
 
 
-def _digits_dc(ipc: int, augment: bool = False) -> Settings:
-    """Return a fresh network for every step, whose rate is annealed, since a single network's gradients are noisy."""
-    rate = OptimizerSpec("sgd", 0.5 if ipc < 10 else 0.3, 0.5, cosine=True)
-    return replace(_digits_dcc(ipc, augment), optimizers={"codes": rate}, init="herding", outer_steps=1)
+def _digits_plain_dc(ipc: int) -> Settings:
+    """Return, at one image per class, a fresh network for every step, as published, and an annealed rate."""
+    settings = _digits_dc(ipc)
+    if ipc >= 10:
+        return settings
+    rate = OptimizerSpec("sgd", 0.5, 0.5, cosine=True)
+    return replace(settings, optimizers={"codes": rate}, init="herding", outer_steps=1)
 
 
 def _digits_idc(ipc: int) -> Settings:
@@ -192,12 +195,12 @@ def _on_digits(name: str, kind: Callable[..., TrainedOnT]) -> Method:
 
 MATCHING_DIGITS: dict[str, Method] = {
     "dm": replace(CORE_METHODS["dm"], settings=_digits_dm),
-    "dc": replace(CORE_METHODS["dc"], settings=_digits_dc),
+    "dc": replace(CORE_METHODS["dc"], settings=_digits_plain_dc),
     "dsa": replace(CORE_METHODS["dsa"], settings=partial(_digits_dc, augment=True)),
-    "dcc": replace(MATCHING_METHODS["dcc"], settings=partial(_digits_dcc, augment=True)),
-    "egm": replace(MATCHING_METHODS["egm"], settings=partial(_digits_dcc, augment=True)),
-    "cafe": replace(MATCHING_METHODS["cafe"], settings=_digits_dcc),
-    "cafe+dsa": replace(MATCHING_METHODS["cafe+dsa"], settings=partial(_digits_dcc, augment=True)),
+    "dcc": replace(MATCHING_METHODS["dcc"], settings=partial(_digits_dc, augment=True)),
+    "egm": replace(MATCHING_METHODS["egm"], settings=partial(_digits_dc, augment=True)),
+    "cafe": replace(MATCHING_METHODS["cafe"], settings=_digits_dc),
+    "cafe+dsa": replace(MATCHING_METHODS["cafe+dsa"], settings=partial(_digits_dc, augment=True)),
     "idc": _on_digits("idc", TrainedOnT),
     "edd": _on_digits("edd", EarlyStagePool),
 }
