@@ -241,17 +241,21 @@ def resample(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     columns = torch.arange(width, device=x.device, dtype=x.dtype) - (width - 1) / 2
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)
     source = matrix @ grid + shift[:, :, None]
-    row, column = source[:, 0] + (height - 1) / 2, source[:, 1] + (width - 1) / 2
-    top, left = row.floor(), column.floor()
     flat = x.reshape(groups, -1, height * width)
     result = torch.zeros_like(flat)
-    for i, row_share in ((top, top + 1 - row), (top + 1, row - top)):
-        for j, column_share in ((left, left + 1 - column), (left + 1, column - left)):
-            inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
-            index = i.clamp(0, height - 1).long() * width + j.clamp(0, width - 1).long()
-            pixels = flat.gather(2, index[:, None].expand_as(flat))
-            result = result + pixels * (row_share * column_share * inside)[:, None]
+    columns_read = _neighbours(source[:, 1] + (width - 1) / 2, width)
+    for i, row_share in _neighbours(source[:, 0] + (height - 1) / 2, height):
+        for j, column_share in columns_read:
+            pixels = flat.gather(2, (i * width + j)[:, None].expand_as(flat))
+            result = result + pixels * (row_share * column_share)[:, None]
     return result.view_as(x)
+
+
+def _neighbours(position: Tensor, side: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the pixels before and after positions along one axis, and their shares, which are 0 outside."""
+    before = position.floor()
+    pairs = (before, before + 1 - position), (before + 1, position - before)
+    return [(i.clamp(0, side - 1).long(), share * ((i >= 0) & (i < side))) for i, share in pairs]
 
 
 def kept(hole: Tensor, holed: Tensor, sizes: tuple[int, int], height: int, width: int) -> Tensor:

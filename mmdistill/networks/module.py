@@ -124,7 +124,8 @@ class FunctionalModule:
 
         Layers that write into their buffers do that anyway, and a loss returns nothing else: pass copies.
         """
-        self.module.train(train)
+        if self.module.training != train or torch.compiler.is_compiling():  # programs shall serve both states
+            self.module.train(train)
         tensors = {**state.params, **state.buffers}  # a layer that replaces a buffer finds its new one put here
         output = torch.func.functional_call(self.module, tensors, inputs)
         self._captured.clear()
