@@ -41,7 +41,7 @@ from mmdistill.registry import (
     unknown_name,
 )
 from mmdistill.report import write_comparison, write_report
-from mmdistill.runtime import atomic_write, choose_device, use_deterministic_kernels
+from mmdistill.runtime import atomic_write, choose_device, sweep, use_deterministic_kernels
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
@@ -199,6 +199,7 @@ def _judge_and_draw(
             baselines=baselines,
             progress=progress,
         )
+    sweep(folder / "pictures")
     pictures = domain.draw(task, distilled.to(task.device), folder / "pictures")
     print(summary(distilled, evaluation, subset_bytes(task, budget)))
     print(

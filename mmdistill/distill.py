@@ -150,7 +150,6 @@ def distill(
     result = replace(result, path=stepper.path, compile_seconds=distiller.compile_seconds)
     if folder is not None and ranks.is_first():
         sweep(folder)
-        sweep(folder / "pictures")
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
         result.save(folder)
     return result

@@ -223,7 +223,11 @@ def test_a_run_that_has_no_checkpoint_yet_begins_anew(run: Path, tmp_path: Path)
     folder = tmp_path / "early"
     folder.mkdir()
     shutil.copy(run / "config.yaml", folder)
+    for name in (".history.json.x.mmdistill-part", "pictures/.images.png.x.mmdistill-part"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"what a killed process was writing")
     assert main(["distill", "--resume", str(folder)]) == 0
+    assert not list(folder.rglob("*.mmdistill-part"))
     first, second = (safetensors.torch.load_file(f / "distilled.safetensors") for f in (run, folder))
     assert torch.equal(first["inputs"], second["inputs"])
 

@@ -158,7 +158,7 @@ def test_a_run_that_begins_anew_leaves_nothing_of_the_former_one_to_be_taken_for
 
 
 def test_what_a_killed_process_was_writing_is_swept_away(tmp_path: Path) -> None:
-    places = [tmp_path, tmp_path / "checkpoints", tmp_path / "pictures"]
+    places = [tmp_path, tmp_path / "checkpoints"]
     for place in places:
         place.mkdir(exist_ok=True)
         (place / ".a.json.x1.mmdistill-part").write_bytes(b"half")

@@ -64,6 +64,12 @@ class FitProtocol:
     sam_adaptive: bool = False
     faster: tuple[tuple[str, float], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or (self.batch is not None and self.batch < 1):
+            raise ConfigError(
+                f"epochs are not negative and a minibatch has at least one sample, got {self.epochs} and {self.batch}"
+            )
+
 
 WORTH_CAPTURING = 50
 """Steps from which capturing them on CUDA repays the few eager ones that it begins with."""

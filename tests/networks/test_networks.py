@@ -108,6 +108,12 @@ def test_selection_keeps_each_network_at_its_own_best_epoch() -> None:
     assert torch.equal(best.params["4.bias"], torch.stack([seen[0][0], seen[1][1]]))
 
 
+def test_protocols_that_cannot_be_are_refused() -> None:
+    for epochs, batch in ((-1, 256), (5, 0)):
+        with pytest.raises(ConfigError, match="epochs are not negative and a minibatch has at least one sample"):
+            FitProtocol(epochs, batch=batch)
+
+
 def test_nothing_to_fit_is_refused() -> None:
     task = BlobTask()
     with pytest.raises(ConfigError, match="at least one network"):
