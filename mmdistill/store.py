@@ -203,6 +203,11 @@ class DistilledSet:
             raise CheckpointError(f"{path} is missing") from error
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
+        broken = [
+            name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+        ]
+        if broken:
+            raise CheckpointError(f"{path} holds NaN or infinite values ({', '.join(broken)})")
         try:
             info = content.pop("info")
             info["class_names"] = tuple(info["class_names"])

@@ -101,6 +101,14 @@ def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:
         load_tree(tmp_path / "nowhere")
 
 
+def test_sets_of_nan_are_refused(tmp_path: Path) -> None:
+    saved = make_set()
+    saved.batch.inputs["x"][1, 2] = torch.nan  # type: ignore[call-overload,index]
+    saved.save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"NaN or infinite values \(inputs\.x\)"):
+        DistilledSet.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
