@@ -40,7 +40,7 @@ from mmdistill.registry import (
     get_parameterization,
     unknown_name,
 )
-from mmdistill.report import write_comparison, write_report
+from mmdistill.report import aligned, summary, write_comparison, write_report
 from mmdistill.runtime import atomic_write, choose_device, sweep, use_deterministic_kernels
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, write_json
@@ -277,32 +277,6 @@ def experts_command(config: DistillConfig, count: int | None, together: int) -> 
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
     seconds = time.perf_counter() - began
     print(f"{wanted} expert(s) of {experts.epochs} epochs in {seconds:.1f} s; {size:.1f} MiB in {folder}")
-
-
-def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: int) -> str:
-    """Return the results as a table for the terminal: the distilled set beside its baselines."""
-    columns = ["distilled", *evaluation.baselines]
-    sources = [evaluation.results, *evaluation.baselines.values()]
-    tables = [{(e.judge, e.metric): e for e in entries} for entries in sources]
-    rows = [["judge", "metric", *columns]]
-    for entry in evaluation.results:
-        key = (entry.judge, entry.metric)
-        rows.append([*key, *(str(table[key]) if key in table else "-" for table in tables)])
-    sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes}
-    rows.append(["", "bytes", *(f"{sizes.get(name, equal_count_bytes):,}" for name in columns)])
-    budget = f"{distilled.info.budget} {distilled.budget}"
-    count = evaluation.headline().n
-    title = f"{distilled.info.data}, {distilled.method}, {budget}: percent, mean +/- sd of {count} networks"
-    notes = [f"note: {note}" for entry in evaluation.results for note in entry.notes]
-    failed = [f"failed: {name}: {reason}" for name, reason in evaluation.failures.items()]
-    return "\n".join([title, aligned(rows), *dict.fromkeys(notes), *failed])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text in columns."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
 
 
 def _open_run(

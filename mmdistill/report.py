@@ -1,4 +1,4 @@
-"""The report of a run: results, pictures and the loss curve on one page, in Markdown and in HTML."""
+"""The report of a run: a table for the terminal; results, pictures and the loss curve on one page."""
 
 import base64
 import html
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdistill.evaluate import Evaluation
 from mmdistill.runtime import atomic_write
 from mmdistill.store import DistilledSet, read_json
 
@@ -51,6 +52,32 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
         ["cost", f"{distilled.seconds:.1f} s{pace}, peak {memory}, {distilled.device}"],
         ["run", f"{path}, {distilled.precision}"],
     ]
+
+
+def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: int) -> str:
+    """Return the results as a table for the terminal: the distilled set beside its baselines."""
+    columns = ["distilled", *evaluation.baselines]
+    sources = [evaluation.results, *evaluation.baselines.values()]
+    tables = [{(e.judge, e.metric): e for e in entries} for entries in sources]
+    rows = [["judge", "metric", *columns]]
+    for entry in evaluation.results:
+        key = (entry.judge, entry.metric)
+        rows.append([*key, *(str(table[key]) if key in table else "-" for table in tables)])
+    sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes}
+    rows.append(["", "bytes", *(f"{sizes.get(name, equal_count_bytes):,}" for name in columns)])
+    budget = f"{distilled.info.budget} {distilled.budget}"
+    count = evaluation.headline().n
+    title = f"{distilled.info.data}, {distilled.method}, {budget}: percent, mean +/- sd of {count} networks"
+    notes = [f"note: {note}" for entry in evaluation.results for note in entry.notes]
+    failed = [f"failed: {name}: {reason}" for name, reason in evaluation.failures.items()]
+    return "\n".join([title, aligned(rows), *dict.fromkeys(notes), *failed])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text in columns."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
 
 
 def draw_curve(folder: Path) -> Path | None:
