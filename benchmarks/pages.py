@@ -130,7 +130,7 @@ def across(data: str, schedule: str, cells: Path, methods: Sequence[str], ipc: i
     if not lines:
         return []
     kind = "short" if data == "digits" else schedule
-    title = f"## {data}, {ipc} images per class, across architectures (Table {table}), {kind} schedule"
+    title = f"## {data}, ipc {ipc}, across architectures (Table {table}), {kind} schedule"
     return [title, "", "| method | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1), *lines, ""]
 
 
