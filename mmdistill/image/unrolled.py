@@ -185,8 +185,11 @@ def _digits_haba(ipc: int) -> Settings:
 
 
 def _digits_tesla(ipc: int) -> Settings:
+    """Return MTT's settings with ends further on, since an expert that has hardly learned labels the images badly."""
     settings = _digits_mtt(ipc)
-    return settings if ipc >= 10 else replace(settings, steps=60, init="herding", inner_lr=0.05, start_epochs=2)
+    if ipc < 10:
+        return replace(settings, steps=60, init="herding", inner_lr=0.05, start_epochs=2)
+    return replace(settings, inner_steps=30, inner_lr=0.1, expert_steps=5, start_epochs=10)
 
 
 def _digits_addmem(ipc: int) -> Settings:
