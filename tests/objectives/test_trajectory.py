@@ -203,10 +203,10 @@ def test_runs_resume_bit_identically_and_carry_the_rate(name: str, tmp_path: Pat
     assert loaded.shape == ((8,) if name == "dd" else ())
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("dd", marks=pytest.mark.slow), "mtt", pytest.param("tesla", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", [pytest.param("dd", marks=pytest.mark.slow), "mtt"])
 def test_one_digit_per_class_beats_random_and_herding(name: str, tmp_path: Path) -> None:
+    # Not TESLA, whose labels are those of the experts' ends: ends this early know too little to label images, and it is
+    # tested with its own schedule in tests/image/test_end_to_end.py.
     image_task = pytest.importorskip("mmdistill.image.task").image_task
     task = image_task("digits", model="mlp", width=32, judge_epochs=150, judge_augment=False)
     # A judge trains at the learned rate with momentum, so the rate must be one that momentum bears.
