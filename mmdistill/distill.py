@@ -230,10 +230,10 @@ def _stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _architecture(task: Task) -> dict[str, object]:
+def _architecture(task: Task) -> dict[str, list[int]]:
     """Return the shapes of a task's network, by parameter; none where it has no finite one."""
     try:
-        return {name: list(tensor.shape) for name, tensor in task.init(Draws(0, device=task.device)).params.items()}
+        return task.init(Draws(0, device=task.device)).shapes()
     except UnsupportedError:
         return {}
 

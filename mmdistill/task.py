@@ -78,6 +78,10 @@ class NetworkState(NamedTuple):
     params: Tensors
     buffers: Tensors
 
+    def shapes(self) -> dict[str, list[int]]:
+        """Return the parameters' shapes as plain values: what tells one architecture from another on disk."""
+        return {name: list(tensor.shape) for name, tensor in self.params.items()}
+
 
 def map_inputs(function: "TensorMap", inputs: Inputs) -> Inputs:
     """Apply a function to the tensor, or to each tensor of a named dict."""

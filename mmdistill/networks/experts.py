@@ -58,14 +58,13 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     """Return what experts are, as plain values: the data, their preprocessing, the network, the training."""
     info = task.describe()
     state = task.init(Draws(0, device=task.device))
-    shapes = {name: list(tensor.shape) for name, tensor in state.params.items()}
     network = getattr(task, "network", None)
     found = {
         "version": EXPERTS_VERSION,
         "data": info.data,
         "fingerprint": info.fingerprint,
         "preprocessing": info.preprocessing,
-        "architecture": shapes,
+        "architecture": state.shapes(),
         # Shapes do not tell activations, norms, pooling and dropout apart; a module's own description does.
         "layers": str(network.module) if isinstance(network, FunctionalModule) else "",
         "training": {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed},
