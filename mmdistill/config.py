@@ -45,7 +45,8 @@ class DistillConfig:
         device: auto, cpu, cuda or cuda:N
         deterministic: on CUDA, only kernels that give the same bits each time; the CPU always does
         compile: auto compiles runs long enough to repay it, on does always, off never; both capture steps on CUDA
-        precision: number formats - float32, tf32 or mixed (CUDA), bf16; auto is float32 on the CPU and mixed on CUDA
+        precision: number formats - float32, tf32 (CUDA), mixed (real samples in bf16; twice as fast on CPUs with AMX
+            too) or bf16; auto is float32 on the CPU and mixed on CUDA
         model: network to distil with; the domain's own by default
         width: its width
         encoder: text encoder, by name or path
