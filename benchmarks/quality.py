@@ -87,6 +87,7 @@ def run_row(
         settings=overrides,
         out=folder,
         resume=resume,
+        overwrite=True,
         progress=report,
         name=name,
     )

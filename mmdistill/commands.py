@@ -235,6 +235,7 @@ def _distill_with_bar(
             seed=config.seed,
             out=folder,
             resume=resume,
+            overwrite=True,  # what may be replaced was asked when the command began
             checkpoint_every=config.checkpoint_every,
             progress=lambda done, total, loss: show(done, total, loss=f"{loss:.4g}"),
             name=name,

@@ -76,6 +76,7 @@ def distill(
     settings: Mapping[str, object] | None = None,
     out: Path | str | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     checkpoint_every: int = 0,
     progress: Progress | None = None,
     name: str | None = None,
@@ -97,6 +98,7 @@ def distill(
         settings: overrides of the method's published settings, by field name of :class:`Settings`.
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
         resume: continue from the newest checkpoint in ``out``.
+        overwrite: replace a run in ``out``.
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run.
         progress: called with (steps done, steps in all, loss) whenever the loss is read back.
         name: how the set calls the method; its registered name or lower-case title by default.
@@ -107,7 +109,7 @@ def distill(
     Returns:
         The distilled set. On several processes (torchrun) every rank returns the same one, and the first writes it.
     Raises:
-        ConfigError: an unknown method, a budget in another unit, an impossible composition.
+        ConfigError: an unknown method, a budget in another unit, an impossible composition, a folder that holds a run.
         NonFiniteError: a loss became NaN or infinite; the last good checkpoint is kept.
     """
     require_task(task)
@@ -128,6 +130,8 @@ def distill(
     found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
     distiller = Distiller(task, found, size, seed=seed, precision=precision)
     folder = None if out is None else Path(out)
+    if folder is not None and not (resume or overwrite) and ranks.is_first():
+        _require_free(folder)
     began = time.perf_counter()
     with ranks.first_alone():
         run = distiller.start()
@@ -153,6 +157,17 @@ def distill(
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
         result.save(folder)
     return result
+
+
+def _require_free(folder: Path) -> None:
+    """Refuse a folder that holds a run."""
+    if (folder / "distilled.json").exists():
+        raise ConfigError(f"{folder} already holds a finished run; choose another folder or pass overwrite=True")
+    if Checkpoints(folder / "checkpoints", {}).paths():
+        raise ConfigError(
+            f"{folder} holds an unfinished run; continue it with resume=True, choose another folder, or begin anew with "
+            "overwrite=True"
+        )
 
 
 def _loop(

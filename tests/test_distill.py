@@ -145,16 +145,30 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_a_run_that_begins_anew_leaves_nothing_of_the_former_one_to_be_taken_for_its_own(tmp_path: Path) -> None:
     distill(BlobTask(), method(), ipc=2, out=tmp_path)
     with pytest.raises(DataError, match="lower the budget"):
-        distill(BlobTask(), method(), ipc=500, out=tmp_path)
+        distill(BlobTask(), method(), ipc=500, out=tmp_path, overwrite=True)
     assert DistilledSet.load(tmp_path).seed == 0
 
     def stop(done: int, total: int, loss: float) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path, progress=stop)
+        distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path, overwrite=True, progress=stop)
     with pytest.raises(CheckpointError, match="holds no distilled set"):
         DistilledSet.load(tmp_path)
+
+
+def test_a_run_is_not_replaced_without_asking(tmp_path: Path) -> None:
+    def stop(done: int, total: int, loss: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(BlobTask(), method(), ipc=2, out=tmp_path, progress=stop)
+    with pytest.raises(ConfigError, match="unfinished run; continue it with resume=True"):
+        distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path)
+    distill(BlobTask(), method(), ipc=2, out=tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="already holds a finished run; .* overwrite=True"):
+        distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path)
+    assert DistilledSet.load(tmp_path).seed == 0
 
 
 def test_what_a_killed_process_was_writing_is_swept_away(tmp_path: Path) -> None:

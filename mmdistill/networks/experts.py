@@ -329,6 +329,8 @@ def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *
     """
     if found.get("version") != EXPERTS_VERSION:
         raise CheckpointError(f"{folder} holds experts of version {found.get('version')}, not {EXPERTS_VERSION}")
+    if missing := [key for key in wanted if key not in found and key != "statistics"]:
+        raise CheckpointError(f"{folder / MANIFEST} lacks {', '.join(missing)}; remove the folder, to make them anew")
     if found["fingerprint"] != wanted["fingerprint"]:
         raise CheckpointError(
             f"the experts in {folder} trained on {found['data']!r} (fingerprint {found['fingerprint']}), the task's "

@@ -161,6 +161,10 @@ def test_damaged_and_foreign_files_are_refused(trained: Path, tmp_path: Path) ->
     (folder / "experts.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="belongs to other experts"):
         Experts(folder, BlobTask(), 1)
+    del manifest["training"], manifest["layers"]
+    (folder / "experts.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"experts.json lacks layers, training; remove the folder"):
+        Experts(folder, BlobTask(), 1)
     manifest["version"] = 99
     (folder / "experts.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="version 99"):
