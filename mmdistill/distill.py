@@ -165,7 +165,7 @@ def _require_free(folder: Path) -> None:
         raise ConfigError(f"{folder} already holds a finished run; choose another folder or pass overwrite=True")
     if Checkpoints(folder / "checkpoints", {}).paths():
         raise ConfigError(
-            f"{folder} holds an unfinished run; continue it with resume=True, choose another folder, or begin anew with "
+            f"{folder} holds an unfinished run; continue it with resume=True, choose another folder or begin anew with "
             "overwrite=True"
         )
 

@@ -166,7 +166,7 @@ def test_a_run_is_not_replaced_without_asking(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unfinished run; continue it with resume=True"):
         distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path)
     distill(BlobTask(), method(), ipc=2, out=tmp_path, resume=True)
-    with pytest.raises(ConfigError, match="already holds a finished run; .* overwrite=True"):
+    with pytest.raises(ConfigError, match=r"already holds a finished run; .* overwrite=True"):
         distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path)
     assert DistilledSet.load(tmp_path).seed == 0
 
