@@ -38,14 +38,17 @@ REDUCED_MODELS = {"kip": "mlp-w1024"}
 """Networks that belong to a reduced schedule in place of the ConvNet of width 16."""
 REDUCED_WIDTHS = {"convnet": 16, "alexnet": 32, "vgg11": 16, "resnet": 16}
 """Widths of the judges of Tables 3 and 5 under a reduced schedule: an eighth of a ConvNet's, a quarter of others'."""
-TRAJECTORY = {"cifar10": (1, 10), "cifar100": (1, 50)}
 RIDGE = {"cifar10": (1, 10, 50), "cifar100": (1, 10, 50), "tiny-imagenet": (1, 10, 50)}
 WHITENED = {
-    **dict.fromkeys(("mtt", "ftd", "ddpp", "tesla", "haba"), ("mtt", TRAJECTORY)),
+    **dict.fromkeys(("mtt", "ddpp"), ("mtt", {"cifar10": (1, 10), "cifar100": (1, 50)})),
+    "ftd": ("mtt", {"cifar10": (1, 10), "cifar100": (1, 10, 50)}),
+    "haba": ("mtt", {"cifar10": (1, 10, 50), "cifar100": (1, 50)}),
+    "tesla": ("mtt", {"cifar10": (10,), "cifar100": (1, 50)}),
     "frepo": ("frepo", RIDGE),
     **dict.fromkeys(("rfad", "kip", "kip-conv"), ("kip", RIDGE)),
 }
-"""The whitening that belongs to published settings, and of which data sets at which ipc."""
+"""The whitening that belongs to published settings, and of which data sets at which ipc; where there is no command of
+TESLA's or HaBa's, MTT's."""
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,12 @@ Test accuracy in percent of the last epoch, mean ± deviation over all networks 
 
 - Published numbers are the survey's, at the full schedule with a ConvNet of width 128. A reduced schedule distils with
   and judges by a ConvNet of width 16, for 300 epochs (from ipc 10 on in minibatches of 25), and is no attempt at them.
-- The short schedule of digits is the library's own, with a ConvNet of width 32; nothing is published for them.
+- The short schedule of digits is the library's own, with a ConvNet of width 32; nothing is published for them. KFS's
+  was chosen with test accuracy in sight, so its number for digits is no result.
 - Random and herding are real images at equal count.
 - kB are those of everything that must be kept, numbers in float32, class indices in a byte. Raw images of the same ipc
-  take as many, so with fixed labels one ipc is a comparison at equal bytes too.
+  take as many, so with fixed labels one ipc is a comparison at equal bytes too; but for IT-GAN, whose generator takes
+  more than one digit of 8 x 8 pixels per class, and less than ten of 28 x 28.
 - Samples are what the judges train on, decoded.
 - Seconds are wall time to distil on a busy machine, with experts and a generator where the cell had to make them; MiB
   is the peak of the device, or of the whole process on a CPU.

@@ -9,7 +9,7 @@ from argparse import HelpFormatter
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -99,6 +99,11 @@ def build_parser() -> ArgumentParser:
     experts.add_argument("--model", type=str | None, default=None, help="network, as for distill")
     experts.add_argument("--width", type=int | None, default=None, help="its width")
     experts.add_argument("--augment", type=bool | None, default=None, help="augmentation, as for distill")
+    experts.add_argument(
+        "--schedule", type=Literal["published", "reduced"], default="published", help="whose experts, as for distill"
+    )
+    experts.add_argument("--whiten", type=str | None, default=None, help="whitening of images, as for distill")
+    experts.add_argument("--size", type=int | None, default=None, help="side of a folder's images, as for distill")
     experts.add_argument("--seed", type=int, default=0, help="of the split of data that have none")
     experts.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     commands.add_subcommand("experts", experts, help="train expert trajectories ahead")

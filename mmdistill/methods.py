@@ -14,7 +14,6 @@ from mmdistill.networks.schedules import (
     NetworkSchedule,
     TrainedNetworks,
     TrainedOnS,
-    TrainedOnT,
     UnreadNetwork,
 )
 from mmdistill.networks.trajectories import ExpertTrajectories, needed_epochs
@@ -194,8 +193,6 @@ def trained_by(kind: Callable[..., TrainedNetworks]) -> Callable[[Settings], Net
 
 trained_on_s = trained_by(TrainedOnS)
 """A network trained on the synthetic set between steps."""
-trained_on_t = trained_by(TrainedOnT)
-"""A network trained on the real set between steps."""
 
 
 def experts_by(protocol: FitProtocol = PUBLISHED) -> Callable[[Settings], NetworkSchedule]:

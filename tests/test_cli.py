@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mmdistill import commands
 from mmdistill.cli import main, spelled
 from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
@@ -341,3 +342,10 @@ def test_finished_judgements_survive_an_interruption(
     judged = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert judged["results"] == kept["results"]
     assert {"random", "herding", "whole"} == set(judged["baselines"])
+
+
+def test_experts_take_the_options_that_decide_whose_distilling_looks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[DistillConfig] = []
+    monkeypatch.setattr(commands, "experts_command", lambda config, count, together: seen.append(config))
+    assert main(["experts", "--data", "mnist", "--schedule", "reduced", "--whiten", "mtt", "--size", "32"]) == 0
+    assert (seen[0].schedule, seen[0].whiten, seen[0].size) == ("reduced", "mtt", 32)

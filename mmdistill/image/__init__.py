@@ -4,7 +4,7 @@ from mmdistill.image.augment import SiameseAugmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import DATASETS, accepts, load
 from mmdistill.image.draw import EXPORTS, draw
-from mmdistill.image.generative import generated
+from mmdistill.image.generative import generated, of_generator
 from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
 from mmdistill.image.reduced import REDUCED
@@ -45,4 +45,5 @@ __all__ = [
     "ViT",
     "image_task",
     "load",
+    "of_generator",
 ]

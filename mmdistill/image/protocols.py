@@ -43,7 +43,6 @@ class Protocol:
         network: options of the ConvNet that judges, in place of the task's network, see :mod:`mmdistill.image.models`.
         updates: training length by set size: (images, updates) pairs, of which the last that is reached counts; empty:
             the epochs of ``fit``.
-        whiten: the whitening that the paper uses where it whitens.
         reported: which number the paper reports, where that is not the last epoch's.
     """
 
@@ -58,7 +57,6 @@ class Protocol:
     label_scale: float = LABEL_SCALE
     network: str = ""
     updates: tuple[tuple[int, int], ...] = ()
-    whiten: str = ""
     reported: str = ""
 
     def __post_init__(self) -> None:
@@ -110,7 +108,6 @@ _RFAD = Protocol(
     augment="none",
     squared=True,
     network="w1024-nn",
-    whiten="kip",
     reported="the best of so many steps on 5000 held-out training images",
 )
 PROTOCOLS: dict[str, Protocol] = {
@@ -131,7 +128,6 @@ PROTOCOLS: dict[str, Protocol] = {
         _DSA,
         name="mtt",
         summary="MTT's (FTD, TESLA, DDPP): DSA's at the rate that was learned with the set",
-        whiten="mtt",
         reported="the best over the checkpoints of the run",
     ),
     "frepo": Protocol(
@@ -146,7 +142,6 @@ PROTOCOLS: dict[str, Protocol] = {
         label_scale=1.0,
         network="w128-nn-x2",
         updates=((1, 1000), (100, 2000), (200, 20_000), (400, 5000), (1000, 10_000), (2000, 40_000)),
-        whiten="frepo",
     ),
     "rfad": _RFAD,
     "kip": replace(_RFAD, name="kip"),
