@@ -245,6 +245,6 @@ def plan_for(
         length = min(data.whole_epochs, epochs or data.whole_epochs)
     elif epochs is not None:
         length = epochs
-    cutmix = 0.0 if whole or (kind == "idc" and data.name == "mnist") else protocol.cutmix
+    cutmix = 0.0 if whole or (protocol.augment == "idc" and data.name == "mnist") else protocol.cutmix
     fit = replace(fit, epochs=length, batch=fit.batch if batch is None else batch)
     return Plan(fit, kind, cutmix, protocol.squared or scores, protocol.label_scale)

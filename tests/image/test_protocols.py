@@ -13,7 +13,7 @@ from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.dc_augment import crop_scale_rotate
 from mmdistill.image.judge import squared_loss
-from mmdistill.image.protocols import HEADER, PROTOCOLS, Protocol, find_protocol, plan_for
+from mmdistill.image.protocols import HEADER, PROTOCOLS, Plan, Protocol, find_protocol, plan_for
 from mmdistill.networks.fit import FitProtocol, fit_networks, rate_factor
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
@@ -31,8 +31,17 @@ def photographs(digits: ImageTask) -> ImageData:
     return replace(digits.data, name="photographs", judge_epochs=None)
 
 
-def plan(name: str, data: ImageData, images: int = 100, *, own: bool = True, scores: bool = False, whole: bool = False):  # type: ignore[no-untyped-def]
-    return plan_for(PROTOCOLS[name], data, images, scores=scores, whole=whole, own=own)
+def plan(
+    name: str,
+    data: ImageData,
+    images: int = 100,
+    *,
+    own: bool = True,
+    scores: bool = False,
+    whole: bool = False,
+    augment: bool | None = None,
+) -> Plan:
+    return plan_for(PROTOCOLS[name], data, images, scores=scores, whole=whole, own=own, augment=augment)
 
 
 def test_the_declared_protocol_is_the_fields(photographs: ImageData, digits: ImageTask) -> None:
@@ -166,6 +175,13 @@ def test_dcs_augmentation_keeps_what_it_should() -> None:
     assert len(crop_scale_rotate(KEY, image).flatten(1).unique(dim=0)) > 40
     assert torch.equal(crop_scale_rotate(KEY, image), crop_scale_rotate(KEY, image))
     assert math.isfinite(float(crop_scale_rotate(KEY, image).sum()))
+
+
+def test_idcs_judges_mix_no_digits_whatever_else_augments_them(photographs: ImageData) -> None:
+    mnist = replace(photographs, name="mnist")
+    for own, augment in ((True, None), (False, None), (True, True), (True, False)):
+        assert plan("idc", mnist, own=own, augment=augment).cutmix == 0
+        assert plan("idc", photographs, own=own, augment=augment).cutmix == 0.5
 
 
 def test_a_preset_judges_with_its_own_network_and_says_so(digits: ImageTask) -> None:
