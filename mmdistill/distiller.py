@@ -64,11 +64,7 @@ class Distiller:
         self.budget = budget
         self.settings = method.settings(budget) if settings is None else settings
         self.draws = Draws(seed, device=task.device)
-        if not 0 <= self.settings.ema < 1 or (self.settings.ema and self.settings.validate_every):
-            raise ConfigError(
-                f"ema is a decay in [0, 1) and cannot go with validate_every, got {self.settings.ema} and "
-                f"{self.settings.validate_every}"
-            )
+        _require_selectable(task, method, self.settings)
         self.precision = resolved(precision, task.device)
         self.schedule = method.network(self.settings)
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
@@ -292,8 +288,7 @@ class Distiller:
         Judges may differ between devices by a rounding; ranks that kept or ended apart would wait for each other.
         Without validation data the last step stays.
         """
-        if not isinstance(self.task, Validates):
-            raise ConfigError(f"{self.method.title} selects by validation, but this task cannot validate")
+        assert isinstance(self.task, Validates)
         with torch.no_grad():
             batch = run.parameterization.finished(self.draws.fold("decode"))
         own = self.task.validate(batch, self.draws.fold("validate"), run.objective.learned())
@@ -346,6 +341,29 @@ class _Solved(Objective):
 
 Gradients = Callable[[RunState, ScheduleState, Batch | ClassBatch, Draws], tuple[Tensor, list[Tensor | None]]]
 """``(run, its network, real batch, key) -> loss, gradients``, see :meth:`Distiller.gradients`."""
+
+
+def _require_selectable(task: Task, method: Method, settings: Settings) -> None:
+    """Refuse settings by which no step could be chosen as they say: by validation, or by an average of all.
+
+    Raises:
+        ConfigError: saying which do not go together, or that the task cannot validate.
+    """
+    if not 0 <= settings.ema < 1 or (settings.ema and settings.validate_every):
+        raise ConfigError(
+            f"ema is a decay in [0, 1) and cannot go with validate_every, got {settings.ema} and "
+            f"{settings.validate_every}"
+        )
+    if settings.patience and not settings.validate_every:
+        raise ConfigError(
+            f"patience counts validations, and without validate_every there are none; got a patience of "
+            f"{settings.patience}"
+        )
+    if settings.validate_every and method.solve is None and not isinstance(task, Validates):
+        raise ConfigError(
+            f"{method.title} selects by validation (validate_every {settings.validate_every}), but the task of "
+            f"{task.describe().data!r} cannot validate"
+        )
 
 
 def _groups(run: RunState) -> dict[str, list[nn.Parameter]]:

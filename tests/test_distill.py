@@ -241,8 +241,16 @@ def test_validation_keeps_the_best_step() -> None:
     assert kept.steps == 6
     short = distill(BlobTask(), method("dc", steps=6), ipc=2)
     assert torch.equal(samples(kept), samples(short))
-    with pytest.raises(ConfigError, match="cannot validate"):
-        distill(BlobTask(), method("dc", validate_every=2), ipc=2)
+
+
+def test_validations_that_cannot_be_are_refused_before_the_first_step() -> None:
+    with pytest.raises(
+        ConfigError, match=r"DC selects by validation \(validate_every 2\), but .*'blobs' cannot validate"
+    ):
+        Distiller(BlobTask(), method("dc", validate_every=2), 2)
+    with pytest.raises(ConfigError, match="without validate_every there are none; got a patience of 3"):
+        Distiller(Validated(), method("dc", patience=3), 2)
+    Distiller(Validated(), method("dc", validate_every=2, patience=3), 2)
 
 
 class Unvalidated(BlobTask):
