@@ -118,6 +118,12 @@ class Distiller:
                     f"{type(objective).__name__} matches an expert's end point, which {type(self.schedule).__name__} "
                     "does not give; use a schedule of cached experts"
                 )
+            if "labels" in parameterization.groups() and not objective.reads_labels:
+                raise ConfigError(
+                    f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
+                    f"{self.method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
+                    "or a method that trains on the samples, such as gradient or kernel ridge matching"
+                )
         parameterization.to(self.task.device)
         if isinstance(parameterization.labels, TeacherLabels) and not self.schedule.gives_target:
             self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from mmdistill.budget import find_budget
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from mmdistill.labels import LabelKind
 from mmdistill.methods import CORE_METHODS, Method
+from mmdistill.objectives.base import Objective
+from mmdistill.objectives.discrimination import DiscriminativeMatching
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
@@ -274,6 +280,22 @@ def test_patience_ends_a_run_that_no_longer_improves() -> None:
     assert short.steps == whole.steps == 6
     assert torch.equal(samples(short), samples(whole))
     assert (short.settings["steps"], whole.settings["steps"]) == (14, 40)
+
+
+@pytest.mark.parametrize("kind", get_args(LabelKind))
+@pytest.mark.parametrize("objective", [DistributionMatching, DiscriminativeMatching, GradientMatching])
+def test_labels_are_learned_where_the_objective_reads_them_alone(kind: LabelKind, objective: type[Objective]) -> None:
+    task = BlobTask()
+    distiller = Distiller(task, replace(method("dm").labelled(kind), objective=objective), 2)
+    if kind in ("fixed", "teacher") or objective is GradientMatching:
+        run = distiller.start()
+        before = run.parameterization.labels().clone()
+        for _ in range(2):
+            run, _ = distiller.step(run)
+        assert torch.equal(run.parameterization.labels(), before) == (kind == "fixed")
+    else:
+        with pytest.raises(ConfigError, match=f"{objective.__name__} never reads labels"):
+            distiller.start()
 
 
 def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:

@@ -85,9 +85,11 @@ class Objective(nn.Module, ABC):
     optimizer group ``objective`` steps them. With ``needs_target`` it reads ``network.target``; without ``siamese``
     it augments by itself, and its batches come as they are. One that is not ``steady`` does other work from step to
     step by what the host knows, or changes something beside its result, so that a captured step cannot repeat it.
+    One without ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned.
     """
 
     view: RealView = "classes"
+    reads_labels = True
     needs_target = False
     siamese = True
     steady = True

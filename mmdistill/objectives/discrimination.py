@@ -32,6 +32,8 @@ class DiscriminativeMatching(Objective):
     Source: Wang et al., CVPR 2022, Sec. 3; survey Sec. 3.3.4.
     """
 
+    reads_labels = False
+
     def __init__(self, balance: float = 0.01, early: float = 0.1) -> None:
         super().__init__()
         if balance < 0 or early < 0:

@@ -26,6 +26,8 @@ class DistributionMatching(Objective):
     Source: Zhao and Bilen, WACV 2023, Eq. 3-5; survey Sec. 3.3.4.
     """
 
+    reads_labels = False
+
     def __init__(self, layers: Literal["last", "all"] = "last", weights: tuple[float, ...] = ()) -> None:
         super().__init__()
         self.layers = layers
