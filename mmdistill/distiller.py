@@ -106,24 +106,19 @@ class Distiller:
     def start(self) -> RunState:
         """Build the initial state: initialised samples, fresh optimizers."""
         key = self.draws.fold("start")
-        if self.method.solve is not None:
-            parameterization = self.method.solve(self.task, self.budget, key)
-            objective: Objective = _Solved()
-        else:
-            parameterization = self._parameterization(key)
-            objective = self.method.make_objective(self.settings)
-            objective.check(self.task)
-            if objective.needs_target and not self.schedule.gives_target:
-                raise ConfigError(
-                    f"{type(objective).__name__} matches an expert's end point, which {type(self.schedule).__name__} "
-                    "does not give; use a schedule of cached experts"
-                )
-            if "labels" in parameterization.groups() and not objective.reads_labels:
-                raise ConfigError(
-                    f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
-                    f"{self.method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
-                    "or a method that trains on the samples, such as gradient or kernel ridge matching"
-                )
+        solve = self.method.solve
+        objective = self._objective() if solve is None else _Solved()
+        if self.precision == "bf16" and not objective.lowers:
+            raise ConfigError(
+                f"{self.method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another"
+            )
+        parameterization = self._parameterization(key) if solve is None else solve(self.task, self.budget, key)
+        if "labels" in parameterization.groups() and not objective.reads_labels:
+            raise ConfigError(
+                f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
+                f"{self.method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
+                "or a method that trains on the samples, such as gradient or kernel ridge matching"
+            )
         parameterization.to(self.task.device)
         if isinstance(parameterization.labels, TeacherLabels) and not self.schedule.gives_target:
             self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
@@ -139,6 +134,17 @@ class Distiller:
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
         average = _copy(parameterization) if self.settings.ema else None
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
+
+    def _objective(self) -> Objective:
+        """Return the method's objective, once it is known to work with the task and the schedule."""
+        objective = self.method.make_objective(self.settings)
+        objective.check(self.task)
+        if objective.needs_target and not self.schedule.gives_target:
+            raise ConfigError(
+                f"{type(objective).__name__} matches an expert's end point, which {type(self.schedule).__name__} "
+                "does not give; use a schedule of cached experts"
+            )
+        return objective
 
     def _parameterization(self, key: Draws) -> Parameterization:
         method, settings = self.method, self.settings

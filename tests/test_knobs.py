@@ -1,6 +1,7 @@
 """The knobs of memory and precision: what they change, and that they change nothing else."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
-from mmdistill.methods import CORE_METHODS
+from mmdistill.methods import CORE_METHODS, Method
 from mmdistill.objectives.base import Network, class_features, class_gradients, class_means
+from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
+from mmdistill.objectives.ridge import RandomFeatureRidge
+from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import resolved
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
@@ -82,6 +86,19 @@ def test_bfloat16_moves_the_samples_nearly_as_float32_does(name: str) -> None:
         moved.append(next(run.parameterization.parameters()).detach() - before)
     for other in moved[1:]:
         assert (other - moved[0]).norm() < 0.1 * moved[0].norm()
+
+
+RIDGE = replace(CORE_METHODS["dm"], objective=lambda: KernelRidgeMatching(FeatureKernel()))
+CLOSED = replace(CORE_METHODS["dm"], solve=lambda task, budget, key: raw_samples(task, budget, "real", "fixed", key))
+
+
+@pytest.mark.parametrize("method", [RIDGE, replace(RIDGE, objective=RandomFeatureRidge), CLOSED])
+def test_what_computes_nothing_in_bfloat16_refuses_it(method: Method) -> None:
+    with pytest.raises(ConfigError, match="DM computes nothing in bfloat16, so its precision cannot be bf16"):
+        Distiller(BlobTask(), method, 2, precision="bf16").start()
+    rate = OptimizerSpec("sgd", 0.1)
+    method = method.with_settings(optimizers={"codes": rate, "objective": rate})
+    assert Distiller(BlobTask(), method, 2, precision="mixed").start().step == 0
 
 
 def test_precisions_are_resolved_by_device() -> None:

@@ -43,7 +43,8 @@ class _SymmetricProduct(torch.autograd.Function):
         matrix = sparse_rows(pointer, column, weight.to(x.dtype), (len(scale), len(scale)))
         factor = scale.to(x.dtype).unsqueeze(1)
         scaled = factor * x
-        return (matrix @ scaled).add_(scaled).mul_(factor)
+        with torch.autocast(x.device.type, enabled=False):  # sparse products in bfloat16 are not to be had everywhere
+            return (matrix @ scaled).add_(scaled).mul_(factor)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -67,7 +68,7 @@ class _SymmetricProduct(torch.autograd.Function):
 
 
 def propagate(graph: Tensors, x: Tensor) -> Tensor:
-    r"""Return :math:`\hat A x` on a real graph; batches under vmap, no gradient to the graph.
+    r"""Return :math:`\hat A x` on a real graph; batches under vmap, no gradient to the graph; of bfloat16 in float32.
 
     Args:
         graph: as :meth:`~mmdistill.graph.adjacency.Adjacency.normalised` returns.
@@ -77,7 +78,8 @@ def propagate(graph: Tensors, x: Tensor) -> Tensor:
         x ``(N, d)``; returns ``(N, d)``.
     """
     parts = (graph["pointer"], graph["column"], graph["weight"], graph["scale"])
-    result: Tensor = _SymmetricProduct.apply(*parts, x)  # type: ignore[no-untyped-call]
+    full = x.float() if x.dtype == torch.bfloat16 else x
+    result: Tensor = _SymmetricProduct.apply(*parts, full)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -59,6 +59,7 @@ class StyleAdversary(Objective):
         self.momentum = momentum
         self.needs_target = objective.needs_target
         self.siamese = objective.siamese
+        self.lowers = objective.lowers
         self._names: dict[str, tuple[str, ...]] = {}
 
     def check(self, task: Task) -> None:

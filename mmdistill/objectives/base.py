@@ -86,10 +86,13 @@ class Objective(nn.Module, ABC):
     it augments by itself, and its batches come as they are. One that is not ``steady`` does other work from step to
     step by what the host knows, or changes something beside its result, so that a captured step cannot repeat it.
     One without ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned.
+    One that ``lowers`` runs networks in bfloat16 where the precision says so, as :func:`class_gradients` and
+    :func:`class_features` do; ``bf16`` is refused with others.
     """
 
     view: RealView = "classes"
     reads_labels = True
+    lowers = False
     needs_target = False
     siamese = True
     steady = True
@@ -151,7 +154,7 @@ def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto
         Each parameter of shape ``s`` gives ``(C, *s)``, differentiable with respect to the batch.
     """
     closed_form = getattr(network.task, "class_gradients", None)
-    if closed_form is not None:
+    if closed_form is not None and network.precision != "bf16":  # which it does not lower
         gradients: Tensors | None = closed_form(network.state, batch)
         if gradients is not None:
             return gradients
@@ -249,7 +252,8 @@ def class_features(network: Network, batch: ClassBatch, first: int = 0) -> tuple
     """
     inputs, weight = batch.batch.inputs, batch.batch.weight
     if batch.dims.inputs is None:
-        return network.features(inputs)[first:], weight
+        with network.lowered(batch):
+            return _full(network.features(inputs)[first:]), weight
     size = _features_at_once(network, batch)
     starts = range(0, batch.num_classes, size)
     found = [_flat_features(network, batch.part(start, start + size))[first:] for start in starts]
@@ -265,8 +269,12 @@ def _flat_features(network: Network, batch: ClassBatch) -> tuple[Tensor, ...]:
         layers = network.features(map_inputs(lambda t: t.flatten(0, 1), batch.batch.inputs))
     if layers[0].shape[0] != classes * n:
         raise ShapeError(f"features returned {layers[0].shape[0]} rows for {classes * n} samples")
-    full = (layer.float() if layer.dtype == torch.bfloat16 else layer for layer in layers)
-    return tuple(layer.reshape(classes, n, -1) for layer in full)
+    return tuple(layer.reshape(classes, n, -1) for layer in _full(layers))
+
+
+def _full(layers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return layers in float32 where they were lowered."""
+    return tuple(layer.float() if layer.dtype == torch.bfloat16 else layer for layer in layers)
 
 
 def _features_at_once(network: Network, batch: ClassBatch) -> int:

@@ -33,6 +33,7 @@ class DiscriminativeMatching(Objective):
     """
 
     reads_labels = False
+    lowers = True
 
     def __init__(self, balance: float = 0.01, early: float = 0.1) -> None:
         super().__init__()

@@ -27,6 +27,7 @@ class DistributionMatching(Objective):
     """
 
     reads_labels = False
+    lowers = True
 
     def __init__(self, layers: Literal["last", "all"] = "last", weights: tuple[float, ...] = ()) -> None:
         super().__init__()

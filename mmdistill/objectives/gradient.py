@@ -57,6 +57,8 @@ class GradientMatching(Objective):
         Sec. 3.3.3.
     """
 
+    lowers = True
+
     def __init__(
         self,
         distance: Distance = row_cosine,

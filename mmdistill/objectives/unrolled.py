@@ -71,6 +71,7 @@ class UnrolledObjective(Objective):
 
     view = "flat"
     siamese = False
+    lowers = True
 
     def __init__(
         self,

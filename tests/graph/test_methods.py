@@ -1,4 +1,5 @@
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch_geometric.data import Data
 
 from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.evaluate import evaluate, subset_bytes
 from mmdistill.graph import DOMAIN, load_graph
@@ -136,3 +138,31 @@ def test_cora_70_reaches_the_published_accuracy(name: str, least: float) -> None
     distilled = distill(own, name, nodes=70, seed=0)
     scores = own.evaluate(distilled.batch, "gcn", Draws(1), 5, {})
     assert statistics.fmean(scores.values["accuracy"]) >= least
+
+
+@pytest.mark.parametrize("model", ["sgc", "gcn"])
+@pytest.mark.parametrize("name", ["doscond", "gcdm"])
+def test_bfloat16_lowers_both_sides_and_moves_the_loss_little(
+    monkeypatch: pytest.MonkeyPatch, name: str, model: str
+) -> None:
+    losses, lowered = {}, set()
+    for precision in ("float32", "bf16"):
+        own = graph_task(planted_graph(), model=model, protocol=FAST)
+        kind = type(own.network)
+        with monkeypatch.context() as patch:
+            for read in ("layers", "logits"):
+                plain = getattr(kind, read)
+
+                def watched(*given: object, plain: Callable[..., object] = plain, **more: object) -> object:
+                    lowered.add((precision, torch.is_autocast_enabled("cpu")))  # noqa: B023
+                    return plain(*given, **more)
+
+                patch.setattr(kind, read, watched)
+            method = get_method(DOMAIN, name).with_settings(validate_every=0)
+            distiller = Distiller(own, method, 6, precision=precision)  # type: ignore[arg-type]
+            loss = distiller.step(distiller.start())[1]
+        assert loss.dtype == torch.float32
+        losses[precision] = float(loss)
+    assert {entry for entry in lowered if entry[0] == "bf16"} == {("bf16", True)}
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bf16"] != losses["float32"]
