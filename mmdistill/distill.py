@@ -21,6 +21,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError, UnsupportedError
 from mmdistill.memory import explained
 from mmdistill.methods import Method, Storage
+from mmdistill.networks.architecture import described_layers, differing_lines
 from mmdistill.precision import Precision
 from mmdistill.registry import get_domain, get_method, get_parameterization, unknown_name
 from mmdistill.run_state import RunState
@@ -245,7 +246,7 @@ def _stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _architecture(task: Task) -> dict[str, list[int]]:
+def _shapes(task: Task) -> dict[str, list[int]]:
     """Return the shapes of a task's network, by parameter; none where it has no finite one."""
     try:
         return task.init(Draws(0, device=task.device)).shapes()
@@ -260,7 +261,8 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "data": info.data,
         "fingerprint": info.fingerprint,
         "method": name,
-        "network": _architecture(distiller.task),
+        "network": _shapes(distiller.task),
+        "layers": described_layers(distiller.task),
         "budget": distiller.budget,
         "seed": distiller.draws.seed,
         "settings": asdict(distiller.settings),
@@ -335,8 +337,10 @@ class Checkpoints:
 
 
 def _difference(name: str, saved: object, own: object) -> str:
-    """Return in words how two values differ: of mappings and lists, their first entries that do."""
+    """Return in words how two values differ: of mappings, their first entries that do, of texts their first lines."""
     if isinstance(saved, Mapping) and isinstance(own, Mapping):
         key = next(key for key in (*own, *saved) if saved.get(key) != own.get(key))
         return _difference(f"{name}.{key}", saved.get(key), own.get(key))
+    if isinstance(own, str):
+        saved, own = differing_lines(str(saved), own)
     return f"{name} is {saved}, not {own}"

@@ -259,6 +259,15 @@ class Validates(Protocol):
 
 
 @runtime_checkable
+class DescribesNetwork(Protocol):
+    """A task that says what its network is made of: shapes do not tell activations, norms, pooling, dropout apart."""
+
+    def architecture(self) -> str:
+        """Return the network in words, as a module describes itself; the same for the same network in any process."""
+        ...
+
+
+@runtime_checkable
 class Embeds(Protocol):
     """A task that has its own embedding of the real training samples, for selection by distance."""
 

@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdistill.budget import find_budget
 from mmdistill.distill import distill
@@ -146,6 +146,23 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         distill(BlobTask(width=16), method(), ipc=2, out=tmp_path, resume=True)
     with pytest.raises(ConfigError, match="needs the folder"):
         distill(task, method(), ipc=2, resume=True)
+
+
+def test_a_checkpoint_of_other_layers_is_refused(tmp_path: Path) -> None:
+    class Described(BlobTask):
+        def __init__(self, activation: nn.Module) -> None:
+            super().__init__()
+            self.activation = activation
+
+        def architecture(self) -> str:
+            return str(nn.Sequential(nn.Linear(4, 3), self.activation))
+
+    whole = distill(Described(nn.ReLU()), method(), ipc=2, out=tmp_path)
+    with pytest.raises(CheckpointError, match=r"its layers is \(1\): ReLU\(\), not \(1\): Tanh\(\)$"):
+        distill(Described(nn.Tanh()), method(), ipc=2, out=tmp_path, resume=True)
+    assert torch.equal(
+        samples(distill(Described(nn.ReLU()), method(), ipc=2, out=tmp_path, resume=True)), samples(whole)
+    )
 
 
 def test_a_run_that_begins_anew_leaves_nothing_of_the_former_one_to_be_taken_for_its_own(tmp_path: Path) -> None:

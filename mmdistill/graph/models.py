@@ -32,6 +32,11 @@ class GraphNetwork(ABC):
     hops: int | None = None
     normalised: bool = True
 
+    @property
+    def description(self) -> str:
+        """What the network is made of, as far as its parameters' shapes do not tell."""
+        return f"{type(self).__name__}(hops={self.hops})"
+
     @abstractmethod
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""
@@ -138,6 +143,11 @@ class GCN(GraphNetwork):
         self.device = torch.device(device)
         self.hops = None if propagates else 0
 
+    @property
+    def description(self) -> str:
+        """Whether it propagates, and its dropout."""
+        return f"{type(self).__name__}(hops={self.hops}, dropout={self.dropout})"
+
     def init(self, draws: Draws) -> NetworkState:
         """Draw both weights and zero biases."""
         draws = draws.to(self.device)
@@ -197,6 +207,11 @@ class ModuleNetwork(GraphNetwork):
         names = tuple(features) or _head(module)
         self.functional = FunctionalModule(factory, names, device)
         self.takes_weight = len(inspect.signature(module.forward).parameters) > 2
+
+    @property
+    def description(self) -> str:
+        """The module in its own words."""
+        return str(self.functional.module)
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw parameters as the module's constructor does."""

@@ -79,6 +79,10 @@ class GraphTask:
         """Draw a fresh network."""
         return self.network.init(draws)
 
+    def architecture(self) -> str:
+        """Return the network in words."""
+        return self.network.description
+
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:

@@ -88,6 +88,10 @@ class ImageTask:
         """Draw a fresh network."""
         return self.network.init(draws)
 
+    def architecture(self) -> str:
+        """Return the network as its module describes itself."""
+        return str(self.network.module)
+
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +20,8 @@ from torch import Tensor
 
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.memory import explained
+from mmdistill.networks.architecture import described_layers, differing_lines
 from mmdistill.networks.fit import FitProtocol, Loss, fit_networks, stack_states
-from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.runtime import Draws, atomic_write, cache_folder
 from mmdistill.store import read_json, write_json
@@ -58,15 +57,13 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     """Return what experts are, as plain values: the data, their preprocessing, the network, the training."""
     info = task.describe()
     state = task.init(Draws(0, device=task.device))
-    network = getattr(task, "network", None)
     found = {
         "version": EXPERTS_VERSION,
         "data": info.data,
         "fingerprint": info.fingerprint,
         "preprocessing": info.preprocessing,
         "architecture": state.shapes(),
-        # Shapes do not tell activations, norms, pooling and dropout apart; a module's own description does.
-        "layers": str(network.module) if isinstance(network, FunctionalModule) else "",
+        "layers": described_layers(task),
         "training": {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed},
     }
     if has_statistics(state):
@@ -346,9 +343,10 @@ def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *
                 f"and {new.get(name)} in the task's network"
             )
     if found["layers"] != wanted["layers"]:
+        there, here = differing_lines(found["layers"], wanted["layers"])
         raise CheckpointError(
             f"the experts in {folder} are of another network: its parameters have the same shapes, but its layers are "
-            f"{_difference(found['layers'], wanted['layers'])}"
+            f"{there} there and {here} in the task's network"
         )
     for key, value in wanted["training"].items() if training else ():
         if found["training"].get(key) != value:
@@ -356,11 +354,3 @@ def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *
                 f"the experts in {folder} trained with {key} = {found['training'].get(key)}, not {value}; "
                 "use another folder"
             )
-
-
-def _difference(old: str, new: str) -> str:
-    """Return the first line in which two descriptions differ, in words."""
-    for there, here in zip_longest(old.splitlines(), new.splitlines(), fillvalue="nothing"):
-        if there != here:
-            return f"{there.strip()} there and {here.strip()} in the task's network"
-    return "described otherwise"

@@ -89,6 +89,10 @@ class RecsysTask:
         """Draw a network; the infinitely wide one has nothing to draw."""
         return NetworkState({}, {}) if self.module is None else self.module.init(draws)
 
+    def architecture(self) -> str:
+        """Return the network as its module describes itself; of the infinitely wide one, its depth."""
+        return f"infinitely wide, depth {self.kernel.depth}" if self.module is None else str(self.module.module)
+
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:

@@ -131,6 +131,10 @@ class TextTask:
         """Draw a fresh network."""
         return self.model.init(draws)
 
+    def architecture(self) -> str:
+        """Return the network as its module describes itself."""
+        return str(self.model.module)
+
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:

@@ -126,6 +126,10 @@ class TokenTask:
         """Draw a fresh network; of a pre-trained one, a fresh head."""
         return self.model.init(draws)
 
+    def architecture(self) -> str:
+        """Return the network as its module describes itself."""
+        return str(self.model.module)
+
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
