@@ -25,6 +25,11 @@ EXAMPLES = """examples:
   mmdistill compare runs/* --to comparison/
   mmdistill export runs/digits --format pt --to exported/
 """
+FORMATS = (
+    "images: tensors, folder, pt or ddranking; graphs: pyg or tensors; sets of graphs: pyg; "
+    "text: tensors, embeds or texts; recsys: csr, csv, binary, recbole or tensors"
+)
+"""Names of export formats by domain, here since --help imports no domain."""
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 """What options take, in words."""
 
@@ -138,12 +143,12 @@ def build_parser() -> ArgumentParser:
 
     export = subparser(description="Write a distilled set in a format that other tools read.")
     export.add_argument("run", type=str, help="run folder")
-    export.add_argument("--format", type=str, default="tensors", help="format name; a wrong one lists what there is")
+    export.add_argument("--format", type=str, default="tensors", help=f"what is written - {FORMATS}")
     export.add_argument("--to", type=str | None, default=None, help="folder; RUN/export by default")
     commands.add_subcommand("export", export, help="write a set for other tools")
 
     methods = subparser(description="List the methods, by domain.")
-    methods.add_argument("--domain", type=str | None, default=None, help="image, graph, text or recsys")
+    methods.add_argument("--domain", type=str | None, default=None, help="image, graph, graph-set, text or recsys")
     commands.add_subcommand("methods", methods, help="list the methods")
     commands.add_subcommand(
         "data", subparser(description="List the data sets and accepted files."), help="list the data"

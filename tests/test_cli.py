@@ -16,10 +16,11 @@ import safetensors.torch
 import torch
 
 from mmdistill import commands
-from mmdistill.cli import main, spelled
+from mmdistill.cli import FORMATS, main, spelled
 from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.registry import get_domain, get_method
+from mmdistill.image import load
+from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
 
@@ -73,6 +74,27 @@ def test_exports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert torch.load(tmp_path / "labels.pt", weights_only=True).tolist() == list(range(10))
     assert main(["export", str(run), "--format", "tensor"]) == 2
     assert "did you mean 'tensors'" in capsys.readouterr().err
+
+
+def test_the_documented_use_of_an_exported_set(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--format", "pt", "--to", str(tmp_path)]) == 0
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page.partition("## Using an exported set")[2], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    data = load("digits")
+    capsys.readouterr()
+    exec(block, {"test_images": data.test_images, "test_labels": data.test_labels})
+    assert float(capsys.readouterr().out.split()[1]) > 0.4  # of ten classes
+
+
+def test_help_names_what_the_domains_have(capsys: pytest.CaptureFixture[str]) -> None:
+    formats = [re.findall(r"[a-z]+", line.partition(":")[2].replace(" or ", " ")) for line in FORMATS.split(";")]
+    assert formats == [list(get_domain(name).exports) for name in DOMAIN_PACKAGES]
+    with pytest.raises(SystemExit):
+        main(["methods", "--help"])
+    assert ", ".join(DOMAIN_PACKAGES).replace(", recsys", " or recsys") in " ".join(capsys.readouterr().out.split())
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdistill.errors import UnsupportedError
 from mmdistill.image.task import ImageTask
 from mmdistill.runtime import atomic_write
+from mmdistill.store import write_json
 from mmdistill.task import Batch, Task
 
 TARGET_WIDTH = 1600
@@ -132,9 +133,12 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
 
 def export_pt(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Write ``images.pt`` and ``labels.pt``, plain class-major tensors as the field's evaluators read them."""
-    _image_task(task)
-    return _save_pair(*_contents(batch), folder)
+    """Write ``images.pt`` and ``labels.pt``, plain class-major tensors as the field's evaluators read them.
+
+    ``preprocessing.json`` beside them says what turns raw images into the units of ``images.pt``.
+    """
+    found = _image_task(task)
+    return [*_save_pair(*_contents(batch), folder), _save_units(found, folder)]
 
 
 def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
@@ -142,6 +146,7 @@ def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
     Images are ``(K * ipc, 3, height, width)``, normalised, class after class; grey ones repeat their channel.
     A learned rate is not among them: it is ``learned.inner_lr`` in the run's ``distilled.safetensors``.
+    ``preprocessing.json`` is as for :func:`export_pt`, with the channels of the data.
 
     Raises:
         UnsupportedError: classes of different sizes, or images that cannot have three channels.
@@ -155,7 +160,7 @@ def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
         )
     if images.shape[1] not in (1, 3):
         raise UnsupportedError(f"ddranking takes colour images, these have {images.shape[1]} channels")
-    return _save_pair(images.expand(-1, 3, -1, -1).contiguous(), targets, folder)
+    return [*_save_pair(images.expand(-1, 3, -1, -1).contiguous(), targets, folder), _save_units(found, folder)]
 
 
 def _save_pair(images: Tensor, labels: Tensor, folder: Path) -> list[Path]:
@@ -167,6 +172,17 @@ def _save_pair(images: Tensor, labels: Tensor, folder: Path) -> list[Path]:
             torch.save(tensor, handle)
         paths.append(path)
     return paths
+
+
+def _save_units(task: ImageTask, folder: Path) -> Path:
+    """Write the preprocessing of the data and their class names: the units of normalised images, for test images."""
+    info = task.describe()
+    units = {**info.preprocessing, "class_names": list(info.class_names)}
+    if info.tensors:
+        units["note"] = "images are whitened; the matrix for test images is in the export 'tensors'"
+    path = folder / "preprocessing.json"
+    write_json(path, units)
+    return path
 
 
 EXPORTS: dict[str, Callable[[Task, Batch, Path], list[Path]]] = {

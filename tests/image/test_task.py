@@ -192,6 +192,11 @@ def test_pictures_and_exports(digits: ImageTask, tmp_path: Path) -> None:
     images, labels = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("images", "labels"))
     assert torch.equal(images, stored["images"])
     assert torch.equal(labels, stored["labels"])
+    units = json.loads((tmp_path / "preprocessing.json").read_text())
+    mean, std = (torch.tensor(units[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    raw = digits.data.test_images[:5]
+    torch.testing.assert_close((raw / units["scale"] - mean) / std, digits.data.normalise(raw))
+    assert units["class_names"] == list(digits.data.class_names)
     assert len(DOMAIN.exports["folder"](digits, batch, tmp_path)) == 30
     folder = ImageFolder(str(tmp_path / "images"))
     assert folder.classes == list(digits.data.class_names)
@@ -230,7 +235,8 @@ def test_the_export_for_ddranking_has_its_layout(tmp_path: Path) -> None:
     assert task.labels is not None
     shuffled = torch.cat([(task.labels == label).nonzero().flatten()[:2] for label in reversed(range(10))])
     paths = DOMAIN.exports["ddranking"](task, task.select(shuffled), tmp_path)
-    images, labels = (torch.load(path, weights_only=True) for path in paths)
+    images, labels = (torch.load(path, weights_only=True) for path in paths[:2])
+    assert paths[2].name == "preprocessing.json"
     assert (images.shape, images.dtype) == ((20, 3, 8, 8), torch.float32)
     assert labels.tolist() == [label for label in range(10) for _ in range(2)]
     assert torch.equal(images[:, 0], images[:, 2])
