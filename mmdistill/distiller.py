@@ -107,12 +107,12 @@ class Distiller:
         """Build the initial state: initialised samples, fresh optimizers."""
         key = self.draws.fold("start")
         solve = self.method.solve
+        parameterization = self._parameterization(key) if solve is None else solve(self.task, self.budget, key)
         objective = self._objective() if solve is None else _Solved()
         if self.precision == "bf16" and not objective.lowers:
             raise ConfigError(
                 f"{self.method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another"
             )
-        parameterization = self._parameterization(key) if solve is None else solve(self.task, self.budget, key)
         if "labels" in parameterization.groups() and not objective.reads_labels:
             raise ConfigError(
                 f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
