@@ -81,7 +81,7 @@ def budget_in_bytes(task: Task, method: Method, limit: int) -> tuple[Method, int
 
     def built(count: int) -> int:
         settings = replace(method.settings(count), init="real")  # of equal bytes, and quicker than selecting samples
-        return Distiller(task, method, count, settings=settings).start().parameterization.stored_bytes()
+        return Distiller(task, method, count, settings=settings).initial().stored_bytes()
 
     if isinstance(method.parameterization, Storage) and method.parameterization.fills:
         count = _largest(raw, smallest, limit) if raw(smallest) <= limit else smallest

@@ -105,10 +105,8 @@ class Distiller:
 
     def start(self) -> RunState:
         """Build the initial state: initialised samples, fresh optimizers."""
-        key = self.draws.fold("start")
-        solve = self.method.solve
-        parameterization = self._parameterization(key) if solve is None else solve(self.task, self.budget, key)
-        objective = self._objective() if solve is None else _Solved()
+        parameterization = self.initial()
+        objective = self._objective() if self.method.solve is None else _Solved()
         if self.precision == "bf16" and not objective.lowers:
             raise ConfigError(
                 f"{self.method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another"
@@ -146,8 +144,11 @@ class Distiller:
             )
         return objective
 
-    def _parameterization(self, key: Draws) -> Parameterization:
-        method, settings = self.method, self.settings
+    def initial(self) -> Parameterization:
+        """Build the initialised samples; of a closed form, the finished ones."""
+        method, settings, key = self.method, self.settings, self.draws.fold("start")
+        if method.solve is not None:
+            return method.solve(self.task, self.budget, key)
         if method.parameterization is not None:
             return method.parameterization(self.task, self.budget, settings, method.label, key)
         return raw_samples(self.task, self.budget, settings.init, method.label, key)

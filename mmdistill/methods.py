@@ -50,7 +50,8 @@ class Storage:
         build: builds the initial parameterization.
         summary: one line for users.
         optimizers: for the groups that it learns, where a method's own rates are for other units than its codes have.
-        fills: whether it fits as many codes as it can into the bytes of a budget; else a budget counts its samples.
+        fills: whether it fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these become
+            the largest budget whose set takes no more.
     """
 
     build: Parameterizer

@@ -33,8 +33,9 @@ def generated(
         inversion: how latents start.
         weight: gamma of Eq. 28, of the paired features beside distribution matching.
         samples: at most so many per class; None: all that fit.
-        within_budget: whether the generator's bytes are part of the budget. If not, a budget counts latents, as the
-            paper does, and the set takes more bytes than raw images would; ``stored_bytes`` says how many.
+        within_budget: whether the generator's bytes are part of a budget of images. If not, this counts latents, as the
+            paper does, and the set takes more bytes than raw images would; ``stored_bytes`` says how many. They are
+            always part of a budget in bytes.
         file: where the generator is kept; the cache folder by default.
     """
     chosen = recipe or GeneratorRecipe()
@@ -42,7 +43,7 @@ def generated(
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         room = ImageBudget.of(task, budget, label, settings.stored_bytes)
         count = room.per_class
-        if within_budget:  # before the training, which takes minutes
+        if within_budget or settings.stored_bytes:  # before the training, which takes minutes
             fitting = room.codes_per_class(chosen.latent_size, [untrained_generator(task, chosen)], 1)
             count = fitting if samples is None else min(samples, fitting)
         generator = trained_generator(task, chosen, file)
@@ -51,7 +52,7 @@ def generated(
         )
 
     rates = {"codes": OptimizerSpec("adam", 0.001)}
-    return Storage(build, "latents of a generator trained on the data, which is stored too", rates, within_budget)
+    return Storage(build, "latents of a generator trained on the data, which is stored too", rates)
 
 
 def of_generator(
@@ -61,7 +62,9 @@ def of_generator(
     inversion: Inversion | None = None,
     weight: float = 0.1,
 ) -> Storage:
-    """Latents of a generator of the user's own, which comes on top of the budget's bytes; a budget counts latents.
+    """Latents of a generator of the user's own.
+
+    A budget of images counts latents, and the generator comes on top of its bytes; it is part of a budget in bytes.
 
     Args:
         generator: from latents ``(n, latent_size)``, and classes ``(n,)`` where ``conditional``, to images in the
@@ -73,13 +76,14 @@ def of_generator(
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        room = ImageBudget.of(task, budget, label)
+        room = ImageBudget.of(task, budget, label, settings.stored_bytes)
+        count = room.codes_per_class(latent_size, [generator], 1) if settings.stored_bytes else room.per_class
         return generated_samples(
-            task, room, settings.init, draws, generator, latent_size, room.per_class, conditional, inversion, weight
+            task, room, settings.init, draws, generator, latent_size, count, conditional, inversion, weight
         )
 
     rates = {"codes": OptimizerSpec("adam", 0.001)}
-    return Storage(build, "latents of a given generator, which is stored too", rates, fills=False)
+    return Storage(build, "latents of a given generator, which is stored too", rates)
 
 
 def _it_gan_settings(ipc: int) -> Settings:

@@ -10,12 +10,12 @@ from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.generative import generated
-from mmdistill.image.generator import GeneratorRecipe
+from mmdistill.image.generative import generated, of_generator
+from mmdistill.image.generator import GeneratorRecipe, trained_generator
 from mmdistill.image.storage import canvas, coefficients, hallucinated, latent
 from mmdistill.labels import LabelKind
 from mmdistill.methods import CORE_METHODS, Method, Storage
-from mmdistill.registry import domain_methods, get_domain, get_parameterization
+from mmdistill.registry import domain_methods, get_domain, get_method, get_parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 
@@ -122,6 +122,43 @@ def test_a_budget_in_bytes_is_kept_and_used(task: ImageTask, name: str, limit: i
         assert stored(SMALL[name], task, count, limit=allowed) == made
     else:
         assert made + 10 * IMAGE_BYTES > allowed
+
+
+@pytest.mark.parametrize("within_budget", [True, False])
+def test_bytes_include_the_generator(task: ImageTask, within_budget: bool) -> None:
+    recipe = GeneratorRecipe(latent_size=4, width=2, critic_width=2, steps=2)
+    build = generated(recipe, within_budget=within_budget)
+    assert 0.9 * 25_000 < stored(build, task, 1, limit=25_000) <= 25_000
+    given = of_generator(trained_generator(task, recipe), recipe.latent_size, conditional=True)
+    assert stored(given, task, 1, limit=25_000) == stored(build, task, 1, limit=25_000)
+
+
+def test_hallucinators_of_a_method_share_a_budget_in_bytes(task: ImageTask) -> None:
+    method = get_method(DOMAIN, "haba", "digits").with_settings(init="noise")
+    assert method.settings(1).inner_parts == 2
+    found, count = find_budget(task, method, bytes="10KB")
+    assert count == 3  # raw images per class
+    made = Distiller(task, found, count).start().parameterization
+    assert made.stored_bytes() == 3 * 10 * IMAGE_BYTES + 2 * 92 * 4  # as many bases, and two hallucinators
+    assert made(KEY).weight.shape == (60,)
+
+
+@pytest.mark.parametrize("name", ["it-gan", "haba", "kfs", "idc", "dm", "ld"])
+def test_sizing_trains_nothing(task: ImageTask, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("a set was sized by training")
+
+    for place in (
+        "image.generative.trained_generator",
+        "parameterizations.generated.briefly_trained",
+        "parameterizations.decoder.fit_to_images",
+        "coresets.briefly_trained",
+        "distiller.trained_teacher",
+    ):
+        monkeypatch.setattr(f"mmdistill.{place}", refuse)
+    method = get_method(DOMAIN, name, "digits")
+    for labelled in (method, method.labelled("teacher")):
+        assert find_budget(task, labelled, bytes="50KB")[1] >= 1
 
 
 def test_bytes_in_words() -> None:
