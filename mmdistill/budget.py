@@ -80,7 +80,9 @@ def budget_in_bytes(task: Task, method: Method, limit: int) -> tuple[Method, int
         return raw_samples(task, count, "real", "fixed", key).stored_bytes()
 
     def built(count: int) -> int:
-        settings = replace(method.settings(count), init="real")  # of equal bytes, and quicker than selecting samples
+        settings = method.settings(count)
+        if settings.init != "noise":  # which no class is too small for
+            settings = replace(settings, init="real")  # of equal bytes, and quicker than selecting samples
         return Distiller(task, method, count, settings=settings).initial().stored_bytes()
 
     if isinstance(method.parameterization, Storage) and method.parameterization.fills:

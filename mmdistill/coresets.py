@@ -294,14 +294,17 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
 
     Args:
         task: the task.
-        kind: ``real`` (random), ``herding``, ``k-center``, ``k-means`` (nearest to the centroids) or ``craig``.
+        kind: ``real`` (random), ``herding``, ``k-center``, ``k-means`` (nearest to the centroids) or ``craig``; for
+            ``noise``, samples that show what it is like, repeatedly where a class has fewer.
         counts: as :func:`allocate` returns.
         draws: the key.
     Raises:
         ConfigError: an unknown rule.
         UnsupportedError: a rule that this task cannot offer.
     """
-    if kind in ("real", "noise"):
+    if kind == "noise":
+        return choose_repeatedly(task, "real", counts, draws)
+    if kind == "real":
         return random_subset(task.labels, counts, draws.fold("subset"), task.describe().num_train)
     if kind == "craig":
         return _craig_of(task, counts, draws)[0]
@@ -325,6 +328,19 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
     network = briefly_trained(task, draws.fold("embed"), batch=START_BATCH)
     chosen = _chosen(kind, _embedded(task, network, candidates), task.labels[candidates], counts, draws)
     return candidates[chosen]
+
+
+def choose_repeatedly(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tensor:
+    """Return what :func:`choose_start` does; a class with fewer samples gives them repeatedly."""
+    if task.labels is None:
+        available = torch.tensor([task.describe().num_train])
+    else:
+        available = torch.bincount(task.labels, minlength=len(counts))
+    once = available.minimum(counts)
+    groups = torch.split(choose_start(task, kind, once, draws), once.tolist())
+    return torch.cat(
+        [own[torch.arange(wanted) % len(own)] for own, wanted in zip(groups, counts.tolist(), strict=True)]
+    )
 
 
 def _chosen(kind: str, embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:

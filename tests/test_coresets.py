@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from mmdistill.coresets import (
     CORESETS,
     allocate,
+    choose_repeatedly,
     choose_samples,
     choose_start,
     coreset,
@@ -19,6 +20,7 @@ from mmdistill.coresets import (
     random_subset,
 )
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
 from tests.toys import BlobTask
 
@@ -109,6 +111,28 @@ def test_a_start_is_chosen_among_drawn_candidates_of_large_classes() -> None:
             sizes = torch.tensor([3, 3, 3])
             assert set(chosen.tolist()) <= set(random_subset(task.labels, sizes, draws.fold("candidates")).tolist())
     assert len(choose_start(task, "herding", torch.tensor([5, 2, 2]), Draws(0), most=3)) == 9
+
+
+@pytest.mark.parametrize("kind", ["real", "herding"])
+def test_small_classes_give_their_samples_repeatedly(kind: str) -> None:
+    task, counts = BlobTask(per_class=5), torch.tensor([3, 5, 12])
+    found = choose_repeatedly(task, kind, counts, Draws(1)).split(counts.tolist())
+    assert found[0].tolist() == choose_start(task, kind, torch.tensor([3, 5, 5]), Draws(1))[:3].tolist()
+    assert sorted(found[1].tolist()) == list(range(5, 10))
+    assert sorted(found[2][:5].tolist()) == list(range(10, 15))
+    assert found[2].tolist() == (3 * found[2][:5].tolist())[:12]
+    task.labels = task.num_classes = None
+    assert len(choose_repeatedly(task, "real", torch.tensor([20]), Draws(1)).unique()) == 15
+
+
+def test_noise_needs_no_real_samples() -> None:
+    task = BlobTask(per_class=5)
+    few, many = (raw_samples(task, ipc, "noise", "fixed", Draws(1)) for ipc in (5, 12))
+    assert many(Draws(1)).targets.tolist() == [0] * 12 + [1] * 12 + [2] * 12  # type: ignore[union-attr]
+    assert len(torch.unique(many.inputs.detach(), dim=0)) == 36
+    assert few.stored_bytes() == 15 * (4 * 4 + 1)
+    with pytest.raises(DataError, match="fewer than the 12 asked for"):
+        raw_samples(task, 12, "real", "fixed", Draws(1))
 
 
 def test_k_means_chooses_real_samples_near_the_centroids() -> None:

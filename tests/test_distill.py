@@ -168,7 +168,7 @@ def test_a_checkpoint_of_other_layers_is_refused(tmp_path: Path) -> None:
 def test_a_run_that_begins_anew_leaves_nothing_of_the_former_one_to_be_taken_for_its_own(tmp_path: Path) -> None:
     distill(BlobTask(), method(), ipc=2, out=tmp_path)
     with pytest.raises(DataError, match="lower the budget"):
-        distill(BlobTask(), method(), ipc=500, out=tmp_path, overwrite=True)
+        distill(BlobTask(), method(init="real"), ipc=500, out=tmp_path, overwrite=True)
     assert DistilledSet.load(tmp_path).seed == 0
 
     def stop(done: int, total: int, loss: float) -> None:
@@ -406,6 +406,12 @@ def test_impossible_compositions_fail_when_built() -> None:
         distill(task, method("dm"), nodes=3)
     with pytest.raises(ConfigError, match="got no budget"):
         find_budget(task, method("dm"))
+
+
+def test_bytes_hold_more_noise_than_there_are_real_samples() -> None:
+    task = BlobTask(per_class=5)
+    for init, ipc in (("noise", 8), ("real", 5)):
+        assert find_budget(task, method("dc", init=init), bytes=8 * 3 * (4 * 4 + 1))[1] == ipc
 
 
 def test_the_seed_is_all_that_matters() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.coresets import InitKind, allocate, choose_start
+from mmdistill.coresets import InitKind, allocate, choose_repeatedly
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization, stored_tensor_bytes
@@ -116,17 +116,8 @@ class ImageBudget:
         """
         if init == "noise":
             return draws.fold("noise").to(task.device).normal(self.num_classes * per_class, *self.shape)
-        assert task.labels is not None
-        available = torch.bincount(task.labels, minlength=self.num_classes)
-        indices = choose_start(task, init, available.clamp(max=per_class), draws)
-        images = require_images(task.select(indices).inputs)
-        ends = available.clamp(max=per_class).cumsum(0)
-        starts = ends - available.clamp(max=per_class)
-        rows = [
-            start + torch.arange(per_class) % (end - start)
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-        ]
-        return images[torch.cat(rows).to(images.device)]
+        counts = torch.full((self.num_classes,), per_class)
+        return require_images(task.select(choose_repeatedly(task, init, counts, draws)).inputs)
 
 
 def fit_to_images(parameterization: Parameterization, images: Tensor, steps: int, draws: Draws) -> None:

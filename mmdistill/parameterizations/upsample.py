@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.coresets import InitKind, allocate, choose_start
+from mmdistill.coresets import InitKind, allocate, choose_repeatedly
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization
@@ -149,7 +149,8 @@ def multi_formation(
     Args:
         task: a task of images with classes.
         budget: stored images per class.
-        init: how the real images are chosen, or ``noise`` around the middle of the value range.
+        init: how the real images are chosen, repeatedly where a class has fewer than tiles, or ``noise`` around the
+            middle of the value range.
         label: the kind of labels; fixed ones are stored once per image, learned ones once per decoded sample.
         draws: the key.
         factor: tiles per side.
@@ -168,7 +169,7 @@ def multi_formation(
         spread = draws.fold("noise").to(task.device).normal(len(classes), *shape[1:]) / 4 + 0.5
         pixels = low + (high - low) * spread
     else:
-        chosen = task.select(choose_start(task, init, counts * factor**2, draws))
+        chosen = task.select(choose_repeatedly(task, init, counts * factor**2, draws))
         images = require_images(chosen.inputs) * space.std + space.mean
         pixels = join_tiles(F.avg_pool2d(images, factor), factor)
     targets = classes if label == "fixed" else classes.repeat_interleave(factor**2)

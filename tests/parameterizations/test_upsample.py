@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, DataError
+from mmdistill.errors import ConfigError
 from mmdistill.image import ImageTask, image_task
 from mmdistill.labels import FixedLabels, LearnedLabels
 from mmdistill.parameterizations.upsample import MultiFormation, PixelSpace, cut_tiles, join_tiles, multi_formation
@@ -106,8 +106,18 @@ def test_factors_that_do_not_fit_are_refused(task: ImageTask, factor: int, messa
         multi_formation(task, 1, "real", "fixed", KEY, factor)
 
 
-def test_other_data_and_small_classes_are_refused(task: ImageTask) -> None:
+def test_other_data_are_refused() -> None:
     with pytest.raises(ConfigError, match="stores images"):
         multi_formation(BlobTask(), 1, "real", "fixed", KEY, 2)
-    with pytest.raises(DataError, match="fewer than the 400 asked for"):
-        multi_formation(task, 100, "real", "fixed", KEY, 2)
+
+
+def test_small_classes_give_their_images_repeatedly(task: ImageTask) -> None:
+    most = int(torch.bincount(task.labels).max())
+    made = multi_formation(task, most // 4 + 1, "real", "fixed", KEY, 2)
+    tiles = cut_tiles(made.pixels.detach(), 2).flatten(1)
+    for index, own in enumerate(tiles.split(len(tiles) // 10)):
+        images = task.data.train_images[task.labels == index].float() / task.data.scale
+        means = images.view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
+        gaps = torch.cdist(own.double(), means.double())
+        assert float(gaps.min(1).values.max()) < 1e-5  # every tile is of the class,
+        assert float(gaps.min(0).values.max()) < 1e-5  # and every image of the class is there
