@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.coresets import CORESETS, allocate, coreset
-from mmdistill.errors import CheckpointError, ConfigError, MemoryExhaustedError, MmdistillError, UnsupportedError
+from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, UnsupportedError
 from mmdistill.memory import explained
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
@@ -77,7 +77,7 @@ class Evaluation:
         results: of the distilled set.
         baselines: by name: ``random`` and ``herding`` real samples at equal count, the ``whole`` training set.
         seconds: of judging, all together.
-        failures: judges that could not judge, with the reason.
+        failures: judges that could not judge and baselines that could not be had, with the reason.
     """
 
     results: list[Entry]
@@ -318,17 +318,17 @@ def _baseline(
     failures: dict[str, str],
     tell: Tell,
 ) -> list[Entry] | None:
-    """Return a baseline's entries, or None where the task cannot offer it or has no memory for it."""
+    """Return a baseline's entries, or None where the task cannot offer it, or lacks memory or samples, say."""
     if budget is None and name != "whole":
         return None
     try:
         tell(0, None)
         score = _scorer(task, name, budget, networks, key)
         return _each(judges, score, {}, tell)
-    except MemoryExhaustedError as error:
-        failures[f"the {name} baseline"] = str(error)
     except UnsupportedError:
         pass
+    except MmdistillError as error:
+        failures[f"the {name} baseline"] = str(error)
     return None
 
 

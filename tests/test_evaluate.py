@@ -115,6 +115,16 @@ def test_a_failing_judge_leaves_the_others_scores(result: DistilledSet) -> None:
         evaluate(task, result, judges=["large"], n=1)
 
 
+def test_a_set_larger_than_a_class_is_judged_without_the_baselines_that_need_more() -> None:
+    small = BlobTask(per_class=5)
+    made = distill(small, CORE_METHODS["dm"], ipc=8, settings={"steps": 1, "augment": False, "init": "noise"})
+    found = evaluate(small, made, n=1)
+    assert [entry.judge for entry in found.results] == ["mlp"]
+    assert set(found.baselines) == {"whole"}
+    assert set(found.failures) == {"the random baseline", "the herding baseline"}
+    assert "has 5 samples, fewer than the 8 asked for" in found.failures["the random baseline"]
+
+
 def test_out_of_memory_says_what_to_lower() -> None:
     for error in (
         torch.OutOfMemoryError("CUDA out of memory"),
