@@ -14,7 +14,7 @@ from typing import Literal, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from mmdistill.config import DistillConfig
-from mmdistill.errors import MmdistillError, did_you_mean
+from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
 
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
@@ -91,7 +91,12 @@ def build_parser() -> ArgumentParser:
 
     distill = subparser(description="Distil a data set, judge the result beside its baselines, and draw it.")
     distill.add_argument("--config", action="config", help="a YAML file of these options, such as a run's config.yaml")
-    distill.add_argument("--resume", type=str | None, default=None, help="continue the interrupted run in this folder")
+    distill.add_argument(
+        "--resume",
+        type=str | None,
+        default=None,
+        help="continue the interrupted run in this folder with its own options; no other may stand beside it",
+    )
     distill.add_class_arguments(DistillConfig, as_group=False)
     commands.add_subcommand("distill", distill, help="distil a data set, judge and draw the result")
 
@@ -179,6 +184,20 @@ def spelled(arguments: Sequence[str]) -> list[str]:
     return [fix(argument) for argument in arguments]
 
 
+def require_resume_alone(arguments: Sequence[str]) -> None:
+    """Refuse options beside ``--resume``, since a run continues with its own.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    names = list(dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--")))
+    beside = [name.replace("_", "-") for name in names if name != "--resume"]
+    if "--resume" in names and beside:
+        raise ConfigError(
+            f"a run resumes with its own options; leave {', '.join(beside)} out, or begin another run in a new --out"
+        )
+
+
 def run_command(options: Namespace) -> None:
     """Run the chosen command."""
     from mmdistill import commands  # imports torch, which --help should not wait for
@@ -222,7 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What torch tells torch-geometric's authors is no news to whoever runs a command.
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
     try:
-        run_command(build_parser().parse_args(given or ["--help"]))
+        options = build_parser().parse_args(given or ["--help"])
+        require_resume_alone(given)
+        run_command(options)
     except MmdistillError as error:
         print(f"mmdistill: error: {error}", file=sys.stderr)
         return 2

@@ -269,6 +269,13 @@ def test_finished_work_is_not_overwritten(run: Path, capsys: pytest.CaptureFixtu
     assert (run / "distilled.safetensors").read_bytes() == before
 
 
+def test_options_beside_resume_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["distill", "--resume", str(run), "--steps", "500", "--judge-epochs=3"]) == 2
+    assert "a run resumes with its own options; leave --steps, --judge-epochs out" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_both_spellings_of_options() -> None:
     assert spelled(["--real-batch", "3", "--Judge_Epochs=2", "runs/my-Run"]) == [
         "--real_batch", "3", "--judge_epochs=2", "runs/my-Run",
