@@ -186,7 +186,8 @@ def _judge_and_draw(
     config: DistillConfig, domain: Domain, task: Task, distilled: DistilledSet, folder: Path, budget: int
 ) -> None:
     """Judge a set that has just been distilled, draw it, and print what came out."""
-    print(f"distilled in {distilled.seconds:.1f} s; judging with {config.networks} networks ...")
+    networks = "1 network" if config.networks == 1 else f"{config.networks} networks"
+    print(f"distilled in {distilled.seconds:.1f} s; judging with {networks} ...")
     baselines = baseline_names(config.baselines)
     with _judging(folder, distilled) as progress:
         evaluation = evaluate(

@@ -28,7 +28,7 @@ class Repetitions:
         budget: how many.
         stored_bytes: what the set takes.
         values: the judge's mean in each run, fractions.
-        sd: over the networks of a single run, of which nothing else is known.
+        sd: over the networks of a single run, of which nothing else is known; None where it has but one.
         baselines: by name, the mean of each run that judged them.
         seconds: to distil, of each run.
     """
@@ -40,7 +40,7 @@ class Repetitions:
     budget: int
     stored_bytes: int
     values: tuple[float, ...]
-    sd: float
+    sd: float | None
     baselines: dict[str, tuple[float, ...]]
     seconds: tuple[float, ...]
 
@@ -50,8 +50,8 @@ class Repetitions:
         return statistics.fmean(self.values)
 
     @property
-    def deviation(self) -> float:
-        """The deviation over runs, or over the networks of the only run."""
+    def deviation(self) -> float | None:
+        """The deviation over runs, or over the networks of the only run; None for one network."""
         return statistics.stdev(self.values) if len(self.values) > 1 else self.sd
 
 
@@ -112,7 +112,7 @@ def _together(runs: Sequence[tuple[Path, dict[str, Any], dict[str, Any]]]) -> Re
         metrics["budget"][unit],
         metrics["budget"]["stored_bytes"],
         tuple(own["mean"] for _, _, own in runs),
-        entry["sd"],
+        entry["sd"] if entry["n"] > 1 else None,
         {name: tuple(values) for name, values in baselines.items() if values},
         tuple(document["seconds"] for _, document, _ in runs),
     )
@@ -123,6 +123,7 @@ def table(rows: Sequence[Repetitions]) -> list[list[str]]:
     names = list(dict.fromkeys(name for row in rows for name in row.baselines))
     lines = [["data", "method", "budget", "bytes", "distilled", *names, "runs", "seconds", "folder"]]
     for row in rows:
+        deviation = "" if row.deviation is None else f" +/- {100 * row.deviation:.1f}"
         means = {name: f"{100 * statistics.fmean(values):.1f}" for name, values in row.baselines.items()}
         lines.append(
             [
@@ -130,7 +131,7 @@ def table(rows: Sequence[Repetitions]) -> list[list[str]]:
                 row.method,
                 f"{row.unit} {row.budget}",
                 f"{row.stored_bytes:,}",
-                f"{100 * row.mean:.1f} +/- {100 * row.deviation:.1f}",
+                f"{100 * row.mean:.1f}{deviation}",
                 *(means.get(name, "-") for name in names),
                 str(len(row.values)),
                 f"{statistics.fmean(row.seconds):.0f}",
@@ -158,7 +159,7 @@ def _draw(rows: Sequence[Repetitions], target: Path) -> Path:
         axes.errorbar(
             [row.budget for row in own],
             [100 * row.mean for row in own],
-            [100 * row.deviation for row in own],
+            [100 * (row.deviation or 0.0) for row in own],
             marker="o",
             capsize=3,
             label=method,

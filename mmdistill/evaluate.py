@@ -66,7 +66,7 @@ class Entry:
         return found
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} +/- {100 * self.sd:.1f}"
+        return f"{100 * self.mean:.1f} +/- {100 * self.sd:.1f}" if self.n > 1 else f"{100 * self.mean:.1f}"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ pre{background:#f6f6f6;padding:.8em;overflow-x:auto;white-space:pre-wrap}.q{colo
 
 
 def percent(entry: Mapping[str, Any]) -> str:
-    """Return an entry of ``metrics.json`` in percent."""
-    return f"{100 * entry['mean']:.1f} ± {100 * entry['sd']:.1f}"
+    """Return an entry of ``metrics.json`` in percent, with the deviation over networks where there are several."""
+    mean = f"{100 * entry['mean']:.1f}"
+    return f"{mean} ± {100 * entry['sd']:.1f}" if entry["n"] > 1 else mean
 
 
 def result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -66,8 +67,10 @@ def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: 
     sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes}
     rows.append(["", "bytes", *(f"{sizes.get(name, equal_count_bytes):,}" for name in columns)])
     budget = f"{distilled.info.budget} {distilled.budget}"
-    count = evaluation.headline().n
-    title = f"{distilled.info.data}, {distilled.method}, {budget}: percent, mean +/- sd of {count} networks"
+    counts = sorted({entry.n for entry in evaluation.results})
+    several = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    judged = "1 network" if counts == [1] else f"mean +/- sd of {several} networks"
+    title = f"{distilled.info.data}, {distilled.method}, {budget}: percent, {judged}"
     notes = [f"note: {note}" for entry in evaluation.results for note in entry.notes]
     failed = [f"failed: {name}: {reason}" for name, reason in evaluation.failures.items()]
     return "\n".join([title, aligned(rows), *dict.fromkeys(notes), *failed])
@@ -133,7 +136,9 @@ def write_report(
     notes = list(dict.fromkeys(note for entry in metrics.get("results", []) for note in entry.get("notes", [])))
     if not metrics.get("results"):
         notes = [f"not judged yet: mmdistill evaluate {folder}"]
-    caption = "Percent, mean ± standard deviation over independently trained networks, on untouched test data."
+    deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))
+    over = ", mean ± standard deviation over independently trained networks" if deviations else ""
+    caption = f"Percent{over}, on untouched test data."
     markdown, page = folder / "report.md", folder / "report.html"
     with atomic_write(markdown) as handle:
         handle.write(_markdown(folder, title, facts, results, caption, notes, shown).encode())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmdistill.cli import main
-from mmdistill.comparison import read_runs
+from mmdistill.comparison import draw_budgets, read_runs, table
 from mmdistill.errors import CheckpointError, ConfigError
 
 
@@ -39,6 +39,15 @@ def test_repetitions_are_pooled_and_other_settings_are_not(tmp_path: Path) -> No
     assert rows[1].baselines["random"] == pytest.approx((0.7, 0.72, 0.74))
     (mlp, _) = read_runs([*runs, other], judge="mlp")
     assert mlp.mean == pytest.approx(0.45)
+
+
+def test_one_network_of_one_run_has_no_deviation(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", 0.8)
+    assert table(read_runs([run]))[1][4] == "80.0 +/- 1.0"
+    (run / "metrics.json").write_text((run / "metrics.json").read_text().replace('"n": 5', '"n": 1'))
+    rows = read_runs([run])
+    assert table(rows)[1][4] == "80.0"
+    assert draw_budgets(rows, tmp_path)[0].is_file()
 
 
 def test_runs_without_the_judge_are_refused_by_name(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from mmdistill.errors import CheckpointError, ConfigError, MemoryExhaustedError,
 from mmdistill.evaluate import Evaluation, evaluate, find_judges, metrics_document, subset_bytes, summarise
 from mmdistill.memory import explained
 from mmdistill.methods import CORE_METHODS
+from mmdistill.report import result_rows, summary
 from mmdistill.store import DistilledSet
 from mmdistill.task import Scores
 from tests.toys import BlobTask
@@ -40,7 +41,8 @@ def test_entries_are_mean_and_sample_deviation() -> None:
     assert entry.sd == pytest.approx(statistics.stdev([0.5, 0.7, 0.9]))
     assert (entry.n, entry.notes) == (3, ("odd",))
     assert str(entry) == "70.0 +/- 20.0"
-    assert summarise([Scores("a", {"accuracy": (0.5,)})])[0].sd == 0
+    (single,) = summarise([Scores("a", {"accuracy": (0.5,)})])
+    assert (single.sd, str(single)) == (0, "50.0")
 
 
 def test_a_bare_batch_has_no_baselines_at_equal_count() -> None:
@@ -84,6 +86,18 @@ def test_metrics_have_their_documented_layout(result: DistilledSet, tmp_path: Pa
     merged = metrics_document(result, evaluate(BlobTask(), result, n=1, baselines=()), previous)
     assert [(e["judge"], e["n"]) for e in merged["results"]] == [("other", 1), ("mlp", 1)]  # type: ignore[index,attr-defined]
     assert merged["baselines"] == document["baselines"]
+
+
+def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
+    one, two = (evaluate(BlobTask(), result, n=n, baselines=("random",)) for n in (1, 2))
+    table = summary(result, one, 96)
+    assert table.startswith("blobs, dm, ipc 2: percent, 1 network\n")
+    assert "+/-" not in table
+    assert "percent, mean +/- sd of 2 networks\n" in summary(result, two, 96)
+    mixed = Evaluation([*one.results, *two.results], two.baselines)
+    assert "percent, mean +/- sd of 1 to 2 networks\n" in summary(result, mixed, 96)
+    assert "±" not in " ".join(result_rows(metrics_document(result, one))[1])
+    assert " ".join(result_rows(metrics_document(result, two))[1]).count("±") == 2
 
 
 def test_bytes_of_real_samples_at_equal_count() -> None:
