@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from mmdistill.distill import distill
-from mmdistill.evaluate import evaluate, metrics_document
+from mmdistill.evaluate import evaluate
+from mmdistill.metrics import metrics_document
 from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json

@@ -31,7 +31,8 @@ from pages import draw_figure_8, page
 from quality import TASK_OPTIONS, parse_row
 
 from mmdistill.errors import MmdistillError
-from mmdistill.evaluate import evaluate, metrics_document
+from mmdistill.evaluate import evaluate
+from mmdistill.metrics import metrics_document
 from mmdistill.registry import TaskOptions, domain_methods, get_domain
 from mmdistill.runtime import choose_device
 from mmdistill.store import DistilledSet, read_json, write_json

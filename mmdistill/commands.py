@@ -18,14 +18,13 @@ from mmdistill.evaluate import (
     Evaluation,
     evaluate,
     find_judges,
-    metrics_document,
-    read_metrics,
     require_baselines,
     require_networks,
     subset_bytes,
 )
 from mmdistill.evaluate import Progress as JudgingProgress
 from mmdistill.methods import LABELS, Method
+from mmdistill.metrics import dropped_baselines, metrics_document, read_metrics
 from mmdistill.networks.experts import default_folder, is_complete, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import (
@@ -189,7 +188,7 @@ def _judge_and_draw(
     networks = "1 network" if config.networks == 1 else f"{config.networks} networks"
     print(f"distilled in {distilled.seconds:.1f} s; judging with {networks} ...")
     baselines = baseline_names(config.baselines)
-    with _judging(folder, distilled) as progress:
+    with _judging(config, folder, distilled) as progress:
         evaluation = evaluate(
             task,
             distilled,
@@ -209,16 +208,23 @@ def _judge_and_draw(
     )
 
 
+def _chosen_judging(config: DistillConfig) -> dict[str, int]:
+    """Return what the user set of judging, by which results may differ; a protocol is in the judge's name."""
+    chosen = {"epochs": config.judge_epochs, "batch": config.judge_batch}
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
 @contextmanager
 def _judging(
-    folder: Path, distilled: DistilledSet, previous: Mapping[str, object] | None = None
+    config: DistillConfig, folder: Path, distilled: DistilledSet, previous: Mapping[str, object] | None = None
 ) -> Iterator[JudgingProgress]:
     """Yield what shows judging's progress and keeps the finished judgements in ``metrics.json``, one by one."""
+    judging = _chosen_judging(config)
     with progress_bar("judging", "set") as show:
 
         def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
             if so_far.results:
-                write_json(folder / "metrics.json", metrics_document(distilled, so_far, previous))
+                write_json(folder / "metrics.json", metrics_document(distilled, so_far, previous, judging))
             show(done, total, **({"now": subject} if subject else {}))
 
         yield keep
@@ -321,8 +327,8 @@ def evaluate_command(
         raise unknown_name("kind of scores", scores, ("accuracy", "robust"))
     path = Path(run) / "metrics.json"
     previous = read_metrics(path) if path.exists() else None  # before the work, should they be damaged
-    _, _, task, distilled = _open_run(run, device, protocol, judge_epochs)
-    with _judging(Path(run), distilled, previous) as progress:
+    config, _, task, distilled = _open_run(run, device, protocol, judge_epochs)
+    with _judging(config, Path(run), distilled, previous) as progress:
         evaluation = evaluate(
             task,
             distilled,
@@ -334,6 +340,9 @@ def evaluate_command(
             robust=scores == "robust",
             progress=progress,
         )
+    dropped = dropped_baselines(previous or {}, read_metrics(path))
+    if dropped:
+        print(f"dropped, since judged otherwise than the set now is: {', '.join(dropped)}")
     print(summary(distilled, evaluation, subset_bytes(task, distilled.budget)))
 
 

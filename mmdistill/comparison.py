@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.evaluate import read_metrics
+from mmdistill.metrics import read_metrics
 from mmdistill.runtime import atomic_write
 from mmdistill.store import read_json
 
@@ -92,7 +92,7 @@ def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> s
     lines = config.read_text().splitlines() if config.is_file() else []
     options = [line for line in lines if line.split(":")[0] not in PLACES]
     settings = read_json(folder / "distilled.json").get("settings") if (folder / "distilled.json").is_file() else None
-    own = [metrics["data"], metrics["method"], metrics["budget"], entry["judge"], entry["metric"]]
+    own = [metrics["data"], metrics["method"], metrics["budget"], entry["judge"], entry["metric"], entry.get("judging")]
     return json.dumps([own, options, settings], sort_keys=True)
 
 

@@ -4,21 +4,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmdistill.coresets import CORESETS, allocate, coreset
-from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, UnsupportedError
+from mmdistill.errors import ConfigError, MmdistillError, UnsupportedError
 from mmdistill.memory import explained
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet, read_json
+from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, NamesJudges, Scores, ScoresRobustness, Selects, Task, require_task
 
-METRICS_VERSION = 1
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
 KNOWN_BASELINES = ("random", *CORESETS, "whole")
@@ -350,62 +347,6 @@ def _scorer(task: Task, name: str, budget: int | None, networks: Networks, key: 
     return lambda judge: _pooled(
         [task.evaluate(subset, judge, own.fold(judge), 1, {}) for own, subset in zip(keys, subsets, strict=True)]
     )
-
-
-def metrics_document(
-    distilled: DistilledSet, evaluation: Evaluation, previous: Mapping[str, object] | None = None
-) -> dict[str, object]:
-    """Return the content of ``metrics.json``; entries of the same judge and metric replace previous ones."""
-    old_results = _entries((previous or {}).get("results"))
-    old_baselines = (previous or {}).get("baselines")
-    baselines = dict(old_baselines) if isinstance(old_baselines, Mapping) else {}
-    for name, entries in evaluation.baselines.items():
-        baselines[name] = _merged(_entries(baselines.get(name)), entries)
-    return {
-        "version": METRICS_VERSION,
-        "data": distilled.info.data,
-        "method": distilled.method,
-        "budget": {distilled.info.budget: distilled.budget, "stored_bytes": distilled.stored_bytes},
-        "whole_bytes": distilled.info.stored_bytes,
-        "results": _merged(old_results, evaluation.results),
-        "baselines": baselines,
-        "seconds": distilled.seconds,
-        "seconds_per_step": distilled.seconds_per_step,
-        "peak_memory_bytes": distilled.peak_memory_bytes,
-        "device": distilled.device,
-    }
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """Read what :func:`metrics_document` made.
-
-    Raises:
-        CheckpointError: the file is damaged, or of another version.
-    """
-    document = read_json(path)
-    if document.get("version") != METRICS_VERSION:
-        version = document.get("version")
-        raise CheckpointError(
-            f"{path} has version {version}, this mmdistill reads {METRICS_VERSION}; move it away to judge anew"
-        )
-    needed = {"judge", "metric", "mean", "sd", "n"}
-    results, baselines = document.get("results"), document.get("baselines")
-    lists = [results, *baselines.values()] if isinstance(baselines, Mapping) else [None]
-    if not all(
-        isinstance(entries, list) and all(isinstance(e, dict) and needed <= e.keys() for e in entries)
-        for entries in lists
-    ):
-        raise CheckpointError(f"{path} is damaged; move it away to judge anew")
-    return document
-
-
-def _entries(value: object) -> list[dict[str, object]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def _merged(old: list[dict[str, object]], new: list[Entry]) -> list[dict[str, object]]:
-    fresh = {(entry.judge, entry.metric) for entry in new}
-    return [entry for entry in old if (entry.get("judge"), entry.get("metric")) not in fresh] + [e.plain() for e in new]
 
 
 def subset_bytes(task: Task, budget: int) -> int:

@@ -32,7 +32,9 @@ def result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
             next((percent(e) for e in entries if (e["judge"], e["metric"]) == key), "–")
             for entries in baselines.values()
         ]
-        rows.append([*key, percent(entry), *beside, str(entry["n"])])
+        chosen = ", ".join(f"{name} {value}" for name, value in entry.get("judging", {}).items())
+        judge = f"{entry['judge']} ({chosen})" if chosen else entry["judge"]
+        rows.append([judge, entry["metric"], percent(entry), *beside, str(entry["n"])])
     return rows
 
 

@@ -60,6 +60,24 @@ def test_judging_again_adds_to_the_metrics(run: Path, capsys: pytest.CaptureFixt
     assert judges == ["convnet", "mlp"]
 
 
+def test_baselines_that_were_judged_otherwise_are_dropped(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    judge = ["evaluate", str(folder), "--judges", "convnet", "--networks", "1", "--baselines"]
+    assert main([*judge, "none"]) == 0
+    assert "dropped" not in capsys.readouterr().out
+    assert main([*judge, "random", "--judge-epochs", "3"]) == 0
+    dropped = "dropped, since judged otherwise than the set now is: herding by convnet, whole by convnet\n"
+    assert dropped in capsys.readouterr().out
+    metrics = json.loads((folder / "metrics.json").read_text())
+    entries = [e for es in (metrics["results"], *metrics["baselines"].values()) for e in es if e["judge"] == "convnet"]
+    assert [entry["judging"] for entry in entries] == [{"epochs": 3}] * 2
+    assert main(["report", str(folder)]) == 0
+    assert "| convnet (epochs 3) | accuracy |" in (folder / "report.md").read_text()
+
+
 def test_the_report_is_one_page(run: Path) -> None:
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()

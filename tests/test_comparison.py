@@ -37,6 +37,10 @@ def test_repetitions_are_pooled_and_other_settings_are_not(tmp_path: Path) -> No
     assert rows[1].deviation == pytest.approx(0.02)
     assert rows[0].deviation == 0.01
     assert rows[1].baselines["random"] == pytest.approx((0.7, 0.72, 0.74))
+    document = json.loads((runs[2] / "metrics.json").read_text())
+    document["results"][0]["judging"] = {"epochs": 20}
+    (runs[2] / "metrics.json").write_text(json.dumps(document))
+    assert [len(row.values) for row in read_runs(runs)] == [2, 1]
     (mlp, _) = read_runs([*runs, other], judge="mlp")
     assert mlp.mean == pytest.approx(0.45)
 

@@ -7,9 +7,16 @@ import torch
 
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, MemoryExhaustedError, UnsupportedError
-from mmdistill.evaluate import Evaluation, evaluate, find_judges, metrics_document, subset_bytes, summarise
+from mmdistill.evaluate import (
+    Evaluation,
+    evaluate,
+    find_judges,
+    subset_bytes,
+    summarise,
+)
 from mmdistill.memory import explained
 from mmdistill.methods import CORE_METHODS
+from mmdistill.metrics import dropped_baselines, metrics_document
 from mmdistill.report import result_rows, summary
 from mmdistill.store import DistilledSet
 from mmdistill.task import Scores
@@ -98,6 +105,21 @@ def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
     assert "percent, mean +/- sd of 1 to 2 networks\n" in summary(result, mixed, 96)
     assert "±" not in " ".join(result_rows(metrics_document(result, one))[1])
     assert " ".join(result_rows(metrics_document(result, two))[1]).count("±") == 2
+
+
+def test_baselines_stay_where_they_were_judged_as_the_set_is(result: DistilledSet) -> None:
+    first = evaluate(BlobTask(), result, n=1)
+    short = metrics_document(result, first, judging={"epochs": 2})
+    assert [entry["judging"] for entry in short["results"]] == [{"epochs": 2}]  # type: ignore[attr-defined]
+    other = {"judge": "other", "metric": "accuracy", "mean": 0.1, "sd": 0.0, "n": 1}
+    short["baselines"]["whole"].append(other)  # type: ignore[index]
+    again = evaluate(BlobTask(), result, n=1, baselines=("random",))
+    assert metrics_document(result, again, short, {"epochs": 2})["baselines"] == short["baselines"]
+    longer = metrics_document(result, again, short, {"epochs": 20})
+    assert longer["baselines"]["whole"] == [other]  # type: ignore[index]
+    assert "herding" not in longer["baselines"]  # type: ignore[operator]
+    assert longer["baselines"]["random"][0]["judging"] == {"epochs": 20}  # type: ignore[index]
+    assert dropped_baselines(short, longer) == ["herding by mlp", "whole by mlp"]
 
 
 def test_bytes_of_real_samples_at_equal_count() -> None:

@@ -1,0 +1,109 @@
+"""What ``metrics.json`` holds: the results of a set and its baselines, as they were judged."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdistill.errors import CheckpointError
+from mmdistill.evaluate import Entry, Evaluation
+from mmdistill.store import DistilledSet, read_json
+
+METRICS_VERSION = 1
+
+
+def metrics_document(
+    distilled: DistilledSet,
+    evaluation: Evaluation,
+    previous: Mapping[str, object] | None = None,
+    judging: Mapping[str, int] | None = None,
+) -> dict[str, object]:
+    """Return the content of ``metrics.json``.
+
+    Entries of the same judge and metric replace previous ones; previous baselines stay where they were judged alike.
+
+    Args:
+        distilled: the set.
+        evaluation: its results and baselines.
+        previous: what the file held before.
+        judging: what the user set of judging (epochs, batch), kept with every entry; None or empty where nothing.
+    """
+    own = {"judging": dict(judging)} if judging else {}
+
+    def plain(entries: Sequence[Entry]) -> list[dict[str, object]]:
+        return [entry.plain() | own for entry in entries]
+
+    results = _merged(_entries((previous or {}).get("results")), plain(evaluation.results))
+    former = (previous or {}).get("baselines")
+    baselines = {
+        name: _alike(_entries(entries), results)
+        for name, entries in (former if isinstance(former, Mapping) else {}).items()
+    }
+    for name, entries in evaluation.baselines.items():
+        baselines[name] = _merged(baselines.get(name, []), plain(entries))
+    return {
+        "version": METRICS_VERSION,
+        "data": distilled.info.data,
+        "method": distilled.method,
+        "budget": {distilled.info.budget: distilled.budget, "stored_bytes": distilled.stored_bytes},
+        "whole_bytes": distilled.info.stored_bytes,
+        "results": results,
+        "baselines": {name: entries for name, entries in baselines.items() if entries},
+        "seconds": distilled.seconds,
+        "seconds_per_step": distilled.seconds_per_step,
+        "peak_memory_bytes": distilled.peak_memory_bytes,
+        "device": distilled.device,
+    }
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read what :func:`metrics_document` made.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another version.
+    """
+    document = read_json(path)
+    if document.get("version") != METRICS_VERSION:
+        version = document.get("version")
+        raise CheckpointError(
+            f"{path} has version {version}, this mmdistill reads {METRICS_VERSION}; move it away to judge anew"
+        )
+    needed = {"judge", "metric", "mean", "sd", "n"}
+    results, baselines = document.get("results"), document.get("baselines")
+    lists = [results, *baselines.values()] if isinstance(baselines, Mapping) else [None]
+    if not all(
+        isinstance(entries, list) and all(isinstance(e, dict) and needed <= e.keys() for e in entries)
+        for entries in lists
+    ):
+        raise CheckpointError(f"{path} is damaged; move it away to judge anew")
+    return document
+
+
+def _entries(value: object) -> list[dict[str, object]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _key(entry: Mapping[str, object]) -> tuple[object, object]:
+    return entry.get("judge"), entry.get("metric")
+
+
+def _merged(old: list[dict[str, object]], new: list[dict[str, object]]) -> list[dict[str, object]]:
+    fresh = {_key(entry) for entry in new}
+    return [entry for entry in old if _key(entry) not in fresh] + new
+
+
+def _alike(baseline: list[dict[str, object]], results: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Return the entries of a baseline without those that were judged otherwise than the set that they stand beside."""
+    judging = {_key(entry): entry.get("judging") for entry in results}
+    return [e for e in baseline if _key(e) not in judging or e.get("judging") == judging[_key(e)]]
+
+
+def dropped_baselines(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    """Return the baselines with their judges of one content of ``metrics.json`` that a later one has no more."""
+
+    def named(document: Mapping[str, object]) -> list[str]:
+        baselines = document.get("baselines")
+        found = baselines.items() if isinstance(baselines, Mapping) else ()
+        return [f"{name} by {entry['judge']}" for name, entries in found for entry in _entries(entries)]
+
+    kept = named(after)
+    return list(dict.fromkeys(name for name in named(before) if name not in kept))
