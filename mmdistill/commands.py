@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -14,17 +14,10 @@ from mmdistill.comparison import draw_budgets, read_runs, table
 from mmdistill.config import DistillConfig, baseline_names, require_data_and_method, split_names
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.evaluate import (
-    Evaluation,
-    evaluate,
-    find_judges,
-    require_baselines,
-    require_networks,
-    subset_bytes,
-)
-from mmdistill.evaluate import Progress as JudgingProgress
+from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks, subset_bytes
+from mmdistill.judging import judge_missing, keeping
 from mmdistill.methods import LABELS, Method
-from mmdistill.metrics import dropped_baselines, metrics_document, read_metrics
+from mmdistill.metrics import dropped_baselines, read_metrics
 from mmdistill.networks.experts import default_folder, is_complete, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import (
@@ -161,6 +154,8 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
                 print(f"{folder} has no checkpoint yet; beginning with the first step")
             with _configured(config, folder) if resume is None and ranks.is_first() else nullcontext():
                 distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None and started)
+            if ranks.is_first():
+                print(f"distilled in {distilled.seconds:.1f} s")
         first = ranks.is_first()
     if first:
         _judge_and_draw(config, domain, task, distilled, folder, budget)
@@ -184,21 +179,8 @@ def _configured(config: DistillConfig, folder: Path) -> Iterator[None]:
 def _judge_and_draw(
     config: DistillConfig, domain: Domain, task: Task, distilled: DistilledSet, folder: Path, budget: int
 ) -> None:
-    """Judge a set that has just been distilled, draw it, and print what came out."""
-    networks = "1 network" if config.networks == 1 else f"{config.networks} networks"
-    print(f"distilled in {distilled.seconds:.1f} s; judging with {networks} ...")
-    baselines = baseline_names(config.baselines)
-    with _judging(config, folder, distilled) as progress:
-        evaluation = evaluate(
-            task,
-            distilled,
-            judges=config.judge_names(),
-            n=config.networks,
-            at_once=config.networks_at_once,
-            seed=config.seed,
-            baselines=baselines,
-            progress=progress,
-        )
+    """Judge what is not judged yet of a distilled set, draw it, and print what came out."""
+    evaluation = judge_missing(config, task, distilled, folder)
     sweep(folder / "pictures")
     pictures = domain.draw(task, distilled.to(task.device), folder / "pictures")
     print(summary(distilled, evaluation, subset_bytes(task, budget)))
@@ -206,28 +188,6 @@ def _judge_and_draw(
         f"set, metrics and {len(pictures)} picture(s) are in {folder}; "
         f"'mmdistill report {shlex.quote(str(folder))}' makes a page of them"
     )
-
-
-def _chosen_judging(config: DistillConfig) -> dict[str, int]:
-    """Return what the user set of judging, by which results may differ; a protocol is in the judge's name."""
-    chosen = {"epochs": config.judge_epochs, "batch": config.judge_batch}
-    return {name: value for name, value in chosen.items() if value is not None}
-
-
-@contextmanager
-def _judging(
-    config: DistillConfig, folder: Path, distilled: DistilledSet, previous: Mapping[str, object] | None = None
-) -> Iterator[JudgingProgress]:
-    """Yield what shows judging's progress and keeps the finished judgements in ``metrics.json``, one by one."""
-    judging = _chosen_judging(config)
-    with progress_bar("judging", "set") as show:
-
-        def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
-            if so_far.results:
-                write_json(folder / "metrics.json", metrics_document(distilled, so_far, previous, judging))
-            show(done, total, **({"now": subject} if subject else {}))
-
-        yield keep
 
 
 def _distill_with_bar(
@@ -328,7 +288,7 @@ def evaluate_command(
     path = Path(run) / "metrics.json"
     previous = read_metrics(path) if path.exists() else None  # before the work, should they be damaged
     config, _, task, distilled = _open_run(run, device, protocol, judge_epochs)
-    with _judging(config, Path(run), distilled, previous) as progress:
+    with keeping(config, Path(run), distilled, previous) as progress:
         evaluation = evaluate(
             task,
             distilled,

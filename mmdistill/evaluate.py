@@ -157,6 +157,7 @@ def evaluate(
     seed: int = 0,
     baselines: Sequence[str] = BASELINES,
     robust: bool = False,
+    baselines_only: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Judge a distilled set on untouched test data, with baselines at equal count.
@@ -175,6 +176,7 @@ def evaluate(
         baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, and the task's own
             selections.
         robust: give the label-robust and the augmentation-robust score instead, which have their own comparisons.
+        baselines_only: judge the baselines alone, where results of the set itself are known.
         progress: called before samples are chosen, before each judgement and in the end, so that what is finished can
             be shown and kept.
     Raises:
@@ -220,9 +222,10 @@ def evaluate(
         results += _robust(task, batch, budget, names, n, key, learned, failures, tell)
     else:
         networks = (n, at_once)
-        results += _each(
-            names, lambda judge: _judged(task, batch, judge, key.fold(judge), networks, learned), failures, tell
-        )
+        if not baselines_only:
+            results += _each(
+                names, lambda judge: _judged(task, batch, judge, key.fold(judge), networks, learned), failures, tell
+            )
         able = [name for name in names if name not in failures]
         for source, name in enumerate(baselines, start=1):
             tell = begins(source, name)

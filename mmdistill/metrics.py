@@ -78,6 +78,16 @@ def read_metrics(path: Path) -> dict[str, Any]:
     return document
 
 
+def recorded(document: Mapping[str, Any], failures: Mapping[str, str] | None = None) -> Evaluation:
+    """Return the results that ``metrics.json`` holds, with the failures of judging them where there were any."""
+
+    def entries(plain: Sequence[Mapping[str, Any]]) -> list[Entry]:
+        return [Entry(e["judge"], e["metric"], e["mean"], e["sd"], e["n"], tuple(e.get("notes", ()))) for e in plain]
+
+    baselines = {name: entries(plain) for name, plain in document["baselines"].items()}
+    return Evaluation(entries(document["results"]), baselines, failures=dict(failures or {}))
+
+
 def _entries(value: object) -> list[dict[str, object]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 

@@ -318,6 +318,15 @@ class NamesJudges(Protocol):
 
 
 @runtime_checkable
+class TitlesJudges(Protocol):
+    """A task whose scores call a judge by more than its name, such as the protocol by which it trained."""
+
+    def judge_title(self, judge: str) -> str:
+        """Return what the scores of a judge are called."""
+        ...
+
+
+@runtime_checkable
 class ScoresRobustness(Protocol):
     """A task that has the field's label-robust and augmentation-robust scores."""
 

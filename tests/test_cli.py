@@ -287,6 +287,29 @@ def test_finished_work_is_not_overwritten(run: Path, capsys: pytest.CaptureFixtu
     assert (run / "distilled.safetensors").read_bytes() == before
 
 
+def test_a_finished_run_resumes_with_what_is_missing_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    assert main(["evaluate", str(folder), "--judges", "mlp", "--networks", "2", "--baselines", "none"]) == 0
+    whole = json.loads((folder / "metrics.json").read_text())
+    lacking = {**whole, "baselines": {n: es for n, es in whole["baselines"].items() if n != "herding"}}
+    (folder / "metrics.json").write_text(json.dumps(lacking))
+    capsys.readouterr()
+    assert main(["distill", "--resume", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "already distilled" in said
+    assert "judging with 1 network ..." in said
+    assert re.search(r"^mlp +accuracy", said, re.MULTILINE)
+    assert json.loads((folder / "metrics.json").read_text()) == whole
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module("mmdistill.judging"), "evaluate", None)  # is not called again
+        assert main(["distill", "--resume", str(folder)]) == 0
+    assert "judging" not in capsys.readouterr().out
+    assert json.loads((folder / "metrics.json").read_text()) == whole
+
+
 def test_options_beside_resume_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["distill", "--resume", str(run), "--steps", "500", "--judge-epochs=3"]) == 2

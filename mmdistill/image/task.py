@@ -254,14 +254,22 @@ class ImageTask:
             raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
         return spelled
 
-    def _judge(self, judge: str) -> tuple[str, FunctionalModule]:
-        """Return a judge's name for the scores, with the protocol's unless that is the default one, and its network."""
+    def judge_title(self, judge: str) -> str:
+        """Return a judge's name for the scores, with the protocol's unless that is the default one."""
+        name = self._network_name(judge)
+        return name if self.protocol.name == "default" else f"{name} [{self.protocol.name}]"
+
+    def _network_name(self, judge: str) -> str:
+        """Return the name of a judge's network, which is the protocol's where it states one for ConvNets."""
         name = self.judge_name(judge)
-        protocol = self.protocol
-        if name == self.model and protocol.network and self.model.startswith("convnet"):
-            name = model_name(f"convnet-{protocol.network}")
-        network = self.network if name == self.model else self._other(name)
-        return name if protocol.name == "default" else f"{name} [{protocol.name}]", network
+        if name == self.model and self.protocol.network and self.model.startswith("convnet"):
+            return model_name(f"convnet-{self.protocol.network}")
+        return name
+
+    def _judge(self, judge: str) -> tuple[str, FunctionalModule]:
+        """Return a judge's name for the scores and its network."""
+        name = self._network_name(judge)
+        return self.judge_title(judge), self.network if name == self.model else self._other(name)
 
     def _other(self, judge: str) -> FunctionalModule:
         """Return a named network of the default width, other than the one distilled with."""

@@ -1,0 +1,102 @@
+"""Judging a run: what it asks for and lacks, kept in its folder as it is finished."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmdistill.bars import progress_bar
+from mmdistill.config import DistillConfig, baseline_names
+from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
+from mmdistill.metrics import metrics_document, read_metrics, recorded
+from mmdistill.store import DistilledSet, write_json
+from mmdistill.task import Task, TitlesJudges
+
+
+class Missing(NamedTuple):
+    """Judgements that a run asks for and its metrics lack.
+
+    Args:
+        judges: whose.
+        baselines: of which baselines.
+        baselines_only: whether these judges have judged the set itself.
+    """
+
+    judges: list[str]
+    baselines: list[str]
+    baselines_only: bool
+
+
+def chosen_judging(config: DistillConfig) -> dict[str, int]:
+    """Return what the user set of judging, by which results may differ; a protocol is in the judge's name."""
+    chosen = {"epochs": config.judge_epochs, "batch": config.judge_batch}
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+@contextmanager
+def keeping(
+    config: DistillConfig, folder: Path, distilled: DistilledSet, previous: Mapping[str, object] | None = None
+) -> Iterator[Progress]:
+    """Yield what shows judging's progress and keeps the finished judgements in ``metrics.json``, one by one."""
+    judging = chosen_judging(config)
+    with progress_bar("judging", "set") as show:
+
+        def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
+            if so_far.results or so_far.baselines:
+                write_json(folder / "metrics.json", metrics_document(distilled, so_far, previous, judging))
+            show(done, total, **({"now": subject} if subject else {}))
+
+        yield keep
+
+
+def missing(
+    task: Task, judges: Sequence[str], baselines: Sequence[str], metrics: Mapping[str, Any], judging: Mapping[str, int]
+) -> list[Missing]:
+    """Return what metrics lack of the judges and baselines asked for.
+
+    A judge whose number was made otherwise since (``mmdistill evaluate --judge-epochs``) lacks nothing: baselines
+    judged as the run says would not compare with it.
+
+    Args:
+        task: the task.
+        judges: names in the task's spelling.
+        baselines: names.
+        metrics: what ``metrics.json`` holds; empty where there is none.
+        judging: what the run sets of judging.
+    """
+    title = task.judge_title if isinstance(task, TitlesJudges) else str
+    how = {entry["judge"]: entry.get("judging", {}) for entry in metrics.get("results", ())}
+    unjudged = [judge for judge in judges if title(judge) not in how]
+    found = [Missing(unjudged, list(baselines), False)] if unjudged else []
+    for name in baselines:
+        beside = {entry["judge"] for entry in metrics.get("baselines", {}).get(name, ())}
+        lacking = [j for j in judges if title(j) not in beside and how.get(title(j)) == dict(judging)]
+        found += [Missing(lacking, [name], True)] if lacking else []
+    return found
+
+
+def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path) -> Evaluation:
+    """Judge what a run asks for and its metrics lack; returns all that they then hold."""
+    path = folder / "metrics.json"
+    metrics = read_metrics(path) if path.exists() else {}
+    judges, baselines = find_judges(task, config.judge_names()), baseline_names(config.baselines)
+    lacking = missing(task, judges, baselines, metrics, chosen_judging(config))
+    if lacking:
+        print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
+    failures: dict[str, str] = {}
+    for part in lacking:
+        with keeping(config, folder, distilled, metrics) as progress:
+            evaluation = evaluate(
+                task,
+                distilled,
+                judges=part.judges,
+                n=config.networks,
+                at_once=config.networks_at_once,
+                seed=config.seed,
+                baselines=part.baselines,
+                baselines_only=part.baselines_only,
+                progress=progress,
+            )
+        failures |= evaluation.failures
+        metrics = read_metrics(path)
+    return recorded(metrics, failures)

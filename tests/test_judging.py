@@ -1,0 +1,33 @@
+"""What a run asks for and its metrics lack."""
+
+from mmdistill.judging import Missing, missing
+from tests.toys import BlobTask
+
+
+def entry(judge: str, **more: object) -> dict[str, object]:
+    return {"judge": judge, "metric": "accuracy", "mean": 0.5, "sd": 0.0, "n": 1, **more}
+
+
+def test_what_was_never_judged_is_missing() -> None:
+    both = ["random", "whole"]
+    assert missing(BlobTask(), ["mlp"], both, {}, {}) == [Missing(["mlp"], both, False)]
+    metrics = {"results": [entry("mlp")], "baselines": {"random": [entry("mlp")]}}
+    assert missing(BlobTask(), ["mlp", "other"], both, metrics, {}) == [
+        Missing(["other"], both, False),
+        Missing(["mlp"], ["whole"], True),
+    ]
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {}) == []
+
+
+def test_a_number_that_was_made_otherwise_lacks_no_baselines() -> None:
+    metrics = {"results": [entry("mlp", judging={"epochs": 20})], "baselines": {}}
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {"epochs": 2}) == []
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {"epochs": 20}) == [Missing(["mlp"], ["random"], True)]
+
+
+def test_judges_are_found_by_the_titles_of_their_scores() -> None:
+    task = BlobTask()
+    task.judge_title = lambda judge: f"{judge} [frepo]"  # type: ignore[attr-defined]
+    asked = ["mlp"], ["random"]
+    assert missing(task, *asked, {"results": [entry("mlp")], "baselines": {}}, {}) == [Missing(*asked, False)]
+    assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}, {}) == [Missing(*asked, True)]
