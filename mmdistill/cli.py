@@ -3,17 +3,23 @@
 import io
 import os
 import re
+import shlex
 import sys
 import warnings
 from argparse import HelpFormatter
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Literal, NoReturn
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    Namespace,
+)
 
-from mmdistill.config import DistillConfig
+from mmdistill.config import DistillConfig, read_settings
 from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
 
 EXAMPLES = """examples:
@@ -51,6 +57,16 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
 
+class ConfigFile(ActionConfigFile):
+    """An option for a file of settings, whose errors name the file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Read the file; that it is not there is the parser's to say."""
+        if Path(values).is_file():
+            read_settings(Path(values))
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+
+
 def in_one_line(message: str, known: Sequence[str]) -> str:
     """Return an error of the parser in the words of the command line.
 
@@ -73,6 +89,10 @@ def in_one_line(message: str, known: Sequence[str]) -> str:
     if unknown is not None and unknown[1].startswith("--"):
         name, options = unknown[1][2:].partition("=")[0], (option.lstrip("-") for option in known)
         return f"unknown option --{name.replace('_', '-')}{did_you_mean(name, options).replace('_', '-')}"
+    command = re.match(r"argument command: invalid choice: '([^']*)' \(choose from (.*)\)", message)
+    if command is not None:
+        names = re.findall(r"[\w-]+", command[2])
+        return f"unknown command {command[1]!r}{did_you_mean(command[1], names)} (there are: {', '.join(names)})"
     if unknown is not None:
         return f"unexpected argument {unknown[1]!r}"
     return re.sub(r"required: \w+\.", "required: ", " ".join(message.split()))
@@ -90,7 +110,9 @@ def build_parser() -> ArgumentParser:
     subparser = partial(Parser, allow_abbrev=False)
 
     distill = subparser(description="Distil a data set, judge the result beside its baselines, and draw it.")
-    distill.add_argument("--config", action="config", help="a YAML file of these options, such as a run's config.yaml")
+    distill.add_argument(
+        "--config", action=ConfigFile, help="a YAML file of these options, such as a run's config.yaml"
+    )
     distill.add_argument(
         "--resume",
         type=str | None,
@@ -224,6 +246,19 @@ def run_command(options: Namespace) -> None:
         commands.data_command()
 
 
+def _kept(options: Namespace | None) -> str:
+    """Return in words what an interrupted command keeps and how to go on."""
+    command = None if options is None else options.command
+    if options is None or command != "distill":
+        return "finished work is kept" + ("; call it again" if command == "experts" else "")
+    chosen = options["distill"]
+    names = ("data", "method", "ipc", "nodes", "users", "bytes", "parameterization", "out")
+    folder = Path(chosen["resume"] or DistillConfig(**{name: chosen[name] for name in names}).folder())
+    if not (folder / "distilled.json").exists() and not any(folder.glob("checkpoints/step-*.safetensors")):
+        return "nothing is finished yet"
+    return f"continue with: mmdistill distill --resume {shlex.quote(str(folder))}"
+
+
 def _ready_streams() -> None:
     """Let output neither fail where it is closed nor where its encoding lacks a character, such as one of a path."""
     for name in ("stdout", "stderr"):
@@ -238,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
     _ready_streams()
     given = spelled(sys.argv[1:] if arguments is None else arguments)
+    options = None
     # What torch tells torch-geometric's authors is no news to whoever runs a command.
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
     try:
@@ -256,10 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "mmdistill: stopped; finished work is kept (distill: continue with --resume RUN; experts: call it again)",
-            file=sys.stderr,
-        )
+        print(f"mmdistill: stopped; {_kept(options)}", file=sys.stderr)
         return 130
     return 0
 

@@ -33,7 +33,7 @@ from mmdistill.registry import (
     unknown_name,
 )
 from mmdistill.report import aligned, summary, write_comparison, write_report
-from mmdistill.runtime import atomic_write, choose_device, sweep, use_deterministic_kernels
+from mmdistill.runtime import atomic_write, choose_device, data_root, sweep, use_deterministic_kernels
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
@@ -364,3 +364,4 @@ def data_command() -> None:
         for key, line in found.datasets.items():
             print(f"  {key:22} {line}")
         print(f"  {'PATH':22} {found.accepted}")
+    print(f"what is to be brought goes below {data_root()} (MMDISTILL_DATA); the rest is downloaded when first used")

@@ -163,21 +163,47 @@ class DistillConfig:
         Raises:
             CheckpointError: the file is missing or damaged, or a setting in it is unknown or of another type.
         """
-        try:
-            content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path.parent} is no run folder: {path.name} is missing") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} is damaged: it holds no settings by name")
         kinds = {field.name: field.type for field in fields(DistillConfig)}
+        content = read_settings(path)
         for name, value in content.items():
-            if name not in kinds:
-                raise CheckpointError(f"{path} has an unknown setting {name!r}{did_you_mean(str(name), kinds)}")
             if not _fits(value, kinds[name]):
                 raise CheckpointError(f"{path} has {name}: {value!r}, which cannot be; mend or remove the line")
         return DistillConfig(**content)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of a YAML file, whose values are not looked at.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or a setting in it is unknown.
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(_no_configuration(path)) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text: {error}") from error
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no settings by name")
+    kinds = [field.name for field in fields(DistillConfig)]
+    for name in content:
+        if name not in kinds:
+            raise CheckpointError(f"{path} has an unknown setting {name!r}{did_you_mean(str(name), kinds)}")
+    return content
+
+
+def _no_configuration(path: Path) -> str:
+    """Return in words why a run folder has no configuration: it is none, or the run was made in Python."""
+    folder = path.parent
+    if not (folder / "distilled.json").exists() and not any(folder.glob("checkpoints/step-*.safetensors")):
+        return f"{folder} is no run folder: {path.name} is missing"
+    return (
+        f"{folder} was made in Python, which writes no {path.name}, so that its task is known there alone; use "
+        "distill(task, ..., out=folder, resume=True), evaluate(task, DistilledSet.load(folder)) and the calls that "
+        "docs/formats.md shows for exports and reports"
+    )
 
 
 def _fits(value: object, kind: Any) -> bool:

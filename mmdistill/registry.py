@@ -1,5 +1,6 @@
 """Finds domains, data sets and methods by name, importing a domain only when it is asked for."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -135,6 +136,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {kind} {name!r}{did_you_mean(canonical(name), names)} (there are: {', '.join(names)})")
 
 
+def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for data that are neither known by name nor there; what looks like a path is taken for one."""
+    separators = [separator for separator in (os.sep, os.altsep) if separator is not None]
+    if Path(data).suffix or any(separator in data for separator in separators):
+        return ConfigError(f"{data!r} is neither a known data set nor an existing file or folder")
+    return unknown_name(kind, data, known)
+
+
 def get_domain(name: str) -> Domain:
     """Return a domain by name, importing its package."""
     key = canonical(name)
@@ -163,9 +172,7 @@ def domain_of(data: str) -> Domain:
             if domain.accepts(path):
                 return domain
         raise ConfigError(f"no domain reads {data!r}; see 'mmdistill data' for the accepted files and folders")
-    if path.suffix or len(path.parts) > 1:
-        raise ConfigError(f"{data!r} is neither a known data set nor an existing file or folder")
-    raise unknown_name("data set", data, [name for domain in domains for name in domain.datasets])
+    raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
 
 
 def domain_methods(domain: Domain) -> dict[str, Method]:
@@ -176,6 +183,8 @@ def domain_methods(domain: Domain) -> dict[str, Method]:
 
 def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "published") -> Method:
     """Return a method by name in a domain, with the settings for a data set; an unknown name suggests the nearest.
+
+    A method of other kinds of data is said to be that.
 
     Args:
         domain: of the data.
@@ -188,6 +197,12 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
     methods = {**domain_methods(domain), **domain.presets.get(canonical(data), {})}
     key = canonical(name)
     if key not in methods:
+        kinds = [other for other in DOMAIN_PACKAGES if key in domain_methods(get_domain(other))]
+        if kinds:
+            raise ConfigError(
+                f"{key} is a method for {' and '.join(kinds)} data, and {data or 'this'} is {domain.name} data "
+                f"(whose methods are: {', '.join(sorted(methods))})"
+            )
         raise unknown_name(f"method for {domain.name} data", name, methods)
     if schedule == "published":
         return methods[key]

@@ -184,12 +184,13 @@ class DistilledSet:
         write_json(folder / "distilled.json", content)
 
     @staticmethod
-    def load(folder: Path) -> "DistilledSet":
+    def load(folder: Path | str) -> "DistilledSet":
         """Read a set from its folder.
 
         Raises:
             CheckpointError: a file is missing, damaged, or of another version.
         """
+        folder = Path(folder)
         if not (folder / "distilled.json").exists():
             raise CheckpointError(f"{folder} holds no distilled set (distilled.json is missing)")
         content = read_json(folder / "distilled.json")

@@ -9,16 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from mmdistill import commands
+from mmdistill import commands, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.cli import FORMATS, main, spelled
 from mmdistill.config import DistillConfig
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
 from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
 
@@ -124,6 +125,9 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     data = capsys.readouterr().out
     for name in ("digits", "mnist", "cifar10", "cora", "sst2", "trec", "ml-1m"):
         assert f"  {name} " in data
+    for line in data.splitlines():
+        if line.startswith("  ") and not line.startswith("  PATH"):
+            assert any(words in line for words in ("; downloaded", "; bring ", "needs no download")), line
 
 
 @pytest.mark.parametrize(
@@ -156,6 +160,11 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "RUN", "--baselines", "rnadom"], "did you mean 'random'"),
         (["distill", "--method", "dm", "--ipc", "1"], "--data is needed"),
         (["distill", "--data", "no/such/file.csv", "--method", "dm", "--ipc", "1"], "neither a known data set nor"),
+        (["distill", "--data", "./nofolder", "--method", "dm", "--ipc", "1"], "neither a known data set nor"),
+        (
+            ["distill", "--data", "digits", "--method", "gcond", "--ipc", "1"],
+            "gcond is a method for graph data, and digits is image data",
+        ),
         (["distill", "--resume", "nowhere"], "is no run folder"),
         (["evaluate", "nowhere"], "is no folder"),
         (["methods", "--domain", "imag"], "did you mean 'image'"),
@@ -186,7 +195,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["distill", "more"], "unexpected argument 'more'"),
         (["evaluate"], "required: run"),
         (["distill", "--config", "absent.yaml"], "--config: File does not exist"),
-        (["destill"], "invalid choice: 'destill'"),
+        (["destill"], "unknown command 'destill'; did you mean 'distill'? (there are: distill, experts, "),
     ],
 )
 def test_arguments_that_cannot_be_are_one_line(
@@ -225,6 +234,64 @@ def test_a_configuration_that_a_person_broke_is_named(tmp_path: Path, text: str,
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(CheckpointError, match=re.escape(message)):
         DistillConfig.load(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("ipcs: 1", "mine.yaml has an unknown setting 'ipcs'; did you mean 'ipc'?"), ("data: [", "mine.yaml is damaged")],
+)
+def test_errors_of_a_file_of_settings_name_it(
+    tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    assert main(["distill", "--config", str(tmp_path / "mine.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", [image_task, graph_task, graph_set_task, text_task, recsys_task])
+def test_what_has_a_separator_is_a_path(task: Callable[[str], object]) -> None:
+    with pytest.raises(MmdistillError, match=r"\./nofolder. is neither a known data set nor an existing"):
+        task("./nofolder")
+
+
+def test_a_table_without_texts_names_the_columns_of_interactions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log.csv").write_text("who,what\n1,2\n3,4\n")
+    given = ["--data", str(tmp_path / "log.csv"), "--users", "1", "--method", "distill-cf-binary"]
+    assert main(["distill", *given, "--out", str(tmp_path / "run")]) == 2
+    assert "interactions is read as one where columns are called user and item" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["report", "evaluate", "export"])
+def test_a_run_made_in_python_is_called_that(
+    command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("distilled.json", "distilled.safetensors"):
+        shutil.copy(run / name, tmp_path)
+    assert main([command, str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert f"{tmp_path} was made in Python" in printed
+    assert "DistilledSet.load" in printed
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interruption_says_how_to_go_on(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my run"
+
+    def interrupted(config: DistillConfig, resume: str | None) -> None:
+        (folder / "checkpoints").mkdir(parents=True)
+        if kept:
+            (folder / "checkpoints" / "step-00000001.safetensors").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "distill_command", interrupted)
+    assert distil(folder) == 130
+    printed = capsys.readouterr().err
+    assert (f"mmdistill distill --resume '{folder}'" in printed) == kept
+    assert ("nothing is finished yet" in printed) != kept
 
 
 def test_all_settings_survive_the_disk(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, read_fields
-from mmdistill.registry import canonical, unknown_name
+from mmdistill.registry import canonical, unknown_data
 from mmdistill.runtime import Draws, cache_folder, data_root
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ SOURCES = {
     "ogbn-arxiv": Source("ogbn_arxiv", (), _ogb, "169,343 papers in 40 classes (extra: ogb)", "standard"),
     "ogbn-products": Source("ogbn_products", (), _ogb, "2,449,029 products in 47 classes (extra: ogb)"),
 }
-DATASETS = {name: source.summary for name, source in SOURCES.items()}
+DATASETS = {name: f"{source.summary}; downloaded" for name, source in SOURCES.items()}
 
 
 def load_graph(source: "str | Path | Any", *, split: int = 0, inductive: bool | None = None) -> GraphData:
@@ -158,7 +158,7 @@ def load_graph(source: "str | Path | Any", *, split: int = 0, inductive: bool | 
     path = Path(source)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         if not path.exists():
-            raise unknown_name("graph", str(source), SOURCES)
+            raise unknown_data("graph", str(source), SOURCES)
         raise DataError(f"{path} is no graph file: expected .pt (a torch-geometric Data) or .safetensors")
     if not path.is_file():
         raise DataError(f"there is no file {path}; expected a saved torch-geometric Data or a .safetensors graph")

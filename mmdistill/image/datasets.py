@@ -14,7 +14,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import files
 from mmdistill.image.data import ImageData, MapDataset, build, gather
-from mmdistill.registry import canonical, unknown_name
+from mmdistill.registry import canonical, unknown_data
 from mmdistill.runtime import cache_folder, data_root
 
 if TYPE_CHECKING:  # torchvision takes seconds to import, and is imported where it is used
@@ -22,13 +22,14 @@ if TYPE_CHECKING:  # torchvision takes seconds to import, and is imported where 
 
 DATASETS = {
     "digits": "scikit-learn's handwritten digits, 8 x 8 grey, 10 classes, 1,297 + 500; needs no download",
-    "mnist": "handwritten digits, 28 x 28 grey, 10 classes, 60,000 + 10,000",
-    "fashion-mnist": "articles of clothing, 28 x 28 grey, 10 classes, 60,000 + 10,000",
-    "cifar10": "photographs, 32 x 32 colour, 10 classes, 50,000 + 10,000 (python or binary layout)",
-    "cifar100": "photographs, 32 x 32 colour, 100 classes, 50,000 + 10,000 (python or binary layout)",
-    "tiny-imagenet": "photographs, 64 x 64 colour, 200 classes, 100,000 + 10,000 (folder tiny-imagenet-200)",
+    "mnist": "handwritten digits, 28 x 28 grey, 10 classes, 60,000 + 10,000; downloaded",
+    "fashion-mnist": "articles of clothing, 28 x 28 grey, 10 classes, 60,000 + 10,000; downloaded",
+    "cifar10": "photographs, 32 x 32 colour, 10 classes, 50,000 + 10,000 (python or binary layout); downloaded",
+    "cifar100": "photographs, 32 x 32 colour, 100 classes, 50,000 + 10,000 (python or binary layout); downloaded",
+    "tiny-imagenet": "photographs, 64 x 64 colour, 200 classes, 100,000 + 10,000; "
+    "bring the unpacked tiny-imagenet-200.zip of cs231n.stanford.edu",
 }
-"""The known data sets, one line each."""
+"""The known data sets, one line each, with how they come: downloaded, or brought to the data root by the user."""
 
 IDX_SPLITS = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -71,7 +72,11 @@ def load(source: Source, test: Source | None = None, *, size: int | None = None,
             raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
         if size is not None and size < 1:
             raise ConfigError(f"images are resized to a side of at least 1 pixel, got {size}")
-        return LOADERS[known]() if known in LOADERS else load_path(path, size=size, seed=seed)
+        if known in LOADERS:
+            return LOADERS[known]()
+        if not path.exists():
+            raise unknown_data("image data set", str(source), DATASETS)
+        return load_path(path, size=size, seed=seed)
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
     train = _pair(source, "the training data")
@@ -112,11 +117,8 @@ def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageDat
     """Load a file or folder of the user's: image folder, IDX files, CIFAR binary records, or safetensors.
 
     Raises:
-        ConfigError: not an existing path, and near no known name.
         DataError: a path without image data.
     """
-    if not path.exists():
-        raise unknown_name("image data set", str(path), DATASETS)
     name = str(path)
     if path.is_dir() and _has_idx(path):
         train, test = (_idx_split(path, *split) for split in IDX_SPLITS)

@@ -15,19 +15,23 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.recsys.files import find_file, read_sparse, read_table, select_columns
-from mmdistill.registry import canonical, unknown_name
+from mmdistill.registry import canonical, unknown_data
 from mmdistill.runtime import Draws, data_root
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 
+_FILES = {
+    "ml-100k": ("MovieLens 100K: 943 users, 1,682 films", "u.data"),
+    "ml-1m": ("MovieLens 1M: 6,040 users, 3,706 films", "ratings.dat, or interactions.csv.gz with a split"),
+    "ml-10m": ("MovieLens 10M: 69,878 users, 10,677 films", "ratings.dat"),
+    "ml-20m": ("MovieLens 20M: 138,493 users, 26,744 films", "ratings.csv"),
+    "ml-25m": ("MovieLens 25M: 162,541 users, 59,047 films", "ratings.csv"),
+}
 DATASETS = {
-    "ml-100k": "MovieLens 100K: 943 users, 1,682 films (u.data)",
-    "ml-1m": "MovieLens 1M: 6,040 users, 3,706 films (interactions.csv.gz with a split, or ratings.dat)",
-    "ml-10m": "MovieLens 10M: 69,878 users, 10,677 films (ratings.dat)",
-    "ml-20m": "MovieLens 20M: 138,493 users, 26,744 films (ratings.csv)",
-    "ml-25m": "MovieLens 25M: 162,541 users, 59,047 films (ratings.csv)",
+    name: f"{line}; bring {name}/ ({files}), unpacked from grouplens.org/datasets/movielens"
+    for name, (line, files) in _FILES.items()
 }
 
 Source = str | Path | pd.DataFrame | sparse.sparray | sparse.spmatrix | npt.NDArray[Any] | Tensor
@@ -143,8 +147,8 @@ def resolve(source: str | Path) -> Path:
             )
     if path.is_dir():
         return find_file(path)
-    if not path.exists() and not path.suffix and len(path.parts) == 1:
-        raise unknown_name("data set", str(source), DATASETS)
+    if not path.exists() and not path.suffix:
+        raise unknown_data("data set", str(source), DATASETS)
     return path
 
 

@@ -55,7 +55,10 @@ def _make_task(data: str, options: TaskOptions) -> Task:
 DOMAIN = Domain(
     name="text",
     budget="ipc",
-    datasets={name: source.summary for name, source in SOURCES.items()},
+    datasets={
+        name: f"{source.summary}; bring {name}/train.tsv and test.tsv with columns label and text, from {source.origin}"
+        for name, source in SOURCES.items()
+    },
     accepts=accepts,
     make_task=_make_task,
     methods={**METHODS, **TOKEN_METHODS},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.registry import canonical, unknown_name
+from mmdistill.registry import canonical, unknown_data, unknown_name
 from mmdistill.runtime import Draws, data_root
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import (
@@ -43,20 +43,24 @@ class TextSource:
 
     Args:
         summary: one line for ``mmdistill data``.
+        origin: who publishes it, for users to fetch it from.
         class_names: by class index.
     """
 
     summary: str
+    origin: str
     class_names: tuple[str, ...]
 
 
 SOURCES = {
     "sst2": TextSource(
         "Stanford Sentiment Treebank, binary, sentence level (6,920 / 872 / 1,821), not GLUE's phrases",
+        "nlp.stanford.edu/sentiment",
         ("negative", "positive"),
     ),
     "trec": TextSource(
         "TREC question classification, 6 coarse classes (5,452 / 500)",
+        "cogcomp.seas.upenn.edu/Data/QA/QC",
         ("description", "entity", "abbreviation", "human", "location", "number"),
     ),
 }
@@ -151,7 +155,7 @@ def load_text(
         class_names = class_names or SOURCES[key].class_names
         splits = _from_folder(data_root() / key, text_column, label_column, key)
     elif isinstance(source, str | Path):
-        splits = _from_path(Path(source), text_column, label_column)
+        splits = _from_path(source, text_column, label_column)
     else:
         raise ConfigError(
             f"text data is a name, a path, (texts, labels) or a mapping of such pairs, got {type(source).__name__}"
@@ -191,12 +195,13 @@ def _pair(name: str, pair: tuple[Sequence[Any], Sequence[Any]]) -> RawSplit:
     return rows, values
 
 
-def _from_path(path: Path, text_column: str | None, label_column: str | None) -> dict[str, RawSplit]:
+def _from_path(source: str | Path, text_column: str | None, label_column: str | None) -> dict[str, RawSplit]:
+    path = Path(source)
     if path.is_dir():
         return _from_folder(path, text_column, label_column, str(path))
     if not path.exists():
-        if table_format(path) is None and len(path.parts) == 1:
-            raise unknown_name("text data set", str(path), SOURCES)
+        if table_format(path) is None:
+            raise unknown_data("text data set", str(source), SOURCES)
         raise DataError(f"there is no file {path}")
     table = read_table(path)
     split_columns = [name for name in table.columns if str(name).strip().lower() in SPLIT_COLUMNS]

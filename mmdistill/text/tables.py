@@ -131,7 +131,8 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
     hint = f" (is it {lower[near[0]]!r}?)" if near else ""
     raise DataError(
         f"{source} has no column that looks like the {role}{hint}. Name it with {role}_column (--{role}-column); there "
-        f"are: {', '.join(map(repr, names))}. The first line must be a header"
+        f"are: {', '.join(map(repr, names))}. The first line must be a header. A table of interactions is read as one "
+        "where columns are called user and item"
     )
 
 

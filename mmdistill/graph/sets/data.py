@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.registry import canonical, unknown_name
+from mmdistill.registry import canonical, unknown_data
 from mmdistill.runtime import Draws, cache_folder, data_root
 from mmdistill.task import Tensors
 
@@ -116,7 +116,7 @@ def load_graph_set(source: "str | Path", *, split: int = 0) -> GraphSet:
         return _from_fields(_named(TU[key][0]), key, split)
     folder = Path(source)
     if not folder.is_dir():
-        raise unknown_name("set of graphs", str(source), TU)
+        raise unknown_data("set of graphs", str(source), TU)
     prefix = tu_prefix(folder)
     if prefix is None:
         raise DataError(f"{folder} holds no set of graphs: NAME_A.txt and NAME_graph_indicator.txt are expected")
