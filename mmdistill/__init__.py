@@ -61,6 +61,10 @@ def __getattr__(name: str) -> object:
     return getattr(import_module(module), attribute)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 class _Package(ModuleType):
     """Keeps ``mmdistill.distill`` the function: importing the submodule of that name would put itself there."""
 

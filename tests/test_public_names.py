@@ -21,6 +21,7 @@ from mmdistill.distill import identity
 
 
 def test_every_public_name_is_there() -> None:
+    assert set(mmdistill.__all__) <= set(dir(mmdistill))
     assert all(getattr(mmdistill, name) is not None for name in mmdistill.__all__)
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
         mmdistill.distil  # noqa: B018
