@@ -412,7 +412,7 @@ def test_a_stopped_run_resumes_bit_identical(tmp_path: Path, number: int) -> Non
     _, printed = stopped.communicate(timeout=60)
     if number == signal.SIGINT:
         assert stopped.returncode == 130
-        assert "continue with --resume" in printed
+        assert f"continue with: mmdistill distill --resume {tmp_path / 'stopped'}" in printed
         assert "Traceback" not in printed
     assert not (tmp_path / "stopped" / "distilled.json").exists()
     assert main(["distill", "--resume", str(tmp_path / "stopped")]) == 0
