@@ -19,7 +19,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
     Namespace,
 )
 
-from mmdistill.config import DistillConfig, read_settings
+from mmdistill.config import DistillConfig, is_finished, is_started, read_settings
 from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
 
 EXAMPLES = """examples:
@@ -254,7 +254,7 @@ def _kept(options: Namespace | None) -> str:
     chosen = options["distill"]
     names = ("data", "method", "ipc", "nodes", "users", "bytes", "parameterization", "out")
     folder = Path(chosen["resume"] or DistillConfig(**{name: chosen[name] for name in names}).folder())
-    if not (folder / "distilled.json").exists() and not any(folder.glob("checkpoints/step-*.safetensors")):
+    if not (is_finished(folder) or is_started(folder)):
         return "nothing is finished yet"
     return f"continue with: mmdistill distill --resume {shlex.quote(str(folder))}"
 

@@ -11,7 +11,14 @@ from mmdistill import ranks
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import draw_budgets, read_runs, table
-from mmdistill.config import DistillConfig, baseline_names, require_data_and_method, split_names
+from mmdistill.config import (
+    DistillConfig,
+    baseline_names,
+    is_finished,
+    is_started,
+    require_data_and_method,
+    split_names,
+)
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks, subset_bytes
@@ -118,8 +125,7 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
         config = DistillConfig.load(Path(resume) / "config.yaml")
         config = dataclasses.replace(config, out=resume)
     folder = config.folder()
-    finished = (folder / "distilled.json").exists()
-    started = any((folder / "checkpoints").glob("step-*.safetensors"))
+    finished, started = is_finished(folder), is_started(folder)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, and a run needs a folder; choose another --out")
     if finished and resume is None and not config.overwrite:
@@ -170,7 +176,7 @@ def _configured(config: DistillConfig, folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if former is not None and (folder / "distilled.json").exists():  # which goes when a run begins
+        if former is not None and is_finished(folder):  # which goes when a run begins
             with atomic_write(path) as handle:
                 handle.write(former)
         raise

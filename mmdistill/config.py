@@ -171,6 +171,16 @@ class DistillConfig:
         return DistillConfig(**content)
 
 
+def is_finished(folder: Path) -> bool:
+    """Return whether a run folder holds a distilled set."""
+    return (folder / "distilled.json").exists()
+
+
+def is_started(folder: Path) -> bool:
+    """Return whether a run folder holds a checkpoint."""
+    return any(folder.glob("checkpoints/step-*.safetensors"))
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Read the settings of a YAML file, whose values are not looked at.
 
@@ -197,7 +207,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def _no_configuration(path: Path) -> str:
     """Return in words why a run folder has no configuration: it is none, or the run was made in Python."""
     folder = path.parent
-    if not (folder / "distilled.json").exists() and not any(folder.glob("checkpoints/step-*.safetensors")):
+    if not (is_finished(folder) or is_started(folder)):
         return f"{folder} is no run folder: {path.name} is missing"
     return (
         f"{folder} was made in Python, which writes no {path.name}, so that its task is known there alone; use "
