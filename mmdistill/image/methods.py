@@ -3,7 +3,8 @@
 from mmdistill.image.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
 from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS
-from mmdistill.image.unrolled import UNROLLED_DIGITS, UNROLLED_METHODS, UNROLLED_PRESETS
+from mmdistill.image.unrolled import UNROLLED_METHODS, UNROLLED_PRESETS
+from mmdistill.image.unrolled_digits import UNROLLED_DIGITS
 from mmdistill.methods import Method
 
 METHODS: dict[str, Method] = {

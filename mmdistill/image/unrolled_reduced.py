@@ -1,0 +1,114 @@
+"""Reduced schedules of trajectory and unrolled performance matching for 28 x 28 greyscale images."""
+
+from dataclasses import replace
+
+from mmdistill.image.unrolled import UNROLLED_METHODS
+from mmdistill.image.unrolled_digits import EARLY_EPOCHS, experts_by_start, short_ld
+from mmdistill.methods import CORE_METHODS, Method, experts_by
+from mmdistill.networks.fit import FitProtocol
+from mmdistill.settings import OptimizerSpec, Settings
+
+REDUCED_EXPERTS = FitProtocol(epochs=0, lr=0.01, momentum=0.0, weight_decay=0.0, batch=32, decay_at=(), visits=3200)
+"""Epochs of a hundred steps, each on images that the one before may not have seen."""
+
+
+def _reduced_mtt(ipc: int) -> Settings:
+    """Return settings in which a student of 20 steps follows one epoch of an expert.
+
+    Over longer ways the student learns so large a rate that judges, which add momentum to it, are worse off than with
+    the images that the set starts from. A student is taught no more than its experts know: after four such epochs that
+    is less than ten real images per class teach, so from there on starts go on to later epochs.
+    """
+    return Settings(
+        steps=120,
+        real_batch=1,
+        optimizers={
+            "codes": OptimizerSpec("adam", 0.1 if ipc < 10 else 0.05, cosine=True),
+            "objective": OptimizerSpec("adam", 1e-3),
+        },
+        init="herding",
+        inner_steps=20,
+        inner_lr=0.01,
+        inner_batch=0 if ipc < 10 else 20,
+        augment=True,
+        experts=5,
+        expert_steps=1,
+        start_epochs=EARLY_EPOCHS if ipc < 10 else 15,
+    )
+
+
+def _reduced_late(ipc: int, rate: float, steps: int) -> Settings:
+    """Return MTT's settings with longer ways, slow images, and starts in as many epochs as experts have before."""
+    settings = _reduced_mtt(ipc)
+    optimizers = {**settings.optimizers, "codes": OptimizerSpec("adam", rate, cosine=True)}
+    return replace(settings, steps=steps, optimizers=optimizers, inner_lr=0.04, expert_steps=2, start_epochs=14)
+
+
+def _reduced_tesla(ipc: int) -> Settings:
+    """Return MTT's settings with ends further on, since an expert early in its training labels the images badly."""
+    if ipc < 10:
+        return replace(_reduced_mtt(ipc), steps=100, inner_lr=0.05, expert_steps=2, start_epochs=2)
+    return _reduced_late(ipc, rate=0.02, steps=80)
+
+
+def _reduced_haba(ipc: int) -> Settings:
+    """Return slow rates and late starts: rendered bases start so well that experts who know less only spoil them."""
+    settings = _reduced_late(ipc, rate=0.03, steps=100)
+    optimizers = {**settings.optimizers, "decoder": OptimizerSpec("adam", 0.003)}
+    return replace(settings, optimizers=optimizers, inner_batch=0, inner_parts=5)
+
+
+def _reduced_dd(ipc: int) -> Settings:
+    """Return settings with as many inner steps as published, whose rates grow slowly, and cut gradients.
+
+    Now and then a student's gradient is ten times as long as usual. Rates that grow fast fit the loss sooner, and then
+    some students diverge.
+    """
+    return Settings(
+        steps=150,
+        real_batch=256,
+        optimizers={
+            "codes": OptimizerSpec("adam", 0.1, cosine=True),
+            "objective": OptimizerSpec("adam", 0.01, cosine=True),
+        },
+        init="herding",
+        inner_steps=30,
+        inner_lr=0.05,
+        inner_batch=0,
+        inner_momentum=0.5,
+        inner_parts=1 if ipc < 10 else 5,
+        clip=0.3,
+    )
+
+
+def _reduced_addmem(ipc: int) -> Settings:
+    rates = {name: OptimizerSpec("adam", 0.03, cosine=True) for name in ("codes", "objective")}
+    parts = 2 if ipc < 10 else 5
+    return replace(_reduced_dd(ipc), steps=120, optimizers=rates, inner_steps=15, inner_parts=parts, clip=0.0)
+
+
+_reduced_experts = experts_by_start(REDUCED_EXPERTS, replace(REDUCED_EXPERTS, lr=0.02))
+UNROLLED_REDUCED: dict[str, Method] = {
+    "mtt": replace(CORE_METHODS["mtt"], network=_reduced_experts, settings=_reduced_mtt),
+    "tesla": replace(
+        CORE_METHODS["tesla"], network=experts_by(replace(REDUCED_EXPERTS, lr=0.02)), settings=_reduced_tesla
+    ),
+    "ddpp": replace(UNROLLED_METHODS["ddpp"], network=_reduced_experts, settings=_reduced_mtt),
+    "ftd": replace(
+        UNROLLED_METHODS["ftd"],
+        network=experts_by_start(
+            replace(REDUCED_EXPERTS, sam_adaptive=True), replace(REDUCED_EXPERTS, lr=0.02, sam_adaptive=True)
+        ),
+        settings=lambda ipc: replace(_reduced_mtt(ipc), expert_sam=0.01, expert_gap=0.3, ema=0.9),
+    ),
+    "haba": replace(UNROLLED_METHODS["haba"], network=_reduced_experts, settings=_reduced_haba),
+    "dd": replace(CORE_METHODS["dd"], settings=_reduced_dd),
+    "addmem": replace(UNROLLED_METHODS["addmem"], settings=_reduced_addmem),
+    "ld": replace(UNROLLED_METHODS["ld"], settings=short_ld),
+    "random-soft": UNROLLED_METHODS["random-soft"].with_settings(teacher_epochs=1),
+}
+"""For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside.
+
+Rates follow the loss on training images; DD's, HaBa's, MTT's and TESLA's, and at one image per class LD's, were tried
+on held-out images.
+"""
