@@ -15,6 +15,12 @@ class ConfigError(MmdistillError, ValueError):
     """An option, a name or a combination of methods that cannot work."""
 
 
+class UnknownNameError(ConfigError, KeyError):
+    """A name that a table lacks; a KeyError as well, which code that looks names up expects of a mapping."""
+
+    __str__ = Exception.__str__  # KeyError's would put the message in quotes
+
+
 class ShapeError(MmdistillError, ValueError):
     """A tensor whose shape is not the one expected."""
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from mmdistill.errors import ConfigError, did_you_mean
+from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 from mmdistill.labels import LabelKind
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe
 from mmdistill.networks.fit import FitProtocol
@@ -164,6 +164,22 @@ class Method:
             return replace(own, optimizers={**own.optimizers, **storage.optimizers})
 
         return replace(self, parameterization=storage, settings=settings)
+
+
+class MethodTable(dict[str, Method]):
+    """Methods by name; the error for a name that is not there says which names are near."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        """Refuse a name that is not there.
+
+        Raises:
+            UnknownNameError: always.
+        """
+        near = did_you_mean(str(name).lower().replace("_", "-"), self)
+        raise UnknownNameError(
+            f"no method {name!r} in this table{near} (there are: {', '.join(sorted(self))}); all methods for one kind "
+            "of data are found by mmdistill.registry.get_method(get_domain('image'), name)"
+        )
 
 
 def fresh(settings: Settings) -> NetworkSchedule:
@@ -334,57 +350,59 @@ def _dc_settings(ipc: int, augment: bool = False) -> Settings:
     )
 
 
-CORE_METHODS: dict[str, Method] = {
-    "dc": Method(
-        "DC",
-        lambda: GradientMatching(row_cosine),
-        trained_on_s,
-        _dc_settings,
-        domains=("image", "text"),
-        summary="gradient matching, row cosine, network trained on S",
-        source="Zhao et al., ICLR 2021",
-    ),
-    "dsa": Method(
-        "DSA",
-        lambda: GradientMatching(row_cosine),
-        trained_on_s,
-        lambda ipc: _dc_settings(ipc, augment=True),
-        summary="DC with differentiable siamese augmentation",
-        source="Zhao and Bilen, ICML 2021",
-    ),
-    "dd": Method(
-        "DD",
-        Configured(unrolled_performance),
-        fresh,
-        _dd_settings,
-        summary="performance matching through an unrolled training with momentum",
-        source="Wang et al., 2018; Deng and Russakovsky, NeurIPS 2022",
-    ),
-    "mtt": Method(
-        "MTT",
-        trajectory_matching(),
-        experts_by(),
-        tabulated(MTT_CIFAR10),
-        summary="trajectory matching against cached experts",
-        source="Cazenavette et al., CVPR 2022",
-    ),
-    "tesla": Method(
-        "TESLA",
-        trajectory_matching(TrajectoryMatchingConstantMemory),
-        experts_by(),
-        tabulated(TESLA_CIFAR10, TESLA_STEPS),
-        label="teacher",
-        summary="MTT with a cheaper gradient, and the labels that each expert's end gives the images",
-        source="Cui et al., ICML 2023 (soft labels for all data, which the published commands take for ImageNet alone)",
-    ),
-    "dm": Method(
-        "DM",
-        lambda: DistributionMatching("last"),
-        fresh,
-        _dm_settings,
-        domains=("image", "text"),
-        summary="mean feature matching over random networks",
-        source="Zhao and Bilen, WACV 2023",
-    ),
-}
+CORE_METHODS = MethodTable(
+    {
+        "dc": Method(
+            "DC",
+            lambda: GradientMatching(row_cosine),
+            trained_on_s,
+            _dc_settings,
+            domains=("image", "text"),
+            summary="gradient matching, row cosine, network trained on S",
+            source="Zhao et al., ICLR 2021",
+        ),
+        "dsa": Method(
+            "DSA",
+            lambda: GradientMatching(row_cosine),
+            trained_on_s,
+            lambda ipc: _dc_settings(ipc, augment=True),
+            summary="DC with differentiable siamese augmentation",
+            source="Zhao and Bilen, ICML 2021",
+        ),
+        "dd": Method(
+            "DD",
+            Configured(unrolled_performance),
+            fresh,
+            _dd_settings,
+            summary="performance matching through an unrolled training with momentum",
+            source="Wang et al., 2018; Deng and Russakovsky, NeurIPS 2022",
+        ),
+        "mtt": Method(
+            "MTT",
+            trajectory_matching(),
+            experts_by(),
+            tabulated(MTT_CIFAR10),
+            summary="trajectory matching against cached experts",
+            source="Cazenavette et al., CVPR 2022",
+        ),
+        "tesla": Method(
+            "TESLA",
+            trajectory_matching(TrajectoryMatchingConstantMemory),
+            experts_by(),
+            tabulated(TESLA_CIFAR10, TESLA_STEPS),
+            label="teacher",
+            summary="MTT with a cheaper gradient, and the labels that each expert's end gives the images",
+            source="Cui et al., ICML 2023 (soft labels for all data; its commands have them for ImageNet alone)",
+        ),
+        "dm": Method(
+            "DM",
+            lambda: DistributionMatching("last"),
+            fresh,
+            _dm_settings,
+            domains=("image", "text"),
+            summary="mean feature matching over random networks",
+            source="Zhao and Bilen, WACV 2023",
+        ),
+    }
+)
 """Methods that several domains share; a domain adds its own in its ``methods.py`` and may refine these settings."""

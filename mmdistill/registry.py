@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mmdistill.errors import ConfigError, did_you_mean
-from mmdistill.methods import CORE_METHODS, Method, Storage
+from mmdistill.methods import CORE_METHODS, Method, MethodTable, Storage
 from mmdistill.task import Batch, BudgetKind, Task
 
 Schedule = Literal["published", "reduced"]
@@ -175,10 +175,10 @@ def domain_of(data: str) -> Domain:
     raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
 
 
-def domain_methods(domain: Domain) -> dict[str, Method]:
+def domain_methods(domain: Domain) -> MethodTable:
     """Return all methods of a domain: the shared ones that make sense there, then its own."""
     shared = {name: method for name, method in CORE_METHODS.items() if domain.name in method.domains}
-    return {**shared, **domain.methods}
+    return MethodTable({**shared, **domain.methods})
 
 
 def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "published") -> Method:

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
 import mmdistill
+from mmdistill.errors import ConfigError
+from mmdistill.registry import domain_methods, get_domain
 
 
 def test_functions_are_not_hidden_by_their_modules() -> None:
@@ -25,3 +28,23 @@ def test_every_public_name_is_there() -> None:
     assert all(getattr(mmdistill, name) is not None for name in mmdistill.__all__)
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
         mmdistill.distil  # noqa: B018
+
+
+def test_unknown_methods_are_named_with_their_neighbours() -> None:
+    with pytest.raises(ConfigError, match=r"no method 'gcond' in this table.*get_method"):
+        mmdistill.METHODS["gcond"]
+    graphs = domain_methods(get_domain("graph"))
+    with pytest.raises(KeyError, match=r"no method 'GC_DM' in this table; did you mean 'gcdm'\? \(there are: doscond"):
+        graphs["GC_DM"]
+    assert graphs.get("GC_DM") is None
+    assert graphs["gcdm"].title == "GCDM"
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(f"mmdistill.{domain}.methods", "METHODS") for domain in ("image", "graph", "text", "recsys")]
+    + [("mmdistill.graph.sets", "METHODS"), ("mmdistill.text.token_methods", "TOKEN_METHODS")],
+)
+def test_tables_of_domains_name_neighbours_too(module: str, name: str) -> None:
+    with pytest.raises(ConfigError, match="no method 'none-such' in this table"):
+        getattr(import_module(module), name)["none-such"]

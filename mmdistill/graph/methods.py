@@ -7,7 +7,7 @@ from mmdistill.graph.schedules import trained_on_graph
 from mmdistill.graph.structure import bernoulli_edges, pairwise_mlp
 from mmdistill.graph.synthetic import mean_features, propagated_features, raw_features, with_structure
 from mmdistill.graph.trajectories import graph_experts, graph_trajectory_matching
-from mmdistill.methods import Method, fresh, trained_on_s
+from mmdistill.methods import Method, MethodTable, fresh, trained_on_s
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
@@ -111,87 +111,89 @@ def means_of_classes(task: Task, budget: int, draws: Draws) -> Parameterization:
     return mean_features(task, budget, Settings(steps=0), "fixed", draws)
 
 
-METHODS: dict[str, Method] = {
-    "gcond": Method(
-        "GCond",
-        lambda: GradientMatching(row_cosine, weights="share"),
-        trained_on_graph,
-        _gcond_structure_settings,
-        with_structure(partial(pairwise_mlp, bias=FEW_EDGES)),
-        domains=("graph",),
-        summary="gradient matching of node features and learned edges (pairwise MLP), SGC trained on S",
-        source="Jin et al., ICLR 2022",
-    ),
-    "doscond": Method(
-        "DosCond",
-        lambda: GradientMatching(row_cosine, weights="share"),
-        fresh,
-        _doscond_settings,
-        with_structure(bernoulli_edges),
-        domains=("graph",),
-        summary="one-step gradient matching on fresh networks, Bernoulli edges",
-        source="Jin et al., KDD 2022 (on nodes its code has GCond's edges, and squared errors of a GCN's gradients)",
-    ),
-    "gcdm": Method(
-        "GCDM",
-        lambda: DistributionMatching("last"),
-        fresh,
-        _gcdm_structure_settings,
-        with_structure(partial(pairwise_mlp, bias=HARDLY_ANY_EDGES), from_means=True),
-        domains=("graph",),
-        summary="mean matching of receptive fields, learned edges (pairwise MLP)",
-        source="Liu et al., 2022 (arXiv 2206.13697; start, rates and steps are our own)",
-    ),
-    "gcond-x": Method(
-        "GCond-X",
-        lambda: GradientMatching(row_cosine),
-        trained_on_s,
-        _gcond_settings,
-        raw_features,
-        domains=("graph",),
-        summary="gradient matching of node features, SGC trained on S, no structure (A' = I)",
-        source="Jin et al., ICLR 2022",
-    ),
-    "gcdm-x": Method(
-        "GCDM-X",
-        lambda: DistributionMatching("last"),
-        fresh,
-        _gcdm_settings,
-        propagated_features,
-        domains=("graph",),
-        summary="mean matching of propagated features, no structure (A' = I)",
-        source="Liu et al., 2022 (arXiv 2206.13697; start, rates and steps are our own)",
-    ),
-    "sfgc": Method(
-        "SFGC",
-        graph_trajectory_matching,
-        graph_experts,
-        _sfgc_settings,
-        mean_features,
-        domains=("graph",),
-        summary="trajectory matching of node features, no structure (A' = I), from propagated means",
-        source="Zheng et al., NeurIPS 2023 (whose experts are GCNs and whose start is a coreset; a neural tangent "
-        "kernel chooses the step)",
-    ),
-    "krr": Method(
-        "KRR",
-        propagated_ridge,
-        fresh,
-        _ridge_settings,
-        mean_features,
-        label="softmax",
-        domains=("graph",),
-        summary="kernel ridge regression against labels that a teacher gives all nodes, soft labels, A' = I",
-        source="ours, after Loo et al., NeurIPS 2022 (RFAD) and Wang et al., WWW 2024 (GC-SNTK)",
-    ),
-    "propagated-means": Method(
-        "Propagated means",
-        None,
-        fresh,
-        lambda nodes: Settings(steps=0),
-        domains=("graph",),
-        summary="training-free: k-means of each class's propagated features, no structure (A' = I)",
-        source="Gao et al., WWW 2025",
-        solve=means_of_classes,
-    ),
-}
+METHODS = MethodTable(
+    {
+        "gcond": Method(
+            "GCond",
+            lambda: GradientMatching(row_cosine, weights="share"),
+            trained_on_graph,
+            _gcond_structure_settings,
+            with_structure(partial(pairwise_mlp, bias=FEW_EDGES)),
+            domains=("graph",),
+            summary="gradient matching of node features and learned edges (pairwise MLP), SGC trained on S",
+            source="Jin et al., ICLR 2022",
+        ),
+        "doscond": Method(
+            "DosCond",
+            lambda: GradientMatching(row_cosine, weights="share"),
+            fresh,
+            _doscond_settings,
+            with_structure(bernoulli_edges),
+            domains=("graph",),
+            summary="one-step gradient matching on fresh networks, Bernoulli edges",
+            source="Jin et al., KDD 2022 (on nodes its code has GCond's edges, and squared errors of GCN gradients)",
+        ),
+        "gcdm": Method(
+            "GCDM",
+            lambda: DistributionMatching("last"),
+            fresh,
+            _gcdm_structure_settings,
+            with_structure(partial(pairwise_mlp, bias=HARDLY_ANY_EDGES), from_means=True),
+            domains=("graph",),
+            summary="mean matching of receptive fields, learned edges (pairwise MLP)",
+            source="Liu et al., 2022 (arXiv 2206.13697; start, rates and steps are our own)",
+        ),
+        "gcond-x": Method(
+            "GCond-X",
+            lambda: GradientMatching(row_cosine),
+            trained_on_s,
+            _gcond_settings,
+            raw_features,
+            domains=("graph",),
+            summary="gradient matching of node features, SGC trained on S, no structure (A' = I)",
+            source="Jin et al., ICLR 2022",
+        ),
+        "gcdm-x": Method(
+            "GCDM-X",
+            lambda: DistributionMatching("last"),
+            fresh,
+            _gcdm_settings,
+            propagated_features,
+            domains=("graph",),
+            summary="mean matching of propagated features, no structure (A' = I)",
+            source="Liu et al., 2022 (arXiv 2206.13697; start, rates and steps are our own)",
+        ),
+        "sfgc": Method(
+            "SFGC",
+            graph_trajectory_matching,
+            graph_experts,
+            _sfgc_settings,
+            mean_features,
+            domains=("graph",),
+            summary="trajectory matching of node features, no structure (A' = I), from propagated means",
+            source="Zheng et al., NeurIPS 2023 (whose experts are GCNs and whose start is a coreset; a neural tangent "
+            "kernel chooses the step)",
+        ),
+        "krr": Method(
+            "KRR",
+            propagated_ridge,
+            fresh,
+            _ridge_settings,
+            mean_features,
+            label="softmax",
+            domains=("graph",),
+            summary="kernel ridge regression against labels that a teacher gives all nodes, soft labels, A' = I",
+            source="ours, after Loo et al., NeurIPS 2022 (RFAD) and Wang et al., WWW 2024 (GC-SNTK)",
+        ),
+        "propagated-means": Method(
+            "Propagated means",
+            None,
+            fresh,
+            lambda nodes: Settings(steps=0),
+            domains=("graph",),
+            summary="training-free: k-means of each class's propagated features, no structure (A' = I)",
+            source="Gao et al., WWW 2025",
+            solve=means_of_classes,
+        ),
+    }
+)

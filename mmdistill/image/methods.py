@@ -5,14 +5,16 @@ from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS
 from mmdistill.image.unrolled import UNROLLED_METHODS, UNROLLED_PRESETS
 from mmdistill.image.unrolled_digits import UNROLLED_DIGITS
-from mmdistill.methods import Method
+from mmdistill.methods import Method, MethodTable
 
-METHODS: dict[str, Method] = {
-    **MATCHING_METHODS,
-    **GENERATIVE_METHODS,
-    **RIDGE_METHODS,
-    **UNROLLED_METHODS,
-}
+METHODS = MethodTable(
+    {
+        **MATCHING_METHODS,
+        **GENERATIVE_METHODS,
+        **RIDGE_METHODS,
+        **UNROLLED_METHODS,
+    }
+)
 """What the image domain adds to the shared methods."""
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdistill import ranks
 from mmdistill.errors import ConfigError
-from mmdistill.methods import Configured, Method, fresh
+from mmdistill.methods import Configured, Method, MethodTable, fresh
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.performance import Kernel, KernelRidgeMatching, LinearKernel, multinomial, without_diagonal
 from mmdistill.objectives.unrolled import flat
@@ -116,58 +116,60 @@ def _binary(users: int) -> Settings:
     return Settings(steps, 512, optimizers={"codes": codes, "objective": ridge}, validate_every=25)
 
 
-METHODS = {
-    "distill-cf": Method(
-        "Distill-CF",
-        chosen_ridge,
-        fresh,
-        _published,
-        parameterization=sampled_interactions(interactions_per_user=200, mass_penalty=1e-3),
-        domains=("recsys",),
-        summary="kernel ridge matching with the infinite autoencoder, sampled interaction prior (slow on a CPU)",
-        source=SOURCE,
-    ),
-    "distill-cf-meanfield": Method(
-        "Distill-CF, mean field",
-        learned_ridge(1.0),
-        fresh,
-        _mean_field,
-        parameterization=mean_field_interactions(),
-        domains=("recsys",),
-        summary="the same with the prior's mean field and a learned ridge: about a minute",
-        source=SOURCE,
-    ),
-    "distill-cf-clusters": Method(
-        "Distill-CF from cluster means",
-        learned_ridge(0.2),
-        fresh,
-        _clusters,
-        parameterization=expected_interactions(),
-        domains=("recsys",),
-        summary="weighted users that keep how popular items are, from cluster means: for likelihoods (Mult-VAE) too",
-        source=SOURCE,
-    ),
-    "distill-cf-binary": Method(
-        "Distill-CF, binary users",
-        learned_ridge(0.3),
-        fresh,
-        _binary,
-        parameterization=binary_interactions(),
-        domains=("recsys",),
-        summary="users that are lists of items (--interactions-per-user), learned straight through: any recommender",
-        source=f"{SOURCE}; straight-through estimator: Bengio et al., 2013",
-    ),
-    "distill-ease": Method(
-        "Distill-CF with EASE",
-        ease,
-        fresh,
-        _mean_field,
-        parameterization=mean_field_interactions(),
-        domains=("recsys",),
-        summary="the mean field with EASE as inner model, in its dual form on the synthetic users",
-        source=f"{SOURCE}; Steck, WWW 2019",
-    ),
-}
+METHODS = MethodTable(
+    {
+        "distill-cf": Method(
+            "Distill-CF",
+            chosen_ridge,
+            fresh,
+            _published,
+            parameterization=sampled_interactions(interactions_per_user=200, mass_penalty=1e-3),
+            domains=("recsys",),
+            summary="kernel ridge matching with the infinite autoencoder, sampled interaction prior (slow on a CPU)",
+            source=SOURCE,
+        ),
+        "distill-cf-meanfield": Method(
+            "Distill-CF, mean field",
+            learned_ridge(1.0),
+            fresh,
+            _mean_field,
+            parameterization=mean_field_interactions(),
+            domains=("recsys",),
+            summary="the same with the prior's mean field and a learned ridge: about a minute",
+            source=SOURCE,
+        ),
+        "distill-cf-clusters": Method(
+            "Distill-CF from cluster means",
+            learned_ridge(0.2),
+            fresh,
+            _clusters,
+            parameterization=expected_interactions(),
+            domains=("recsys",),
+            summary="weighted users from cluster means, which keep how popular items are: for likelihoods too (Mult-VAE)",
+            source=SOURCE,
+        ),
+        "distill-cf-binary": Method(
+            "Distill-CF, binary users",
+            learned_ridge(0.3),
+            fresh,
+            _binary,
+            parameterization=binary_interactions(),
+            domains=("recsys",),
+            summary="users that are lists of items (--interactions-per-user), learned straight through: for any model",
+            source=f"{SOURCE}; straight-through estimator: Bengio et al., 2013",
+        ),
+        "distill-ease": Method(
+            "Distill-CF with EASE",
+            ease,
+            fresh,
+            _mean_field,
+            parameterization=mean_field_interactions(),
+            domains=("recsys",),
+            summary="the mean field with EASE as inner model, in its dual form on the synthetic users",
+            source=f"{SOURCE}; Steck, WWW 2019",
+        ),
+    }
+)
 """All are the same :class:`KernelRidgeMatching`; they differ in kernel, readout, parameterization and settings."""
 
 

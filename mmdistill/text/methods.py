@@ -8,7 +8,7 @@ from torch import Tensor
 from mmdistill.coresets import allocate, k_means
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
-from mmdistill.methods import Method, fresh, trained_on_s
+from mmdistill.methods import Method, MethodTable, fresh, trained_on_s
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -131,70 +131,72 @@ def _no_settings(ipc: int) -> Settings:
     return Settings(steps=0)
 
 
-METHODS: dict[str, Method] = {
-    "dm": Method(
-        "DM",
-        lambda: DistributionMatching("last"),
-        fresh,
-        lambda ipc: Settings(300, 1024, _optimizers(0.001)),
-        from_centroids,
-        "fixed",
-        ("text",),
-        "mean feature matching over random networks, from k-means centroids",
-        "Zhao and Bilen, WACV 2023",
-    ),
-    "dc": Method(
-        "DC",
-        lambda: GradientMatching(flat_cosine),
-        trained_on_s,
-        lambda ipc: Settings(200, 1024, _optimizers(0.0005, 0.005), outer_steps=10, inner_steps=10),
-        from_centroids,
-        "softmax",
-        ("text",),
-        "gradient matching (flat cosine) with learned soft labels, network trained on S",
-        "Zhao et al., ICLR 2021",
-    ),
-    "krr": Method(
-        "KRR",
-        lambda: CentredRidgeMatching(PointKernel(), 1e-2),
-        fresh,
-        lambda ipc: Settings(500, 1024, _optimizers(0.003, 0.02)),
-        from_centroids,
-        "softmax",
-        ("text",),
-        "kernel ridge matching with learned soft labels, tangent kernel of an infinitely wide MLP",
-        "Nguyen et al., ICLR 2021",
-    ),
-    "ridge-exact": Method(
-        "Exact ridge distillation",
-        None,
-        fresh,
-        _no_settings,
-        domains=("text",),
-        summary="closed form: C - 1 samples on which ridge regression equals the one on all texts",
-        source="singular value decomposition of the ridge solution",
-        solve=ridge_set,
-    ),
-    "select": Method(
-        "Greedy ridge selection",
-        None,
-        fresh,
-        _no_settings,
-        domains=("text",),
-        summary="real texts, each the one from which ridge regression learns most; of points or of tokens, can be read",
-        source="forward selection, as orthogonal least squares (Chen et al., 1989), with a ridge and a kernel",
-        solve=selected_texts,
-    ),
-    "k-means": Method(
-        "k-means centroids",
-        None,
-        fresh,
-        _no_settings,
-        domains=("text",),
-        summary="the k-means centroids of each class with hard labels, a baseline without learning",
-        source="Lloyd, IEEE Trans. Inf. Theory 1982",
-        solve=k_means_set,
-    ),
-}
+METHODS = MethodTable(
+    {
+        "dm": Method(
+            "DM",
+            lambda: DistributionMatching("last"),
+            fresh,
+            lambda ipc: Settings(300, 1024, _optimizers(0.001)),
+            from_centroids,
+            "fixed",
+            ("text",),
+            "mean feature matching over random networks, from k-means centroids",
+            "Zhao and Bilen, WACV 2023",
+        ),
+        "dc": Method(
+            "DC",
+            lambda: GradientMatching(flat_cosine),
+            trained_on_s,
+            lambda ipc: Settings(200, 1024, _optimizers(0.0005, 0.005), outer_steps=10, inner_steps=10),
+            from_centroids,
+            "softmax",
+            ("text",),
+            "gradient matching (flat cosine) with learned soft labels, network trained on S",
+            "Zhao et al., ICLR 2021",
+        ),
+        "krr": Method(
+            "KRR",
+            lambda: CentredRidgeMatching(PointKernel(), 1e-2),
+            fresh,
+            lambda ipc: Settings(500, 1024, _optimizers(0.003, 0.02)),
+            from_centroids,
+            "softmax",
+            ("text",),
+            "kernel ridge matching with learned soft labels, tangent kernel of an infinitely wide MLP",
+            "Nguyen et al., ICLR 2021",
+        ),
+        "ridge-exact": Method(
+            "Exact ridge distillation",
+            None,
+            fresh,
+            _no_settings,
+            domains=("text",),
+            summary="closed form: C - 1 samples on which ridge regression equals the one on all texts",
+            source="singular value decomposition of the ridge solution",
+            solve=ridge_set,
+        ),
+        "select": Method(
+            "Greedy ridge selection",
+            None,
+            fresh,
+            _no_settings,
+            domains=("text",),
+            summary="real texts, each the one from which ridge regression learns most; points or tokens, can be read",
+            source="forward selection, as orthogonal least squares (Chen et al., 1989), with a ridge and a kernel",
+            solve=selected_texts,
+        ),
+        "k-means": Method(
+            "k-means centroids",
+            None,
+            fresh,
+            _no_settings,
+            domains=("text",),
+            summary="the k-means centroids of each class with hard labels, a baseline without learning",
+            source="Lloyd, IEEE Trans. Inf. Theory 1982",
+            solve=k_means_set,
+        ),
+    }
+)
 """Methods of the text domain. The names that the core shares are refined for sentence points: they start
 from k-means centroids, and rates, steps and distance were chosen on development data (TREC and SST-2 with MiniLM)."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.methods import Configured, Method, fresh, trained_on_s, unrolled_performance
+from mmdistill.methods import Configured, Method, MethodTable, fresh, trained_on_s, unrolled_performance
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -101,93 +101,95 @@ def _attention(ipc: int) -> Settings:
     )
 
 
-TOKEN_METHODS: dict[str, Method] = {
-    "dd": Method(
-        "DD of token embeddings",
-        Configured(unrolled_performance),
-        fresh,
-        lambda ipc: _unrolled(ipc, labels=False),
-        token_samples,
-        "fixed",
-        ("text",),
-        "performance matching through an unrolled training, a learned rate for each step",
-        "Li and Li, 2021",
-    ),
-    "sldd": Method(
-        "Soft-label DD of token embeddings",
-        Configured(unrolled_performance),
-        fresh,
-        lambda ipc: _unrolled(ipc, labels=True),
-        token_samples,
-        "softmax",
-        ("text",),
-        "the same with learned soft labels",
-        "Sucholutsky and Schonlau, IJCNN 2021; ours start from real texts instead of noise",
-    ),
-    "attention-labels": Method(
-        "Attention labels of token embeddings",
-        Configured(unrolled_performance),
-        fresh,
-        _attention,
-        attended_samples,
-        "softmax",
-        ("text",),
-        "soft labels of the classes and of a transformer's attention, unrolled fine-tuning",
-        "Maekawa et al., ACL 2023; ours start from real texts and even attention instead of noise",
-    ),
-    "dm-tokens": Method(
-        "DM of token embeddings",
-        lambda: DistributionMatching("last"),
-        fresh,
-        lambda ipc: Settings(300, 64, {"codes": _adam(0.05)}, init="herding"),
-        token_samples,
-        "fixed",
-        ("text",),
-        "mean feature matching over fresh networks",
-        "Zhao and Bilen, WACV 2023",
-    ),
-    "dc-tokens": Method(
-        "DC of token embeddings",
-        lambda: GradientMatching(flat_cosine),
-        trained_on_s,
-        lambda ipc: Settings(
-            300, 64, {"codes": _adam(0.05)}, init="herding", outer_steps=10, inner_steps=5, inner_lr=0.05
+TOKEN_METHODS = MethodTable(
+    {
+        "dd": Method(
+            "DD of token embeddings",
+            Configured(unrolled_performance),
+            fresh,
+            lambda ipc: _unrolled(ipc, labels=False),
+            token_samples,
+            "fixed",
+            ("text",),
+            "performance matching through an unrolled training, a learned rate for each step",
+            "Li and Li, 2021",
         ),
-        token_samples,
-        "fixed",
-        ("text",),
-        "gradient matching (flat cosine), network trained on S",
-        "Zhao et al., ICLR 2021; on text after Maekawa et al., NAACL 2024",
-    ),
-    "krr-encoder": Method(
-        "KRR of token embeddings through the encoder",
-        EncodedRidgeMatching,
-        fresh,
-        lambda ipc: Settings(100, 1, {"codes": _adam(0.05), "labels": _adam(0.05)}, init="herding"),
-        token_samples,
-        "softmax",
-        ("text",),
-        "kernel ridge matching on a transformer's pre-trained points, learned soft labels",
-        "Nguyen et al., ICLR 2021; the real texts are encoded once",
-    ),
-    "krr-tokens": Method(
-        "KRR of token embeddings",
-        lambda: CentredRidgeMatching(FeatureKernel(), 1e-2),
-        trained_on_s,
-        lambda ipc: Settings(
-            300,
-            128,
-            {"codes": _adam(0.05), "labels": _adam(0.02)},
-            init="herding",
-            outer_steps=10,
-            inner_steps=5,
-            inner_lr=0.05,
+        "sldd": Method(
+            "Soft-label DD of token embeddings",
+            Configured(unrolled_performance),
+            fresh,
+            lambda ipc: _unrolled(ipc, labels=True),
+            token_samples,
+            "softmax",
+            ("text",),
+            "the same with learned soft labels",
+            "Sucholutsky and Schonlau, IJCNN 2021; ours start from real texts instead of noise",
         ),
-        token_samples,
-        "softmax",
-        ("text",),
-        "kernel ridge matching on a network's features, learned soft labels",
-        "Nguyen et al., ICLR 2021; Zhou et al., NeurIPS 2022",
-    ),
-}
+        "attention-labels": Method(
+            "Attention labels of token embeddings",
+            Configured(unrolled_performance),
+            fresh,
+            _attention,
+            attended_samples,
+            "softmax",
+            ("text",),
+            "soft labels of the classes and of a transformer's attention, unrolled fine-tuning",
+            "Maekawa et al., ACL 2023; ours start from real texts and even attention instead of noise",
+        ),
+        "dm-tokens": Method(
+            "DM of token embeddings",
+            lambda: DistributionMatching("last"),
+            fresh,
+            lambda ipc: Settings(300, 64, {"codes": _adam(0.05)}, init="herding"),
+            token_samples,
+            "fixed",
+            ("text",),
+            "mean feature matching over fresh networks",
+            "Zhao and Bilen, WACV 2023",
+        ),
+        "dc-tokens": Method(
+            "DC of token embeddings",
+            lambda: GradientMatching(flat_cosine),
+            trained_on_s,
+            lambda ipc: Settings(
+                300, 64, {"codes": _adam(0.05)}, init="herding", outer_steps=10, inner_steps=5, inner_lr=0.05
+            ),
+            token_samples,
+            "fixed",
+            ("text",),
+            "gradient matching (flat cosine), network trained on S",
+            "Zhao et al., ICLR 2021; on text after Maekawa et al., NAACL 2024",
+        ),
+        "krr-encoder": Method(
+            "KRR of token embeddings through the encoder",
+            EncodedRidgeMatching,
+            fresh,
+            lambda ipc: Settings(100, 1, {"codes": _adam(0.05), "labels": _adam(0.05)}, init="herding"),
+            token_samples,
+            "softmax",
+            ("text",),
+            "kernel ridge matching on a transformer's pre-trained points, learned soft labels",
+            "Nguyen et al., ICLR 2021; the real texts are encoded once",
+        ),
+        "krr-tokens": Method(
+            "KRR of token embeddings",
+            lambda: CentredRidgeMatching(FeatureKernel(), 1e-2),
+            trained_on_s,
+            lambda ipc: Settings(
+                300,
+                128,
+                {"codes": _adam(0.05), "labels": _adam(0.02)},
+                init="herding",
+                outer_steps=10,
+                inner_steps=5,
+                inner_lr=0.05,
+            ),
+            token_samples,
+            "softmax",
+            ("text",),
+            "kernel ridge matching on a network's features, learned soft labels",
+            "Nguyen et al., ICLR 2021; Zhou et al., NeurIPS 2022",
+        ),
+    }
+)
 """Methods of token embeddings. Rates are in the units of standardised vectors."""

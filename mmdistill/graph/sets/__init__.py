@@ -7,7 +7,7 @@ from mmdistill.graph.sets.data import TU, GraphSet, load_graph_set, tu_prefix
 from mmdistill.graph.sets.draw import draw, export_pyg
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.graph.sets.task import PROTOCOL, GraphSetTask, graph_set_task
-from mmdistill.methods import Method, fresh
+from mmdistill.methods import Method, MethodTable, fresh
 from mmdistill.objectives.distances import relative_squared_error
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.registry import Domain, TaskOptions
@@ -30,18 +30,20 @@ def _doscond_settings(graphs: int) -> Settings:
     return Settings(steps=400, real_batch=256, optimizers=rates)
 
 
-METHODS: dict[str, Method] = {
-    "doscond": Method(
-        "DosCond",
-        lambda: GradientMatching(relative_squared_error),
-        fresh,
-        _doscond_settings,
-        real_graphs,
-        domains=("graph-set",),
-        summary="one-step gradient matching on fresh networks, node features and Bernoulli edges of each graph",
-        source="Jin et al., KDD 2022",
-    ),
-}
+METHODS = MethodTable(
+    {
+        "doscond": Method(
+            "DosCond",
+            lambda: GradientMatching(relative_squared_error),
+            fresh,
+            _doscond_settings,
+            real_graphs,
+            domains=("graph-set",),
+            summary="one-step gradient matching on fresh networks, node features and Bernoulli edges of each graph",
+            source="Jin et al., KDD 2022",
+        ),
+    }
+)
 
 DOMAIN = Domain(
     name="graph-set",
