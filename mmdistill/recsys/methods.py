@@ -145,7 +145,7 @@ METHODS = MethodTable(
             _clusters,
             parameterization=expected_interactions(),
             domains=("recsys",),
-            summary="weighted users from cluster means, which keep how popular items are: for likelihoods too (Mult-VAE)",
+            summary="weighted users from cluster means, which keep how popular items are: for Mult-VAE too",
             source=SOURCE,
         ),
         "distill-cf-binary": Method(
