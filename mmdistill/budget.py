@@ -68,7 +68,7 @@ def budget_in_bytes(task: Task, method: Method, limit: int) -> tuple[Method, int
     """Return the largest budget whose set takes no more than so many bytes, labels and decoders included.
 
     A storage that fills its bytes with codes takes them all; the count, on which schedules depend, is then that of
-    raw samples of these bytes, and at least the smallest.
+    raw samples of these bytes, and at least the smallest. So it is of a set that does not grow with its budget.
 
     Raises:
         ConfigError: not even the smallest set fits.
@@ -80,35 +80,54 @@ def budget_in_bytes(task: Task, method: Method, limit: int) -> tuple[Method, int
         return raw_samples(task, count, "real", "fixed", key).stored_bytes()
 
     def built(count: int) -> int:
+        if method.sized is not None:
+            return method.sized(task, count, key).stored_bytes()
         settings = method.settings(count)
         if settings.init != "noise":  # which no class is too small for
             settings = replace(settings, init="real")  # of equal bytes, and quicker than selecting samples
         return Distiller(task, method, count, settings=settings).initial().stored_bytes()
 
     if isinstance(method.parameterization, Storage) and method.parameterization.fills:
-        count = _largest(raw, smallest, limit) if raw(smallest) <= limit else smallest
+        count = largest_within(raw, smallest, limit) if raw(smallest) <= limit else smallest
         return method.with_settings(stored_bytes=limit), count
     if (least := built(smallest)) > limit:
         raise ConfigError(
             f"{limit:,} bytes are too few for {method.title}: its smallest set ({task.describe().budget} {smallest}) "
             f"takes {least:,}"
         )
-    return method, _largest(built, smallest, limit)
+    return method, largest_within(built, smallest, limit)
 
 
-def _largest(size: Callable[[int], int], smallest: int, limit: int) -> int:
-    """Return the largest count whose size is within a limit, given that the smallest one's is; by bisection."""
+def largest_within(size: Callable[[int], int], smallest: int, limit: int) -> int:
+    """Return the largest count whose size is within a limit; the smallest where larger counts take no more.
 
-    def fits(count: int) -> bool:
+    Sizes mostly grow evenly, so the next count that is tried is where the last two that fit lead; should that be too
+    many, the middle. Sizing builds a set, so few are tried.
+
+    Args:
+        size: bytes by count; a ConfigError or DataError where there are not so many samples.
+        smallest: a count that fits.
+        limit: in bytes.
+    """
+
+    def sized(count: int) -> int | None:
         try:
-            return size(count) <= limit
-        except (ConfigError, DataError):  # more samples than there are
-            return False
+            found = size(count)
+        except (ConfigError, DataError):
+            return None
+        return found if found <= limit else None
 
-    low, high = smallest, 2 * smallest
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+    low, low_size, high, guess = smallest, size(smallest), None, 2 * smallest
+    while high is None or high - low > 1:
+        found, ahead = sized(guess), 0
+        if found is None:
+            high = guess
+        elif found <= low_size:
+            return low
+        else:
+            ahead = max((limit - found) * (guess - low) // (found - low_size), 1)
+            low, low_size = guess, found
+        guess = low + ahead
+        if high is not None and not low < guess < high:
+            guess = (low + high) // 2
     return low

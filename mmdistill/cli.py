@@ -32,7 +32,7 @@ EXAMPLES = """examples:
   mmdistill export runs/digits --format pt --to exported/
 """
 FORMATS = (
-    "images: tensors, folder, pt or ddranking; graphs: pyg or tensors; sets of graphs: pyg; "
+    "images: tensors, folder, pt or ddranking; graphs: pyg or tensors; sets of graphs: pyg or tensors; "
     "text: tensors, embeds or texts; recsys: csr, csv, binary, recbole or tensors"
 )
 """Names of export formats by domain, here since --help imports no domain."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmdistill.coresets import CORESETS, allocate, coreset
-from mmdistill.errors import ConfigError, MmdistillError, UnsupportedError
+from mmdistill.coresets import CORESETS, allocate, choose_samples, coreset
+from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
 from mmdistill.memory import explained
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
@@ -289,7 +289,7 @@ def _robust(
     failures: dict[str, str],
     tell: Tell,
 ) -> list[Entry]:
-    """Return the entries of both robust scores.
+    """Return the entries of both robust scores; without random samples at equal count, of the gap at hard labels alone.
 
     Raises:
         UnsupportedError: a task that has none.
@@ -305,7 +305,13 @@ def _robust(
         return coreset(task, "real", counts, draws)
 
     scorer = task.robust
-    return _each(judges, lambda judge: scorer(batch, judge, key.fold(judge), n, learned, subset), failures, tell)
+    beside: Callable[[Draws], Batch] | None = subset
+    try:
+        choose_samples(task, "real", counts, key)
+    except DataError as error:
+        beside = None
+        failures["the robust scores"] = f"they compare with random samples at equal count, and {error}"
+    return _each(judges, lambda judge: scorer(batch, judge, key.fold(judge), n, learned, beside), failures, tell)
 
 
 def _baseline(

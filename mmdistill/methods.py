@@ -94,6 +94,7 @@ class Method:
         summary: one line for ``mmdistill methods``.
         source: the paper.
         solve: a closed form that replaces the loop.
+        sized: of a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
     """
 
     title: str
@@ -106,6 +107,7 @@ class Method:
     summary: str = ""
     source: str = ""
     solve: Solver | None = None
+    sized: Solver | None = None
 
     def make_objective(self, settings: Settings) -> Objective:
         """Return the objective for some settings.

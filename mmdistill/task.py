@@ -337,7 +337,7 @@ class ScoresRobustness(Protocol):
         draws: Draws,
         n: int,
         learned: Mapping[str, Tensor],
-        subset: Callable[[Draws], Batch],
+        subset: Callable[[Draws], Batch] | None,
     ) -> Scores:
         """Score a synthetic batch against the whole training set and random subsets at equal count.
 
@@ -347,7 +347,8 @@ class ScoresRobustness(Protocol):
             draws: the key.
             n: how many independently drawn judges.
             learned: as for :meth:`Task.evaluate`.
-            subset: draws a random subset of real samples at equal count.
+            subset: draws a random subset of real samples at equal count; None where a class has too few of them, which
+                leaves what needs no such subset.
         """
         ...
 

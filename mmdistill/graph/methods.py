@@ -111,6 +111,11 @@ def means_of_classes(task: Task, budget: int, draws: Draws) -> Parameterization:
     return mean_features(task, budget, Settings(steps=0), "fixed", draws)
 
 
+def features_of_nodes(task: Task, budget: int, draws: Draws) -> Parameterization:
+    """Return real nodes without their edges, which take the bytes of :func:`means_of_classes`."""
+    return raw_features(task, budget, Settings(steps=0), "fixed", draws)
+
+
 METHODS = MethodTable(
     {
         "gcond": Method(
@@ -194,6 +199,7 @@ METHODS = MethodTable(
             summary="training-free: k-means of each class's propagated features, no structure (A' = I)",
             source="Gao et al., WWW 2025",
             solve=means_of_classes,
+            sized=features_of_nodes,
         ),
     }
 )

@@ -19,6 +19,9 @@ from mmdistill.task import Batch, Scores
 if TYPE_CHECKING:
     from mmdistill.image.task import ImageTask
 
+GAP = "hard-label gap"
+"""Accuracy of the whole set less that of the distilled images with hard labels."""
+
 
 def unit_score(alpha: float) -> float:
     """Return ``(e^alpha - e^-1) / (e - e^-1)``, which maps [-1, 1] to [0, 1]."""
@@ -53,7 +56,7 @@ def robust_scores(
     draws: Draws,
     n: int,
     learned: Mapping[str, Tensor],
-    subset: Callable[[Draws], Batch],
+    subset: Callable[[Draws], Batch] | None,
 ) -> Scores:
     """Return both scores and the differences that they are made of, for each of n networks.
 
@@ -67,7 +70,7 @@ def robust_scores(
         draws: the key; the sets that are compared are judged by equal initialisations.
         n: networks, and random subsets.
         learned: what was learned with the set.
-        subset: draws random real images at equal count.
+        subset: draws random real images at equal count; without it the gap at hard labels is all that is returned.
 
     Differs from:
         the published package, which chooses each set's learning rate on test data and reports the best epoch; here
@@ -77,27 +80,33 @@ def robust_scores(
         raise ShapeError("robust scores need one tensor of labels")
     soft = synthetic.targets.is_floating_point()
     hard = synthetic._replace(targets=synthetic.targets.argmax(1)) if soft else synthetic
-    teacher = trained_teacher(task, task.data.whole_epochs) if soft else None
+    teacher = trained_teacher(task, task.data.whole_epochs) if soft and subset is not None else None
     augmented, plain = (_with_augmentation(task, wanted) for wanted in (True, False))
 
     def accuracy(of: "ImageTask", batch: Batch | None, key: Draws, carried: Mapping[str, Tensor]) -> float:
         return of.evaluate(batch, judge, key, 1, carried).values["accuracy"][0]
 
+    def gap_at_hard(key: Draws, here: float) -> float:
+        at_hard = accuracy(augmented, hard, key, learned) if soft else here
+        return accuracy(augmented, None, key, {}) - at_hard
+
+    keys = [draws.fold("network", index) for index in range(n)]
+    if subset is None:
+        gaps = [gap_at_hard(key, accuracy(augmented, synthetic, key, learned)) for key in keys]
+        return Scores(judge, {GAP: tuple(gaps)})
     rows = []
-    for index in range(n):
-        key, random = draws.fold("network", index), subset(draws.fold("subset", index))
+    for index, key in enumerate(keys):
+        random = subset(draws.fold("subset", index))
         if teacher is not None:
             random = random._replace(targets=soft_labels(task, teacher, random.inputs))
-        whole = accuracy(augmented, None, key, {})
         here = accuracy(augmented, synthetic, key, learned)
-        at_hard = accuracy(augmented, hard, key, learned) if soft else here
         improvement = here - accuracy(augmented, random, key, {})
         without = accuracy(plain, synthetic, key, learned) - accuracy(plain, random, key, {})
-        gap = whole - at_hard
+        gap = gap_at_hard(key, here)
         rows.append(
             (label_robust(gap, improvement), augmentation_robust(improvement, without), gap, improvement, without)
         )
-    names = ("label-robust score", "augmentation-robust score", "hard-label gap", "over random", "over random, plain")
+    names = ("label-robust score", "augmentation-robust score", GAP, "over random", "over random, plain")
     columns = zip(*rows, strict=True)
     return Scores(judge, {name: tuple(column) for name, column in zip(names, columns, strict=True)})
 

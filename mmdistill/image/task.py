@@ -219,7 +219,7 @@ class ImageTask:
         draws: Draws,
         n: int,
         learned: Mapping[str, Tensor],
-        subset: Callable[[Draws], Batch],
+        subset: Callable[[Draws], Batch] | None,
     ) -> Scores:
         """Return the label-robust and the augmentation-robust score, see :mod:`mmdistill.image.robust`."""
         return robust_scores(self, self._placed(synthetic), judge, draws, n, learned, subset)

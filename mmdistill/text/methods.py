@@ -15,7 +15,7 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import Kernel, KernelRidgeMatching
-from mmdistill.parameterizations.raw import Raw
+from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, Inputs, Task
@@ -54,6 +54,11 @@ def k_means_set(task: Task, budget: int, draws: Draws) -> Raw:
     """Return the k-means centroids of each class with hard labels: a strong baseline without any learning."""
     points, classes = centroids(task, budget, draws)
     return Raw(points, FixedLabels(classes), classes, task.num_classes)
+
+
+def real_texts(task: Task, budget: int, draws: Draws) -> Raw:
+    """Return random real texts with hard labels, which take the bytes of chosen ones and of centroids."""
+    return raw_samples(task, budget, "real", "fixed", draws)
 
 
 def from_centroids(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Raw:
@@ -185,6 +190,7 @@ METHODS = MethodTable(
             summary="real texts, each the one from which ridge regression learns most; points or tokens, can be read",
             source="forward selection, as orthogonal least squares (Chen et al., 1989), with a ridge and a kernel",
             solve=selected_texts,
+            sized=real_texts,
         ),
         "k-means": Method(
             "k-means centroids",
@@ -195,6 +201,7 @@ METHODS = MethodTable(
             summary="the k-means centroids of each class with hard labels, a baseline without learning",
             source="Lloyd, IEEE Trans. Inf. Theory 1982",
             solve=k_means_set,
+            sized=real_texts,
         ),
     }
 )

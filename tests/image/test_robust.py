@@ -64,3 +64,14 @@ def test_a_distilled_set_is_scored() -> None:
     assert all(0 < entry.mean < 1 and entry.n == 2 for entry in found.results[:2])
     with pytest.raises(ConfigError, match="equal count"):
         evaluate(task, result.batch, n=1, robust=True)
+
+
+def test_classes_smaller_than_the_set_leave_the_gap_at_hard_labels() -> None:
+    digits = image_task("digits").data
+    few = torch.cat([(digits.train_labels == index).nonzero()[:2, 0] for index in range(10)])
+    tensors = digits.train_images[few], digits.train_labels[few]
+    task = image_task(tensors, test=tensors, model="mlp", width=8, judge_epochs=2)
+    result = distill(task, "dc", ipc=3, settings={"steps": 1, "real_batch": 2, "init": "noise"})
+    found = evaluate(task, result, n=2, robust=True)
+    assert [(entry.metric, entry.n) for entry in found.results] == [("hard-label gap", 2)]
+    assert "class 0 has 2 samples, fewer than the 3" in found.failures["the robust scores"]

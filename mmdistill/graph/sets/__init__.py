@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmdistill.graph.sets.data import TU, GraphSet, load_graph_set, tu_prefix
-from mmdistill.graph.sets.draw import draw, export_pyg
+from mmdistill.graph.sets.draw import draw, export_pyg, export_tensors
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.graph.sets.task import PROTOCOL, GraphSetTask, graph_set_task
 from mmdistill.methods import Method, MethodTable, fresh
@@ -53,7 +53,7 @@ DOMAIN = Domain(
     make_task=_make_task,
     methods=METHODS,
     draw=draw,
-    exports={"pyg": export_pyg},
+    exports={"pyg": export_pyg, "tensors": export_tensors},
     accepted="a folder in the TU layout: NAME_A.txt, NAME_graph_indicator.txt, NAME_graph_labels.txt, ...",
 )
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import networkx as nx
+import safetensors.torch
 import torch
 
 from mmdistill.errors import UnsupportedError
@@ -66,4 +67,25 @@ def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
     path = folder / "graphs.pt"
     with atomic_write(path) as handle:
         torch.save(graph_list(batch), handle)
+    return [path]
+
+
+def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
+    """Write ``graphs.safetensors``, all graphs as one with the fields of torch-geometric's ``Batch``.
+
+    ``x`` holds the nodes of one graph after the other, ``batch`` says which graph each node is of, ``edge_index``
+    counts nodes through all graphs, and ``y`` has one target per graph.
+    """
+    graphs = graph_list(batch)
+    sizes = torch.tensor([len(fields["x"]) for fields in graphs])
+    first = sizes.cumsum(0) - sizes
+    whole = {
+        "x": torch.cat([fields["x"] for fields in graphs]),
+        "edge_index": torch.cat([fields["edge_index"] + int(at) for fields, at in zip(graphs, first, strict=True)], 1),
+        "batch": torch.arange(len(graphs)).repeat_interleave(sizes),
+        "y": torch.cat([fields["y"] for fields in graphs]),
+    }
+    path = folder / "graphs.safetensors"
+    with atomic_write(path) as handle:
+        handle.write(safetensors.torch.save(whole))
     return [path]

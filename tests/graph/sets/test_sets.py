@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch_geometric.data import Batch as Collated
 from torch_geometric.data import Data
 
 from mmdistill.distill import distill
@@ -241,5 +243,11 @@ def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
         assert data.validate()
         assert torch.equal(data.x, fields["x"])
         assert data.is_undirected()
+    [path] = DOMAIN.exports["tensors"](own, batch, tmp_path)
+    stored = load_file(path)
+    together = Collated.from_data_list(loaded)
+    assert {name: tensor.tolist() for name, tensor in stored.items()} == {
+        name: tensor.tolist() for name, tensor in together.to_dict().items() if name != "ptr"
+    }
     with pytest.raises(UnsupportedError, match="one target each"):
         graph_list(Batch(torch.zeros(2, 3), torch.zeros(2), torch.ones(2)))
