@@ -85,43 +85,7 @@ class PairwiseMLP(Structure):
         return F.threshold(weights, self.cut, 0.0)
 
 
-class FreeEdges(Structure):
-    r"""One free number per pair of nodes: :math:`A'_{ij} = \sigma(\theta_{ij})`.
-
-    Args:
-        logits: initial ones ``(n, n)``, or ``(M, n, n)`` for M graphs, of which the upper triangles count.
-        cut: weights below it are dropped in use.
-    Raises:
-        ShapeError: logits that are not square.
-    """
-
-    def __init__(self, logits: Tensor, cut: float = 0.05) -> None:
-        super().__init__()
-        if logits.ndim not in (2, 3) or logits.shape[-2] != logits.shape[-1]:
-            raise ShapeError(f"edges have one logit per pair of nodes, (n, n), got {tuple(logits.shape)}")
-        self.nodes = logits.shape[-1]
-        self.cut = cut
-        row, column = torch.triu_indices(self.nodes, self.nodes, 1, device=logits.device)
-        self.logits = nn.Parameter(logits[..., row, column].clone())
-
-    def matrix(self, upper: Tensor) -> Tensor:
-        """Return the symmetric ``(..., n, n)`` matrices with zero diagonal of upper triangles ``(..., n (n-1)/2)``."""
-        row, column = torch.triu_indices(self.nodes, self.nodes, 1, device=upper.device)
-        full = upper.new_zeros(*upper.shape[:-1], self.nodes**2)
-        full = full.index_copy(-1, row * self.nodes + column, upper)
-        full = full.reshape(*upper.shape[:-1], self.nodes, self.nodes)
-        return full + full.mT
-
-    def forward(self, x: Tensor, draws: Draws) -> Tensor:
-        """Return the weights; features and draws are not read."""
-        return self.matrix(self.logits.sigmoid())
-
-    def finished(self, x: Tensor) -> Tensor:
-        """Return the weights without those below the cut."""
-        return self.matrix(F.threshold(self.logits.sigmoid(), self.cut, 0.0))
-
-
-class BernoulliEdges(FreeEdges):
+class BernoulliEdges(Structure):
     r"""A Bernoulli distribution per pair of nodes, relaxed to a binary Concrete one while learned (DosCond).
 
     .. math:: A'_{ij} = \sigma\big((\log u - \log(1 - u) + \theta_{ij}) / t\big), \quad t = \max(t_0^{s / S}, t_0)
@@ -130,7 +94,7 @@ class BernoulliEdges(FreeEdges):
     keeps the expected density from exceeding the initial one: :math:`\lambda \max(0, \bar\sigma(\theta) - \rho)`.
 
     Args:
-        logits: initial ones ``(n, n)``, or ``(M, n, n)`` for M graphs.
+        logits: initial ones ``(n, n)``, or ``(M, n, n)`` for M graphs, of which the upper triangles count.
         cooling: S, the steps in which the temperature falls from 1 to ``coldest``.
         coldest: t_0.
         penalty_weight: lambda.
@@ -143,10 +107,23 @@ class BernoulliEdges(FreeEdges):
     density: Tensor
 
     def __init__(self, logits: Tensor, cooling: int = 200, coldest: float = 0.01, penalty_weight: float = 0.1) -> None:
-        super().__init__(logits, cut=0.5)
+        super().__init__()
+        if logits.ndim not in (2, 3) or logits.shape[-2] != logits.shape[-1]:
+            raise ShapeError(f"edges have one logit per pair of nodes, (n, n), got {tuple(logits.shape)}")
+        self.nodes = logits.shape[-1]
+        row, column = torch.triu_indices(self.nodes, self.nodes, 1, device=logits.device)
+        self.logits = nn.Parameter(logits[..., row, column].clone())
         self.cooling, self.coldest, self.penalty_weight = cooling, coldest, penalty_weight
         self.register_buffer("steps", torch.zeros((), device=logits.device))
         self.register_buffer("density", self.logits.detach().sigmoid().mean())
+
+    def matrix(self, upper: Tensor) -> Tensor:
+        """Return the symmetric ``(..., n, n)`` matrices with zero diagonal of upper triangles ``(..., n (n-1)/2)``."""
+        row, column = torch.triu_indices(self.nodes, self.nodes, 1, device=upper.device)
+        full = upper.new_zeros(*upper.shape[:-1], self.nodes**2)
+        full = full.index_copy(-1, row * self.nodes + column, upper)
+        full = full.reshape(*upper.shape[:-1], self.nodes, self.nodes)
+        return full + full.mT
 
     def temperature(self) -> Tensor:
         """Return t, a scalar."""
@@ -186,11 +163,6 @@ def pairwise_mlp(task: Task, start: Tensors, draws: Draws, bias: float = 0.0) ->
 def bernoulli_edges(task: Task, start: Tensors, draws: Draws) -> Structure:
     """Build Bernoulli edges that start from those among the real nodes."""
     return BernoulliEdges(initial_logits(start))
-
-
-def free_edges(task: Task, start: Tensors, draws: Draws) -> Structure:
-    """Build free edge weights that start from the edges among the real nodes."""
-    return FreeEdges(initial_logits(start))
 
 
 def initial_logits(start: Tensors) -> Tensor:

@@ -59,7 +59,6 @@ class ImageData:
         mirror: whether a mirror image keeps its class, so that augmentation may flip.
         whole_epochs: epochs for which a judge of the whole training set trains.
         judge_epochs: epochs for which a judge of a small set trains; None is the protocol's own number.
-        judge_augment: whether judges train with per-sample augmentation by default.
         whitening: what takes the place of the normalisation of channels, or follows it.
     """
 
@@ -75,7 +74,6 @@ class ImageData:
     mirror: bool = True
     whole_epochs: int = 30
     judge_epochs: int | None = None
-    judge_augment: bool = True
     whitening: "Whitening | None" = None
 
     @property

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import math
 import os
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
+from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
 from mmdistill.runtime import atomic_write, cache_folder
 
@@ -193,9 +194,13 @@ def _mapped(paths: list[str], shape: tuple[int, int, int], place: Path) -> Tenso
     count = len(paths) * math.prod(shape)
     if not (place.is_file() and place.stat().st_size == count):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(place) as handle:
-            for path in tqdm(paths, desc="decoding images", unit="image", disable=None):
+        with (
+            atomic_write(place) as handle,
+            progress_bar("decoding images", "image", visible=sys.stderr.isatty()) as show,
+        ):
+            for done, path in enumerate(paths, start=1):
                 handle.write(_fitted(path, shape).contiguous().numpy().tobytes())
+                show(done, len(paths))
     return torch.from_file(str(place), shared=False, size=count, dtype=torch.uint8).view(len(paths), *shape)
 
 

@@ -229,8 +229,6 @@ def plan_for(
     kind: Augmentation = protocol.augment if own else "dsa"
     if kind == "dc" and data.name != "mnist":
         kind = "none"  # on other data DC augments for batch norm alone, whose judges here train with DSA
-    if augment is None and protocol.name == "default" and not data.judge_augment:
-        augment = False
     if augment is not None:
         kind = "dsa" if augment else "none"
     length = fit.epochs

@@ -30,21 +30,6 @@ class WideKernels(NamedTuple):
     ntk: Tensor
 
 
-def arc_cosine(a: Tensor, b: Tensor, order: Literal[0, 1] = 1) -> Tensor:
-    r"""Return the arc-cosine kernel of order 0 or 1.
-
-    .. math:: k_0 = 1 - t/\pi, \quad k_1 = \lVert x \rVert \lVert y \rVert (\sin t + (\pi - t) \cos t)/\pi
-
-    Shapes:
-        a ``(n_a, d)``, b ``(n_b, d)``; returns ``(n_a, n_b)``.
-    Source: Cho and Saul, NeurIPS 2009, Eq. 3-6.
-    """
-    if order not in (0, 1):
-        raise ConfigError(f"the arc-cosine kernel is there in orders 0 and 1, not {order}")
-    moment, slope = relu_moments(a @ b.T, a.square().sum(1), b.square().sum(1))
-    return 2 * (moment if order == 1 else slope)
-
-
 def fully_connected(
     a: Tensor,
     b: Tensor,

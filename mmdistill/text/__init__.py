@@ -56,7 +56,8 @@ DOMAIN = Domain(
     name="text",
     budget="ipc",
     datasets={
-        name: f"{source.summary}; bring {name}/train.tsv and test.tsv with columns label and text, from {source.origin}"
+        name: f"{source.summary}; bring {name}/train.tsv and test.tsv with columns label and text"
+        f"{source.published and f', or {source.published}'}, from {source.origin}"
         for name, source in SOURCES.items()
     },
     accepts=accepts,

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.registry import canonical, unknown_data, unknown_name
 from mmdistill.runtime import Draws, data_root
+from mmdistill.text import trec
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import (
     FORMATS,
@@ -45,11 +46,13 @@ class TextSource:
         summary: one line for ``mmdistill data``.
         origin: who publishes it, for users to fetch it from.
         class_names: by class index.
+        published: what can be brought as it is published, instead of tables with columns label and text.
     """
 
     summary: str
     origin: str
     class_names: tuple[str, ...]
+    published: str = ""
 
 
 SOURCES = {
@@ -61,7 +64,8 @@ SOURCES = {
     "trec": TextSource(
         "TREC question classification, 6 coarse classes (5,452 / 500)",
         "cogcomp.seas.upenn.edu/Data/QA/QC",
-        ("description", "entity", "abbreviation", "human", "location", "number"),
+        tuple(trec.COARSE.values()),
+        f"{' and '.join(trec.FILES.values())} as published",
     ),
 }
 
@@ -153,7 +157,7 @@ def load_text(
     elif isinstance(source, str) and canonical(source) in SOURCES:
         key = canonical(source)
         class_names = class_names or SOURCES[key].class_names
-        splits = _from_folder(data_root() / key, text_column, label_column, key)
+        splits = _from_root(key, text_column, label_column)
     elif isinstance(source, str | Path):
         splits = _from_path(source, text_column, label_column)
     else:
@@ -224,7 +228,17 @@ def _split_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _from_folder(folder: Path, text_column: str | None, label_column: str | None, name: str) -> dict[str, RawSplit]:
+def _from_root(name: str, text_column: str | None, label_column: str | None) -> dict[str, RawSplit]:
+    """Read a data set that is found by name; of TREC its published files too, where there are no tables."""
+    folder = data_root() / name
+    if name == "trec" and not _split_files(folder) and trec.is_published(folder):
+        return trec.read_published(folder)
+    return _from_folder(folder, text_column, label_column, name, SOURCES[name].published)
+
+
+def _from_folder(
+    folder: Path, text_column: str | None, label_column: str | None, name: str, published: str = ""
+) -> dict[str, RawSplit]:
     found = _split_files(folder)
     missing = [split for split in ("train", "test") if split not in found]
     if missing:
@@ -232,8 +246,8 @@ def _from_folder(folder: Path, text_column: str | None, label_column: str | None
         there = f"it holds {', '.join(present) or 'nothing'}" if folder.is_dir() else "there is no such folder"
         raise DataError(
             f"{name}: expected {' and '.join(f'{split}.tsv' for split in missing)} (or .csv, .jsonl) in {folder}, but "
-            f"{there}; put the files there, each with a header and the columns 'label' and 'text' "
-            "(MMDISTILL_DATA sets the data root)"
+            f"{there}; put the files there, each with a header and the columns 'label' and 'text'"
+            f"{published and f', or {published}'} (MMDISTILL_DATA sets the data root)"
         )
     return {split: _columns(read_table(path), text_column, label_column, path) for split, path in found.items()}
 

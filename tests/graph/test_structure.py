@@ -9,7 +9,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.schedules import TrainedOnGraph
-from mmdistill.graph.structure import BernoulliEdges, FreeEdges, PairwiseMLP, free_edges, initial_logits, pairwise_mlp
+from mmdistill.graph.structure import BernoulliEdges, PairwiseMLP, bernoulli_edges, initial_logits, pairwise_mlp
 from mmdistill.graph.synthetic import Structure, SyntheticGraph, label_nodes, with_structure
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.networks.schedules import ScheduleState
@@ -44,7 +44,6 @@ def mlp(depth: int = 3) -> PairwiseMLP:
 
 STRUCTURES: dict[str, Structure] = {
     "pairwise": mlp(),
-    "free": FreeEdges(Draws(3).normal(NODES, NODES, dtype=torch.float64)),
     "bernoulli": BernoulliEdges(Draws(3).normal(NODES, NODES, dtype=torch.float64)),
 }
 
@@ -80,10 +79,12 @@ def test_gradients_flow_through_the_pairs_to_the_features() -> None:
 
 
 def test_weak_edges_are_dropped_in_use_only() -> None:
-    logits = torch.tensor([[0.0, 4.0, -4.0], [4.0, 0.0, 0.0], [-4.0, 0.0, 0.0]])
-    structure = FreeEdges(logits, cut=0.05)
-    assert float(structure(logits, Draws(0))[0, 2].detach()) == pytest.approx(1 / (1 + math.exp(4)))
-    assert structure.finished(logits)[0].detach().tolist() == pytest.approx([0, 1 / (1 + math.exp(-4)), 0])
+    structure = mlp()
+    edges = structure(features(), Draws(0)).detach()
+    structure.cut = float(edges.max() + edges[edges > 0].min()) / 2
+    kept = structure.finished(features()).detach()
+    assert 0 < int((kept > 0).sum()) < int((edges > 0).sum())
+    assert torch.equal(kept, torch.where(edges > structure.cut, edges, 0.0))
 
 
 def test_bernoulli_edges_are_relaxed_samples_that_cool() -> None:
@@ -231,12 +232,12 @@ def test_bad_structures_are_refused_in_words() -> None:
     with pytest.raises(ConfigError, match="at least two layers"):
         PairwiseMLP(12, Draws(0), depth=1)
     with pytest.raises(ShapeError, match="one logit per pair"):
-        FreeEdges(torch.zeros(3, 4))
+        BernoulliEdges(torch.zeros(3, 4))
 
 
 def test_any_structure_makes_a_method() -> None:
     settings = METHODS["gcond"].settings(6)
-    for kind in (pairwise_mlp, free_edges):
+    for kind in (pairwise_mlp, bernoulli_edges):
         graph = with_structure(kind)(task(), 6, settings, "fixed", Draws(0))
         assert graph(Draws(0)).inputs["adjacency"].shape == (6, 6)  # type: ignore[call-overload]
         assert set(graph.groups()) == {"codes", "decoder"}

@@ -7,10 +7,10 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.objectives.kernels import (
     ConvolutionalKernel,
     FullyConnectedKernel,
-    arc_cosine,
     convolutional,
     fully_connected,
 )
+from mmdistill.objectives.pairs import relu_moments
 from mmdistill.runtime import Draws
 from tests.oracles.kernels import wide_relu, wide_relu_conv
 
@@ -66,7 +66,6 @@ def test_gradcheck():
     a = samples(3, 5, "a").requires_grad_()
     b = samples(2, 5, "b").requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: fully_connected(a, b, depth=2).ntk, (a, b))
-    assert torch.autograd.gradcheck(lambda a, b: arc_cosine(a, b, 1), (a, b))
     assert torch.autograd.gradgradcheck(lambda a: fully_connected(a, b.detach(), depth=1).ntk, (a,))
 
 
@@ -97,11 +96,12 @@ def test_is_positive_semi_definite_and_symmetric():
         assert torch.linalg.eigvalsh(matrix).min() > 0
 
 
-def test_arc_cosine_special_angles():
+def test_moments_at_special_angles():
+    """Twice the moments of rectified Gaussians are the arc-cosine kernels (Cho and Saul, NeurIPS 2009, Eq. 3-6)."""
     x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(arc_cosine(x[:1], x, 0)[0], torch.tensor([1, 0.5, 0], dtype=torch.float64))
-    expected = torch.tensor([1, 2 / math.pi, 0], dtype=torch.float64)
-    torch.testing.assert_close(arc_cosine(x[:1], x, 1)[0], expected)
+    moment, slope = relu_moments(x @ x.T, x.square().sum(1), x.square().sum(1))
+    torch.testing.assert_close(2 * slope[0], torch.tensor([1, 0.5, 0], dtype=torch.float64))
+    torch.testing.assert_close(2 * moment[0], torch.tensor([1, 2 / math.pi, 0], dtype=torch.float64))
 
 
 def test_bad_arguments():
@@ -110,8 +110,6 @@ def test_bad_arguments():
         fully_connected(x, torch.ones(2, 4))
     with pytest.raises(ConfigError, match="depth"):
         fully_connected(x, x, depth=-1)
-    with pytest.raises(ConfigError, match="orders"):
-        arc_cosine(x, x, 2)
     with pytest.raises(ConfigError, match="ntk"):
         FullyConnectedKernel(kind="laplace")
     with pytest.raises(ConfigError, match="named dict"):

@@ -301,6 +301,31 @@ def test_trec_as_published() -> None:
     assert data.class_names[5] == "number"
 
 
+def test_trec_in_its_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        f"{label} What is {index} caf\xe9 ?"
+        for label in ("DESC:manner", "ENTY:cremat", "ABBR:exp", "HUM:ind", "LOC:city", "NUM:date")
+        for index in range(12)
+    ]
+    folder = tmp_path / "trec"
+    folder.mkdir()
+    (folder / "train_5500.label").write_bytes("\n".join(lines).encode("latin-1") + b"\n")
+    (folder / "TREC_10.label").write_bytes(b"NUM:dist How far is it ?\nDESC:def What is it ?\n")
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    data = load_text("trec")
+    assert data.class_names == ("description", "entity", "abbreviation", "human", "location", "number")
+    assert data.test.texts == ("How far is it ?", "What is it ?")
+    assert data.test.labels.tolist() == [5, 0]
+    assert sorted(data.train.labels.tolist() + data.dev.labels.tolist()) == [c for c in range(6) for _ in range(12)]
+    assert "What is 0 caf\xe9 ?" in data.train.texts + data.dev.texts
+    (folder / "TREC_10.label").write_text("NUM:dist How far is it ?\n5 What is it ?\n")
+    with pytest.raises(DataError, match=r"TREC_10.label, line 2, starts with '5'; expected one of DESC, ENTY"):
+        load_text("trec")
+    (folder / "TREC_10.label").unlink()
+    with pytest.raises(DataError, match=r"it holds train_5500.label.*or train_5500.label and TREC_10.label as pub"):
+        load_text("trec")
+
+
 QNLI = ([("what is it", "it is a star"), ("who was it", "it was a singer")] * 6, ["yes", "no"] * 6)
 
 
