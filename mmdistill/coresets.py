@@ -68,8 +68,7 @@ def _members(labels: Tensor | None, total: int, counts: Tensor) -> list[Tensor]:
     for index, (members, wanted) in enumerate(zip(groups, counts.tolist(), strict=True)):
         if len(members) < wanted:
             raise DataError(
-                f"class {index} has {len(members)} samples, fewer than the {wanted} asked for; a smaller budget needs "
-                "fewer"
+                f"class {index} has {len(members)} samples, fewer than the {wanted} asked for; lower the budget"
             )
     return groups
 
