@@ -22,22 +22,23 @@ REAL_LINES = {"random": ":", "herding": "--"}
 
 PREFACE = """# Tables
 
-Test accuracy in percent of the last epoch, mean ± deviation over all networks of all distillation seeds, written by
-`python benchmarks/tables.py --page docs/tables.md` from [cells](cells), a small file for each cell and seed;
-[results.md](results.md) has the commands and what the numbers say.
+All image methods side by side: test accuracy in percent at the last epoch, mean ± standard deviation over all networks
+of all distillation seeds. The page is written by `python benchmarks/tables.py --page docs/tables.md` from
+[cells](cells), a small file for each cell and seed. [results/images.md](results/images.md) explains the numbers.
 
-- Published numbers are the survey's, at the full schedule with a ConvNet of width 128. A reduced schedule distils with
-  and judges by a ConvNet of width 16, for 300 epochs (from ipc 10 on in minibatches of 25), and is no attempt at them.
-- The short schedule of digits is the library's own, with a ConvNet of width 32; nothing is published for them. KFS's
-  was chosen with test accuracy in sight, so its number for digits is no result.
-- Random and herding are real images at equal count.
-- kB are those of everything that must be kept, numbers in float32, class indices in a byte. Raw images of the same ipc
-  take as many, so with fixed labels one ipc is a comparison at equal bytes too; but for IT-GAN, whose generator takes
-  more than one digit of 8 x 8 pixels per class, and less than ten of 28 x 28.
-- Samples are what the judges train on, decoded.
-- Seconds are wall time to distil on a busy machine, with experts and a generator where the cell had to make them; MiB
-  is the peak of the device, or of the whole process on a CPU.
-- "-" is not measured; a method without a line is neither measured nor published there.
+- **Published** numbers are the survey's, with the full schedule and a ConvNet of width 128.
+- A **reduced** schedule distils with a ConvNet of width 16 and judges by one, for 300 epochs (from ipc 10 on in
+  minibatches of 25). It does not attempt the published numbers.
+- The **short** schedule of digits is the library's own, with a ConvNet of width 32; nothing is published for digits.
+  KFS's was chosen with test accuracy in sight, so its number for digits is no result.
+- **Random** and **herding** are real images at equal count.
+- **kB** counts everything that must be kept, numbers in float32, class indices in a byte. Raw images of the same ipc
+  take as many bytes, so with fixed labels one ipc is a comparison at equal bytes as well. The exception is IT-GAN: its
+  generator takes more bytes than one digit of 8 x 8 pixels per class, and fewer than ten of 28 x 28.
+- **Samples** are what the judges train on, decoded.
+- **Seconds** are wall time to distil on a busy machine, with experts and a generator where the cell had to make them.
+  **MiB** is the peak memory of the device, or of the whole process on a CPU.
+- "-" is not measured. A method without a line is neither measured nor published there.
 
 """
 
