@@ -15,6 +15,7 @@ from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, GraphNetwork
 from mmdistill.graph.scene import View
 from mmdistill.labels import as_probabilities, soft_cross_entropy
+from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
 
@@ -261,5 +262,5 @@ def _fit_one(
         accuracy = float((predicted == val.classes).float().mean())
         if accuracy > score:
             score = accuracy
-            best = NetworkState({n: p.detach().clone() for n, p in params.items()}, dict(buffers))
+            best = NetworkState({n: p.detach().clone() for n, p in params.items()}, copied(buffers))
     return (NetworkState(params, buffers) if val is None else best), score

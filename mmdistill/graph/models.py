@@ -18,6 +18,9 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
 
+MODELS = ("sgc", "gcn", "mlp")
+"""Own networks by name."""
+
 
 class GraphNetwork(ABC):
     """A node classifier whose parameters are passed in.
@@ -51,9 +54,13 @@ class GraphNetwork(ABC):
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
         """Return one ``(n, d_l)`` tensor per layer, the embedding before the linear head last."""
 
-    def settled(self, inputs: Tensors) -> Tensors:
+    def precomputed(self, inputs: Tensors) -> Tensors:
         """Return inputs of the same logits with everything computed that does not depend on parameters."""
         return inputs
+
+    def settled(self, state: NetworkState, inputs: Tensors) -> NetworkState:
+        """Return the network with the inputs' statistics in its batch norms; own networks have none."""
+        return state
 
 
 def glorot(draws: Draws, out: int, into: int) -> Tensor:
@@ -89,7 +96,7 @@ class SGC(GraphNetwork):
             x = multiply(x)
         return x
 
-    def settled(self, inputs: Tensors) -> Tensors:
+    def precomputed(self, inputs: Tensors) -> Tensors:
         """Return the propagated features, which need no edges any more."""
         return {"x": self.embed(inputs)}
 
@@ -159,7 +166,7 @@ class GCN(GraphNetwork):
         }
         return NetworkState(params, {})
 
-    def settled(self, inputs: Tensors) -> Tensors:
+    def precomputed(self, inputs: Tensors) -> Tensors:
         """Return the inputs, without the edges that a multi-layer perceptron does not read."""
         return inputs if self.hops is None else {"x": inputs["x"]}
 
@@ -245,9 +252,32 @@ class ModuleNetwork(GraphNetwork):
                 output, buffers = self.functional(state, *self._arguments(inputs), train=True)
         return output, buffers
 
+    def settled(self, state: NetworkState, inputs: Tensors) -> NetworkState:
+        """Return the module with the inputs' statistics in its batch norms, as it is where it has none."""
+        return self.functional.settled(state, *self._arguments(inputs))
+
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
         """Return the features of the named submodules."""
         return self.functional.features(state, *self._arguments(inputs))
+
+
+def make_network(
+    name: str, features: int, classes: int, width: int, dropout: float, hops: int, device: torch.device | str
+) -> SGC | GCN:
+    """Return an own network by name, one of :data:`MODELS`.
+
+    Args:
+        name: ``sgc``, ``gcn`` or ``mlp``.
+        features: d.
+        classes: C.
+        width: hidden units of the latter two.
+        dropout: of these units.
+        hops: of SGC.
+        device: where parameters are drawn.
+    """
+    if name == "sgc":
+        return SGC(features, classes, hops, device)
+    return GCN(features, classes, width, dropout, propagates=name == "gcn", device=device)
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class TrainedOnGraph(TrainedOnS):
         def once() -> Batch:
             decoded = syn()
             if isinstance(task, GraphTask) and isinstance(decoded.inputs, dict):
-                return decoded._replace(inputs=task.network.settled(decoded.inputs))
+                return decoded._replace(inputs=task.network.precomputed(decoded.inputs))
             return decoded
 
         return super().advance(task, state, once, draws)

@@ -9,38 +9,26 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.graph.architectures import ARCHITECTURES, make_architecture
 from mmdistill.graph.data import GraphData
-from mmdistill.graph.judges import (
-    Fitted,
-    JudgeProtocol,
-    LoopSample,
-    Sample,
-    Seen,
-    StackedJudges,
-    fit_one_by_one,
-    protocol_for,
-)
-from mmdistill.graph.models import GCN, SGC, GraphNetwork, ModuleNetwork
-from mmdistill.graph.propagation import operator
-from mmdistill.graph.scene import Part, View, parts_of
+from mmdistill.graph.judges import JudgeProtocol, LoopSample, protocol_for
+from mmdistill.graph.judging import GraphJudges
+from mmdistill.graph.models import MODELS, SGC, GraphNetwork, ModuleNetwork, make_network
+from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
 from mmdistill.labels import as_probabilities, soft_cross_entropy, weighted_mean
 from mmdistill.networks.module import ModuleFactory
+from mmdistill.networks.statistics import BY_CLASS
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, share_classes
 
-MODELS = ("sgc", "gcn", "mlp")
 EMBED_HOPS = 2
 FANOUTS = (10, 5)
 """Neighbours drawn at each hop from large graphs, as published (Jin et al., ICLR 2022)."""
 COLLAPSED = 0.1
 """A class whose test accuracy falls below this is reported."""
 VALIDATION_JUDGES = 3
-TOGETHER_BYTES = 2**28
-"""Bytes of hidden units of judges that train side by side."""
 
 
 class GraphTask:
@@ -69,11 +57,10 @@ class GraphTask:
         self._nodes = self.parts["train"].nodes
         self._labels = graph.y[graph.train]
         self.labels: Tensor | None = self._labels
-        self.judges: Sequence[str] = ("gcn", "sgc", *ARCHITECTURES, "mlp")
-        if isinstance(network, ModuleNetwork):
-            self.judges = (*self.judges, "model")
+        own = network if isinstance(network, ModuleNetwork) else None
+        self.judging = GraphJudges(self.parts, graph.num_classes, own)
+        self.judges: Sequence[str] = self.judging.names
         self.selections: Sequence[str] = SELECTIONS
-        self._views: dict[tuple[str, str], View] = {}
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""
@@ -92,6 +79,11 @@ class GraphTask:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ShapeError(f"the network returned {found}; it must return (nodes, {self.graph.num_classes}) logits")
         return logits, buffers
+
+    def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
+        """Return the network with the real graph's statistics in its batch norms, of a large graph a sampled part's."""
+        real = self.sample_real(draws, torch.arange(self.graph.num_classes), BY_CLASS)
+        return self.network.settled(state, _named(real.batch.inputs if isinstance(real, ClassBatch) else real.inputs))
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean cross entropy."""
@@ -128,9 +120,9 @@ class GraphTask:
         }
         return Batch(inputs, self._labels[indices].to(self.device), torch.ones(nodes.shape, device=self.device))
 
-    def real_inputs(self, network: GraphNetwork | None = None) -> Tensors:
-        """Return the graph that training sees in the form that a network reads, by default the distilling one."""
-        return self.scene.inputs((network or self.network).normalised)
+    def real_inputs(self) -> Tensors:
+        """Return the graph that training sees in the form that the network reads."""
+        return self.scene.inputs(self.network.normalised)
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw up to n training nodes of each class, or of all, without replacement.
@@ -193,9 +185,9 @@ class GraphTask:
         # Nodes of unknown class carry class 0, and weigh nothing.
         return self.seen(self._nodes[indices.to(self.device)], self.scene.y.clamp(min=0))
 
-    def _whole(self, weight: Tensor, network: GraphNetwork | None = None) -> Batch:
+    def _whole(self, weight: Tensor) -> Batch:
         """Return the whole graph; nodes of unknown class carry class 0 and must have weight 0."""
-        return Batch(self.real_inputs(network), self.scene.y.clamp(min=0), weight)
+        return Batch(self.real_inputs(), self.scene.y.clamp(min=0), weight)
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Return the batch as it is: condensation of graphs uses no augmentation."""
@@ -210,7 +202,13 @@ class GraphTask:
             ConfigError: an unknown judge.
             ShapeError: nodes whose features are not this graph's.
         """
-        fitted = self._fit(synthetic, judge, draws, n, self.protocol)
+        name = canonical(judge)
+        if name not in self.judges:
+            raise unknown_name("judge", judge, self.judges)
+        sample = (
+            None if synthetic is None else LoopSample(_named(synthetic.inputs), _tensor(synthetic), synthetic.weight)
+        )
+        fitted = self.judging.fit(sample, name, draws, n, self.protocol)
         truth = self.parts["test"].classes
         hits = (fitted.test.argmax(-1) == truth).double()
         present = torch.unique(truth)
@@ -223,8 +221,9 @@ class GraphTask:
         if not len(self.graph.val):
             return None
         protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
-        batch = Batch(_to(synthetic.inputs, self.device), _tensor(synthetic).to(self.device), synthetic.weight)
-        return float(self._fit(batch, "gcn", draws, VALIDATION_JUDGES, protocol).validation.mean())
+        inputs = {name: tensor.to(self.device) for name, tensor in _named(synthetic.inputs).items()}
+        sample = LoopSample(inputs, _tensor(synthetic).to(self.device), synthetic.weight)
+        return float(self.judging.fit(sample, "gcn", draws, VALIDATION_JUDGES, protocol).validation.mean())
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""
@@ -247,58 +246,6 @@ class GraphTask:
             sample_bytes=graph.x.shape[1] * graph.x.element_size() + 1,
         )
 
-    def _fit(self, synthetic: Batch | None, judge: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Fitted:
-        """Train n judges, as many side by side as memory allows."""
-        name = canonical(judge)
-        if name not in self.judges:
-            raise unknown_name("judge", judge, self.judges)
-        width = self.scene.x.shape[1]
-        if synthetic is not None and _named(synthetic.inputs)["x"].shape[-1] != width:
-            raise ShapeError(f"synthetic nodes must be (n, {width}), got {tuple(_named(synthetic.inputs)['x'].shape)}")
-        if name == "model" or name in ARCHITECTURES:
-            return self._fit_apart(synthetic, name, draws, n, protocol)
-        if synthetic is None:
-            view, targets = self._real_view(name, "train"), self._labels.to(self.device)
-            sample = Sample(view, targets, torch.ones(len(targets), device=self.device))
-        else:
-            sample = Sample(_synthetic_view(name, _named(synthetic.inputs)), _tensor(synthetic), synthetic.weight)
-        val = self.parts["val"].classes
-        seen = (self._real_view(name, "val"), val) if len(val) else None
-        network, test = make_network(name, self, protocol), self._real_view(name, "test")
-        each = max(TOGETHER_BYTES // (4 * sample.view.first.shape[0] * protocol.width), 1)
-        groups = [range(first, min(first + each, n)) for first in range(0, n, each)]
-        fitted = [
-            StackedJudges(network, draws.to(self.device), own).fit(sample, seen, test, protocol) for own in groups
-        ]
-        return Fitted(torch.cat([one.test for one in fitted]), torch.cat([one.validation for one in fitted]))
-
-    def _fit_apart(self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Fitted:
-        """Train n judges of any architecture one after the other."""
-        network = self.network if name == "model" else self._architecture(name, protocol)
-
-        def seen(part: Part) -> Seen:
-            return Seen(part.scene.inputs(network.normalised), part.nodes, part.classes)
-
-        real = synthetic or self._whole(_marked(self._nodes, len(self.scene)), network)
-        sample = LoopSample(_named(real.inputs), _tensor(real), real.weight)
-        val = seen(self.parts["val"]) if len(self.parts["val"].nodes) else None
-        return fit_one_by_one(network, sample, val, seen(self.parts["test"]), protocol, draws, n)
-
-    def _architecture(self, name: str, protocol: JudgeProtocol) -> ModuleNetwork:
-        features, classes = self.scene.x.shape[1], self.graph.num_classes
-        return make_architecture(name, features, classes, protocol.width, protocol.dropout, self.device)
-
-    def _real_view(self, judge: str, part: str) -> View:
-        """Return what a judge sees of the training, validation or test nodes on the real graph, computed once."""
-        if (judge, part) not in self._views:
-            scene, nodes, _ = self.parts[part]
-            if judge == "gcn":
-                view = scene.neighbourhood(nodes, part == "train")
-            else:
-                view = scene.rows(nodes, EMBED_HOPS if judge == "sgc" else 0, part == "train")
-            self._views[judge, part] = view
-        return self._views[judge, part]
-
 
 def _weak_classes(present: Tensor, accuracy: Tensor) -> tuple[str, ...]:
     """Return a warning for each class that judges nearly never recognise."""
@@ -307,34 +254,6 @@ def _weak_classes(present: Tensor, accuracy: Tensor) -> tuple[str, ...]:
         for index, value in zip(present, accuracy, strict=True)
         if value < COLLAPSED
     )
-
-
-def _synthetic_view(judge: str, inputs: Tensors) -> View:
-    """Return what a judge sees of a synthetic graph, with its structure or A' = I."""
-    if judge == "mlp":
-        return View(inputs["x"])
-    multiply = operator(inputs)
-    first = multiply(inputs["x"])
-    if judge == "sgc":
-        return View(multiply(first))
-    if "adjacency" not in inputs:
-        return View(first)
-    return View(first, multiply(torch.eye(len(first), dtype=first.dtype, device=first.device)))
-
-
-def make_network(name: str, task: "GraphTask", protocol: JudgeProtocol) -> SGC | GCN:
-    """Return a judge's network by name."""
-    return _network(
-        name, task.scene.x.shape[1], task.graph.num_classes, protocol.width, protocol.dropout, EMBED_HOPS, task.device
-    )
-
-
-def _network(
-    name: str, features: int, classes: int, width: int, dropout: float, hops: int, device: torch.device | str
-) -> SGC | GCN:
-    if name == "sgc":
-        return SGC(features, classes, hops, device)
-    return GCN(features, classes, width, dropout, propagates=name == "gcn", device=device)
 
 
 def _named(inputs: Inputs) -> Tensors:
@@ -352,10 +271,6 @@ def _tensor(batch: Batch) -> Tensor:
 def _marked(nodes: Tensor, count: int) -> Tensor:
     """Return 1 for some nodes and 0 for the others."""
     return torch.zeros(count, device=nodes.device).index_fill_(0, nodes, 1.0)
-
-
-def _to(inputs: Inputs, device: torch.device) -> Inputs:
-    return {name: tensor.to(device) for name, tensor in _named(inputs).items()}
 
 
 def graph_task(
@@ -397,7 +312,7 @@ def graph_task(
         name = canonical(model)
         if name not in MODELS:
             raise unknown_name("graph model", model, MODELS)
-        network = _network(name, graph.x.shape[1], graph.num_classes, width, 0.5, hops, device)
+        network = make_network(name, graph.x.shape[1], graph.num_classes, width, 0.5, hops, device)
     task = GraphTask(graph, network, protocol, device)
     try:  # so that a network that cannot work fails when the task is built
         with torch.no_grad():

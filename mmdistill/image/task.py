@@ -23,6 +23,7 @@ from mmdistill.image.whitening import whitened
 from mmdistill.labels import weighted_mean
 from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.networks.statistics import settled_by_class
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions, canonical
 from mmdistill.runtime import Draws
@@ -30,8 +31,6 @@ from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores
 
 WHOLE_MOST = 2**34
 """Bytes of a whole training set in normalised units up to which judges train on it."""
-STATISTICS = 16
-"""Real images of each class by whose statistics batch norms normalise while networks are matched, as DC has it."""
 OWN_MODEL = "model"
 """The judge's name where the network is the user's own."""
 
@@ -114,11 +113,7 @@ class ImageTask:
 
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
         """Return the network with the statistics of so many real images of each class in its batch norms."""
-        classes = torch.arange(len(self.data.class_names), device=self.device)
-        real = self.sample_real(draws, classes, STATISTICS)
-        assert isinstance(real, ClassBatch)
-        images, _, weight = real.batch
-        return self.network.settled(state, image_inputs(images)[weight > 0])
+        return settled_by_class(self, self.network, state, draws)
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean of :func:`~mmdistill.image.judge.target_loss`."""

@@ -1,7 +1,13 @@
 """Running statistics of batch norms, as networks need them whose gradients or features are matched."""
 
+import torch
+
+from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
-from mmdistill.task import NetworkState, Settles, Task, Tensors
+from mmdistill.task import ClassBatch, NetworkState, Settles, Task, Tensors, map_inputs
+
+BY_CLASS = 16
+"""Real samples of each class that statistics are taken from, as DC has it."""
 
 
 def copied(buffers: Tensors) -> Tensors:
@@ -12,6 +18,16 @@ def copied(buffers: Tensors) -> Tensors:
 def has_statistics(network: NetworkState) -> bool:
     """Return whether a network has norms with running statistics, by torch's name for them."""
     return any(name.endswith("running_mean") for name in network.buffers)
+
+
+def settled_by_class(task: Task, module: FunctionalModule, network: NetworkState, draws: Draws) -> NetworkState:
+    """Return a network with the statistics of so many drawn real samples of each class in its batch norms."""
+    if not has_statistics(network):
+        return network
+    real = task.sample_real(draws, torch.arange(task.num_classes or 1, device=task.device), BY_CLASS)
+    present = real.batch.weight > 0 if isinstance(real, ClassBatch) else real.weight > 0
+    inputs = real.batch.inputs if isinstance(real, ClassBatch) else real.inputs
+    return module.settled(network, map_inputs(lambda tensor: tensor[present], inputs))
 
 
 def with_real_statistics(task: Task, network: NetworkState, draws: Draws) -> NetworkState:

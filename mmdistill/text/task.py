@@ -13,6 +13,7 @@ from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
@@ -141,6 +142,10 @@ class TextTask:
         """Return ``(n, C)`` logits of ``(n, d)`` points."""
         logits, buffers = self.model(state, one_tensor(inputs), train=train)
         return logits, buffers
+
+    def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
+        """Return the network with the statistics of so many real texts of each class in its batch norms."""
+        return settled_by_class(self, self.model, state, draws)
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean cross entropy; labels may be soft."""

@@ -12,6 +12,7 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
+from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
@@ -136,6 +137,10 @@ class TokenTask:
         """Return ``(n, C)`` logits."""
         logits, buffers = self.model(state, self.named(inputs), train=train)
         return logits, buffers
+
+    def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
+        """Return the network with the statistics of so many real texts of each class in its batch norms."""
+        return settled_by_class(self, self.model, state, draws)
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean soft cross entropy, and the distance to attention labels where there are any."""

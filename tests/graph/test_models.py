@@ -7,9 +7,11 @@ from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.graph.adjacency import undirected
+from mmdistill.graph.judges import JudgeProtocol, LoopSample, Seen, fit_one_by_one
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork
 from mmdistill.graph.propagation import normalise_dense, propagate, propagate_columns
 from mmdistill.graph.task import graph_task
+from mmdistill.networks.schedules import EMPTY, FreshNetworks
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
 from mmdistill.testing import as_float64
@@ -157,3 +159,41 @@ def test_a_module_without_layers_to_read_is_refused() -> None:
 
 def test_states_are_plain_values() -> None:
     assert isinstance(SGC(12, 3).init(Draws(0)), NetworkState)
+
+
+class NormedConvolutions(nn.Module):
+    """A graph module with a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = GCNConv(12, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(self.conv(x, edge_index)).relu())
+        return out
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_batch_norm_takes_the_statistics_of_real_nodes(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.graph.data.LARGE", 0 if large else 10_000)
+    monkeypatch.setattr("mmdistill.graph.task.FANOUTS", (10_000, 10_000))  # every node within two hops
+    task = graph_task(GRAPH, NormedConvolutions)
+    assert task.graph.is_large == large
+    network = FreshNetworks().fetch(task, EMPTY, Draws(0)).network
+    assert network is not None
+    conv = GCNConv(12, 5)
+    conv.load_state_dict({name[5:]: value for name, value in network.params.items() if name.startswith("conv.")})
+    hidden = conv(GRAPH.x, GRAPH.edge_index).detach()
+    torch.testing.assert_close(network.buffers["norm.running_mean"], hidden.mean(0))
+    torch.testing.assert_close(network.buffers["norm.running_var"], hidden.var(0))
+
+
+def test_a_judge_keeps_the_statistics_of_its_chosen_epoch() -> None:
+    network = ModuleNetwork(NormedConvolutions)
+    inputs = {"x": GRAPH.x, "edge_index": GRAPH.edge_index}
+    sample = LoopSample(inputs, GRAPH.y, torch.ones(NODES))
+    val = Seen(inputs, GRAPH.val, GRAPH.y[GRAPH.val])
+    protocol = JudgeProtocol(epochs=40, lr=0.3, validate_every=1)
+    fitted = fit_one_by_one(network, sample, val, val, protocol, Draws(0), 3)
+    reached = (fitted.test.argmax(-1) == val.classes).double().mean(1)
+    assert reached.tolist() == pytest.approx(fitted.validation.tolist())

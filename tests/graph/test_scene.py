@@ -9,7 +9,7 @@ from torch_geometric.nn.models import basic_gnn
 from mmdistill.distill import distill
 from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.data import GraphData
-from mmdistill.graph.judges import StackedJudges
+from mmdistill.graph.judges import LoopSample, StackedJudges
 from mmdistill.graph.models import GCN
 from mmdistill.graph.scene import Part, View, parts_of
 from mmdistill.graph.task import GraphTask, graph_task
@@ -92,10 +92,12 @@ def test_inductive_judges_are_scored_on_the_test_nodes_own_graph(judge: str) -> 
     task = graph_task(graph, protocol=FAST)
     alone = planted_graph(edge_index=graph.edge_index[:, (torch.isin(graph.edge_index, graph.test)).all(0)])
     batch = task.select(torch.arange(9))
-    fitted = task._fit(batch, judge, Draws(1), 1, FAST)
+    fitted = task.judging.fit(LoopSample(*batch), judge, Draws(1), 1, FAST)
     by_hand = graph_task(alone, protocol=FAST)
-    by_hand.parts = {**by_hand.parts, "val": task.parts["val"]}
-    assert torch.allclose(by_hand._fit(batch, judge, Draws(1), 1, FAST).test, fitted.test, atol=1e-4)
+    by_hand.judging.parts = {**by_hand.parts, "val": task.parts["val"]}
+    assert torch.allclose(
+        by_hand.judging.fit(LoopSample(*batch), judge, Draws(1), 1, FAST).test, fitted.test, atol=1e-4
+    )
 
 
 def test_large_graphs_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,9 +112,9 @@ def test_large_graphs_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_judges_in_groups_are_the_same_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     task: GraphTask = graph_task(planted_graph(), protocol=FAST)
     batch = task.select(torch.arange(9))
-    together = task._fit(batch, "gcn", Draws(3), 3, FAST)
-    monkeypatch.setattr("mmdistill.graph.task.TOGETHER_BYTES", 1)
-    apart = task._fit(batch, "gcn", Draws(3), 3, FAST)
+    together = task.judging.fit(LoopSample(*batch), "gcn", Draws(3), 3, FAST)
+    monkeypatch.setattr("mmdistill.graph.judging.TOGETHER_BYTES", 1)
+    apart = task.judging.fit(LoopSample(*batch), "gcn", Draws(3), 3, FAST)
     assert torch.allclose(together.test, apart.test, atol=2e-3, rtol=2e-3)
 
 

@@ -156,7 +156,7 @@ def test_training_on_the_graph_computes_what_does_not_learn_once(model: str) -> 
     batch = graph(Draws(0))
     assert isinstance(batch.inputs, dict)
     state = own.init(Draws(3))
-    settled = own.network.settled(batch.inputs)
+    settled = own.network.precomputed(batch.inputs)
     assert torch.allclose(own.network.logits(state, settled)[0], own.network.logits(state, batch.inputs)[0], atol=1e-5)
 
 

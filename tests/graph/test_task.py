@@ -162,7 +162,7 @@ def test_judges_side_by_side_equal_judges_one_by_one(judge: str, structured: boo
     batch = Batch({k: v.detach() for k, v in batch.inputs.items()}, *batch[1:])  # type: ignore[union-attr]
     network = GCN(12, 3, FAST.width) if judge == "gcn" else SGC(12, 3)
     expected, scores = train_one_by_one(own, network, batch, 2)
-    fitted = own._fit(batch, judge, Draws(8), 2, FAST)
+    fitted = own.judging.fit(LoopSample(*batch), judge, Draws(8), 2, FAST)
     assert torch.allclose(fitted.test, expected, atol=2e-3, rtol=2e-3)  # 60 Adam steps amplify float32 rounding
     assert torch.allclose(fitted.validation, scores)
 
@@ -175,7 +175,7 @@ def test_the_whole_graph_judges_like_the_loop_over_it() -> None:
     assert isinstance(sample, Batch)
     inputs = LoopSample(own.real_inputs(), sample.targets, sample.weight)  # type: ignore[arg-type]
     expected, _ = fit_one_by_one(network, inputs, *seen(own), still, Draws(8), 2)
-    assert torch.allclose(own._fit(None, "gcn", Draws(8), 2, still).test, expected, atol=2e-3, rtol=2e-3)
+    assert torch.allclose(own.judging.fit(None, "gcn", Draws(8), 2, still).test, expected, atol=2e-3, rtol=2e-3)
 
 
 def test_more_judges_change_none_of_the_first() -> None:

@@ -26,7 +26,8 @@ from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState
+from mmdistill.task import Batch, ClassBatch, NetworkState
+from tests.text.corpus import small_task, tiny_transformer, token_corpus_task
 
 KEY = Draws(6)
 
@@ -139,3 +140,38 @@ def test_networks_without_such_norms_are_left_alone() -> None:
     for name, tensor in task.init(key).params.items():
         assert torch.equal(found.params[name], tensor)
     assert task.settle(found, KEY) is found
+
+
+def test_networks_on_texts_have_those_of_real_texts() -> None:
+    dim = small_task().dim
+    task = small_task(model=lambda: nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, 3)))
+    network = FreshNetworks().fetch(task, EMPTY, KEY).network
+    assert network is not None
+    drawn = task.sample_real(KEY.fold("statistics"), torch.arange(3), 16)
+    assert isinstance(drawn, ClassBatch)
+    points = drawn.batch.inputs[drawn.batch.weight > 0]  # type: ignore[index]
+    torch.testing.assert_close(network.buffers["0.running_mean"], points.mean(0))
+
+
+class Pooled(nn.Module):
+    """A network that averages a text's vectors and normalises them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(dim), nn.Linear(dim, 3)
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = self.head(self.norm(inputs["vectors"].mean(1)))
+        return logits
+
+
+def test_networks_on_tokens_have_those_of_real_texts(tmp_path: Path) -> None:
+    folder = tiny_transformer(tmp_path / "bert")
+    dim = token_corpus_task(folder).vocabulary.dim
+    task = token_corpus_task(folder, lambda: Pooled(dim))
+    network = FreshNetworks().fetch(task, EMPTY, KEY).network
+    assert network is not None
+    drawn = task.sample_real(KEY.fold("statistics"), torch.arange(3), 16)
+    assert isinstance(drawn, ClassBatch)
+    vectors = drawn.batch.inputs["vectors"][drawn.batch.weight > 0]  # type: ignore[call-overload]
+    torch.testing.assert_close(network.buffers["norm.running_mean"], vectors.mean(1).mean(0))
