@@ -1,4 +1,4 @@
-"""Distil and judge named rows, one after the other, with the results and baselines of each in one JSON lines file.
+"""Distil and judge named rows, one after the other, with the results and baselines of each in a folder.
 
     python benchmarks/quality.py --rows mnist-dm-1,mnist-dm-10,cifar10-dm-10 --device cuda --out results/
     python benchmarks/quality.py --rows cora-gcond-x-70 --seeds 0,1,2 --out results/
@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def folder_of(out: Path, row: str, seed: int) -> Path:
     return out / row.replace(":", "_").replace("=", "").replace(",", "_") / f"seed-{seed}"
 
 
+def judging_of(task_options: Mapping[str, Any]) -> dict[str, int]:
+    """Return what a row sets of judging, as entries of ``metrics.json`` carry it."""
+    return {name: task_options[f"judge_{name}"] for name in ("epochs", "batch") if f"judge_{name}" in task_options}
+
+
 def run_row(
     row: str, folder: Path, device: str, networks: int, seed: int, judges: list[str], baselines: list[str]
 ) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def run_row(
         name=name,
     )
     evaluation = evaluate(task, result, judges=judges, n=networks, seed=seed, baselines=baselines)
-    document = metrics_document(result, evaluation)
+    document = metrics_document(result, evaluation, judging=judging_of(task_options))
     document |= {"row": row, "samples": len(result.batch.weight), "judging_seconds": evaluation.seconds}
     write_json(folder / "metrics.json", document)
     domain.draw(task, result.to(task.device), folder / "pictures")

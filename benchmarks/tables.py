@@ -28,7 +28,7 @@ from pathlib import Path
 
 from cells import CELLS, TABLE_3, TABLE_5, Cell, order
 from pages import draw_figure_8, page
-from quality import TASK_OPTIONS, parse_row
+from quality import TASK_OPTIONS, judging_of, parse_row
 
 from mmdistill.errors import MmdistillError
 from mmdistill.evaluate import evaluate
@@ -156,7 +156,8 @@ def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, net
     except MmdistillError as error:
         return str(error)
     extra = {name: document[name] for name in ("row", "samples", "judging_seconds") if name in document}
-    write_json(folder / "metrics.json", metrics_document(distilled, found, document) | extra)
+    content = metrics_document(distilled, found, document, judging_of(options))
+    write_json(folder / "metrics.json", content | extra)
     return str(found.headline())
 
 
