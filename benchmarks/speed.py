@@ -37,7 +37,7 @@ from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.judge import training_loss
 from mmdistill.methods import Method, fresh
-from mmdistill.networks import fit
+from mmdistill.networks import stacked
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distribution import DistributionMatching
@@ -192,7 +192,7 @@ def judging(task: ImageTask, ipc: int, networks: int, epochs: int, siamese: bool
             super().__init__(function)
             replays.append(self)
 
-    fit.Replay = Noted  # type: ignore[misc]
+    stacked.Replay = Noted  # type: ignore[misc]
     p = problem_of(task, ipc, 1)
     judge = image_task(task.data, width=width_of(task), device=task.device, judge_epochs=epochs, judge_augment=siamese)
     batch = Batch(p.synthetic.detach(), p.targets, torch.ones(len(p.targets), device=task.device))
@@ -206,7 +206,7 @@ def judging(task: ImageTask, ipc: int, networks: int, epochs: int, siamese: bool
 def always_compile() -> None:
     """Let trainings compile however short they are, as those of the published number of epochs do."""
     compilation.WORTH_OPERATIONS = 0.0
-    fit.WORTH_COMPILING = 0
+    stacked.WORTH_COMPILING = 0
 
 
 def path_of(judge: ImageTask, replays: list[Replay]) -> str:

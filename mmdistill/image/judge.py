@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Plan
 from mmdistill.labels import centred_one_hot, one_hot, weighted_mean
-from mmdistill.networks.fit import FitProtocol, Loss, fit_networks, fit_steps, state_at
+from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.stacked import Loss, state_at
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors
 

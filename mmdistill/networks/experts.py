@@ -21,7 +21,8 @@ from torch import Tensor
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.memory import explained
 from mmdistill.networks.architecture import described_layers, differing_lines
-from mmdistill.networks.fit import FitProtocol, Loss, fit_networks, stack_states
+from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.runtime import Draws, atomic_write, cache_folder
 from mmdistill.store import read_json, write_json

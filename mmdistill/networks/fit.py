@@ -8,16 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdistill.capture import Replay
-from mmdistill.compilation import compiled_once, operations, worth_compiling
 from mmdistill.errors import ConfigError
 from mmdistill.networks.schedules import take
-from mmdistill.networks.streams import side_streams
+from mmdistill.networks.sharpness import uphill, without_gap
+from mmdistill.networks.stacked import GradientEngine, Loss, part_of, stack_states, stacked_gradients
 from mmdistill.runtime import Draws, keep_freed_memory
 from mmdistill.task import Batch, NetworkState, Tensors, map_inputs
-
-Loss = Callable[[NetworkState, Batch, Tensors], tuple[Tensor, Tensors]]
-"""``(state, batch, noise) -> (scalar loss, updated buffers)``; noise holds this network's own random tensors."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +67,6 @@ class FitProtocol:
             )
 
 
-WORTH_CAPTURING = 50
-"""Steps from which capturing them on CUDA repays the few eager ones that it begins with."""
-WORTH_COMPILING = 200_000
-"""Steps of one network from which compiling them for CUDA, which takes half a minute, repays too."""
 FACTOR = "factor"
 """Under which an optimizer's group keeps the factor of its rate."""
 COSINE_FLOOR = 0.01
@@ -89,23 +81,6 @@ def rate_factor(protocol: FitProtocol, step: int, steps: int) -> float:
         return 1.0
     share = (step - protocol.warmup) / max(steps - protocol.warmup, 1)
     return COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def stack_states(states: list[NetworkState]) -> NetworkState:
-    """Stack network states along a new leading axis."""
-    first = states[0]
-    return NetworkState(
-        {name: torch.stack([s.params[name] for s in states]) for name in first.params},
-        {name: torch.stack([s.buffers[name] for s in states]) for name in first.buffers},
-    )
-
-
-def state_at(state: NetworkState, index: int) -> NetworkState:
-    """Return one network of a stacked state."""
-    return NetworkState(
-        {name: t[index] for name, t in state.params.items()},
-        {name: t[index] for name, t in state.buffers.items()},
-    )
 
 
 def _optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim.Optimizer:
@@ -140,122 +115,6 @@ def _augment_all(augment: Callable[[Draws, Batch], Batch], draws: Draws, batch: 
     return Batch(*(map_inputs(lambda t: t.reshape(*shape, *t.shape[1:]), part) for part in flat))  # type: ignore[arg-type]
 
 
-def _one(batch: Batch, index: int | slice) -> Batch:
-    return Batch(*(map_inputs(lambda t: t[index], part) for part in batch))  # type: ignore[arg-type]
-
-
-def _gradients(
-    loss: Loss, state: NetworkState, batch: Batch, noise: Tensors, batched: bool, mode: str
-) -> tuple[Tensors, Tensors]:
-    """Return every network's parameter gradients and updated buffers, stacked."""
-
-    def value(params: Tensors, buffers: Tensors, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-        return loss(NetworkState(params, buffers), batch, noise)
-
-    if mode == "vmap":
-        gradient = torch.func.grad(value, has_aux=True)
-        dims = (0, 0, 0 if batched else None, 0)
-        result: tuple[Tensors, Tensors] = torch.func.vmap(gradient, in_dims=dims)(*state, batch, noise)
-        return result
-
-    def one(index: int) -> NetworkState:
-        own = state_at(state, index)
-        own_noise = {name: t[index] for name, t in noise.items()}
-        # Plain autograd: torch.func.grad keeps a graph of the gradient, for which norms take slower kernels.
-        leaves = {name: p.detach().requires_grad_() for name, p in own.params.items()}
-        with torch.enable_grad():
-            scalar, buffers = value(leaves, own.buffers, _one(batch, index) if batched else batch, own_noise)
-        gradients = torch.autograd.grad(scalar, list(leaves.values()), materialize_grads=True)
-        return NetworkState(dict(zip(leaves, gradients, strict=True)), buffers)
-
-    found = []
-    with side_streams(batch.weight.device) as streams:
-        for index in range(next(iter(state.params.values())).shape[0]):
-            with next(streams):
-                found.append(one(index))
-    stacked = stack_states(found)
-    return stacked.params, stacked.buffers
-
-
-class _Engine:
-    """Computes the gradients of all networks, by the fastest path that works.
-
-    Args:
-        loss: see :data:`Loss`.
-        batched: whether each network has a minibatch of its own.
-        mode: how to compute them where no graph is captured.
-        compile: ``off`` for losses that draw random numbers by themselves.
-    """
-
-    def __init__(self, loss: Loss, batched: bool, mode: str, compile: str) -> None:
-        self.loss, self.batched, self.mode = loss, batched, mode
-        self.compiles = compile == "auto"
-        self._replay: Replay | None = None
-
-    def begin(self, state: NetworkState, batch: Batch, noise: Tensors, steps: int) -> None:
-        """Choose the path for a training of so many steps, whose first step is given."""
-        networks = next(iter(state.params.values())).shape[0]
-        if not self.compiles:
-            return
-        if batch.weight.is_cuda:
-            self._replay = Replay(self._captured) if steps >= WORTH_CAPTURING else None
-            repays = steps * networks >= WORTH_COMPILING
-        else:
-            repays = self.mode == "loop" and worth_compiling(
-                float(steps) * networks * self._operations_of_one(state, batch, noise)
-            )
-        if repays:
-            self.loss = compiled_once(self.loss)
-
-    def _operations_of_one(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
-        """Return the floating-point operations of the first network's gradient."""
-        first = NetworkState(*({name: t[:1] for name, t in part.items()} for part in state))
-        own = _one(batch, slice(1)) if self.batched else batch
-        own_noise = {name: t[:1] for name, t in noise.items()}
-        return operations(lambda: self._plain(first, own, own_noise, self.mode))[1]
-
-    def __call__(self, key: Draws, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
-        """Return all networks' gradients, which the next call may overwrite, and updated buffers, stacked."""
-        if self._replay is None or self._replay.failed:
-            return self._plain(state, batch, noise, self.mode)
-        gradients, buffers = self._replay(key, (state, batch, noise))
-        return gradients, {name: buffer.clone() for name, buffer in buffers.items()}
-
-    def _captured(self, key: Draws, inputs: tuple[NetworkState, Batch, Tensors]) -> tuple[Tensors, Tensors]:
-        state, batch, noise = inputs
-        return self._plain(state, batch, noise, "loop")
-
-    def _plain(self, state: NetworkState, batch: Batch, noise: Tensors, mode: str) -> tuple[Tensors, Tensors]:
-        return _gradients(self.loss, state, batch, noise, self.batched, mode)
-
-
-def _norm(tensors: Tensors) -> Tensor:
-    """Return each stacked network's norm over all its tensors, never 0."""
-    squares = torch.stack([tensor.flatten(1).square().sum(1) for tensor in tensors.values()])
-    return squares.sum(0).sqrt().clamp_min(torch.finfo(squares.dtype).tiny)
-
-
-def _along(scale: Tensor, tensor: Tensor) -> Tensor:
-    """Return a stacked tensor with each network's part scaled by its own number."""
-    return scale.view(-1, *(1,) * (tensor.ndim - 1)) * tensor
-
-
-def _uphill(state: NetworkState, gradients: Tensors, protocol: FitProtocol) -> NetworkState:
-    """Return stacked networks, each moved by rho up its own loss, measured in units of the parameters if adaptive."""
-    params = {name: p.detach() for name, p in state.params.items()}
-    unit = {name: p.abs() if protocol.sam_adaptive else torch.ones_like(p) for name, p in params.items()}
-    scale = protocol.sam / _norm({name: unit[name] * gradient for name, gradient in gradients.items()})
-    moved = {name: p + _along(scale, unit[name].square() * gradients[name]) for name, p in params.items()}
-    return NetworkState(moved, state.buffers)
-
-
-def _less_gap(moved: Tensors, here: Tensors, weight: float) -> Tensors:
-    """Return the moved networks' gradients minus that part of the original ones that is orthogonal to them."""
-    dot = torch.stack([(moved[name] * here[name]).flatten(1).sum(1) for name in moved]).sum(0)
-    shared = dot / _norm(moved).square()
-    return {name: g - weight * (here[name] - _along(shared, g)) for name, g in moved.items()}
-
-
 def fit_networks(
     init: Callable[[Draws], NetworkState],
     loss: Loss,
@@ -276,7 +135,7 @@ def fit_networks(
 
     Args:
         init: draws one network.
-        loss: see :data:`Loss`.
+        loss: see :data:`~mmdistill.networks.stacked.Loss`.
         data: the training samples, on the networks' device.
         protocol: epochs, optimizer and schedule.
         n: how many networks.
@@ -313,7 +172,7 @@ def fit_networks(
     device = data.weight.device
     if device.type == "cpu":
         keep_freed_memory()
-    engine: _Engine | None = None
+    engine: GradientEngine | None = None
     step, steps = 0, protocol.epochs * math.ceil(visits / size)
     for epoch in range(protocol.epochs):
         if epoch in decay_epochs and epoch > 0:
@@ -331,15 +190,15 @@ def fit_networks(
             current = NetworkState(state.params, buffers)
             batched = order is not None
             if engine is None:
-                engine = _Engine(loss, batched, mode, compile)
+                engine = GradientEngine(loss, batched, mode, compile)
                 engine.begin(current, batch, own_noise, steps)
             gradients, buffers = engine(step_key, current, batch, own_noise)
             if protocol.sam:
                 here = {name: gradient.clone() for name, gradient in gradients.items()}
-                there = _uphill(current, gradients, protocol)
+                there = uphill(current, gradients, protocol.sam, protocol.sam_adaptive)
                 gradients, buffers = engine(step_key, there, batch, own_noise)
                 if protocol.sam_gap:
-                    gradients = _less_gap(gradients, here, protocol.sam_gap)
+                    gradients = without_gap(gradients, here, protocol.sam_gap)
             _set_rate(optimizer, lr * rate_factor(protocol, step, steps))
             _step(optimizer, state.params, gradients)
             step += 1
@@ -367,7 +226,7 @@ def fit_steps(
 
     Args:
         init: draws one network.
-        loss: see :data:`Loss`.
+        loss: see :data:`~mmdistill.networks.stacked.Loss`.
         steps: the steps' batches, every tensor ``(T, b, ...)``; all networks take the same ones.
         rates: T learning rates.
         momentum: beta of SGD with momentum.
@@ -387,7 +246,7 @@ def fit_steps(
     for index, rate in enumerate(rates):
         _set_rate(optimizer, rate)
         current = NetworkState(state.params, buffers)
-        gradients, buffers = _gradients(loss, current, _one(steps, index), {}, False, mode)
+        gradients, buffers = stacked_gradients(loss, current, part_of(steps, index), {}, False, mode)
         _step(optimizer, state.params, gradients)
     for parameter in state.params.values():
         parameter.grad = None

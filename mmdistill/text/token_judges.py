@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mmdistill.labels import soft_cross_entropy, weighted_mean
-from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps, state_at
+from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps, learned_steps
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.stacked import state_at
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors
 from mmdistill.text.attention import class_labels

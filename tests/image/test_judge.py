@@ -9,8 +9,9 @@ from mmdistill.image import ImageTask, image_task
 from mmdistill.image.judge import Judge, with_learned_rate
 from mmdistill.image.protocols import CLASSIFICATION, Plan
 from mmdistill.methods import CORE_METHODS
-from mmdistill.networks.fit import fit_steps, state_at
+from mmdistill.networks.fit import fit_steps
 from mmdistill.networks.minibatches import fixed_order, gather_steps, learned_steps
+from mmdistill.networks.stacked import state_at
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors

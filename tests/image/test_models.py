@@ -15,8 +15,8 @@ from mmdistill.image.models import (
     parse_model,
 )
 from mmdistill.image.models.layers import AveragePool2d, BatchNorm2d, Convolution, InstanceNorm, Norm
-from mmdistill.networks.fit import stack_states
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.stacked import stack_states
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
 

@@ -9,7 +9,7 @@ from torch import nn
 from mmdistill.capture import Replay
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.labels import soft_cross_entropy, weighted_mean
-from mmdistill.networks import fit
+from mmdistill.networks import stacked
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.streams import side_streams
@@ -36,11 +36,11 @@ def test_captured_training_equals_the_sequential_loop(protocol: FitProtocol, mon
     plain = fit_networks(net.init, loss, data, protocol, 3, key, mode="loop")
     replays: list[Replay] = []
 
-    def begin(self: fit._Engine, *args: object) -> None:
+    def begin(self: stacked.GradientEngine, *args: object) -> None:
         self._replay = Replay(self._captured, RepeatedCall)
         replays.append(self._replay)
 
-    monkeypatch.setattr(fit._Engine, "begin", begin)
+    monkeypatch.setattr(stacked.GradientEngine, "begin", begin)
     captured = fit_networks(net.init, loss, data, protocol, 3, key, mode="loop")
     assert replays[0].captured
     for one, other in zip(plain, captured, strict=True):

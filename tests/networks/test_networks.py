@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.fit import FitProtocol, Loss, fit_networks
+from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.schedules import (
     EMPTY,
@@ -16,6 +16,7 @@ from mmdistill.networks.schedules import (
     accuracy,
     sgd_step,
 )
+from mmdistill.networks.stacked import Loss
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors
 from tests.toys import BlobTask, smooth_mlp
@@ -321,7 +322,7 @@ def test_a_long_training_compiles_its_loss(monkeypatch: pytest.MonkeyPatch) -> N
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         return task.loss(state, batch), state.buffers
 
-    monkeypatch.setattr("mmdistill.networks.fit.compiled_once", kept)
+    monkeypatch.setattr("mmdistill.networks.stacked.compiled_once", kept)
     data, found = task.select(torch.arange(20)), []
     for worth in (1e30, 1.0):
         monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", worth)

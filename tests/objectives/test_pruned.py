@@ -14,7 +14,8 @@ from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, image_task
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, default_folder
-from mmdistill.networks.fit import FitProtocol, fit_networks, state_at
+from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.stacked import state_at
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.trajectory import (
     PrunedTrajectoryMatching,

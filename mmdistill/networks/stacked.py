@@ -1,0 +1,128 @@
+"""Gradients of many networks at once, whose parameters are stacked along a leading axis."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmdistill.capture import Replay
+from mmdistill.compilation import compiled_once, operations, worth_compiling
+from mmdistill.networks.streams import side_streams
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Tensors, map_inputs
+
+Loss = Callable[[NetworkState, Batch, Tensors], tuple[Tensor, Tensors]]
+"""``(state, batch, noise) -> (scalar loss, updated buffers)``; noise holds this network's own random tensors."""
+
+
+WORTH_CAPTURING = 50
+"""Steps from which capturing them on CUDA repays the few eager ones that it begins with."""
+WORTH_COMPILING = 200_000
+"""Steps of one network from which compiling them for CUDA, which takes half a minute, repays too."""
+
+
+def stack_states(states: list[NetworkState]) -> NetworkState:
+    """Stack network states along a new leading axis."""
+    first = states[0]
+    return NetworkState(
+        {name: torch.stack([s.params[name] for s in states]) for name in first.params},
+        {name: torch.stack([s.buffers[name] for s in states]) for name in first.buffers},
+    )
+
+
+def state_at(state: NetworkState, index: int) -> NetworkState:
+    """Return one network of a stacked state."""
+    return NetworkState(
+        {name: t[index] for name, t in state.params.items()},
+        {name: t[index] for name, t in state.buffers.items()},
+    )
+
+
+def part_of(batch: Batch, index: int | slice) -> Batch:
+    """Return one of the stacked minibatches, or some."""
+    return Batch(*(map_inputs(lambda t: t[index], part) for part in batch))  # type: ignore[arg-type]
+
+
+def stacked_gradients(
+    loss: Loss, state: NetworkState, batch: Batch, noise: Tensors, batched: bool, mode: str
+) -> tuple[Tensors, Tensors]:
+    """Return every network's parameter gradients and updated buffers, stacked."""
+
+    def value(params: Tensors, buffers: Tensors, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        return loss(NetworkState(params, buffers), batch, noise)
+
+    if mode == "vmap":
+        gradient = torch.func.grad(value, has_aux=True)
+        dims = (0, 0, 0 if batched else None, 0)
+        result: tuple[Tensors, Tensors] = torch.func.vmap(gradient, in_dims=dims)(*state, batch, noise)
+        return result
+
+    def one(index: int) -> NetworkState:
+        own = state_at(state, index)
+        own_noise = {name: t[index] for name, t in noise.items()}
+        # Plain autograd: torch.func.grad keeps a graph of the gradient, for which norms take slower kernels.
+        leaves = {name: p.detach().requires_grad_() for name, p in own.params.items()}
+        with torch.enable_grad():
+            scalar, buffers = value(leaves, own.buffers, part_of(batch, index) if batched else batch, own_noise)
+        gradients = torch.autograd.grad(scalar, list(leaves.values()), materialize_grads=True)
+        return NetworkState(dict(zip(leaves, gradients, strict=True)), buffers)
+
+    found = []
+    with side_streams(batch.weight.device) as streams:
+        for index in range(next(iter(state.params.values())).shape[0]):
+            with next(streams):
+                found.append(one(index))
+    stacked = stack_states(found)
+    return stacked.params, stacked.buffers
+
+
+class GradientEngine:
+    """Computes the gradients of all networks, one step after the other, by the fastest path that works.
+
+    Args:
+        loss: see :data:`Loss`.
+        batched: whether each network has a minibatch of its own.
+        mode: how to compute them where no graph is captured.
+        compile: ``off`` for losses that draw random numbers by themselves.
+    """
+
+    def __init__(self, loss: Loss, batched: bool, mode: str, compile: str) -> None:
+        self.loss, self.batched, self.mode = loss, batched, mode
+        self.compiles = compile == "auto"
+        self._replay: Replay | None = None
+
+    def begin(self, state: NetworkState, batch: Batch, noise: Tensors, steps: int) -> None:
+        """Choose the path for a training of so many steps, whose first step is given."""
+        networks = next(iter(state.params.values())).shape[0]
+        if not self.compiles:
+            return
+        if batch.weight.is_cuda:
+            self._replay = Replay(self._captured) if steps >= WORTH_CAPTURING else None
+            repays = steps * networks >= WORTH_COMPILING
+        else:
+            repays = self.mode == "loop" and worth_compiling(
+                float(steps) * networks * self._operations_ofpart_of(state, batch, noise)
+            )
+        if repays:
+            self.loss = compiled_once(self.loss)
+
+    def _operations_ofpart_of(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
+        """Return the floating-point operations of the first network's gradient."""
+        first = NetworkState(*({name: t[:1] for name, t in part.items()} for part in state))
+        own = part_of(batch, slice(1)) if self.batched else batch
+        own_noise = {name: t[:1] for name, t in noise.items()}
+        return operations(lambda: self._plain(first, own, own_noise, self.mode))[1]
+
+    def __call__(self, key: Draws, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
+        """Return all networks' gradients, which the next call may overwrite, and updated buffers, stacked."""
+        if self._replay is None or self._replay.failed:
+            return self._plain(state, batch, noise, self.mode)
+        gradients, buffers = self._replay(key, (state, batch, noise))
+        return gradients, {name: buffer.clone() for name, buffer in buffers.items()}
+
+    def _captured(self, key: Draws, inputs: tuple[NetworkState, Batch, Tensors]) -> tuple[Tensors, Tensors]:
+        state, batch, noise = inputs
+        return self._plain(state, batch, noise, "loop")
+
+    def _plain(self, state: NetworkState, batch: Batch, noise: Tensors, mode: str) -> tuple[Tensors, Tensors]:
+        return stacked_gradients(self.loss, state, batch, noise, self.batched, mode)
