@@ -1,9 +1,7 @@
 """Algorithm 1, one step at a time."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +14,15 @@ from mmdistill.methods import Method
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one
-from mmdistill.optimizers import LAMB, AdaBelief
+from mmdistill.optimizers import is_active, make_optimizer, rate_at
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, detached
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, Validates
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "lamb": LAMB,
-    "adabelief": AdaBelief,
-}
 
 
 class Distiller:
@@ -160,14 +150,7 @@ class Distiller:
                 f"{self.method.title} learns the group {name!r} but its settings give no optimizer for it; "
                 f"there are {sorted(self.settings.optimizers)}"
             )
-        options: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "maximize": spec.maximize}
-        if spec.name == "sgd":
-            options["momentum"] = spec.momentum
-        else:
-            options["betas"] = spec.betas
-            if spec.name in ("adam", "adamw"):
-                options["capturable"] = self.task.device.type == "cuda"
-        return OPTIMIZERS[spec.name](parameters, **options)
+        return make_optimizer(spec, parameters, self.task.device)
 
     def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
         """Return the real batch of a step, in the objective's view, as it was drawn."""
@@ -271,7 +254,7 @@ class Distiller:
 
     def active(self, run: RunState) -> tuple[str, ...]:
         """Return the groups that this step learns; those at rest need no gradient."""
-        return tuple(name for name in _groups(run) if _is_active(self.settings.optimizers[name], run.step))
+        return tuple(name for name in _groups(run) if is_active(self.settings.optimizers[name], run.step))
 
     def _update(self, run: RunState, gradients: list[Tensor | None]) -> None:
         """Step every active group."""
@@ -284,10 +267,8 @@ class Distiller:
             torch.nn.utils.clip_grad_norm_(tensors, self.settings.clip)
         for name in active:
             optimizer, spec = run.optimizers[name], self.settings.optimizers[name]
-            if spec.cosine:
-                wave = 0.5 * (1 + math.cos(math.pi * run.step / max(self.steps, 1)))
-                for group in optimizer.param_groups:
-                    group["lr"] = spec.lr * (spec.floor + (1 - spec.floor) * wave)
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(spec, run.step, self.steps)
             optimizer.step()
 
     def exhausted(self, run: RunState) -> bool:
@@ -400,10 +381,3 @@ def _follow(average: Tensors, current: Tensors, decay: float) -> None:
             average[name].lerp_(tensor.detach(), 1 - decay)
         else:
             average[name].copy_(tensor)
-
-
-def _is_active(spec: OptimizerSpec, step: int) -> bool:
-    if spec.active is None:
-        return True
-    start, stop, period = spec.active
-    return start <= step % period < stop

@@ -1,5 +1,6 @@
-"""Optimizers of synthetic data that torch does not have."""
+"""Optimizers of synthetic data: how settings make and anneal them, and two that torch does not have."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mmdistill.errors import ConfigError
+from mmdistill.settings import OptimizerSpec
 from mmdistill.task import Tensors
 
 
@@ -144,3 +146,41 @@ class AdaBelief(_Moments):
         second = state["exp_avg_sq"].lerp_(surprise, 1 - beta2).add_(group["eps"])
         root = (second / (1 - beta2 ** state["step"])).sqrt() + group["eps"]
         parameter -= group["lr"] / (1 - beta1 ** state["step"]) * first / root
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "lamb": LAMB,
+    "adabelief": AdaBelief,
+}
+"""By the names that settings use."""
+
+
+def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor], device: torch.device) -> Optimizer:
+    """Return the optimizer of one group of tensors on a device."""
+    options: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "maximize": spec.maximize}
+    if spec.name == "sgd":
+        options["momentum"] = spec.momentum
+    else:
+        options["betas"] = spec.betas
+        if spec.name in ("adam", "adamw"):
+            options["capturable"] = device.type == "cuda"
+    return OPTIMIZERS[spec.name](parameters, **options)
+
+
+def rate_at(spec: OptimizerSpec, step: int, steps: int) -> float:
+    """Return the learning rate at a step of so many: constant, or annealed by a cosine to the spec's floor."""
+    if not spec.cosine:
+        return spec.lr
+    wave = 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
+    return spec.lr * (spec.floor + (1 - spec.floor) * wave)
+
+
+def is_active(spec: OptimizerSpec, step: int) -> bool:
+    """Return whether a group is stepped at a step, or rests."""
+    if spec.active is None:
+        return True
+    start, stop, period = spec.active
+    return start <= step % period < stop

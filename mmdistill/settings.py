@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Literal
+from typing import Literal, get_args
 
 from mmdistill.coresets import InitKind
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, did_you_mean
 
 LEAST: Mapping[str, float] = {
     "steps": 0,
@@ -52,6 +52,9 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
 
 
+OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
+
+
 @dataclass(frozen=True)
 class OptimizerSpec:
     """How one group of learned tensors is stepped.
@@ -69,7 +72,7 @@ class OptimizerSpec:
         floor: the share of the rate that the annealing ends with.
     """
 
-    name: Literal["sgd", "adam", "adamw", "lamb", "adabelief"] = "sgd"
+    name: OptimizerName = "sgd"
     lr: float = 0.1
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -80,6 +83,13 @@ class OptimizerSpec:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.name not in get_args(OptimizerName):
+            known = get_args(OptimizerName)
+            raise ConfigError(
+                f"unknown optimizer {self.name!r}{did_you_mean(str(self.name), known)} (there are: {', '.join(known)})"
+            )
+        if self.active is not None and not 0 <= self.active[0] < self.active[1] <= self.active[2]:
+            raise ConfigError(f"active is (start, stop, period) with 0 <= start < stop <= period, got {self.active}")
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"floor is a share of the rate between 0 and 1, got {self.floor}")
         require_at_least(self, {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0})

@@ -124,3 +124,11 @@ def test_the_annealed_rate_ends_at_its_floor() -> None:
     assert rates == pytest.approx(expected)
     with pytest.raises(ConfigError, match="floor is a share"):
         OptimizerSpec(floor=1.5)
+
+
+def test_optimizers_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown optimizer 'adma'; did you mean 'adam'"):
+        OptimizerSpec("adma")  # type: ignore[arg-type]
+    for active in ((2, 2, 4), (0, 5, 4), (-1, 2, 4), (0, 1, 0)):
+        with pytest.raises(ConfigError, match="start < stop <= period"):
+            OptimizerSpec(active=active)
