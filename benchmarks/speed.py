@@ -36,7 +36,8 @@ from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.judge import training_loss
-from mmdistill.methods import Method, fresh
+from mmdistill.method import Method
+from mmdistill.methods import fresh
 from mmdistill.networks import stacked
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.objectives.base import Network

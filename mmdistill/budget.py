@@ -7,7 +7,7 @@ from numbers import Integral
 
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.methods import Method, Storage
+from mmdistill.method import Method, Storage
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.task import Task

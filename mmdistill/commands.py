@@ -23,7 +23,7 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks, subset_bytes
 from mmdistill.judging import judge_missing, keeping
-from mmdistill.methods import LABELS, Method
+from mmdistill.method import LABELS, Method
 from mmdistill.metrics import dropped_baselines, read_metrics
 from mmdistill.networks.experts import default_folder, is_complete, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories

@@ -20,7 +20,7 @@ from mmdistill.compilation import CompileMode
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError, UnsupportedError
 from mmdistill.memory import explained
-from mmdistill.methods import Method, Storage
+from mmdistill.method import Method, Storage
 from mmdistill.networks.architecture import described_layers, differing_lines
 from mmdistill.precision import Precision
 from mmdistill.registry import get_domain, get_method, get_parameterization, unknown_name

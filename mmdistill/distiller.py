@@ -10,7 +10,7 @@ from mmdistill import ranks, runtime
 from mmdistill.compilation import Program, compiled, operations
 from mmdistill.errors import ConfigError
 from mmdistill.labels import TeacherLabels
-from mmdistill.methods import Method
+from mmdistill.method import Method
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mmdistill.errors import ConfigError, did_you_mean
-from mmdistill.methods import CORE_METHODS, Method, MethodTable, Storage
+from mmdistill.method import Method, MethodTable, Storage
+from mmdistill.methods import CORE_METHODS
 from mmdistill.task import Batch, BudgetKind, Task
 
 Schedule = Literal["published", "reduced"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmdistill.budget import find_budget, largest_within
 from mmdistill.errors import DataError
 from mmdistill.graph import graph_task
-from mmdistill.methods import MethodTable
+from mmdistill.method import MethodTable
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
 from mmdistill.task import Task

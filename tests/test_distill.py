@@ -18,7 +18,8 @@ from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from mmdistill.labels import LabelKind
-from mmdistill.methods import CORE_METHODS, Method
+from mmdistill.method import Method
+from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distribution import DistributionMatching

@@ -12,7 +12,8 @@ from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
-from mmdistill.methods import CORE_METHODS, Method
+from mmdistill.method import Method
+from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.base import Network, class_features, class_gradients, class_means
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.ridge import RandomFeatureRidge

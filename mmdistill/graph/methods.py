@@ -7,7 +7,8 @@ from mmdistill.graph.schedules import trained_on_graph
 from mmdistill.graph.structure import bernoulli_edges, pairwise_mlp
 from mmdistill.graph.synthetic import mean_features, propagated_features, raw_features, with_structure
 from mmdistill.graph.trajectories import graph_experts, graph_trajectory_matching
-from mmdistill.methods import Method, MethodTable, fresh, trained_on_s
+from mmdistill.method import Method, MethodTable
+from mmdistill.methods import fresh, trained_on_s
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching

@@ -9,7 +9,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.graph.models import glorot
 from mmdistill.graph.task import GraphTask
 from mmdistill.graph.teacher import TeacherRecipe, teach
-from mmdistill.methods import Configured
+from mmdistill.method import Configured
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.runtime import Draws

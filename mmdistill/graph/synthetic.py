@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mmdistill.coresets import allocate, choose_samples, k_means
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
-from mmdistill.methods import Parameterizer
+from mmdistill.method import Parameterizer
 from mmdistill.parameterizations.base import FeatureMap, Parameterization, stored_tensor_bytes
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings

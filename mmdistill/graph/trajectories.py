@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from mmdistill.graph.task import GraphTask
-from mmdistill.methods import Configured
+from mmdistill.method import Configured
 from mmdistill.networks.experts import ExpertRecipe, Experts, default_folder, open_experts
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.trajectories import ExpertTrajectories, needed_epochs

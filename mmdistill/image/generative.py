@@ -8,7 +8,8 @@ from torch import nn
 from mmdistill.image.generator import GeneratorRecipe, trained_generator, untrained_generator
 from mmdistill.image.storage import latent
 from mmdistill.labels import LabelKind
-from mmdistill.methods import Method, Storage, fresh
+from mmdistill.method import Method, Storage
+from mmdistill.methods import fresh
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget

@@ -7,7 +7,8 @@ from functools import partial
 from mmdistill.image.augment import SiameseAugmentation
 from mmdistill.image.cutmix import MixedMinibatches
 from mmdistill.image.storage import tiled
-from mmdistill.methods import CORE_METHODS, Configured, Method, trained_by
+from mmdistill.method import Configured, Method
+from mmdistill.methods import CORE_METHODS, trained_by
 from mmdistill.networks.early import EarlyStagePool
 from mmdistill.networks.schedules import AccuracyDriven, TrainedOnS, TrainedOnT, TrainedUntilSaturated
 from mmdistill.objectives.base import Objective

@@ -5,7 +5,7 @@ from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING
 from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS
 from mmdistill.image.unrolled import UNROLLED_METHODS, UNROLLED_PRESETS
 from mmdistill.image.unrolled_digits import UNROLLED_DIGITS
-from mmdistill.methods import Method, MethodTable
+from mmdistill.method import Method, MethodTable
 
 METHODS = MethodTable(
     {

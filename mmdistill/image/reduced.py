@@ -10,7 +10,8 @@ from mmdistill.image.generative import STORAGE_REDUCED
 from mmdistill.image.matching import MATCHING_REDUCED
 from mmdistill.image.ridge import RIDGE_REDUCED
 from mmdistill.image.unrolled_reduced import UNROLLED_REDUCED
-from mmdistill.methods import CORE_METHODS, Method
+from mmdistill.method import Method
+from mmdistill.methods import CORE_METHODS
 from mmdistill.settings import OptimizerSpec, Settings
 
 

@@ -8,7 +8,8 @@ import torch
 from mmdistill.errors import ConfigError
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import FixedLabels, LabelKind, LearnedLabels, centred_one_hot
-from mmdistill.methods import Method, fresh, trained_on_s, unread
+from mmdistill.method import Method
+from mmdistill.methods import fresh, trained_on_s, unread
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.base import Network, flatten_classes

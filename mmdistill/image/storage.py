@@ -5,7 +5,7 @@ storage brings the rates of its groups ``codes`` and ``decoder`` along.
 """
 
 from mmdistill.labels import LabelKind
-from mmdistill.methods import Storage
+from mmdistill.method import Storage
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.canvas import class_canvases

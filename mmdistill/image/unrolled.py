@@ -5,13 +5,11 @@ from dataclasses import replace
 
 from mmdistill.image.storage import addressed, hallucinated
 from mmdistill.labels import LabelKind
+from mmdistill.method import Configured, Method, Storage
 from mmdistill.methods import (
     CORE_METHODS,
     MTT_CIFAR10,
     TESLA_STEPS,
-    Configured,
-    Method,
-    Storage,
     TrajectoryRow,
     experts_by,
     fresh,

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from mmdistill.image.storage import addressed
 from mmdistill.image.unrolled import UNROLLED_METHODS, ld_settings
-from mmdistill.methods import CORE_METHODS, Method, experts_by
+from mmdistill.method import Method
+from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.settings import OptimizerSpec, Settings

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from mmdistill.image.unrolled import UNROLLED_METHODS
 from mmdistill.image.unrolled_digits import EARLY_EPOCHS, experts_by_start, short_ld
-from mmdistill.methods import CORE_METHODS, Method, experts_by
+from mmdistill.method import Method
+from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.settings import OptimizerSpec, Settings
 

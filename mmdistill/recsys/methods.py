@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mmdistill import ranks
 from mmdistill.errors import ConfigError
-from mmdistill.methods import Configured, Method, MethodTable, fresh
+from mmdistill.method import Configured, Method, MethodTable
+from mmdistill.methods import fresh
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.performance import Kernel, KernelRidgeMatching, LinearKernel, multinomial, without_diagonal
 from mmdistill.objectives.unrolled import flat

@@ -7,7 +7,7 @@ from torch import Tensor
 from mmdistill.coresets import InitKind, allocate, choose_samples
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.labels import LabelKind
-from mmdistill.methods import Storage
+from mmdistill.method import Storage
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.recsys.synthetic import (
     BinaryInteractions,

@@ -1,7 +1,7 @@
 """Texts as points of a frozen sentence encoder, or as sequences of token embeddings, with labels."""
 
 from mmdistill.errors import ConfigError
-from mmdistill.methods import Storage
+from mmdistill.method import Storage
 from mmdistill.registry import Domain, TaskOptions, canonical, unknown_name
 from mmdistill.task import Task
 from mmdistill.text.data import HUB_PREFIX, SOURCES, TextData, TextSplit, accepts, load_text

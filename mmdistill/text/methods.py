@@ -8,7 +8,8 @@ from torch import Tensor
 from mmdistill.coresets import allocate, k_means
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
-from mmdistill.methods import Method, MethodTable, fresh, trained_on_s
+from mmdistill.method import Method, MethodTable
+from mmdistill.methods import fresh, trained_on_s
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching

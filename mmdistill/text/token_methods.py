@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.methods import Configured, Method, MethodTable, fresh, trained_on_s, unrolled_performance
+from mmdistill.method import Configured, Method, MethodTable
+from mmdistill.methods import fresh, trained_on_s, unrolled_performance
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching

@@ -5,7 +5,7 @@ import pytest
 from mmdistill.image import DOMAIN, image_task
 from mmdistill.image.cutmix import MixedMinibatches
 from mmdistill.image.matching import COLOR_CROP, COLOR_CROP_CUTOUT, contrastive
-from mmdistill.methods import Method
+from mmdistill.method import Method
 from mmdistill.networks.early import EarlyStagePool
 from mmdistill.networks.schedules import AccuracyDriven, TrainedOnT, TrainedUntilSaturated
 from mmdistill.objectives.distances import conv_absolute_error, conv_squared_error

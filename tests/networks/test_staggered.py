@@ -10,7 +10,7 @@ from torch import Tensor
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.labels import centred_one_hot
-from mmdistill.methods import Method
+from mmdistill.method import Method
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.ridge import MarginKernelRidge

@@ -12,7 +12,8 @@ from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.evaluate import evaluate
-from mmdistill.methods import CORE_METHODS, Method, fresh
+from mmdistill.method import Method
+from mmdistill.methods import CORE_METHODS, fresh
 from mmdistill.networks.experts import ExpertRecipe
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.trajectories import ExpertTrajectories

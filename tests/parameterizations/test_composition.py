@@ -14,7 +14,8 @@ from mmdistill.image.generative import generated, of_generator
 from mmdistill.image.generator import GeneratorRecipe, trained_generator
 from mmdistill.image.storage import canvas, coefficients, hallucinated, latent
 from mmdistill.labels import LabelKind
-from mmdistill.methods import CORE_METHODS, Method, Storage
+from mmdistill.method import Method, Storage
+from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import domain_methods, get_domain, get_method, get_parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings

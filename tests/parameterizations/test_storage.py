@@ -12,7 +12,8 @@ from mmdistill.image.methods import METHODS
 from mmdistill.image.storage import addressed, hallucinated, latent
 from mmdistill.image.task import ImageTask, image_task
 from mmdistill.labels import FixedLabels
-from mmdistill.methods import CORE_METHODS, Storage
+from mmdistill.method import Storage
+from mmdistill.methods import CORE_METHODS
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.decoder import DecodedCodes, Hallucinator, LatentDecoder, make_decoders
 from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation

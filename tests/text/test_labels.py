@@ -8,7 +8,7 @@ import torch
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind
-from mmdistill.methods import LABELS
+from mmdistill.method import LABELS
 from mmdistill.runtime import Draws
 from mmdistill.text.methods import METHODS
 from mmdistill.text.token_methods import TOKEN_METHODS

@@ -12,7 +12,7 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, ShapeError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import FixedLabels
-from mmdistill.methods import Method
+from mmdistill.method import Method
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws

@@ -7,7 +7,8 @@ from mmdistill.graph.sets.data import TU, GraphSet, load_graph_set, tu_prefix
 from mmdistill.graph.sets.draw import draw, export_pyg, export_tensors
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.graph.sets.task import PROTOCOL, GraphSetTask, graph_set_task
-from mmdistill.methods import Method, MethodTable, fresh
+from mmdistill.method import Method, MethodTable
+from mmdistill.methods import fresh
 from mmdistill.objectives.distances import relative_squared_error
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.registry import Domain, TaskOptions

@@ -1,0 +1,167 @@
+"""What a method is: a composition of four columns of Table 1, as a value, with its settings."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
+from mmdistill.labels import LabelKind
+from mmdistill.networks.schedules import NetworkSchedule
+from mmdistill.objectives.base import Objective
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.task import Task
+
+Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
+"""Builds the initial parameterization: ``(task, budget, settings, label kind, draws)``."""
+
+LABELS: Mapping[str, LabelKind] = {
+    "hard": "fixed",
+    "soft": "softmax",
+    "unrestricted": "learned",
+    "teacher": "teacher",
+}
+"""What users call the kinds of labels."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A way of storing samples, for any method; it is called as a :data:`Parameterizer`.
+
+    Args:
+        build: builds the initial parameterization.
+        summary: one line for users.
+        optimizers: for the groups that it learns, where a method's own rates are for other units than its codes have.
+        fills: whether it fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these become
+            the largest budget whose set takes no more.
+    """
+
+    build: Parameterizer
+    summary: str = ""
+    optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
+    fills: bool = True
+
+    def __call__(self, task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        """Build the initial parameterization."""
+        return self.build(task, budget, settings, label, draws)
+
+
+Solver = Callable[[Task, int, Draws], Parameterization]
+"""Builds the finished set in closed form: ``(task, budget, draws)``."""
+
+
+@dataclass(frozen=True)
+class Configured:
+    """An objective with hyper-parameters of its own that come from the settings (unrolled steps, their rate).
+
+    Args:
+        make: makes the objective.
+    """
+
+    make: Callable[[Settings], Objective]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of Table 1.
+
+    Args:
+        title: the name in the literature.
+        objective: makes the objective, from the settings where it is :class:`Configured`.
+        network: makes the schedule from the settings.
+        settings: the published settings, as a function of the budget (ipc, nodes or users).
+        parameterization: builds codes and decoder; None is the domain's default (raw samples).
+        label: fixed, learned (unrestricted), softmax, or a teacher's.
+        domains: where it makes sense.
+        summary: one line for ``mmdistill methods``.
+        source: the paper.
+        solve: a closed form that replaces the loop.
+        sized: of a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
+    """
+
+    title: str
+    objective: Callable[[], Objective] | Configured | None
+    network: Callable[[Settings], NetworkSchedule]
+    settings: Callable[[int], Settings]
+    parameterization: Parameterizer | None = None
+    label: LabelKind = "fixed"
+    domains: tuple[str, ...] = ("image",)
+    summary: str = ""
+    source: str = ""
+    solve: Solver | None = None
+    sized: Solver | None = None
+
+    def make_objective(self, settings: Settings) -> Objective:
+        """Return the objective for some settings.
+
+        Raises:
+            ConfigError: the method has none.
+        """
+        if self.objective is None:
+            raise ConfigError(f"{self.title} has neither an objective nor a closed form")
+        return self.objective.make(settings) if isinstance(self.objective, Configured) else self.objective()
+
+    def with_settings(self, **changes: object) -> "Method":
+        """Return the method with some settings replaced, whatever the budget.
+
+        Raises:
+            ConfigError: an unknown setting.
+        """
+        base = self.settings
+        known = Settings.__dataclass_fields__
+        unknown = [name for name in changes if name not in known]
+        if unknown:
+            hint = did_you_mean(unknown[0], known)
+            if unknown[0] in OptimizerSpec.__dataclass_fields__:
+                hint = f"; it is an optimizer's: optimizers={{'codes': OptimizerSpec('sgd', {unknown[0]}=...)}}"
+            raise ConfigError(f"unknown setting {unknown[0]!r}{hint} (there are: {', '.join(known)})")
+        return replace(self, settings=lambda budget: replace(base(budget), **changes))  # type: ignore[arg-type]
+
+    def labelled(self, label: LabelKind) -> "Method":
+        """Return the method with labels of another kind; where it has no rate for learned ones, they get Adam's 0.01.
+
+        Raises:
+            ConfigError: a closed form, whose labels are its own.
+        """
+        if self.solve is not None:
+            raise ConfigError(f"{self.title} has a closed form, whose labels are its own")
+        base = self.settings
+
+        def settings(budget: int) -> Settings:
+            own = base(budget)
+            return replace(own, optimizers={"labels": OptimizerSpec("adam", 0.01), **own.optimizers})
+
+        return replace(self, label=label, settings=settings)
+
+    def stored_as(self, storage: Storage) -> "Method":
+        """Return the method with another way of storing its samples, and the rates that this needs.
+
+        Raises:
+            ConfigError: a closed form, which has a way of its own.
+        """
+        if self.solve is not None:
+            raise ConfigError(f"{self.title} has a closed form, whose samples are stored as they are")
+        base = self.settings
+
+        def settings(budget: int) -> Settings:
+            own = base(budget)
+            return replace(own, optimizers={**own.optimizers, **storage.optimizers})
+
+        return replace(self, parameterization=storage, settings=settings)
+
+
+class MethodTable(dict[str, Method]):
+    """Methods by name; the error for a name that is not there says which names are near."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        """Refuse a name that is not there.
+
+        Raises:
+            UnknownNameError: always.
+        """
+        near = did_you_mean(str(name).lower().replace("_", "-"), self)
+        raise UnknownNameError(
+            f"no method {name!r} in this table{near} (there are: {', '.join(sorted(self))}); all methods for one kind "
+            "of data are found by mmdistill.registry.get_method(get_domain('image'), name)"
+        )
