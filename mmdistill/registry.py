@@ -105,7 +105,7 @@ class Domain:
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
-        options: which of the options in :data:`~mmdistill.commands.OPTIONS_OF_DOMAINS` mean something to it.
+        options: which of the options in :data:`~mmdistill.assembly.OPTIONS_OF_DOMAINS` mean something to it.
         taxonomy: by method name, the rows of Table 1.
     """
 

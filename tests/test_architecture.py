@@ -35,7 +35,7 @@ def test_the_core_imports_no_domain() -> None:
 
 
 def test_domains_import_neither_the_distiller_nor_each_other() -> None:
-    banned = {"cli", "commands", "config", "distill", "distiller"}
+    banned = {"assembly", "cli", "commands", "config", "distill", "distiller"}
     for path in files(domains=True):
         own = path.relative_to(PACKAGE).parts[0]
         parts = {name.split(".")[1] for name in imported(path) if "." in name}

@@ -1,0 +1,84 @@
+"""From a configuration to the task and the method that it names."""
+
+import dataclasses
+
+from mmdistill.config import DistillConfig, require_data_and_method
+from mmdistill.errors import ConfigError
+from mmdistill.method import LABELS, Method
+from mmdistill.registry import Domain, TaskOptions, domain_of, get_method, get_parameterization
+from mmdistill.runtime import choose_device
+from mmdistill.settings import Settings
+from mmdistill.task import Task
+
+OPTIONS_OF_DOMAINS = {
+    "protocol": "images",
+    "whiten": "images",
+    "size": "images",
+    "encoder": "texts",
+    "length": "texts",
+    "text_column": "texts",
+    "label_column": "texts",
+    "interactions_per_user": "interactions",
+    "inductive": "graphs",
+}
+"""Options that mean something to the domains that list them, with what they are for."""
+
+
+def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:
+    """Build the task that a configuration names.
+
+    Raises:
+        ConfigError: an option that means nothing to the data's domain.
+    """
+    data, _ = require_data_and_method(config)
+    domain = domain_of(data)
+    for option, kind in OPTIONS_OF_DOMAINS.items():
+        if getattr(config, option) is not None and option not in domain.options:
+            raise ConfigError(
+                f"--{option.replace('_', '-')} is for {kind}, and {data!r} is {domain.name} data; leave it out"
+            )
+    options = TaskOptions(
+        model=config.model,
+        width=config.width,
+        device=str(choose_device(device or config.device)),
+        text_column=config.text_column,
+        label_column=config.label_column,
+        encoder=config.encoder,
+        length=config.length,
+        judge_epochs=config.judge_epochs,
+        judge_batch=config.judge_batch,
+        protocol=config.protocol,
+        whiten=config.whiten,
+        size=config.size,
+        inductive=config.inductive,
+        seed=config.seed,
+    )
+    return domain, domain.make_task(data, options)
+
+
+def chosen_method(config: DistillConfig, domain: Domain) -> Method:
+    """Return the configured method with its overrides."""
+    data, name = require_data_and_method(config)
+    method = get_method(domain, name, data, config.schedule)
+    if config.parameterization is not None:
+        method = method.stored_as(get_parameterization(domain, config.parameterization))
+    if config.label is not None:
+        method = method.labelled(LABELS[config.label])
+    changes = config.overrides()
+    if changes:
+        method = method.with_settings(**changes)
+    return method if config.lr is None else _with_rate(method, config.lr)
+
+
+def _with_rate(method: Method, lr: float) -> Method:
+    """Return the method with another learning rate of the samples."""
+    base = method.settings
+
+    def settings(budget: int) -> Settings:
+        own = base(budget)
+        if "codes" not in own.optimizers:
+            raise ConfigError(f"{method.title} steps no samples, so --lr means nothing to it")
+        codes = dataclasses.replace(own.optimizers["codes"], lr=lr)
+        return dataclasses.replace(own, optimizers={**own.optimizers, "codes": codes})
+
+    return dataclasses.replace(method, settings=settings)
