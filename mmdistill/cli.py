@@ -2,25 +2,19 @@
 
 import io
 import os
-import re
 import shlex
 import sys
 import warnings
-from argparse import HelpFormatter
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-from jsonargparse import (  # type: ignore[attr-defined]
-    ActionConfigFile,
-    ArgumentParser,
-    Namespace,
-)
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
 from mmdistill.config import DistillConfig, is_finished, is_started, read_settings
-from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
+from mmdistill.errors import ConfigError, MmdistillError
+from mmdistill.wording import GROUPS, Parser, in_groups, name_values
 
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
@@ -36,25 +30,6 @@ FORMATS = (
     "text: tensors, embeds or texts; recsys: csr, csv, binary, recbole or tensors"
 )
 """Names of export formats by domain, here since --help imports no domain."""
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-"""What options take, in words."""
-
-
-class Parser(ArgumentParser):
-    """A parser whose help spells options with hyphens, both spellings accepted, and whose errors are one line."""
-
-    def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        """Return the help with hyphens in option names."""
-        text = super().format_help(formatter)
-        return re.sub(r"--[a-z][a-z_.]*", lambda match: match[0].replace("_", "-"), text)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong with the arguments and end with exit code 2."""
-        parser = getattr(ex, "subcommand_parser", None) or self
-        known = [name for action in parser._actions for name in action.option_strings]
-        program = parser.prog.replace(" [options]", "")
-        print(f"mmdistill: error: {in_one_line(message, known)} (see {program} --help)", file=sys.stderr)
-        sys.exit(2)
 
 
 class ConfigFile(ActionConfigFile):
@@ -67,133 +42,162 @@ class ConfigFile(ActionConfigFile):
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
-def in_one_line(message: str, known: Sequence[str]) -> str:
-    """Return an error of the parser in the words of the command line.
-
-    Args:
-        message: the parser's.
-        known: the options that there are.
-    """
-    wrong = re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL)
-    if wrong is not None:
-        option = "--" + wrong[1].replace("_", "-")
-        given = re.search(r"(?:Given|Got) value: (.*)", message)
-        kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", message)
-        wanted = " or ".join(
-            choices.replace("'", "") or KINDS.get(kind, kind) for kind, choices in kinds if kind != "NoneType"
-        )
-        if given is not None and wanted:
-            return f"{option} takes {wanted}, got {given[1]!r}"
-        return f"{option}: {' '.join(wrong[2].split())}"
-    unknown = re.match(r"unrecognized arguments: (\S+)", message)
-    if unknown is not None and unknown[1].startswith("--"):
-        name, options = unknown[1][2:].partition("=")[0], (option.lstrip("-") for option in known)
-        return f"unknown option --{name.replace('_', '-')}{did_you_mean(name, options).replace('_', '-')}"
-    command = re.match(r"argument command: invalid choice: '([^']*)' \(choose from (.*)\)", message)
-    if command is not None:
-        names = re.findall(r"[\w-]+", command[2])
-        return f"unknown command {command[1]!r}{did_you_mean(command[1], names)} (there are: {', '.join(names)})"
-    if unknown is not None:
-        return f"unexpected argument {unknown[1]!r}"
-    return re.sub(r"required: \w+\.", "required: ", " ".join(message.split()))
-
-
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Return the whole command-line parser."""
     parser = Parser(
-        prog="mmdistill", description="Distil a large training set into a tiny one that trains models nearly as well."
+        prog="mmdistill",
+        usage="mmdistill COMMAND ...",
+        description="Distil a large training set into a tiny one that trains models nearly as well.",
+        epilog=EXAMPLES,
     )
-    parser.epilog = EXAMPLES
-    parser.formatter_class = _raw_epilog(parser.formatter_class)
     parser.add_argument("--version", action="version", version=f"mmdistill {version('mmdistill')}")
-    commands = parser.add_subcommands(required=True, dest="command")
-    subparser = partial(Parser, allow_abbrev=False)
+    more = "What each takes says 'mmdistill COMMAND --help'."
+    commands = parser.add_subcommands(dest="command", title="commands", description=more, prog="mmdistill")
+    for name, make, line in (
+        ("distill", _distill_parser, "distil a data set, judge the result beside its baselines, and draw it"),
+        ("experts", _experts_parser, "train the experts of mtt and its relatives, ahead of distilling"),
+        ("evaluate", _evaluate_parser, "judge a distilled set again, by other judges or more networks"),
+        ("report", _report_parser, "write a page with the tables and pictures of a run"),
+        ("compare", _compare_parser, "put finished runs side by side"),
+        ("export", _export_parser, "write a distilled set in a format that other tools read"),
+        ("methods", _methods_parser, "list the methods, and the ways to store samples"),
+        ("data", _data_parser, "list the data sets, and the files and folders that are read"),
+    ):
+        commands.add_subcommand(name, make(), help=line)
+    return parser
 
-    distill = subparser(description="Distil a data set, judge the result beside its baselines, and draw it.")
-    distill.add_argument(
-        "--config", action=ConfigFile, help="a YAML file of these options, such as a run's config.yaml"
+
+def _distill_parser() -> Parser:
+    parser = Parser(
+        usage="mmdistill distill --data NAME --method NAME (--ipc N | --nodes N | --users N | --bytes SIZE) [options]\n"
+        "       mmdistill distill --resume FOLDER",
+        description="Distil a data set, judge the result beside its baselines, and draw it.",
     )
-    distill.add_argument(
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file of options, such as a run's config.yaml")
+    parser.add_argument(
         "--resume",
         type=str | None,
         default=None,
-        help="continue the interrupted run in this folder with its own options; no other may stand beside it",
+        metavar="FOLDER",
+        help="continue the interrupted run in this folder, with its own options: no other option goes with it",
     )
-    distill.add_class_arguments(DistillConfig, as_group=False)
-    commands.add_subcommand("distill", distill, help="distil a data set, judge and draw the result")
+    parser.add_class_arguments(DistillConfig, as_group=False)
+    name_values(parser)
+    in_groups(parser, GROUPS)
+    return parser
 
-    experts = subparser(description="Train the experts that a trajectory-matching method needs, ahead of distilling.")
-    experts.add_argument("--data", type=str, help="data set name or path, as for distill")
-    experts.add_argument("--method", type=str, default="mtt", help="the method that will match them")
-    experts.add_argument("--ipc", type=int, default=1, help="samples per class, on which its settings depend")
-    experts.add_argument("--count", type=int | None, default=None, help="how many; the method's own number by default")
-    experts.add_argument("--together", type=int, default=10, help="experts trained at once; fewer need less memory")
-    experts.add_argument("--model", type=str | None, default=None, help="network, as for distill")
-    experts.add_argument("--width", type=int | None, default=None, help="its width")
-    experts.add_argument("--augment", type=bool | None, default=None, help="augmentation, as for distill")
-    experts.add_argument(
-        "--schedule", type=Literal["published", "reduced"], default="published", help="whose experts, as for distill"
+
+def _experts_parser() -> Parser:
+    parser = Parser(
+        usage="mmdistill experts --data NAME [options]",
+        description="Train the experts that a trajectory-matching method needs. Distilling trains those that are "
+        "missing by itself; ahead of it they can be trained in several calls, which go on where the last one ended.",
     )
-    experts.add_argument("--whiten", type=str | None, default=None, help="whitening of images, as for distill")
-    experts.add_argument("--size", type=int | None, default=None, help="side of a folder's images, as for distill")
-    experts.add_argument("--seed", type=int, default=0, help="of the split of data that have none")
-    experts.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    commands.add_subcommand("experts", experts, help="train expert trajectories ahead")
-
-    evaluate = subparser(description="Judge a distilled set again, with other judges or more networks.")
-    evaluate.add_argument("run", type=str, help="run folder")
-    evaluate.add_argument("--judges", "--models", type=str | None, default=None, help="comma-separated, or 'all'")
-    evaluate.add_argument("--networks", "--seeds", type=int, default=5, help="independently trained networks per judge")
-    evaluate.add_argument(
-        "--networks_at_once", type=int | None, default=None, help="of these, trained together; fewer need less memory"
+    parser.add_argument("--data", type=str, help="data set name or path, as for distill")
+    parser.add_argument("--method", type=str, default="mtt", help="the method that will match them")
+    parser.add_argument("--ipc", type=int, default=1, help="samples per class, on which the method's settings depend")
+    parser.add_argument("--count", type=int | None, default=None, help="how many experts; by default as the method has")
+    parser.add_argument("--together", type=int, default=10, help="experts trained at once; fewer need less memory")
+    parser.add_argument("--model", type=str | None, default=None, help="network, as for distill")
+    parser.add_argument("--width", type=int | None, default=None, help="width of the network")
+    parser.add_argument("--augment", type=bool | None, default=None, help="augmentation, as for distill")
+    parser.add_argument(
+        "--schedule",
+        type=Literal["published", "reduced"],
+        default="published",
+        help="published or reduced settings, as for distill",
     )
-    evaluate.add_argument("--seed", type=int, default=0, help="of judging")
-    evaluate.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    evaluate.add_argument("--baselines", type=str, default="random,herding,whole", help="comma-separated, or none")
-    evaluate.add_argument(
-        "--protocol", type=str | None, default=None, help="how judges of images train, as for distill"
+    parser.add_argument("--whiten", type=str | None, default=None, help="whitening of images, as for distill")
+    parser.add_argument("--size", type=int | None, default=None, help="side of a folder's images, as for distill")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split, for data that come without one")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    name_values(parser)
+    return parser
+
+
+def _evaluate_parser() -> Parser:
+    parser = Parser(
+        usage="mmdistill evaluate RUN [options]",
+        description="Judge a distilled set again, by other judges or more networks. The results are added to the run's "
+        "metrics.json; those of a judge and metric that are there already are replaced.",
     )
-    evaluate.add_argument("--judge_epochs", type=int | None, default=None, help="epochs of judges")
-    evaluate.add_argument("--scores", type=str, default="accuracy", help="accuracy (or the domain's own), or robust")
-    commands.add_subcommand("evaluate", evaluate, help="judge a distilled set again")
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument(
+        "--judges",
+        "--models",
+        type=str | None,
+        default=None,
+        help="judges, comma-separated, or 'all'; the first of the data's domain by default",
+    )
+    parser.add_argument("--networks", "--seeds", type=int, default=5, help="independently trained networks per judge")
+    parser.add_argument(
+        "--networks_at_once",
+        type=int | None,
+        default=None,
+        help="networks trained together; fewer need less memory; all by default",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the judges")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--baselines", type=str, default="random,herding,whole", help="baselines, comma-separated, or 'none'"
+    )
+    parser.add_argument("--protocol", type=str | None, default=None, help="how judges of images train, as for distill")
+    parser.add_argument(
+        "--judge_epochs", type=int | None, default=None, help="training epochs of judges; the protocol's by default"
+    )
+    parser.add_argument(
+        "--scores",
+        type=str,
+        default="accuracy",
+        metavar="{accuracy,robust}",
+        help="accuracy (or what the data's domain has instead), or the two robust scores of images",
+    )
+    name_values(parser)
+    return parser
 
-    report = subparser(description="Write report.md and report.html with tables and pictures into a run folder.")
-    report.add_argument("run", type=str, help="run folder")
-    commands.add_subcommand("report", report, help="pictures and tables of a run")
 
-    compare = subparser(description="Put finished runs side by side, repetitions with other seeds together.")
-    compare.add_argument("runs", type=str, nargs="+", help="run folders")
-    compare.add_argument("--judge", type=str | None, default=None, help="whose scores; each run's first by default")
-    compare.add_argument("--metric", type=str | None, default=None, help="which of them; the judge's first by default")
-    compare.add_argument("--to", type=str | None, default=None, help="folder for a page with accuracy against budget")
-    commands.add_subcommand("compare", compare, help="finished runs side by side")
+def _report_parser() -> Parser:
+    parser = Parser(description="Write report.md and report.html with tables and pictures into a run folder.")
+    parser.add_argument("run", type=str, help="run folder")
+    return parser
 
-    export = subparser(description="Write a distilled set in a format that other tools read.")
-    export.add_argument("run", type=str, help="run folder")
-    export.add_argument("--format", type=str, default="tensors", help=f"what is written - {FORMATS}")
-    export.add_argument("--to", type=str | None, default=None, help="folder; RUN/export by default")
-    commands.add_subcommand("export", export, help="write a set for other tools")
 
-    methods = subparser(description="List the methods, by domain.")
-    methods.add_argument("--domain", type=str | None, default=None, help="image, graph, graph-set, text or recsys")
-    commands.add_subcommand("methods", methods, help="list the methods")
-    commands.add_subcommand(
-        "data", subparser(description="List the data sets and accepted files."), help="list the data"
+def _compare_parser() -> Parser:
+    parser = Parser(
+        usage="mmdistill compare RUN [RUN ...] [options]",
+        description="Put finished runs side by side. Runs that differ by nothing but the seed count as repetitions and "
+        "share a line.",
+    )
+    parser.add_argument("runs", type=str, nargs="+", help="run folders")
+    parser.add_argument("--judge", type=str | None, default=None, help="whose scores; each run's first by default")
+    parser.add_argument("--metric", type=str | None, default=None, help="which score; the judge's first by default")
+    parser.add_argument(
+        "--to", type=str | None, default=None, metavar="FOLDER", help="where a page with pictures goes; none by default"
     )
     return parser
 
 
-def _raw_epilog(base: type) -> type:
-    """Return a help formatter that keeps the epilog's lines."""
+def _export_parser() -> Parser:
+    parser = Parser(
+        usage="mmdistill export RUN [options]",
+        description="Write a distilled set in a format that other tools read.",
+    )
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("--format", type=str, default="tensors", help=f"what is written - {FORMATS}")
+    parser.add_argument(
+        "--to", type=str | None, default=None, metavar="FOLDER", help="where it is written; RUN/export by default"
+    )
+    return parser
 
-    class Formatter(base):  # type: ignore[misc]
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            if text.startswith("examples:"):
-                return "".join(indent + line for line in text.splitlines(keepends=True))
-            filled: str = super()._fill_text(text, width, indent)
-            return filled
 
-    return Formatter
+def _methods_parser() -> Parser:
+    parser = Parser(description="List the methods by domain, and the ways to store samples that any of them can take.")
+    parser.add_argument("--domain", type=str | None, default=None, help="image, graph, graph-set, text or recsys")
+    return parser
+
+
+def _data_parser() -> Parser:
+    return Parser(description="List the data sets by domain, how each comes, and the files and folders that are read.")
 
 
 def spelled(arguments: Sequence[str]) -> list[str]:

@@ -40,48 +40,48 @@ class DistillConfig:
         bytes: instead of a count, the bytes that the set may take, such as 100KB; the largest that fits is made
         parameterization: how samples are stored (see 'mmdistill methods'); each method's own way by default
         out: run folder; runs/DATA-METHOD-BUDGET by default
-        overwrite: replace a finished run in that folder
-        seed: of everything random
+        overwrite: replace the run in that folder, finished or not
+        seed: seed of everything random
         device: auto, cpu, cuda or cuda:N
         deterministic: on CUDA, only kernels that give the same bits each time; the CPU always does
         compile: auto compiles runs long enough to repay it, on does always, off never; both capture steps on CUDA
         precision: number formats - float32, tf32 (CUDA), mixed (real samples in bf16; twice as fast on CPUs with AMX
             too) or bf16; auto is float32 on the CPU and mixed on CUDA
         model: network to distil with; the domain's own by default
-        width: its width
+        width: width of the network
         encoder: text encoder, by name or path
         length: tokens kept of each text, for networks that read tokens; what 95 % of the texts need by default
         text_column: column of the texts in a table; two, comma-separated, for pairs of texts
         label_column: column of the labels in a table
         schedule: published settings, or reduced ones that a CPU finishes in minutes (best with a smaller --width)
-        steps: updates of the synthetic data; the method's published number by default
+        steps: updates of the synthetic data
         lr: learning rate of the synthetic samples
-        real_batch: real samples per class (or in all) and step
-        init: what the synthetic samples start from
+        real_batch: real samples in each step, per class where a method matches class by class
+        init: what the synthetic samples start from: random real samples, noise, or real samples chosen in some way
         label: hard, soft (learned probabilities), unrestricted (learned numbers) or teacher (a trained network's
             probabilities); the method's own by default
-        augment: siamese augmentation while matching
+        augment: augment while matching, real and synthetic samples alike
         outer_steps: updates of the synthetic data per network
-        inner_steps: network updates between them, or those that a set's students take
-        inner_lr: the learning rate of these updates; where it is learned, what it starts from
-        clip: norm of a step's gradients at which they are cut, for unrolled training whose gradients burst; 0 never
+        inner_steps: network updates between them, or those of each student that is trained on the set
+        inner_lr: learning rate of these network updates; where it is learned, what it starts from
+        clip: norm at which a step's gradients are cut, for unrolled training whose gradients burst; 0 never cuts
         classes_at_once: classes computed together where they are matched one by one; fewer need less memory
         kept_steps: last steps of an unrolled training whose activations are kept; fewer need less memory and more time
         validate_every: steps between validations that pick the best step; 0 keeps the last
         patience: validations without a better step after which the run ends; 0 takes all steps
-        interactions_per_user: of a synthetic user (recommender data); the method's own number by default
-        checkpoint_every: steps between checkpoints; every tenth of the run by default
+        interactions_per_user: interactions of a synthetic user (recommender data)
+        checkpoint_every: steps between checkpoints; 0 is a tenth of the run
         judges: who judges the result, comma-separated, or 'all'; the domain's first judge by default
         networks: independently trained networks per judge
-        networks_at_once: of these, trained together; fewer need less memory
-        judge_epochs: their training epochs; the protocol's own number by default
-        judge_batch: their minibatch size; the protocol's own number by default
+        networks_at_once: networks trained together; fewer need less memory; all by default
+        judge_epochs: training epochs of judges; the protocol's by default
+        judge_batch: minibatch size of judges; the protocol's by default
         protocol: how judges of images train: default, dc, dsa, dm, mtt, frepo, rfad, kip or idc
         whiten: ZCA whitening of images as a paper has it: mtt, frepo or kip; none by default
-        inductive: condense a graph's training nodes and the edges among them alone; by default as usual for the data
-        size: side in pixels to which the images of a folder are resized; their own, all alike, by default
-        baselines: what is judged beside the set, comma-separated, out of random, herding, k-center, k-means, craig
-            (all at equal count) and whole; 'none' for nothing
+        inductive: condense a graph's training nodes and the edges among them alone; by default as is usual for the data
+        size: side in pixels to which the images of a folder are resized; without it all must have one size
+        baselines: what is judged beside the set, comma-separated - random, herding, k-center, k-means, craig (real
+            samples at equal count), whole (all of them), or those of the data's domain; 'none' for nothing
     """
 
     data: str | None = None

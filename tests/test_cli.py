@@ -22,6 +22,7 @@ from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
 from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
+from mmdistill.wording import GROUPS
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
 
@@ -114,6 +115,31 @@ def test_help_names_what_the_domains_have(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         main(["methods", "--help"])
     assert ", ".join(DOMAIN_PACKAGES).replace(", recsys", " or recsys") in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*arguments: str) -> str:
+        with pytest.raises(SystemExit):
+            main([*arguments, "--help"])
+        return capsys.readouterr().out
+
+    commands = shown()
+    distill = shown("distill")
+    for text in (commands, distill, *(shown(name) for name in ("experts", "evaluate", "compare", "export", "data"))):
+        assert "type:" not in text
+        assert "null" not in text
+        assert "mmdistill [options]" not in text
+        assert not re.search(r"--\w+_", text)
+    assert "--bytes SIZE) [options]\n" in distill
+    assert re.search(r"commands:\n.*--help'\.\n\n    distill +distil a data set", commands)
+    plain = distill.partition("\noptions:\n")[2].partition("\n\n")[0]
+    assert plain.strip().startswith("-h, --help")
+    assert "--" not in plain.partition("--help")[2]  # every option stands in a group
+    for title in GROUPS:
+        assert f"\n{title}:\n" in distill
+    assert "--init {real,noise,herding,k-center,k-means,craig}" in distill
+    assert "--ipc N" in distill
+    assert "(default: random,herding,whole)" in " ".join(distill.split())
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,149 @@
+"""What the command line says: help in groups, and errors in one line."""
+
+import re
+import sys
+from argparse import PARSER, Action, HelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from mmdistill.config import DistillConfig
+from mmdistill.errors import did_you_mean
+
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+"""What options take, in words."""
+GROUPS = {
+    "what is distilled, and how": (
+        *("data", "method", "ipc", "nodes", "users", "bytes", "schedule", "model", "width", "parameterization"),
+        "label",
+    ),
+    "the run": (
+        *("out", "overwrite", "resume", "config", "print_config", "seed", "checkpoint_every", "device", "precision"),
+        *("compile", "deterministic"),
+    ),
+    "reading the data": ("text_column", "label_column", "encoder", "length", "size", "whiten", "inductive"),
+    "settings in place of the method's own": (
+        *("steps", "lr", "real_batch", "init", "augment", "outer_steps", "inner_steps", "inner_lr", "clip"),
+        *("validate_every", "patience", "classes_at_once", "kept_steps", "interactions_per_user"),
+    ),
+    "judging": (*("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "protocol"),),
+}
+"""The options of ``distill``, as its help shows them."""
+VALUES = {int: "N", float: "X", bool: "{true,false}"}
+"""How help calls the values of an option."""
+
+BETWEEN = " [options]"
+"""What the parser writes between the program and a command, where no option goes."""
+
+
+class Formatter(DefaultHelpFormatter):
+    """Help without the types of options, and with defaults only where there are any; examples keep their lines."""
+
+    def _get_help_string(self, action: Action) -> str:
+        if action.nargs == PARSER:
+            return ""  # the commands speak for themselves
+        text = super()._get_help_string(action)
+        text = re.sub(r"(, )?type: %\(type\)s(, )?", lambda match: (match[1] and match[2]) or "", text)
+        if action.default is None:
+            text = re.sub(r"(, )?default: %\(default\)s", "", text)
+        if isinstance(action.default, bool):
+            text = text.replace("%(default)s", str(action.default).lower())
+        return text.replace(" ()", "")
+
+    def _format_action(self, action: Action) -> str:
+        text = super()._format_action(action)
+        return "    " + text.lstrip() if action.nargs == PARSER else text
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return "" if action.nargs == PARSER else super()._format_action_invocation(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return "".join(indent + line for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)
+
+
+class Parser(ArgumentParser):
+    """A parser whose help spells options with hyphens, both spellings accepted, and whose errors are one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=Formatter, **options)
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Return the help with hyphens in option names."""
+        text = super().format_help(formatter).replace(f"mmdistill{BETWEEN} ", "mmdistill ")
+        return re.sub(r"--[a-z][a-z_.]*", lambda match: match[0].replace("_", "-"), text)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong with the arguments and end with exit code 2."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        program = parser.prog.replace(BETWEEN, "")
+        known = [name for action in parser._actions for name in action.option_strings]
+        print(f"mmdistill: error: {in_one_line(message, known)} (see {program} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def in_one_line(message: str, known: Sequence[str]) -> str:
+    """Return an error of the parser in the words of the command line.
+
+    Args:
+        message: the parser's.
+        known: the options that there are.
+    """
+    wrong = re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL)
+    if wrong is not None:
+        option = "--" + wrong[1].replace("_", "-")
+        given = re.search(r"(?:Given|Got) value: (.*)", message)
+        kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", message)
+        wanted = " or ".join(
+            choices.replace("'", "") or KINDS.get(kind, kind) for kind, choices in kinds if kind != "NoneType"
+        )
+        if given is not None and wanted:
+            return f"{option} takes {wanted}, got {given[1]!r}"
+        return f"{option}: {' '.join(wrong[2].split())}"
+    unknown = re.match(r"unrecognized arguments: (\S+)", message)
+    if unknown is not None and unknown[1].startswith("--"):
+        name, options = unknown[1][2:].partition("=")[0], (option.lstrip("-") for option in known)
+        return f"unknown option --{name.replace('_', '-')}{did_you_mean(name, options).replace('_', '-')}"
+    command = re.match(r"argument command: invalid choice: '([^']*)' \(choose from (.*)\)", message)
+    if command is not None:
+        names = re.findall(r"[\w-]+", command[2])
+        return f"unknown command {command[1]!r}{did_you_mean(command[1], names)} (there are: {', '.join(names)})"
+    if unknown is not None:
+        return f"unexpected argument {unknown[1]!r}"
+    return re.sub(r"required: \w+\.", "required: ", " ".join(message.split()))
+
+
+def in_groups(parser: ArgumentParser, groups: Mapping[str, Sequence[str]]) -> None:
+    """Let the help of a parser show its options in groups.
+
+    Args:
+        parser: with all its options.
+        groups: the names of the options by the groups' titles; those that are named nowhere stay where they are.
+    """
+    plain = next(group for group in parser._action_groups if group.title == "options")
+    by_name = {action.dest: action for action in plain._group_actions}
+    for title, names in groups.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            plain._group_actions.remove(by_name[name])
+            group._group_actions.append(by_name[name])
+
+
+def name_values(parser: ArgumentParser) -> None:
+    """Let the help say what the options of :class:`~mmdistill.config.DistillConfig` take: numbers, some words."""
+    kinds = {field.name: value_name(field.type) for field in fields(DistillConfig)}
+    for action in parser._actions:
+        if kinds.get(action.dest) is not None:
+            action.metavar = kinds[action.dest]
+
+
+def value_name(kind: Any) -> str | None:
+    """Return how help calls the values of a type, None where the option's own name says it."""
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    given = [one for one in get_args(kind) if one is not NoneType]
+    return VALUES.get(kind) if not given else value_name(given[0])
