@@ -65,6 +65,9 @@ def chosen_method(config: DistillConfig, domain: Domain) -> Method:
     if config.label is not None:
         method = method.labelled(LABELS[config.label])
     changes = config.overrides()
+    if changes and method.solve is not None:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
+        raise ConfigError(f"{method.title} has a closed form and takes no steps, so {names} would do nothing")
     if changes:
         method = method.with_settings(**changes)
     return method if config.lr is None else _with_rate(method, config.lr)

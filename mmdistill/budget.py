@@ -48,6 +48,8 @@ def find_budget(
     given = {name: value for name, value in (("ipc", ipc), ("nodes", nodes), ("users", users)) if value is not None}
     unit = task.describe().budget
     if budget is not None:
+        if given:
+            raise ConfigError(f"the budget was given twice: {budget}, and {', '.join(given)}")
         given[unit] = budget
     if bytes is not None and not given:
         return budget_in_bytes(task, method, parse_bytes(bytes))

@@ -11,7 +11,7 @@ from mmdistill import ranks
 from mmdistill.assembly import chosen_method, make_task
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
-from mmdistill.comparison import draw_budgets, read_runs, table
+from mmdistill.comparison import draw_budgets, read_runs, table, without_scores
 from mmdistill.config import (
     DistillConfig,
     baseline_names,
@@ -246,9 +246,12 @@ def report_command(run: str) -> None:
 
 def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, to: str | None) -> None:
     """Print several finished runs side by side; with a folder, draw them against the budget on a page."""
-    rows = read_runs([Path(run) for run in runs], judge, metric)
+    folders = [Path(run) for run in runs]
+    rows = read_runs(folders, judge, metric)
     lines = table(rows)
     print(aligned(lines))
+    if missing := without_scores(folders, judge, metric):
+        print(f"left out, since they have no such scores: {', '.join(map(str, missing))}")
     if to is not None:
         print(write_comparison(Path(to), lines, draw_budgets(rows, Path(to))))
 

@@ -67,16 +67,35 @@ def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | N
         ConfigError: no run has such a judge or metric.
     """
     groups: dict[str, list[tuple[Path, dict[str, Any], dict[str, Any]]]] = {}
-    for folder in folders:
+    known: set[str] = set()
+    for folder in {folder.resolve(): folder for folder in folders}.values():  # one that is given twice counts once
         metrics = _read(folder)
-        for entry in metrics["results"]:
-            if (judge is None or entry["judge"] == judge) and (metric is None or entry["metric"] == metric):
-                groups.setdefault(_identity(folder, metrics, entry), []).append((folder, metrics, entry))
-                break
+        known |= {f"{entry['metric']} by {entry['judge']}" for entry in metrics["results"]}
+        entry = _chosen(metrics, judge, metric)
+        if entry is not None:
+            groups.setdefault(_identity(folder, metrics, entry), []).append((folder, metrics, entry))
     if not groups:
-        raise ConfigError(f"none of the runs has scores of judge {judge or 'any'} in metric {metric or 'any'}")
+        raise ConfigError(
+            f"none of the runs has scores of {metric or 'any metric'} by {judge or 'any judge'} (there are: "
+            f"{', '.join(sorted(known)) or 'none'})"
+        )
     found = [_together(runs) for runs in groups.values()]
     return sorted(found, key=lambda row: (row.data, row.method, row.budget, row.name))
+
+
+def without_scores(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[Path]:
+    """Return the run folders that :func:`read_runs` leaves out, since they lack the scores asked for."""
+    return [folder for folder in folders if _chosen(_read(folder), judge, metric) is None]
+
+
+def _chosen(metrics: dict[str, Any], judge: str | None, metric: str | None) -> dict[str, Any] | None:
+    """Return the first of a run's results that is of a judge and a metric, where these are given."""
+    fitting = (
+        entry
+        for entry in metrics["results"]
+        if (judge is None or entry["judge"] == judge) and (metric is None or entry["metric"] == metric)
+    )
+    return next(fitting, None)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -143,9 +162,12 @@ def table(rows: Sequence[Repetitions]) -> list[list[str]]:
 
 def draw_budgets(rows: Sequence[Repetitions], folder: Path) -> list[Path]:
     """Draw each data set's scores against the budget, a line a method, baselines dashed; returns the pictures."""
+    names: dict[str, str] = {}
+    for data in dict.fromkeys(row.data for row in rows):
+        stem, alike = Path(data).stem, sum(Path(other).stem == Path(data).stem for other in names)
+        names[data] = f"{stem}-{alike + 1}" if alike else stem
     return [
-        _draw([row for row in rows if row.data == data], folder / f"{Path(data).stem}-budgets.png")
-        for data in dict.fromkeys(row.data for row in rows)
+        _draw([row for row in rows if row.data == data], folder / f"{name}-budgets.png") for data, name in names.items()
     ]
 
 

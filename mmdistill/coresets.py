@@ -21,6 +21,8 @@ START_MOST = 1000
 """Samples of a class among which the start of a synthetic set is chosen by what they look like."""
 START_BATCH = 64
 """Minibatch of the network that looks at them."""
+MOST = 10**9
+"""The largest budget: what is above is a slip."""
 CRAIG_MOST = 8192
 """Samples of a class whose pairs CRAIG compares: 256 MiB of distances."""
 
@@ -35,8 +37,8 @@ def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: 
         ConfigError: a budget below one, or a total below the number of classes.
         DataError: a class without training samples.
     """
-    if budget < 1:
-        raise ConfigError(f"the budget must be at least 1, got {budget}")
+    if not 1 <= budget <= MOST:
+        raise ConfigError(f"the budget is between 1 and {MOST:,}, got {budget}")
     if labels is None or num_classes is None:
         return torch.tensor([budget])
     counts = torch.bincount(labels, minlength=num_classes)

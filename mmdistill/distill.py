@@ -25,7 +25,7 @@ from mmdistill.networks.architecture import described_layers, differing_lines
 from mmdistill.precision import Precision
 from mmdistill.registry import get_domain, get_method, get_parameterization, unknown_name
 from mmdistill.run_state import RunState
-from mmdistill.runtime import Draws, sweep
+from mmdistill.runtime import Draws, checked_seed, sweep
 from mmdistill.stepper import Stepper
 from mmdistill.store import DistilledSet, load_tree, save_tree, write_json
 from mmdistill.task import Task, require_task
@@ -60,6 +60,8 @@ def find_parameterization(task: Task, parameterization: Storage | str) -> Storag
     """Return a way of storing samples, looking a name up in the task's domain."""
     if isinstance(parameterization, Storage):
         return parameterization
+    if not isinstance(parameterization, str):
+        raise ConfigError(f"a parameterization is a name or a Storage, got {type(parameterization).__name__}")
     return get_parameterization(get_domain(task.describe().domain), parameterization)
 
 
@@ -120,8 +122,11 @@ def distill(
     ):
         if value not in known:
             raise unknown_name(option, str(value), known)
-    if checkpoint_every < 0:
+    seed = checked_seed(seed)
+    if not isinstance(checkpoint_every, int) or checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {checkpoint_every}")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(f"settings are a mapping from names to values, got {type(settings).__name__}")
     found, own_name = find_method(task, method)
     name = name or own_name
     if parameterization is not None:
@@ -131,6 +136,8 @@ def distill(
     found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
     distiller = Distiller(task, found, size, seed=seed, precision=precision)
     folder = None if out is None else Path(out)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, and a run needs a folder; choose another one")
     if folder is not None and not (resume or overwrite) and ranks.is_first():
         _require_free(folder)
     began = time.perf_counter()

@@ -12,7 +12,8 @@ from mmdistill.coresets import CORESETS, allocate, choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
 from mmdistill.memory import explained
 from mmdistill.registry import canonical, unknown_name
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, checked_seed
+from mmdistill.settings import require_sizes
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, NamesJudges, Scores, ScoresRobustness, Selects, Task, require_task
 
@@ -143,8 +144,7 @@ def require_networks(n: int, at_once: int | None) -> None:
     Raises:
         ConfigError: none.
     """
-    if n < 1 or (at_once is not None and at_once < 1):
-        raise ConfigError(f"at least one network must judge, and train at once, got n={n} and at_once={at_once}")
+    require_sizes(**{"the number of networks": n, "the number of networks at once": at_once})
 
 
 def evaluate(
@@ -189,7 +189,11 @@ def evaluate(
         raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
     judges = [judges] if isinstance(judges, str) else judges
     baselines = [baselines] if isinstance(baselines, str) else baselines
+    for what, given in (("judges", judges or ()), ("baselines", baselines)):
+        if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+            raise ConfigError(f"{what} are names, got {given!r}")
     require_networks(n, at_once)
+    seed = checked_seed(seed)
     require_baselines(task, baselines)
     learned: Mapping[str, Tensor] = {}
     if isinstance(distilled, DistilledSet):

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from mmdistill.errors import ConfigError, did_you_mean
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
+from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, BudgetKind, Task
 
 Schedule = Literal["published", "reduced"]
@@ -64,10 +65,8 @@ class TaskOptions:
         Raises:
             ConfigError: naming the option.
         """
-        for name in ("width", "length", "judge_epochs", "judge_batch", "size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is at least 1, got {value}")
+        names = ("width", "length", "judge_epochs", "judge_batch", "size")
+        require_sizes(**{f"--{name.replace('_', '-')}": getattr(self, name) for name in names})
 
 
 class Row(NamedTuple):

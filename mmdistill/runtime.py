@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import IO
 
@@ -99,7 +100,7 @@ def recording(recorder: Callable[[Draws], torch.Generator]) -> Iterator[None]:
         _recorders.pop()
 
 
-def choose_device(name: str = "auto") -> torch.device:
+def choose_device(name: str | torch.device = "auto") -> torch.device:
     """Return the device that a name means; ``auto`` is CUDA where there is one.
 
     Raises:
@@ -109,7 +110,7 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {name!r} cannot run all that is needed (float64, for one): use cpu or cuda")
@@ -118,6 +119,17 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"there is no device {name!r}: this torch sees {torch.cuda.device_count()} CUDA device(s)")
     return device
+
+
+def checked_seed(seed: int) -> int:
+    """Return a seed as a plain integer, which is what a set can say of it.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ConfigError(f"seed is a whole number, got {seed!r}")
+    return int(seed)
 
 
 def use_deterministic_kernels() -> None:

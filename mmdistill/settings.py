@@ -55,6 +55,17 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
 OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
 
 
+def require_sizes(**sizes: int | None) -> None:
+    """Refuse sizes that are no whole numbers of at least 1; None stands for a default.
+
+    Raises:
+        ConfigError: naming the first such size.
+    """
+    for name, value in sizes.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise ConfigError(f"{name} is a whole number of at least 1, got {value!r}")
+
+
 @dataclass(frozen=True)
 class OptimizerSpec:
     """How one group of learned tensors is stepped.
@@ -160,3 +171,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_at_least(self, LEAST)
+        if self.init not in get_args(InitKind):
+            raise ConfigError(f"unknown start {self.init!r}: use {', '.join(get_args(InitKind))}")
+        if not isinstance(self.augment, bool):
+            raise ConfigError(f"augment is true or false, got {self.augment!r}")
+        for group, spec in self.optimizers.items():
+            if not isinstance(spec, OptimizerSpec):
+                raise ConfigError(f"the optimizer of {group!r} is an OptimizerSpec, got {type(spec).__name__}")

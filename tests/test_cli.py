@@ -168,7 +168,12 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["distill", "--data", "digits", "--method", "dm", "--nodes", "7"], "--ipc N or --bytes SIZE"),
         (["distill", "--data", "digits", "--method", "dm"], "got no budget"),
-        (["distill", "--data", "digits", "--method", "dm", "--ipc", "0"], "must be at least 1"),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "0"], "the budget is between 1 and"),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "9" * 20], "the budget is between 1 and"),
+        (
+            ["distill", "--data", "digits", "--method", "random-soft", "--ipc", "1", "--steps", "5"],
+            "Random, soft has a closed form and takes no steps, so --steps would do nothing",
+        ),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--judge-batch", "0"], "--judge-batch is"),
         (
             ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--judge-epochs", "0"],

@@ -56,7 +56,7 @@ def test_one_network_of_one_run_has_no_deviation(tmp_path: Path) -> None:
 
 def test_runs_without_the_judge_are_refused_by_name(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
-    with pytest.raises(ConfigError, match="judge resnet18"):
+    with pytest.raises(ConfigError, match=r"by resnet18 \(there are: accuracy by convnet, accuracy by mlp\)"):
         read_runs([run], judge="resnet18")
     (run / "metrics.json").unlink()
     with pytest.raises(CheckpointError, match="mmdistill evaluate"):
@@ -85,3 +85,29 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "page" / "digits-budgets.png").stat().st_size > 5000
     assert "data:image/png;base64," in (tmp_path / "page" / "comparison.html").read_text()
     assert main(["compare", str(tmp_path / "absent")]) == 2
+
+
+def test_a_run_that_is_given_twice_counts_once(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", 0.8)
+    (tmp_path / "link").symlink_to(run)
+    (row,) = read_runs([run, run, tmp_path / "link"])
+    assert row.values == (0.8,)
+
+
+def test_runs_that_lack_the_scores_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, other = finished(tmp_path / "a", 0.8), finished(tmp_path / "b", 0.7, ipc=2)
+    document = json.loads((other / "metrics.json").read_text())
+    (other / "metrics.json").write_text(json.dumps({**document, "results": document["results"][:1]}))
+    assert main(["compare", str(run), str(other), "--judge", "mlp"]) == 0
+    assert f"left out, since they have no such scores: {other}" in capsys.readouterr().out
+    assert main(["compare", str(run), str(other)]) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_data_of_one_file_name_have_pictures_of_their_own(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, 0.8, seed=index) for index, name in enumerate("ab")]
+    for run, folder in zip(runs, ("one", "other"), strict=True):
+        document = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(json.dumps({**document, "data": f"{folder}/train.csv"}))
+    pictures = draw_budgets(read_runs(runs), tmp_path)
+    assert [path.name for path in pictures] == ["train-budgets.png", "train-2-budgets.png"]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -337,11 +338,36 @@ def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:
         ({"patience": -1}, "patience is"),
         ({"inner_lr": float("nan")}, "inner_lr is a number of at least 0, got nan"),
         ({"clip": -1.0}, "clip is"),
+        ({"augment": "no"}, "augment is true or false, got 'no'"),
+        ({"init": "realz"}, "unknown start 'realz': use real, noise"),
+        ({"optimizers": {"codes": {"lr": 1.0}}}, "the optimizer of 'codes' is an OptimizerSpec, got dict"),
     ],
 )
 def test_settings_that_cannot_be_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         distill(BlobTask(), CORE_METHODS["dm"], ipc=1, settings=changes)
+
+
+def test_calls_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    task, dm = BlobTask(), method("dm")
+    (tmp_path / "file").touch()
+    for options, message in (
+        ({"ipc": 2**70}, "the budget is between 1 and 1,000,000,000"),
+        ({"budget": 1, "ipc": 2}, "the budget was given twice: 1, and ipc"),
+        ({"ipc": 1, "seed": 1.5}, "seed is a whole number, got 1.5"),
+        ({"ipc": 1, "settings": [("steps", 2)]}, "settings are a mapping from names to values, got list"),
+        ({"ipc": 1, "parameterization": 2}, "a parameterization is a name or a Storage, got int"),
+        ({"ipc": 1, "checkpoint_every": 1.5}, "checkpoint_every is a number of steps"),
+        ({"ipc": 1, "out": tmp_path / "file"}, "is a file, and a run needs a folder"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            distill(task, dm, **options)  # type: ignore[arg-type]
+
+
+def test_a_set_names_its_seed_plainly(tmp_path: Path) -> None:
+    made = distill(BlobTask(), method("dm", steps=1), ipc=1, seed=np.int64(3), out=tmp_path)  # type: ignore[arg-type]
+    assert type(made.seed) is int
+    assert DistilledSet.load(tmp_path).seed == 3
 
 
 def test_rates_below_0_are_refused() -> None:

@@ -64,8 +64,17 @@ def test_bad_requests_are_named(result: DistilledSet) -> None:
         evaluate(task, result, judges=["mpl"])
     with pytest.raises(ConfigError, match="unknown baseline"):
         evaluate(task, result, baselines=("best",))
-    with pytest.raises(ConfigError, match="at least one network"):
-        evaluate(task, result, n=0)
+    for n in (0, 1.5, True):
+        with pytest.raises(ConfigError, match="the number of networks is a whole number of at least 1"):
+            evaluate(task, result, n=n)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="at once is a whole number of at least 1, got 0"):
+        evaluate(task, result, at_once=0)
+    with pytest.raises(ConfigError, match="judges are names, got 3"):
+        evaluate(task, result, judges=3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"baselines are names, got \[None\]"):
+        evaluate(task, result, baselines=[None])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="seed is a whole number, got 'x'"):
+        evaluate(task, result, seed="x")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="a task is expected, got DistilledSet"):
         evaluate(result, task)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="a DistilledSet or a Batch of samples is judged, got Tensor"):

@@ -95,8 +95,8 @@ def propagate_columns(graph: Tensors, x: Tensor) -> Tensor:
 def operator(inputs: Tensors) -> Operator:
     r"""Return multiplication by the normalised adjacency that the inputs of a network carry.
 
-    ``adjacency`` is a raw dense one (a synthetic graph), ``pointer`` and its company the normalised rows of a sparse
-    one (the real graph), and without either :math:`A' = I`.
+    ``adjacency`` is a raw dense one (a synthetic graph), ``pointer`` and what goes with it are the normalised rows of
+    a sparse one (the real graph), and without either :math:`A' = I`.
     """
     if "adjacency" in inputs:
         dense = normalise_dense(inputs["adjacency"])

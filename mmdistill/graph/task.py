@@ -20,7 +20,8 @@ from mmdistill.labels import as_probabilities, soft_cross_entropy, weighted_mean
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
 from mmdistill.registry import canonical, unknown_name
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, choose_device
+from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, share_classes
 
 EMBED_HOPS = 2
@@ -303,8 +304,10 @@ def graph_task(
         ConfigError: an unknown name, or a module that cannot run on this graph.
         DataError: a graph that cannot be used.
     """
-    if width < 1 or hops < 0:
-        raise ConfigError(f"width is at least 1 and hops are not negative, got {width} and {hops}")
+    require_sizes(width=width)
+    if hops < 0:
+        raise ConfigError(f"hops are not negative, got {hops}")
+    device = choose_device(device)
     graph = data if isinstance(data, GraphData) else load_graph(data, split=split, inductive=inductive)
     if callable(model):
         network: GraphNetwork = ModuleNetwork(model, features, device)

@@ -88,6 +88,8 @@ def load(source: Source, test: Source | None = None, *, size: int | None = None,
 
 def _pair(source: Pair | MapDataset, what: str) -> tuple[Tensor, Tensor]:
     """Return images and labels of tensors, arrays or a map-style data set."""
+    if isinstance(source, list) and len(source) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in source):
+        source = source[0], source[1]
     if isinstance(source, tuple):
         parts = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in source]
         if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):

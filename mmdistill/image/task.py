@@ -26,7 +26,8 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions, canonical
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, choose_device
+from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 WHOLE_MOST = 2**34
@@ -336,10 +337,11 @@ def image_task(
         ConfigError: an unknown name or submodule, or a network that does not take these images.
         DataError: missing, damaged or unusable data.
     """
+    require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    place = choose_device(device)
     loaded = data if isinstance(data, ImageData) else load(data, test, size=size, seed=seed)
     if whiten is not None:
         loaded = whitened(loaded, whiten)
-    place = torch.device(device)
     if model is None or isinstance(model, str):
         name = model_name(model or "convnet")
         factory = model_factory(name, loaded.shape, len(loaded.class_names), width)

@@ -18,7 +18,8 @@ from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recom
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import VaeProtocol, fit_vae
 from mmdistill.registry import TaskOptions, canonical, unknown_name
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, choose_device
+from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
@@ -316,10 +317,11 @@ def recsys_task(
         seed: of the split, where the data come without one.
         device: where everything runs.
     """
+    require_sizes(width=width, max_users=max_users)
     if not isinstance(data, Interactions):
         data = load_interactions(data, min_rating=min_rating, seed=seed)
     factory, depth = network(model, data.num_items, width) if isinstance(model, str) else (model, 1)
-    device = torch.device(device)
+    device = choose_device(device)
     protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users, device=device)
     return RecsysTask(
         data, model=factory, features=features, hold_out=hold_out, depth=depth, protocol=protocol, device=device

@@ -15,7 +15,8 @@ from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, choose_device
+from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import EncoderLike, make_encoder
@@ -346,6 +347,8 @@ def text_task(
     """
     if noise < 0:
         raise ConfigError(f"the noise is a norm, so it is 0 or more; got {noise}")
+    require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    device = choose_device(device)
     loaded = load_text(data, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
     sentence_encoder = make_encoder(encoder, device)
     train, dev, test, truncated = encode_splits(sentence_encoder, loaded)

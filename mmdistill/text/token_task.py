@@ -14,7 +14,8 @@ from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, choose_device
+from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.data import TextData, TextInput, load_text
@@ -354,6 +355,8 @@ def token_task(
         ConfigError: an unknown name, an encoder without tokens, or a network that does not fit.
         DataError: unusable data, see :func:`~mmdistill.text.data.load_text`.
     """
+    require_sizes(length=length, width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    device = choose_device(device)
     loaded = load_text(data, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
     source = make_encoder(encoder, device)
     if not isinstance(source, TransformerEncoder):

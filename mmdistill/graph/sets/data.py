@@ -145,7 +145,7 @@ def _named(name: str) -> Mapping[str, Any]:
         TUDataset(str(cache_folder() / "data"), name)
     except Exception as error:  # no network, a full disk
         raise DataError(
-            f"{name}: {data_root() / name / 'raw'} lacks {name}_A.txt and its company, and the download failed "
+            f"{name}: {data_root() / name / 'raw'} lacks {name}_A.txt and the files beside it, and the download failed "
             f"({type(error).__name__}); put the TU files there"
         ) from error
     return _named(name)

@@ -13,7 +13,8 @@ from mmdistill.graph.sets.models import CHUNK, GraphClassifier
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.registry import canonical, unknown_name
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, choose_device
+from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, map_inputs
 
 PROTOCOL = FitProtocol(epochs=300, lr=0.01, optimizer="adam", weight_decay=5e-4, batch=None)
@@ -198,5 +199,7 @@ def graph_set_task(
         ConfigError: an unknown name.
         DataError: files that are missing or cannot be used.
     """
+    require_sizes(width=width)
+    device = choose_device(device)
     graphs = data if isinstance(data, GraphSet) else load_graph_set(data, split=split)
     return GraphSetTask(graphs, width, protocol, device)

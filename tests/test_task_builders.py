@@ -1,0 +1,41 @@
+"""What every builder of a task refuses alike: sizes and devices that cannot be."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from mmdistill import graph_set_task, graph_task, image_task, recsys_task, text_task
+from mmdistill.errors import ConfigError
+from tests.graph.toy import planted_graph
+from tests.text.corpus import corpus
+
+MATRIX = np.triu(np.ones((6, 6)))
+BUILDERS: dict[str, Callable[..., object]] = {
+    "image": lambda **options: image_task("digits", **options),
+    "graph": lambda **options: graph_task(planted_graph(), **options),
+    "graph-set": lambda **options: graph_set_task("mutag", **options),
+    "text": lambda **options: text_task(corpus(), "tfidf", **options),
+    "recsys": lambda **options: recsys_task(MATRIX, **options),
+}
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_sizes_and_devices_that_cannot_be_are_refused(kind: str) -> None:
+    for width in (0, "8", 1.5):
+        with pytest.raises(ConfigError, match="width is a whole number of at least 1, got"):
+            BUILDERS[kind](width=width)
+    with pytest.raises(ConfigError, match="unknown device 'xpu9': use auto, cpu, cuda or cuda:N"):
+        BUILDERS[kind](device="xpu9")
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_judges_train_for_an_epoch_at_least(kind: str) -> None:
+    for name in ("judge_epochs", "judge_batch"):
+        with pytest.raises(ConfigError, match=f"{name} is a whole number of at least 1, got 0"):
+            BUILDERS[kind](**{name: 0})
+
+
+def test_two_arrays_in_a_list_are_images_and_labels() -> None:
+    pair = [np.random.default_rng(0).random((20, 8, 8), dtype=np.float32), np.arange(20) % 2]
+    assert image_task(pair, model="mlp").num_classes == 2  # type: ignore[arg-type]
