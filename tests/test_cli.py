@@ -177,7 +177,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--judge-batch", "0"], "--judge-batch is"),
         (
             ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--judge-epochs", "0"],
-            "--judge-epochs is at",
+            "--judge-epochs is a whole number of at least 1",
         ),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--lr", "-1"], "lr is a number of at least 0"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--device", "mps"], "use cpu or cuda"),

@@ -41,7 +41,7 @@ def test_shares_add_up_and_cover_every_class(sizes: list[int], extra: int) -> No
 def test_budgets_are_checked() -> None:
     assert allocate(2, "ipc", LABELS, 3).tolist() == [2, 2, 2]
     assert allocate(7, "users", None, None).tolist() == [7]
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="between 1 and"):
         allocate(0, "ipc", LABELS, 3)
     with pytest.raises(ConfigError, match="cannot cover 3 classes"):
         allocate(2, "nodes", LABELS, 3)

@@ -137,7 +137,7 @@ def test_networks_judge_in_groups_where_not_all_fit_at_once() -> None:
     task = Judged()
     entry = evaluate(task, task.select(torch.arange(0, 90, 10)), n=5, at_once=2, baselines=[]).headline()
     assert (entry.n, groups) == (5, [2, 2, 1])
-    with pytest.raises(ConfigError, match="at_once=0"):
+    with pytest.raises(ConfigError, match="networks at once is a whole number of at least 1, got 0"):
         evaluate(task, task.select(torch.arange(3)), n=2, at_once=0)
 
 
