@@ -47,9 +47,10 @@ class DistillConfig:
         compile: auto compiles runs long enough to repay it, on does always, off never; both capture steps on CUDA
         precision: number formats - float32, tf32 (CUDA), mixed (real samples in bf16; twice as fast on CPUs with AMX
             too) or bf16; auto is float32 on the CPU and mixed on CUDA
-        model: network to distil with; the domain's own by default
+        model: network to distil with, such as convnet, resnet18 or mlp (images), gcn (graphs), textcnn (texts); the
+            domain's own by default
         width: width of the network
-        encoder: text encoder, by name or path
+        encoder: text encoder - minilm (the default), tfidf, average, or the name or folder of a transformers model
         length: tokens kept of each text, for networks that read tokens; what 95 % of the texts need by default
         text_column: column of the texts in a table; two, comma-separated, for pairs of texts
         label_column: column of the labels in a table

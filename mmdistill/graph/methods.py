@@ -21,7 +21,7 @@ WHOLE = 1_000_000
 """A minibatch that holds every synthetic graph."""
 FEW_EDGES = -3.0
 """An initial bias by which edges weigh a twentieth: at one half, two hops leave all nodes with one mean to match."""
-HARDLY_ANY_EDGES = -5.0
+ALMOST_NO_EDGES = -5.0
 """An initial bias by which edges weigh less than a hundredth, below the cut until they grow."""
 EPOCH = 20
 """Outer steps per network of GCond on small graphs."""
@@ -144,7 +144,7 @@ METHODS = MethodTable(
             lambda: DistributionMatching("last"),
             fresh,
             _gcdm_structure_settings,
-            with_structure(partial(pairwise_mlp, bias=HARDLY_ANY_EDGES), from_means=True),
+            with_structure(partial(pairwise_mlp, bias=ALMOST_NO_EDGES), from_means=True),
             domains=("graph",),
             summary="mean matching of receptive fields, learned edges (pairwise MLP)",
             source="Liu et al., 2022 (arXiv 2206.13697; start, rates and steps are our own)",

@@ -76,7 +76,8 @@ def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind,
     found = raw_samples(task, budget, settings.init, "learned", draws)
     if label not in ("learned", "fixed") or found.classes is None or found.num_classes is None:
         raise ConfigError(
-            f"kernel ridge regression takes labels of kind 'learned' or 'fixed' in a task with classes, got {label!r}"
+            "this kernel ridge regression takes hard or unrestricted labels (--label hard or unrestricted) of a task "
+            "with classes"
         )
     values = centred_one_hot(found.classes, found.num_classes) / math.sqrt(found.num_classes / 10)
     found.labels = LearnedLabels(values) if label == "learned" else FixedLabels(values)

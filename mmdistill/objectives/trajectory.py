@@ -70,7 +70,7 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
 
 
 class PrunedTrajectoryMatching(TrajectoryMatching):
-    """Trajectory matching without the parameters that the student can hardly match (DDPP).
+    """Trajectory matching without the parameters that the student cannot come near (DDPP).
 
     A parameter is left out of both distances while its similarity ``min(s / t, t / s)`` between the student's end s and
     the expert's end t is below a threshold; the choice itself has no gradient. Where all would be left out, all count.

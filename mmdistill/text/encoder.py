@@ -119,8 +119,9 @@ class TransformerEncoder(SentenceEncoder):
             return kind.from_pretrained(self.model, **options)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"cannot load the encoder {self.model!r}: expected 'minilm', 'tfidf', a folder with a transformers "
-                f"model, or a model of the Hugging Face hub with safetensors weights ({_first_line(error)})"
+                f"cannot load the encoder {self.model!r}: expected minilm, tfidf, average, a folder with a "
+                f"transformers model, or a model of the Hugging Face hub with safetensors weights "
+                f"({_first_line(error)})"
             ) from error
 
     @torch.no_grad()

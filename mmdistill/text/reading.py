@@ -1,4 +1,4 @@
-"""Distilled sets read as texts: other encoders judge what their words are worth."""
+"""Distilled sets read as texts: other encoders than the one distilled with judge their words."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -79,8 +79,7 @@ class Words(Parameterization):
     """Sequences of real tokens, learned by a straight-through projection.
 
     Codes are vectors; decoding replaces each by the nearest candidate token's, and passes gradients on as if it had
-    not.
-    What must be kept are the token numbers alone.
+    not. What must be kept are the token numbers alone.
 
     Args:
         inputs: ``vectors`` ``(M, L, H)`` to start from, and ``mask`` ``(M, L)``; the length of each text stays.

@@ -55,7 +55,7 @@ def test_fixed_labels_are_scaled_alike_and_probabilities_refused(digits: ImageTa
     frepo = get_method(DOMAIN, "frepo")
     batch = Distiller(digits, replace(frepo, label="fixed"), 2).start().parameterization(KEY)
     torch.testing.assert_close(batch.targets, (torch.eye(10) - 0.1).repeat_interleave(2, 0))
-    with pytest.raises(ConfigError, match="'learned' or 'fixed'"):
+    with pytest.raises(ConfigError, match="takes hard or unrestricted labels"):
         Distiller(digits, replace(frepo, label="softmax"), 1).start()
 
 
