@@ -15,8 +15,7 @@ A learned rate that is not positive cannot train; the protocol's own is used and
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -79,14 +78,6 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     return replace(protocol, optimizer="sgd", lr=rate, momentum=0.9), ()
 
 
-@contextmanager
-def seeded(draws: Draws, device: torch.device) -> Iterator[None]:
-    """Draw dropout masks, which read the global generator, from a key; the generator's state is put back."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(draws.fold("dropout").integer())
-        yield
-
-
 @functools.lru_cache(maxsize=8)
 def training_loss(network: FunctionalModule, scale: float | None) -> Loss:
     """Return the loss that a network trains by, the same function each time, so that it is compiled once.
@@ -130,16 +121,15 @@ class Judge:
     ) -> Scores:
         """Train n networks and return their accuracy on raw test images and labels."""
         modules = list(self.network.module.modules())
-        random = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in modules)
         # Dropout masks, and running statistics that torch writes in place, are per network, which a batched call cannot
         # give; and on the CPU nothing is gained by one.
         alone = (
-            random
+            self.network.random
             or data.weight.device.type == "cpu"
             or any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, BatchNorm2d) for m in modules)
         )
-        with seeded(draws, data.weight.device) if random else nullcontext():
-            states = self._fit(data, n, draws, "loop" if alone else "vmap", "off" if random else "auto")
+        with self.network.drawn(draws):
+            states = self._fit(data, n, draws, "loop" if alone else "vmap", "off" if self.network.random else "auto")
         accuracies, found = [], []
         images, labels = test
         classes = int(labels.max()) + 1

@@ -1,12 +1,11 @@
 """Images as a task: class batches from tensors on the device, siamese augmentation, and the field's evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
@@ -14,7 +13,7 @@ from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
 from mmdistill.image.dc_augment import crop_scale_rotate
-from mmdistill.image.judge import Judge, is_distribution, seeded, target_loss, with_learned_rate
+from mmdistill.image.judge import Judge, is_distribution, target_loss, with_learned_rate
 from mmdistill.image.models import fitting_models, model_factory, model_name, refusal
 from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
@@ -82,7 +81,6 @@ class ImageTask:
         self._test = data.test_images.to(device), data.test_labels.to(device)
         table, present = class_table(data.train_labels, len(data.class_names))
         self._table, self._present = table.to(self._pixels.place), present.to(self._pixels.place)
-        self._random = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in network.module.modules())
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""
@@ -96,8 +94,7 @@ class ImageTask:
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
         """Return ``(n, C)`` logits and the updated buffers; dropout in training draws from the key."""
-        with self._seeded(draws if train else None):
-            output, buffers = self.network(state, image_inputs(inputs), train=train)
+        output, buffers = self.network(state, image_inputs(inputs), train=train, draws=draws)
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != len(self.data.class_names):
             found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise ShapeError(
@@ -105,12 +102,6 @@ class ImageTask:
                 f"{self.num_classes} classes; it must return one row of logits per image"
             )
         return output, buffers
-
-    def _seeded(self, draws: Draws | None) -> AbstractContextManager[object]:
-        """Return a context in which a network with dropout draws its masks from a key."""
-        if not self._random or draws is None:
-            return nullcontext()
-        return seeded(draws, self.device)
 
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
         """Return the network with the statistics of so many real images of each class in its batch norms."""

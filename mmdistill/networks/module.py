@@ -1,7 +1,8 @@
 """Any ``nn.Module`` as a functional network: parameters and buffers outside, features from named submodules."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +35,14 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     return module
 
 
+@contextmanager
+def seeded(draws: Draws, device: torch.device) -> Iterator[None]:
+    """Draw dropout masks, which read the global generator, from a key; the generator's state is put back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(draws.fold("dropout").integer())
+        yield
+
+
 class FunctionalModule:
     """Run a module made by a factory with parameters passed in.
 
@@ -53,6 +62,7 @@ class FunctionalModule:
         with torch.random.fork_rng(devices=[]):
             self.module = made_by(factory).to(self.device)
         submodules = dict(self.module.named_modules())
+        self.random = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in submodules.values())
         linear = [name for name, module in submodules.items() if isinstance(module, nn.Linear)]
         if not features and not linear:
             raise ConfigError(
@@ -119,15 +129,23 @@ class FunctionalModule:
         order = [name for name, _ in self.module.named_parameters()]
         return {name: params[name] for name in order}
 
-    def __call__(self, state: NetworkState, *inputs: Any, train: bool = False) -> tuple[Any, Tensors]:
+    def drawn(self, draws: Draws | None) -> AbstractContextManager[object]:
+        """Return a context in which dropout draws its masks from a key; without dropout or a key, one of nothing."""
+        return nullcontext() if draws is None or not self.random else seeded(draws, self.device)
+
+    def __call__(
+        self, state: NetworkState, *inputs: Any, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Any, Tensors]:
         """Return the module's output and its buffers after the call; in training, the state's own are moved too.
 
-        Layers that write into their buffers do that anyway, and a loss returns nothing else: pass copies.
+        Layers that write into their buffers do that anyway, and a loss returns nothing else: pass copies. Dropout in
+        training follows the key, where one is given.
         """
         if self.module.training != train or torch.compiler.is_compiling():  # programs shall serve both states
             self.module.train(train)
         tensors = {**state.params, **state.buffers}  # a layer that replaces a buffer finds its new one put here
-        output = torch.func.functional_call(self.module, tensors, inputs)
+        with self.drawn(draws if train else None):
+            output = torch.func.functional_call(self.module, tensors, inputs)
         self._captured.clear()
         buffers = {name: tensors[name] for name in state.buffers}
         if train:
@@ -150,6 +168,7 @@ class FunctionalModule:
             torch.func.functional_call(self.module, tensors, inputs)
         finally:
             for norm, momentum in zip(norms, kept, strict=True):
+                norm.eval()  # like the module, by whose mode a call knows that of its parts
                 norm.momentum = momentum
         self._captured.clear()
         return NetworkState(state.params, {name: tensors[name] for name in state.buffers})

@@ -20,7 +20,7 @@ LOOP_FROM = 16_384
 """Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
 CACHED = 65_536
 """Numbers of inputs that a CPU takes through a network at once where it keeps no graph (about 80 images of 28 x 28)."""
-UNBATCHABLE = ("vmap", "batching rule", "batched tensor")
+UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape")
 """What torch's errors say of a network that cannot be batched over classes."""
 
 

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.stacked import state_at
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
@@ -141,7 +143,7 @@ class TextTask:
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
         """Return ``(n, C)`` logits of ``(n, d)`` points."""
-        logits, buffers = self.model(state, one_tensor(inputs), train=train)
+        logits, buffers = self.model(state, one_tensor(inputs), train=train, draws=draws)
         return logits, buffers
 
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
@@ -150,7 +152,7 @@ class TextTask:
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean cross entropy; labels may be soft."""
-        logits, _ = self.predict(state, batch.inputs, train=train)
+        logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
         return weighted_mean(soft_cross_entropy(logits, one_tensor(batch.targets)), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -272,14 +274,12 @@ class TextTask:
             each = (logits - targets).square().sum(1) if scores else soft_cross_entropy(logits, targets)
             return weighted_mean(each, one.weight), buffers
 
-        fitted = fit_networks(module.init, loss, batch, replace(self.protocol, epochs=epochs), n, draws)
-
-        def logits(params: Tensors, buffers: Tensors) -> Tensor:
-            found: Tensor = module(NetworkState(params, buffers), queries)[0]
-            return found
-
+        # A user's network may do what a batched call cannot: drop units, write its running statistics, recur.
+        mode: Literal["vmap", "loop"] = "vmap" if module is self._mlp else "loop"
+        with module.drawn(draws):
+            fitted = fit_networks(module.init, loss, batch, replace(self.protocol, epochs=epochs), n, draws, mode=mode)
         with torch.no_grad():
-            return torch.func.vmap(logits)(*fitted).argmax(2)
+            return torch.stack([module(state_at(fitted, index), queries)[0].argmax(1) for index in range(n)])
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean development accuracy of two networks of the first judge."""

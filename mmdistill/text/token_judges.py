@@ -83,7 +83,8 @@ class TokenJudge:
             data.weight.to(device),
         )
         steps = learned_steps(data, self.learned)
-        states = self._fit(data, n, draws) if steps is None else self._take(steps, n, draws)
+        with self.network.drawn(draws):
+            states = self._fit(data, n, draws) if steps is None else self._take(steps, n, draws)
         labels = queries[1].to(device)
         found = [self.predict(state_at(states, index), queries[0]) for index in range(n)]
         accuracy = tuple(float((predicted == labels).double().mean()) for predicted in found)

@@ -136,7 +136,7 @@ class TokenTask:
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
         """Return ``(n, C)`` logits."""
-        logits, buffers = self.model(state, self.named(inputs), train=train)
+        logits, buffers = self.model(state, self.named(inputs), train=train, draws=draws)
         return logits, buffers
 
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
@@ -147,7 +147,7 @@ class TokenTask:
         """Return the weighted mean soft cross entropy, and the distance to attention labels where there are any."""
         if isinstance(batch.targets, dict):
             return self._attention_loss(state, batch, batch.targets)
-        logits, _ = self.predict(state, batch.inputs, train=train)
+        logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
         return weighted_mean(soft_cross_entropy(logits, batch.targets), batch.weight)
 
     def _attention_loss(self, state: NetworkState, batch: Batch, targets: Tensors) -> Tensor:

@@ -132,6 +132,18 @@ def test_the_real_loss_of_a_student_reads_the_real_batch(task: ImageTask) -> Non
     torch.testing.assert_close(objective(network, synthetic, real, KEY), expected)
 
 
+def test_a_matched_network_normalises_by_them_from_the_first_call_on(task: ImageTask) -> None:
+    network = FreshNetworks().fetch(task, EMPTY, KEY).network
+    assert network is not None
+    kept = {name: tensor.clone() for name, tensor in network.buffers.items()}
+    images = syn(task).inputs
+    assert isinstance(images, Tensor)
+    together, _ = task.predict(network, images)
+    alone, _ = task.predict(network, images[:1])
+    torch.testing.assert_close(together[:1], alone)
+    assert all(torch.equal(network.buffers[name], kept[name]) for name in kept)
+
+
 def test_networks_without_such_norms_are_left_alone() -> None:
     task = image_task("digits", width=4)
     key = KEY.fold("step")

@@ -1,11 +1,13 @@
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mmdistill.errors import CheckpointError, ConfigError, DataError, ShapeError
+from mmdistill.distill import distill
+from mmdistill.errors import CheckpointError, ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.objectives.base import Network, class_gradients
@@ -243,3 +245,43 @@ def test_hidden_noise_of_one_judge_does_not_touch_another(task: TextTask) -> Non
     assert two[0] == pytest.approx(three[0], abs=0.02)
     state = task.init(Draws(0))
     assert isinstance(state, NetworkState)
+
+
+class LastState(nn.Module):
+    """A recurrent network over the numbers of a point: torch has no batching rule for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(1, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, points: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.cell(points[..., None])[0][:, -1])
+        return logits
+
+
+def own_networks(dim: int) -> dict[str, Callable[[], nn.Module]]:
+    return {
+        "batch norm": lambda: nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, 3)),
+        "dropout": lambda: nn.Sequential(nn.Linear(dim, 8), nn.Dropout(0.5), nn.Linear(8, 3)),
+        "recurrent": LastState,
+    }
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "dropout", "recurrent"])
+def test_any_network_of_the_users_distils_and_judges_alike_each_time(kind: str) -> None:
+    task = small_task(model=own_networks(small_task().dim)[kind], judge_epochs=2)
+    settings = {"steps": 2, "real_batch": 8, "classes_at_once": 1}
+    found = []
+    for waste in (0, 3):
+        torch.rand(waste)  # the global generator moves
+        made = distill(task, "dc", ipc=2, settings=settings)
+        entry = evaluate(task, made, n=2, judges=["model"], baselines=[]).headline()
+        found.append((made.batch.inputs, entry.mean, entry.sd))
+    assert torch.equal(found[0][0], found[1][0])  # type: ignore[arg-type]
+    assert found[0][1:] == found[1][1:]
+
+
+def test_a_network_that_takes_one_class_at_a_time_is_told_apart() -> None:
+    task = small_task(model=LastState)
+    with pytest.raises(UnsupportedError, match="--classes-at-once 1"):
+        distill(task, "dc", ipc=2, settings={"steps": 1, "real_batch": 8})
