@@ -71,7 +71,8 @@ def experts_by(protocol: FitProtocol = PUBLISHED) -> Callable[[Settings], Networ
 
 def unrolling(settings: Settings) -> Unrolling:
     """Return how the settings unroll a student's training."""
-    return Unrolling(settings.inner_momentum, keep=None if settings.kept_steps < 0 else settings.kept_steps)
+    kept = None if settings.kept_steps < 0 else settings.kept_steps
+    return Unrolling(settings.inner_momentum, keep=kept, optimizer=settings.inner_optimizer)
 
 
 def unrolled_performance(settings: Settings) -> Objective:
@@ -84,6 +85,7 @@ def unrolled_performance(settings: Settings) -> Objective:
         parts=settings.inner_parts,
         augment=settings.augment,
         unrolling=unrolling(settings),
+        window=settings.inner_window or None,
     )
 
 

@@ -18,6 +18,7 @@ LEAST: Mapping[str, float] = {
     "inner_batch": 0,
     "inner_momentum": 0.0,
     "inner_parts": 1,
+    "inner_window": 0,
     "experts": 1,
     "expert_steps": 1,
     "start_epochs": 0,
@@ -122,6 +123,9 @@ class Settings:
         inner_lr: the network's learning rate.
         inner_batch: the network's minibatch size; 0: the whole set, for unrolled students.
         inner_momentum: the network's momentum.
+        inner_optimizer: by which unrolled students train: ``sgd`` or ``adam``.
+        inner_window: of an unrolled training, the last steps that gradients flow through; the training then ends at a
+            random step from there on (performance matching). 0: gradients flow through all ``inner_steps``.
         inner_parts: with the whole set, unrolled students cycle through a fixed partition of it into so many parts.
         experts: how many expert trajectories (methods that match them).
         expert_steps: epochs between an expert's start and its target.
@@ -152,6 +156,8 @@ class Settings:
     inner_lr: float = 0.01
     inner_batch: int = 256
     inner_momentum: float = 0.0
+    inner_optimizer: Literal["sgd", "adam"] = "sgd"
+    inner_window: int = 0
     inner_parts: int = 1
     experts: int = 20
     expert_steps: int = 2

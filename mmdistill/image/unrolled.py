@@ -113,6 +113,25 @@ def _addmem_settings(ipc: int) -> Settings:
     )
 
 
+def _rat_settings(ipc: int) -> Settings:
+    """Return the published settings for ten images per class of CIFAR-10, which are whitened.
+
+    Ten of each class make a minibatch; they are drawn from all samples. The commands allow 600,000 steps.
+    """
+    return Settings(
+        steps=60_000,
+        real_batch=5000,
+        optimizers={"codes": OptimizerSpec("adam", 1e-3)},
+        init="noise",
+        augment=True,
+        inner_steps=200,
+        inner_window=60,
+        inner_optimizer="adam",
+        inner_lr=1e-3,
+        inner_batch=100,
+    )
+
+
 def ld_settings(ipc: int) -> Settings:
     """Return the published rates; a network lives for a fixed number of steps instead of until it stops improving."""
     return Settings(
@@ -158,6 +177,14 @@ UNROLLED_METHODS: dict[str, Method] = {
         parameterization=addressed(),
         summary="performance matching with momentum; images are combinations of bases that classes share",
         source="Deng and Russakovsky, NeurIPS 2022 (fixed labels, as its code has; bases of unit size for tiny ones)",
+    ),
+    "rat-bptt": replace(
+        CORE_METHODS["dd"],
+        title="RaT-BPTT",
+        settings=_rat_settings,
+        summary="performance matching through a random window of a long training",
+        source="Feng et al., ICLR 2024 (DSA's augmentation of synthetic images alone, gradients not cut at twice their "
+        "running norm)",
     ),
     "ld": replace(
         CORE_METHODS["dd"],

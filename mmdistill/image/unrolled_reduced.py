@@ -82,6 +82,22 @@ def _reduced_dd(ipc: int) -> Settings:
     )
 
 
+def _reduced_rat(ipc: int) -> Settings:
+    return Settings(
+        steps=150,
+        real_batch=256,
+        optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True)},
+        init="herding",
+        augment=True,
+        inner_steps=150,
+        inner_window=30,
+        inner_optimizer="adam",
+        inner_lr=1e-3,
+        inner_batch=25,
+        clip=0.3,
+    )
+
+
 def _reduced_addmem(ipc: int) -> Settings:
     rates = {name: OptimizerSpec("adam", 0.03, cosine=True) for name in ("codes", "objective")}
     parts = 2 if ipc < 10 else 5
@@ -105,6 +121,7 @@ UNROLLED_REDUCED: dict[str, Method] = {
     "haba": replace(UNROLLED_METHODS["haba"], network=_reduced_experts, settings=_reduced_haba),
     "dd": replace(CORE_METHODS["dd"], settings=_reduced_dd),
     "addmem": replace(UNROLLED_METHODS["addmem"], settings=_reduced_addmem),
+    "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=_reduced_rat),
     "ld": replace(UNROLLED_METHODS["ld"], settings=short_ld),
     "random-soft": UNROLLED_METHODS["random-soft"].with_settings(teacher_epochs=1),
 }

@@ -10,19 +10,21 @@ and lr. In forward mode no gradient is ever differentiated: that is reverse over
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
 from mmdistill.runtime import spare_memory_bytes
 from mmdistill.task import Batch, Inputs, Targets, Tensors
 
 StepLoss = Callable[[Tensors, Batch, int], Tensor]
 """``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
 DiffMode = Literal["auto", "forward", "reverse"]
+InnerOptimizer = Literal["sgd", "adam"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Unrolling:
     """How the loop is unrolled and differentiated.
 
     Args:
-        momentum: beta of Eq. 3.
+        momentum: beta of Eq. 3, of SGD.
         truncate: gradients flow through the last k steps only, as if these started from a constant; None: all.
         mode: ``forward`` takes the slope as a directional derivative; ``reverse`` differentiates the gradient instead,
             at the memory of one step too. ``auto`` is forward on CUDA, where double backward of convolutions is slow,
@@ -38,6 +40,7 @@ class Unrolling:
         keep: the last steps whose activations are kept instead of recomputed; they are differentiated in reverse. None
             keeps none, but on the CPU in mode ``auto``, where recomputing costs a third of the time, as many as fit
             into :func:`~mmdistill.runtime.spare_memory_bytes`.
+        optimizer: by which the student trains, ``sgd`` or ``adam``.
     Raises:
         ConfigError: values out of range.
     """
@@ -46,10 +49,14 @@ class Unrolling:
     truncate: int | None = None
     mode: DiffMode = "auto"
     keep: int | None = None
+    optimizer: InnerOptimizer = "sgd"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum lies in [0, 1), got {self.momentum}")
+        if self.optimizer not in get_args(InnerOptimizer):
+            raise ConfigError(f"a student trains by sgd or adam, got {self.optimizer!r}")
+        if self.optimizer != "sgd" and self.momentum:
+            raise ConfigError(f"momentum belongs to sgd, not to {self.optimizer}, got {self.momentum}")
+        self.rule()
         if self.truncate is not None and self.truncate < 1:
             raise ConfigError(f"truncate keeps the last k >= 1 steps, got {self.truncate}; None keeps all")
         if self.mode not in ("auto", "forward", "reverse"):
@@ -57,11 +64,15 @@ class Unrolling:
         if self.keep is not None and self.keep < 0:
             raise ConfigError(f"keep counts steps, got {self.keep}")
 
+    def rule(self) -> UpdateRule:
+        """Return how the student takes a step."""
+        return Adam() if self.optimizer == "adam" else Sgd(self.momentum)
+
 
 def unroll(
     loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float, unrolling: Unrolling | None = None
 ) -> Tensors:
-    r"""Train for T steps of (momentum) SGD; the result is differentiable.
+    r"""Train for T steps of SGD, with momentum or without, or Adam; the result is differentiable.
 
     .. math:: m_t = \beta m_{t-1} + \nabla \ell(x_t; \theta_{t-1}), \quad \theta_t = \theta_{t-1} - \eta_t m_t
 
@@ -271,57 +282,53 @@ class _Unroll(torch.autograd.Function):
     def forward(
         ctx: Any, problem: _Problem, unrolling: Unrolling, theta: Tensor, rates: Tensor, *leaves: Tensor
     ) -> Tensor:
-        count, beta = len(rates), unrolling.momentum
+        count, rule = len(rates), unrolling.rule()
         first = max(count - (unrolling.truncate or count), 0)
         differentiated = any(ctx.needs_input_grad)
         chosen = [index for index, need in enumerate(ctx.needs_input_grad[4:]) if need]
         trail: list[Tensor] = []
-        velocities: list[Tensor] = []
+        kept: list[Tensor] = []
         ctx.recorded = {}
-        velocity: Tensor | None = None
-        kept = unrolling.keep or 0
+        memory = rule.start(theta)
+        recorded = unrolling.keep or 0
         if differentiated and unrolling.keep is None and unrolling.mode == "auto" and not theta.is_cuda:
-            kept = _affordable(problem, theta, leaves, chosen)
+            recorded = _affordable(problem, theta, leaves, chosen)
         for step in range(count):
-            if differentiated and step >= max(first, count - kept):
+            if differentiated and step >= max(first, count - recorded):
                 ctx.recorded[step] = problem.record(theta, _at(leaves, step), step, chosen)
                 gradient = ctx.recorded[step].gradient.detach()
             else:
                 gradient = problem.gradient(theta, _at(leaves, step), step)
-            velocity = gradient if velocity is None or not beta else beta * velocity + gradient
+            before = theta
+            theta, memory = rule.step(theta, memory, gradient, rates[step], step)
             if differentiated and step >= first:
-                trail.append(theta)
-                velocities += [velocity] if beta else []
-            theta = theta - rates[step] * velocity
+                trail.append(before)
+                kept += rule.kept(memory, gradient)
         ctx.problem, ctx.unrolling, ctx.first, ctx.trail_length = problem, unrolling, first, len(trail)
-        ctx.save_for_backward(rates, *leaves, *trail, *velocities)
+        ctx.save_for_backward(rates, *leaves, *trail, *kept)
         return theta
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        problem, unrolling, first, beta = ctx.problem, ctx.unrolling, ctx.first, ctx.unrolling.momentum
-        needed = ctx.needs_input_grad
+        problem, unrolling, first = ctx.problem, ctx.unrolling, ctx.first
+        needed, rule = ctx.needs_input_grad, unrolling.rule()
         number = len(needed) - 4
         rates, *rest = ctx.saved_tensors
-        leaves, trail, velocities = rest[:number], rest[number:][: ctx.trail_length], rest[number + ctx.trail_length :]
+        leaves, trail, kept = rest[:number], rest[number:][: ctx.trail_length], rest[number + ctx.trail_length :]
+        each = len(kept) // len(trail)
         result = _Cotangents(rates, leaves, needed[4:])
-        carried = torch.zeros_like(adjoint)  # the adjoint of the momentum buffer
+        carried: Memory = rule.start(adjoint)
         for step in reversed(range(first, len(rates))):
-            direction = adjoint
-            if beta:
-                result.rates[step] = -(adjoint @ velocities[step - first])
-                direction = carried = beta * carried - rates[step] * adjoint
+            own = tuple(kept[(step - first) * each :][:each])
+            direction, scale, carried, by_rate = rule.pull(adjoint, carried, own, rates[step], step)
             if step in ctx.recorded:
                 recorded = ctx.recorded.pop(step)
                 s, pulled = _pull(recorded, direction, [recorded.theta, *recorded.chosen])
             else:
                 theta = trail[step - first]
                 s, pulled = problem.slope(theta, _at(leaves, step), step, direction, result.chosen, unrolling.mode)
-            scale: Tensor | float = 1.0
-            if not beta:
-                result.rates[step] = -s
-                scale = -rates[step]
+            result.rates[step] = -s if by_rate is None else by_rate
             result.set(step, scale, pulled[1:])
             adjoint = adjoint + scale * pulled[0]
         return (

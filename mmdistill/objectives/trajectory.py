@@ -44,7 +44,7 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
 
     Args: as for :class:`~mmdistill.objectives.unrolled.UnrolledObjective`.
     Raises:
-        ConfigError: truncation or kept activations, which have no meaning here.
+        ConfigError: truncation or kept activations, which have no meaning here, or another optimizer than SGD.
     Source: Cui et al., ICML 2023, Sec. 3; survey Sec. 3.3.3.
     """
 
@@ -61,6 +61,8 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
         super().__init__(steps, rate, batch=batch, parts=parts, augment=augment, unrolling=unrolling)
         if self.unrolling.truncate is not None or self.unrolling.keep:
             raise ConfigError("later states are held fixed already, so there is nothing to truncate or keep")
+        if self.unrolling.optimizer != "sgd":
+            raise ConfigError(f"states are held fixed for students of SGD alone, got {self.unrolling.optimizer}")
 
     def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
         """Return the student's last parameters, with the approximate gradient."""

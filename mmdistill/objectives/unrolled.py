@@ -1,5 +1,6 @@
 """Performance matching through the unrolled inner loop (Eq. 2, 3), and what every unrolled objective shares."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, map_inputs
 
 RateForm = Literal["raw", "softplus", "exp"]
 
@@ -64,9 +65,9 @@ class UnrolledObjective(Objective):
         batch: its minibatch size, in epochs of permutations; None: the whole set in each step.
         parts: with ``batch`` None, cycle through a fixed partition into so many minibatches.
         augment: augment each step's samples, each with its own strength.
-        unrolling: momentum, truncation and how to differentiate.
+        unrolling: by which optimizer the student trains, truncation and how to differentiate.
     Raises:
-        ConfigError: values out of range.
+        ConfigError: values out of range, or a rate of Adam's that is learned.
     """
 
     view = "flat"
@@ -90,16 +91,21 @@ class UnrolledObjective(Objective):
             raise ConfigError(f"the rates are of {len(rate.value)} steps, the student takes {steps}")
         if batch is not None and parts > 1:
             raise ConfigError("minibatches are either drawn (batch) or fixed (parts), not both")
+        self.unrolling = unrolling or Unrolling()
+        if self.unrolling.optimizer != "sgd" and isinstance(rate.value, nn.Parameter):
+            raise ConfigError(
+                f"a learned rate goes with the set, and judges use it in SGD; students that train by "
+                f"{self.unrolling.optimizer} keep theirs (no optimizer for the group 'objective')"
+            )
         self.steps = steps
         self.rate = rate
         self.batch = batch
         self.parts = parts
         self.augment = augment
-        self.unrolling = unrolling or Unrolling()
 
     def learned(self) -> Tensors:
-        """Return the student's rate, with which the set is to be used."""
-        return {"inner_lr": self.rate().detach()}
+        """Return the student's rate, with which the set is to be used; nothing where it is not SGD's."""
+        return {"inner_lr": self.rate().detach()} if self.unrolling.optimizer == "sgd" else {}
 
     def step_batches(self, task: Task, syn: Batch, draws: Draws) -> Batch:
         """Return all steps' batches, ``(T, b, ...)``, gathered and augmented in one go."""
@@ -130,19 +136,67 @@ class UnrolledPerformance(UnrolledObjective):
 
     .. math:: \ell(T; \theta^{(T)}), \quad \theta^{(t)} = \theta^{(t-1)} - \eta_t \nabla \ell(S; \theta^{(t-1)})
 
-    Args: as for :class:`UnrolledObjective`.
+    With a window of W, the student takes a random number of steps from W to T, and gradients flow through its last W
+    (random truncated back-propagation through time): long trainings at the cost of short ones, and without the noise
+    that gradients gather on their way through many steps. Such a set belongs to no number of steps, so judges train by
+    their own protocol.
+
+    Args:
+        window: W; None differentiates all T steps, which every student takes.
+
+    All others are those of :class:`UnrolledObjective`.
+
     Shapes:
         flat batches; returns a scalar.
-    Source: Wang et al., 2018; Deng and Russakovsky, NeurIPS 2022 (momentum); survey Sec. 3.3.1.
+    Raises:
+        ConfigError: a window outside of 1 to T, beside a truncation or a rate that is learned.
+    Source: Wang et al., 2018; Deng and Russakovsky, NeurIPS 2022 (momentum); Feng et al., ICLR 2024 (window); survey
+    Sec. 3.3.1.
     """
+
+    def __init__(
+        self,
+        steps: int,
+        rate: InnerRate,
+        *,
+        batch: int | None = None,
+        parts: int = 1,
+        augment: bool = False,
+        unrolling: Unrolling | None = None,
+        window: int | None = None,
+    ) -> None:
+        super().__init__(steps, rate, batch=batch, parts=parts, augment=augment, unrolling=unrolling)
+        self.window = window
+        if window is None:
+            return
+        if not 1 <= window <= steps:
+            raise ConfigError(f"a window has from 1 to all {steps} steps of a student, got {window}")
+        if self.unrolling.truncate is not None or isinstance(rate.value, nn.Parameter):
+            raise ConfigError("a window is its own truncation, and students of random length keep their rate")
+        self.unrolling = replace(self.unrolling, truncate=window)
+        self.steady = False  # the number of steps is the host's to know
 
     def learned(self) -> Tensors:
         """Return the student's rates and, where every run takes the same steps, what else makes them up."""
+        if self.window is not None:
+            return {}
         found = super().learned()
-        if self.batch is None and not self.augment:
+        if found and self.batch is None and not self.augment:
             found["inner_parts"] = torch.tensor(self.parts)
             found["inner_momentum"] = torch.tensor(self.unrolling.momentum)
         return found
+
+    def step_batches(self, task: Task, syn: Batch, draws: Draws) -> Batch:
+        """Return all steps' batches; with a window so many of the first ones as this student takes."""
+        batches = super().step_batches(task, syn, draws)
+        if self.window is None:
+            return batches
+        count = self.window + int(draws.fold("horizon").to("cpu").integers(self.steps - self.window + 1, 1))
+        return Batch(
+            map_inputs(lambda t: t[:count], batches.inputs),
+            map_inputs(lambda t: t[:count], batches.targets),
+            batches.weight[:count],
+        )
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the trained student's loss on the real batch, by whose own statistics any batch norms normalise."""

@@ -95,6 +95,26 @@ def plain(
     return params
 
 
+def plain_adam(loss: StepLoss, params: Tensors, steps: Batch, rates: Tensor, last: int | None = None) -> Tensors:
+    """The same loop with Adam, each line as in Kingma and Ba's Algorithm 1."""
+    assert isinstance(steps.inputs, Tensor)
+    assert isinstance(steps.targets, Tensor)
+    mean = {name: torch.zeros_like(p) for name, p in params.items()}
+    square = {name: torch.zeros_like(p) for name, p in params.items()}
+    for step, rate in enumerate(rates):
+        if last is not None and step == len(rates) - last:
+            params = {name: p.detach().requires_grad_() for name, p in params.items()}
+            mean, square = ({name: t.detach() for name, t in moment.items()} for moment in (mean, square))
+        batch = Batch(steps.inputs[step], steps.targets[step], steps.weight[step])
+        found = torch.autograd.grad(loss(params, batch, step), list(params.values()), create_graph=True)
+        for name, g in zip(params, found, strict=True):
+            mean[name] = 0.9 * mean[name] + 0.1 * g
+            square[name] = 0.999 * square[name] + 0.001 * g**2
+            first, second = mean[name] / (1 - 0.9 ** (step + 1)), square[name] / (1 - 0.999 ** (step + 1))
+            params = {**params, name: params[name] - rate * first / (second**0.5 + 1e-8)}
+    return params
+
+
 def terminal(params: Tensors) -> Tensor:
     return torch.stack([(p.sin() + p.square()).sum() * (k + 1) for k, p in enumerate(params.values())]).sum()
 
@@ -117,6 +137,44 @@ def test_gradients_equal_those_of_the_unrolled_graph(beta: float, truncate: int 
     assert_equal_gradients(
         reference, terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, options)), leaves
     )
+
+
+@pytest.mark.parametrize("truncate", [None, 2])
+@pytest.mark.parametrize(("mode", "keep"), [("forward", 0), ("reverse", 0), ("forward", 3)])
+def test_gradients_through_adam_equal_those_of_the_unrolled_graph(truncate: int | None, mode: str, keep: int) -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    reference = terminal(plain_adam(problem.loss, problem.params, problem.batch, problem.rates, truncate))
+    options = Unrolling(0.0, truncate, mode, keep, "adam")  # type: ignore[arg-type]
+    found = terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, options))
+    assert_equal_gradients(reference, found, problem.leaves(theta=truncate is None))
+
+
+def test_adam_is_that_of_torch() -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    params = {name: p.detach().clone().requires_grad_() for name, p in problem.params.items()}
+    optimizer = torch.optim.Adam(params.values())
+    for step, rate in enumerate(problem.rates.tolist()):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        batch = Batch(problem.inputs[step], problem.labels[step], problem.weight[step])
+        problem.loss(params, batch, step).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    end = unroll(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(optimizer="adam"))
+    for name, found in end.items():
+        torch.testing.assert_close(found, params[name], rtol=1e-9, atol=1e-12)
+
+
+def test_adam_passes_no_gradient_to_parameters_that_never_had_one() -> None:
+    def loss(params: Tensors, batch: Batch, step: int) -> Tensor:
+        assert isinstance(batch.inputs, Tensor)
+        return (params["used"] * batch.inputs).square().sum() + 0.0 * params["idle"].sum()
+
+    params = {"used": torch.tensor([1.0, 2.0]).double(), "idle": torch.ones(2).double()}
+    inputs = torch.tensor([[[1.0, 2.0]], [[0.5, 1.0]]]).double().requires_grad_()
+    end = unroll(loss, params, Batch(inputs, torch.zeros(2, 1), torch.ones(2, 1)), 0.1, Unrolling(optimizer="adam"))
+    (gradient,) = torch.autograd.grad(end["used"].sum() + end["idle"].sum(), inputs)
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
 
 
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
@@ -336,6 +394,10 @@ def test_wrong_arguments_are_refused() -> None:
     for name, value in (("momentum", 1.0), ("truncate", 0), ("mode", "both"), ("keep", -1)):
         with pytest.raises(ConfigError, match=name):
             Unrolling(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="sgd or adam"):
+        Unrolling(optimizer="lion")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="belongs to sgd"):
+        Unrolling(0.9, optimizer="adam")
     with pytest.raises(ShapeError, match="one for each of 5 steps"):
         unroll(problem.loss, problem.params, problem.batch, torch.ones(4))
     with pytest.raises(ShapeError, match="axes \\(steps, samples"):

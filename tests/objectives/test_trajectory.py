@@ -72,6 +72,34 @@ def test_unrolled_performance_equals_its_oracle(task: BlobTask, network: Network
         )  # fmt: skip
 
 
+def test_a_window_ends_at_random_steps_and_gradients_flow_through_it_alone(task: BlobTask, network: Network) -> None:
+    syn, real = flat(task, 6, "syn"), flat(task, 9, "real")
+    objective = UnrolledPerformance(5, InnerRate(RATE, learn=False).double(), unrolling=Unrolling(0.9), window=2)
+    expected = {
+        steps: oracle.performance(
+            numpy_of(network.state.params), [samples(syn)] * steps, [RATE] * steps, 0.9, *samples(real)
+        )
+        for steps in (2, 3, 4, 5)
+    }
+    assert isinstance(syn.inputs, Tensor)
+    seen = set()
+    for index in range(24):
+        leaf = syn.inputs.clone().requires_grad_()
+        draws = DRAWS.fold(index)
+        value = objective(network, syn._replace(inputs=leaf), real, draws)
+        steps = next(n for n, wanted in expected.items() if abs(float(value.detach()) - wanted) < 1e-9)
+        seen.add(steps)
+        again = syn.inputs.clone().requires_grad_()
+        cut = UnrolledPerformance(
+            steps, InnerRate(RATE, learn=False).double(), unrolling=Unrolling(0.9, truncate=2)
+        )(network, syn._replace(inputs=again), real, draws)
+        (found,), (wanted,) = torch.autograd.grad(value, leaf), torch.autograd.grad(cut, again)
+        assert torch.equal(found, wanted)
+    assert seen == {2, 3, 4, 5}
+    assert objective.learned() == {}
+    assert not objective.steady
+
+
 def test_trajectory_matching_equals_its_oracle(task: BlobTask, network: Network) -> None:
     syn = flat(task, 6, "syn")
     assert network.target is not None
@@ -157,6 +185,15 @@ def test_wrong_compositions_are_refused(task: BlobTask, network: Network) -> Non
         (lambda: UnrolledPerformance(2, rate(steps=3)), "of 3 steps"),
         (lambda: TrajectoryMatchingConstantMemory(2, rate(), unrolling=Unrolling(truncate=1)), "nothing to truncate"),
         (lambda: InnerRate(0.0), "above 0"),
+        (lambda: UnrolledPerformance(2, InnerRate(0.1, learn=False), window=3), "from 1 to all 2"),
+        (lambda: UnrolledPerformance(2, rate(), window=1), "keep their rate"),
+        (lambda: UnrolledPerformance(2, rate(), unrolling=Unrolling(optimizer="adam")), "use it in SGD"),
+        (
+            lambda: TrajectoryMatchingConstantMemory(
+                2, InnerRate(0.1, learn=False), unrolling=Unrolling(optimizer="adam")
+            ),
+            "students of SGD alone",
+        ),
         (lambda: InnerRate(0.1, form="log"), "raw, softplus or exp"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ConfigError, match=message):
