@@ -17,6 +17,9 @@ SETTINGS = (
     "outer_steps",
     "inner_steps",
     "inner_lr",
+    "inner_batch",
+    "inner_momentum",
+    "inner_window",
     "clip",
     "classes_at_once",
     "kept_steps",
@@ -65,6 +68,10 @@ class DistillConfig:
         outer_steps: updates of the synthetic data per network
         inner_steps: network updates between them, or those of each student that is trained on the set
         inner_lr: learning rate of these network updates; where it is learned, what it starts from
+        inner_batch: minibatch size of these network updates; 0 is the whole set, for students that are trained on it
+        inner_momentum: momentum of these network updates
+        inner_window: last steps of a student's training that gradients flow through, which then ends at a random step
+            (rat-bptt); 0 is all steps
         clip: norm at which a step's gradients are cut, for unrolled training whose gradients burst; 0 never cuts
         classes_at_once: classes computed together where they are matched one by one; fewer need less memory
         kept_steps: last steps of an unrolled training whose activations are kept; fewer need less memory and more time
@@ -115,6 +122,9 @@ class DistillConfig:
     outer_steps: int | None = None
     inner_steps: int | None = None
     inner_lr: float | None = None
+    inner_batch: int | None = None
+    inner_momentum: float | None = None
+    inner_window: int | None = None
     clip: float | None = None
     classes_at_once: int | None = None
     kept_steps: int | None = None

@@ -26,7 +26,8 @@ GROUPS = {
     ),
     "reading the data": ("text_column", "label_column", "encoder", "length", "size", "whiten", "inductive"),
     "settings in place of the method's own": (
-        *("steps", "lr", "real_batch", "init", "augment", "outer_steps", "inner_steps", "inner_lr", "clip"),
+        *("steps", "lr", "real_batch", "init", "augment", "outer_steps", "inner_steps", "inner_lr"),
+        *("inner_batch", "inner_momentum", "inner_window", "clip"),
         *("validate_every", "patience", "classes_at_once", "kept_steps", "interactions_per_user"),
     ),
     "judging": (*("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "protocol"),),

@@ -171,8 +171,13 @@ class UnrolledPerformance(UnrolledObjective):
             return
         if not 1 <= window <= steps:
             raise ConfigError(f"a window has from 1 to all {steps} steps of a student, got {window}")
-        if self.unrolling.truncate is not None or isinstance(rate.value, nn.Parameter):
-            raise ConfigError("a window is its own truncation, and students of random length keep their rate")
+        if isinstance(rate.value, nn.Parameter):
+            raise ConfigError(
+                "the rates of students that end at random steps cannot be learned; leave the window out, use rat-bptt, "
+                "or give no optimizer for the group 'objective'"
+            )
+        if self.unrolling.truncate is not None:
+            raise ConfigError("a window is a truncation already, so there is nothing else to truncate")
         self.unrolling = replace(self.unrolling, truncate=window)
         self.steady = False  # the number of steps is the host's to know
 

@@ -90,9 +90,9 @@ def test_a_window_ends_at_random_steps_and_gradients_flow_through_it_alone(task:
         steps = next(n for n, wanted in expected.items() if abs(float(value.detach()) - wanted) < 1e-9)
         seen.add(steps)
         again = syn.inputs.clone().requires_grad_()
-        cut = UnrolledPerformance(
-            steps, InnerRate(RATE, learn=False).double(), unrolling=Unrolling(0.9, truncate=2)
-        )(network, syn._replace(inputs=again), real, draws)
+        cut = UnrolledPerformance(steps, InnerRate(RATE, learn=False).double(), unrolling=Unrolling(0.9, truncate=2))(
+            network, syn._replace(inputs=again), real, draws
+        )
         (found,), (wanted,) = torch.autograd.grad(value, leaf), torch.autograd.grad(cut, again)
         assert torch.equal(found, wanted)
     assert seen == {2, 3, 4, 5}
@@ -186,7 +186,11 @@ def test_wrong_compositions_are_refused(task: BlobTask, network: Network) -> Non
         (lambda: TrajectoryMatchingConstantMemory(2, rate(), unrolling=Unrolling(truncate=1)), "nothing to truncate"),
         (lambda: InnerRate(0.0), "above 0"),
         (lambda: UnrolledPerformance(2, InnerRate(0.1, learn=False), window=3), "from 1 to all 2"),
-        (lambda: UnrolledPerformance(2, rate(), window=1), "keep their rate"),
+        (lambda: UnrolledPerformance(2, rate(), window=1), "use rat-bptt"),
+        (
+            lambda: UnrolledPerformance(2, InnerRate(0.1, learn=False), unrolling=Unrolling(truncate=1), window=1),
+            "nothing else to truncate",
+        ),
         (lambda: UnrolledPerformance(2, rate(), unrolling=Unrolling(optimizer="adam")), "use it in SGD"),
         (
             lambda: TrajectoryMatchingConstantMemory(
