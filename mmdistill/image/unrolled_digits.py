@@ -42,6 +42,22 @@ def _digits_dd(ipc: int) -> Settings:
     )
 
 
+def _digits_rat(ipc: int) -> Settings:
+    return Settings(
+        steps=150,
+        real_batch=256,
+        optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True)},
+        init="herding",
+        augment=True,
+        inner_steps=100,
+        inner_window=20,
+        inner_optimizer="adam",
+        inner_lr=1e-3 if ipc < 10 else 3e-3,
+        inner_batch=25,
+        clip=0.3,
+    )
+
+
 def _digits_mtt(ipc: int) -> Settings:
     """Return settings in which ten images per class follow later epochs, of experts that know more than they teach."""
     settings = Settings(
@@ -109,6 +125,7 @@ UNROLLED_DIGITS: dict[str, Method] = {
     "addmem": replace(
         UNROLLED_METHODS["addmem"], settings=_digits_addmem, parameterization=addressed(factor=1, multiple=2)
     ),
+    "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=_digits_rat),
     "ld": replace(UNROLLED_METHODS["ld"], settings=short_ld),
 }
 """By method; chosen on a validation split of their training images."""

@@ -1,8 +1,8 @@
 """The update rules by which unrolled students train, each with its adjoint.
 
 A rule maps parameters, memory (momentum, moments) and a gradient to new parameters and memory. Its adjoint takes the
-cotangents of the new parameters and memory to those of the old ones, of the rate, and of the gradient. The last one is a
-direction in parameter space; what it costs to go on from there is :mod:`mmdistill.networks.unroll`'s business.
+cotangents of the new parameters and memory to those of the old ones, of the rate, and of the gradient. The last one is
+a direction in parameter space, along which :mod:`mmdistill.networks.unroll` differentiates the loss.
 """
 
 from abc import ABC, abstractmethod

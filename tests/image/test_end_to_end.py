@@ -59,7 +59,10 @@ def judged(method: str, ipc: int, seed: int) -> float:
 SEEDS = {
     **{(name, ipc): 5 for ipc in (1, 10) for name in ("dm", "krr")},
     **{("dc", 1): 5, ("dsa", 1): 5, ("dsa", 10): 10},
-    **{(name, 1): 3 for name in ("frepo", "rfad", "kip", "kip-conv", "dd", "mtt", "tesla", "ftd", "ddpp", "it-gan")},
+    **{
+        (name, 1): 3
+        for name in ("frepo", "rfad", "kip", "kip-conv", "dd", "rat-bptt", "mtt", "tesla", "ftd", "ddpp", "it-gan")
+    },
 }
 """Distillations, by method and ipc: the smaller the gap, the more.
 

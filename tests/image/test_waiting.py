@@ -14,7 +14,7 @@ from mmdistill.task import Task
 from tests.meta import META, NoTransfers, TransferError, on_meta
 
 STEPS = 2
-METHODS = ("dm", "dc", "dsa", "dcc", "idc", "edd", "dd", "mtt", "tesla", "kip", "krr", "frepo", "rfad")
+METHODS = ("dm", "dc", "dsa", "dcc", "idc", "edd", "dd", "rat-bptt", "mtt", "tesla", "kip", "krr", "frepo", "rfad")
 
 
 def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> Distiller:
@@ -22,6 +22,8 @@ def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> Distille
     images = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(0))
     task = image_task((images, labels), test=(images[::8], labels[::8]), width=8)
     changes: dict[str, object] = {"steps": 5, "real_batch": 4, "inner_steps": 2, "outer_steps": 2}
+    if name == "rat-bptt":
+        changes["inner_window"] = 1
     method = get_method(get_domain("image"), name).with_settings(**changes)
     if name in ("mtt", "tesla"):  # reading experts from disk waits, of course
         method = replace(method, network=lambda settings: RandomTargets())
@@ -37,9 +39,7 @@ class RandomTargets(FreshNetworks):
         return ScheduleState(task.init(draws), 0, {}, task.init(draws.fold("target")).params)
 
 
-@pytest.mark.parametrize(
-    "name", ["dm", "dc", "dsa", "dcc", "idc", "edd", "dd", "mtt", "tesla", "kip", "krr", "frepo", "rfad"]
-)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_step_waits_for_nothing(name: str) -> None:
     distiller = distiller_of(name)
     run = distiller.start()
