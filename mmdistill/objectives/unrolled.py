@@ -13,7 +13,7 @@ from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, map_inputs
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors
 
 RateForm = Literal["raw", "softplus", "exp"]
 
@@ -107,16 +107,20 @@ class UnrolledObjective(Objective):
         """Return the student's rate, with which the set is to be used; nothing where it is not SGD's."""
         return {"inner_lr": self.rate().detach()} if self.unrolling.optimizer == "sgd" else {}
 
+    def student_steps(self, draws: Draws) -> int:
+        """Return how many steps this student takes."""
+        return self.steps
+
     def step_batches(self, task: Task, syn: Batch, draws: Draws) -> Batch:
         """Return all steps' batches, ``(T, b, ...)``, gathered and augmented in one go."""
-        count = syn.weight.shape[0]
+        count, number = syn.weight.shape[0], self.student_steps(draws)
         device = syn.weight.device
         if self.parts > 1:
-            steps = gather_steps(syn, fixed_order(count, self.steps, self.parts, device))
+            steps = gather_steps(syn, fixed_order(count, number, self.parts, device))
         elif self.batch is None or self.batch >= count:
-            steps = repeat_steps(syn, self.steps)
+            steps = repeat_steps(syn, number)
         else:
-            steps = gather_steps(syn, shuffled_order(draws.fold("order").to(device), count, self.steps, self.batch))
+            steps = gather_steps(syn, shuffled_order(draws.fold("order").to(device), count, number, self.batch))
         if not self.augment:
             return steps
         # A step is to augmentation what a class is elsewhere: a group that draws its own operation.
@@ -191,17 +195,11 @@ class UnrolledPerformance(UnrolledObjective):
             found["inner_momentum"] = torch.tensor(self.unrolling.momentum)
         return found
 
-    def step_batches(self, task: Task, syn: Batch, draws: Draws) -> Batch:
-        """Return all steps' batches; with a window so many of the first ones as this student takes."""
-        batches = super().step_batches(task, syn, draws)
+    def student_steps(self, draws: Draws) -> int:
+        """Return T, or with a window a random number from W to T."""
         if self.window is None:
-            return batches
-        count = self.window + int(draws.fold("horizon").to("cpu").integers(self.steps - self.window + 1, 1))
-        return Batch(
-            map_inputs(lambda t: t[:count], batches.inputs),
-            map_inputs(lambda t: t[:count], batches.targets),
-            batches.weight[:count],
-        )
+            return self.steps
+        return self.window + int(draws.fold("horizon").to("cpu").integers(self.steps - self.window + 1, 1))
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the trained student's loss on the real batch, by whose own statistics any batch norms normalise."""
