@@ -9,6 +9,7 @@ from torch.optim.adam import adam
 from mmdistill.graph.task import GraphTask
 from mmdistill.methods import trained_by
 from mmdistill.networks.schedules import ScheduleState, Synthetic, TrainedOnS
+from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, share_classes
 
@@ -53,7 +54,7 @@ class TrainedOnGraph(TrainedOnS):
         self, task: Task, network: NetworkState, momentum: Tensors, batch: Batch, draws: Draws
     ) -> tuple[NetworkState, Tensors]:
         """Return the network and Adam's moments after one minibatch."""
-        gradients = _gradients(task, network, batch, draws)
+        gradients, buffers = _gradients(task, network, batch, draws)
         names = list(network.params)
         params = [network.params[name].detach().clone() for name in names]
         first, second, steps = ([self._moment(momentum, kind, name, network) for name in names] for kind in MOMENTS)
@@ -78,7 +79,7 @@ class TrainedOnGraph(TrainedOnS):
             for kind, group in zip(MOMENTS, (first, second, steps), strict=True)
             for name, tensor in zip(names, group, strict=True)
         }
-        return NetworkState(dict(zip(names, params, strict=True)), network.buffers), moments
+        return NetworkState(dict(zip(names, params, strict=True)), buffers), moments
 
     @staticmethod
     def _moment(momentum: Tensors, kind: str, name: str, network: NetworkState) -> Tensor:
@@ -90,19 +91,20 @@ class TrainedOnGraph(TrainedOnS):
         return torch.zeros_like(parameter) if kind != "t" else torch.zeros((), device=parameter.device)
 
 
-def _gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) -> Tensors:
-    """Return the loss's gradient, in closed form where the task has one."""
+def _gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) -> tuple[Tensors, Tensors]:
+    """Return the loss's gradient, in closed form where the task has one, and the network's updated buffers."""
     if isinstance(task, GraphTask):
         whole = share_classes(batch, torch.ones(1, len(batch.weight), device=batch.weight.device))
         closed = task.class_gradients(network, whole)
         if closed is not None:
-            return {name: gradient[0] for name, gradient in closed.items()}
+            return {name: gradient[0] for name, gradient in closed.items()}, network.buffers
 
-    def loss(params: Tensors) -> Tensor:
-        return task.loss(NetworkState(params, network.buffers), batch, train=True, draws=draws)
+    def loss(params: Tensors) -> tuple[Tensor, Tensors]:
+        own = NetworkState(params, copied(network.buffers))
+        return task.loss(own, batch, train=True, draws=draws), own.buffers
 
-    gradients: Tensors = torch.func.grad(loss)(network.params)
-    return gradients
+    gradients, buffers = torch.func.grad(loss, has_aux=True)(network.params)
+    return gradients, buffers
 
 
 trained_on_graph = trained_by(TrainedOnGraph)

@@ -11,7 +11,7 @@ from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import as_probabilities, weighted_mean
 from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors, num_samples
 
 
 class Kernel(ABC):
@@ -68,7 +68,7 @@ class LinearKernel(Kernel):
 
 
 def require_features(name: str, task: Task) -> None:
-    """Refuse a task whose network gives no feature vectors, by running a fresh one on two samples.
+    """Refuse a task whose network gives no feature vectors, by running a fresh one on a draw of two real samples.
 
     Args:
         name: who asks, for the message.
@@ -77,11 +77,13 @@ def require_features(name: str, task: Task) -> None:
     Raises:
         ConfigError: no features, or no row of them per sample.
     """
-    data, count = task.describe().data, 2
+    data, key = task.describe().data, Draws(0, ("check",), task.device)
+    real = task.sample_real(key.fold("real"), None, 2)
+    inputs = real.batch.inputs if isinstance(real, ClassBatch) else real.inputs
+    count = num_samples(inputs)  # where samples share their inputs, of all that come along
     try:
-        network = task.init(Draws(0, ("check",), task.device))
         with torch.no_grad():
-            layers = task.features(network, task.select(torch.arange(count)).inputs)
+            layers = task.features(task.init(key), inputs)
     except (UnsupportedError, NotImplementedError) as error:
         raise ConfigError(f"{name} reads a network's features, but that of {data!r} has none: {error}") from error
     if not layers or layers[-1].ndim != 2 or layers[-1].shape[0] != count or layers[-1].shape[1] == 0:

@@ -5,11 +5,13 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv
 from torch_geometric.nn.models import basic_gnn
 
+from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.judges import JudgeProtocol, LoopSample, Seen, fit_one_by_one
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork
 from mmdistill.graph.propagation import normalise_dense, propagate, propagate_columns
+from mmdistill.graph.schedules import TrainedOnGraph
 from mmdistill.graph.task import graph_task
 from mmdistill.networks.schedules import EMPTY, FreshNetworks
 from mmdistill.runtime import Draws
@@ -197,3 +199,32 @@ def test_a_judge_keeps_the_statistics_of_its_chosen_epoch() -> None:
     fitted = fit_one_by_one(network, sample, val, val, protocol, Draws(0), 3)
     reached = (fitted.test.argmax(-1) == val.classes).double().mean(1)
     assert reached.tolist() == pytest.approx(fitted.validation.tolist())
+
+
+class WeightedNormed(nn.Module):
+    """A graph module with a batch norm, whose layers take edge weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = GCNConv(12, 5), nn.BatchNorm1d(5), GCNConv(5, 3)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(self.conv(x, edge_index, edge_weight)).relu(), edge_index, edge_weight)
+        return out
+
+
+def test_a_network_with_batch_norms_trains_on_a_learned_graph() -> None:
+    task = graph_task(GRAPH, WeightedNormed)
+    settings = {"steps": 3, "inner_steps": 2, "validate_every": 0}
+    made = distill(task, "gcond", nodes=6, settings=settings)
+    assert made.batch.inputs["x"].isfinite().all()  # type: ignore[call-overload]
+    network = task.init(Draws(0))
+    before = {name: tensor.clone() for name, tensor in network.buffers.items()}
+    moved, _ = TrainedOnGraph().update(task, network, {}, task.select(torch.arange(6)), Draws(1))
+    assert not torch.equal(moved.buffers["norm.running_mean"], before["norm.running_mean"])
+    assert all(torch.equal(network.buffers[name], before[name]) for name in before)  # the step is a pure function
+
+
+def test_ridge_matching_reads_networks_that_take_no_edge_weights() -> None:
+    made = distill(graph_task(GRAPH, NormedConvolutions), "krr", nodes=6, settings={"steps": 2, "validate_every": 0})
+    assert made.batch.inputs["x"].isfinite().all()  # type: ignore[call-overload]
