@@ -57,7 +57,7 @@ def _digits_rat(ipc: int) -> Settings:
         inner_batch=25,
         clip=0.3,
     )
-    return settings if ipc < 10 else replace(settings, inner_steps=200, inner_window=30, inner_lr=0.01)
+    return settings if ipc < 10 else replace(settings, inner_steps=200, inner_window=30, inner_lr=0.005)
 
 
 def _digits_mtt(ipc: int) -> Settings:
