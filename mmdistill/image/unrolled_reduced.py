@@ -90,19 +90,18 @@ def _reduced_rat(ipc: int) -> Settings:
         optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True)},
         init="herding",
         augment=True,
-        inner_steps=150,
+        inner_steps=150 if ipc < 10 else 200,
         inner_window=30,
         inner_optimizer="adam",
-        inner_lr=1e-3 if ipc < 10 else 3e-3,
+        inner_lr=1e-3 if ipc < 10 else 5e-3,
         inner_batch=25,
         clip=0.3,
     )
 
 
 def _reduced_addmem(ipc: int) -> Settings:
-    rates = {name: OptimizerSpec("adam", 0.03, cosine=True) for name in ("codes", "objective")}
-    parts = 2 if ipc < 10 else 5
-    return replace(_reduced_dd(ipc), steps=120, optimizers=rates, inner_steps=15, inner_parts=parts, clip=0.0)
+    """Return RaT-BPTT's settings: of as many inner steps as published, gradients flow through a window alone."""
+    return replace(_reduced_rat(ipc), optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)})
 
 
 _reduced_experts = experts_by_start(REDUCED_EXPERTS, replace(REDUCED_EXPERTS, lr=0.02))
