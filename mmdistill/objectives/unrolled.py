@@ -174,7 +174,9 @@ class UnrolledPerformance(UnrolledObjective):
         if window is None:
             return
         if not 1 <= window <= steps:
-            raise ConfigError(f"a window has from 1 to all {steps} steps of a student, got {window}")
+            raise ConfigError(
+                f"the window (inner_window) has from 1 to all {steps} of a student's steps (inner_steps), got {window}"
+            )
         if isinstance(rate.value, nn.Parameter):
             raise ConfigError(
                 "the rates of students that end at random steps cannot be learned; leave the window out, use rat-bptt, "

@@ -67,7 +67,7 @@ def test_label_distillation_learns_labels_alone(task: ImageTask) -> None:
 
 
 def test_addressed_memory_keeps_its_rate_and_its_bytes(task: ImageTask) -> None:
-    made = distill(task, "addmem", ipc=2, settings={"steps": 2, "inner_steps": 3})
+    made = distill(task, "addmem", ipc=2, settings={"steps": 2, "inner_steps": 3, "inner_window": 2})
     assert len(made.batch.weight) > 20
     assert made.stored_bytes <= 20 * (64 * 4 + 1)
     method = get_method(DOMAIN, "addmem")
