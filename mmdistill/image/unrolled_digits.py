@@ -42,7 +42,7 @@ def _digits_dd(ipc: int) -> Settings:
     )
 
 
-def _digits_rat(ipc: int) -> Settings:
+def short_rat(ipc: int) -> Settings:
     """Return settings in which students know the digits by the end; from one image per class they learn no faster."""
     settings = Settings(
         steps=150,
@@ -94,7 +94,7 @@ def _digits_tesla(ipc: int) -> Settings:
 
 def _digits_addmem(ipc: int) -> Settings:
     """Return RaT-BPTT's settings: of a long training, gradients flow through a window alone."""
-    return replace(_digits_rat(ipc), optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)})
+    return replace(short_rat(ipc), optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)})
 
 
 def short_ld(ipc: int) -> Settings:
@@ -127,7 +127,7 @@ UNROLLED_DIGITS: dict[str, Method] = {
     "addmem": replace(
         UNROLLED_METHODS["addmem"], settings=_digits_addmem, parameterization=addressed(factor=1, multiple=2)
     ),
-    "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=_digits_rat),
+    "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=short_rat),
     "ld": replace(UNROLLED_METHODS["ld"], settings=short_ld),
 }
 """By method; chosen on a validation split of their training images."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from mmdistill.image.unrolled import UNROLLED_METHODS
-from mmdistill.image.unrolled_digits import EARLY_EPOCHS, experts_by_start, short_ld
+from mmdistill.image.unrolled_digits import EARLY_EPOCHS, experts_by_start, short_ld, short_rat
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks.fit import FitProtocol
@@ -83,20 +83,8 @@ def _reduced_dd(ipc: int) -> Settings:
 
 
 def _reduced_rat(ipc: int) -> Settings:
-    """Return settings in which students learn as fast as they can: faster ones diverge on one image per class."""
-    return Settings(
-        steps=150,
-        real_batch=256,
-        optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True)},
-        init="herding",
-        augment=True,
-        inner_steps=150 if ipc < 10 else 200,
-        inner_window=30,
-        inner_optimizer="adam",
-        inner_lr=1e-3 if ipc < 10 else 5e-3,
-        inner_batch=25,
-        clip=0.3,
-    )
+    """Return the digits' settings with a longer training at one image per class."""
+    return replace(short_rat(ipc), inner_steps=150 if ipc < 10 else 200, inner_window=30)
 
 
 def _reduced_addmem(ipc: int) -> Settings:

@@ -349,11 +349,11 @@ class _HeldUnroll(torch.autograd.Function):
     ) -> Tensor:
         ctx.problem, ctx.unrolling = problem, unrolling
         ctx.save_for_backward(theta, rates, *leaves)
-        velocity: Tensor | None = None
+        rule = unrolling.rule()
+        memory = rule.start(theta)
         for step in range(len(rates)):
             gradient = problem.gradient(theta, _at(leaves, step), step)
-            velocity = gradient if velocity is None else unrolling.momentum * velocity + gradient
-            theta = theta - rates[step] * velocity
+            theta, memory = rule.step(theta, memory, gradient, rates[step], step)
         return theta
 
     @staticmethod
@@ -366,13 +366,13 @@ class _HeldUnroll(torch.autograd.Function):
         shares = list(rates.unbind())
         for step in reversed(range(len(shares) - 1)):
             shares[step] = shares[step] + beta * shares[step + 1]
-        velocity: Tensor | None = None
+        rule = ctx.unrolling.rule()
+        memory = rule.start(theta)
         for step, share in enumerate(shares):
             recorded = problem.record(theta, _at(leaves, step), step, result.chosen)
             gradient = recorded.gradient.detach()
             result.set(step, -share, _pull(recorded, adjoint, recorded.chosen)[1])
-            velocity = gradient if velocity is None else beta * velocity + gradient
-            result.rates[step] = -(adjoint @ velocity)
-            theta = theta - rates[step] * velocity
+            theta, memory = rule.step(theta, memory, gradient, rates[step], step)
+            result.rates[step] = -(adjoint @ (memory[0] if memory else gradient))
         leaf_cotangents = (result.leaves.get(index) for index in range(len(leaves)))
         return None, None, adjoint if needed[2] else None, result.rates if needed[3] else None, *leaf_cotangents

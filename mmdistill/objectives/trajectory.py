@@ -1,12 +1,14 @@
 """Multi-step parameter matching: where a student ends against where an expert ended (Eq. 12, 13)."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.networks.unroll import Unrolling, unroll_held
+from mmdistill.networks.unroll import unroll_held
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.unrolled import InnerRate, UnrolledObjective, flat, student_loss
+from mmdistill.objectives.unrolled import InnerRate, StudentOptions, UnrolledObjective, flat, student_loss
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Tensors
 
@@ -48,17 +50,8 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
     Source: Cui et al., ICML 2023, Sec. 3; survey Sec. 3.3.3.
     """
 
-    def __init__(
-        self,
-        steps: int,
-        rate: InnerRate,
-        *,
-        batch: int | None = None,
-        parts: int = 1,
-        augment: bool = False,
-        unrolling: Unrolling | None = None,
-    ) -> None:
-        super().__init__(steps, rate, batch=batch, parts=parts, augment=augment, unrolling=unrolling)
+    def __init__(self, steps: int, rate: InnerRate, **student: Unpack[StudentOptions]) -> None:
+        super().__init__(steps, rate, **student)
         if self.unrolling.truncate is not None or self.unrolling.keep:
             raise ConfigError("later states are held fixed already, so there is nothing to truncate or keep")
         if self.unrolling.optimizer != "sgd":
@@ -90,18 +83,8 @@ class PrunedTrajectoryMatching(TrajectoryMatching):
     Source: Li et al., 2022 (DDPP); survey Sec. 3.3.3.
     """
 
-    def __init__(
-        self,
-        steps: int,
-        rate: InnerRate,
-        threshold: float = 0.1,
-        *,
-        batch: int | None = None,
-        parts: int = 1,
-        augment: bool = False,
-        unrolling: Unrolling | None = None,
-    ) -> None:
-        super().__init__(steps, rate, batch=batch, parts=parts, augment=augment, unrolling=unrolling)
+    def __init__(self, steps: int, rate: InnerRate, threshold: float = 0.1, **student: Unpack[StudentOptions]) -> None:
+        super().__init__(steps, rate, **student)
         if not threshold < 1:
             raise ConfigError(f"equal parameters have similarity 1, so a threshold of {threshold} leaves nothing")
         self.threshold = threshold

@@ -1,7 +1,7 @@
 """Performance matching through the unrolled inner loop (Eq. 2, 3), and what every unrolled objective shares."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,15 @@ class InnerRate(nn.Module):
         if self.form == "softplus":
             return nn.functional.softplus(self.value)
         return self.value.exp() if self.form == "exp" else self.value
+
+
+class StudentOptions(TypedDict, total=False):
+    """What else a student's training may be given, see :class:`UnrolledObjective`."""
+
+    batch: int | None
+    parts: int
+    augment: bool
+    unrolling: Unrolling | None
 
 
 class UnrolledObjective(Objective):
@@ -159,17 +168,9 @@ class UnrolledPerformance(UnrolledObjective):
     """
 
     def __init__(
-        self,
-        steps: int,
-        rate: InnerRate,
-        *,
-        batch: int | None = None,
-        parts: int = 1,
-        augment: bool = False,
-        unrolling: Unrolling | None = None,
-        window: int | None = None,
+        self, steps: int, rate: InnerRate, *, window: int | None = None, **student: Unpack[StudentOptions]
     ) -> None:
-        super().__init__(steps, rate, batch=batch, parts=parts, augment=augment, unrolling=unrolling)
+        super().__init__(steps, rate, **student)
         self.window = window
         if window is None:
             return
