@@ -14,6 +14,7 @@ OPTIONS_OF_DOMAINS = {
     "protocol": "images",
     "whiten": "images",
     "size": "images",
+    "augment": "images",
     "encoder": "texts",
     "length": "texts",
     "text_column": "texts",

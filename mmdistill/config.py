@@ -64,7 +64,7 @@ class DistillConfig:
         init: what the synthetic samples start from: random real samples, noise, or real samples chosen in some way
         label: hard, soft (learned probabilities), unrestricted (learned numbers) or teacher (a trained network's
             probabilities); the method's own by default
-        augment: augment while matching, real and synthetic samples alike
+        augment: augment images while matching, real and synthetic ones alike
         outer_steps: updates of the synthetic data per network
         inner_steps: network updates between them, or those of each student that is trained on the set
         inner_lr: learning rate of these network updates; where it is learned, what it starts from

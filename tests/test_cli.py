@@ -185,6 +185,10 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
             ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--encoder", "tfidf"],
             "--encoder is for texts",
         ),
+        (
+            ["distill", "--data", "cora", "--method", "dm", "--nodes", "70", "--augment", "true"],
+            "--augment is for images",
+        ),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--size", "9"], "a size is for the images of"),
         (["experts", "--data", "digits", "--count", "0"], "--ipc, --count and --together are at least 1"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "500"], "fewer than the 500 asked for"),

@@ -26,7 +26,7 @@ DOMAIN = Domain(
     "files, or a .safetensors file with images and labels",
     presets=PRESETS,
     reduced=REDUCED,
-    options=("protocol", "whiten", "size"),
+    options=("protocol", "whiten", "size", "augment"),
     taxonomy=TABLE_1,
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
 )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from mmdistill.task import Inputs, NetworkState, Tensors
 ModuleFactory = Callable[[], nn.Module]
 """Makes a freshly initialised network."""
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+DROPOUTS = frozenset(name for name in vars(nn.functional) if "dropout" in name)
+DRAWING = DROPOUTS | {"bernoulli", "bernoulli_", "rand", "rand_like", "randn", "randn_like"}
+"""Names of functions that read the global generator."""
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)
 
 
@@ -62,7 +66,7 @@ class FunctionalModule:
         with torch.random.fork_rng(devices=[]):
             self.module = made_by(factory).to(self.device)
         submodules = dict(self.module.named_modules())
-        self.random = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in submodules.values())
+        self.random = any(_may_draw(module) for module in submodules.values())
         linear = [name for name, module in submodules.items() if isinstance(module, nn.Linear)]
         if not features and not linear:
             raise ConfigError(
@@ -191,6 +195,25 @@ def _draws_as(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     return any(
         isinstance(module, kind) and getattr(type(module), "reset_parameters", None) is kind.reset_parameters  # type: ignore[attr-defined]
         for kind in kinds
+    )
+
+
+def _may_draw(module: nn.Module) -> bool:
+    """Whether a module may draw random numbers when it runs, as dropout does.
+
+    A user's class may call ``F.dropout`` and the like, so the names that its methods use are looked through.
+    """
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return True
+    rate = getattr(module, "dropout", None)
+    if isinstance(rate, (int, float)):  # recurrent and attention layers, those of torch-geometric too
+        return rate > 0
+    if type(module).__module__.startswith("torch.nn."):
+        return False
+    own = (kind for kind in type(module).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module)
+    functions = (function for kind in own for function in vars(kind).values() if isfunction(function))
+    return any(
+        not DRAWING.isdisjoint(function.__code__.co_names) for function in functions if function.__name__ != "__init__"
     )
 
 

@@ -101,12 +101,12 @@ class GradientEngine:
             repays = steps * networks >= WORTH_COMPILING
         else:
             repays = self.mode == "loop" and worth_compiling(
-                float(steps) * networks * self._operations_ofpart_of(state, batch, noise)
+                float(steps) * networks * self._operations_of(state, batch, noise)
             )
         if repays:
             self.loss = compiled_once(self.loss)
 
-    def _operations_ofpart_of(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
+    def _operations_of(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
         """Return the floating-point operations of the first network's gradient."""
         first = NetworkState(*({name: t[:1] for name, t in part.items()} for part in state))
         own = part_of(batch, slice(1)) if self.batched else batch

@@ -344,3 +344,34 @@ def test_a_head_may_learn_faster_than_its_body() -> None:
     optimizer.step()
     moved = {name: round(float(tensor.abs().max()), 5) for name, tensor in params.items()}
     assert moved == {"body.weight": 0.01, "head.weight": 0.1, "head.bias": 0.1}
+
+
+class DropsByFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(x, 0.5, self.training))
+
+
+def test_dropout_called_as_a_function_follows_the_key() -> None:
+    module = FunctionalModule(DropsByFunction)
+    state, x = module.init(KEY), torch.ones(8, 4)
+    one, same, other = (module(state, x, train=True, draws=KEY.fold(name))[0] for name in ("a", "a", "b"))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("layer", "random"),
+    [
+        (nn.Dropout(0.5), True),
+        (nn.LSTM(4, 4, 2, dropout=0.5), True),
+        (nn.LSTM(4, 4), False),
+        (nn.MultiheadAttention(4, 2), False),
+        (Scale(), False),
+    ],
+)
+def test_only_layers_that_drop_out_are_random(layer: nn.Module, random: bool) -> None:
+    assert FunctionalModule(lambda: nn.Sequential(layer, nn.Linear(4, 3))).random is random
