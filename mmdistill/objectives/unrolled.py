@@ -11,6 +11,7 @@ from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_ste
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.objectives.base import Network, Objective
+from mmdistill.objectives.portions import loss_by_portions
 from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors
@@ -206,8 +207,14 @@ class UnrolledPerformance(UnrolledObjective):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the trained student's loss on the real batch, by whose own statistics any batch norms normalise."""
-        student = NetworkState(self.train_student(network, syn, draws), copied(network.state.buffers))
-        return network.task.loss(student, flat(real), train=has_statistics(student), draws=draws.fold("real"))
+        end, own = self.train_student(network, syn, draws), draws.fold("real")
+
+        def loss(params: Tensors, batch: Batch) -> Tensor:
+            student = NetworkState(params, copied(network.state.buffers))
+            return network.task.loss(student, batch, train=has_statistics(student), draws=own)
+
+        by_batch = has_statistics(NetworkState(end, network.state.buffers))
+        return loss(end, flat(real)) if by_batch else loss_by_portions(loss, end, flat(real))
 
 
 def student_loss(network: Network, draws: Draws) -> StepLoss:

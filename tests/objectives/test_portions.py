@@ -1,0 +1,119 @@
+"""A batch's loss in portions: value and gradient are those of the whole, the network sees no more than a portion."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.image import image_task
+from mmdistill.objectives import portions
+from mmdistill.objectives.base import Network
+from mmdistill.objectives.portions import loss_by_portions
+from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Tensors
+from tests.oracles import objectives as oracle
+from tests.toys import BlobTask
+
+KEY = Draws(8)
+
+
+class Counting:
+    """A task's loss that notes how many samples it is given."""
+
+    def __init__(self, task: BlobTask) -> None:
+        self.task = task
+        self.seen: list[int] = []
+
+    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+        self.seen.append(len(batch.weight))
+        return self.task.loss(NetworkState(params, {}), batch)
+
+
+def weighted(task: BlobTask, n: int, soft: bool) -> Batch:
+    batch = task.select(torch.arange(n) * 89 % 90)
+    weight = KEY.fold("w").uniform(n, low=0.1).double()
+    weight[4:8] = 0.0  # one whole portion of four does not count
+    targets = KEY.fold("y").normal(n, 3).double().softmax(1) if soft else batch.targets
+    return Batch(batch.inputs, targets, weight)
+
+
+def leaves(task: BlobTask) -> Tensors:
+    return {name: tensor.requires_grad_() for name, tensor in task.init(KEY).params.items()}
+
+
+def by_hand(params: Tensors, batch: Batch) -> tuple[float, oracle.Params]:
+    """Loops over samples, in numpy."""
+    plain = {name: tensor.detach().numpy() for name, tensor in params.items()}
+    assert isinstance(batch.inputs, Tensor)
+    assert isinstance(batch.targets, Tensor)
+    soft = batch.targets if batch.targets.is_floating_point() else torch.eye(3).double()[batch.targets]
+    value, gradient = 0.0, {name: np.zeros_like(array) for name, array in plain.items()}
+    for x, target, weight in zip(batch.inputs.numpy(), soft.numpy(), batch.weight.numpy(), strict=True):
+        share = float(weight / batch.weight.numpy().sum())
+        value -= share * float(target @ np.log(oracle.softmax(oracle.forward(plain, x)[2])))
+        for name, own in oracle.sample_gradient(plain, x, target).items():
+            gradient[name] += share * own
+    return value, gradient
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_value_and_gradient_are_those_of_the_whole_batch(task: BlobTask, soft: bool) -> None:
+    loss, batch, params = Counting(task), weighted(task, 14, soft), leaves(task)
+    value = loss_by_portions(loss, params, batch, numbers=16)
+    assert loss.seen == [4, 4, 2]
+    expected = by_hand(params, batch)
+    assert float(value.detach()) == pytest.approx(expected[0], rel=1e-12)
+    found = torch.autograd.grad(3 * value, list(params.values()))
+    for name, ours in zip(params, found, strict=True):
+        torch.testing.assert_close(ours, 3 * torch.from_numpy(expected[1][name]), rtol=1e-12, atol=1e-14)
+
+
+def test_small_batches_and_inputs_of_several_tensors_stay_whole(task: BlobTask) -> None:
+    loss, params, batch = Counting(task), leaves(task), weighted(task, 14, False)
+    loss_by_portions(loss, params, batch, numbers=14 * 4)
+    assert loss.seen == [14]
+    shared = batch._replace(inputs={"x": batch.inputs, "edges": torch.zeros(2, 5)})  # type: ignore[dict-item]
+    rows: list[int] = []
+
+    def of_a_graph(params: Tensors, batch: Batch) -> Tensor:
+        rows.append(len(batch.weight))
+        return task.loss(NetworkState(params, {}), batch._replace(inputs=batch.inputs["x"]))  # type: ignore[index, call-overload]
+
+    loss_by_portions(of_a_graph, params, shared, numbers=4)
+    assert rows == [14]
+
+
+def test_without_gradients_there_is_no_graph(task: BlobTask) -> None:
+    batch, params = weighted(task, 14, False), task.init(KEY).params
+    value = loss_by_portions(Counting(task), params, batch, numbers=16)
+    assert not value.requires_grad
+    assert float(value) == pytest.approx(float(task.loss(NetworkState(params, {}), batch)), rel=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["in", "bn"])
+def test_a_student_reads_a_large_real_batch_in_portions_but_for_batch_norms(
+    norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(60, 1, 8, 8)).astype(np.float32))
+    classes = torch.arange(60) % 3
+    task = image_task((images, classes), test=(images, classes), model=f"convnet-d2-w4-{norm}")
+    seen: list[int] = []
+    own = task.loss
+
+    def noted(state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
+        seen.append(len(batch.weight))
+        return own(state, batch, train=train, draws=draws)
+
+    monkeypatch.setattr(task, "loss", noted)
+    objective, real = UnrolledPerformance(2, InnerRate(0.1)), task.select(torch.arange(12, 60))
+    network = Network(task, task.init(KEY))
+    found = []
+    for numbers in (64 * 100, 64 * 16):
+        seen.clear()
+        monkeypatch.setattr(portions, "DIFFERENTIATED", numbers)
+        pixels = images[:12].clone().requires_grad_()
+        value = objective(network, Batch(pixels, classes[:12], torch.ones(12)), real, KEY)
+        found.append((value.detach(), *torch.autograd.grad(value, pixels)))
+        assert max(seen) == (16 if norm == "in" and numbers == 64 * 16 else 48)
+    torch.testing.assert_close(*found)
