@@ -10,7 +10,7 @@ from mmdistill.image.storage import tiled
 from mmdistill.method import Configured, Method
 from mmdistill.methods import CORE_METHODS, trained_by
 from mmdistill.networks.early import EarlyStagePool
-from mmdistill.networks.schedules import AccuracyDriven, TrainedOnS, TrainedOnT, TrainedUntilSaturated
+from mmdistill.networks.schedules import AccuracyDriven, TrainedOnS, TrainedOnT, TrainedUntilOverfitting
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distances import Distance, conv_absolute_error, conv_squared_error, row_cosine
@@ -67,6 +67,16 @@ def contrastive(settings: Settings) -> Objective:
     return GradientMatching(row_cosine, "class-sum", warm_up=WarmUp(settings.steps // 4, 10))
 
 
+def _with_momentum(settings: Settings) -> Settings:
+    """Return settings whose networks train as EGM's do."""
+    return replace(settings, inner_momentum=0.5)
+
+
+def _egm_settings(ipc: int) -> Settings:
+    """Return DC's settings, with momentum and at most 50 epochs between two steps."""
+    return replace(_with_momentum(CORE_METHODS["dc"].settings(ipc)), inner_steps=50)
+
+
 def _cafe_settings(ipc: int, augment: bool = False) -> Settings:
     """Return CAFE's rates for 2000 networks that serve ten steps each; annealed smoothly, not in three halvings.
 
@@ -111,11 +121,11 @@ MATCHING_METHODS: dict[str, Method] = {
     ),
     "egm": Method(
         "EGM",
-        lambda: MultiLevelGradientMatching(balance=1.0),
-        trained_by(TrainedUntilSaturated),
-        CORE_METHODS["dsa"].settings,
-        summary="gradients matched per class and in their mean, by angle and length; networks stop when S is learned",
-        source="Jiang et al., 2022 (with a criterion of our own for when to stop)",
+        MultiLevelGradientMatching,
+        trained_by(TrainedUntilOverfitting),
+        _egm_settings,
+        summary="gradients matched per class and in their mean, by angle and length; networks stop when they overfit S",
+        source="Jiang et al., 2022 (epochs between steps by the code's rule, not by the numbers that it found once)",
     ),
     "cafe": Method(
         "CAFE",
@@ -199,7 +209,7 @@ MATCHING_DIGITS: dict[str, Method] = {
     "dc": replace(CORE_METHODS["dc"], settings=_digits_plain_dc),
     "dsa": replace(CORE_METHODS["dsa"], settings=partial(_digits_dc, augment=True)),
     "dcc": replace(MATCHING_METHODS["dcc"], settings=partial(_digits_dc, augment=True)),
-    "egm": replace(MATCHING_METHODS["egm"], settings=partial(_digits_dc, augment=True)),
+    "egm": replace(MATCHING_METHODS["egm"], settings=lambda ipc: _with_momentum(_digits_plain_dc(ipc))),
     "cafe": replace(MATCHING_METHODS["cafe"], settings=_digits_dc),
     "cafe+dsa": replace(MATCHING_METHODS["cafe+dsa"], settings=partial(_digits_dc, augment=True)),
     "idc": _on_digits("idc", TrainedOnT),
@@ -248,7 +258,7 @@ MATCHING_REDUCED: dict[str, Method] = {
     "dc": replace(CORE_METHODS["dc"], settings=_reduced),
     "dsa": replace(CORE_METHODS["dsa"], settings=partial(_reduced, augment=True)),
     "dcc": replace(MATCHING_METHODS["dcc"], settings=partial(_reduced, augment=True)),
-    "egm": replace(MATCHING_METHODS["egm"], settings=partial(_reduced, augment=True)),
+    "egm": replace(MATCHING_METHODS["egm"], settings=lambda ipc: _with_momentum(_reduced(ipc))),
     "cafe": replace(
         MATCHING_METHODS["cafe"],
         settings=_reduced_cafe,

@@ -108,8 +108,6 @@ class TrainedNetworks(NetworkSchedule):
         network, momentum, current = state.network, state.momentum, syn()
         for step in range(self.inner_steps):
             network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))
-            if self.enough(task, network, current):
-                break
         return ScheduleState(network, age, momentum)
 
     def inner_step(
@@ -132,10 +130,6 @@ class TrainedNetworks(NetworkSchedule):
             batch = augmented
         return sgd_step(task, network, momentum, batch, self.lr, self.momentum, draws, self.weight_decay)
 
-    def enough(self, task: Task, network: NetworkState, syn: Batch) -> bool:
-        """Return whether the network needs no further inner step before the next outer one."""
-        return False
-
     @abstractmethod
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
         """Return the minibatches of one inner step."""
@@ -154,22 +148,42 @@ class TrainedOnS(TrainedNetworks):
 
 
 @dataclass(frozen=True)
-class TrainedUntilSaturated(TrainedOnS):
-    """Train on the synthetic set, but no further once the network knows it (EGM's overfitting-aware steps).
+class TrainedUntilOverfitting(TrainedOnS):
+    """Train on the synthetic set, but no further once the network fits real samples worse again (EGM).
 
-    Gradients of a set that a network classifies perfectly vanish, and give matching nothing more. Whether to stop is
-    read back after each epoch, which is what saves the others.
+    One real minibatch is drawn for all of an inner loop, which ends after the first epoch that raises its loss, at most
+    after ``inner_steps``. The loss is read back after each epoch, which is what saves the others.
 
     Args:
-        saturation: the accuracy on the synthetic set at which an inner loop ends.
-    Source: Jiang et al., 2022 (the idea; the paper's criterion could not be read, so this one is our own).
+        watched: real samples in that minibatch.
+    Raises:
+        ConfigError: no samples.
+    Source: Jiang et al., 2022, published code (its commands for the tables take numbers of epochs that were found so:
+        50, 40, 30, 20, then 10, and from the tenth outer step on 5).
     """
 
-    saturation: float = 1.0
+    watched: int = 256
 
-    def enough(self, task: Task, network: NetworkState, syn: Batch) -> bool:
-        """Return whether the network classifies the synthetic set well enough."""
-        return float(accuracy(task, network, syn)) >= self.saturation
+    def __post_init__(self) -> None:
+        if self.watched < 1:
+            raise ConfigError(f"overfitting is seen on at least 1 real sample, got {self.watched}")
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        """Train until the loss of real samples rises, or forget the network after its last outer step."""
+        age = state.age + 1
+        if age >= self.outer_steps or state.network is None:
+            return EMPTY
+        network, momentum, current = state.network, state.momentum, syn()
+        real = task.sample_real(draws.fold("watched"), None, self.watched)
+        assert isinstance(real, Batch)
+        least = _loss(task, network, real)
+        for step in range(self.inner_steps):
+            network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))
+            now = _loss(task, network, real)
+            if now > least:
+                break
+            least = now
+        return ScheduleState(network, age, momentum)
 
 
 @dataclass(frozen=True)
@@ -258,6 +272,12 @@ def accuracy(task: Task, network: NetworkState, batch: Batch) -> Tensor:
     assert isinstance(targets, Tensor)
     classes = targets if targets.ndim == 1 else targets.argmax(1)
     return ((output.argmax(1) == classes) * batch.weight).sum() / batch.weight.sum()
+
+
+@torch.no_grad()
+def _loss(task: Task, network: NetworkState, batch: Batch) -> float:
+    """Return the mean loss of samples, read back."""
+    return float(task.loss(network, batch))
 
 
 def sgd_step(

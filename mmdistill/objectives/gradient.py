@@ -122,29 +122,30 @@ class MultiLevelGradientMatching(GradientMatching):
 
     Args:
         distance: by default angle and length of each row (Eq. 11).
-        balance: lambda.
+        balance: lambda; None is the number of classes, as in the published code, so that both levels weigh alike.
         mode: how per-class gradients are computed.
     Shapes:
         as :class:`GradientMatching`.
     Raises:
         ConfigError: a negative balance.
-    Source: Jiang et al., 2022; survey Sec. 3.3.3.
+    Source: Jiang et al., 2022, and its published code; survey Sec. 3.3.3.
     """
 
     def __init__(
         self,
         distance: Distance = row_cosine_euclidean,
-        balance: float = 1.0,
+        balance: float | None = None,
         mode: ClassMode = "auto",
     ) -> None:
         super().__init__(distance, "per-class", mode)
-        if balance < 0:
+        if balance is not None and balance < 0:
             raise ConfigError(f"the balance of the two levels must not be negative, got {balance}")
         self.balance = balance
 
     def compare(self, syn: Tensors, real: Tensors, shares: Tensor | None = None) -> Tensor:
         """Return the distance within classes plus the weighted one between their means."""
-        return self.within(syn, real, shares) + self.balance * self.between(syn, real, shares)
+        balance = len(next(iter(syn.values()))) if self.balance is None else self.balance
+        return self.within(syn, real, shares) + balance * self.between(syn, real, shares)
 
 
 def class_shares(batch: ClassBatch) -> Tensor:

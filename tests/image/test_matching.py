@@ -1,5 +1,7 @@
 """The published constants of the matching methods, and what their augmentation and networks are made of."""
 
+from dataclasses import replace
+
 import pytest
 
 from mmdistill.image import DOMAIN, image_task
@@ -7,9 +9,9 @@ from mmdistill.image.cutmix import MixedMinibatches
 from mmdistill.image.matching import COLOR_CROP, COLOR_CROP_CUTOUT, contrastive
 from mmdistill.method import Method
 from mmdistill.networks.early import EarlyStagePool
-from mmdistill.networks.schedules import AccuracyDriven, TrainedOnT, TrainedUntilSaturated
+from mmdistill.networks.schedules import AccuracyDriven, TrainedOnT, TrainedUntilOverfitting
 from mmdistill.objectives.distances import conv_absolute_error, conv_squared_error
-from mmdistill.objectives.gradient import GradientMatching, WarmUp
+from mmdistill.objectives.gradient import GradientMatching, MultiLevelGradientMatching, WarmUp
 from mmdistill.registry import get_method
 
 
@@ -53,8 +55,20 @@ def test_schedules_that_stop_by_themselves() -> None:
     assert (schedule.window, schedule.settled, schedule.moved, schedule.watched) == (10, 0.04, 0.03, 1280)
     assert not cafe.settings(10).augment
     assert method("CAFE+DSA", "cifar10").settings(10).augment
-    egm = method("egm", "cifar10")
-    assert isinstance(egm.network(egm.settings(10)), TrainedUntilSaturated)
+
+
+def test_egm_is_as_published() -> None:
+    egm, dc = method("egm", "cifar10"), method("dc", "cifar10")
+    for ipc in (1, 10, 50):
+        settings = egm.settings(ipc)
+        assert settings == replace(dc.settings(ipc), inner_steps=50, inner_momentum=0.5)
+        assert (settings.init, settings.augment) == ("noise", False)
+        schedule = egm.network(settings)
+        assert isinstance(schedule, TrainedUntilOverfitting)
+        assert (schedule.lr, schedule.momentum, schedule.batch, schedule.watched) == (0.01, 0.5, 256, 256)
+        objective = egm.make_objective(settings)
+        assert isinstance(objective, MultiLevelGradientMatching)
+        assert objective.balance is None  # the number of classes
 
 
 def test_contrastive_matching_warms_up() -> None:
