@@ -58,14 +58,16 @@ def hallucinated(count: int = 5) -> Storage:
     return Storage(build, f"full-size bases, each rendered by {count} hallucinators that all share", rates)
 
 
-def addressed(factor: int = 2, multiple: int = 4) -> Storage:
+def addressed(factor: int = 2, multiple: int = 4, bases: int = 0) -> Storage:
     """Combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_memory`."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        return addressed_memory(task, _room(task, budget, settings, label), settings.init, draws, factor, multiple)
+        room = _room(task, budget, settings, label)
+        return addressed_memory(task, room, settings.init, draws, factor, multiple, bases)
 
     rates = {"codes": OptimizerSpec("adam", 0.01)}
-    return Storage(build, f"{multiple} combinations per raw image of bases of 1/{factor} the side", rates)
+    what = f"combinations of {bases} bases" if bases else f"{multiple} combinations per raw image of bases"
+    return Storage(build, f"{what} of 1/{factor} the side", rates)
 
 
 def coefficients(multiple: int = 4, contained: bool = True) -> Storage:

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from torch.nn import functional as F
+
+from mmdistill.errors import ConfigError
 from mmdistill.image.storage import addressed, hallucinated
 from mmdistill.labels import LabelKind
 from mmdistill.method import Configured, Method, Storage
@@ -49,6 +52,8 @@ MTT_CIFAR100 = {
 }
 """Of whitened images at ipc 1 and 50."""
 HABA_CIFAR10 = {**MTT_CIFAR10, 50: TrajectoryRow(30, 2, 20, 100.0, 1e-5, 0.01)}
+TESLA_CIFAR100 = {**MTT_CIFAR100, 50: MTT_CIFAR100[50]._replace(codes_lr=500.0)}
+"""TESLA's published command for fifty images per class, at half its rate; MTT's settings for fewer."""
 MTT_TINY = {
     1: TrajectoryRow(10, 2, 10, 10_000.0, 1e-4, 0.01),
     10: TrajectoryRow(20, 2, 40, 10_000.0, 1e-4, 0.01, inner_batch=200),
@@ -80,6 +85,20 @@ def fixed_images(task: Task, budget: int, settings: Settings, label: LabelKind, 
     return Raw(batch.inputs, found.labels, found.classes, found.num_classes, learn=())
 
 
+def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+    """Build learned images that, where they start from noise, start at norm 1, as RaT-BPTT's published code has them.
+
+    A rate of 1e-3 then moves a pixel of 3 x 32 x 32 by a twentieth of its size, not by a thousandth.
+    """
+    found = raw_samples(task, budget, settings.init, label, draws)
+    if settings.init != "noise":
+        return found
+    inputs = found(draws).inputs
+    if isinstance(inputs, dict):
+        raise ConfigError(f"images of norm 1 are one tensor each, got a dict of {', '.join(inputs)}")
+    return Raw(F.normalize(inputs.flatten(1)).view_as(inputs), found.labels, found.classes, found.num_classes)
+
+
 def labelled_images(task: Task, budget: int, draws: Draws) -> Parameterization:
     """Draw real images that a teacher shall label."""
     return raw_samples(task, budget, "real", "teacher", draws)
@@ -95,9 +114,9 @@ def _haba_settings(ipc: int) -> Settings:
 
 
 def _addmem_settings(ipc: int) -> Settings:
-    """Return the published settings for ten classes: ten samples of each per step and 64 real ones, a fixed rate.
+    """Return the published settings for ten classes: 32 samples of each per step and 64 real ones, a fixed rate.
 
-    No number of steps is published. Minibatches are drawn from all samples, not so many of each class.
+    The code's configuration allows 500,000 steps. Minibatches are drawn from all samples, not so many of each class.
     """
     rate = OptimizerSpec("sgd", 0.1, 0.5)
     return Settings(
@@ -107,7 +126,7 @@ def _addmem_settings(ipc: int) -> Settings:
         init="noise",
         inner_steps=150,
         inner_lr=0.01,
-        inner_batch=100,
+        inner_batch=320,
         inner_momentum=0.9,
         clip=2.0,
     )
@@ -116,7 +135,8 @@ def _addmem_settings(ipc: int) -> Settings:
 def _rat_settings(ipc: int) -> Settings:
     """Return the published settings for ten images per class of CIFAR-10, which are whitened.
 
-    Ten of each class make a minibatch; they are drawn from all samples. The commands allow 600,000 steps.
+    Ten of each class make a minibatch; they are drawn from all samples. The commands allow 600,000 steps. Each step
+    draws a student's length, where the code keeps one for the ten steps of an epoch.
     """
     return Settings(
         steps=60_000,
@@ -174,14 +194,15 @@ UNROLLED_METHODS: dict[str, Method] = {
         CORE_METHODS["dd"],
         title="AddMem",
         settings=_addmem_settings,
-        parameterization=addressed(),
+        parameterization=addressed(bases=16),
         summary="performance matching with momentum; images are combinations of bases that classes share",
-        source="Deng and Russakovsky, NeurIPS 2022 (fixed labels, as its code has; bases of unit size for tiny ones)",
+        source="Deng and Russakovsky, NeurIPS 2022 (fixed labels, as its code has; 16 bases per raw image of a class)",
     ),
     "rat-bptt": replace(
         CORE_METHODS["dd"],
         title="RaT-BPTT",
         settings=_rat_settings,
+        parameterization=Storage(unit_noise, "the images themselves", fills=False),
         summary="performance matching through a random window of a long training",
         source="Feng et al., ICLR 2024 (DSA's augmentation of synthetic images alone, gradients not cut at twice their "
         "running norm)",
@@ -212,7 +233,7 @@ UNROLLED_METHODS: dict[str, Method] = {
 
 UNROLLED_CIFAR100: dict[str, Method] = {
     "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_CIFAR100)),
-    "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(MTT_CIFAR100, TESLA_STEPS)),
+    "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(TESLA_CIFAR100, TESLA_STEPS)),
     "ddpp": replace(UNROLLED_METHODS["ddpp"], settings=tabulated(MTT_CIFAR100)),
     "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_CIFAR100)),
 }

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from mmdistill.image.storage import addressed
 from mmdistill.image.unrolled import UNROLLED_METHODS
 from mmdistill.image.unrolled_digits import EARLY_EPOCHS, experts_by_start, short_ld, short_rat
 from mmdistill.method import Method
@@ -108,7 +109,7 @@ UNROLLED_REDUCED: dict[str, Method] = {
     ),
     "haba": replace(UNROLLED_METHODS["haba"], network=_reduced_experts, settings=_reduced_haba),
     "dd": replace(CORE_METHODS["dd"], settings=_reduced_dd),
-    "addmem": replace(UNROLLED_METHODS["addmem"], settings=_reduced_addmem),
+    "addmem": replace(UNROLLED_METHODS["addmem"], settings=_reduced_addmem, parameterization=addressed()),
     "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=_reduced_rat),
     "ld": replace(UNROLLED_METHODS["ld"], settings=short_ld),
     "random-soft": UNROLLED_METHODS["random-soft"].with_settings(teacher_epochs=1),

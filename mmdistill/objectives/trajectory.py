@@ -44,6 +44,8 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
     ``2 [lr (target - start) + lr^2 G]^T d g_i / d x_i / ||start - target||^2`` with ``G`` the sum of all steps'
     gradients: the effect of ``x_i`` on the gradients of later steps is dropped.
 
+    Differs from: the published code, whose images get half of this gradient; their rates here are half of its rates.
+
     Args: as for :class:`~mmdistill.objectives.unrolled.UnrolledObjective`.
     Raises:
         ConfigError: truncation or kept activations, which have no meaning here, or another optimizer than SGD.

@@ -1,5 +1,7 @@
 """Addressing matrices: samples are linear combinations of a few bases that all classes share (Eq. 29)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,39 +52,67 @@ class AddressedMemory(Parameterization):
 
 
 def addressed_memory(
-    task: Task, room: ImageBudget, init: InitKind, draws: Draws, factor: int = 2, multiple: int = 4
+    task: Task, room: ImageBudget, init: InitKind, draws: Draws, factor: int = 2, multiple: int = 4, bases: int = 0
 ) -> AddressedMemory:
     """Build a memory with addresses within a budget.
 
-    The number of bases follows from that of samples; the fewer samples, the more bases.
+    The number of bases follows from that of samples, or that of samples from that of bases; the fewer of the one, the
+    more of the other.
 
     Args:
         task: a task of images with classes.
         room: the budget.
-        init: how the real images are chosen of which memory and addresses start as the best approximation; ``noise``
-            starts both at random.
+        init: how the real images are chosen of which memory and addresses start as the best approximation. ``noise``
+            approximates noise, or where the bases are given starts both as small as :func:`small_start` has them.
         draws: the key.
         factor: up-sampling of the bases.
         multiple: how many samples stand for each raw image.
+        bases: how many stand for each raw image of a class, with as many samples as the bytes then hold; 0 leaves them
+            to the samples.
     Raises:
-        ConfigError: a factor that does not divide the sides, or samples whose addresses leave no bytes for a basis.
+        ConfigError: a factor that does not divide the sides, or samples and bases that do not fit into the bytes.
     """
     height, width = room.shape[1:]
     if factor < 1 or height % factor or width % factor:
         raise ConfigError(f"a factor of {factor} does not divide images of {height} x {width} pixels")
-    samples = room.per_class * multiple
-    total = samples * room.num_classes
-    basis = room.numel // factor**2
-    bases = (room.stored_bytes - total * room.label_bytes) // (FLOAT_BYTES * (basis + total))
-    if samples < 1 or bases < 1:
-        raise ConfigError(
-            f"{samples} samples per class leave no basis in {room.stored_bytes} bytes; use a larger budget, or a "
-            "multiple from 1 that is smaller"
-        )
-    targets = F.avg_pool2d(room.targets(task, samples, init, draws), factor)
-    memory, addresses = best_approximation(targets, bases, draws)
-    by_sample = addresses.view(room.num_classes, samples, bases).transpose(0, 1)
+    basis, per_label = room.numel // factor**2, room.num_classes * room.label_bytes
+    if bases:
+        count = bases * room.per_class
+        left = room.stored_bytes - FLOAT_BYTES * basis * count
+        samples = left // (FLOAT_BYTES * room.num_classes * count + per_label)
+    else:
+        samples = room.per_class * multiple
+        total = samples * room.num_classes
+        count = (room.stored_bytes - samples * per_label) // (FLOAT_BYTES * (basis + total))
+    if samples < 1 or count < 1:
+        told = f"{bases} bases for each raw image of a class leave no sample"
+        wanted = "fewer bases"
+        if not bases:
+            told, wanted = f"{samples} samples per class leave no basis", "a multiple from 1 that is smaller"
+        raise ConfigError(f"{told} in {room.stored_bytes} bytes; use a larger budget, or {wanted}")
+    if bases and init == "noise":
+        shape = (room.shape[0], height // factor, width // factor)
+        memory, addresses = small_start(samples * room.num_classes, count, shape, draws.fold("memory").to(task.device))
+    else:
+        targets = F.avg_pool2d(room.targets(task, samples, init, draws), factor)
+        memory, addresses = best_approximation(targets, count, draws)
+    by_sample = addresses.view(room.num_classes, samples, count).transpose(0, 1)
     return AddressedMemory(memory, by_sample, room.labels(samples, 1), factor).to(task.device)
+
+
+def small_start(total: int, bases: int, shape: tuple[int, int, int], draws: Draws) -> tuple[Tensor, Tensor]:
+    """Return bases and coefficients from Glorot's uniform distribution, whose products are images near 0.
+
+    Shapes:
+        returns ``(K, channels, height, width)`` and ``(n, K)``.
+    Source: Deng and Russakovsky, NeurIPS 2022, published code.
+    """
+
+    def drawn(rows: int, columns: int, name: str) -> Tensor:
+        bound = math.sqrt(6 / (rows + columns))
+        return draws.fold(name).uniform(rows, columns, low=-bound, high=bound)
+
+    return drawn(bases, math.prod(shape), "bases").view(bases, *shape), drawn(total, bases, "coefficients")
 
 
 def best_approximation(images: Tensor, bases: int, draws: Draws) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,17 @@ from torch import Tensor
 
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, NonFiniteError
+from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.unrolled import FTD_CIFAR10, MTT_CIFAR100
 from mmdistill.methods import TESLA_CIFAR10
 from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.parameterizations.memory import AddressedMemory
 from mmdistill.registry import get_method
+from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 
+KEY = Draws(2)
 MATCHING = ("mtt", "tesla", "ftd", "ddpp", "haba")
 
 
@@ -110,7 +113,9 @@ def test_published_tables() -> None:
     assert found("mtt", "cifar100", 20) == found("mtt", "cifar100", 10)
     ftd = found("ftd", "cifar10", 50)
     assert (ftd.expert_sam, ftd.expert_gap, ftd.ema, ftd.inner_lr) == (0.01, 1.0, 0.999, 0.01)
-    assert found("tesla", "", 1).optimizers["codes"].lr == TESLA_CIFAR10[1].codes_lr == 1000.0
+    # Half of what the commands say, since TESLA's code gives the images half of the equation's gradient.
+    assert found("tesla", "", 1).optimizers["codes"].lr == TESLA_CIFAR10[1].codes_lr == 500.0
+    assert [found("tesla", "cifar100", ipc).optimizers["codes"].lr for ipc in (10, 50)] == [1000.0, 500.0]
     assert found("haba", "", 10).optimizers["decoder"] == OptimizerSpec("sgd", 100.0, 0.95)
     assert set(FTD_CIFAR10) == set(MTT_CIFAR100)
     tiny = [found("mtt", "tiny-imagenet", ipc) for ipc in (1, 10, 50)]
@@ -125,7 +130,47 @@ def test_published_tables() -> None:
         *(10_000, 10_000),
     ]
     addmem = found("addmem", "", 1)
-    assert (addmem.inner_batch, addmem.real_batch, addmem.clip) == (100, 640, 2.0)
+    assert (addmem.inner_batch, addmem.real_batch, addmem.clip) == (320, 640, 2.0)
+
+
+def of_one_colour(name: str, channels: int = 3, side: int = 32) -> Distiller:
+    """The published settings of a method at one image per class of ten."""
+    images, classes = torch.rand(20, channels, side, side), torch.arange(20) % 10
+    task = image_task((images, classes), test=(images, classes), model="mlp", width=4)
+    return Distiller(task, get_method(DOMAIN, name), 1)
+
+
+def test_published_images_of_rat_bptt_start_as_noise_of_norm_1() -> None:
+    distiller = of_one_colour("rat-bptt")
+    images = distiller.start().parameterization(KEY).inputs
+    assert isinstance(images, Tensor)
+    images = images.detach()
+    torch.testing.assert_close(images.flatten(1).norm(dim=1), torch.ones(10))
+    assert abs(float(images.mean())) < 1e-3
+    assert float((images[0] * images[1]).sum().abs()) < 0.1
+    real = replace(distiller.method.settings(1), init="real")
+    kept = Distiller(distiller.task, distiller.method, 1, settings=real).start().parameterization(KEY).inputs
+    assert isinstance(kept, Tensor)
+    assert float(kept[0].detach().norm()) > 10  # of real images, which stay as they are
+
+
+def test_published_memory_of_addmem_has_sixteen_bases_and_starts_near_0() -> None:
+    memory = of_one_colour("addmem").start().parameterization
+    assert isinstance(memory, AddressedMemory)
+    # (10 (4 * 3072 + 1) - 16 * 768 * 4) bytes for rows of 16 numbers and a label; the code, without labels, has 115.
+    samples = (10 * (4 * 3072 + 1) - 16 * 768 * 4) // (10 * (4 * 16 + 1))
+    assert memory.memory.shape == (16, 3, 16, 16)
+    assert memory.addresses.shape == (samples, 10, 16) == (113, 10, 16)
+    assert memory.stored_bytes() <= 10 * (4 * 3072 + 1)
+    for tensor, bound in ((memory.memory, (6 / (16 + 768)) ** 0.5), (memory.addresses, (6 / (1130 + 16)) ** 0.5)):
+        assert 0.99 * bound < float(tensor.detach().abs().max()) <= bound
+        assert float(tensor.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.02)
+    labels = memory(KEY).targets
+    assert isinstance(labels, Tensor)
+    assert labels.bincount().tolist() == [113] * 10
+    tiny = of_one_colour("addmem", channels=1, side=4)
+    with pytest.raises(ConfigError, match="16 bases for each raw image of a class leave no sample"):
+        tiny.start()
 
 
 def test_faults_are_refused_by_name(task: ImageTask, tmp_path: Path) -> None:
