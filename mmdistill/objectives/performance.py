@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import as_probabilities, weighted_mean
 from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes
+from mmdistill.objectives.portions import features_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors, num_samples
 
@@ -46,9 +47,8 @@ class FeatureKernel(Kernel):
         return network.features(a)[-1].double() @ network.features(b)[-1].double().T
 
     def grams(self, network: Network, real: Inputs, syn: Inputs) -> tuple[Tensor, Tensor]:
-        """Return both matrices from one forward pass a side; the real side keeps no graph."""
-        with torch.no_grad():
-            phi_real = network.features(real)[-1].double()
+        """Return both matrices, each sample's features being taken once; the real side keeps no graph."""
+        phi_real = features_by_portions(lambda inputs: network.features(inputs)[-1], real).double()
         phi_syn = network.features(syn)[-1].double()
         return phi_real @ phi_syn.T, phi_syn @ phi_syn.T
 

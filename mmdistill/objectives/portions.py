@@ -1,4 +1,4 @@
-"""The loss of a large batch with its gradient, taken in portions that fit a CPU's caches."""
+"""The loss of a large batch with its gradient, and features without one, taken in portions that fit a CPU's caches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmdistill.task import Batch, Tensors
+from mmdistill.objectives.base import CACHED
+from mmdistill.task import Batch, Inputs, Tensors
 
 BatchLoss = Callable[[Tensors, Batch], Tensor]
 """``(params, batch) -> scalar``, the weighted mean over the batch's samples."""
@@ -72,6 +73,30 @@ class _ByPortions(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         return (None, None, None, None, *(adjoint * gradient for gradient in ctx.saved_tensors))
+
+
+def features_by_portions(features: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
+    """Return each sample's features without a graph, at the memory of one portion's layers on a CPU.
+
+    Args:
+        features: of some samples, one row each.
+        inputs: the samples; those that are not one tensor are taken together.
+    """
+    with torch.no_grad():
+        if not isinstance(inputs, Tensor) or inputs.device.type != "cpu" or not len(inputs):
+            return features(inputs)
+        size = _even(len(inputs), max(CACHED * len(inputs) // max(inputs.numel(), 1), 1))
+        found = [features(part) for part in torch.split(inputs, size)]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _even(total: int, largest: int) -> int:
+    """Return the largest size of equal portions, which compiled functions like, or if there is none near, the largest.
+
+    A size of less than half of the largest is not near.
+    """
+    sizes = range(min(largest, total), largest // 2, -1)
+    return next((size for size in sizes if total % size == 0), largest)
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:

@@ -16,6 +16,7 @@ from mmdistill.objectives.performance import (
     require_features,
     ridge_solution,
 )
+from mmdistill.objectives.portions import features_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs
 
@@ -121,8 +122,7 @@ class RandomFeatureRidge(Objective):
     def kernels(self, network: Network, real: Inputs, syn: Inputs, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; the real side keeps no graph."""
         states = self.random_networks(network.task, draws)
-        with torch.no_grad():
-            phi_real = self._features(network.task, states, real)
+        phi_real = features_by_portions(lambda inputs: self._features(network.task, states, inputs), real)
         phi_syn = self._features(network.task, states, syn)
         return 2 * phi_real @ phi_syn.T + self.offset, 2 * phi_syn @ phi_syn.T + self.offset
 

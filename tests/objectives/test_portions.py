@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from mmdistill.image import image_task
-from mmdistill.objectives import portions
+from mmdistill.objectives import portions as portions_of
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.portions import loss_by_portions
+from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
+from mmdistill.objectives.portions import features_by_portions, loss_by_portions
+from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Tensors
+from mmdistill.task import Batch, Inputs, NetworkState, Tensors
 from tests.oracles import objectives as oracle
 from tests.toys import BlobTask
 
@@ -84,6 +86,39 @@ def test_small_batches_and_inputs_of_several_tensors_stay_whole(task: BlobTask) 
     assert rows == [14]
 
 
+def test_features_by_portions_are_those_of_all(task: BlobTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, seen = task.init(KEY), list[int]()
+
+    def features(inputs: Inputs) -> Tensor:
+        seen.append(len(inputs))
+        return task.features(state, inputs)[-1]
+
+    for numbers, portions in ((4 * 7, [6] * 5), (4 * 4, [3] * 10), (4 * 90, [30]), (1, [1] * 30)):
+        seen.clear()
+        monkeypatch.setattr(portions_of, "CACHED", numbers)
+        found = features_by_portions(features, task.images[:30])
+        assert seen == portions
+        torch.testing.assert_close(found, task.features(state, task.images[:30])[-1])
+        assert not found.requires_grad
+    monkeypatch.setattr(portions_of, "CACHED", 4 * 5)
+    seen.clear()
+    assert features_by_portions(features, task.images[:23]).shape == (23, 8)
+    assert seen == [5, 5, 5, 5, 3]  # nothing near divides 23
+
+
+@pytest.mark.parametrize("kind", ["krr", "rfad"])
+def test_kernels_read_large_real_batches_in_portions(
+    task: BlobTask, network: Network, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = KernelRidgeMatching(FeatureKernel()) if kind == "krr" else RandomFeatureRidge(2).double()
+    syn, real = task.select(torch.arange(0, 90, 15)), task.select(torch.arange(30))
+    values = []
+    for numbers in (4 * 30, 4 * 5):
+        monkeypatch.setattr(portions_of, "CACHED", numbers)
+        values.append(objective(network, syn, real, KEY).detach())
+    torch.testing.assert_close(*values)
+
+
 def test_without_gradients_there_is_no_graph(task: BlobTask) -> None:
     batch, params = weighted(task, 14, False), task.init(KEY).params
     value = loss_by_portions(Counting(task), params, batch, numbers=16)
@@ -111,7 +146,7 @@ def test_a_student_reads_a_large_real_batch_in_portions_but_for_batch_norms(
     found = []
     for numbers in (64 * 100, 64 * 16):
         seen.clear()
-        monkeypatch.setattr(portions, "DIFFERENTIATED", numbers)
+        monkeypatch.setattr(portions_of, "DIFFERENTIATED", numbers)
         pixels = images[:12].clone().requires_grad_()
         value = objective(network, Batch(pixels, classes[:12], torch.ones(12)), real, KEY)
         found.append((value.detach(), *torch.autograd.grad(value, pixels)))
