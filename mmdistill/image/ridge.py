@@ -109,7 +109,7 @@ def convolutional_ntk() -> KernelRidgeMatching:
 
 
 def _frepo_settings(ipc: int) -> Settings:
-    """Return the published settings; they belong to ``convnet-x2-bn``, judged without norm as ``convnet-x2-nn``."""
+    """Return the published settings; they belong to ``freponet-bn``, judged without norm as ``freponet``."""
     rate = OptimizerSpec("lamb", 3e-4, cosine=True, floor=0.1)
     return Settings(
         steps=500_000,

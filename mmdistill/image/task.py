@@ -249,8 +249,11 @@ class ImageTask:
     def _network_name(self, judge: str) -> str:
         """Return the name of a judge's network, which is the protocol's where it states one for ConvNets."""
         name = self.judge_name(judge)
-        if name == self.model and self.protocol.network and self.model.startswith("convnet"):
-            return model_name(f"convnet-{self.protocol.network}")
+        family = self.model.split("-")[0]
+        if name == self.model and self.protocol.network and family in ("convnet", "freponet"):
+            # FRePo's own network doubles its channels by itself.
+            words = [word for word in self.protocol.network.split("-") if family == "convnet" or word != "x2"]
+            return model_name("-".join([family, *words]))
         return name
 
     def _judge(self, judge: str) -> tuple[str, FunctionalModule]:

@@ -49,7 +49,18 @@ def test_instance_norm_is_one_affine_group_per_channel() -> None:
     assert not any(isinstance(m, nn.GroupNorm) for m in ConvNet((3, 8, 8), 2, norm="none").modules())
 
 
-FAMILIES = ["convnet", "mlp", "lenet", "alexnet", "alexnet-in", "vgg11-bn", "resnet18", "resnet50-bn", "vit"]
+FAMILIES = [
+    "convnet",
+    "freponet-bn",
+    "mlp",
+    "lenet",
+    "alexnet",
+    "alexnet-in",
+    "vgg11-bn",
+    "resnet18",
+    "resnet50-bn",
+    "vit",
+]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -219,3 +230,47 @@ def test_networks_are_batched_with_gradients_and_buffers(name: str) -> None:
     if "bn" in name:
         assert float(stacked[1]["block1.1.running_mean"].abs().sum()) > 0
         assert not bool(states[0].buffers["block1.1.running_mean"].any())
+
+
+def test_frepo_network_normalises_before_it_convolves() -> None:
+    network = model_factory("freponet-w4-bn", (1, 28, 28), 10)()
+    network.train()
+    x = torch.rand(5, 1, 28, 28)
+    expected, statistics = x, []
+    for block in (1, 2, 3):
+        part = network.get_submodule(f"block{block}")
+        if block > 1:
+            mean, var = expected.mean((0, 2, 3)), expected.var((0, 2, 3), correction=0)
+            statistics.append((mean, expected.var((0, 2, 3))))
+            expected = (expected - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + 1e-5).sqrt()
+        weight, bias = part[1].weight, part[1].bias  # type: ignore[index]
+        assert weight.shape[0] == 4 * 2 ** (block - 1)
+        expected = nn.functional.conv2d(expected, weight, bias, padding=3 if block == 1 else 1).relu()
+        expected = nn.functional.avg_pool2d(expected, 2)
+    expected = nn.functional.linear(expected.flatten(1), network.classifier.weight, network.classifier.bias)  # type: ignore[union-attr, arg-type]
+    torch.testing.assert_close(network(x), expected)
+    for block, (mean, var) in zip((2, 3), statistics, strict=True):
+        norm = network.get_submodule(f"block{block}.0")
+        torch.testing.assert_close(norm.running_mean, 0.9 * mean)  # nine tenths of the batch, one of the start at 0
+        torch.testing.assert_close(norm.running_var, 0.9 * var + 0.1)
+
+
+def test_frepo_network_starts_by_lecun() -> None:
+    factory = model_factory("freponet-w64", (3, 32, 32), 10)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in factory().modules())
+    state = FunctionalModule(factory, factory().feature_names).init(Draws(1))  # type: ignore[arg-type]
+    for name, tensor in state.params.items():
+        if name.endswith("bias"):
+            assert not tensor.any()
+            continue
+        wanted = tensor[0].numel() ** -0.5
+        assert float(tensor.std()) == pytest.approx(wanted, rel=0.05)
+        assert float(tensor.abs().max()) < 2.001 * wanted / 0.8796  # cut at two deviations
+    again = FunctionalModule(factory).init(Draws(1)).params
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.params.items())
+    with pytest.raises(ShapeError, match="vanish"):
+        model_factory("freponet-d6", (3, 32, 32), 10)()
+    with pytest.raises(ConfigError, match="at least 1"):
+        model_factory("freponet", (3, 32, 32), 10, width=0)()
+    with pytest.raises(ConfigError, match="takes no doubling"):
+        model_name("freponet-x2")

@@ -11,7 +11,8 @@ batch norm.
 ``x2``                      each block has twice the channels of the one before
 =========================== ====================================================================
 
-ConvNets take all of these, MLP and ViT depth and width, LeNet width, the others width and norm (not ``ln``).
+ConvNets take all of these, FRePoNets depth, width and norm, MLP and ViT depth and width, LeNet width, the others width
+and norm (not ``ln``).
 """
 
 import re
@@ -25,6 +26,7 @@ from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.image.models.classic import MLP, VGG11, AlexNet, LeNet
 from mmdistill.image.models.convnet import ConvNet, convnet_depth
 from mmdistill.image.models.layers import ImageShape, norm_layer
+from mmdistill.image.models.prenorm import PreNormConvNet
 from mmdistill.image.models.resnet import STAGES, ResNet
 from mmdistill.image.models.vit import ViT, patch_size
 from mmdistill.networks.module import ModuleFactory
@@ -66,6 +68,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "convnet": Family(ConvNet, 1, ("depth", "width", "norm", "activation", "pooling", "doubling"), "instance"),
+    "freponet": Family(PreNormConvNet, 1, ("depth", "width", "norm"), "none"),
     "mlp": Family(MLP, 1, ("depth", "width")),
     "lenet": Family(LeNet, 16, ("width",)),
     "alexnet": Family(AlexNet, 16, ("width", "norm"), "none"),
@@ -154,7 +157,7 @@ def model_factory(name: str, shape: ImageShape, num_classes: int, width: int | N
         raise ConfigError(f"the width is given twice, as {width} and in {name!r}")
     if width is not None:
         options["width"] = width
-    elif family == "convnet" and min(shape[1:]) < 16:
+    elif family in ("convnet", "freponet") and min(shape[1:]) < 16:
         options.setdefault("width", TINY_WIDTH)
     return partial(FAMILIES[family].build, shape, num_classes, **options)
 

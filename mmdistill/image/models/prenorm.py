@@ -1,0 +1,100 @@
+"""A ConvNet that normalises before it convolves and doubles its channels: the network that FRePo distils with."""
+
+import math
+
+from torch import Tensor, nn
+
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.image.models.convnet import convnet_depth
+from mmdistill.image.models.layers import BatchNorm2d, Convolution, ImageShape, Norm, norm_layer, pooling_layer
+
+TRUNCATED = 0.87962566103423978
+"""Standard deviation of a standard normal variable that is cut at two."""
+FOLLOWING = 0.9
+"""The share of the newest batch in the running statistics of batch norms."""
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """Draw weights from a normal distribution cut at two deviations, of variance 1 / fan-in, in place."""
+    std = 1 / (math.sqrt(weight[0].numel()) * TRUNCATED)
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+class LeCunConvolution(Convolution):
+    """A convolution whose weights start by :func:`lecun_normal_` and whose bias starts at 0."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights."""
+        _reset(self)
+
+
+class LeCunLinear(nn.Linear):
+    """A linear layer of the same start."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights."""
+        _reset(self)
+
+
+def _reset(layer: nn.Conv2d | nn.Linear) -> None:
+    lecun_normal_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class PreNormConvNet(nn.Module):
+    """Blocks of norm, 3 x 3 convolution, ReLU and 2 x 2 pooling, each twice as wide as the one before; no first norm.
+
+    So the embedding is not normalised. Running statistics of batch norms are nine tenths those of the last batch.
+
+    Args:
+        shape: channels, height, width of an image; one-channel images of 28 x 28 get a padding of 3 at first.
+        num_classes: C.
+        width: channels of the first block.
+        depth: the number of blocks; None is :func:`~mmdistill.image.models.convnet.convnet_depth`.
+        norm: ``none``, ``batch``, ``instance``, ``layer`` or ``group``.
+
+    Shapes:
+        ``(n, channels, height, width)`` normalised pixels to ``(n, C)`` logits.
+
+    Raises:
+        ConfigError: a width or depth below one, an unknown norm.
+        ShapeError: images that vanish in the poolings.
+
+    Differs from: the published code keeps biased variances as running statistics, torch unbiased ones.
+    Source: Zhou et al., NeurIPS 2022, published code.
+    """
+
+    def __init__(
+        self, shape: ImageShape, num_classes: int, width: int = 128, depth: int | None = None, norm: Norm = "none"
+    ) -> None:
+        super().__init__()
+        channels, height, breadth = shape
+        self.depth = convnet_depth(height, breadth) if depth is None else depth
+        if width < 1 or self.depth < 1:
+            raise ConfigError(f"a ConvNet needs width and depth of at least 1, got {width} and {self.depth}")
+        first = 3 if shape == (1, 28, 28) else 1
+        side, breadth = height + 2 * (first - 1), breadth + 2 * (first - 1)
+        if min(side, breadth) >> self.depth < 1:
+            raise ShapeError(f"images of {height} x {shape[2]} vanish in {self.depth} poolings; use a smaller depth")
+        for block in range(1, self.depth + 1):
+            normalise = nn.Identity() if block == 1 else norm_layer(norm, channels, (side, breadth))
+            if isinstance(normalise, BatchNorm2d):
+                normalise.momentum = FOLLOWING
+            convolve = LeCunConvolution(channels, width, 3, first if block == 1 else 1, bias_cancels=False)
+            self.add_module(f"block{block}", nn.Sequential(normalise, convolve, nn.ReLU(), pooling_layer("avg")))
+            channels, width = width, width * 2
+            side, breadth = side // 2, breadth // 2
+        self.classifier = LeCunLinear(channels * side * breadth, num_classes)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The submodules that give one feature tensor per block, the embedding last."""
+        return (*(f"block{block}" for block in range(1, self.depth)), "classifier")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        for block in range(1, self.depth + 1):
+            images = self.get_submodule(f"block{block}")(images)
+        logits: Tensor = self.classifier(images.flatten(1))
+        return logits
