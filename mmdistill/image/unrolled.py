@@ -188,7 +188,8 @@ UNROLLED_METHODS: dict[str, Method] = {
         settings=_haba_settings,
         parameterization=Storage(hallucinated_styles),
         summary="MTT; bases that five small hallucinators render, kept apart by an adversary",
-        source="Liu et al., NeurIPS 2022 (styles in turn for drawn ones)",
+        source="Liu et al., NeurIPS 2022 (styles in turn for drawn ones, samples that start near real images, a "
+        "rate not held above 0.001)",
     ),
     "addmem": replace(
         CORE_METHODS["dd"],
