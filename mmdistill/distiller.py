@@ -158,11 +158,11 @@ class Distiller:
         return self.task.sample_real(key.fold("real"), classes, self.settings.real_batch)
 
     def batches(
-        self, run: RunState, network: ScheduleState, real: Batch | ClassBatch, key: Draws
+        self, run: RunState, network: ScheduleState, decoded: Batch, real: Batch | ClassBatch, key: Draws
     ) -> tuple[Batch | ClassBatch, Batch | ClassBatch]:
         """Return the synthetic and the real batch of a step, in the objective's view, augmented alike."""
         classwise = run.objective.view == "classes"
-        syn: Batch | ClassBatch = self._labelled(run, run.parameterization(key.fold("synthetic")), network)
+        syn: Batch | ClassBatch = self._labelled(run, decoded, network)
         if classwise and isinstance(syn, Batch):
             syn = run.parameterization.class_batches(syn)
         if self.settings.augment and run.objective.siamese:
@@ -243,9 +243,10 @@ class Distiller:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Return a step's loss and its gradients with respect to the tensors of all active groups, in their order."""
         network = self._network(run, schedule)
-        syn, real = self.batches(run, schedule, real, key)
+        decoded: Batch = run.parameterization(key.fold("synthetic"))
+        syn, real = self.batches(run, schedule, decoded, real, key)
         loss = run.objective(network, syn, real, key.fold("objective"))
-        penalty = run.parameterization.penalty(network.features)
+        penalty = run.parameterization.penalty(network.features, decoded.inputs)
         if penalty is not None:
             loss = loss + penalty
         tensors = [parameter for name in self.active(run) for parameter in _groups(run)[name]]

@@ -14,7 +14,7 @@ from mmdistill.method import Parameterizer
 from mmdistill.parameterizations.base import FeatureMap, Parameterization, stored_tensor_bytes
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, ClassBatch, Embeds, Task, Tensors, share_classes
+from mmdistill.task import Batch, ClassBatch, Embeds, Inputs, Task, Tensors, share_classes
 
 
 class Structure(nn.Module, ABC):
@@ -84,7 +84,7 @@ class SyntheticGraph(Parameterization):
         inputs: Tensors = {"x": x} if adjacency is None else {"x": x, "adjacency": adjacency}
         return Batch(inputs, self.labels(), torch.ones(len(x), device=x.device, dtype=x.dtype))
 
-    def penalty(self, features: FeatureMap) -> Tensor | None:
+    def penalty(self, features: FeatureMap, decoded: Inputs) -> Tensor | None:
         """Return the structure's penalty, if it has one."""
         return None if self.decoder is None else self.decoder.penalty()
 

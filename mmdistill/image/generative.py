@@ -18,11 +18,14 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Task
 
+PAIRED = 0.001 / (1 - 0.001)
+"""Gamma of Eq. 28 as published for CIFAR-10: lambda over 1 - lambda."""
+
 
 def generated(
     recipe: GeneratorRecipe | None = None,
     inversion: Inversion | None = None,
-    weight: float = 0.1,
+    weight: float = PAIRED,
     samples: int | None = None,
     within_budget: bool = True,
     file: Path | None = None,
@@ -61,7 +64,7 @@ def of_generator(
     latent_size: int,
     conditional: bool = False,
     inversion: Inversion | None = None,
-    weight: float = 0.1,
+    weight: float = PAIRED,
 ) -> Storage:
     """Latents of a generator of the user's own.
 
@@ -88,8 +91,8 @@ def of_generator(
 
 
 def _it_gan_settings(ipc: int) -> Settings:
-    """Return the published code's rates: latents are inverted at 0.1, then learned at 0.001, for 5000 steps."""
-    return Settings(steps=5000, optimizers={"codes": OptimizerSpec("adam", 0.001)}, augment=True)
+    """Return the published command for CIFAR-10, whose latents are inverted at 0.1 and learned at 0.001."""
+    return Settings(steps=10_000, real_batch=500, optimizers={"codes": OptimizerSpec("adam", 0.001)}, augment=True)
 
 
 def _kfs_settings(ipc: int) -> Settings:
@@ -105,7 +108,7 @@ GENERATIVE_METHODS: dict[str, Method] = {
         _it_gan_settings,
         generated(within_budget=False),
         summary="mean feature matching of inverted latents of a generator, which is stored too",
-        source="Zhao and Bilen, 2022 (with a DCGAN for BigGAN, and random networks for a pool of trained ones)",
+        source="Zhao and Bilen, 2022 (with a DCGAN for BigGAN, one random network for all classes of a step)",
     ),
     "kfs": Method(
         "KFS",
@@ -132,6 +135,7 @@ GENERATIVE_DIGITS: dict[str, Method] = {
         parameterization=generated(
             GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=1200, lr=1e-3),
             Inversion(steps=100, feature_steps=100),
+            weight=0.1,
             within_budget=False,
         ),
     ),
@@ -160,6 +164,7 @@ STORAGE_REDUCED: dict[str, Method] = {
         parameterization=generated(
             GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=2000, lr=1e-3),
             Inversion(steps=100, feature_steps=100),
+            weight=0.1,
             samples=40,
             within_budget=True,
         ),

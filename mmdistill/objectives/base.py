@@ -19,7 +19,7 @@ ClassMode = Literal["auto", "vmap", "loop"]
 LOOP_FROM = 16_384
 """Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
 CACHED = 65_536
-"""Numbers of inputs that a CPU takes through a network at once where it keeps no graph (about 80 images of 28 x 28)."""
+"""Numbers of inputs that a CPU takes through a network at once for their features (about 80 images of 28 x 28)."""
 UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape")
 """What torch's errors say of a network that cannot be batched over classes."""
 
@@ -158,7 +158,7 @@ def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto
         gradients: Tensors | None = closed_form(network.state, batch)
         if gradients is not None:
             return gradients
-    size = _classes_at_once(network, batch, mode)
+    size = classes_at_once(network, batch, mode)
     with network.lowered(batch):
         if size >= batch.num_classes:
             return _together(network, batch)
@@ -169,7 +169,7 @@ def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto
     return {name: torch.stack([tree[name] for tree in trees]) for name in network.state.params}
 
 
-def _classes_at_once(network: Network, batch: ClassBatch, mode: ClassMode) -> int:
+def classes_at_once(network: Network, batch: ClassBatch, mode: ClassMode) -> int:
     """Return how many classes' gradients one call takes."""
     if mode == "loop":
         return 1
@@ -254,7 +254,7 @@ def class_features(network: Network, batch: ClassBatch, first: int = 0) -> tuple
     if batch.dims.inputs is None:
         with network.lowered(batch):
             return _full(network.features(inputs)[first:]), weight
-    size = _features_at_once(network, batch)
+    size = features_at_once(network, batch)
     starts = range(0, batch.num_classes, size)
     found = [_flat_features(network, batch.part(start, start + size))[first:] for start in starts]
     if len(found) == 1:
@@ -277,11 +277,12 @@ def _full(layers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(layer.float() if layer.dtype == torch.bfloat16 else layer for layer in layers)
 
 
-def _features_at_once(network: Network, batch: ClassBatch) -> int:
-    """Return how many classes one forward pass takes: all; without a graph, as many as a CPU's caches like."""
-    if network.classes_at_once or torch.is_grad_enabled() or batch.batch.weight.device.type != "cpu":
+def features_at_once(network: Network, batch: ClassBatch) -> int:
+    """Return how many classes one forward pass takes: all, on a CPU as many as its caches like, in even parts."""
+    if network.classes_at_once or batch.batch.weight.device.type != "cpu":
         return network.classes_at_once or batch.num_classes
-    return max(CACHED * batch.num_classes // max(_numbers(batch), 1), 1)
+    parts = -(-_numbers(batch) // CACHED)
+    return max(-(-batch.num_classes // max(parts, 1)), 1)
 
 
 def class_means(network: Network, batch: ClassBatch, first: int = 0) -> tuple[Tensor, ...]:

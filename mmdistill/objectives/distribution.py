@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ShapeError
-from mmdistill.objectives.base import Network, Objective, class_means, class_sides
+from mmdistill.objectives.base import Network, Objective, class_means, class_sides, features_at_once
+from mmdistill.objectives.portions import sum_by_classes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch
 
@@ -40,11 +41,12 @@ class DistributionMatching(Objective):
         first = -1 if self.layers == "last" else 0
         with torch.no_grad():
             real_means = class_means(network, real, first)
-        syn_means = class_means(network, syn, first)
-        if self.layers == "last":
-            return (syn_means[-1] - real_means[-1]).square().sum()
-        weights = self.weights or (1.0,) * len(syn_means)
-        if len(weights) != len(syn_means):
-            raise ShapeError(f"{len(weights)} layer weights for {len(syn_means)} layers")
-        terms = [w * (s - r).square().sum() for w, s, r in zip(weights, syn_means, real_means, strict=True)]
-        return torch.stack(terms).sum()
+        weights = self.weights if self.layers == "all" and self.weights else (1.0,) * len(real_means)
+        if len(weights) != len(real_means):
+            raise ShapeError(f"{len(weights)} layer weights for {len(real_means)} layers")
+
+        def term(part: ClassBatch, rows: slice) -> Tensor:
+            pairs = zip(weights, class_means(network, part, first), real_means, strict=True)
+            return torch.stack([weight * (s - r[rows]).square().sum() for weight, s, r in pairs]).sum()
+
+        return sum_by_classes(term, syn, features_at_once(network, syn))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.objectives.base import ClassMode, Network, Objective, class_gradients, class_sides
+from mmdistill.objectives.base import ClassMode, Network, Objective, class_gradients, class_sides, classes_at_once
 from mmdistill.objectives.distances import Distance, row_cosine, row_cosine_euclidean
+from mmdistill.objectives.portions import sum_by_classes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task, Tensors
 
@@ -93,11 +94,20 @@ class GradientMatching(Objective):
             syn, real = self.augment(draws, syn), self.augment(draws, real)
         with torch.no_grad():
             real_gradients = class_gradients(network, real, self.mode)
-        syn_gradients = class_gradients(network, syn, self.mode)
         shares = class_shares(syn) if self.weights == "share" else None
-        if self.warm_up is not None and self.warm_up.lasts(network):
-            return self.within(syn_gradients, real_gradients, shares)
-        return self.compare(syn_gradients, real_gradients, shares)
+        if self.additive(network):
+
+            def term(part: ClassBatch, rows: slice) -> Tensor:
+                own = {name: gradient[rows] for name, gradient in real_gradients.items()}
+                some = None if shares is None else shares[rows]
+                return self.within(class_gradients(network, part, self.mode), own, some)
+
+            return sum_by_classes(term, syn, classes_at_once(network, syn, self.mode))
+        return self.compare(class_gradients(network, syn, self.mode), real_gradients, shares)
+
+    def additive(self, network: Network) -> bool:
+        """Return whether the distance is a sum of one term for each class."""
+        return self.reduction == "per-class" or (self.warm_up is not None and self.warm_up.lasts(network))
 
     def compare(self, syn: Tensors, real: Tensors, shares: Tensor | None = None) -> Tensor:
         """Return the scalar distance of two trees of per-class gradients, classes weighing as ``shares`` ``(C,)``."""
@@ -141,6 +151,10 @@ class MultiLevelGradientMatching(GradientMatching):
         if balance is not None and balance < 0:
             raise ConfigError(f"the balance of the two levels must not be negative, got {balance}")
         self.balance = balance
+
+    def additive(self, network: Network) -> bool:
+        """Return False: the means over classes are compared too."""
+        return False
 
     def compare(self, syn: Tensors, real: Tensors, shares: Tensor | None = None) -> Tensor:
         """Return the distance within classes plus the weighted one between their means."""

@@ -1,4 +1,4 @@
-"""The loss of a large batch with its gradient, and features without one, taken in portions that fit a CPU's caches."""
+"""Losses with their gradients, and features without, in portions: of batches by samples, of synthetic ones by classes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mmdistill.objectives.base import CACHED
-from mmdistill.task import Batch, Inputs, Tensors
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, Tensors
 
 BatchLoss = Callable[[Tensors, Batch], Tensor]
 """``(params, batch) -> scalar``, the weighted mean over the batch's samples."""
+ClassTerm = Callable[[ClassBatch, slice], Tensor]
+"""``(some classes, which they are) -> scalar``, the sum of a term of each."""
 
 DIFFERENTIATED = 32_768
 """Numbers of inputs that a CPU takes through a network at once where it keeps a graph (about 40 images of 28 x 28)."""
@@ -105,3 +108,53 @@ def _rows(batch: Batch, rows: slice) -> Batch:
     targets = batch.targets
     own = {name: tensor[rows] for name, tensor in targets.items()} if isinstance(targets, dict) else targets[rows]
     return Batch(batch.inputs[rows], own, batch.weight[rows])
+
+
+def sum_by_classes(term: ClassTerm, batch: ClassBatch, size: int) -> Tensor:
+    """Return the sum of all classes' terms, with the graph of so many classes at a time.
+
+    The gradient with respect to the batch is taken along with the value, part by part, so the sum is differentiable
+    once, and with respect to the batch alone. Without gradients, or where classes share their inputs, all classes are
+    one part.
+
+    Args:
+        term: the sum of some classes' terms, each of which reads its own class alone.
+        batch: all classes.
+        size: classes in one part.
+    """
+    classes = batch.num_classes
+    tensors, spec = tree_flatten(batch.batch)
+    differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if size >= classes or batch.dims != Dims(0, 0) or not differentiated:
+        return term(batch, slice(0, classes))
+    result: Tensor = _ByClasses.apply(term, spec, size, *tensors)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ByClasses(torch.autograd.Function):
+    """The sum, with its gradient computed beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, term: ClassTerm, spec: TreeSpec, size: int, *tensors: Tensor) -> Tensor:
+        ctx.wanted = [index for index, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
+        value: Tensor | float = 0.0
+        parts = []
+        for start in range(0, len(tensors[0]), size):
+            rows = slice(start, start + size)
+            own = [tensor[rows].detach() for tensor in tensors]
+            leaves = [own[index].requires_grad_() for index in ctx.wanted]
+            with torch.enable_grad():
+                one = term(ClassBatch(tree_unflatten(own, spec), Dims(0, 0)), rows)
+            parts.append(torch.autograd.grad(one, leaves, materialize_grads=True))
+            value = value + one.detach()
+        ctx.save_for_backward(*(torch.cat(gradients) for gradients in zip(*parts, strict=True)))
+        assert isinstance(value, Tensor)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
+        found: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        for index, gradient in zip(ctx.wanted, ctx.saved_tensors, strict=True):
+            found[3 + index] = adjoint * gradient
+        return tuple(found)

@@ -63,11 +63,12 @@ class Parameterization(nn.Module, ABC):
             found.setdefault(head if head in ("labels", "decoder") else "codes", []).append(parameter)
         return found
 
-    def penalty(self, features: FeatureMap) -> Tensor | None:
+    def penalty(self, features: FeatureMap, decoded: Inputs) -> Tensor | None:
         """Return a scalar added to the objective, or None.
 
         Args:
             features: the step's network: from inputs to one ``(n, d_l)`` tensor per layer, the embedding last.
+            decoded: the step's samples, before they are augmented.
         """
         return None
 

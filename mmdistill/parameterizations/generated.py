@@ -40,7 +40,8 @@ class GeneratedSamples(Parameterization):
         weight: gamma; 0 leaves the penalty out.
     Shapes:
         decodes ``(M, channels, height, width)`` in normalised units.
-    Differs from: the printed Eq. 28 sums over pairs; the mean per class makes gamma independent of their number.
+    Differs from: the printed Eq. 28 sums over pairs; the mean per class, which is what the published code has, makes
+        gamma independent of their number. That code compares pairs augmented alike, here as they are.
     Source: Zhao and Bilen, 2022 (IT-GAN); survey Eq. 28.
     """
 
@@ -80,13 +81,13 @@ class GeneratedSamples(Parameterization):
         inputs = self.decode(self.latents, self._classes)
         return Batch(inputs, self.labels(), inputs.new_ones(len(inputs)))
 
-    def penalty(self, features: FeatureMap) -> Tensor | None:
+    def penalty(self, features: FeatureMap, decoded: Inputs) -> Tensor | None:
         """Return the weighted squared distance of paired features."""
         if self.partners is None or not self.weight:
             return None
         with torch.no_grad():
             wanted = features(self.partners)[-1]
-        distances = (features(self.decode(self.latents, self._classes))[-1] - wanted).square().sum(1)
+        distances = (features(decoded)[-1] - wanted).square().sum(1)
         return self.weight * (distances * self._share.to(distances.dtype)).sum()
 
 
@@ -118,6 +119,8 @@ def invert(
     r"""Return latents whose images are near given ones, each by itself (Eq. 27).
 
     .. math:: \arg\min_z \lVert h(g(z)) - h(x) \rVert^2 + \lambda \lVert g(z) - x \rVert^2
+
+    The published code averages each distance over its numbers, so its lambda is that of features over that of pixels.
 
     Args:
         decode: the generator.

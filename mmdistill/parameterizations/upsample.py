@@ -156,6 +156,8 @@ def multi_formation(
         factor: tiles per side.
     Raises:
         ConfigError: a task of something else, or a factor that does not fit.
+    Differs from: the published code starts tiles from every second pixel of a class's first images, here from the
+        means of neighbouring pixels.
     """
     if task.labels is None or task.num_classes is None:
         raise ConfigError(f"{task.describe().data!r} has no classes; multi-formation stores images by class")

@@ -23,7 +23,10 @@ def method(name: str, data: str) -> Method:
     ("data", "distance", "augmentation", "cutmix", "rate", "images"),
     [
         ("cifar10", conv_squared_error, COLOR_CROP_CUTOUT, 0.5, {"idc": 5e-3, "edd": 1e-2}, 2000),
-        ("fashion-mnist", conv_absolute_error, COLOR_CROP_CUTOUT, 0.5, {"idc": 1e-4, "edd": 1e-4}, 500),
+        ("cifar100", conv_squared_error, COLOR_CROP_CUTOUT, 0.5, {"idc": 5e-3, "edd": 1e-2}, 2000),
+        ("svhn", conv_squared_error, COLOR_CROP_CUTOUT, 0.5, {"idc": 5e-3, "edd": 5e-3}, 500),
+        # the code scales rates by the area of an image over 28 x 28 pixels on MNIST, and over 32 x 32 on all others
+        ("fashion-mnist", conv_absolute_error, COLOR_CROP_CUTOUT, 0.5, dict.fromkeys(("idc", "edd"), 49e-4 / 64), 500),
         ("mnist", conv_absolute_error, COLOR_CROP, 0.0, {"idc": 1e-4, "edd": 1e-4}, 500),
     ],
 )

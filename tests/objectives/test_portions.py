@@ -6,14 +6,20 @@ import torch
 from torch import Tensor
 
 from mmdistill.image import image_task
+from mmdistill.objectives import base
+from mmdistill.objectives import distribution as distribution_module
+from mmdistill.objectives import gradient as gradient_module
 from mmdistill.objectives import portions as portions_of
-from mmdistill.objectives.base import Network
+from mmdistill.objectives.base import Network, Objective
+from mmdistill.objectives.distances import row_cosine, squared_error
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.gradient import GradientMatching, WarmUp
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
-from mmdistill.objectives.portions import features_by_portions, loss_by_portions
+from mmdistill.objectives.portions import ClassTerm, features_by_portions, loss_by_portions
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Inputs, NetworkState, Tensors
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Tensors
 from tests.oracles import objectives as oracle
 from tests.toys import BlobTask
 
@@ -152,3 +158,80 @@ def test_a_student_reads_a_large_real_batch_in_portions_but_for_batch_norms(
         found.append((value.detach(), *torch.autograd.grad(value, pixels)))
         assert max(seen) == (16 if norm == "in" and numbers == 64 * 16 else 48)
     torch.testing.assert_close(*found)
+
+
+def class_sides(task: BlobTask, n: int) -> tuple[ClassBatch, ClassBatch]:
+    """Soft-labelled synthetic classes, of which the last is padded, and real ones."""
+    syn, real = (task.sample_real(KEY.fold(side), torch.arange(3), size) for side, size in (("s", n), ("r", 9)))
+    assert isinstance(syn, ClassBatch)
+    assert isinstance(real, ClassBatch)
+    weight = torch.ones(3, n).double()
+    weight[2, -1] = 0
+    soft = KEY.fold("soft").normal(3, n, 3).double().softmax(2)
+    return ClassBatch(Batch(syn.batch.inputs, soft, weight), syn.dims), real
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        GradientMatching(row_cosine, mode="loop"),
+        GradientMatching(squared_error, mode="loop", weights="share"),
+        GradientMatching(row_cosine, "class-sum", mode="loop", warm_up=WarmUp(9, 9)),
+        DistributionMatching("last"),
+        DistributionMatching("all", (0.1, 2.0)),
+    ],
+)
+def test_terms_of_classes_keep_one_graph_and_the_gradient(
+    objective: Objective, task: BlobTask, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syn, real = class_sides(task, 4)
+    seen: list[int] = []
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        leaves = [syn.batch.inputs.detach().requires_grad_(), syn.batch.targets.detach().requires_grad_()]  # type: ignore[union-attr]
+        value = 3 * objective(network, ClassBatch(Batch(leaves[0], leaves[1], syn.batch.weight), syn.dims), real, KEY)
+        return value.detach(), list(torch.autograd.grad(value, leaves, materialize_grads=True))
+
+    whole_sum = portions_of.sum_by_classes
+    for module in (gradient_module, distribution_module):  # all classes at once, by plain autograd
+        monkeypatch.setattr(
+            module, "sum_by_classes", lambda term, batch, size: term(batch, slice(0, batch.num_classes))
+        )
+    expected = run()
+
+    def counted(term: ClassTerm, batch: ClassBatch, size: int) -> Tensor:
+        def one(part: ClassBatch, rows: slice) -> Tensor:
+            seen.append(part.num_classes)
+            return term(part, rows)
+
+        return whole_sum(one, batch, size)
+
+    for module in (gradient_module, distribution_module):
+        monkeypatch.setattr(module, "sum_by_classes", counted)
+    monkeypatch.setattr(base, "CACHED", 1)
+    found = run()
+    assert seen == [1, 1, 1]
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-12)
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(found[1], expected[1], strict=True))
+    assert isinstance(objective, DistributionMatching) or bool((found[1][1] != 0).any())
+    with torch.no_grad():
+        assert float(objective(network, syn, real, KEY)) == pytest.approx(float(expected[0]) / 3, rel=1e-12)
+
+
+def test_sums_over_classes_take_several_at_once(task: BlobTask) -> None:
+    syn, _ = class_sides(task, 4)
+    inputs = syn.batch.inputs
+    assert isinstance(inputs, Tensor)
+    leaf = inputs.detach().requires_grad_()
+    seen: list[tuple[int, slice]] = []
+
+    def term(part: ClassBatch, rows: slice) -> Tensor:
+        seen.append((part.num_classes, rows))
+        assert isinstance(part.batch.inputs, Tensor)
+        return part.batch.inputs.square().sum()
+
+    value = portions_of.sum_by_classes(term, ClassBatch(syn.batch._replace(inputs=leaf), syn.dims), 2)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    assert seen == [(2, slice(0, 2)), (1, slice(2, 4))]
+    assert torch.allclose(value, inputs.square().sum())
+    assert torch.equal(gradient, 2 * inputs)

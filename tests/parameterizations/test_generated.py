@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.image import ImageTask, image_task
-from mmdistill.image.generative import GENERATIVE_DIGITS, generated, of_generator
+from mmdistill.image import DOMAIN, ImageTask, image_task
+from mmdistill.image.generative import GENERATIVE_DIGITS, PAIRED, generated, of_generator
 from mmdistill.image.generator import GeneratorRecipe, _Players, trained_generator
 from mmdistill.labels import FixedLabels
 from mmdistill.parameterizations.generated import GeneratedSamples, Inversion, invert
+from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec
 from mmdistill.task import Inputs
 from tests.oracles import storage as oracle
 
@@ -54,7 +56,7 @@ def samples(partners: Tensor | None, weight: float) -> GeneratedSamples:
 def test_the_penalty_equals_its_oracle_and_its_gradient() -> None:
     partners = KEY.fold("x").normal(4, 1, 8, 8).double()
     made = samples(partners, 0.3)
-    value = made.penalty(features)
+    value = made.penalty(features, made(KEY).inputs)
     assert value is not None
     decoded, wanted = features(made(KEY).inputs)[-1].detach().numpy(), features(partners)[-1].numpy()
     assert value.item() == pytest.approx(0.3 * oracle.paired(decoded, wanted, [0, 0, 0, 1]), rel=1e-9)
@@ -66,7 +68,15 @@ def test_the_penalty_equals_its_oracle_and_its_gradient() -> None:
         return scaled
 
     torch.autograd.gradcheck(penalty, (made.latents.detach().requires_grad_(),))
-    assert samples(partners, 0.0).penalty(features) is None
+    assert samples(partners, 0.0).penalty(features, made(KEY).inputs) is None
+
+
+def test_it_gan_is_as_published() -> None:
+    settings = get_method(DOMAIN, "it-gan", "cifar10").settings(10)
+    assert (settings.steps, settings.real_batch, settings.augment) == (10_000, 500, True)
+    assert settings.optimizers["codes"] == OptimizerSpec("adam", 0.001, betas=(0.9, 0.999))
+    assert Inversion() == Inversion(steps=5000, lr=0.1, pixel_weight=1.0)
+    assert pytest.approx(0.001) == PAIRED / (1 + PAIRED)  # Eq. 28's lambda
 
 
 def test_the_generator_is_stored_but_rests() -> None:

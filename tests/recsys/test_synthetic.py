@@ -112,9 +112,9 @@ def test_clipped_entries_get_no_gradient():
 
 
 def test_penalty_is_the_relative_mean_mass():
-    assert prior("mean-field").penalty(lambda inputs: ()) is None
+    assert prior("mean-field").penalty(lambda inputs: (), torch.empty(0)) is None
     p = prior("mean-field", interactions_per_user=3, temperature=50.0, mass_penalty=0.5, real_mass=6.0)
-    assert p.penalty(lambda inputs: ()).item() == pytest.approx(0.25)
+    assert p.penalty(lambda inputs: (), torch.empty(0)).item() == pytest.approx(0.25)
 
 
 def test_chances_are_given_back_but_for_the_rarest_and_every_one_gets_a_gradient():
