@@ -291,16 +291,18 @@ def sgd_step(
     weight_decay: float = 0.0,
 ) -> tuple[NetworkState, Tensors]:
     """Return the network and its momentum buffers after one SGD step (Eq. 3)."""
-
-    def loss(params: Tensors) -> tuple[Tensor, Tensors]:
-        state = NetworkState(params, copied(network.buffers))
-        return task.loss(state, batch, train=True, draws=draws), state.buffers
-
+    # Plain autograd: torch.func.grad keeps a graph of the gradient, for which norms take slower kernels.
+    leaves = {name: parameter.detach().requires_grad_() for name, parameter in network.params.items()}
+    buffers = copied(network.buffers)
+    with torch.enable_grad():
+        value = task.loss(NetworkState(leaves, buffers), batch, train=True, draws=draws)
+    found = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
     with torch.no_grad():
-        gradients, buffers = torch.func.grad(loss, has_aux=True)(network.params)
+        gradients: Tensors = dict(zip(leaves, found, strict=True))
         if weight_decay:
             gradients = {name: g + weight_decay * network.params[name] for name, g in gradients.items()}
         if beta:
             gradients = {n: beta * momentum[n] + g if n in momentum else g for n, g in gradients.items()}
         params = {name: p - lr * gradients[name] for name, p in network.params.items()}
-    return NetworkState(params, buffers), gradients if beta else {}
+    moved = {name: buffer.detach() for name, buffer in buffers.items()}
+    return NetworkState(params, moved), gradients if beta else {}

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.precision import Precision, lowered
@@ -160,7 +161,7 @@ def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto
             return gradients
     size = classes_at_once(network, batch, mode)
     with network.lowered(batch):
-        if size >= batch.num_classes:
+        if size > 1 and size >= batch.num_classes:
             return _together(network, batch)
         if size > 1:
             parts = [_together(network, batch.part(start, start + size)) for start in range(0, batch.num_classes, size)]
@@ -215,7 +216,7 @@ def gradient_of_one(task: Task, state: NetworkState, batch: Batch) -> Tensors:
 
 def _gradient(network: Network, batch: Batch) -> Tensors:
     """Return the gradient by plain autograd: torch.func.grad keeps a graph, for which norms take slower kernels."""
-    keep = torch.is_grad_enabled()
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tree_leaves(tuple(batch)))
     if network.compiled is not None and batch.weight.is_cuda:
         return network.compiled.gradient(network.state, batch)
     loss = network.task.loss if keep or network.compiled is None else network.compiled.loss

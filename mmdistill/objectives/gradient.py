@@ -6,13 +6,22 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from mmdistill.errors import ConfigError
-from mmdistill.objectives.base import ClassMode, Network, Objective, class_gradients, class_sides, classes_at_once
+from mmdistill.objectives.base import (
+    ClassMode,
+    Network,
+    Objective,
+    class_gradients,
+    class_sides,
+    classes_at_once,
+    flatten_classes,
+)
 from mmdistill.objectives.distances import Distance, row_cosine, row_cosine_euclidean
 from mmdistill.objectives.portions import sum_by_classes
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, Dims, Task, Tensors
 
 Siamese = Callable[[Draws, ClassBatch], ClassBatch]
 """Augments a batch per class; the same key means the same augmentation."""
@@ -103,26 +112,30 @@ class GradientMatching(Objective):
                 return self.within(class_gradients(network, part, self.mode), own, some)
 
             return sum_by_classes(term, syn, classes_at_once(network, syn, self.mode))
-        return self.compare(class_gradients(network, syn, self.mode), real_gradients, shares)
+        return self.across(network, syn, real_gradients, shares)
 
     def additive(self, network: Network) -> bool:
         """Return whether the distance is a sum of one term for each class."""
         return self.reduction == "per-class" or (self.warm_up is not None and self.warm_up.lasts(network))
 
-    def compare(self, syn: Tensors, real: Tensors, shares: Tensor | None = None) -> Tensor:
-        """Return the scalar distance of two trees of per-class gradients, classes weighing as ``shares`` ``(C,)``."""
-        if self.reduction == "class-sum":
-            return self.between(syn, real, shares)
-        return self.within(syn, real, shares)
+    def across(self, network: Network, syn: ClassBatch, real: Tensors, shares: Tensor | None) -> Tensor:
+        """Return the distance where it compares classes together, ``real`` being their gradients."""
+        return self.distance(self.mean_gradient(network, syn, shares), _class_mean(real, shares)).sum()
+
+    def mean_gradient(self, network: Network, batch: ClassBatch, shares: Tensor | None) -> Tensors:
+        """Return the (weighted) mean of the classes' gradients, with a class axis of one, from one batch of all."""
+        if batch.dims.inputs is None:
+            return _class_mean(class_gradients(network, batch, self.mode), shares)
+        flat = flatten_classes(batch)
+        weight = batch.batch.weight / batch.batch.weight.sum(1, keepdim=True)
+        weight = weight if shares is None else shares[:, None] * weight
+        one = tree_map(lambda tensor: tensor[None], tuple(flat._replace(weight=weight.flatten())))
+        return class_gradients(network, ClassBatch(Batch(*one), Dims(0, 0)), self.mode)
 
     def within(self, syn: Tensors, real: Tensors, shares: Tensor | None) -> Tensor:
         """Return the sum of the classes' distances (Eq. 8)."""
         distances = self.distance(syn, real)
         return distances.sum() if shares is None else (shares * distances).sum()
-
-    def between(self, syn: Tensors, real: Tensors, shares: Tensor | None) -> Tensor:
-        """Return the distance of the means over classes (Eq. 9)."""
-        return self.distance(_class_mean(syn, shares), _class_mean(real, shares)).sum()
 
 
 class MultiLevelGradientMatching(GradientMatching):
@@ -156,10 +169,12 @@ class MultiLevelGradientMatching(GradientMatching):
         """Return False: the means over classes are compared too."""
         return False
 
-    def compare(self, syn: Tensors, real: Tensors, shares: Tensor | None = None) -> Tensor:
+    def across(self, network: Network, syn: ClassBatch, real: Tensors, shares: Tensor | None) -> Tensor:
         """Return the distance within classes plus the weighted one between their means."""
-        balance = len(next(iter(syn.values()))) if self.balance is None else self.balance
-        return self.within(syn, real, shares) + balance * self.between(syn, real, shares)
+        own = class_gradients(network, syn, self.mode)
+        balance = syn.num_classes if self.balance is None else self.balance
+        means = self.distance(_class_mean(own, shares), _class_mean(real, shares)).sum()
+        return self.within(own, real, shares) + balance * means
 
 
 def class_shares(batch: ClassBatch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses with their gradients, and features without, in portions: of batches by samples, of synthetic ones by classes."""
+"""Losses with their gradients, and features without, in portions: of batches by samples, of classes by class."""
 
 from collections.abc import Callable
 from typing import Any

@@ -56,6 +56,24 @@ def test_classes_weigh_by_their_share(task: BlobTask, network: Network) -> None:
     assert (values[0], values[2]) == pytest.approx((values[1], values[3]), rel=1e-9)
 
 
+def test_the_mean_over_uneven_classes_is_that_of_their_gradients(task: BlobTask, network: Network) -> None:
+    syn, real = class_batch(task, 4, "syn"), class_batch(task, 9, "real")
+    present = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.float64)
+    uneven = ClassBatch(syn.batch._replace(weight=present), syn.dims)
+    trees = [
+        oracle.class_gradient(as_numpy(network), x[:n], y[:n])
+        for (x, y), n in zip(per_class(syn), (4, 2, 1), strict=True)
+    ]
+    goals = [oracle.class_gradient(as_numpy(network), *one) for one in per_class(real)]
+    for weights, shares in (("equal", (1.0, 1.0, 1.0)), ("share", (1.0, 0.5, 0.25))):
+        means = [
+            {name: sum(s * tree[name] for s, tree in zip(shares, side, strict=True)) / sum(shares) for name in side[0]}
+            for side in (trees, goals)
+        ]
+        value = GradientMatching(row_cosine, "class-sum", weights=weights)(network, uneven, real, KEY)  # type: ignore[arg-type]
+        assert float(value) == pytest.approx(oracle.row_cosine(means[0], means[1]), rel=1e-9)
+
+
 def test_matching_the_sum_over_classes_warms_up_class_by_class(task: BlobTask, network: Network) -> None:
     sides = class_batch(task, 2, "syn"), class_batch(task, 9, "real")
     by_class, summed = (
