@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.task import Tensors
@@ -77,11 +78,16 @@ def relative_squared_error(a: Tensors, b: Tensors) -> Tensor:
 
 
 def row_cosine_euclidean(a: Tensors, b: Tensors) -> Tensor:
-    """Sum 1 - cos plus the Euclidean distance over every output row of every weight (Eq. 11)."""
-    total = [row_cosine(a, b)]
+    """Sum 1 - cos plus the Euclidean distance over every output row of every weight (Eq. 11).
+
+    One-dimensional parameters are skipped. In the cosine norms are at least 1e-8, as in the published code.
+
+    Source: Jiang et al., 2022, and its published code.
+    """
+    total = []
     for left, right in _pairs(a, b, 2):
-        gap = (left - right).flatten(2)
-        total.append(torch.sqrt(gap.square().sum(2) + EPSILON**2).sum(1))
+        x, y = left.flatten(2), right.flatten(2)
+        total.append((1 - F.cosine_similarity(x, y, dim=2, eps=1e-8) + (x - y).norm(dim=2)).sum(1))
     return torch.stack(total).sum(0)
 
 

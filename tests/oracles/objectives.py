@@ -112,14 +112,15 @@ def kernel_ridge(phi_t: Array, y_t: Array, phi_s: Array, y_s: Array, ridge: floa
 
 
 def row_cosine_euclidean(a: Params, b: Params) -> float:
-    """Eq. 11: over weights, over output rows, 1 - cos plus the Euclidean distance (smoothed at 0 by 1e-6)."""
-    total = row_cosine(a, b)
+    """Eq. 11: over weights and output rows, 1 - cos plus the Euclidean distance; in the cosine norms are at least 1e-8."""
+    total = 0.0
     for name in a:
         if a[name].ndim < 2:
             continue
         for row_a, row_b in zip(a[name], b[name], strict=True):
-            gap = row_a.ravel() - row_b.ravel()
-            total += float(np.sqrt(gap @ gap + 1e-12))
+            x, y = row_a.ravel(), row_b.ravel()
+            total += 1 - (x @ y) / (max(np.sqrt(x @ x), 1e-8) * max(np.sqrt(y @ y), 1e-8))
+            total += float(np.sqrt((x - y) @ (x - y)))
     return total
 
 
