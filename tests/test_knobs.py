@@ -14,7 +14,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS
-from mmdistill.objectives.base import Network, class_features, class_gradients, class_means
+from mmdistill.objectives.base import Network, class_gradients, class_means, class_summary
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.parameterizations.raw import raw_samples
@@ -40,8 +40,12 @@ def test_classes_at_once_change_no_gradient_and_no_feature(size: int) -> None:
     few, whole = Network(task, state, classes_at_once=size), Network(task, state)
     for name, gradient in class_gradients(whole, batch).items():
         assert torch.allclose(class_gradients(few, batch)[name], gradient, atol=1e-12), name
-    for one, other in zip(class_features(few, batch)[0], class_features(whole, batch)[0], strict=True):
+    (few_means, few_last), (means, last) = class_summary(few, batch), class_summary(whole, batch)
+    for one, other in zip((*few_means, few_last), (*means, last), strict=True):
         assert torch.allclose(one, other, atol=1e-12)
+    layers = task.features(state, batch.batch.inputs.flatten(0, 1))  # type: ignore[union-attr]
+    assert torch.allclose(last.flatten(0, 1), layers[-1], atol=1e-12)
+    assert torch.allclose(means[0], layers[0].unflatten(0, (3, 7)).mean(1), atol=1e-12)
     assert torch.allclose(class_means(few, batch, -1)[0], class_means(whole, batch)[-1], atol=1e-12)
 
 

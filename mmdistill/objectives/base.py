@@ -88,7 +88,7 @@ class Objective(nn.Module, ABC):
     step by what the host knows, or changes something beside its result, so that a captured step cannot repeat it.
     One without ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned.
     One that ``lowers`` runs networks in bfloat16 where the precision says so, as :func:`class_gradients` and
-    :func:`class_features` do; ``bf16`` is refused with others.
+    :func:`class_means` do; ``bf16`` is refused with others.
     """
 
     view: RealView = "classes"
@@ -240,27 +240,33 @@ def _numbers(batch: ClassBatch) -> int:
     return sum(tensor.numel() for tensor in (inputs.values() if isinstance(inputs, dict) else [inputs]))
 
 
-def class_features(network: Network, batch: ClassBatch, first: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Run one forward pass over all classes, or some over a few at a time.
+def class_summary(network: Network, batch: ClassBatch, first: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the weighted mean feature of each class, per layer, and the embedding of every sample (Eq. 15).
+
+    All classes take one forward pass, or some a few at a time; of other layers than the embedding no more is kept.
 
     Args:
         network: the network.
         batch: one batch per class.
-        first: the first layer whose features are wanted; -1 is the embedding alone.
+        first: the first layer whose means are wanted; -1 is the embedding alone.
 
     Shapes:
-        Returns per layer ``(C, n, d_l)``, or ``(n, d_l)`` where the inputs are shared, and the weights ``(C, n)``.
+        Returns ``(C, d_l)`` per layer, and ``(C, n, d)``, or ``(n, d)`` where the inputs are shared.
     """
-    inputs, weight = batch.batch.inputs, batch.batch.weight
     if batch.dims.inputs is None:
         with network.lowered(batch):
-            return _full(network.features(inputs)[first:]), weight
+            layers = _full(network.features(batch.batch.inputs)[first:])
+        return _weighted_means(layers, batch.batch.weight), layers[-1]
     size = features_at_once(network, batch)
-    starts = range(0, batch.num_classes, size)
-    found = [_flat_features(network, batch.part(start, start + size))[first:] for start in starts]
-    if len(found) == 1:
-        return found[0], weight
-    return tuple(torch.cat(layers) for layers in zip(*found, strict=True)), weight
+    means, embeddings = [], []
+    for start in range(0, batch.num_classes, size):
+        part = batch.part(start, start + size)
+        layers = _flat_features(network, part)[first:]
+        means.append(_weighted_means(layers, part.batch.weight))
+        embeddings.append(layers[-1])
+    if len(means) == 1:
+        return means[0], embeddings[0]
+    return tuple(torch.cat(layers) for layers in zip(*means, strict=True)), torch.cat(embeddings)
 
 
 def _flat_features(network: Network, batch: ClassBatch) -> tuple[Tensor, ...]:
@@ -288,11 +294,11 @@ def features_at_once(network: Network, batch: ClassBatch) -> int:
 
 def class_means(network: Network, batch: ClassBatch, first: int = 0) -> tuple[Tensor, ...]:
     """Return the weighted mean feature of each class, ``(C, d_l)`` per layer from the first wanted one on (Eq. 15)."""
-    return weighted_means(*class_features(network, batch, first))
+    return class_summary(network, batch, first)[0]
 
 
-def weighted_means(layers: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor, ...]:
-    """Return each class's weighted mean, ``(C, d_l)`` per layer, of what :func:`class_features` returned."""
+def _weighted_means(layers: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor, ...]:
+    """Return each class's weighted mean, ``(C, d_l)`` per layer."""
     share = weight / weight.sum(1, keepdim=True)
     if layers[0].ndim == 2:
         return tuple(share @ layer for layer in layers)
@@ -314,10 +320,10 @@ def flatten_classes(batch: ClassBatch) -> Batch:
 __all__ = [
     "Network",
     "Objective",
-    "class_features",
     "class_gradients",
     "class_means",
     "class_sides",
+    "class_summary",
     "flatten_classes",
     "num_samples",
 ]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.objectives.base import Network, Objective, class_features, class_means, class_sides, weighted_means
+from mmdistill.objectives.base import Network, Objective, class_means, class_sides, class_summary
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch
 
@@ -27,8 +27,9 @@ class DiscriminativeMatching(Objective):
         class batches on both sides; returns a scalar.
     Raises:
         ConfigError: a negative balance or weight.
-    Differs from: the published code compares each block's maps before they are pooled, here as the task gives them
-        (pooled); it counts the last block twice, once as maps and once as the embedding.
+    Differs from: the published code compares each block's maps before they are pooled, and the last block's pooled
+        maps, which are the embedding, twice beside them; here each block's are compared once, as the task gives them
+        (pooled). With maps before pooling as the task's features and a single last term the two agree to rounding.
     Source: Wang et al., CVPR 2022, Sec. 3; survey Sec. 3.3.4.
     """
 
@@ -51,13 +52,12 @@ class DiscriminativeMatching(Objective):
         """Return the weighted sum; one forward pass a side."""
         syn, real = class_sides(syn, real, "discriminative matching")
         with torch.no_grad():
-            layers, weight = class_features(network, real)
-            real_means = weighted_means(layers, weight)
+            real_means, embeddings = class_summary(network, real)
         syn_means = class_means(network, syn)
         weights = self.layer_weights(len(syn_means))
         terms = [w * (s - r).square().sum() for w, s, r in zip(weights, syn_means, real_means, strict=True)]
         matching = torch.stack(terms).sum()
-        return matching + self.balance * discrimination(syn_means[-1], layers[-1], weight)
+        return matching + self.balance * discrimination(syn_means[-1], embeddings, real.batch.weight)
 
 
 def discrimination(centres: Tensor, features: Tensor, weight: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def kernel_ridge(phi_t: Array, y_t: Array, phi_s: Array, y_s: Array, ridge: floa
 
 
 def row_cosine_euclidean(a: Params, b: Params) -> float:
-    """Eq. 11: over weights and output rows, 1 - cos plus the Euclidean distance; in the cosine norms are at least 1e-8."""
+    """Eq. 11: over weights and rows, 1 - cos plus the Euclidean distance; in the cosine norms are at least 1e-8."""
     total = 0.0
     for name in a:
         if a[name].ndim < 2:
