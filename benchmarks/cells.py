@@ -21,6 +21,8 @@ CELLS = Path(__file__).parents[1] / "docs" / "cells"
 """What finished cells found, one small file for each seed; the tables are written from it."""
 PAPERS = {
     "dc": "protocol=dc",
+    "egm": "protocol=dc",
+    "cafe": "protocol=cafe",
     "mtt": "protocol=mtt",
     "ftd": "protocol=mtt",
     "ddpp": "protocol=mtt",

@@ -84,7 +84,7 @@ class DistillConfig:
         networks_at_once: networks trained together; fewer need less memory; all by default
         judge_epochs: training epochs of judges; the protocol's by default
         judge_batch: minibatch size of judges; the protocol's by default
-        protocol: how judges of images train: default, dc, dsa, dm, mtt, frepo, rfad, kip or idc
+        protocol: how judges of images train: default, dc, cafe, dsa, dm, mtt, frepo, rfad, kip or idc
         whiten: ZCA whitening of images as a paper has it: mtt, frepo or kip; none by default
         inductive: condense a graph's training nodes and the edges among them alone; by default as is usual for the data
         size: side in pixels to which the images of a folder are resized; without it all must have one size

@@ -110,18 +110,20 @@ _RFAD = Protocol(
     network="w1024-nn",
     reported="the best of so many steps on 5000 held-out training images",
 )
+_DC = Protocol(
+    "dc",
+    "DC's (EGM): 300 epochs without augmentation; on MNIST 1000 with crop, scale or rotation",
+    augment="dc",
+    plain_epochs=PLAIN_EPOCHS,
+)
 PROTOCOLS: dict[str, Protocol] = {
     "default": replace(
         _DSA,
         name="default",
         summary="the DC family's with each data set's own number of epochs; Adam where labels are no distributions",
     ),
-    "dc": Protocol(
-        "dc",
-        "DC's: 300 epochs without augmentation; on MNIST 1000 with crop, scale or rotation",
-        augment="dc",
-        plain_epochs=PLAIN_EPOCHS,
-    ),
+    "dc": _DC,
+    "cafe": replace(_DC, name="cafe", summary="CAFE's: DC's, but 600 epochs without augmentation", plain_epochs=600),
     "dsa": _DSA,
     "dm": replace(_DSA, name="dm", summary="DM's, which is DSA's"),
     "mtt": replace(

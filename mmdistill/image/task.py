@@ -322,8 +322,8 @@ def image_task(
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.
         judge_augment: whether judges train with augmentation; None is the protocol's own choice.
-        protocol: how judges train: ``default``, a paper's (``dc``, ``dsa``, ``dm``, ``mtt``, ``frepo``, ``rfad``,
-            ``kip``, ``idc``), or one of your own.
+        protocol: how judges train: ``default``, a paper's (``dc``, ``cafe``, ``dsa``, ``dm``, ``mtt``, ``frepo``,
+            ``rfad``, ``kip``, ``idc``), or one of your own.
         whiten: ZCA whitening as a paper has it: ``mtt``, ``frepo`` or ``kip``; None normalises channels alone.
         seed: of the split that data without a test set get.
 

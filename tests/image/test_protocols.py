@@ -62,6 +62,8 @@ def test_presets_follow_their_papers(photographs: ImageData) -> None:
     mnist = replace(photographs, name="mnist")
     assert (plan("dc", mnist).fit.epochs, plan("dc", mnist).augment) == (1000, "dc")
     assert plan("dc", mnist, own=False).augment == "dsa"
+    assert (plan("cafe", photographs).fit.epochs, plan("cafe", photographs).augment) == (600, "none")
+    assert (plan("cafe", mnist).fit.epochs, plan("cafe", mnist).augment) == (1000, "dc")
     frepo = plan("frepo", photographs, 500)
     assert (frepo.fit.epochs, frepo.fit.optimizer, frepo.squared, frepo.label_scale) == (5000, "adam", True, 1)
     assert plan("frepo", photographs, 10).fit.epochs == 1000
