@@ -28,7 +28,7 @@ PAPERS = {
     "ddpp": "protocol=mtt",
     "tesla": "protocol=mtt",
     "haba": "protocol=mtt",
-    "frepo": "model=convnet-x2-bn,protocol=frepo",
+    "frepo": "model=freponet-bn,protocol=frepo",
     "rfad": "model=convnet-w256-nn,protocol=rfad",
     "kip": "protocol=kip",
     "kip-conv": "protocol=kip",
