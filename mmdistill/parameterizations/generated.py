@@ -18,6 +18,8 @@ from mmdistill.task import Batch, Inputs, Task
 Decode = Callable[[Tensor, Tensor], Tensor]
 """From latents and classes to images."""
 INVERTED_TOGETHER = 512
+PAIRED_TOGETHER = 65_536
+"""Numbers of samples whose paired features a CPU takes at once (about 20 images of 3 x 32 x 32)."""
 
 
 class GeneratedSamples(Parameterization):
@@ -82,13 +84,31 @@ class GeneratedSamples(Parameterization):
         return Batch(inputs, self.labels(), inputs.new_ones(len(inputs)))
 
     def penalty(self, features: FeatureMap, decoded: Inputs) -> Tensor | None:
-        """Return the weighted squared distance of paired features."""
+        """Return the weighted squared distance of paired features, differentiable once with respect to the samples.
+
+        A CPU takes some samples at a time, their gradient along with the value, and keeps no more than their graph.
+        """
         if self.partners is None or not self.weight:
             return None
+        assert isinstance(decoded, Tensor)
+        portions = -(-decoded.numel() // PAIRED_TOGETHER) if decoded.device.type == "cpu" else 1
+        if portions < 2 or not (decoded.requires_grad and torch.is_grad_enabled()):
+            return self.weight * self._distance(features, decoded, self.partners, self._share)
+        total, rows = decoded.new_zeros(()), -(-len(decoded) // portions)
+        parts = (torch.split(tensor, rows) for tensor in (decoded, self.partners, self._share))
+        for made, partners, share in zip(*parts, strict=True):
+            leaf = made.detach().requires_grad_()
+            value = self._distance(features, leaf, partners, share)
+            (gradient,) = torch.autograd.grad(value, leaf)
+            total = total + value.detach() + (gradient * (made - made.detach())).sum()  # the last of which is 0
+        return self.weight * total
+
+    def _distance(self, features: FeatureMap, made: Tensor, partners: Tensor, share: Tensor) -> Tensor:
+        """Return the sum of samples' squared distances of features, each times its share."""
         with torch.no_grad():
-            wanted = features(self.partners)[-1]
-        distances = (features(decoded)[-1] - wanted).square().sum(1)
-        return self.weight * (distances * self._share.to(distances.dtype)).sum()
+            wanted = features(partners)[-1]
+        distances = (features(made)[-1] - wanted).square().sum(1)
+        return (distances * share.to(distances.dtype)).sum()
 
 
 @dataclass(frozen=True)

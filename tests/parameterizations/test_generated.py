@@ -71,6 +71,31 @@ def test_the_penalty_equals_its_oracle_and_its_gradient() -> None:
     assert samples(partners, 0.0).penalty(features, made(KEY).inputs) is None
 
 
+def test_pairs_in_portions_have_the_value_and_the_gradient_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = samples(KEY.fold("x").normal(4, 1, 8, 8).double(), 0.3)
+    seen: list[int] = []
+
+    def noted(inputs: Inputs) -> tuple[Tensor, ...]:
+        assert isinstance(inputs, Tensor)
+        seen.append(len(inputs))
+        return features(inputs)
+
+    found = []
+    for numbers in (10**9, 3 * 64, 1):
+        monkeypatch.setattr("mmdistill.parameterizations.generated.PAIRED_TOGETHER", numbers)
+        value = made.penalty(noted, made(KEY).inputs)
+        assert value is not None
+        found.append((value.detach(), *torch.autograd.grad(2 * value, made.latents)))
+    assert seen == [4, 4] + [2] * 4 + [1] * 8
+    for value, gradient in found[1:]:
+        assert torch.allclose(value, found[0][0], rtol=1e-12)
+        assert torch.allclose(gradient, found[0][1], rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        value = made.penalty(noted, made(KEY).inputs)
+    assert value is not None
+    assert torch.allclose(value, found[0][0], rtol=1e-12)
+
+
 def test_it_gan_is_as_published() -> None:
     settings = get_method(DOMAIN, "it-gan", "cifar10").settings(10)
     assert (settings.steps, settings.real_batch, settings.augment) == (10_000, 500, True)
