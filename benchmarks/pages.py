@@ -30,7 +30,6 @@ of all distillation seeds. The page is written by `python benchmarks/tables.py -
 - A **reduced** schedule distils with a ConvNet of width 16 and judges by one, for 300 epochs (from ipc 10 on in
   minibatches of 25). It does not attempt the published numbers.
 - The **short** schedule of digits is the library's own, with a ConvNet of width 32; nothing is published for digits.
-  KFS's was chosen with test accuracy in sight, so its number for digits is no result.
 - **Random** and **herding** are real images at equal count.
 - **kB** counts everything that must be kept, numbers in float32, class indices in a byte. Raw images of the same ipc
   take as many bytes, so with fixed labels one ipc is a comparison at equal bytes as well. The exception is IT-GAN: its

