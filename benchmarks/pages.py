@@ -154,19 +154,21 @@ def curves(path: Path, picture: Path) -> list[str]:
     lines = []
     for (data, method, ipc, schedule), entries in runs.items():
         x, mean, deviation = zip(*((e["steps"], 100 * e["mean"], 100 * e["sd"]) for e in entries), strict=True)
-        axes.errorbar(x, mean, deviation, marker="o", capsize=2, label=f"{method}, {data}, ipc {ipc}")
+        judge = entries[0]["judge"]
+        shown = method if judge == "convnet" else f"{method} (judged by {judge})"
+        axes.errorbar(x, mean, deviation, marker="o", capsize=2, label=f"{shown}, {data}, ipc {ipc}")
         points = "; ".join(
             f"{e['steps']} steps, {e['seconds']:.0f} s: {100 * e['mean']:.1f} ± {100 * e['sd']:.1f}" for e in entries
         )
-        lines.append(f"| {data} | {'short' if data == 'digits' else schedule} | {ipc} | {method} | {points} |")
+        lines.append(f"| {data} | {'short' if data == 'digits' else schedule} | {ipc} | {shown} | {points} |")
     axes.set(xlabel="steps", ylabel="test accuracy (%)")
     axes.legend()
     figure.savefig(picture, dpi=90)
     plt.close(figure)
     head = "| data | schedule | ipc | method | accuracy on the way |"
     note = "One run each, judged on the way (`python benchmarks/steps.py`); annealed rates end at the last point."
-    shown = f"![Accuracy against steps]({picture.name})"
-    return ["## Accuracy against steps", "", note, "", head, "|" + "---|" * 5, *lines, "", shown, ""]
+    drawn = f"![Accuracy against steps]({picture.name})"
+    return ["## Accuracy against steps", "", note, "", head, "|" + "---|" * 5, *lines, "", drawn, ""]
 
 
 def draw_figure_8(
