@@ -67,10 +67,20 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     kip = cells.Cell("mnist", "kip", 1, "reduced")
     write_json(kip.record(tmp_path), document(0.7, {"random": 0.6}))
     haba.fail(tmp_path, "too few bytes")
-    step = {"data": "digits", "method": "kip", "ipc": 1, "schedule": "published", "mean": 0.5, "sd": 0.01}
+    step = {
+        "data": "digits",
+        "method": "kip",
+        "ipc": 1,
+        "schedule": "published",
+        "judge": "mlp",
+        "mean": 0.5,
+        "sd": 0.01,
+    }
     (tmp_path / "steps.json").write_text(json.dumps([step | {"steps": n, "seconds": n / 10} for n in (0, 100)]))
     text = pages.page(tmp_path, ["dm", "haba", "dc", "kip", "egm"], tmp_path)
-    assert "| digits | short | 1 | kip | 0 steps, 0 s: 50.0 ± 1.0; 100 steps, 10 s: 50.0 ± 1.0 |" in text
+    assert (
+        "| digits | short | 1 | kip (judged by mlp) | 0 steps, 0 s: 50.0 ± 1.0; 100 steps, 10 s: 50.0 ± 1.0 |" in text
+    )
     assert (tmp_path / "steps.png").exists()
     assert "| 1 | *random real images* | 50.0 ± 0.0 | 2 x 2 |" in text
     assert "| 1 | dm | 85.0 ± 5.8 | 2 x 2 | 89.9 ± 0.8 | 7.8 | 10 | 12 | 1 |" in text
