@@ -185,7 +185,7 @@ def draw_figure_8(
                 points.append((ipc, *pooled(entries)[:2]))
         if points:
             x, mean, deviation = zip(*points, strict=True)
-            style = {"linestyle": REAL_LINES[method], "color": "grey"} if baseline else {"marker": "o"}
+            style = {"linestyle": REAL_LINES[method], "color": "black"} if baseline else {"marker": "o"}
             axes.errorbar(x, mean, deviation, label=method, capsize=2, **style)  # type: ignore[arg-type]
     axes.set_xscale("log")
     axes.set_xticks(list(ipcs), [str(ipc) for ipc in ipcs])
