@@ -21,7 +21,46 @@ def convnet_depth(height: int, width: int) -> int:
     return max(2, (side + 4).bit_length() - 3)
 
 
-class ConvNet(nn.Module):
+class Blocks(nn.Module):
+    """Base of networks of numbered blocks, ``block1`` to the last, and a linear ``classifier``.
+
+    Args:
+        shape: channels, height, width of an image.
+        width: channels of the first block.
+        depth: the number of blocks; None is :func:`convnet_depth`.
+        pools: whether each block halves the sides.
+    Raises:
+        ConfigError: a width or depth below one.
+        ShapeError: images that vanish in the poolings.
+    """
+
+    classifier: nn.Linear
+
+    def __init__(self, shape: ImageShape, width: int, depth: int | None, pools: bool) -> None:
+        super().__init__()
+        _, height, breadth = shape
+        self.depth = convnet_depth(height, breadth) if depth is None else depth
+        if width < 1 or self.depth < 1:
+            raise ConfigError(f"a ConvNet needs width and depth of at least 1, got {width} and {self.depth}")
+        self.first = 3 if shape == (1, 28, 28) else 1  # the padding, so that they continue as if 32 x 32
+        self.sides = height + 2 * (self.first - 1), breadth + 2 * (self.first - 1)
+        if pools and min(self.sides) >> self.depth < 1:
+            raise ShapeError(f"images of {height} x {breadth} vanish in {self.depth} poolings; use a smaller depth")
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The submodules that give one feature tensor per block, the embedding last."""
+        return (*(f"block{block}" for block in range(1, self.depth)), "classifier")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        for block in range(1, self.depth + 1):
+            images = self.get_submodule(f"block{block}")(images)
+        logits: Tensor = self.classifier(images.flatten(1))
+        return logits
+
+
+class ConvNet(Blocks):
     """Blocks of 3 x 3 convolution, norm, activation and 2 x 2 pooling, then one linear layer.
 
     One-channel images of 28 x 28 get a padding of 3 in the first layer, so that they continue as if 32 x 32.
@@ -57,18 +96,11 @@ class ConvNet(nn.Module):
         pooling: Pooling = "avg",
         doubling: bool = False,
     ) -> None:
-        super().__init__()
-        channels, height, breadth = shape
-        self.depth = convnet_depth(height, breadth) if depth is None else depth
-        if width < 1 or self.depth < 1:
-            raise ConfigError(f"a ConvNet needs width and depth of at least 1, got {width} and {self.depth}")
-        first = 3 if shape == (1, 28, 28) else 1
-        side, breadth = height + 2 * (first - 1), breadth + 2 * (first - 1)
-        if pooling != "none" and min(side, breadth) >> self.depth < 1:
-            raise ShapeError(f"images of {height} x {shape[2]} vanish in {self.depth} poolings; use a smaller depth")
+        super().__init__(shape, width, depth, pooling != "none")
+        channels, (side, breadth) = shape[0], self.sides
         for block in range(1, self.depth + 1):
             layers = [
-                Convolution(channels, width, 3, first if block == 1 else 1, bias_cancels=norm == "instance"),
+                Convolution(channels, width, 3, self.first if block == 1 else 1, bias_cancels=norm == "instance"),
                 norm_layer(norm, width, (side, breadth)),
                 activation_layer(activation),
                 pooling_layer(pooling),
@@ -78,15 +110,3 @@ class ConvNet(nn.Module):
             if pooling != "none":
                 side, breadth = side // 2, breadth // 2
         self.classifier = nn.Linear(channels * side * breadth, num_classes)
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """The submodules that give one feature tensor per block, the embedding last."""
-        return (*(f"block{block}" for block in range(1, self.depth)), "classifier")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        for block in range(1, self.depth + 1):
-            images = self.get_submodule(f"block{block}")(images)
-        logits: Tensor = self.classifier(images.flatten(1))
-        return logits

@@ -4,8 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.image.models.convnet import convnet_depth
+from mmdistill.image.models.convnet import Blocks
 from mmdistill.image.models.layers import BatchNorm2d, Convolution, ImageShape, Norm, norm_layer, pooling_layer
 
 TRUNCATED = 0.87962566103423978
@@ -42,7 +41,7 @@ def _reset(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
-class PreNormConvNet(nn.Module):
+class PreNormConvNet(Blocks):
     """Blocks of norm, 3 x 3 convolution, ReLU and 2 x 2 pooling, each twice as wide as the one before; no first norm.
 
     So the embedding is not normalised. Running statistics of batch norms are nine tenths those of the last batch.
@@ -68,33 +67,14 @@ class PreNormConvNet(nn.Module):
     def __init__(
         self, shape: ImageShape, num_classes: int, width: int = 128, depth: int | None = None, norm: Norm = "none"
     ) -> None:
-        super().__init__()
-        channels, height, breadth = shape
-        self.depth = convnet_depth(height, breadth) if depth is None else depth
-        if width < 1 or self.depth < 1:
-            raise ConfigError(f"a ConvNet needs width and depth of at least 1, got {width} and {self.depth}")
-        first = 3 if shape == (1, 28, 28) else 1
-        side, breadth = height + 2 * (first - 1), breadth + 2 * (first - 1)
-        if min(side, breadth) >> self.depth < 1:
-            raise ShapeError(f"images of {height} x {shape[2]} vanish in {self.depth} poolings; use a smaller depth")
+        super().__init__(shape, width, depth, pools=True)
+        channels, (side, breadth) = shape[0], self.sides
         for block in range(1, self.depth + 1):
             normalise = nn.Identity() if block == 1 else norm_layer(norm, channels, (side, breadth))
             if isinstance(normalise, BatchNorm2d):
                 normalise.momentum = FOLLOWING
-            convolve = LeCunConvolution(channels, width, 3, first if block == 1 else 1, bias_cancels=False)
+            convolve = LeCunConvolution(channels, width, 3, self.first if block == 1 else 1, bias_cancels=False)
             self.add_module(f"block{block}", nn.Sequential(normalise, convolve, nn.ReLU(), pooling_layer("avg")))
             channels, width = width, width * 2
             side, breadth = side // 2, breadth // 2
         self.classifier = LeCunLinear(channels * side * breadth, num_classes)
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """The submodules that give one feature tensor per block, the embedding last."""
-        return (*(f"block{block}" for block in range(1, self.depth)), "classifier")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        for block in range(1, self.depth + 1):
-            images = self.get_submodule(f"block{block}")(images)
-        logits: Tensor = self.classifier(images.flatten(1))
-        return logits
