@@ -108,9 +108,16 @@ class TrainedNetworks(NetworkSchedule):
         if age >= self.outer_steps or state.network is None:
             return EMPTY
         network, momentum, current = state.network, state.momentum, syn()
+        enough = self.stopping(task, network, draws)
         for step in range(self.inner_steps):
             network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))
+            if enough(network):
+                break
         return ScheduleState(network, age, momentum)
+
+    def stopping(self, task: Task, network: NetworkState, draws: Draws) -> Callable[[NetworkState], bool]:
+        """Return what says, after each step of an inner loop that starts at a network, whether it is the last."""
+        return lambda _: False
 
     def inner_step(
         self, task: Task, network: NetworkState, momentum: Tensors, syn: Batch, draws: Draws
@@ -170,22 +177,18 @@ class TrainedUntilOverfitting(TrainedOnS):
         if self.watched < 1:
             raise ConfigError(f"overfitting is seen on at least 1 real sample, got {self.watched}")
 
-    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
-        """Train until the loss of real samples rises, or forget the network after its last outer step."""
-        age = state.age + 1
-        if age >= self.outer_steps or state.network is None:
-            return EMPTY
-        network, momentum, current = state.network, state.momentum, syn()
+    def stopping(self, task: Task, network: NetworkState, draws: Draws) -> Callable[[NetworkState], bool]:
+        """Return whether the loss of one real minibatch has risen."""
         real = task.sample_real(draws.fold("watched"), None, self.watched)
         assert isinstance(real, Batch)
         least = _loss(task, network, real)
-        for step in range(self.inner_steps):
-            network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))
-            now = _loss(task, network, real)
-            if now > least:
-                break
-            least = now
-        return ScheduleState(network, age, momentum)
+
+        def risen(network: NetworkState) -> bool:
+            nonlocal least
+            before, least = least, _loss(task, network, real)
+            return least > before
+
+        return risen
 
 
 @dataclass(frozen=True)
