@@ -460,7 +460,7 @@ def test_a_reduced_schedule_is_shorter_and_a_missing_one_is_named() -> None:
     domain = get_domain("image")
     assert get_method(domain, "dm", "mnist", "reduced").settings(1).steps < get_method(domain, "dm").settings(1).steps
     with pytest.raises(ConfigError, match="no reduced schedule"):
-        get_method(domain, "dm", "cifar10", "reduced")
+        get_method(domain, "dm", "cifar100", "reduced")
 
 
 @pytest.mark.parametrize("wrong", [["--judges", "convnett"], ["--baselines", "randon"]])

@@ -259,7 +259,7 @@ def _reduced_idc(ipc: int) -> Settings:
     )
 
 
-_small_pool = partial(EarlyStagePool, size=3, epochs=0.1, weight_decay=WEIGHT_DECAY, prepare=UNMIXED)
+_small_pool = partial(EarlyStagePool, size=3, epochs=0.1, weight_decay=WEIGHT_DECAY)
 
 MATCHING_REDUCED: dict[str, Method] = {
     "dc": replace(CORE_METHODS["dc"], settings=_reduced),
@@ -277,10 +277,25 @@ MATCHING_REDUCED: dict[str, Method] = {
         network=trained_by(partial(AccuracyDriven, window=4, watched=256)),
     ),
     "idc": replace(MATCHING_PRESETS["mnist"]["idc"], settings=_reduced_idc),
-    "edd": replace(MATCHING_PRESETS["mnist"]["edd"], settings=_reduced_idc, network=trained_by(_small_pool)),
+    "edd": replace(
+        MATCHING_PRESETS["mnist"]["edd"],
+        settings=_reduced_idc,
+        network=trained_by(partial(_small_pool, prepare=UNMIXED)),
+    ),
 }
 """Reduced schedules for 28 x 28 greyscale images: minutes of one CPU core, width 32.
 
 Those of DC, DSA and DCC, and IDC's at one image per class, were tried on held-out training images; the others are not
 searched.
+"""
+MATCHING_REDUCED_COLOUR: dict[str, Method] = {
+    **MATCHING_REDUCED,
+    "idc": replace(MATCHING_METHODS["idc"], settings=_reduced_idc),
+    "edd": replace(
+        MATCHING_METHODS["edd"],
+        settings=_reduced_idc,
+        network=trained_by(partial(_small_pool, prepare=CUTMIXED)),
+    ),
+}
+"""The same for 32 x 32 images in colour, on which IDC and EDD compare squared gradients and mix images, as published.
 """

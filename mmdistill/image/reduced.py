@@ -1,4 +1,4 @@
-"""Reduced schedules: what a method does on 28 x 28 greyscale images in minutes of one CPU core, with width 32.
+"""Reduced schedules: what a method does on images of 28 x 28 or 32 x 32 in minutes of one CPU core, with width 32.
 
 They stand beside the published settings, never in their place, and every number measured with them says so. Where a
 rate was compared with others, that was on held-out training images; each family says where.
@@ -7,7 +7,7 @@ rate was compared with others, that was on held-out training images; each family
 from dataclasses import replace
 
 from mmdistill.image.generative import STORAGE_REDUCED
-from mmdistill.image.matching import MATCHING_REDUCED
+from mmdistill.image.matching import MATCHING_REDUCED, MATCHING_REDUCED_COLOUR
 from mmdistill.image.ridge import RIDGE_REDUCED
 from mmdistill.image.unrolled_reduced import UNROLLED_REDUCED
 from mmdistill.method import Method
@@ -29,5 +29,8 @@ GREYSCALE: dict[str, Method] = {
 }
 """Reduced schedules for MNIST and its relatives."""
 
-REDUCED = {"mnist": GREYSCALE, "fashion-mnist": GREYSCALE}
+COLOUR: dict[str, Method] = {**GREYSCALE, **MATCHING_REDUCED_COLOUR}
+"""MNIST's steps and rates, as they are, for ten classes in colour."""
+
+REDUCED = {"mnist": GREYSCALE, "fashion-mnist": GREYSCALE, "cifar10": COLOUR, "svhn": COLOUR}
 """By data set name."""
