@@ -51,11 +51,11 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, and a run needs a folder; choose another --out")
     if finished and resume is None and not config.overwrite:
-        raise ConfigError(f"{folder} already holds a finished run; choose another --out or add --overwrite true")
+        raise ConfigError(f"{folder} already holds a finished run; choose another --out or add --overwrite")
     if started and resume is None and not config.overwrite:
         raise ConfigError(
             f"{folder} holds an unfinished run; continue it with --resume {shlex.quote(str(folder))}, choose another "
-            "--out, or begin anew with --overwrite true"
+            "--out, or begin anew with --overwrite"
         )
     if config.deterministic:
         use_deterministic_kernels()

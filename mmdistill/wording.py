@@ -135,11 +135,16 @@ def in_groups(parser: ArgumentParser, groups: Mapping[str, Sequence[str]]) -> No
 
 
 def name_values(parser: ArgumentParser) -> None:
-    """Let the help say what the options of :class:`~mmdistill.config.DistillConfig` take: numbers, some words."""
+    """Let the help say what the options of :class:`~mmdistill.config.DistillConfig` take: numbers, some words.
+
+    One that takes true or false is true where it stands alone.
+    """
     kinds = {field.name: value_name(field.type) for field in fields(DistillConfig)}
     for action in parser._actions:
         if kinds.get(action.dest) is not None:
             action.metavar = kinds[action.dest]
+        if action.metavar == VALUES[bool]:
+            action.nargs, action.const = "?", True
 
 
 def value_name(kind: Any) -> str | None:

@@ -129,6 +129,18 @@ def test_a_graph_that_goes_wrong_later_ends_the_run() -> None:
         replay(Draws(1).fold("step", EAGER + LATER_CHECK), inputs)
 
 
+def test_a_replay_may_differ_as_eager_calls_differ_from_each_other() -> None:
+    calls = iter(range(10_000))
+
+    def chaotic(key: Draws, inputs: Tensor) -> Tensor:
+        return inputs + key.normal(1) + next(calls) % 7
+
+    replay = Replay(chaotic, RepeatedCall)
+    for step in range(EAGER + LATER_CHECK + 5):
+        replay(Draws(1).fold("step", step), torch.zeros(1))
+    assert replay.captured
+
+
 class BrokenDevice:
     """Stands for ``torch.cuda`` where a wait breaks a capture: ending it raises before the stream is left."""
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from mmdistill import commands, graph_set_task, graph_task, image_task, recsys_task, text_task
-from mmdistill.cli import FORMATS, main, spelled
+from mmdistill.cli import FORMATS, build_parser, main, spelled
 from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
 from mmdistill.image import load
@@ -359,7 +359,7 @@ def test_unfinished_work_is_not_overwritten(run: Path, tmp_path: Path, capsys: p
     assert distil(folder) == 2
     assert f"continue it with --resume '{folder}'" in capsys.readouterr().err
     assert sorted((folder / "checkpoints").iterdir()) == before
-    assert distil(folder, "--overwrite", "true") == 0
+    assert distil(folder, "--overwrite") == 0
 
 
 def test_a_run_that_has_no_checkpoint_yet_begins_anew(run: Path, tmp_path: Path) -> None:
@@ -454,6 +454,17 @@ def test_a_stopped_run_resumes_bit_identical(tmp_path: Path, number: int) -> Non
     whole.communicate(timeout=300)
     one, two = (safetensors.torch.load_file(tmp_path / n / "distilled.safetensors") for n in ("whole", "stopped"))
     assert torch.equal(one["inputs"], two["inputs"])
+
+
+def test_an_option_of_true_or_false_is_true_where_it_stands_alone() -> None:
+    def read(*options: str) -> tuple[bool, bool | None]:
+        found = build_parser().parse_args(["distill", "--data", "digits", "--method", "dm", *options]).distill
+        return found.overwrite, found.augment
+
+    assert read() == (False, None)
+    assert read("--overwrite", "--augment", "--ipc", "1") == (True, True)
+    assert read("--augment", "false", "--overwrite") == (True, False)
+    assert read("--overwrite=false") == (False, None)
 
 
 def test_a_reduced_schedule_is_shorter_and_a_missing_one_is_named() -> None:
