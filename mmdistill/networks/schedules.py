@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.networks.statistics import copied, with_real_statistics
+from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, map_inputs, num_samples
 
@@ -36,8 +37,6 @@ class ScheduleState(NamedTuple):
 
 
 EMPTY = ScheduleState(None, 0, {})
-AT_ONCE = 256
-"""Samples whose accuracy a CPU takes in one pass, so few that the layers' outputs stay in its caches."""
 ACCURACIES = "accuracies"
 """The name under which :class:`AccuracyDriven` keeps what it has seen, beside momentum buffers."""
 
@@ -269,16 +268,12 @@ def take(batch: Batch, indices: Tensor) -> Batch:
     )
 
 
-@torch.no_grad()
 def accuracy(task: Task, network: NetworkState, batch: Batch) -> Tensor:
     """Return the share of samples whose largest output is at their class (the largest soft label), a scalar."""
-    targets, count = batch.targets, batch.weight.shape[0]
+    targets = batch.targets
     assert isinstance(targets, Tensor)
     classes = targets if targets.ndim == 1 else targets.argmax(1)
-    parts = [batch.inputs]
-    if isinstance(batch.inputs, Tensor) and len(batch.inputs) == count and batch.inputs.device.type == "cpu":
-        parts = list(torch.split(batch.inputs, AT_ONCE))
-    found = torch.cat([task.predict(network, part)[0].argmax(1) for part in parts])
+    found = features_by_portions(lambda inputs: task.predict(network, inputs)[0], batch.inputs).argmax(1)
     return ((found == classes) * batch.weight).sum() / batch.weight.sum()
 
 

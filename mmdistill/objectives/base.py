@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.portions import CACHED
 from mmdistill.precision import Precision, lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples
@@ -19,8 +20,6 @@ ClassMode = Literal["auto", "vmap", "loop"]
 
 LOOP_FROM = 16_384
 """Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
-CACHED = 65_536
-"""Numbers of inputs that a CPU takes through a network at once for their features (about 80 images of 28 x 28)."""
 UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape")
 """What torch's errors say of a network that cannot be batched over classes."""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmdistill.errors import ShapeError
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides, features_at_once
-from mmdistill.objectives.portions import sum_by_classes
+from mmdistill.portions import sum_by_classes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch
 

@@ -19,7 +19,7 @@ from mmdistill.objectives.base import (
     flatten_classes,
 )
 from mmdistill.objectives.distances import Distance, row_cosine, row_cosine_euclidean
-from mmdistill.objectives.portions import sum_by_classes
+from mmdistill.portions import sum_by_classes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Task, Tensors
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import as_probabilities, weighted_mean
 from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes
-from mmdistill.objectives.portions import features_by_portions
+from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors, num_samples
 

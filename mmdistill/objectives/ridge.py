@@ -16,7 +16,7 @@ from mmdistill.objectives.performance import (
     require_features,
     ridge_solution,
 )
-from mmdistill.objectives.portions import features_by_portions
+from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs
 

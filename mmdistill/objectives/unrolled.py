@@ -11,7 +11,7 @@ from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_ste
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
 from mmdistill.objectives.base import Network, Objective
-from mmdistill.objectives.portions import loss_by_portions
+from mmdistill.portions import loss_by_portions
 from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors

@@ -12,6 +12,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import FeatureMap, Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
+from mmdistill.portions import with_gradients
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs, Task
 
@@ -94,14 +95,14 @@ class GeneratedSamples(Parameterization):
         portions = -(-decoded.numel() // PAIRED_TOGETHER) if decoded.device.type == "cpu" else 1
         if portions < 2 or not (decoded.requires_grad and torch.is_grad_enabled()):
             return self.weight * self._distance(features, decoded, self.partners, self._share)
-        total, rows = decoded.new_zeros(()), -(-len(decoded) // portions)
-        parts = (torch.split(tensor, rows) for tensor in (decoded, self.partners, self._share))
+        values, gradients, rows = [], [], -(-len(decoded) // portions)
+        parts = (torch.split(tensor, rows) for tensor in (decoded.detach(), self.partners, self._share))
         for made, partners, share in zip(*parts, strict=True):
-            leaf = made.detach().requires_grad_()
+            leaf = made.requires_grad_()
             value = self._distance(features, leaf, partners, share)
-            (gradient,) = torch.autograd.grad(value, leaf)
-            total = total + value.detach() + (gradient * (made - made.detach())).sum()  # the last of which is 0
-        return self.weight * total
+            gradients += torch.autograd.grad(value, leaf)
+            values.append(value.detach())
+        return self.weight * with_gradients(torch.stack(values).sum(), [decoded], [torch.cat(gradients)])
 
     def _distance(self, features: FeatureMap, made: Tensor, partners: Tensor, share: Tensor) -> Tensor:
         """Return the sum of samples' squared distances of features, each times its share."""

@@ -5,19 +5,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdistill import portions as portions_of
 from mmdistill.image import image_task
 from mmdistill.objectives import base
 from mmdistill.objectives import distribution as distribution_module
 from mmdistill.objectives import gradient as gradient_module
-from mmdistill.objectives import portions as portions_of
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.distances import row_cosine, squared_error
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching, WarmUp
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
-from mmdistill.objectives.portions import ClassTerm, features_by_portions, loss_by_portions
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
+from mmdistill.portions import ClassTerm, features_by_portions, loss_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Tensors
 from tests.oracles import objectives as oracle

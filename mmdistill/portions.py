@@ -1,14 +1,13 @@
 """Losses with their gradients, and features without, in portions: of batches by samples, of classes by class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mmdistill.objectives.base import CACHED
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, Tensors
 
 BatchLoss = Callable[[Tensors, Batch], Tensor]
@@ -16,8 +15,37 @@ BatchLoss = Callable[[Tensors, Batch], Tensor]
 ClassTerm = Callable[[ClassBatch, slice], Tensor]
 """``(some classes, which they are) -> scalar``, the sum of a term of each."""
 
+CACHED = 65_536
+"""Numbers of inputs that a CPU takes through a network at once for their features (about 80 images of 28 x 28)."""
 DIFFERENTIATED = 32_768
 """Numbers of inputs that a CPU takes through a network at once where it keeps a graph (about 40 images of 28 x 28)."""
+
+
+def with_gradients(value: Tensor, sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """Return a scalar that is differentiable once, by gradients that were computed beside it.
+
+    Args:
+        value: the scalar.
+        sources: what it depends on.
+        gradients: its gradient with respect to each.
+    """
+    result: Tensor = _Known.apply(value, len(sources), *sources, *gradients)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Known(torch.autograd.Function):
+    """A scalar whose gradients are known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, count: int, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[count:])
+        return value.detach().clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        return (None, None, *(adjoint * gradient for gradient in gradients), *(None for _ in gradients))
 
 
 def loss_by_portions(loss: BatchLoss, params: Tensors, batch: Batch, numbers: int | None = None) -> Tensor:
@@ -42,40 +70,22 @@ def loss_by_portions(loss: BatchLoss, params: Tensors, batch: Batch, numbers: in
     portions = min(-(-inputs.numel() // (numbers or DIFFERENTIATED)), len(inputs))
     if portions < 2:
         return loss(params, batch)
-    names, tensors = tuple(params), list(params.values())
-    size = -(-len(inputs) // portions)
-    result: Tensor = _ByPortions.apply(loss, names, batch, size, *tensors)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _ByPortions(torch.autograd.Function):
-    """The value, with its gradient computed beside it."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: BatchLoss, names: tuple[str, ...], batch: Batch, size: int, *tensors: Tensor) -> Tensor:
-        differentiated = any(ctx.needs_input_grad)
-        leaves = [tensor.detach().requires_grad_(differentiated) for tensor in tensors]
-        params, whole = dict(zip(names, leaves, strict=True)), batch.weight.sum()
-        value = torch.zeros_like(whole)
-        gradient = [torch.zeros_like(tensor) for tensor in tensors] if differentiated else []
-        for start in range(0, len(batch.weight), size):
-            part = _rows(batch, slice(start, start + size))
-            share = part.weight.sum() / whole
-            if not share > 0:  # no sample of it counts, and their mean would be none
-                continue
-            with torch.set_grad_enabled(differentiated):
-                one = loss(params, part) * share
-            value = value + one.detach()
-            if differentiated:
-                for total, own in zip(gradient, torch.autograd.grad(one, leaves, materialize_grads=True), strict=True):
-                    total += own
-        ctx.save_for_backward(*gradient)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, None, None, *(adjoint * gradient for gradient in ctx.saved_tensors))
+    wanted = [name for name, tensor in params.items() if tensor.requires_grad and torch.is_grad_enabled()]
+    leaves = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in params.items()}
+    whole, size = batch.weight.sum(), -(-len(inputs) // portions)
+    value, gradients = torch.zeros_like(whole), [torch.zeros_like(params[name]) for name in wanted]
+    for start in range(0, len(inputs), size):
+        part = _rows(batch, slice(start, start + size))
+        share = part.weight.sum() / whole
+        if not share > 0:  # no sample of it counts, and their mean would be none
+            continue
+        one = loss(leaves, part) * share
+        value = value + one.detach()
+        if wanted:
+            found = torch.autograd.grad(one, [leaves[name] for name in wanted], materialize_grads=True)
+            for total, own in zip(gradients, found, strict=True):
+                total += own
+    return with_gradients(value, [params[name] for name in wanted], gradients)
 
 
 def features_by_portions(features: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
@@ -124,37 +134,15 @@ def sum_by_classes(term: ClassTerm, batch: ClassBatch, size: int) -> Tensor:
     """
     classes = batch.num_classes
     tensors, spec = tree_flatten(batch.batch)
-    differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if size >= classes or batch.dims != Dims(0, 0) or not differentiated:
+    sources = [tensor for tensor in tensors if tensor.requires_grad and torch.is_grad_enabled()]
+    if size >= classes or batch.dims != Dims(0, 0) or not sources:
         return term(batch, slice(0, classes))
-    result: Tensor = _ByClasses.apply(term, spec, size, *tensors)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _ByClasses(torch.autograd.Function):
-    """The sum, with its gradient computed beside it."""
-
-    @staticmethod
-    def forward(ctx: Any, term: ClassTerm, spec: TreeSpec, size: int, *tensors: Tensor) -> Tensor:
-        ctx.wanted = [index for index, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
-        value: Tensor | float = 0.0
-        parts = []
-        for start in range(0, len(tensors[0]), size):
-            rows = slice(start, start + size)
-            own = [tensor[rows].detach() for tensor in tensors]
-            leaves = [own[index].requires_grad_() for index in ctx.wanted]
-            with torch.enable_grad():
-                one = term(ClassBatch(tree_unflatten(own, spec), Dims(0, 0)), rows)
-            parts.append(torch.autograd.grad(one, leaves, materialize_grads=True))
-            value = value + one.detach()
-        ctx.save_for_backward(*(torch.cat(gradients) for gradients in zip(*parts, strict=True)))
-        assert isinstance(value, Tensor)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        found: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for index, gradient in zip(ctx.wanted, ctx.saved_tensors, strict=True):
-            found[3 + index] = adjoint * gradient
-        return tuple(found)
+    values, parts = [], []
+    for start in range(0, classes, size):
+        rows = slice(start, start + size)
+        own = [tensor[rows].detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+        one = term(ClassBatch(tree_unflatten(own, spec), Dims(0, 0)), rows)
+        values.append(one.detach())
+        parts.append(torch.autograd.grad(one, [leaf for leaf in own if leaf.requires_grad], materialize_grads=True))
+    gradients = [torch.cat(found) for found in zip(*parts, strict=True)]
+    return with_gradients(torch.stack(values).sum(), sources, gradients)
