@@ -12,6 +12,7 @@ from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
 SETTINGS = (
     "steps",
     "real_batch",
+    "syn_batch",
     "init",
     "augment",
     "outer_steps",
@@ -61,6 +62,7 @@ class DistillConfig:
         steps: updates of the synthetic data
         lr: learning rate of the synthetic samples
         real_batch: real samples in each step, per class where a method matches class by class
+        syn_batch: synthetic samples of each class in each step, where a method matches class by class; 0 is all
         init: what the synthetic samples start from: random real samples, noise, or real samples chosen in some way
         label: hard, soft (learned probabilities), unrestricted (learned numbers) or teacher (a trained network's
             probabilities); the method's own by default
@@ -116,6 +118,7 @@ class DistillConfig:
     steps: int | None = None
     lr: float | None = None
     real_batch: int | None = None
+    syn_batch: int | None = None
     init: Literal["real", "noise", "herding", "k-center", "k-means", "craig"] | None = None
     label: Literal["hard", "soft", "unrestricted", "teacher"] | None = None
     augment: bool | None = None

@@ -15,7 +15,7 @@ from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one
 from mmdistill.optimizers import is_active, make_optimizer, rate_at
-from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.base import Chosen, Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.run_state import RunState
@@ -107,6 +107,12 @@ class Distiller:
                 f"{self.method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
                 "or a method that trains on the samples, such as gradient or kernel ridge matching"
             )
+        whole = isinstance(parameterization.labels, TeacherLabels) or not parameterization.divisible
+        if self._takes_some(parameterization) and (whole or objective.view != "classes"):
+            raise ConfigError(
+                f"a step can take {self.settings.syn_batch} samples of each class where a method matches class by "
+                f"class, labels are no teacher's, and samples do not share their inputs; set syn_batch to 0"
+            )
         parameterization.to(self.task.device)
         if isinstance(parameterization.labels, TeacherLabels) and not self.schedule.gives_target:
             self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
@@ -158,12 +164,28 @@ class Distiller:
         return self.task.sample_real(key.fold("real"), classes, self.settings.real_batch)
 
     def batches(
-        self, run: RunState, network: ScheduleState, decoded: Batch, real: Batch | ClassBatch, key: Draws
+        self,
+        run: RunState,
+        network: ScheduleState,
+        decoded: Batch,
+        real: Batch | ClassBatch,
+        key: Draws,
+        chosen: Chosen | None = None,
     ) -> tuple[Batch | ClassBatch, Batch | ClassBatch]:
-        """Return the synthetic and the real batch of a step, in the objective's view, augmented alike."""
-        classwise = run.objective.view == "classes"
+        """Return the synthetic and the real batch of a step, in the objective's view, augmented alike.
+
+        Args:
+            run: the state.
+            network: the step's network.
+            decoded: the step's samples.
+            real: the step's real batch, as it was drawn.
+            key: the step's.
+            chosen: which samples these are; None: all.
+        """
         syn: Batch | ClassBatch = self._labelled(run, decoded, network)
-        if classwise and isinstance(syn, Batch):
+        if chosen is not None:
+            syn = chosen.by_class(decoded)
+        elif run.objective.view == "classes" and isinstance(syn, Batch):
             syn = run.parameterization.class_batches(syn)
         if self.settings.augment and run.objective.siamese:
             siamese = key.fold("augment")
@@ -242,16 +264,22 @@ class Distiller:
         self, run: RunState, schedule: ScheduleState, real: Batch | ClassBatch, key: Draws
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Return a step's loss and its gradients with respect to the tensors of all active groups, in their order."""
-        network = self._network(run, schedule)
-        decoded: Batch = run.parameterization(key.fold("synthetic"))
-        syn, real = self.batches(run, schedule, decoded, real, key)
+        network, made = self._network(run, schedule), run.parameterization
+        chosen = made.choose(key.fold("chosen"), self.settings.syn_batch) if self._takes_some(made) else None
+        own = key.fold("synthetic")
+        decoded: Batch = made(own) if chosen is None else made.part(chosen.rows.flatten(), own)
+        syn, real = self.batches(run, schedule, decoded, real, key, chosen)
         loss = run.objective(network, syn, real, key.fold("objective"))
-        penalty = run.parameterization.penalty(network.features, decoded.inputs)
+        penalty = made.penalty(network.features, decoded.inputs, chosen)
         if penalty is not None:
             loss = loss + penalty
         tensors = [parameter for name in self.active(run) for parameter in _groups(run)[name]]
         found = torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ()
         return loss.detach(), list(found)
+
+    def _takes_some(self, parameterization: Parameterization) -> bool:
+        """Return whether steps take some samples of each class, not all."""
+        return 0 < self.settings.syn_batch < parameterization.largest_class
 
     def active(self, run: RunState) -> tuple[str, ...]:
         """Return the groups that this step learns; those at rest need no gradient."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mmdistill.task import Batch, ClassBatch, Dims, Inputs, Tensors
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, Tensors, take
 
 BatchLoss = Callable[[Tensors, Batch], Tensor]
 """``(params, batch) -> scalar``, the weighted mean over the batch's samples."""
@@ -75,7 +75,7 @@ def loss_by_portions(loss: BatchLoss, params: Tensors, batch: Batch, numbers: in
     whole, size = batch.weight.sum(), -(-len(inputs) // portions)
     value, gradients = torch.zeros_like(whole), [torch.zeros_like(params[name]) for name in wanted]
     for start in range(0, len(inputs), size):
-        part = _rows(batch, slice(start, start + size))
+        part = take(batch, slice(start, start + size))
         share = part.weight.sum() / whole
         if not share > 0:  # no sample of it counts, and their mean would be none
             continue
@@ -110,14 +110,6 @@ def _even(total: int, largest: int) -> int:
     """
     sizes = range(min(largest, total), largest // 2, -1)
     return next((size for size in sizes if total % size == 0), largest)
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    """Return some samples of a batch whose inputs are one tensor."""
-    assert isinstance(batch.inputs, Tensor)
-    targets = batch.targets
-    own = {name: tensor[rows] for name, tensor in targets.items()} if isinstance(targets, dict) else targets[rows]
-    return Batch(batch.inputs[rows], own, batch.weight[rows])
 
 
 def sum_by_classes(term: ClassTerm, batch: ClassBatch, size: int) -> Tensor:

@@ -12,6 +12,7 @@ from mmdistill.errors import ConfigError, did_you_mean
 LEAST: Mapping[str, float] = {
     "steps": 0,
     "real_batch": 1,
+    "syn_batch": 0,
     "outer_steps": 1,
     "inner_steps": 0,
     "inner_lr": 0.0,
@@ -114,6 +115,8 @@ class Settings:
     Args:
         steps: updates of the synthetic data.
         real_batch: real samples per class (class-wise objectives) or in all (flat ones) per step.
+        syn_batch: synthetic samples of each class that a step takes, drawn anew in each, where a method matches class
+            by class; 0: all.
         optimizers: by group: ``codes``, ``labels``, ``decoder``, ``objective``; without one for ``objective``, unrolled
             students keep their learning rate.
         init: what the synthetic samples start from.
@@ -151,6 +154,7 @@ class Settings:
     optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
     init: InitKind = "real"
     augment: bool = False
+    syn_batch: int = 0
     outer_steps: int = 1
     inner_steps: int = 0
     inner_lr: float = 0.01

@@ -104,6 +104,12 @@ def num_samples(inputs: Inputs) -> int:
     return tensor.shape[0]
 
 
+def take(batch: Batch, index: Tensor | slice | int) -> Batch:
+    """Return some samples of a batch, in the shape of the indices (one row for each of several networks, say)."""
+    inputs = map_inputs(lambda t: t[index], batch.inputs)
+    return Batch(inputs, map_inputs(lambda t: t[index], batch.targets), batch.weight[index])
+
+
 def stack_classes(batch: Batch, table: Tensor, present: Tensor) -> ClassBatch:
     """Gather a flat batch into one padded batch per class.
 
@@ -114,9 +120,8 @@ def stack_classes(batch: Batch, table: Tensor, present: Tensor) -> ClassBatch:
     """
     if table.shape != present.shape:
         raise ShapeError(f"table {tuple(table.shape)} and present {tuple(present.shape)} must have one shape")
-    inputs = map_inputs(lambda t: t[table], batch.inputs)
-    targets = map_inputs(lambda t: t[table], batch.targets)
-    return ClassBatch(Batch(inputs, targets, batch.weight[table] * present), Dims(0, 0))
+    found = take(batch, table)
+    return ClassBatch(found._replace(weight=found.weight * present), Dims(0, 0))
 
 
 def share_classes(batch: Batch, membership: Tensor) -> ClassBatch:

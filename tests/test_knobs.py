@@ -14,6 +14,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS
+from mmdistill.networks.schedules import ScheduleState
 from mmdistill.objectives.base import Network, class_gradients, class_means, class_summary
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.ridge import RandomFeatureRidge
@@ -21,7 +22,7 @@ from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import resolved
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
-from mmdistill.task import Batch, ClassBatch, NetworkState, Scores
+from mmdistill.task import Batch, ClassBatch, NetworkState, Scores, stack_classes
 from tests.toys import BlobTask
 
 CPU = torch.device("cpu")
@@ -113,6 +114,46 @@ def test_precisions_are_resolved_by_device() -> None:
         resolved("tf32", CPU)
     with pytest.raises(ConfigError, match="classes_at_once"):
         Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(classes_at_once=-1), 1)
+
+
+def test_a_step_takes_some_samples_of_each_class_and_moves_no_other() -> None:
+    few = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(syn_batch=2, real_batch=8, augment=False), 5)
+    run, key = few.start(), Draws(3)
+    schedule = few.schedule.fetch(few.task, run.schedule, key.fold("network"))
+    real = few.real(run, key)
+    moved = []
+    for step in ("one", "two"):
+        loss, (gradient,) = few.gradients(run, schedule, real, key.fold(step))
+        assert gradient is not None
+        rows = gradient.flatten(1).abs().sum(1).nonzero().flatten()
+        assert torch.bincount(run.parameterization.classes[rows]).tolist() == [2, 2, 2]  # type: ignore[index]
+        syn = stack_classes(run.parameterization(key), rows.view(3, 2), torch.ones(3, 2))
+        expected = run.objective(Network(few.task, few_network(schedule)), syn, real, key.fold(step))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        moved.append(rows.tolist())
+    assert moved[0] != moved[1]
+
+
+def few_network(schedule: ScheduleState) -> NetworkState:
+    assert schedule.network is not None
+    return schedule.network
+
+
+def test_a_step_of_all_samples_is_the_plain_one() -> None:
+    found = []
+    for most in (0, 5, 9):
+        distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(syn_batch=most, real_batch=8), 5)
+        run, _ = distiller.step(distiller.start())
+        found.append(next(run.parameterization.parameters()).detach().clone())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("method", [CORE_METHODS["dd"], RIDGE, replace(CORE_METHODS["dm"], label="teacher")])
+def test_steps_that_need_all_samples_refuse_some(method: Method) -> None:
+    method = method.with_settings(syn_batch=2)
+    with pytest.raises(ConfigError, match="set syn_batch to 0"):
+        Distiller(BlobTask(), method, 5).start()
 
 
 def test_kept_steps_reach_the_unrolled_loop_and_change_no_gradient() -> None:

@@ -11,7 +11,7 @@ from mmdistill.coresets import allocate, choose_samples, k_means
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.method import Parameterizer
-from mmdistill.parameterizations.base import FeatureMap, Parameterization, stored_tensor_bytes
+from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization, stored_tensor_bytes
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, Embeds, Inputs, Task, Tensors, share_classes
@@ -53,6 +53,8 @@ class SyntheticGraph(Parameterization):
         scale: the unit that features are learned in, so that one learning rate suits features of any size.
     """
 
+    divisible = False
+
     def __init__(
         self,
         x: Tensor,
@@ -84,7 +86,7 @@ class SyntheticGraph(Parameterization):
         inputs: Tensors = {"x": x} if adjacency is None else {"x": x, "adjacency": adjacency}
         return Batch(inputs, self.labels(), torch.ones(len(x), device=x.device, dtype=x.dtype))
 
-    def penalty(self, features: FeatureMap, decoded: Inputs) -> Tensor | None:
+    def penalty(self, features: FeatureMap, decoded: Inputs, chosen: Chosen | None = None) -> Tensor | None:
         """Return the structure's penalty, if it has one."""
         return None if self.decoder is None else self.decoder.penalty()
 

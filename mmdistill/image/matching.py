@@ -35,12 +35,13 @@ def _idc_settings(ipc: int, lr: float = 5e-3, inner_steps: int = 32, networks: i
     """Return IDC's settings; by default those of CIFAR-10, whose networks see 2000 images between steps.
 
     The published code steps one optimizer of momentum 0.5 once per class: a joint step of twice the rate without
-    momentum. It matches at most 128 drawn samples of a class, here all of them, and clamps pixels when it takes a new
-    network, here after every step. The objective and the schedule augment by themselves.
+    momentum. It clamps pixels when it takes a new network, here after every step. The objective and the schedule
+    augment by themselves.
     """
     return Settings(
         steps=100 * networks,
         real_batch=64,
+        syn_batch=128,
         optimizers={"codes": OptimizerSpec("sgd", 2 * lr * ipc / 10)},
         outer_steps=100,
         inner_steps=inner_steps,

@@ -26,7 +26,7 @@ from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.runtime import Draws, atomic_write, cache_folder
 from mmdistill.store import read_json, write_json
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, TrainsWhole, map_inputs
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, TrainsWhole, map_inputs, take
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +285,7 @@ def _batches(task: Task, data: Batch) -> bool:
     if any(len(tensor) != len(data.weight) for tensor in rows):  # samples that share inputs cannot be cut to a few
         return False
     states = stack_states([task.init(Draws(0, ("try", index), task.device)) for index in range(2)])
-    few = Batch(*(map_inputs(lambda t: t[:2], part) for part in data))  # type: ignore[arg-type]
+    few = take(data, slice(2))
     loss = _expert_loss(task, random=False)
     try:
         torch.func.vmap(lambda params, buffers: loss(NetworkState(params, buffers), few, {}))(*states)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.schedules import take
 from mmdistill.networks.sharpness import uphill, without_gap
-from mmdistill.networks.stacked import GradientEngine, Loss, part_of, stack_states, stacked_gradients
+from mmdistill.networks.stacked import GradientEngine, Loss, stack_states, stacked_gradients
 from mmdistill.runtime import Draws, keep_freed_memory
-from mmdistill.task import Batch, NetworkState, Tensors, map_inputs
+from mmdistill.task import Batch, NetworkState, Tensors, map_inputs, take
 
 
 @dataclass(frozen=True)
@@ -246,7 +245,7 @@ def fit_steps(
     for index, rate in enumerate(rates):
         _set_rate(optimizer, rate)
         current = NetworkState(state.params, buffers)
-        gradients, buffers = stacked_gradients(loss, current, part_of(steps, index), {}, False, mode)
+        gradients, buffers = stacked_gradients(loss, current, take(steps, index), {}, False, mode)
         _step(optimizer, state.params, gradients)
     for parameter in state.params.values():
         parameter.grad = None

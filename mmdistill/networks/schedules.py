@@ -12,7 +12,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.networks.statistics import copied, with_real_statistics
 from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, map_inputs, num_samples
+from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, num_samples, take
 
 Synthetic = Callable[[], Batch]
 Prepare = Callable[[Task, Draws, Batch], Batch]
@@ -257,15 +257,6 @@ class TrainedOnT(TrainedNetworks):
         real = task.sample_real(draws.fold("inner"), None, self.batch)
         assert not isinstance(real, ClassBatch)
         return [real]
-
-
-def take(batch: Batch, indices: Tensor) -> Batch:
-    """Return some samples of a flat batch, in the shape of the indices (one row for each of several networks, say)."""
-    return Batch(
-        map_inputs(lambda t: t[indices], batch.inputs),
-        map_inputs(lambda t: t[indices], batch.targets),
-        batch.weight[indices],
-    )
 
 
 def accuracy(task: Task, network: NetworkState, batch: Batch) -> Tensor:

@@ -9,7 +9,7 @@ from mmdistill.capture import Replay
 from mmdistill.compilation import compiled_once, operations, worth_compiling
 from mmdistill.networks.streams import side_streams
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Tensors, map_inputs
+from mmdistill.task import Batch, NetworkState, Tensors, take
 
 Loss = Callable[[NetworkState, Batch, Tensors], tuple[Tensor, Tensors]]
 """``(state, batch, noise) -> (scalar loss, updated buffers)``; noise holds this network's own random tensors."""
@@ -38,11 +38,6 @@ def state_at(state: NetworkState, index: int) -> NetworkState:
     )
 
 
-def part_of(batch: Batch, index: int | slice) -> Batch:
-    """Return one of the stacked minibatches, or some."""
-    return Batch(*(map_inputs(lambda t: t[index], part) for part in batch))  # type: ignore[arg-type]
-
-
 def stacked_gradients(
     loss: Loss, state: NetworkState, batch: Batch, noise: Tensors, batched: bool, mode: str
 ) -> tuple[Tensors, Tensors]:
@@ -63,7 +58,7 @@ def stacked_gradients(
         # Plain autograd: torch.func.grad keeps a graph of the gradient, for which norms take slower kernels.
         leaves = {name: p.detach().requires_grad_() for name, p in own.params.items()}
         with torch.enable_grad():
-            scalar, buffers = value(leaves, own.buffers, part_of(batch, index) if batched else batch, own_noise)
+            scalar, buffers = value(leaves, own.buffers, take(batch, index) if batched else batch, own_noise)
         gradients = torch.autograd.grad(scalar, list(leaves.values()), materialize_grads=True)
         return NetworkState(dict(zip(leaves, gradients, strict=True)), buffers)
 
@@ -109,7 +104,7 @@ class GradientEngine:
     def _operations_of(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
         """Return the floating-point operations of the first network's gradient."""
         first = NetworkState(*({name: t[:1] for name, t in part.items()} for part in state))
-        own = part_of(batch, slice(1)) if self.batched else batch
+        own = take(batch, slice(1)) if self.batched else batch
         own_noise = {name: t[:1] for name, t in noise.items()}
         return operations(lambda: self._plain(first, own, own_noise, self.mode))[1]
 

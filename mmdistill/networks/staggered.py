@@ -7,9 +7,9 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import as_probabilities, weighted_mean
-from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic, take
+from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples
+from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, take
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

@@ -6,11 +6,10 @@ from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
 from mmdistill.networks.module import detach_inputs
-from mmdistill.networks.schedules import take
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.unrolled import flat
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, take
 
 TEMPERATURE = 0.07
 """Of the contrast between classes."""

@@ -2,15 +2,33 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill.labels import Labels
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, stack_classes
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, map_inputs, stack_classes, take
 
 FeatureMap = Callable[[Inputs], tuple[Tensor, ...]]
+
+
+class Chosen(NamedTuple):
+    """Some samples of each class.
+
+    Shapes:
+        rows ``(C, n)``, their positions among all decoded samples; present ``(C, n)``, 0 where a class has fewer.
+    """
+
+    rows: Tensor
+    present: Tensor
+
+    def by_class(self, batch: Batch) -> ClassBatch:
+        """Return a batch of the chosen samples class by class."""
+        inputs, targets, weight = (map_inputs(lambda t: t.unflatten(0, self.rows.shape), part) for part in batch)
+        assert isinstance(weight, Tensor)
+        return ClassBatch(Batch(inputs, targets, weight * self.present.to(weight)), Dims(0, 0))
 
 
 class Parameterization(nn.Module, ABC):
@@ -27,6 +45,8 @@ class Parameterization(nn.Module, ABC):
         num_classes: C, or None.
     """
 
+    divisible = True
+    """Whether a step may take some samples without the others."""
     _table: Tensor
     _present: Tensor
 
@@ -49,6 +69,21 @@ class Parameterization(nn.Module, ABC):
         decoded: Batch = self(draws)
         return decoded
 
+    @property
+    def largest_class(self) -> int:
+        """How many samples the largest class has; 0 in tasks without classes."""
+        return 0 if self.classes is None else self._table.shape[1]
+
+    def choose(self, draws: Draws, most: int) -> Chosen:
+        """Draw at most so many samples of each class, without replacement."""
+        order = draws.to(self._table.device).uniform(*self._table.shape) - self._present  # those present come first
+        columns = order.argsort(1)[:, :most]
+        return Chosen(self._table.gather(1, columns), self._present.gather(1, columns))
+
+    def part(self, rows: Tensor, draws: Draws) -> Batch:
+        """Decode some samples; here all are decoded, and some taken."""
+        return take(self(draws), rows)
+
     def class_batches(self, batch: Batch) -> ClassBatch:
         """Return a decoded batch class by class; graphs override this to share their inputs."""
         return stack_classes(batch, self._table, self._present.to(batch.weight))
@@ -63,12 +98,13 @@ class Parameterization(nn.Module, ABC):
             found.setdefault(head if head in ("labels", "decoder") else "codes", []).append(parameter)
         return found
 
-    def penalty(self, features: FeatureMap, decoded: Inputs) -> Tensor | None:
+    def penalty(self, features: FeatureMap, decoded: Inputs, chosen: Chosen | None = None) -> Tensor | None:
         """Return a scalar added to the objective, or None.
 
         Args:
             features: the step's network: from inputs to one ``(n, d_l)`` tensor per layer, the embedding last.
             decoded: the step's samples, before they are augmented.
+            chosen: which these are; None: all.
         """
         return None
 

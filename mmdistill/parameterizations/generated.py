@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmdistill.coresets import InitKind, briefly_trained
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
-from mmdistill.parameterizations.base import FeatureMap, Parameterization
+from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.portions import with_gradients
 from mmdistill.runtime import Draws
@@ -18,7 +18,8 @@ from mmdistill.task import Batch, Inputs, Task
 
 Decode = Callable[[Tensor, Tensor], Tensor]
 """From latents and classes to images."""
-INVERTED_TOGETHER = 512
+MADE_TOGETHER = 512
+"""Latents that are inverted, or decoded once all is learned, at a time."""
 PAIRED_TOGETHER = 65_536
 """Numbers of samples whose paired features a CPU takes at once (about 20 images of 3 x 32 x 32)."""
 
@@ -81,10 +82,21 @@ class GeneratedSamples(Parameterization):
 
     def forward(self, draws: Draws) -> Batch:
         """Generate every sample."""
-        inputs = self.decode(self.latents, self._classes)
-        return Batch(inputs, self.labels(), inputs.new_ones(len(inputs)))
+        return self._batch(self.decode(self.latents, self._classes), self.labels())
 
-    def penalty(self, features: FeatureMap, decoded: Inputs) -> Tensor | None:
+    def part(self, rows: Tensor, draws: Draws) -> Batch:
+        """Generate some samples."""
+        return self._batch(self.decode(self.latents[rows], self._classes[rows]), self.labels()[rows])
+
+    def finished(self, draws: Draws) -> Batch:
+        """Generate every sample, some at a time."""
+        parts = zip(*(torch.split(t, MADE_TOGETHER) for t in (self.latents, self._classes)), strict=True)
+        return self._batch(torch.cat([self.decode(latents, classes) for latents, classes in parts]), self.labels())
+
+    def _batch(self, images: Tensor, targets: Tensor) -> Batch:
+        return Batch(images, targets, images.new_ones(len(images)))
+
+    def penalty(self, features: FeatureMap, decoded: Inputs, chosen: Chosen | None = None) -> Tensor | None:
         """Return the weighted squared distance of paired features, differentiable once with respect to the samples.
 
         A CPU takes some samples at a time, their gradient along with the value, and keeps no more than their graph.
@@ -92,14 +104,18 @@ class GeneratedSamples(Parameterization):
         if self.partners is None or not self.weight:
             return None
         assert isinstance(decoded, Tensor)
+        partners, shares = self.partners, self._share
+        if chosen is not None:
+            partners = partners[chosen.rows.flatten()]
+            shares = (chosen.present / chosen.present.sum(1, keepdim=True)).flatten()
         portions = -(-decoded.numel() // PAIRED_TOGETHER) if decoded.device.type == "cpu" else 1
         if portions < 2 or not (decoded.requires_grad and torch.is_grad_enabled()):
-            return self.weight * self._distance(features, decoded, self.partners, self._share)
+            return self.weight * self._distance(features, decoded, partners, shares)
         values, gradients, rows = [], [], -(-len(decoded) // portions)
-        parts = (torch.split(tensor, rows) for tensor in (decoded.detach(), self.partners, self._share))
-        for made, partners, share in zip(*parts, strict=True):
+        parts = (torch.split(tensor, rows) for tensor in (decoded.detach(), partners, shares))
+        for made, own, share in zip(*parts, strict=True):
             leaf = made.requires_grad_()
-            value = self._distance(features, leaf, partners, share)
+            value = self._distance(features, leaf, own, share)
             gradients += torch.autograd.grad(value, leaf)
             values.append(value.detach())
         return self.weight * with_gradients(torch.stack(values).sum(), [decoded], [torch.cat(gradients)])
@@ -153,7 +169,7 @@ def invert(
     Source: survey Eq. 27.
     """
     found = []
-    for rows in torch.split(torch.arange(len(latents), device=latents.device), INVERTED_TOGETHER):
+    for rows in torch.split(torch.arange(len(latents), device=latents.device), MADE_TOGETHER):
         z = latents[rows].clone().requires_grad_()
         with torch.no_grad():
             wanted = features(images[rows])[-1]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import NoLabels
-from mmdistill.parameterizations.base import FeatureMap, Parameterization
+from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs
 
@@ -108,7 +108,7 @@ class MeanFieldInteractions(InteractionPrior):
         """Return min(1, gamma softmax(x / tau)); the key is not read."""
         return (self.interactions_per_user * (self.logits / self.temperature).softmax(1)).clamp(max=1)
 
-    def penalty(self, features: FeatureMap, decoded: Inputs) -> Tensor | None:
+    def penalty(self, features: FeatureMap, decoded: Inputs, chosen: Chosen | None = None) -> Tensor | None:
         """Return the weighted mean row mass of the mean field, relative to real users'; None if not penalised."""
         if self.mass_penalty == 0:
             return None

@@ -44,7 +44,7 @@ def test_idc_and_edd_are_as_published(
         assert schedule.prepare == MixedMinibatches(COLOR_CROP, cutmix)
         assert (schedule.lr, schedule.momentum, schedule.weight_decay, schedule.batch) == (0.01, 0.9, 5e-4, 64)
         assert schedule.outer_steps == 100
-        assert settings.steps == 100 * networks
+        assert (settings.steps, settings.syn_batch) == (100 * networks, 128)
         assert 0 <= schedule.inner_steps * 64 - images < 64  # whole minibatches until so many images are seen
         # one optimizer of momentum 0.5 is stepped once per class: in all twice its rate, in proportion to ipc
         assert settings.optimizers["codes"].lr == pytest.approx(2 * rate[name])

@@ -24,6 +24,8 @@ def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> Distille
     changes: dict[str, object] = {"steps": 5, "real_batch": 4, "inner_steps": 2, "outer_steps": 2}
     if name == "rat-bptt":
         changes["inner_window"] = 1
+    if name == "dm":
+        changes["syn_batch"] = 1
     method = get_method(get_domain("image"), name).with_settings(**changes)
     if name in ("mtt", "tesla"):  # reading experts from disk waits, of course
         method = replace(method, network=lambda settings: RandomTargets())

@@ -98,7 +98,8 @@ def test_pairs_in_portions_have_the_value_and_the_gradient_of_all(monkeypatch: p
 
 def test_it_gan_is_as_published() -> None:
     settings = get_method(DOMAIN, "it-gan", "cifar10").settings(10)
-    assert (settings.steps, settings.real_batch, settings.augment) == (10_000, 500, True)
+    assert (settings.steps, settings.real_batch, settings.syn_batch, settings.augment) == (10_000, 500, 100, True)
+    assert get_method(DOMAIN, "it-gan", "cifar10").settings(5000).steps == 500_000  # fifty for each pass
     assert settings.optimizers["codes"] == OptimizerSpec("adam", 0.001, betas=(0.9, 0.999))
     assert Inversion() == Inversion(steps=5000, lr=0.1, pixel_weight=1.0)
     assert pytest.approx(0.001) == PAIRED / (1 + PAIRED)  # Eq. 28's lambda
@@ -210,3 +211,24 @@ def test_a_generator_of_the_users_own(task: ImageTask) -> None:
     wide = nn.Sequential(nn.Linear(6, 10), nn.Unflatten(1, (1, 2, 5)))
     with pytest.raises(ConfigError, match="the generator makes"):
         distill(task, "dm", ipc=1, parameterization=of_generator(wide, 6))
+
+
+def test_some_latents_give_what_all_do_and_their_own_pairs() -> None:
+    partners = KEY.fold("x").normal(4, 1, 8, 8).double()
+    made = samples(partners, 0.3)
+    whole, chosen = made(KEY), made.choose(KEY.fold("few"), 2)
+    rows = chosen.rows.flatten()
+    part = made.part(rows, KEY)
+    assert torch.equal(part.inputs, whole.inputs[rows])  # type: ignore[arg-type, index]
+    assert torch.equal(part.targets, whole.targets[rows])  # type: ignore[arg-type, index]
+    value = made.penalty(features, part.inputs, chosen)
+    assert value is not None
+    kept = rows[chosen.present.flatten() > 0]  # the second class has one sample
+    decoded, wanted = features(whole.inputs)[-1].detach().numpy(), features(partners)[-1].numpy()
+    assert value.item() == pytest.approx(0.3 * oracle.paired(decoded[kept], wanted[kept], [0, 0, 1]), rel=1e-9)
+
+
+def test_finished_latents_are_decoded_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = samples(None, 0.0)
+    monkeypatch.setattr("mmdistill.parameterizations.generated.MADE_TOGETHER", 3)
+    assert torch.allclose(made.finished(KEY).inputs, made(KEY).inputs, rtol=1e-12)  # type: ignore[arg-type]

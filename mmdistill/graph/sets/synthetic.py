@@ -7,7 +7,7 @@ from mmdistill.coresets import allocate, choose_samples
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.structure import BernoulliEdges, initial_logits
 from mmdistill.labels import LabelKind, Labels, make_labels
-from mmdistill.parameterizations.base import FeatureMap, Parameterization, stored_tensor_bytes
+from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization, stored_tensor_bytes
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, Inputs, Task
@@ -69,7 +69,7 @@ class SyntheticGraphs(Parameterization):
         }
         return Batch(inputs, self.labels(), torch.ones(len(self.codes), device=self.codes.device))
 
-    def penalty(self, features: FeatureMap, decoded: Inputs) -> Tensor | None:
+    def penalty(self, features: FeatureMap, decoded: Inputs, chosen: Chosen | None = None) -> Tensor | None:
         """Return the price of more edges than at the start."""
         return self.decoder.penalty()
 
