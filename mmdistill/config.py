@@ -49,8 +49,8 @@ class DistillConfig:
         device: auto, cpu, cuda or cuda:N
         deterministic: on CUDA, only kernels that give the same bits each time; the CPU always does
         compile: auto compiles runs long enough to repay it, on does always, off never; both capture steps on CUDA
-        precision: number formats - float32, tf32 (CUDA), mixed (real samples in bf16; twice as fast on CPUs with AMX
-            too) or bf16; auto is float32 on the CPU and mixed on CUDA
+        precision: number formats - float32, tf32 (CUDA), mixed (real samples in bf16; twice as fast on CPUs that
+            multiply it too, with AMX or AVX512-BF16) or bf16; auto is float32 on the CPU and mixed on CUDA
         model: network to distil with, such as convnet, resnet18 or mlp (images), gcn (graphs), textcnn (texts); the
             domain's own by default
         width: width of the network
