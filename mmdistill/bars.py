@@ -38,6 +38,7 @@ def progress_bar(title: str, unit: str, *, visible: bool = True) -> Iterator[Sho
                 unit=unit,
                 total=total,
                 initial=done,
+                miniters=0,  # facts change between two units too
                 mininterval=every,
                 maxinterval=max(every, 10.0),
                 dynamic_ncols=True,

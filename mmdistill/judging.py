@@ -9,6 +9,7 @@ from mmdistill.bars import progress_bar
 from mmdistill.config import DistillConfig, baseline_names
 from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
 from mmdistill.metrics import metrics_document, read_metrics, recorded
+from mmdistill.networks.fit import watching
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task, TitlesJudges
 
@@ -40,13 +41,22 @@ def keeping(
     """Yield what shows judging's progress and keeps the finished judgements in ``metrics.json``, one by one."""
     judging = chosen_judging(config)
     with progress_bar("judging", "set") as show:
+        current: tuple[int, int, str] | None = None
 
         def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
+            nonlocal current
             if so_far.results or so_far.baselines:
                 write_json(folder / "metrics.json", metrics_document(distilled, so_far, previous, judging))
             show(done, total, **({"now": subject} if subject else {}))
+            current = done, total, subject
 
-        yield keep
+        def epoch(number: int, epochs: int) -> None:
+            if current is not None:
+                done, total, subject = current
+                show(done, total, now=f"{subject}, epoch {number}/{epochs}")
+
+        with watching(epoch):
+            yield keep
 
 
 def missing(

@@ -28,6 +28,14 @@ def test_an_invisible_bar_counts_in_silence(capsys: pytest.CaptureFixture[str]) 
     assert not capsys.readouterr().err
 
 
+def test_facts_change_between_two_units(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.bars.LOG_SECONDS", 0.0)
+    with progress_bar("judging", "set") as show:
+        for epoch in range(5):
+            show(1, 2, now=f"the distilled set, epoch {epoch}/5")
+    assert "epoch 4/5" in capsys.readouterr().err
+
+
 def test_a_log_is_not_flooded(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("digits dm", "step") as show:
         for step in range(10_000):

@@ -1,5 +1,10 @@
 """What a run asks for and its metrics lack."""
 
+from pathlib import Path
+
+import pytest
+
+from mmdistill.cli import main
 from mmdistill.judging import Missing, missing
 from tests.toys import BlobTask
 
@@ -31,3 +36,13 @@ def test_judges_are_found_by_the_titles_of_their_scores() -> None:
     asked = ["mlp"], ["random"]
     assert missing(task, *asked, {"results": [entry("mlp")], "baselines": {}}, {}) == [Missing(*asked, False)]
     assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}, {}) == [Missing(*asked, True)]
+
+
+def test_the_bar_tells_the_epochs_of_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmdistill.bars.LOG_SECONDS", 0.0)
+        options = ["--steps", "1", "--networks", "1", "--judge-epochs", "3", "--baselines", "none"]
+        assert (
+            main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--out", str(tmp_path), *options]) == 0
+        )
+    assert "now=the distilled set by convnet, epoch 2/3" in capsys.readouterr().err

@@ -1,7 +1,8 @@
 """Train many networks at once on one small set: the engine under evaluation."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +65,21 @@ class FitProtocol:
             raise ConfigError(
                 f"epochs are not negative and a minibatch has at least one sample, got {self.epochs} and {self.batch}"
             )
+
+
+Watcher = Callable[[int, int], None]
+"""Called after each epoch with its number and how many there are."""
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Let a watcher follow whatever trains meanwhile, without a hand in it."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 FACTOR = "factor"
@@ -203,6 +219,8 @@ def fit_networks(
             step += 1
         if observe is not None:
             observe(epoch + 1, NetworkState(state.params, buffers))
+        for watcher in _watchers:
+            watcher(epoch + 1, protocol.epochs)
         if select is not None and (epoch % select_every == 0 or epoch == protocol.epochs - 1):
             best = _keep_best(best, select(NetworkState(state.params, buffers)), NetworkState(state.params, buffers))
     for parameter in state.params.values():
