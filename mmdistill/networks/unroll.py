@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
 from mmdistill.runtime import spare_memory_bytes
 from mmdistill.task import Batch, Inputs, Targets, Tensors
@@ -191,7 +192,8 @@ class _Problem:
             full = list(leaves)
             for index, tensor in zip(chosen, moved, strict=True):
                 full[index] = tensor
-            tangent: Tensor = torch.func.jvp(lambda p: self.value(p, full, step), (theta,), (direction,))[1]
+            with ExactNorms():
+                tangent: Tensor = torch.func.jvp(lambda p: self.value(p, full, step), (theta,), (direction,))[1]
             return tangent
 
         moved = tuple(leaves[index] for index in chosen)
