@@ -103,11 +103,13 @@ def recording(recorder: Callable[[Draws], torch.Generator]) -> Iterator[None]:
 def choose_device(name: str | torch.device = "auto") -> torch.device:
     """Return the device that a name means; ``auto`` is CUDA where there is one.
 
+    A CUDA device comes with its index, as the tensors that lie on it have it, so that the two compare equal.
+
     Raises:
         ConfigError: CUDA is asked for and absent, or the name is no device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
@@ -118,6 +120,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         raise ConfigError("device 'cuda' was asked for, but this torch sees no CUDA device; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"there is no device {name!r}: this torch sees {torch.cuda.device_count()} CUDA device(s)")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

@@ -45,6 +45,13 @@ def test_devices_are_checked() -> None:
         assert choose_device("auto").type == "cpu"
 
 
+def test_a_cuda_device_is_named_as_its_tensors_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:0")] == ["cuda:1", "cuda:1", "cuda:0"]
+
+
 def test_an_atomic_write_is_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "file"
     with atomic_write(target) as handle:

@@ -36,7 +36,7 @@ class Pixels:
     def __call__(self, indices: Tensor) -> Tensor:
         """Return normalised images, ``(*indices.shape, channels, height, width)``, on the device."""
         images = self._images[indices.to(self.place)]
-        if self.place != self.device:
+        if self.place.type != self.device.type:
             images = images.pin_memory().to(self.device, non_blocking=True)
         return images if self._ready else self.data.normalise(images)
 
