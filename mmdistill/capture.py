@@ -6,8 +6,10 @@ to call comes in as tensors, which are copied to where the graph reads them, and
 graph and set, before a replay, to the seed that the new key gives. So a replay computes what an eager call would.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +30,8 @@ LATER_CHECK = 100
 what it held in the first replays, and something else by then."""
 SHAPES = 4
 """Shapes of inputs for which a function is captured; others stay eager."""
+SMALLEST_SHARE = 1e-3
+"""Of the norm of the largest tensor of a result: differences of smaller ones are relative to it."""
 TOLERANCE = 0.05
 """Relative difference of a first replay from an eager call: far above what the order of additions makes in bfloat16."""
 EAGER_DIFFERENCES = 10
@@ -127,7 +131,7 @@ class CudaGraph:
         stream, default = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
         drawn, reason = default.get_state(), None
         try:
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, stream=_capture_stream(stream.device)):
                 try:
                     return call()
                 except BaseException as error:
@@ -178,15 +182,20 @@ class Replay:
             return self.function(key, inputs)
         capture = self._captures.setdefault(shapes, _Capture(self.function, self._make_graph))
         try:
-            return capture(key, inputs)
+            with _current(key.device):
+                return capture(key, inputs)
         except MmdistillError:
             raise
         except RuntimeError as error:
-            self.failed = True
-            self._captures.clear()
+            if capture.warming:
+                raise
             reason = str(error).split("\n", 1)[0]
-            warnings.warn(f"a step could not be captured and stays as it is: {reason}", stacklevel=3)
-            return self.function(key, inputs)
+        # No longer while the error is handled, whose traceback holds the memory of the failed graph.
+        self.failed = True
+        self._captures.clear()
+        del capture
+        warnings.warn(f"a step could not be captured and stays as it is: {reason}", stacklevel=2)
+        return self.function(key, inputs)
 
 
 class _Capture:
@@ -202,6 +211,11 @@ class _Capture:
         self._results: Any = None
         self._calls = 0
         self._replays = 0
+
+    @property
+    def warming(self) -> bool:
+        """Whether nothing but eager calls was made, so that what fails is the function itself."""
+        return self._generators is None
 
     def __call__(self, key: Draws, inputs: Any) -> Any:
         self._calls += 1
@@ -255,19 +269,33 @@ class _Capture:
         return self._results
 
 
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which graphs are captured and replayed on a device: both take the current one's streams."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream that a device's graphs are captured on; torch's own is of whichever device came first."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call,no-any-return,unused-ignore]
+
+
 def difference(found: Any, expected: Any) -> float:
-    """Return the relative difference of two trees of tensors of which all or none is finite, the largest of any."""
-    worst = 0.0
-    for a, b in zip(_tensors(found), _tensors(expected), strict=True):
-        if not a.is_floating_point():
-            continue
-        finite = bool(a.isfinite().all()), bool(b.isfinite().all())
-        if finite != (True, True):
-            worst = worst if finite == (False, False) else float("inf")
-            continue
-        scale = max(float(b.norm()), torch.finfo(b.dtype).tiny)
-        worst = max(worst, float((a - b).norm()) / scale)
-    return worst
+    """Return the relative difference of two trees of tensors of which all or none is finite, the largest of any.
+
+    A tensor counts as no smaller than :data:`SMALLEST_SHARE` of the largest: what ought to vanish, such as the gradient
+    of a bias before an instance norm, is rounding alone and differs from call to call.
+    """
+    pairs = [(a, b) for a, b in zip(_tensors(found), _tensors(expected), strict=True) if a.is_floating_point()]
+    finite = [(bool(a.isfinite().all()), bool(b.isfinite().all())) for a, b in pairs]
+    if any(one != other for one, other in finite):
+        return float("inf")
+    pairs = [pair for pair, (is_finite, _) in zip(pairs, finite, strict=True) if is_finite]
+    norms = [float(b.norm()) for _, b in pairs]
+    least = max(SMALLEST_SHARE * max(norms, default=0.0), torch.finfo(torch.float32).tiny)
+    return max(
+        (float((a - b).norm()) / max(norm, least) for (a, b), norm in zip(pairs, norms, strict=True)), default=0.0
+    )
 
 
 def _tensors(tree: Any) -> list[Tensor]:

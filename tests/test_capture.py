@@ -1,5 +1,7 @@
 """Replays without a device: their bookkeeping, under a stand-in for CUDA graphs that repeats the captured call."""
 
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -114,6 +116,35 @@ def test_what_cannot_be_replayed_stays_eager_with_one_warning(fault: str) -> Non
     assert not replay.captured
 
 
+def test_the_memory_of_a_failed_capture_is_free_for_the_eager_call() -> None:
+    class Full(RepeatedCall):
+        def capture(self, call: Callable[[], Any], generators: list[torch.Generator]) -> Any:
+            held.append(weakref.ref(self))
+            raise torch.OutOfMemoryError("out of memory")
+
+    def function(key: Draws, x: Tensor) -> Tensor:
+        alive.append([graph() is not None for graph in held])
+        return x
+
+    held: list[weakref.ref[Graph]] = []
+    alive: list[list[bool]] = []
+    replay = Replay(function, Full)
+    with pytest.warns(UserWarning, match="out of memory"):  # noqa: PT031
+        for step in range(EAGER + 1):
+            replay(Draws(1).fold("step", step), torch.zeros(2))
+    assert alive[-1] == [False]
+
+
+def test_a_function_that_fails_by_itself_says_so() -> None:
+    def function(key: Draws, x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("too large")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(torch.OutOfMemoryError, match="too large"):
+            Replay(function, RepeatedCall)(Draws(1), torch.zeros(2))
+
+
 def test_a_graph_that_goes_wrong_later_ends_the_run() -> None:
     class Overwritten(RepeatedCall):
         def replay(self) -> None:
@@ -145,30 +176,32 @@ class BrokenDevice:
     """Stands for ``torch.cuda`` where a wait breaks a capture: ending it raises before the stream is left."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.stream = "main"
+        self.stream = self.main = SimpleNamespace(device=torch.device("cuda", 1))
         generator = SwappedGenerator()
         generator.manual_seed(3)
         self.default_generators = [generator]
         for name in ("synchronize", "current_stream", "current_device", "set_stream", "graph", "default_generators"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
         monkeypatch.setattr(torch, "Generator", SwappedGenerator)
 
     def synchronize(self) -> None:
         pass
 
-    def current_stream(self) -> str:
+    def current_stream(self) -> SimpleNamespace:
         return self.stream
 
     def current_device(self) -> int:
         return 0
 
-    def set_stream(self, stream: str) -> None:
+    def set_stream(self, stream: SimpleNamespace) -> None:
         self.stream = stream
 
     @contextmanager
-    def graph(self, graph: object) -> Iterator[None]:
-        self.stream = "capturing"
+    def graph(self, graph: object, stream: SimpleNamespace) -> Iterator[None]:
+        assert stream.device == self.stream.device
+        self.stream = stream
         self.default_generators[0].refuses = True
         try:
             yield
@@ -198,7 +231,7 @@ def test_a_broken_capture_leaves_streams_and_random_numbers_as_they_were(monkeyp
     before = device.default_generators[0].get_state()
     with pytest.raises(RuntimeError, match="not permitted"):  # what broke it, not that it could not be ended
         CudaGraph().capture(waiting, [])
-    assert device.stream == "main"
+    assert device.stream is device.main
     assert not device.default_generators[0].refuses
     assert torch.equal(device.default_generators[0].get_state(), before)
 
@@ -220,5 +253,8 @@ def test_the_difference_of_two_trees_is_their_worst_leaf() -> None:
     same = {"a": torch.ones(2), "n": torch.tensor(3)}
     assert difference(same, same) == 0
     assert difference({"a": torch.ones(2)}, {"a": 2 * torch.ones(2)}) == pytest.approx(0.5)
+    assert difference({"a": torch.ones(2), "b": torch.tensor(2.0)}, {"a": torch.ones(2), "b": torch.tensor(1.0)}) == 1
+    rounding = {"weight": torch.ones(2), "bias": torch.tensor([1e-8, -1e-8])}
+    assert difference(rounding, {"weight": torch.ones(2), "bias": torch.tensor([-1e-8, 1e-8])}) < 1e-4
     assert difference(torch.tensor(torch.nan), torch.tensor(1.0)) == torch.inf
     assert difference(torch.tensor(torch.nan), torch.tensor(torch.nan)) == 0
