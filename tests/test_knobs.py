@@ -15,14 +15,21 @@ from mmdistill.evaluate import evaluate
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.schedules import ScheduleState
-from mmdistill.objectives.base import Network, class_gradients, class_means, class_summary
+from mmdistill.objectives.base import (
+    Network,
+    class_gradients,
+    class_means,
+    class_summary,
+    classes_at_once,
+    features_at_once,
+)
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import resolved
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
-from mmdistill.task import Batch, ClassBatch, NetworkState, Scores, stack_classes
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Scores, stack_classes
 from tests.toys import BlobTask
 
 CPU = torch.device("cpu")
@@ -193,3 +200,14 @@ def test_the_command_line_has_the_knobs() -> None:
     config = DistillConfig(**chosen)
     assert config.overrides() == {"classes_at_once": 2, "kept_steps": 3}
     assert (config.precision, config.networks_at_once) == ("bf16", 4)
+
+
+@pytest.mark.parametrize(("classes", "at_once"), [(10, 10), (100, 10), (200, 3)])
+def test_a_device_takes_no_more_classes_at_once_than_fit_its_memory(classes: int, at_once: int) -> None:
+    """Real batches of 256: of CIFAR-10 all at once, of CIFAR-100 and Tiny-ImageNet some."""
+    side = 64 if classes == 200 else 32
+    inputs, weight = (torch.empty(classes, 256, *shape, device="meta") for shape in ((3, side, side), ()))
+    batch = ClassBatch(Batch(inputs, torch.empty(classes, 256, device="meta"), weight), Dims(0, 0))
+    network = Network(BlobTask(), BlobTask().init(Draws(1)))
+    assert features_at_once(network, batch) == at_once
+    assert classes_at_once(network, batch, "auto") == at_once

@@ -20,6 +20,9 @@ ClassMode = Literal["auto", "vmap", "loop"]
 
 LOOP_FROM = 16_384
 """Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
+ON_DEVICE = 1 << 23
+"""Numbers of inputs that other devices than a CPU take through a network at once (2,700 images of 3 x 32 x 32), for the
+activations of which the field's ConvNet needs about 10 GiB where it keeps a graph."""
 UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape")
 """What torch's errors say of a network that cannot be batched over classes."""
 
@@ -175,8 +178,11 @@ def classes_at_once(network: Network, batch: ClassBatch, mode: ClassMode) -> int
         return 1
     if network.classes_at_once or mode == "vmap":
         return network.classes_at_once or batch.num_classes
-    compiled = network.compiled is not None and batch.batch.weight.is_cuda and batch.dims.inputs is not None
-    return 1 if compiled or _worth_looping(batch) else batch.num_classes
+    if batch.dims.inputs is None:  # the classes share their inputs
+        return batch.num_classes
+    if batch.batch.weight.device.type == "cpu":
+        return 1 if _worth_looping(batch) else batch.num_classes
+    return 1 if network.compiled is not None else _part_of(batch, ON_DEVICE)
 
 
 def _together(network: Network, batch: ClassBatch) -> Tensors:
@@ -228,8 +234,6 @@ def _gradient(network: Network, batch: Batch) -> Tensors:
 
 def _worth_looping(batch: ClassBatch) -> bool:
     """Return whether one class alone keeps a CPU busy."""
-    if batch.dims.inputs is None or batch.batch.weight.device.type != "cpu":
-        return False
     return _numbers(batch) >= LOOP_FROM * batch.num_classes
 
 
@@ -284,10 +288,13 @@ def _full(layers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def features_at_once(network: Network, batch: ClassBatch) -> int:
-    """Return how many classes one forward pass takes: all, on a CPU as many as its caches like, in even parts."""
-    if network.classes_at_once or batch.batch.weight.device.type != "cpu":
-        return network.classes_at_once or batch.num_classes
-    parts = -(-_numbers(batch) // CACHED)
+    """Return how many classes one forward pass takes: as many as a CPU's caches, or a device's memory, like."""
+    return network.classes_at_once or _part_of(batch, CACHED if batch.batch.weight.device.type == "cpu" else ON_DEVICE)
+
+
+def _part_of(batch: ClassBatch, numbers: int) -> int:
+    """Return the classes in one of the fewest even parts whose inputs are no more than so many numbers."""
+    parts = -(-_numbers(batch) // numbers)
     return max(-(-batch.num_classes // max(parts, 1)), 1)
 
 
