@@ -100,6 +100,20 @@ def recording(recorder: Callable[[Draws], torch.Generator]) -> Iterator[None]:
         _recorders.pop()
 
 
+@contextmanager
+def host_draws_from(seed: int) -> Iterator[None]:
+    """Let torch's global generator on the CPU start from a seed meanwhile, and put its state back; no other is touched.
+
+    ``torch.manual_seed`` seeds all devices' generators, and ``fork_rng`` puts back those alone that it is told.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
 def choose_device(name: str | torch.device = "auto") -> torch.device:
     """Return the device that a name means; ``auto`` is CUDA where there is one.
 

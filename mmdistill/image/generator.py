@@ -15,7 +15,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import one_hot
 from mmdistill.networks.experts import digest
 from mmdistill.parameterizations.upsample import pixel_space, require_images
-from mmdistill.runtime import Draws, cache_folder
+from mmdistill.runtime import Draws, cache_folder, host_draws_from
 from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Batch, Task
 
@@ -207,8 +207,7 @@ class _Players:
         space = pixel_space(task, channels)
         low, high = ((bound - space.mean) / space.std for bound in (space.low, space.high))
         shape = (channels, height, width)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.draws.fold("init").integer())
+        with host_draws_from(self.draws.fold("init").integer()):
             self.generator = ConditionalGenerator(shape, task.num_classes, recipe, low.cpu(), high.cpu())
             self.critic = ProjectionCritic(shape, task.num_classes, recipe.critic_width)
         self.generator.to(task.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, UnsupportedError
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, host_draws_from
 from mmdistill.task import Inputs, NetworkState, Tensors
 
 ModuleFactory = Callable[[], nn.Module]
@@ -63,8 +63,10 @@ class FunctionalModule:
     ) -> None:
         self.factory = factory
         self.device = torch.device(device)
-        with torch.random.fork_rng(devices=[]):
-            self.module = made_by(factory).to(self.device)
+        with torch.random.fork_rng(devices=[]), noted_starts() as starts:
+            module = made_by(factory)
+        self._plain = _starts_as_layers_do(module, starts)
+        self.module = module.to(self.device)
         submodules = dict(self.module.named_modules())
         self.random = any(_may_draw(module) for module in submodules.values())
         linear = [name for name, module in submodules.items() if isinstance(module, nn.Linear)]
@@ -95,21 +97,19 @@ class FunctionalModule:
     def init(self, draws: Draws) -> NetworkState:
         """Draw fresh parameters as the module's own constructor distributes them.
 
-        Common layers (linear, convolutions, norms) are drawn directly on the device; a module that holds
-        parameters of any other layer is rebuilt by its factory under a forked global generator.
+        Common layers (linear, convolutions, norms) are drawn directly on the device; a module that holds parameters of
+        any other layer, or whose constructor sets some itself, is rebuilt by its factory, which draws from the key.
         """
-        direct = self._direct_init(draws.to(self.device))
-        if direct is not None:
+        if self._plain:
             buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
-            return NetworkState(direct, buffers)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draws.integer())
+            return NetworkState(self._direct_init(draws.to(self.device)), buffers)
+        with host_draws_from(draws.integer()):
             module = self.factory().to(self.device)
         params = {name: p.detach().clone() for name, p in module.named_parameters()}
         return NetworkState(params, {name: b.detach().clone() for name, b in module.named_buffers()})
 
-    def _direct_init(self, draws: Draws) -> Tensors | None:
-        """Return torch's default initialisation drawn from one generator, or None for unknown layers."""
+    def _direct_init(self, draws: Draws) -> Tensors:
+        """Return torch's default initialisation of common layers, drawn from one generator."""
         generator = draws.generator()
         params: Tensors = {}
         for prefix, module in self.module.named_modules():
@@ -123,13 +123,11 @@ class FunctionalModule:
                 for key, parameter in own.items():
                     drawn = torch.rand(parameter.shape, generator=generator, device=self.device)
                     params[name + key] = (2 * drawn - 1) * bound
-            elif _draws_as(module, NORMS):
+            else:
                 for key, parameter in own.items():
                     params[name + key] = (
                         torch.ones_like(parameter) if key == "weight" else torch.zeros_like(parameter)
                     ).detach()
-            else:
-                return None
         order = [name for name, _ in self.module.named_parameters()]
         return {name: params[name] for name in order}
 
@@ -188,6 +186,41 @@ class FunctionalModule:
         layers = tuple(self._captured[name].flatten(1) for name in self.feature_names)
         self._captured.clear()
         return layers
+
+
+@contextmanager
+def noted_starts() -> Iterator[dict[nn.Module, Tensors]]:
+    """Give the parameters of each common layer that is made meanwhile, as its own initialisation leaves them."""
+    starts: dict[nn.Module, Tensors] = {}
+
+    def noting(reset: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
+        def noted(module: nn.Module) -> None:
+            reset(module)
+            starts[module] = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
+
+        return noted
+
+    owners = {next(base for base in kind.__mro__ if "reset_parameters" in vars(base)) for kind in (*WEIGHTED, *NORMS)}
+    resets: dict[Any, Callable[[nn.Module], None]] = {owner: vars(owner)["reset_parameters"] for owner in owners}
+    for owner, reset in resets.items():
+        owner.reset_parameters = noting(reset)
+    try:
+        yield starts
+    finally:
+        for owner, reset in resets.items():
+            owner.reset_parameters = reset
+
+
+def _starts_as_layers_do(module: nn.Module, starts: dict[nn.Module, Tensors]) -> bool:
+    """Whether all parameters of a module are those of common layers, as these initialised them."""
+    for part in module.modules():
+        own = dict(part.named_parameters(recurse=False))
+        if own and not _draws_as(part, WEIGHTED + NORMS):
+            return False
+        start = starts.get(part, {})
+        if own.keys() != start.keys() or not all(torch.equal(own[name], start[name]) for name in own):
+            return False
+    return True
 
 
 def _draws_as(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:

@@ -12,7 +12,7 @@ from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget, fit_to_images
 from mmdistill.parameterizations.upsample import spread_targets
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, host_draws_from
 from mmdistill.task import Batch, Task
 
 
@@ -111,8 +111,7 @@ def make_decoders(make: Callable[[], nn.Module], count: int, draws: Draws) -> li
     """Return decoders with torch's own initialisation, drawn from a key; the global generator is left alone."""
     if count < 1:
         raise ConfigError(f"at least one decoder is needed, got {count}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draws.integer())
+    with host_draws_from(draws.integer()):
         return [make() for _ in range(count)]
 
 

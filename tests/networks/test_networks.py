@@ -1,3 +1,5 @@
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from mmdistill.networks.schedules import (
     sgd_step,
 )
 from mmdistill.networks.stacked import Loss
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, host_draws_from
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors
 from tests.toys import BlobTask, smooth_mlp
 
@@ -131,6 +133,57 @@ def test_modules_are_initialised_as_their_constructors_do() -> None:
         assert parameter.shape == reference[name].shape
         assert float(parameter.std()) == pytest.approx(float(reference[name].std()), rel=0.15)
         assert float(parameter.abs().max()) <= float(reference[name].abs().max()) * 1.1 + 1e-6
+
+
+def test_what_a_constructor_sets_itself_is_drawn_by_it() -> None:
+    """In each way that constructors have."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.normal, self.data, self.new = nn.Linear(50, 40), nn.Linear(50, 40), nn.Linear(50, 40)
+            self.norm = nn.GroupNorm(2, 40)
+            nn.init.kaiming_normal_(self.normal.weight)
+            self.data.weight.data.mul_(3)
+            self.new.weight = nn.Parameter(torch.randn(40, 50))
+            nn.init.zeros_(self.norm.weight)
+
+    for name in ("normal", "data", "new", "norm"):
+
+        def factory(name: str = name) -> nn.Module:
+            return nn.Sequential(getattr(Own(), name), nn.Linear(3, 3))
+
+        state, same, other = (FunctionalModule(factory).init(KEY.fold(key)) for key in ("a", "a", "b"))
+        found, built = state.params["0.weight"], factory().state_dict()["0.weight"]
+        assert float(found.std()) == pytest.approx(float(built.std()), rel=0.1)
+        assert torch.equal(found, same.params["0.weight"])
+        assert name == "norm" or not torch.equal(found, other.params["0.weight"])
+
+
+def test_common_layers_are_drawn_without_their_factory() -> None:
+    made: list[int] = []
+
+    def factory() -> nn.Module:
+        made.append(1)
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.GroupNorm(16, 16), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(64, 5)
+        )
+
+    module = FunctionalModule(factory)
+    module.init(KEY)
+    assert len(made) == 1
+
+
+def test_drawing_by_a_factory_moves_no_global_generator() -> None:
+    before = torch.get_rng_state()
+    with host_draws_from(7):
+        first = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(first, torch.rand(3))
+    torch.set_rng_state(before)
+    with patch("torch.manual_seed", side_effect=AssertionError):
+        FunctionalModule(lambda: nn.Sequential(Scale(), nn.Linear(4, 3))).init(KEY)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Scale(nn.Module):
