@@ -63,6 +63,8 @@ def on_meta(distiller: Distiller, run: RunState) -> Iterator[None]:
     with moments, runtime.recording(lambda key: None):  # type: ignore[arg-type,return-value]
         task.device = task.network.device = META
         task._pixels.device, task._pixels._images = META, task._pixels._images.to(META)
+        if task.data.whitening is not None:  # its matrix is brought to a device once as well
+            task.data.whitening._placed[META] = tuple(t.to(META) for t in task.data.whitening._on(torch.device("cpu")))
         for name in ("_classes", "_table", "_present"):
             setattr(task, name, getattr(task, name).to(META))
         for module in (task.network.module, run.parameterization, run.objective):

@@ -91,6 +91,20 @@ def test_each_tensor_moves_by_its_share_and_zeros_move_as_adam() -> None:
     assert resting.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("optimizer", [LAMB, AdaBelief])
+def test_a_loaded_state_lies_where_its_parameter_does(optimizer: type[LAMB | AdaBelief]) -> None:
+    stepped = torch.ones(2, requires_grad=True)
+    stepped.sum().backward()  # type: ignore[no-untyped-call]
+    saved = optimizer([stepped])
+    saved.step()
+    there = torch.ones(2, device="meta", requires_grad=True)
+    loaded = optimizer([there])
+    loaded.load_state_dict(saved.state_dict())
+    assert {name: tensor.device.type for name, tensor in loaded.state[there].items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), "meta"
+    )
+
+
 def test_a_closure_is_evaluated() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = LAMB([parameter], lr=0.1)

@@ -15,7 +15,7 @@ A learned rate that is not positive cannot train; the protocol's own is used and
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -78,7 +78,7 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     return replace(protocol, optimizer="sgd", lr=rate, momentum=0.9), ()
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def training_loss(network: FunctionalModule, scale: float | None) -> Loss:
     """Return the loss that a network trains by, the same function each time, so that it is compiled once.
 
@@ -133,8 +133,7 @@ class Judge:
         accuracies, found = [], []
         images, labels = test
         classes = int(labels.max()) + 1
-        for index in range(n):
-            predicted = self.predict(state_at(states, index), normalise, images)
+        for predicted in self.predict([state_at(states, index) for index in range(n)], normalise, images):
             accuracies.append((predicted == labels).double().mean())
             found.append(int((predicted.bincount(minlength=classes) > 0).sum()))
         collapsed = f"{self.name} predicts only {min(found)} of {classes} classes"
@@ -162,8 +161,10 @@ class Judge:
         )
 
     @torch.no_grad()
-    def predict(self, state: NetworkState, normalise: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Return the predicted class of each raw image."""
-        size = TEST_CHUNK.get(images.device.type, 1000)
-        chunks = [self.network(state, normalise(part))[0].argmax(1) for part in torch.split(images, size)]
-        return torch.cat(chunks)
+    def predict(
+        self, states: Sequence[NetworkState], normalise: Callable[[Tensor], Tensor], images: Tensor
+    ) -> list[Tensor]:
+        """Return each network's predicted class of each raw image, which is normalised once for all networks."""
+        chunks = map(normalise, torch.split(images, TEST_CHUNK.get(images.device.type, 1000)))
+        found = [[self.network(state, part)[0].argmax(1) for state in states] for part in chunks]
+        return [torch.cat(own) for own in zip(*found, strict=True)]

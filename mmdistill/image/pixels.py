@@ -7,6 +7,8 @@ from mmdistill.image.data import ImageData
 
 NORMALISED_MOST = 1 << 28
 """Bytes of float32 up to which all images are normalised (and whitened) once instead of whenever they are drawn."""
+NORMALISED_SHARE = 8
+"""On CUDA, the part of the free memory that they may take, where that is more."""
 
 
 class Pixels:
@@ -24,7 +26,7 @@ class Pixels:
         self.data = data
         self.device = device
         self._images = _kept(data.train_images, device)
-        self._ready = 4 * self._images.numel() <= NORMALISED_MOST
+        self._ready = 4 * self._images.numel() <= _most_normalised(self._images.device)
         if self._ready:
             self._images = data.normalise(self._images)
 
@@ -39,6 +41,13 @@ class Pixels:
         if self.place.type != self.device.type:
             images = images.pin_memory().to(self.device, non_blocking=True)
         return images if self._ready else self.data.normalise(images)
+
+
+def _most_normalised(device: torch.device) -> int:
+    """Return the bytes that normalised images may take on a device."""
+    if device.type != "cuda":
+        return NORMALISED_MOST
+    return max(NORMALISED_MOST, torch.cuda.mem_get_info(device)[0] // NORMALISED_SHARE)
 
 
 def _kept(images: Tensor, device: torch.device) -> Tensor:

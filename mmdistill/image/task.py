@@ -77,6 +77,7 @@ class ImageTask:
         self.judge_batch = judge_batch
         self.protocol = find_protocol(protocol)
         self._pixels = Pixels(data, device)
+        self._others: dict[str, FunctionalModule] = {}
         self._classes = data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
         table, present = class_table(data.train_labels, len(data.class_names))
@@ -262,8 +263,11 @@ class ImageTask:
         return self.judge_title(judge), self.network if name == self.model else self._other(name)
 
     def _other(self, judge: str) -> FunctionalModule:
-        """Return a named network of the default width, other than the one distilled with."""
-        return FunctionalModule(model_factory(judge, self.data.shape, len(self.data.class_names)), device=self.device)
+        """Return a named network of the default width, other than the one distilled with: one, compiled once."""
+        if judge not in self._others:
+            factory = model_factory(judge, self.data.shape, len(self.data.class_names))
+            self._others[judge] = FunctionalModule(factory, device=self.device)
+        return self._others[judge]
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the preprocessing holds all that a set needs to be used elsewhere."""

@@ -12,7 +12,7 @@ kip     channels standardised            each image's own mean,   0.1 times thei
 The matrix is fitted to the training images once and kept in the user's cache folder. It travels with a distilled set.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import safetensors.torch
@@ -53,6 +53,7 @@ class Whitening:
     inverse: Tensor
     offset: float = 0.0
     norm: float = 1.0
+    _placed: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def standardises(self) -> bool:
@@ -64,7 +65,14 @@ class Whitening:
         flat = images.flatten(-3)
         if self.kind == "kip":
             flat, _, _ = unit_images(flat)
-        return ((flat - self.mean.to(flat)) @ self.matrix.to(flat)).view_as(images)
+        mean, matrix = self._on(flat.device)
+        return ((flat - mean) @ matrix).view_as(images)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return mean and matrix on a device; kept, since a copy waits for it."""
+        if device not in self._placed:
+            self._placed[device] = self.mean.to(device), self.matrix.to(device)
+        return self._placed[device]
 
     def invert(self, images: Tensor) -> Tensor:
         """Return whitened images in those units; of ``kip``, with the training images' mean brightness and contrast."""

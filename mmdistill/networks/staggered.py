@@ -66,7 +66,7 @@ class NetworkPool(NetworkSchedule):
         """Step the network that served, or redraw it at its age; the state then holds the pool alone."""
         pool = dict(state.momentum)
         member = int(pool.pop(MEMBER))
-        ages = pool[AGES].clone()
+        ages = pool[AGES].cpu().clone()  # a checkpoint comes back to the device, where reading them would wait
         if state.network is None:
             raise ConfigError("a pool advances the network that it fetched")
         if int(ages[member]) > self.max_age:

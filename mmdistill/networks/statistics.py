@@ -1,6 +1,7 @@
 """Running statistics of batch norms, as networks need them whose gradients or features are matched."""
 
 import torch
+from torch import Tensor
 
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
@@ -25,9 +26,26 @@ def settled_by_class(task: Task, module: FunctionalModule, network: NetworkState
     if not has_statistics(network):
         return network
     real = task.sample_real(draws, torch.arange(task.num_classes or 1, device=task.device), BY_CLASS)
-    present = real.batch.weight > 0 if isinstance(real, ClassBatch) else real.weight > 0
-    inputs = real.batch.inputs if isinstance(real, ClassBatch) else real.inputs
-    return module.settled(network, map_inputs(lambda tensor: tensor[present], inputs))
+    assert isinstance(real, ClassBatch)
+    rows = _repeating(real.batch.weight)
+    inputs = map_inputs(lambda tensor: tensor.flatten(0, 1)[rows], real.batch.inputs)
+    return module.settled(network, inputs)
+
+
+def _repeating(weight: Tensor) -> Tensor:
+    """Return the rows of all classes' samples, in which those of a small class come again instead of what pads it.
+
+    Leaving the padding out would make the host wait for how much there is.
+
+    Shapes:
+        weight ``(C, n)``, positive for samples and 0 for padding; returns ``(C n,)``.
+    """
+    classes, n = weight.shape
+    present = weight > 0
+    order = present.to(torch.uint8).sort(stable=True, dim=1, descending=True).indices
+    columns = torch.arange(n, device=weight.device) % present.sum(1, keepdim=True).clamp_min(1)
+    rows: Tensor = order.gather(1, columns) + n * torch.arange(classes, device=weight.device)[:, None]
+    return rows.flatten()
 
 
 def with_real_statistics(task: Task, network: NetworkState, draws: Draws) -> NetworkState:

@@ -1,12 +1,14 @@
 """On CUDA no step waits for the device: nothing is read back, and nothing is copied between host and device."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mmdistill.distiller import Distiller
-from mmdistill.image import image_task
+from mmdistill.image import image_task, pixels
 from mmdistill.networks.schedules import FreshNetworks, ScheduleState
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
@@ -17,10 +19,10 @@ STEPS = 2
 METHODS = ("dm", "dc", "dsa", "dcc", "idc", "edd", "dd", "rat-bptt", "mtt", "tesla", "kip", "krr", "frepo", "rfad")
 
 
-def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> Distiller:
+def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8), **options: Any) -> Distiller:
     labels = torch.arange(10).repeat_interleave(8)
     images = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(0))
-    task = image_task((images, labels), test=(images[::8], labels[::8]), width=8)
+    task = image_task((images, labels), test=(images[::8], labels[::8]), **{"width": 8, **options})
     changes: dict[str, object] = {"steps": 5, "real_batch": 4, "inner_steps": 2, "outer_steps": 2}
     if name == "rat-bptt":
         changes["inner_window"] = 1
@@ -44,6 +46,21 @@ class RandomTargets(FreshNetworks):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_waits_for_nothing(name: str) -> None:
     distiller = distiller_of(name)
+    run = distiller.start()
+    with on_meta(distiller, run), NoTransfers():
+        for _ in range(STEPS):
+            run, loss = distiller.step(run)
+        assert loss.device == META
+
+
+@pytest.mark.parametrize("name", ["dm", "frepo", "rfad"])
+@pytest.mark.parametrize("options", [{"model": "convnet-bn", "width": 8}, {"whiten": "mtt"}], ids=["bn", "whitened"])
+def test_a_step_with_batch_norms_or_whitened_images_waits_for_nothing(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pixels, "NORMALISED_MOST", 0)
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    distiller = distiller_of(name, **options)
     run = distiller.start()
     with on_meta(distiller, run), NoTransfers():
         for _ in range(STEPS):

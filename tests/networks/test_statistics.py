@@ -144,6 +144,19 @@ def test_a_matched_network_normalises_by_them_from_the_first_call_on(task: Image
     assert all(torch.equal(network.buffers[name], kept[name]) for name in kept)
 
 
+def test_a_class_of_few_images_counts_by_those_that_it_has() -> None:
+    """Nine classes of 32 images, which all are of a value by class, and one of four."""
+    labels = torch.cat([torch.arange(9).repeat_interleave(32), torch.full((4,), 9)])
+    images = (labels.float() / 10).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone()
+    images[-4:, ..., :4] += torch.tensor([0.1, 0.2, 0.3, 0.4]).view(-1, 1, 1, 1)
+    task = image_task((images, labels), test=(images, labels), model=small)
+    network = task.settle(task.init(KEY), KEY.fold("settle"))
+    each = task.data.normalise(torch.cat([images[:288:32].repeat_interleave(16, 0), images[-4:].repeat(4, 1, 1, 1)]))
+    mean, variance = statistics(task, network, each)
+    assert torch.allclose(first(network, "running_mean"), mean, atol=1e-5)
+    assert torch.allclose(first(network, "running_var"), variance, rtol=1e-4)
+
+
 def test_networks_without_such_norms_are_left_alone() -> None:
     task = image_task("digits", width=4)
     key = KEY.fold("step")
