@@ -335,6 +335,8 @@ class Distiller:
             step = run.best["step"]
         with torch.no_grad():
             batch = self._labelled(run, run.parameterization.finished(self.draws.fold("decode")))
+            if isinstance(run.parameterization.labels, TeacherLabels) and isinstance(batch.targets, Tensor):
+                ranks.share(batch.targets)  # by the last step's teacher, which each rank has drawn by itself
         return DistilledSet(
             detached(batch),
             self.task.describe(),

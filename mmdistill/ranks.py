@@ -76,6 +76,12 @@ def average(tensors: Sequence[Tensor]) -> None:
             tensor /= size()
 
 
+def share(tensor: Tensor) -> None:
+    """Give all ranks the first one's values of a tensor, in place."""
+    if size() > 1:
+        distributed.broadcast(tensor, 0)
+
+
 def all_true(flag: Tensor) -> bool:
     """Return whether a scalar is true on every rank; waits for the device, and for all ranks."""
     if size() == 1:

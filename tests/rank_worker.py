@@ -1,17 +1,22 @@
 """What each process of ``tests/test_ranks.py`` runs: distil toy blobs, perhaps stopped half-way.
 
-torchrun starts it: ``-m tests.rank_worker FOLDER METHOD whole|stop|resume|patience``.
+torchrun starts it: ``-m tests.rank_worker FOLDER METHOD whole|stop|resume|patience|labels``.
 """
 
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
+from torch import Tensor
 
 from mmdistill import ranks
 from mmdistill.distill import distill
+from mmdistill.networks.schedules import FreshNetworks, ScheduleState
+from mmdistill.runtime import Draws
+from mmdistill.task import Task
 from tests.test_distill import Validated, method, samples
 from tests.toys import BlobTask
 
@@ -24,19 +29,30 @@ class Disagreeing(Validated):
         return score if ranks.is_first() else float(self.calls)
 
 
+class RandomTargets(FreshNetworks):
+    """A fresh network each step, and another as the target, by which samples are labelled."""
+
+    gives_target = True
+
+    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
+        return ScheduleState(task.init(draws), 0, {}, task.init(draws.fold("target")).params)
+
+
 def main(folder: Path, name: str, how: str) -> None:
     def stop(done: int, total: int, loss: float) -> None:
         if how == "stop" and done == 7 and not ranks.is_first():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    task, changes = BlobTask(), {}
+    task, own = BlobTask(), method(name)
     if how == "patience":
-        task, changes = Disagreeing(), {"steps": 40, "validate_every": 2, "patience": 4}
+        task, own = Disagreeing(), method(name, steps=40, validate_every=2, patience=4)
+    if how == "labels":
+        own = replace(own, label="teacher", network=lambda settings: RandomTargets())
     with ranks.process_group("cpu"):
         try:
             result = distill(
                 task,
-                method(name, **changes),
+                own,
                 ipc=2,
                 seed=4,
                 out=folder / "run",
@@ -45,7 +61,9 @@ def main(folder: Path, name: str, how: str) -> None:
             )
         except KeyboardInterrupt:
             return
-        safetensors.torch.save_file({"samples": samples(result)}, folder / f"{how}-{ranks.rank()}.safetensors")
+        assert isinstance(result.batch.targets, Tensor)
+        content = {"samples": samples(result), "targets": result.batch.targets}
+        safetensors.torch.save_file(content, folder / f"{how}-{ranks.rank()}.safetensors")
 
 
 if __name__ == "__main__":

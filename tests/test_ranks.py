@@ -55,6 +55,7 @@ def test_alone_nothing_is_shared() -> None:
         assert device == "auto"
     tensor = torch.tensor([1.0, 2.0])
     ranks.average([tensor])
+    ranks.share(tensor)
     assert tensor.tolist() == [1.0, 2.0]
     assert ranks.gathered("x") == ["x"]
     assert not ranks.all_true(torch.tensor(False))
@@ -69,6 +70,14 @@ def test_two_ranks_step_on_the_mean_of_their_gradients(tmp_path: Path) -> None:
     torch.testing.assert_close(one, by_hand().reshape(one.shape), rtol=1e-5, atol=1e-6)
     alone = samples(distill(BlobTask(), method("dm"), ipc=2, seed=4))
     assert not torch.allclose(one, alone)
+
+
+@pytest.mark.ddp
+def test_ranks_return_the_labels_of_one_teacher(tmp_path: Path) -> None:
+    torchrun("-m", "tests.rank_worker", str(tmp_path), "dm", "labels")
+    one, other = (load_file(tmp_path / f"labels-{rank}.safetensors")["targets"] for rank in range(2))
+    assert one.is_floating_point()
+    assert torch.equal(one, other)
 
 
 @pytest.mark.ddp
