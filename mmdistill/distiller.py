@@ -242,7 +242,7 @@ class Distiller:
             gradients: computes what :meth:`gradients` does, faster; None is that method itself.
         """
         key = self.key(run)
-        with matrix_products(self.precision, self.task.device):
+        with matrix_products("float32" if run.objective.exact else self.precision, self.task.device):
             schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
             loss, found = (gradients or self.gradients)(run, schedule, self.real(run, key), key)
             self._update(run, found)

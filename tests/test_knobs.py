@@ -1,6 +1,7 @@
 """The knobs of memory and precision: what they change, and that they change nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ from mmdistill.objectives.base import (
     classes_at_once,
     features_at_once,
 )
-from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
+from mmdistill.objectives.performance import FeatureKernel, Kernel, KernelRidgeMatching, LinearKernel
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import resolved
@@ -211,3 +212,27 @@ def test_a_device_takes_no_more_classes_at_once_than_fit_its_memory(classes: int
     network = Network(BlobTask(), BlobTask().init(Draws(1)))
     assert features_at_once(network, batch) == at_once
     assert classes_at_once(network, batch, "auto") == at_once
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"), [(LinearKernel, "float32"), (FeatureKernel, "mixed"), (None, "mixed")]
+)
+def test_closed_form_kernels_are_computed_in_full_float32(
+    objective: type[Kernel] | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TF32 is a format of CUDA, so what the step asks for is all that can be seen here."""
+    asked: list[str] = []
+
+    @contextmanager
+    def products(precision: str, device: torch.device) -> Iterator[None]:
+        asked.append(precision)
+        yield
+
+    monkeypatch.setattr("mmdistill.distiller.matrix_products", products)
+    method = CORE_METHODS["dm"].with_settings(steps=1, real_batch=4)
+    if objective is not None:
+        method = replace(method, objective=lambda: KernelRidgeMatching(objective(), ridge=1e-3))
+    distiller = Distiller(BlobTask(), method, 2)
+    distiller.precision = "mixed"
+    distiller.step(distiller.start())
+    assert asked == [expected]

@@ -90,7 +90,8 @@ class Objective(nn.Module, ABC):
     step by what the host knows, or changes something beside its result, so that a captured step cannot repeat it.
     One without ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned.
     One that ``lowers`` runs networks in bfloat16 where the precision says so, as :func:`class_gradients` and
-    :func:`class_means` do; ``bf16`` is refused with others.
+    :func:`class_means` do; ``bf16`` is refused with others. One that is ``exact`` has all products of its steps in
+    float32 whatever the precision, because TF32 would drown a small ridge.
     """
 
     view: RealView = "classes"
@@ -99,6 +100,7 @@ class Objective(nn.Module, ABC):
     needs_target = False
     siamese = True
     steady = True
+    exact = False
 
     @abstractmethod
     def forward(self, network: Network, syn: "Batch | ClassBatch", real: "Batch | ClassBatch", draws: Draws) -> Tensor:

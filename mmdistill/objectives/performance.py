@@ -16,7 +16,9 @@ from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors, nu
 
 
 class Kernel(ABC):
-    """A positive semi-definite similarity of samples, given a network (or none)."""
+    """A positive semi-definite similarity of samples, given a network; most read none, which ``of_network`` says."""
+
+    of_network = False
 
     @abstractmethod
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
@@ -41,6 +43,8 @@ class FeatureKernel(Kernel):
     They are taken in float64: where samples outnumber features the matrix is singular, and rounding in float32 gives it
     negative eigenvalues beyond a ridge of 1e-6.
     """
+
+    of_network = True
 
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
         """Return phi(a) phi(b)^T."""
@@ -249,6 +253,7 @@ class KernelRidgeMatching(Objective):
         self.loss = loss
         self.view = view
         self.readout = readout
+        self.exact = not kernel.of_network
         log_ridge = torch.tensor(float(ridge), dtype=torch.float64).log()
         if learn_ridge:
             self.log_ridge = nn.Parameter(log_ridge)

@@ -124,7 +124,13 @@ class RandomFeatureRidge(Objective):
         states = self.random_networks(network.task, draws)
         phi_real = features_by_portions(lambda inputs: self._features(network.task, states, inputs), real)
         phi_syn = self._features(network.task, states, syn)
-        return 2 * phi_real @ phi_syn.T + self.offset, 2 * phi_syn @ phi_syn.T + self.offset
+        return self._gram(phi_real, phi_syn), self._gram(phi_syn, phi_syn)
+
+    def _gram(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the kernel of features in float64, which CUDA does not round to TF32, one network at a time."""
+        size = a.shape[1] // self.networks
+        parts = zip(torch.split(a, size, 1), torch.split(b, size, 1), strict=True)
+        return 2 * torch.stack([x.double() @ y.double().T for x, y in parts]).sum(0) + self.offset
 
     def random_networks(self, task: Task, draws: Draws) -> list[NetworkState]:
         """Return this step's networks."""
