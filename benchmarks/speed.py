@@ -306,6 +306,8 @@ def measure(found: Contest, device: torch.device, repeats: int, warm_up: int) ->
     for _ in range(repeats):
         ours.append(timed(several, device) / together)
         plain.append(timed(found.plain, device))
+    gc.unfreeze()  # and with it the graphs of earlier measurements, whose memory would count as this one's
+    gc.collect()
     fast, slow = statistics.median(ours), statistics.median(plain)
     return {
         "ours_ms": 1000 * fast,

@@ -16,6 +16,7 @@ judging; its numbers stand in tables of their own.
 """
 
 import argparse
+import contextlib
 import queue
 import signal
 import subprocess
@@ -39,6 +40,8 @@ from mmdistill.store import DistilledSet, read_json, write_json
 
 GRACE = 120
 """Seconds in which a cell that is asked to stop may end its step and keep a checkpoint."""
+INTERRUPTED = threading.Event()
+"""Set by Ctrl-C: running cells stop, and no further one starts."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def run_cells(
             waiting.put(cell)
 
     def work(device: str) -> None:
-        while time.time() < until:
+        while time.time() < until and not INTERRUPTED.is_set():
             try:
                 cell = waiting.get_nowait()
             except queue.Empty:
@@ -74,8 +77,14 @@ def run_cells(
     workers = [threading.Thread(target=work, args=(device,)) for device in devices]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        INTERRUPTED.set()
+        for worker in workers:
+            worker.join()
+        raise SystemExit("interrupted; the same command resumes the cells") from None
 
 
 def run_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], networks: int, until: float) -> str:
@@ -94,18 +103,29 @@ def distil_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], n
     with (place / "log.txt").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
-            process.wait(timeout=max(until - time.time(), 1))
-        except subprocess.TimeoutExpired:
-            stop(process)
-            return "stopped when the time was over; the same command resumes it"
+            reason = waited(process, until)
         finally:
             cell.keep(places.out, places.cells, seeds)
+    if reason:
+        return f"{reason}; the same command resumes it"
     lines = (place / "log.txt").read_text().strip().splitlines()
     if process.returncode:
         reason = lines[-1].rpartition("Error: ")[2] if lines else f"ended with {process.returncode}"
         cell.fail(places.cells, reason)
         return f"failed: {reason}"
     return " | ".join(lines[-2:])
+
+
+def waited(process: "subprocess.Popen[bytes]", until: float) -> str:
+    """Wait for a cell, and stop it at a time or an interrupt; returns why it did not end by itself, or nothing."""
+    while process.poll() is None:
+        if INTERRUPTED.is_set() or time.time() >= until:
+            stop(process)
+            return "interrupted" if INTERRUPTED.is_set() else "stopped when the time was over"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=min(max(until - time.time(), 0.1), 1))
+    # A terminal interrupts the cell as well, which then may end before this process knows.
+    return "interrupted" if INTERRUPTED.is_set() or process.returncode in (-signal.SIGINT, 130) else ""
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
