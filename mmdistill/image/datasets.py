@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
@@ -26,6 +27,7 @@ DATASETS = {
     "fashion-mnist": "articles of clothing, 28 x 28 grey, 10 classes, 60,000 + 10,000; downloaded",
     "cifar10": "photographs, 32 x 32 colour, 10 classes, 50,000 + 10,000 (python or binary layout); downloaded",
     "cifar100": "photographs, 32 x 32 colour, 100 classes, 50,000 + 10,000 (python or binary layout); downloaded",
+    "svhn": "house numbers, 32 x 32 colour, 10 classes, 73,257 + 26,032; downloaded",
     "tiny-imagenet": "photographs, 64 x 64 colour, 200 classes, 100,000 + 10,000; "
     "bring the unpacked tiny-imagenet-200.zip of cs231n.stanford.edu",
 }
@@ -42,6 +44,7 @@ MNIST_MOMENTS = ((0.1307,), (0.3081,))
 FASHION_MOMENTS = ((0.2861,), (0.3530,))
 CIFAR10_MOMENTS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_MOMENTS = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+SVHN_MOMENTS = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
 IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TINY_FOLDER = "tiny-imagenet-200"
 
@@ -307,6 +310,25 @@ def _cifar100() -> ImageData:
     return _load_cifar("cifar100", CIFAR100, "cifar-100-binary", CIFAR100_MOMENTS)
 
 
+def _svhn() -> ImageData:
+    """Load SVHN's cropped digits, in torchvision's layout, downloading them where they are missing."""
+    from torchvision.datasets import SVHN
+
+    names = [SVHN.split_list[split][1] for split in ("train", "test")]
+    present = [root for root in _roots() if all((root / name).is_file() for name in names)]
+    root = present[0] if present else _writable_root()
+    if not present:
+        wanted = f"{' and '.join(names)} in {data_root()}"
+        for split in ("train", "test"):
+            _download(partial(SVHN, str(root), split=split, download=True), "svhn", wanted)
+    try:
+        splits = [SVHN(str(root), split=split) for split in ("train", "test")]
+    except RuntimeError as error:
+        raise DataError(f"{names[0]} or {names[1]} in {root} differs from the published checksum; fetch it") from error
+    train, test = ((torch.from_numpy(split.data).contiguous(), torch.from_numpy(split.labels)) for split in splits)
+    return build("svhn", train, test, class_names=DIGIT_NAMES, moments=SVHN_MOMENTS, mirror=False)
+
+
 def _load_tiny_imagenet(folder: Path) -> ImageData:
     """Load Tiny-ImageNet; its validation images are the test set, as in the field, since the test labels are secret."""
     images, labels, classes = files.read_image_folder(folder / "train", None)
@@ -356,6 +378,7 @@ LOADERS: dict[str, Callable[[], ImageData]] = {
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
+    "svhn": _svhn,
     "tiny-imagenet": _tiny_imagenet,
 }
 """Loaders of the known data sets by name."""

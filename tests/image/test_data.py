@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import scipy.io
 import torch
 from PIL import Image
 from torch import Tensor
@@ -139,7 +140,7 @@ def test_mnist_is_found_under_the_data_root(tmp_path: Path, monkeypatch: pytest.
     assert load("fashion_mnist").class_names[0] == "T-shirt/top"
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"])
 def test_a_failed_download_says_what_is_missing_and_where_to_put_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_failed_download_says_what_is_missing_and_where_to_put_it(
 
     monkeypatch.setattr(published.MNIST, "download", offline)
     monkeypatch.setattr(published.CIFAR10, "download", offline)
+    monkeypatch.setattr(published.SVHN, "download", offline)
     with pytest.raises(DataError, match=r"is missing and its download failed \(no route to host\); put .*") as caught:
         load(name)
     assert str(tmp_path / "data") in str(caught.value)
@@ -210,6 +212,24 @@ def test_cifar_in_its_python_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / published.CIFAR10.base_folder / "data_batch_1").write_bytes(b"cut")
     with pytest.raises(DataError, match="differs from the published checksums"):
         load("cifar10")
+
+
+def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
+    images, labels = bytes_like(10, 3, 32, 32), [10, *range(1, 10)]  # 10 stands for the digit 0
+    known = {}
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}_32x32.mat"
+        scipy.io.savemat(path, {"X": images.permute(2, 3, 1, 0).numpy(), "y": np.array(labels)[:, None]})
+        known[split] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(published.SVHN, "split_list", known)
+    data = load("svhn")
+    assert torch.equal(data.train_images, images)
+    assert data.test_labels.tolist() == list(range(10))
+    assert not data.mirror
+    path.write_bytes(b"cut")
+    with pytest.raises(DataError, match="differs from the published checksum"):
+        load("svhn")
 
 
 def test_an_image_folder_is_split_by_class(tmp_path: Path) -> None:
