@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import platform
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Draws:
         return Draws(self.seed, self.path, torch.device(device))
 
     def integer(self) -> int:
-        """Return the key's own 63-bit integer."""
+        """Return the key's own 63-bit integer, of which generators on a CPU read the lower 32 bits."""
         text = repr((self.seed, self.path)).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
@@ -233,16 +233,15 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     one step; on any error, the temporary file goes and the old content stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        with os.fdopen(descriptor, "wb") as handle:
+        with part.open("xb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        part.replace(path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:  # a full disk is not told by name
             error.filename = str(path)
         raise

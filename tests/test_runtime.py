@@ -1,4 +1,5 @@
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_an_atomic_write_is_whole_or_not_at_all(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert target.read_bytes() == b"old"
     assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_files_have_the_permissions_that_the_user_asks_for(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with atomic_write(tmp_path / "file") as handle:
+            handle.write(b"mine")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,7 @@ class Experts:
             raise CheckpointError(f"{folder} holds no experts ({MANIFEST} is missing); make them with train_experts")
         self.folder = folder
         self.manifest = read_json(folder / MANIFEST)
+        self._digest = digest(self.manifest)
         self.count = count
         self.device = task.device
         _require_same(folder, self.manifest, identity(task, ExpertRecipe()))
@@ -130,7 +131,7 @@ class Experts:
         path = _shard(self.folder, expert)
         try:
             with safetensors.safe_open(path, framework="pt") as handle:
-                if (handle.metadata() or {}).get("experts") != digest(self.manifest):
+                if (handle.metadata() or {}).get("experts") != self._digest:
                     raise CheckpointError(f"{path} belongs to other experts than {MANIFEST} beside it describes")
                 if epoch is None:
                     return {}

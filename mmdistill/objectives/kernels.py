@@ -125,7 +125,7 @@ def convolutional(
     parts = torch.split(a, max(1, pairs // b.shape[0]))
     if len(parts) == 1:
         return rows(a)
-    kernels = [checkpoint(rows, part, use_reentrant=False) for part in parts]
+    kernels = [checkpoint(rows, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
     return WideKernels(*(torch.cat(matrices) for matrices in zip(*kernels, strict=True)))
 
 
