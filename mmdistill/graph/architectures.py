@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.graph.models import ModuleNetwork
+from mmdistill.graph.models import STRONG, ModuleNetwork
 
 ARCHITECTURES = ("gat", "graphsage", "appnp", "chebnet")
 HEADS = 8
 TELEPORT = 0.1
 """APPNP's share of a node's own prediction in each of its ten steps."""
-STRONG = 0.5
-"""Edges below this weight are no edges to an attention that takes none, as in the published comparison."""
 
 Edges = tuple[Tensor, Tensor]
 Prepare = Callable[[Tensor, Tensor, int], Edges]

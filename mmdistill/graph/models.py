@@ -20,6 +20,8 @@ from mmdistill.task import NetworkState, Tensors
 
 MODELS = ("sgc", "gcn", "mlp")
 """Own networks by name."""
+STRONG = 0.5
+"""Pairs below this weight are no edges to a network that takes no weights, as in the published comparison."""
 
 
 class GraphNetwork(ABC):
@@ -195,8 +197,10 @@ class GCN(GraphNetwork):
 class ModuleNetwork(GraphNetwork):
     """Any graph module with ``forward(x, edge_index[, edge_weight])``, such as torch-geometric's.
 
-    A synthetic graph without structure has no edges; one with structure passes every ordered pair of nodes with
-    the learned weight, so the module must take edge weights.
+    A synthetic graph without structure has no edges. Of one with structure the module gets all ordered pairs of nodes
+    while their weights learn, and to train on it (:meth:`precomputed`) the pairs of a weight above 0. A module that
+    takes no weights, as torch-geometric says of its models in ``supports_edge_weight``, trains on the pairs of weight
+    0.5 or more, and no weights learn through it.
 
     Args:
         factory: makes a freshly initialised module.
@@ -213,7 +217,7 @@ class ModuleNetwork(GraphNetwork):
             module = made_by(factory)
         names = tuple(features) or _head(module)
         self.functional = FunctionalModule(factory, names, device)
-        self.takes_weight = len(inspect.signature(module.forward).parameters) > 2
+        self.takes_weight = _takes_weight(module)
 
     @property
     def description(self) -> str:
@@ -224,16 +228,28 @@ class ModuleNetwork(GraphNetwork):
         """Draw parameters as the module's constructor does."""
         return self.functional.init(draws)
 
+    def precomputed(self, inputs: Tensors) -> Tensors:
+        """Return the graph with the edges that there are in place of a weight for each pair of nodes."""
+        if "adjacency" not in inputs:
+            return inputs
+        weight = inputs["adjacency"]
+        edges = (weight > 0 if self.takes_weight else weight >= STRONG).nonzero().T
+        return {"x": inputs["x"], "edge_index": edges, "edge_weight": weight[edges[0], edges[1]]}
+
     def _arguments(self, inputs: Tensors) -> tuple[Tensor, ...]:
+        """Return what the module is called with.
+
+        Raises:
+            UnsupportedError: weights of all pairs, which may learn, and a module that takes none.
+        """
         x = inputs["x"]
         if "adjacency" in inputs:
             if not self.takes_weight:
                 raise UnsupportedError(
-                    f"{type(self.functional.module).__name__}.forward takes no edge_weight, so it cannot read a "
-                    "weighted synthetic graph; use a method without structure (A' = I)"
+                    f"{type(self.functional.module).__name__} takes no edge_weight as its third argument, or ignores "
+                    "it, so edge weights cannot be learned through it; use a method without structure (A' = I)"
                 )
-            nodes = x.shape[0]
-            edges = (~torch.eye(nodes, dtype=torch.bool, device=x.device)).nonzero().T
+            edges = (~torch.eye(len(x), dtype=torch.bool, device=x.device)).nonzero().T
             return x, edges, inputs["adjacency"][edges[0], edges[1]]
         edges = inputs.get("edge_index", torch.zeros(2, 0, dtype=torch.long, device=x.device))
         weight = inputs.get("edge_weight", x.new_zeros(0))
@@ -282,6 +298,13 @@ def make_network(
 
 def _identity(x: Tensor) -> Tensor:
     return x
+
+
+def _takes_weight(module: nn.Module) -> bool:
+    """Return whether a module's third argument is the edges' weight, and no mere name of it."""
+    third = list(inspect.signature(module.forward).parameters.values())[2:3]
+    named = any(one.name == "edge_weight" and one.kind is not one.KEYWORD_ONLY for one in third)
+    return named and bool(getattr(module, "supports_edge_weight", True))
 
 
 def _head(module: nn.Module) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, share_classes
 
+LINKS = frozenset({"adjacency", "edge_index"})
+"""Names of inputs by which nodes are linked."""
 MOMENTS = "mvt"
 """Under ``m.<parameter>`` and ``v.<parameter>`` Adam's moments are kept, under ``t.<parameter>`` its steps."""
 
@@ -45,7 +47,7 @@ class TrainedOnGraph(TrainedOnS):
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
         """Return the graph whole while its nodes are linked, else its nodes shuffled into minibatches."""
-        if isinstance(syn.inputs, dict) and "adjacency" in syn.inputs:
+        if isinstance(syn.inputs, dict) and not LINKS.isdisjoint(syn.inputs):
             return [syn]
         return super().minibatches(task, syn, draws)
 

@@ -144,14 +144,71 @@ def test_any_module_runs_in_every_input_form() -> None:
     assert torch.equal(one, same)
 
 
-def test_weighted_structure_needs_a_module_that_takes_weights() -> None:
+def test_a_module_without_weights_reads_strong_edges_and_teaches_no_weights() -> None:
     network = ModuleNetwork(PlainConvolutions)
     state = network.init(Draws(0))
-    assert network.layers(state, {"x": GRAPH.x, "edge_index": GRAPH.edge_index, "edge_weight": GRAPH.edge_weight})[
-        -1
-    ].shape == (NODES, 5)
-    with pytest.raises(UnsupportedError, match="takes no edge_weight"):
-        network.logits(state, {"x": GRAPH.x, "adjacency": dense_weights()})
+    raw = {"x": GRAPH.x, "edge_index": GRAPH.edge_index, "edge_weight": GRAPH.edge_weight}
+    assert network.layers(state, raw)[-1].shape == (NODES, 5)
+    weak = torch.where(dense_weights() > 0, 0.6, 0.4).fill_diagonal_(0)
+    by_matrix, _ = network.logits(state, network.precomputed({"x": GRAPH.x, "adjacency": weak}))
+    assert torch.allclose(by_matrix, network.logits(state, raw)[0], atol=1e-5)
+    with pytest.raises(UnsupportedError, match="method without structure"):
+        distill(graph_task(GRAPH, PlainConvolutions), "gcond", nodes=6, settings={"steps": 1})
+
+
+@pytest.mark.parametrize("kind", [basic_gnn.GraphSAGE, basic_gnn.GAT, basic_gnn.GIN])
+def test_models_that_ignore_weights_see_no_edge_where_there_is_none(kind: type[nn.Module]) -> None:
+    network = ModuleNetwork(lambda: kind(12, 8, 2, 3))
+    state = network.init(Draws(0))
+    assert not network.takes_weight
+    alone, _ = network.logits(state, {"x": GRAPH.x})
+    zero = network.precomputed({"x": GRAPH.x, "adjacency": torch.zeros(NODES, NODES)})
+    assert torch.equal(alone, network.logits(state, zero)[0])
+    linked, _ = network.logits(state, network.precomputed({"x": GRAPH.x, "adjacency": dense_weights()}))
+    by_edges, _ = network.logits(state, {"x": GRAPH.x, "edge_index": GRAPH.edge_index})
+    assert torch.allclose(linked, by_edges, atol=1e-5)
+    assert not torch.allclose(linked, alone, atol=1e-3)
+
+
+def test_a_judge_that_ignores_weights_trains_on_the_edges_that_there_are() -> None:
+    own = graph_task(GRAPH, lambda: basic_gnn.GraphSAGE(12, 8, 2, 3), protocol=JudgeProtocol(epochs=4))
+    chosen = own.select(torch.arange(6))
+    assert isinstance(chosen.inputs, dict)
+    unlinked = chosen._replace(inputs={"x": chosen.inputs["x"]})
+    without = chosen._replace(inputs={"x": chosen.inputs["x"], "adjacency": torch.zeros(6, 6)})
+    one, same = (own.judging.fit(LoopSample(*part), "model", Draws(0), 1, own.protocol) for part in (unlinked, without))  # type: ignore[arg-type]
+    assert torch.equal(one.test, same.test)
+
+
+class Counting(nn.Module):
+    """A graph module that counts the edges it reads, and whose third argument is something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor | None = None) -> Tensor:
+        assert batch is None
+        out: Tensor = self.head(x) + edge_index.shape[1]
+        return out
+
+
+class WeightedCounting(Counting):
+    """The same with a weight for each edge."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, edge_index)
+
+
+def test_only_edge_weight_gets_the_weights_and_only_edges_of_a_weight_are_passed() -> None:
+    plain, weighted = ModuleNetwork(Counting), ModuleNetwork(WeightedCounting)
+    state = plain.init(Draws(0))
+    inputs = {"x": GRAPH.x, "adjacency": 0.7 * dense_weights()}
+    empty, _ = plain.logits(state, {"x": GRAPH.x})
+    for network in (plain, weighted):
+        counted = network.logits(state, network.precomputed(inputs))[0] - empty
+        assert torch.allclose(counted, torch.tensor(float(GRAPH.edge_index.shape[1])))
+    assert torch.allclose(weighted.logits(state, inputs)[0] - empty, torch.tensor(float(NODES * (NODES - 1))))
 
 
 def test_a_module_without_layers_to_read_is_refused() -> None:
