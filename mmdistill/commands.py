@@ -25,7 +25,7 @@ from mmdistill.evaluate import evaluate, find_judges, require_baselines, require
 from mmdistill.judging import judge_missing, keeping
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, read_metrics
-from mmdistill.networks.experts import default_folder, is_complete, train_experts
+from mmdistill.networks.experts import is_complete, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
@@ -156,7 +156,7 @@ def experts_command(config: DistillConfig, count: int | None, together: int) -> 
         ]
         raise ConfigError(f"{method.title} matches no experts; methods that do: {', '.join(fitting) or 'none here'}")
     wanted = schedule.experts if count is None else count
-    folder = schedule.folder or default_folder(task, schedule.recipe)
+    folder = schedule.folder_for(task)
     if wanted > 0 and is_complete(folder, wanted):
         print(f"{wanted} expert(s) are already in {folder}")
         return
@@ -166,7 +166,7 @@ def experts_command(config: DistillConfig, count: int | None, together: int) -> 
             task,
             folder,
             wanted,
-            schedule.recipe,
+            schedule.recipe_for(task),
             together=together,
             progress=lambda done, total, seconds: show(done, total, left=f"{seconds:.0f} s"),
         )

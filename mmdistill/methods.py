@@ -56,7 +56,9 @@ trained_on_s = trained_by(TrainedOnS)
 """A network trained on the synthetic set between steps."""
 
 
-def experts_by(protocol: FitProtocol = PUBLISHED) -> Callable[[Settings], NetworkSchedule]:
+def experts_by(
+    protocol: FitProtocol = PUBLISHED, kind: type[ExpertTrajectories] = ExpertTrajectories
+) -> Callable[[Settings], NetworkSchedule]:
     """Return how the settings make a schedule of experts that train by a protocol for the epochs they need."""
 
     def make(settings: Settings) -> NetworkSchedule:
@@ -64,7 +66,7 @@ def experts_by(protocol: FitProtocol = PUBLISHED) -> Callable[[Settings], Networ
         own = replace(protocol, epochs=epochs, sam=settings.expert_sam, sam_gap=settings.expert_gap)
         recipe = ExpertRecipe(own, settings.augment)
         folder = Path(settings.expert_folder) if settings.expert_folder else None
-        return ExpertTrajectories(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)
+        return kind(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)
 
     return make
 

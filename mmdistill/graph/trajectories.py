@@ -1,18 +1,20 @@
 """Trajectory matching on a graph: rates in a unit of the graph's own, so that one preset suits features of any size."""
 
 from dataclasses import replace
+from typing import Unpack
 
 from torch import Tensor
 
 from mmdistill.graph.task import GraphTask
-from mmdistill.method import Configured
-from mmdistill.networks.experts import ExpertRecipe, Experts, default_folder, open_experts
+from mmdistill.methods import experts_by, trajectory_matching
+from mmdistill.networks.experts import ExpertRecipe
 from mmdistill.networks.fit import FitProtocol
-from mmdistill.networks.trajectories import ExpertTrajectories, needed_epochs
+from mmdistill.networks.schedules import NetworkSchedule
+from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.networks.unroll import unroll
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.trajectory import TrajectoryMatching
-from mmdistill.objectives.unrolled import InnerRate, flat, student_loss
+from mmdistill.objectives.unrolled import InnerRate, StudentOptions, flat, student_loss
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, Task, Tensors
@@ -32,16 +34,36 @@ def rate_unit(task: Task) -> float:
 
 
 class GraphTrajectoryMatching(TrajectoryMatching):
-    """Match where a student ends that trains on synthetic nodes; its rate counts in :func:`rate_unit`.
+    """Match where a student ends that trains on synthetic nodes; its rate in SGD counts in :func:`rate_unit`.
 
     Args: as for :class:`~mmdistill.objectives.unrolled.UnrolledObjective`.
     Source: Zheng et al., NeurIPS 2023, Sec. 3.2.
     """
 
+    def __init__(self, steps: int, rate: InnerRate, **student: Unpack[StudentOptions]) -> None:
+        super().__init__(steps, rate, **student)
+        self._measured: tuple[Task, float] | None = None
+
+    def check(self, task: Task) -> None:
+        """Refuse what cannot be, and measure the unit of the graph's rates."""
+        super().check(task)
+        self._unit(task)
+
+    def _unit(self, task: Task) -> float:
+        """Return the unit of a task's rates, measured once."""
+        if self._measured is None or self._measured[0] is not task:
+            self._measured = task, rate_unit(task) if self.unrolling.optimizer == "sgd" else 1.0
+        return self._measured[1]
+
+    def learned(self) -> Tensors:
+        """Return the rate that students take, unit included."""
+        unit = 1.0 if self._measured is None else self._measured[1]
+        return {name: tensor * unit for name, tensor in super().learned().items()}
+
     def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
         """Return the parameters of a student that started at the network and took all steps, differentiably."""
         steps = self.step_batches(network.task, flat(syn), draws)
-        rate: Tensor = self.rate() * rate_unit(network.task)
+        rate: Tensor = self.rate() * self._unit(network.task)
         loss = student_loss(network, draws.fold("student"))
         return unroll(loss, network.state.params, steps, rate, self.unrolling)
 
@@ -52,27 +74,16 @@ class GraphExperts(ExpertTrajectories):
     Args: as for :class:`~mmdistill.networks.trajectories.ExpertTrajectories`.
     """
 
-    def _experts(self, task: Task) -> Experts:
-        """Open the experts, training those that are missing."""
-        if self._opened is None or self._opened[0] is not task:
-            protocol = replace(self.recipe.protocol, lr=self.recipe.protocol.lr * rate_unit(task))
-            recipe = replace(self.recipe, protocol=protocol)
-            folder = self.folder or default_folder(task, recipe)
-            self._opened = task, open_experts(task, folder, self.experts, recipe)
-        return self._opened[1]
+    def recipe_for(self, task: Task) -> ExpertRecipe:
+        """Return how experts train, at a rate in the graph's unit."""
+        protocol = self.recipe.protocol
+        return replace(self.recipe, protocol=replace(protocol, lr=protocol.lr * rate_unit(task)))
 
 
-def graph_experts(settings: Settings) -> GraphExperts:
+def graph_experts(settings: Settings) -> NetworkSchedule:
     """Experts on the real graph that train at the student's first rate."""
-    epochs = needed_epochs(settings.start_epochs, settings.expert_steps)
-    recipe = ExpertRecipe(replace(EXPERTS, epochs=epochs, lr=settings.inner_lr), augment=False)
-    return GraphExperts(settings.experts, settings.start_epochs, settings.expert_steps, recipe)
+    return experts_by(replace(EXPERTS, lr=settings.inner_lr), GraphExperts)(settings)
 
 
-def _matching(settings: Settings) -> GraphTrajectoryMatching:
-    rate = InnerRate(settings.inner_lr, learn="objective" in settings.optimizers)
-    return GraphTrajectoryMatching(settings.inner_steps, rate)
-
-
-graph_trajectory_matching = Configured(_matching)
-"""Trajectory matching of the settings' student steps on the whole synthetic set, its rate learned where asked for."""
+graph_trajectory_matching = trajectory_matching(GraphTrajectoryMatching)
+"""Trajectory matching of the settings' students on synthetic nodes, their rate learned where asked for."""

@@ -49,6 +49,14 @@ class ExpertTrajectories(NetworkSchedule):
         """Open the experts, training those that are missing."""
         self._experts(task)
 
+    def recipe_for(self, task: Task) -> ExpertRecipe:
+        """Return how a task's missing experts train."""
+        return self.recipe
+
+    def folder_for(self, task: Task) -> Path:
+        """Return where a task's experts are or shall be."""
+        return self.folder or default_folder(task, self.recipe_for(task))
+
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return an expert's network at a random start, with its target.
 
@@ -69,8 +77,7 @@ class ExpertTrajectories(NetworkSchedule):
     def _experts(self, task: Task) -> Experts:
         """Open the experts, training those that are missing."""
         if self._opened is None or self._opened[0] is not task:
-            folder = self.folder or default_folder(task, self.recipe)
-            self._opened = task, open_experts(task, folder, self.experts, self.recipe)
+            self._opened = task, open_experts(task, self.folder_for(task), self.experts, self.recipe_for(task))
         return self._opened[1]
 
 

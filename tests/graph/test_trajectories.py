@@ -3,19 +3,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.synthetic import SyntheticGraph
 from mmdistill.graph.task import GraphTask, graph_task
-from mmdistill.graph.trajectories import GraphTrajectoryMatching, graph_experts, rate_unit
+from mmdistill.graph.trajectories import GraphExperts, GraphTrajectoryMatching, graph_experts, rate_unit
 from mmdistill.labels import FixedLabels
+from mmdistill.networks.experts import is_complete
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
-from tests.graph.toy import FAST, planted_graph
+from tests.graph.toy import FAST, planted_fields, planted_graph
 from tests.toys import BlobTask
 
 FEW = {"steps": 3, "experts": 2, "expert_steps": 4, "start_epochs": 3, "inner_steps": 4}
@@ -50,6 +52,7 @@ def test_experts_of_a_network_that_reads_the_graph_train_on_the_whole_of_it() ->
     own = task("gcn")
     settings = METHODS["sfgc"].with_settings(**FEW).settings(6)
     schedule = graph_experts(settings)
+    assert isinstance(schedule, GraphExperts)
     first = schedule._experts(own).snapshot(0, 0)
     last = schedule._experts(own).snapshot(0, 6)
     whole = own.training_batch()
@@ -64,6 +67,31 @@ def test_the_rate_counts_in_the_lengths_of_propagated_features() -> None:
     assert rate_unit(BlobTask()) == 1.0
 
 
+def test_the_settings_of_experts_and_students_are_heeded(tmp_path: Path) -> None:
+    changes = {"expert_folder": str(tmp_path / "mine"), "expert_sam": 0.1, "expert_gap": 0.2, "inner_momentum": 0.5}
+    settings = METHODS["sfgc"].with_settings(**FEW, **changes, inner_batch=4).settings(6)
+    schedule = graph_experts(settings)
+    assert isinstance(schedule, GraphExperts)
+    protocol = schedule.recipe_for(task()).protocol
+    assert (schedule.folder_for(task()), protocol.sam, protocol.sam_gap) == (tmp_path / "mine", 0.1, 0.2)
+    matching = METHODS["sfgc"].make_objective(settings)
+    assert isinstance(matching, GraphTrajectoryMatching)
+    assert (matching.batch, matching.unrolling.momentum) == (4, 0.5)
+
+
+def test_the_command_trains_the_experts_that_distilling_looks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = METHODS["sfgc"].with_settings(**FEW)
+    monkeypatch.setitem(METHODS, "sfgc", few)
+    path = tmp_path / "graph.pt"
+    torch.save(planted_fields(), path)
+    assert main(["experts", "--data", str(path), "--method", "sfgc", "--device", "cpu"]) == 0
+    schedule = graph_experts(few.settings(1))
+    assert isinstance(schedule, GraphExperts)
+    assert is_complete(schedule.folder_for(graph_task(str(path))), FEW["experts"])
+
+
 def test_a_run_lowers_the_distance_and_carries_its_rate() -> None:
     own = task()
     method = METHODS["sfgc"].with_settings(**{**FEW, "steps": 60})
@@ -76,5 +104,5 @@ def test_a_run_lowers_the_distance_and_carries_its_rate() -> None:
         losses.append(float(loss))
     assert sum(losses[-20:]) < sum(losses[:20])
     result = distill(own, "sfgc", nodes=6, settings=FEW)
-    assert float(result.learned["inner_lr"]) > 0
+    assert float(result.learned["inner_lr"]) == pytest.approx(0.35 * rate_unit(own), rel=0.1)
     assert torch.equal(result.batch.targets, torch.tensor([0, 0, 1, 1, 2, 2]))  # type: ignore[arg-type]
