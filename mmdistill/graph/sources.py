@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 PER_CLASS = {"train": 20, "val": 30}
 """Nodes of each class in the random splits of data sets that come without one (Shchur et al., 2018)."""
+OGB_FILES = ("edge", "node-feat", "node-label", "num-node-list", "num-edge-list")
 PLANETOID_FILES = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 
 
@@ -27,9 +28,9 @@ class Source:
     """A data set of a library.
 
     Args:
-        folder: torch-geometric's folder for it under the data root; its files lie in ``raw`` there.
-        files: the files without which it is not there.
-        load: reads it, given the folder that holds the first one and torch-geometric's name.
+        folder: its library's folder for it under the data root.
+        files: the files in that folder without which it is not there.
+        load: reads it, given the folder that holds the first one and its library's name.
         summary: one line for users.
         scale: ``rows`` divides features by their row sum, ``standard`` standardises them on the training nodes.
         inductive: whether the field condenses it inductively.
@@ -91,8 +92,17 @@ def _ogb(root: Path, name: str) -> Mapping[str, Any]:
     return fields
 
 
+def _raw(*names: str) -> tuple[str, ...]:
+    return tuple(f"raw/{name}" for name in names)
+
+
 def _ind(name: str) -> tuple[str, ...]:
-    return tuple(f"ind.{name}.{suffix}" for suffix in PLANETOID_FILES)
+    return _raw(*(f"ind.{name}.{suffix}" for suffix in PLANETOID_FILES))
+
+
+def _ogb_files(split: str) -> tuple[str, ...]:
+    splits = [f"split/{split}/{part}.csv.gz" for part in ("train", "valid", "test")]
+    return (*_raw(*(f"{name}.csv.gz" for name in OGB_FILES)), *splits, "RELEASE_v1.txt")
 
 
 SOURCES = {
@@ -104,18 +114,18 @@ SOURCES = {
         "PubMed", _ind("pubmed"), _planetoid, "19,717 papers in 3 classes, 60 labelled (Planetoid)", "rows"
     ),
     "amazon-computers": Source(
-        "Computers", ("amazon_electronics_computers.npz",), _amazon, "13,752 products in 10 classes, random split"
+        "Computers", _raw("amazon_electronics_computers.npz"), _amazon, "13,752 products in 10 classes, random split"
     ),
     "amazon-photo": Source(
-        "Photo", ("amazon_electronics_photo.npz",), _amazon, "7,650 products in 8 classes, random split"
+        "Photo", _raw("amazon_electronics_photo.npz"), _amazon, "7,650 products in 8 classes, random split"
     ),
-    "coauthor-cs": Source("CS", ("ms_academic_cs.npz",), _coauthor, "18,333 authors in 15 classes, random split"),
+    "coauthor-cs": Source("CS", _raw("ms_academic_cs.npz"), _coauthor, "18,333 authors in 15 classes, random split"),
     "coauthor-physics": Source(
-        "Physics", ("ms_academic_phy.npz",), _coauthor, "34,493 authors in 5 classes, random split"
+        "Physics", _raw("ms_academic_phy.npz"), _coauthor, "34,493 authors in 5 classes, random split"
     ),
     "flickr": Source(
         "Flickr",
-        ("adj_full.npz", "feats.npy", "class_map.json", "role.json"),
+        _raw("adj_full.npz", "feats.npy", "class_map.json", "role.json"),
         _flickr,
         "89,250 images in 7 classes, inductive",
         "standard",
@@ -123,14 +133,18 @@ SOURCES = {
     ),
     "reddit": Source(
         "Reddit",
-        ("reddit_data.npz", "reddit_graph.npz"),
+        _raw("reddit_data.npz", "reddit_graph.npz"),
         _reddit,
         "232,965 posts in 41 classes, inductive",
         "standard",
         inductive=True,
     ),
-    "ogbn-arxiv": Source("ogbn_arxiv", (), _ogb, "169,343 papers in 40 classes (extra: ogb)", "standard"),
-    "ogbn-products": Source("ogbn_products", (), _ogb, "2,449,029 products in 47 classes (extra: ogb)"),
+    "ogbn-arxiv": Source(
+        "ogbn_arxiv", _ogb_files("time"), _ogb, "169,343 papers in 40 classes (extra: ogb)", "standard"
+    ),
+    "ogbn-products": Source(
+        "ogbn_products", _ogb_files("sales_ranking"), _ogb, "2,449,029 products in 47 classes (extra: ogb)"
+    ),
 }
 DATASETS = {name: f"{source.summary}; downloaded" for name, source in SOURCES.items()}
 
@@ -169,16 +183,13 @@ def _named(key: str, split: int, inductive: bool) -> GraphData:
     """Return a data set of a library, scaled as the field does, with a random split where it has none."""
     source = SOURCES[key]
     root = find_root(source.folder, source.files)
-    missing = [name for name in source.files if not (root / source.folder / "raw" / name).is_file()]
     try:
         with graph_classes():
             fields = dict(source.load(root, source.folder))
     except UnsupportedError:
         raise
     except Exception as error:  # no network, a full disk, a damaged file: the libraries raise anything
-        wanted = data_root() / source.folder / "raw"
-        reason = f"lacks {', '.join(missing)}, and the download failed" if missing else "holds damaged files"
-        raise DataError(f"{key}: {wanted} {reason} ({type(error).__name__}: {error}); put its files there") from error
+        raise DataError(f"{key}: {_failure(source, root, f'{type(error).__name__}: {error}')}") from error
     notes: tuple[str, ...] = ()
     if "train_mask" not in fields:
         fields |= random_split(fields["y"], split)
@@ -194,25 +205,35 @@ def _named(key: str, split: int, inductive: bool) -> GraphData:
     return graph_from_fields(fields, key, split, inductive=inductive, notes=notes)
 
 
-def find_root(folder: str, files: tuple[str, ...]) -> Path:
-    """Return the root below which torch-geometric shall look for a data set.
+def _failure(source: Source, root: Path, error: str) -> str:
+    """Return in words why a data set could not be read: files are missing, or those that are there are damaged."""
+    folder, wanted = root / source.folder, data_root() / source.folder
+    if all((folder / name).is_file() for name in source.files):
+        return f"{(folder / source.files[0]).resolve().parent} holds damaged files ({error}); replace or remove them"
+    missing = [name for name in source.files if not (wanted / name).is_file()]
+    return f"{wanted} lacks {', '.join(missing)}, and the download failed ({error}); put its files there"
 
-    What it derives from raw files it writes beside them, and the data root may be read-only; so raw files that are
-    there are linked into the cache folder.
+
+def find_root(folder: str, files: tuple[str, ...]) -> Path:
+    """Return the root below which its library shall look for a data set.
+
+    What it derives from files it writes beside them, and the data root may be read-only; so files that are there are
+    linked into the cache folder.
 
     Raises:
         ConfigError: the cache folder cannot be written.
     """
-    cache = cache_folder() / "data"
-    raw = data_root() / folder / "raw"
-    if not files or not all((raw / name).is_file() for name in files):
+    cache, own = cache_folder() / "data", data_root() / folder
+    if not all((own / name).is_file() for name in files):
         return cache
-    linked = cache / folder / "raw"
-    if not linked.exists():
+    for part in {Path(name).parts[0] for name in files}:
+        linked = cache / folder / part
+        if linked.exists():
+            continue
         try:
             linked.parent.mkdir(parents=True, exist_ok=True)
             linked.unlink(missing_ok=True)  # a link to a data root that is gone
-            linked.symlink_to(raw.resolve(), target_is_directory=True)
+            linked.symlink_to((own / part).resolve(), target_is_directory=(own / part).is_dir())
         except OSError as error:
             raise ConfigError(f"{linked} cannot be made ({error}): set MMDISTILL_CACHE to a writable folder") from error
     return cache

@@ -177,7 +177,7 @@ def test_missing_planetoid_files_say_which_and_where(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("torch_geometric.datasets.Planetoid", unreachable)
-    with pytest.raises(DataError, match=r"Cora/raw lacks ind\.cora\.x.*download failed"):
+    with pytest.raises(DataError, match=r"Cora lacks raw/ind\.cora\.x.*download failed"):
         load_graph("cora")
 
 

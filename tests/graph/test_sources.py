@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError, UnsupportedError
 from mmdistill.graph import DOMAIN, load_graph
-from mmdistill.graph.sources import PER_CLASS, divided_by_row_sum, random_split, standardised
+from mmdistill.graph.sources import PER_CLASS, SOURCES, divided_by_row_sum, random_split, standardised
 from tests.graph.toy import planted_fields
 
 
@@ -128,7 +128,7 @@ def test_missing_and_damaged_files_say_where_they_belong(root: Path, monkeypatch
         raise OSError("no network")
 
     monkeypatch.setattr("torch_geometric.datasets.Amazon", unreachable)
-    with pytest.raises(DataError, match=r"Photo/raw lacks amazon_electronics_photo\.npz, and the download failed"):
+    with pytest.raises(DataError, match=r"Photo lacks raw/amazon_electronics_photo\.npz, and the download failed"):
         load_graph("amazon-photo")
     monkeypatch.undo()
     monkeypatch.setenv("MMDISTILL_DATA", str(root))
@@ -144,6 +144,29 @@ def test_ogb_is_an_extra(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnsupportedError, match=r"ogbn-arxiv needs ogb: pip install 'mmdistill\[ogb\]'"):
         load_graph("ogbn-arxiv")
     assert "ogbn-products" in DOMAIN.datasets
+
+
+def test_ogb_files_are_found_below_the_data_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SOURCES["ogbn-arxiv"]
+    for name in source.files:
+        (root / "ogbn_arxiv" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "ogbn_arxiv" / name).write_text(name)
+    seen: list[Path] = []
+
+    def read(name: str, folder: str) -> None:
+        seen.append(Path(folder) / "ogbn_arxiv")
+        raise OSError("stop here")
+
+    module = type("Module", (), {"PygNodePropPredDataset": read})
+    monkeypatch.setitem(__import__("sys").modules, "ogb.nodeproppred", module)
+    with pytest.raises(DataError, match="data/ogbn_arxiv/raw holds damaged files"):
+        load_graph("ogbn-arxiv")
+    assert [(seen[0] / name).read_text() for name in source.files] == list(source.files)
+    (root / "ogbn_arxiv" / "split" / "time" / "valid.csv.gz").unlink()
+    with pytest.raises(DataError, match=r"ogbn_arxiv lacks split/time/valid\.csv\.gz, and the download failed"):
+        load_graph("ogbn-arxiv")
+    with pytest.raises(DataError, match=r"ogbn_products lacks raw/edge\.csv\.gz, .* and the download failed"):
+        load_graph("ogbn-products")
 
 
 def test_ogb_splits_become_masks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
