@@ -5,7 +5,7 @@ epoch with the best accuracy on the *original* graph's validation nodes, and tes
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, GraphNetwork
 from mmdistill.graph.scene import View
+from mmdistill.graph.sources import SOURCES
 from mmdistill.labels import as_probabilities, soft_cross_entropy
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
@@ -179,12 +180,18 @@ class StackedJudges:
 
 
 def protocol_for(graph: GraphData) -> JudgeProtocol:
-    """Return the published protocol for a graph of this size.
+    """Return the published protocol for a data set, and for a graph of the user's one that goes by its size.
 
-    Large graphs take no weight decay, and are validated every twentieth epoch, since a pass over one costs more than
-    twenty steps on the synthetic nodes.
+    From 50,000 nodes on a graph is validated every twentieth epoch, since a pass over it costs more than twenty steps
+    on the synthetic nodes, and without a published weight decay it takes none, as ogbn-arxiv does.
     """
-    return JudgeProtocol(weight_decay=0.0, validate_every=20) if graph.is_large else JudgeProtocol()
+    large = JudgeProtocol(weight_decay=0.0, validate_every=20)
+    protocol = large if graph.is_large else JudgeProtocol()
+    source = SOURCES.get(graph.name)
+    if source is None:
+        return protocol
+    decay = protocol.weight_decay if source.weight_decay is None else source.weight_decay
+    return replace(protocol, weight_decay=decay, dropout=source.dropout)
 
 
 def is_validated(epoch: int, protocol: JudgeProtocol) -> bool:

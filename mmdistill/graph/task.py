@@ -38,7 +38,7 @@ class GraphTask:
     Args:
         graph: the checked graph.
         network: the network to distil with.
-        protocol: how judges are trained; None is the published protocol for a graph of this size.
+        protocol: how judges are trained; None is that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies.
     """
 
@@ -297,7 +297,7 @@ def graph_task(
         hops: of SGC.
         split: the column of masks that hold several splits.
         inductive: whether condensing sees the training nodes alone; None is what the field does with the data set.
-        protocol: how judges are trained; by default the published protocol for a graph of this size.
+        protocol: how judges are trained; by default that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies.
 
     Raises:

@@ -7,7 +7,7 @@ from torch import nn
 from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.graph.judges import LoopSample, Sample, Seen, StackedJudges, fit_one_by_one
+from mmdistill.graph.judges import LoopSample, Sample, Seen, StackedJudges, fit_one_by_one, protocol_for
 from mmdistill.graph.models import GCN, SGC
 from mmdistill.graph.scene import View
 from mmdistill.graph.synthetic import Structure, SyntheticGraph, label_nodes
@@ -294,3 +294,15 @@ def test_sizes_that_cannot_be_are_refused() -> None:
     for sizes in ({"width": 0}, {"hops": -1}):
         with pytest.raises(ConfigError, match=r"width is a whole number of at least 1|hops are not negative"):
             graph_task(GRAPH, **sizes)
+
+
+def test_judges_train_by_the_published_protocol_of_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def protocol(name: str) -> tuple[float, float]:
+        found = protocol_for(replace(GRAPH, name=name))
+        return found.weight_decay, found.dropout
+
+    assert (protocol("cora"), protocol("mine.pt")) == ((5e-4, 0.5), (5e-4, 0.5))
+    monkeypatch.setattr("mmdistill.graph.data.LARGE", 0)
+    assert [protocol(name) for name in ("ogbn-arxiv", "flickr", "reddit")] == [(0.0, 0.5), (5e-4, 0.0), (5e-4, 0.5)]
+    assert [protocol(name) for name in ("ogbn-products", "mine.pt")] == [(0.0, 0.5), (0.0, 0.5)]
+    assert protocol_for(GRAPH).validate_every == 20
