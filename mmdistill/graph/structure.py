@@ -91,31 +91,46 @@ class BernoulliEdges(Structure):
     .. math:: A'_{ij} = \sigma\big((\log u - \log(1 - u) + \theta_{ij}) / t\big), \quad t = \max(t_0^{s / S}, t_0)
 
     with symmetric uniform noise u and s the steps taken. In use, edges are those more probable than not. The penalty
-    keeps the expected density from exceeding the initial one: :math:`\lambda \max(0, \bar\sigma(\theta) - \rho)`.
+    keeps the expected density from exceeding the initial one: :math:`\lambda \max(0, \bar\sigma(\theta) - \rho)`, the
+    mean being over the pairs of nodes that there are.
 
     Args:
         logits: initial ones ``(n, n)``, or ``(M, n, n)`` for M graphs, of which the upper triangles count.
         cooling: S, the steps in which the temperature falls from 1 to ``coldest``.
         coldest: t_0.
         penalty_weight: lambda.
+        present: 1 where a padded graph has a node, ``(n,)`` or ``(M, n)``; None: everywhere.
     Raises:
-        ShapeError: logits that are not square.
+        ShapeError: logits that are not square, or presence of other nodes.
     Source: Jin et al., KDD 2022, Sec. 3.2 and 3.3.
     """
 
     steps: Tensor
     density: Tensor
+    pairs: Tensor
 
-    def __init__(self, logits: Tensor, cooling: int = 200, coldest: float = 0.01, penalty_weight: float = 0.1) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        cooling: int = 200,
+        coldest: float = 0.01,
+        penalty_weight: float = 0.1,
+        present: Tensor | None = None,
+    ) -> None:
         super().__init__()
         if logits.ndim not in (2, 3) or logits.shape[-2] != logits.shape[-1]:
             raise ShapeError(f"edges have one logit per pair of nodes, (n, n), got {tuple(logits.shape)}")
+        if present is None:
+            present = logits.new_ones(logits.shape[:-1])
+        elif present.shape != logits.shape[:-1]:
+            raise ShapeError(f"presence is one number per node {tuple(logits.shape[:-1])}, got {tuple(present.shape)}")
         self.nodes = logits.shape[-1]
         row, column = torch.triu_indices(self.nodes, self.nodes, 1, device=logits.device)
         self.logits = nn.Parameter(logits[..., row, column].clone())
         self.cooling, self.coldest, self.penalty_weight = cooling, coldest, penalty_weight
         self.register_buffer("steps", torch.zeros((), device=logits.device))
-        self.register_buffer("density", self.logits.detach().sigmoid().mean())
+        self.register_buffer("pairs", (present[..., row] * present[..., column]).to(logits), persistent=False)
+        self.register_buffer("density", self._expected_density().detach())
 
     def matrix(self, upper: Tensor) -> Tensor:
         """Return the symmetric ``(..., n, n)`` matrices with zero diagonal of upper triangles ``(..., n (n-1)/2)``."""
@@ -140,7 +155,11 @@ class BernoulliEdges(Structure):
 
     def penalty(self) -> Tensor:
         """Return the price of more edges than at the start."""
-        return self.penalty_weight * (self.logits.sigmoid().mean() - self.density).relu()
+        return self.penalty_weight * (self._expected_density() - self.density).relu()
+
+    def _expected_density(self) -> Tensor:
+        """Return the mean probability of the pairs that there are."""
+        return (self.pairs * self.logits.sigmoid()).sum() / self.pairs.sum().clamp(min=1)
 
     def project(self) -> None:
         """Count a step, by which the samples cool."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.graph.judges import LoopSample
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.schedules import TrainedOnGraph
 from mmdistill.graph.structure import BernoulliEdges, PairwiseMLP, bernoulli_edges, initial_logits, pairwise_mlp
@@ -112,6 +113,25 @@ def test_more_edges_than_at_the_start_cost() -> None:
     with torch.no_grad():
         structure.logits.fill_(2.0)
     assert float(structure.penalty().detach()) == pytest.approx(0.1 * (1 / (1 + math.exp(-2)) - 0.5))
+
+
+def test_padding_changes_neither_the_penalty_nor_its_gradient() -> None:
+    logits = Draws(2).normal(1, 4, 4)
+    padded = torch.full((2, 9, 9), -4.0)
+    padded[0, :4, :4] = logits[0]
+    present = torch.zeros(2, 9)
+    present[0, :4] = 1
+    present[1, :1] = 1  # one node, no pair
+    tight, wide = BernoulliEdges(logits), BernoulliEdges(padded, present=present)
+    assert float(wide.density) == pytest.approx(float(tight.density))
+    for structure in (tight, wide):
+        structure.logits.data += 1.0
+        structure.penalty().backward()  # type: ignore[no-untyped-call]
+    assert float(wide.penalty().detach()) == pytest.approx(float(tight.penalty().detach()))
+    assert wide.logits.grad is not None
+    assert tight.logits.grad is not None
+    assert wide.logits.grad[wide.pairs > 0].tolist() == pytest.approx(tight.logits.grad[0].tolist())
+    assert int(wide.logits.grad.count_nonzero()) == 6
 
 
 def test_a_structure_starts_from_the_edges_of_the_real_nodes() -> None:
@@ -225,7 +245,13 @@ def test_structured_methods_keep_labels_count_edges_and_are_judged_with_them(nam
     # DosCond may drop all edges, and those of GCDM start below the cut.
     assert float(edges[edges > 0].min()) >= 0.05 if bool((edges > 0).any()) else name != "gcond"
     assert one.stored_bytes == 6 * 12 * 4 + 6 + 4 * 15
-    assert 0 <= own.evaluate(one.batch, "gcn", Draws(0), 1, {}).values["accuracy"][0] <= 1
+    without = one.batch._replace(inputs={"x": one.batch.inputs["x"]})
+    linked, apart = (
+        own.judging.fit(LoopSample(*part), "gcn", Draws(0), 1, FAST).test  # type: ignore[arg-type]
+        for part in (one.batch, without)
+    )
+    assert torch.equal(linked, apart) == (not bool((edges > 0).any()))
+    assert own.evaluate(one.batch, "gcn", Draws(0), 1, {}).values["accuracy"][0] > 0.5  # of three classes
 
 
 def test_bad_structures_are_refused_in_words() -> None:
@@ -233,6 +259,8 @@ def test_bad_structures_are_refused_in_words() -> None:
         PairwiseMLP(12, Draws(0), depth=1)
     with pytest.raises(ShapeError, match="one logit per pair"):
         BernoulliEdges(torch.zeros(3, 4))
+    with pytest.raises(ShapeError, match="one number per node"):
+        BernoulliEdges(torch.zeros(2, 4, 4), present=torch.ones(4))
 
 
 def test_any_structure_makes_a_method() -> None:

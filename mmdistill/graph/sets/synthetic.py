@@ -99,8 +99,8 @@ def real_graphs(task: Task, budget: int, settings: Settings, label: LabelKind, d
     if not isinstance(inputs, dict) or "present" not in inputs:
         raise ConfigError(f"{task.describe().data!r} is no set of graphs")
     classes = torch.repeat_interleave(torch.arange(task.num_classes), counts).to(task.device)
-    structure = BernoulliEdges(initial_logits(inputs))
-    labels = make_labels(label, classes, task.num_classes)
     x, present = inputs["x"], inputs["present"]
+    structure = BernoulliEdges(initial_logits(inputs), present=present)
+    labels = make_labels(label, classes, task.num_classes)
     scale = float((x.square().sum() / (present.sum() * x.shape[-1])).sqrt()) or 1.0
     return SyntheticGraphs(x, present, structure, labels, classes, task.num_classes, scale)
