@@ -26,6 +26,8 @@ TU = {
 """Torch-geometric's name and a line for users, by ours."""
 SHARES = (0.8, 0.1)
 """Of each class, for training and validation; the rest is for testing, as DosCond splits these sets."""
+DENSE_BYTES = 2**30
+"""The most that the edges of padded graphs may take."""
 DEGREES = 32
 """Where nodes have no features they get their degree, one-hot up to so many."""
 
@@ -74,6 +76,37 @@ class GraphSet:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
+    @functools.cached_property
+    def pointer(self) -> Tensor:
+        """Where each node's edges begin, ``(N + 1,)``."""
+        degree = torch.bincount(self.edge_index[0], minlength=len(self.x))
+        return torch.cat([degree.new_zeros(1), degree.cumsum(0)])
+
+    def joined(self, graphs: Tensor) -> Tensors:
+        """Return graphs side by side as one graph of several components, whose memory grows with nodes and edges.
+
+        Shapes:
+            graphs ``(n,)``, M nodes in all; sizes ``(n,)``; x ``(M, d)``; owner ``(M,)`` counts from 0 within
+            ``graphs``; what :func:`~mmdistill.graph.propagation.propagate` reads of their edges.
+        """
+        sizes = self.sizes[graphs]
+        owner = torch.repeat_interleave(torch.arange(len(graphs)), sizes)
+        moved = (self.start[graphs] - (sizes.cumsum(0) - sizes))[owner]  # of each node, by how much
+        nodes = torch.arange(len(owner)) + moved
+        degree = self.pointer[nodes + 1] - self.pointer[nodes]
+        pointer = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
+        row = torch.repeat_interleave(torch.arange(len(nodes)), degree)
+        edges = torch.arange(int(pointer[-1])) + (self.pointer[nodes] - pointer[:-1])[row]
+        return {
+            "sizes": sizes,
+            "x": self.x[nodes],
+            "owner": owner,
+            "pointer": pointer,
+            "column": self.edge_index[1][edges] - moved[row],
+            "weight": torch.ones(len(edges)),
+            "scale": (1.0 + degree).rsqrt(),
+        }
+
     def padded(self, graphs: Tensor, nodes: int | None = None) -> Tensors:
         """Return graphs as dense tensors.
 
@@ -83,9 +116,17 @@ class GraphSet:
 
         Shapes:
             graphs ``(n,)``; x ``(n, m, d)``, adjacency ``(n, m, m)`` and present ``(n, m)``, 1 where there is a node.
+
+        Raises:
+            DataError: they take more than ``DENSE_BYTES``.
         """
         sizes = self.sizes[graphs]
         width = int(sizes.max()) if nodes is None else nodes
+        if 4 * len(graphs) * width**2 > DENSE_BYTES:
+            raise DataError(
+                f"{len(graphs)} graphs of {self.name!r}, padded to the {width:,} nodes of the largest, take "
+                f"{4 * len(graphs) * width**2 / 2**30:.1f} GiB; ask for fewer graphs, or draw other ones (another seed)"
+            )
         column = torch.arange(width)
         present = column < sizes[:, None]
         table = (self.start[graphs, None] + column).clamp(max=len(self.x) - 1)

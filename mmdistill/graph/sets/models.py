@@ -1,16 +1,17 @@
-"""A classifier of small dense graphs: convolutions, mean pooling, a linear head."""
+"""A classifier of graphs, padded or side by side: convolutions, mean pooling, a linear head."""
 
 import torch
 from torch import Tensor
 
 from mmdistill.errors import ShapeError
 from mmdistill.graph.models import glorot
-from mmdistill.graph.propagation import normalise_dense
+from mmdistill.graph.propagation import operator
 from mmdistill.runtime import Draws
 from mmdistill.task import Inputs, NetworkState, Tensors
 
-CHUNK = 256
-"""Graphs per forward pass where nothing learns."""
+PADDED = frozenset({"x", "adjacency", "present"})
+JOINED = frozenset({"sizes", "x", "owner", "pointer", "column", "weight", "scale"})
+"""Names of the inputs in either form, see :class:`~mmdistill.graph.sets.data.GraphSet`."""
 
 
 class GraphClassifier:
@@ -48,13 +49,16 @@ class GraphClassifier:
         Raises:
             ShapeError: inputs that are no padded graphs.
         """
-        if not isinstance(inputs, dict) or set(inputs) != {"x", "adjacency", "present"}:
-            raise ShapeError("graphs are a dict of x (n, m, d), adjacency (n, m, m) and present (n, m)")
-        hidden, present = inputs["x"], inputs["present"]
-        propagation = normalise_dense(inputs["adjacency"])
+        if not isinstance(inputs, dict) or set(inputs) not in (PADDED, JOINED):
+            raise ShapeError("graphs are a dict of x (n, m, d), adjacency (n, m, m) and present (n, m), or joined ones")
+        hidden, multiply = inputs["x"], operator(inputs)
         for index in range(len(self.sizes) - 1):
             weight, bias = params[f"layer{index}.weight"], params[f"layer{index}.bias"]
-            hidden = (propagation @ (hidden @ weight.mT) + bias).relu()
+            hidden = (multiply(hidden @ weight.mT) + bias).relu()
+        if "sizes" in inputs:
+            total = hidden.new_zeros(len(inputs["sizes"]), hidden.shape[1]).index_add(0, inputs["owner"], hidden)
+            return total / inputs["sizes"].unsqueeze(1)
+        present = inputs["present"]
         return (present.unsqueeze(-1) * hidden).sum(-2) / present.sum(-1, keepdim=True)
 
     def logits(self, params: Tensors, inputs: Inputs) -> Tensor:

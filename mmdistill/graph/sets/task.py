@@ -7,21 +7,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.errors import ConfigError
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
-from mmdistill.graph.sets.models import CHUNK, GraphClassifier
+from mmdistill.graph.sets.models import GraphClassifier
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
-from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, map_inputs
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors, map_inputs, share_classes
 
 PROTOCOL = FitProtocol(epochs=300, lr=0.01, optimizer="adam", weight_decay=5e-4, batch=None)
 """Full-batch Adam with a fresh, ten times slower one from half-way, as of node classifiers."""
 VALIDATE_EVERY = 5
-DENSE_BYTES = 2**30
-"""The most that all training graphs may take as dense tensors for the baseline that trains on them."""
+READ_NODES = 2**15
+"""Nodes, of all graphs and networks together, in a forward pass where nothing learns."""
 
 
 class GraphSetTask:
@@ -74,6 +74,9 @@ class GraphSetTask:
 
         Shapes:
             indices ``(..., n)`` positions in ``labels``; x ``(..., n, m, d)`` and so on.
+
+        Raises:
+            DataError: graphs so many or so large that padding them takes too much memory.
         """
         indices = indices.cpu()
         flat = self.graphs.padded(self.graphs.train[indices.flatten()])
@@ -83,17 +86,29 @@ class GraphSetTask:
         return Batch(inputs, self._labels[indices].to(self.device), torch.ones(indices.shape, device=self.device))
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        """Draw up to n training graphs of each class, or of all, without replacement."""
+        """Draw up to n training graphs of each class, or of all, without replacement.
+
+        They come side by side as one graph, shared by all classes with the draw in the weights.
+        """
         order = draws.to("cpu").permutation(len(self._labels))
         if classes is None:
-            return self.select(order[:n])
-        order = order[torch.argsort(self._labels[order], stable=True)]
-        counts = torch.bincount(self._labels, minlength=self.graphs.num_classes)
-        starts, classes = torch.cumsum(counts, 0) - counts, classes.cpu()
-        column = torch.arange(min(n, int(counts[classes].max())))
-        present = column < counts[classes, None]
-        batch = self.select(order[(starts[classes, None] + column).clamp(max=len(order) - 1)])
-        return ClassBatch(batch._replace(weight=present.to(self.device, torch.float32)), Dims(0, 0))
+            return self._joined(order[:n])
+        labels = self._labels[order]
+        members = [order[labels == label][:n] for label in classes.tolist()]
+        row = torch.repeat_interleave(torch.arange(len(members)), torch.tensor([len(own) for own in members]))
+        membership = (torch.arange(len(members))[:, None] == row).to(self.device, torch.float32)
+        return share_classes(self._joined(torch.cat(members)), membership)
+
+    def training_batch(self) -> Batch:
+        """Return all training graphs as networks train on them."""
+        return self._joined(torch.arange(len(self._labels)))
+
+    def _joined(self, indices: Tensor) -> Batch:
+        """Return training graphs side by side, whose sizes may differ by any amount."""
+        inputs = {
+            name: tensor.to(self.device) for name, tensor in self.graphs.joined(self.graphs.train[indices]).items()
+        }
+        return Batch(inputs, self._labels[indices].to(self.device), torch.ones(len(indices), device=self.device))
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Return the batch as it is: the method uses no augmentation."""
@@ -106,15 +121,11 @@ class GraphSetTask:
 
         Raises:
             ConfigError: an unknown judge.
-            UnsupportedError: training graphs too many or too large to train on all of them densely.
         """
         if canonical(judge) not in self.judges:
             raise unknown_name("judge", judge, self.judges)
         if synthetic is None:
-            largest = int(self.graphs.sizes[self.graphs.train].max())
-            if 4 * len(self._labels) * largest**2 > DENSE_BYTES:
-                raise UnsupportedError(f"{self.graphs.name!r} is too large to train on all of its graphs densely")
-            synthetic = self.select(torch.arange(len(self._labels)))
+            synthetic = self.training_batch()
         states = self._fitted(synthetic, draws, n, self.protocol)
         hits = self._hits(states, self.graphs.test)
         truth = self.graphs.y[self.graphs.test].to(self.device)
@@ -170,9 +181,11 @@ class GraphSetTask:
     @torch.no_grad()
     def _hits(self, states: NetworkState, graphs: Tensor) -> Tensor:
         """Return which graphs stacked networks classify rightly, ``(S, g)`` of 0 and 1."""
+        networks = len(next(iter(states.params.values())))
+        nodes = self.graphs.sizes[graphs].cumsum(0) * networks
         found = []
-        for part in torch.split(graphs, CHUNK):
-            inputs = {name: tensor.to(self.device) for name, tensor in self.graphs.padded(part).items()}
+        for part in torch.split(graphs, torch.unique_consecutive(nodes // READ_NODES, return_counts=True)[1].tolist()):
+            inputs = {name: tensor.to(self.device) for name, tensor in self.graphs.joined(part).items()}
             logits = torch.func.vmap(lambda params: self.network.logits(params, inputs))(states.params)  # noqa: B023
             found.append((logits.argmax(-1) == self.graphs.y[part].to(self.device)).double())
         return torch.cat(found, 1)
