@@ -56,7 +56,7 @@ class PropagatedRidge(RandomFeatureRidge):
         task = network.task
         if isinstance(task, GraphTask) and 2 * len(task.graph.train) < len(task.scene):
             targets = self.taught(task, draws)
-            nodes = draws.fold("real").to("cpu").permutation(len(targets))[: self.nodes].to(targets.device)
+            nodes = draws.fold("real").to(targets.device).permutation(len(targets))[: self.nodes]
             real = task.seen(nodes, targets)
         return super().forward(network, syn, real, draws)
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import JudgeProtocol, LoopSample, protocol_for
 from mmdistill.graph.judging import GraphJudges
 from mmdistill.graph.models import MODELS, SGC, GraphNetwork, ModuleNetwork, make_network
+from mmdistill.graph.sampling import ClassMembers
 from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
@@ -58,6 +60,7 @@ class GraphTask:
         self._nodes = self.parts["train"].nodes
         self._labels = graph.y[graph.train]
         self.labels: Tensor | None = self._labels
+        self._members = ClassMembers(self._labels, graph.num_classes)
         own = network if isinstance(network, ModuleNetwork) else None
         self.judging = GraphJudges(self.parts, graph.num_classes, own)
         self.judges: Sequence[str] = self.judging.names
@@ -132,24 +135,21 @@ class GraphTask:
         with the draw in the weights. Of a large graph, where classes are drawn, they get a sampled neighbourhood.
         """
         draws = draws.to("cpu")
-        order = draws.permutation(len(self._labels))
         if classes is None:
-            return self._flat(order[:n])
-        order = order[torch.argsort(self._labels[order], stable=True)]
-        counts = torch.bincount(self._labels, minlength=self.graph.num_classes)
-        starts, classes = torch.cumsum(counts, 0) - counts, classes.cpu()
-        column = torch.arange(min(n, int(counts[classes].max())))
-        present = (column < counts[classes, None]).to(self.device, torch.float32)
-        table = order[(starts[classes, None] + column).clamp(max=len(order) - 1)]
-        nodes = self._nodes[table.to(self.device)]
+            return self._flat(draws.permutation(len(self._labels))[:n])
+        rows = self._members.draw(draws, classes, n)
+        table = pad_sequence(rows, batch_first=True).to(self.device)
+        sizes = torch.tensor([len(row) for row in rows])
+        present = (torch.arange(table.shape[1]) < sizes[:, None]).to(self.device, torch.float32)
+        nodes = self._nodes[table]
         if self.network.hops is not None:
-            rows = {"x": self.scene.propagated(self.network.hops)[nodes]}
-            return ClassBatch(Batch(rows, self._labels[table].to(self.device), present), Dims(0, 0))
+            inputs = {"x": self.scene.propagated(self.network.hops)[nodes]}
+            return ClassBatch(Batch(inputs, self.parts["train"].classes[table], present), Dims(0, 0))
         if self.graph.is_large:
             whole, nodes = self._around(nodes, draws.fold("neighbours"))
         else:
             whole = self._whole(torch.ones(len(self.scene), device=self.device))
-        membership = torch.zeros(len(classes), len(whole.weight), device=self.device).scatter_add_(1, nodes, present)
+        membership = torch.zeros(len(rows), len(whole.weight), device=self.device).scatter_add_(1, nodes, present)
         return share_classes(whole, membership)
 
     def _around(self, nodes: Tensor, draws: Draws) -> tuple[Batch, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+from mmdistill.graph.sampling import ClassMembers
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
 from mmdistill.graph.sets.models import GraphClassifier
 from mmdistill.labels import soft_cross_entropy, weighted_mean
@@ -48,6 +49,7 @@ class GraphSetTask:
         self.num_classes: int | None = graphs.num_classes
         self._labels = graphs.y[graphs.train]
         self.labels: Tensor | None = self._labels
+        self._members = ClassMembers(self._labels, graphs.num_classes)
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""
@@ -90,11 +92,9 @@ class GraphSetTask:
 
         They come side by side as one graph, shared by all classes with the draw in the weights.
         """
-        order = draws.to("cpu").permutation(len(self._labels))
         if classes is None:
-            return self._joined(order[:n])
-        labels = self._labels[order]
-        members = [order[labels == label][:n] for label in classes.tolist()]
+            return self._joined(draws.to("cpu").permutation(len(self._labels))[:n])
+        members = self._members.draw(draws, classes, n)
         row = torch.repeat_interleave(torch.arange(len(members)), torch.tensor([len(own) for own in members]))
         membership = (torch.arange(len(members))[:, None] == row).to(self.device, torch.float32)
         return share_classes(self._joined(torch.cat(members)), membership)

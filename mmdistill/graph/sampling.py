@@ -1,0 +1,34 @@
+"""Class batches of training nodes or graphs by index."""
+
+import torch
+from torch import Tensor
+
+from mmdistill.runtime import Draws
+
+
+class ClassMembers:
+    """Which training samples each class has.
+
+    They are drawn on the host: a permutation of each class costs less there than keys for all and their order, and
+    little of it has to be copied.
+
+    Args:
+        labels: ``(N,)`` classes on the CPU.
+        num_classes: C.
+    """
+
+    def __init__(self, labels: Tensor, num_classes: int) -> None:
+        counts = torch.bincount(labels, minlength=num_classes)
+        self.members = torch.split(torch.argsort(labels, stable=True), counts.tolist())
+
+    def draw(self, draws: Draws, classes: Tensor, n: int) -> list[Tensor]:
+        """Draw up to n samples of each class without replacement; a class that has no more comes whole, in order.
+
+        Shapes:
+            Returns the indices of each class, ``(min(n, N_c),)``, on the CPU.
+        """
+        found = []
+        for label in classes.tolist():
+            own = self.members[label]
+            found.append(own if len(own) <= n else own[draws.fold(label).to("cpu").permutation(len(own))[:n]])
+        return found
