@@ -139,14 +139,19 @@ class StackedJudges:
         key = [self.draws.fold("network", index, "epoch", epoch).to(hidden.device) for index in self.which]
         return torch.stack([own.uniform(nodes, width) for own in key], 1) >= self.network.dropout  # type: ignore[union-attr]
 
-    def fit(self, sample: Sample, val: tuple[View, Tensor] | None, test: View, protocol: JudgeProtocol) -> Fitted:
-        """Train all networks, keep each at its best validation epoch (the last without validation), and predict.
+    def fit(
+        self, sample: Sample, val: tuple[View, Tensor] | None, protocol: JudgeProtocol
+    ) -> tuple[Sequence[Tensor], Tensor]:
+        """Train all networks and return each at its best validation epoch (the last without validation).
 
         Args:
             sample: what to train on.
             val: validation nodes and their classes on the original graph.
-            test: test nodes on the original graph.
             protocol: how.
+
+        Shapes:
+            Returns the parameters, which :meth:`read` takes, and that epoch's accuracy ``(S,)``, NaN without
+            validation nodes.
         """
         best = [parameter.detach().clone() for parameter in self.params]
         score = torch.full((len(self.which),), -1.0, device=self.network.device)
@@ -161,9 +166,7 @@ class StackedJudges:
             optimizer.step()
             if val is not None and is_validated(epoch, protocol):
                 self._keep_best(best, score, *val)
-        with torch.no_grad():
-            chosen = self.params if val is None else best
-            return Fitted(self.read(chosen, test), score if val is not None else score.fill_(torch.nan))
+        return (self.params, score.fill_(torch.nan)) if val is None else (best, score)
 
     def _optimizer(self, lr: float, protocol: JudgeProtocol) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.params, lr=lr, weight_decay=protocol.weight_decay, fused=True)

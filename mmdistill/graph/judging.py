@@ -1,8 +1,9 @@
 """Which judges there are of a condensed graph, and what each of them sees of the real one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from mmdistill.errors import ShapeError
 from mmdistill.graph.architectures import ARCHITECTURES, make_architecture
@@ -48,12 +49,31 @@ class GraphJudges:
         Raises:
             ShapeError: nodes whose features are not this graph's.
         """
-        scene = self.parts["train"].scene
-        width = scene.x.shape[1]
-        if synthetic is not None and synthetic.inputs["x"].shape[-1] != width:
-            raise ShapeError(f"synthetic nodes must be (n, {width}), got {tuple(synthetic.inputs['x'].shape)}")
+        self._require_width(synthetic)
         if name == OWN or name in ARCHITECTURES:
             return self._fit_apart(synthetic, name, draws, n, protocol)
+        test = self._real_view(name, "test")
+        fitted = [
+            Fitted(judges.read(params, test), score)
+            for judges, params, score in self._trained(synthetic, name, draws, n, protocol)
+        ]
+        return Fitted(torch.cat([one.test for one in fitted]), torch.cat([one.validation for one in fitted]))
+
+    def validation(self, synthetic: LoopSample, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Tensor:
+        """Train judges of an own architecture as :meth:`fit` does and return their ``(n,)`` validation accuracies."""
+        self._require_width(synthetic)
+        return torch.cat([score for *_, score in self._trained(synthetic, name, draws, n, protocol)])
+
+    def _require_width(self, synthetic: LoopSample | None) -> None:
+        width = self.parts["train"].scene.x.shape[1]
+        if synthetic is not None and synthetic.inputs["x"].shape[-1] != width:
+            raise ShapeError(f"synthetic nodes must be (n, {width}), got {tuple(synthetic.inputs['x'].shape)}")
+
+    def _trained(
+        self, synthetic: LoopSample | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol
+    ) -> Iterator[tuple[StackedJudges, Sequence[Tensor], Tensor]]:
+        """Yield judges that train side by side, their chosen parameters and validation accuracies."""
+        scene = self.parts["train"].scene
         if synthetic is None:
             targets = self.parts["train"].classes
             sample = Sample(self._real_view(name, "train"), targets, torch.ones(len(targets), device=targets.device))
@@ -61,12 +81,12 @@ class GraphJudges:
             sample = Sample(_synthetic_view(name, synthetic.inputs), synthetic.targets, synthetic.weight)
         val = self.parts["val"].classes
         seen = (self._real_view(name, "val"), val) if len(val) else None
-        test = self._real_view(name, "test")
-        network = make_network(name, width, self.num_classes, protocol.width, protocol.dropout, SGC_HOPS, scene.device)
-        each = max(TOGETHER_BYTES // (4 * sample.view.first.shape[0] * protocol.width), 1)
-        key, groups = draws.to(scene.device), [range(first, min(first + each, n)) for first in range(0, n, each)]
-        fitted = [StackedJudges(network, key, which).fit(sample, seen, test, protocol) for which in groups]
-        return Fitted(torch.cat([one.test for one in fitted]), torch.cat([one.validation for one in fitted]))
+        width, dropout = protocol.width, protocol.dropout
+        network = make_network(name, scene.x.shape[1], self.num_classes, width, dropout, SGC_HOPS, scene.device)
+        each = max(TOGETHER_BYTES // (4 * sample.view.first.shape[0] * width), 1)
+        for first in range(0, n, each):
+            judges = StackedJudges(network, draws.to(scene.device), range(first, min(first + each, n)))
+            yield judges, *judges.fit(sample, seen, protocol)
 
     def _fit_apart(
         self, synthetic: LoopSample | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol

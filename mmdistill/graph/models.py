@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import UnsupportedError
-from mmdistill.graph.propagation import operator
+from mmdistill.graph.propagation import Operator, operator
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
@@ -172,26 +172,28 @@ class GCN(GraphNetwork):
         """Return the inputs, without the edges that a multi-layer perceptron does not read."""
         return inputs if self.hops is None else {"x": inputs["x"]}
 
-    def _hidden(self, params: Tensors, inputs: Tensors) -> Tensor:
-        multiply = operator(inputs) if self.hops is None else _identity
+    def _operator(self, inputs: Tensors) -> Operator:
+        return operator(inputs) if self.hops is None else _identity
+
+    @staticmethod
+    def _hidden(params: Tensors, inputs: Tensors, multiply: Operator) -> Tensor:
         return (multiply(inputs["x"] @ params["first.weight"].mT) + params["first.bias"]).relu()
 
     def logits(
         self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
         """Return logits; dropout needs ``train`` and draws."""
-        params = state.params
-        hidden = self._hidden(params, inputs)
+        params, multiply = state.params, self._operator(inputs)
+        hidden = self._hidden(params, inputs, multiply)
         if train and self.dropout and draws is not None:
             kept = draws.to(hidden.device).uniform(*hidden.shape[-2:]) >= self.dropout
             hidden = hidden * kept / (1 - self.dropout)
-        multiply = operator(inputs) if self.hops is None else _identity
         return multiply(hidden @ params["second.weight"].mT) + params["second.bias"], {}
 
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
         """Return the hidden units as the head reads them: after its propagation."""
-        multiply = operator(inputs) if self.hops is None else _identity
-        return (multiply(self._hidden(state.params, inputs)),)
+        multiply = self._operator(inputs)
+        return (multiply(self._hidden(state.params, inputs, multiply)),)
 
 
 class ModuleNetwork(GraphNetwork):

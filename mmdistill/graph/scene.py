@@ -1,5 +1,6 @@
 """A real graph as networks see it, with everything that is propagated on it computed once."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -59,8 +60,13 @@ class Scene:
         """Return the graph in the form that own networks (normalised) or modules (raw edges) read."""
         if normalised:
             return {"x": self.x, **self.edges}
-        edges, weight = self.adjacency.edge_index, self.adjacency.weight
-        return {"x": self.x, "edge_index": edges.to(self.device), "edge_weight": weight.to(self.device)}
+        return {"x": self.x, **self._raw}
+
+    @functools.cached_property
+    def _raw(self) -> Tensors:
+        """The edges as modules read them, on the device."""
+        parts = {"edge_index": self.adjacency.edge_index, "edge_weight": self.adjacency.weight}
+        return {name: tensor.to(self.device) for name, tensor in parts.items()}
 
     def among(self, nodes: Tensor, normalised: bool) -> Tensors:
         """Return some nodes and the edges among them in the same form, normalised as the whole graph is.

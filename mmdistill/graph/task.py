@@ -224,7 +224,7 @@ class GraphTask:
         protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
         inputs = {name: tensor.to(self.device) for name, tensor in _named(synthetic.inputs).items()}
         sample = LoopSample(inputs, _tensor(synthetic).to(self.device), synthetic.weight)
-        return float(self.judging.fit(sample, "gcn", draws, VALIDATION_JUDGES, protocol).validation.mean())
+        return float(self.judging.validation(sample, "gcn", draws, VALIDATION_JUDGES, protocol).mean())
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""

@@ -68,6 +68,20 @@ def test_a_graph_as_edges_and_as_a_dense_matrix_give_the_same_logits(network: SG
     assert torch.allclose(by_edges, by_matrix, atol=1e-5)
 
 
+def test_a_forward_pass_normalises_a_dense_graph_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Tensor] = []
+
+    def counted(adjacency: Tensor) -> Tensor:
+        calls.append(adjacency)
+        return normalise_dense(adjacency)
+
+    monkeypatch.setattr("mmdistill.graph.propagation.normalise_dense", counted)
+    network, inputs = GCN(12, 3, 8), {"x": GRAPH.x, "adjacency": dense_weights()}
+    network.logits(network.init(Draws(0)), inputs)
+    network.layers(network.init(Draws(0)), inputs)
+    assert len(calls) == 2
+
+
 def test_sgc_on_propagated_rows_is_sgc_on_the_graph() -> None:
     network = SGC(12, 3)
     state = network.init(Draws(0))

@@ -11,7 +11,7 @@ from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import LoopSample, StackedJudges
 from mmdistill.graph.models import GCN
-from mmdistill.graph.scene import Part, View, parts_of
+from mmdistill.graph.scene import Part, Scene, View, parts_of
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.runtime import Draws
 from mmdistill.task import ClassBatch
@@ -166,3 +166,12 @@ def test_class_batches_of_a_large_graph_are_its_sampled_neighbourhood(
     assert isinstance(few, ClassBatch)
     assert few.batch.weight.shape[1] <= 12
     assert torch.equal(few.batch.weight.sum(1), torch.full((3,), 2.0))
+
+
+def test_raw_edges_move_to_the_device_once() -> None:
+    graph = planted_graph()
+    scene = Scene(graph.x, graph.adjacency, graph.y, torch.device("meta"))
+    one, same = (scene.inputs(normalised=False) for _ in range(2))
+    assert one["edge_index"].device.type == "meta"
+    assert one["edge_index"] is same["edge_index"]
+    assert one["edge_weight"] is same["edge_weight"]

@@ -200,6 +200,13 @@ def test_validation_reads_no_test_label() -> None:
     assert own.validate(batch, Draws(0), {}) == other.validate(batch, Draws(0), {})
 
 
+def test_validation_prepares_no_test_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = task()
+    batch = own.select(torch.arange(18))
+    monkeypatch.setitem(own.judging.parts, "test", None)  # type: ignore[arg-type]
+    assert own.validate(batch, Draws(0), {}) == task().validate(batch, Draws(0), {})
+
+
 def test_collapse_to_one_class_is_reported() -> None:
     own = task()
     batch = Batch({"x": own.scene.x}, torch.zeros(120, dtype=torch.long), torch.ones(120))
