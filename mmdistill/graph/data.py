@@ -72,12 +72,13 @@ class GraphData:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that training reads."""
+        """A hash of everything that training reads, validation labels included, which choose the step."""
         digest = hashlib.blake2b(digest_size=16)
         parts = (self.adjacency.pointer, self.adjacency.column, self.adjacency.weight)
-        for tensor in (self.x, *parts, self.y[self.train], self.train):
+        labels = self.y[self.train], self.y[self.val]
+        for tensor in (self.x, *parts, *labels, self.train, self.val):
             digest.update(tensor.contiguous().numpy().data)
-        digest.update(bytes([self.inductive]))
+        digest.update(f"{len(self.train)} {self.inductive}".encode())
         return digest.hexdigest()
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,17 @@ def test_cora_is_the_published_graph() -> None:
     assert graph.edge_index.shape == (2, 10556)
     assert (len(graph.train), len(graph.val), len(graph.test), graph.num_classes) == (140, 500, 1000, 7)
     assert torch.allclose(graph.x.sum(1), torch.ones(2708))
+
+
+def test_the_fingerprint_tells_validation_nodes_and_no_test_labels() -> None:
+    graph = planted_graph()
+    prints = {graph.fingerprint}
+    prints.add(replace(graph, val=graph.val[1:]).fingerprint)
+    prints.add(replace(graph, train=torch.cat([graph.train, graph.val[:1]]), val=graph.val[1:]).fingerprint)
+    y = graph.y.clone()
+    y[graph.val[0]] += 1
+    prints.add(replace(graph, y=y).fingerprint)
+    assert len(prints) == 4
+    y = graph.y.clone()
+    y[graph.test] = 0
+    assert replace(graph, y=y).fingerprint == graph.fingerprint

@@ -70,10 +70,12 @@ class GraphSet:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that training reads."""
+        """A hash of everything that training reads, validation labels included, which choose the step."""
         digest = hashlib.blake2b(digest_size=16)
-        for tensor in (self.x, self.edge_index, self.start, self.y[self.train], self.train):
+        labels = self.y[self.train], self.y[self.val]
+        for tensor in (self.x, self.edge_index, self.start, *labels, self.train, self.val):
             digest.update(tensor.contiguous().numpy().data)
+        digest.update(str(len(self.train)).encode())
         return digest.hexdigest()
 
     @functools.cached_property

@@ -187,6 +187,11 @@ def test_condensed_graphs_beat_random_ones(tmp_path: Path) -> None:
     assert statistics.fmean(gains) > 0.05, gains
 
 
+def test_validation_graphs_are_part_of_the_fingerprint(graphs: GraphSet) -> None:
+    moved = replace(graphs, train=torch.cat([graphs.train, graphs.val[:1]]), val=graphs.val[1:])
+    assert len({graphs.fingerprint, moved.fingerprint, replace(graphs, val=graphs.val[1:]).fingerprint}) == 3
+
+
 def test_nodes_without_features_get_their_degree(tmp_path: Path) -> None:
     found = load_graph_set(write_rings(tmp_path / "BARE", labels=False))
     assert found.x.shape[1] == 33
