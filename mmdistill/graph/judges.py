@@ -18,10 +18,14 @@ from mmdistill.graph.sources import SOURCES
 from mmdistill.labels import as_probabilities, soft_cross_entropy
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
-from mmdistill.task import NetworkState, Tensors
+from mmdistill.task import NetworkState, Scores, Tensors
 
 READ_BYTES = 2**28
 """Bytes of hidden units that are read at a time where nothing learns."""
+
+
+COLLAPSED = 0.1
+"""A class whose test accuracy falls below this is reported."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,25 @@ def protocol_for(graph: GraphData) -> JudgeProtocol:
 def is_validated(epoch: int, protocol: JudgeProtocol) -> bool:
     """Return whether an epoch is among those that validation picks from."""
     return (epoch + 1) % protocol.validate_every == 0 or epoch + 1 == protocol.epochs
+
+
+def scores_of(judge: str, hits: Tensor, truth: Tensor) -> Scores:
+    """Return accuracies, also balanced over the classes that occur, with a warning for each class hardly recognised.
+
+    Args:
+        judge: the judge's name.
+        hits: ``(S, m)``, 1 where one of S networks is right.
+        truth: ``(m,)`` classes.
+    """
+    present = torch.unique(truth)
+    by_class = torch.stack([hits[:, truth == index].mean(1) for index in present], 1)
+    values = {"accuracy": tuple(hits.mean(1).tolist()), "balanced_accuracy": tuple(by_class.mean(1).tolist())}
+    weak = tuple(
+        f"class {index} is nearly never recognised (test accuracy {value:.2f})"
+        for index, value in zip(present.tolist(), by_class.mean(0).tolist(), strict=True)
+        if value < COLLAPSED
+    )
+    return Scores(judge, values, weak)
 
 
 class LoopSample(NamedTuple):

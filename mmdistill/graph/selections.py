@@ -5,25 +5,24 @@ import warnings
 import torch
 from torch import Tensor
 
-from mmdistill.coresets import k_means
 from mmdistill.errors import UnsupportedError
 from mmdistill.graph.data import LARGE
 from mmdistill.graph.scene import Part
+from mmdistill.graph.synthetic import class_means
 from mmdistill.labels import one_hot
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch
+from mmdistill.task import Batch, Task
 
 SELECTIONS = ("propagated-means", "coarsening")
 HOPS = 2
 
 
-def propagated_means(part: Part, counts: Tensor, draws: Draws) -> Batch:
+def propagated_means(task: Task, counts: Tensor, draws: Draws) -> Batch:
     """Partition each class's training nodes by k-means on A^2 X and return the means, with A' = I.
 
     Source: Gao et al., WWW 2025.
     """
-    embedding = part.scene.propagated(HOPS)[part.nodes]
-    x = k_means(embedding, part.classes.cpu(), counts, draws)
+    x = class_means(task, counts, draws)
     classes = torch.repeat_interleave(torch.arange(len(counts)), counts).to(x.device)
     return Batch({"x": x}, classes, torch.ones(len(x), device=x.device))
 

@@ -54,6 +54,7 @@ class SyntheticGraph(Parameterization):
     """
 
     divisible = False
+    membership: Tensor
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class SyntheticGraph(Parameterization):
         self.codes = nn.Parameter(x / scale)
         self.scale = scale
         self.decoder = structure
-        self._membership = F.one_hot(classes, num_classes).T.to(x.dtype)
+        self.register_buffer("membership", F.one_hot(classes, num_classes).T.to(x.dtype), persistent=False)
 
     def forward(self, draws: Draws) -> Batch:
         """Return all nodes, with their adjacency where there is a structure."""
@@ -112,7 +113,7 @@ class SyntheticGraph(Parameterization):
 
     def class_batches(self, batch: Batch) -> ClassBatch:
         """Share the nodes between the classes; each class weighs its own."""
-        return share_classes(batch, self._membership.to(batch.weight))
+        return share_classes(batch, self.membership.to(batch.weight))
 
 
 def raw_features(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:

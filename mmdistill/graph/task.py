@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.data import GraphData
-from mmdistill.graph.judges import JudgeProtocol, LoopSample, protocol_for
+from mmdistill.graph.judges import JudgeProtocol, LoopSample, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
 from mmdistill.graph.models import MODELS, SGC, GraphNetwork, ModuleNetwork, make_network
 from mmdistill.graph.sampling import ClassMembers
@@ -29,8 +29,6 @@ from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores
 EMBED_HOPS = 2
 FANOUTS = (10, 5)
 """Neighbours drawn at each hop from large graphs, as published (Jin et al., ICLR 2022)."""
-COLLAPSED = 0.1
-"""A class whose test accuracy falls below this is reported."""
 VALIDATION_JUDGES = 3
 
 
@@ -162,10 +160,9 @@ class GraphTask:
 
     def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
         """Return a training-free small graph: ``propagated-means`` or ``coarsening``."""
-        part = self.parts["train"]
         if kind == "coarsening":
-            return coarsening(part, counts, self.graph.num_classes)
-        return propagated_means(part, counts, draws)
+            return coarsening(self.parts["train"], counts, self.graph.num_classes)
+        return propagated_means(self, counts, draws)
 
     def training_batch(self) -> Batch:
         """Return all training nodes as networks train on them."""
@@ -212,10 +209,7 @@ class GraphTask:
         fitted = self.judging.fit(sample, name, draws, n, self.protocol)
         truth = self.parts["test"].classes
         hits = (fitted.test.argmax(-1) == truth).double()
-        present = torch.unique(truth)
-        by_class = torch.stack([hits[:, truth == index].mean(1) for index in present], 1)
-        values = {"accuracy": tuple(hits.mean(1).tolist()), "balanced_accuracy": tuple(by_class.mean(1).tolist())}
-        return Scores(judge, values, _weak_classes(present, by_class.mean(0)))
+        return scores_of(judge, hits, truth)
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
         """Return the mean validation accuracy of a few GCNs trained for a third of the judges' epochs."""
@@ -246,15 +240,6 @@ class GraphTask:
             found,
             sample_bytes=graph.x.shape[1] * graph.x.element_size() + 1,
         )
-
-
-def _weak_classes(present: Tensor, accuracy: Tensor) -> tuple[str, ...]:
-    """Return a warning for each class that judges nearly never recognise."""
-    return tuple(
-        f"class {int(index)} is nearly never recognised (test accuracy {float(value):.2f})"
-        for index, value in zip(present, accuracy, strict=True)
-        if value < COLLAPSED
-    )
 
 
 def _named(inputs: Inputs) -> Tensors:

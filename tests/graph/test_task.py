@@ -7,7 +7,7 @@ from torch import nn
 from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.graph.judges import LoopSample, Sample, Seen, StackedJudges, fit_one_by_one, protocol_for
+from mmdistill.graph.judges import LoopSample, Sample, Seen, StackedJudges, fit_one_by_one, protocol_for, scores_of
 from mmdistill.graph.models import GCN, SGC
 from mmdistill.graph.scene import View
 from mmdistill.graph.synthetic import Structure, SyntheticGraph, label_nodes
@@ -213,6 +213,18 @@ def test_collapse_to_one_class_is_reported() -> None:
     scores = own.evaluate(batch, "gcn", Draws(0), 2, {})
     assert [note.split(" is")[0] for note in scores.notes] == ["class 1", "class 2"]
     assert scores.values["balanced_accuracy"] == pytest.approx((1 / 3, 1 / 3), abs=0.02)
+
+
+def test_a_class_without_test_samples_shifts_no_other_ones_warning() -> None:
+    hits, truth = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([0, 0, 2, 2])
+    scores = scores_of("gcn", hits, truth)
+    assert scores.notes == ("class 2 is nearly never recognised (test accuracy 0.00)",)
+    assert scores.values == {"accuracy": (0.5,), "balanced_accuracy": (0.5,)}
+
+
+def test_which_class_a_node_is_of_moves_with_the_graph() -> None:
+    assert synthetic().to("meta").membership.device.type == "meta"
+    assert "membership" not in synthetic().state_dict()
 
 
 def test_soft_labels_train_judges() -> None:

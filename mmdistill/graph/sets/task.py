@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+from mmdistill.graph.judges import scores_of
 from mmdistill.graph.sampling import ClassMembers
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
 from mmdistill.graph.sets.models import GraphClassifier
@@ -129,14 +130,7 @@ class GraphSetTask:
         states = self._fitted(synthetic, draws, n, self.protocol)
         hits = self._hits(states, self.graphs.test)
         truth = self.graphs.y[self.graphs.test].to(self.device)
-        by_class = torch.stack([hits[:, truth == index].mean(1) for index in torch.unique(truth)], 1)
-        values = {"accuracy": tuple(hits.mean(1).tolist()), "balanced_accuracy": tuple(by_class.mean(1).tolist())}
-        weak = [
-            f"class {index} is nearly never recognised (test accuracy {float(value):.2f})"
-            for index, value in enumerate(by_class.mean(0))
-            if value < 0.1
-        ]
-        return Scores(judge, values, tuple(weak))
+        return scores_of(judge, hits, truth)
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean validation accuracy of a few networks trained for a third of the judges' epochs."""
