@@ -1,7 +1,10 @@
 """Class batches of training nodes or graphs by index."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmdistill.runtime import Draws
 
@@ -32,3 +35,14 @@ class ClassMembers:
             own = self.members[label]
             found.append(own if len(own) <= n else own[draws.fold(label).to("cpu").permutation(len(own))[:n]])
         return found
+
+
+def padded_rows(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the indices of each class as rows of one table, and 1 where a row has one.
+
+    Shapes:
+        Returns two ``(C, n)`` tensors, n being the length of the longest row.
+    """
+    table = pad_sequence(list(rows), batch_first=True)
+    sizes = torch.tensor([len(row) for row in rows])
+    return table, (torch.arange(table.shape[1]) < sizes[:, None]).float()

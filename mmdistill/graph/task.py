@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import JudgeProtocol, LoopSample, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
 from mmdistill.graph.models import MODELS, SGC, GraphNetwork, ModuleNetwork, make_network
-from mmdistill.graph.sampling import ClassMembers
+from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
@@ -136,9 +135,7 @@ class GraphTask:
         if classes is None:
             return self._flat(draws.permutation(len(self._labels))[:n])
         rows = self._members.draw(draws, classes, n)
-        table = pad_sequence(rows, batch_first=True).to(self.device)
-        sizes = torch.tensor([len(row) for row in rows])
-        present = (torch.arange(table.shape[1]) < sizes[:, None]).to(self.device, torch.float32)
+        table, present = (tensor.to(self.device) for tensor in padded_rows(rows))
         nodes = self._nodes[table]
         if self.network.hops is not None:
             inputs = {"x": self.scene.propagated(self.network.hops)[nodes]}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.graph.judges import scores_of
-from mmdistill.graph.sampling import ClassMembers
+from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
 from mmdistill.graph.sets.models import GraphClassifier
 from mmdistill.labels import soft_cross_entropy, weighted_mean
@@ -17,11 +17,24 @@ from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors, map_inputs, share_classes
+from mmdistill.task import (
+    Batch,
+    ClassBatch,
+    Dims,
+    Inputs,
+    NetworkState,
+    Scores,
+    TaskInfo,
+    Tensors,
+    map_inputs,
+    share_classes,
+)
 
 PROTOCOL = FitProtocol(epochs=300, lr=0.01, optimizer="adam", weight_decay=5e-4, batch=None)
 """Full-batch Adam with a fresh, ten times slower one from half-way, as of node classifiers."""
 VALIDATE_EVERY = 5
+PADDED_BYTES = 2**26
+"""The most that the edges of a real batch may take padded; larger ones lie side by side."""
 READ_NODES = 2**15
 """Nodes, of all graphs and networks together, in a forward pass where nothing learns."""
 
@@ -51,6 +64,7 @@ class GraphSetTask:
         self._labels = graphs.y[graphs.train]
         self.labels: Tensor | None = self._labels
         self._members = ClassMembers(self._labels, graphs.num_classes)
+        self._largest = int(graphs.sizes[graphs.train].max())
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""
@@ -81,8 +95,10 @@ class GraphSetTask:
         Raises:
             DataError: graphs so many or so large that padding them takes too much memory.
         """
-        indices = indices.cpu()
-        flat = self.graphs.padded(self.graphs.train[indices.flatten()])
+        return self._padded(indices.cpu())
+
+    def _padded(self, indices: Tensor, nodes: int | None = None) -> Batch:
+        flat = self.graphs.padded(self.graphs.train[indices.flatten()], nodes)
         inputs = {
             name: tensor.reshape(*indices.shape, *tensor.shape[1:]).to(self.device) for name, tensor in flat.items()
         }
@@ -91,14 +107,24 @@ class GraphSetTask:
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw up to n training graphs of each class, or of all, without replacement.
 
-        They come side by side as one graph, shared by all classes with the draw in the weights.
+        Padded to the largest training graph they are batches of one shape, which can be compiled and captured. Where
+        that takes too much memory they come side by side as one graph, shared by all classes with the draw in the
+        weights.
         """
         if classes is None:
-            return self._joined(draws.to("cpu").permutation(len(self._labels))[:n])
+            chosen = draws.to("cpu").permutation(len(self._labels))[:n]
+            return self._padded(chosen, self._largest) if self._fits(len(chosen)) else self._joined(chosen)
         members = self._members.draw(draws, classes, n)
+        if self._fits(len(members) * max(len(own) for own in members)):
+            table, present = padded_rows(members)
+            return ClassBatch(self._padded(table, self._largest)._replace(weight=present.to(self.device)), Dims(0, 0))
         row = torch.repeat_interleave(torch.arange(len(members)), torch.tensor([len(own) for own in members]))
         membership = (torch.arange(len(members))[:, None] == row).to(self.device, torch.float32)
         return share_classes(self._joined(torch.cat(members)), membership)
+
+    def _fits(self, count: int) -> bool:
+        """Return whether so many graphs are little enough when padded to the largest."""
+        return 4 * count * self._largest**2 <= PADDED_BYTES
 
     def training_batch(self) -> Batch:
         """Return all training graphs as networks train on them."""

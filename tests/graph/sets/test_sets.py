@@ -23,7 +23,7 @@ from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.registry import TaskOptions, domain_of
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState
-from mmdistill.testing import as_float64, check_objective, check_task
+from mmdistill.testing import as_float64, check_class_gradients, check_objective, check_task
 from tests.graph.sets.toy import FAST, rings, write_rings
 from tests.oracles import graph as oracle
 
@@ -78,17 +78,29 @@ def test_graphs_side_by_side_are_the_padded_ones(graphs: GraphSet) -> None:
         assert torch.allclose(gradient, expected[name], atol=1e-4)
 
 
-def test_samples_are_of_their_class_without_repeats(graphs: GraphSet) -> None:
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_samples_are_of_their_class_without_repeats(
+    graphs: GraphSet, side_by_side: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if side_by_side:
+        monkeypatch.setattr("mmdistill.graph.sets.task.PADDED_BYTES", 0)
     own = task(replace(graphs, y=(torch.arange(40) < 3).long(), train=torch.arange(32)))  # three of class 1
     batch = own.sample_real(Draws(0), torch.tensor([1, 0]), 6)
     assert isinstance(batch, ClassBatch)
-    inputs, targets, weight = batch.batch
-    assert weight.sum(1).tolist() == [3, 6]
-    assert isinstance(inputs, dict)
-    assert isinstance(targets, torch.Tensor)
-    assert [targets[row > 0].unique().tolist() for row in weight] == [[1], [0]]
-    first = [inputs["x"][inputs["owner"] == index].flatten().tolist() for index in range(9)]
-    assert len({str(rows) for rows in first}) == 9
+    assert (batch.dims.inputs is None) == side_by_side
+    assert batch.batch.weight.sum(1).tolist() == [3, 6]
+    state, expected = own.init(Draws(1)), []
+    for index, label in enumerate((1, 0)):
+        one = batch.one_class(index)
+        kept = one.weight > 0
+        assert (one.targets[kept] == label).all()  # type: ignore[index]
+        logits = own.predict(state, one.inputs)[0][kept]
+        assert len(logits.unique(dim=0)) == int(kept.sum())
+        expected.append(logits)
+    assert torch.allclose(
+        expected[0], own.predict(state, graphs.padded(torch.arange(3)))[0], atol=1e-6
+    )  # the small class comes whole
+    check_class_gradients(own, state, batch)
 
 
 def test_one_large_graph_costs_its_own_nodes_alone(graphs: GraphSet, monkeypatch: pytest.MonkeyPatch) -> None:
