@@ -157,7 +157,8 @@ class RankingProtocol:
         if not len(users):
             raise DataError(f"no user of {data.name} has {part} interactions to be judged on")
         if self.max_users is not None and len(users) > self.max_users:
-            users = np.sort(users[draws.fold("users").permutation(len(users))[: self.max_users].numpy()])
+            drawn = draws.fold("users").to("cpu").permutation(len(users))[: self.max_users]
+            users = np.sort(users[drawn.numpy()])
         return users
 
     def evaluate(

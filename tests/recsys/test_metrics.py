@@ -138,6 +138,12 @@ def test_a_sample_of_users_can_be_judged(interactions):
     assert (users == protocol.users(interactions, "test", Draws(0))).all()
 
 
+def test_the_judged_users_do_not_depend_on_the_device_of_the_key(interactions):
+    protocol = RankingProtocol(max_users=20)
+    users = protocol.users(interactions, "test", Draws(0))
+    assert (users == protocol.users(interactions, "test", Draws(0).to("meta"))).all()
+
+
 def test_users_without_held_out_items_are_skipped():
     rows = [(u, i, "train") for u in range(4) for i in range(4)] + [(0, 9, "test"), (1, 9, "valid")]
     data = load_interactions(pd.DataFrame(rows, columns=["user", "item", "split"]))
