@@ -72,8 +72,9 @@ def user_metrics(
         raise NonFiniteError("a score is NaN, so items cannot be ranked: the judge's ridge is too small for this set")
     best = top_items(scores, known, max(ks))
     hits = held.gather(1, best) * (known.gather(1, best) <= 0)
-    gain = 1 / torch.arange(2, best.shape[1] + 2, device=scores.device).log2()
-    leading = gain.cumsum(0)
+    gains = 1 / torch.arange(2, best.shape[1] + 2).log2()
+    # Summed on the CPU: on CUDA, a cumulative sum of floats is refused where only deterministic kernels run.
+    gain, leading = gains.to(scores.device), gains.cumsum(0).to(scores.device)
     weighted = hits * weights[best]
     largest = (held * weights).topk(min(max(ks), held.shape[1]), dim=1).values
     count = held.sum(1)
