@@ -195,8 +195,9 @@ class RankingProtocol:
             for name, values in user_metrics(scores, hidden, held, weights, self.ks).items():
                 found.setdefault(name, []).append(values.double().cpu())
             best = top_items(scores, hidden, max(self.ks))
+            ranked = hidden.gather(1, best) <= 0  # where too few items are left, hidden ones fill the list
             for k, seen in shown.items():
-                seen[best[:, :k].flatten()] = True
+                seen[best[:, :k][ranked[:, :k]]] = True
             if self.negatives:
                 positives.append(scores[held > 0].cpu())
                 for repeat, drawn in enumerate(negatives):

@@ -193,6 +193,15 @@ def test_candidates_are_ranked_among_few_sampled_items(interactions):
     assert found(10_000) == pytest.approx(full)  # all free items are candidates
 
 
+def test_coverage_leaves_out_what_is_not_ranked():
+    rows = [(u, i, "train") for u in range(2) for i in range(3)] + [(u, 3 + u, "test") for u in range(2)]
+    rows += [(2, i, "train") for i in range(5, 15)]
+    data = load_interactions(pd.DataFrame(rows, columns=["user", "item", "split"]))
+    protocol = RankingProtocol(ks=(10,), negatives=0, candidates=1)
+    found = protocol.evaluate(lambda known: torch.zeros_like(known), data, "test", Draws(0))
+    assert found["coverage@10"][0] <= 4 / data.num_items  # each of two users ranks one held-out item and one candidate
+
+
 def test_bad_arguments(interactions):
     with pytest.raises(NonFiniteError, match="NaN"):
         user_metrics(torch.full((1, 3), torch.nan), torch.zeros(1, 3), torch.ones(1, 3), torch.ones(3))
