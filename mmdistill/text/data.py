@@ -314,7 +314,10 @@ def _finish(name: str, splits: dict[str, RawSplit], class_names: Sequence[str] |
     names = tuple(class_names) if class_names else _class_names(labels[first])
     if len(names) < 2:
         raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")
-    done = {split: TextSplit(tuple(texts[split]), _indices(name, split, labels[split], names)) for split in splits}
+    numbers = _numbers(names, set().union(*labels.values()), given=bool(class_names))
+    done = {
+        split: TextSplit(tuple(texts[split]), _indices(name, split, labels[split], names, numbers)) for split in splits
+    }
     missing = sorted(set(range(len(names))) - set(done[first].labels.tolist()))
     if missing:
         raise DataError(f"{name}: the class {names[missing[0]]!r} has no training text; remove it or add some")
@@ -370,18 +373,22 @@ def _class_names(labels: list[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct, key=int) if numeric else sorted(distinct))
 
 
-def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...]) -> Tensor:
-    position = {class_name: index for index, class_name in enumerate(names)}
-    by_number = {str(index): index for index in range(len(names))}
-    table = position if set(labels) <= set(position) else by_number if set(labels) <= set(by_number) else None
-    if table is None:
-        known = set(position) if set(labels) & set(position) else set(by_number)
-        row = next(i for i, label in enumerate(labels, start=1) if label not in known)
+def _numbers(names: tuple[str, ...], labels: set[str], *, given: bool) -> dict[str, int]:
+    """Return the class index of each label: labels are names, or, of names that were given, all of them indices."""
+    by_name = {class_name: index for index, class_name in enumerate(names)}
+    by_index = {str(index): index for index in range(len(names))}
+    named = not given or labels <= by_name.keys() or (labels & by_name.keys() and not labels <= by_index.keys())
+    return by_name if named else by_index
+
+
+def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...], numbers: Mapping[str, int]) -> Tensor:
+    unknown = next((row for row, label in enumerate(labels, start=1) if label not in numbers), None)
+    if unknown is not None:
         raise DataError(
-            f"{name}: row {row} of {split} has the label {labels[row - 1]!r}, which is no class of the training split "
-            f"(there are: {', '.join(names[:20])})"
+            f"{name}: row {unknown} of {split} has the label {labels[unknown - 1]!r}, which is no class of the "
+            f"training split (there are: {', '.join(names[:20])})"
         )
-    return torch.tensor([table[label] for label in labels])
+    return torch.tensor([numbers[label] for label in labels])
 
 
 def _hold_out(split: TextSplit, share: float, draws: Draws) -> tuple[TextSplit, TextSplit]:

@@ -77,6 +77,16 @@ def test_label_out_of_range_and_empty_class() -> None:
         load_text({"train": (TEXTS, LABELS), "test": (["x"], ["maybe"])})
 
 
+def test_labels_that_training_texts_lack_are_no_class_numbers() -> None:
+    train = (TEXTS[:18], [1, 2, 3] * 6)
+    with pytest.raises(DataError, match="row 1 of test has the label '0', which is no class"):
+        load_text({"train": train, "test": (TEXTS[:3], [0, 1, 2])})
+    with pytest.raises(DataError, match="row 1 of test has the label '0', which is no class"):
+        load_text({"train": train, "test": (TEXTS[:3], [0, 1, 2])}, class_names=("1", "2", "3"))
+    found = load_text({"train": (TEXTS[:18], [0, 1, 2] * 6), "test": (TEXTS[:2], [2, 0])}, class_names=("1", "2", "3"))
+    assert found.test.labels.tolist() == [2, 0]
+
+
 def test_one_text_instead_of_a_list_and_unknown_splits() -> None:
     with pytest.raises(DataError, match="list of texts"):
         load_text(("one text", [0]))
