@@ -42,15 +42,28 @@ class TextCNN(nn.Module):
 
     def __init__(self, dim: int, num_classes: int, width: int = 64, windows: Sequence[int] = WINDOWS) -> None:
         super().__init__()
+        self.windows = tuple(windows)
         self.convolutions = nn.ModuleList(nn.Conv1d(dim, width, k, padding=k // 2) for k in windows)
         self.head = nn.Linear(width * len(windows), num_classes)
 
     def forward(self, inputs: Tensors) -> Tensor:
         """Return ``(n, C)`` logits."""
         x = masked(inputs).transpose(1, 2)
-        pooled = [convolution(x).relu().amax(2) for convolution in self.convolutions]
+        pooled = [
+            (convolution(x).relu() * _within(inputs["mask"], window)[:, None]).amax(2)
+            for window, convolution in zip(self.windows, self.convolutions, strict=True)
+        ]
         logits: Tensor = self.head(torch.cat(pooled, 1))
         return logits
+
+
+def _within(mask: Tensor, window: int) -> Tensor:
+    """Return which outputs of a convolution padded by half its window the text would have without what follows it.
+
+    Shapes:
+        ``(n, L)`` to ``(n, L)``, or to ``(n, L + 1)`` for a window of an even size, which has an output more.
+    """
+    return mask if window % 2 else F.pad(mask, (0, 1)) | F.pad(mask, (1, 0))
 
 
 class Recurrent(nn.Module):

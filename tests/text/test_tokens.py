@@ -151,6 +151,17 @@ def test_the_textcnn_against_loops() -> None:
     torch.testing.assert_close(net({"vectors": x, "mask": torch.ones(1, 5, dtype=torch.bool)})[0], expected)
 
 
+def test_what_follows_a_text_s_end_changes_nothing_for_the_textcnn() -> None:
+    net = TextCNN(3, 2, 4, windows=(2, 3, 4, 5)).double()
+    for convolution in net.convolutions:
+        nn.init.ones_(convolution.bias)  # so large that windows without tokens would win
+        nn.init.constant_(convolution.weight, -1.0)
+    x = Draws(0).uniform(1, 5, 3).double()
+    alone = net({"vectors": x, "mask": torch.ones(1, 5, dtype=torch.bool)})
+    padded = nn.functional.pad(x, (0, 0, 0, 6), value=3.0)
+    torch.testing.assert_close(net({"vectors": padded, "mask": torch.arange(11)[None] < 5}), alone)
+
+
 def test_vectors_give_the_transformer_what_its_tokens_give(transformer: TokenTask, folder: Path) -> None:
     from transformers import AutoModel
 
