@@ -124,14 +124,24 @@ class TransformerEncoder(SentenceEncoder):
                 f"({_first_line(error)})"
             ) from error
 
+    def load_body(self, **options: Any) -> Any:
+        """Return the model without a head, in float32 whatever its weights are stored in.
+
+        Raises:
+            ConfigError: as :meth:`load`.
+        """
+        from transformers import AutoModel
+
+        with quiet_transformers():
+            return self.load(AutoModel, use_safetensors=True, **options).float()
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Encoding:
         """Return one unit vector per text."""
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
         tokenizer = self.load(AutoTokenizer)
-        with quiet_transformers():
-            model = self.load(AutoModel, use_safetensors=True).to(self.device).eval()
+        model = self.load_body().to(self.device).eval()
         if tokenizer.pad_token is None:  # what stands in masked places changes nothing
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.sep_token
         if tokenizer.pad_token is None:

@@ -13,7 +13,7 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
-from mmdistill.text.encoder import TransformerEncoder, quiet_transformers
+from mmdistill.text.encoder import TransformerEncoder
 from mmdistill.text.vocabulary import Vocabulary
 
 TOKEN_MODELS = ("textcnn", "bilstm", "bigru", "transformer")
@@ -234,11 +234,8 @@ class PretrainedModule(FunctionalModule):
 
 def _transformer(encoder: TransformerEncoder, vocabulary: Vocabulary, num_classes: int) -> ModuleFactory:
     def load() -> nn.Module:
-        from transformers import AutoModel
-
         # Fused attention has no second derivatives, which gradient matching and unrolled training take.
-        with quiet_transformers():
-            body = encoder.load(AutoModel, use_safetensors=True, attn_implementation="eager")
+        body = encoder.load_body(attn_implementation="eager")
         for module in body.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder, TransformerEncoder, quiet_transformers
+from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder, TransformerEncoder
 
 MOST_TOKENS = 128
 """The default length is never longer."""
@@ -131,12 +131,10 @@ def load_vocabulary(encoder: TransformerEncoder) -> Vocabulary:
     Raises:
         ConfigError: the model cannot be loaded.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = encoder.load(AutoTokenizer)
-    with quiet_transformers():
-        model = encoder.load(AutoModel, use_safetensors=True)
-    table = model.get_input_embeddings().weight.detach().float().clone()
+    table = encoder.load_body().get_input_embeddings().weight.detach().clone()
     settings = json.dumps([encoder.identity(), "input embeddings"])
     digest = hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
     return Vocabulary(tokenizer, table, name=encoder.name, identity=f"tokens:{digest}")

@@ -174,6 +174,19 @@ def test_vectors_give_the_transformer_what_its_tokens_give(transformer: TokenTas
     torch.testing.assert_close(found, pooled, rtol=1e-4, atol=1e-4)
 
 
+def test_models_stored_in_half_precision_run_in_float32(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    half, whole = tiny_transformer(tmp_path / "half"), tiny_transformer(tmp_path / "whole")
+    model = AutoModel.from_pretrained(folder).bfloat16()
+    model.save_pretrained(half)
+    model.float().save_pretrained(whole)
+    task = token_corpus_task(half, "transformer", length=6)
+    assert {tensor.dtype for tensor in task.init(Draws(0)).params.values()} == {torch.float32}
+    points = [TransformerEncoder(place).encode(["bread soup", "star"]).points for place in (half, whole)]
+    torch.testing.assert_close(points[0], points[1])
+
+
 def test_each_network_has_the_pretrained_body_and_a_head_of_its_own(transformer: TokenTask) -> None:
     one, other = transformer.init(Draws(0)), transformer.init(Draws(1))
     for name, tensor in one.params.items():
