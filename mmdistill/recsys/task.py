@@ -344,6 +344,8 @@ def make_task(data: str, options: TaskOptions) -> RecsysTask:
         raise unknown_name("model for recsys data", model, MODELS)
     task = recsys_task(data, model=model, width=options.width or 600, seed=options.seed, device=options.device)
     batch = options.judge_batch or task.vae.batch
-    steps = task.vae.steps if options.judge_epochs is None else options.judge_epochs * -(-task.data.num_users // batch)
-    task.vae = replace(task.vae, batch=batch, steps=steps)
+    task.vae = replace(task.vae, batch=batch)
+    if options.judge_epochs is not None:
+        steps = options.judge_epochs * -(-task.data.num_users // batch)
+        task.vae = replace(task.vae, steps=steps, epochs=options.judge_epochs)
     return task

@@ -26,8 +26,9 @@ class VaeProtocol:
         kl: weight of the Kullback-Leibler term where its linear rise ends, after half of the steps.
         lr: Adam's rate.
         batch: users per step.
-        steps: updates in all.
+        steps: updates in all, at least.
         checks: how often, evenly over the steps, validation data may pick the network.
+        epochs: passes over the users, at least: over those of MovieLens-1M they are 800 updates, over more users more.
     """
 
     hidden: int = 600
@@ -38,10 +39,16 @@ class VaeProtocol:
     batch: int = 250
     steps: int = 800
     checks: int = 16
+    epochs: int = 32
 
     def __post_init__(self) -> None:
-        if min(self.hidden, self.latent, self.batch, self.steps, self.checks) < 1 or not 0 <= self.dropout < 1:
+        sizes = (self.hidden, self.latent, self.batch, self.steps, self.checks, self.epochs)
+        if min(sizes) < 1 or not 0 <= self.dropout < 1:
             raise ConfigError(f"sizes are at least 1 and dropout is in [0, 1), got {self}")
+
+    def updates(self, users: int) -> int:
+        """Return how many updates so many users are trained on by."""
+        return max(self.steps, self.epochs * -(-users // self.batch))
 
 
 class MultVae(nn.Module):
@@ -124,7 +131,8 @@ def fit_vae(
     """
     network = initialised(MultVae(items, protocol).to(device), draws.fold("init"))
     optimizer = torch.optim.Adam(network.parameters(), lr=protocol.lr)
-    every = -(-protocol.steps // protocol.checks)
+    steps = protocol.updates(users)
+    every = -(-steps // protocol.checks)
     best, kept = -1.0, network.state_dict()
     order, epoch = torch.empty(0, dtype=torch.long), 0
 
@@ -133,17 +141,17 @@ def fit_vae(
             logits: Tensor = network(known)
         return logits
 
-    for step in range(1, protocol.steps + 1):
+    for step in range(1, steps + 1):
         if not len(order):
             order = draws.fold("order", epoch).to("cpu").permutation(users)
             epoch += 1
         chosen, order = order[: protocol.batch], order[protocol.batch :]
-        kl = protocol.kl * min(1.0, 2 * step / protocol.steps)
+        kl = protocol.kl * min(1.0, 2 * step / steps)
         loss = network.loss(rows(chosen).to(device), kl, draws.fold("step", step).to(device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if step % every == 0 or step == protocol.steps:
+        if step % every == 0 or step == steps:
             if not bool(torch.isfinite(loss)):
                 raise NonFiniteError(f"Mult-VAE's loss became {float(loss.detach())} by step {step}; lower its rate")
             found = score(scorer)

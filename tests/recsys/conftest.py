@@ -29,5 +29,5 @@ def interactions():
 
 @pytest.fixture
 def task(interactions):
-    vae = VaeProtocol(hidden=20, latent=5, steps=40, batch=60, checks=2)
+    vae = VaeProtocol(hidden=20, latent=5, steps=40, batch=60, checks=2, epochs=1)
     return RecsysTask(interactions, protocol=RankingProtocol(ks=(10,), negatives=20, chunk=100), vae=vae)

@@ -5,7 +5,7 @@ from mmdistill.errors import ConfigError, NonFiniteError
 from mmdistill.recsys.vae import MultVae, VaeProtocol, fit_vae, initialised
 from mmdistill.runtime import Draws
 
-SMALL = VaeProtocol(hidden=12, latent=4, steps=40, batch=16, checks=4, lr=1e-2)
+SMALL = VaeProtocol(hidden=12, latent=4, steps=40, batch=16, checks=4, epochs=1, lr=1e-2)
 
 
 def test_loss_is_its_formula():
@@ -58,6 +58,22 @@ def test_the_check_that_scored_best_is_kept(task):
     scorer = fitted(task, score)
     assert len(seen) == 4
     assert torch.equal(scorer(known), seen[1])
+
+
+def test_many_users_are_read_as_often_as_few():
+    assert [VaeProtocol().updates(users) for users in (500, 6_040, 69_878)] == [800, 800, 32 * 280]
+
+
+def test_training_takes_the_epochs_that_it_should(task):
+    read = []
+
+    def rows(chosen):
+        read.append(chosen)
+        return task.select(chosen).inputs
+
+    protocol = VaeProtocol(hidden=4, latent=2, steps=5, batch=16, checks=1, epochs=3)
+    fit_vae(rows, 60, task.data.num_items, protocol, lambda scorer: 0.0, Draws(0), torch.device("cpu"))
+    assert torch.bincount(torch.cat(read)).tolist() == [3] * 60
 
 
 def test_bad_arguments(task):
