@@ -69,7 +69,7 @@ def fully_connected(
     w2, b2, d = w_std**2, b_std**2, a.shape[1]
     b = b if dtype is None else b.to(dtype)
     inner, square_a = products(a, b)
-    shift = inner.new_tensor(b2)
+    shift = inner.new_full((), b2)  # made on the device: CUDA graphs allow no copy from the host
     nngp = torch.add(shift, inner, alpha=w2 / d)
     var_a = w2 / d * square_a + b2
     var_b = w2 / d * b.square().sum(1) + b2
