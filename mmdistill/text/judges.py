@@ -33,16 +33,19 @@ def one_tensor(value: Inputs | Targets) -> Tensor:
 
 def are_probabilities(targets: Tensor) -> bool:
     """Return whether targets are class indices or rows that are non-negative and sum to 1, rather than scores."""
-    if not targets.is_floating_point():
-        return True
-    return bool((targets >= -1e-6).all() and ((targets.sum(1) - 1).abs() < 1e-3).all())
+    return not targets.is_floating_point() or bool(_sum_to_one(targets))
+
+
+def _sum_to_one(targets: Tensor) -> Tensor:
+    """Return, as a scalar on the device, whether all rows of ``(n, C)`` targets are distributions."""
+    return (targets >= -1e-6).all() & ((targets.sum(1) - 1).abs() < 1e-3).all()
 
 
 def regression_targets(targets: Tensor, num_classes: int) -> Tensor:
-    """Return ``(n, C)`` float64 targets: probabilities minus 1/C, scores as they are."""
-    if not are_probabilities(targets):
-        return targets.double()
-    return as_probabilities(targets, num_classes).double() - 1 / num_classes
+    """Return ``(n, C)`` float64 targets: probabilities minus 1/C, scores as they are; nothing waits for the device."""
+    if not targets.is_floating_point():
+        return as_probabilities(targets, num_classes).double() - 1 / num_classes
+    return targets.double() - _sum_to_one(targets).double() / num_classes
 
 
 def distributions(targets: Tensor, num_classes: int) -> Tensor:

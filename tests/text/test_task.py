@@ -192,7 +192,24 @@ def test_ridge_is_the_stationary_point() -> None:
     loss = ((x @ solved - y).square().sum(1) * weight).sum() + 0.7 * solved.square().sum()
     (gradient,) = torch.autograd.grad(loss, solved)
     assert float(gradient.abs().max()) < 1e-10
-    assert choose_ridge(x, y, x, torch.arange(20) % 3) > 0
+
+
+def test_the_ridge_is_the_largest_of_the_best_on_development_data() -> None:
+    labels = torch.arange(20) % 3
+    x, dev = (Draws(key).normal(20, 5, dtype=torch.float64) + torch.eye(5)[labels] for key in (0, 1))
+    y = regression_targets(labels, 3)
+    grid = (1e-3, 0.1, 3.0, 2.9, 30.0, 3000.0)
+    right = [int(((dev @ ridge_weights(x, y, ridge)).argmax(1) == labels).sum()) for ridge in grid]
+    assert right[2] == right[3] > max(right[:2] + right[4:])
+    assert choose_ridge(x, y, dev, labels, grid) == 3.0
+
+
+def test_probabilities_are_centred_and_scores_are_not() -> None:
+    probabilities, scores = soft(4, 3, "centred"), torch.eye(3) - 1 / 3
+    torch.testing.assert_close(regression_targets(probabilities, 3), probabilities - 1 / 3)
+    torch.testing.assert_close(regression_targets(scores, 3), scores.double())
+    torch.testing.assert_close(regression_targets(torch.tensor([2, 0]), 3).float(), scores[[2, 0]])
+    assert regression_targets(torch.empty(4, 3, device="meta"), 3).shape == (4, 3)  # no value is read on the host
 
 
 def test_scores_become_probabilities() -> None:
