@@ -17,22 +17,24 @@ from tests.text.corpus import token_corpus_task
 
 @pytest.mark.parametrize("kind", LABELS.values())
 def test_every_kind_of_label_is_distilled_and_judged(tmp_path: Path, kind: LabelKind) -> None:
-    task = token_corpus_task(tmp_path, length=7)
+    task = token_corpus_task(tmp_path, length=10, judge_epochs=40)
     method = TOKEN_METHODS["dd"].labelled(kind)
     settings = {"steps": 2, "real_batch": 8, "init": "real", "inner_steps": 2, "teacher_epochs": 1}
-    result = distill(task, method, ipc=1, settings=settings)
+    result = distill(task, method, ipc=6, settings=settings)
     targets = result.batch.targets
     assert isinstance(targets, torch.Tensor)
     if kind == "fixed":
-        assert targets.tolist() == [0, 1, 2]
+        assert targets.tolist() == [0] * 6 + [1] * 6 + [2] * 6
     else:
-        assert targets.shape == (3, 3)
-        distribution = torch.allclose(targets.sum(1), torch.ones(3), atol=1e-4)
+        assert targets.shape == (18, 3)
+        distribution = torch.allclose(targets.sum(1), torch.ones(18), atol=1e-4)
         assert distribution == (kind != "learned")
-    for learned in (result.learned, {}):
-        scores = task.evaluate(result.batch, "textcnn", Draws(0), 1, learned)
-        assert 0 <= scores.values["accuracy"][0] <= 1
-    assert 0 <= task.evaluate(result.batch, "read-tfidf", Draws(0), 1, {}).values["accuracy"][0] <= 1
+    assert len(task.evaluate(result.batch, "textcnn", Draws(0), 1, result.learned).values["accuracy"]) == 1
+    wrong = result.batch._replace(targets=targets.roll(6, 0))
+    for judge in ("textcnn", "read-tfidf"):
+        right, turned = (task.evaluate(b, judge, Draws(0), 1, {}).values["accuracy"][0] for b in (result.batch, wrong))
+        if kind != "teacher":  # a teacher of one epoch knows nothing
+            assert right > turned + 0.1, judge
 
 
 def test_labels_of_closed_forms_are_their_own() -> None:
