@@ -49,9 +49,8 @@ class EncodedRidgeMatching(CentredRidgeMatching):
         task = as_token_task(network.task)
         points = task.embedding()
         rows = draws.to(points.device).permutation(len(points))[: self.batch]
-        labels = task.select(rows).targets
         encoded = F.normalize(network.features(flat(syn).inputs)[-1], dim=1)
-        goal = Batch(points[rows], labels, torch.ones(len(rows), device=points.device))
+        goal = Batch(points[rows], task.classes(rows), torch.ones(len(rows), device=points.device))
         return super().forward(network, flat(syn)._replace(inputs=encoded), goal, draws)
 
 

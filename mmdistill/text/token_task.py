@@ -198,7 +198,11 @@ class TokenTask:
         """Return training texts as vectors, with their classes."""
         indices = indices.to(self.device)
         inputs = self.look_up(self._ids[indices], self._mask[indices])
-        return Batch(inputs, self._train[indices], torch.ones(indices.shape, device=self.device))
+        return Batch(inputs, self.classes(indices), torch.ones(indices.shape, device=self.device))
+
+    def classes(self, indices: Tensor) -> Tensor:
+        """Return the classes of training texts."""
+        return self._train[indices.to(self.device)]
 
     def look_up(self, ids: Tensor, mask: Tensor) -> Tensors:
         """Return the vectors of tokens, zero where the mask is false."""

@@ -18,7 +18,7 @@ from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, ClassBatch
-from mmdistill.testing import as_float64, check_task
+from mmdistill.testing import check_task
 from mmdistill.text.attention import AttentionLabels, attention_loss
 from mmdistill.text.draw import draw, nearest_texts
 from mmdistill.text.encoder import PAIR, TransformerEncoder
@@ -289,6 +289,15 @@ def test_attention_labels_need_attention(task: TokenTask) -> None:
         distill(task, quick("attention-labels"), ipc=1)
 
 
+def test_ridge_matching_through_the_encoder_looks_no_real_vector_up(
+    transformer: TokenTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(transformer, transformer.init(Draws(0)))
+    syn = transformer.select(torch.arange(0, 90, 20))
+    monkeypatch.setattr(transformer, "look_up", None)
+    assert EncodedRidgeMatching(1e-2)(network, syn, syn, Draws(0)).isfinite()
+
+
 def test_ridge_matching_through_the_encoder(transformer: TokenTask, task: TokenTask) -> None:
     network = Network(transformer, transformer.init(Draws(0)))
     syn = transformer.select(torch.arange(0, 90, 20))
@@ -440,10 +449,9 @@ def test_networks_and_encoders_that_do_not_fit(folder: Path) -> None:
         as_text_task(points_only)
 
 
-def test_float64_gradients_of_the_bilstm(folder: Path) -> None:
-    task = token_corpus_task(folder, "bilstm", length=5)
-    state = as_float64(task.init(Draws(0)))
-    batch = task.select(torch.arange(2))
-    inputs = {**batch.inputs, "vectors": batch.inputs["vectors"].double()}  # type: ignore[dict-item,call-overload,index]
-    loss = task.loss(state, batch._replace(inputs=inputs, weight=batch.weight.double()))
-    assert loss.dtype == torch.float64
+def test_the_bilstm_has_the_gradient_of_finite_differences() -> None:
+    net = Recurrent(3, 2, 2, 4).double()
+    vectors = Draws(0).normal(2, 4, 3, dtype=torch.float64).requires_grad_()
+    mask = torch.tensor([[True] * 4, [True] * 3 + [False]])
+    assert torch.autograd.gradcheck(lambda x: net({"vectors": x, "mask": mask}), (vectors,))
+    assert torch.autograd.gradgradcheck(lambda x: net({"vectors": x, "mask": mask}), (vectors,))
