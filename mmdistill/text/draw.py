@@ -48,13 +48,13 @@ def as_text_like(task: Task) -> TextLike:
 
 
 def places(task: TextLike, batch: Batch) -> Places:
-    """Return where samples lie: sentence points as they are, sequences by the mean of their vectors."""
+    """Return where samples lie: sentence points as they are, sequences by the sum of their vectors."""
     if isinstance(task, TextTask):
         synthetic = one_tensor(batch.inputs).to(task.device)
         return Places(task.train.inputs, synthetic, f"the space of {task.encoder}")
     inputs = task.named(batch.inputs)
     synthetic = (inputs["vectors"] * inputs["mask"][..., None]).to(task.device).sum(1)
-    return Places(task.mean_vectors(), synthetic, f"mean token vector of {task.vocabulary.name}")
+    return Places(task.summed_vectors(), synthetic, f"summed token vectors of {task.vocabulary.name}")
 
 
 def read(task: TextLike, batch: Batch) -> list[str]:

@@ -14,7 +14,7 @@ from mmdistill.networks.minibatches import LearnedSteps, learned_steps
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import state_at
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Scores, Tensors
+from mmdistill.task import Batch, NetworkState, Scores, Tensors, map_inputs
 from mmdistill.text.attention import class_labels
 from mmdistill.text.judges import are_probabilities
 from mmdistill.text.token_models import PretrainedModule
@@ -73,15 +73,16 @@ class TokenJudge:
     learned: Mapping[str, Tensor]
 
     def score(self, data: Batch, queries: tuple[Tokens, Tensor], draws: Draws, n: int) -> Scores:
-        """Train n networks and return their accuracy on tokens and labels."""
+        """Train n networks and return their accuracy on tokens and labels.
+
+        Args:
+            data: what is trained on, as vectors or as token numbers, which are looked up batch by batch.
+            queries: the tokens and the classes of held-out texts.
+            draws: the key of everything random.
+            n: how many networks.
+        """
         device = self.task.device
-        data = Batch(
-            {name: tensor.to(device) for name, tensor in self.task.named(data.inputs).items()},
-            {name: tensor.to(device) for name, tensor in data.targets.items()}
-            if isinstance(data.targets, dict)
-            else data.targets.to(device),
-            data.weight.to(device),
-        )
+        data = Batch(*(map_inputs(lambda tensor: tensor.to(device), part) for part in data))  # type: ignore[arg-type]
         steps = learned_steps(data, self.learned)
         with self.network.drawn(draws):
             states = self._fit(data, n, draws) if steps is None else self._take(steps, n, draws)
@@ -107,7 +108,7 @@ class TokenJudge:
         scores = not are_probabilities(labels)
 
         def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-            logits, buffers = self.network(state, batch.inputs, train=True)
+            logits, buffers = self.network(state, self.task.vectors(batch.inputs), train=True)
             assert isinstance(batch.targets, Tensor)
             each = (logits - batch.targets).square().sum(1) if scores else soft_cross_entropy(logits, batch.targets)
             return weighted_mean(each, batch.weight), buffers

@@ -189,8 +189,8 @@ class TokenTask:
             self._points = encode_splits(self.encoder, self.data).train.to(self.device)
         return self._points
 
-    def mean_vectors(self) -> Tensor:
-        """Return the sum of the vectors of each training text, ``(N, H)``: its mean, up to length."""
+    def summed_vectors(self) -> Tensor:
+        """Return the sum of the vectors of each training text, ``(N, H)``: by direction, their mean."""
         chunks = torch.split(torch.arange(len(self._ids), device=self.device), 1024)
         return torch.cat([self.look_up(self._ids[rows], self._mask[rows])["vectors"].sum(1) for rows in chunks])
 
@@ -235,11 +235,23 @@ class TokenTask:
             raise unknown_name("judge", judge, self.judges)
         if key in READERS:
             return self._read(synthetic, key)
-        batch = self.select(torch.arange(len(self._train))) if synthetic is None else self._checked(synthetic)
-        if key == PROJECTED:
+        batch = self._numbers() if synthetic is None else self._checked(synthetic)
+        if key == PROJECTED and synthetic is not None:  # real texts are real tokens as they are
             batch = batch._replace(inputs=self.projected(batch.inputs)[0])
         queries = (self.tokens.test, self.data.test.labels)
         return self._judge(key, learned).score(batch, queries, draws, n)
+
+    def _numbers(self) -> Batch:
+        """Return all training texts as token numbers; their vectors would be L x H numbers for each."""
+        return Batch(
+            {"ids": self._ids, "mask": self._mask}, self._train, torch.ones(len(self._ids), device=self.device)
+        )
+
+    def vectors(self, inputs: Inputs) -> Tensors:
+        """Return inputs as vectors; those given as token numbers (``ids`` and ``mask``) are looked up."""
+        if isinstance(inputs, dict) and "ids" in inputs:
+            return self.look_up(inputs["ids"], inputs["mask"])
+        return self.named(inputs)
 
     def _judge(self, key: str, learned: Mapping[str, Tensor]) -> TokenJudge:
         own = key in (self.name, PROJECTED)

@@ -272,6 +272,22 @@ def test_sets_beat_random_texts(task: TokenTask, unrolled: DistilledSet) -> None
     assert judged.headline().mean > judged.baselines["random"][0].mean + 0.1
 
 
+def test_all_texts_train_a_judge_without_all_their_vectors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = token_corpus_task(folder, length=7, judge_epochs=2, judge_batch=16)
+    expected = task.evaluate(task.select(torch.arange(90)), "textcnn", Draws(0), 2, {})
+    look_up, sizes = task.look_up, []
+
+    def counted(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        sizes.append(len(ids))
+        return look_up(ids, mask)
+
+    monkeypatch.setattr(task, "look_up", counted)
+    assert task.evaluate(None, "textcnn", Draws(0), 2, {}) == expected
+    assert task.evaluate(None, "projected", Draws(0), 2, {}).values == expected.values
+    assert 16 in sizes
+    assert max(sizes) < 90
+
+
 def test_attention_labels_are_learned_and_used(transformer: TokenTask) -> None:
     method = quick("attention-labels", steps=3, real_batch=8)
     result = distill(transformer, method, ipc=1)
