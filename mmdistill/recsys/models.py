@@ -77,9 +77,8 @@ class InfiniteAutoencoder(Recommender):
 
     def scorer(self, ridge: float) -> Scorer:
         """Solve in float64 and return the function from known interactions to scores."""
-        diagonal = self.gram.diagonal()
-        shift = torch.diag(torch.full_like(diagonal, ridge * float(diagonal.mean())))
-        coefficients = spd_solve(self.gram + shift, self.rows.double()).to(self.rows.dtype)
+        shift = ridge * float(self.gram.diagonal().mean())
+        coefficients = spd_solve(shifted(self.gram, shift), self.rows.double()).to(self.rows.dtype)
 
         def score(known: Tensor) -> Tensor:
             with torch.no_grad():
@@ -123,11 +122,10 @@ class Ease(Recommender):
 
     def scorer(self, ridge: float) -> Scorer:
         """Solve in float64 and return the function from known interactions to scores."""
-        shift = ridge * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
-        return self._dual(shift) if self.dual else self._primal(shift)
+        return self._dual(ridge) if self.dual else self._primal(ridge)
 
-    def _primal(self, shift: Tensor) -> Scorer:
-        inverse = torch.cholesky_inverse(cholesky(self.gram + shift))
+    def _primal(self, ridge: float) -> Scorer:
+        inverse = torch.cholesky_inverse(cholesky(shifted(self.gram, ridge)))
         weights = -inverse / inverse.diagonal()
         weights.fill_diagonal_(0)
         weights = weights.float()
@@ -138,8 +136,8 @@ class Ease(Recommender):
 
         return score
 
-    def _dual(self, shift: Tensor) -> Scorer:
-        solved = spd_solve(self.gram + shift, self.rows)
+    def _dual(self, ridge: float) -> Scorer:
+        solved = spd_solve(shifted(self.gram, ridge), self.rows)
         own = (self.rows * solved).sum(0)
         scale = (1 / (1 - own)).float()
         rows, solved, own = self.rows.float(), solved.float(), own.float()
@@ -180,6 +178,13 @@ def require_solvable(size: int, name: str, unit: str) -> None:
             f"{name} solves a dense system of size {size:,} ({unit}), and at most {MAX_EXACT:,} are solved; judge the "
             "whole of such data with 'mult-vae', 'als' or 'popularity'"
         )
+
+
+def shifted(matrix: Tensor, amount: float) -> Tensor:
+    """Return a copy of a square matrix with an amount added to its diagonal."""
+    copy = matrix.clone()
+    copy.diagonal().add_(amount)
+    return copy
 
 
 def cholesky(matrix: Tensor) -> Tensor:
