@@ -317,7 +317,7 @@ def _complete_split(
 
 def _as_sparse(source: Any) -> sparse.csr_array:
     if isinstance(source, Tensor):
-        source = source.detach().to_dense().cpu().numpy()
+        source = _from_torch(source.detach().cpu())
     if not sparse.issparse(source):
         source = np.asarray(source)
         if source.ndim != 2 or source.dtype.kind not in "biuf":
@@ -330,6 +330,14 @@ def _as_sparse(source: Any) -> sparse.csr_array:
     except ValueError as error:
         raise DataError(f"the matrix of users x items is damaged: {error}") from error
     return matrix
+
+
+def _from_torch(matrix: Tensor) -> npt.NDArray[Any] | sparse.coo_array:
+    """Return a tensor as an array; a sparse matrix stays sparse, whatever its layout."""
+    if matrix.layout == torch.strided or matrix.ndim != 2:
+        return matrix.to_dense().numpy()
+    entries = matrix.to_sparse(layout=torch.sparse_coo).coalesce()
+    return sparse.coo_array((entries.values().numpy(), tuple(entries.indices().numpy())), shape=tuple(entries.shape))
 
 
 def _from_matrix(

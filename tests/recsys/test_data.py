@@ -79,6 +79,17 @@ def test_reads_matrices_and_tables(tmp_path):
     assert counts["unused_items"] == 10 + 9 - len({i for _, i, _ in ROWS})
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_tensors_are_never_dense(layout):
+    # As a dense matrix, these entries would take 4 TB.
+    users, items = torch.arange(30) // 10 * 400_000, torch.arange(30) % 10 * 100_000
+    place, shape = torch.stack([users, items]), (1_000_000, 1_000_000)
+    matrix = torch.sparse_coo_tensor(place, torch.ones(30), shape, check_invariants=True)
+    data = load_interactions(matrix.to_sparse(layout=layout))
+    assert (data.num_users, data.num_items) == (3, 10)
+
+
 def test_random_split_is_disjoint_seeded_and_leaves_a_test_item():
     rng = np.random.default_rng(1)
     matrix = (rng.random((50, 60)) < 0.5).astype(np.float32)
