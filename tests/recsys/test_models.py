@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,9 +68,18 @@ def test_popularity_is_the_same_for_everybody():
 
 def test_the_ridge_is_picked_on_validation_not_on_test(interactions):
     protocol = RankingProtocol(ks=(5,), negatives=0)
-    model = Ease(gram=torch.tensor((interactions.parts["train"].T @ interactions.parts["train"]).toarray()))
+    train, valid = interactions.parts["train"], interactions.parts["valid"]
+    model = Ease(gram=torch.tensor((train.T @ train).toarray()))
     scores = {ridge: model.validate(ridge, interactions, protocol, Draws(0)) for ridge in model.ridges}
-    assert model.pick(interactions, protocol, Draws(0)) == max(scores, key=scores.__getitem__)
+    best = model.pick(interactions, protocol, Draws(0))
+    assert best == max(scores, key=scores.__getitem__)
+    assert len(set(scores.values())) > 1
+    reversed_test = interactions.parts["test"][::-1]
+    other_test = replace(interactions, parts={**interactions.parts, "test": reversed_test})
+    assert {ridge: model.validate(ridge, other_test, protocol, Draws(0)) for ridge in model.ridges} == scores
+    assert model.pick(other_test, protocol, Draws(0)) == best
+    other_valid = replace(interactions, parts={**interactions.parts, "valid": valid[::-1]})
+    assert model.validate(best, other_valid, protocol, Draws(0)) != scores[best]
 
 
 def test_equal_users_need_a_ridge(interactions):
