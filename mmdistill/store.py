@@ -166,9 +166,11 @@ class DistilledSet:
         return self.seconds / made if made else None
 
     def save(self, folder: Path) -> None:
-        """Write ``distilled.safetensors`` and ``distilled.json`` into a folder."""
+        """Write ``distilled.safetensors`` and ``distilled.json`` into a folder; targets that are the inputs once."""
         tensors: Tensors = {"weight": self.batch.weight}
-        tensors |= _named("inputs", self.batch.inputs) | _named("targets", self.batch.targets)
+        tensors |= _named("inputs", self.batch.inputs)
+        if not _same(self.batch.inputs, self.batch.targets):
+            tensors |= _named("targets", self.batch.targets)
         tensors |= {f"learned.{name}": tensor for name, tensor in self.learned.items()}
         tensors |= {f"info.{name}": tensor for name, tensor in self.info.tensors.items()}
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
@@ -214,7 +216,9 @@ class DistilledSet:
             info["class_names"] = tuple(info["class_names"])
             info["tensors"] = _with_prefix("info.", tensors)
             learned = _with_prefix("learned.", tensors)
-            batch = Batch(_unnamed("inputs", tensors), _unnamed("targets", tensors), tensors["weight"])
+            inputs = _unnamed("inputs", tensors)
+            own = any(name.partition(".")[0] == "targets" for name in tensors)
+            batch = Batch(inputs, _unnamed("targets", tensors) if own else inputs, tensors["weight"])
             found = DistilledSet(batch, TaskInfo(**info), learned=learned, **content)
             _require_types(found)
             _require_types(found.info)
@@ -267,6 +271,13 @@ def _require_types(record: "DistilledSet | TaskInfo") -> None:
         value = getattr(record, entry.name)
         if kind in (int, float, str, Mapping) and not isinstance(value, wanted):
             raise TypeError(f"{entry.name} is {value!r}, and no {kind.__name__}")
+
+
+def _same(inputs: Inputs, targets: Targets) -> bool:
+    """Return whether samples are their own targets, as interactions are."""
+    if isinstance(inputs, dict) or isinstance(targets, dict) or inputs.dtype != targets.dtype:
+        return False
+    return torch.equal(inputs, targets)
 
 
 def _named(prefix: str, value: Inputs | Targets) -> Tensors:

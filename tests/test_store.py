@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -30,6 +31,18 @@ def test_sets_survive_the_disk(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "distilled.json").read_text())
     assert document["version"] == 1
     assert "torch" in document["packages"]
+
+
+def test_samples_that_are_their_own_targets_are_stored_once(tmp_path: Path) -> None:
+    rows = torch.rand(4, 100)
+    saved = dataclasses.replace(make_set(), batch=Batch(rows, rows.clone(), torch.ones(4)))
+    saved.save(tmp_path)
+    path = tmp_path / "distilled.safetensors"
+    assert path.stat().st_size < 1.5 * rows.nbytes
+    assert torch.equal(DistilledSet.load(tmp_path).batch.targets, rows)  # type: ignore[arg-type]
+    stored = safetensors.torch.load_file(path)
+    path.write_bytes(safetensors.torch.save({**stored, "targets": rows + 1}, metadata={"format": "mmdistill"}))
+    assert torch.equal(DistilledSet.load(tmp_path).batch.targets, rows + 1)  # type: ignore[arg-type]
 
 
 def test_equal_sets_are_equal_files(tmp_path: Path) -> None:
