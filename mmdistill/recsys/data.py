@@ -67,11 +67,20 @@ class Interactions:
         """The number of items."""
         return len(self.item_ids)
 
-    def rows(self, users: npt.ArrayLike, parts: Sequence[Split] = ("train",)) -> Tensor:
-        """Return the rows of some users, the sum of these (disjoint) parts, dense ``(n, items)`` float32."""
+    def rows(
+        self, users: npt.ArrayLike, parts: Sequence[Split] = ("train",), device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Return the rows of some users, the union of these parts, dense ``(n, items)`` float32.
+
+        Only the places of the ones travel to the device.
+        """
         index = np.asarray(users)
-        dense = sum(self.parts[part][index].toarray() for part in parts)
-        return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32))
+        dense = torch.zeros(len(index), self.num_items, device=device)
+        for part in parts:
+            row, column = self.parts[part][index].tocoo().coords
+            places = torch.from_numpy(row.astype(np.int64) * self.num_items + column)
+            dense.view(-1).index_fill_(0, places.to(device), 1.0)
+        return dense
 
     def item_counts(self) -> Tensor:
         """Return how many users have each item in the training part, ``(items,)`` float32."""

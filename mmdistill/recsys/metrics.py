@@ -188,8 +188,8 @@ class RankingProtocol:
         size = max(1, min(self.chunk, CHUNK_NUMBERS // data.num_items))
         for start in range(0, len(users), size):
             chunk = users[start : start + size]
-            known = data.rows(chunk, context).to(self.device)
-            held = data.rows(chunk, (part,)).to(self.device)
+            known = data.rows(chunk, context, self.device)
+            held = data.rows(chunk, (part,), self.device)
             scores = scorer(known)
             hidden = self._hidden(known, held, draws.fold("candidates", start))
             for name, values in user_metrics(scores, hidden, held, weights, self.ks).items():

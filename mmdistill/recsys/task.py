@@ -118,7 +118,7 @@ class RecsysTask:
     def select(self, indices: Tensor) -> Batch:
         """Return real users' training rows, as inputs and as targets."""
         flat = indices.flatten().cpu().numpy()
-        rows = self.data.rows(flat).to(self.device).reshape(*indices.shape, self.data.num_items)
+        rows = self.data.rows(flat, device=self.device).reshape(*indices.shape, self.data.num_items)
         return Batch(rows, rows, torch.ones(indices.shape, device=self.device))
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
@@ -184,10 +184,10 @@ class RecsysTask:
             return Factorisation(data.parts["train"], draws.integer() % 2**31)
         if name == "inf-ae":
             require_solvable(data.num_users, "the infinite autoencoder", "users")
-            return InfiniteAutoencoder(data.rows(np.arange(data.num_users)).to(self.device), self.kernel)
+            return InfiniteAutoencoder(data.rows(np.arange(data.num_users), device=self.device), self.kernel)
         require_solvable(min(data.num_users, data.num_items), "EASE", "users or items, whichever are fewer")
         if data.num_users < data.num_items:
-            return Ease(data.rows(np.arange(data.num_users)).to(self.device))
+            return Ease(data.rows(np.arange(data.num_users), device=self.device))
         train = data.parts["train"]
         return Ease(gram=torch.from_numpy((train.T @ train).toarray()).to(self.device))
 
@@ -231,7 +231,7 @@ class RecsysTask:
             return protocol.evaluate(scorer, self.data, "valid", key)[f"ndcg@{protocol.ks[0]}"][0]
 
         if synthetic is None:
-            users, rows = self.data.num_users, lambda chosen: self.data.rows(chosen)
+            users, rows = self.data.num_users, lambda chosen: self.data.rows(chosen, device=self.device)
         else:
             fitted = self._fitted_rows(synthetic)
             users, rows = len(fitted), lambda chosen: fitted[chosen.to(fitted.device)]
