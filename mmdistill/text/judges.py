@@ -22,6 +22,8 @@ INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """The grid that logistic regression's C is chosen from."""
 NEIGHBOURS = 15
 TEMPERATURE = 0.1
+CHUNK_NUMBERS = 16_000_000
+"""Similarities of points with queries that are held at once: 64 MB."""
 
 
 def one_tensor(value: Inputs | Targets) -> Tensor:
@@ -96,10 +98,13 @@ def knn_scores(
     Shapes:
         points ``(n, d)``; probabilities ``(n, C)``; queries ``(m, d)``; returns ``(m, C)``.
     """
-    similarity = F.normalize(queries, dim=1) @ F.normalize(points, dim=1).T
-    top, index = similarity.topk(min(k, len(points)), dim=1)
-    votes = (top / temperature).softmax(1)
-    return torch.einsum("mk,mkc->mc", votes, probabilities[index])
+    directions, kept = F.normalize(points, dim=1).T, min(k, len(points))
+    found = []
+    for part in torch.split(F.normalize(queries, dim=1), max(1, CHUNK_NUMBERS // len(points))):
+        top, index = (part @ directions).topk(kept, dim=1)
+        votes = (top / temperature).softmax(1)
+        found.append(torch.einsum("mk,mkc->mc", votes, probabilities[index]))
+    return torch.cat(found)
 
 
 def fit_logistic(points: Tensor, probabilities: Tensor, weight: Tensor, inverse_penalty: float) -> "LogisticRegression":

@@ -15,6 +15,7 @@ from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState
 from mmdistill.testing import as_float64, check_task
+from mmdistill.text import judges
 from mmdistill.text.draw import draw
 from mmdistill.text.exports import export_embeds, export_tensors
 from mmdistill.text.judges import (
@@ -176,13 +177,15 @@ def test_logistic_regression_on_one_class_predicts_it(task: TextTask) -> None:
     assert "1 of 3 classes" in task.evaluate(batch, "logreg", Draws(0), 1, {}).notes[-1]
 
 
-def test_knn_against_loops() -> None:
+def test_knn_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     points, queries = Draws(0).normal(7, 4, dtype=torch.float64), Draws(1).normal(3, 4, dtype=torch.float64)
     labels = soft(7, 3, "knn")
     found = knn_scores(points, labels, queries, 4, 0.3)
     for row, query in zip(found, queries, strict=True):
         expected = oracle.knn_vote(points.tolist(), labels.tolist(), query.tolist(), 4, 0.3)
         torch.testing.assert_close(row, torch.tensor(expected, dtype=torch.float64))
+    monkeypatch.setattr(judges, "CHUNK_NUMBERS", 2 * len(points))  # two queries at once, then one
+    torch.testing.assert_close(knn_scores(points, labels, queries, 4, 0.3), found)
 
 
 def test_ridge_is_the_stationary_point() -> None:
