@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from mmdistill import ranks
@@ -11,8 +12,16 @@ from mmdistill.errors import ConfigError
 from mmdistill.method import Configured, Method, MethodTable
 from mmdistill.methods import fresh
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.performance import Kernel, KernelRidgeMatching, LinearKernel, multinomial, without_diagonal
+from mmdistill.objectives.performance import (
+    Kernel,
+    KernelRidgeMatching,
+    LinearKernel,
+    multinomial,
+    ridge_solution,
+    without_diagonal,
+)
 from mmdistill.objectives.unrolled import flat
+from mmdistill.portions import with_gradients
 from mmdistill.recsys.storage import (
     binary_interactions,
     expected_interactions,
@@ -27,6 +36,8 @@ from mmdistill.task import Batch, ClassBatch, Inputs, Task
 SOURCE = "Sachdeva et al., NeurIPS 2022"
 ALL_USERS = 1_000_000_000
 """As ``real_batch``: every real user in each step."""
+CHUNK_NUMBERS = 32_000_000
+"""Numbers of the target users' rows that are differentiated at once where there are more: 128 MB."""
 SMALL_RIDGES = (1e-5, 1e-3)
 """Ridges that are tried beside the judge's own while the published method distils."""
 
@@ -73,7 +84,30 @@ class ChosenRidgeMatching(KernelRidgeMatching):
             rows = batch._replace(inputs=task.rows(batch.inputs).detach())
             own = task.chosen_ridge(rows, draws.fold("ridge"), SMALL_RIDGES)
             self.log_ridge.fill_(math.log(ranks.gathered(own)[0]))
+        target = flat(real)
+        if _recsys(network.task).rows(target.inputs).numel() > CHUNK_NUMBERS:
+            return self._in_chunks(network, flat(syn), target)
         return super().forward(network, syn, real, draws)
+
+    def _in_chunks(self, network: Network, syn: Batch, real: Batch) -> Tensor:
+        """Return the same loss, with the gradient of some target users at a time and the memory of their graph."""
+        task = _recsys(network.task)
+        rows, inputs, targets = task.rows(syn.inputs), task.rows(real.inputs), task.rows(real.targets)
+        k_ss = self.kernel(network, rows, rows)
+        solved = ridge_solution(k_ss, self.regression_targets(syn, network), self.log_ridge.exp(), self.scale)
+        sources = rows, solved.to(k_ss.dtype)
+        leaves = [source.detach().requires_grad_() for source in sources]
+        total, gradients = torch.zeros_like(real.weight.sum()), [torch.zeros_like(leaf) for leaf in leaves]
+        size = max(1, CHUNK_NUMBERS // inputs.shape[1])
+        parts = (torch.split(side, size) for side in (inputs, targets, real.weight))
+        for given, wanted, weight in zip(*parts, strict=True):
+            with torch.enable_grad():
+                predicted = self.kernel(network, given, leaves[0]) @ leaves[1]
+                value = self.loss(predicted, wanted, weight) * weight.sum() / real.weight.sum()
+                found = torch.autograd.grad(value, leaves)
+            total += value.detach()
+            gradients = [gradient.add_(more) for gradient, more in zip(gradients, found, strict=True)]
+        return with_gradients(total, sources, gradients)
 
 
 chosen_ridge = Configured(lambda settings: ChosenRidgeMatching(settings.validate_every or settings.steps))

@@ -16,7 +16,7 @@ from mmdistill.evaluate import evaluate
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
-from mmdistill.recsys import DOMAIN, RecsysTask, models, recsys_task
+from mmdistill.recsys import DOMAIN, RecsysTask, methods, models, recsys_task
 from mmdistill.recsys.draw import storage_lines
 from mmdistill.recsys.methods import METHODS, SMALL_RIDGES, ChosenRidgeMatching, learned_ridge
 from mmdistill.registry import TaskOptions
@@ -175,6 +175,28 @@ def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
         assert value.item() == pytest.approx(fixed(network, batch, real, key).item())
     assert chosen(syn, key) != chosen(other, key)
     assert objective.learned() == {}
+
+
+def test_many_target_users_are_differentiated_some_at_a_time(task, monkeypatch):
+    objective = METHODS["distill-cf"].make_objective(Settings(steps=9, validate_every=4))
+    network = Network(task, task.init(Draws(0)))
+    start, real = task.select(torch.arange(8)), task.select(torch.arange(16, 27))
+    real = real._replace(weight=Draws(1).uniform(11))
+    outcomes, sizes = [], []
+
+    def loss(prediction, targets, weight):
+        sizes.append(len(prediction))
+        return multinomial(prediction, targets, weight)
+
+    objective.loss = loss
+    for numbers in (10**9, 4 * task.data.num_items):  # all at once, or four, four and three
+        monkeypatch.setattr(methods, "CHUNK_NUMBERS", numbers)
+        rows = (0.1 + 0.8 * start.inputs).requires_grad_()
+        value = objective(network, Batch(rows, rows, torch.ones(8)), real, Draws(0))
+        outcomes.append((value.detach(), *torch.autograd.grad(value, rows)))
+    assert sizes == [11, 4, 4, 3]
+    torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-4, atol=1e-7)
+    assert float(outcomes[0][1].abs().max()) > 1e-4
 
 
 def test_the_sampled_prior_distils_and_transfers_to_ease(task):
