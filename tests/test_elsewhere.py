@@ -1,0 +1,18 @@
+"""Whole runs on another device than the CPU: nothing meets what lies elsewhere, and the set is that of the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.elsewhere_worker import RUNS
+
+
+@pytest.mark.parametrize("domain", RUNS)
+def test_a_run_on_another_device_is_that_of_the_cpu(domain: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.elsewhere_worker", str(tmp_path), domain]
+    place = {**os.environ, "MMDISTILL_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=place)
+    assert done.returncode == 0, done.stderr[-3000:]
