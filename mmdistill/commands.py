@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from mmdistill import ranks
+from mmdistill import exports, ranks
 from mmdistill.assembly import chosen_method, make_task
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
@@ -262,13 +262,15 @@ def export_command(run: str, format: str, to: str | None) -> None:
     key = canonical(format)
     if key not in domain.exports:
         raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
-    folder = Path(run) / "export" if to is None else Path(to)
+    folder, identity = Path(run) / "export" if to is None else Path(to), exports.set_identity(Path(run))
+    exports.require_own(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
     written = domain.exports[key](task, distilled.to("cpu"), folder)
     if distilled.learned:
         learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
         write_json(folder / "learned.json", learned)
         written = [*written, folder / "learned.json"]
+    exports.record(folder, identity, written)
     for path in written:
         print(path)
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import torch
 
-from mmdistill import ranks
+from mmdistill import exports, ranks
 from mmdistill.budget import find_budget
 from mmdistill.compilation import CompileMode
 from mmdistill.distiller import Distiller
@@ -42,8 +42,14 @@ LOWER = (
 READS_PER_RUN = 200
 """How often the loss is read back in a run, besides its first step's; on CUDA each read waits for the device."""
 KEPT_CHECKPOINTS = 2
-FORMER = ("distilled.json", "distilled.safetensors", "metrics.json")
-"""What a run removes of a former one in its folder when it begins, so that nobody takes it for its own."""
+FORMER = (
+    *("distilled.json", "distilled.safetensors", "metrics.json", "history.json", "report.md", "report.html"),
+    *("pictures/*.png", "pictures/*.md"),
+)
+"""What a run removes of a former one in its folder when it begins, so that nobody takes it for its own.
+
+Its exports go too, by what they wrote down.
+"""
 
 
 def find_method(task: Task, method: Method | str) -> tuple[Method, str]:
@@ -152,8 +158,7 @@ def distill(
         earlier = checkpoints.restore(run, task.device)
     elif checkpoints is not None and folder is not None:
         if ranks.is_first():
-            for former in FORMER:
-                (folder / former).unlink(missing_ok=True)
+            _remove_former(folder)
         checkpoints.clear()
     interval = checkpoint_every or max(distiller.steps // 10, 1)
     stepper = Stepper(distiller, compile)
@@ -165,6 +170,14 @@ def distill(
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
         result.save(folder)
     return result
+
+
+def _remove_former(folder: Path) -> None:
+    """Remove what a former run, its report and its exports left in a folder."""
+    for pattern in FORMER:
+        for path in folder.glob(pattern):
+            path.unlink()
+    exports.remove(folder / "export")
 
 
 def _require_free(folder: Path) -> None:

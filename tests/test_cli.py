@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
 from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
+from mmdistill.store import DistilledSet
+from mmdistill.task import Batch
 from mmdistill.wording import GROUPS
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
@@ -94,6 +97,55 @@ def test_exports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert torch.load(tmp_path / "labels.pt", weights_only=True).tolist() == list(range(10))
     assert main(["export", str(run), "--format", "tensor"]) == 2
     assert "did you mean 'tensors'" in capsys.readouterr().err
+
+
+def other_set(run: Path, folder: Path) -> Path:
+    """Return a copy of a run with another set: its first sample alone, and a rate that was learned."""
+    shutil.copytree(run, folder)
+    found = DistilledSet.load(run)
+    alone = Batch(*(part[:1] for part in found.batch if isinstance(part, torch.Tensor)))
+    replace(found, batch=alone, learned={"inner_lr": torch.tensor(0.1)}).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("format", ["folder", "pt"])
+def test_exports_of_two_sets_do_not_mix(
+    format: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, target = other_set(run, tmp_path / "other"), tmp_path / "exported"
+    assert main(["export", str(other), "--format", "tensors", "--to", str(target)]) == 0
+    assert main(["export", str(other), "--format", format, "--to", str(target)]) == 0
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["export", str(run), "--format", format, "--to", str(target)]) == 2
+    assert f"{target} holds the export of another set (images.safetensors and more)" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
+
+
+def test_pictures_of_other_origin_are_not_exported_over(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "images" / "0" / "000099.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    assert main(["export", str(run), "--format", "folder", "--to", str(tmp_path)]) == 2
+    assert f"{mine} is no picture of this set" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+
+
+def test_a_run_that_replaces_another_leaves_nothing_of_it_but_what_is_the_users(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "replaced"
+    shutil.copytree(run, folder)
+    assert main(["report", str(folder)]) == 0
+    assert main(["export", str(folder), "--format", "folder"]) == 0
+    notes = [folder / "notes.md", folder / "export" / "mine.txt", folder / "export" / "images" / "0" / "mine.txt"]
+    for path in notes:
+        path.write_text("mine")
+    assert distil(folder, "--overwrite", "--baselines", "none") == 0
+    assert all(path.read_text() == "mine" for path in notes)
+    assert [path.name for path in (folder / "export").rglob("*") if path.is_file()] == ["mine.txt"] * 2
+    assert [path.name for path in (folder / "pictures").iterdir()] == ["images.png"]
+    assert not list(folder.glob("report.*"))
 
 
 def test_the_documented_use_of_an_exported_set(

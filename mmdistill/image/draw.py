@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mmdistill.errors import UnsupportedError
+from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.image.task import ImageTask
 from mmdistill.runtime import atomic_write
 from mmdistill.store import write_json
@@ -116,6 +116,9 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
     Pixels are rounded to bytes and clamped, and soft labels become their largest class: the other exports keep both.
     Folders are numbered where the alphabet would reorder the classes.
+
+    Raises:
+        ConfigError: other pictures lie there already, which would be read as samples of this set.
     """
     image_task = _image_task(task)
     images, targets = _contents(batch)
@@ -123,12 +126,14 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
     if sorted(names) != names or len(set(names)) < len(names):
         digits = len(str(len(names) - 1))
         names = [f"{index:0{digits}d}-{name}" for index, name in enumerate(names)]
-    paths = []
-    for index, (pixels, label) in enumerate(zip(as_bytes(image_task, images), hard_labels(targets), strict=True)):
-        path = folder / "images" / names[int(label)] / f"{index:06d}.png"
+    classes = hard_labels(targets).tolist()
+    paths = [folder / "images" / names[label] / f"{index:06d}.png" for index, label in enumerate(classes)]
+    others = sorted({path for path in (folder / "images").rglob("*") if path.is_file()} - set(paths))
+    if others:
+        raise ConfigError(f"{others[0]} is no picture of this set, and would be read as one; choose another folder")
+    for path, pixels in zip(paths, as_bytes(image_task, images), strict=True):
         with atomic_write(path) as handle:
             to_picture(pixels).save(handle, format="PNG")
-        paths.append(path)
     return paths
 
 

@@ -1,0 +1,64 @@
+"""What exports leave in a folder, written down so that two distilled sets never mix there."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmdistill.errors import ConfigError
+from mmdistill.store import read_json, write_json
+
+LISTING = "export.json"
+"""Says of which set the exports in a folder are, and which files they wrote."""
+
+
+def set_identity(run: Path) -> str:
+    """Return a hash of the distilled set of a run folder."""
+    return hashlib.blake2b((run / "distilled.safetensors").read_bytes(), digest_size=16).hexdigest()
+
+
+def require_own(folder: Path, identity: str) -> None:
+    """Refuse a folder that holds exports of another set.
+
+    Raises:
+        ConfigError: naming the first of its files.
+    """
+    if not (folder / LISTING).is_file() or read_json(folder / LISTING).get("set") == identity:
+        return
+    there = [name for name in _listed(folder) if (folder / name).is_file()]
+    if there:
+        raise ConfigError(
+            f"{folder} holds the export of another set ({there[0]}{' and more' if len(there) > 1 else ''}); choose "
+            "another --to, or remove it"
+        )
+
+
+def record(folder: Path, identity: str, written: Sequence[Path]) -> None:
+    """Write down the files of an export beside those of earlier ones of the same set."""
+    same = (folder / LISTING).is_file() and read_json(folder / LISTING).get("set") == identity
+    names = [path.relative_to(folder).as_posix() for path in written]
+    earlier = _listed(folder) if same else []
+    write_json(folder / LISTING, {"set": identity, "files": list(dict.fromkeys([*earlier, *names]))})
+
+
+def remove(folder: Path) -> None:
+    """Remove the exports from a folder; whatever else lies there stays."""
+    if not (folder / LISTING).is_file():
+        return
+    paths = [folder / name for name in _listed(folder)] + [folder / LISTING]
+    for path in paths:
+        path.unlink(missing_ok=True)
+    inside = {place for path in paths for place in path.parents if place.is_relative_to(folder) and place.is_dir()}
+    for place in sorted(inside, reverse=True):
+        if not any(place.iterdir()):
+            place.rmdir()
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return the files of the exports in a folder; none that lie outside of it."""
+    names = read_json(folder / LISTING).get("files")
+    inside = folder.resolve()
+    return [
+        name
+        for name in (names if isinstance(names, list) else [])
+        if isinstance(name, str) and (folder / name).resolve().is_relative_to(inside)
+    ]
