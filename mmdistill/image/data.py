@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MOMENTS_CHUNK = 1000
 """Images that are read at once for the moments of channels."""
+SCALES_APART = 100
+"""Factor between the largest values of training and test images above which they cannot be of one scale."""
 TEST_SHARE = 0.2
 """Of each class, held out for testing where the data come without a test split."""
 
@@ -159,7 +161,8 @@ def build(
         seed: of the split.
 
     Raises:
-        DataError: shapes that do not fit, NaN or infinite pixels, labels out of range, an empty class, a single class.
+        DataError: shapes that do not fit, NaN or infinite pixels, labels out of range, an empty class, a single class,
+            training and test images of two types or scales.
     """
     count = len(class_names) if class_names is not None else None
     images, labels = check(f"training images of {name}", *train, num_classes=count)
@@ -187,6 +190,11 @@ def build(
             f"test images of {name} are {tuple(test_images.shape[1:])} and training images {tuple(images.shape[1:])} "
             "(channels, height, width); they must agree"
         )
+    if images.dtype != test_images.dtype or _scales_differ(images, test_images):
+        raise DataError(
+            f"training images of {name} are {_range(images)}, test images {_range(test_images)}; give both in one "
+            "type and scale"
+        )
     scale = scale or (1.0 if images.is_floating_point() else 255.0)
     mean, std = moments or channel_moments(images, scale)
     names = tuple(class_names) if class_names is not None else tuple(str(index) for index in range(count))
@@ -204,6 +212,18 @@ def build(
         whole_epochs,
         judge_epochs,
     )
+
+
+def _scales_differ(images: Tensor, others: Tensor) -> bool:
+    """Return whether the largest absolute values of two splits are as far apart as those of [0, 1] and [0, 255]."""
+    largest = [max(abs(float(value)) for value in torch.aminmax(split)) for split in (images, others)]
+    return min(largest) > 0 and max(largest) > SCALES_APART * min(largest)
+
+
+def _range(images: Tensor) -> str:
+    """Return in words what values images hold."""
+    low, high = torch.aminmax(images)
+    return f"{str(images.dtype).removeprefix('torch.')} from {low:g} to {high:g}"
 
 
 def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = None) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,8 @@ CIFAR10_MOMENTS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_MOMENTS = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
 SVHN_MOMENTS = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
 IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LARGEST_SIDE = 4096
+"""Pixels of the side to which images are resized at most; networks of no method take larger ones."""
 TINY_FOLDER = "tiny-imagenet-200"
 
 Pair = tuple[Tensor | npt.NDArray[Any], Tensor | npt.NDArray[Any]]
@@ -73,13 +75,15 @@ def load(source: Source, test: Source | None = None, *, size: int | None = None,
         known = canonical(source) if isinstance(source, str) else ""
         if size is not None and (known in LOADERS or not files.is_image_folder(path)):
             raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
-        if size is not None and size < 1:
-            raise ConfigError(f"images are resized to a side of at least 1 pixel, got {size}")
+        if size is not None and not 1 <= size <= LARGEST_SIDE:
+            raise ConfigError(f"images are resized to a side (--size) of 1 to {LARGEST_SIDE:,} pixels, got {size:,}")
         if known in LOADERS:
             return LOADERS[known]()
         if not path.exists():
             raise unknown_data("image data set", str(source), DATASETS)
         return load_path(path, size=size, seed=seed)
+    if size is not None:
+        raise ConfigError("a size is for the images of a folder, and these are tensors or a data set: leave it out")
     if isinstance(test, str | Path):
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
     train = _pair(source, "the training data")

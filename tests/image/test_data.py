@@ -311,7 +311,10 @@ def test_a_picture_too_large_to_decode_is_named(tmp_path: Path, monkeypatch: pyt
         load(tmp_path / "pets")
 
 
-@pytest.mark.parametrize(("size", "message"), [(0, "at least 1 pixel"), (-3, "at least 1 pixel")])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [(0, "1 to 4,096 pixels"), (-3, "got -3"), (10**5, r"\(--size\) of 1 to 4,096 pixels, got 100,000")],
+)
 def test_sizes_that_no_image_has(tmp_path: Path, size: int, message: str) -> None:
     write_images(tmp_path / "pets")
     with pytest.raises(ConfigError, match=message):
@@ -323,6 +326,8 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     pair = (torch.rand(10, 1, 4, 4), labels_of(10, 2))
     with pytest.raises(ConfigError, match="a size is for the images of a folder"):
         load("digits", size=4)
+    with pytest.raises(ConfigError, match="tensors or a data set: leave it out"):
+        load(pair, size=4)
     with pytest.raises(ConfigError, match="brings its own test data"):
         load(tmp_path / "pets", pair)
     with pytest.raises(ConfigError, match="not a name or path"):
@@ -468,6 +473,15 @@ def test_bad_tensors() -> None:
         load((images, labels), (images[:3], torch.arange(3)))
     with pytest.raises(DataError, match="they must agree"):
         load((images, labels), (torch.rand(4, 1, 5, 5), labels[:4]))
+    pixels = (images * 255).to(torch.uint8)
+    with pytest.raises(
+        DataError, match=r"are uint8 from \d to 2\d\d, test images float32 from 0.* to 0\.\d+; give both"
+    ):
+        load((pixels, labels), (images, labels))
+    with pytest.raises(DataError, match=r"are float32 .*, test images uint8 .* in one type and scale"):
+        load((images, labels), (pixels, labels))
+    with pytest.raises(DataError, match="in one type and scale"):
+        load((images, labels), (pixels.float(), labels))
     with pytest.raises(DataError, match="no training image of class b"):
         build("named", (images, labels * 2), None, class_names=("a", "b", "c"))
 
