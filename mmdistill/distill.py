@@ -133,6 +133,12 @@ def distill(
         raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {checkpoint_every}")
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"settings are a mapping from names to values, got {type(settings).__name__}")
+    if progress is not None and not callable(progress):
+        raise ConfigError(
+            f"progress is called with (steps done, steps in all, loss), got {type(progress).__name__}, which cannot be"
+        )
+    if out == "":
+        raise ConfigError("out is a folder, got ''; None keeps nothing on disk, and '.' is the current folder")
     found, own_name = find_method(task, method)
     name = name or own_name
     if parameterization is not None:

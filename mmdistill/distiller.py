@@ -107,6 +107,11 @@ class Distiller:
                 f"{self.method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
                 "or a method that trains on the samples, such as gradient or kernel ridge matching"
             )
+        if self.steps and not _grouped(parameterization, objective):
+            raise ConfigError(
+                f"{self.method.title} learns neither samples nor labels as it is set, so its {self.steps} steps would "
+                "change nothing; use labels that are learned (--label soft or unrestricted), or the method's own"
+            )
         whole = isinstance(parameterization.labels, TeacherLabels) or not parameterization.divisible
         if self._takes_some(parameterization) and (whole or objective.view != "classes"):
             raise ConfigError(

@@ -185,6 +185,8 @@ class Settings:
             raise ConfigError(f"unknown start {self.init!r}: use {', '.join(get_args(InitKind))}")
         if not isinstance(self.augment, bool):
             raise ConfigError(f"augment is true or false, got {self.augment!r}")
+        if not isinstance(self.optimizers, Mapping):
+            raise ConfigError(f"optimizers are a mapping from groups to OptimizerSpecs, got {self.optimizers!r}")
         for group, spec in self.optimizers.items():
             if not isinstance(spec, OptimizerSpec):
                 raise ConfigError(f"the optimizer of {group!r} is an OptimizerSpec, got {type(spec).__name__}")

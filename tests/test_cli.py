@@ -508,6 +508,17 @@ def test_a_stopped_run_resumes_bit_identical(tmp_path: Path, number: int) -> Non
     assert torch.equal(one["inputs"], two["inputs"])
 
 
+def test_an_interruption_before_there_is_a_command_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("mmdistill.cli"), "main", interrupted)
+    assert importlib.import_module("mmdistill.__main__").run() == 130
+    assert capsys.readouterr().err == "mmdistill: stopped\n"
+
+
 def test_an_option_of_true_or_false_is_true_where_it_stands_alone() -> None:
     def read(*options: str) -> tuple[bool, bool | None]:
         found = build_parser().parse_args(["distill", "--data", "digits", "--method", "dm", *options]).distill

@@ -25,6 +25,7 @@ from mmdistill.objectives.base import Objective
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.registry import get_domain, get_method
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
@@ -340,6 +341,7 @@ def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:
         ({"clip": -1.0}, "clip is"),
         ({"augment": "no"}, "augment is true or false, got 'no'"),
         ({"init": "realz"}, "unknown start 'realz': use real, noise"),
+        ({"optimizers": 3}, "optimizers are a mapping from groups to OptimizerSpecs, got 3"),
         ({"optimizers": {"codes": {"lr": 1.0}}}, "the optimizer of 'codes' is an OptimizerSpec, got dict"),
     ],
 )
@@ -358,6 +360,8 @@ def test_calls_that_cannot_be_are_refused(tmp_path: Path) -> None:
         ({"ipc": 1, "settings": [("steps", 2)]}, "settings are a mapping from names to values, got list"),
         ({"ipc": 1, "parameterization": 2}, "a parameterization is a name or a Storage, got int"),
         ({"ipc": 1, "checkpoint_every": 1.5}, "checkpoint_every is a number of steps"),
+        ({"ipc": 1, "progress": 3}, r"progress is called with \(steps done, steps in all, loss\), got int"),
+        ({"ipc": 1, "out": ""}, "out is a folder, got ''"),
         ({"ipc": 1, "out": tmp_path / "file"}, "is a file, and a run needs a folder"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -427,6 +431,8 @@ def test_impossible_compositions_fail_when_built() -> None:
     task = BlobTask()
     with pytest.raises(ConfigError, match="learns the group 'codes'"):
         distill(task, method("dm", optimizers={}), ipc=2)
+    with pytest.raises(ConfigError, match=r"LD learns neither samples nor labels .* use labels that are learned"):
+        distill(task, get_method(get_domain("image"), "ld").labelled("fixed"), ipc=2)
     with pytest.raises(ConfigError, match="unknown setting 'stepz'"):
         distill(task, CORE_METHODS["dm"], ipc=2, settings={"stepz": 3})
     with pytest.raises(ConfigError, match=r"take their budget as ipc=N or bytes=SIZE .*, got nodes=3"):

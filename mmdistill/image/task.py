@@ -299,7 +299,7 @@ def image_task(
     *,
     model: str | ModuleFactory | None = None,
     width: int | None = None,
-    features: Sequence[str] = (),
+    features: str | Sequence[str] = (),
     test: Source | None = None,
     size: int | None = None,
     device: str | torch.device = "cpu",
@@ -318,8 +318,8 @@ def image_task(
         model: a network's name with options, such as ``convnet`` (the default), ``convnet-d4-w64-bn`` or ``resnet18``
             (see :mod:`mmdistill.image.models`), or a function that returns an ``nn.Module``.
         width: of a named model; None is its own default.
-        features: names of submodules whose outputs are the layers' features, and last the one whose *input* is the
-            embedding; by default the named models' blocks, or the input of the last ``nn.Linear``.
+        features: name or names of submodules whose outputs are the layers' features, and last the one whose *input* is
+            the embedding; by default the named models' blocks, or the input of the last ``nn.Linear``.
         test: test data of the same kind as ``data``, for tensors and torch data sets.
         size: resize the images of a folder to ``size`` x ``size``.
         device: where everything runs.

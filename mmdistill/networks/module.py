@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.runtime import Draws, host_draws_from
@@ -26,7 +27,7 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     """Return a module that a factory makes.
 
     Raises:
-        ConfigError: the factory is a module itself, or makes none.
+        ConfigError: the factory is a module itself, makes none, or one whose shapes are not known yet.
     """
     if isinstance(factory, nn.Module):
         raise ConfigError(
@@ -36,6 +37,11 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     module = factory()
     if not isinstance(module, nn.Module):
         raise ConfigError(f"the function given as model must return an nn.Module, and returned {module!r:.80}")
+    if any(is_lazy(parameter) for parameter in module.parameters()):
+        raise ConfigError(
+            "the network has lazy layers, whose shapes are not known yet; run it once on a dummy input in the function "
+            "that makes it, or give the layers their sizes"
+        )
     return module
 
 
@@ -53,13 +59,13 @@ class FunctionalModule:
     Args:
         factory: makes a freshly initialised module; called once here for the structure, and once per draw for
             modules that hold layers other than the common ones.
-        features: names of the submodules whose *input* (the last name) or output (all others) are the layers'
+        features: name or names of the submodules whose *input* (the last name) or output (all others) are the layers'
             features; by default the input of the last ``nn.Linear``.
         device: where parameters live.
     """
 
     def __init__(
-        self, factory: ModuleFactory, features: Sequence[str] = (), device: torch.device | str = "cpu"
+        self, factory: ModuleFactory, features: str | Sequence[str] = (), device: torch.device | str = "cpu"
     ) -> None:
         self.factory = factory
         self.device = torch.device(device)
@@ -75,7 +81,7 @@ class FunctionalModule:
                 f"{type(self.module).__name__} has no nn.Linear whose input could be its features; name a submodule "
                 f"with features=[...] out of {sorted(name for name in submodules if name)}"
             )
-        self.feature_names = tuple(features) or (linear[-1],)
+        self.feature_names = ((features,) if isinstance(features, str) else tuple(features)) or (linear[-1],)
         missing = [name for name in self.feature_names if name not in submodules]
         if missing:
             raise ConfigError(f"no submodule named {missing[0]!r}; there are {sorted(n for n in submodules if n)}")

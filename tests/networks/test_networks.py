@@ -1,3 +1,4 @@
+from collections import OrderedDict
 from unittest.mock import patch
 
 import pytest
@@ -209,6 +210,13 @@ def test_a_factory_makes_networks() -> None:
         FunctionalModule(smooth_mlp())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"must return an nn\.Module, and returned None"):
         FunctionalModule(lambda: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ConfigError, match=r"lazy layers, .* run it once on a dummy input"):
+        FunctionalModule(lambda: nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_one_name_of_features_is_not_read_as_letters() -> None:
+    named = FunctionalModule(lambda: nn.Sequential(OrderedDict(body=nn.Linear(4, 5), head=nn.Linear(5, 3))), "head")
+    assert named.feature_names == ("head",)
 
 
 def test_features_are_found_by_name() -> None:
