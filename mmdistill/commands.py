@@ -11,7 +11,7 @@ from mmdistill import exports, ranks
 from mmdistill.assembly import chosen_method, make_task
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
-from mmdistill.comparison import draw_budgets, read_runs, table, without_scores
+from mmdistill.comparison import LEGEND, draw_budgets, read_runs, table, without_scores
 from mmdistill.config import (
     DistillConfig,
     baseline_names,
@@ -250,6 +250,7 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
     rows = read_runs(folders, judge, metric)
     lines = table(rows)
     print(aligned(lines))
+    print(LEGEND)
     if missing := without_scores(folders, judge, metric):
         print(f"left out, since they have no such scores: {', '.join(map(str, missing))}")
     if to is not None:

@@ -12,8 +12,14 @@ from mmdistill.metrics import read_metrics
 from mmdistill.runtime import atomic_write
 from mmdistill.store import read_json
 
+RECORDED = ("parameterization", "network", "label")
+"""What a set says of itself beside its method, by which runs of one method are told apart."""
 PLACES = ("seed", "out", "resume", "overwrite", "checkpoint_every", "device", "compile")
 """Options in which runs may differ and still be repetitions of one another."""
+
+
+LEGEND = "percent on untouched test data; +/- is the deviation over runs where there are several, else over networks"
+"""What the numbers of :func:`table` are."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,10 @@ class Repetitions:
         sd: over the networks of a single run, of which nothing else is known; None where it has but one.
         baselines: by name, the mean of each run that judged them.
         seconds: to distil, of each run.
+        judged: the metric and the judge, in words.
+        parameterization: how samples are stored; empty where the set does not say it, as for the next two.
+        network: what was distilled with.
+        label: the kind of labels.
     """
 
     name: str
@@ -43,6 +53,10 @@ class Repetitions:
     sd: float | None
     baselines: dict[str, tuple[float, ...]]
     seconds: tuple[float, ...]
+    judged: str
+    parameterization: str = ""
+    network: str = ""
+    label: str = ""
 
     @property
     def mean(self) -> float:
@@ -110,9 +124,15 @@ def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> s
     config = folder / "config.yaml"
     lines = config.read_text().splitlines() if config.is_file() else []
     options = [line for line in lines if line.split(":")[0] not in PLACES]
-    settings = read_json(folder / "distilled.json").get("settings") if (folder / "distilled.json").is_file() else None
+    made = _distilled(folder)
+    settings = [made.get("settings"), *(made.get(name) for name in RECORDED)]
     own = [metrics["data"], metrics["method"], metrics["budget"], entry["judge"], entry["metric"], entry.get("judging")]
     return json.dumps([own, options, settings], sort_keys=True)
+
+
+def _distilled(folder: Path) -> dict[str, Any]:
+    """Return what a run's set says of itself; nothing where it is not there."""
+    return read_json(folder / "distilled.json") if (folder / "distilled.json").is_file() else {}
 
 
 def _together(runs: Sequence[tuple[Path, dict[str, Any], dict[str, Any]]]) -> Repetitions:
@@ -134,22 +154,37 @@ def _together(runs: Sequence[tuple[Path, dict[str, Any], dict[str, Any]]]) -> Re
         entry["sd"] if entry["n"] > 1 else None,
         {name: tuple(values) for name, values in baselines.items() if values},
         tuple(document["seconds"] for _, document, _ in runs),
+        f"{entry['metric']} by {entry['judge']}",
+        **{name: str(_distilled(folder).get(name) or "") for name in RECORDED},
     )
 
 
+def titles(rows: Sequence[Repetitions]) -> list[str]:
+    """Return what each row is called: its method, and what it has that others of this method and data have not."""
+
+    def title(row: Repetitions) -> str:
+        alike = [other for other in rows if (other.data, other.method) == (row.data, row.method)]
+        differing = [name for name in RECORDED if len({getattr(other, name) for other in alike}) > 1]
+        words = ", ".join(filter(None, (getattr(row, name) for name in differing)))
+        return f"{row.method} ({words})" if words else row.method
+
+    return [title(row) for row in rows]
+
+
 def table(rows: Sequence[Repetitions]) -> list[list[str]]:
-    """Return the comparison in percent, header first."""
+    """Return the comparison in percent, header first; :data:`LEGEND` says what its numbers are."""
     names = list(dict.fromkeys(name for row in rows for name in row.baselines))
-    lines = [["data", "method", "budget", "bytes", "distilled", *names, "runs", "seconds", "folder"]]
-    for row in rows:
+    lines = [["data", "method", "budget", "bytes", "judged", "distilled", *names, "runs", "seconds", "folder"]]
+    for row, title in zip(rows, titles(rows), strict=True):
         deviation = "" if row.deviation is None else f" +/- {100 * row.deviation:.1f}"
         means = {name: f"{100 * statistics.fmean(values):.1f}" for name, values in row.baselines.items()}
         lines.append(
             [
                 row.data,
-                row.method,
+                title,
                 f"{row.unit} {row.budget}",
                 f"{row.stored_bytes:,}",
+                row.judged,
                 f"{100 * row.mean:.1f}{deviation}",
                 *(means.get(name, "-") for name in names),
                 str(len(row.values)),
@@ -161,7 +196,10 @@ def table(rows: Sequence[Repetitions]) -> list[list[str]]:
 
 
 def draw_budgets(rows: Sequence[Repetitions], folder: Path) -> list[Path]:
-    """Draw each data set's scores against the budget, a line a method, baselines dashed; returns the pictures."""
+    """Draw each data set's scores against the budget, baselines dashed; returns the pictures.
+
+    A line joins the means of the budgets of one method, stored, distilled with, labelled and judged alike.
+    """
     names: dict[str, str] = {}
     for data in dict.fromkeys(row.data for row in rows):
         stem, alike = Path(data).stem, sum(Path(other).stem == Path(data).stem for other in names)
@@ -171,34 +209,47 @@ def draw_budgets(rows: Sequence[Repetitions], folder: Path) -> list[Path]:
     ]
 
 
+def _means(found: Sequence[tuple[int, Sequence[float]]]) -> tuple[list[int], list[float]]:
+    """Return the budgets in order, and the mean in percent of what was found for each."""
+    seen: dict[int, list[float]] = {}
+    for budget, values in found:
+        seen.setdefault(budget, []).extend(values)
+    points = sorted((budget, 100 * statistics.fmean(values)) for budget, values in seen.items() if values)
+    return [budget for budget, _ in points], [mean for _, mean in points]
+
+
 def _draw(rows: Sequence[Repetitions], target: Path) -> Path:
     from matplotlib.figure import Figure  # here, since importing it takes half a second
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    for method in dict.fromkeys(row.method for row in rows):
-        own = [row for row in rows if row.method == method]
+    several = len({row.judged for row in rows}) > 1
+    names = [f"{title}, {row.judged}" if several else title for row, title in zip(rows, titles(rows), strict=True)]
+    for number, name in enumerate(dict.fromkeys(names)):
+        own = [row for row, other in zip(rows, names, strict=True) if other == name]
         axes.errorbar(
             [row.budget for row in own],
             [100 * row.mean for row in own],
             [100 * (row.deviation or 0.0) for row in own],
             marker="o",
             capsize=3,
-            label=method,
+            linestyle="none",
+            color=f"C{number}",
+            label=name,
         )
+        axes.plot(*_means([(row.budget, (row.mean,)) for row in own]), color=f"C{number}")
     for name in dict.fromkeys(name for row in rows for name in row.baselines):
-        seen: dict[int, list[float]] = {}
-        for row in rows:
-            seen.setdefault(row.budget, []).extend(row.baselines.get(name, ()))
-        points = sorted((budget, 100 * statistics.fmean(values)) for budget, values in seen.items() if values)
-        axes.plot(*zip(*points, strict=True), linestyle="--", marker=".", color="grey", linewidth=1)
-        axes.annotate(name, points[-1], textcoords="offset points", xytext=(6, -3), fontsize=8, color="grey")
+        budgets, means = _means([(row.budget, row.baselines.get(name, ())) for row in rows])
+        axes.plot(budgets, means, linestyle="--", marker=".", color="grey", linewidth=1)
+        axes.annotate(
+            name, (budgets[-1], means[-1]), textcoords="offset points", xytext=(6, -3), fontsize=8, color="grey"
+        )
     axes.set_xscale("log")
     axes.set_xticks(sorted({row.budget for row in rows}))
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.minorticks_off()
     axes.set_xlabel(rows[0].unit)
-    axes.set_ylabel("percent")
+    axes.set_ylabel("percent" if several else f"{rows[0].judged}, percent")
     axes.set_title(Path(rows[0].data).stem)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

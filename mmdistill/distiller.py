@@ -11,14 +11,15 @@ from mmdistill.compilation import Program, compiled, operations
 from mmdistill.errors import ConfigError
 from mmdistill.labels import TeacherLabels
 from mmdistill.method import Method
-from mmdistill.networks.schedules import EMPTY, ScheduleState
+from mmdistill.networks.architecture import network_title
+from mmdistill.networks.schedules import EMPTY, ScheduleState, UnreadNetwork
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one
 from mmdistill.optimizers import is_active, make_optimizer, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import Precision, matrix_products, resolved
-from mmdistill.run_state import RunState
+from mmdistill.run_state import RunState, copied, follow
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, detached
@@ -109,8 +110,7 @@ class Distiller:
             )
         if self.steps and not _grouped(parameterization, objective):
             raise ConfigError(
-                f"{self.method.title} learns neither samples nor labels as it is set, so its {self.steps} steps would "
-                "change nothing; use labels that are learned (--label soft or unrestricted), or the method's own"
+                f"{self.method.title} would learn nothing; use labels that are learned (--label soft or unrestricted)"
             )
         whole = isinstance(parameterization.labels, TeacherLabels) or not parameterization.divisible
         if self._takes_some(parameterization) and (whole or objective.view != "classes"):
@@ -131,7 +131,7 @@ class Distiller:
             else {}
         )
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
-        average = _copy(parameterization) if self.settings.ema else None
+        average = copied(parameterization) if self.settings.ema else None
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
 
     def _objective(self) -> Objective:
@@ -226,7 +226,7 @@ class Distiller:
     def operations(self, run: RunState) -> int:
         """Return the floating-point operations of the next step's objective and gradient; the run stays as it is."""
         # Put back afterwards, since objectives may learn while they are read, as an adversary does.
-        before = _copy(run.parameterization), _copy(run.objective)
+        before = copied(run.parameterization), copied(run.objective)
         key = self.key(run)
         schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
         real = self.real(run, key)
@@ -253,7 +253,7 @@ class Distiller:
             self._update(run, found)
             run.parameterization.project()
             if run.average is not None:
-                _follow(run.average, run.parameterization.state_dict(), self.settings.ema)
+                follow(run.average, run.parameterization.state_dict(), self.settings.ema)
 
             def current() -> Batch:
                 with torch.no_grad():
@@ -325,8 +325,8 @@ class Distiller:
             run.best = {
                 "score": score,
                 "step": run.step,
-                "parameterization": _copy(run.parameterization),
-                "objective": _copy(run.objective),
+                "parameterization": copied(run.parameterization),
+                "objective": copied(run.objective),
             }
 
     def result(self, run: RunState, method_name: str, seconds: float) -> DistilledSet:
@@ -342,6 +342,7 @@ class Distiller:
             batch = self._labelled(run, run.parameterization.finished(self.draws.fold("decode")))
             if isinstance(run.parameterization.labels, TeacherLabels) and isinstance(batch.targets, Tensor):
                 ranks.share(batch.targets)  # by the last step's teacher, which each rank has drawn by itself
+        unread = self.method.solve is not None or isinstance(self.schedule, UnreadNetwork)
         return DistilledSet(
             detached(batch),
             self.task.describe(),
@@ -356,6 +357,9 @@ class Distiller:
             peak_memory_bytes=runtime.peak_memory_bytes(self.task.device),
             device=runtime.describe_device(self.task.device),
             precision=self.precision,
+            parameterization=self.method.storage,
+            network="" if unread else network_title(self.task),
+            label=run.parameterization.labels.title,
         )
 
 
@@ -404,16 +408,3 @@ def _grouped(parameterization: Parameterization, objective: Objective) -> dict[s
     groups = parameterization.groups()
     own = list(objective.parameters())
     return {**groups, "objective": own} if own else groups
-
-
-def _copy(module: nn.Module) -> Tensors:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-
-def _follow(average: Tensors, current: Tensors, decay: float) -> None:
-    """Move a running average towards the current state, in place."""
-    for name, tensor in current.items():
-        if tensor.is_floating_point():
-            average[name].lerp_(tensor.detach(), 1 - decay)
-        else:
-            average[name].copy_(tensor)

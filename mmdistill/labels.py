@@ -14,6 +14,9 @@ LabelKind = Literal["fixed", "learned", "softmax", "teacher"]
 class Labels(nn.Module, ABC):
     """The targets of the synthetic samples; what is learned is an ``nn.Parameter``."""
 
+    title = ""
+    """What users call this kind; empty where there is nothing to say."""
+
     @abstractmethod
     def forward(self) -> Tensor:
         """Return ``(M,)`` class indices or ``(M, C)`` soft labels."""
@@ -31,6 +34,7 @@ class FixedLabels(Labels):
     def __init__(self, targets: Tensor) -> None:
         super().__init__()
         self.register_buffer("targets", targets.clone())
+        self.title = "fixed scores" if targets.is_floating_point() else "hard"
 
     def forward(self) -> Tensor:
         """Return the targets as given."""
@@ -52,6 +56,8 @@ class LearnedLabels(Labels):
         initial: ``(M, C)`` starting values.
     """
 
+    title = "unrestricted"
+
     def __init__(self, initial: Tensor) -> None:
         super().__init__()
         if initial.ndim != 2:
@@ -71,6 +77,8 @@ class SoftmaxLabels(Labels):
         num_classes: C.
         confidence: the initial probability of each sample's own class.
     """
+
+    title = "soft"
 
     def __init__(self, classes: Tensor, num_classes: int, confidence: float = 0.95) -> None:
         super().__init__()
@@ -92,6 +100,7 @@ class TeacherLabels(Labels):
         num_classes: C.
     """
 
+    title = "teacher"
     targets: Tensor
 
     def __init__(self, classes: Tensor, num_classes: int) -> None:

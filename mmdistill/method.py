@@ -35,12 +35,14 @@ class Storage:
         optimizers: for the groups that it learns, where a method's own rates are for other units than its codes have.
         fills: whether it fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these become
             the largest budget whose set takes no more.
+        name: what ``--parameterization`` calls it; empty for those of a method or a user.
     """
 
     build: Parameterizer
     summary: str = ""
     optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
     fills: bool = True
+    name: str = ""
 
     def __call__(self, task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         """Build the initial parameterization."""
@@ -91,6 +93,13 @@ class Method:
     source: str = ""
     solve: Solver | None = None
     sized: Solver | None = None
+
+    @property
+    def storage(self) -> str:
+        """How samples are stored, in words: a parameterization's name or summary; empty where only code says it."""
+        if self.parameterization is None and self.solve is None:
+            return "raw"
+        return (found.name or found.summary) if isinstance(found := self.parameterization, Storage) else ""
 
     def make_objective(self, settings: Settings) -> Objective:
         """Return the objective for some settings.

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -227,4 +227,4 @@ def get_parameterization(domain: Domain, name: str) -> Storage:
     key = canonical(name)
     if key not in domain.parameterizations:
         raise unknown_name(f"parameterization of {domain.name} data", name, domain.parameterizations)
-    return domain.parameterizations[key]
+    return replace(domain.parameterizations[key], name=key)

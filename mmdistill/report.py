@@ -45,6 +45,11 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB"
     path = distilled.path + (f" ({distilled.compile_seconds:.0f} s of it)" if distilled.compile_seconds >= 1 else "")
     pace = "" if distilled.seconds_per_step is None else f" ({1000 * distilled.seconds_per_step:.1f} ms a step)"
+    made = (
+        ("network", distilled.network),
+        ("stored as", distilled.parameterization),
+        ("labels", distilled.label),
+    )
     return [
         ["data", f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)"],
         ["method", f"{distilled.method}, {distilled.steps:,} steps, seed {distilled.seed}"],
@@ -52,6 +57,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
             "budget",
             f"{info.budget} {distilled.budget}: {distilled.stored_bytes:,} bytes, {share}",
         ],
+        *([name, value] for name, value in made if value),
         ["cost", f"{distilled.seconds:.1f} s{pace}, peak {memory}, {distilled.device}"],
         ["run", f"{path}, {distilled.precision}"],
     ]

@@ -140,6 +140,9 @@ class DistilledSet:
             CUDA graph), or ``compiled and captured``.
         compile_seconds: what compiling took of ``seconds``.
         precision: the number formats of the steps.
+        parameterization: how samples are stored, in words; empty where that is the method's own way, or unknown.
+        network: what was distilled with, in words; empty where it was none.
+        label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, as users call labels; empty where there are none.
     """
 
     batch: Batch
@@ -157,6 +160,9 @@ class DistilledSet:
     path: str = "eager"
     compile_seconds: float = 0.0
     precision: str = "float32"
+    parameterization: str = ""
+    network: str = ""
+    label: str = ""
 
     @property
     def seconds_per_step(self) -> float | None:

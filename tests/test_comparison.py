@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from mmdistill.cli import main
-from mmdistill.comparison import draw_budgets, read_runs, table
+from mmdistill.comparison import draw_budgets, read_runs, table, titles
 from mmdistill.errors import CheckpointError, ConfigError
 
 
@@ -47,10 +49,10 @@ def test_repetitions_are_pooled_and_other_settings_are_not(tmp_path: Path) -> No
 
 def test_one_network_of_one_run_has_no_deviation(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
-    assert table(read_runs([run]))[1][4] == "80.0 +/- 1.0"
+    assert table(read_runs([run]))[1][5] == "80.0 +/- 1.0"
     (run / "metrics.json").write_text((run / "metrics.json").read_text().replace('"n": 5', '"n": 1'))
     rows = read_runs([run])
-    assert table(rows)[1][4] == "80.0"
+    assert table(rows)[1][5] == "80.0"
     assert draw_budgets(rows, tmp_path)[0].is_file()
 
 
@@ -81,7 +83,7 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     runs = [str(finished(tmp_path / f"ipc{ipc}", 0.7 + ipc / 100, ipc)) for ipc in (1, 10)]
     assert main(["compare", *runs, "--to", str(tmp_path / "page")]) == 0
     said = capsys.readouterr().out
-    assert "ipc 10  1,000  80.0 +/- 1.0  70.0" in said
+    assert "ipc 10  1,000  accuracy by convnet  80.0 +/- 1.0  70.0" in said
     assert (tmp_path / "page" / "digits-budgets.png").stat().st_size > 5000
     assert "data:image/png;base64," in (tmp_path / "page" / "comparison.html").read_text()
     assert main(["compare", str(tmp_path / "absent")]) == 2
@@ -111,3 +113,32 @@ def test_data_of_one_file_name_have_pictures_of_their_own(tmp_path: Path) -> Non
         (run / "metrics.json").write_text(json.dumps({**document, "data": f"{folder}/train.csv"}))
     pictures = draw_budgets(read_runs(runs), tmp_path)
     assert [path.name for path in pictures] == ["train-budgets.png", "train-2-budgets.png"]
+
+
+def test_runs_that_were_stored_otherwise_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [finished(tmp_path / f"{index}", 0.7 + 0.1 * index) for index in range(3)]
+    for run, stored in zip(runs, ("raw", "upsample-2", "upsample-2"), strict=True):
+        document = {"settings": {"steps": run.name}, "parameterization": stored, "network": "convnet", "label": "hard"}
+        (run / "distilled.json").write_text(json.dumps(document))
+    rows = read_runs(runs)
+    assert titles(rows) == ["dm (raw)", "dm (upsample-2)", "dm (upsample-2)"]
+    assert titles(rows[1:]) == ["dm", "dm"]
+    lines: list[list[tuple[float, float]]] = []
+    plot = Axes.plot
+
+    def noted(self: Axes, x: list[float], y: list[float], **options: object) -> list[Line2D]:
+        lines.append(list(zip(x, y, strict=True)))
+        return plot(self, x, y, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    draw_budgets(rows, tmp_path)
+    assert [len(line) for line in lines] == [1, 1, 1]  # two methods and a baseline, each at the only budget
+    assert lines[1][0][1] == pytest.approx(85.0)
+
+
+def test_runs_by_several_judges_say_which(tmp_path: Path) -> None:
+    run, other = finished(tmp_path / "a", 0.8), finished(tmp_path / "b", 0.8)
+    document = json.loads((other / "metrics.json").read_text())
+    (other / "metrics.json").write_text(json.dumps({**document, "results": document["results"][1:]}))
+    lines = table(read_runs([run, other]))
+    assert [line[4] for line in lines] == ["judged", "accuracy by convnet", "accuracy by mlp"]

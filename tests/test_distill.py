@@ -1,5 +1,6 @@
 """The run around Algorithm 1: it resumes bit-identically, stops cleanly, and never loses finished work."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from mmdistill.budget import find_budget
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from mmdistill.image import image_task
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS
@@ -26,6 +28,7 @@ from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.registry import get_domain, get_method
+from mmdistill.report import fact_rows
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
@@ -374,6 +377,22 @@ def test_a_set_names_its_seed_plainly(tmp_path: Path) -> None:
     assert DistilledSet.load(tmp_path).seed == 3
 
 
+def test_a_set_says_how_it_was_made(tmp_path: Path) -> None:
+    made = distill(BlobTask(), method("dc", steps=1).labelled("softmax"), ipc=1, out=tmp_path)
+    assert (made.parameterization, made.network, made.label) == ("raw", "139 parameters", "soft")
+    task = image_task("digits", width=8)
+    stored = distill(task, "dm", ipc=1, parameterization="upsample-2", settings={"steps": 1, "real_batch": 2})
+    assert (stored.parameterization, stored.label) == ("upsample-2", "hard")
+    assert stored.network.startswith("convnet, ")
+    whole = json.loads((tmp_path / "distilled.json").read_text())
+    earlier = {name: value for name, value in whole.items() if name not in ("parameterization", "network", "label")}
+    (tmp_path / "distilled.json").write_text(json.dumps(earlier))
+    assert DistilledSet.load(tmp_path).network == ""
+    facts = dict(fact_rows(made))
+    assert (facts["network"], facts["stored as"], facts["labels"]) == ("139 parameters", "raw", "soft")
+    assert "network" not in dict(fact_rows(DistilledSet.load(tmp_path)))
+
+
 def test_rates_below_0_are_refused() -> None:
     with pytest.raises(ConfigError, match="lr is a number of at least 0, got -1"):
         OptimizerSpec("sgd", -1.0)
@@ -431,7 +450,7 @@ def test_impossible_compositions_fail_when_built() -> None:
     task = BlobTask()
     with pytest.raises(ConfigError, match="learns the group 'codes'"):
         distill(task, method("dm", optimizers={}), ipc=2)
-    with pytest.raises(ConfigError, match=r"LD learns neither samples nor labels .* use labels that are learned"):
+    with pytest.raises(ConfigError, match="LD would learn nothing; use labels that are learned"):
         distill(task, get_method(get_domain("image"), "ld").labelled("fixed"), ipc=2)
     with pytest.raises(ConfigError, match="unknown setting 'stepz'"):
         distill(task, CORE_METHODS["dm"], ipc=2, settings={"stepz": 3})
