@@ -1,13 +1,10 @@
 """From a configuration to the task and the method that it names."""
 
-import dataclasses
-
 from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.errors import ConfigError
 from mmdistill.method import LABELS, Method
 from mmdistill.registry import Domain, TaskOptions, domain_of, get_method, get_parameterization
 from mmdistill.runtime import choose_device
-from mmdistill.settings import Settings
 from mmdistill.task import Task
 
 OPTIONS_OF_DOMAINS = {
@@ -71,18 +68,4 @@ def chosen_method(config: DistillConfig, domain: Domain) -> Method:
         raise ConfigError(f"{method.title} has a closed form and takes no steps, so {names} would do nothing")
     if changes:
         method = method.with_settings(**changes)
-    return method if config.lr is None else _with_rate(method, config.lr)
-
-
-def _with_rate(method: Method, lr: float) -> Method:
-    """Return the method with another learning rate of the samples."""
-    base = method.settings
-
-    def settings(budget: int) -> Settings:
-        own = base(budget)
-        if "codes" not in own.optimizers:
-            raise ConfigError(f"{method.title} steps no samples, so --lr means nothing to it")
-        codes = dataclasses.replace(own.optimizers["codes"], lr=lr)
-        return dataclasses.replace(own, optimizers={**own.optimizers, "codes": codes})
-
-    return dataclasses.replace(method, settings=settings)
+    return method if config.lr is None else method.with_rate(config.lr)

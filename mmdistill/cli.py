@@ -250,16 +250,21 @@ def run_command(options: Namespace) -> None:
         commands.data_command()
 
 
-def _kept(options: Namespace | None) -> str:
-    """Return in words what an interrupted command keeps and how to go on."""
+def _kept(options: Namespace | None, notes: Sequence[str] = ()) -> str:
+    """Return in words what an interrupted command keeps and how to go on.
+
+    Args:
+        options: of the command.
+        notes: what the interrupted code says that it keeps.
+    """
     command = None if options is None else options.command
     if options is None or command != "distill":
         return "finished work is kept" + ("; call it again" if command == "experts" else "")
     chosen = options["distill"]
-    names = ("data", "method", "ipc", "nodes", "users", "bytes", "parameterization", "out")
+    names = ("data", "method", "ipc", "nodes", "users", "bytes", "parameterization", "out", "seed")
     folder = Path(chosen["resume"] or DistillConfig(**{name: chosen[name] for name in names}).folder())
     if not (is_finished(folder) or is_started(folder)):
-        return "nothing is finished yet"
+        return ", ".join(notes) or "nothing is finished yet"
     return f"continue with: mmdistill distill --resume {shlex.quote(str(folder))}"
 
 
@@ -295,8 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"mmdistill: stopped; {_kept(options)}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"mmdistill: stopped; {_kept(options, getattr(stop, '__notes__', ()))}", file=sys.stderr)
         return 130
     return 0
 

@@ -62,11 +62,15 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
     with ranks.process_group(config.device) as device:
         with ranks.first_alone():
             domain, task = make_task(config, device)
+        if ranks.is_first():
+            _print_splits(task)
+        chosen = chosen_method(config, domain)
+        config = dataclasses.replace(config, judges=config.judges or chosen.judge or None)
         find_judges(task, config.judge_names())  # a misspelt name is an error now, not after the distillation
         require_baselines(task, baseline_names(config.baselines))
         method, budget = find_budget(
             task,
-            chosen_method(config, domain),
+            chosen,
             ipc=config.ipc,
             nodes=config.nodes,
             users=config.users,
@@ -87,6 +91,13 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
         first = ranks.is_first()
     if first:
         _judge_and_draw(config, domain, task, distilled, folder, budget)
+
+
+def _print_splits(task: Task) -> None:
+    """Print what was held out of data that came without a split."""
+    splits = task.describe().preprocessing.get("splits", ())
+    for note in splits if isinstance(splits, list) else ():
+        print(f"note: {note}")
 
 
 @contextmanager
@@ -272,8 +283,10 @@ def export_command(run: str, format: str, to: str | None) -> None:
         write_json(folder / "learned.json", learned)
         written = [*written, folder / "learned.json"]
     exports.record(folder, identity, written)
-    for path in written:
-        print(path)
+    if key == "folder":
+        print(f"{len(written)} files are in {folder}; pictures have no soft labels, but the class of the largest one")
+    else:
+        print(*written, sep="\n")
 
 
 def methods_command(domain: str | None) -> None:

@@ -43,7 +43,7 @@ class DistillConfig:
         users: users in all (recommender data)
         bytes: instead of a count, the bytes that the set may take, such as 100KB; the largest that fits is made
         parameterization: how samples are stored (see 'mmdistill methods'); each method's own way by default
-        out: run folder; runs/DATA-METHOD-BUDGET by default
+        out: run folder; runs/DATA-METHOD-BUDGET by default, with -seedN for a seed other than 0
         overwrite: replace the run in that folder, finished or not
         seed: seed of everything random
         device: auto, cpu, cuda or cuda:N
@@ -81,7 +81,7 @@ class DistillConfig:
         patience: validations without a better step after which the run ends; 0 takes all steps
         interactions_per_user: interactions of a synthetic user (recommender data)
         checkpoint_every: steps between checkpoints; 0 is a tenth of the run
-        judges: who judges the result, comma-separated, or 'all'; the domain's first judge by default
+        judges: who judges the result, comma-separated, or 'all'; the method's or the domain's first judge by default
         networks: independently trained networks per judge
         networks_at_once: networks trained together; fewer need less memory; all by default
         judge_epochs: training epochs of judges; the protocol's by default
@@ -152,7 +152,8 @@ class DistillConfig:
             return Path(self.out)
         budget = next((b for b in (self.ipc, self.nodes, self.users, self.bytes) if b is not None), 0)
         name = self.method if self.parameterization is None else f"{self.method}-{self.parameterization}"
-        return Path("runs") / f"{Path(str(self.data)).stem}-{name}-{budget}"
+        seed = f"-seed{self.seed}" if self.seed else ""
+        return Path("runs") / f"{Path(str(self.data)).stem}-{name}-{budget}{seed}"
 
     def overrides(self) -> dict[str, object]:
         """Return the settings that replace the method's own."""

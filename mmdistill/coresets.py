@@ -38,7 +38,7 @@ def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: 
         DataError: a class without training samples.
     """
     if not 1 <= budget <= MOST:
-        raise ConfigError(f"the budget is between 1 and {MOST:,}, got {budget}")
+        raise ConfigError(f"the budget (--{kind}) is between 1 and {MOST:,}, got {budget}")
     if labels is None or num_classes is None:
         return torch.tensor([budget])
     counts = torch.bincount(labels, minlength=num_classes)

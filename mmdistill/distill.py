@@ -20,7 +20,7 @@ from mmdistill.compilation import CompileMode
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError, UnsupportedError
 from mmdistill.memory import explained
-from mmdistill.method import Method, Storage
+from mmdistill.method import LABELS, Method, Storage
 from mmdistill.networks.architecture import described_layers, differing_lines
 from mmdistill.precision import Precision
 from mmdistill.registry import get_domain, get_method, get_parameterization, unknown_name
@@ -81,6 +81,7 @@ def distill(
     users: int | None = None,
     bytes: str | int | None = None,
     parameterization: Storage | str | None = None,
+    label: str | None = None,
     seed: int = 0,
     settings: Mapping[str, object] | None = None,
     out: Path | str | None = None,
@@ -103,8 +104,10 @@ def distill(
         users: users in all.
         bytes: the size in bytes, such as ``"100KB"``: the largest set within them.
         parameterization: how samples are stored, or its name; None is the method's own way.
+        label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``; None is the method's own kind.
         seed: of everything random.
-        settings: overrides of the method's published settings, by field name of :class:`Settings`.
+        settings: overrides of the method's published settings, by field name of :class:`Settings`; ``lr`` is the
+            learning rate of the samples.
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
         resume: continue from the newest checkpoint in ``out``.
         overwrite: replace a run in ``out``.
@@ -143,8 +146,16 @@ def distill(
     name = name or own_name
     if parameterization is not None:
         found = found.stored_as(find_parameterization(task, parameterization))
-    if settings:
-        found = found.with_settings(**settings)
+    if label is not None:
+        if label not in LABELS:
+            raise unknown_name("kind of labels", str(label), LABELS)
+        found = found.labelled(LABELS[label])
+    own = dict(settings or {})
+    lr = own.pop("lr", None)
+    if own:
+        found = found.with_settings(**own)
+    if lr is not None:
+        found = found.with_rate(lr)  # type: ignore[arg-type]  # the optimizer refuses what is no number
     found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
     distiller = Distiller(task, found, size, seed=seed, precision=precision)
     folder = None if out is None else Path(out)
@@ -353,7 +364,7 @@ class Checkpoints:
             run.load(trees[newest]["run"], device)
             return float(trees[newest]["seconds"])
         if damage:
-            raise CheckpointError("no readable checkpoint: " + "; ".join(damage))
+            raise CheckpointError("no readable checkpoint: " + "; ".join(damage) + "; begin anew with --overwrite")
         raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")
 
     def _require_same(self, path: Path, saved: Mapping[str, object]) -> None:

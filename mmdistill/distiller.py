@@ -396,7 +396,7 @@ def _require_selectable(task: Task, method: Method, settings: Settings) -> None:
     if settings.validate_every and method.solve is None and not isinstance(task, Validates):
         raise ConfigError(
             f"{method.title} selects by validation (validate_every {settings.validate_every}), but the task of "
-            f"{task.describe().data!r} cannot validate"
+            f"{task.describe().data!r} cannot validate; leave --validate-every out (0 among the settings)"
         )
 
 

@@ -80,6 +80,7 @@ class Method:
         source: the paper.
         solve: a closed form that replaces the loop.
         sized: of a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
+        judge: whose scores its sets are made for; empty: the domain's first judge.
     """
 
     title: str
@@ -93,6 +94,7 @@ class Method:
     source: str = ""
     solve: Solver | None = None
     sized: Solver | None = None
+    judge: str = ""
 
     @property
     def storage(self) -> str:
@@ -142,6 +144,23 @@ class Method:
             return replace(own, optimizers={"labels": OptimizerSpec("adam", 0.01), **own.optimizers})
 
         return replace(self, label=label, settings=settings)
+
+    def with_rate(self, lr: float) -> "Method":
+        """Return the method with another learning rate of the samples.
+
+        Raises:
+            ConfigError: once the budget is known, where it steps no samples.
+        """
+        base = self.settings
+
+        def settings(budget: int) -> Settings:
+            own = base(budget)
+            if "codes" not in own.optimizers:
+                raise ConfigError(f"{self.title} steps no samples, so a learning rate (--lr) means nothing to it")
+            codes = replace(own.optimizers["codes"], lr=lr)
+            return replace(own, optimizers={**own.optimizers, "codes": codes})
+
+        return replace(self, settings=settings)
 
     def stored_as(self, storage: Storage) -> "Method":
         """Return the method with another way of storing its samples, and the rates that this needs.

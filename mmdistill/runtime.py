@@ -192,7 +192,8 @@ def describe_device(device: torch.device) -> str:
     """Return a device in words, as results carry it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{platform.processor() or platform.machine()} CPU, {count} thread{'' if count == 1 else 's'}"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

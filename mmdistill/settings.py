@@ -106,6 +106,8 @@ class OptimizerSpec:
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"floor is a share of the rate between 0 and 1, got {self.floor}")
         require_at_least(self, {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0})
+        if self.momentum >= 1:
+            raise ConfigError(f"momentum is at least 0 and below 1, got {self.momentum:g}")
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_at_least(self, LEAST)
+        if self.inner_momentum >= 1:
+            raise ConfigError(f"inner_momentum is at least 0 and below 1, got {self.inner_momentum:g}")
         if self.init not in get_args(InitKind):
             raise ConfigError(f"unknown start {self.init!r}: use {', '.join(get_args(InitKind))}")
         if not isinstance(self.augment, bool):

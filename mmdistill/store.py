@@ -119,7 +119,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DistilledSet:
     """A distilled set: the decoded samples and everything that must travel with them.
 
@@ -163,6 +163,19 @@ class DistilledSet:
     parameterization: str = ""
     network: str = ""
     label: str = ""
+
+    def __repr__(self) -> str:
+        """Return in one line what this is a set of, its size and its shapes."""
+
+        def shape(part: Inputs | Targets) -> str:
+            if isinstance(part, dict):
+                return "{" + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in part.items()) + "}"
+            return str(tuple(part.shape))
+
+        return (
+            f"DistilledSet({self.info.data} by {self.method}, {self.info.budget} {self.budget}, "
+            f"inputs {shape(self.batch.inputs)}, targets {shape(self.batch.targets)}, {self.stored_bytes:,} bytes)"
+        )
 
     @property
     def seconds_per_step(self) -> float | None:

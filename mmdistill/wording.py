@@ -81,7 +81,8 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong with the arguments and end with exit code 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
-        program = parser.prog.replace(BETWEEN, "")
+        command = re.search(r"required: (\w+)\.", message)
+        program = f"{self.prog} {command[1]}" if command else parser.prog.replace(BETWEEN, "")
         known = [name for action in parser._actions for name in action.option_strings]
         print(f"mmdistill: error: {in_one_line(message, known)} (see {program} --help)", file=sys.stderr)
         sys.exit(2)
@@ -108,7 +109,8 @@ def in_one_line(message: str, known: Sequence[str]) -> str:
     unknown = re.match(r"unrecognized arguments: (\S+)", message)
     if unknown is not None and unknown[1].startswith("--"):
         name, options = unknown[1][2:].partition("=")[0], (option.lstrip("-") for option in known)
-        return f"unknown option --{name.replace('_', '-')}{did_you_mean(name, options).replace('_', '-')}"
+        near = did_you_mean(name, options).replace("_", "-").replace(" '", " '--")
+        return f"unknown option --{name.replace('_', '-')}{near}"
     command = re.match(r"argument command: invalid choice: '([^']*)' \(choose from (.*)\)", message)
     if command is not None:
         names = re.findall(r"[\w-]+", command[2])

@@ -220,8 +220,16 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["distill", "--data", "digits", "--method", "dm", "--nodes", "7"], "--ipc N or --bytes SIZE"),
         (["distill", "--data", "digits", "--method", "dm"], "got no budget"),
-        (["distill", "--data", "digits", "--method", "dm", "--ipc", "0"], "the budget is between 1 and"),
-        (["distill", "--data", "digits", "--method", "dm", "--ipc", "9" * 20], "the budget is between 1 and"),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "0"], "the budget (--ipc) is between 1 and"),
+        (["distill", "--data", "digits", "--method", "dm", "--ipc", "9" * 20], "the budget (--ipc) is between 1"),
+        (
+            ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--judges", "convent"],
+            "unknown judge 'convent'; did you mean 'convnet'?",
+        ),
+        (
+            ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--validate-every", "5"],
+            "cannot validate; leave --validate-every out",
+        ),
         (
             ["distill", "--data", "digits", "--method", "random-soft", "--ipc", "1", "--steps", "5"],
             "Random, soft has a closed form and takes no steps, so --steps would do nothing",
@@ -277,10 +285,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["distill", "--augment", "perhaps"], "--augment takes true or false, got 'perhaps'"),
         (["distill", "--compile", "maybe"], "--compile takes auto, on, off, got 'maybe'"),
         (["distill", "--label", "warm"], "--label takes hard, soft, unrestricted, teacher, got 'warm'"),
-        (["distill", "--real-bach", "3"], "unknown option --real-bach; did you mean 'real-batch'?"),
-        (["distill", "--stesp=3"], "unknown option --stesp; did you mean 'steps'?"),
+        (["distill", "--real-bach", "3"], "unknown option --real-bach; did you mean '--real-batch'?"),
+        (["distill", "--stesp=3"], "unknown option --stesp; did you mean '--steps'?"),
         (["distill", "more"], "unexpected argument 'more'"),
-        (["evaluate"], "required: run"),
+        (["evaluate"], "required: run (see mmdistill evaluate --help)"),
         (["distill", "--config", "absent.yaml"], "--config: File does not exist"),
         (["destill"], "unknown command 'destill'; did you mean 'distill'? (there are: distill, experts, "),
     ],
@@ -360,6 +368,19 @@ def test_a_run_made_in_python_is_called_that(
     printed = capsys.readouterr().err
     assert f"{tmp_path} was made in Python" in printed
     assert "DistilledSet.load" in printed
+
+
+def test_an_interruption_says_what_was_kept_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: DistillConfig, resume: str | None) -> None:
+        stop = KeyboardInterrupt()
+        stop.add_note("finished experts are kept")
+        raise stop
+
+    monkeypatch.setattr(commands, "distill_command", interrupted)
+    assert distil(tmp_path / "run") == 130
+    assert capsys.readouterr().err == "mmdistill: stopped; finished experts are kept\n"
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -506,6 +527,20 @@ def test_a_stopped_run_resumes_bit_identical(tmp_path: Path, number: int) -> Non
     whole.communicate(timeout=300)
     one, two = (safetensors.torch.load_file(tmp_path / n / "distilled.safetensors") for n in ("whole", "stopped"))
     assert torch.equal(one["inputs"], two["inputs"])
+
+
+@pytest.mark.parametrize(
+    ("seed", "name"), [([], "digits-dm-1"), (["--seed", "0"], "digits-dm-1"), (["--seed", "3"], "digits-dm-1-seed3")]
+)
+def test_runs_of_other_seeds_have_folders_of_their_own(seed: list[str], name: str) -> None:
+    found = build_parser().parse_args(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", *seed]).distill
+    config = DistillConfig(data=found.data, method=found.method, ipc=found.ipc, seed=found.seed)
+    assert config.folder() == Path("runs") / name
+
+
+def test_an_export_of_pictures_counts_them(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run), "--format", "folder", "--to", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"10 files are in {tmp_path}; pictures have no soft labels")
 
 
 def test_an_interruption_before_there_is_a_command_is_quiet(

@@ -133,7 +133,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> 
     assert torch.equal(samples(resumed), samples(expected))
     for path in (tmp_path / "checkpoints").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no readable checkpoint: .*; begin anew with --overwrite"):
         distill(task, method(), ipc=2, out=tmp_path, resume=True)
 
 
@@ -340,6 +340,7 @@ def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:
         ({"real_batch": 0}, "real_batch is a whole number of at least 1, got 0"),
         ({"outer_steps": 0}, "outer_steps is"),
         ({"patience": -1}, "patience is"),
+        ({"inner_momentum": 2.0}, "inner_momentum is at least 0 and below 1, got 2"),
         ({"inner_lr": float("nan")}, "inner_lr is a number of at least 0, got nan"),
         ({"clip": -1.0}, "clip is"),
         ({"augment": "no"}, "augment is true or false, got 'no'"),
@@ -357,7 +358,7 @@ def test_calls_that_cannot_be_are_refused(tmp_path: Path) -> None:
     task, dm = BlobTask(), method("dm")
     (tmp_path / "file").touch()
     for options, message in (
-        ({"ipc": 2**70}, "the budget is between 1 and 1,000,000,000"),
+        ({"ipc": 2**70}, "is between 1 and 1,000,000,000"),
         ({"budget": 1, "ipc": 2}, "the budget was given twice: 1, and ipc"),
         ({"ipc": 1, "seed": 1.5}, "seed is a whole number, got 1.5"),
         ({"ipc": 1, "settings": [("steps", 2)]}, "settings are a mapping from names to values, got list"),
@@ -375,6 +376,19 @@ def test_a_set_names_its_seed_plainly(tmp_path: Path) -> None:
     made = distill(BlobTask(), method("dm", steps=1), ipc=1, seed=np.int64(3), out=tmp_path)  # type: ignore[arg-type]
     assert type(made.seed) is int
     assert DistilledSet.load(tmp_path).seed == 3
+
+
+def test_labels_and_the_samples_rate_are_chosen_as_on_the_command_line() -> None:
+    task = BlobTask()
+    made = distill(task, method("dc", steps=2), ipc=1, label="soft", settings={"lr": 0.5})
+    assert made.label == "soft"
+    expected = distill(task, method("dc", steps=2).labelled("softmax").with_rate(0.5), ipc=1)
+    assert torch.equal(samples(made), samples(expected))
+    assert not torch.equal(samples(made), samples(distill(task, method("dc", steps=2), ipc=1, label="soft")))
+    with pytest.raises(ConfigError, match="unknown kind of labels 'sofd'; did you mean 'soft'"):
+        distill(task, method("dc"), ipc=1, label="sofd")
+    with pytest.raises(ConfigError, match="lr is a number of at least 0, got 'fast'"):
+        distill(task, method("dc"), ipc=1, settings={"lr": "fast"})
 
 
 def test_a_set_says_how_it_was_made(tmp_path: Path) -> None:

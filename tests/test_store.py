@@ -89,6 +89,13 @@ def test_sets_of_another_task_are_refused() -> None:
         saved.require(TaskInfo("graph", "toy", "nodes", 10, 400, "other"))
 
 
+def test_a_set_is_shown_in_one_line() -> None:
+    shown = repr(make_set())
+    assert shown.startswith("DistilledSet(toy by ")
+    assert "inputs {x (" in shown
+    assert "tensor(" not in shown
+
+
 def test_trees_keep_their_shape(tmp_path: Path) -> None:
     shared = torch.rand(3)
     tree = {"a": [1, None, {"b": shared}], "same": shared, "state": {0: {"step": torch.tensor(2.0)}}, "pair": (1, 2.5)}

@@ -217,7 +217,7 @@ class ModuleNetwork(GraphNetwork):
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             module = made_by(factory)
-        names = tuple(features) or _head(module)
+        names = features or _head(module)
         self.functional = FunctionalModule(factory, names, device)
         self.takes_weight = _takes_weight(module)
 

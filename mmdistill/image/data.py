@@ -62,6 +62,7 @@ class ImageData:
         whole_epochs: epochs for which a judge of the whole training set trains.
         judge_epochs: epochs for which a judge of a small set trains; None is the protocol's own number.
         whitening: what takes the place of the normalisation of channels, or follows it.
+        notes: how the test split came about where the source did not give one.
     """
 
     name: str
@@ -77,6 +78,7 @@ class ImageData:
     whole_epochs: int = 30
     judge_epochs: int | None = None
     whitening: "Whitening | None" = None
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -181,7 +183,9 @@ def build(
             f"{name} has no training image of class {', '.join(named[:5])} (of {count} classes); add some, or number "
             "the labels without gaps"
         )
+    notes: tuple[str, ...] = ()
     if test is None:
+        notes = (f"test: {TEST_SHARE:.0%} of the images of each class, held out of training, seed {seed}",)
         images, labels, test_images, test_labels = split(name, images, labels, seed)
     else:
         test_images, test_labels = check(f"test images of {name}", *test, num_classes=count)
@@ -211,6 +215,7 @@ def build(
         mirror,
         whole_epochs,
         judge_epochs,
+        notes=notes,
     )
 
 
@@ -320,14 +325,14 @@ def gather(dataset: MapDataset, what: str) -> tuple[Tensor, Tensor]:
                 f"{what}: item {index} is {image.dtype} of shape {tuple(image.shape)}, item 0 is {images[0].dtype} of "
                 f"{tuple(images[0].shape)}; resize all samples to one shape"
             )
-        labels.append(_class_index(item[1], f"{what}: the label of item {index}"))
+        labels.append(class_index(item[1], f"{what}: the label of item {index}"))
         images.append(image)
     if not images:
         raise DataError(f"{what} is empty")
     return torch.stack(images), torch.tensor(labels)
 
 
-def _class_index(label: Any, what: str) -> int:
+def class_index(label: Any, what: str) -> int:
     """Return a label as an integer.
 
     Raises:

@@ -1,7 +1,7 @@
 """Where image data come from: known names, files and folders, the user's own tensors and torch data sets."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import files
-from mmdistill.image.data import ImageData, MapDataset, build, gather
+from mmdistill.image.data import ImageData, MapDataset, build, class_index, gather
 from mmdistill.registry import canonical, unknown_data
 from mmdistill.runtime import cache_folder, data_root
 
@@ -50,7 +50,7 @@ LARGEST_SIDE = 4096
 """Pixels of the side to which images are resized at most; networks of no method take larger ones."""
 TINY_FOLDER = "tiny-imagenet-200"
 
-Pair = tuple[Tensor | npt.NDArray[Any], Tensor | npt.NDArray[Any]]
+Pair = tuple[Tensor | npt.NDArray[Any], Tensor | npt.NDArray[Any] | Sequence[int]]
 Source = str | Path | Pair | MapDataset
 """A known name, a file or folder, (images, labels), or a map-style torch data set of (sample, label)."""
 
@@ -99,8 +99,10 @@ def _pair(source: Pair | MapDataset, what: str) -> tuple[Tensor, Tensor]:
         source = source[0], source[1]
     if isinstance(source, tuple):
         parts = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in source]
+        if len(parts) == 2 and isinstance(parts[1], list | tuple):
+            parts[1] = torch.tensor([class_index(label, f"{what}: label {i}") for i, label in enumerate(parts[1])])
         if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-            raise DataError(f"{what}: expected (images, labels), two tensors or arrays")
+            raise DataError(f"{what}: expected (images, labels), two tensors or arrays; labels may be a list")
         return parts[0], parts[1]
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__") or hasattr(source, "keys"):
         hint = "; give the data set that it loads" if isinstance(source, torch.utils.data.DataLoader) else ""

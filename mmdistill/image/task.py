@@ -236,7 +236,7 @@ class ImageTask:
         """
         if canonical(name) == self.model:
             return self.model
-        spelled = model_name(name)
+        spelled = model_name(name, "judge")
         reason = refusal(spelled, self.data.shape)
         if reason:
             raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
@@ -288,6 +288,7 @@ class ImageTask:
                 "shape": list(data.shape),
                 "scale": data.scale,
                 **units,
+                **({"splits": list(data.notes)} if data.notes else {}),
                 "augmentation": self.augmentation.describe(),
             },
             tensors={} if data.whitening is None else data.whitening.tensors(),

@@ -47,7 +47,11 @@ class ExpertTrajectories(NetworkSchedule):
 
     def make_ready(self, task: Task) -> None:
         """Open the experts, training those that are missing."""
-        self._experts(task)
+        try:
+            self._experts(task)
+        except KeyboardInterrupt as stop:
+            stop.add_note("experts that are finished are kept, and the same command goes on from them")
+            raise
 
     def recipe_for(self, task: Task) -> ExpertRecipe:
         """Return how a task's missing experts train."""

@@ -93,11 +93,14 @@ class ImageBudget:
         """
         taken = sum(stored_tensor_bytes(tensor) for module in shared for tensor in module.state_dict().values())
         labels = self.label_bytes * (1 if self.shared_labels else samples)
-        found = (self.stored_bytes - taken) // (self.num_classes * (FLOAT_BYTES * code_numel + labels))
+        each = self.num_classes * (FLOAT_BYTES * code_numel + labels)
+        found = (self.stored_bytes - taken) // each
         if found < 1:
+            least = taken + each
+            ipc = -(-least // (self.num_classes * self.sample_bytes(self.numel)))
             raise ConfigError(
-                f"the budget is {self.stored_bytes} bytes, of which {taken} go to what codes share, and too few are "
-                "left for one code per class; raise the budget, or use fewer or smaller decoders"
+                f"the budget is {self.stored_bytes:,} bytes, of which {taken:,} go to what codes share, and too few "
+                f"are left for one code per class; it takes {least:,} (--bytes {least} or --ipc {ipc})"
             )
         return found
 

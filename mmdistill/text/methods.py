@@ -181,6 +181,7 @@ METHODS = MethodTable(
             summary="closed form: C - 1 samples on which ridge regression equals the one on all texts",
             source="singular value decomposition of the ridge solution",
             solve=ridge_set,
+            judge="ridge",
         ),
         "select": Method(
             "Greedy ridge selection",

@@ -1,18 +1,32 @@
 """Distilled sets read as texts: other encoders than the one distilled with judge their words."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmdistill.errors import ConfigError
 from mmdistill.task import Batch, Scores
-from mmdistill.text.data import TextData
+from mmdistill.text.data import TextData, TextInput
 from mmdistill.text.encoder import SentenceEncoder, encode, make_encoder
 from mmdistill.text.judges import logistic_predictions
 
 READERS = {"read-tfidf": "tfidf", "read-average": "average", "read-minilm": "minilm"}
 """Judges that see a set only through its texts, with the encoder each of them reads with."""
+
+
+def with_test(data: TextInput, test: tuple[Sequence[Any], Sequence[Any]] | None) -> TextInput:
+    """Return texts with a test split of their own; without one they are as they were.
+
+    Raises:
+        ConfigError: test data beside something else than ``(texts, labels)``, which brings its own.
+    """
+    if test is None:
+        return data
+    if not isinstance(data, tuple):
+        raise ConfigError("test data go with (texts, labels); other sources bring their own")
+    return {"train": data, "test": test}
 
 
 class Encoded(NamedTuple):

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from mmdistill.text.judges import (
     ridge_weights,
 )
 from mmdistill.text.models import ModelLike, make_module, mlp_head
-from mmdistill.text.reading import READERS, Reader, encode_splits
+from mmdistill.text.reading import READERS, Reader, encode_splits, with_test
 from mmdistill.text.sampling import ClassRows
 
 JUDGE_STEPS = 300
@@ -314,7 +314,8 @@ def text_task(
     model: ModelLike = "mlp",
     *,
     width: int | None = None,
-    features: Sequence[str] = (),
+    features: str | Sequence[str] = (),
+    test: tuple[Sequence[Any], Sequence[Any]] | None = None,
     noise: float = 0.0,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -333,6 +334,7 @@ def text_task(
         model: the network to distil with: ``mlp``, ``linear``, or a function that returns a module.
         width: hidden units of ``mlp``; 256 by default.
         features: for a network of one's own, the submodules whose activations are its features.
+        test: texts and labels to test on, beside a pair ``(texts, labels)``; a fifth is held out by default.
         noise: the strength of the noise that siamese augmentation adds; 0 is none.
         text_column: the column of texts; guessed by default.
         label_column: the column of labels; guessed by default.
@@ -349,22 +351,23 @@ def text_task(
         raise ConfigError(f"the noise is a norm, so it is 0 or more; got {noise}")
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     device = choose_device(device)
-    loaded = load_text(data, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
+    given = with_test(data, test)
+    loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
     sentence_encoder = make_encoder(encoder, device)
-    train, dev, test, truncated = encode_splits(sentence_encoder, loaded)
-    if not any((points.norm(dim=1) > 0).any() for points in (train, dev, test)):
+    encoded = encode_splits(sentence_encoder, loaded)
+    if not any((points.norm(dim=1) > 0).any() for points in encoded[:3]):
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
-    module = make_module(model, train.shape[1], len(loaded.class_names), width, features, device)
+    module = make_module(model, encoded.train.shape[1], len(loaded.class_names), width, features, device)
     protocol = replace(JUDGE, epochs=judge_epochs or 0, batch=judge_batch or JUDGE.batch)
     return TextTask(
         loaded,
-        train,
-        dev,
-        test,
+        encoded.train,
+        encoded.dev,
+        encoded.test,
         module,
         space=sentence_encoder.identity(),
         encoder=sentence_encoder.name,
-        truncated=truncated,
+        truncated=encoded.truncated,
         own_model=not isinstance(model, str),
         protocol=protocol,
         noise=noise,

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import TransformerEncoder, make_encoder
-from mmdistill.text.reading import READERS, Reader, encode_splits
+from mmdistill.text.reading import READERS, Reader, encode_splits, with_test
 from mmdistill.text.sampling import ClassRows
 from mmdistill.text.token_judges import TokenJudge, protocol_for
 from mmdistill.text.token_models import TOKEN_MODELS, TransformerClassifier, named_module
@@ -341,7 +342,8 @@ def token_task(
     *,
     length: int | None = None,
     width: int | None = None,
-    features: Sequence[str] = (),
+    features: str | Sequence[str] = (),
+    test: tuple[Sequence[Any], Sequence[Any]] | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
@@ -360,6 +362,7 @@ def token_task(
         length: tokens kept of each text, special ones included; by default as many as 95 % of the training texts have.
         width: filters of each window or units of each direction; 64 by default.
         features: for a network of one's own, the submodules whose activations are its features.
+        test: texts and labels to test on, beside a pair ``(texts, labels)``; a fifth is held out by default.
         text_column: the column of texts; guessed by default.
         label_column: the column of labels; guessed by default.
         class_names: names by class index.
@@ -373,7 +376,8 @@ def token_task(
     """
     require_sizes(length=length, width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     device = choose_device(device)
-    loaded = load_text(data, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
+    given = with_test(data, test)
+    loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
     source = make_encoder(encoder, device)
     if not isinstance(source, TransformerEncoder):
         raise ConfigError(
@@ -381,7 +385,7 @@ def token_task(
         )
     vocabulary = load_vocabulary(source)
     train = vocabulary.tokenize(loaded.train.texts, length)
-    dev, test = (vocabulary.tokenize(split.texts, train.ids.shape[1]) for split in (loaded.dev, loaded.test))
+    dev, held_out = (vocabulary.tokenize(split.texts, train.ids.shape[1]) for split in (loaded.dev, loaded.test))
     if isinstance(model, str):
         name = canonical(model)
         module = named_module(name, vocabulary, len(loaded.class_names), encoder=source, width=width, device=device)
@@ -393,5 +397,5 @@ def token_task(
         base = protocol_for(module)
         protocol = replace(base, epochs=judge_epochs or base.epochs, batch=judge_batch or base.batch)
     return TokenTask(
-        loaded, vocabulary, TokenSplits(train, dev, test), module, encoder=source, name=name, protocol=protocol
+        loaded, vocabulary, TokenSplits(train, dev, held_out), module, encoder=source, name=name, protocol=protocol
     )

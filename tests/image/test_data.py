@@ -242,6 +242,13 @@ def test_an_image_folder_is_split_by_class(tmp_path: Path) -> None:
     assert load(str(tmp_path / "pets")).fingerprint == data.fingerprint
 
 
+def test_what_is_held_out_for_testing_is_said(tmp_path: Path) -> None:
+    write_images(tmp_path / "pets")
+    note = "test: 20% of the images of each class, held out of training, seed 3"
+    assert image_task(tmp_path / "pets", width=4, seed=3).describe().preprocessing["splits"] == [note]
+    assert "splits" not in image_task("digits", width=4).describe().preprocessing
+
+
 def test_an_image_folder_with_its_own_test_images(tmp_path: Path) -> None:
     write_images(tmp_path / "train", mode="L")
     write_images(tmp_path / "test", names=("dog",), n=2, mode="L")
@@ -484,6 +491,9 @@ def test_bad_tensors() -> None:
         load((images, labels), (pixels.float(), labels))
     with pytest.raises(DataError, match="no training image of class b"):
         build("named", (images, labels * 2), None, class_names=("a", "b", "c"))
+    assert torch.equal(load((images, labels.tolist()), (images, labels.tolist())).test_labels, labels)
+    with pytest.raises(DataError, match=r"the training data: label 1 is no class index but 0\.5"):
+        load((images, [0, 0.5] * 5))  # type: ignore[arg-type,list-item]
 
 
 def test_unknown_names_and_places(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import image_task
 from mmdistill.networks import experts as module
+from mmdistill.networks import trajectories
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, Experts, default_folder, train_experts
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.schedules import EMPTY
@@ -203,6 +204,16 @@ def test_the_schedule_makes_missing_experts_and_says_how_long(
     assert folder.parent == tmp_path / "experts"
     assert len(list(folder.glob("*.safetensors"))) == 2
     assert folder != default_folder(task, replace(RECIPE, augment=False))
+
+
+def test_an_interruption_says_that_finished_experts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trajectories, "open_experts", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        ExpertTrajectories(2, 1, 1, RECIPE, tmp_path).make_ready(BlobTask())
+    assert "experts that are finished are kept" in stop.value.__notes__[0]
 
 
 def test_impossible_schedules_are_refused() -> None:

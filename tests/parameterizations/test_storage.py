@@ -1,5 +1,6 @@
 """Decoders and addressing matrices: equal to loops, within their budget, and learned through any objective."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -97,8 +98,16 @@ def test_kfs_is_a_method_that_runs(task: ImageTask) -> None:
 
 def test_impossible_stores_are_refused(task: ImageTask) -> None:
     settings = CORE_METHODS["dm"].settings(1)
-    with pytest.raises(ConfigError, match="too few are left"):
+    with pytest.raises(ConfigError, match="too few are left") as refusal:
         hallucinated(50)(task, 1, settings, "fixed", KEY)
+    found = re.search(r"it takes [\d,]+ \(--bytes (\d+) or --ipc (\d+)\)", str(refusal.value))
+    assert found is not None
+    limit, ipc = map(int, found.groups())
+    hallucinated(50)(task, ipc, settings, "fixed", KEY)
+    hallucinated(50)(task, 1, replace(settings, stored_bytes=limit), "fixed", KEY)
+    for least, given in ((ipc - 1, 0), (1, limit - 1)):
+        with pytest.raises(ConfigError, match="too few are left"):
+            hallucinated(50)(task, least, replace(settings, stored_bytes=given), "fixed", KEY)
     with pytest.raises(ConfigError, match="does not divide"):
         addressed(3)(task, 1, settings, "fixed", KEY)
     with pytest.raises(ConfigError, match="leave no basis"):

