@@ -76,6 +76,9 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
             users=config.users,
             bytes=config.bytes,
         )
+        if ranks.is_first():
+            for name in method.unread(budget, config.overrides()):
+                print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
         require_networks(config.networks, config.networks_at_once)
         if finished and resume is not None:
             distilled = DistilledSet.load(folder)

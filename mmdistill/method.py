@@ -1,6 +1,6 @@
 """What a method is: a composition of four columns of Table 1, as a value, with its settings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -10,7 +10,7 @@ from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.objectives.base import Objective
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.settings import TRAINING, OptimizerSpec, Settings, WatchedSettings
 from mmdistill.task import Task
 
 Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
@@ -112,6 +112,15 @@ class Method:
         if self.objective is None:
             raise ConfigError(f"{self.title} has neither an objective nor a closed form")
         return self.objective.make(settings) if isinstance(self.objective, Configured) else self.objective()
+
+    def unread(self, budget: int, names: Iterable[str]) -> list[str]:
+        """Return those of some settings that neither the method's networks nor its objective look at."""
+        if self.solve is not None:
+            return []
+        watched = WatchedSettings.of(self.settings(budget))
+        self.network(watched)
+        self.make_objective(watched)
+        return [name for name in names if name in TRAINING and name not in watched.read]
 
     def with_settings(self, **changes: object) -> "Method":
         """Return the method with some settings replaced, whatever the budget.

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError, did_you_mean
@@ -52,6 +52,10 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
         kind, words = (Integral, "a whole number") if isinstance(lowest, int) else (Real, "a number")
         if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value < lowest:
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
+
+
+TRAINING = ("outer_steps", "inner_steps", "inner_lr", "inner_batch", "inner_momentum", "inner_window", "kept_steps")
+"""Settings of the networks' training, which mean something only to schedules and objectives that read them."""
 
 
 OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
@@ -194,3 +198,21 @@ class Settings:
         for group, spec in self.optimizers.items():
             if not isinstance(spec, OptimizerSpec):
                 raise ConfigError(f"the optimizer of {group!r} is an OptimizerSpec, got {type(spec).__name__}")
+
+
+class WatchedSettings(Settings):
+    """Settings that note which of them are read, in ``read``."""
+
+    read: ClassVar[set[str]] = set()
+
+    @classmethod
+    def of(cls, settings: Settings) -> "WatchedSettings":
+        """Return the same settings, none of them read so far."""
+        watched = cls(**{entry.name: getattr(settings, entry.name) for entry in fields(settings)})
+        object.__setattr__(watched, "read", set())
+        return watched
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return an attribute, noting that it was read."""
+        object.__getattribute__(self, "read").add(name)
+        return object.__getattribute__(self, name)

@@ -538,6 +538,23 @@ def test_runs_of_other_seeds_have_folders_of_their_own(seed: list[str], name: st
     assert config.folder() == Path("runs") / name
 
 
+def test_settings_that_a_method_does_not_read_are_named() -> None:
+    given = {"inner_lr": 0.1, "inner_window": 3, "real_batch": 2, "outer_steps": 2}
+
+    def unread(name: str) -> list[str]:
+        return get_method(get_domain("image"), name).with_settings(**given).unread(1, given)
+
+    assert unread("dm") == ["inner_lr", "inner_window", "outer_steps"]
+    assert unread("dc") == ["inner_window"]
+    assert unread("rat-bptt") == ["outer_steps"]
+    assert get_method(get_domain("image"), "random-soft").unread(1, given) == []
+
+
+def test_an_ignored_option_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distil(tmp_path / "run", "--inner-lr", "0.1", "--baselines", "none", "--steps", "1") == 0
+    assert "note: DM does not read --inner-lr, which changes nothing\n" in capsys.readouterr().out
+
+
 def test_an_export_of_pictures_counts_them(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run), "--format", "folder", "--to", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith(f"10 files are in {tmp_path}; pictures have no soft labels")
