@@ -162,7 +162,7 @@ def test_networks_that_cannot_work_are_refused_when_the_task_is_built() -> None:
 
 
 def test_bad_requests(digits: ImageTask) -> None:
-    with pytest.raises(ConfigError, match="unknown model 'vgg'"):
+    with pytest.raises(ConfigError, match="unknown judge 'vgg'"):
         digits.evaluate(None, "vgg", Draws(0), 1, {})
     with pytest.raises(ShapeError, match="one tensor, got a dict"):
         digits.predict(digits.init(Draws(0)), {"x": torch.zeros(1)})
