@@ -218,7 +218,7 @@ def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:
         UnsupportedError, match="resnet18 cannot judge digits: resnet18 needs images of at least 16 x 16"
     ):
         digits.judge_name("resnet18")
-    with pytest.raises(ConfigError, match="unknown model"):
+    with pytest.raises(ConfigError, match="unknown judge"):
         digits.judge_name("resnet17")
 
 
