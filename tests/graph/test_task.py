@@ -191,12 +191,16 @@ def test_without_validation_nodes_the_last_epoch_counts() -> None:
     assert own.validate(batch, Draws(0), {}) is None
 
 
-def test_validation_reads_no_test_label() -> None:
-    own = task()
-    batch = own.select(torch.arange(18))
+def with_other_test_labels() -> GraphTask:
+    """Return the task with every test node in another class."""
     y = GRAPH.y.clone()
     y[GRAPH.test] = (y[GRAPH.test] + 1) % 3
-    other = graph_task(replace(GRAPH, y=y), protocol=FAST)
+    return graph_task(replace(GRAPH, y=y), protocol=FAST)
+
+
+def test_validation_reads_no_test_label() -> None:
+    own, other = task(), with_other_test_labels()
+    batch = own.select(torch.arange(18))
     assert own.validate(batch, Draws(0), {}) == other.validate(batch, Draws(0), {})
 
 
@@ -205,6 +209,13 @@ def test_validation_prepares_no_test_nodes(monkeypatch: pytest.MonkeyPatch) -> N
     batch = own.select(torch.arange(18))
     monkeypatch.setitem(own.judging.parts, "test", None)  # type: ignore[arg-type]
     assert own.validate(batch, Draws(0), {}) == task().validate(batch, Draws(0), {})
+
+
+@pytest.mark.parametrize("judge", ["gcn", "gat"])
+def test_the_chosen_judges_read_no_test_label(judge: str) -> None:
+    own, other = (task.judging.fit(None, judge, Draws(0), 2, FAST) for task in (task(), with_other_test_labels()))
+    assert torch.equal(own.test, other.test)
+    assert torch.equal(own.validation, other.validation)
 
 
 def test_collapse_to_one_class_is_reported() -> None:

@@ -19,6 +19,7 @@ from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
 from mmdistill.recsys import DOMAIN, RecsysTask, methods, models, recsys_task
 from mmdistill.recsys.draw import storage_lines
 from mmdistill.recsys.methods import METHODS, SMALL_RIDGES, ChosenRidgeMatching, learned_ridge
+from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
@@ -85,6 +86,17 @@ def test_objective_passes_the_battery_and_equals_the_oracle():
 
     check_objective(objective, network, syn, real)
     assert objective(network, syn, real, key).item() == pytest.approx(expected(), rel=1e-7)
+
+
+def test_the_trained_judge_is_chosen_without_test_interactions(interactions):
+    parts = interactions.parts
+    moved = dataclasses.replace(interactions, parts={**parts, "test": parts["test"][::-1]})
+    found = []
+    for data in (interactions, moved):
+        task = RecsysTask(data, vae=VaeProtocol(hidden=20, latent=5, steps=40, batch=60, checks=8, lr=0.1))
+        scorer = task._trained(task.select(torch.arange(40)), "mult-vae", Draws(0), {})
+        found.append(scorer(data.rows(range(5))))
+    assert torch.equal(*found)
 
 
 def test_distilled_users_beat_random_and_herded_ones(task):

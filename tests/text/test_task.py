@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,20 @@ def test_scores_become_probabilities() -> None:
     torch.testing.assert_close(found.sum(1), torch.ones(2))
     assert found.argmax(1).tolist() == [0, 2]
     torch.testing.assert_close(distributions(found, 3), found)
+
+
+def test_what_is_chosen_reads_no_test_label(task: TextTask) -> None:
+    data = corpus()
+    shifted = replace(data.test, labels=(data.test.labels + 1) % 3)
+    other = text_task(replace(data, test=shifted), "tfidf", width=16, judge_epochs=60)
+    batch = task.select(torch.arange(0, 180, 9))
+    assert other.ridge == task.ridge
+    assert other.validate(batch, Draws(0), {}) == task.validate(batch, Draws(0), {}) > 0.5
+    for judge in ("logreg", "read-tfidf"):
+        found = [own.evaluate(batch, judge, Draws(0), 1, {}) for own in (task, other)]
+        assert found[0].notes == found[1].notes
+        assert "C = " in found[0].notes[0]
+        assert found[0].values != found[1].values
 
 
 def test_sets_of_another_space_are_refused(task: TextTask, tmp_path: Path) -> None:

@@ -396,6 +396,14 @@ def test_words_pass_gradients_straight_through(task: TokenTask) -> None:
         word_samples(task, 1, dataclasses.replace(settings, init="noise"), "fixed", Draws(0))
 
 
+def test_validation_reads_no_test_label(task: TokenTask, folder: Path) -> None:
+    data = corpus(30, 20)
+    shifted = dataclasses.replace(data.test, labels=(data.test.labels + 1) % 3)
+    other = token_task(dataclasses.replace(data, test=shifted), "textcnn", folder, judge_epochs=12, width=8)
+    batch = task.select(torch.arange(0, 90, 3))
+    assert other.validate(batch, Draws(0), {}) == task.validate(batch, Draws(0), {})
+
+
 def test_reading_judges(task: TokenTask) -> None:
     real = task.select(torch.arange(0, 90, 3))
     assert task.readable(real.inputs) == [task.data.train.texts[i] for i in range(0, 90, 3)]

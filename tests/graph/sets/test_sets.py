@@ -204,6 +204,16 @@ def test_validation_graphs_are_part_of_the_fingerprint(graphs: GraphSet) -> None
     assert len({graphs.fingerprint, moved.fingerprint, replace(graphs, val=graphs.val[1:]).fingerprint}) == 3
 
 
+def test_the_chosen_judges_read_no_test_label(graphs: GraphSet) -> None:
+    y = graphs.y.clone()
+    y[graphs.test] = 1 - y[graphs.test]
+    own, other = (
+        made._fitted(made.select(torch.arange(6)), Draws(0), 2, FAST)
+        for made in (task(graphs), task(replace(graphs, y=y)))
+    )
+    assert all(torch.equal(tensor, other.params[name]) for name, tensor in own.params.items())
+
+
 def test_nodes_without_features_get_their_degree(tmp_path: Path) -> None:
     found = load_graph_set(write_rings(tmp_path / "BARE", labels=False))
     assert found.x.shape[1] == 33
