@@ -58,6 +58,11 @@ def test_random_subsets_are_class_major_and_without_repeats() -> None:
     assert len(random_subset(None, torch.tensor([4]), Draws(0), 9).unique()) == 4
 
 
+def test_random_subsets_of_classes_are_drawn_apart() -> None:
+    chosen = random_subset(torch.arange(3).repeat_interleave(50), torch.tensor([5, 5, 5]), Draws(0)).view(3, 5)
+    assert len((chosen % 50).unique(dim=0)) == 3
+
+
 def test_herding_follows_the_greedy_rule() -> None:
     points = Draws(0).normal(9, 3).double()
     chosen = herding(points, LABELS, torch.tensor([3, 2, 1]))

@@ -32,7 +32,7 @@ from mmdistill.report import fact_rows
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
-from mmdistill.store import DistilledSet
+from mmdistill.store import DistilledSet, load_tree, save_tree
 from mmdistill.task import Batch, ClassBatch
 from tests.toys import BlobTask
 
@@ -86,6 +86,14 @@ def test_optimizer_and_label_state_resume_too(tmp_path: Path) -> None:
     resumed = distill(task, learned, ipc=2, out=tmp_path, checkpoint_every=5, resume=True)
     assert torch.equal(samples(whole), samples(resumed))
     assert torch.equal(whole.batch.targets, resumed.batch.targets)  # type: ignore[arg-type]
+
+
+def test_a_resumed_run_counts_the_seconds_before_it(tmp_path: Path) -> None:
+    distill(BlobTask(), method("dm"), ipc=1, out=tmp_path)
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    save_tree(newest, load_tree(newest) | {"seconds": 1000.0})
+    resumed = distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True)
+    assert 1000 < resumed.seconds < 1100
 
 
 KILLED = """
@@ -272,6 +280,34 @@ def test_validation_keeps_the_best_step() -> None:
     assert torch.equal(samples(kept), samples(short))
 
 
+def test_validation_keeps_what_the_objective_learned_by_the_best_step() -> None:
+    rates = {"codes": OptimizerSpec("sgd", 0.1), "objective": OptimizerSpec("sgd", 1.0)}
+    task, dd = Validated(), method("dd", inner_steps=2, optimizers=rates)
+    kept, whole, short = (
+        distill(task, dd.with_settings(**changes), ipc=1).learned["inner_lr"]
+        for changes in ({"validate_every": 2}, {}, {"steps": 6})
+    )
+    assert torch.equal(kept, short)
+    assert not torch.equal(kept, whole)
+
+
+def test_the_last_step_is_validated_wherever_it_falls() -> None:
+    task = Validated()
+    assert distill(task, method("dm", steps=5, validate_every=2), ipc=1).steps == 5
+    assert task.calls == 3
+
+
+class Undecided(BlobTask):
+    """Scores all steps alike."""
+
+    def validate(self, synthetic: object, draws: object, learned: object) -> float:
+        return 0.5
+
+
+def test_of_steps_that_score_alike_the_first_is_kept() -> None:
+    assert distill(Undecided(), method("dm", validate_every=3), ipc=1).steps == 3
+
+
 def test_validations_that_cannot_be_are_refused_before_the_first_step() -> None:
     with pytest.raises(
         ConfigError, match=r"DC selects by validation \(validate_every 2\), but .*'blobs' cannot validate"
@@ -428,6 +464,26 @@ def test_arguments_of_another_kind_are_named() -> None:
         distill(task, method("dm"), ipc=1, compile="yes")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="checkpoint_every"):
         distill(task, method("dm"), ipc=1, checkpoint_every=-1)
+
+
+class Recorded(BlobTask):
+    """Notes with which key batches are augmented, and whether siamese."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[object, bool]] = []
+
+    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
+        self.calls.append((draws.path, shared))
+        return super().augment(draws, batch, shared=shared)
+
+
+def test_both_batches_of_a_step_are_augmented_alike() -> None:
+    task = Recorded()
+    distill(task, method("dm", steps=1), ipc=1)
+    first, second = task.calls
+    assert first == second
+    assert first[1]
 
 
 def test_groups_rest_outside_their_active_steps() -> None:

@@ -1,9 +1,12 @@
 import json
 import statistics
+from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, MemoryExhaustedError, UnsupportedError
@@ -18,8 +21,9 @@ from mmdistill.memory import explained
 from mmdistill.methods import CORE_METHODS
 from mmdistill.metrics import dropped_baselines, metrics_document
 from mmdistill.report import result_rows, summary
+from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
-from mmdistill.task import Scores
+from mmdistill.task import Batch, Scores
 from tests.toys import BlobTask
 
 
@@ -39,6 +43,36 @@ def test_results_stand_beside_their_baselines(result: DistilledSet) -> None:
     assert again.results == found.results
     assert again.baselines == found.baselines
     assert evaluate(BlobTask(), result, n=3, seed=1).results != found.results
+
+
+class Recorded(BlobTask):
+    """Notes what is judged, and with which key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sets: list[Batch | None] = []
+        self.keys: list[object] = []
+
+    def evaluate(
+        self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
+    ) -> Scores:
+        self.sets.append(synthetic)
+        self.keys.append(draws.path)
+        return super().evaluate(synthetic, judge, draws, n, learned)
+
+
+def test_every_network_gets_a_random_subset_of_its_own(result: DistilledSet) -> None:
+    task = Recorded()
+    evaluate(task, result, n=3, baselines=["random"], baselines_only=True)
+    inputs = [batch.inputs for batch in task.sets if batch is not None]
+    assert len(inputs) == 3
+    assert not any(torch.equal(a, b) for a, b in combinations(inputs, 2))  # type: ignore[arg-type]
+
+
+def test_the_set_and_every_baseline_have_networks_of_their_own(result: DistilledSet) -> None:
+    task = Recorded()
+    evaluate(task, result, n=1, baselines=["random", "herding", "whole"])
+    assert len(set(task.keys)) == 4
 
 
 def test_entries_are_mean_and_sample_deviation() -> None:

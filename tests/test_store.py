@@ -52,6 +52,17 @@ def test_equal_sets_are_equal_files(tmp_path: Path) -> None:
     assert len({(tmp_path / str(index) / "distilled.safetensors").read_bytes() for index in range(8)}) == 1
 
 
+def test_a_set_that_is_half_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args: object, **options: object) -> bytes:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr("safetensors.torch.save", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        make_set().save(tmp_path)
+    with pytest.raises(CheckpointError, match="holds no distilled set"):
+        DistilledSet.load(tmp_path)
+
+
 def test_damaged_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no distilled set"):
         DistilledSet.load(tmp_path)

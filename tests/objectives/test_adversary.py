@@ -1,5 +1,6 @@
 """HaBa's adversary: its oracle, its learning, its place in a run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, image_task
+from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.adversary import StyleAdversary, contrast
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distribution import DistributionMatching
@@ -92,6 +95,17 @@ def test_wrong_compositions_are_refused(task: BlobTask, network: Network, syn: B
         StyleAdversary(DistributionMatching(), 2)
     with pytest.raises(ConfigError, match="6 samples are not 4 styles"):
         made(task, 4)(network, syn, syn, KEY)
+
+
+def test_counting_operations_leaves_the_adversary_as_it_is() -> None:
+    def objective() -> StyleAdversary:
+        return StyleAdversary(UnrolledPerformance(2, InnerRate(0.1)), styles=2)
+
+    distiller = Distiller(BlobTask(), replace(CORE_METHODS["dd"], objective=objective), 2)
+    run = distiller.start()
+    before = {name: tensor.clone() for name, tensor in run.objective.state_dict().items()}
+    assert distiller.operations(run) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.objective.state_dict().items())
 
 
 def test_haba_runs_and_resumes_with_its_adversary(tmp_path: Path) -> None:

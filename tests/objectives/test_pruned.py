@@ -26,7 +26,7 @@ from mmdistill.objectives.trajectory import (
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
-from mmdistill.settings import Settings
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch
 from mmdistill.testing import check_objective
 from tests.oracles import objectives as networks
@@ -144,6 +144,18 @@ def test_the_average_is_the_result_and_resumes(tmp_path: Path) -> None:
     for wrong in (averaging(1.0), averaging(0.5, validate_every=1)):
         with pytest.raises(ConfigError, match="ema is a decay"):
             Distiller(task, method.with_settings(**wrong), 1)
+
+
+def test_the_average_is_of_pixels_within_their_range() -> None:
+    task = image_task("digits", model="mlp", width=4)
+    stored = CORE_METHODS["dm"].stored_as(DOMAIN.parameterizations["upsample-2"])
+    rates = {"codes": OptimizerSpec("sgd", 1e4)}
+    distiller = Distiller(task, stored.with_settings(**averaging(0.5), optimizers=rates), 1)
+    run = distiller.start()
+    for _ in range(3):
+        run, _ = distiller.step(run)
+    assert run.average is not None
+    assert 0 <= float(run.average["pixels"].min()) < float(run.average["pixels"].max()) <= 1
 
 
 @pytest.mark.parametrize("name", ["ftd", "ddpp"])
