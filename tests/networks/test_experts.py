@@ -19,7 +19,7 @@ from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, TaskInfo, Tensors
+from mmdistill.task import Batch, ClassBatch, NetworkState, TaskInfo, Tensors
 from tests.toys import BlobTask
 
 EPOCHS = 3
@@ -66,6 +66,25 @@ def test_an_expert_is_plain_sgd_on_the_real_data(tmp_path: Path) -> None:
         params = {name: p - 0.1 * gradient[name] for name, p in params.items()}
     for name, tensor in found.snapshot(0, 2).params.items():
         assert torch.allclose(tensor, params[name], atol=1e-12)
+
+
+class Recorded(BlobTask):
+    """Notes whether augmentations are siamese."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared: list[bool] = []
+
+    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
+        self.shared.append(shared)
+        return super().augment(draws, batch, shared=shared)
+
+
+def test_experts_see_each_sample_augmented_by_itself(tmp_path: Path) -> None:
+    task = Recorded()
+    train_experts(task, tmp_path, 1, replace(RECIPE, augment=True))
+    assert len(task.shared) >= EPOCHS
+    assert not any(task.shared)
 
 
 def test_batched_experts_equal_looped_ones(trained: Path, tmp_path: Path) -> None:

@@ -111,6 +111,41 @@ def test_selection_keeps_each_network_at_its_own_best_epoch() -> None:
     assert torch.equal(best.params["4.bias"], torch.stack([seen[0][0], seen[1][1]]))
 
 
+def test_the_last_epoch_is_selected_from_wherever_it_falls() -> None:
+    task = BlobTask()
+    seen: list[Tensor] = []
+
+    def select(states: NetworkState) -> Tensor:
+        seen.append(states.params["4.bias"].clone())
+        return torch.tensor([float(len(seen))])
+
+    def fitted(epochs: int) -> Tensor:
+        protocol = FitProtocol(epochs, lr=0.1, batch=None, decay_at=())
+        return fit_networks(
+            task.init, lambda s, b, z: (task.loss(s, b), s.buffers), data(task), protocol, 1, KEY,
+            select=select if epochs == 4 else None, select_every=2,
+        ).params["4.bias"]  # fmt: skip
+
+    last = fitted(4)
+    assert len(seen) == 3
+    for found, epochs in zip(seen, (1, 3, 4), strict=True):
+        assert torch.equal(found, last if epochs == 4 else fitted(epochs))
+
+
+def test_the_rate_runs_over_all_steps_with_those_of_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = BlobTask()
+    seen: list[tuple[int, int]] = []
+
+    def watched(protocol: FitProtocol, step: int, steps: int) -> float:
+        seen.append((step, steps))
+        return 1.0
+
+    monkeypatch.setattr("mmdistill.networks.fit.rate_factor", watched)
+    protocol = FitProtocol(3, lr=0.1, batch=60)
+    fit_networks(task.init, lambda s, b, z: (task.loss(s, b), s.buffers), data(task, 90), protocol, 1, KEY)
+    assert seen == [(step, 6) for step in range(6)]
+
+
 def test_protocols_that_cannot_be_are_refused() -> None:
     for epochs, batch in ((-1, 256), (5, 0)):
         with pytest.raises(ConfigError, match="epochs are not negative and a minibatch has at least one sample"):
@@ -377,6 +412,24 @@ def test_accuracy_drives_both_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ages == len(seen["outer"]) == by_hand(schedule, seen["outer"], inner=False) < 40
 
 
+def test_accuracies_are_watched_over_the_last_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, syn = BlobTask(), data(BlobTask())
+    schedule = AccuracyDriven(outer_steps=40, inner_steps=12, lr=0.05, window=4, settled=0.1, moved=0.3, watched=30)
+    scripts = {"outer": [0.0, 0.9, 0.5, 0.5, 0.5, 0.5], "inner": [0.0, 0.0, 0.0, 0.0, 0.1, 0.5]}
+    left = {"outer": list(scripts["outer"]), "inner": list[float]()}
+
+    def scripted(self: AccuracyDriven, task: Task, network: NetworkState, draws: Draws) -> Tensor:
+        return torch.tensor(left[next(name for name in left if name in draws.path)].pop(0))
+
+    monkeypatch.setattr(AccuracyDriven, "real_accuracy", scripted)
+    state = schedule.fetch(task, EMPTY, KEY)
+    for age in range(1, 7):
+        left["inner"] = list(scripts["inner"])
+        state = schedule.advance(task, state, lambda: syn, KEY)
+        assert (state == EMPTY) == (age == 6)
+        assert age == 6 or not left["inner"]
+
+
 def test_bad_windows_are_refused() -> None:
     for changes in ({"window": 1}, {"watched": 0}, {"moved": -0.1}, {"settled": -0.1}):
         with pytest.raises(ConfigError, match="accuracies are watched"):
@@ -392,6 +445,19 @@ def test_momentum_follows_its_equation() -> None:
     for name, g in gradient.items():
         assert torch.allclose(m2[name], 0.9 * m1[name] + g)
         assert torch.allclose(two.params[name], one.params[name] - 0.1 * m2[name])
+
+
+def test_momentum_gathers_the_decay_as_torch_does_it() -> None:
+    task = BlobTask(dtype=torch.float64)
+    syn, state, momentum = data(task), task.init(KEY), Tensors()
+    params = {name: p.clone().requires_grad_() for name, p in state.params.items()}
+    optimizer = torch.optim.SGD(params.values(), lr=0.1, momentum=0.9, weight_decay=0.3)
+    for _ in range(2):
+        state, momentum = sgd_step(task, state, momentum, syn, 0.1, 0.9, KEY, weight_decay=0.3)
+        optimizer.zero_grad()
+        task.loss(NetworkState(params, {}), syn).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert all(torch.allclose(params[name], p, atol=1e-12) for name, p in state.params.items())
 
 
 def test_a_long_training_compiles_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,15 @@ def test_truncation_at_all_steps_is_the_full_unroll() -> None:
     assert torch.equal(gradients[3][-2:], gradients[0][-2:])
 
 
+@pytest.mark.parametrize("keep", [0, 3])
+def test_truncation_passes_no_gradient_to_the_start(keep: int) -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    options = Unrolling(0.5, truncate=2, keep=keep)
+    end = terminal(unroll(problem.loss, problem.params, problem.batch, problem.rates, options))
+    gradients = torch.autograd.grad(end, list(problem.params.values()), allow_unused=True)
+    assert not any(gradient is not None and gradient.any() for gradient in gradients)
+
+
 def peak_bytes(run: Callable[[], object]) -> int:
     """The most bytes alive at once among those that a call allocates."""
     run()

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, UnsupportedError
-from mmdistill.objectives.base import Network
+from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
-from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel
+from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel, multinomial
 from mmdistill.objectives.ridge import InFloat64, MarginKernelRidge, RandomFeatureRidge, label_margin, redrawn
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs, NetworkState
@@ -83,6 +83,8 @@ def test_random_networks_have_the_stated_moments() -> None:
     weight, bias = state.params["2.weight"], state.params["2.bias"]
     assert float(weight.std()) == pytest.approx((2 / 400) ** 0.5, rel=0.02)
     assert float(bias.std()) == pytest.approx(0.1, rel=0.15)
+    convolution = redrawn(NetworkState({"weight": torch.zeros(64, 8, 3, 3)}, {}), KEY, 0.1)
+    assert float(convolution.params["weight"].std()) == pytest.approx((2 / 72) ** 0.5, rel=0.05)
     fresh = RandomFeatureRidge(networks=2).random_networks(wide, KEY)
     assert not torch.equal(fresh[0].params["2.weight"], fresh[1].params["2.weight"])
 
@@ -102,6 +104,25 @@ def test_the_ntk_is_solved_in_float64(task: BlobTask, network: Network, syn: Bat
     check_objective(KernelRidgeMatching(kernel, 1e-6, "trace"), network, syn, real, oracle=value)
     narrow = Batch(*(t.float() for t in syn))  # type: ignore[union-attr]
     assert KernelRidgeMatching(kernel, 1e-6, "trace")(network, narrow, real, KEY).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        KernelRidgeMatching(FeatureKernel()),
+        KernelRidgeMatching(InFloat64(FullyConnectedKernel("ntk", depth=1)), loss=multinomial),
+        MarginKernelRidge(),
+        RandomFeatureRidge(networks=2),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_real_samples_of_weight_0_change_nothing(
+    objective: Objective, network: Network, syn: Batch, real: Batch
+) -> None:
+    real = real._replace(targets=torch.eye(3).double()[real.targets])  # type: ignore[index]
+    padded = Batch(*(torch.cat([tensor, tensor[:4]]) for tensor in real))  # type: ignore[arg-type,index]
+    padded.weight[9:] = 0
+    torch.testing.assert_close(objective(network, syn, padded, KEY), objective(network, syn, real, KEY))
 
 
 def test_wrong_compositions_are_refused(network: Network, syn: Batch, real: Batch) -> None:

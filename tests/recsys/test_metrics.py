@@ -131,6 +131,12 @@ def test_repeats_differ_only_in_negatives(interactions):
     assert all(0.3 < value < 1 for value in found["auc"])
 
 
+def test_held_out_items_are_no_negatives(interactions):
+    held = interactions.rows(interactions.users_with("test"), ("test",))
+    protocol = RankingProtocol(negatives=interactions.num_items)
+    assert protocol.evaluate(lambda known: held, interactions, "test", Draws(0))["auc"] == (1.0,)
+
+
 def test_a_sample_of_users_can_be_judged(interactions):
     protocol = RankingProtocol(max_users=20)
     users = protocol.users(interactions, "test", Draws(0))

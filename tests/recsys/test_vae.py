@@ -76,6 +76,18 @@ def test_training_takes_the_epochs_that_it_should(task):
     assert torch.bincount(torch.cat(read)).tolist() == [3] * 60
 
 
+def test_the_divergence_rises_for_half_of_the_steps(task, monkeypatch):
+    weights, loss = [], MultVae.loss
+
+    def watched(self, rows, kl, draws):
+        weights.append(kl)
+        return loss(self, rows, kl, draws)
+
+    monkeypatch.setattr(MultVae, "loss", watched)
+    fitted(task, lambda scorer: 0.0)
+    assert weights == pytest.approx([0.2 * min(step / 20, 1) for step in range(1, 41)])
+
+
 def test_bad_arguments(task):
     with pytest.raises(ConfigError, match="sizes are at least 1"):
         VaeProtocol(hidden=0)

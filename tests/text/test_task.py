@@ -199,6 +199,14 @@ def test_knn_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(knn_scores(points, labels, queries, 4, 0.3), found)
 
 
+@pytest.mark.parametrize("judge", ["knn", "logreg"])
+def test_the_heavier_of_two_equal_points_decides(task: TextTask, judge: str) -> None:
+    points = task.train.inputs[:1].expand(2, -1)
+    for weight, heavier in (([1.0, 5.0], 1), ([5.0, 1.0], 0)):
+        found, _ = task._closed(Batch(points, torch.tensor([0, 1]), torch.tensor(weight)), judge)
+        assert (found == heavier).all()
+
+
 def test_ridge_is_the_stationary_point() -> None:
     x, weight = Draws(0).normal(20, 5, dtype=torch.float64), Draws(1).uniform(20).double()
     y = regression_targets(torch.arange(20) % 3, 3)
