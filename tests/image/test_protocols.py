@@ -85,6 +85,8 @@ def test_the_users_numbers_come_first(photographs: ImageData) -> None:
     assert (chosen.fit.epochs, chosen.fit.batch, chosen.augment) == (7, 3, "none")
     whole = plan_for(PROTOCOLS["idc"], photographs, 10, scores=False, whole=True, own=True, epochs=7)
     assert (whole.fit.epochs, whole.cutmix) == (7, 0)
+    long = plan_for(PROTOCOLS["idc"], photographs, 10, scores=False, whole=True, own=True, epochs=10**4)
+    assert long.fit.epochs == photographs.whole_epochs
 
 
 def test_unknown_and_impossible_protocols() -> None:

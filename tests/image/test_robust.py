@@ -38,6 +38,7 @@ class Told(ImageTask):
         targets = synthetic.targets
         assert isinstance(targets, Tensor)
         random = bool((synthetic.weight == 2).all())
+        assert bool(learned) != random
         value = (0.4 if random else 0.7) if targets.is_floating_point() else 0.5
         return Scores(judge, {"accuracy": (value - (0.05 if random else 0.2) * (not self.judge_augment),)})
 
@@ -49,7 +50,8 @@ def test_soft_labels_are_compared_with_a_teachers(monkeypatch: pytest.MonkeyPatc
     real = task.select(torch.arange(20))
     soft = Batch(real.inputs, torch.full((20, 10), 0.1), real.weight)
     random = real._replace(weight=2 * real.weight)
-    found = scores.robust_scores(task, soft, "mlp", Draws(0), 2, {}, lambda draws: random).values
+    learned = {"inner_lr": torch.tensor(0.1)}  # with which the set alone is to be used
+    found = scores.robust_scores(task, soft, "mlp", Draws(0), 2, learned, lambda draws: random).values
     assert found["label-robust score"] == pytest.approx([scores.label_robust(0.9 - 0.5, 0.7 - 0.4)] * 2)
     without = (0.7 - 0.2) - (0.4 - 0.05)
     assert found["augmentation-robust score"] == pytest.approx([scores.augmentation_robust(0.3, without)] * 2)

@@ -63,6 +63,15 @@ def test_combinations_start_as_real_images_and_means_of_two(task: ImageTask) -> 
     assert many.coefficients.shape[2] > images
 
 
+def test_bytes_of_every_value_are_stored_as_they_are() -> None:
+    pixels = torch.arange(256).view(4, 1, 8, 8).repeat(2, 1, 1, 1).to(torch.uint8)
+    images = pixels, torch.tensor([0, 1] * 4)
+    values = image_task(images, test=images, model="mlp", width=4)
+    made = learned_coefficients(values, ImageBudget.of(values, 4, "fixed"), "real", KEY, multiple=1)
+    assert len(made.images.unique()) == 256
+    assert torch.equal(made.images, pixels[made.indices])
+
+
 def crops(canvases: torch.Tensor, count: int) -> Canvases:
     return Canvases(canvases, FixedLabels(torch.arange(len(canvases))), (3, 4), count)
 

@@ -15,6 +15,7 @@ from mmdistill.image.task import ImageTask, image_task
 from mmdistill.labels import FixedLabels
 from mmdistill.method import Storage
 from mmdistill.methods import CORE_METHODS
+from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.decoder import DecodedCodes, Hallucinator, LatentDecoder, make_decoders
 from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation
@@ -88,6 +89,18 @@ def test_any_method_learns_them(task: ImageTask, build: Storage) -> None:
     losses: list[float] = []
     distill(task, method, ipc=10, progress=lambda done, total, loss: losses.append(loss))
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+@pytest.mark.parametrize(("largest", "each"), [(255, 1), (256, 2), (65_535, 2), (65_536, 4)])
+def test_integers_count_the_bytes_of_the_largest(largest: int, each: int) -> None:
+    assert stored_tensor_bytes(torch.tensor([0, largest])) == 2 * each
+
+
+@pytest.mark.parametrize(("classes", "each"), [(256, 1), (257, 2)])
+def test_a_fixed_label_takes_the_bytes_of_the_number_of_classes(classes: int, each: int) -> None:
+    room = ImageBudget(1, (1, 2, 2), classes, "fixed")
+    assert room.label_bytes == each
+    assert sum(stored_tensor_bytes(tensor) for tensor in room.labels(1, 1).state_dict().values()) == classes * each
 
 
 def test_kfs_is_a_method_that_runs(task: ImageTask) -> None:
