@@ -78,6 +78,26 @@ def test_presets_follow_their_papers(photographs: ImageData) -> None:
     assert PROTOCOLS["mtt"].row()[-1].startswith("the best over")
 
 
+def sgd(epochs: int, weight_decay: float, batch: int, decay_at: tuple[float, ...], **others: object) -> FitProtocol:
+    fields = {"lr": 0.01, "optimizer": "sgd", "momentum": 0.9, "weight_decay": weight_decay, "batch": batch, **others}
+    return FitProtocol(epochs, decay_at=decay_at, **fields)  # type: ignore[arg-type]
+
+
+DC_FAMILY = sgd(1000, 5e-4, 256, (0.5,), decay=0.1, restart=True)
+WIDE = sgd(2000, 0.0, 512, ())
+PUBLISHED_FITS = {
+    **dict.fromkeys(("default", "dc", "cafe", "dsa", "dm", "mtt"), DC_FAMILY),
+    **dict.fromkeys(("rfad", "kip"), WIDE),
+    "idc": sgd(1000, 5e-4, 64, (2 / 3, 5 / 6), decay=0.2, restart=False),
+    "frepo": FitProtocol(1000, 3e-4, "adam", 0.9, 0.0, 500, (), warmup=500, cosine=True),
+}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_judges_are_fitted_as_published(name: str) -> None:
+    assert PROTOCOLS[name].fit == PUBLISHED_FITS[name]
+
+
 def test_the_users_numbers_come_first(photographs: ImageData) -> None:
     chosen = plan_for(
         PROTOCOLS["idc"], photographs, 10, scores=False, whole=False, own=True, epochs=7, batch=3, augment=False

@@ -13,6 +13,7 @@ from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.unrolled import FTD_CIFAR10, MTT_CIFAR100
 from mmdistill.methods import TESLA_CIFAR10
+from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.parameterizations.memory import AddressedMemory
 from mmdistill.registry import get_method
@@ -131,6 +132,70 @@ def test_published_tables() -> None:
     ]
     addmem = found("addmem", "", 1)
     assert (addmem.inner_batch, addmem.real_batch, addmem.clip) == (320, 640, 2.0)
+
+
+MTT_ROWS = {
+    1: (50, 2, 2, 100.0, 1e-7, 0.01, 0, 0.0, 0.0),
+    10: (30, 2, 20, 100.0, 1e-5, 0.001, 0, 0.0, 0.0),
+    50: (30, 2, 40, 1000.0, 1e-5, 0.001, 0, 0.0, 0.0),
+}
+MTT_CIFAR100_ROWS = {
+    1: (20, 3, 20, 1000.0, 1e-5, 0.01, 0, 0.0, 0.0),
+    10: (20, 2, 20, 1000.0, 1e-5, 0.01, 0, 0.0, 0.0),
+    50: (80, 2, 40, 1000.0, 1e-5, 0.01, 125, 0.0, 0.0),
+}
+MTT_TINY_ROWS = {
+    1: (10, 2, 10, 10_000.0, 1e-4, 0.01, 0, 0.0, 0.0),
+    10: (20, 2, 40, 10_000.0, 1e-4, 0.01, 200, 0.0, 0.0),
+    50: (20, 2, 40, 10_000.0, 1e-4, 0.01, 300, 0.0, 0.0),
+}
+PUBLISHED_ROWS = {
+    ("mtt", ""): MTT_ROWS,
+    ("ddpp", ""): MTT_ROWS,
+    ("mtt", "cifar100"): MTT_CIFAR100_ROWS,
+    ("ddpp", "cifar100"): MTT_CIFAR100_ROWS,
+    ("mtt", "tiny-imagenet"): MTT_TINY_ROWS,
+    ("ddpp", "tiny-imagenet"): MTT_TINY_ROWS,
+    ("tesla", "tiny-imagenet"): MTT_TINY_ROWS,
+    ("tesla", ""): {**MTT_ROWS, 1: (50, 2, 5, 500.0, 1e-7, 0.01, 0, 0.0, 0.0)},
+    ("tesla", "cifar100"): {**MTT_CIFAR100_ROWS, 50: (80, 2, 40, 500.0, 1e-5, 0.01, 125, 0.0, 0.0)},
+    ("haba", ""): {**MTT_ROWS, 50: (30, 2, 20, 100.0, 1e-5, 0.01, 0, 0.0, 0.0)},
+    ("ftd", ""): {
+        1: (50, 2, 2, 100.0, 1e-7, 0.01, 0, 0.3, 0.9999),
+        10: (30, 2, 20, 100.0, 1e-5, 0.001, 0, 0.3, 0.9995),
+        50: (30, 2, 40, 1000.0, 1e-5, 0.01, 0, 1.0, 0.999),
+    },
+    ("ftd", "cifar100"): {
+        1: (40, 3, 20, 1000.0, 1e-5, 0.01, 0, 1.0, 0.9995),
+        10: (20, 2, 40, 1000.0, 1e-5, 0.01, 0, 1.0, 0.9995),
+        50: (80, 2, 40, 1000.0, 1e-5, 0.01, 1000, 1.0, 0.999),
+    },
+    ("ftd", "tiny-imagenet"): {
+        1: (30, 2, 10, 10_000.0, 1e-4, 0.01, 0, 1.0, 0.999),
+        10: (20, 2, 40, 10_000.0, 1e-4, 0.01, 500, 1.0, 0.999),
+    },
+}
+"""By ipc: student's steps, expert's epochs, starts; rates of images, of the rate, the first rate; batch, gap, decay."""
+
+
+@pytest.mark.parametrize(("name", "data"), PUBLISHED_ROWS)
+def test_every_row_of_the_published_tables(name: str, data: str) -> None:
+    for ipc, row in PUBLISHED_ROWS[name, data].items():
+        found = get_method(DOMAIN, name, data).settings(ipc)
+        rates = (found.optimizers["codes"].lr, found.optimizers["objective"].lr, found.inner_lr)
+        lengths = (found.inner_steps, found.expert_steps, found.start_epochs)
+        assert (*lengths, *rates, found.inner_batch, found.expert_gap, found.ema) == row
+
+
+@pytest.mark.parametrize(("name", "flat"), [("mtt", {}), ("ftd", {"sam": 0.01, "sam_gap": 0.3, "sam_adaptive": True})])
+def test_published_experts(name: str, flat: dict[str, float]) -> None:
+    method = get_method(DOMAIN, name)
+    schedule = method.network(method.settings(10))
+    assert isinstance(schedule, ExpertTrajectories)
+    plain = {"lr": 0.01, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "batch": 256, "decay_at": ()}
+    protocol = schedule.recipe.protocol
+    assert protocol == FitProtocol(protocol.epochs, **{**plain, **flat})  # type: ignore[arg-type]
+    assert schedule.recipe.augment
 
 
 def of_one_colour(name: str, channels: int = 3, side: int = 32) -> Distiller:
