@@ -187,7 +187,7 @@ class Distiller:
             key: the step's.
             chosen: which samples these are; None: all.
         """
-        syn: Batch | ClassBatch = self._labelled(run, decoded, network)
+        syn: Batch | ClassBatch = self._labelled(run, decoded, network) if run.objective.reads_labels else decoded
         if chosen is not None:
             syn = chosen.by_class(decoded)
         elif run.objective.view == "classes" and isinstance(syn, Batch):

@@ -7,7 +7,7 @@ import os
 import platform
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -20,6 +20,8 @@ from mmdistill.errors import ConfigError
 
 GUMBEL_LOWEST = -5.0
 """Where Gumbel draws end, whose distribution function is 1e-64 there: a uniform draw of exactly 0 gives no infinity."""
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Where Linux says what a container may take."""
 UNFINISHED = ".mmdistill-part"
 """How the names of files end that are being written."""
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
@@ -179,12 +181,14 @@ def keep_freed_memory() -> None:
 def spare_memory_bytes() -> int:
     """Return the memory that the CPU may spend to save time: an eighth of the machine's, at most 4 GiB.
 
-    Where the system does not tell its memory, it is 1 GiB.
+    A container's is what its control group may take. Where the system does not tell its memory, it is 1 GiB.
     """
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not on Windows; a name that this system does not know
         return 1 << 30
+    with suppress(OSError, ValueError):  # no control groups of version 2, or "max"
+        whole = min(whole, int(CGROUP_LIMIT.read_text()))
     return min(whole // 8, 4 << 30)
 
 

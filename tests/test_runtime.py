@@ -123,3 +123,13 @@ def test_the_cpu_spends_an_eighth_of_its_memory(
 
     monkeypatch.setattr("os.sysconf", sysconf)
     assert runtime.spare_memory_bytes.__wrapped__() == expected
+
+
+def test_a_container_spares_an_eighth_of_what_it_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 << 17)  # pages of so many bytes, and so many pages: 16 GiB
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(runtime, "CGROUP_LIMIT", limit)
+    for content, expected in ((None, 1 << 31), ("max\n", 1 << 31), (f"{1 << 29}\n", 1 << 26)):
+        if content is not None:
+            limit.write_text(content)
+        assert runtime.spare_memory_bytes.__wrapped__() == expected
