@@ -6,7 +6,6 @@ to call comes in as tensors, which are copied to where the graph reads them, and
 graph and set, before a replay, to the seed that the new key gives. So a replay computes what an eager call would.
 """
 
-import functools
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmdistill import runtime
 from mmdistill.errors import MmdistillError
+from mmdistill.networks.streams import kept_stream
 from mmdistill.runtime import Draws
 
 Function = Callable[[Draws, Any], Any]
@@ -131,7 +131,8 @@ class CudaGraph:
         stream, default = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
         drawn, reason = default.get_state(), None
         try:
-            with torch.cuda.graph(self.graph, stream=_capture_stream(stream.device)):
+            # Torch's own stream for captures is of whichever device came first.
+            with torch.cuda.graph(self.graph, stream=kept_stream(stream.device, "capture")):
                 try:
                     return call()
                 except BaseException as error:
@@ -272,12 +273,6 @@ class _Capture:
 def _current(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which graphs are captured and replayed on a device: both take the current one's streams."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-@functools.cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream that a device's graphs are captured on; torch's own is of whichever device came first."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call,no-any-return,unused-ignore]
 
 
 def difference(found: Any, expected: Any) -> float:

@@ -13,13 +13,14 @@ from mmdistill.labels import TeacherLabels
 from mmdistill.method import Method
 from mmdistill.networks.architecture import network_title
 from mmdistill.networks.schedules import EMPTY, ScheduleState, UnreadNetwork
+from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one
 from mmdistill.optimizers import is_active, make_optimizer, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import Precision, matrix_products, resolved
-from mmdistill.run_state import RunState, copied, follow
+from mmdistill.run_state import RunState, follow
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, detached
@@ -131,7 +132,7 @@ class Distiller:
             else {}
         )
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
-        average = copied(parameterization) if self.settings.ema else None
+        average = copied(parameterization.state_dict()) if self.settings.ema else None
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
 
     def _objective(self) -> Objective:
@@ -226,7 +227,7 @@ class Distiller:
     def operations(self, run: RunState) -> int:
         """Return the floating-point operations of the next step's objective and gradient; the run stays as it is."""
         # Put back afterwards, since objectives may learn while they are read, as an adversary does.
-        before = copied(run.parameterization), copied(run.objective)
+        before = copied(run.parameterization.state_dict()), copied(run.objective.state_dict())
         key = self.key(run)
         schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
         real = self.real(run, key)
@@ -325,8 +326,8 @@ class Distiller:
             run.best = {
                 "score": score,
                 "step": run.step,
-                "parameterization": copied(run.parameterization),
-                "objective": copied(run.objective),
+                "parameterization": copied(run.parameterization.state_dict()),
+                "objective": copied(run.objective.state_dict()),
             }
 
     def result(self, run: RunState, method_name: str, seconds: float) -> DistilledSet:

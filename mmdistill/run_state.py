@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.schedules import ScheduleState
@@ -87,11 +87,6 @@ class RunState:
             self.step = tree["step"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
-
-
-def copied(module: nn.Module) -> Tensors:
-    """Return a copy of a module's state."""
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def follow(average: Tensors, current: Tensors, decay: float) -> None:

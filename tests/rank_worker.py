@@ -14,11 +14,8 @@ from torch import Tensor
 
 from mmdistill import ranks
 from mmdistill.distill import distill
-from mmdistill.networks.schedules import FreshNetworks, ScheduleState
-from mmdistill.runtime import Draws
-from mmdistill.task import Task
 from tests.test_distill import Validated, method, samples
-from tests.toys import BlobTask
+from tests.toys import BlobTask, RandomTargets
 
 
 class Disagreeing(Validated):
@@ -27,15 +24,6 @@ class Disagreeing(Validated):
     def validate(self, synthetic: object, draws: object, learned: object) -> float:
         score = super().validate(synthetic, draws, learned)
         return score if ranks.is_first() else float(self.calls)
-
-
-class RandomTargets(FreshNetworks):
-    """A fresh network each step, and another as the target, by which samples are labelled."""
-
-    gives_target = True
-
-    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
-        return ScheduleState(task.init(draws), 0, {}, task.init(draws.fold("target")).params)
 
 
 def main(folder: Path, name: str, how: str) -> None:

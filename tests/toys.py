@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.schedules import FreshNetworks, ScheduleState
 from mmdistill.runtime import Draws
 from mmdistill.task import (
     Batch,
@@ -17,6 +18,7 @@ from mmdistill.task import (
     Inputs,
     NetworkState,
     Scores,
+    Task,
     TaskInfo,
     Tensors,
     map_inputs,
@@ -96,3 +98,12 @@ class BlobTask:
 
     def describe(self) -> TaskInfo:
         return TaskInfo("image", "blobs", "ipc", len(self.images), self.images.numel() * 4, "blobs-7", ("a", "b", "c"))
+
+
+class RandomTargets(FreshNetworks):
+    """A fresh network each step, and another as the target, by which samples may be labelled."""
+
+    gives_target = True
+
+    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
+        return ScheduleState(task.init(draws), 0, {}, task.init(draws.fold("target")).params)

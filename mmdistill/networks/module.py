@@ -123,7 +123,7 @@ class FunctionalModule:
             if not own:
                 continue
             name = f"{prefix}." if prefix else ""
-            if _draws_as(module, WEIGHTED):
+            if isinstance(module, WEIGHTED):
                 weight = own["weight"]
                 bound = 1 / math.sqrt(weight[0].numel())
                 for key, parameter in own.items():
@@ -221,20 +221,12 @@ def _starts_as_layers_do(module: nn.Module, starts: dict[nn.Module, Tensors]) ->
     """Whether all parameters of a module are those of common layers, as these initialised them."""
     for part in module.modules():
         own = dict(part.named_parameters(recurse=False))
-        if own and not _draws_as(part, WEIGHTED + NORMS):
+        if own and not isinstance(part, WEIGHTED + NORMS):
             return False
         start = starts.get(part, {})
         if own.keys() != start.keys() or not all(torch.equal(own[name], start[name]) for name in own):
             return False
     return True
-
-
-def _draws_as(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a module is of these kinds, or of a subclass that initialises as they do."""
-    return any(
-        isinstance(module, kind) and getattr(type(module), "reset_parameters", None) is kind.reset_parameters  # type: ignore[attr-defined]
-        for kind in kinds
-    )
 
 
 def _may_draw(module: nn.Module) -> bool:

@@ -11,9 +11,9 @@ BY_CLASS = 16
 """Real samples of each class that statistics are taken from, as DC has it."""
 
 
-def copied(buffers: Tensors) -> Tensors:
-    """Return copies: a network in training moves the buffers that it is given, and a pure function may not."""
-    return {name: tensor.clone() for name, tensor in buffers.items()}
+def copied(tensors: Tensors) -> Tensors:
+    """Return copies, of what is moved in place: a network in training does so with the buffers that it is given."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def has_statistics(network: NetworkState) -> bool:

@@ -1,5 +1,6 @@
 """Work of several networks side by side on one device."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import cycle
@@ -21,7 +22,7 @@ def side_streams(device: torch.device) -> Iterator[Iterator[AbstractContextManag
         yield cycle([nullcontext()])
         return
     own = torch.cuda.current_stream(device)
-    streams = [_stream(device, index) for index in range(STREAMS)]
+    streams = [kept_stream(device, index) for index in range(STREAMS)]
     for stream in streams:
         stream.wait_stream(own)
     yield (torch.cuda.stream(stream) for stream in cycle(streams))
@@ -29,11 +30,7 @@ def side_streams(device: torch.device) -> Iterator[Iterator[AbstractContextManag
         own.wait_stream(stream)
 
 
-_kept: dict[tuple[torch.device, int], torch.cuda.Stream] = {}
-
-
-def _stream(device: torch.device, index: int) -> torch.cuda.Stream:
-    """Return a stream, the same one each time, since memory that it freed is its own."""
-    if (device, index) not in _kept:
-        _kept[device, index] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return _kept[device, index]
+@functools.cache
+def kept_stream(device: torch.device, use: int | str) -> torch.cuda.Stream:
+    """Return a device's stream for one use, the same one each time, since memory that it freed is its own."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call,no-any-return,unused-ignore]

@@ -9,11 +9,9 @@ import torch
 
 from mmdistill.distiller import Distiller
 from mmdistill.image import image_task, pixels
-from mmdistill.networks.schedules import FreshNetworks, ScheduleState
 from mmdistill.registry import get_domain, get_method
-from mmdistill.runtime import Draws
-from mmdistill.task import Task
 from tests.meta import META, NoTransfers, TransferError, on_meta
+from tests.toys import RandomTargets
 
 STEPS = 2
 METHODS = ("dm", "dc", "dsa", "dcc", "idc", "edd", "dd", "rat-bptt", "mtt", "tesla", "kip", "krr", "frepo", "rfad")
@@ -32,15 +30,6 @@ def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8), **options: 
     if name in ("mtt", "tesla"):  # reading experts from disk waits, of course
         method = replace(method, network=lambda settings: RandomTargets())
     return Distiller(task, method, 2)
-
-
-class RandomTargets(FreshNetworks):
-    """A fresh network each step, and another as the target."""
-
-    gives_target = True
-
-    def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
-        return ScheduleState(task.init(draws), 0, {}, task.init(draws.fold("target")).params)
 
 
 @pytest.mark.parametrize("name", METHODS)
