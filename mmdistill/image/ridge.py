@@ -198,6 +198,7 @@ RIDGE_METHODS: dict[str, Method] = {
         label="learned",
         summary="ridge regression under the closed-form NTK of a fully connected network, learned labels",
         source="Nguyen et al., ICLR 2021",
+        judge="ntk",
     ),
     "kip-conv": Method(
         "KIP-Conv",
@@ -207,6 +208,7 @@ RIDGE_METHODS: dict[str, Method] = {
         label="learned",
         summary="KIP under the closed-form NTK of three convolutions without pooling",
         source="Nguyen et al., ICLR 2021 and NeurIPS 2021 (without its pooling)",
+        judge="ntk-conv",
     ),
 }
 """The members of the kernel ridge family that images have."""

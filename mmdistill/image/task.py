@@ -14,7 +14,8 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
 from mmdistill.image.dc_augment import crop_scale_rotate
 from mmdistill.image.judge import Judge, is_distribution, target_loss, with_learned_rate
-from mmdistill.image.models import fitting_models, model_factory, model_name, refusal
+from mmdistill.image.kernel_judge import KERNELS, kernel_judge
+from mmdistill.image.models import FAMILIES, fitting_models, model_factory, model_name, refusal
 from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
 from mmdistill.image.robust import robust_scores
@@ -24,7 +25,7 @@ from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.parameterizations.base import class_table
-from mmdistill.registry import TaskOptions, canonical
+from mmdistill.registry import TaskOptions, canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
@@ -69,7 +70,7 @@ class ImageTask:
         self.device = device
         self.num_classes: int | None = len(data.class_names)
         self.labels: Tensor | None = data.train_labels.cpu()
-        self.judges: Sequence[str] = (model, *(name for name in fitting_models(data.shape) if name != model))
+        self.judges: Sequence[str] = (model, *(name for name in fitting_models(data.shape) if name != model), "ntk")
         self.augmentation = SiameseAugmentation(OPERATIONS if data.mirror else WITHOUT_FLIP)
         self._warps = SiameseAugmentation(WARPS, ("color", "flip") if data.mirror else ("color",))
         self.judge_augment = judge_augment
@@ -158,7 +159,10 @@ class ImageTask:
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
-        """Train n fresh judges (see :mod:`mmdistill.image.judge`) and return their last-epoch test accuracy."""
+        """Train n fresh judges (see :mod:`mmdistill.image.judge`) and return their last-epoch test accuracy.
+
+        Judges in closed form (see :mod:`mmdistill.image.kernel_judge`) have no protocol, and read no learned rates.
+        """
         whole = synthetic is None
         size = 4 * self.data.train_images.numel()
         if whole and size > WHOLE_MOST:
@@ -166,6 +170,9 @@ class ImageTask:
                 f"training on all of {self.data.name} takes {size / 2**30:.0f} GiB; leave the baseline 'whole' out"
             )
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._placed(synthetic)
+        closed_form = kernel_judge(judge)
+        if closed_form is not None:
+            return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test, n)
         name, network = self._judge(judge)
         targets = _tensor(batch.targets)
         plan = plan_for(
@@ -209,7 +216,13 @@ class ImageTask:
         learned: Mapping[str, Tensor],
         subset: Callable[[Draws], Batch] | None,
     ) -> Scores:
-        """Return the label-robust and the augmentation-robust score, see :mod:`mmdistill.image.robust`."""
+        """Return the label-robust and the augmentation-robust score, see :mod:`mmdistill.image.robust`.
+
+        Raises:
+            UnsupportedError: a judge that does not train.
+        """
+        if kernel_judge(judge) is not None:
+            raise UnsupportedError(f"robust scores compare trainings with and without augmentation; {judge} trains not")
         return robust_scores(self, self._placed(synthetic), judge, draws, n, learned, subset)
 
     def _placed(self, batch: Batch) -> Batch:
@@ -228,7 +241,7 @@ class ImageTask:
         return Batch(images.to(self.device), targets.to(self.device), batch.weight.to(self.device))
 
     def judge_name(self, name: str) -> str:
-        """Return a judge's name in its one spelling; any network that :mod:`mmdistill.image.models` names can judge.
+        """Return a judge's name in its one spelling: any network of :mod:`mmdistill.image.models`, or a kernel.
 
         Raises:
             ConfigError: an unknown network.
@@ -236,6 +249,11 @@ class ImageTask:
         """
         if canonical(name) == self.model:
             return self.model
+        closed_form = kernel_judge(name)
+        if closed_form is not None:
+            return closed_form.name
+        if canonical(name).split("-")[0] not in FAMILIES:
+            raise unknown_name("judge", name, (*FAMILIES, *KERNELS))
         spelled = model_name(name, "judge")
         reason = refusal(spelled, self.data.shape)
         if reason:
@@ -243,9 +261,10 @@ class ImageTask:
         return spelled
 
     def judge_title(self, judge: str) -> str:
-        """Return a judge's name for the scores, with the protocol's unless that is the default one."""
+        """Return a judge's name for the scores, with the protocol's where it trains by another than the default one."""
         name = self._network_name(judge)
-        return name if self.protocol.name == "default" else f"{name} [{self.protocol.name}]"
+        trains = kernel_judge(name) is None
+        return f"{name} [{self.protocol.name}]" if trains and self.protocol.name != "default" else name
 
     def _network_name(self, judge: str) -> str:
         """Return the name of a judge's network, which is the protocol's where it states one for ConvNets."""

@@ -172,7 +172,7 @@ def test_bad_requests(digits: ImageTask) -> None:
 
 def test_the_domain_builds_tasks_and_knows_digits_settings() -> None:
     task = DOMAIN.make_task("digits", TaskOptions(model="mlp", width=16, judge_epochs=2, judge_batch=50))
-    assert task.judges == ("mlp", "convnet", "convnet-nn", "vit")
+    assert task.judges == ("mlp", "convnet", "convnet-nn", "vit", "ntk")
     assert task.describe().preprocessing["shape"] == [1, 8, 8]
     json.dumps(dict(task.describe().preprocessing))
     assert get_method(DOMAIN, "dm", "digits").settings(1).steps < 2000

@@ -1,0 +1,98 @@
+"""Judges in closed form: kernel ridge regression on a set, under the kernel of an infinitely wide network.
+
+They are how KIP's sets are meant to be used. ``ntk`` is a fully connected network with one hidden layer, ``ntk-conv``
+three convolutions without pooling; ``nngp`` in place of ``ntk`` trains the last layer alone, and ``d2``, ``d3``, ...
+sets the number of hidden layers or convolutions: ``nngp-d2``, ``ntk-conv-d5``.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ShapeError, UnsupportedError
+from mmdistill.image.augment import image_inputs
+from mmdistill.labels import centred_one_hot
+from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel, WideKernel
+from mmdistill.objectives.performance import ridge_solution
+from mmdistill.registry import canonical
+from mmdistill.task import Batch, Scores
+
+RIDGE = 1e-6
+"""Times the kernel's mean diagonal, as KIP distils."""
+MOST, MOST_CONVOLUTIONAL = 10_000, 1000
+"""Samples that one system is solved for, whose matrix then takes 0.8 GB, or whose pixels are compared in minutes."""
+TEST_CHUNK = 1000
+"""Test images whose kernel is computed at once."""
+NOTE = "ridge regression in closed form, which does not train: its values are one and the same"
+KERNELS = ("ntk", "ntk-conv", "nngp", "nngp-conv")
+"""Names without options, for messages."""
+_NAME = re.compile(r"(ntk|nngp)(-conv)?(?:-d([1-9]\d*))?")
+
+
+def kernel_judge(name: str) -> "KernelJudge | None":
+    """Return the judge of a name, ``ntk`` or ``nngp`` with options; None where the name is no kernel's."""
+    found = _NAME.fullmatch(canonical(name))
+    if found is None:
+        return None
+    kind: Literal["ntk", "nngp"] = "ntk" if found[1] == "ntk" else "nngp"
+    usual = 3 if found[2] else 1
+    depth = int(found[3] or usual)
+    spelled = f"{kind}{found[2] or ''}" + (f"-d{depth}" if depth != usual else "")
+    kernel = ConvolutionalKernel(kind, depth) if found[2] else FullyConnectedKernel(kind, depth)
+    return KernelJudge(spelled, kernel)
+
+
+@dataclass(frozen=True)
+class KernelJudge:
+    r"""Predicts test images by :math:`K_{ts} (K_{ss} + \lambda \mathrm{tr}(K_{ss})/n\, I)^{-1} Y_s` in float64.
+
+    Class indices count as one-hot minus 1/C, soft labels as they are.
+
+    Args:
+        name: for the scores.
+        kernel: of raw images in the set's units.
+
+    Source: Nguyen et al., ICLR 2021.
+    """
+
+    name: str
+    kernel: WideKernel
+
+    @torch.no_grad()
+    def score(
+        self, data: Batch, classes: int, normalise: Callable[[Tensor], Tensor], test: tuple[Tensor, Tensor], n: int
+    ) -> Scores:
+        """Return the accuracy on raw test images and labels, n times the same.
+
+        Raises:
+            UnsupportedError: more samples than one system is solved for.
+        """
+        images, labels = test
+        predict = self.predictor(data, classes)
+        hits = [
+            (predict(normalise(part)).argmax(1) == own).sum()
+            for part, own in zip(torch.split(images, TEST_CHUNK), torch.split(labels, TEST_CHUNK), strict=True)
+        ]
+        return Scores(self.name, {"accuracy": (int(torch.stack(hits).sum()) / len(labels),) * n}, (NOTE,))
+
+    def predictor(self, data: Batch, classes: int) -> Callable[[Tensor], Tensor]:
+        """Return the regression that fits a flat batch: from ``(m, *shape)`` images to ``(m, C)`` float64 scores.
+
+        Raises:
+            UnsupportedError: more samples than one system is solved for.
+            ShapeError: targets that are no one tensor.
+        """
+        images, targets = image_inputs(data.inputs), data.targets
+        if isinstance(targets, dict):
+            raise ShapeError("ridge regression reads one tensor of labels, not a named dict")
+        most = MOST_CONVOLUTIONAL if isinstance(self.kernel, ConvolutionalKernel) else MOST
+        if len(images) > most:
+            raise UnsupportedError(f"{self.name} solves for at most {most:,} samples at once, got {len(images):,}")
+        images = images.double()
+        wanted = targets if targets.is_floating_point() else centred_one_hot(targets, classes)
+        solution = ridge_solution(self.kernel.matrix(images, images), wanted, RIDGE, "trace")
+        return lambda inputs: self.kernel.matrix(inputs.double(), images) @ solution

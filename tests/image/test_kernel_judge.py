@@ -1,0 +1,112 @@
+"""Judges in closed form, against ridge regression written out by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.evaluate import evaluate
+from mmdistill.image import DOMAIN, ImageTask, image_task
+from mmdistill.image.kernel_judge import NOTE, kernel_judge
+from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
+from mmdistill.registry import get_method
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch
+
+KEY = Draws(4)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageTask:
+    return image_task("digits", width=8, judge_epochs=3)
+
+
+def by_hand(kernel: FullyConnectedKernel | ConvolutionalKernel, task: ImageTask, batch: Batch) -> float:
+    """Return the accuracy of ridge regression, one test image after the other, by a general solver."""
+    images, classes = batch.inputs, batch.targets
+    assert isinstance(images, Tensor)
+    assert isinstance(classes, Tensor)
+    images = images.double()
+    n = len(images)
+    gram = torch.stack([torch.cat([kernel.matrix(a[None], b[None])[0] for b in images]) for a in images])
+    targets = classes if classes.is_floating_point() else torch.eye(10, dtype=torch.float64)[classes] - 0.1
+    weights = torch.linalg.solve(gram + 1e-6 * gram.trace() / n * torch.eye(n), targets.double())
+    hits = 0
+    for image, label in zip(task.data.test_images[:60], task.data.test_labels[:60], strict=True):
+        row = kernel.matrix(task.data.normalise(image[None]).double(), images)
+        hits += int((row @ weights).argmax() == label)
+    return hits / 60
+
+
+@pytest.mark.parametrize("name", ["ntk", "ntk-d2", "nngp", "ntk-conv-d2", "nngp-conv-d1"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_scores_are_those_of_ridge_regression(name: str, soft: bool, digits: ImageTask) -> None:
+    judge = kernel_judge(name)
+    assert judge is not None
+    assert isinstance(judge.kernel, FullyConnectedKernel | ConvolutionalKernel)
+    batch = digits.select(torch.arange(20))
+    if soft:
+        batch = batch._replace(targets=KEY.normal(20, 10))
+    test = digits.data.test_images[:60], digits.data.test_labels[:60]
+    scores = judge.score(batch, 10, digits.data.normalise, test, 3)
+    expected = by_hand(judge.kernel, digits, batch)
+    assert scores.values == {"accuracy": pytest.approx((expected,) * 3)}
+    assert scores.judge == name
+    assert scores.notes == (NOTE,)
+    if not soft:
+        assert expected > 0.3
+
+
+def test_names_say_the_kernel(digits: ImageTask) -> None:
+    assert digits.judge_name("NTK") == digits.judge_name("ntk-d1") == "ntk"
+    assert digits.judge_name("nngp_conv-d3") == "nngp-conv"
+    assert digits.judge_name("ntk-conv-d5") == "ntk-conv-d5"
+    kinds = {name: kernel_judge(name) for name in ("ntk-d4", "nngp", "ntk-conv", "nngp-conv-d2")}
+    found = {name: (type(j.kernel), j.kernel.kind, j.kernel.depth) for name, j in kinds.items() if j is not None}
+    assert found == {
+        "ntk-d4": (FullyConnectedKernel, "ntk", 4),
+        "nngp": (FullyConnectedKernel, "nngp", 1),
+        "ntk-conv": (ConvolutionalKernel, "ntk", 3),
+        "nngp-conv-d2": (ConvolutionalKernel, "nngp", 2),
+    }
+    assert kernel_judge("ntk-d0") is kernel_judge("ntkk") is kernel_judge("convnet") is None
+    with pytest.raises(ConfigError, match="unknown judge 'ntk-cnv'; did you mean 'ntk-conv'"):
+        digits.judge_name("ntk-cnv")
+
+
+def test_no_protocol_and_no_learned_rate_moves_them(digits: ImageTask) -> None:
+    batch = digits.select(torch.arange(30))
+    rate = {"inner_lr": torch.tensor(-1.0)}
+    other = image_task("digits", width=8, judge_epochs=7, protocol="kip")
+    assert other.judge_title("ntk") == "ntk"
+    assert other.judge_title("mlp") == "mlp [kip]"
+    assert digits.evaluate(batch, "ntk", KEY, 2, rate) == other.evaluate(batch, "ntk", KEY.fold("other"), 2, {})
+
+
+def test_what_they_cannot_do_is_refused(digits: ImageTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = digits.select(torch.arange(30))
+    with pytest.raises(UnsupportedError, match="ntk trains not"):
+        digits.robust(batch, "ntk", KEY, 1, {}, None)
+    monkeypatch.setattr("mmdistill.image.kernel_judge.MOST", 29)
+    with pytest.raises(UnsupportedError, match="ntk solves for at most 29 samples at once, got 30"):
+        digits.evaluate(batch, "ntk", KEY, 1, {})
+    monkeypatch.setattr("mmdistill.image.kernel_judge.MOST_CONVOLUTIONAL", 10)
+    with pytest.raises(UnsupportedError, match="ntk-conv solves for at most 10 samples"):
+        digits.evaluate(batch, "ntk-conv", KEY, 1, {})
+
+
+def test_kip_beats_real_images_under_its_own_kernel(digits: ImageTask) -> None:
+    method = get_method(DOMAIN, "kip", "digits")
+    assert method.judge == "ntk"
+    assert get_method(DOMAIN, "kip-conv", "mnist", "reduced").judge == "ntk-conv"
+    found = distill(digits, method, ipc=1, settings={"steps": 150})
+    evaluation = evaluate(digits, found, judges=["ntk"], n=2, baselines=["random", "herding", "whole"])
+    assert {entry.judge for entry in evaluation.results} == {"ntk"}
+    assert evaluation.headline().sd == 0
+    best = max(evaluation.baselines[name][0].mean for name in ("random", "herding"))
+    assert best + 0.05 < evaluation.headline().mean < evaluation.baselines["whole"][0].mean
+    assert evaluation.baselines["random"][0].sd > 0  # each value is that of another subset
+    assert math.isclose(evaluation.headline().mean * 500 % 1, 0, abs_tol=1e-6)
