@@ -58,14 +58,7 @@ def chosen_method(config: DistillConfig, domain: Domain) -> Method:
     """Return the configured method with its overrides."""
     data, name = require_data_and_method(config)
     method = get_method(domain, name, data, config.schedule)
-    if config.parameterization is not None:
-        method = method.stored_as(get_parameterization(domain, config.parameterization))
-    if config.label is not None:
-        method = method.labelled(LABELS[config.label])
-    changes = config.overrides()
-    if changes and method.solve is not None:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
-        raise ConfigError(f"{method.title} has a closed form and takes no steps, so {names} would do nothing")
-    if changes:
-        method = method.with_settings(**changes)
-    return method if config.lr is None else method.with_rate(config.lr)
+    storage = None if config.parameterization is None else get_parameterization(domain, config.parameterization)
+    label = None if config.label is None else LABELS[config.label]
+    settings = config.overrides() | ({} if config.lr is None else {"lr": config.lr})
+    return method.customised(storage, label, settings)

@@ -144,18 +144,13 @@ def distill(
         raise ConfigError("out is a folder, got ''; None keeps nothing on disk, and '.' is the current folder")
     found, own_name = find_method(task, method)
     name = name or own_name
-    if parameterization is not None:
-        found = found.stored_as(find_parameterization(task, parameterization))
-    if label is not None:
-        if label not in LABELS:
-            raise unknown_name("kind of labels", str(label), LABELS)
-        found = found.labelled(LABELS[label])
-    own = dict(settings or {})
-    lr = own.pop("lr", None)
-    if own:
-        found = found.with_settings(**own)
-    if lr is not None:
-        found = found.with_rate(lr)  # type: ignore[arg-type]  # the optimizer refuses what is no number
+    if label is not None and label not in LABELS:
+        raise unknown_name("kind of labels", str(label), LABELS)
+    found = found.customised(
+        None if parameterization is None else find_parameterization(task, parameterization),
+        None if label is None else LABELS[label],
+        settings,
+    )
     found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
     distiller = Distiller(task, found, size, seed=seed, precision=precision)
     folder = None if out is None else Path(out)

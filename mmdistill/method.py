@@ -122,6 +122,31 @@ class Method:
         self.make_objective(watched)
         return [name for name in names if name in TRAINING and name not in watched.read]
 
+    def customised(
+        self,
+        storage: Storage | None = None,
+        label: LabelKind | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> "Method":
+        """Return the method with what a user puts in place of its own.
+
+        Args:
+            storage: how samples are stored; None is the method's way.
+            label: the kind of labels; None is the method's.
+            settings: by field name of :class:`Settings`; ``lr`` is the learning rate of the samples.
+        Raises:
+            ConfigError: something that the method does not read, or an unknown setting.
+        """
+        changes = dict(settings or {})
+        if changes and self.solve is not None:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
+            raise ConfigError(f"{self.title} has a closed form and takes no steps, so {names} would do nothing")
+        found = self if storage is None else self.stored_as(storage)
+        found = found if label is None else found.labelled(label)
+        lr = changes.pop("lr", None)
+        found = found.with_settings(**changes) if changes else found
+        return found if lr is None else found.with_rate(lr)  # type: ignore[arg-type]  # the optimizer checks the number
+
     def with_settings(self, **changes: object) -> "Method":
         """Return the method with some settings replaced, whatever the budget.
 

@@ -430,6 +430,12 @@ def test_labels_and_the_samples_rate_are_chosen_as_on_the_command_line() -> None
         distill(task, method("dc"), ipc=1, settings={"lr": "fast"})
 
 
+@pytest.mark.parametrize("settings", [{"steps": 3}, {"lr": 0.1}])
+def test_a_closed_form_takes_no_settings(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"closed form and takes no steps, so --{next(iter(settings))} would do"):
+        distill(image_task("digits", width=4), "random-soft", ipc=1, settings=settings)
+
+
 def test_a_set_says_how_it_was_made(tmp_path: Path) -> None:
     made = distill(BlobTask(), method("dc", steps=1).labelled("softmax"), ipc=1, out=tmp_path)
     assert (made.parameterization, made.network, made.label) == ("raw", "139 parameters", "soft")
