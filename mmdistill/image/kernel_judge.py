@@ -27,7 +27,7 @@ MOST, MOST_CONVOLUTIONAL = 10_000, 1000
 """Samples that one system is solved for, whose matrix then takes 0.8 GB, or whose pixels are compared in minutes."""
 TEST_CHUNK = 1000
 """Test images whose kernel is computed at once."""
-NOTE = "ridge regression in closed form, which does not train: its values are one and the same"
+NOTE = "ridge regression in closed form, without randomness of its own"
 KERNELS = ("ntk", "ntk-conv", "nngp", "nngp-conv")
 """Names without options, for messages."""
 _NAME = re.compile(r"(ntk|nngp)(-conv)?(?:-d([1-9]\d*))?")
