@@ -4,18 +4,21 @@ import torch
 from torch import Tensor
 
 from mmdistill.image.data import ImageData
+from mmdistill.runtime import spare_memory_bytes
 
 NORMALISED_MOST = 1 << 28
 """Bytes of float32 up to which all images are normalised (and whitened) once instead of whenever they are drawn."""
 NORMALISED_SHARE = 8
 """On CUDA, the part of the free memory that they may take, where that is more."""
+NORMALISED_AT_ONCE = 2000
+"""Images that are normalised together, which takes several times their memory."""
 
 
 class Pixels:
     """Training images: on the device as they fit there, else in host memory or mapped from a file.
 
     Images on the host are gathered there, and sent from pinned memory while the device computes. Indices that are drawn
-    on :attr:`place` spare both sides from waiting.
+    on :attr:`place` spare both sides from waiting. Where memory allows it, all are normalised when the first are drawn.
 
     Args:
         data: whose training images.
@@ -26,9 +29,8 @@ class Pixels:
         self.data = data
         self.device = device
         self._images = _kept(data.train_images, device)
-        self._ready = 4 * self._images.numel() <= _most_normalised(self._images.device)
-        if self._ready:
-            self._images = data.normalise(self._images)
+        self._once = 4 * self._images.numel() <= _most_normalised(self._images.device, data.whitening is not None)
+        self._ready = False
 
     @property
     def place(self) -> torch.device:
@@ -37,17 +39,27 @@ class Pixels:
 
     def __call__(self, indices: Tensor) -> Tensor:
         """Return normalised images, ``(*indices.shape, channels, height, width)``, on the device."""
+        if self._once and not self._ready:
+            self._images, self._ready = _normalised(self.data, self._images), True
         images = self._images[indices.to(self.place)]
         if self.place.type != self.device.type:
             images = images.pin_memory().to(self.device, non_blocking=True)
         return images if self._ready else self.data.normalise(images)
 
 
-def _most_normalised(device: torch.device) -> int:
-    """Return the bytes that normalised images may take on a device."""
+def _most_normalised(device: torch.device, whitened: bool) -> int:
+    """Return the bytes that normalised images may take on a device; whitening costs too much to be done each time."""
     if device.type != "cuda":
-        return NORMALISED_MOST
+        return max(NORMALISED_MOST, spare_memory_bytes()) if whitened else NORMALISED_MOST
     return max(NORMALISED_MOST, torch.cuda.mem_get_info(device)[0] // NORMALISED_SHARE)
+
+
+def _normalised(data: ImageData, images: Tensor) -> Tensor:
+    """Return all images in normalised units."""
+    found = torch.empty(images.shape, device=images.device)
+    for raw, place in zip(torch.split(images, NORMALISED_AT_ONCE), torch.split(found, NORMALISED_AT_ONCE), strict=True):
+        place.copy_(data.normalise(raw))
+    return found
 
 
 def _kept(images: Tensor, device: torch.device) -> Tensor:

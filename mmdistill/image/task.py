@@ -406,7 +406,8 @@ def _try_network(task: ImageTask) -> None:
     """
     try:
         with torch.no_grad():
-            task.predict(task.init(Draws(0, ("try",), task.device)), task.select(torch.arange(2)).inputs)
+            images = task.data.normalise(task.data.train_images[:2].to(task.device))
+            task.predict(task.init(Draws(0, ("try",), task.device)), images)
     except (RuntimeError, TypeError, ShapeError) as error:
         raise ConfigError(f"the network cannot run on images of shape {task.data.shape}: {error}") from error
 

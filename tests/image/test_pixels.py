@@ -21,13 +21,30 @@ def digits() -> tuple[Tensor, Tensor]:
 def test_images_normalised_once_are_those_normalised_when_drawn(
     whiten: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pixels, "NORMALISED_AT_ONCE", 7)
     once = image_task(digits(), width=8, whiten=whiten)
     monkeypatch.setattr(pixels, "NORMALISED_MOST", 0)
+    monkeypatch.setattr(pixels, "spare_memory_bytes", lambda: 0)
     drawn = image_task(digits(), width=8, whiten=whiten)
-    assert once._pixels._images.dtype == torch.float32
-    assert drawn._pixels._images.dtype == torch.uint8
     index = torch.tensor([[3, 1], [0, 7]])
     assert torch.allclose(once.select(index).inputs, drawn.select(index).inputs, atol=1e-5)  # type: ignore[arg-type]
+    assert once._pixels._images.dtype == torch.float32
+    assert drawn._pixels._images.dtype == torch.uint8
+
+
+def test_whitened_images_may_take_more_memory_since_whitening_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 4 * image_task(digits(), width=8).data.train_images.numel()
+    monkeypatch.setattr(pixels, "NORMALISED_MOST", 0)
+    for memory, whiten, expected in (
+        (size, None, torch.uint8),
+        (size, "mtt", torch.float32),
+        (size - 1, "mtt", torch.uint8),
+    ):
+        monkeypatch.setattr(pixels, "spare_memory_bytes", lambda memory=memory: memory)
+        task = image_task(digits(), width=8, whiten=whiten)
+        assert task._pixels._images.dtype == torch.uint8  # nothing is normalised before images are drawn
+        task.select(torch.tensor([1]))
+        assert task._pixels._images.dtype == expected
 
 
 def test_images_on_the_host_are_sampled_there_and_sent(monkeypatch: pytest.MonkeyPatch) -> None:
