@@ -88,7 +88,7 @@ def test_no_protocol_and_no_learned_rate_moves_them(digits: ImageTask) -> None:
 
 def test_what_they_cannot_do_is_refused(digits: ImageTask, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = digits.select(torch.arange(30))
-    with pytest.raises(UnsupportedError, match="ntk trains not"):
+    with pytest.raises(UnsupportedError, match="and ntk does not train"):
         digits.robust(batch, "ntk", KEY, 1, {}, None)
     monkeypatch.setattr("mmdistill.image.kernel_judge.MOST", 29)
     with pytest.raises(UnsupportedError, match="ntk solves for at most 29 samples at once, got 30"):
