@@ -222,7 +222,9 @@ class ImageTask:
             UnsupportedError: a judge that does not train.
         """
         if kernel_judge(judge) is not None:
-            raise UnsupportedError(f"robust scores compare trainings with and without augmentation, and {judge} does not train")
+            raise UnsupportedError(
+                f"robust scores compare trainings with and without augmentation, and {judge} does not train"
+            )
         return robust_scores(self, self._placed(synthetic), judge, draws, n, learned, subset)
 
     def _placed(self, batch: Batch) -> Batch:
