@@ -14,8 +14,9 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
 from mmdistill.image.dc_augment import crop_scale_rotate
 from mmdistill.image.judge import Judge, is_distribution, target_loss, with_learned_rate
-from mmdistill.image.kernel_judge import KERNELS, kernel_judge
-from mmdistill.image.models import FAMILIES, fitting_models, model_factory, model_name, refusal
+from mmdistill.image.kernel_judge import kernel_judge
+from mmdistill.image.models import model_factory, model_name
+from mmdistill.image.named_judges import NamedJudges
 from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
 from mmdistill.image.robust import robust_scores
@@ -25,7 +26,7 @@ from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.parameterizations.base import class_table
-from mmdistill.registry import TaskOptions, canonical, unknown_name
+from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
@@ -70,15 +71,15 @@ class ImageTask:
         self.device = device
         self.num_classes: int | None = len(data.class_names)
         self.labels: Tensor | None = data.train_labels.cpu()
-        self.judges: Sequence[str] = (model, *(name for name in fitting_models(data.shape) if name != model), "ntk")
         self.augmentation = SiameseAugmentation(OPERATIONS if data.mirror else WITHOUT_FLIP)
         self._warps = SiameseAugmentation(WARPS, ("color", "flip") if data.mirror else ("color",))
         self.judge_augment = judge_augment
         self.judge_epochs = judge_epochs
         self.judge_batch = judge_batch
         self.protocol = find_protocol(protocol)
+        self._named = NamedJudges(data, network, model, self.protocol, device)
+        self.judges: Sequence[str] = self._named.usual
         self._pixels = Pixels(data, device)
-        self._others: dict[str, FunctionalModule] = {}
         self._classes = data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
         table, present = class_table(data.train_labels, len(data.class_names))
@@ -173,7 +174,6 @@ class ImageTask:
         closed_form = kernel_judge(judge)
         if closed_form is not None:
             return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test, n)
-        name, network = self._judge(judge)
         targets = _tensor(batch.targets)
         plan = plan_for(
             self.protocol,
@@ -190,7 +190,8 @@ class ImageTask:
         # A learned rate belongs to the loss that students trained by, which does not scale labels.
         plan = replace(plan, fit=fit, squared=plan.squared if fit is plan.fit else self.protocol.squared)
         augment = partial(self._minibatches, plan, n) if plan.augment != "none" or plan.cutmix else None
-        scorer = Judge(network, name, plan, augment, learned_steps(batch, learned), notes)
+        named = self._named
+        scorer = Judge(named.network(judge), named.title(judge), plan, augment, learned_steps(batch, learned), notes)
         return scorer.score(batch, self.data.normalise, self._test, n, draws.to(self.device))
 
     def _minibatches(self, plan: Plan, networks: int, draws: Draws, flat: Batch) -> Batch:
@@ -243,52 +244,12 @@ class ImageTask:
         return Batch(images.to(self.device), targets.to(self.device), batch.weight.to(self.device))
 
     def judge_name(self, name: str) -> str:
-        """Return a judge's name in its one spelling: any network of :mod:`mmdistill.image.models`, or a kernel.
-
-        Raises:
-            ConfigError: an unknown network.
-            UnsupportedError: one that does not take these images.
-        """
-        if canonical(name) == self.model:
-            return self.model
-        closed_form = kernel_judge(name)
-        if closed_form is not None:
-            return closed_form.name
-        if canonical(name).split("-")[0] not in FAMILIES:
-            raise unknown_name("judge", name, (*FAMILIES, *KERNELS))
-        spelled = model_name(name, "judge")
-        reason = refusal(spelled, self.data.shape)
-        if reason:
-            raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
-        return spelled
+        """Return a judge's name in its one spelling; see :class:`~mmdistill.image.named_judges.NamedJudges`."""
+        return self._named.spelled(name)
 
     def judge_title(self, judge: str) -> str:
         """Return a judge's name for the scores, with the protocol's where it trains by another than the default one."""
-        name = self._network_name(judge)
-        trains = kernel_judge(name) is None
-        return f"{name} [{self.protocol.name}]" if trains and self.protocol.name != "default" else name
-
-    def _network_name(self, judge: str) -> str:
-        """Return the name of a judge's network, which is the protocol's where it states one for ConvNets."""
-        name = self.judge_name(judge)
-        family = self.model.split("-")[0]
-        if name == self.model and self.protocol.network and family in ("convnet", "freponet"):
-            # FRePo's own network doubles its channels by itself.
-            words = [word for word in self.protocol.network.split("-") if family == "convnet" or word != "x2"]
-            return model_name("-".join([family, *words]))
-        return name
-
-    def _judge(self, judge: str) -> tuple[str, FunctionalModule]:
-        """Return a judge's name for the scores and its network."""
-        name = self._network_name(judge)
-        return self.judge_title(judge), self.network if name == self.model else self._other(name)
-
-    def _other(self, judge: str) -> FunctionalModule:
-        """Return a named network of the default width, other than the one distilled with: one, compiled once."""
-        if judge not in self._others:
-            factory = model_factory(judge, self.data.shape, len(self.data.class_names))
-            self._others[judge] = FunctionalModule(factory, device=self.device)
-        return self._others[judge]
+        return self._named.title(judge)
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the preprocessing holds all that a set needs to be used elsewhere."""

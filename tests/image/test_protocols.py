@@ -246,7 +246,7 @@ def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:
 
 def test_frepo_judges_its_own_network_without_norm() -> None:
     found = {
-        model: image_task("digits", model=model, protocol="frepo")._network_name(model)
+        model: image_task("digits", model=model, protocol="frepo")._named.network_name(model)
         for model in ("freponet-w8-bn", "convnet-w8-x2-bn")
     }
     assert found == {"freponet-w8-bn": "freponet-w128", "convnet-w8-x2-bn": "convnet-w128-nn-x2"}

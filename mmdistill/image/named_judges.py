@@ -1,0 +1,80 @@
+"""Who can judge images, by name: the network distilled with, other networks, and kernels."""
+
+import torch
+
+from mmdistill.errors import UnsupportedError
+from mmdistill.image.data import ImageData
+from mmdistill.image.kernel_judge import KERNELS, kernel_judge
+from mmdistill.image.models import FAMILIES, fitting_models, model_factory, model_name, refusal
+from mmdistill.image.protocols import Protocol
+from mmdistill.networks.module import FunctionalModule
+from mmdistill.registry import canonical, unknown_name
+
+
+class NamedJudges:
+    """The judges of one task: any network of :mod:`mmdistill.image.models`, or a kernel.
+
+    Args:
+        data: what is judged.
+        network: what is distilled with.
+        model: its name, which is also the first judge's.
+        protocol: how networks train, which may state a ConvNet of its own.
+        device: where they do.
+    """
+
+    def __init__(
+        self, data: ImageData, network: FunctionalModule, model: str, protocol: Protocol, device: torch.device
+    ) -> None:
+        self.data = data
+        self.own = network
+        self.model = model
+        self.protocol = protocol
+        self.device = device
+        self.usual = (model, *(name for name in fitting_models(data.shape) if name != model), "ntk")
+        self._others: dict[str, FunctionalModule] = {}
+
+    def spelled(self, name: str) -> str:
+        """Return a judge's name in its one spelling.
+
+        Raises:
+            ConfigError: an unknown network.
+            UnsupportedError: one that does not take these images.
+        """
+        if canonical(name) == self.model:
+            return self.model
+        closed_form = kernel_judge(name)
+        if closed_form is not None:
+            return closed_form.name
+        if canonical(name).split("-")[0] not in FAMILIES:
+            raise unknown_name("judge", name, (*FAMILIES, *KERNELS))
+        spelled = model_name(name, "judge")
+        reason = refusal(spelled, self.data.shape)
+        if reason:
+            raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
+        return spelled
+
+    def title(self, name: str) -> str:
+        """Return a judge's name for the scores, with the protocol's where it trains by another than the default one."""
+        found = self.network_name(name)
+        trains = kernel_judge(found) is None
+        return f"{found} [{self.protocol.name}]" if trains and self.protocol.name != "default" else found
+
+    def network_name(self, name: str) -> str:
+        """Return the name of a judge's network, which is the protocol's where it states one for ConvNets."""
+        found = self.spelled(name)
+        family = self.model.split("-")[0]
+        if found == self.model and self.protocol.network and family in ("convnet", "freponet"):
+            # FRePo's own network doubles its channels by itself.
+            words = [word for word in self.protocol.network.split("-") if family == "convnet" or word != "x2"]
+            return model_name("-".join([family, *words]))
+        return found
+
+    def network(self, name: str) -> FunctionalModule:
+        """Return a judge's network, one other than that distilled with in its default width; it is compiled once."""
+        found = self.network_name(name)
+        if found == self.model:
+            return self.own
+        if found not in self._others:
+            factory = model_factory(found, self.data.shape, len(self.data.class_names))
+            self._others[found] = FunctionalModule(factory, device=self.device)
+        return self._others[found]
