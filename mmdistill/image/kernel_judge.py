@@ -62,6 +62,16 @@ class KernelJudge:
     name: str
     kernel: WideKernel
 
+    def require(self, samples: int) -> None:
+        """Check that one system can be solved for so many samples.
+
+        Raises:
+            UnsupportedError: they are too many.
+        """
+        most = MOST_CONVOLUTIONAL if isinstance(self.kernel, ConvolutionalKernel) else MOST
+        if samples > most:
+            raise UnsupportedError(f"{self.name} solves for at most {most:,} samples at once, got {samples:,}")
+
     @torch.no_grad()
     def score(
         self, data: Batch, classes: int, normalise: Callable[[Tensor], Tensor], test: tuple[Tensor, Tensor], n: int
@@ -89,9 +99,7 @@ class KernelJudge:
         images, targets = image_inputs(data.inputs), data.targets
         if isinstance(targets, dict):
             raise ShapeError("ridge regression reads one tensor of labels, not a named dict")
-        most = MOST_CONVOLUTIONAL if isinstance(self.kernel, ConvolutionalKernel) else MOST
-        if len(images) > most:
-            raise UnsupportedError(f"{self.name} solves for at most {most:,} samples at once, got {len(images):,}")
+        self.require(len(images))
         images = images.double()
         wanted = targets if targets.is_floating_point() else centred_one_hot(targets, classes)
         solution = ridge_solution(self.kernel.matrix(images, images), wanted, RIDGE, "trace")

@@ -170,8 +170,10 @@ class ImageTask:
             raise UnsupportedError(
                 f"training on all of {self.data.name} takes {size / 2**30:.0f} GiB; leave the baseline 'whole' out"
             )
-        batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._placed(synthetic)
         closed_form = kernel_judge(judge)
+        if whole and closed_form is not None:
+            closed_form.require(len(self._classes))  # before all of them are normalised
+        batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._placed(synthetic)
         if closed_form is not None:
             return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test, n)
         targets = _tensor(batch.targets)

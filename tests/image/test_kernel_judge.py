@@ -98,6 +98,14 @@ def test_what_they_cannot_do_is_refused(digits: ImageTask, monkeypatch: pytest.M
         digits.evaluate(batch, "ntk-conv", KEY, 1, {})
 
 
+def test_too_large_a_training_set_is_refused_before_it_is_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = image_task("digits", width=8)
+    monkeypatch.setattr("mmdistill.image.kernel_judge.MOST", 1000)
+    monkeypatch.setattr(task, "select", None)
+    with pytest.raises(UnsupportedError, match="ntk solves for at most 1,000 samples at once, got 1,297"):
+        task.evaluate(None, "ntk", KEY, 1, {})
+
+
 def test_kip_beats_real_images_under_its_own_kernel(digits: ImageTask) -> None:
     method = get_method(DOMAIN, "kip", "digits")
     assert method.judge == "ntk"
