@@ -2,18 +2,18 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.pairs import products, relu_moments
+from mmdistill.objectives.pairs import neighbour_sums, products, relu_moments
 from mmdistill.objectives.performance import Kernel, require_one_tensor
 from mmdistill.task import Inputs, Task
 
@@ -21,6 +21,11 @@ W_STD = math.sqrt(2.0)
 """Weight scale under which a ReLU layer keeps the norm of its inputs."""
 B_STD = 0.1
 """Bias scale of the published infinite-width autoencoder."""
+
+PAIRS = {"cpu": 256}
+"""Pairs of images held at once, by device: as many as a cache holds."""
+MORE_PAIRS = 2048
+"""The same for devices without a word above, which are bound by launches."""
 
 
 class WideKernels(NamedTuple):
@@ -84,7 +89,7 @@ def fully_connected(
 
 
 def convolutional(
-    a: Tensor, b: Tensor, *, depth: int = 3, w_std: float = W_STD, b_std: float = B_STD, pairs: int = 1024
+    a: Tensor, b: Tensor, *, depth: int = 3, w_std: float = W_STD, b_std: float = B_STD, pairs: int | None = None
 ) -> WideKernels:
     r"""Return NNGP and NTK of ``[Conv 3x3, ReLU] x depth, Flatten, Dense`` in NTK parameterization at infinite width.
 
@@ -102,8 +107,9 @@ def convolutional(
         depth: convolutions, at least 1.
         w_std: standard deviation of the weights before the 1/sqrt(fan-in) scale.
         b_std: standard deviation of the biases.
-        pairs: how many pairs of images are held at once (at least one row of the matrix). With more than that, the
-            backward pass computes each part again; memory is about 50 ``pairs`` numbers per pixel and layer.
+        pairs: how many pairs of images are held at once. With more than that, the backward pass computes each part
+            again; memory is about 20 ``pairs`` numbers per pixel and layer. None is 256 on a CPU, whose cache holds
+            what a line of code makes of them, and 2048 elsewhere.
 
     Shapes:
         a ``(n_a, c, h, w)``, b ``(n_b, c, h, w)``; returns two ``(n_a, n_b)``, in the inputs' dtype.
@@ -119,36 +125,78 @@ def convolutional(
             f"two sets of (n, channels, height, width) images of one shape are needed, got {tuple(a.shape)} and "
             f"{tuple(b.shape)}"
         )
+    pairs = PAIRS.get(a.device.type, MORE_PAIRS) if pairs is None else pairs
     if depth < 1 or pairs < 1:
         raise ConfigError(f"the kernel takes at least 1 convolution and 1 pair at a time, got {depth} and {pairs}")
-    rows = partial(_pixel_kernels, b=b, depth=depth, w2=w_std**2, b2=b_std**2)
-    parts = torch.split(a, max(1, pairs // b.shape[0]))
-    if len(parts) == 1:
-        return rows(a)
-    kernels = [checkpoint(rows, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    return WideKernels(*(torch.cat(matrices) for matrices in zip(*kernels, strict=True)))
+    tile = partial(_pixel_kernels, depth=depth, w2=w_std**2, b2=b_std**2)
+    if a.shape[0] * b.shape[0] <= pairs:
+        return tile(a, b)
+    return WideKernels(*_Tiled.apply(a, b, tile, math.isqrt(pairs)))  # type: ignore[no-untyped-call]
+
+
+class _Tiled(torch.autograd.Function):
+    """Kernels computed tile by tile, each anew for its gradient; of a set with itself, a tile and its mirror in one.
+
+    Nothing but the results outlives a tile, so that the next one finds its memory whole.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, tile: Callable[[Tensor, Tensor], WideKernels], side: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(a, b)
+        ctx.tile, ctx.side, ctx.mirrored = tile, side, b is a
+        found = a.new_empty(a.shape[0], b.shape[0]), a.new_empty(a.shape[0], b.shape[0])
+        for rows, columns in _tiles(a.shape[0], b.shape[0], side, ctx.mirrored):
+            for matrix, part in zip(found, tile(a[rows], b[columns]), strict=True):
+                matrix[rows, columns] = part
+                if ctx.mirrored:
+                    matrix[columns, rows] = part.T
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        gradients = tuple(torch.zeros_like(x) for x in (a, b))
+        for rows, columns in _tiles(a.shape[0], b.shape[0], ctx.side, ctx.mirrored):
+            parts = [x[own].detach() for x, own in ((a, rows), (b, columns))]
+            leaves = [part.requires_grad_() for part, need in zip(parts, needed, strict=True) if need]
+            weight = [matrix[rows, columns] for matrix in weights]
+            if ctx.mirrored and rows != columns:
+                weight = [own + matrix[columns, rows].T for own, matrix in zip(weight, weights, strict=True)]
+            with torch.enable_grad():
+                found = iter(torch.autograd.grad(ctx.tile(*parts), leaves, weight))
+            for gradient, own, need in zip(gradients, (rows, columns), needed, strict=True):
+                if need:
+                    gradient[own] += next(found)
+        return *(gradient if need else None for gradient, need in zip(gradients, needed, strict=True)), None, None
+
+
+def _tiles(rows: int, columns: int, side: int, mirrored: bool) -> Iterator[tuple[slice, slice]]:
+    """Yield the rows and columns of square tiles that cover a matrix, or those on and above its diagonal."""
+    for top in range(0, rows, side):
+        for left in range(top if mirrored else 0, columns, side):
+            yield slice(top, min(top + side, rows)), slice(left, min(left + side, columns))
 
 
 def _pixel_kernels(a: Tensor, b: Tensor, depth: int, w2: float, b2: float) -> WideKernels:
-    """Return the kernels of :func:`convolutional` for some rows."""
-
-    def convolved(covariance: Tensor) -> Tensor:
-        """Sum each pixel's 3 x 3 neighbours over 9, beyond the border 0, times the variance of the weights."""
-        flat = covariance.flatten(0, -3).unsqueeze(1)
-        return w2 * F.avg_pool2d(flat, 3, stride=1, padding=1).view_as(covariance)
-
-    nngp = convolved(torch.einsum("achw,bchw->abhw", a, b) / a.shape[1]) + b2
-    var_a, var_b = (convolved(x.square().mean(1)) + b2 for x in (a, b))
+    """Return the kernels of :func:`convolutional` of a few images; pixels come first, ``(h, w, n_a, n_b)``."""
+    by_pixel = [x.permute(2, 3, 0, 1) for x in (a, b)]
+    ninth = w2 / 9  # a mean over neighbours, times the variance of the weights
+    nngp = neighbour_sums(by_pixel[0] @ by_pixel[1].mT, ninth / a.shape[1]) + b2
+    var_a, var_b = (neighbour_sums(x.square().mean(-1), ninth) + b2 for x in by_pixel)
     ntk = nngp
     for layer in range(1, depth + 1):
         moment, slope = relu_moments(nngp, var_a, var_b)
         if layer == depth:
             break
-        nngp = convolved(moment) + b2
-        ntk = convolved(slope * ntk) + nngp
-        var_a, var_b = (convolved(variance / 2) + b2 for variance in (var_a, var_b))
-    last = w2 * moment.mean((2, 3)) + b2
-    return WideKernels(last, w2 * (slope * ntk).mean((2, 3)) + last)
+        nngp = neighbour_sums(moment, ninth) + b2
+        ntk = neighbour_sums(slope * ntk, ninth) + nngp
+        var_a, var_b = (neighbour_sums(variance, ninth / 2) + b2 for variance in (var_a, var_b))
+    last = w2 * moment.mean((0, 1)) + b2
+    return WideKernels(last, w2 * (slope * ntk).mean((0, 1)) + last)
 
 
 @dataclass(frozen=True)
@@ -216,11 +264,11 @@ class ConvolutionalKernel(WideKernel):
         depth: convolutions.
         w_std: standard deviation of the weights.
         b_std: standard deviation of the biases.
-        pairs: how many pairs of images are held at once, which bounds the memory.
+        pairs: how many pairs of images are held at once, see :func:`convolutional`.
     """
 
     depth: int = 3
-    pairs: int = 1024
+    pairs: int | None = None
 
     def kernels(self, a: Tensor, b: Tensor) -> WideKernels:
         """Return both kernels of two sets of images."""

@@ -4,6 +4,7 @@ Autograd through the plain formulas keeps some twenty matrices of all pairs; the
 """
 
 import math
+from functools import reduce
 from typing import Any
 
 import torch
@@ -29,12 +30,49 @@ def relu_moments(covariance: Tensor, variance_a: Tensor, variance_b: Tensor) -> 
     right angle to every other.
 
     Shapes:
-        covariance ``(n_a, n_b, ...)``; variances ``(n_a, ...)`` and ``(n_b, ...)``; returns two tensors of the
+        covariance ``(..., n_a, n_b)``; variances ``(..., n_a)`` and ``(..., n_b)``; returns two tensors of the
         covariance's shape.
     Source: Cho and Saul, NeurIPS 2009, Sec. 2.
     """
-    moment, slope, _ = _ReluMoments.apply(covariance, _norm(variance_a)[:, None], _norm(variance_b)[None])  # type: ignore[no-untyped-call]
+    p, q = _norm(variance_a).unsqueeze(-1), _norm(variance_b).unsqueeze(-2)
+    moment, slope, _ = _ReluMoments.apply(covariance, p, q)  # type: ignore[no-untyped-call]
     return moment, slope
+
+
+def neighbour_sums(image: Tensor, scale: float) -> Tensor:
+    """Return the scaled sums over each pixel's 3 x 3 neighbours, beyond the border 0.
+
+    Pixels are the first two dimensions, so that all that belongs to one is added to its neighbour's in one piece.
+
+    Shapes:
+        ``(h, w, ...)``; returns the same.
+    """
+    found: Tensor = _NeighbourSums.apply(image, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _NeighbourSums(torch.autograd.Function):
+    """A symmetric linear map, so gradients are what it makes of gradients."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(image: Tensor, scale: float) -> Tensor:
+        columns = image * scale
+        columns[1:].add_(image[:-1], alpha=scale)
+        columns[:-1].add_(image[1:], alpha=scale)
+        sums = columns.clone()
+        sums[:, 1:] += columns[:, :-1]
+        sums[:, :-1] += columns[:, 1:]
+        return sums
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.scale = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return neighbour_sums(gradient, ctx.scale), None
 
 
 def _norm(square: Tensor) -> Tensor:
@@ -56,16 +94,19 @@ class _ReluMoments(torch.autograd.Function):
         \frac{\partial m}{\partial p} = \frac{q \sin t}{2 \pi}, \quad
         \frac{\partial s}{\partial g} = \frac{1}{2 \pi p q \sin t}, \quad
         \frac{\partial s}{\partial p} = -\frac{g}{p} \frac{\partial s}{\partial g}
+
+    Memory bounds both directions, so each line is a pass over all pairs that was not to be had for less.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(g: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cosine = g * _inverse(p) * _inverse(q)
-        sine = F.threshold(1 - cosine.square(), 32 * torch.finfo(g.dtype).eps, 0.0).sqrt()
-        rest = torch.atan2(sine, -cosine)  # pi - t
-        moment = (rest * cosine).add_(sine).mul_(p / (2 * math.pi)).mul_(q)
+        opposite = (g * -_inverse(p)).mul_(_inverse(q))  # minus the cosine
+        square = torch.addcmul(g.new_ones(()), opposite, opposite, value=-1)
+        sine = F.threshold(square, 32 * torch.finfo(g.dtype).eps, 0.0, inplace=True).sqrt_()
+        rest = torch.atan2(sine, opposite)  # pi - t
+        moment = torch.addcmul(sine, rest, opposite, value=-1).mul_(p / (2 * math.pi)).mul_(q)
         return moment, rest.mul_(1 / (2 * math.pi)), sine
 
     @staticmethod
@@ -82,15 +123,16 @@ class _ReluMoments(torch.autograd.Function):
         to_g, to_p, to_q = torch.zeros_like(g), torch.zeros_like(p), torch.zeros_like(q)
         if to_moment is not None:
             to_g = to_moment * slope
-            across = to_moment * sine / (2 * math.pi) if need_p or need_q else g
-            to_p = (across * q).sum(1, keepdim=True) if need_p else to_p
-            to_q = (across * p).sum(0, keepdim=True) if need_q else to_q
+            across = to_moment * sine if need_p or need_q else g
+            to_p = (across * (q / (2 * math.pi))).sum(-1, keepdim=True) if need_p else to_p
+            to_q = (across * (p / (2 * math.pi))).sum(-2, keepdim=True) if need_q else to_q
         if to_slope is not None or to_sine is not None:
-            steep = _inverse(p) * _inverse(q) / sine.masked_fill(sine == 0, math.inf)
-            turn = 0 if to_slope is None else to_slope / (2 * math.pi)
-            turn = turn if to_sine is None else turn - to_sine * g * _inverse(p) * _inverse(q)
-            turn = turn * steep
+            inverse_p, inverse_q = _inverse(p), _inverse(q)
+            turns = [] if to_slope is None else [to_slope * (inverse_p / (2 * math.pi)) * inverse_q]
+            turns += [] if to_sine is None else [to_sine * g * -inverse_p.square() * inverse_q.square()]
+            turn = reduce(torch.add, turns) / F.threshold(sine, 0.0, math.inf)
             to_g = to_g + turn
-            to_p = to_p - (turn * g).sum(1, keepdim=True) * _inverse(p) if need_p else to_p
-            to_q = to_q - (turn * g).sum(0, keepdim=True) * _inverse(q) if need_q else to_q
+            turn = turn * g if need_p or need_q else turn
+            to_p = to_p - turn.sum(-1, keepdim=True) * inverse_p if need_p else to_p
+            to_q = to_q - turn.sum(-2, keepdim=True) * inverse_q if need_q else to_q
         return to_g, to_p if need_p else None, to_q if need_q else None

@@ -175,7 +175,9 @@ class InFloat64(Kernel):
 
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
         """Return the float64 kernel of two sets of inputs."""
-        return self.kernel(network, map_inputs(lambda t: t.double(), a), map_inputs(lambda t: t.double(), b))
+        wide = map_inputs(lambda t: t.double(), a)
+        # A kernel of a set with itself is symmetric, which a convolutional one makes use of.
+        return self.kernel(network, wide, wide if b is a else map_inputs(lambda t: t.double(), b))
 
     def check(self, task: Task) -> None:
         """Refuse what the kernel refuses."""

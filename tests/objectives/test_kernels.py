@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.objectives import kernels
 from mmdistill.objectives.kernels import (
     ConvolutionalKernel,
     FullyConnectedKernel,
@@ -177,6 +178,26 @@ def test_the_convolutional_kernel_has_exact_gradients_in_parts_too():
         torch.testing.assert_close(one, other)
     same = torch.func.grad(lambda x: convolutional(x, x, depth=2, b_std=0.0).ntk.sum())(torch.zeros_like(a))
     assert same.isfinite().all()
+
+
+def test_a_set_with_itself_in_parts_is_computed_half_and_equals_the_whole(monkeypatch):
+    x, weight = images(5, "x", (1, 3, 3)).requires_grad_(), images(5, "weight", (5,))
+
+    def kernel_and_gradient(pairs, a, b):
+        found = convolutional(a, b, depth=2, pairs=pairs).ntk
+        return found, *torch.autograd.grad((weight * found).sum(), x)
+
+    whole = kernel_and_gradient(25, x, x)
+    tiles = []
+    plain = kernels._pixel_kernels
+    monkeypatch.setattr(kernels, "_pixel_kernels", lambda *args, **kwargs: tiles.append(1) or plain(*args, **kwargs))
+    half = kernel_and_gradient(4, x, x)
+    assert len(tiles) == 2 * 6  # tiles of 2, 2 and 1 rows, on and above the diagonal, forward and once more backward
+    both = kernel_and_gradient(4, x, x.clone())
+    assert len(tiles) == 2 * 6 + 2 * 9
+    for found in (half, both):
+        for one, other in zip(found, whole, strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_bad_images():

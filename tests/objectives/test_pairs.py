@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmdistill.objectives.pairs import products, relu_moments
+from mmdistill.objectives.pairs import neighbour_sums, products, relu_moments
 from mmdistill.runtime import Draws
 
 
@@ -62,3 +62,13 @@ def test_moments_are_batched_over_problems():
 
     together = torch.func.vmap(gradient)(a, b)
     torch.testing.assert_close(together, torch.stack([gradient(x, y) for x, y in zip(a, b, strict=True)]))
+
+
+def test_neighbour_sums_are_those_of_a_padded_convolution_and_differentiate_twice():
+    image = Draws(7).fold("image").normal(4, 3, 2, dtype=torch.float64).requires_grad_()
+    plain = torch.conv2d(image.permute(2, 0, 1)[:, None], torch.ones(1, 1, 3, 3, dtype=torch.float64), padding=1)
+    torch.testing.assert_close(neighbour_sums(image, 0.5), 0.5 * plain[:, 0].permute(1, 2, 0))
+    assert torch.autograd.gradcheck(neighbour_sums, (image, 0.5))
+    assert torch.autograd.gradgradcheck(neighbour_sums, (image, 0.5))
+    together = torch.func.vmap(lambda x: neighbour_sums(x, 0.5))(torch.stack([image, 2 * image]))
+    torch.testing.assert_close(together[1], neighbour_sums(2 * image, 0.5))
