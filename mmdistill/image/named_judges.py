@@ -59,6 +59,10 @@ class NamedJudges:
         trains = kernel_judge(found) is None
         return f"{found} [{self.protocol.name}]" if trains and self.protocol.name != "default" else found
 
+    def is_transformer(self, name: str) -> bool:
+        """Return whether a judge is a transformer."""
+        return self.spelled(name).split("-")[0] == "vit"
+
     def network_name(self, name: str) -> str:
         """Return the name of a judge's network, which is the protocol's where it states one for ConvNets."""
         found = self.spelled(name)

@@ -4,6 +4,7 @@ Every judge is scored after its last epoch. Where a paper reports the best test 
 its preset says so in ``reported``: numbers made here are lower than that paper's for this reason alone.
 
 Judges of another architecture than the one distilled with always train with DSA's augmentation (survey, Table 3).
+Transformers hardly learn by the SGD of these protocols, so they train by Adam at a rate of their own.
 """
 
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ REGRESSION = FitProtocol(epochs=1000, lr=3e-3, optimizer="adam", weight_decay=5e
 """For targets that are no distributions: squared error from scaled targets, to which Adam is less sensitive."""
 LABEL_SCALE = 8.0
 """Of regressed targets, as RFAD's and KIP's code has it."""
+TRANSFORMER_RATE = 3e-4
+"""Adam's rate for transformers, of which no protocol of the field speaks."""
 PLAIN_EPOCHS = 300
 """Epochs without augmentation, in the DC family."""
 
@@ -210,6 +213,7 @@ def plan_for(
     scores: bool,
     whole: bool,
     own: bool,
+    transformer: bool = False,
     epochs: int | None = None,
     batch: int | None = None,
     augment: bool | None = None,
@@ -223,11 +227,14 @@ def plan_for(
         scores: whether targets are no distributions.
         whole: the set is the whole training set, which takes the few epochs that its data state.
         own: the judge is the network distilled with; others always train with DSA.
+        transformer: the judge is one, and trains by Adam at :data:`TRANSFORMER_RATE` or the protocol's lower rate.
         epochs: the user's number instead.
         batch: the user's minibatch size instead.
         augment: the user's choice instead: DSA or nothing.
     """
     fit = protocol.scores if scores and protocol.scores is not None else protocol.fit
+    if transformer:
+        fit = replace(fit, optimizer="adam", lr=min(fit.lr, TRANSFORMER_RATE))
     kind: Augmentation = protocol.augment if own else "dsa"
     if kind == "dc" and data.name != "mnist":
         kind = "none"  # on other data DC augments for batch norm alone, whose judges here train with DSA

@@ -176,23 +176,25 @@ class ImageTask:
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._placed(synthetic)
         if closed_form is not None:
             return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test, n)
-        targets = _tensor(batch.targets)
+        targets, named = _tensor(batch.targets), self._named
+        own, transformer = judge == self.model, named.is_transformer(judge)
         plan = plan_for(
             self.protocol,
             self.data,
             len(batch.weight),
             scores=targets.is_floating_point() and not bool(is_distribution(targets).all()),
             whole=whole,
-            own=judge == self.model,
+            own=own,
+            transformer=transformer,
             epochs=self.judge_epochs,
             batch=self.judge_batch,
             augment=self.judge_augment,
         )
-        fit, notes = with_learned_rate(plan.fit, learned)
+        # Rates that ConvNets learned are SGD's.
+        fit, notes = with_learned_rate(plan.fit, learned if own or not transformer else {})
         # A learned rate belongs to the loss that students trained by, which does not scale labels.
         plan = replace(plan, fit=fit, squared=plan.squared if fit is plan.fit else self.protocol.squared)
         augment = partial(self._minibatches, plan, n) if plan.augment != "none" or plan.cutmix else None
-        named = self._named
         scorer = Judge(named.network(judge), named.title(judge), plan, augment, learned_steps(batch, learned), notes)
         return scorer.score(batch, self.data.normalise, self._test, n, draws.to(self.device))
 

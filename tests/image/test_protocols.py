@@ -12,11 +12,11 @@ from mmdistill.image import ImageTask, image_task
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.dc_augment import crop_scale_rotate
-from mmdistill.image.judge import squared_loss
+from mmdistill.image.judge import Judge, squared_loss
 from mmdistill.image.protocols import HEADER, PROTOCOLS, Plan, Protocol, find_protocol, plan_for
 from mmdistill.networks.fit import FitProtocol, fit_networks, rate_factor
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch
+from mmdistill.task import Batch, Scores
 
 KEY = Draws(7)
 
@@ -107,6 +107,25 @@ def test_the_users_numbers_come_first(photographs: ImageData) -> None:
     assert (whole.fit.epochs, whole.cutmix) == (7, 0)
     long = plan_for(PROTOCOLS["idc"], photographs, 10, scores=False, whole=True, own=True, epochs=10**4)
     assert long.fit.epochs == photographs.whole_epochs
+
+
+def test_transformers_train_by_adam_whatever_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = []
+
+    def score(self: Judge, *rest: object) -> Scores:
+        fitted.append((self.plan.fit.optimizer, self.plan.fit.lr))
+        return Scores(self.name, {"accuracy": (0.5,)})
+
+    monkeypatch.setattr(Judge, "score", score)
+    digits = image_task("digits", model="convnet-w8")
+    batch, rate = digits.select(torch.arange(10)), {"inner_lr": torch.tensor(0.02)}
+    for judge, learned in (("convnet-w8", rate), ("vit", rate), ("vit", {})):
+        digits.evaluate(batch, judge, Draws(0), 1, learned)
+    assert fitted == [("sgd", pytest.approx(0.02)), ("adam", 3e-4), ("adam", 3e-4)]
+    own = image_task("digits", model="vit")
+    for learned in (rate, {}):  # that its own students learned is another matter
+        own.evaluate(batch, "vit", Draws(0), 1, learned)
+    assert fitted[3:] == [("sgd", pytest.approx(0.02)), ("adam", 3e-4)]
 
 
 def test_unknown_and_impossible_protocols() -> None:
