@@ -89,8 +89,12 @@ def _reduced_rat(ipc: int) -> Settings:
 
 
 def _reduced_addmem(ipc: int) -> Settings:
-    """Return RaT-BPTT's settings: of as many inner steps as published, gradients flow through a window alone."""
-    return replace(_reduced_rat(ipc), optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)})
+    """Return RaT-BPTT's settings: of as many inner steps as published, gradients flow through a window alone.
+
+    From ten images per class on, memory and addresses start nearer to real images than a fast rate leaves them.
+    """
+    rate = 0.03 if ipc < 10 else 0.003
+    return replace(_reduced_rat(ipc), optimizers={"codes": OptimizerSpec("adam", rate, cosine=True)})
 
 
 _reduced_experts = experts_by_start(REDUCED_EXPERTS, replace(REDUCED_EXPERTS, lr=0.02))
@@ -116,6 +120,6 @@ UNROLLED_REDUCED: dict[str, Method] = {
 }
 """For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside.
 
-Rates follow the loss on training images; DD's, RaT-BPTT's, HaBa's, MTT's and TESLA's, and at one image per class LD's,
-were tried on held-out images.
+Rates follow the loss on training images; AddMem's, DD's, RaT-BPTT's, HaBa's, MTT's and TESLA's, and at one image per
+class LD's, were tried on held-out images.
 """
