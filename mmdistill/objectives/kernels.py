@@ -22,10 +22,10 @@ W_STD = math.sqrt(2.0)
 B_STD = 0.1
 """Bias scale of the published infinite-width autoencoder."""
 
-PAIRS = {"cpu": 256}
-"""Pairs of images held at once, by device: as many as a cache holds."""
-MORE_PAIRS = 2048
-"""The same for devices without a word above, which are bound by launches."""
+CPU_PAIRS = 256
+"""Pairs of images held at once on a CPU: the fastest of five numbers from 100 to 1024 that were tried."""
+DEVICE_PAIRS = 2048
+"""The same on other devices, where few pairs would leave launches the limit; not measured."""
 
 
 class WideKernels(NamedTuple):
@@ -108,8 +108,8 @@ def convolutional(
         w_std: standard deviation of the weights before the 1/sqrt(fan-in) scale.
         b_std: standard deviation of the biases.
         pairs: how many pairs of images are held at once. With more than that, the backward pass computes each part
-            again; memory is about 20 ``pairs`` numbers per pixel and layer. None is 256 on a CPU, whose cache holds
-            what a line of code makes of them, and 2048 elsewhere.
+            again; memory is about 20 ``pairs`` numbers per pixel and layer. None is :data:`CPU_PAIRS` or
+            :data:`DEVICE_PAIRS`.
 
     Shapes:
         a ``(n_a, c, h, w)``, b ``(n_b, c, h, w)``; returns two ``(n_a, n_b)``, in the inputs' dtype.
@@ -125,7 +125,8 @@ def convolutional(
             f"two sets of (n, channels, height, width) images of one shape are needed, got {tuple(a.shape)} and "
             f"{tuple(b.shape)}"
         )
-    pairs = PAIRS.get(a.device.type, MORE_PAIRS) if pairs is None else pairs
+    if pairs is None:
+        pairs = CPU_PAIRS if a.device.type == "cpu" else DEVICE_PAIRS
     if depth < 1 or pairs < 1:
         raise ConfigError(f"the kernel takes at least 1 convolution and 1 pair at a time, got {depth} and {pairs}")
     tile = partial(_pixel_kernels, depth=depth, w2=w_std**2, b2=b_std**2)

@@ -94,8 +94,6 @@ class _ReluMoments(torch.autograd.Function):
         \frac{\partial m}{\partial p} = \frac{q \sin t}{2 \pi}, \quad
         \frac{\partial s}{\partial g} = \frac{1}{2 \pi p q \sin t}, \quad
         \frac{\partial s}{\partial p} = -\frac{g}{p} \frac{\partial s}{\partial g}
-
-    Memory bounds both directions, so each line is a pass over all pairs that was not to be had for less.
     """
 
     generate_vmap_rule = True
