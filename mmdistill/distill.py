@@ -162,6 +162,7 @@ def distill(
     with ranks.first_alone():
         run = distiller.start()
         distiller.schedule.make_ready(task)
+    run.share()
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity(distiller, name))
     earlier = 0.0
     if resume:
@@ -176,7 +177,7 @@ def distill(
     stepper = Stepper(distiller, compile)
     _loop(distiller, stepper, run, checkpoints, interval, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
-    result = replace(result, path=stepper.path, compile_seconds=distiller.compile_seconds)
+    result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
     if folder is not None and ranks.is_first():
         sweep(folder)
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
@@ -215,11 +216,13 @@ def _loop(
     """Step to the end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM."""
     steps = distiller.steps
     read_every = max(steps // READS_PER_RUN, 1)
+    compiling = run.compile_seconds
     validate_every = distiller.settings.validate_every
     with _stop_requests() as stop:
         while run.step < steps and not distiller.exhausted(run):
             with explained(f"step {run.step + 1} of the distillation", LOWER):
                 run, loss = stepper(run)
+            run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             last = run.step == steps
             reading = run.step % read_every == 0 or run.step == 1 or last
             stopping = _agreed(stop, reading)
@@ -298,6 +301,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "budget": distiller.budget,
         "seed": distiller.draws.seed,
         "settings": asdict(distiller.settings),
+        "precision": distiller.precision,
         "processes": ranks.size(),
     }
     plain: dict[str, object] = json.loads(json.dumps(found, default=str))

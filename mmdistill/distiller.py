@@ -1,7 +1,7 @@
 """Algorithm 1, one step at a time."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
@@ -225,13 +225,17 @@ class Distiller:
         )
 
     def operations(self, run: RunState) -> int:
-        """Return the floating-point operations of the next step's objective and gradient; the run stays as it is."""
+        """Return the floating-point operations of the first step's objective and gradient, wherever the run is.
+
+        The run stays as it is.
+        """
         # Put back afterwards, since objectives may learn while they are read, as an adversary does.
         before = copied(run.parameterization.state_dict()), copied(run.objective.state_dict())
-        key = self.key(run)
-        schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
-        real = self.real(run, key)
-        count = operations(lambda: self.gradients(run, schedule, real, key))[1]
+        first = replace(run, step=0, schedule=EMPTY)
+        key = self.key(first)
+        schedule = self.schedule.fetch(self.task, EMPTY, key.fold("network"))
+        real = self.real(first, key)
+        count = operations(lambda: self.gradients(first, schedule, real, key))[1]
         run.parameterization.load_state_dict(before[0])
         run.objective.load_state_dict(before[1])
         return count

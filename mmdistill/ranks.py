@@ -1,7 +1,7 @@
 """One run on several processes, as torchrun starts them: each rank draws networks and real samples of its own.
 
-The synthetic data are the same on all ranks, since they start from one key and step on one averaged gradient. Without
-torchrun every function here is what it is for a single process, at no cost.
+The synthetic data are the same on all ranks, since they start from the first one's and step on one averaged gradient.
+Without torchrun every function here is what it is for a single process, at no cost.
 """
 
 import os
@@ -79,7 +79,9 @@ def average(tensors: Sequence[Tensor]) -> None:
 def share(tensor: Tensor) -> None:
     """Give all ranks the first one's values of a tensor, in place."""
     if size() > 1:
-        distributed.broadcast(tensor, 0)
+        whole = tensor.contiguous()
+        distributed.broadcast(whole, 0)
+        tensor.copy_(whole)
 
 
 def all_true(flag: Tensor) -> bool:

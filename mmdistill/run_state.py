@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdistill import ranks
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.schedules import ScheduleState
 from mmdistill.objectives.base import Objective
@@ -28,6 +29,8 @@ class RunState:
         history: ``(step, loss)`` at the steps that were read back.
         best: the best step by validation: score, step, both modules' states.
         average: the running average of the parameterization's state, where the settings ask for one.
+        path: how the last step ran, see :class:`~mmdistill.stepper.Stepper`.
+        compile_seconds: that compiling has taken.
     """
 
     step: int
@@ -39,6 +42,14 @@ class RunState:
     history: list[tuple[int, float]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     average: Tensors | None = None
+    path: str = "eager"
+    compile_seconds: float = 0.0
+
+    def share(self) -> None:
+        """Give all ranks the first one's start, which kernels of a device may round differently on each."""
+        for tensors in (self.parameterization.state_dict(), self.objective.state_dict(), self.average or {}):
+            for tensor in tensors.values():
+                ranks.share(tensor)
 
     def stored_finite(self) -> Tensor:
         """Return whether all that is stored and learned is finite, a scalar on the device."""
@@ -60,6 +71,8 @@ class RunState:
             "history": [list(entry) for entry in self.history],
             "best": self.best,
             "average": self.average,
+            "path": self.path,
+            "compile_seconds": self.compile_seconds,
         }
 
     def load(self, tree: Mapping[str, Any], device: torch.device) -> None:
@@ -84,6 +97,7 @@ class RunState:
             self.best = tree["best"]
             average = tree.get("average")
             self.average = None if average is None else placed(average)
+            self.path, self.compile_seconds = tree["path"], tree["compile_seconds"]
             self.step = tree["step"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error

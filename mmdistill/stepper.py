@@ -56,7 +56,7 @@ class Stepper:
         return wanted and self.distiller.task.device.type == "cuda" and run.objective.steady
 
     def _repays(self, run: RunState) -> bool:
-        """Return whether compiling repays its time; the whole run counts, so that a resumed one takes the same path."""
+        """Return whether compiling repays its time; a resumed run decides as the whole one did."""
         if self.mode != "auto" or self.distiller.steps < FEWEST_STEPS:
             return self.mode == "on"
         if self.distiller.task.device.type == "cuda":

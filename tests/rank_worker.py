@@ -1,6 +1,6 @@
 """What each process of ``tests/test_ranks.py`` runs: distil toy blobs, perhaps stopped half-way.
 
-torchrun starts it: ``-m tests.rank_worker FOLDER METHOD whole|stop|resume|patience|labels``.
+torchrun starts it: ``-m tests.rank_worker FOLDER METHOD whole|stop|resume|patience|labels|apart``.
 """
 
 import os
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from mmdistill import ranks
 from mmdistill.distill import distill
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.runtime import Draws
 from tests.test_distill import Validated, method, samples
 from tests.toys import BlobTask, RandomTargets
 
@@ -36,6 +39,12 @@ def main(folder: Path, name: str, how: str) -> None:
         task, own = Disagreeing(), method(name, steps=40, validate_every=2, patience=4)
     if how == "labels":
         own = replace(own, label="teacher", network=lambda settings: RandomTargets())
+    if how == "apart":
+
+        def apart(*args: object) -> Parameterization:
+            return raw_samples(BlobTask(), 2, "real", "hard", Draws(ranks.rank()))
+
+        own = replace(own, parameterization=apart)
     with ranks.process_group("cpu"):
         try:
             result = distill(

@@ -96,6 +96,12 @@ def test_a_resumed_run_counts_the_seconds_before_it(tmp_path: Path) -> None:
     assert 1000 < resumed.seconds < 1100
 
 
+def test_resuming_what_is_finished_tells_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.distiller.compiled", lambda function: lambda *args: function(*args))
+    assert distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, compile="on").path == "compiled"
+    assert distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True).path == "compiled"
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -158,6 +164,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         distill(task, method(inner_lr=0.5), ipc=2, out=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match=r"its network\.0\.weight is \[8, 4\], not \[16, 4\]"):
         distill(BlobTask(width=16), method(), ipc=2, out=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="its precision is float32, not mixed"):
+        distill(task, method(), ipc=2, out=tmp_path, resume=True, precision="mixed")
     with pytest.raises(ConfigError, match="needs the folder"):
         distill(task, method(), ipc=2, resume=True)
 

@@ -73,6 +73,13 @@ def test_two_ranks_step_on_the_mean_of_their_gradients(tmp_path: Path) -> None:
 
 
 @pytest.mark.ddp
+def test_ranks_start_from_the_first_ones_samples(tmp_path: Path) -> None:
+    torchrun("-m", "tests.rank_worker", str(tmp_path), "dm", "apart")
+    one, other = (load_file(tmp_path / f"apart-{rank}.safetensors")["samples"] for rank in range(2))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.ddp
 def test_ranks_return_the_labels_of_one_teacher(tmp_path: Path) -> None:
     torchrun("-m", "tests.rank_worker", str(tmp_path), "dm", "labels")
     one, other = (load_file(tmp_path / f"labels-{rank}.safetensors")["targets"] for rank in range(2))
