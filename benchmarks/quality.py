@@ -109,19 +109,30 @@ def run_row(
 def summarise(row: str, documents: list[dict[str, Any]]) -> str:
     """Return the row's means over the seeds, per judge and metric, with the paired gaps to the baselines."""
     lines = []
-    for index, entry in enumerate(documents[0]["results"]):
-        own = [100 * document["results"][index]["mean"] for document in documents]
-        text = f"{row} {entry['judge']} {entry['metric']}: {spread(own)}"
+    for entry in documents[0]["results"]:
+        kind = entry["judge"], entry["metric"]
+        found = [percent(document["results"], kind) for document in documents]
+        own = [mean for mean in found if mean is not None]
+        text = f"{row} {' '.join(kind)}: {spread(own)}"
         for name in documents[0]["baselines"]:
-            other = [100 * document["baselines"][name][index]["mean"] for document in documents]
+            beside = [percent(document["baselines"].get(name, []), kind) for document in documents]
+            other = [mean for mean in beside if mean is not None]
+            if not other:
+                continue
             text += f" | {name} {spread(other)}"
-            gaps = [x - y for x, y in zip(own, other, strict=True)]
+            gaps = [x - y for x, y in zip(found, beside, strict=True) if x is not None and y is not None]
             if len(gaps) > 1 and statistics.stdev(gaps) > 0:
                 error = statistics.stdev(gaps) / len(gaps) ** 0.5
                 text += f" ({statistics.fmean(gaps) / error:+.1f} s.e.)"
         lines.append(text)
     seconds = statistics.fmean(document["seconds"] for document in documents)
     return "\n".join([*lines, f"{row}: {seconds:.0f} s to distil, seeds {len(documents)}"])
+
+
+def percent(entries: list[dict[str, Any]], kind: tuple[str, str]) -> float | None:
+    """Return the mean of a judge's metric in percent; None where it was not had."""
+    means = [100 * entry["mean"] for entry in entries if (entry["judge"], entry["metric"]) == kind]
+    return means[0] if means else None
 
 
 def spread(values: list[float]) -> str:

@@ -172,6 +172,7 @@ def evaluate(
         judges: names, ``["all"]``, or None for the task's default.
         n: networks per judge.
         at_once: of these, trained together, which bounds the memory; None: all. Another number means other networks.
+            Networks for robust scores train one at a time.
         seed: of judging; independent of the distillation's.
         baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, and the task's own
             selections.
@@ -223,6 +224,8 @@ def evaluate(
 
     tell = begins(0, "the distilled set")
     if robust:
+        if baselines_only:
+            raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
         results += _robust(task, batch, budget, names, n, key, learned, failures, tell)
     else:
         networks = (n, at_once)
@@ -331,15 +334,15 @@ def _baseline(
     """Return a baseline's entries, or None where the task cannot offer it, or lacks memory or samples, say."""
     if budget is None and name != "whole":
         return None
+    failed: dict[str, str] = {}
     try:
         tell(0, None)
-        score = _scorer(task, name, budget, networks, key)
-        return _each(judges, score, {}, tell)
-    except UnsupportedError:
-        pass
+        entries = _each(judges, _scorer(task, name, budget, networks, key), failed, tell)
     except MmdistillError as error:
         failures[f"the {name} baseline"] = str(error)
-    return None
+        return None
+    failures.update({f"the {name} baseline by {judge}": reason for judge, reason in failed.items()})
+    return entries
 
 
 def _scorer(task: Task, name: str, budget: int | None, networks: Networks, key: Draws) -> Callable[[str], Scores]:

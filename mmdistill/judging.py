@@ -11,7 +11,7 @@ from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
 from mmdistill.metrics import metrics_document, read_metrics, recorded
 from mmdistill.networks.fit import watching
 from mmdistill.store import DistilledSet, write_json
-from mmdistill.task import Task, TitlesJudges
+from mmdistill.task import ROBUST_METRICS, Task, TitlesJudges
 
 
 class Missing(NamedTuple):
@@ -75,7 +75,8 @@ def missing(
         judging: what the run sets of judging.
     """
     title = task.judge_title if isinstance(task, TitlesJudges) else str
-    how = {entry["judge"]: entry.get("judging", {}) for entry in metrics.get("results", ())}
+    results = [entry for entry in metrics.get("results", ()) if entry["metric"] not in ROBUST_METRICS]
+    how = {entry["judge"]: entry.get("judging", {}) for entry in results}
     unjudged = [judge for judge in judges if title(judge) not in how]
     found = [Missing(unjudged, list(baselines), False)] if unjudged else []
     for name in baselines:

@@ -331,6 +331,16 @@ class TitlesJudges(Protocol):
         ...
 
 
+ROBUST_METRICS = (
+    "label-robust score",
+    "augmentation-robust score",
+    "hard-label gap",
+    "over random",
+    "over random, plain",
+)
+"""The two robust scores and the differences of accuracies that they are made of, which are no accuracies."""
+
+
 @runtime_checkable
 class ScoresRobustness(Protocol):
     """A task that has the field's label-robust and augmentation-robust scores."""

@@ -194,6 +194,24 @@ def test_a_failing_judge_leaves_the_others_scores(result: DistilledSet) -> None:
         evaluate(task, result, judges=["large"], n=1)
 
 
+def test_a_baseline_that_a_judge_refuses_is_reported(result: DistilledSet) -> None:
+    task = BlobTask()
+    task.judges = ("kernel", "mlp")
+    evaluated = task.evaluate
+
+    def evaluate_or_refuse(batch, judge, draws, n, learned):  # type: ignore[no-untyped-def]
+        if judge == "kernel" and batch is None:
+            raise UnsupportedError("kernel solves for at most 9 samples")
+        return evaluated(batch, judge, draws, n, learned)
+
+    task.evaluate = evaluate_or_refuse  # type: ignore[method-assign]
+    found = evaluate(task, result, judges=["all"], n=1, baselines=("whole",))
+    assert [entry.judge for entry in found.baselines["whole"]] == ["mlp"]
+    assert found.failures == {"the whole baseline by kernel": "kernel solves for at most 9 samples"}
+    alone = evaluate(task, result, judges=["kernel"], n=1, baselines=("whole",))
+    assert alone.failures == {"the whole baseline": "kernel solves for at most 9 samples"}
+
+
 def test_a_set_larger_than_a_class_is_judged_without_the_baselines_that_need_more() -> None:
     small = BlobTask(per_class=5)
     made = distill(small, CORE_METHODS["dm"], ipc=8, settings={"steps": 1, "augment": False, "init": "noise"})

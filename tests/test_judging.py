@@ -38,6 +38,11 @@ def test_judges_are_found_by_the_titles_of_their_scores() -> None:
     assert missing(task, *asked, {"results": [entry("mlp [frepo]")], "baselines": {}}, {}) == [Missing(*asked, True)]
 
 
+def test_robust_scores_are_no_judgement() -> None:
+    metrics = {"results": [entry("mlp", metric="label-robust score")], "baselines": {}}
+    assert missing(BlobTask(), ["mlp"], ["random"], metrics, {}) == [Missing(["mlp"], ["random"], False)]
+
+
 def test_the_bar_tells_the_epochs_of_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmdistill.bars.LOG_SECONDS", 0.0)

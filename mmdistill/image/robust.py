@@ -14,13 +14,10 @@ from torch import Tensor
 from mmdistill.errors import ShapeError
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Scores
+from mmdistill.task import ROBUST_METRICS, Batch, Scores
 
 if TYPE_CHECKING:
     from mmdistill.image.task import ImageTask
-
-GAP = "hard-label gap"
-"""Accuracy of the whole set less that of the distilled images with hard labels."""
 
 
 def unit_score(alpha: float) -> float:
@@ -90,10 +87,10 @@ def robust_scores(
         at_hard = accuracy(augmented, hard, key, learned) if soft else here
         return accuracy(augmented, None, key, {}) - at_hard
 
-    keys = [draws.fold("network", index) for index in range(n)]
+    keys, title = [draws.fold("network", index) for index in range(n)], task.judge_title(judge)
     if subset is None:
         gaps = [gap_at_hard(key, accuracy(augmented, synthetic, key, learned)) for key in keys]
-        return Scores(judge, {GAP: tuple(gaps)})
+        return Scores(title, {"hard-label gap": tuple(gaps)})
     rows = []
     for index, key in enumerate(keys):
         random = subset(draws.fold("subset", index))
@@ -106,9 +103,8 @@ def robust_scores(
         rows.append(
             (label_robust(gap, improvement), augmentation_robust(improvement, without), gap, improvement, without)
         )
-    names = ("label-robust score", "augmentation-robust score", GAP, "over random", "over random, plain")
     columns = zip(*rows, strict=True)
-    return Scores(judge, {name: tuple(column) for name, column in zip(names, columns, strict=True)})
+    return Scores(title, {name: tuple(column) for name, column in zip(ROBUST_METRICS, columns, strict=True)})
 
 
 def _with_augmentation(task: "ImageTask", wanted: bool) -> "ImageTask":

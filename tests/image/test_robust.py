@@ -64,6 +64,11 @@ def test_a_distilled_set_is_scored() -> None:
     found = evaluate(task, result, n=2, robust=True)
     assert [entry.metric for entry in found.results][:2] == ["label-robust score", "augmentation-robust score"]
     assert all(0 < entry.mean < 1 and entry.n == 2 for entry in found.results[:2])
+    assert found.results[0].judge == "mlp"
+    named = image_task("digits", model="mlp", width=8, judge_epochs=2, protocol="mtt")
+    assert evaluate(named, result, n=1, robust=True).results[0].judge == "mlp [mtt]"
+    with pytest.raises(ConfigError, match="no baselines to judge alone"):
+        evaluate(task, result, robust=True, baselines_only=True)
     with pytest.raises(ConfigError, match="equal count"):
         evaluate(task, result.batch, n=1, robust=True)
 
