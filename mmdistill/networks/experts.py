@@ -32,6 +32,11 @@ logger = logging.getLogger(__name__)
 
 EXPERTS_VERSION = 2
 MANIFEST = "experts.json"
+OWN = "experts"
+"""Under which a file keeps its manifest's digest and, after a blank, the numbers of the experts that trained together.
+
+One entry, since files write several in any order.
+"""
 PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batch=256, decay_at=())
 """Plain SGD at a constant rate, as trajectory matching trains its experts."""
 
@@ -131,7 +136,7 @@ class Experts:
         path = _shard(self.folder, expert)
         try:
             with safetensors.safe_open(path, framework="pt") as handle:
-                if (handle.metadata() or {}).get("experts") != self._digest:
+                if not (handle.metadata() or {}).get(OWN, "").startswith(self._digest):
                     raise CheckpointError(f"{path} belongs to other experts than {MANIFEST} beside it describes")
                 if epoch is None:
                     return {}
@@ -164,7 +169,8 @@ def train_experts(
         folder: where to put them.
         count: how many there shall be.
         recipe: how they train.
-        together: experts trained at once; the snapshots of so many are held in memory until they are written.
+        together: experts trained at once; the snapshots of so many are held in memory until they are written. Orders
+            and augmentation are drawn for all of them in one call, so another number means other experts.
         mode: see :func:`~mmdistill.networks.fit.fit_networks`; None takes ``vmap`` where the network allows it.
         progress: called after every epoch.
     Raises:
@@ -182,17 +188,16 @@ def train_experts(
         _require_same(folder, found, wanted, training=True)
     else:
         write_json(folder / MANIFEST, wanted)
-    groups = [range(first, min(first + together, count)) for first in range(0, count, together)]
-    open_groups = [group for group in groups if not all(_shard(folder, index).exists() for index in group)]
-    if open_groups:
+    if open_groups := _open_groups(folder, count, together):
         data = _training_batch(task)
         clock = _Clock(len(open_groups) * recipe.protocol.epochs, progress)
         pure = _batches(task, data)
         # On the CPU one network keeps the machine busy, and convolutions batched over networks are slow.
         chosen = mode or ("vmap" if pure and task.device.type != "cpu" else "loop")
+        loss = _expert_loss(task, random=not pure)
         for group in open_groups:
             with explained(f"training {len(group)} networks together", "fewer at once (--together) or less --width"):
-                _train_group(task, data, folder, group, recipe, chosen, pure, clock, digest(wanted))
+                _train_group(task, data, loss, folder, group, recipe, chosen, pure, clock, digest(wanted))
     return Experts(folder, task, count, recipe.protocol.epochs)
 
 
@@ -213,8 +218,9 @@ def _report(done: int, total: int, seconds: float) -> None:
 def _train_group(
     task: Task,
     data: Batch,
+    loss: Loss,
     folder: Path,
-    group: range,
+    group: Sequence[int],
     recipe: ExpertRecipe,
     mode: Literal["vmap", "loop"],
     pure: bool,
@@ -241,25 +247,26 @@ def _train_group(
     draws = Draws(recipe.seed, ("experts", group[0], len(group)), task.device)
     fit_networks(
         task.init,
-        _expert_loss(task, random=not pure),
+        loss,
         data,
         recipe.protocol,
         len(group),
         draws,
         augment=augment if recipe.augment else None,
-        noise=None if pure else lambda key, n: {"seed": key.integers(2**62, n)},
+        noise=None if pure else lambda key, n: {"seed": key.to("cpu").integers(2**62, n)},
         observe=observe,
         mode=mode,
         compile="auto" if pure else "off",
     )
     stacked = stack_states(snapshots)
+    metadata = {OWN: f"{name} {','.join(map(str, group))}"}
     for position, index in enumerate(group):
         if _shard(folder, index).exists():
             continue
         tensors = {f"params.{key}": t[:, position].contiguous() for key, t in stacked.params.items()}
         tensors |= {f"buffers.{key}": t[:, position].contiguous() for key, t in stacked.buffers.items()}
         with atomic_write(_shard(folder, index)) as handle:
-            handle.write(safetensors.torch.save(tensors, metadata={"experts": name}))
+            handle.write(safetensors.torch.save(tensors, metadata=metadata))
 
 
 def _expert_loss(task: Task, random: bool) -> Loss:
@@ -271,6 +278,28 @@ def _expert_loss(task: Task, random: bool) -> Loss:
         return task.loss(own, batch, train=True, draws=draws), own.buffers
 
     return loss
+
+
+def _open_groups(folder: Path, count: int, together: int) -> list[list[int]]:
+    """Return who shall train together: groups that lost a file as they were, and the experts that never trained."""
+    missing = [index for index in range(count) if not _shard(folder, index).exists()]
+    lost = []
+    for path in sorted(folder.glob("expert-*.safetensors")) if missing else ():
+        group = _group_of(path)
+        if group not in lost and not set(group).isdisjoint(missing):
+            lost.append(group)
+    new = [index for index in missing if not any(index in group for group in lost)]
+    return lost + [new[first : first + together] for first in range(0, len(new), together)]
+
+
+def _group_of(path: Path) -> list[int]:
+    """Return which experts trained together with a file's; a damaged one is found when it is read."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            numbers = (handle.metadata() or {}).get(OWN, "").partition(" ")[2]
+    except (safetensors.SafetensorError, OSError):
+        return []
+    return [int(number) for number in numbers.split(",") if number]
 
 
 def _training_batch(task: Task) -> Batch:

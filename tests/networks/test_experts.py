@@ -105,7 +105,12 @@ def test_finished_experts_stay_and_missing_ones_are_made(trained: Path, tmp_path
     )
     assert ticks == [(epoch + 1, EPOCHS) for epoch in range(EPOCHS)]  # one group of two
     assert {path.name: path.read_bytes() for path in folder.glob("expert*.safetensors")} == before
-    train_experts(BlobTask(), folder, 4, RECIPE, together=2)
+    ticks.clear()
+    train_experts(
+        BlobTask(), folder, 4, RECIPE, together=2, progress=lambda done, total, left: ticks.append((done, total))
+    )
+    assert len(ticks) == EPOCHS  # of the new one alone
+    assert before.items() <= {path.name: path.read_bytes() for path in folder.glob("expert*.safetensors")}.items()
     assert Experts(folder, BlobTask(), 4).snapshot(3, 0).params["0.weight"].shape == (8, 4)
 
 
