@@ -240,6 +240,7 @@ def plan_for(
         kind = "none"  # on other data DC augments for batch norm alone, whose judges here train with DSA
     if augment is not None:
         kind = "dsa" if augment else "none"
+    fit = fit if batch is None else replace(fit, batch=batch)
     length = fit.epochs
     if protocol.updates:
         reached = [updates for least, updates in protocol.updates if images >= least] or [protocol.updates[0][1]]
@@ -253,5 +254,4 @@ def plan_for(
     elif epochs is not None:
         length = epochs
     cutmix = 0.0 if whole or (protocol.augment == "idc" and data.name == "mnist") else protocol.cutmix
-    fit = replace(fit, epochs=length, batch=fit.batch if batch is None else batch)
-    return Plan(fit, kind, cutmix, protocol.squared or scores, protocol.label_scale)
+    return Plan(replace(fit, epochs=length), kind, cutmix, protocol.squared or scores, protocol.label_scale)

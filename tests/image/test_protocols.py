@@ -40,8 +40,9 @@ def plan(
     scores: bool = False,
     whole: bool = False,
     augment: bool | None = None,
+    batch: int | None = None,
 ) -> Plan:
-    return plan_for(PROTOCOLS[name], data, images, scores=scores, whole=whole, own=own, augment=augment)
+    return plan_for(PROTOCOLS[name], data, images, scores=scores, whole=whole, own=own, augment=augment, batch=batch)
 
 
 def test_the_declared_protocol_is_the_fields(photographs: ImageData, digits: ImageTask) -> None:
@@ -68,6 +69,7 @@ def test_presets_follow_their_papers(photographs: ImageData) -> None:
     assert (frepo.fit.epochs, frepo.fit.optimizer, frepo.squared, frepo.label_scale) == (5000, "adam", True, 1)
     assert plan("frepo", photographs, 10).fit.epochs == 1000
     assert plan("frepo", photographs, 1000).fit.epochs == 5000  # 10,000 updates, two an epoch
+    assert plan("frepo", photographs, 1000, batch=100).fit.epochs == 1000  # as many updates, ten an epoch
     idc = plan("idc", photographs)
     assert (idc.fit.batch, idc.cutmix, idc.fit.restart, idc.augment) == (64, 0.5, False, "idc")
     assert (plan("idc", mnist).cutmix, plan("idc", mnist).augment) == (0, "idc")
