@@ -89,10 +89,13 @@ def compiled(function: Callable[P, R]) -> Program[P, R]:
     return Program(function)
 
 
-@functools.lru_cache(maxsize=8)
 def compiled_once(function: Callable[P, R]) -> Program[P, R]:
-    """Return a function compiled, the same program each time; for functions that hold little, since they are kept."""
-    return Program(function)
+    """Return a function compiled, the same program each time, which the function keeps and takes with it."""
+    kept = vars(function)
+    if "program" not in kept:
+        kept["program"] = Program(function)
+    program: Program[P, R] = kept["program"]
+    return program
 
 
 def _kind(args: object, kwargs: object) -> object:

@@ -1,18 +1,30 @@
 """Compiling: when, what it counts, and what happens where it fails or inputs keep changing."""
 
+import gc
 import os
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch._inductor.config
+from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from mmdistill.compilation import CACHE_VARIABLE, SHAPES, Program, _prepare_compiler, compiled, operations
+from mmdistill.compilation import (
+    CACHE_VARIABLE,
+    SHAPES,
+    Program,
+    _prepare_compiler,
+    compiled,
+    compiled_once,
+    operations,
+)
 from mmdistill.distiller import Distiller
 from mmdistill.methods import CORE_METHODS
+from mmdistill.registry import get_domain, get_method
 from tests.toys import BlobTask
 
 
@@ -72,3 +84,24 @@ def test_operations_count_products_and_leave_the_run_alone() -> None:
     assert run.step == 0
     assert all(torch.equal(a, b) for a, b in zip(before, run.parameterization.parameters(), strict=True))
     assert operations(lambda: torch.ones(3, 4) @ torch.ones(4, 5))[1] == 2 * 3 * 4 * 5
+
+
+def test_operations_are_those_of_the_first_step_wherever_a_run_is() -> None:
+    settings = {"steps": 3, "inner_steps": 6, "inner_window": 2, "real_batch": 8}
+    distiller = Distiller(BlobTask(), get_method(get_domain("image"), "rat-bptt").with_settings(**settings), 1)
+    run = distiller.start()
+    counts = set()
+    for run.step in range(6):
+        counts.add(distiller.operations(run))
+    assert len(counts) == 1
+
+
+def test_a_program_goes_with_its_function() -> None:
+    def function(tensor: Tensor) -> Tensor:
+        return tensor + 1
+
+    assert compiled_once(function) is compiled_once(function)
+    gone = weakref.ref(function)
+    del function
+    gc.collect()
+    assert gone() is None

@@ -13,7 +13,6 @@ A learning rate that was learned with the set is part of it (``learned["inner_lr
 A learned rate that is not positive cannot train; the protocol's own is used and the scores say so.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,15 +77,20 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     return replace(protocol, optimizer="sgd", lr=rate, momentum=0.9), ()
 
 
-@functools.lru_cache(maxsize=64)
 def training_loss(network: FunctionalModule, scale: float | None) -> Loss:
     """Return the loss that a network trains by, the same function each time, so that it is compiled once.
 
     Args:
-        network: what trains.
+        network: what trains, and keeps its losses.
         scale: of targets under the squared error; None is cross entropy.
     """
+    if scale not in network.losses:
+        network.losses[scale] = _training_loss(network, scale)
+    loss: Loss = network.losses[scale]
+    return loss
 
+
+def _training_loss(network: FunctionalModule, scale: float | None) -> Loss:
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         output, buffers = network(state, batch.inputs, train=True)
         assert isinstance(batch.targets, Tensor)

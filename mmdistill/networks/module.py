@@ -62,6 +62,9 @@ class FunctionalModule:
         features: name or names of the submodules whose *input* (the last name) or output (all others) are the layers'
             features; by default the input of the last ``nn.Linear``.
         device: where parameters live.
+
+    Attributes:
+        losses: that judges train it by, by the scale of their targets.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class FunctionalModule:
         missing = [name for name in self.feature_names if name not in submodules]
         if missing:
             raise ConfigError(f"no submodule named {missing[0]!r}; there are {sorted(n for n in submodules if n)}")
+        self.losses: dict[float | None, Any] = {}
         self._captured: dict[str, Tensor] = {}
         for position, name in enumerate(self.feature_names):
             last = position == len(self.feature_names) - 1

@@ -133,11 +133,9 @@ class RandomFeatureRidge(Objective):
         return 2 * torch.stack([x.double() @ y.double().T for x, y in parts]).sum(0) + self.offset
 
     def random_networks(self, task: Task, draws: Draws) -> list[NetworkState]:
-        """Return this step's networks."""
-        return [
-            redrawn(task.init(draws.fold(index)), draws.fold(index, "weights"), self.bias_std)
-            for index in range(self.networks)
-        ]
+        """Return this step's networks: one whose weights and biases are drawn anew for each."""
+        network = task.init(draws)
+        return [redrawn(network, draws.fold(index, "weights"), self.bias_std) for index in range(self.networks)]
 
     def _features(self, task: Task, states: list[NetworkState], inputs: Inputs) -> Tensor:
         """Return all networks' last features side by side, ``(n, networks * d)``, so scaled that products are means."""
