@@ -111,7 +111,7 @@ def distill(
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
         resume: continue from the newest checkpoint in ``out``.
         overwrite: replace a run in ``out``.
-        checkpoint_every: steps between checkpoints; 0 means every tenth of the run.
+        checkpoint_every: steps between checkpoints; 0 means every tenth of the run, and more often at first.
         progress: called with (steps done, steps in all, loss) whenever the loss is read back.
         name: how the set calls the method; its registered name or lower-case title by default.
         compile: ``auto`` compiles what the network does in runs long enough to repay it, ``on`` always; both capture
@@ -122,7 +122,7 @@ def distill(
         The distilled set. On several processes (torchrun) every rank returns the same one, and the first writes it.
     Raises:
         ConfigError: an unknown method, a budget in another unit, an impossible composition, a folder that holds a run.
-        NonFiniteError: a loss became NaN or infinite; the last good checkpoint is kept.
+        NonFiniteError: a loss became NaN or infinite; with ``out``, the last good checkpoint is kept.
     """
     require_task(task)
     for option, value, known in (
@@ -173,9 +173,8 @@ def distill(
         if ranks.is_first():
             _remove_former(folder)
         checkpoints.clear()
-    interval = checkpoint_every or max(distiller.steps // 10, 1)
     stepper = Stepper(distiller, compile)
-    _loop(distiller, stepper, run, checkpoints, interval, progress, began - earlier)
+    _loop(distiller, stepper, run, checkpoints, checkpoint_every, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
     result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
     if folder is not None and ranks.is_first():
@@ -209,7 +208,7 @@ def _loop(
     stepper: Stepper,
     run: RunState,
     checkpoints: "Checkpoints | None",
-    interval: int,
+    checkpoint_every: int,
     progress: Progress | None,
     began: float,
 ) -> None:
@@ -229,15 +228,15 @@ def _loop(
             if reading or stopping:
                 ranks.average([loss := loss.clone()])
                 value = float(loss)
-                _require_finite(run, value)
+                _require_finite(run, value, checkpoints)
                 run.history.append((run.step, value))
                 if progress is not None:
                     progress(run.step, steps, value)
             if validate_every and (run.step % validate_every == 0 or last):
                 distiller.validate(run)
-            if last or stopping or (checkpoints is not None and run.step % interval == 0):
+            if last or stopping or (checkpoints is not None and _is_due(run.step, checkpoint_every, steps)):
                 run.finite &= run.stored_finite()  # the last update comes after the last loss
-                _require_finite(run, float(loss))
+                _require_finite(run, float(loss), checkpoints)
                 if checkpoints is not None:
                     checkpoints.save(run, time.perf_counter() - began)
             if stopping:
@@ -251,13 +250,25 @@ def _agreed(stop: threading.Event, reading: bool) -> bool:
     return reading and any(ranks.gathered(stop.is_set()))
 
 
-def _require_finite(run: RunState, loss: float) -> None:
-    if not ranks.all_true(run.finite):
-        what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
-        raise NonFiniteError(
-            f"{what} at or before step {run.step}; the last good checkpoint is kept. "
-            "Lower the learning rate (settings: optimizers) or use float32"
-        )
+def _is_due(step: int, every: int, steps: int) -> bool:
+    """Return whether a checkpoint is due after a step.
+
+    With ``every`` 0, after each tenth of the run, and before the first after 1, 2, 4, ... steps, so that a run which
+    bursts early leaves something.
+    """
+    interval = every or max(steps // 10, 1)
+    return step % interval == 0 or (not every and step < interval and step.bit_count() == 1)
+
+
+def _require_finite(run: RunState, loss: float, checkpoints: "Checkpoints | None") -> None:
+    if ranks.all_true(run.finite):
+        return
+    what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
+    kept = checkpoints.paths()[-1:] if checkpoints is not None else []
+    left = f"{kept[0]} holds the last good state" if kept else "no checkpoint was written before"
+    raise NonFiniteError(
+        f"{what} at or before step {run.step}; {left}. Lower the learning rate (settings: optimizers) or use float32"
+    )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from mmdistill import ranks, runtime
 from mmdistill.compilation import Program, compiled, operations
 from mmdistill.errors import ConfigError
 from mmdistill.labels import TeacherLabels
-from mmdistill.method import Method
+from mmdistill.method import Method, require_selectable
 from mmdistill.networks.architecture import network_title
 from mmdistill.networks.schedules import EMPTY, ScheduleState, UnreadNetwork
 from mmdistill.networks.statistics import copied
@@ -56,7 +56,7 @@ class Distiller:
         self.budget = budget
         self.settings = method.settings(budget) if settings is None else settings
         self.draws = Draws(seed, device=task.device)
-        _require_selectable(task, method, self.settings)
+        require_selectable(task, method, self.settings)
         self.precision = resolved(precision, task.device)
         self.schedule = method.network(self.settings)
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
@@ -209,6 +209,16 @@ class Distiller:
         labels.assign(soft_labels(self.task, teacher, syn.inputs))
         return syn._replace(targets=labels())
 
+    def _last(self, run: RunState, steps: int) -> ScheduleState:
+        """Return what labels the finished samples of so many steps.
+
+        It is the last step's expert where decoding draws other samples than that step saw; otherwise nothing, and they
+        keep its labels.
+        """
+        if not (run.parameterization.redraws and self.schedule.gives_target and steps):
+            return EMPTY
+        return self.schedule.fetch(self.task, EMPTY, self.key(replace(run, step=steps - 1)).fold("network"))
+
     def _network(self, run: RunState, schedule: ScheduleState) -> Network:
         """Return what objectives read of a step's network."""
         if schedule.network is None:
@@ -344,7 +354,7 @@ class Distiller:
             run.objective.load_state_dict(run.best["objective"])
             step = run.best["step"]
         with torch.no_grad():
-            batch = self._labelled(run, run.parameterization.finished(self.draws.fold("decode")))
+            batch = self._labelled(run, run.parameterization.finished(self.draws.fold("decode")), self._last(run, step))
             if isinstance(run.parameterization.labels, TeacherLabels) and isinstance(batch.targets, Tensor):
                 ranks.share(batch.targets)  # by the last step's teacher, which each rank has drawn by itself
         unread = self.method.solve is not None or isinstance(self.schedule, UnreadNetwork)
@@ -380,29 +390,6 @@ class _Solved(Objective):
 
 Gradients = Callable[[RunState, ScheduleState, Batch | ClassBatch, Draws], tuple[Tensor, list[Tensor | None]]]
 """``(run, its network, real batch, key) -> loss, gradients``, see :meth:`Distiller.gradients`."""
-
-
-def _require_selectable(task: Task, method: Method, settings: Settings) -> None:
-    """Refuse settings by which no step could be chosen as they say: by validation, or by an average of all.
-
-    Raises:
-        ConfigError: saying which do not go together, or that the task cannot validate.
-    """
-    if not 0 <= settings.ema < 1 or (settings.ema and settings.validate_every):
-        raise ConfigError(
-            f"ema is a decay in [0, 1) and cannot go with validate_every, got {settings.ema} and "
-            f"{settings.validate_every}"
-        )
-    if settings.patience and not settings.validate_every:
-        raise ConfigError(
-            f"patience counts validations, and without validate_every there are none; got a patience of "
-            f"{settings.patience}"
-        )
-    if settings.validate_every and method.solve is None and not isinstance(task, Validates):
-        raise ConfigError(
-            f"{method.title} selects by validation (validate_every {settings.validate_every}), but the task of "
-            f"{task.describe().data!r} cannot validate; leave --validate-every out (0 among the settings)"
-        )
 
 
 def _groups(run: RunState) -> dict[str, list[nn.Parameter]]:

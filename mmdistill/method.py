@@ -11,7 +11,7 @@ from mmdistill.objectives.base import Objective
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import TRAINING, OptimizerSpec, Settings, WatchedSettings
-from mmdistill.task import Task
+from mmdistill.task import Task, Validates
 
 Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
 """Builds the initial parameterization: ``(task, budget, settings, label kind, draws)``."""
@@ -229,4 +229,27 @@ class MethodTable(dict[str, Method]):
         raise UnknownNameError(
             f"no method {name!r} in this table{near} (there are: {', '.join(sorted(self))}); all methods for one kind "
             "of data are found by mmdistill.registry.get_method(get_domain('image'), name)"
+        )
+
+
+def require_selectable(task: Task, method: Method, settings: Settings) -> None:
+    """Refuse settings by which no step could be chosen as they say: by validation, or by an average of all.
+
+    Raises:
+        ConfigError: saying which do not go together, or that the task cannot validate.
+    """
+    if not 0 <= settings.ema < 1 or (settings.ema and settings.validate_every):
+        raise ConfigError(
+            f"ema is a decay in [0, 1) and cannot go with validate_every, got {settings.ema} and "
+            f"{settings.validate_every}"
+        )
+    if settings.patience and not settings.validate_every:
+        raise ConfigError(
+            f"patience counts validations, and without validate_every there are none; got a patience of "
+            f"{settings.patience}"
+        )
+    if settings.validate_every and method.solve is None and not isinstance(task, Validates):
+        raise ConfigError(
+            f"{method.title} selects by validation (validate_every {settings.validate_every}), but the task of "
+            f"{task.describe().data!r} cannot validate; leave --validate-every out (0 among the settings)"
         )

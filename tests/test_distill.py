@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -251,6 +252,14 @@ def test_a_non_finite_step_stops_with_the_last_good_checkpoint(tmp_path: Path) -
     assert not (tmp_path / "distilled.json").exists()
     resumed = distill(BlobTask(), method("dm"), ipc=2, out=tmp_path, resume=True, checkpoint_every=1)
     assert torch.equal(samples(resumed), samples(distill(BlobTask(), method("dm"), ipc=2)))
+
+
+def test_a_run_that_bursts_early_tells_what_it_left(tmp_path: Path) -> None:
+    left = re.escape(f"{tmp_path / 'checkpoints' / 'step-00000004.safetensors'} holds the last good state")
+    with pytest.raises(NonFiniteError, match=f"became nan .*; {left}"):
+        distill(Spoiled(), method("dm", steps=200), ipc=2, out=tmp_path)
+    with pytest.raises(NonFiniteError, match="no checkpoint was written before"):
+        distill(Spoiled(), method("dm"), ipc=2)
 
 
 def test_a_last_update_that_bursts_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,9 @@ class MarginKernelRidge(KernelRidgeMatching):
     Args:
         ridge: lambda, scaled by trace.
     Shapes:
-        flat batches, the synthetic one with learned ``(n, C)`` targets; returns a scalar.
+        flat batches; class indices count as one-hot minus 1/C; returns a scalar.
     Raises:
-        ConfigError: synthetic targets that are class indices, or a task with fewer than two classes.
+        ConfigError: a task with fewer than two classes.
     Source: Zhou et al., NeurIPS 2022; survey Eq. 6.
     """
 
@@ -60,10 +60,9 @@ class MarginKernelRidge(KernelRidgeMatching):
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the squared error of the ridge prediction and the margin term."""
         syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
-        if isinstance(syn.targets, dict) or not syn.targets.is_floating_point():
-            raise ConfigError("the label margin reads (n, C) soft targets; give the method learned labels")
-        error = super().forward(network, syn, real, draws)
-        return error + label_margin(syn.targets).to(error.dtype)
+        targets = self.regression_targets(syn, network)
+        error = super().forward(network, syn._replace(targets=targets), real, draws)
+        return error + label_margin(targets).to(error.dtype)
 
 
 class RandomFeatureRidge(Objective):

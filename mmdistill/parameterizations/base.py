@@ -47,6 +47,8 @@ class Parameterization(nn.Module, ABC):
 
     divisible = True
     """Whether a step may take some samples without the others."""
+    redraws = False
+    """Whether each decoding draws other samples (random crops, say)."""
     _table: Tensor
     _present: Tensor
 

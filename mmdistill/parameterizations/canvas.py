@@ -36,6 +36,8 @@ class Canvases(Parameterization):
     Source: Cazenavette et al., CVPR Workshops 2022; survey Sec. 4.10.
     """
 
+    redraws = True
+
     def __init__(self, canvases: Tensor, labels: Labels, size: tuple[int, int], crops: int) -> None:
         if canvases.ndim != 4 or any(a < b for a, b in zip(canvases.shape[2:], size, strict=True)) or crops < 1:
             raise ConfigError(
@@ -83,9 +85,10 @@ def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, 
     scale = math.sqrt(area / (height * width)) if area > 0 else 0.0
     tall, wide = int(height * scale + 1e-9), int(width * scale + 1e-9)
     if tall < height or wide < width:
+        least = room.num_classes * (FLOAT_BYTES * channels * height * width + labels)
         raise ConfigError(
             f"{room.stored_bytes} bytes hold no canvas of {height} x {width} pixels for each of {room.num_classes} "
-            "classes; use a larger budget"
+            f"classes, which take {least} with their labels; use a larger budget"
         )
     down, across = math.ceil(tall / height), math.ceil(wide / width)
     tiles = room.targets(task, down * across, init, draws)

@@ -1,18 +1,25 @@
 """Combinations of real images and crops of canvases: equal to loops, and honest about what is stored."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
-from mmdistill.image import ImageTask, image_task
+from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.storage import coefficients
 from mmdistill.labels import FixedLabels
 from mmdistill.methods import CORE_METHODS
+from mmdistill.networks.schedules import EMPTY
+from mmdistill.networks.teacher import soft_labels
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.canvas import Canvases, class_canvases
 from mmdistill.parameterizations.combination import CombinedImages, learned_coefficients
 from mmdistill.parameterizations.upsample import PixelSpace
+from mmdistill.registry import get_method, get_parameterization
 from mmdistill.runtime import Draws
+from mmdistill.task import NetworkState
 from tests.oracles import storage as oracle
 
 KEY = Draws(6)
@@ -117,3 +124,20 @@ def test_impossible_stores_are_refused(task: ImageTask) -> None:
         class_canvases(task, room, "real", KEY, multiple=0)
     with pytest.raises(ConfigError, match="leave no room"):
         coefficients(multiple=60)(task, 1, CORE_METHODS["dm"].settings(1), "fixed", KEY)
+
+
+@pytest.mark.parametrize("storage", ["raw", "canvas"])
+def test_an_experts_labels_are_those_of_the_finished_samples(task: ImageTask, storage: str, tmp_path: Path) -> None:
+    few = {"steps": 1, "inner_steps": 2, "experts": 1, "start_epochs": 1, "expert_steps": 3}
+    method = get_method(DOMAIN, "tesla", "digits").with_settings(**few, expert_folder=str(tmp_path))
+    method = method.with_rate(0.0).stored_as(get_parameterization(DOMAIN, storage))
+    distiller = Distiller(task, method, 4)
+    distiller.schedule.make_ready(task)
+    run, _ = distiller.step(distiller.start())
+    found = distiller.result(run, "tesla", 0.0).batch
+    expert = distiller.schedule.fetch(task, EMPTY, KEY)  # the only one, from its only start
+    assert expert.target is not None
+    assert expert.network is not None
+    own = soft_labels(task, NetworkState(expert.target, expert.network.buffers), found.inputs)
+    assert isinstance(found.targets, torch.Tensor)
+    assert torch.allclose(own, found.targets, atol=1e-5)
