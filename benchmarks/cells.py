@@ -9,6 +9,7 @@ from typing import Any
 from quality import folder_of
 
 from mmdistill.image.models import model_name
+from mmdistill.image.published import conditions
 from mmdistill.store import read_json, write_json
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -19,38 +20,10 @@ TABLE_5 = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 BASELINES = ("random", "herding")
 CELLS = Path(__file__).parents[1] / "docs" / "cells"
 """What finished cells found, one small file for each seed; the tables are written from it."""
-PAPERS = {
-    "dc": "protocol=dc",
-    "egm": "protocol=dc",
-    "cafe": "protocol=cafe",
-    "mtt": "protocol=mtt",
-    "ftd": "protocol=mtt",
-    "ddpp": "protocol=mtt",
-    "tesla": "protocol=mtt",
-    "haba": "protocol=mtt",
-    "frepo": "model=freponet-bn,protocol=frepo",
-    "rfad": "model=convnet-w256-nn,protocol=rfad",
-    "kip": "protocol=kip",
-    "kip-conv": "protocol=kip",
-    "idc": "protocol=idc",
-    "edd": "protocol=idc",
-}
-"""The network and judging that belong to published settings, where they are not the default ones."""
 REDUCED_MODELS = {"kip": "mlp-w1024"}
 """Networks that belong to a reduced schedule in place of the ConvNet of width 16."""
 REDUCED_WIDTHS = {"convnet": 16, "alexnet": 32, "vgg11": 16, "resnet": 16}
 """Widths of the judges of Tables 3 and 5 under a reduced schedule: an eighth of a ConvNet's, a quarter of others'."""
-RIDGE = {"cifar10": (1, 10, 50), "cifar100": (1, 10, 50), "tiny-imagenet": (1, 10, 50)}
-WHITENED = {
-    **dict.fromkeys(("mtt", "ddpp"), ("mtt", {"cifar10": (1, 10), "cifar100": (1, 50)})),
-    "ftd": ("mtt", {"cifar10": (1, 10), "cifar100": (1, 10, 50)}),
-    "haba": ("mtt", {"cifar10": (1, 10, 50), "cifar100": (1, 50)}),
-    "tesla": ("mtt", {"cifar10": (10,), "cifar100": (1, 50)}),
-    "frepo": ("frepo", RIDGE),
-    **dict.fromkeys(("rfad", "kip", "kip-conv"), ("kip", RIDGE)),
-}
-"""The whitening that belongs to published settings, and of which data sets at which ipc; where there is no command of
-TESLA's or HaBa's, MTT's."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +51,7 @@ class Cell:
             model = f"model={REDUCED_MODELS[self.method]}" if self.method in REDUCED_MODELS else "width=16"
             own = f"schedule=reduced,{model},judge_epochs=300" + (",judge_batch=25" if self.ipc >= 10 else "")
         else:
-            own = "" if self.data == "digits" else PAPERS.get(self.method, "")
-            whitening, at = WHITENED.get(self.method, ("", {}))
-            if self.ipc in at.get(self.data, ()):
-                own += f",whiten={whitening}"
+            own = ",".join(f"{name}={value}" for name, value in conditions(self.method, self.data, self.ipc).items())
         options = ",".join(filter(None, (own, self.options)))
         return f"{self.data}-{self.method}-{self.ipc}" + (f":{options}" if options else "")
 

@@ -3,7 +3,7 @@
 from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.errors import ConfigError
 from mmdistill.method import LABELS, Method
-from mmdistill.registry import Domain, TaskOptions, domain_of, get_method, get_parameterization
+from mmdistill.registry import Domain, TaskOptions, canonical, domain_of, get_method, get_parameterization
 from mmdistill.runtime import choose_device
 from mmdistill.task import Task
 
@@ -62,3 +62,12 @@ def chosen_method(config: DistillConfig, domain: Domain) -> Method:
     label = None if config.label is None else LABELS[config.label]
     settings = config.overrides() | ({} if config.lr is None else {"lr": config.lr})
     return method.customised(storage, label, settings)
+
+
+def unmet_conditions(config: DistillConfig, domain: Domain, budget: int) -> dict[str, str]:
+    """Return the options that published numbers belong to and that a run with published settings does not have."""
+    data, name = require_data_and_method(config)
+    if config.schedule != "published" or canonical(data) not in domain.datasets:
+        return {}
+    wanted = domain.conditions(canonical(name), canonical(data), budget)
+    return {option: value for option, value in wanted.items() if getattr(config, option) != value}

@@ -96,7 +96,25 @@ def _experts_parser() -> Parser:
     parser.add_argument("--data", type=str, help="data set name or path, as for distill")
     parser.add_argument("--method", type=str, default="mtt", help="the method that will match them")
     parser.add_argument("--ipc", type=int, default=1, help="samples per class, on which the method's settings depend")
-    parser.add_argument("--count", type=int | None, default=None, help="how many experts; by default as the method has")
+    parser.add_argument(
+        "--experts",
+        "--count",
+        type=int | None,
+        default=None,
+        help="how many; by default as the method has. Distilling with fewer than that needs the same option",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int | None,
+        default=None,
+        help="epochs of each; as many as the method's settings need by default; more go with an --expert-folder",
+    )
+    parser.add_argument(
+        "--expert_folder",
+        type=str | None,
+        default=None,
+        help="where they go; the cache by default. Distilling from it needs the same option",
+    )
     parser.add_argument("--together", type=int, default=10, help="experts trained at once; fewer need less memory")
     parser.add_argument("--model", type=str | None, default=None, help="network, as for distill")
     parser.add_argument("--width", type=int | None, default=None, help="width of the network")
@@ -234,8 +252,8 @@ def run_command(options: Namespace) -> None:
         resume = plain.pop("resume")
         commands.distill_command(DistillConfig(**plain), resume)
     elif options.command == "experts":
-        count, together = plain.pop("count"), plain.pop("together")
-        commands.experts_command(DistillConfig(**plain), count, together)
+        epochs, together = plain.pop("epochs"), plain.pop("together")
+        commands.experts_command(DistillConfig(**plain), epochs, together)
     elif options.command == "evaluate":
         commands.evaluate_command(**plain)
     elif options.command == "report":

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from mmdistill import exports, ranks
-from mmdistill.assembly import chosen_method, make_task
+from mmdistill.assembly import chosen_method, make_task, unmet_conditions
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import LEGEND, draw_budgets, read_runs, table, without_scores
@@ -79,6 +79,9 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
         if ranks.is_first():
             for name in method.unread(budget, config.overrides()):
                 print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
+            if unmet := unmet_conditions(config, domain, budget):
+                options = " ".join(f"--{option} {value}" for option, value in unmet.items())
+                print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
         require_networks(config.networks, config.networks_at_once)
         if finished and resume is not None:
             distilled = DistilledSet.load(folder)
@@ -153,10 +156,14 @@ def _distill_with_bar(
         )
 
 
-def experts_command(config: DistillConfig, count: int | None, together: int) -> None:
-    """Train the experts of a method where they are missing; an interrupted call continues when it is called again."""
-    if min(number for number in (config.ipc, together, count) if number is not None) < 1:
-        raise ConfigError("--ipc, --count and --together are at least 1")
+def experts_command(config: DistillConfig, epochs: int | None, together: int) -> None:
+    """Train the experts of a method where they are missing; an interrupted call continues when it is called again.
+
+    Raises:
+        ConfigError: a method without experts, or epochs that are too few or belong to no folder of the user's.
+    """
+    if min(number for number in (config.ipc, together, config.experts, epochs) if number is not None) < 1:
+        raise ConfigError("--ipc, --experts, --epochs and --together are at least 1")
     domain, task = make_task(config)
     budget = config.ipc or 1
     method = chosen_method(config, domain)
@@ -169,9 +176,15 @@ def experts_command(config: DistillConfig, count: int | None, together: int) -> 
             if isinstance(found.network(found.settings(budget)), ExpertTrajectories)
         ]
         raise ConfigError(f"{method.title} matches no experts; methods that do: {', '.join(fitting) or 'none here'}")
-    wanted = schedule.experts if count is None else count
-    folder = schedule.folder_for(task)
-    if wanted > 0 and is_complete(folder, wanted):
+    recipe, wanted, folder = schedule.recipe_for(task), schedule.experts, schedule.folder_for(task)
+    if epochs is not None:
+        if epochs < recipe.protocol.epochs or schedule.folder is None:
+            raise ConfigError(
+                f"{method.title} needs {recipe.protocol.epochs} epochs with these settings; more of them, which other "
+                "settings may need, go with an --expert-folder"
+            )
+        recipe = dataclasses.replace(recipe, protocol=dataclasses.replace(recipe.protocol, epochs=epochs))
+    if is_complete(folder, wanted):
         print(f"{wanted} expert(s) are already in {folder}")
         return
     began = time.perf_counter()
@@ -180,7 +193,7 @@ def experts_command(config: DistillConfig, count: int | None, together: int) -> 
             task,
             folder,
             wanted,
-            schedule.recipe_for(task),
+            recipe,
             together=together,
             progress=lambda done, total, seconds: show(done, total, left=f"{seconds:.0f} s"),
         )

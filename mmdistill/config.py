@@ -24,6 +24,12 @@ SETTINGS = (
     "clip",
     "classes_at_once",
     "kept_steps",
+    "experts",
+    "expert_steps",
+    "start_epochs",
+    "expert_folder",
+    "teacher_epochs",
+    "ema",
     "validate_every",
     "patience",
     "interactions_per_user",
@@ -77,10 +83,16 @@ class DistillConfig:
         clip: norm at which a step's gradients are cut, for unrolled training whose gradients burst; 0 never cuts
         classes_at_once: classes computed together where they are matched one by one; fewer need less memory
         kept_steps: last steps of an unrolled training whose activations are kept; fewer need less memory and more time
+        experts: how many experts' trajectories are matched (mtt and its relatives); those that are missing are trained
+        expert_steps: epochs of an expert's training that a student shall follow
+        start_epochs: from how many of an expert's first epochs these start
+        expert_folder: where experts are or shall be; the cache by default
+        teacher_epochs: epochs of the network that labels samples (--label teacher)
+        ema: decay of a running average of the samples, which becomes the result; 0 keeps the last
         validate_every: steps between validations that pick the best step; 0 keeps the last
         patience: validations without a better step after which the run ends; 0 takes all steps
         interactions_per_user: interactions of a synthetic user (recommender data)
-        checkpoint_every: steps between checkpoints; 0 is a tenth of the run
+        checkpoint_every: steps between checkpoints; 0 is a tenth of the run, and fewer at first
         judges: who judges the result, comma-separated, or 'all'; the method's or the domain's first judge by default
         networks: independently trained networks per judge
         networks_at_once: networks trained together; fewer need less memory; all by default
@@ -131,6 +143,12 @@ class DistillConfig:
     clip: float | None = None
     classes_at_once: int | None = None
     kept_steps: int | None = None
+    experts: int | None = None
+    expert_steps: int | None = None
+    start_epochs: int | None = None
+    expert_folder: str | None = None
+    teacher_epochs: int | None = None
+    ema: float | None = None
     validate_every: int | None = None
     patience: int | None = None
     interactions_per_user: int | None = None

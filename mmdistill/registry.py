@@ -106,6 +106,7 @@ class Domain:
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
         options: which of the options in :data:`~mmdistill.assembly.OPTIONS_OF_DOMAINS` mean something to it.
         taxonomy: by method name, the rows of Table 1.
+        conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Domain:
     parameterizations: Mapping[str, Storage] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
+    conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}
 
 
 def canonical(name: str) -> str:

@@ -54,7 +54,10 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
 
 
-TRAINING = ("outer_steps", "inner_steps", "inner_lr", "inner_batch", "inner_momentum", "inner_window", "kept_steps")
+TRAINING = (
+    *("outer_steps", "inner_steps", "inner_lr", "inner_batch", "inner_momentum", "inner_window", "kept_steps"),
+    *("experts", "expert_steps", "start_epochs", "expert_folder"),
+)
 """Settings of the networks' training, which mean something only to schedules and objectives that read them."""
 
 

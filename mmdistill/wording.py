@@ -29,6 +29,7 @@ GROUPS = {
         *("steps", "lr", "real_batch", "syn_batch", "init", "augment", "outer_steps", "inner_steps", "inner_lr"),
         *("inner_batch", "inner_momentum", "inner_window", "clip"),
         *("validate_every", "patience", "classes_at_once", "kept_steps", "interactions_per_user"),
+        *("experts", "expert_steps", "start_epochs", "expert_folder", "teacher_epochs", "ema"),
     ),
     "judging": (*("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "protocol"),),
 }

@@ -19,7 +19,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_experts_are_trained_once_and_used_by_distilling(
     cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main([*FAST, "--count", "3"]) == 0
+    assert main([*FAST, "--experts", "3"]) == 0
     said = capsys.readouterr().out
     assert "3 expert(s) of" in said
     assert " s; " in said
@@ -27,10 +27,10 @@ def test_experts_are_trained_once_and_used_by_distilling(
     assert len(list(folder.glob("expert-*.safetensors"))) == 3
     (folder / "expert-0001.safetensors").unlink()
     before = (folder / "expert-0000.safetensors").read_bytes()
-    assert main([*FAST, "--count", "3"]) == 0
+    assert main([*FAST, "--experts", "3"]) == 0
     assert (folder / "expert-0001.safetensors").exists()
     assert (folder / "expert-0000.safetensors").read_bytes() == before
-    assert main([*FAST, "--count", "3"]) == 0
+    assert main([*FAST, "--experts", "3"]) == 0
     assert "already in" in capsys.readouterr().out
     asked = []
     monkeypatch.setattr(experts, "is_complete", lambda where, count: asked.append(where) or False)
@@ -38,6 +38,22 @@ def test_experts_are_trained_once_and_used_by_distilling(
     common = ["--data", "digits", "--model", "mlp", "--width", "4", "--device", "cpu", "--ipc", "1"]
     assert main(["distill", *common, "--method", "mtt", "--out", str(cache / "run")]) == 130
     assert asked == [folder]
+
+
+def test_a_folder_of_fewer_longer_experts_is_distilled_from(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--experts", "2", "--expert-folder", str(cache / "own")]
+    assert main([*FAST, "--epochs", "30"]) == 2
+    assert "go with an --expert-folder" in capsys.readouterr().err
+    assert main([*FAST, *own, "--epochs", "1"]) == 2
+    assert main([*FAST, *own, "--epochs", "30"]) == 0
+    assert "2 expert(s) of 30 epochs" in capsys.readouterr().out
+    made = {path.name for path in (cache / "own").iterdir()}
+    assert made == {"experts.json", "expert-0000.safetensors", "expert-0001.safetensors"}
+    common = ["--data", "digits", "--model", "mlp", "--width", "4", "--device", "cpu", "--ipc", "1", "--steps", "2"]
+    quick = ["--networks", "1", "--judge-epochs", "1", "--baselines", "none", "--out", str(cache / "run")]
+    assert main(["distill", *common, *quick, "--method", "mtt", *own]) == 0
+    assert {path.name for path in (cache / "own").iterdir()} == made
+    assert not (cache / "experts").exists()
 
 
 def stopped(*arguments: object, **options: object) -> None:
@@ -48,4 +64,4 @@ def test_methods_without_experts_are_refused_by_name(capsys: pytest.CaptureFixtu
     assert main([*FAST, "--method", "dm"]) == 2
     error = capsys.readouterr().err
     assert "DM matches no experts; methods that do: mtt, tesla" in error
-    assert main([*FAST, "--count", "0"]) == 2
+    assert main([*FAST, "--experts", "0"]) == 2

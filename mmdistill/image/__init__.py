@@ -7,6 +7,7 @@ from mmdistill.image.draw import EXPORTS, draw
 from mmdistill.image.generative import generated, of_generator
 from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
+from mmdistill.image.published import conditions
 from mmdistill.image.reduced import REDUCED
 from mmdistill.image.storage import PARAMETERIZATIONS
 from mmdistill.image.task import ImageTask, image_task, make_task
@@ -28,6 +29,7 @@ DOMAIN = Domain(
     reduced=REDUCED,
     options=("protocol", "whiten", "size", "augment"),
     taxonomy=TABLE_1,
+    conditions=conditions,
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
 )
 
