@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from mmdistill.run_state import RunState
+from mmdistill.stepper import Stepper
 from mmdistill.store import read_json
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
@@ -64,6 +67,25 @@ def test_what_a_stop_cut_short_is_tried_again_after_all_others(
     called.clear()
     assert call(gpu, out, monkeypatch) == rows
     assert called == []
+
+
+class WrongReplays(Stepper):
+    """Steps by gradients that are a hundredth too large, where they would be replayed."""
+
+    def __call__(self, run: RunState) -> tuple[RunState, Tensor]:
+        return self.distiller.step(run, self.enlarged if self.mode == "auto" else None)
+
+    def enlarged(self, *inputs: Any) -> tuple[Tensor, list[Tensor | None]]:
+        loss, found = self.distiller.gradients(*inputs)
+        return loss, [None if gradient is None else 1.01 * gradient for gradient in found]
+
+
+@pytest.mark.parametrize("name", ["frepo", "kip"])
+def test_checks_of_replays_find_wrong_gradients(name: str, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = gpu.speed.make_task((3, 8, 8), 16, 64, torch.device("cpu"))
+    assert gpu.check_replays(task, name) == "eager, relative difference 0.0e+00"
+    monkeypatch.setattr(gpu.speed, "Stepper", WrongReplays)
+    assert float(gpu.check_replays(task, name).split()[-1]) > 1e-4
 
 
 @pytest.mark.slow
