@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdistill.run_state import RunState
 from mmdistill.stepper import Stepper
 from mmdistill.store import read_json
+from tests.meta import META, NoTransfers
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 FOUND = {"ours_ms": 1.0, "textbook_ms": 2.0, "ratio": 2.0, "first_s": 0.0, "path": "eager", "ours_mib": 1.0}
@@ -86,6 +87,22 @@ def test_checks_of_replays_find_wrong_gradients(name: str, gpu: ModuleType, monk
     assert gpu.check_replays(task, name) == "eager, relative difference 0.0e+00"
     monkeypatch.setattr(gpu.speed, "Stepper", WrongReplays)
     assert float(gpu.check_replays(task, name).split()[-1]) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["dm", "dc", "mtt", "dd", "frepo", "kip"])
+def test_textbook_steps_wait_for_nothing(name: str, gpu: ModuleType) -> None:
+    task = gpu.speed.make_task((3, 8, 8), 16, 64, torch.device("cpu"))
+    problem = gpu.speed.problem_of(task, 1, 16)
+    task.device = META
+    problem.images, problem.labels, problem.targets = (
+        tensor.to(META) for tensor in (problem.images, problem.labels, problem.targets)
+    )
+    problem.members = [own.to(META) for own in problem.members]
+    problem.synthetic = problem.synthetic.detach().to(META).requires_grad_()
+    inner = {"mtt": (2, 5, 0.01), "dd": (2, 0.02, 0.9)}.get(name, ())
+    with NoTransfers():
+        gradient = getattr(gpu.speed.textbook, name)(problem, *inner)
+    assert gradient.device == META
 
 
 @pytest.mark.slow
