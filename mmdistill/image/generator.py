@@ -185,12 +185,16 @@ def trained_generator(
 
 
 def untrained_generator(task: Task, recipe: GeneratorRecipe) -> ConditionalGenerator:
-    """Return the generator as its training starts, which takes the bytes that it ends with.
+    """Return the generator as its training starts, with the batch norms' counts, and so the bytes, that it ends with.
 
     Raises:
         ConfigError: as for :func:`trained_generator`.
     """
-    return _Players(task, recipe).generator
+    generator = _Players(task, recipe).generator
+    for name, buffer in generator.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.fill_(recipe.steps)
+    return generator
 
 
 class _Players:

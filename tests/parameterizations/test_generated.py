@@ -11,8 +11,9 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.generative import GENERATIVE_DIGITS, PAIRED, generated, of_generator
-from mmdistill.image.generator import GeneratorRecipe, _Players, trained_generator
+from mmdistill.image.generator import GeneratorRecipe, _Players, trained_generator, untrained_generator
 from mmdistill.labels import FixedLabels
+from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.generated import GeneratedSamples, Inversion, invert
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
@@ -186,6 +187,13 @@ def test_a_generator_beyond_the_budget_is_refused_before_it_is_trained(task: Ima
     with pytest.raises(ConfigError, match="too few are left for one code per class"):
         distill(task, "dm", ipc=1, parameterization=storage, settings={"steps": 1})
     assert not file.exists()
+
+
+def test_a_generator_takes_the_bytes_that_were_counted_before_its_training(task: ImageTask, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=300)  # of which batch norms keep count in two bytes
+    found = untrained_generator(task, recipe), trained_generator(task, recipe, tmp_path / "g.safetensors")
+    counted, taken = (sum(map(stored_tensor_bytes, generator.state_dict().values())) for generator in found)
+    assert counted == taken
 
 
 @pytest.mark.slow
