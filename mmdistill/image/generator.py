@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import one_hot
-from mmdistill.networks.experts import digest
+from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
 from mmdistill.runtime import Draws, cache_folder, host_draws_from
 from mmdistill.store import load_tree, save_tree
@@ -145,8 +145,7 @@ def identity(task: Task, recipe: GeneratorRecipe) -> dict[str, Any]:
 
 def default_file(task: Task, recipe: GeneratorRecipe) -> Path:
     """Return where a task's generator is cached."""
-    name = "".join(c if c.isalnum() else "-" for c in Path(task.describe().data).name.lower())
-    return cache_folder() / "generators" / f"{name}-{digest(identity(task, recipe))}.safetensors"
+    return cache_folder() / "generators" / f"{cache_name(task, identity(task, recipe))}.safetensors"
 
 
 def trained_generator(

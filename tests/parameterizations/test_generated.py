@@ -1,5 +1,6 @@
 """Latents of a generator, its training, and IT-GAN."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.generative import GENERATIVE_DIGITS, PAIRED, generated, of_generator
-from mmdistill.image.generator import GeneratorRecipe, _Players, trained_generator, untrained_generator
+from mmdistill.image.generator import GeneratorRecipe, _Players, default_file, trained_generator, untrained_generator
 from mmdistill.labels import FixedLabels
+from mmdistill.networks.experts import ExpertRecipe, default_folder
 from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.generated import GeneratedSamples, Inversion, invert
 from mmdistill.registry import get_method
@@ -140,6 +142,12 @@ def test_training_resumes_as_if_it_had_not_stopped(task: ImageTask, tmp_path: Pa
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name])
         assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_generators_and_experts_are_cached_under_the_name_of_their_data(task: ImageTask) -> None:
+    names = default_file(task, RECIPE).stem, default_folder(task, ExpertRecipe()).name
+    assert all(re.fullmatch("digits-[0-9a-f]{16}", name) for name in names)
+    assert names[0] != default_file(task, replace(RECIPE, width=8)).stem
 
 
 def test_other_and_damaged_generators_are_refused(task: ImageTask, tmp_path: Path) -> None:
