@@ -111,8 +111,9 @@ def problem_of(task: ImageTask, ipc: int, real_batch: int) -> textbook.Problem:
 
 
 def make_network(task: ImageTask, smooth: bool = False) -> nn.Module:
-    """Return a fresh network of the task's kind in torch's own layers."""
-    return textbook.ConvNet(task.data.shape, CLASSES, width_of(task), smooth=smooth).to(task.device)
+    """Return a fresh network of the task's kind in torch's own layers, drawn where it lies."""
+    with task.device:
+        return textbook.ConvNet(task.data.shape, CLASSES, width_of(task), smooth=smooth)
 
 
 def width_of(task: ImageTask) -> int:

@@ -65,12 +65,16 @@ def augmented(x: Tensor, seed: int) -> Tensor:
     if name in ("scale", "rotate"):
         if name == "scale":
             sx, sy = (random.uniform(1 / 1.2, 1.2) for _ in range(2))
-            matrix = [[sx, 0.0, 0.0], [0.0, sy, 0.0]]
+            matrix = {(0, 0): sx, (1, 1): sy}
         else:
             angle = math.radians(random.uniform(-15, 15))
-            matrix = [[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]]
-        theta = torch.tensor(matrix, device=x.device, dtype=x.dtype).expand(n, 2, 3)
-        return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+            cosine, sine = math.cos(angle), math.sin(angle)
+            matrix = {(0, 0): cosine, (0, 1): -sine, (1, 0): sine, (1, 1): cosine}
+        theta = torch.zeros(2, 3, device=x.device, dtype=x.dtype)
+        for place, value in matrix.items():
+            theta[place] = value
+        grid = F.affine_grid(theta.expand(n, 2, 3), list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, align_corners=False)
     if name == "crop":
         pad = int(h * 0.125)
         dy, dx = (random.randint(0, 2 * pad) for _ in range(2))
@@ -243,14 +247,13 @@ def dd(p: Problem, steps: int, lr: float, momentum: float, network: nn.Module | 
     return p.stepped(F.cross_entropy(torch.func.functional_call(net, dict(zip(names, end, strict=True)), (x,)), y))
 
 
-def ridge_loss(kss: Tensor, kts: Tensor, y: Tensor, labels: Tensor, ridge: float) -> Tensor:
+def ridge_loss(kss: Tensor, kts: Tensor, y: Tensor, labels: Tensor, classes: int, ridge: float) -> Tensor:
     """Return half the squared error of the ridge regression fitted on the synthetic side, per real image."""
-    classes = int(y.max()) + 1
     goal = F.one_hot(labels, classes).double() - 1 / classes
     own = F.one_hot(y, classes).double() - 1 / classes
     kss, kts = kss.double(), kts.double()
     eye = torch.eye(len(kss), dtype=kss.dtype, device=kss.device)
-    solution = torch.linalg.solve(kss + ridge * kss.trace() / len(kss) * eye, own)
+    solution = torch.linalg.solve_ex(kss + ridge * kss.trace() / len(kss) * eye, own).result
     return (0.5 * (kts @ solution - goal).square().sum(1)).mean()
 
 
@@ -261,7 +264,7 @@ def frepo(p: Problem, network: nn.Module | None = None) -> Tensor:
     with torch.no_grad():
         real = embedding(net, x)
     own = embedding(net, p.synthetic)
-    gradient = p.stepped(ridge_loss(own @ own.T, real @ own.T, p.targets, y, 1e-6))
+    gradient = p.stepped(ridge_loss(own @ own.T, real @ own.T, p.targets, y, p.classes, 1e-6))
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
     optimizer.zero_grad()
     loss = F.mse_loss(net(p.synthetic.detach()), F.one_hot(p.targets, p.classes).to(p.images) - 1 / p.classes)
@@ -292,7 +295,7 @@ def kip(p: Problem) -> Tensor:
         dual, derivative = relu_kernels(first, first, uu, vv)
         return 2.0 * dual + 0.01 + 2.0 * derivative * first
 
-    return p.stepped(ridge_loss(ntk(s, s), ntk(x, s), p.targets, y, 1e-6))
+    return p.stepped(ridge_loss(ntk(s, s), ntk(x, s), p.targets, y, p.classes, 1e-6))
 
 
 def evaluation(p: Problem, networks: int, epochs: int, batch: int, siamese: bool) -> list[nn.Module]:

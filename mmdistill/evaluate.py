@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from mmdistill.coresets import CORESETS, allocate, choose_samples, coreset
@@ -368,5 +367,5 @@ def _scorer(task: Task, name: str, budget: int | None, networks: Networks, key: 
 def subset_bytes(task: Task, budget: int) -> int:
     """Return the bytes of real samples at equal count, as the training set stores them."""
     info = task.describe()
-    counts = allocate(budget, info.budget, task.labels, task.num_classes)
-    return int(torch.ceil(counts.sum() * (info.sample_bytes or info.stored_bytes / info.num_train)))
+    count = int(allocate(budget, info.budget, task.labels, task.num_classes).sum())
+    return count * info.sample_bytes or -(-count * info.stored_bytes // info.num_train)

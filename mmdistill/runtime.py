@@ -116,6 +116,24 @@ def host_draws_from(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+@contextmanager
+def global_draws_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Let torch's global generators on the CPU and on one device start from a seed meanwhile; no other is touched."""
+    with host_draws_from(seed):
+        if device.type != "cuda":
+            yield
+            return
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # before which there are no generators
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
+        state = generator.get_state()
+        generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            generator.set_state(state)
+
+
 def choose_device(name: str | torch.device = "auto") -> torch.device:
     """Return the device that a name means; ``auto`` is CUDA where there is one.
 

@@ -74,6 +74,9 @@ def _check_flat(task: Task, state: NetworkState, key: Draws, n: int) -> None:
     _require(_same(real, same), "sample_real: one key must give one batch")  # type: ignore[arg-type]
     loss = task.loss(state, real)
     _require(loss.ndim == 0 and bool(torch.isfinite(loss)), f"loss: a finite scalar is needed, got {loss}")
+    copies = [NetworkState(state.params, {k: b.clone() for k, b in state.buffers.items()}) for _ in range(2)]
+    one, other = (task.loss(copy, real, train=True, draws=key.fold("train")) for copy in copies)
+    _require(relative_error(one, other) < TOLERANCE[one.dtype], "loss: one key must give one training loss")
     augmented = task.augment(key, real, shared=True)
     _require(isinstance(augmented, Batch), "augment: a Batch must stay a Batch")
 

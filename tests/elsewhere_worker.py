@@ -20,7 +20,7 @@ from mmdistill.networks.fit import FitProtocol
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
-from mmdistill.task import Task
+from mmdistill.task import Task, Validates
 from tests.elsewhere import There, elsewhere
 from tests.graph.sets.toy import rings
 from tests.graph.toy import planted_fields
@@ -93,7 +93,11 @@ def main(folder: Path, domain: str) -> None:
             assert all(isinstance(parameter, There) for parameter in task.init(Draws(0)).params.values())
             judged(task, found)
             found.save(place)
-        loaded = DistilledSet.load(place).batch
+            loaded = DistilledSet.load(place).batch
+            assert not isinstance(loaded.weight, There)
+            task.evaluate(loaded, task.judges[0], Draws(0), 1, {})
+            if isinstance(task, Validates):
+                task.validate(loaded, Draws(0), {})
         torch.testing.assert_close(loaded.inputs, expected.batch.inputs, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(loaded.targets, expected.batch.targets, rtol=1e-3, atol=1e-4)
 

@@ -27,11 +27,13 @@ class TransferError(RuntimeError):
 
 
 class NoTransfers(TorchDispatchMode):
-    """Refuses operators that read one device and write another."""
+    """Refuses operators that read one device and write another, or that look whether a factorisation worked."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.aten._linalg_check_errors.default:
+            raise TransferError(f"{func} reads what a factorisation reports")
         out = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor) and leaf.ndim]
         places = {tensor.device.type for tensor in tensors}

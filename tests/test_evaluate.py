@@ -1,6 +1,7 @@
 import json
 import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -167,6 +168,12 @@ def test_baselines_stay_where_they_were_judged_as_the_set_is(result: DistilledSe
 
 def test_bytes_of_real_samples_at_equal_count() -> None:
     assert subset_bytes(BlobTask(), 2) == 6 * 4 * 4
+
+
+def test_bytes_of_large_real_samples_are_exact() -> None:
+    task, blobs = BlobTask(), BlobTask().describe()
+    task.describe = lambda: replace(blobs, stored_bytes=987_656_021)  # type: ignore[method-assign]
+    assert subset_bytes(task, 3) == 98_765_603  # of a tenth of the samples, rounded up
 
 
 def test_any_coreset_is_a_baseline(result: DistilledSet) -> None:

@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from mmdistill.run_state import RunState
+from mmdistill.stepper import Stepper
 from mmdistill.store import read_json
+from tests.meta import META, NoTransfers
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 FOUND = {"ours_ms": 1.0, "textbook_ms": 2.0, "ratio": 2.0, "first_s": 0.0, "path": "eager", "ours_mib": 1.0}
@@ -64,6 +68,41 @@ def test_what_a_stop_cut_short_is_tried_again_after_all_others(
     called.clear()
     assert call(gpu, out, monkeypatch) == rows
     assert called == []
+
+
+class WrongReplays(Stepper):
+    """Steps by gradients that are a hundredth too large, where they would be replayed."""
+
+    def __call__(self, run: RunState) -> tuple[RunState, Tensor]:
+        return self.distiller.step(run, self.enlarged if self.mode == "auto" else None)
+
+    def enlarged(self, *inputs: Any) -> tuple[Tensor, list[Tensor | None]]:
+        loss, found = self.distiller.gradients(*inputs)
+        return loss, [None if gradient is None else 1.01 * gradient for gradient in found]
+
+
+@pytest.mark.parametrize("name", ["frepo", "kip"])
+def test_checks_of_replays_find_wrong_gradients(name: str, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = gpu.speed.make_task((3, 8, 8), 16, 64, torch.device("cpu"))
+    assert gpu.check_replays(task, name) == "eager, relative difference 0.0e+00"
+    monkeypatch.setattr(gpu.speed, "Stepper", WrongReplays)
+    assert float(gpu.check_replays(task, name).split()[-1]) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["dm", "dc", "mtt", "dd", "frepo", "kip"])
+def test_textbook_steps_wait_for_nothing(name: str, gpu: ModuleType) -> None:
+    task = gpu.speed.make_task((3, 8, 8), 16, 64, torch.device("cpu"))
+    problem = gpu.speed.problem_of(task, 1, 16)
+    task.device = META
+    problem.images, problem.labels, problem.targets = (
+        tensor.to(META) for tensor in (problem.images, problem.labels, problem.targets)
+    )
+    problem.members = [own.to(META) for own in problem.members]
+    problem.synthetic = problem.synthetic.detach().to(META).requires_grad_()
+    inner = {"mtt": (2, 5, 0.01), "dd": (2, 0.02, 0.9)}.get(name, ())
+    with NoTransfers():
+        gradient = getattr(gpu.speed.textbook, name)(problem, *inner)
+    assert gradient.device == META
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from mmdistill.errors import UnsupportedError
 from mmdistill.graph.propagation import Operator, operator
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, global_draws_from
 from mmdistill.task import NetworkState, Tensors
 
 MODELS = ("sgc", "gcn", "mlp")
@@ -261,14 +262,11 @@ class ModuleNetwork(GraphNetwork):
         self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
         """Return the module's output; its own dropout follows the draws."""
-        if not train or draws is None:
-            output, buffers = self.functional(state, *self._arguments(inputs), train=train)
-        else:
-            device = self.functional.device
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(draws.integer())
-                output, buffers = self.functional(state, *self._arguments(inputs), train=True)
-        return output, buffers
+        drawn: AbstractContextManager[object] = nullcontext()
+        if train and draws is not None:
+            drawn = global_draws_from(draws.integer(), self.functional.device)
+        with drawn:
+            return self.functional(state, *self._arguments(inputs), train=train)
 
     def settled(self, state: NetworkState, inputs: Tensors) -> NetworkState:
         """Return the module with the inputs' statistics in its batch norms, as it is where it has none."""

@@ -200,9 +200,7 @@ class GraphTask:
         name = canonical(judge)
         if name not in self.judges:
             raise unknown_name("judge", judge, self.judges)
-        sample = (
-            None if synthetic is None else LoopSample(_named(synthetic.inputs), _tensor(synthetic), synthetic.weight)
-        )
+        sample = None if synthetic is None else self._placed(synthetic)
         fitted = self.judging.fit(sample, name, draws, n, self.protocol)
         truth = self.parts["test"].classes
         hits = (fitted.test.argmax(-1) == truth).double()
@@ -213,9 +211,13 @@ class GraphTask:
         if not len(self.graph.val):
             return None
         protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
-        inputs = {name: tensor.to(self.device) for name, tensor in _named(synthetic.inputs).items()}
-        sample = LoopSample(inputs, _tensor(synthetic).to(self.device), synthetic.weight)
+        sample = self._placed(synthetic)
         return float(self.judging.validation(sample, "gcn", draws, VALIDATION_JUDGES, protocol).mean())
+
+    def _placed(self, synthetic: Batch) -> LoopSample:
+        """Return synthetic nodes as judges train on them, on the device."""
+        inputs = {name: tensor.to(self.device) for name, tensor in _named(synthetic.inputs).items()}
+        return LoopSample(inputs, _tensor(synthetic).to(self.device), synthetic.weight.to(self.device))
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import one_hot
-from mmdistill.networks.experts import digest
+from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
 from mmdistill.runtime import Draws, cache_folder, host_draws_from
 from mmdistill.store import load_tree, save_tree
@@ -145,8 +145,7 @@ def identity(task: Task, recipe: GeneratorRecipe) -> dict[str, Any]:
 
 def default_file(task: Task, recipe: GeneratorRecipe) -> Path:
     """Return where a task's generator is cached."""
-    name = "".join(c if c.isalnum() else "-" for c in Path(task.describe().data).name.lower())
-    return cache_folder() / "generators" / f"{name}-{digest(identity(task, recipe))}.safetensors"
+    return cache_folder() / "generators" / f"{cache_name(task, identity(task, recipe))}.safetensors"
 
 
 def trained_generator(
@@ -185,12 +184,16 @@ def trained_generator(
 
 
 def untrained_generator(task: Task, recipe: GeneratorRecipe) -> ConditionalGenerator:
-    """Return the generator as its training starts, which takes the bytes that it ends with.
+    """Return the generator as its training starts, with the batch norms' counts, and so the bytes, that it ends with.
 
     Raises:
         ConfigError: as for :func:`trained_generator`.
     """
-    return _Players(task, recipe).generator
+    generator = _Players(task, recipe).generator
+    for name, buffer in generator.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.fill_(recipe.steps)
+    return generator
 
 
 class _Players:

@@ -83,10 +83,15 @@ def digest(manifest: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
+def cache_name(task: Task, manifest: dict[str, Any]) -> str:
+    """Return what a task's files of a manifest are called in the cache folder."""
+    name = "".join(c if c.isalnum() else "-" for c in Path(task.describe().data).name.lower())
+    return f"{name}-{digest(manifest)}"
+
+
 def default_folder(task: Task, recipe: ExpertRecipe) -> Path:
     """Return where a task's experts are cached."""
-    name = "".join(c if c.isalnum() else "-" for c in Path(task.describe().data).name.lower())
-    return cache_folder() / "experts" / f"{name}-{digest(identity(task, recipe))}"
+    return cache_folder() / "experts" / cache_name(task, identity(task, recipe))
 
 
 class Experts:

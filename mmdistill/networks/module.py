@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mmdistill.errors import ConfigError, UnsupportedError
-from mmdistill.runtime import Draws, host_draws_from
+from mmdistill.runtime import Draws, global_draws_from, host_draws_from
 from mmdistill.task import Inputs, NetworkState, Tensors
 
 ModuleFactory = Callable[[], nn.Module]
@@ -43,14 +43,6 @@ def made_by(factory: ModuleFactory) -> nn.Module:
             "that makes it, or give the layers their sizes"
         )
     return module
-
-
-@contextmanager
-def seeded(draws: Draws, device: torch.device) -> Iterator[None]:
-    """Draw dropout masks, which read the global generator, from a key; the generator's state is put back."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(draws.fold("dropout").integer())
-        yield
 
 
 class FunctionalModule:
@@ -143,7 +135,9 @@ class FunctionalModule:
 
     def drawn(self, draws: Draws | None) -> AbstractContextManager[object]:
         """Return a context in which dropout draws its masks from a key; without dropout or a key, one of nothing."""
-        return nullcontext() if draws is None or not self.random else seeded(draws, self.device)
+        if draws is None or not self.random:
+            return nullcontext()
+        return global_draws_from(draws.fold("dropout").integer(), self.device)
 
     def __call__(
         self, state: NetworkState, *inputs: Any, train: bool = False, draws: Draws | None = None

@@ -221,7 +221,7 @@ class RankingProtocol:
             return known
         chosen = sample_negatives(known + held, self.candidates, draws)
         ranked = torch.zeros_like(held)
-        ranked.scatter_(1, chosen.clamp(min=0), (chosen >= 0).to(held))
+        ranked.scatter_add_(1, chosen.clamp(min=0), (chosen >= 0).to(held))  # -1 adds nothing to the first item
         return ((ranked + held) == 0).to(known)
 
 

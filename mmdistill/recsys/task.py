@@ -97,11 +97,14 @@ class RecsysTask:
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
-        """Return one logit per item; 0 from the infinitely wide network, which knows no data here."""
+        """Return one logit per item; 0 from the infinitely wide network, which knows no data here.
+
+        Dropout of a module draws from the key in training.
+        """
         rows = self.rows(inputs)
         if self.module is None:
             return torch.zeros_like(rows), {}
-        logits, buffers = self.module(state, rows, train=train)
+        logits, buffers = self.module(state, rows, train=train, draws=draws)
         return logits, buffers
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Judges of a set of points with soft labels: ridge regression, logistic regression, nearest neighbours."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ShapeError
-from mmdistill.labels import as_probabilities
-from mmdistill.task import Batch, Inputs, Targets
+from mmdistill.labels import as_probabilities, soft_cross_entropy, weighted_mean
+from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.stacked import Loss
+from mmdistill.task import Batch, Inputs, NetworkState, Targets, Tensors
 
 if TYPE_CHECKING:  # scikit-learn is imported where it is used, since importing it takes seconds
     from sklearn.linear_model import LogisticRegression
@@ -56,6 +58,25 @@ def distributions(targets: Tensor, num_classes: int) -> Tensor:
         return as_probabilities(targets, num_classes)
     shifted = (targets + 1 / num_classes).clamp(min=0)
     return shifted / shifted.sum(1, keepdim=True).clamp(min=1e-12)
+
+
+def judge_loss(network: FunctionalModule, read: Callable[[Inputs], Inputs], targets: Tensor) -> Loss:
+    """Return what a network trains by: the soft cross entropy, or the squared error where labels are no probabilities.
+
+    Args:
+        network: from what ``read`` gives to logits.
+        read: brings a minibatch's inputs into the network's form.
+        targets: the labels of the whole set, which tell the two apart.
+    """
+    scores = not are_probabilities(targets)
+
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        logits, buffers = network(state, read(batch.inputs), train=True)
+        goal = one_tensor(batch.targets)
+        each = (logits - goal).square().sum(1) if scores else soft_cross_entropy(logits, goal)
+        return weighted_mean(each, batch.weight), buffers
+
+    return loss
 
 
 def ridge_weights(points: Tensor, targets: Tensor, ridge: float, weight: Tensor | None = None) -> Tensor:

@@ -26,6 +26,7 @@ from mmdistill.text.judges import (
     are_probabilities,
     choose_ridge,
     distributions,
+    judge_loss,
     knn_scores,
     logistic_predictions,
     one_tensor,
@@ -263,17 +264,10 @@ class TextTask:
     def _trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:
         """Return ``(n, m)`` predictions of n networks fitted to a batch."""
         module = self._mlp if judge == "mlp" else self.model
-        scores = not are_probabilities(one_tensor(batch.targets))
         size = self.protocol.batch or len(batch.weight)
         updates_per_epoch = math.ceil(len(batch.weight) / size)
         epochs = self.protocol.epochs or max(1, round(JUDGE_STEPS / updates_per_epoch))
-
-        def loss(state: NetworkState, one: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-            logits, buffers = module(state, one_tensor(one.inputs), train=True)
-            targets = one_tensor(one.targets)
-            each = (logits - targets).square().sum(1) if scores else soft_cross_entropy(logits, targets)
-            return weighted_mean(each, one.weight), buffers
-
+        loss = judge_loss(module, one_tensor, one_tensor(batch.targets))
         # A user's network may do what a batched call cannot: drop units, write its running statistics, recur.
         mode: Literal["vmap", "loop"] = "vmap" if module is self._mlp else "loop"
         with module.drawn(draws):

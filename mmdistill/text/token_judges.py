@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps, learned_steps
 from mmdistill.networks.module import FunctionalModule
@@ -16,7 +15,7 @@ from mmdistill.networks.stacked import state_at
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors, map_inputs
 from mmdistill.text.attention import class_labels
-from mmdistill.text.judges import are_probabilities
+from mmdistill.text.judges import judge_loss
 from mmdistill.text.token_models import PretrainedModule
 from mmdistill.text.vocabulary import Tokens
 
@@ -105,14 +104,7 @@ class TokenJudge:
 
     def _fit(self, data: Batch, n: int, draws: Draws) -> NetworkState:
         labels = class_labels(data.targets)
-        scores = not are_probabilities(labels)
-
-        def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-            logits, buffers = self.network(state, self.task.vectors(batch.inputs), train=True)
-            assert isinstance(batch.targets, Tensor)
-            each = (logits - batch.targets).square().sum(1) if scores else soft_cross_entropy(logits, batch.targets)
-            return weighted_mean(each, batch.weight), buffers
-
+        loss = judge_loss(self.network, self.task.vectors, labels)
         protocol = replace(self.protocol, epochs=epochs_for(self.protocol, self.network, len(labels)))
         return fit_networks(self.network.init, loss, data._replace(targets=labels), protocol, n, draws, mode="loop")
 

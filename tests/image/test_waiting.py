@@ -65,3 +65,5 @@ def test_the_test_sees_waiting() -> None:
         torch.ones(3).to(META)
     with pytest.raises(RuntimeError, match="meta"):
         there.sum().item()
+    with pytest.raises(TransferError, match="factorisation"), NoTransfers():
+        torch.linalg.solve(there.diag(), there)

@@ -19,7 +19,7 @@ from mmdistill.networks.schedules import (
     sgd_step,
 )
 from mmdistill.networks.stacked import Loss
-from mmdistill.runtime import Draws, host_draws_from
+from mmdistill.runtime import Draws, global_draws_from, host_draws_from
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors
 from tests.toys import BlobTask, smooth_mlp
 
@@ -220,6 +220,29 @@ def test_drawing_by_a_factory_moves_no_global_generator() -> None:
     with patch("torch.manual_seed", side_effect=AssertionError):
         FunctionalModule(lambda: nn.Sequential(Scale(), nn.Linear(4, 3))).init(KEY)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_by_a_key_moves_no_global_generator() -> None:
+    module = FunctionalModule(lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)))
+    state, inputs = module.init(KEY), torch.ones(9, 4)
+    torch.manual_seed(KEY.fold("dropout").integer())
+    expected = module(state, inputs, train=True)[0]
+    before = torch.get_rng_state()
+    with patch("torch.manual_seed", side_effect=AssertionError):  # which would seed those of all devices
+        found = module(state, inputs, train=True, draws=KEY)[0]
+    assert torch.equal(found, expected)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_of_devices_the_tasks_own_alone_is_seeded_and_put_back() -> None:
+    generators = tuple(torch.Generator().manual_seed(seed) for seed in (1, 2))  # in place of those of two devices
+    before = [generator.get_state() for generator in generators]
+    with patch("torch.cuda.init"), patch("torch.cuda.default_generators", generators):
+        with global_draws_from(7, torch.device("cuda", 1)):
+            assert [generator.initial_seed() for generator in generators] == [1, 7]
+        with global_draws_from(7, torch.device("cpu")):
+            assert [generator.initial_seed() for generator in generators] == [1, 2]
+    assert all(torch.equal(own.get_state(), state) for own, state in zip(generators, before, strict=True))
 
 
 class Scale(nn.Module):

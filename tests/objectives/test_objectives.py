@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.networks.module import FunctionalModule
 from mmdistill.objectives.base import Network, class_gradients, class_means, flatten_classes
 from mmdistill.objectives.distances import flat_cosine, row_cosine, row_cosine_euclidean, squared_error
 from mmdistill.objectives.distribution import DistributionMatching
@@ -15,7 +16,7 @@ from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel, ridge_solution
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims
-from mmdistill.testing import check_class_gradients, check_objective, check_task
+from mmdistill.testing import ConformanceError, check_class_gradients, check_objective, check_task
 from tests.oracles import objectives as oracle
 from tests.toys import BlobTask
 
@@ -190,6 +191,13 @@ def test_mismatched_sides_are_refused(task: BlobTask, network: Network) -> None:
 
 def test_the_toy_task_conforms() -> None:
     check_task(BlobTask(), judge="mlp")
+
+
+def test_a_task_whose_dropout_follows_no_key_does_not_conform() -> None:
+    task = BlobTask()
+    task.module = FunctionalModule(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)))
+    with pytest.raises(ConformanceError, match="one training loss"):
+        check_task(task)
 
 
 def test_proposition_1_in_its_true_form() -> None:

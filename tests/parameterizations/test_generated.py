@@ -1,5 +1,6 @@
 """Latents of a generator, its training, and IT-GAN."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.generative import GENERATIVE_DIGITS, PAIRED, generated, of_generator
-from mmdistill.image.generator import GeneratorRecipe, _Players, trained_generator
+from mmdistill.image.generator import GeneratorRecipe, _Players, default_file, trained_generator, untrained_generator
 from mmdistill.labels import FixedLabels
+from mmdistill.networks.experts import ExpertRecipe, default_folder
+from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.generated import GeneratedSamples, Inversion, invert
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
@@ -141,6 +144,12 @@ def test_training_resumes_as_if_it_had_not_stopped(task: ImageTask, tmp_path: Pa
         assert torch.equal(tensor, again.state_dict()[name])
 
 
+def test_generators_and_experts_are_cached_under_the_name_of_their_data(task: ImageTask) -> None:
+    names = default_file(task, RECIPE).stem, default_folder(task, ExpertRecipe()).name
+    assert all(re.fullmatch("digits-[0-9a-f]{16}", name) for name in names)
+    assert names[0] != default_file(task, replace(RECIPE, width=8)).stem
+
+
 def test_other_and_damaged_generators_are_refused(task: ImageTask, tmp_path: Path) -> None:
     file = tmp_path / "one.safetensors"
     trained_generator(task, RECIPE, file)
@@ -186,6 +195,13 @@ def test_a_generator_beyond_the_budget_is_refused_before_it_is_trained(task: Ima
     with pytest.raises(ConfigError, match="too few are left for one code per class"):
         distill(task, "dm", ipc=1, parameterization=storage, settings={"steps": 1})
     assert not file.exists()
+
+
+def test_a_generator_takes_the_bytes_that_were_counted_before_its_training(task: ImageTask, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=300)  # of which batch norms keep count in two bytes
+    found = untrained_generator(task, recipe), trained_generator(task, recipe, tmp_path / "g.safetensors")
+    counted, taken = (sum(map(stored_tensor_bytes, generator.state_dict().values())) for generator in found)
+    assert counted == taken
 
 
 @pytest.mark.slow

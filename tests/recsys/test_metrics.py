@@ -199,6 +199,20 @@ def test_candidates_are_ranked_among_few_sampled_items(interactions):
     assert found(10_000) == pytest.approx(full)  # all free items are candidates
 
 
+def test_candidates_of_users_with_few_free_items_are_all_of_these():
+    rows = [(u, i, "train") for u in range(3) for i in (1, 2)] + [(u, 3 + u, "test") for u in range(3)]
+    rows += [(3, i, "train") for i in range(10)]
+    data = load_interactions(pd.DataFrame(rows, columns=["user", "item", "split"]))
+    scores = torch.arange(10.0, 0.0, -1.0)  # the first item, which all are free to get, is the best
+
+    def found(candidates):
+        protocol = RankingProtocol(ks=(1, 3), negatives=0, candidates=candidates)
+        return protocol.evaluate(lambda known: scores.expand_as(known), data, "test", Draws(0))
+
+    assert found(8) == found(0)
+    assert found(8)["hr@1"] == (0.0,)
+
+
 def test_coverage_leaves_out_what_is_not_ranked():
     rows = [(u, i, "train") for u in range(2) for i in range(3)] + [(u, 3 + u, "test") for u in range(2)]
     rows += [(2, i, "train") for i in range(5, 15)]

@@ -49,6 +49,16 @@ def test_conformance_of_a_users_own_network(interactions):
     assert task.loss(state, real).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_dropout_of_a_users_own_network_follows_its_key(interactions):
+    items = interactions.num_items
+    task = RecsysTask(interactions, model=lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(items, items)))
+    check_task(task)
+    state, real = task.init(Draws(0)), task.sample_real(Draws(0), None, 6)
+    one, same, other = (task.loss(state, real, train=True, draws=Draws(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
 def test_the_infinite_network_has_no_parameters(task):
     state = task.init(Draws(0))
     assert state.params == {}

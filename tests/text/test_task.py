@@ -23,8 +23,10 @@ from mmdistill.text.judges import (
     choose_ridge,
     distributions,
     fit_logistic,
+    judge_loss,
     knn_scores,
     logistic_predictions,
+    one_tensor,
     regression_targets,
     ridge_weights,
 )
@@ -232,6 +234,16 @@ def test_probabilities_are_centred_and_scores_are_not() -> None:
     torch.testing.assert_close(regression_targets(scores, 3), scores.double())
     torch.testing.assert_close(regression_targets(torch.tensor([2, 0]), 3).float(), scores[[2, 0]])
     assert regression_targets(torch.empty(4, 3, device="meta"), 3).shape == (4, 3)  # no value is read on the host
+
+
+def test_judges_train_by_cross_entropy_on_probabilities_and_by_the_squared_error_on_scores(task: TextTask) -> None:
+    state, batch = task.init(Draws(0)), task.select(torch.arange(5))._replace(weight=torch.tensor([1.0, 2, 0, 1, 1]))
+    logits, _ = task.predict(state, batch.inputs)
+    scores = Draws(1).normal(5, task.class_count)
+    expected = (soft_cross_entropy(logits, batch.targets), (logits - scores).square().sum(1))
+    for targets, losses in zip((batch.targets, scores), expected, strict=True):
+        loss = judge_loss(task.model, one_tensor, targets)
+        assert torch.allclose(loss(state, batch._replace(targets=targets), {})[0], weighted_mean(losses, batch.weight))
 
 
 def test_scores_become_probabilities() -> None:
