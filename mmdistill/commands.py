@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from mmdistill import exports, ranks
@@ -20,7 +20,7 @@ from mmdistill.config import (
     split_names,
 )
 from mmdistill.distill import distill
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks, subset_bytes
 from mmdistill.judging import judge_missing, keeping
 from mmdistill.method import Method
@@ -108,17 +108,27 @@ def _print_splits(task: Task) -> None:
 
 @contextmanager
 def _configured(config: DistillConfig, folder: Path) -> Iterator[None]:
-    """Keep a new run's configuration in its folder; that of a finished run stays where the new one cannot begin."""
+    """Keep a new run's configuration in its folder; where the run cannot begin, the folder stays what it was."""
     path = folder / "config.yaml"
-    former = path.read_bytes() if path.exists() else None
+    former, before = path.read_bytes() if path.exists() else None, _work(folder)
     config.save(path)
     try:
         yield
-    except BaseException:
-        if former is not None and is_finished(folder):  # which goes when a run begins
+    except BaseException as error:
+        if _work(folder) == before and former is not None:
             with atomic_write(path) as handle:
                 handle.write(former)
+        elif _work(folder) == before and isinstance(error, MmdistillError):  # what was interrupted can be resumed
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it holds something else
+                folder.rmdir()
         raise
+
+
+def _work(folder: Path) -> dict[Path, int]:
+    """Return the set and the checkpoints in a folder, with the time of each; a run that begins removes former ones."""
+    patterns = ("distilled.json", "checkpoints/step-*.safetensors")
+    return {path: path.stat().st_mtime_ns for pattern in patterns for path in folder.glob(pattern)}
 
 
 def _judge_and_draw(

@@ -1,6 +1,7 @@
 """Distil a task into a set: the loop around :class:`Distiller`, with checkpoints, resuming and clean stops."""
 
 import json
+import logging
 import math
 import signal
 import threading
@@ -33,6 +34,8 @@ from mmdistill.task import Task, require_task
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss)."""
 
+logger = logging.getLogger(__name__)
+
 LOWER = (
     "fewer classes at once (--classes-at-once 1), a smaller real batch (--real-batch), no kept activations "
     "(--kept-steps 0), fewer inner steps in the method's settings, a smaller synthetic budget, or a narrower network "
@@ -41,6 +44,10 @@ LOWER = (
 """What takes less memory in distilling."""
 READS_PER_RUN = 200
 """How often the loss is read back in a run, besides its first step's; on CUDA each read waits for the device."""
+DIVERGED = 1000.0
+"""A loss that is so many times the first one is warned of."""
+LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
+"""What to do about it."""
 KEPT_CHECKPOINTS = 2
 FORMER = (
     *("distilled.json", "distilled.safetensors", "metrics.json", "history.json", "report.md", "report.html"),
@@ -229,6 +236,7 @@ def _loop(
                 ranks.average([loss := loss.clone()])
                 value = float(loss)
                 _require_finite(run, value, checkpoints)
+                _warn_of_divergence(run, value)
                 run.history.append((run.step, value))
                 if progress is not None:
                     progress(run.step, steps, value)
@@ -266,9 +274,16 @@ def _require_finite(run: RunState, loss: float, checkpoints: "Checkpoints | None
     what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
     kept = checkpoints.paths()[-1:] if checkpoints is not None else []
     left = f"{kept[0]} holds the last good state" if kept else "no checkpoint was written before"
-    raise NonFiniteError(
-        f"{what} at or before step {run.step}; {left}. Lower the learning rate (settings: optimizers) or use float32"
-    )
+    raise NonFiniteError(f"{what} at or before step {run.step}; {left}. {LOWER_RATE} or use float32")
+
+
+def _warn_of_divergence(run: RunState, loss: float) -> None:
+    """Warn when the loss first passes :data:`DIVERGED` times what it was at the first step."""
+    if not run.history:
+        return
+    bound = DIVERGED * abs(run.history[0][1])
+    if loss > bound >= max(value for _, value in run.history):
+        logger.warning("the loss grew from %.3g to %.3g by step %d. %s", run.history[0][1], loss, run.step, LOWER_RATE)
 
 
 @contextmanager

@@ -262,6 +262,18 @@ def test_a_run_that_bursts_early_tells_what_it_left(tmp_path: Path) -> None:
         distill(Spoiled(), method("dm"), ipc=2)
 
 
+def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))  # noqa: E731
+    settings = {"steps": 5, "lr": 1e3, "real_batch": 2}
+    distill(image_task("digits", model=network), "dm", ipc=1, settings=settings)
+    (warning,) = caplog.messages
+    assert "the loss grew from" in warning
+    assert warning.endswith("Lower the learning rate (--lr, or lr among the settings)")
+    caplog.clear()
+    distill(BlobTask(), method("dm"), ipc=2)
+    assert not caplog.messages
+
+
 def test_a_last_update_that_bursts_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is taken before the update, so that it alone would not tell."""
     update = Distiller._update

@@ -1,8 +1,11 @@
 """Methods of the image domain, and the settings that fit the embedded digits."""
 
+from collections.abc import Mapping
+from itertools import chain
+
 from mmdistill.image.generative import GENERATIVE_DIGITS, GENERATIVE_METHODS
 from mmdistill.image.matching import MATCHING_DIGITS, MATCHING_METHODS, MATCHING_PRESETS
-from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS
+from mmdistill.image.ridge import RIDGE_DIGITS, RIDGE_METHODS, RIDGE_PRESETS
 from mmdistill.image.unrolled import UNROLLED_METHODS, UNROLLED_PRESETS
 from mmdistill.image.unrolled_digits import UNROLLED_DIGITS
 from mmdistill.method import Method, MethodTable
@@ -31,5 +34,14 @@ their modules say; DCC, EGM and CAFE take DC's. IDC's and EDD's were chosen so f
 and scale with their number. KFS's are not told from others near them on held-out images.
 """
 
-PRESETS = {"digits": DIGITS, **MATCHING_PRESETS, **UNROLLED_PRESETS}
+
+def _by_data(*families: Mapping[str, Mapping[str, Method]]) -> dict[str, dict[str, Method]]:
+    """Return the methods of several families by data set name."""
+    return {
+        data: {name: method for family in families for name, method in family.get(data, {}).items()}
+        for data in chain(*families)
+    }
+
+
+PRESETS = _by_data({"digits": DIGITS}, MATCHING_PRESETS, UNROLLED_PRESETS, RIDGE_PRESETS)
 """Methods by data set name, where its settings differ."""

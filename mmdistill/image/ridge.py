@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -140,13 +141,13 @@ def _rfad_settings(ipc: int) -> Settings:
     )
 
 
-def _kip_settings(ipc: int) -> Settings:
-    """Return the settings for ten classes, of which 500 images each make up the target batch.
+def _kip_settings(ipc: int, classes: int = 10) -> Settings:
+    """Return the settings, by which as many images of each class make up a target batch of 5000.
 
     The published code recommends 1000 steps or more.
     """
     rate = OptimizerSpec("adam", 0.04)
-    return Settings(steps=5000, real_batch=500, optimizers={"codes": rate, "labels": rate})
+    return Settings(steps=5000, real_batch=5000 // classes, optimizers={"codes": rate, "labels": rate})
 
 
 def _krr_settings(ipc: int) -> Settings:
@@ -212,6 +213,14 @@ RIDGE_METHODS: dict[str, Method] = {
     ),
 }
 """The members of the kernel ridge family that images have."""
+RIDGE_PRESETS = {
+    data: {
+        name: replace(RIDGE_METHODS[name], settings=partial(_kip_settings, classes=classes))
+        for name in ("kip", "kip-conv")
+    }
+    for data, classes in (("cifar100", 100), ("tiny-imagenet", 200))
+}
+"""Published settings by data set name, where they differ from those of ten classes."""
 
 
 def _digits_frepo(ipc: int) -> Settings:

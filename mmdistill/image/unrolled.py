@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from torch.nn import functional as F
 
@@ -104,29 +105,32 @@ def labelled_images(task: Task, budget: int, draws: Draws) -> Parameterization:
     return raw_samples(task, budget, "real", "teacher", draws)
 
 
-def _haba_settings(ipc: int) -> Settings:
-    """Return the published settings for CIFAR-10: MTT's, with more momentum, longer, and five styles."""
-    settings = tabulated(HABA_CIFAR10)(ipc)
+def _haba_settings(ipc: int, table: Mapping[int, TrajectoryRow] = HABA_CIFAR10) -> Settings:
+    """Return the published settings for CIFAR-10: MTT's, with more momentum, longer, and five styles.
+
+    For other data sets there are no published commands; they take MTT's table and the same rates.
+    """
+    settings = tabulated(table)(ipc)
     rate = OptimizerSpec("sgd", 100.0, 0.95)
     learned = replace(settings.optimizers["objective"], momentum=0.9)
     optimizers = {"codes": rate, "decoder": rate, "objective": learned}
     return replace(settings, steps=15_000, optimizers=optimizers, inner_parts=5)
 
 
-def _addmem_settings(ipc: int) -> Settings:
-    """Return the published settings for ten classes: 32 samples of each per step and 64 real ones, a fixed rate.
+def _addmem_settings(ipc: int, classes: int = 10) -> Settings:
+    """Return the published settings: 32 samples of each class per step and 64 real ones, a fixed rate.
 
     The code's configuration allows 500,000 steps. Minibatches are drawn from all samples, not so many of each class.
     """
     rate = OptimizerSpec("sgd", 0.1, 0.5)
     return Settings(
         steps=50_000,
-        real_batch=640,
+        real_batch=64 * classes,
         optimizers={"codes": rate},
         init="noise",
         inner_steps=150,
         inner_lr=0.01,
-        inner_batch=320,
+        inner_batch=32 * classes,
         inner_momentum=0.9,
         clip=2.0,
     )
@@ -237,12 +241,16 @@ UNROLLED_CIFAR100: dict[str, Method] = {
     "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(TESLA_CIFAR100, TESLA_STEPS)),
     "ddpp": replace(UNROLLED_METHODS["ddpp"], settings=tabulated(MTT_CIFAR100)),
     "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_CIFAR100)),
+    "haba": replace(UNROLLED_METHODS["haba"], settings=partial(_haba_settings, table=MTT_CIFAR100)),
+    "addmem": replace(UNROLLED_METHODS["addmem"], settings=partial(_addmem_settings, classes=100)),
 }
 UNROLLED_TINY: dict[str, Method] = {
     "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_TINY)),
     "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(MTT_TINY, TESLA_STEPS)),
     "ddpp": replace(UNROLLED_METHODS["ddpp"], settings=tabulated(MTT_TINY)),
     "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_TINY)),
+    "haba": replace(UNROLLED_METHODS["haba"], settings=partial(_haba_settings, table=MTT_TINY)),
+    "addmem": replace(UNROLLED_METHODS["addmem"], settings=partial(_addmem_settings, classes=200)),
 }
 UNROLLED_PRESETS = {"cifar100": UNROLLED_CIFAR100, "tiny-imagenet": UNROLLED_TINY}
 """Published settings by data set name, where they differ from those of CIFAR-10."""

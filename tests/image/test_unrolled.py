@@ -132,6 +132,12 @@ def test_published_tables() -> None:
     ]
     addmem = found("addmem", "", 1)
     assert (addmem.inner_batch, addmem.real_batch, addmem.clip) == (320, 640, 2.0)
+    for data, classes in (("cifar100", 100), ("tiny-imagenet", 200)):
+        many = found("addmem", data, 1)
+        assert (many.inner_batch, many.real_batch) == (32 * classes, 64 * classes)
+        assert [found(name, data, 1).real_batch * classes for name in ("kip", "kip-conv")] == [5000, 5000]
+        haba, mtt = found("haba", data, 10), found("mtt", data, 10)
+        assert (haba.inner_steps, haba.start_epochs) == (mtt.inner_steps, mtt.start_epochs)
 
 
 MTT_ROWS = {
