@@ -58,7 +58,7 @@ def chosen_method(config: DistillConfig, domain: Domain) -> Method:
     """Return the configured method with its overrides."""
     data, name = require_data_and_method(config)
     method = get_method(domain, name, data, config.schedule)
-    storage = None if config.parameterization is None else get_parameterization(domain, config.parameterization)
+    storage = None if config.parameterization is None else get_parameterization(domain, config.parameterization, data)
     label = None if config.label is None else LABELS[config.label]
     settings = config.overrides() | ({} if config.lr is None else {"lr": config.lr})
     return method.customised(storage, label, settings)

@@ -75,7 +75,8 @@ def find_parameterization(task: Task, parameterization: Storage | str) -> Storag
         return parameterization
     if not isinstance(parameterization, str):
         raise ConfigError(f"a parameterization is a name or a Storage, got {type(parameterization).__name__}")
-    return get_parameterization(get_domain(task.describe().domain), parameterization)
+    info = task.describe()
+    return get_parameterization(get_domain(info.domain), parameterization, info.data)
 
 
 def distill(

@@ -104,6 +104,7 @@ class Domain:
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
+        storages: by data set name, ways of storing samples whose settings differ there.
         options: which of the options in :data:`~mmdistill.assembly.OPTIONS_OF_DOMAINS` mean something to it.
         taxonomy: by method name, the rows of Table 1.
         conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
@@ -122,6 +123,7 @@ class Domain:
     presets: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
     reduced: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
     parameterizations: Mapping[str, Storage] = field(default_factory=dict)
+    storages: Mapping[str, Mapping[str, Storage]] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
     conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}
@@ -218,8 +220,8 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
     return reduced[key]
 
 
-def get_parameterization(domain: Domain, name: str) -> Storage:
-    """Return a way of storing samples by name; an unknown name suggests the nearest.
+def get_parameterization(domain: Domain, name: str, data: str = "") -> Storage:
+    """Return a way of storing samples by name, with the settings for a data set; an unknown name suggests the nearest.
 
     Raises:
         ConfigError: an unknown name, or a domain that has but its methods' own.
@@ -229,4 +231,5 @@ def get_parameterization(domain: Domain, name: str) -> Storage:
     key = canonical(name)
     if key not in domain.parameterizations:
         raise unknown_name(f"parameterization of {domain.name} data", name, domain.parameterizations)
-    return replace(domain.parameterizations[key], name=key)
+    found = {**domain.parameterizations, **domain.storages.get(canonical(data), {})}
+    return replace(found[key], name=key)

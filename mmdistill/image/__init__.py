@@ -4,7 +4,7 @@ from mmdistill.image.augment import SiameseAugmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import DATASETS, accepts, load
 from mmdistill.image.draw import EXPORTS, draw
-from mmdistill.image.generative import generated, of_generator
+from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
 from mmdistill.image.published import conditions
@@ -31,6 +31,7 @@ DOMAIN = Domain(
     taxonomy=TABLE_1,
     conditions=conditions,
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
+    storages={"digits": {"gan-latents": DIGITS_LATENTS}},
 )
 
 __all__ = [

@@ -133,17 +133,15 @@ def _digits_it_gan(ipc: int) -> Settings:
     return replace(_it_gan_settings(ipc), steps=300, real_batch=64, optimizers={"codes": rate}, init="herding")
 
 
+DIGITS_LATENTS = generated(
+    GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=1200, lr=1e-3),
+    Inversion(steps=100, feature_steps=100),
+    weight=0.1,
+    within_budget=False,
+)
+"""Of a generator for 8 x 8 digits, which is trained in seconds."""
 GENERATIVE_DIGITS: dict[str, Method] = {
-    "it-gan": replace(
-        GENERATIVE_METHODS["it-gan"],
-        settings=_digits_it_gan,
-        parameterization=generated(
-            GeneratorRecipe(latent_size=16, width=8, critic_width=16, steps=1200, lr=1e-3),
-            Inversion(steps=100, feature_steps=100),
-            weight=0.1,
-            within_budget=False,
-        ),
-    ),
+    "it-gan": replace(GENERATIVE_METHODS["it-gan"], settings=_digits_it_gan, parameterization=DIGITS_LATENTS),
     "kfs": replace(
         GENERATIVE_METHODS["kfs"],
         settings=lambda ipc: replace(_kfs_settings(ipc), steps=500, real_batch=64),

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mmdistill.budget import find_budget, parse_bytes
-from mmdistill.distill import distill
+from mmdistill.distill import distill, find_parameterization
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.generative import generated, of_generator
+from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.generator import GeneratorRecipe, trained_generator
 from mmdistill.image.storage import canvas, coefficients, hallucinated, latent
 from mmdistill.labels import LabelKind
@@ -200,3 +200,11 @@ def test_names_of_parameterizations(task: ImageTask) -> None:
         distill(task, "dm", ipc=1, parameterization="upsampel-2")
     with pytest.raises(ConfigError, match="graph data are stored as each method does it"):
         get_parameterization(get_domain("graph"), "raw")
+
+
+def test_storage_has_settings_for_a_data_set() -> None:
+    image = get_domain("image")
+    digits, others = (get_parameterization(image, "gan-latents", data) for data in ("digits", "mnist"))
+    assert digits.build is DIGITS_LATENTS.build
+    assert others.build is image.parameterizations["gan-latents"].build
+    assert find_parameterization(image_task("digits", width=4), "gan-latents").build is digits.build
