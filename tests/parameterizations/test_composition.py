@@ -101,6 +101,16 @@ def test_every_parameterization_goes_with_every_family(
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
+def test_samples_lie_class_after_class_equally_many_of_each(task: ImageTask, name: str) -> None:
+    settings = replace(CORE_METHODS["dm"].settings(8), init="noise")
+    made = SMALL[name](task, 8, settings, "fixed", KEY)
+    classes = torch.arange(10).repeat_interleave(made.largest_class)
+    assert made.classes is not None
+    assert torch.equal(made.classes, classes)
+    assert torch.equal(made(KEY).targets, classes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
 @pytest.mark.parametrize("label", ["fixed", "learned"])
 def test_bytes_are_those_of_the_tensors(task: ImageTask, name: str, label: LabelKind) -> None:
     size = stored(SMALL[name], task, 8, label)
