@@ -167,9 +167,16 @@ def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
     ``preprocessing.json`` is as for :func:`export_pt`, with the channels of the data.
 
     Raises:
-        UnsupportedError: classes of different sizes, or images that cannot have three channels.
+        UnsupportedError: whitened images, since it tests on others, classes of different sizes, or images that cannot
+            have three channels.
     """
     found = _image_task(task)
+    if found.data.whitening is not None:
+        raise UnsupportedError(
+            f"ddranking tests on images that are normalised channel by channel, and this set is whitened "
+            f"({found.data.whitening.kind}): its scores would be those of chance. Use 'mmdistill evaluate --scores "
+            "robust', or export tensors, which hold the matrix for test images"
+        )
     images, targets, classes = _contents(found, batch)
     counts = classes.bincount(minlength=len(found.data.class_names))
     if int(counts.min()) != int(counts.max()):
