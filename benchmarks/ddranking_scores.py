@@ -7,6 +7,7 @@ It needs numpy < 2 and an old scipy, so it is no dependency of mmdistill:
     ddranking-env/bin/python benchmarks/ddranking_scores.py --set exported/ --ipc 10 --real data/ --lr 0.01
 
 It knows CIFAR-10, CIFAR-100, Tiny-ImageNet and parts of ImageNet; CIFAR-10 may lie there in the binary layout too.
+Test images are normalised, not whitened, so whitened sets are refused by the export.
 It trains on all real data as well, for as many epochs, unless --whole says what these give.
 For a set with a learned rate give that one as --lr: it is learned.inner_lr in the run's distilled.safetensors. Its
 scores mix percent and fractions: compare differences of accuracies, and take the scores from

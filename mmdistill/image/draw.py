@@ -30,13 +30,25 @@ def _image_task(task: Task) -> ImageTask:
     return task
 
 
-def _contents(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return images and targets on the CPU, class-major."""
+def _contents(task: ImageTask, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images, targets and the classes that images stand for, on the CPU, class-major."""
     if isinstance(batch.inputs, dict) or isinstance(batch.targets, dict):
         raise UnsupportedError("distilled images are one tensor with one target tensor")
     images, targets = batch.inputs.detach().float().cpu(), batch.targets.detach().cpu()
-    order = hard_labels(targets).argsort(stable=True)
-    return images[order].contiguous(), targets[order].contiguous()
+    classes = classes_of(targets, len(task.data.class_names))
+    order = classes.argsort(stable=True)
+    return images[order].contiguous(), targets[order].contiguous(), classes[order]
+
+
+def classes_of(targets: Tensor, num_classes: int) -> Tensor:
+    """Return the class that each sample stands for, which is not always its soft label's largest.
+
+    Sets with soft labels lie class after class, equally many samples of each. Where their number does not allow that,
+    it is the class of the largest one.
+    """
+    if targets.is_floating_point() and len(targets) % num_classes == 0:
+        return torch.arange(num_classes).repeat_interleave(len(targets) // num_classes)
+    return hard_labels(targets)
 
 
 def hard_labels(targets: Tensor) -> Tensor:
@@ -53,9 +65,9 @@ def as_bytes(task: ImageTask, images: Tensor) -> Tensor:
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw all synthetic images, one class per row, enlarged without smoothing; returns the path of the picture."""
     image_task = _image_task(task)
-    images, targets = _contents(batch)
+    images, _, classes = _contents(image_task, batch)
     names = image_task.data.class_names
-    rows = [as_bytes(image_task, images[hard_labels(targets) == index]) for index in range(len(names))]
+    rows = [as_bytes(image_task, images[classes == index]) for index in range(len(names))]
     picture = picture_grid(rows, names)
     path = folder / "images.png"
     with atomic_write(path) as handle:
@@ -99,7 +111,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``images.safetensors``: normalised images, labels, the normalisation as metadata, whitening as tensors."""
     image_task = _image_task(task)
-    images, targets = _contents(batch)
+    images, targets, _ = _contents(image_task, batch)
     info = image_task.describe()
     metadata = {
         "class_names": json.dumps(list(info.class_names)),
@@ -121,7 +133,7 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
         ConfigError: other pictures lie there already, which would be read as samples of this set.
     """
     image_task = _image_task(task)
-    images, targets = _contents(batch)
+    images, targets, _ = _contents(image_task, batch)
     names = [name.replace("/", "-") or "_" for name in image_task.data.class_names]
     if sorted(names) != names or len(set(names)) < len(names):
         digits = len(str(len(names) - 1))
@@ -143,7 +155,8 @@ def export_pt(task: Task, batch: Batch, folder: Path) -> list[Path]:
     ``preprocessing.json`` beside them says what turns raw images into the units of ``images.pt``.
     """
     found = _image_task(task)
-    return [*_save_pair(*_contents(batch), folder), _save_units(found, folder)]
+    images, targets, _ = _contents(found, batch)
+    return [*_save_pair(images, targets, folder), _save_units(found, folder)]
 
 
 def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
@@ -154,11 +167,18 @@ def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
     ``preprocessing.json`` is as for :func:`export_pt`, with the channels of the data.
 
     Raises:
-        UnsupportedError: classes of different sizes, or images that cannot have three channels.
+        UnsupportedError: whitened images, since it tests on others, classes of different sizes, or images that cannot
+            have three channels.
     """
     found = _image_task(task)
-    images, targets = _contents(batch)
-    counts = hard_labels(targets).bincount(minlength=len(found.data.class_names))
+    if found.data.whitening is not None:
+        raise UnsupportedError(
+            f"ddranking tests on images that are normalised channel by channel, and this set is whitened "
+            f"({found.data.whitening.kind}): its scores would be those of chance. Use 'mmdistill evaluate --scores "
+            "robust', or export tensors, which hold the matrix for test images"
+        )
+    images, targets, classes = _contents(found, batch)
+    counts = classes.bincount(minlength=len(found.data.class_names))
     if int(counts.min()) != int(counts.max()):
         raise UnsupportedError(
             f"ddranking takes equally many images of each class, this set {int(counts.min())} to {int(counts.max())}"

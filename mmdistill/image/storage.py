@@ -1,7 +1,8 @@
 """Ways of storing images, for any method: ``METHODS["dm"].stored_as(tiled(2))``, or ``--parameterization`` by name.
 
-Each takes no more bytes than the raw images of the same ipc, or than the bytes given. Where codes are no pixels, the
-storage brings the rates of its groups ``codes`` and ``decoder`` along.
+Each takes no more bytes than the bytes given, or than the raw images of the same ipc with their labels; but up-sampling
+beside soft labels stores one for each of its ``factor ** 2`` samples per image, which come on top. Where codes are no
+pixels, the storage brings the rates of its groups ``codes`` and ``decoder`` along.
 """
 
 from mmdistill.labels import LabelKind

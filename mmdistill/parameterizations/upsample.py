@@ -1,6 +1,7 @@
 """Multi-formation: each stored image is a grid of small tiles that are up-sampled to full size (Sec. 3.4.2)."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ class MultiFormation(Parameterization):
     """Learn images of which each holds ``factor x factor`` tiles, each decoded to one sample by bilinear up-sampling.
 
     Stored are pixels, which stay within the data's value range; decoded are normalised samples. They take the bytes
-    of as many raw images and give ``factor ** 2`` times the samples.
+    of as many raw images and give ``factor ** 2`` times the samples. Where the factor leaves a remainder of a side, so
+    many of the first rows or columns of tiles have one pixel more than the others: all pixels belong to a tile.
 
     Args:
         pixels: initial images ``(M, channels, height, width)``, in pixels.
@@ -43,7 +45,9 @@ class MultiFormation(Parameterization):
     Shapes:
         decodes ``(M factor^2, channels, height, width)``, the tiles of an image row by row, one image after the other.
     Raises:
-        ConfigError: a side that the factor does not divide, or a tile side of one pixel.
+        ConfigError: a factor below 1, or a tile side of one pixel.
+    Differs from: the published code starts from tiles as uneven as these, but decodes equal ones of an image that it
+        pads with grey pixels: a stripe in samples at the edges and, for some sides, parts of two tiles in one.
     Source: Kim et al., ICML 2022, Sec. 4; survey Sec. 3.4.2.
     """
 
@@ -63,11 +67,9 @@ class MultiFormation(Parameterization):
 
     def forward(self, draws: Draws) -> Batch:
         """Cut, up-sample and normalise."""
-        tiles = cut_tiles(self.pixels, self.factor)
         size = self.pixels.shape[2:]
-        if self.factor > 1:
-            tiles = F.interpolate(tiles, size=size, mode="bilinear", align_corners=False)
-        inputs = (tiles - self._mean) / self._std
+        tiles = [resized(tile, size, "bilinear") for tile in cut_tiles(self.pixels, self.factor)]
+        inputs = (torch.stack(tiles, 1).flatten(0, 1) - self._mean) / self._std
         return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
 
     @torch.no_grad()
@@ -80,15 +82,13 @@ def require_tiles(shape: torch.Size, factor: int) -> None:
     """Refuse images that cannot be cut.
 
     Raises:
-        ConfigError: no images, a factor below 1, a side that it does not divide, a tile side of one pixel.
+        ConfigError: no images, a factor below 1, or a tile side of one pixel.
     """
     if len(shape) != 4:
         raise ConfigError(f"up-sampling reads images (n, channels, height, width), got {tuple(shape)}")
     height, width = shape[2:]
-    if factor < 1 or height % factor or width % factor:
-        raise ConfigError(
-            f"a factor of {factor} does not divide images of {height} x {width} pixels; use a common divisor"
-        )
+    if factor < 1:
+        raise ConfigError(f"a factor of up-sampling is at least 1, got {factor}")
     if min(height, width) // factor < 2:
         raise ConfigError(
             f"a factor of {factor} cuts images of {height} x {width} pixels into tiles with a side of one pixel, which "
@@ -96,19 +96,25 @@ def require_tiles(shape: torch.Size, factor: int) -> None:
         )
 
 
-def cut_tiles(images: Tensor, factor: int) -> Tensor:
-    """Return ``(M factor^2, channels, height / factor, width / factor)`` tiles, those of one image row by row."""
-    count, channels, height, width = images.shape
-    rows, columns = height // factor, width // factor
-    grid = images.view(count, channels, factor, rows, factor, columns)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(count * factor**2, channels, rows, columns)
+def tile_sides(side: int, factor: int) -> list[int]:
+    """Return the sides of an image's tiles along one axis; a remainder goes to the first ones, a pixel each."""
+    return [side // factor + (index < side % factor) for index in range(factor)]
 
 
-def join_tiles(tiles: Tensor, factor: int) -> Tensor:
+def cut_tiles(images: Tensor, factor: int) -> list[Tensor]:
+    """Return the ``factor^2`` tiles of ``(M, channels, height, width)`` images, row by row, each of all images."""
+    rows, columns = (tile_sides(side, factor) for side in images.shape[2:])
+    return [tile for band in torch.split(images, rows, 2) for tile in torch.split(band, columns, 3)]
+
+
+def join_tiles(tiles: Sequence[Tensor], factor: int) -> Tensor:
     """Return the images that :func:`cut_tiles` would cut into these tiles."""
-    count, channels, rows, columns = tiles.shape
-    grid = tiles.view(count // factor**2, factor, factor, channels, rows, columns)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, factor * rows, factor * columns)
+    return torch.cat([torch.cat(list(tiles[row * factor :][:factor]), 3) for row in range(factor)], 2)
+
+
+def resized(images: Tensor, size: torch.Size, mode: Literal["area", "bilinear"]) -> Tensor:
+    """Return images at another size, smaller by means of areas or larger by bilinear interpolation."""
+    return images if images.shape[2:] == size else F.interpolate(images, size=size, mode=mode)
 
 
 def spread_targets(targets: Tensor, decoded: int) -> Tensor:
@@ -173,7 +179,8 @@ def multi_formation(
     else:
         chosen = task.select(choose_repeatedly(task, init, counts * factor**2, draws))
         images = require_images(chosen.inputs) * space.std + space.mean
-        pixels = join_tiles(F.avg_pool2d(images, factor), factor)
+        sizes = [tile.shape[2:] for tile in cut_tiles(images[:1], factor)]
+        pixels = join_tiles([resized(images[i :: factor**2], size, "area") for i, size in enumerate(sizes)], factor)
     targets = classes if label == "fixed" else classes.repeat_interleave(factor**2)
     labels = make_labels(label, targets, task.num_classes)
     return MultiFormation(pixels, labels, classes, task.num_classes, factor, space)

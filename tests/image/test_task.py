@@ -244,6 +244,33 @@ def test_the_export_for_ddranking_has_its_layout(tmp_path: Path) -> None:
         DOMAIN.exports["ddranking"](task, task.select(torch.arange(15)), tmp_path)
 
 
+@pytest.mark.parametrize("format", ["ddranking", "pt"])
+def test_images_are_exported_by_the_class_they_stand_for_whatever_their_soft_label(format: str, tmp_path: Path) -> None:
+    task = image_task("digits", model="mlp", width=4)
+    batch = task.select(torch.arange(20))
+    targets = centred_one_hot(torch.arange(10).repeat_interleave(2), 10)
+    targets[[0, 7, 8]] = targets[[18, 8, 7]]  # one image of another label, two that have each other's
+    written = DOMAIN.exports[format](task, batch._replace(targets=targets), tmp_path)
+    images, labels = (torch.load(path, weights_only=True) for path in written[:2])
+    assert torch.equal(images[:, :1], batch.inputs)  # type: ignore[arg-type]
+    assert torch.equal(labels, targets)
+    with pytest.raises(UnsupportedError, match="equally many"):
+        DOMAIN.exports["ddranking"](task, Batch(batch.inputs[:19], targets[:19], batch.weight[:19]), tmp_path)  # type: ignore[index]
+
+
+def test_pictures_show_a_class_in_each_row_whatever_soft_labels_say(tmp_path: Path) -> None:
+    task = image_task("digits", model="mlp", width=4)
+    batch = task.select(torch.arange(20))
+    classes = torch.arange(10).repeat_interleave(2)
+    targets = centred_one_hot(classes, 10)
+    targets[0] = targets[18]
+    pictures = []
+    for name, labels in (("hard", classes), ("soft", targets)):
+        (path,) = DOMAIN.draw(task, batch._replace(targets=labels), tmp_path / name)
+        pictures.append(path.read_bytes())
+    assert pictures[0] == pictures[1]
+
+
 def test_sets_of_other_images_and_classes_are_refused(digits: ImageTask) -> None:
     batch = digits.select(torch.arange(10))
     assert isinstance(batch.inputs, Tensor)

@@ -11,7 +11,7 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from mmdistill.image import image_task
 from mmdistill.image.data import ImageData, build
-from mmdistill.image.draw import as_bytes, export_tensors
+from mmdistill.image.draw import as_bytes, export_ddranking, export_tensors
 from mmdistill.image.files import read_tensors
 from mmdistill.image.whitening import fit_whitening, whitened
 from mmdistill.runtime import Draws
@@ -102,6 +102,9 @@ def test_it_travels_with_the_set(data: ImageData, tmp_path: Path) -> None:
             loaded.require(image_task(data, whiten=other, width=4).describe())
     (path,) = export_tensors(task, result.batch, tmp_path / "export")
     assert torch.equal(read_tensors(path)["whitening.matrix"], matrix)
+    with pytest.raises(UnsupportedError, match=r"tests on images that are normalised .* whitened \(frepo\)"):
+        export_ddranking(task, result.batch, tmp_path / "ddranking")
+    assert not (tmp_path / "ddranking").exists()
     shown = as_bytes(task, task.select(torch.arange(5)).inputs)  # type: ignore[arg-type]
     assert int((shown.int() - data.train_images[:5].int()).abs().max()) <= 1
     assert len(task.evaluate(result.batch, "convnet", Draws(0), 1, {}).values["accuracy"]) == 1

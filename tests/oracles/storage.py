@@ -1,4 +1,4 @@
-"""Storage by loops, in float64: combinations of images, wrap-around crops, and the losses of IT-GAN."""
+"""Storage by loops, in float64: combinations of images, wrap-around crops, IT-GAN's inversion and its losses."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,3 +38,16 @@ def paired(features: Array, wanted: Array, classes: list[int]) -> float:
         for j in rows:
             total += sum((features[j, d] - wanted[j, d]) ** 2 for d in range(features.shape[1])) / len(rows)
     return float(total)
+
+
+def inverted(images: Array, generator: Array, features: Array, pixel_weight: float) -> Array:
+    """Eq. 27 for linear maps: each image's latent by least squares over its features, then its weighted pixels.
+
+    The generator is ``(d, pixels)``, the features ``(pixels, k)``, images ``(n, pixels)``.
+    """
+    found = []
+    for image in images:
+        rows = np.concatenate([(generator @ features).T, pixel_weight**0.5 * generator.T])
+        wanted = np.concatenate([image @ features, pixel_weight**0.5 * image])
+        found.append(np.linalg.lstsq(rows, wanted, rcond=None)[0])
+    return np.stack(found)

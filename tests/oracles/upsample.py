@@ -30,17 +30,26 @@ def upsampled(tile: Array, height: int, width: int) -> Array:
     return result
 
 
+def edges(side: int, factor: int) -> list[int]:
+    """Where tiles begin and the last one ends; as many of the first as there are pixels over have one more."""
+    found = [0]
+    for index in range(factor):
+        found.append(found[-1] + side // factor + (1 if index < side - factor * (side // factor) else 0))
+    return found
+
+
 def multi_formation(images: Array, factor: int, mean: Array, std: Array) -> Array:
     """Each image's tiles row by row, every channel interpolated to full size, then normalised."""
     count, channels, height, width = images.shape
-    rows, columns = height // factor, width // factor
+    rows, columns = edges(height, factor), edges(width, factor)
     decoded = []
     for image in range(count):
         for down in range(factor):
             for right in range(factor):
                 sample = np.zeros((channels, height, width))
                 for channel in range(channels):
-                    tile = images[image, channel, down * rows : (down + 1) * rows, right * columns :][:, :columns]
+                    band = images[image, channel, rows[down] : rows[down + 1]]
+                    tile = band[:, columns[right] : columns[right + 1]]
                     sample[channel] = (upsampled(tile, height, width) - mean[channel]) / std[channel]
                 decoded.append(sample)
     return np.stack(decoded)

@@ -131,6 +131,27 @@ def test_inversion_finds_the_latents_of_generated_images() -> None:
     assert torch.allclose(found, truth, atol=0.02)
 
 
+@pytest.mark.parametrize("pixel_weight", [0.5, 3.0])
+def test_inversion_weighs_features_against_pixels_as_its_oracle_does(pixel_weight: float) -> None:
+    generator = Linear().requires_grad_(False).double()
+    images, maps = (KEY.fold(name).normal(*shape).double() for name, shape in (("x", (3, 64)), ("h", (64, 9))))
+
+    def linear(inputs: Inputs) -> tuple[Tensor, ...]:
+        assert isinstance(inputs, Tensor)
+        return (inputs.flatten(1).tanh(), inputs.flatten(1) @ maps / 4)  # the last layer counts
+
+    def expected(weight: float) -> Tensor:
+        numbers = (tensor.numpy() for tensor in (images, generator.weight, maps / 4))
+        return torch.from_numpy(oracle.inverted(*numbers, weight))
+
+    start, classes = KEY.fold("s").normal(3, 6).double(), torch.zeros(3, dtype=torch.long)
+    how = Inversion(steps=600, lr=0.05, pixel_weight=pixel_weight)
+    found = invert(lambda z, c: generator(z), start, classes, images.view(-1, 1, 8, 8), linear, how)
+    assert torch.allclose(found, expected(pixel_weight), atol=1e-4)
+    for other in (0.0, pixel_weight / 2, 2 * pixel_weight, 1e9):  # without pixels, scaled, without features
+        assert (found - expected(other)).abs().max() > 0.2
+
+
 def test_training_resumes_as_if_it_had_not_stopped(task: ImageTask, tmp_path: Path) -> None:
     whole = trained_generator(task, RECIPE, tmp_path / "whole.safetensors")
     players = _Players(task, RECIPE)

@@ -3,17 +3,23 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
+from mmdistill.budget import find_budget
+from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
-from mmdistill.image import ImageTask, image_task
+from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.labels import FixedLabels, LearnedLabels
+from mmdistill.methods import CORE_METHODS
 from mmdistill.parameterizations.upsample import MultiFormation, PixelSpace, cut_tiles, join_tiles, multi_formation
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Batch
 from tests.oracles import upsample as oracle
 from tests.toys import BlobTask
 
 KEY = Draws(11)
+SETTINGS = Settings(steps=1)
 SPACE = PixelSpace(torch.tensor([0.4, 0.5]).view(2, 1, 1), torch.tensor([0.2, 0.3]).view(2, 1, 1), 0.0, 1.0)
 
 
@@ -29,20 +35,28 @@ def formation(factor: int, height: int = 6, width: int = 12) -> MultiFormation:
     return made.double()
 
 
-@pytest.mark.parametrize("factor", [1, 2, 3])
-def test_decoding_equals_its_oracle(factor: int) -> None:
-    made = formation(factor)
+def tiles_of(made: MultiFormation) -> Tensor:
+    """The tiles of equal sides, those of one image after those of the other."""
+    return torch.stack(cut_tiles(made.pixels.detach(), made.factor), 1).flatten(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("factor", "height", "width"), [(1, 6, 12), (2, 6, 12), (3, 6, 12), (3, 7, 8), (4, 11, 8), (5, 10, 14)]
+)
+def test_decoding_equals_its_oracle(factor: int, height: int, width: int) -> None:
+    made = formation(factor, height, width)
     batch = made(KEY)
     mean, std = (t.double().flatten().numpy() for t in SPACE[:2])
     expected = oracle.multi_formation(made.pixels.detach().numpy(), factor, mean, std)
-    assert batch.inputs.shape == (3 * factor**2, 2, 6, 12)
+    assert batch.inputs.shape == (3 * factor**2, 2, height, width)
     assert torch.allclose(batch.inputs, torch.from_numpy(expected), atol=1e-12)
     assert batch.targets.tolist() == [0] * (2 * factor**2) + [1] * factor**2
     assert torch.equal(batch.weight, torch.ones(3 * factor**2, dtype=torch.float64))
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    made = formation(2, 4, 4)
+@pytest.mark.parametrize("side", [4, 5])
+def test_gradients_are_those_of_finite_differences(side: int) -> None:
+    made = formation(2, side, side)
 
     def decoded(pixels: Tensor) -> Tensor:
         result: Batch = torch.func.functional_call(made, {"pixels": pixels}, (KEY,))
@@ -53,8 +67,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 def test_tiles_join_to_what_they_were_cut_from() -> None:
-    images = KEY.normal(2, 3, 12, 6)
-    assert torch.equal(join_tiles(cut_tiles(images, 3), 3), images)
+    for height, width in ((12, 6), (13, 8)):
+        images = KEY.normal(2, 3, height, width)
+        assert torch.equal(join_tiles(cut_tiles(images, 3), 3), images)
 
 
 def test_storage_is_that_of_raw_images_and_one_label_each(task: ImageTask) -> None:
@@ -67,6 +82,34 @@ def test_storage_is_that_of_raw_images_and_one_label_each(task: ImageTask) -> No
     assert learned.stored_bytes() == 20 * 64 * 4 + 80 * 10 * 4
 
 
+@pytest.mark.parametrize(("channels", "side", "sides"), [(1, 28, (10, 9, 9)), (3, 32, (11, 11, 10))])
+def test_any_factor_fits_the_bytes_of_the_raw_images(channels: int, side: int, sides: tuple[int, ...]) -> None:
+    images, classes = KEY.fold("real").uniform(40, channels, side, side), torch.arange(40) % 2
+    task = image_task((images, classes), test=(images, classes), width=4)
+    raw = DOMAIN.parameterizations["raw"](task, 2, SETTINGS, "fixed", KEY)
+    made = DOMAIN.parameterizations["upsample-3"](task, 2, SETTINGS, "fixed", KEY)
+    assert made.stored_bytes() == raw.stored_bytes() == 4 * (channels * side**2 * 4 + 1)
+    batch = made(KEY)
+    assert batch.inputs.shape == (4 * 9, channels, side, side)  # type: ignore[union-attr]
+    assert batch.targets.tolist() == [0] * 18 + [1] * 18  # type: ignore[union-attr]
+    assert isinstance(made, MultiFormation)
+    tiles = cut_tiles(made.pixels.detach(), 3)
+    assert [tuple(tile.shape) for tile in tiles] == [(4, channels, row, column) for row in sides for column in sides]
+    for tile in tiles:  # each starts as a whole real image of its class, made smaller
+        for index, small in enumerate(tile):
+            own = adaptive_avg_pool2d(images[classes == index // 2], tile.shape[2:])
+            assert float((own - small).abs().amax((1, 2, 3)).min()) < 1e-5
+    seen = torch.autograd.grad(batch.inputs.sum(), made.pixels)[0]  # type: ignore[union-attr]
+    assert bool((seen > 0).all())  # no stored pixel is without use
+
+
+def test_a_budget_in_bytes_holds_as_many_tiled_images_as_raw_ones(task: ImageTask) -> None:
+    method = CORE_METHODS["dm"].stored_as(DOMAIN.parameterizations["upsample-3"])
+    found, count = find_budget(task, method, bytes=2 * 10 * 257 + 100)
+    made = Distiller(task, found, count).start().parameterization
+    assert (count, made.stored_bytes(), made(KEY).weight.shape) == (2, 20 * 257, (180,))
+
+
 def test_classes_of_decoded_samples_reach_class_batches(task: ImageTask) -> None:
     made = multi_formation(task, 1, "real", "fixed", KEY, 2)
     by_class = made.class_batches(made(KEY))
@@ -76,7 +119,7 @@ def test_classes_of_decoded_samples_reach_class_batches(task: ImageTask) -> None
 
 def test_tiles_start_as_down_sampled_real_images(task: ImageTask) -> None:
     made = multi_formation(task, 2, "real", "fixed", KEY, 2)
-    tiles = cut_tiles(made.pixels.detach(), 2)
+    tiles = tiles_of(made)
     real = task.data.train_images.float() / task.data.scale
     means = real.view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
     nearest = torch.cdist(tiles.flatten(1), means).min(1)
@@ -100,7 +143,7 @@ def test_stored_pixels_stay_in_the_value_range(task: ImageTask) -> None:
     assert unbounded.pixels.detach().max().item() == 9
 
 
-@pytest.mark.parametrize(("factor", "message"), [(3, "does not divide"), (0, "does not divide"), (8, "one pixel")])
+@pytest.mark.parametrize(("factor", "message"), [(0, "at least 1"), (5, "one pixel"), (8, "one pixel")])
 def test_factors_that_do_not_fit_are_refused(task: ImageTask, factor: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         multi_formation(task, 1, "real", "fixed", KEY, factor)
@@ -114,7 +157,7 @@ def test_other_data_are_refused() -> None:
 def test_small_classes_give_their_images_repeatedly(task: ImageTask) -> None:
     most = int(torch.bincount(task.labels).max())
     made = multi_formation(task, most // 4 + 1, "real", "fixed", KEY, 2)
-    tiles = cut_tiles(made.pixels.detach(), 2).flatten(1)
+    tiles = tiles_of(made).flatten(1)
     for index, own in enumerate(tiles.split(len(tiles) // 10)):
         images = task.data.train_images[task.labels == index].float() / task.data.scale
         means = images.view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)

@@ -1,0 +1,252 @@
+"""Published constants of methods whose numbers no table of trajectories holds, against literal values."""
+
+from operator import attrgetter
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mmdistill.image import DOMAIN
+from mmdistill.networks.early import EarlyStagePool
+from mmdistill.networks.schedules import AccuracyDriven, FreshNetworks, TrainedOnS, TrainedOnT, UnreadNetwork
+from mmdistill.networks.staggered import NetworkPool
+from mmdistill.objectives.adversary import TEMPERATURE, StyleAdversary
+from mmdistill.objectives.discrimination import DiscriminativeMatching
+from mmdistill.objectives.distances import row_cosine
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
+from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, squared_error
+from mmdistill.objectives.ridge import InFloat64, RandomFeatureRidge
+from mmdistill.objectives.trajectory import PrunedTrajectoryMatching, TrajectoryMatching
+from mmdistill.objectives.unrolled import UnrolledPerformance
+from mmdistill.registry import get_method
+from mmdistill.settings import OptimizerSpec
+
+BETAS = (0.9, 0.999)
+MATCHED = OptimizerSpec("sgd", 0.1, 0.5)
+"""Of images in DC, DSA, CAFE and AddMem."""
+LAMB = OptimizerSpec("lamb", 3e-4, betas=BETAS, cosine=True, floor=0.1)
+UNROLLED = OptimizerSpec("adam", 0.01, betas=(0.5, 0.999), cosine=True)
+STYLED = OptimizerSpec("sgd", 100.0, 0.95)
+
+ON_S = {"network.lr": 0.01, "network.momentum": 0.0, "network.weight_decay": 0.0, "network.batch": 256}
+GRADIENTS = {
+    "settings.real_batch": 256,
+    "settings.syn_batch": 0,
+    "rates.codes": MATCHED,
+    "network.__class__": TrainedOnS,
+    **ON_S,
+    "objective.__class__": GradientMatching,
+    "objective.distance": row_cosine,
+    "objective.reduction": "per-class",
+    "objective.weights": "equal",
+}
+TILED = {
+    "settings.init": "real",
+    "settings.real_batch": 64,
+    "settings.inner_momentum": 0.9,
+    "method.storage": "images of 2 x 2 tiles, up-sampled to full size",
+}
+TRAJECTORIES = {"settings.steps": 5000, "settings.init": "real", "rates.codes": OptimizerSpec("sgd", 100.0, 0.5)}
+KIP = {
+    "settings.steps": 5000,
+    "settings.real_batch": 500,
+    "settings.init": "real",
+    "settings.augment": False,
+    "rates.codes": OptimizerSpec("adam", 0.04, betas=BETAS),
+    "rates.labels": OptimizerSpec("adam", 0.04, betas=BETAS),
+    "method.label": "learned",
+    "network.__class__": UnreadNetwork,
+    "objective.__class__": KernelRidgeMatching,
+    "objective.view": "classes",
+    "objective.scale": "trace",
+    "objective.loss": squared_error,
+    "ridge": pytest.approx(1e-6, rel=1e-12),
+}
+PUBLISHED: dict[str, dict[str, object]] = {
+    "kip": {
+        **KIP,
+        "objective.kernel": FullyConnectedKernel("ntk", depth=1, w_std=2**0.5, b_std=0.1, dtype=torch.float64),
+    },
+    "kip-conv": {
+        **KIP,
+        "objective.kernel": InFloat64(ConvolutionalKernel("ntk", depth=3, w_std=2**0.5, b_std=0.1)),
+    },
+    "frepo": {
+        "settings.steps": 500_000,
+        "settings.real_batch": 1024,
+        "settings.init": "real",
+        "settings.augment": False,
+        "rates.codes": LAMB,
+        "rates.labels": LAMB,
+        "method.label": "learned",
+        "network": NetworkPool(size=10, max_age=100, lr=3e-4, batch=1000, augment=False),
+        "objective.kernel.__class__": FeatureKernel,
+        "objective.view": "flat",
+        "objective.scale": "trace",
+        "objective.loss": squared_error,
+        "objective.limit": 500,
+        "ridge": pytest.approx(1e-6, rel=1e-12),
+    },
+    "rfad": {
+        "settings.steps": 100_000,
+        "settings.real_batch": 4 * 1280,
+        "settings.init": "real",
+        "settings.augment": False,
+        "rates.codes": OptimizerSpec("adabelief", 1e-3, betas=BETAS),
+        "rates.labels": OptimizerSpec("adabelief", 1e-3, betas=BETAS),
+        "rates.decoder": OptimizerSpec("adabelief", 5e-5, betas=BETAS),
+        "rates.objective": OptimizerSpec("adabelief", 1e-2, betas=BETAS),
+        "method.label": "learned",
+        "objective.__class__": RandomFeatureRidge,
+        "objective.networks": 8,
+        "objective.ridge": 5e-3,
+        "objective.bias_std": 0.1,
+        "objective.offset": 0.01,
+    },
+    "dd": {
+        "settings.steps": 20_000,
+        "settings.real_batch": 1024,
+        "settings.init": "noise",
+        "rates.codes": UNROLLED,
+        "rates.objective": UNROLLED,
+        "network.__class__": FreshNetworks,
+        "objective.__class__": UnrolledPerformance,
+        "objective.steps": 10 * 3,
+        "objective.parts": 10,
+        "objective.batch": None,
+        "objective.augment": False,
+        "objective.window": None,
+        "objective.unrolling.momentum": 0.9,
+        "objective.unrolling.optimizer": "sgd",
+        "objective.rate.form": "softplus",
+        "first_rates": pytest.approx([0.02] * 30),
+    },
+    "dm": {
+        "settings.steps": 20_000,
+        "settings.real_batch": 256,
+        "settings.syn_batch": 0,
+        "settings.init": "real",
+        "settings.augment": True,
+        "rates.codes": OptimizerSpec("sgd", 1.0, 0.5),
+        "network.__class__": FreshNetworks,
+        "objective.__class__": DistributionMatching,
+        "objective.layers": "last",
+    },
+    "dc": {**GRADIENTS, "settings.init": "noise", "settings.augment": False, "network.augment": False},
+    "dsa": {**GRADIENTS, "settings.init": "real", "settings.augment": True, "network.augment": True},
+    "cafe": {
+        "settings.steps": 20_000,
+        "settings.real_batch": 256,
+        "settings.init": "noise",
+        "rates.codes": OptimizerSpec("sgd", 0.1, 0.5, cosine=True),
+        "network.__class__": AccuracyDriven,
+        "network.outer_steps": 50,
+        "network.inner_steps": 100,
+        **ON_S,
+        "objective.__class__": DiscriminativeMatching,
+        "objective.balance": 0.01,
+        "layer_weights": (0.1, 0.1, 1.0, 1.0, 1.0),
+    },
+    "idc": {**TILED, "network.__class__": TrainedOnT},
+    "edd": {
+        **TILED,
+        "network.__class__": EarlyStagePool,
+        "network.size": 5,
+        "network.epochs": 2,
+        "network.weakest": 0.01,
+        "network.strongest": 0.09,
+        "network.directions": 2,
+    },
+    "addmem": {
+        "settings.steps": 50_000,
+        "settings.init": "noise",
+        "rates.codes": MATCHED,
+        "method.label": "fixed",
+        "objective.__class__": UnrolledPerformance,
+        "objective.steps": 150,
+        "objective.batch": 320,
+        "objective.augment": False,
+        "objective.window": None,
+        "objective.unrolling.momentum": 0.9,
+        "objective.unrolling.optimizer": "sgd",
+        "first_rates": pytest.approx(0.01),
+    },
+    "mtt": {**TRAJECTORIES, "objective.__class__": TrajectoryMatching, "objective.unrolling.momentum": 0.0},
+    "ddpp": {**TRAJECTORIES, "objective.__class__": PrunedTrajectoryMatching, "objective.threshold": 0.1},
+    "haba": {
+        "settings.steps": 15_000,
+        "settings.init": "real",
+        "rates.codes": STYLED,
+        "rates.decoder": STYLED,
+        "rates.objective": OptimizerSpec("sgd", 1e-5, 0.9),
+        "objective.__class__": StyleAdversary,
+        "objective.objective.__class__": TrajectoryMatching,
+        "objective.styles": 5,
+        "objective.weight": 0.1,
+        "objective.lr": 0.001,
+        "objective.momentum": 0.9,
+        "temperature": 0.07,
+    },
+    "rat-bptt": {
+        "settings.steps": 60_000,
+        "settings.real_batch": 5000,
+        "settings.init": "noise",
+        "rates.codes": OptimizerSpec("adam", 1e-3, betas=BETAS),
+        "objective.steps": 200,
+        "objective.window": 60,
+        "objective.batch": 100,
+        "objective.augment": True,
+        "objective.unrolling.optimizer": "adam",
+        "first_rates": pytest.approx(1e-3),
+    },
+}
+"""At ten images per class of CIFAR-10, by where each number is: settings, optimizers' rates, network and objective.
+
+Sources: the public code of the papers. google-research/kip; yongchao97/FRePo; yolky/RFAD; SsnL/dataset-distillation
+(DD); VICO-UoE/DatasetCondensation (DC, DSA, DM); kaiwang960112/CAFE; snu-mllab/Efficient-Dataset-Condensation (IDC);
+ncsu-dk-lab/Acc-DD (EDD); princetonvisualai/RememberThePast-DatasetDistillation (AddMem); Huage001/DatasetFactorization
+(HaBa); GeorgeCazenavette/mtt-distillation; fengyzpku/Simple_Dataset_Distillation (RaT-BPTT). DD's momentum is the
+survey's (Eq. 3), and KIP's, FRePo's and RFAD's labels are learned as in its Table 1.
+
+No code has these numbers: KIP's steps (1000 or more, it says), AddMem's (at most 500,000), the longest loops of CAFE,
+smooth annealing in DD and CAFE, DDPP's threshold.
+"""
+
+
+def composed(name: str, ipc: int) -> SimpleNamespace:
+    """What a published method is made of, and the numbers that its objective keeps as tensors or computes."""
+    method = get_method(DOMAIN, name, "cifar10")
+    settings = method.settings(ipc)
+    objective = method.make_objective(settings)
+    made = SimpleNamespace(method=method, settings=settings, rates=SimpleNamespace(**settings.optimizers))
+    made.network, made.objective, made.temperature = method.network(settings), objective, TEMPERATURE
+    if isinstance(objective, KernelRidgeMatching):
+        made.ridge = objective.log_ridge.exp().item()
+    if isinstance(objective, UnrolledPerformance):
+        made.first_rates = objective.rate().tolist()
+    if isinstance(objective, DiscriminativeMatching):
+        made.layer_weights = objective.layer_weights(5)
+    return made
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_methods_are_as_published(name: str) -> None:
+    made = composed(name, 10)
+    assert {path: attrgetter(path)(made) for path in PUBLISHED[name]} == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["dc", "dsa"])
+def test_loops_of_gradient_matching_follow_ipc(name: str) -> None:
+    table = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+    for ipc, loops in {**table, 5: table[1], 25: table[20], 100: table[50]}.items():
+        made = composed(name, ipc)
+        assert (made.network.outer_steps, made.network.inner_steps) == loops
+        assert made.settings.steps == 1000 * loops[0]  # networks
+        assert made.rates.codes == MATCHED
+
+
+def test_rates_and_parts_that_follow_ipc() -> None:
+    assert {ipc: composed("dm", ipc).rates.codes.lr for ipc in (1, 50, 99, 100)} == {1: 1, 50: 1, 99: 1, 100: 10}
+    assert {ipc: composed("dd", ipc).objective.parts for ipc in (1, 5, 10, 50)} == {1: 1, 5: 5, 10: 10, 50: 10}
