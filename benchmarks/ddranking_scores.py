@@ -103,7 +103,9 @@ def main() -> None:
         num_workers=chosen.workers,
         eval_full_data=chosen.whole is None,
     )
-    hard = labels.argmax(1) if labels.is_floating_point() else labels
+    # Class after class, as exported; a soft label's largest class need not be its image's.
+    by_class = torch.arange(len(labels) // chosen.ipc).repeat_interleave(chosen.ipc)
+    hard = by_class if labels.is_floating_point() else labels
     print(evaluator.compute_metrics(image_tensor=images, hard_labels=hard, syn_lr=chosen.lr))
 
 

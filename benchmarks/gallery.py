@@ -8,8 +8,9 @@ Of sets with more images than one per class the first ones of each class in turn
 import argparse
 from pathlib import Path
 
-from mmdistill.image.draw import as_bytes, hard_labels, picture_grid
+from mmdistill.image.draw import as_bytes, picture_grid
 from mmdistill.image.task import image_task
+from mmdistill.labels import classes_of
 from mmdistill.store import DistilledSet
 
 
@@ -24,7 +25,7 @@ def main() -> None:
         name, _, folder = run.partition("=")
         distilled = DistilledSet.load(Path(folder))
         task = image_task(distilled.info.data, width=8)
-        images, labels = distilled.batch.inputs, hard_labels(distilled.batch.targets)
+        images, labels = distilled.batch.inputs, classes_of(distilled.batch.targets, len(task.data.class_names))
         turn = [int((labels[:index] == label).sum()) for index, label in enumerate(labels)]
         order = sorted(range(len(labels)), key=lambda index: (turn[index], int(labels[index])))
         names.append(name)

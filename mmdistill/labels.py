@@ -140,6 +140,22 @@ def as_probabilities(targets: Tensor, num_classes: int, dtype: torch.dtype = tor
     return targets if targets.is_floating_point() else one_hot(targets, num_classes, dtype)
 
 
+def classes_of(targets: Tensor, num_classes: int) -> Tensor:
+    """Return the class that each sample stands for, which is not always its soft label's largest.
+
+    Sets with soft labels lie class after class, equally many samples of each. Where their number does not allow that,
+    it is the class of the largest one.
+    """
+    if targets.is_floating_point() and len(targets) % num_classes == 0:
+        return torch.arange(num_classes, device=targets.device).repeat_interleave(len(targets) // num_classes)
+    return hard_labels(targets)
+
+
+def hard_labels(targets: Tensor) -> Tensor:
+    """Return class indices; for soft labels the class of the largest one."""
+    return targets.argmax(1) if targets.is_floating_point() else targets
+
+
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross entropy per sample for class indices or soft labels.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.image.task import ImageTask
+from mmdistill.labels import classes_of, hard_labels
 from mmdistill.runtime import atomic_write
 from mmdistill.store import write_json
 from mmdistill.task import Batch, Task
@@ -38,22 +39,6 @@ def _contents(task: ImageTask, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     classes = classes_of(targets, len(task.data.class_names))
     order = classes.argsort(stable=True)
     return images[order].contiguous(), targets[order].contiguous(), classes[order]
-
-
-def classes_of(targets: Tensor, num_classes: int) -> Tensor:
-    """Return the class that each sample stands for, which is not always its soft label's largest.
-
-    Sets with soft labels lie class after class, equally many samples of each. Where their number does not allow that,
-    it is the class of the largest one.
-    """
-    if targets.is_floating_point() and len(targets) % num_classes == 0:
-        return torch.arange(num_classes).repeat_interleave(len(targets) // num_classes)
-    return hard_labels(targets)
-
-
-def hard_labels(targets: Tensor) -> Tensor:
-    """Return class indices; for soft labels the class of the largest one."""
-    return targets.argmax(1) if targets.is_floating_point() else targets
 
 
 def as_bytes(task: ImageTask, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from mmdistill.errors import ShapeError
+from mmdistill.labels import classes_of
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.runtime import Draws
 from mmdistill.task import ROBUST_METRICS, Batch, Scores
@@ -76,7 +77,7 @@ def robust_scores(
     if isinstance(synthetic.targets, dict):
         raise ShapeError("robust scores need one tensor of labels")
     soft = synthetic.targets.is_floating_point()
-    hard = synthetic._replace(targets=synthetic.targets.argmax(1)) if soft else synthetic
+    hard = synthetic._replace(targets=classes_of(synthetic.targets, len(task.data.class_names)))
     teacher = trained_teacher(task, task.data.whole_epochs) if soft and subset is not None else None
     augmented, plain = (_with_augmentation(task, wanted) for wanted in (True, False))
 
