@@ -197,6 +197,7 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
     if is_complete(folder, wanted):
         print(f"{wanted} expert(s) are already in {folder}")
         return
+    print(f"training what is missing of {wanted} expert(s) of {recipe.protocol.epochs} epochs in {folder} ...")
     began = time.perf_counter()
     with progress_bar(f"{Path(str(config.data)).stem} experts", "epoch") as show:
         experts = train_experts(
