@@ -92,7 +92,7 @@ class DistillConfig:
         validate_every: steps between validations that pick the best step; 0 keeps the last
         patience: validations without a better step after which the run ends; 0 takes all steps
         interactions_per_user: interactions of a synthetic user (recommender data)
-        checkpoint_every: steps between checkpoints; 0 is a tenth of the run, and fewer at first
+        checkpoint_every: steps between checkpoints; 0 is a tenth of the run, at most ten minutes, and fewer at first
         judges: who judges the result, comma-separated, or 'all'; the method's or the domain's first judge by default
         networks: independently trained networks per judge
         networks_at_once: networks trained together; fewer need less memory; all by default

@@ -49,6 +49,8 @@ DIVERGED = 1000.0
 LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 """What to do about it."""
 KEPT_CHECKPOINTS = 2
+LONGEST_UNSAVED = 600.0
+"""Seconds after which a checkpoint is written, unless the user says when."""
 FORMER = (
     *("distilled.json", "distilled.safetensors", "metrics.json", "history.json", "report.md", "report.html"),
     *("pictures/*.png", "pictures/*.md"),
@@ -119,7 +121,8 @@ def distill(
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
         resume: continue from the newest checkpoint in ``out``.
         overwrite: replace a run in ``out``.
-        checkpoint_every: steps between checkpoints; 0 means every tenth of the run, and more often at first.
+        checkpoint_every: steps between checkpoints; 0 means every tenth of the run, at least every ten minutes, and
+            more often at first.
         progress: called with (steps done, steps in all, loss) whenever the loss is read back.
         name: how the set calls the method; its registered name or lower-case title by default.
         compile: ``auto`` compiles what the network does in runs long enough to repay it, ``on`` always; both capture
@@ -223,7 +226,7 @@ def _loop(
     """Step to the end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM."""
     steps = distiller.steps
     read_every = max(steps // READS_PER_RUN, 1)
-    compiling = run.compile_seconds
+    compiling, saved = run.compile_seconds, time.perf_counter()
     validate_every = distiller.settings.validate_every
     with _stop_requests() as stop:
         while run.step < steps and not distiller.exhausted(run):
@@ -232,7 +235,8 @@ def _loop(
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             last = run.step == steps
             reading = run.step % read_every == 0 or run.step == 1 or last
-            stopping = _agreed(stop, reading)
+            stopping = _agreed(stop.is_set(), reading)
+            overdue = _agreed(not checkpoint_every and time.perf_counter() - saved > LONGEST_UNSAVED, reading)
             if reading or stopping:
                 ranks.average([loss := loss.clone()])
                 value = float(loss)
@@ -243,20 +247,22 @@ def _loop(
                     progress(run.step, steps, value)
             if validate_every and (run.step % validate_every == 0 or last):
                 distiller.validate(run)
-            if last or stopping or (checkpoints is not None and _is_due(run.step, checkpoint_every, steps)):
+            due = overdue or _is_due(run.step, checkpoint_every, steps)
+            if last or stopping or (checkpoints is not None and due):
                 run.finite &= run.stored_finite()  # the last update comes after the last loss
                 _require_finite(run, float(loss), checkpoints)
                 if checkpoints is not None:
-                    checkpoints.save(run, time.perf_counter() - began)
+                    saved = time.perf_counter()
+                    checkpoints.save(run, saved - began)
             if stopping:
                 raise KeyboardInterrupt
 
 
-def _agreed(stop: threading.Event, reading: bool) -> bool:
-    """Return whether to stop: at once when alone, and in a group where all wait for each other anyway."""
+def _agreed(own: bool, reading: bool) -> bool:
+    """Return whether any rank says so: at once when alone, and in a group where all wait for each other anyway."""
     if ranks.size() == 1:
-        return stop.is_set()
-    return reading and any(ranks.gathered(stop.is_set()))
+        return own
+    return reading and any(ranks.gathered(own))
 
 
 def _is_due(step: int, every: int, steps: int) -> bool:

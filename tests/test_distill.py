@@ -262,6 +262,16 @@ def test_a_run_that_bursts_early_tells_what_it_left(tmp_path: Path) -> None:
         distill(Spoiled(), method("dm"), ipc=2)
 
 
+def test_a_checkpoint_comes_before_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["mmdistill.distill"]
+    monkeypatch.setattr(module, "LONGEST_UNSAVED", -1.0)
+    monkeypatch.setattr(module, "KEPT_CHECKPOINTS", 100)
+    distill(BlobTask(), method("dm", steps=30), ipc=1, out=tmp_path / "often")
+    distill(BlobTask(), method("dm", steps=30), ipc=1, out=tmp_path / "as asked", checkpoint_every=10)
+    often, asked = (len(list((tmp_path / name / "checkpoints").iterdir())) for name in ("often", "as asked"))
+    assert (often, asked) == (30, 3)
+
+
 def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))  # noqa: E731
     settings = {"steps": 5, "lr": 1e3, "real_batch": 2}
