@@ -96,7 +96,10 @@ class UnrolledObjective(Objective):
     ) -> None:
         super().__init__()
         if steps < 1 or parts < 1 or (batch is not None and batch < 1):
-            raise ConfigError(f"steps, batch and parts are at least 1, got {steps}, {batch} and {parts}")
+            raise ConfigError(
+                f"a student's steps (inner_steps), its minibatch (inner_batch, or 0 for all samples) and its parts "
+                f"(inner_parts) are at least 1, got {steps}, {batch} and {parts}"
+            )
         if rate.value.ndim and len(rate.value) != steps:
             raise ConfigError(f"the rates are of {len(rate.value)} steps, the student takes {steps}")
         if batch is not None and parts > 1:
