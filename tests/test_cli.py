@@ -19,10 +19,11 @@ import torch
 
 from mmdistill import commands, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.cli import FORMATS, build_parser, main, spelled
-from mmdistill.config import DistillConfig
+from mmdistill.config import SETTINGS, DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
 from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
+from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 from mmdistill.wording import GROUPS
@@ -629,6 +630,13 @@ def test_settings_that_a_method_does_not_read_are_named() -> None:
     assert unread("dc") == ["inner_window"]
     assert unread("rat-bptt") == ["outer_steps"]
     assert get_method(get_domain("image"), "random-soft").unread(1, given) == []
+
+
+def test_the_page_names_the_settings_without_an_option() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    named = re.findall(r"`(\w+)`", page.partition("Settings without an option are")[2].partition(". ")[0])
+    by_other_names = {"stored_bytes"}  # --bytes
+    assert set(named) == set(Settings.__dataclass_fields__) - set(SETTINGS) - by_other_names
 
 
 def test_an_ignored_option_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
