@@ -1,6 +1,7 @@
 """What the cells of the survey's tables found, as Markdown tables and figures."""
 
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,10 +31,14 @@ of all distillation seeds. The page is written by `python benchmarks/tables.py -
 - A **reduced** schedule distils with a ConvNet of width 16 and judges by one, for 300 epochs (from ipc 10 on in
   minibatches of 25). It does not attempt the published numbers.
 - The **short** schedule of digits is the library's own, with a ConvNet of width 32; nothing is published for digits.
-- **Random** and **herding** are real images at equal count.
-- **kB** counts everything that must be kept, numbers in float32, class indices in a byte. Raw images of the same ipc
-  take as many bytes, so with fixed labels one ipc is a comparison at equal bytes as well. The exception is IT-GAN: its
-  generator takes more bytes than one digit of 8 x 8 pixels per class, and fewer than ten of 28 x 28.
+- **Random** and **herding** are as many real images per class as the ipc names, also where a method decodes more
+  samples from their bytes.
+- **kB** counts everything that must be kept, numbers in float32, class indices in a byte. Raw images kept in float32
+  take as many bytes, so with fixed labels one ipc is a comparison at equal bytes as well; real images as they come, a
+  byte for each value, take a quarter. The exception is IT-GAN: its generator takes more bytes than one digit of 8 x 8
+  pixels per class, and fewer than ten of 28 x 28.
+- **Does not fit**: what all codes share (hallucinators, a generator) leaves too few of the budget's bytes for one code
+  per class.
 - **Samples** are what the judges train on, decoded.
 - **Seconds** are wall time to distil on a busy machine, with experts and a generator where the cell had to make them.
   **MiB** is the peak memory of the device, or of the whole process on a CPU.
@@ -92,12 +97,21 @@ def table_2(data: str, schedule: str, cells: Path, methods: Sequence[str], ipcs:
     return [title, "", head, "|" + "---|" * 9, *lines, ""]
 
 
+def in_short(failure: str) -> str:
+    """Return why a cell failed, for a table: of a budget that is too small its sizes alone."""
+    sizes = re.match(r"the budget is ([\d,]+) bytes, of which ([\d,]+) go to what codes share", failure)
+    if sizes is None:
+        return failure
+    budget, shared = (int(text.replace(",", "")) for text in sizes.groups())
+    return f"does not fit: {shared:,} bytes shared, budget {budget:,}"
+
+
 def _row(cell: Cell, cells: Path) -> str:
     """Return one line of a table; a cell that failed says why, one that has not run has what is published, if any."""
     documents, published, failure = cell.documents(cells), in_print(cell.published), cell.failure(cells)
     if not documents:
         known = failure or cell.published
-        return f"| {cell.ipc} | {cell.method} | {failure or '-'} | - | {published} | | | | |" if known else ""
+        return f"| {cell.ipc} | {cell.method} | {in_short(failure) or '-'} | - | {published} | | | | |" if known else ""
     entries = by_judge(documents, None)
     kilobytes = documents[0]["budget"]["stored_bytes"] / 1000
     seconds = statistics.fmean(document["seconds"] for document in documents)

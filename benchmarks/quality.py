@@ -99,7 +99,7 @@ def run_row(
         name=name,
     )
     evaluation = evaluate(task, result, judges=judges, n=networks, seed=seed, baselines=baselines)
-    document = metrics_document(result, evaluation, judging=judging_of(task_options))
+    document = metrics_document(result, evaluation, judging=judging_of(task_options), task=task)
     document |= {"row": row, "samples": len(result.batch.weight), "judging_seconds": evaluation.seconds}
     write_json(folder / "metrics.json", document)
     domain.draw(task, result.to(task.device), folder / "pictures")

@@ -176,7 +176,7 @@ def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, net
     except MmdistillError as error:
         return str(error)
     extra = {name: document[name] for name in ("row", "samples", "judging_seconds") if name in document}
-    content = metrics_document(distilled, found, document, judging_of(options))
+    content = metrics_document(distilled, found, document, judging_of(options), task)
     write_json(folder / "metrics.json", content | extra)
     return str(found.headline())
 

@@ -51,7 +51,7 @@ def build_parser() -> Parser:
         epilog=EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"mmdistill {version('mmdistill')}")
-    more = "What each takes says 'mmdistill COMMAND --help'."
+    more = "Run 'mmdistill COMMAND --help' for a command's options."
     commands = parser.add_subcommands(dest="command", title="commands", description=more, prog="mmdistill")
     for name, make, line in (
         ("distill", _distill_parser, "distil a data set, judge the result beside its baselines, and draw it"),
@@ -147,7 +147,7 @@ def _evaluate_parser() -> Parser:
         default=None,
         help="judges, comma-separated, or 'all'; the first of the data's domain by default",
     )
-    parser.add_argument("--networks", "--seeds", type=int, default=5, help="independently trained networks per judge")
+    parser.add_argument("--networks", type=int, default=5, help="independently trained networks per judge")
     parser.add_argument(
         "--networks_at_once",
         type=int | None,
@@ -161,7 +161,16 @@ def _evaluate_parser() -> Parser:
     )
     parser.add_argument("--protocol", type=str | None, default=None, help="how judges of images train, as for distill")
     parser.add_argument(
-        "--judge_epochs", type=int | None, default=None, help="training epochs of judges; the protocol's by default"
+        "--judge_epochs",
+        type=int | None,
+        default=None,
+        help="training epochs of judges; those of the run by default, with --protocol the protocol's",
+    )
+    parser.add_argument(
+        "--judge_batch",
+        type=int | None,
+        default=None,
+        help="minibatch size of judges; that of the run by default, with --protocol the protocol's",
     )
     parser.add_argument(
         "--scores",

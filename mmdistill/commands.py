@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from torch import Tensor
+
 from mmdistill import exports, ranks
 from mmdistill.assembly import chosen_method, make_task, unmet_conditions
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
-from mmdistill.comparison import LEGEND, draw_budgets, read_runs, table, without_scores
+from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, table, without_scores
 from mmdistill.config import (
     DistillConfig,
     baseline_names,
@@ -39,6 +41,13 @@ from mmdistill.report import aligned, summary, write_comparison, write_report
 from mmdistill.runtime import atomic_write, data_root, sweep, use_deterministic_kernels
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
+
+TABLE_1 = (
+    "Table 1 of the survey: what is matched | on which networks | how samples are stored | labels "
+    "(S: the synthetic set, T: the real training set; DSA: both augmented alike)"
+)
+"""What the columns of a method's row say, for ``mmdistill methods``."""
+NO_ROW = "no row of its own in Table 1"
 
 
 def distill_command(config: DistillConfig, resume: str | None) -> None:
@@ -110,19 +119,28 @@ def _print_splits(task: Task) -> None:
 def _configured(config: DistillConfig, folder: Path) -> Iterator[None]:
     """Keep a new run's configuration in its folder; where the run cannot begin, the folder stays what it was."""
     path = folder / "config.yaml"
-    former, before = path.read_bytes() if path.exists() else None, _work(folder)
+    former = path.read_bytes() if path.exists() else None
+    before, existed = _work(folder), folder.exists()
     config.save(path)
     try:
         yield
     except BaseException as error:
-        if _work(folder) == before and former is not None:
-            with atomic_write(path) as handle:
-                handle.write(former)
-        elif _work(folder) == before and isinstance(error, MmdistillError):  # what was interrupted can be resumed
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # it holds something else
-                folder.rmdir()
+        begun = _work(folder) != before
+        if not begun and (before or isinstance(error, MmdistillError)):  # what was interrupted can be resumed
+            _put_back(path, former)
+            if not existed:
+                with suppress(OSError):  # where something else came to lie in it
+                    folder.rmdir()
         raise
+
+
+def _put_back(path: Path, former: bytes | None) -> None:
+    """Give a file its former content; None where there was no such file."""
+    if former is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as handle:
+        handle.write(former)
 
 
 def _work(folder: Path) -> dict[Path, int]:
@@ -214,7 +232,11 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
 
 
 def _open_run(
-    run: str, device: str = "auto", protocol: str | None = None, judge_epochs: int | None = None
+    run: str,
+    device: str = "auto",
+    protocol: str | None = None,
+    judge_epochs: int | None = None,
+    judge_batch: int | None = None,
 ) -> tuple[DistillConfig, Domain, Task, DistilledSet]:
     folder = Path(run)
     if not folder.is_dir():
@@ -225,6 +247,8 @@ def _open_run(
         config = dataclasses.replace(config, protocol=protocol, judge_epochs=None, judge_batch=None)
     if judge_epochs is not None:
         config = dataclasses.replace(config, judge_epochs=judge_epochs)
+    if judge_batch is not None:
+        config = dataclasses.replace(config, judge_batch=judge_batch)
     domain, task = make_task(config, device)
     distilled.require(task.describe())
     return config, domain, task, distilled
@@ -240,11 +264,12 @@ def evaluate_command(
     protocol: str | None,
     scores: str,
     judge_epochs: int | None,
+    judge_batch: int | None,
     networks_at_once: int | None,
 ) -> None:
     """Judge a finished run again and add to its metrics.
 
-    A protocol replaces what the run says of judging; the number of epochs replaces the protocol's.
+    A protocol replaces what the run says of judging; epochs and a minibatch size replace those of either.
 
     Raises:
         ConfigError: unknown scores.
@@ -253,8 +278,8 @@ def evaluate_command(
         raise unknown_name("kind of scores", scores, ("accuracy", "robust"))
     path = Path(run) / "metrics.json"
     previous = read_metrics(path) if path.exists() else None  # before the work, should they be damaged
-    config, _, task, distilled = _open_run(run, device, protocol, judge_epochs)
-    with keeping(config, Path(run), distilled, previous) as progress:
+    config, _, task, distilled = _open_run(run, device, protocol, judge_epochs, judge_batch)
+    with keeping(config, task, Path(run), distilled, previous) as progress:
         evaluation = evaluate(
             task,
             distilled,
@@ -283,14 +308,16 @@ def report_command(run: str) -> None:
 
 
 def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, to: str | None) -> None:
-    """Print several finished runs side by side; with a folder, draw them against the budget on a page."""
-    folders = [Path(run) for run in runs]
+    """Print judged runs side by side and name the folders without; with ``to``, draw them against the budget there."""
+    folders, skipped = judged_runs([Path(run) for run in runs])
     rows = read_runs(folders, judge, metric)
     lines = table(rows)
     print(aligned(lines))
     print(LEGEND)
     if missing := without_scores(folders, judge, metric):
         print(f"left out, since they have no such scores: {', '.join(map(str, missing))}")
+    for folder, reason in skipped.items():
+        print(f"skipped: {folder} ({reason})")
     if to is not None:
         print(write_comparison(Path(to), lines, draw_budgets(rows, Path(to))))
 
@@ -311,7 +338,9 @@ def export_command(run: str, format: str, to: str | None) -> None:
         written = [*written, folder / "learned.json"]
     exports.record(folder, identity, written)
     if key == "folder":
-        print(f"{len(written)} files are in {folder}; pictures have no soft labels, but the class of the largest one")
+        soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()
+        lost = "; pictures have no soft labels, but the class of the largest one" if soft else ""
+        print(f"{len(written)} files are in {folder}{lost}")
     else:
         print(*written, sep="\n")
 
@@ -321,11 +350,14 @@ def methods_command(domain: str | None) -> None:
     for name in [domain] if domain else DOMAIN_PACKAGES:
         found = get_domain(name)
         print(f"{found.name} (budget: --{found.budget})")
+        if found.taxonomy:
+            print(f"  {TABLE_1}")
         for key, method in domain_methods(found).items():
             source = f" [{method.source}]" if method.source else ""
             print(f"  {key:22} {method.title}: {method.summary}{source}")
-            if key in found.taxonomy:
-                print(f"  {'':22} Table 1: {' | '.join(found.taxonomy[key])}")
+            if found.taxonomy:
+                row = f"Table 1: {' | '.join(found.taxonomy[key])}" if key in found.taxonomy else NO_ROW
+                print(f"  {'':22} {row}")
         for key, storage in found.parameterizations.items():
             print(f"  --parameterization {key:22} {storage.summary}")
 

@@ -1,14 +1,16 @@
 """Finished runs side by side: a table, and accuracy against the budget."""
 
 import json
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmdistill.config import is_finished, is_started
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.metrics import read_metrics
+from mmdistill.metrics import judge_in_words, read_metrics
 from mmdistill.runtime import atomic_write
 from mmdistill.store import read_json
 
@@ -37,7 +39,8 @@ class Repetitions:
         sd: over the networks of a single run, of which nothing else is known; None where it has but one.
         baselines: by name, the mean of each run that judged them.
         seconds: to distil, of each run.
-        judged: the metric and the judge, in words.
+        judged: the metric and the judge, in words, with what the user set of judging.
+        steps: updates of each run; empty where its set is not there.
         parameterization: how samples are stored; empty where the set does not say it, as for the next two.
         network: what was distilled with.
         label: the kind of labels.
@@ -54,6 +57,7 @@ class Repetitions:
     baselines: dict[str, tuple[float, ...]]
     seconds: tuple[float, ...]
     judged: str
+    steps: tuple[int, ...] = ()
     parameterization: str = ""
     network: str = ""
     label: str = ""
@@ -67,6 +71,36 @@ class Repetitions:
     def deviation(self) -> float | None:
         """The deviation over runs, or over the networks of the only run; None for one network."""
         return statistics.stdev(self.values) if len(self.values) > 1 else self.sd
+
+
+def judged_runs(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Return those folders that hold a judged run, and of the others why they do not, in words.
+
+    Raises:
+        CheckpointError: a path that is not there.
+        ConfigError: there is no judged run.
+    """
+    if absent := [str(folder) for folder in folders if not folder.exists()]:
+        raise CheckpointError(f"no such folder: {', '.join(absent)}")
+    skipped = {folder: reason for folder in folders if (reason := _unjudged(folder))}
+    judged = [folder for folder in folders if folder not in skipped]
+    if not judged:
+        reasons = "; ".join(f"{folder} ({reason})" for folder, reason in skipped.items())
+        raise ConfigError(f"no judged run to compare: {reasons}")
+    return judged, skipped
+
+
+def _unjudged(folder: Path) -> str:
+    """Return why a folder holds no judged run and what to do, in words; nothing where it holds one."""
+    if (folder / "metrics.json").is_file():
+        return ""
+    if is_finished(folder):
+        return f"not judged; 'mmdistill evaluate {shlex.quote(str(folder))}' does that"
+    if (folder / "config.yaml").is_file():
+        return f"unfinished; 'mmdistill distill --resume {shlex.quote(str(folder))}' continues it"
+    if is_started(folder):
+        return "unfinished; distill(task, ..., out=folder, resume=True) in Python continues it"
+    return "no run"
 
 
 def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | None = None) -> list[Repetitions]:
@@ -154,7 +188,8 @@ def _together(runs: Sequence[tuple[Path, dict[str, Any], dict[str, Any]]]) -> Re
         entry["sd"] if entry["n"] > 1 else None,
         {name: tuple(values) for name, values in baselines.items() if values},
         tuple(document["seconds"] for _, document, _ in runs),
-        f"{entry['metric']} by {entry['judge']}",
+        f"{entry['metric']} by {judge_in_words(entry)}",
+        tuple(made["steps"] for own, _, _ in runs if "steps" in (made := _distilled(own))),
         **{name: str(_distilled(folder).get(name) or "") for name in RECORDED},
     )
 
@@ -174,7 +209,8 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
 def table(rows: Sequence[Repetitions]) -> list[list[str]]:
     """Return the comparison in percent, header first; :data:`LEGEND` says what its numbers are."""
     names = list(dict.fromkeys(name for row in rows for name in row.baselines))
-    lines = [["data", "method", "budget", "bytes", "judged", "distilled", *names, "runs", "seconds", "folder"]]
+    head = ["data", "method", "budget", "bytes", "judged", "distilled", *names, "runs", "steps", "seconds", "folder"]
+    lines = [head]
     for row, title in zip(rows, titles(rows), strict=True):
         deviation = "" if row.deviation is None else f" +/- {100 * row.deviation:.1f}"
         means = {name: f"{100 * statistics.fmean(values):.1f}" for name, values in row.baselines.items()}
@@ -188,6 +224,7 @@ def table(rows: Sequence[Repetitions]) -> list[list[str]]:
                 f"{100 * row.mean:.1f}{deviation}",
                 *(means.get(name, "-") for name in names),
                 str(len(row.values)),
+                " to ".join(f"{steps:,}" for steps in sorted({min(row.steps), max(row.steps)})) if row.steps else "-",
                 f"{statistics.fmean(row.seconds):.0f}",
                 row.name,
             ]

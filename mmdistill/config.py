@@ -64,7 +64,8 @@ class DistillConfig:
         length: tokens kept of each text, for networks that read tokens; what 95 % of the texts need by default
         text_column: column of the texts in a table; two, comma-separated, for pairs of texts
         label_column: column of the labels in a table
-        schedule: published settings, or reduced ones that a CPU finishes in minutes (best with a smaller --width)
+        schedule: published settings, or reduced ones that a CPU finishes in minutes, with --width 32 say; there are
+            reduced ones for mnist, fashion-mnist, cifar10, svhn and, on any interactions, distill-cf
         steps: updates of the synthetic data
         lr: learning rate of the synthetic samples
         real_batch: real samples in each step, per class where a method matches class by class
@@ -92,7 +93,8 @@ class DistillConfig:
         validate_every: steps between validations that pick the best step; 0 keeps the last
         patience: validations without a better step after which the run ends; 0 takes all steps
         interactions_per_user: interactions of a synthetic user (recommender data)
-        checkpoint_every: steps between checkpoints; 0 is a tenth of the run, at most ten minutes, and fewer at first
+        checkpoint_every: steps between checkpoints, which an interruption loses at most; 0 is a tenth of the run, at
+            most ten minutes, and fewer at first
         judges: who judges the result, comma-separated, or 'all'; the method's or the domain's first judge by default
         networks: independently trained networks per judge
         networks_at_once: networks trained together; fewer need less memory; all by default

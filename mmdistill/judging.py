@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mmdistill.bars import progress_bar
 from mmdistill.config import DistillConfig, baseline_names
 from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
-from mmdistill.metrics import metrics_document, read_metrics, recorded
+from mmdistill.metrics import judging_of, metrics_document, read_metrics, recorded
 from mmdistill.networks.fit import watching
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import ROBUST_METRICS, Task, TitlesJudges
@@ -36,7 +36,11 @@ def chosen_judging(config: DistillConfig) -> dict[str, int]:
 
 @contextmanager
 def keeping(
-    config: DistillConfig, folder: Path, distilled: DistilledSet, previous: Mapping[str, object] | None = None
+    config: DistillConfig,
+    task: Task,
+    folder: Path,
+    distilled: DistilledSet,
+    previous: Mapping[str, object] | None = None,
 ) -> Iterator[Progress]:
     """Yield what shows judging's progress and keeps the finished judgements in ``metrics.json``, one by one."""
     judging = chosen_judging(config)
@@ -46,7 +50,7 @@ def keeping(
         def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
             nonlocal current
             if so_far.results or so_far.baselines:
-                write_json(folder / "metrics.json", metrics_document(distilled, so_far, previous, judging))
+                write_json(folder / "metrics.json", metrics_document(distilled, so_far, previous, judging, task))
             show(done, total, **({"now": subject} if subject else {}))
             current = done, total, subject
 
@@ -81,7 +85,8 @@ def missing(
     found = [Missing(unjudged, list(baselines), False)] if unjudged else []
     for name in baselines:
         beside = {entry["judge"] for entry in metrics.get("baselines", {}).get(name, ())}
-        lacking = [j for j in judges if title(j) not in beside and how.get(title(j)) == dict(judging)]
+        alike = [j for j in judges if how.get(title(j)) == judging_of(task, title(j), judging)]
+        lacking = [judge for judge in alike if title(judge) not in beside]
         found += [Missing(lacking, [name], True)] if lacking else []
     return found
 
@@ -96,7 +101,7 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
         print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
     failures: dict[str, str] = {}
     for part in lacking:
-        with keeping(config, folder, distilled, metrics) as progress:
+        with keeping(config, task, folder, distilled, metrics) as progress:
             evaluation = evaluate(
                 task,
                 distilled,

@@ -7,6 +7,7 @@ from typing import Any
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluate import Entry, Evaluation
 from mmdistill.store import DistilledSet, read_json
+from mmdistill.task import JUDGING, LimitsJudging, Task
 
 METRICS_VERSION = 1
 
@@ -16,6 +17,7 @@ def metrics_document(
     evaluation: Evaluation,
     previous: Mapping[str, object] | None = None,
     judging: Mapping[str, int] | None = None,
+    task: Task | None = None,
 ) -> dict[str, object]:
     """Return the content of ``metrics.json``.
 
@@ -25,12 +27,14 @@ def metrics_document(
         distilled: the set.
         evaluation: its results and baselines.
         previous: what the file held before.
-        judging: what the user set of judging (epochs, batch), kept with every entry; None or empty where nothing.
+        judging: what the user set of judging (epochs, batch), kept with every entry whose judge reads it; None or empty
+            where nothing.
+        task: which says what its judges read; without one, all read everything.
     """
-    own = {"judging": dict(judging)} if judging else {}
 
     def plain(entries: Sequence[Entry]) -> list[dict[str, object]]:
-        return [entry.plain() | own for entry in entries]
+        own = [judging_of(task, entry.judge, judging or {}) for entry in entries]
+        return [entry.plain() | ({"judging": read} if read else {}) for entry, read in zip(entries, own, strict=True)]
 
     results = _merged(_entries((previous or {}).get("results")), plain(evaluation.results))
     former = (previous or {}).get("baselines")
@@ -76,6 +80,18 @@ def read_metrics(path: Path) -> dict[str, Any]:
     ):
         raise CheckpointError(f"{path} is damaged; move it away to judge anew")
     return document
+
+
+def judging_of(task: Task | None, judge: str, judging: Mapping[str, int]) -> dict[str, int]:
+    """Return what a judge reads of what the user set of judging."""
+    read = task.judging_read(judge) if isinstance(task, LimitsJudging) else JUDGING
+    return {name: value for name, value in judging.items() if name in read}
+
+
+def judge_in_words(entry: Mapping[str, Any]) -> str:
+    """Return who judged, with what the user set of judging in brackets."""
+    chosen = ", ".join(f"{name} {value}" for name, value in entry.get("judging", {}).items())
+    return f"{entry['judge']} ({chosen})" if chosen else str(entry["judge"])
 
 
 def recorded(document: Mapping[str, Any], failures: Mapping[str, str] | None = None) -> Evaluation:

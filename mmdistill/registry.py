@@ -108,6 +108,7 @@ class Domain:
         options: which of the options in :data:`~mmdistill.assembly.OPTIONS_OF_DOMAINS` mean something to it.
         taxonomy: by method name, the rows of Table 1.
         conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
+        shortcoming: what keeps a path that is nearly this domain's data from being read, in words; empty for others.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Domain:
     options: tuple[str, ...] = ()
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
     conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}
+    shortcoming: Callable[[Path], str] = lambda path: ""
 
 
 def canonical(name: str) -> str:
@@ -175,7 +177,8 @@ def domain_of(data: str) -> Domain:
         for domain in domains:
             if domain.accepts(path):
                 return domain
-        raise ConfigError(f"no domain reads {data!r}; see 'mmdistill data' for the accepted files and folders")
+        near = next(filter(None, (domain.shortcoming(path) for domain in domains)), "")
+        raise ConfigError(near or f"no domain reads {data!r}; see 'mmdistill data' for the accepted files and folders")
     raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
 
 
@@ -212,10 +215,12 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
         return methods[key]
     reduced = domain.reduced.get(canonical(data), domain.reduced.get("*", {}))
     if key not in reduced:
-        known = ", ".join(sorted(reduced)) or "none"
+        known = f"methods that have: {', '.join(sorted(reduced))}"
+        if not reduced:
+            known = f"{domain.name} data that have: {', '.join(sorted(domain.reduced)) or 'none'}"
         raise ConfigError(
-            f"{methods[key].title} has no reduced schedule for {data or domain.name!r} (methods that have: {known}); "
-            "leave --schedule out, and set --steps and --real-batch yourself"
+            f"{methods[key].title} has no reduced schedule for {data or domain.name!r} ({known}); leave --schedule "
+            "out, and set --steps and --real-batch yourself"
         )
     return reduced[key]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdistill.evaluate import Evaluation
+from mmdistill.metrics import judge_in_words
 from mmdistill.runtime import atomic_write
 from mmdistill.store import DistilledSet, read_json
 
@@ -32,9 +33,7 @@ def result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
             next((percent(e) for e in entries if (e["judge"], e["metric"]) == key), "–")
             for entries in baselines.values()
         ]
-        chosen = ", ".join(f"{name} {value}" for name, value in entry.get("judging", {}).items())
-        judge = f"{entry['judge']} ({chosen})" if chosen else entry["judge"]
-        rows.append([judge, entry["metric"], percent(entry), *beside, str(entry["n"])])
+        rows.append([judge_in_words(entry), entry["metric"], percent(entry), *beside, str(entry["n"])])
     return rows
 
 

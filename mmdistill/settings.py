@@ -119,7 +119,7 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class Settings:
-    """A method's hyper-parameters; each may be overridden from Python, YAML or the command line.
+    """A method's hyper-parameters; each may be overridden in Python, most by an option and in YAML.
 
     Args:
         steps: updates of the synthetic data.

@@ -331,6 +331,17 @@ class TitlesJudges(Protocol):
         ...
 
 
+@runtime_checkable
+class LimitsJudging(Protocol):
+    """A task not all of whose judges train for the epochs and by the minibatches that a user sets."""
+
+    def judging_read(self, judge: str) -> Sequence[str]:
+        """Return what a judge, by name or title, reads of ``epochs`` and ``batch``; nothing where it is solved."""
+        ...
+
+
+JUDGING = ("epochs", "batch")
+"""What a user can set of judging: epochs, and the size of minibatches."""
 ROBUST_METRICS = (
     "label-robust score",
     "augmentation-robust score",

@@ -19,10 +19,11 @@ import torch
 
 from mmdistill import commands, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.cli import FORMATS, build_parser, main, spelled
-from mmdistill.config import DistillConfig
-from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
+from mmdistill.config import SETTINGS, DistillConfig
+from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
 from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
+from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 from mmdistill.wording import GROUPS
@@ -81,6 +82,34 @@ def test_baselines_that_were_judged_otherwise_are_dropped(
     assert [entry["judging"] for entry in entries] == [{"epochs": 3}] * 2
     assert main(["report", str(folder)]) == 0
     assert "| convnet (epochs 3) | accuracy |" in (folder / "report.md").read_text()
+
+
+def test_a_judge_in_closed_form_has_no_epochs(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    judge = ["evaluate", str(folder), "--networks", "1", "--baselines", "random", "--judges"]
+    assert main([*judge, "ntk,mlp", "--judge-epochs", "3", "--judge-batch", "5"]) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    entries = [*metrics["results"], *metrics["baselines"]["random"]]
+    judging = [(entry["judge"], entry.get("judging")) for entry in entries if entry["judge"] in ("ntk", "mlp")]
+    assert judging == 2 * [("ntk", None), ("mlp", {"epochs": 3, "batch": 5})]
+    assert main(["report", str(folder)]) == 0
+    assert "| ntk | accuracy |" in (folder / "report.md").read_text()
+
+
+def test_judging_again_goes_as_the_run_says(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    judge = ["evaluate", str(folder), "--networks", "1", "--baselines", "none", "--judges", "convnet"]
+
+    def judging() -> list[object]:
+        found = json.loads((folder / "metrics.json").read_text())["results"]
+        return [(e["judge"], e.get("judging")) for e in found if e["judge"].startswith("convnet")]
+
+    assert main([*judge, "--judge-batch", "5"]) == 0
+    assert judging() == [("convnet", {"epochs": 2, "batch": 5})]
+    assert main([*judge, "--protocol", "dm", "--judge-epochs", "1"]) == 0
+    assert judging()[1:] == [("convnet [dm]", {"epochs": 1})]
 
 
 def test_the_report_is_one_page(run: Path) -> None:
@@ -183,7 +212,7 @@ def test_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         assert "mmdistill [options]" not in text
         assert not re.search(r"--\w+_", text)
     assert "--bytes SIZE) [options]\n" in distill
-    assert re.search(r"commands:\n.*--help'\.\n\n    distill +distil a data set", commands)
+    assert re.search(r"commands:\n.*--help' for a command's options\.\n\n    distill +distil a data set", commands)
     plain = distill.partition("\noptions:\n")[2].partition("\n\n")[0]
     assert plain.strip().startswith("-h, --help")
     assert "--" not in plain.partition("--help")[2]  # every option stands in a group
@@ -191,12 +220,19 @@ def test_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n{title}:\n" in distill
     assert "--init {real,noise,herding,k-center,k-means,craig}" in distill
     assert "--ipc N" in distill
+    for name in DOMAIN_PACKAGES:
+        for data, methods in get_domain(name).reduced.items():
+            reduced = " ".join(distill.split()).partition("--schedule {published,reduced}")[2].partition("(default")[0]
+            assert (data if data != "*" else next(iter(methods))) in reduced
     assert "(default: random,herding,whole)" in " ".join(distill.split())
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     methods = capsys.readouterr().out
+    assert "  Table 1 of the survey: what is matched | on which networks" in methods
+    rows = re.findall(r"^ {25}(\S.*)$", methods.partition("\ngraph ")[0], re.MULTILINE)
+    assert {row.partition(":")[0] for row in rows} == {"Table 1", "no row of its own in Table 1"}
     for name in ("dm", "dc", "dsa", "krr", "gcond-x", "gcdm-x", "ridge-exact", "distill-cf", "distill-cf-meanfield"):
         assert f"  {name} " in methods
     assert main(["data"]) == 0
@@ -424,6 +460,52 @@ def test_a_run_that_cannot_begin_leaves_the_former_one_whole(run: Path, tmp_path
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [
+        ["--ipc", "0"],
+        ["--ipc", "-3"],
+        ["--ipc", "500"],
+        ["--label", "soft"],
+        ["--parameterization", "gan-latents", "--label", "soft"],
+        ["--parameterization", "latent", "--bytes", "100"],
+    ],
+)
+def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path, refused: list[str]) -> None:
+    count = [] if "--bytes" in refused else ["--ipc", "1"]
+    options = ["distill", "--data", "digits", "--method", "dm", *count, *refused]
+    assert main([*options, "--out", str(tmp_path / "run")]) == 2
+    assert not (tmp_path / "run").exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.md").write_text("mine")
+    assert main([*options, "--out", str(mine)]) == 2
+    assert [path.name for path in mine.iterdir()] == ["notes.md"]
+
+
+@pytest.mark.parametrize("made_in_python", [False, True])
+def test_a_refused_run_leaves_an_unfinished_one_whole(run: Path, tmp_path: Path, made_in_python: bool) -> None:
+    folder = tmp_path / "cut short"
+    shutil.copytree(run, folder)
+    (folder / "distilled.json").unlink()
+    if made_in_python:
+        (folder / "config.yaml").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert distil(folder, "--overwrite", "--ipc", "500") == 2
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_interruption_before_the_first_step_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "distill", interrupted)
+    for options in ([], ["--lr", "3"]):
+        assert distil(tmp_path / "run", *options) == 130
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    assert DistillConfig.load(tmp_path / "run" / "config.yaml").lr == 3
+
+
 def test_unfinished_work_is_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "cut short"
     shutil.copytree(run, folder)
@@ -550,6 +632,13 @@ def test_settings_that_a_method_does_not_read_are_named() -> None:
     assert get_method(get_domain("image"), "random-soft").unread(1, given) == []
 
 
+def test_the_page_names_the_settings_without_an_option() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    named = re.findall(r"`(\w+)`", page.partition("Settings without an option are")[2].partition(". ")[0])
+    by_other_names = {"stored_bytes"}  # --bytes
+    assert set(named) == set(Settings.__dataclass_fields__) - set(SETTINGS) - by_other_names
+
+
 def test_an_ignored_option_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert distil(tmp_path / "run", "--inner-lr", "0.1", "--baselines", "none", "--steps", "1") == 0
     assert "note: DM does not read --inner-lr, which changes nothing\n" in capsys.readouterr().out
@@ -557,7 +646,25 @@ def test_an_ignored_option_is_noted(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_an_export_of_pictures_counts_them(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run), "--format", "folder", "--to", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.startswith(f"10 files are in {tmp_path}; pictures have no soft labels")
+    assert capsys.readouterr().out == f"10 files are in {tmp_path}\n"
+    soft = tmp_path / "soft"
+    shutil.copytree(run, soft)
+    found = DistilledSet.load(run)
+    replace(found, batch=found.batch._replace(targets=torch.eye(10))).save(soft)
+    assert main(["export", str(soft), "--format", "folder"]) == 0
+    assert capsys.readouterr().out.startswith(f"10 files are in {soft / 'export'}; pictures have no soft labels")
+
+
+def test_a_folder_of_pictures_without_classes_says_what_it_lacks(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(run / "pictures" / "images.png", tmp_path)
+    lacking = f"{tmp_path} holds pictures but no subfolders of them; put them into one subfolder per class"
+    given = ["distill", "--data", str(tmp_path), "--method", "dm", "--ipc", "1", "--out", str(tmp_path / "run")]
+    assert main(given) == 2
+    assert capsys.readouterr().err == f"mmdistill: error: {lacking}\n"
+    with pytest.raises(DataError, match=re.escape(lacking)):
+        image_task(tmp_path)
 
 
 def test_an_interruption_before_there_is_a_command_is_quiet(
@@ -587,6 +694,10 @@ def test_a_reduced_schedule_is_shorter_and_a_missing_one_is_named() -> None:
     assert get_method(domain, "dm", "mnist", "reduced").settings(1).steps < get_method(domain, "dm").settings(1).steps
     with pytest.raises(ConfigError, match="no reduced schedule"):
         get_method(domain, "dm", "cifar100", "reduced")
+    with pytest.raises(
+        ConfigError, match=r"for 'digits' \(image data that have: cifar10, fashion-mnist, mnist, svhn\)"
+    ):
+        get_method(domain, "dm", "digits", "reduced")
 
 
 @pytest.mark.parametrize("wrong", [["--judges", "convnett"], ["--baselines", "randon"]])

@@ -26,7 +26,7 @@ def finished(folder: Path, mean: float, ipc: int = 1, seed: int = 0, steps: int 
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "config.yaml").write_text(f"data: digits\nseed: {seed}\nout: {folder}\n")
-    (folder / "distilled.json").write_text(json.dumps({"settings": {"steps": steps}}))
+    (folder / "distilled.json").write_text(json.dumps({"settings": {"steps": steps}, "steps": steps}))
     return folder
 
 
@@ -42,7 +42,9 @@ def test_repetitions_are_pooled_and_other_settings_are_not(tmp_path: Path) -> No
     document = json.loads((runs[2] / "metrics.json").read_text())
     document["results"][0]["judging"] = {"epochs": 20}
     (runs[2] / "metrics.json").write_text(json.dumps(document))
-    assert [len(row.values) for row in read_runs(runs)] == [2, 1]
+    rows = read_runs(runs)
+    assert [len(row.values) for row in rows] == [2, 1]
+    assert [row.judged for row in rows] == ["accuracy by convnet", "accuracy by convnet (epochs 20)"]
     (mlp, _) = read_runs([*runs, other], judge="mlp")
     assert mlp.mean == pytest.approx(0.45)
 
@@ -86,7 +88,43 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "ipc 10  1,000  accuracy by convnet  80.0 +/- 1.0  70.0" in said
     assert (tmp_path / "page" / "digits-budgets.png").stat().st_size > 5000
     assert "data:image/png;base64," in (tmp_path / "page" / "comparison.html").read_text()
-    assert main(["compare", str(tmp_path / "absent")]) == 2
+    assert main(["compare", str(tmp_path / "absent"), *runs]) == 2
+    assert f"no such folder: {tmp_path / 'absent'}" in capsys.readouterr().err
+
+
+def test_the_steps_of_repetitions_are_named(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(3)]
+    column = table(read_runs(runs))[0].index("steps")
+    assert table(read_runs(runs))[1][column] == "10"
+    document = json.loads((runs[1] / "distilled.json").read_text())
+    (runs[1] / "distilled.json").write_text(json.dumps({**document, "steps": 1000}))  # the best of a validated run
+    assert table(read_runs(runs))[1][column] == "10 to 1,000"
+    (runs[0] / "distilled.json").unlink()
+    assert table(read_runs(runs[:1]))[1][column] == "-"
+
+
+def test_folders_without_a_judged_run_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, unjudged = finished(tmp_path / "a", 0.8), finished(tmp_path / "b", 0.8)
+    (unjudged / "metrics.json").unlink()
+    unfinished, python, empty, file = (tmp_path / name for name in ("k 3", "python", "empty", "notes.md"))
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text("data: digits\n")
+    (python / "checkpoints").mkdir(parents=True)
+    (python / "checkpoints" / "step-00000001.safetensors").write_bytes(b"")
+    empty.mkdir()
+    file.write_text("mine")
+    others = [unjudged, unfinished, python, empty, file]
+    assert main(["compare", str(run), *map(str, others)]) == 0
+    skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped: ")]
+    assert skipped == [
+        f"skipped: {unjudged} (not judged; 'mmdistill evaluate {unjudged}' does that)",
+        f"skipped: {unfinished} (unfinished; 'mmdistill distill --resume '{unfinished}'' continues it)",
+        f"skipped: {python} (unfinished; distill(task, ..., out=folder, resume=True) in Python continues it)",
+        f"skipped: {empty} (no run)",
+        f"skipped: {file} (no run)",
+    ]
+    assert main(["compare", *map(str, others)]) == 2
+    assert f"no judged run to compare: {unjudged} (not judged; " in capsys.readouterr().err
 
 
 def test_a_run_that_is_given_twice_counts_once(tmp_path: Path) -> None:

@@ -30,6 +30,13 @@ def test_a_number_that_was_made_otherwise_lacks_no_baselines() -> None:
     assert missing(BlobTask(), ["mlp"], ["random"], metrics, {"epochs": 20}) == [Missing(["mlp"], ["random"], True)]
 
 
+def test_what_a_judge_does_not_read_makes_no_difference() -> None:
+    task = BlobTask()
+    task.judging_read = lambda judge: ()  # type: ignore[attr-defined]
+    metrics = {"results": [entry("mlp")], "baselines": {}}
+    assert missing(task, ["mlp"], ["random"], metrics, {"epochs": 20}) == [Missing(["mlp"], ["random"], True)]
+
+
 def test_judges_are_found_by_the_titles_of_their_scores() -> None:
     task = BlobTask()
     task.judge_title = lambda judge: f"{judge} [frepo]"  # type: ignore[attr-defined]

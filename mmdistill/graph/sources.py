@@ -86,7 +86,7 @@ def _ogb(root: Path, name: str) -> Mapping[str, Any]:
     try:
         from ogb.nodeproppred import PygNodePropPredDataset
     except ImportError as error:
-        raise UnsupportedError(f"{name.replace('_', '-')} needs ogb: pip install 'mmdistill[ogb]'") from error
+        raise UnsupportedError(f"{name.replace('_', '-')} needs ogb: pip install ogb") from error
     found = PygNodePropPredDataset(name.replace("_", "-"), str(root))
     fields = dict(fields_of(found[0]))
     for part, ids in found.get_idx_split().items():

@@ -206,6 +206,10 @@ class GraphTask:
         hits = (fitted.test.argmax(-1) == truth).double()
         return scores_of(judge, hits, truth)
 
+    def judging_read(self, judge: str) -> Sequence[str]:
+        """Return what a judge reads of ``epochs`` and ``batch``: the former, since it sees all samples in each step."""
+        return ("epochs",)
+
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
         """Return the mean validation accuracy of a few GCNs trained for a third of the judges' epochs."""
         if not len(self.graph.val):

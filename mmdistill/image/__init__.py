@@ -4,6 +4,7 @@ from mmdistill.image.augment import SiameseAugmentation
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import DATASETS, accepts, load
 from mmdistill.image.draw import EXPORTS, draw
+from mmdistill.image.files import missing_classes
 from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
@@ -30,6 +31,7 @@ DOMAIN = Domain(
     options=("protocol", "whiten", "size", "augment"),
     taxonomy=TABLE_1,
     conditions=conditions,
+    shortcoming=missing_classes,
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
     storages={"digits": {"gan-latents": DIGITS_LATENTS}},
 )

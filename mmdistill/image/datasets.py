@@ -142,6 +142,8 @@ def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageDat
         return _load_folder(path, size, seed)
     if path.is_file() and path.suffix == ".safetensors":
         return _load_tensors(path, seed)
+    if reason := files.missing_classes(path):
+        raise DataError(reason)
     raise DataError(
         f"{path} holds no image data: expected one subfolder of images per class (perhaps under train/ and test/), IDX "
         "files, CIFAR's binary files, or a .safetensors file with images and labels"

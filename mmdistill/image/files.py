@@ -100,6 +100,16 @@ def is_image_folder(folder: Path) -> bool:
     return any(file.suffix.lower() in SUFFIXES for sub in start.iterdir() if sub.is_dir() for file in sub.iterdir())
 
 
+def missing_classes(folder: Path) -> str:
+    """Return what a folder of images without a subfolder per class lacks, in words; nothing for any other path."""
+    if not folder.is_dir() or is_image_folder(folder):
+        return ""
+    start = folder / "train" if (folder / "train").is_dir() else folder
+    if not any(file.suffix.lower() in SUFFIXES for file in start.iterdir()):
+        return ""
+    return f"{start} holds pictures but no subfolders of them; put them into one subfolder per class"
+
+
 def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, list[str]]:
     """Read a folder with one subfolder of images per class.
 

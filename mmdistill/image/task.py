@@ -29,7 +29,7 @@ from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
-from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
+from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 WHOLE_MOST = 2**34
 """Bytes of a whole training set in normalised units up to which judges train on it."""
@@ -254,6 +254,10 @@ class ImageTask:
     def judge_title(self, judge: str) -> str:
         """Return a judge's name for the scores, with the protocol's where it trains by another than the default one."""
         return self._named.title(judge)
+
+    def judging_read(self, judge: str) -> Sequence[str]:
+        """Return what a judge reads of ``epochs`` and ``batch``: a kernel nothing."""
+        return JUDGING if kernel_judge(judge) is None else ()
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the preprocessing holds all that a set needs to be used elsewhere."""

@@ -83,7 +83,7 @@ def _als() -> Any:
             return import_module("implicit.cpu.als").AlternatingLeastSquares
     except ImportError as error:
         raise UnsupportedError(
-            "matrix factorisation ('als') needs the package implicit: pip install 'mmdistill[recsys]'"
+            "matrix factorisation ('als') needs the package implicit: pip install implicit"
         ) from error
 
 

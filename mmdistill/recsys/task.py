@@ -20,7 +20,7 @@ from mmdistill.recsys.vae import VaeProtocol, fit_vae
 from mmdistill.registry import TaskOptions, canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
+from mmdistill.task import JUDGING, Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
 FIXED = Draws(0, ("recsys",))
@@ -215,6 +215,10 @@ class RecsysTask:
             for name, values in self.protocol.evaluate(scorer, self.data, "test", key.fold("test")).items():
                 runs[name] = (*runs.get(name, ()), *values)
         return Scores(judge, _reported(runs), _notes(runs))
+
+    def judging_read(self, judge: str) -> Sequence[str]:
+        """Return what a judge reads of ``epochs`` and ``batch``: all but the trained one nothing."""
+        return JUDGING if judge == "mult-vae" else ()
 
     def _solved(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
         model = self.judge(synthetic, judge, draws)

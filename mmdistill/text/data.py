@@ -279,7 +279,7 @@ def _from_hub(
         import datasets
     except ImportError as error:
         raise ConfigError(
-            f"the data set {HUB_PREFIX}{name} needs the package datasets: pip install 'mmdistill[text]'"
+            f"the data set {HUB_PREFIX}{name} needs the package datasets: pip install datasets"
         ) from error
     path, _, config = name.partition(":")
     try:

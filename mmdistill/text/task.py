@@ -19,7 +19,7 @@ from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
-from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
+from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import EncoderLike, make_encoder
 from mmdistill.text.judges import (
@@ -221,6 +221,10 @@ class TextTask:
             notes.append(f"a judge predicts {seen} of {self.class_count} classes only")
         accuracy = (predictions == self.test.labels).double().mean(1)
         return Scores(key, {"accuracy": tuple(accuracy.tolist())}, tuple(notes))
+
+    def judging_read(self, judge: str) -> Sequence[str]:
+        """Return what a judge reads of ``epochs`` and ``batch``: all but networks nothing."""
+        return JUDGING if judge in ("mlp", "model") else ()
 
     def _read(self, synthetic: Batch | None, judge: str) -> Scores:
         if synthetic is None:

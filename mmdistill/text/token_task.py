@@ -17,7 +17,7 @@ from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
-from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
+from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import TransformerEncoder, make_encoder
@@ -241,6 +241,10 @@ class TokenTask:
             batch = batch._replace(inputs=self.projected(batch.inputs)[0])
         queries = (self.tokens.test, self.data.test.labels)
         return self._judge(key, learned).score(batch, queries, draws, n)
+
+    def judging_read(self, judge: str) -> Sequence[str]:
+        """Return what a judge reads of ``epochs`` and ``batch``: one that reads the set's words nothing."""
+        return () if judge in READERS else JUDGING
 
     def _numbers(self) -> Batch:
         """Return all training texts as token numbers; their vectors would be L x H numbers for each."""

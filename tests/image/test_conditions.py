@@ -1,5 +1,8 @@
 """What published numbers belong to, and that a run which differs says so."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from mmdistill.assembly import unmet_conditions
@@ -10,6 +13,8 @@ from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.image.published import MODEL_OF, PROTOCOL_OF, WHITENING_OF, conditions
 from mmdistill.image.whitening import KINDS
 from mmdistill.registry import domain_methods
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def test_conditions_name_what_there_is() -> None:
@@ -37,3 +42,22 @@ def test_published_numbers_belong_to_options(method: str, data: str, ipc: int, e
     assert unmet_conditions(DistillConfig(data=data, method=method, ipc=ipc, **expected), DOMAIN, ipc) == {}  # type: ignore[arg-type]
     assert unmet_conditions(DistillConfig(data=data, method=method, ipc=ipc, schedule="reduced"), DOMAIN, ipc) == {}
     assert unmet_conditions(DistillConfig(data="a/folder", method=method, ipc=ipc), DOMAIN, ipc) == {}
+
+
+def shown() -> dict[str, tuple[str, str, str]]:
+    """Return the page's table: model, protocol and whitening by method."""
+    part = PAGE.read_text().partition("## What published numbers belong to")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:3] == "| `"]
+    return {name: (row[1], row[2], row[3]) for row in rows for name in re.findall(r"`(.+?)`", row[0])}
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "cifar100", "tiny-imagenet"])
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+def test_the_page_shows_what_published_numbers_belong_to(data: str, ipc: int) -> None:
+    for method in domain_methods(DOMAIN):
+        model, protocol, whitening = shown().get(method, ("", "", ""))
+        kind, _, where = whitening.partition(": ")
+        places = [part for part in where.split("; ") if f"`{data}`" in part]
+        whitened = any(str(ipc) in part.partition(" at ipc ")[2].split(", ") for part in places)
+        found = {"model": model, "protocol": protocol, "whiten": kind if whitened else ""}
+        assert conditions(method, data, ipc) == {name: text.strip("`") for name, text in found.items() if text}, method

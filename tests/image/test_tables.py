@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from mmdistill import distill, image_task
+from mmdistill.errors import ConfigError
 from mmdistill.image.models import model_name
 from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.registry import domain_methods, get_domain
@@ -93,6 +95,13 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     pages.draw_figure_8("mnist", "reduced", tmp_path, ["dm"], [1, 10], tmp_path / "figure-8-mnist.png")
     assert (tmp_path / "figure-8-mnist.png").stat().st_size > 1000
     assert "![Accuracy against images per class](figure-8-mnist.png)" in pages.page(tmp_path, ["dm"], tmp_path)
+
+
+def test_a_budget_that_is_too_small_is_told_in_short(scripts: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        distill(image_task("digits", width=8), "haba", ipc=1)
+    assert scripts[1].in_short(str(refused.value)) == "does not fit: 736 bytes shared, budget 2,570"
+    assert scripts[1].in_short("out of memory") == "out of memory"
 
 
 def test_what_runs_found_is_kept_apart_from_them_and_not_measured_again(scripts: Any, tmp_path: Path) -> None:

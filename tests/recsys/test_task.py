@@ -427,3 +427,7 @@ def test_the_command_line_makes_binary_users_and_their_report(tmp_path, capsys):
     assert text.count("users of whom a to b interactions are known") == 1
     assert main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--interactions-per-user", "6"]) == 2
     assert "--interactions-per-user is for interactions" in capsys.readouterr().err
+
+
+def test_only_the_trained_judge_reads_epochs_and_minibatches(task):
+    assert [judge for judge in task.judges if task.judging_read(judge)] == ["mult-vae"]

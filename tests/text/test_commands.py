@@ -47,6 +47,8 @@ def test_token_embeddings_from_the_command_line(tokens: Path, capsys: pytest.Cap
         == 0
     )
     assert "read-tfidf" in capsys.readouterr().out
+    judging = {e["judge"]: e.get("judging") for e in json.loads((tokens / "metrics.json").read_text())["results"]}
+    assert (judging["projected"], judging["read-tfidf"]) == ({"epochs": 2}, None)
     assert main(["report", str(tokens)]) == 0
     assert "Its own words, in bold" in (tokens / "report.md").read_text()
     assert "longer than what is read" in (tokens / "report.md").read_text()

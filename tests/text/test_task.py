@@ -350,3 +350,8 @@ def test_a_network_that_takes_one_class_at_a_time_is_told_apart() -> None:
     task = small_task(model=LastState)
     with pytest.raises(UnsupportedError, match="--classes-at-once 1"):
         distill(task, "dc", ipc=2, settings={"steps": 1, "real_batch": 8})
+
+
+def test_only_networks_read_epochs_and_minibatches(task: TextTask) -> None:
+    read = {judge: tuple(task.judging_read(judge)) for judge in task.judges}
+    assert [judge for judge, names in read.items() if names] == ["mlp"]

@@ -158,6 +158,10 @@ class GraphSetTask:
         truth = self.graphs.y[self.graphs.test].to(self.device)
         return scores_of(judge, hits, truth)
 
+    def judging_read(self, judge: str) -> Sequence[str]:
+        """Return what a judge reads of ``epochs`` and ``batch``: the former, since it sees all samples in each step."""
+        return ("epochs",)
+
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean validation accuracy of a few networks trained for a third of the judges' epochs."""
         protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
