@@ -107,15 +107,19 @@ def _experts_parser() -> Parser:
         "--epochs",
         type=int | None,
         default=None,
+        metavar="N",
         help="epochs of each; as many as the method's settings need by default; more go with an --expert-folder",
     )
     parser.add_argument(
         "--expert_folder",
         type=str | None,
         default=None,
+        metavar="FOLDER",
         help="where they go; the cache by default. Distilling from it needs the same option",
     )
-    parser.add_argument("--together", type=int, default=10, help="experts trained at once; fewer need less memory")
+    parser.add_argument(
+        "--together", type=int, default=10, metavar="N", help="experts trained at once; fewer need less memory"
+    )
     parser.add_argument("--model", type=str | None, default=None, help="network, as for distill")
     parser.add_argument("--width", type=int | None, default=None, help="width of the network")
     parser.add_argument("--augment", type=bool | None, default=None, help="augmentation, as for distill")
