@@ -70,4 +70,11 @@ def unmet_conditions(config: DistillConfig, domain: Domain, budget: int) -> dict
     if config.schedule != "published" or canonical(data) not in domain.datasets:
         return {}
     wanted = domain.conditions(canonical(name), canonical(data), budget)
-    return {option: value for option, value in wanted.items() if getattr(config, option) != value}
+    return {option: value for option, value in wanted.items() if _parts(config, option) != set(value.split("-"))}
+
+
+def _parts(config: DistillConfig, option: str) -> set[str]:
+    """Return the parts of a name that a user has chosen; a width may stand in a model's or beside it."""
+    chosen = getattr(config, option)
+    width = {f"w{config.width}"} if option == "model" and config.width is not None else set()
+    return width | (set() if chosen is None else set(canonical(chosen).split("-")))

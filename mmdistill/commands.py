@@ -27,7 +27,7 @@ from mmdistill.evaluate import evaluate, find_judges, require_baselines, require
 from mmdistill.judging import judge_missing, keeping
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, read_metrics
-from mmdistill.networks.experts import is_complete, train_experts
+from mmdistill.networks.experts import Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
@@ -120,7 +120,7 @@ def _configured(config: DistillConfig, folder: Path) -> Iterator[None]:
     """Keep a new run's configuration in its folder; where the run cannot begin, the folder stays what it was."""
     path = folder / "config.yaml"
     former = path.read_bytes() if path.exists() else None
-    before, existed = _work(folder), folder.exists()
+    before, made = _work(folder), [parent for parent in (folder, *folder.parents) if not parent.exists()]
     config.save(path)
     try:
         yield
@@ -128,9 +128,9 @@ def _configured(config: DistillConfig, folder: Path) -> Iterator[None]:
         begun = _work(folder) != before
         if not begun and (before or isinstance(error, MmdistillError)):  # what was interrupted can be resumed
             _put_back(path, former)
-            if not existed:
-                with suppress(OSError):  # where something else came to lie in it
-                    folder.rmdir()
+            with suppress(OSError):  # where something else came to lie in one
+                for parent in made:
+                    parent.rmdir()
         raise
 
 
@@ -205,14 +205,20 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
         ]
         raise ConfigError(f"{method.title} matches no experts; methods that do: {', '.join(fitting) or 'none here'}")
     recipe, wanted, folder = schedule.recipe_for(task), schedule.experts, schedule.folder_for(task)
-    if epochs is not None:
-        if epochs < recipe.protocol.epochs or schedule.folder is None:
-            raise ConfigError(
-                f"{method.title} needs {recipe.protocol.epochs} epochs with these settings; more of them, which other "
-                "settings may need, go with an --expert-folder"
-            )
+    needed = recipe.protocol.epochs
+    if epochs is None:
+        recipe = longer(recipe, folder)
+    elif epochs < needed:
+        raise ConfigError(f"{method.title} needs {needed} epochs with these settings, got {epochs}")
+    elif epochs > needed and schedule.folder is None:
+        raise ConfigError(
+            f"{method.title} needs {needed} epochs with these settings; more of them, which other settings may need, "
+            "go with an --expert-folder"
+        )
+    else:
         recipe = dataclasses.replace(recipe, protocol=dataclasses.replace(recipe.protocol, epochs=epochs))
     if is_complete(folder, wanted):
+        Experts(folder, task, wanted, recipe.protocol.epochs)  # which refuses others than are asked for
         print(f"{wanted} expert(s) are already in {folder}")
         return
     print(f"training what is missing of {wanted} expert(s) of {recipe.protocol.epochs} epochs in {folder} ...")
@@ -339,7 +345,7 @@ def export_command(run: str, format: str, to: str | None) -> None:
     exports.record(folder, identity, written)
     if key == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()
-        lost = "; pictures have no soft labels, but the class of the largest one" if soft else ""
+        lost = "; pictures have no soft labels, but the class that each stands for" if soft else ""
         print(f"{len(written)} files are in {folder}{lost}")
     else:
         print(*written, sep="\n")

@@ -40,10 +40,10 @@ class Repetitions:
         baselines: by name, the mean of each run that judged them.
         seconds: to distil, of each run.
         judged: the metric and the judge, in words, with what the user set of judging.
-        steps: updates of each run; empty where its set is not there.
         parameterization: how samples are stored; empty where the set does not say it, as for the next two.
         network: what was distilled with.
         label: the kind of labels.
+        steps: updates of each run; empty where its set is not there.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Repetitions:
     baselines: dict[str, tuple[float, ...]]
     seconds: tuple[float, ...]
     judged: str
-    steps: tuple[int, ...] = ()
     parameterization: str = ""
     network: str = ""
     label: str = ""
+    steps: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -95,9 +95,9 @@ def _unjudged(folder: Path) -> str:
     if (folder / "metrics.json").is_file():
         return ""
     if is_finished(folder):
-        return f"not judged; 'mmdistill evaluate {shlex.quote(str(folder))}' does that"
+        return f"not judged; that does: mmdistill evaluate {shlex.quote(str(folder))}"
     if (folder / "config.yaml").is_file():
-        return f"unfinished; 'mmdistill distill --resume {shlex.quote(str(folder))}' continues it"
+        return f"unfinished; it goes on with: mmdistill distill --resume {shlex.quote(str(folder))}"
     if is_started(folder):
         return "unfinished; distill(task, ..., out=folder, resume=True) in Python continues it"
     return "no run"
@@ -189,7 +189,7 @@ def _together(runs: Sequence[tuple[Path, dict[str, Any], dict[str, Any]]]) -> Re
         {name: tuple(values) for name, values in baselines.items() if values},
         tuple(document["seconds"] for _, document, _ in runs),
         f"{entry['metric']} by {judge_in_words(entry)}",
-        tuple(made["steps"] for own, _, _ in runs if "steps" in (made := _distilled(own))),
+        steps=tuple(made["steps"] for own, _, _ in runs if "steps" in (made := _distilled(own))),
         **{name: str(_distilled(folder).get(name) or "") for name in RECORDED},
     )
 

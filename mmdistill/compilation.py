@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import torch
@@ -90,7 +91,12 @@ def compiled(function: Callable[P, R]) -> Program[P, R]:
 
 
 def compiled_once(function: Callable[P, R]) -> Program[P, R]:
-    """Return a function compiled, the same program each time, which the function keeps and takes with it."""
+    """Return a function compiled, the same program each time, which the function keeps and takes with it.
+
+    Of a method or another callable, which have no place of their own for it, each call makes a new one.
+    """
+    if not isinstance(function, FunctionType):
+        return Program(function)
     kept = vars(function)
     if "program" not in kept:
         kept["program"] = Program(function)

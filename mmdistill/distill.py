@@ -235,8 +235,8 @@ def _loop(
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             last = run.step == steps
             reading = run.step % read_every == 0 or run.step == 1 or last
-            stopping = _agreed(stop.is_set(), reading)
-            overdue = _agreed(not checkpoint_every and time.perf_counter() - saved > LONGEST_UNSAVED, reading)
+            unsaved = checkpoints is not None and time.perf_counter() - saved > LONGEST_UNSAVED
+            stopping, overdue = _agreed((stop.is_set(), unsaved and not checkpoint_every), reading)
             if reading or stopping:
                 ranks.average([loss := loss.clone()])
                 value = float(loss)
@@ -258,11 +258,12 @@ def _loop(
                 raise KeyboardInterrupt
 
 
-def _agreed(own: bool, reading: bool) -> bool:
-    """Return whether any rank says so: at once when alone, and in a group where all wait for each other anyway."""
+def _agreed(own: tuple[bool, bool], reading: bool) -> tuple[bool, bool]:
+    """Return what any rank says: at once when alone, and in a group where all wait for each other anyway."""
     if ranks.size() == 1:
         return own
-    return reading and any(ranks.gathered(own))
+    first, second = zip(*ranks.gathered(own), strict=True) if reading else ((), ())
+    return any(first), any(second)
 
 
 def _is_due(step: int, every: int, steps: int) -> bool:
@@ -286,9 +287,9 @@ def _require_finite(run: RunState, loss: float, checkpoints: "Checkpoints | None
 
 def _warn_of_divergence(run: RunState, loss: float) -> None:
     """Warn when the loss first passes :data:`DIVERGED` times what it was at the first step."""
-    if not run.history:
+    if not run.history or run.history[0][1] <= 0 or not ranks.is_first():
         return
-    bound = DIVERGED * abs(run.history[0][1])
+    bound = DIVERGED * run.history[0][1]
     if loss > bound >= max(value for _, value in run.history):
         logger.warning("the loss grew from %.3g to %.3g by step %d. %s", run.history[0][1], loss, run.step, LOWER_RATE)
 
@@ -401,8 +402,12 @@ class Checkpoints:
 
     def _require_same(self, path: Path, saved: Mapping[str, object]) -> None:
         for key, value in self.identity.items():
-            if saved.get(key) != value:
-                raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved.get(key), value)}")
+            if key not in saved:
+                raise CheckpointError(
+                    f"{path} is of an earlier version, which did not note its {key}; begin anew with --overwrite"
+                )
+            if saved[key] != value:
+                raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved[key], value)}")
 
 
 def _difference(name: str, saved: object, own: object) -> str:

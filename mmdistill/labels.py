@@ -144,11 +144,13 @@ def classes_of(targets: Tensor, num_classes: int) -> Tensor:
     """Return the class that each sample stands for, which is not always its soft label's largest.
 
     Sets with soft labels lie class after class, equally many samples of each. Where their number does not allow that,
-    it is the class of the largest one.
+    or most labels speak against it, it is the class of the largest one.
     """
-    if targets.is_floating_point() and len(targets) % num_classes == 0:
-        return torch.arange(num_classes, device=targets.device).repeat_interleave(len(targets) // num_classes)
-    return hard_labels(targets)
+    largest = hard_labels(targets)
+    if not targets.is_floating_point() or len(targets) % num_classes:
+        return largest
+    by_place = torch.arange(num_classes, device=targets.device).repeat_interleave(len(targets) // num_classes)
+    return by_place if 2 * int((by_place == largest).sum()) >= len(targets) else largest
 
 
 def hard_labels(targets: Tensor) -> Tensor:

@@ -120,7 +120,9 @@ class Method:
         watched = WatchedSettings.of(self.settings(budget))
         self.network(watched)
         self.make_objective(watched)
-        return [name for name in names if name in TRAINING and name not in watched.read]
+        idle = {name for name in TRAINING if name not in watched.read}
+        idle |= {"teacher_epochs"} if self.label != "teacher" else set()
+        return [name for name in names if name in idle]
 
     def customised(
         self,

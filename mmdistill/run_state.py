@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -47,9 +48,10 @@ class RunState:
 
     def share(self) -> None:
         """Give all ranks the first one's start, which kernels of a device may round differently on each."""
-        for tensors in (self.parameterization.state_dict(), self.objective.state_dict(), self.average or {}):
-            for tensor in tensors.values():
-                ranks.share(tensor)
+        modules = (self.parameterization, self.objective)
+        learned = chain(*((*module.parameters(), *module.buffers()) for module in modules))
+        for tensor in (*learned, *(self.average or {}).values()):
+            ranks.share(tensor.detach())
 
     def stored_finite(self) -> Tensor:
         """Return whether all that is stored and learned is finite, a scalar on the device."""

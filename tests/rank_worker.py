@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from mmdistill import ranks
@@ -17,6 +18,7 @@ from mmdistill.distill import distill
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
+from mmdistill.task import Batch
 from tests.test_distill import Validated, method, samples
 from tests.toys import BlobTask, RandomTargets
 
@@ -27,6 +29,11 @@ class Disagreeing(Validated):
     def validate(self, synthetic: object, draws: object, learned: object) -> float:
         score = super().validate(synthetic, draws, learned)
         return score if ranks.is_first() else float(self.calls)
+
+
+def shifted(batch: Batch, shift: Tensor) -> Batch:
+    assert isinstance(batch.inputs, Tensor)
+    return batch._replace(inputs=batch.inputs + shift)
 
 
 def main(folder: Path, name: str, how: str) -> None:
@@ -42,7 +49,11 @@ def main(folder: Path, name: str, how: str) -> None:
     if how == "apart":
 
         def apart(*args: object) -> Parameterization:
-            return raw_samples(BlobTask(), 2, "real", "hard", Draws(ranks.rank()))
+            made = raw_samples(BlobTask(), 2, "real", "hard", Draws(ranks.rank()))
+            made.register_buffer("shift", torch.tensor(float(ranks.rank())), persistent=False)
+            forward = made.forward
+            made.forward = lambda draws: shifted(forward(draws), made.shift)
+            return made
 
         own = replace(own, parameterization=apart)
     with ranks.process_group("cpu"):

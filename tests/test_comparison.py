@@ -117,8 +117,8 @@ def test_folders_without_a_judged_run_are_skipped(tmp_path: Path, capsys: pytest
     assert main(["compare", str(run), *map(str, others)]) == 0
     skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped: ")]
     assert skipped == [
-        f"skipped: {unjudged} (not judged; 'mmdistill evaluate {unjudged}' does that)",
-        f"skipped: {unfinished} (unfinished; 'mmdistill distill --resume '{unfinished}'' continues it)",
+        f"skipped: {unjudged} (not judged; that does: mmdistill evaluate {unjudged})",
+        f"skipped: {unfinished} (unfinished; it goes on with: mmdistill distill --resume '{unfinished}')",
         f"skipped: {python} (unfinished; distill(task, ..., out=folder, resume=True) in Python continues it)",
         f"skipped: {empty} (no run)",
         f"skipped: {file} (no run)",

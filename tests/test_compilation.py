@@ -101,6 +101,8 @@ def test_a_program_goes_with_its_function() -> None:
         return tensor + 1
 
     assert compiled_once(function) is compiled_once(function)
+    some, others = ({"x": 1}.get, {"x": 2}.get)
+    assert compiled_once(some) is not compiled_once(others)
     gone = weakref.ref(function)
     del function
     gc.collect()

@@ -165,6 +165,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         distill(task, method(inner_lr=0.5), ipc=2, out=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match=r"its network\.0\.weight is \[8, 4\], not \[16, 4\]"):
         distill(BlobTask(width=16), method(), ipc=2, out=tmp_path, resume=True)
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    tree = load_tree(newest)
+    earlier = {name: value for name, value in json.loads(tree["identity"]).items() if name != "precision"}
+    save_tree(newest, tree | {"identity": json.dumps(earlier)})
+    with pytest.raises(CheckpointError, match="is of an earlier version, which did not note its precision"):
+        distill(task, method(), ipc=2, out=tmp_path, resume=True)
+    save_tree(newest, tree)
     with pytest.raises(CheckpointError, match="its precision is float32, not mixed"):
         distill(task, method(), ipc=2, out=tmp_path, resume=True, precision="mixed")
     with pytest.raises(ConfigError, match="needs the folder"):

@@ -45,6 +45,7 @@ def test_a_folder_of_fewer_longer_experts_is_distilled_from(cache: Path, capsys:
     assert main([*FAST, "--epochs", "30"]) == 2
     assert "go with an --expert-folder" in capsys.readouterr().err
     assert main([*FAST, *own, "--epochs", "1"]) == 2
+    assert "epochs with these settings, got 1" in capsys.readouterr().err
     assert main([*FAST, *own, "--epochs", "30"]) == 0
     assert "2 expert(s) of 30 epochs" in capsys.readouterr().out
     made = {path.name for path in (cache / "own").iterdir()}
@@ -54,6 +55,10 @@ def test_a_folder_of_fewer_longer_experts_is_distilled_from(cache: Path, capsys:
     assert main(["distill", *common, *quick, "--method", "mtt", *own]) == 0
     assert {path.name for path in (cache / "own").iterdir()} == made
     assert not (cache / "experts").exists()
+    assert main([*FAST, *own, "--epochs", "60"]) == 2
+    assert "trained for 30 epochs, 60 are needed" in capsys.readouterr().err
+    assert main([*FAST, *own, "--experts", "3"]) == 0
+    assert "3 expert(s) of 30 epochs" in capsys.readouterr().out
 
 
 def stopped(*arguments: object, **options: object) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.image.task import ImageTask
-from mmdistill.labels import classes_of, hard_labels
+from mmdistill.labels import classes_of
 from mmdistill.runtime import atomic_write
 from mmdistill.store import write_json
 from mmdistill.task import Batch, Task
@@ -118,13 +118,12 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
         ConfigError: other pictures lie there already, which would be read as samples of this set.
     """
     image_task = _image_task(task)
-    images, targets, _ = _contents(image_task, batch)
+    images, _, classes = _contents(image_task, batch)
     names = [name.replace("/", "-") or "_" for name in image_task.data.class_names]
     if sorted(names) != names or len(set(names)) < len(names):
         digits = len(str(len(names) - 1))
         names = [f"{index:0{digits}d}-{name}" for index, name in enumerate(names)]
-    classes = hard_labels(targets).tolist()
-    paths = [folder / "images" / names[label] / f"{index:06d}.png" for index, label in enumerate(classes)]
+    paths = [folder / "images" / names[label] / f"{index:06d}.png" for index, label in enumerate(classes.tolist())]
     others = sorted({path for path in (folder / "images").rglob("*") if path.is_file()} - set(paths))
     if others:
         raise ConfigError(f"{others[0]} is no picture of this set, and would be read as one; choose another folder")

@@ -114,7 +114,7 @@ def _haba_settings(ipc: int, table: Mapping[int, TrajectoryRow] = HABA_CIFAR10) 
     rate = OptimizerSpec("sgd", 100.0, 0.95)
     learned = replace(settings.optimizers["objective"], momentum=0.9)
     optimizers = {"codes": rate, "decoder": rate, "objective": learned}
-    return replace(settings, steps=15_000, optimizers=optimizers, inner_parts=5)
+    return replace(settings, steps=15_000, optimizers=optimizers, inner_batch=0, inner_parts=5)
 
 
 def _addmem_settings(ipc: int, classes: int = 10) -> Settings:

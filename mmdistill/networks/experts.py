@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,12 +206,20 @@ def train_experts(
     return Experts(folder, task, count, recipe.protocol.epochs)
 
 
+def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:
+    """Return a recipe with the epochs of the experts that a folder holds, where these are more."""
+    if not (folder / MANIFEST).exists():
+        return recipe
+    epochs = int(read_json(folder / MANIFEST).get("training", {}).get("epochs", 0))
+    return replace(recipe, protocol=replace(recipe.protocol, epochs=max(epochs, recipe.protocol.epochs)))
+
+
 def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe) -> Experts:
     """Open a folder's experts, first training those that it lacks and saying how long that takes."""
     if is_complete(folder, count):
         return Experts(folder, task, count, recipe.protocol.epochs)
     logger.warning("training the missing ones of %d networks in %s", count, folder)
-    return train_experts(task, folder, count, recipe, progress=_report)
+    return train_experts(task, folder, count, longer(recipe, folder), progress=_report)
 
 
 def _report(done: int, total: int, seconds: float) -> None:
@@ -286,12 +294,15 @@ def _expert_loss(task: Task, random: bool) -> Loss:
 
 
 def _open_groups(folder: Path, count: int, together: int) -> list[list[int]]:
-    """Return who shall train together: groups that lost a file as they were, and the experts that never trained."""
+    """Return who shall train together: groups that lost a file as they were, and the experts that never trained.
+
+    A group that is larger than ``together`` is not trained whole; those that it lost become other experts.
+    """
     missing = [index for index in range(count) if not _shard(folder, index).exists()]
     lost = []
     for path in sorted(folder.glob("expert-*.safetensors")) if missing else ():
         group = _group_of(path)
-        if group not in lost and not set(group).isdisjoint(missing):
+        if group not in lost and len(group) <= together and not set(group).isdisjoint(missing):
             lost.append(group)
     new = [index for index in missing if not any(index in group for group in lost)]
     return lost + [new[first : first + together] for first in range(0, len(new), together)]

@@ -40,6 +40,8 @@ def test_published_numbers_belong_to_options(method: str, data: str, ipc: int, e
     config = DistillConfig(data=data, method=method, ipc=ipc)
     assert unmet_conditions(config, DOMAIN, ipc) == expected
     assert unmet_conditions(DistillConfig(data=data, method=method, ipc=ipc, **expected), DOMAIN, ipc) == {}  # type: ignore[arg-type]
+    spelled = {name: value.upper().replace("-", "_") for name, value in expected.items()}
+    assert unmet_conditions(DistillConfig(data=data, method=method, ipc=ipc, **spelled), DOMAIN, ipc) == {}  # type: ignore[arg-type]
     assert unmet_conditions(DistillConfig(data=data, method=method, ipc=ipc, schedule="reduced"), DOMAIN, ipc) == {}
     assert unmet_conditions(DistillConfig(data="a/folder", method=method, ipc=ipc), DOMAIN, ipc) == {}
 
@@ -61,3 +63,12 @@ def test_the_page_shows_what_published_numbers_belong_to(data: str, ipc: int) ->
         whitened = any(str(ipc) in part.partition(" at ipc ")[2].split(", ") for part in places)
         found = {"model": model, "protocol": protocol, "whiten": kind if whitened else ""}
         assert conditions(method, data, ipc) == {name: text.strip("`") for name, text in found.items() if text}, method
+
+
+def test_a_width_beside_the_model_counts() -> None:
+    wide, narrow = (
+        DistillConfig(data="mnist", method="rfad", ipc=1, model="convnet-nn", width=width, protocol="rfad")
+        for width in (256, 16)
+    )
+    assert unmet_conditions(wide, DOMAIN, 1) == {}
+    assert unmet_conditions(narrow, DOMAIN, 1) == {"model": "convnet-w256-nn"}

@@ -136,6 +136,10 @@ def test_published_tables() -> None:
         many = found("addmem", data, 1)
         assert (many.inner_batch, many.real_batch) == (32 * classes, 64 * classes)
         assert [found(name, data, 1).real_batch * classes for name in ("kip", "kip-conv")] == [5000, 5000]
+        for ipc in (1, 10, 50):
+            for name in ("mtt", "tesla", "ddpp", "ftd", "haba", "addmem"):
+                method = get_method(DOMAIN, name, data)
+                assert method.make_objective(method.settings(ipc)) is not None
         haba, mtt = found("haba", data, 10), found("mtt", data, 10)
         assert (haba.inner_steps, haba.start_epochs) == (mtt.inner_steps, mtt.start_epochs)
 

@@ -14,7 +14,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import image_task
 from mmdistill.networks import experts as module
 from mmdistill.networks import trajectories
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, Experts, default_folder, train_experts
+from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, Experts, _open_groups, default_folder, train_experts
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -111,6 +111,10 @@ def test_finished_experts_stay_and_missing_ones_are_made(trained: Path, tmp_path
     )
     assert len(ticks) == EPOCHS  # of the new one alone
     assert before.items() <= {path.name: path.read_bytes() for path in folder.glob("expert*.safetensors")}.items()
+    assert _open_groups(folder, 6, 2) == [[4, 5]]
+    (folder / "expert-0001.safetensors").unlink()
+    assert [_open_groups(folder, 4, together) for together in (2, 1)] == [[[0, 1]], [[1]]]
+    train_experts(BlobTask(), folder, 4, RECIPE, together=2)
     assert Experts(folder, BlobTask(), 4).snapshot(3, 0).params["0.weight"].shape == (8, 4)
 
 
