@@ -64,12 +64,6 @@ class GraphData:
         """Whether settings for large graphs apply."""
         return len(self.x) >= LARGE
 
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the whole graph as a saved torch-geometric ``Data`` holds it (features, edges, labels, masks)."""
-        masks, edges = 3 * len(self.x), 2 * 8 * len(self.adjacency.column)
-        return int(self.x.nbytes + edges + self.y.nbytes + masks)
-
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of everything that training reads, validation labels included, which choose the step."""
