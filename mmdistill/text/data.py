@@ -34,6 +34,7 @@ SPLIT_NAMES = {
     "dev": ("dev", "valid", "validation", "val"),
     "test": ("test", "testing"),
 }
+MISSING = (None, pd.NA, pd.NaT)
 DEV_SHARE = 0.1
 TEST_SHARE = 0.2
 
@@ -353,9 +354,11 @@ def _check_labels(name: str, split: str, labels: list[object]) -> list[str]:
     checked = []
     for row, label in enumerate(labels, start=1):
         where = f"{name}: row {row} of {split}"
-        if label is None or (isinstance(label, str) and not label.strip()):
+        if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
+            label = label.item()
+        if any(label is missing for missing in MISSING) or (isinstance(label, str) and not label.strip()):
             raise DataError(f"{where} has no label; remove the row or fill it")
-        if not isinstance(label, Hashable):
+        if not isinstance(label, Hashable) or isinstance(label, Tensor):
             raise DataError(f"{where} has the label {label!r}; expected one class per text")
         if isinstance(label, Real) and not isinstance(label, Integral):
             value = float(label)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -38,6 +39,7 @@ def test_numeric_labels_sort_as_numbers_and_floats_lose_their_fraction() -> None
     data = load_text((TEXTS, [10.0, 2.0] * 10))
     assert data.class_names == ("2", "10")
     assert load_text((TEXTS, torch.tensor([0, 1] * 10))).class_names == ("0", "1")
+    assert load_text((TEXTS, list(torch.tensor([0, 1] * 10)))).class_names == ("0", "1")
 
 
 def test_class_names_take_indices_or_names() -> None:
@@ -56,7 +58,11 @@ def test_class_names_take_indices_or_names() -> None:
         (["a", "b", "c", "d"], [0, 0, 0, 0], "single class"),
         (["a", "b", "c", "d"], [0, float("nan"), 1, 0], "row 2 of all has the label nan"),
         (["a", "b", "c", "d"], [0, None, 1, 0], "row 2 of all has no label"),
+        (["a", "b", "c", "d"], pd.array([0, None, 1, 0], dtype="Int64"), "row 2 of all has no label"),
+        (["a", "b", "c", "d"], pd.Series(["x", None, "y", "x"], dtype="string"), "row 2 of all has no label"),
+        (["a", "b", "c", "d"], pd.to_datetime(["2020", None, "2021", "2020"]), "row 2 of all has no label"),
         (["a", "b", "c", "d"], ["x", " ", "y", "x"], "row 2 of all has no label"),
+        (["a", "b", "c", "d"], list(torch.eye(4)), "one class per text"),
         (["a", "b", "c", "d"], [[0, 1], [1], [0], [1]], "one class per text"),
         (["a", "b"], [0, 1, 1], "2 texts but 3 labels"),
         ([], [], "no texts"),
