@@ -89,7 +89,7 @@ class TextData:
         dev: what hyper-parameters are chosen on.
         test: what results are reported on.
         class_names: by class index.
-        notes: how splits came about where the source did not give them.
+        notes: how splits came about where the source did not give them as they are used.
     """
 
     name: str
@@ -132,7 +132,8 @@ def load_text(
     """Load, check and split labelled texts.
 
     A development split that the source lacks is 10 % of the training split, stratified; a test split that a
-    single table or pair lacks is 20 % of it. A folder must hold its own test file.
+    single table or pair lacks is 20 % of it. A folder must hold its own test file. Where a Hugging Face set has no
+    test labels, its validation split is tested on.
 
     Args:
         source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
@@ -148,12 +149,13 @@ def load_text(
     if isinstance(source, TextData):
         return source
     name = str(source) if isinstance(source, str | Path) else "texts"
+    notes: tuple[str, ...] = ()
     if isinstance(source, tuple):
         splits = {"all": _pair("data", source)}
     elif isinstance(source, Mapping):
         splits = {_split_name(str(key)): _pair(str(key), pair) for key, pair in source.items()}
     elif isinstance(source, str) and source.lower().startswith(HUB_PREFIX):
-        splits, hub_names = _from_hub(source[len(HUB_PREFIX) :], text_column, label_column)
+        splits, hub_names, notes = _from_hub(source[len(HUB_PREFIX) :], text_column, label_column)
         class_names = class_names or hub_names
     elif isinstance(source, str) and canonical(source) in SOURCES:
         key = canonical(source)
@@ -165,7 +167,7 @@ def load_text(
         raise ConfigError(
             f"text data is a name, a path, (texts, labels) or a mapping of such pairs, got {type(source).__name__}"
         )
-    return _finish(name, splits, class_names, seed)
+    return _finish(name, splits, class_names, seed, notes)
 
 
 def accepts(path: Path) -> bool:
@@ -275,7 +277,8 @@ def joined(columns: Sequence[Sequence[object]]) -> list[object]:
 
 def _from_hub(
     name: str, text_column: str | None, label_column: str | None
-) -> tuple[dict[str, RawSplit], tuple[str, ...] | None]:
+) -> tuple[dict[str, RawSplit], tuple[str, ...] | None, tuple[str, ...]]:
+    """Return the splits, the class names where there are any, and notes."""
     try:
         import datasets
     except ImportError as error:
@@ -300,15 +303,18 @@ def _from_hub(
         if all(value == -1 for value in labels):
             continue  # hidden test labels, as GLUE has them
         splits[_split_name(str(key))] = (joined([list(part[text]) for text in texts]), labels)
+    notes: tuple[str, ...] = ()
     if "test" not in splits and "dev" in splits:
-        splits["test"] = splits.pop("dev")
-    return splits, names
+        splits["test"], notes = splits.pop("dev"), ("test: the published validation split",)
+    return splits, names, notes
 
 
-def _finish(name: str, splits: dict[str, RawSplit], class_names: Sequence[str] | None, seed: int) -> TextData:
+def _finish(
+    name: str, splits: dict[str, RawSplit], class_names: Sequence[str] | None, seed: int, given: tuple[str, ...]
+) -> TextData:
     if "all" not in splits and "train" not in splits:
         raise DataError(f"{name} has no training split; there are: {', '.join(splits) or 'none'}")
-    notes = []
+    notes = list(given)
     first = "all" if "all" in splits else "train"
     texts = {split: _check_texts(name, split, pair[0]) for split, pair in splits.items()}
     labels = {split: _check_labels(name, split, pair[1]) for split, pair in splits.items()}

@@ -265,7 +265,10 @@ def test_hub_data_with_hidden_test_labels(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [("glue", "sst2")]
     assert data.class_names == ("bad", "good")
     assert data.test.texts == ("x", "y")
-    assert len(data.notes) == 1
+    assert data.notes == (
+        "test: the published validation split",
+        "dev: 10% of the training split, stratified, seed 0",
+    )
     with pytest.raises(DataError, match="cannot load 'nowhere'"):
         load_text("hf:nowhere")
 
