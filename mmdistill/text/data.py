@@ -20,20 +20,16 @@ from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import (
     FORMATS,
     LABEL_COLUMNS,
-    SPLIT_COLUMNS,
+    SPLIT_NAMES,
     column,
     may_hold_texts,
     read_table,
+    splits_of_rows,
     table_format,
     text_columns,
 )
 
 HUB_PREFIX = "hf:"
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "dev": ("dev", "valid", "validation", "val"),
-    "test": ("test", "testing"),
-}
 MISSING = (None, pd.NA, pd.NaT)
 DEV_SHARE = 0.1
 TEST_SHARE = 0.2
@@ -162,7 +158,7 @@ def load_text(
         class_names = class_names or SOURCES[key].class_names
         splits = _from_root(key, text_column, label_column)
     elif isinstance(source, str | Path):
-        splits = _from_path(source, text_column, label_column)
+        splits, notes = _from_path(source, text_column, label_column)
     else:
         raise ConfigError(
             f"text data is a name, a path, (texts, labels) or a mapping of such pairs, got {type(source).__name__}"
@@ -202,22 +198,20 @@ def _pair(name: str, pair: tuple[Sequence[Any], Sequence[Any]]) -> RawSplit:
     return rows, values
 
 
-def _from_path(source: str | Path, text_column: str | None, label_column: str | None) -> dict[str, RawSplit]:
+def _from_path(
+    source: str | Path, text_column: str | None, label_column: str | None
+) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, text_column, label_column, str(path))
+        return _from_folder(path, text_column, label_column, str(path)), ()
     if not path.exists():
         if table_format(path) is None:
             raise unknown_data("text data set", str(source), SOURCES)
         raise DataError(f"there is no file {path}")
     table = read_table(path)
-    split_columns = [name for name in table.columns if str(name).strip().lower() in SPLIT_COLUMNS]
-    if not split_columns:
-        return {"all": _columns(table, text_column, label_column, path)}
-    parts = {}
-    for value, part in table.groupby(split_columns[0], sort=False):
-        parts[_split_name(str(value))] = _columns(part, text_column, label_column, path)
-    return parts
+    rows, notes = splits_of_rows(table, path)
+    parts = {split: table[[row == split for row in rows]] for split in dict.fromkeys(rows)}
+    return {split: _columns(part, text_column, label_column, path) for split, part in parts.items()}, notes
 
 
 def _split_files(folder: Path) -> dict[str, Path]:

@@ -129,6 +129,30 @@ def test_split_column(tmp_path: Path) -> None:
     assert data.test.texts == tuple(TEXTS[14:])
 
 
+def test_split_columns_of_several_spellings_and_of_some_rows_only(tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    splits = ["train", "Train", "training"] * 6 + ["test", "TEST"]
+    rows = [f"{split},{label},{text}" for split, label, text in zip(splits, LABELS, TEXTS, strict=True)]
+    path.write_text("\n".join(["set,label,text", *rows]))
+    data = load_text(path)
+    assert (len(data.train.texts) + len(data.dev.texts), data.test.texts) == (18, tuple(TEXTS[18:]))
+    path.write_text("\n".join(["set,label,text", *rows[:-1], f"trian,no,{TEXTS[-1]}"]))
+    with pytest.raises(DataError, match=r"all.csv: row 20 has 'trian' in the column 'set', which is no split"):
+        load_text(path)
+
+
+def test_a_column_of_folds_is_not_read_as_splits(tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    path.write_text("\n".join(["fold,label,text", *(f"{i % 5},{LABELS[i]},{TEXTS[i]}" for i in range(20))]))
+    data = load_text(path)
+    assert data.notes[0] == "the column 'fold' names no splits (train, dev, test) and is not read"
+    assert len(data.notes) == 3
+    parts = ("train" if i < 14 else "test" for i in range(20))
+    rows = [f"{i % 5},{part},{LABELS[i]},{TEXTS[i]}" for i, part in enumerate(parts)]
+    path.write_text("\n".join(["fold,split,label,text", *rows]))
+    assert load_text(path).test.texts == tuple(TEXTS[14:])
+
+
 def test_folder_with_own_dev(tmp_path: Path) -> None:
     for name in ("train", "validation", "test"):
         write_tsv(tmp_path / f"{name}.tsv", TEXTS, LABELS)
