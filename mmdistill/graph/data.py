@@ -14,7 +14,8 @@ from mmdistill.graph.adjacency import Adjacency, undirected
 
 LARGE = 50_000
 """Nodes from which the settings that the field uses on large graphs apply (ogbn-arxiv, Flickr, Reddit)."""
-FIELDS = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask")
+MASKS = ("train_mask", "val_mask", "test_mask")
+FIELDS = ("x", "edge_index", "y", *MASKS)
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,17 @@ def graph_from_fields(
         sets["test"],
         num_classes,
         inductive,
-        notes + changes + missing,
+        notes + _unread(fields, split) + changes + missing,
     )
+
+
+def _unread(fields: Mapping[str, Any], split: int) -> tuple[str, ...]:
+    """Return in words what a graph has and is not read: other splits, and attributes of edges."""
+    masks = {key: fields[key].shape[1] for key in MASKS if fields.get(key) is not None and fields[key].ndim == 2}
+    notes = [f"{key}: split {split} of {splits} is read" for key, splits in masks.items() if splits > 1]
+    if fields.get("edge_attr") is not None:
+        notes.append("edge_attr is not read (weights of edges are read from edge_weight)")
+    return tuple(notes)
 
 
 def _require_homogeneous(fields: Mapping[str, Any], name: str) -> None:
