@@ -154,9 +154,9 @@ def _judge_and_draw(
 ) -> None:
     """Judge what is not judged yet of a distilled set, draw it, and print what came out."""
     evaluation = judge_missing(config, task, distilled, folder)
+    print(summary(distilled, evaluation, subset_bytes(task, budget)))
     sweep(folder / "pictures")
     pictures = domain.draw(task, distilled.to(task.device), folder / "pictures")
-    print(summary(distilled, evaluation, subset_bytes(task, budget)))
     print(
         f"set, metrics and {len(pictures)} picture(s) are in {folder}; "
         f"'mmdistill report {shlex.quote(str(folder))}' makes a page of them"

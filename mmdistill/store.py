@@ -184,8 +184,9 @@ class DistilledSet:
         made = steps if isinstance(steps, int) and self.steps else self.steps
         return self.seconds / made if made else None
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write ``distilled.safetensors`` and ``distilled.json`` into a folder; targets that are the inputs once."""
+        folder = Path(folder)
         tensors: Tensors = {"weight": self.batch.weight}
         tensors |= _named("inputs", self.batch.inputs)
         if not _same(self.batch.inputs, self.batch.targets):

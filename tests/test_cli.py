@@ -22,10 +22,10 @@ from mmdistill.cli import FORMATS, build_parser, main, spelled
 from mmdistill.config import SETTINGS, DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
 from mmdistill.image import load
-from mmdistill.registry import DOMAIN_PACKAGES, get_domain, get_method
+from mmdistill.registry import DOMAIN_PACKAGES, Domain, get_domain, get_method
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet
-from mmdistill.task import Batch
+from mmdistill.task import Batch, Task
 from mmdistill.wording import GROUPS
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
@@ -565,6 +565,27 @@ def test_a_finished_run_resumes_with_what_is_missing_alone(
         assert main(["distill", "--resume", str(folder)]) == 0
     assert "judging" not in capsys.readouterr().out
     assert json.loads((folder / "metrics.json").read_text()) == whole
+
+
+def test_scores_are_printed_before_pictures_are_drawn(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    make = commands.make_task
+
+    def undrawn(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:
+        def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
+            raise DataError("no pictures of these")
+
+        domain, task = make(config, device)
+        return replace(domain, draw=draw), task
+
+    monkeypatch.setattr(commands, "make_task", undrawn)
+    assert main(["distill", "--resume", str(folder)]) == 2
+    told = capsys.readouterr()
+    assert "no pictures of these" in told.err
+    assert "convnet" in told.out
 
 
 def test_options_beside_resume_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

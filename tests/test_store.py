@@ -33,6 +33,11 @@ def test_sets_survive_the_disk(tmp_path: Path) -> None:
     assert "torch" in document["packages"]
 
 
+def test_a_folder_may_be_a_string(tmp_path: Path) -> None:
+    make_set().save(str(tmp_path / "set"))
+    assert DistilledSet.load(str(tmp_path / "set")).budget == make_set().budget
+
+
 def test_samples_that_are_their_own_targets_are_stored_once(tmp_path: Path) -> None:
     rows = torch.rand(4, 100)
     saved = dataclasses.replace(make_set(), batch=Batch(rows, rows.clone(), torch.ones(4)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.graph.models import STRONG, ModuleNetwork
+from mmdistill.graph.models import ModuleNetwork
 
 ARCHITECTURES = ("gat", "graphsage", "appnp", "chebnet")
 HEADS = 8
@@ -47,13 +47,14 @@ class TwoConvolutions(nn.Module):
     ) -> None:
         super().__init__()
         self.first, self.second = first, second
-        self.nonlinearity, self.dropout, self.prepare, self.weighted = nonlinearity, dropout, prepare, weighted
+        self.nonlinearity, self.dropout, self.prepare = nonlinearity, dropout, prepare
+        self.supports_edge_weight = weighted
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         """Return logits."""
-        if self.prepare is not None:
-            edge_index, edge_weight = self.prepare(edge_index, edge_weight, len(x))
-        edges = (edge_index, edge_weight) if self.weighted else (edge_index,)
+        edges: tuple[Tensor, ...] = (edge_index,) if edge_weight is None else (edge_index, edge_weight)
+        if self.prepare is not None and edge_weight is not None:
+            edges = self.prepare(edge_index, edge_weight, len(x))
         hidden = F.dropout(self.nonlinearity(self.first(x, *edges)), self.dropout, self.training)
         out: Tensor = self.second(hidden, *edges)
         return out
@@ -94,19 +95,14 @@ def averaging(edge_index: Tensor, edge_weight: Tensor, nodes: int) -> Edges:
     return edges, weight / total[edges[1]]
 
 
-def strong(edge_index: Tensor, edge_weight: Tensor, nodes: int) -> Edges:
-    """Return the edges of at least half the weight that edges have without weights."""
-    kept = edge_weight >= STRONG
-    return edge_index[:, kept], edge_weight[kept]
-
-
 def make_architecture(
     name: str, features: int, classes: int, width: int, dropout: float, device: torch.device | str
 ) -> ModuleNetwork:
     """Return a network of another architecture by name.
 
     GraphSAGE averages a node and its neighbours with their weights; APPNP and ChebNet (two terms) take weights as they
-    are; GAT, eight heads that share the width, reads the edges of weight 0.5 or more.
+    are; GAT, eight heads that share the width, takes none: it reads all edges of a real graph, and the pairs of
+    synthetic nodes of weight 0.5 or more.
 
     Args:
         name: one of ``ARCHITECTURES``.
@@ -133,4 +129,4 @@ def _module(name: str, features: int, classes: int, width: int, dropout: float) 
         return TwoConvolutions(own, head, torch.relu, dropout, averaging)
     each = max(width // HEADS, 1)
     first, second = GATConv(features, each, HEADS), GATConv(each * HEADS, classes, 1)
-    return TwoConvolutions(first, second, F.elu, dropout, strong, weighted=False)
+    return TwoConvolutions(first, second, F.elu, dropout, weighted=False)

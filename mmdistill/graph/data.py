@@ -14,7 +14,8 @@ from mmdistill.graph.adjacency import Adjacency, undirected
 
 LARGE = 50_000
 """Nodes from which the settings that the field uses on large graphs apply (ogbn-arxiv, Flickr, Reddit)."""
-FIELDS = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask")
+MASKS = ("train_mask", "val_mask", "test_mask")
+FIELDS = ("x", "edge_index", "y", *MASKS)
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,6 @@ class GraphData:
         """Whether settings for large graphs apply."""
         return len(self.x) >= LARGE
 
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the whole graph as a saved torch-geometric ``Data`` holds it (features, edges, labels, masks)."""
-        masks, edges = 3 * len(self.x), 2 * 8 * len(self.adjacency.column)
-        return int(self.x.nbytes + edges + self.y.nbytes + masks)
-
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of everything that training reads, validation labels included, which choose the step."""
@@ -115,8 +110,17 @@ def graph_from_fields(
         sets["test"],
         num_classes,
         inductive,
-        notes + changes + missing,
+        notes + _unread(fields, split) + changes + missing,
     )
+
+
+def _unread(fields: Mapping[str, Any], split: int) -> tuple[str, ...]:
+    """Return in words what a graph has and is not read: other splits, and attributes of edges."""
+    masks = {key: fields[key].shape[1] for key in MASKS if fields.get(key) is not None and fields[key].ndim == 2}
+    notes = [f"{key}: split {split} of {splits} is read" for key, splits in masks.items() if splits > 1]
+    if fields.get("edge_attr") is not None:
+        notes.append("edge_attr is not read (weights of edges are read from edge_weight)")
+    return tuple(notes)
 
 
 def _require_homogeneous(fields: Mapping[str, Any], name: str) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.graph.propagation import operator
@@ -68,6 +69,7 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     multiply, synthetic = operator(inputs), inputs["x"]
     for _ in range(EMBED_HOPS):
         synthetic = multiply(synthetic)
+    real, synthetic = (F.pad(x, (0, max(2 - x.shape[1], 0))) for x in (real, synthetic))  # one feature lies on a line
     projection = PCA(2, random_state=0).fit(real[chosen].numpy())
     background, points = projection.transform(real[chosen].numpy()), projection.transform(synthetic.numpy())
     colours = _colours(task.graph.num_classes)

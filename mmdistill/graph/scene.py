@@ -50,6 +50,16 @@ class Scene:
         """Return N."""
         return len(self.x)
 
+    @functools.cached_property
+    def stored_bytes(self) -> int:
+        """Bytes of the graph as a saved torch-geometric ``Data`` holds it (features, edges, labels, masks).
+
+        Edges have their two ends and, where not all weigh 1, a weight.
+        """
+        weighted = bool((self.adjacency.weight != 1).any())
+        masks, edges = 3 * len(self), (2 * 8 + 4 * weighted) * len(self.adjacency.column)
+        return int(self.x.nbytes + edges + self.y.nbytes + masks)
+
     def propagated(self, hops: int) -> Tensor:
         r"""Return :math:`\hat A^k X`, ``(N, d)``."""
         if hops not in self._propagated:

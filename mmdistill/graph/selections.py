@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from mmdistill.errors import UnsupportedError
@@ -30,9 +31,10 @@ def propagated_means(task: Task, counts: Tensor, draws: Draws) -> Batch:
 def coarsening(part: Part, counts: Tensor, num_classes: int) -> Batch:
     r"""Merge neighbouring nodes of the whole graph until as many are left, and return the graph of the merged ones.
 
-    Nodes merge along edges by Ward's criterion on A^2 X. A merged node has the mean features, edges weigh the number of
-    those that they stand for over that of all possible ones, labels are the shares of training labels inside, and nodes
-    without any weigh nothing.
+    Nodes merge along edges by Ward's criterion on A^2 X. Those that no path leads to from a labelled node are left out:
+    nothing is learned from them, and they would stay in place of others. A merged node has the mean features, edges
+    weigh the number of those that they stand for over that of all possible ones, labels are the shares of training
+    labels inside, and nodes without any weigh nothing.
 
     Raises:
         UnsupportedError: a graph too large for the tree of merges.
@@ -43,17 +45,21 @@ def coarsening(part: Part, counts: Tensor, num_classes: int) -> Batch:
     scene, total = part.scene, int(counts.sum())
     if len(scene) >= LARGE:
         raise UnsupportedError(f"coarsening builds a tree of all merges; {len(scene):,} nodes are too many for it")
-    merges = AgglomerativeClustering(total, connectivity=scene.adjacency.matrix, linkage="ward")
+    component = torch.from_numpy(connected_components(scene.adjacency.matrix, directed=False)[1])
+    kept = torch.isin(component, component[part.nodes.cpu()]).nonzero().flatten()
+    edges = scene.adjacency.induced(kept).matrix
+    total = min(total, len(kept))
+    merges = AgglomerativeClustering(total, connectivity=edges, linkage="ward")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*number of connected components.*", UserWarning)
-        groups = merges.fit_predict(scene.propagated(HOPS).cpu().numpy())
+        groups = merges.fit_predict(scene.propagated(HOPS).cpu()[kept].numpy())
     membership = one_hot(torch.from_numpy(groups).long(), total)
     sizes = membership.sum(0)
-    x = (membership.T @ scene.x.cpu()) / sizes[:, None]
-    linked = torch.from_numpy(membership.T.numpy() @ (scene.adjacency.matrix @ membership.numpy()))
+    x = (membership.T @ scene.x.cpu()[kept]) / sizes[:, None]
+    linked = torch.from_numpy(membership.T.numpy() @ (edges @ membership.numpy()))
     adjacency = (linked / (sizes[:, None] * sizes)).clamp(max=1.0)
     adjacency.fill_diagonal_(0.0)
-    labelled = membership[part.nodes.cpu()].T @ one_hot(part.classes.cpu(), num_classes)
+    labelled = membership[torch.searchsorted(kept, part.nodes.cpu())].T @ one_hot(part.classes.cpu(), num_classes)
     weight = labelled.sum(1)
     targets = torch.where(weight[:, None] > 0, labelled / weight.clamp(min=1)[:, None], 1 / num_classes)
     device = scene.device

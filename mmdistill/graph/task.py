@@ -237,7 +237,7 @@ class GraphTask:
             graph.name,
             "nodes",
             len(self._labels),
-            graph.stored_bytes,
+            self.scene.stored_bytes,
             graph.fingerprint,
             tuple(str(index) for index in range(graph.num_classes)),
             found,

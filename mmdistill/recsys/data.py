@@ -14,13 +14,12 @@ from scipy import sparse
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.recsys.files import find_file, read_sparse, read_table, select_columns
+from mmdistill.recsys.files import SPLIT_NAMES, find_file, read_sparse, read_table, select_columns, split_names
 from mmdistill.registry import canonical, unknown_data
 from mmdistill.runtime import Draws, data_root
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 
 _FILES = {
     "ml-100k": ("MovieLens 100K: 943 users, 1,682 films", "u.data"),
@@ -48,6 +47,7 @@ class Interactions:
         item_ids: the original id of each column.
         counts: what reading removed or found, by kind (see :func:`build`).
         given_split: whether the split came with the data.
+        notes: what was not read, in words.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Interactions:
     item_ids: npt.NDArray[Any]
     counts: Mapping[str, int]
     given_split: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def num_users(self) -> int:
@@ -116,8 +117,9 @@ def load_interactions(
     """Read interactions from a data set's name, a file, a folder, a table or a users x items matrix.
 
     Feedback becomes implicit: a rating counts as one interaction where it is at least ``min_rating``, or by
-    default above 0; a table without ratings is all interactions. Without a ``split`` column each user's interactions
-    are divided at random, 80/10/10 with at least one for validation and one for testing.
+    default above 0; a table without ratings is all interactions. Without a ``split`` column that
+    names splits each user's interactions are divided at random, 80/10/10 with at least one for validation and one for
+    testing.
 
     Args:
         source: a name of :data:`DATASETS`, a path, a data frame, or a matrix (scipy sparse, numpy, torch).
@@ -136,12 +138,14 @@ def load_interactions(
         name = str(source)
         if path.suffix == ".npz":
             return _from_matrix(read_sparse(path), name, min_interactions, min_rating, seed)
-        frame = read_table(path)
+        frame, notes = read_table(path)
     elif isinstance(source, pd.DataFrame):
-        frame, name = select_columns(source, "the table"), "table"
+        name = "table"
+        frame, notes = select_columns(source, "the table")
     else:
         return _from_matrix(_as_sparse(source), "matrix", min_interactions, min_rating, seed)
-    return build(frame, name, min_interactions=min_interactions, min_rating=min_rating, seed=seed)
+    found = build(frame, name, min_interactions=min_interactions, min_rating=min_rating, seed=seed)
+    return replace(found, notes=notes)
 
 
 def resolve(source: str | Path) -> Path:
@@ -273,8 +277,7 @@ def _positive(column: "pd.Series[Any]", min_rating: float | None, name: str) -> 
 
 
 def _parts(column: "pd.Series[Any]", name: str) -> npt.NDArray[np.int64]:
-    labels = column.astype("string").str.strip().str.lower()
-    part = labels.map(SPLIT_NAMES)
+    part = split_names(column).map(SPLIT_NAMES)
     bad = part.isna().to_numpy()
     if bad.any():
         raise DataError(

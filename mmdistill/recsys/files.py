@@ -6,6 +6,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from scipy import sparse
@@ -16,6 +17,7 @@ USER_COLUMNS = ("user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer
 ITEM_COLUMNS = ("item", "item_id", "itemid", "iid", "i", "movieid", "movie_id", "asin", "parent_asin", "product_id")
 RATING_COLUMNS = ("rating", "ratings", "score", "stars", "overall", "value", "label", "weight", "count")
 SPLIT_COLUMNS = ("split", "fold", "subset")
+SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 ACCEPTED = (
     "user,item[,rating][,split] tables (.csv, .tsv, .txt, .csv.gz), MovieLens ratings.dat and u.data, RecBole .inter, "
     "scipy sparse .npz, or a folder with one of them"
@@ -74,8 +76,10 @@ def looks_like_interactions(path: Path) -> bool:
     return _find(columns, USER_COLUMNS) is not None and _find(columns, ITEM_COLUMNS) is not None
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read any accepted file but ``.npz`` as text columns ``user``, ``item`` and, where there, ``rating``, ``split``.
+
+    Beside the table come notes on columns that are not read.
 
     Raises:
         DataError: missing, empty, damaged or undecodable file, or no user or item column.
@@ -84,27 +88,24 @@ def read_table(path: Path) -> pd.DataFrame:
         raise DataError(f"there is no file {path}; put the interactions there or name another file")
     first = _first_line(path)
     if path.suffix == ".dat" or "::" in first:
-        return _headerless(path, "::")
+        return _headerless(path, "::"), ()
     if path.name == "u.data":
-        return _headerless(path, "\t")
+        return _headerless(path, "\t"), ()
     columns, separator = _split_header(first)
     return select_columns(_parse(path, separator, columns), str(path))
 
 
-def select_columns(frame: pd.DataFrame, origin: str) -> pd.DataFrame:
-    """Return the user, item, rating and split columns of a table under these four names.
+def select_columns(frame: pd.DataFrame, origin: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return the user, item, rating and split columns of a table under these four names, and notes.
+
+    A column that is called like one of splits and names none, as cross-validation has them, is not read.
 
     Raises:
         DataError: there is no user or no item column.
     """
     columns = [str(column) for column in frame.columns]
     found = {}
-    for role, aliases in (
-        ("user", USER_COLUMNS),
-        ("item", ITEM_COLUMNS),
-        ("rating", RATING_COLUMNS),
-        ("split", SPLIT_COLUMNS),
-    ):
+    for role, aliases in (("user", USER_COLUMNS), ("item", ITEM_COLUMNS), ("rating", RATING_COLUMNS)):
         index = _find(columns, aliases)
         if index is not None:
             found[role] = frame.iloc[:, index]
@@ -113,7 +114,19 @@ def select_columns(frame: pd.DataFrame, origin: str) -> pd.DataFrame:
                 f"{origin} has no {role} column: expected a header with one of {', '.join(aliases)}; "
                 f"found {', '.join(columns) or 'nothing'}"
             )
-    return pd.DataFrame(found)
+    notes = []
+    for index in (_find(columns, (alias,)) for alias in SPLIT_COLUMNS):
+        if index is None:
+            continue
+        if split_names(frame.iloc[:, index]).isin(list(SPLIT_NAMES)).any():
+            return pd.DataFrame({**found, "split": frame.iloc[:, index]}), ()
+        notes.append(f"the column {columns[index]!r} names no splits (train, valid, test) and is not read")
+    return pd.DataFrame(found), tuple(notes)
+
+
+def split_names(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Return the names of splits in lower case."""
+    return column.astype("string").str.strip().str.lower()
 
 
 def read_sparse(path: Path) -> sparse.csr_array:

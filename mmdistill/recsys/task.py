@@ -270,7 +270,11 @@ class RecsysTask:
                 num_train=self.data.num_users,
                 stored_bytes=self.data.stored_bytes(),
                 fingerprint=self.data.fingerprint(),
-                preprocessing={"item_ids": self.data.item_ids.tolist(), "dropped": dict(self.data.counts)},
+                preprocessing={
+                    "item_ids": self.data.item_ids.tolist(),
+                    "dropped": dict(self.data.counts),
+                    **({"splits": list(self.data.notes)} if self.data.notes else {}),
+                },
             )
         return self._info
 

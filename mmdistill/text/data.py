@@ -20,20 +20,17 @@ from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import (
     FORMATS,
     LABEL_COLUMNS,
-    SPLIT_COLUMNS,
+    SPLIT_NAMES,
     column,
     may_hold_texts,
     read_table,
+    splits_of_rows,
     table_format,
     text_columns,
 )
 
 HUB_PREFIX = "hf:"
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "dev": ("dev", "valid", "validation", "val"),
-    "test": ("test", "testing"),
-}
+MISSING = (None, pd.NA, pd.NaT)
 DEV_SHARE = 0.1
 TEST_SHARE = 0.2
 
@@ -88,7 +85,7 @@ class TextData:
         dev: what hyper-parameters are chosen on.
         test: what results are reported on.
         class_names: by class index.
-        notes: how splits came about where the source did not give them.
+        notes: how splits came about where the source did not give them as they are used.
     """
 
     name: str
@@ -131,7 +128,8 @@ def load_text(
     """Load, check and split labelled texts.
 
     A development split that the source lacks is 10 % of the training split, stratified; a test split that a
-    single table or pair lacks is 20 % of it. A folder must hold its own test file.
+    single table or pair lacks is 20 % of it. A folder must hold its own test file. Where a Hugging Face set has no
+    test labels, its validation split is tested on.
 
     Args:
         source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
@@ -147,24 +145,25 @@ def load_text(
     if isinstance(source, TextData):
         return source
     name = str(source) if isinstance(source, str | Path) else "texts"
+    notes: tuple[str, ...] = ()
     if isinstance(source, tuple):
         splits = {"all": _pair("data", source)}
     elif isinstance(source, Mapping):
         splits = {_split_name(str(key)): _pair(str(key), pair) for key, pair in source.items()}
     elif isinstance(source, str) and source.lower().startswith(HUB_PREFIX):
-        splits, hub_names = _from_hub(source[len(HUB_PREFIX) :], text_column, label_column)
+        splits, hub_names, notes = _from_hub(source[len(HUB_PREFIX) :], text_column, label_column)
         class_names = class_names or hub_names
     elif isinstance(source, str) and canonical(source) in SOURCES:
         key = canonical(source)
         class_names = class_names or SOURCES[key].class_names
         splits = _from_root(key, text_column, label_column)
     elif isinstance(source, str | Path):
-        splits = _from_path(source, text_column, label_column)
+        splits, notes = _from_path(source, text_column, label_column)
     else:
         raise ConfigError(
             f"text data is a name, a path, (texts, labels) or a mapping of such pairs, got {type(source).__name__}"
         )
-    return _finish(name, splits, class_names, seed)
+    return _finish(name, splits, class_names, seed, notes)
 
 
 def accepts(path: Path) -> bool:
@@ -199,22 +198,20 @@ def _pair(name: str, pair: tuple[Sequence[Any], Sequence[Any]]) -> RawSplit:
     return rows, values
 
 
-def _from_path(source: str | Path, text_column: str | None, label_column: str | None) -> dict[str, RawSplit]:
+def _from_path(
+    source: str | Path, text_column: str | None, label_column: str | None
+) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, text_column, label_column, str(path))
+        return _from_folder(path, text_column, label_column, str(path)), ()
     if not path.exists():
         if table_format(path) is None:
             raise unknown_data("text data set", str(source), SOURCES)
         raise DataError(f"there is no file {path}")
     table = read_table(path)
-    split_columns = [name for name in table.columns if str(name).strip().lower() in SPLIT_COLUMNS]
-    if not split_columns:
-        return {"all": _columns(table, text_column, label_column, path)}
-    parts = {}
-    for value, part in table.groupby(split_columns[0], sort=False):
-        parts[_split_name(str(value))] = _columns(part, text_column, label_column, path)
-    return parts
+    rows, notes = splits_of_rows(table, path)
+    parts = {split: table[[row == split for row in rows]] for split in dict.fromkeys(rows)}
+    return {split: _columns(part, text_column, label_column, path) for split, part in parts.items()}, notes
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
@@ -274,7 +271,8 @@ def joined(columns: Sequence[Sequence[object]]) -> list[object]:
 
 def _from_hub(
     name: str, text_column: str | None, label_column: str | None
-) -> tuple[dict[str, RawSplit], tuple[str, ...] | None]:
+) -> tuple[dict[str, RawSplit], tuple[str, ...] | None, tuple[str, ...]]:
+    """Return the splits, the class names where there are any, and notes."""
     try:
         import datasets
     except ImportError as error:
@@ -299,15 +297,18 @@ def _from_hub(
         if all(value == -1 for value in labels):
             continue  # hidden test labels, as GLUE has them
         splits[_split_name(str(key))] = (joined([list(part[text]) for text in texts]), labels)
+    notes: tuple[str, ...] = ()
     if "test" not in splits and "dev" in splits:
-        splits["test"] = splits.pop("dev")
-    return splits, names
+        splits["test"], notes = splits.pop("dev"), ("test: the published validation split",)
+    return splits, names, notes
 
 
-def _finish(name: str, splits: dict[str, RawSplit], class_names: Sequence[str] | None, seed: int) -> TextData:
+def _finish(
+    name: str, splits: dict[str, RawSplit], class_names: Sequence[str] | None, seed: int, given: tuple[str, ...]
+) -> TextData:
     if "all" not in splits and "train" not in splits:
         raise DataError(f"{name} has no training split; there are: {', '.join(splits) or 'none'}")
-    notes = []
+    notes = list(given)
     first = "all" if "all" in splits else "train"
     texts = {split: _check_texts(name, split, pair[0]) for split, pair in splits.items()}
     labels = {split: _check_labels(name, split, pair[1]) for split, pair in splits.items()}
@@ -353,9 +354,11 @@ def _check_labels(name: str, split: str, labels: list[object]) -> list[str]:
     checked = []
     for row, label in enumerate(labels, start=1):
         where = f"{name}: row {row} of {split}"
-        if label is None or (isinstance(label, str) and not label.strip()):
+        if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
+            label = label.item()
+        if any(label is missing for missing in MISSING) or (isinstance(label, str) and not label.strip()):
             raise DataError(f"{where} has no label; remove the row or fill it")
-        if not isinstance(label, Hashable):
+        if not isinstance(label, Hashable) or isinstance(label, Tensor):
             raise DataError(f"{where} has the label {label!r}; expected one class per text")
         if isinstance(label, Real) and not isinstance(label, Integral):
             value = float(label)

@@ -123,11 +123,12 @@ def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
     from matplotlib.figure import Figure  # here, since importing it takes long
 
     found = places(task, batch)
-    real, labels = F.normalize(found.real, dim=1).cpu(), task.data.train.labels
-    mean = real.mean(0)
+    room = (0, max(2 - found.real.shape[1], 0))  # points of one dimension lie on a line
+    real, stars = (F.pad(F.normalize(x, dim=1).cpu(), room) for x in (found.real, found.synthetic))
+    mean, labels = real.mean(0), task.data.train.labels
     directions = torch.linalg.svd(real - mean, full_matrices=False).Vh[:2].T
     flat = (real - mean) @ directions
-    synthetic = (F.normalize(found.synthetic, dim=1).cpu() - mean) @ directions
+    synthetic = (stars - mean) @ directions
     classes = distributions(class_labels(batch.targets).cpu(), task.class_count).argmax(1)
     step = max(1, -(-len(flat) // REAL_POINTS_SHOWN))
     figure = Figure(figsize=(7, 5.5), layout="constrained")

@@ -25,6 +25,11 @@ PAIR_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "topic", "intent", "coarse_label", "y")
 SPLIT_COLUMNS = ("split", "fold", "set")
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "dev": ("dev", "valid", "validation", "val"),
+    "test": ("test", "testing"),
+}
 USER_COLUMNS = {"user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer_id", "visitorid"}
 ITEM_COLUMNS = {"item", "item_id", "itemid", "iid", "i", "movieid", "movie_id", "asin", "parent_asin", "product_id"}
 
@@ -159,6 +164,30 @@ def text_columns(columns: Sequence[str], given: str | None, source: object) -> t
             if set(pair) <= lower.keys():
                 return tuple(lower[name] for name in pair)
     return (column(names, given, TEXT_COLUMNS, "text", source),)
+
+
+def splits_of_rows(table: pd.DataFrame, source: object) -> tuple[list[str], tuple[str, ...]]:
+    """Return the split of each row, ``all`` where no column names splits, and notes.
+
+    A column of numbers, as cross-validation has them, names none.
+
+    Raises:
+        DataError: a column names the splits of some rows only.
+    """
+    known = {spelling: split for split, spellings in SPLIT_NAMES.items() for spelling in spellings}
+    columns = [name for name in table.columns if str(name).strip().lower() in SPLIT_COLUMNS]
+    for name in columns:
+        rows = {number: str(value).strip().lower() for number, value in enumerate(table[name], start=1)}
+        unknown = [number for number, value in rows.items() if value not in known]
+        if not unknown:
+            return [known[value] for value in rows.values()], ()
+        if len(unknown) < len(rows):
+            raise DataError(
+                f"{source}: row {unknown[0]} has {rows[unknown[0]]!r} in the column {name!r}, which is no split (there "
+                f"are: {', '.join(known)})"
+            )
+    notes = [f"the column {name!r} names no splits ({', '.join(SPLIT_NAMES)}) and is not read" for name in columns]
+    return ["all"] * len(table), tuple(notes)
 
 
 def may_hold_texts(path: Path) -> bool:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 from torch_geometric.utils import add_self_loops
 
-from mmdistill.graph.architectures import ARCHITECTURES, TwoConvolutions, averaging, make_architecture, strong
+from mmdistill.graph.architectures import ARCHITECTURES, TwoConvolutions, averaging, make_architecture
 from mmdistill.graph.task import graph_task
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
@@ -26,7 +26,7 @@ def test_a_graph_as_edges_and_as_dense_weights_gives_the_same_logits(name: str) 
     state = network.init(Draws(0))
     raw = {"x": GRAPH.x, "edge_index": GRAPH.edge_index, "edge_weight": GRAPH.edge_weight}
     by_edges, _ = network.logits(state, raw)
-    by_weights, _ = network.logits(state, {"x": GRAPH.x, "adjacency": dense()})
+    by_weights, _ = network.logits(state, network.precomputed({"x": GRAPH.x, "adjacency": dense()}))
     assert by_edges.shape == (NODES, 3)
     assert torch.allclose(by_edges, by_weights, atol=1e-4)
 
@@ -55,12 +55,18 @@ def test_graphsage_is_the_mean_over_a_node_and_its_neighbours() -> None:
         )
 
 
-def test_attention_reads_edges_of_at_least_half_a_weight() -> None:
-    edges = torch.tensor([[0, 1, 2, 0], [1, 0, 0, 2]])
-    kept, weight = strong(edges, torch.tensor([0.9, 0.5, 0.4, 0.0]), 3)
-    assert kept.tolist() == [[0, 1], [1, 0]]
-    assert weight.tolist() == pytest.approx([0.9, 0.5])
-    assert strong(edges[:, :0], torch.zeros(0), 3)[0].shape == (2, 0)
+def test_attention_reads_all_real_edges_and_the_heavy_pairs_of_a_synthetic_graph() -> None:
+    network = make_architecture("gat", 12, 3, 16, 0.5, "cpu")
+    state = network.init(Draws(0))
+    edges = {"edge_index": GRAPH.edge_index, "edge_weight": GRAPH.edge_weight}
+    full, _ = network.logits(state, {"x": GRAPH.x, **edges})
+    light, _ = network.logits(state, {"x": GRAPH.x, **edges, "edge_weight": 0.4 * GRAPH.edge_weight})
+    assert torch.equal(light, full)
+    weights = torch.tensor([[0.0, 0.9, 0.4], [0.9, 0.0, 0.5], [0.4, 0.5, 0.0]])
+    heavy = network.precomputed({"x": GRAPH.x[:3], "adjacency": weights})
+    assert heavy["edge_index"].tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
+    none = network.precomputed({"x": GRAPH.x[:3], "adjacency": torch.zeros(3, 3)})
+    assert network.logits(state, none)[0].shape == (3, 3)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

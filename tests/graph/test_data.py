@@ -57,10 +57,23 @@ def test_missing_validation_nodes_are_stated() -> None:
     assert any("no validation nodes" in note for note in planted_graph(val_mask=None).notes)
 
 
+def test_attributes_of_edges_that_are_not_read_are_stated() -> None:
+    edges = planted_fields()["edge_index"].shape[1]
+    [note] = load_graph(as_data(edge_attr=torch.rand(edges))).notes
+    assert note == "edge_attr is not read (weights of edges are read from edge_weight)"
+
+
 def test_several_splits_are_columns() -> None:
     fields = planted_fields()
     masks = {k: torch.stack([v, v.roll(3)], 1) for k, v in fields.items() if k.endswith("mask")}
     assert load_graph(as_data(**masks), split=1).train.tolist() == fields["train_mask"].roll(3).nonzero()[:, 0].tolist()
+    assert load_graph(as_data(**masks), split=1).notes == (
+        "train_mask: split 1 of 2 is read",
+        "val_mask: split 1 of 2 is read",
+        "test_mask: split 1 of 2 is read",
+    )
+    one = {name: mask[:, :1] for name, mask in masks.items()}
+    assert load_graph(as_data(**one)).notes == ()
     with pytest.raises(DataError, match="no split 2"):
         load_graph(as_data(**masks), split=2)
 

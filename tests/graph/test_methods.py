@@ -109,6 +109,11 @@ def test_pictures_are_drawn_and_other_tasks_refused(tmp_path: Path) -> None:
         DOMAIN.draw(BlobTask(), plain, tmp_path)
 
 
+def test_nodes_of_one_feature_are_drawn_on_a_line(tmp_path: Path) -> None:
+    own = graph_task(planted_graph(x=planted_fields()["x"][:, :1]), protocol=FAST)
+    assert [path.name for path in DOMAIN.draw(own, own.select(torch.arange(6)), tmp_path)][:1] == ["nodes.png"]
+
+
 def test_a_saved_graph_is_a_data_set_of_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.pt"
     torch.save(Data.from_dict(planted_fields()), path)

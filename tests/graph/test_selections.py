@@ -45,6 +45,25 @@ def test_a_coarsened_graph_sums_up_the_real_one() -> None:
     assert torch.equal(batch.targets, inputs["x"][:, :2])  # type: ignore[arg-type]
 
 
+def test_coarsening_spends_nothing_on_nodes_that_no_label_reaches() -> None:
+    fields = planted_fields()
+    lonely = torch.arange(120) >= 90
+    edges = fields["edge_index"][:, (fields["edge_index"] < 90).all(0)]
+    edges = torch.cat([edges, torch.tensor([[100, 101], [101, 100]])], 1)
+    own = graph_task(planted_graph(edge_index=edges, x=fields["x"] + 50 * lonely[:, None]), protocol=FAST)
+    batch = own.selection("coarsening", torch.tensor([2, 2, 2]), Draws(0))
+    assert isinstance(batch.inputs, dict)
+    assert len(batch.weight) == 6
+    assert float(batch.inputs["x"].max()) < 20
+    assert float(batch.weight.sum()) == 18
+
+
+def test_coarsening_merges_nothing_where_as_few_nodes_are_left() -> None:
+    own = graph_task(planted_graph(edge_index=torch.zeros(2, 0, dtype=torch.long)), protocol=FAST)
+    batch = own.selection("coarsening", torch.tensor([7, 7, 7]), Draws(0))
+    assert batch.weight.tolist() == [1.0] * 18
+
+
 def test_coarsening_of_a_large_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmdistill.graph.selections.LARGE", 100)
     with pytest.raises(UnsupportedError, match="120 nodes are too many"):

@@ -40,6 +40,17 @@ def test_conformance(model: str | Callable[[], nn.Module]) -> None:
     check_task(task(model), judge="gcn" if isinstance(model, str) else "model")
 
 
+def test_the_bytes_of_the_whole_are_those_of_what_training_sees() -> None:
+    edges = GRAPH.edge_index
+    whole = 120 * 12 * 4 + 16 * edges.shape[1] + 120 * 8 + 3 * 120
+    assert task().describe().stored_bytes == whole
+    weighted = planted_graph(edge_index=edges, edge_weight=torch.full((edges.shape[1],), 0.5))
+    assert graph_task(weighted).describe().stored_bytes == whole + 4 * edges.shape[1]
+    seen = int((edges < 18).all(0).sum())
+    inductive = graph_task(replace(GRAPH, inductive=True)).describe()
+    assert inductive.stored_bytes == 18 * 12 * 4 + 16 * seen + 18 * 8 + 3 * 18
+
+
 def synthetic(nodes: int = 6) -> SyntheticGraph:
     return label_nodes(Draws(1).normal(nodes, 12), torch.full((3,), nodes // 3), 3)
 

@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.recsys import DOMAIN, load_interactions
+from mmdistill.recsys import DOMAIN, load_interactions, recsys_task
 from mmdistill.recsys.data import SPLITS, resolve
 from tests.recsys.conftest import ML1M
 
@@ -123,6 +123,17 @@ def test_given_split_is_used_and_overlaps_are_removed_and_counted(tmp_path):
     assert [data.parts[part].nnz for part in SPLITS] == [24, 6, 6]
     assert data.counts["overlaps"] == 1
     assert data.counts["duplicates"] == 1
+
+
+def test_a_column_of_folds_is_not_read_as_splits():
+    frame = pd.DataFrame(ROWS, columns=["user", "item", "rating"])
+    data = load_interactions(frame.assign(fold=range(len(frame))))
+    assert not data.given_split
+    assert data.notes == ("the column 'fold' names no splits (train, valid, test) and is not read",)
+    assert recsys_task(data).describe().preprocessing["splits"] == list(data.notes)
+    assert "splits" not in recsys_task(frame).describe().preprocessing
+    named = ["test" if k % 6 == 0 else "train" for k in range(len(frame))]
+    assert load_interactions(frame.assign(fold=range(len(frame)), subset=named)).given_split
 
 
 def test_validation_is_taken_from_training_where_it_is_missing():

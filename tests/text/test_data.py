@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -38,6 +39,7 @@ def test_numeric_labels_sort_as_numbers_and_floats_lose_their_fraction() -> None
     data = load_text((TEXTS, [10.0, 2.0] * 10))
     assert data.class_names == ("2", "10")
     assert load_text((TEXTS, torch.tensor([0, 1] * 10))).class_names == ("0", "1")
+    assert load_text((TEXTS, list(torch.tensor([0, 1] * 10)))).class_names == ("0", "1")
 
 
 def test_class_names_take_indices_or_names() -> None:
@@ -56,7 +58,11 @@ def test_class_names_take_indices_or_names() -> None:
         (["a", "b", "c", "d"], [0, 0, 0, 0], "single class"),
         (["a", "b", "c", "d"], [0, float("nan"), 1, 0], "row 2 of all has the label nan"),
         (["a", "b", "c", "d"], [0, None, 1, 0], "row 2 of all has no label"),
+        (["a", "b", "c", "d"], pd.array([0, None, 1, 0], dtype="Int64"), "row 2 of all has no label"),
+        (["a", "b", "c", "d"], pd.Series(["x", None, "y", "x"], dtype="string"), "row 2 of all has no label"),
+        (["a", "b", "c", "d"], pd.to_datetime(["2020", None, "2021", "2020"]), "row 2 of all has no label"),
         (["a", "b", "c", "d"], ["x", " ", "y", "x"], "row 2 of all has no label"),
+        (["a", "b", "c", "d"], list(torch.eye(4)), "one class per text"),
         (["a", "b", "c", "d"], [[0, 1], [1], [0], [1]], "one class per text"),
         (["a", "b"], [0, 1, 1], "2 texts but 3 labels"),
         ([], [], "no texts"),
@@ -121,6 +127,30 @@ def test_split_column(tmp_path: Path) -> None:
     path.write_text("\n".join(["split,label,text", *rows]))
     data = load_text(path)
     assert data.test.texts == tuple(TEXTS[14:])
+
+
+def test_split_columns_of_several_spellings_and_of_some_rows_only(tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    splits = ["train", "Train", "training"] * 6 + ["test", "TEST"]
+    rows = [f"{split},{label},{text}" for split, label, text in zip(splits, LABELS, TEXTS, strict=True)]
+    path.write_text("\n".join(["set,label,text", *rows]))
+    data = load_text(path)
+    assert (len(data.train.texts) + len(data.dev.texts), data.test.texts) == (18, tuple(TEXTS[18:]))
+    path.write_text("\n".join(["set,label,text", *rows[:-1], f"trian,no,{TEXTS[-1]}"]))
+    with pytest.raises(DataError, match=r"all.csv: row 20 has 'trian' in the column 'set', which is no split"):
+        load_text(path)
+
+
+def test_a_column_of_folds_is_not_read_as_splits(tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    path.write_text("\n".join(["fold,label,text", *(f"{i % 5},{LABELS[i]},{TEXTS[i]}" for i in range(20))]))
+    data = load_text(path)
+    assert data.notes[0] == "the column 'fold' names no splits (train, dev, test) and is not read"
+    assert len(data.notes) == 3
+    parts = ("train" if i < 14 else "test" for i in range(20))
+    rows = [f"{i % 5},{part},{LABELS[i]},{TEXTS[i]}" for i, part in enumerate(parts)]
+    path.write_text("\n".join(["fold,split,label,text", *rows]))
+    assert load_text(path).test.texts == tuple(TEXTS[14:])
 
 
 def test_folder_with_own_dev(tmp_path: Path) -> None:
@@ -259,7 +289,10 @@ def test_hub_data_with_hidden_test_labels(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [("glue", "sst2")]
     assert data.class_names == ("bad", "good")
     assert data.test.texts == ("x", "y")
-    assert len(data.notes) == 1
+    assert data.notes == (
+        "test: the published validation split",
+        "dev: 10% of the training split, stratified, seed 0",
+    )
     with pytest.raises(DataError, match="cannot load 'nowhere'"):
         load_text("hf:nowhere")
 

@@ -304,6 +304,12 @@ def test_pictures_and_exports(task: TextTask, tmp_path: Path) -> None:
         torch.testing.assert_close(stored.get_tensor("targets"), scored.targets)
 
 
+def test_points_of_one_dimension_are_drawn_on_a_line(tmp_path: Path) -> None:
+    own = text_task(corpus(), lambda texts: torch.tensor([[len(text) - 40.5] for text in texts]))
+    picture, _ = draw(own, own.select(torch.tensor([0, 130, 70])), tmp_path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_hidden_noise_of_one_judge_does_not_touch_another(task: TextTask) -> None:
     batch = task.select(torch.arange(0, 180, 6))
     two, three = (task.evaluate(batch, "mlp", Draws(0), n, {}).values["accuracy"] for n in (2, 3))

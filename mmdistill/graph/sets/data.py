@@ -68,6 +68,13 @@ class GraphSet:
         """The number of nodes of each graph, ``(G,)``."""
         return self.start.diff()
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the training graphs: features of their nodes, both ends of each edge, classes."""
+        ends = self.pointer[self.start]
+        nodes, edges = int(self.sizes[self.train].sum()), int(ends.diff()[self.train].sum())
+        return nodes * self.x.shape[1] * self.x.element_size() + 2 * 8 * edges + 8 * len(self.train)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of everything that training reads, validation labels included, which choose the step."""

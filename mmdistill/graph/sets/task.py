@@ -170,13 +170,12 @@ class GraphSetTask:
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""
         graphs = self.graphs
-        edges = graphs.edge_index.nbytes
         return TaskInfo(
             "graph-set",
             graphs.name,
             "ipc",
             len(self._labels),
-            int(graphs.x.nbytes + edges + graphs.y.nbytes),
+            graphs.stored_bytes,
             graphs.fingerprint,
             tuple(str(index) for index in range(graphs.num_classes)),
             {"graphs": len(graphs.y), "notes": list(graphs.notes)},

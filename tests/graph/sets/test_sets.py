@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
-from mmdistill.evaluate import evaluate
+from mmdistill.evaluate import evaluate, subset_bytes
 from mmdistill.graph.sets import DOMAIN, GraphSet, GraphSetTask, graph_set_task, load_graph_set
 from mmdistill.graph.sets.draw import graph_list
 from mmdistill.graph.sets.synthetic import SyntheticGraphs
@@ -184,6 +184,15 @@ def test_absent_nodes_have_neither_features_nor_edges(graphs: GraphSet) -> None:
     sizes = inputs["present"].sum(1)
     bits = int((sizes * (sizes - 1) / 2).sum())
     assert result.stored_bytes == int(sizes.sum()) * 8 * 4 + (bits + 7) // 8 + 4
+
+
+def test_the_bytes_of_the_whole_are_those_of_the_training_graphs(graphs: GraphSet) -> None:
+    own = task(graphs)
+    joined = own.training_batch().inputs
+    assert isinstance(joined, dict)
+    expected = joined["x"].nbytes + 2 * 8 * len(joined["column"]) + 8 * len(graphs.train)
+    assert own.describe().stored_bytes == expected
+    assert subset_bytes(own, 1) == -(-2 * expected // len(graphs.train))
 
 
 def test_condensed_graphs_beat_random_ones(tmp_path: Path) -> None:
