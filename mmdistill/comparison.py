@@ -147,10 +147,9 @@ def _chosen(metrics: dict[str, Any], judge: str | None, metric: str | None) -> d
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "metrics.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} holds no metrics.json; 'mmdistill evaluate {folder}' judges a distilled set")
-    return read_metrics(path)
+    if reason := _unjudged(folder):
+        raise CheckpointError(f"{folder} holds no metrics.json ({reason})")
+    return read_metrics(folder / "metrics.json")
 
 
 def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> str:

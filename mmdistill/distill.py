@@ -287,11 +287,11 @@ def _require_finite(run: RunState, loss: float, checkpoints: "Checkpoints | None
 
 def _warn_of_divergence(run: RunState, loss: float) -> None:
     """Warn when the loss first passes :data:`DIVERGED` times what it was at the first step."""
-    if not run.history or run.history[0][1] <= 0 or not ranks.is_first():
+    losses = [value for _, value in run.history]
+    if not losses or losses[0] <= 0 or not ranks.is_first():
         return
-    bound = DIVERGED * run.history[0][1]
-    if loss > bound >= max(value for _, value in run.history):
-        logger.warning("the loss grew from %.3g to %.3g by step %d. %s", run.history[0][1], loss, run.step, LOWER_RATE)
+    if loss > DIVERGED * losses[0] >= max(losses):
+        logger.warning("the loss grew from %.3g to %.3g by step %d. %s", losses[0], loss, run.step, LOWER_RATE)
 
 
 @contextmanager

@@ -49,8 +49,8 @@ class RunState:
     def share(self) -> None:
         """Give all ranks the first one's start, which kernels of a device may round differently on each."""
         modules = (self.parameterization, self.objective)
-        learned = chain(*((*module.parameters(), *module.buffers()) for module in modules))
-        for tensor in (*learned, *(self.average or {}).values()):
+        held = chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
+        for tensor in (*held, *(self.average or {}).values()):
             ranks.share(tensor.detach())
 
     def stored_finite(self) -> Tensor:
