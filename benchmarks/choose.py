@@ -14,6 +14,7 @@ import statistics
 from dataclasses import replace
 
 import torch
+from quality import parse_options
 
 from mmdistill.distiller import Distiller
 from mmdistill.image.data import ImageData
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, required=True)
     parser.add_argument("--rates", required=True, help="comma-separated learning rates of the samples")
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--settings", default="", help="others of the method's settings: inner_steps=60,init=noise")
     parser.add_argument("--seeds", default="10,11")
     parser.add_argument("--schedule", choices=("published", "reduced"), default="published")
     parser.add_argument("--width", type=int, default=None)
@@ -86,6 +88,7 @@ def main() -> None:
             judge_batch=chosen.judge_batch,
         )
     method = get_method(domain, chosen.method, chosen.data, chosen.schedule)
+    method = method.customised(settings=parse_options(chosen.settings))
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     for rate in (float(text) for text in chosen.rates.split(",")):
         settings = method.settings(chosen.budget)

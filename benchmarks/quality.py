@@ -37,11 +37,13 @@ def parse_row(row: str) -> tuple[str, str, int, dict[str, object]]:
     name, _, extra = row.partition(":")
     data, rest = name.split("-", 1) if not name.startswith(TWO_PART_NAMES) else _two_part(name)
     method, _, budget = rest.rpartition("-")
-    options: dict[str, object] = {}
-    for item in filter(None, extra.split(",")):
-        key, _, value = item.partition("=")
-        options[key] = _plain(value)
-    return data, method, int(budget), options
+    return data, method, int(budget), parse_options(extra)
+
+
+def parse_options(text: str) -> dict[str, object]:
+    """Return what ``NAME=VALUE,NAME=VALUE`` sets."""
+    pairs = (item.partition("=") for item in text.split(",") if item)
+    return {name: _plain(value) for name, _, value in pairs}
 
 
 def _plain(text: str) -> object:
