@@ -12,6 +12,7 @@ long.
 import argparse
 import statistics
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from quality import parse_options
@@ -19,6 +20,7 @@ from quality import parse_options
 from mmdistill.distiller import Distiller
 from mmdistill.image.data import ImageData
 from mmdistill.image.task import ImageTask, image_task
+from mmdistill.precision import Precision
 from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Task, Validates
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--rates", required=True, help="comma-separated learning rates of the samples")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--settings", default="", help="others of the method's settings: inner_steps=60,init=noise")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--seeds", default="10,11")
     parser.add_argument("--schedule", choices=("published", "reduced"), default="published")
     parser.add_argument("--width", type=int, default=None)
@@ -94,7 +97,10 @@ def main() -> None:
         settings = method.settings(chosen.budget)
         optimizers = {**settings.optimizers, "codes": replace(settings.optimizers["codes"], lr=rate)}
         settings = replace(settings, optimizers=optimizers, steps=chosen.steps)
-        distillers = [Distiller(task, method, chosen.budget, seed=seed, settings=settings) for seed in seeds]
+        distillers = [
+            Distiller(task, method, chosen.budget, seed=seed, settings=settings, precision=chosen.precision)
+            for seed in seeds
+        ]
         if isinstance(task, ImageTask):
             runs = [[judged(task, distiller, chosen.networks)] for distiller in distillers]
         else:
