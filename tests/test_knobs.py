@@ -87,6 +87,27 @@ def test_mixed_precision_lowers_the_real_side_alone(precision: str, expected: se
     assert loss.dtype == torch.float32
 
 
+class WatchedLoss(BlobTask):
+    """Notes for each loss of how many samples it is, and whether it runs in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, bool]] = set()
+
+    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
+        self.seen.add((len(batch.weight), torch.is_autocast_enabled("cpu")))
+        return super().loss(state, batch, train=train, draws=draws)
+
+
+@pytest.mark.parametrize(("precision", "lowered"), [("auto", False), ("mixed", False), ("bf16", True)])
+def test_bf16_lowers_the_students_steps_and_the_real_loss(precision: str, lowered: bool) -> None:
+    task = WatchedLoss()
+    method = CORE_METHODS["dd"].with_settings(steps=1, inner_steps=2, real_batch=16)
+    distiller = Distiller(task, method, 2, precision=precision)  # type: ignore[arg-type]
+    distiller.step(distiller.start())
+    assert task.seen == {(3, lowered), (16, lowered)}  # inner_parts: a step takes half of the six samples
+
+
 @pytest.mark.parametrize("name", ["dm", "dc", "dd"])
 def test_bfloat16_moves_the_samples_nearly_as_float32_does(name: str) -> None:
     moved = []

@@ -214,7 +214,8 @@ class UnrolledPerformance(UnrolledObjective):
 
         def loss(params: Tensors, batch: Batch) -> Tensor:
             student = NetworkState(params, copied(network.state.buffers))
-            return network.task.loss(student, batch, train=has_statistics(student), draws=own)
+            with lowered(network.precision, batch.weight.device, graph=True):
+                return network.task.loss(student, batch, train=has_statistics(student), draws=own)
 
         by_batch = has_statistics(NetworkState(end, network.state.buffers))
         return loss(end, flat(real)) if by_batch else loss_by_portions(loss, end, flat(real))
