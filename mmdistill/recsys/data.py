@@ -116,10 +116,9 @@ def load_interactions(
 ) -> Interactions:
     """Read interactions from a data set's name, a file, a folder, a table or a users x items matrix.
 
-    Feedback becomes implicit: a rating counts as one interaction where it is at least ``min_rating``, or by
-    default above 0; a table without ratings is all interactions. Without a ``split`` column that
-    names splits each user's interactions are divided at random, 80/10/10 with at least one for validation and one for
-    testing.
+    Feedback becomes implicit: a rating counts as one interaction where it is at least ``min_rating``, or by default
+    above 0; a table without ratings is all interactions. Without a ``split`` column that names splits each user's
+    interactions are divided at random, 80/10/10 with at least one for validation and one for testing.
 
     Args:
         source: a name of :data:`DATASETS`, a path, a data frame, or a matrix (scipy sparse, numpy, torch).

@@ -21,6 +21,7 @@ from mmdistill.text.tables import (
     FORMATS,
     LABEL_COLUMNS,
     SPLIT_NAMES,
+    SPLIT_OF,
     column,
     may_hold_texts,
     read_table,
@@ -175,10 +176,10 @@ def accepts(path: Path) -> bool:
 
 
 def _split_name(name: str) -> str:
-    for split, spellings in SPLIT_NAMES.items():
-        if name.strip().lower() in spellings:
-            return split
-    raise unknown_name("split", name, [spelling for group in SPLIT_NAMES.values() for spelling in group])
+    spelling = name.strip().lower()
+    if spelling not in SPLIT_OF:
+        raise unknown_name("split", name, list(SPLIT_OF))
+    return SPLIT_OF[spelling]
 
 
 def _pair(name: str, pair: tuple[Sequence[Any], Sequence[Any]]) -> RawSplit:
@@ -287,7 +288,7 @@ def _from_hub(
     splits: dict[str, RawSplit] = {}
     names: tuple[str, ...] | None = None
     for key, part in loaded.items():
-        if str(key) not in {spelling for group in SPLIT_NAMES.values() for spelling in group}:
+        if str(key) not in SPLIT_OF:
             continue
         texts = text_columns(part.column_names, text_column, name)
         label = column(part.column_names, label_column, LABEL_COLUMNS, "label", name)

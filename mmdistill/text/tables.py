@@ -30,6 +30,8 @@ SPLIT_NAMES = {
     "dev": ("dev", "valid", "validation", "val"),
     "test": ("test", "testing"),
 }
+SPLIT_OF = {spelling: split for split, spellings in SPLIT_NAMES.items() for spelling in spellings}
+"""Of each spelling."""
 USER_COLUMNS = {"user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer_id", "visitorid"}
 ITEM_COLUMNS = {"item", "item_id", "itemid", "iid", "i", "movieid", "movie_id", "asin", "parent_asin", "product_id"}
 
@@ -174,17 +176,16 @@ def splits_of_rows(table: pd.DataFrame, source: object) -> tuple[list[str], tupl
     Raises:
         DataError: a column names the splits of some rows only.
     """
-    known = {spelling: split for split, spellings in SPLIT_NAMES.items() for spelling in spellings}
     columns = [name for name in table.columns if str(name).strip().lower() in SPLIT_COLUMNS]
     for name in columns:
         rows = {number: str(value).strip().lower() for number, value in enumerate(table[name], start=1)}
-        unknown = [number for number, value in rows.items() if value not in known]
+        unknown = [number for number, value in rows.items() if value not in SPLIT_OF]
         if not unknown:
-            return [known[value] for value in rows.values()], ()
+            return [SPLIT_OF[value] for value in rows.values()], ()
         if len(unknown) < len(rows):
             raise DataError(
                 f"{source}: row {unknown[0]} has {rows[unknown[0]]!r} in the column {name!r}, which is no split (there "
-                f"are: {', '.join(known)})"
+                f"are: {', '.join(SPLIT_OF)})"
             )
     notes = [f"the column {name!r} names no splits ({', '.join(SPLIT_NAMES)}) and is not read" for name in columns]
     return ["all"] * len(table), tuple(notes)
