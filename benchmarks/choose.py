@@ -91,7 +91,10 @@ def main() -> None:
             judge_batch=chosen.judge_batch,
         )
     method = get_method(domain, chosen.method, chosen.data, chosen.schedule)
-    method = method.customised(settings=parse_options(chosen.settings))
+    overrides = parse_options(chosen.settings)
+    if beside := {"lr", "steps"} & overrides.keys():
+        parser.error(f"--settings: {' and '.join(sorted(beside))} come from --rates and --steps")
+    method = method.customised(settings=overrides)
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     for rate in (float(text) for text in chosen.rates.split(",")):
         settings = method.settings(chosen.budget)

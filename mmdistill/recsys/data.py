@@ -13,8 +13,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from mmdistill.columns import SPLIT_NAMES, SPLIT_OF
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.recsys.files import SPLIT_NAMES, find_file, read_sparse, read_table, select_columns, split_names
+from mmdistill.recsys.files import find_file, read_sparse, read_table, select_columns, split_names
 from mmdistill.registry import canonical, unknown_data
 from mmdistill.runtime import Draws, data_root
 
@@ -276,12 +277,13 @@ def _positive(column: "pd.Series[Any]", min_rating: float | None, name: str) -> 
 
 
 def _parts(column: "pd.Series[Any]", name: str) -> npt.NDArray[np.int64]:
-    part = split_names(column).map(SPLIT_NAMES)
+    numbers = {split: number for number, split in enumerate(SPLIT_NAMES)}
+    part = split_names(column).map(SPLIT_OF).map(numbers)
     bad = part.isna().to_numpy()
     if bad.any():
         raise DataError(
             f"row {int(bad.argmax()) + 1} of {name} has split {column.iloc[int(bad.argmax())]!r}; "
-            f"known are {', '.join(SPLIT_NAMES)}"
+            f"known are {', '.join(SPLIT_OF)}"
         )
     return np.asarray(part, dtype=np.int64)
 

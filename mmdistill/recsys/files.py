@@ -11,13 +11,10 @@ from typing import Any
 import pandas as pd
 from scipy import sparse
 
+from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
 from mmdistill.errors import DataError
 
-USER_COLUMNS = ("user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer_id", "visitorid")
-ITEM_COLUMNS = ("item", "item_id", "itemid", "iid", "i", "movieid", "movie_id", "asin", "parent_asin", "product_id")
 RATING_COLUMNS = ("rating", "ratings", "score", "stars", "overall", "value", "label", "weight", "count")
-SPLIT_COLUMNS = ("split", "fold", "subset")
-SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 ACCEPTED = (
     "user,item[,rating][,split] tables (.csv, .tsv, .txt, .csv.gz), MovieLens ratings.dat and u.data, RecBole .inter, "
     "scipy sparse .npz, or a folder with one of them"
@@ -118,7 +115,7 @@ def select_columns(frame: pd.DataFrame, origin: str) -> tuple[pd.DataFrame, tupl
     for index in (_find(columns, (alias,)) for alias in SPLIT_COLUMNS):
         if index is None:
             continue
-        if split_names(frame.iloc[:, index]).isin(list(SPLIT_NAMES)).any():
+        if split_names(frame.iloc[:, index]).isin(list(SPLIT_OF)).any():
             return pd.DataFrame({**found, "split": frame.iloc[:, index]}), ()
         notes.append(f"the column {columns[index]!r} names no splits (train, valid, test) and is not read")
     return pd.DataFrame(found), tuple(notes)

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mmdistill.columns import SPLIT_NAMES, SPLIT_OF
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.registry import canonical, unknown_data, unknown_name
 from mmdistill.runtime import Draws, data_root
@@ -20,8 +21,6 @@ from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import (
     FORMATS,
     LABEL_COLUMNS,
-    SPLIT_NAMES,
-    SPLIT_OF,
     column,
     may_hold_texts,
     read_table,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF, USER_COLUMNS
 from mmdistill.errors import ConfigError, DataError
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
@@ -24,16 +25,6 @@ PAIR_COLUMNS = (
     ("text_a", "text_b"),
 )
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "topic", "intent", "coarse_label", "y")
-SPLIT_COLUMNS = ("split", "fold", "set")
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "dev": ("dev", "valid", "validation", "val"),
-    "test": ("test", "testing"),
-}
-SPLIT_OF = {spelling: split for split, spellings in SPLIT_NAMES.items() for spelling in spellings}
-"""Of each spelling."""
-USER_COLUMNS = {"user", "user_id", "userid", "uid", "u", "reviewerid", "reviewer_id", "visitorid"}
-ITEM_COLUMNS = {"item", "item_id", "itemid", "iid", "i", "movieid", "movie_id", "asin", "parent_asin", "product_id"}
 
 
 def table_format(path: Path) -> str | None:
@@ -208,5 +199,5 @@ def may_hold_texts(path: Path) -> bool:
     except (OSError, ValueError, TypeError, EOFError):
         return True  # damaged: the loader says what is wrong
     lower = {str(name).strip().strip('"').lower() for name in names}
-    interactions = lower & USER_COLUMNS and lower & ITEM_COLUMNS
+    interactions = lower.intersection(USER_COLUMNS) and lower.intersection(ITEM_COLUMNS)
     return not interactions and not all(name.replace(".", "", 1).isdigit() for name in lower)

@@ -113,9 +113,9 @@ def test_text_ids_are_kept_as_written(tmp_path):
 
 
 def test_given_split_is_used_and_overlaps_are_removed_and_counted(tmp_path):
-    rows = [
-        (u, i, 1, ["train", "Train", "training", "train", "val", "TEST"][k % 6]) for k, (u, i, _) in enumerate(ROWS)
-    ]
+    learn = ["train", "Train", "training", "train"]
+    named = [*learn, "val", "TEST", *learn, "dev", "testing"]
+    rows = [(u, i, 1, named[k % 12]) for k, (u, i, _) in enumerate(ROWS)]
     first = next(row for row in rows if row[3] == "train")
     rows += [(*first[:3], "test"), (*first[:3], "train")]
     data = load_interactions(write_csv(tmp_path / "a.csv", rows, "user,item,rating,split"))

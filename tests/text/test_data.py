@@ -149,8 +149,9 @@ def test_a_column_of_folds_is_not_read_as_splits(tmp_path: Path) -> None:
     assert len(data.notes) == 3
     parts = ("train" if i < 14 else "test" for i in range(20))
     rows = [f"{i % 5},{part},{LABELS[i]},{TEXTS[i]}" for i, part in enumerate(parts)]
-    path.write_text("\n".join(["fold,split,label,text", *rows]))
-    assert load_text(path).test.texts == tuple(TEXTS[14:])
+    for called in ("split", "Subset"):
+        path.write_text("\n".join([f"fold,{called},label,text", *rows]))
+        assert load_text(path).test.texts == tuple(TEXTS[14:])
 
 
 def test_folder_with_own_dev(tmp_path: Path) -> None:
