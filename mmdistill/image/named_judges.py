@@ -59,6 +59,10 @@ class NamedJudges:
         trains = kernel_judge(found) is None
         return f"{found} [{self.protocol.name}]" if trains and self.protocol.name != "default" else found
 
+    def is_deep(self, name: str) -> bool:
+        """Return whether a judge is a VGG or a ResNet."""
+        return self.spelled(name).startswith(("vgg", "resnet"))
+
     def is_transformer(self, name: str) -> bool:
         """Return whether a judge is a transformer."""
         return self.spelled(name).split("-")[0] == "vit"

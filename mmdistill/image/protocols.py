@@ -4,7 +4,8 @@ Every judge is scored after its last epoch. Where a paper reports the best test 
 its preset says so in ``reported``: numbers made here are lower than that paper's for this reason alone.
 
 Judges of another architecture than the one distilled with always train with DSA's augmentation (survey, Table 3).
-Transformers hardly learn by the SGD of these protocols, so they train by Adam at a rate of their own.
+Transformers hardly learn by the SGD of these protocols, so they train by Adam at a rate of their own, and VGGs and
+ResNets regress at one.
 """
 
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ REGRESSION = FitProtocol(epochs=1000, lr=3e-3, optimizer="adam", weight_decay=5e
 """For targets that are no distributions: squared error from scaled targets, to which Adam is less sensitive."""
 LABEL_SCALE = 8.0
 """Of regressed targets, as RFAD's and KIP's code has it."""
+DEEP_RATE = 1e-3
+"""Adam's largest rate where VGGs and ResNets regress: at the ConvNets' rate they learn little more than chance."""
 TRANSFORMER_RATE = 3e-4
 """Adam's rate for transformers, of which no protocol of the field speaks."""
 PLAIN_EPOCHS = 300
@@ -213,6 +216,7 @@ def plan_for(
     scores: bool,
     whole: bool,
     own: bool,
+    deep: bool = False,
     transformer: bool = False,
     epochs: int | None = None,
     batch: int | None = None,
@@ -227,6 +231,7 @@ def plan_for(
         scores: whether targets are no distributions.
         whole: the set is the whole training set, which takes the few epochs that its data state.
         own: the judge is the network distilled with; others always train with DSA.
+        deep: the judge is a VGG or a ResNet, and regresses by Adam at :data:`DEEP_RATE` or the protocol's lower rate.
         transformer: the judge is one, and trains by Adam at :data:`TRANSFORMER_RATE` or the protocol's lower rate.
         epochs: the user's number instead.
         batch: the user's minibatch size instead.
@@ -235,6 +240,8 @@ def plan_for(
     fit = protocol.scores if scores and protocol.scores is not None else protocol.fit
     if transformer:
         fit = replace(fit, optimizer="adam", lr=min(fit.lr, TRANSFORMER_RATE))
+    elif deep and scores and fit.optimizer == "adam":
+        fit = replace(fit, lr=min(fit.lr, DEEP_RATE))
     kind: Augmentation = protocol.augment if own else "dsa"
     if kind == "dc" and data.name != "mnist":
         kind = "none"  # on other data DC augments for batch norm alone, whose judges here train with DSA

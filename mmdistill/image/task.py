@@ -185,6 +185,7 @@ class ImageTask:
             scores=targets.is_floating_point() and not bool(is_distribution(targets).all()),
             whole=whole,
             own=own,
+            deep=named.is_deep(judge),
             transformer=transformer,
             epochs=self.judge_epochs,
             batch=self.judge_batch,

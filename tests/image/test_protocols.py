@@ -13,7 +13,17 @@ from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.dc_augment import crop_scale_rotate
 from mmdistill.image.judge import Judge, squared_loss
-from mmdistill.image.protocols import HEADER, PROTOCOLS, Plan, Protocol, find_protocol, plan_for
+from mmdistill.image.protocols import (
+    CLASSIFICATION,
+    DEEP_RATE,
+    HEADER,
+    PROTOCOLS,
+    REGRESSION,
+    Plan,
+    Protocol,
+    find_protocol,
+    plan_for,
+)
 from mmdistill.networks.fit import FitProtocol, fit_networks, rate_factor
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores
@@ -39,10 +49,13 @@ def plan(
     own: bool = True,
     scores: bool = False,
     whole: bool = False,
+    deep: bool = False,
     augment: bool | None = None,
     batch: int | None = None,
 ) -> Plan:
-    return plan_for(PROTOCOLS[name], data, images, scores=scores, whole=whole, own=own, augment=augment, batch=batch)
+    return plan_for(
+        PROTOCOLS[name], data, images, scores=scores, whole=whole, own=own, deep=deep, augment=augment, batch=batch
+    )
 
 
 def test_the_declared_protocol_is_the_fields(photographs: ImageData, digits: ImageTask) -> None:
@@ -56,6 +69,14 @@ def test_the_declared_protocol_is_the_fields(photographs: ImageData, digits: Ima
     assert plan("default", photographs, whole=True).fit.epochs == photographs.whole_epochs
     assert plan("default", digits.data).fit.epochs == 300
     assert plan("dsa", digits.data).fit.epochs == 1000
+
+
+def test_deep_judges_regress_more_slowly(photographs: ImageData) -> None:
+    assert plan("default", photographs, scores=True).fit.lr == REGRESSION.lr > DEEP_RATE
+    assert plan("default", photographs, scores=True, deep=True).fit == replace(REGRESSION, lr=DEEP_RATE)
+    assert plan("default", photographs, deep=True).fit == plan("default", photographs).fit
+    for name in ("frepo", "rfad"):  # a lower rate, and no Adam
+        assert plan(name, photographs, scores=True, deep=True).fit == plan(name, photographs, scores=True).fit
 
 
 def test_presets_follow_their_papers(photographs: ImageData) -> None:
@@ -128,6 +149,25 @@ def test_transformers_train_by_adam_whatever_the_protocol(monkeypatch: pytest.Mo
     for learned in (rate, {}):  # that its own students learned is another matter
         own.evaluate(batch, "vit", Draws(0), 1, learned)
     assert fitted[3:] == [("sgd", pytest.approx(0.02)), ("adam", 3e-4)]
+
+
+def test_vggs_and_resnets_are_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = []
+
+    def score(self: Judge, *rest: object) -> Scores:
+        fitted.append(self.plan.fit.lr)
+        return Scores(self.name, {"accuracy": (0.5,)})
+
+    monkeypatch.setattr(Judge, "score", score)
+    own = (torch.rand(8, 1, 32, 32), torch.arange(8) % 2)
+    task = image_task(own, test=own, model="convnet-w8")
+    batch = task.select(torch.arange(2))
+    learned = batch._replace(targets=torch.eye(2) - 0.5)
+    for judge in ("convnet-w8", "lenet", "alexnet", "vgg11", "resnet18", "resnet34-bn"):
+        task.evaluate(learned, judge, Draws(0), 1, {})
+    assert fitted == 3 * [REGRESSION.lr] + 3 * [DEEP_RATE]
+    task.evaluate(batch, "resnet18", Draws(0), 1, {})
+    assert fitted[-1] == CLASSIFICATION.lr
 
 
 def test_unknown_and_impossible_protocols() -> None:
