@@ -80,6 +80,9 @@ def main() -> None:
     parser.add_argument("--judge-batch", type=int, default=None)
     parser.add_argument("--networks", type=int, default=2, help="judges per seed, for images")
     chosen = parser.parse_args()
+    overrides = parse_options(chosen.settings)
+    if beside := {"lr", "steps"} & overrides.keys():
+        parser.error(f"--settings: what --rates and --steps set is no other setting: {', '.join(sorted(beside))}")
     domain = domain_of(chosen.data)
     options = TaskOptions(width=chosen.width, judge_epochs=chosen.judge_epochs, judge_batch=chosen.judge_batch)
     task = domain.make_task(chosen.data, options)
@@ -91,9 +94,6 @@ def main() -> None:
             judge_batch=chosen.judge_batch,
         )
     method = get_method(domain, chosen.method, chosen.data, chosen.schedule)
-    overrides = parse_options(chosen.settings)
-    if beside := {"lr", "steps"} & overrides.keys():
-        parser.error(f"--settings: {' and '.join(sorted(beside))} come from --rates and --steps")
     method = method.customised(settings=overrides)
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     for rate in (float(text) for text in chosen.rates.split(",")):

@@ -24,7 +24,7 @@ REGRESSION = FitProtocol(epochs=1000, lr=3e-3, optimizer="adam", weight_decay=5e
 LABEL_SCALE = 8.0
 """Of regressed targets, as RFAD's and KIP's code has it."""
 DEEP_RATE = 1e-3
-"""Adam's largest rate where VGGs and ResNets regress: at the ConvNets' rate they learn little more than chance."""
+"""Adam's largest rate where VGGs and ResNets regress, which learn less at the rate of other judges."""
 TRANSFORMER_RATE = 3e-4
 """Adam's rate for transformers, of which no protocol of the field speaks."""
 PLAIN_EPOCHS = 300

@@ -132,14 +132,20 @@ def test_the_users_numbers_come_first(photographs: ImageData) -> None:
     assert long.fit.epochs == photographs.whole_epochs
 
 
-def test_transformers_train_by_adam_whatever_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
-    fitted = []
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """Return the optimizer and rate of each judge from here on, which train nothing."""
+    found = []
 
     def score(self: Judge, *rest: object) -> Scores:
-        fitted.append((self.plan.fit.optimizer, self.plan.fit.lr))
+        found.append((self.plan.fit.optimizer, self.plan.fit.lr))
         return Scores(self.name, {"accuracy": (0.5,)})
 
     monkeypatch.setattr(Judge, "score", score)
+    return found
+
+
+def test_transformers_train_by_adam_whatever_the_protocol(fitted: list[tuple[str, float]]) -> None:
     digits = image_task("digits", model="convnet-w8")
     batch, rate = digits.select(torch.arange(10)), {"inner_lr": torch.tensor(0.02)}
     for judge, learned in (("convnet-w8", rate), ("vit", rate), ("vit", {})):
@@ -151,23 +157,16 @@ def test_transformers_train_by_adam_whatever_the_protocol(monkeypatch: pytest.Mo
     assert fitted[3:] == [("sgd", pytest.approx(0.02)), ("adam", 3e-4)]
 
 
-def test_vggs_and_resnets_are_deep(monkeypatch: pytest.MonkeyPatch) -> None:
-    fitted = []
-
-    def score(self: Judge, *rest: object) -> Scores:
-        fitted.append(self.plan.fit.lr)
-        return Scores(self.name, {"accuracy": (0.5,)})
-
-    monkeypatch.setattr(Judge, "score", score)
+def test_vggs_and_resnets_are_deep(fitted: list[tuple[str, float]]) -> None:
     own = (torch.rand(8, 1, 32, 32), torch.arange(8) % 2)
     task = image_task(own, test=own, model="convnet-w8")
     batch = task.select(torch.arange(2))
     learned = batch._replace(targets=torch.eye(2) - 0.5)
     for judge in ("convnet-w8", "lenet", "alexnet", "vgg11", "resnet18", "resnet34-bn"):
         task.evaluate(learned, judge, Draws(0), 1, {})
-    assert fitted == 3 * [REGRESSION.lr] + 3 * [DEEP_RATE]
+    assert fitted == 3 * [("adam", REGRESSION.lr)] + 3 * [("adam", DEEP_RATE)]
     task.evaluate(batch, "resnet18", Draws(0), 1, {})
-    assert fitted[-1] == CLASSIFICATION.lr
+    assert fitted[-1] == ("sgd", CLASSIFICATION.lr)
 
 
 def test_unknown_and_impossible_protocols() -> None:
