@@ -11,6 +11,7 @@ from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.schedules import (
     FreshNetworks,
     NetworkSchedule,
+    SteppedOnS,
     TrainedNetworks,
     TrainedOnS,
     UnreadNetwork,
@@ -53,7 +54,9 @@ def trained_by(kind: Callable[..., TrainedNetworks]) -> Callable[[Settings], Net
 
 
 trained_on_s = trained_by(TrainedOnS)
-"""A network trained on the synthetic set between steps."""
+"""A network trained on the synthetic set between steps, epoch by epoch."""
+stepped_on_s = trained_by(SteppedOnS)
+"""The same, minibatch by minibatch."""
 
 
 def experts_by(

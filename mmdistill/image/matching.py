@@ -162,6 +162,7 @@ def _by_absolute_error(digits: bool, lr: float) -> dict[str, Method]:
 
 
 MATCHING_PRESETS = {
+    "cifar100": {"dm": CORE_METHODS["dm"].with_settings(optimizers={"codes": OptimizerSpec("sgd", 1.0, 0.5)})},
     "mnist": _by_absolute_error(digits=True, lr=1e-4),
     "fashion-mnist": _by_absolute_error(digits=False, lr=1e-4 * (28 / 32) ** 2),
     "svhn": {

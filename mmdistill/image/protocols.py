@@ -151,6 +151,12 @@ PROTOCOLS: dict[str, Protocol] = {
         network="w128-nn-x2",
         updates=((1, 1000), (100, 2000), (200, 20_000), (400, 5000), (1000, 10_000), (2000, 40_000)),
     ),
+    "addmem": Protocol(
+        "addmem",
+        "AddMem's: 300 epochs at a constant rate, without weight decay or augmentation, as its commands say",
+        FitProtocol(epochs=300, lr=0.01, momentum=0.9, weight_decay=0.0, batch=640, decay_at=()),
+        augment="none",
+    ),
     "rfad": _RFAD,
     "kip": replace(_RFAD, name="kip"),
     "idc": Protocol(

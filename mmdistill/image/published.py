@@ -15,20 +15,32 @@ PROTOCOL_OF = {
     "kip-conv": "kip",
     "idc": "idc",
     "edd": "idc",
+    "addmem": "addmem",
 }
 """How judges train, where that is not the default protocol."""
 MODEL_OF = {"frepo": "freponet-bn", "rfad": "convnet-w256-nn"}
 """The network, where it is not the ConvNet."""
-_RIDGE: dict[str, tuple[int, ...]] = {"cifar10": (1, 10, 50), "cifar100": (1, 10, 50), "tiny-imagenet": (1, 10, 50)}
-WHITENING_OF: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
-    **dict.fromkeys(("mtt", "ddpp"), ("mtt", {"cifar10": (1, 10), "cifar100": (1, 50)})),
-    "ftd": ("mtt", {"cifar10": (1, 10), "cifar100": (1, 10, 50)}),
-    "haba": ("mtt", {"cifar10": (1, 10, 50), "cifar100": (1, 50)}),
-    "tesla": ("mtt", {"cifar10": (10,), "cifar100": (1, 50)}),
-    "frepo": ("frepo", _RIDGE),
-    **dict.fromkeys(("rfad", "kip", "kip-conv"), ("kip", _RIDGE)),
+Cells = dict[str, tuple[int, ...]]
+"""Data sets with their images per class."""
+_CIFAR: Cells = {"cifar10": (1, 10, 50), "cifar100": (1, 10, 50)}
+_MTT = {"mtt": {"cifar10": (1, 10), "cifar100": (1, 50)}}
+_KIP = {"kip": _CIFAR}
+WHITENING_OF: dict[str, dict[str, Cells]] = {
+    "mtt": _MTT,
+    "ddpp": _MTT,
+    "ftd": {"mtt": {"cifar10": (1, 10), "cifar100": (1, 10, 50)}},
+    "haba": {"mtt": {"cifar10": (1, 10, 50), "cifar100": (1, 50)}},
+    "tesla": {"mtt": {"cifar10": (10,), "cifar100": (1, 50)}},
+    "frepo": {"frepo": {**_CIFAR, "tiny-imagenet": (1, 10)}},
+    "rfad": {"frepo": _CIFAR, "kip": {"svhn": (1, 10, 50)}},
+    "kip": _KIP,
+    "kip-conv": _KIP,
+    "rat-bptt": {"kip": {"cifar10": (10,)}},
 }
-"""The whitening, and of which data sets at which ipc; where there is no command of TESLA's or HaBa's, MTT's."""
+"""Whitenings by method, each with the cells it is for; where there is no command of TESLA's or HaBa's, MTT's.
+
+RFAD's code does not subtract the mean image, and RaT-BPTT's does not standardise channels before.
+"""
 
 
 def conditions(method: str, data: str, ipc: int) -> dict[str, str]:
@@ -41,10 +53,10 @@ def conditions(method: str, data: str, ipc: int) -> dict[str, str]:
     """
     if data == "digits":
         return {}
-    whitening, at = WHITENING_OF.get(method, ("", {}))
+    whitenings = WHITENING_OF.get(method, {})
     found = {
         "model": MODEL_OF.get(method, ""),
         "protocol": PROTOCOL_OF.get(method, ""),
-        "whiten": whitening if ipc in at.get(data, ()) else "",
+        "whiten": next((kind for kind, cells in whitenings.items() if ipc in cells.get(data, ())), ""),
     }
     return {name: value for name, value in found.items() if value}

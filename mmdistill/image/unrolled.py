@@ -17,8 +17,8 @@ from mmdistill.methods import (
     TrajectoryRow,
     experts_by,
     fresh,
+    stepped_on_s,
     tabulated,
-    trained_on_s,
     trajectory_matching,
 )
 from mmdistill.networks.experts import PUBLISHED
@@ -215,13 +215,13 @@ UNROLLED_METHODS: dict[str, Method] = {
     "ld": replace(
         CORE_METHODS["dd"],
         title="LD",
-        network=trained_on_s,
+        network=stepped_on_s,
         settings=ld_settings,
         parameterization=fixed_images,
         label="softmax",
         summary="labels alone are learned, for fixed real images, by performance matching",
         source="Bohdal et al., 2020 (softmax for projected labels, which start near the images' classes; networks of a "
-        "fixed life, trained by SGD)",
+        "fixed life, trained by SGD on minibatches of their own)",
     ),
     "random-soft": Method(
         "Random, soft",

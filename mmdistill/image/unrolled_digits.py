@@ -6,7 +6,7 @@ from dataclasses import replace
 from mmdistill.image.storage import addressed
 from mmdistill.image.unrolled import UNROLLED_METHODS, ld_settings
 from mmdistill.method import Method
-from mmdistill.methods import CORE_METHODS, experts_by
+from mmdistill.methods import CORE_METHODS, experts_by, trained_on_s
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.settings import OptimizerSpec, Settings
@@ -97,8 +97,8 @@ def _digits_addmem(ipc: int) -> Settings:
     return replace(short_rat(ipc), optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)})
 
 
-def short_ld(ipc: int) -> Settings:
-    """Return settings in which students train as judges do, five steps at a time, up to 200 epochs of the set."""
+def _short_ld(ipc: int) -> Settings:
+    """Return settings in which students train as judges do, up to 200 epochs of the set, and look five steps ahead."""
     return replace(
         ld_settings(ipc),
         steps=300,
@@ -112,6 +112,8 @@ def short_ld(ipc: int) -> Settings:
     )
 
 
+SHORT_LD = replace(UNROLLED_METHODS["ld"], network=trained_on_s, settings=_short_ld)
+"""Its networks train for five epochs of the set between two steps, not for a minibatch."""
 _digits_experts = experts_by_start(DIGITS_EXPERTS, DIGITS_FAST_EXPERTS)
 UNROLLED_DIGITS: dict[str, Method] = {
     "dd": replace(CORE_METHODS["dd"], settings=_digits_dd),
@@ -128,6 +130,6 @@ UNROLLED_DIGITS: dict[str, Method] = {
         UNROLLED_METHODS["addmem"], settings=_digits_addmem, parameterization=addressed(factor=1, multiple=2)
     ),
     "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=short_rat),
-    "ld": replace(UNROLLED_METHODS["ld"], settings=short_ld),
+    "ld": SHORT_LD,
 }
 """By method; chosen on a validation split of their training images."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from mmdistill.image.storage import addressed
 from mmdistill.image.unrolled import UNROLLED_METHODS
-from mmdistill.image.unrolled_digits import EARLY_EPOCHS, experts_by_start, short_ld, short_rat
+from mmdistill.image.unrolled_digits import EARLY_EPOCHS, SHORT_LD, experts_by_start, short_rat
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks.fit import FitProtocol
@@ -115,7 +115,7 @@ UNROLLED_REDUCED: dict[str, Method] = {
     "dd": replace(CORE_METHODS["dd"], settings=_reduced_dd),
     "addmem": replace(UNROLLED_METHODS["addmem"], settings=_reduced_addmem, parameterization=addressed()),
     "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=_reduced_rat),
-    "ld": replace(UNROLLED_METHODS["ld"], settings=short_ld),
+    "ld": SHORT_LD,
     "random-soft": UNROLLED_METHODS["random-soft"].with_settings(teacher_epochs=1),
 }
 """For 28 x 28 greyscale images in minutes of one core, at width 32; the experts' training comes once beside.

@@ -155,6 +155,14 @@ class TrainedOnS(TrainedNetworks):
         return [take(syn, order[start : start + self.batch]) for start in range(0, count, self.batch)]
 
 
+class SteppedOnS(TrainedOnS):
+    """Train on the synthetic set, an inner step being one minibatch of it (LD)."""
+
+    def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
+        """Return one minibatch of the shuffled set."""
+        return super().minibatches(task, syn, draws)[:1]
+
+
 @dataclass(frozen=True)
 class TrainedUntilOverfitting(TrainedOnS):
     """Train on the synthetic set, but no further once the network fits real samples worse again (EGM).

@@ -95,6 +95,7 @@ def test_presets_follow_their_papers(photographs: ImageData) -> None:
     assert (idc.fit.batch, idc.cutmix, idc.fit.restart, idc.augment) == (64, 0.5, False, "idc")
     assert (plan("idc", mnist).cutmix, plan("idc", mnist).augment) == (0, "idc")
     assert plan("idc", photographs, own=False).augment == "dsa"
+    assert plan("addmem", photographs).augment == "none"
     assert plan("kip", photographs).label_scale == 8
     for protocol in PROTOCOLS.values():
         assert len(protocol.row()) == len(HEADER)
@@ -111,6 +112,7 @@ WIDE = sgd(2000, 0.0, 512, ())
 PUBLISHED_FITS = {
     **dict.fromkeys(("default", "dc", "cafe", "dsa", "dm", "mtt"), DC_FAMILY),
     **dict.fromkeys(("rfad", "kip"), WIDE),
+    "addmem": sgd(300, 0.0, 640, ()),
     "idc": sgd(1000, 5e-4, 64, (2 / 3, 5 / 6), decay=0.2, restart=False),
     "frepo": FitProtocol(1000, 3e-4, "adam", 0.9, 0.0, 500, (), warmup=500, cosine=True),
 }

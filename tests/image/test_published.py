@@ -8,7 +8,14 @@ import torch
 
 from mmdistill.image import DOMAIN
 from mmdistill.networks.early import EarlyStagePool
-from mmdistill.networks.schedules import AccuracyDriven, FreshNetworks, TrainedOnS, TrainedOnT, UnreadNetwork
+from mmdistill.networks.schedules import (
+    AccuracyDriven,
+    FreshNetworks,
+    SteppedOnS,
+    TrainedOnS,
+    TrainedOnT,
+    UnreadNetwork,
+)
 from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.adversary import TEMPERATURE, StyleAdversary
 from mmdistill.objectives.discrimination import DiscriminativeMatching
@@ -189,6 +196,18 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "objective.momentum": 0.9,
         "temperature": 0.07,
     },
+    "ld": {
+        "settings.real_batch": 1024,
+        "rates.labels": OptimizerSpec("adam", 1e-3, betas=BETAS),
+        "network.__class__": SteppedOnS,
+        "network.lr": 0.01,
+        "network.batch": 50,
+        "network.inner_steps": 1,
+        "objective.__class__": UnrolledPerformance,
+        "objective.steps": 1,
+        "objective.batch": 50,
+        "first_rates": pytest.approx(0.01),
+    },
     "rat-bptt": {
         "settings.steps": 60_000,
         "settings.real_batch": 5000,
@@ -207,8 +226,8 @@ PUBLISHED: dict[str, dict[str, object]] = {
 Sources: the public code of the papers. google-research/kip; yongchao97/FRePo; yolky/RFAD; SsnL/dataset-distillation
 (DD); VICO-UoE/DatasetCondensation (DC, DSA, DM); kaiwang960112/CAFE; snu-mllab/Efficient-Dataset-Condensation (IDC);
 ncsu-dk-lab/Acc-DD (EDD); princetonvisualai/RememberThePast-DatasetDistillation (AddMem); Huage001/DatasetFactorization
-(HaBa); GeorgeCazenavette/mtt-distillation; fengyzpku/Simple_Dataset_Distillation (RaT-BPTT). DD's momentum is the
-survey's (Eq. 3), and KIP's, FRePo's and RFAD's labels are learned as in its Table 1.
+(HaBa); ondrejbohdal/label-distillation (LD); GeorgeCazenavette/mtt-distillation; fengyzpku/Simple_Dataset_Distillation
+(RaT-BPTT). DD's momentum is the survey's (Eq. 3), and KIP's, FRePo's and RFAD's labels are learned as in its Table 1.
 
 No code has these numbers: KIP's steps (1000 or more, it says), AddMem's (at most 500,000), the longest loops of CAFE,
 smooth annealing in DD and CAFE, DDPP's threshold.
@@ -249,4 +268,5 @@ def test_loops_of_gradient_matching_follow_ipc(name: str) -> None:
 
 def test_rates_and_parts_that_follow_ipc() -> None:
     assert {ipc: composed("dm", ipc).rates.codes.lr for ipc in (1, 50, 99, 100)} == {1: 1, 50: 1, 99: 1, 100: 10}
+    assert get_method(DOMAIN, "dm", "cifar100").settings(100).optimizers["codes"] == OptimizerSpec("sgd", 1.0, 0.5)
     assert {ipc: composed("dd", ipc).objective.parts for ipc in (1, 5, 10, 50)} == {1: 1, 5: 5, 10: 10, 50: 10}

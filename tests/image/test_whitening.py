@@ -115,8 +115,8 @@ def test_bad_requests(data: ImageData) -> None:
         whitened(data, "zca")
     with pytest.raises(ConfigError, match="already"):
         whitened(whitened(data, "mtt"), "mtt")
-    large = replace(data, train_images=torch.zeros(3, 3, 64, 64, dtype=torch.uint8))
-    with pytest.raises(UnsupportedError, match="12,288 values"):
+    large = replace(data, train_images=torch.zeros(3, 3, 65, 65, dtype=torch.uint8))
+    with pytest.raises(UnsupportedError, match="12,675 values"):
         whitened(large, "mtt")
 
 

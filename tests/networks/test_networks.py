@@ -12,6 +12,7 @@ from mmdistill.networks.schedules import (
     EMPTY,
     AccuracyDriven,
     FreshNetworks,
+    SteppedOnS,
     TrainedOnS,
     TrainedOnT,
     TrainedUntilOverfitting,
@@ -322,6 +323,15 @@ def test_trained_networks_age_train_and_start_afresh() -> None:
         by_hand, momentum = sgd_step(task, by_hand, momentum, syn, 0.1, 0.0, KEY)
     assert torch.allclose(state.network.params["0.weight"], by_hand.params["0.weight"], atol=1e-6)
     assert schedule.advance(task, state, lambda: syn, KEY) == EMPTY
+
+
+def test_an_inner_step_is_an_epoch_or_one_minibatch() -> None:
+    task, syn = BlobTask(), data(BlobTask())
+    count = len(syn.weight)
+    epoch, minibatch = (kind(batch=count // 2).minibatches(task, syn, KEY) for kind in (TrainedOnS, SteppedOnS))
+    assert [len(batch.weight) for batch in epoch] == [count // 2] * 2
+    assert [len(batch.weight) for batch in minibatch] == [count // 2]
+    assert torch.equal(minibatch[0].inputs, epoch[0].inputs)  # type: ignore[arg-type]
 
 
 def test_networks_trained_on_the_real_set_use_real_batches() -> None:
