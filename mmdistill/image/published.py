@@ -23,8 +23,8 @@ MODEL_OF = {"frepo": "freponet-bn", "rfad": "convnet-w256-nn"}
 Cells = dict[str, tuple[int, ...]]
 """Data sets with their images per class."""
 _CIFAR: Cells = {"cifar10": (1, 10, 50), "cifar100": (1, 10, 50)}
-_MTT = {"mtt": {"cifar10": (1, 10), "cifar100": (1, 50)}}
-_KIP = {"kip": _CIFAR}
+_MTT: dict[str, Cells] = {"mtt": {"cifar10": (1, 10), "cifar100": (1, 50)}}
+_KIP: dict[str, Cells] = {"kip": _CIFAR}
 WHITENING_OF: dict[str, dict[str, Cells]] = {
     "mtt": _MTT,
     "ddpp": _MTT,
