@@ -13,7 +13,7 @@ from mmdistill import exports, ranks
 from mmdistill.assembly import chosen_method, make_task, unmet_conditions
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
-from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, table, without_scores
+from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, repeated, table, without_scores
 from mmdistill.config import (
     DistillConfig,
     baseline_names,
@@ -35,6 +35,7 @@ from mmdistill.registry import (
     canonical,
     domain_methods,
     get_domain,
+    located,
     unknown_name,
 )
 from mmdistill.report import aligned, summary, write_comparison, write_report
@@ -68,11 +69,12 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
         )
     if config.deterministic:
         use_deterministic_kernels()
+    config = dataclasses.replace(config, data=located(config.data)) if config.data else config
     with ranks.process_group(config.device) as device:
         with ranks.first_alone():
             domain, task = make_task(config, device)
         if ranks.is_first():
-            _print_splits(task)
+            _print_notes(task)
         chosen = chosen_method(config, domain)
         config = dataclasses.replace(config, judges=config.judges or chosen.judge or None)
         find_judges(task, config.judge_names())  # a misspelt name is an error now, not after the distillation
@@ -108,10 +110,9 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
         _judge_and_draw(config, domain, task, distilled, folder, budget)
 
 
-def _print_splits(task: Task) -> None:
-    """Print what was held out of data that came without a split."""
-    splits = task.describe().preprocessing.get("splits", ())
-    for note in splits if isinstance(splits, list) else ():
+def _print_notes(task: Task) -> None:
+    """Print what was held out of the data or changed on the way in."""
+    for note in task.describe().notes:
         print(f"note: {note}")
 
 
@@ -322,6 +323,8 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
     print(LEGEND)
     if missing := without_scores(folders, judge, metric):
         print(f"left out, since they have no such scores: {', '.join(map(str, missing))}")
+    for folder, kept in repeated(folders, judge, metric).items():
+        print(f"left out: {folder}, which differs from {kept} not even by its seed")
     for folder, reason in skipped.items():
         print(f"skipped: {folder} ({reason})")
     if to is not None:

@@ -20,13 +20,16 @@ PLACES = ("seed", "out", "resume", "overwrite", "checkpoint_every", "device", "c
 """Options in which runs may differ and still be repetitions of one another."""
 
 
+_Run = tuple[Path, dict[str, Any], dict[str, Any]]
+"""A run's folder, its metrics, and the entry that is compared."""
+
 LEGEND = "percent on untouched test data; +/- is the deviation over runs where there are several, else over networks"
 """What the numbers of :func:`table` are."""
 
 
 @dataclass(frozen=True)
 class Repetitions:
-    """Runs that differ by nothing but their seeds, under one judge and metric.
+    """Runs that differ by nothing but their seeds, each seed once, under one judge and metric.
 
     Args:
         name: the folder of the first.
@@ -94,6 +97,8 @@ def _unjudged(folder: Path) -> str:
     """Return why a folder holds no judged run and what to do, in words; nothing where it holds one."""
     if (folder / "metrics.json").is_file():
         return ""
+    if is_finished(folder) and not (folder / "config.yaml").is_file():
+        return "not judged; made in Python, it is judged there: docs/formats.md shows how"
     if is_finished(folder):
         return f"not judged; that does: mmdistill evaluate {shlex.quote(str(folder))}"
     if (folder / "config.yaml").is_file():
@@ -114,21 +119,36 @@ def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | N
         CheckpointError: a folder without judged results.
         ConfigError: no run has such a judge or metric.
     """
-    groups: dict[str, list[tuple[Path, dict[str, Any], dict[str, Any]]]] = {}
+    groups: dict[str, dict[str, _Run]] = {}
     known: set[str] = set()
     for folder in {folder.resolve(): folder for folder in folders}.values():  # one that is given twice counts once
         metrics = _read(folder)
         known |= {f"{entry['metric']} by {entry['judge']}" for entry in metrics["results"]}
         entry = _chosen(metrics, judge, metric)
         if entry is not None:
-            groups.setdefault(_identity(folder, metrics, entry), []).append((folder, metrics, entry))
+            group = groups.setdefault(_identity(folder, metrics, entry), {})
+            group.setdefault(_seed(folder), (folder, metrics, entry))
     if not groups:
         raise ConfigError(
             f"none of the runs has scores of {metric or 'any metric'} by {judge or 'any judge'} (there are: "
             f"{', '.join(sorted(known)) or 'none'})"
         )
-    found = [_together(runs) for runs in groups.values()]
+    found = [_together(list(runs.values())) for runs in groups.values()]
     return sorted(found, key=lambda row: (row.data, row.method, row.budget, row.name))
+
+
+def repeated(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[Path, Path]:
+    """Return the runs that :func:`read_runs` leaves out, since another one differs not even by its seed, with that."""
+    first: dict[tuple[str, str], Path] = {}
+    found = {}
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        metrics = _read(folder)
+        if (entry := _chosen(metrics, judge, metric)) is None:
+            continue
+        kept = first.setdefault((_identity(folder, metrics, entry), _seed(folder)), folder)
+        if kept is not folder:
+            found[folder] = kept
+    return found
 
 
 def without_scores(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[Path]:
@@ -163,12 +183,17 @@ def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> s
     return json.dumps([own, options, settings], sort_keys=True)
 
 
+def _seed(folder: Path) -> str:
+    """Return a run's seed, as text; a run that does not say it counts for itself."""
+    return str(_distilled(folder).get("seed", folder))
+
+
 def _distilled(folder: Path) -> dict[str, Any]:
     """Return what a run's set says of itself; nothing where it is not there."""
     return read_json(folder / "distilled.json") if (folder / "distilled.json").is_file() else {}
 
 
-def _together(runs: Sequence[tuple[Path, dict[str, Any], dict[str, Any]]]) -> Repetitions:
+def _together(runs: Sequence[_Run]) -> Repetitions:
     folder, metrics, entry = runs[0]
     baselines: dict[str, list[float]] = {}
     for _, document, own in runs:

@@ -7,28 +7,27 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
-
-import torch
+from typing import get_args
 
 from mmdistill import exports, ranks
 from mmdistill.budget import find_budget
+from mmdistill.checkpoints import Checkpoints
 from mmdistill.compilation import CompileMode
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError, UnsupportedError
+from mmdistill.errors import ConfigError, NonFiniteError, UnsupportedError
 from mmdistill.memory import explained
 from mmdistill.method import LABELS, Method, Storage
-from mmdistill.networks.architecture import described_layers, differing_lines
+from mmdistill.networks.architecture import described_layers
 from mmdistill.precision import Precision
 from mmdistill.registry import get_domain, get_method, get_parameterization, unknown_name
 from mmdistill.run_state import RunState
-from mmdistill.runtime import Draws, checked_seed, sweep
+from mmdistill.runtime import Draws, checked_seed, sole_writer, sweep
 from mmdistill.stepper import Stepper
-from mmdistill.store import DistilledSet, load_tree, save_tree, write_json
+from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task, require_task
 
 Progress = Callable[[int, int, float], None]
@@ -48,7 +47,6 @@ DIVERGED = 1000.0
 """A loss that is so many times the first one is warned of."""
 LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 """What to do about it."""
-KEPT_CHECKPOINTS = 2
 LONGEST_UNSAVED = 600.0
 """Seconds after which a checkpoint is written, unless the user says when."""
 FORMER = (
@@ -176,22 +174,25 @@ def distill(
     run.share()
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity(distiller, name))
     earlier = 0.0
-    if resume:
-        if checkpoints is None:
-            raise ConfigError("resuming needs the folder of the run")
-        earlier = checkpoints.restore(run, task.device)
-    elif checkpoints is not None and folder is not None:
-        if ranks.is_first():
-            _remove_former(folder)
-        checkpoints.clear()
-    stepper = Stepper(distiller, compile)
-    _loop(distiller, stepper, run, checkpoints, checkpoint_every, progress, began - earlier)
-    result = distiller.result(run, name, earlier + time.perf_counter() - began)
-    result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
-    if folder is not None and ranks.is_first():
-        sweep(folder)
-        write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
-        result.save(folder)
+    writes = folder is not None and ranks.is_first() and (folder.is_dir() or not resume)
+    with sole_writer(folder) if folder is not None and writes else nullcontext():
+        if resume:
+            if checkpoints is None:
+                raise ConfigError("resuming needs the folder of the run")
+            earlier = checkpoints.restore(run, task.device)
+        elif checkpoints is not None and folder is not None:
+            if ranks.is_first():
+                _remove_former(folder)
+            checkpoints.clear()
+        stepper = Stepper(distiller, compile)
+        _loop(distiller, stepper, run, checkpoints, checkpoint_every, progress, began - earlier)
+        result = distiller.result(run, name, earlier + time.perf_counter() - began)
+        result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
+        if folder is not None and ranks.is_first():
+            sweep(folder)
+            losses = {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]}
+            write_json(folder / "history.json", losses)
+            result.save(folder)
     return result
 
 
@@ -340,81 +341,3 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
     }
     plain: dict[str, object] = json.loads(json.dumps(found, default=str))
     return plain
-
-
-class Checkpoints:
-    """The checkpoints of one run: the newest two are kept, so that a damaged one loses at most an interval.
-
-    On several processes each rank keeps its own, whose networks differ; later ranks in a folder of theirs.
-
-    Args:
-        folder: where they lie.
-        identity: what a checkpoint must share with the run, see :func:`identity`.
-    """
-
-    def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
-        self.folder = folder if ranks.is_first() else folder / f"rank-{ranks.rank()}"
-        self.identity = dict(identity)
-
-    def paths(self) -> list[Path]:
-        """Return the checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-*.safetensors"))
-
-    def clear(self) -> None:
-        """Remove the checkpoints of an earlier run in this folder."""
-        sweep(self.folder)
-        for path in self.paths():
-            path.unlink(missing_ok=True)
-
-    def save(self, run: RunState, seconds: float) -> None:
-        """Write a checkpoint and drop all but the newest."""
-        tree = {"identity": json.dumps(self.identity), "seconds": seconds, "run": run.tree()}
-        save_tree(self.folder / f"step-{run.step:08d}.safetensors", tree)
-        for path in self.paths()[:-KEPT_CHECKPOINTS]:
-            path.unlink(missing_ok=True)
-
-    def restore(self, run: RunState, device: torch.device) -> float:
-        """Load the newest readable checkpoint into a run; returns the seconds spent before it.
-
-        Raises:
-            CheckpointError: there is none, all are damaged, or they belong to another run.
-        """
-        sweep(self.folder)
-        damage: list[str] = []
-        trees: dict[str, dict[str, Any]] = {}
-        for path in reversed(self.paths()):
-            try:
-                trees[path.name] = load_tree(path)
-            except CheckpointError as error:
-                damage.append(str(error))
-                continue
-            if ranks.size() == 1:
-                break
-        everywhere = set.intersection(*(set(names) for names in ranks.gathered(list(trees))))
-        if everywhere:
-            newest = max(everywhere)
-            self._require_same(self.folder / newest, json.loads(trees[newest]["identity"]))
-            run.load(trees[newest]["run"], device)
-            return float(trees[newest]["seconds"])
-        if damage:
-            raise CheckpointError("no readable checkpoint: " + "; ".join(damage) + "; begin anew with --overwrite")
-        raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")
-
-    def _require_same(self, path: Path, saved: Mapping[str, object]) -> None:
-        for key, value in self.identity.items():
-            if key not in saved:
-                raise CheckpointError(
-                    f"{path} is of an earlier version, which did not note its {key}; begin anew with --overwrite"
-                )
-            if saved[key] != value:
-                raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved[key], value)}")
-
-
-def _difference(name: str, saved: object, own: object) -> str:
-    """Return in words how two values differ: of mappings, their first entries that do, of texts their first lines."""
-    if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        key = next(key for key in (*own, *saved) if saved.get(key) != own.get(key))
-        return _difference(f"{name}.{key}", saved.get(key), own.get(key))
-    if isinstance(own, str):
-        saved, own = differing_lines(str(saved), own)
-    return f"{name} is {saved}, not {own}"

@@ -144,13 +144,15 @@ def classes_of(targets: Tensor, num_classes: int) -> Tensor:
     """Return the class that each sample stands for, which is not always its soft label's largest.
 
     Sets with soft labels lie class after class, equally many samples of each. Where their number does not allow that,
-    or most labels speak against it, it is the class of the largest one.
+    or labels agree with it no more often than by chance (two deviations above 1/C), it is the class of the largest one.
     """
     largest = hard_labels(targets)
     if not targets.is_floating_point() or len(targets) % num_classes:
         return largest
     by_place = torch.arange(num_classes, device=targets.device).repeat_interleave(len(targets) // num_classes)
-    return by_place if 2 * int((by_place == largest).sum()) >= len(targets) else largest
+    by_chance = len(targets) / num_classes
+    limit = by_chance + 2 * (by_chance * (1 - 1 / num_classes)) ** 0.5
+    return by_place if int((by_place == largest).sum()) > limit else largest
 
 
 def hard_labels(targets: Tensor) -> Tensor:

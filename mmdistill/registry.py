@@ -182,6 +182,13 @@ def domain_of(data: str) -> Domain:
     raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
 
 
+def located(data: str) -> str:
+    """Return a data set's name as it is and a path as an absolute one, by which a run finds its data from anywhere."""
+    domain = domain_of(data)
+    known = canonical(data) in domain.datasets or (domain.prefix and data.lower().startswith(domain.prefix))
+    return data if known else str(Path(data).absolute())
+
+
 def domain_methods(domain: Domain) -> MethodTable:
     """Return all methods of a domain: the shared ones that make sense there, then its own."""
     shared = {name: method for name, method in CORE_METHODS.items() if domain.name in method.domains}

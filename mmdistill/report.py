@@ -40,7 +40,9 @@ def result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
 def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     """Return what was done, as name and value."""
     info = distilled.info
-    share = f"{100 * distilled.stored_bytes / info.stored_bytes:.2g} % of the whole"
+    percentage = 100 * distilled.stored_bytes / info.stored_bytes
+    share = f"{percentage:.2g}" if percentage < 99.5 else f"{percentage:,.0f}"
+    share += " % of the whole"
     memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB"
     path = distilled.path + (f" ({distilled.compile_seconds:.0f} s of it)" if distilled.compile_seconds >= 1 else "")
     pace = "" if distilled.seconds_per_step is None else f" ({1000 * distilled.seconds_per_step:.1f} ms a step)"
@@ -51,6 +53,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     )
     return [
         ["data", f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)"],
+        *(["read as", note] for note in info.notes),
         ["method", f"{distilled.method}, {distilled.steps:,} steps, seed {distilled.seed}"],
         [
             "budget",

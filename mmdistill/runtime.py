@@ -268,3 +268,32 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename is None:  # a full disk is not told by name
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask alike from writing into a folder meanwhile, which is made if it is missing.
+
+    The system lets go when the process ends, however it does. Where it cannot lock folders (Windows, some network
+    drives) nothing is kept.
+
+    Raises:
+        ConfigError: another process has the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl  # not on Windows, hence here
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process is at work in {folder}; wait for it, or choose another one") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)

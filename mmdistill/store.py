@@ -1,5 +1,6 @@
 """Distilled sets and checkpoints on disk: safetensors and JSON, written atomically, never unpickled."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, map_inputs
 SET_VERSION = 1
 CHECKPOINT_VERSION = 1
 TREE_KEY = "tree"
+DIGEST = "digest"
+"""Under which a file keeps the digest of what it holds, by which damage is known that leaves it readable."""
 
 
 def write_json(path: Path, content: object) -> None:
@@ -71,10 +74,22 @@ def _unpack(node: Any, tensors: Tensors) -> Any:
     return node
 
 
+def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Return a digest of tensors on the CPU, with their names and forms, and of a text."""
+    found = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def save_tree(path: Path, tree: Mapping[str, object]) -> None:
     """Write a nested tree of dicts, lists, tensors and plain values to one safetensors file, atomically."""
     tensors: Tensors = {}
-    description = json.dumps({"version": CHECKPOINT_VERSION, "root": _pack(tree, tensors)})
+    root = _pack(tree, tensors)
+    digest = digest_of(tensors, json.dumps(root))
+    description = json.dumps({"version": CHECKPOINT_VERSION, DIGEST: digest, "root": root})
     with atomic_write(path) as handle:
         handle.write(safetensors.torch.save(tensors, metadata={TREE_KEY: description}))
 
@@ -83,7 +98,7 @@ def load_tree(path: Path) -> dict[str, Any]:
     """Read a tree that :func:`save_tree` wrote.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or written by another version.
+        CheckpointError: the file is missing, truncated, damaged, or written by another version.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as handle:
@@ -100,6 +115,9 @@ def load_tree(path: Path) -> dict[str, Any]:
         version = description["version"]
         if version != CHECKPOINT_VERSION:
             raise CheckpointError(f"{path} has checkpoint version {version}, this mmdistill reads {CHECKPOINT_VERSION}")
+        found = digest_of(tensors, json.dumps(description["root"]))
+        if description.get(DIGEST, found) != found:
+            raise CheckpointError(f"{path} is damaged (its content has changed since it was written)")
         root = _unpack(description["root"], tensors)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from error
@@ -197,6 +215,7 @@ class DistilledSet:
         content = {name: value for name, value in self.__dict__.items() if name not in ("batch", "learned", "info")}
         content |= {
             "version": SET_VERSION,
+            DIGEST: digest_of(tensors),
             "info": asdict(replace(self.info, tensors={})),
             "packages": package_versions(),
         }
@@ -219,6 +238,7 @@ class DistilledSet:
         if content.pop("version", None) != SET_VERSION:
             raise CheckpointError(f"{folder} holds a set of another version; this mmdistill reads {SET_VERSION}")
         content.pop("packages", None)
+        digest = content.pop(DIGEST, None)
         path = folder / "distilled.safetensors"
         try:
             tensors = safetensors.torch.load_file(path)
@@ -231,6 +251,8 @@ class DistilledSet:
         ]
         if broken:
             raise CheckpointError(f"{path} holds NaN or infinite values ({', '.join(broken)})")
+        if digest is not None and digest != digest_of(tensors):
+            raise CheckpointError(f"{path} is damaged, or of another set than distilled.json beside it")
         try:
             info = content.pop("info")
             info["class_names"] = tuple(info["class_names"])

@@ -166,6 +166,12 @@ class TaskInfo:
     sample_bytes: int = 0
     tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was held out of the data or changed on the way in, in words."""
+        entries = [self.preprocessing.get(name) for name in ("splits", "notes")]
+        return tuple(str(note) for entry in entries if isinstance(entry, list) for note in entry)
+
 
 @dataclass(frozen=True)
 class Scores:

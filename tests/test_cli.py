@@ -51,6 +51,20 @@ def test_a_run_folder_holds_everything(run: Path) -> None:
     assert {"random", "herding", "whole"} == set(metrics["baselines"])
 
 
+def test_a_run_finds_its_data_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, elsewhere = tmp_path / "place", tmp_path / "elsewhere"
+    for folder in (place, elsewhere):
+        folder.mkdir()
+    images = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8)
+    safetensors.torch.save_file({"images": images, "labels": torch.arange(20) % 2}, place / "digits.safetensors")
+    monkeypatch.chdir(place)
+    options = ["--method", "dm", "--ipc", "1", "--baselines", "none", "--out", "run", *FAST]
+    assert main(["distill", "--data", "digits.safetensors", *options]) == 0
+    assert DistilledSet.load(place / "run").info.data == str(place / "digits.safetensors")
+    monkeypatch.chdir(elsewhere)
+    assert main(["report", str(place / "run")]) == 0
+
+
 def test_a_configuration_re_runs_exactly(run: Path, tmp_path: Path) -> None:
     assert main(["distill", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
     first, second = (safetensors.torch.load_file(f / "distilled.safetensors") for f in (run, tmp_path / "again"))

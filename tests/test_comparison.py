@@ -26,7 +26,7 @@ def finished(folder: Path, mean: float, ipc: int = 1, seed: int = 0, steps: int 
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "config.yaml").write_text(f"data: digits\nseed: {seed}\nout: {folder}\n")
-    (folder / "distilled.json").write_text(json.dumps({"settings": {"steps": steps}, "steps": steps}))
+    (folder / "distilled.json").write_text(json.dumps({"settings": {"steps": steps}, "steps": steps, "seed": seed}))
     return folder
 
 
@@ -132,6 +132,14 @@ def test_a_run_that_is_given_twice_counts_once(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(run)
     (row,) = read_runs([run, run, tmp_path / "link"])
     assert row.values == (0.8,)
+
+
+def test_a_seed_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, again, other = (finished(tmp_path / name, 0.8, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    (row,) = read_runs([first, again, other])
+    assert len(row.values) == 2
+    assert main(["compare", *map(str, (first, again, other))]) == 0
+    assert f"left out: {again}, which differs from {first} not even by its seed" in capsys.readouterr().out
 
 
 def test_runs_that_lack_the_scores_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -242,9 +242,10 @@ class Spoiled(BlobTask):
     calls = 0
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        self.calls += 1
         found = super().sample_real(draws, classes, n)
-        assert isinstance(found, ClassBatch)
+        if isinstance(found, Batch):  # what a check reads
+            return found
+        self.calls += 1
         assert isinstance(found.batch.inputs, Tensor)
         if self.calls == 6:
             found.batch.inputs[0, 0, 0] = torch.nan
@@ -270,9 +271,8 @@ def test_a_run_that_bursts_early_tells_what_it_left(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_comes_before_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["mmdistill.distill"]
-    monkeypatch.setattr(module, "LONGEST_UNSAVED", -1.0)
-    monkeypatch.setattr(module, "KEPT_CHECKPOINTS", 100)
+    monkeypatch.setattr(sys.modules["mmdistill.distill"], "LONGEST_UNSAVED", -1.0)
+    monkeypatch.setattr("mmdistill.checkpoints.KEPT_CHECKPOINTS", 100)
     distill(BlobTask(), method("dm", steps=30), ipc=1, out=tmp_path / "often")
     distill(BlobTask(), method("dm", steps=30), ipc=1, out=tmp_path / "as asked", checkpoint_every=10)
     often, asked = (len(list((tmp_path / name / "checkpoints").iterdir())) for name in ("often", "as asked"))

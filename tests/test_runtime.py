@@ -7,7 +7,7 @@ import torch
 
 from mmdistill import runtime
 from mmdistill.errors import ConfigError
-from mmdistill.runtime import Draws, atomic_write, choose_device
+from mmdistill.runtime import Draws, atomic_write, choose_device, sole_writer
 
 
 def test_a_key_is_a_value() -> None:
@@ -72,6 +72,15 @@ def test_files_have_the_permissions_that_the_user_asks_for(tmp_path: Path) -> No
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
+def test_one_process_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    # A second handle, as that of another process is.
+    with sole_writer(folder), pytest.raises(ConfigError, match="another process"), sole_writer(folder):
+        pass
+    with sole_writer(folder):
+        pass
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

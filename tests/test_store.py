@@ -45,8 +45,7 @@ def test_samples_that_are_their_own_targets_are_stored_once(tmp_path: Path) -> N
     path = tmp_path / "distilled.safetensors"
     assert path.stat().st_size < 1.5 * rows.nbytes
     assert torch.equal(DistilledSet.load(tmp_path).batch.targets, rows)  # type: ignore[arg-type]
-    stored = safetensors.torch.load_file(path)
-    path.write_bytes(safetensors.torch.save({**stored, "targets": rows + 1}, metadata={"format": "mmdistill"}))
+    dataclasses.replace(saved, batch=Batch(rows, rows + 1, torch.ones(4))).save(tmp_path)
     assert torch.equal(DistilledSet.load(tmp_path).batch.targets, rows + 1)  # type: ignore[arg-type]
 
 
@@ -76,6 +75,11 @@ def test_damaged_sets_are_named(tmp_path: Path) -> None:
     whole = tensors.read_bytes()
     tensors.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="damaged or truncated"):
+        DistilledSet.load(tmp_path)
+    changed = bytearray(whole)
+    changed[-1] ^= 1
+    tensors.write_bytes(changed)
+    with pytest.raises(CheckpointError, match="is damaged, or of another set"):
         DistilledSet.load(tmp_path)
     tensors.unlink()
     with pytest.raises(CheckpointError, match="is missing"):
@@ -123,6 +127,20 @@ def test_trees_keep_their_shape(tmp_path: Path) -> None:
     assert loaded["pair"] == [1, 2.5]
     with pytest.raises(CheckpointError, match="cannot hold a set"):
         save_tree(tmp_path / "bad", {"a": {1, 2}})
+
+
+def test_a_changed_byte_of_a_tree_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "tree"
+    save_tree(path, {"step": 5, "codes": torch.rand(3)})
+    whole = path.read_bytes()
+    for place in (len(whole) - 1, whole.index(b"step") + len(b'step\\", ')):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match="content has changed since it was written"):
+            load_tree(path)
+    path.write_bytes(whole)
+    assert load_tree(path)["step"] == 5
 
 
 def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,9 +34,10 @@ class GraphData:
         inductive: whether condensing sees the training nodes and the edges among them alone, and judges are validated
             and tested on the subgraphs of those nodes; else all features and edges are known (transductive).
         notes: what was changed on the way in, in words.
+        scaling: what features were standardised by: ``feature_mean`` and ``feature_deviation``; else nothing.
 
     Shapes:
-        x ``(N, d)``; y ``(N,)`` int64.
+        x ``(N, d)``; y ``(N,)`` int64; of scaling ``(d,)`` each.
     """
 
     name: str
@@ -49,6 +50,7 @@ class GraphData:
     num_classes: int
     inductive: bool = False
     notes: tuple[str, ...] = ()
+    scaling: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def edge_index(self) -> Tensor:

@@ -14,6 +14,7 @@ from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import EMBED_HOPS, GraphTask
 from mmdistill.runtime import Draws, atomic_write
+from mmdistill.store import write_json
 from mmdistill.task import Batch, Task, Tensors
 
 if TYPE_CHECKING:  # drawing libraries are imported where they draw, since importing them takes seconds
@@ -206,6 +207,15 @@ def graph_tensors(batch: Batch) -> Tensors:
     }
 
 
+def preprocessing_of(task: Task, folder: Path) -> Path:
+    """Write ``preprocessing.json``: class names, how real features became what they are here, and by which numbers."""
+    info = task.describe()
+    path = folder / "preprocessing.json"
+    numbers = {name: tensor.tolist() for name, tensor in info.tensors.items()}
+    write_json(path, {"data": info.data, "class_names": info.class_names, "notes": info.notes, **numbers})
+    return path
+
+
 def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``graph.pt``, plain tensors by name.
 
@@ -215,7 +225,7 @@ def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
     path = folder / "graph.pt"
     with atomic_write(path) as handle:
         torch.save(graph_tensors(batch), handle)
-    return [path]
+    return [path, preprocessing_of(task, folder)]
 
 
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
@@ -223,4 +233,4 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     path = folder / "graph.safetensors"
     with atomic_write(path) as handle:
         handle.write(safetensors.torch.save(graph_tensors(batch)))
-    return [path]
+    return [path, preprocessing_of(task, folder)]

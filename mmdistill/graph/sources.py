@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ def load_graph(source: "str | Path | Any", *, split: int = 0, inductive: bool | 
         raise DataError(f"{path} is no graph file: expected .pt (a torch-geometric Data) or .safetensors")
     if not path.is_file():
         raise DataError(f"there is no file {path}; expected a saved torch-geometric Data or a .safetensors graph")
-    return graph_from_fields(read_fields(path), str(source), split, inductive=bool(inductive))
+    return graph_from_fields(read_fields(path), str(path.absolute()), split, inductive=bool(inductive))
 
 
 def _named(key: str, split: int, inductive: bool) -> GraphData:
@@ -209,12 +209,14 @@ def _named(key: str, split: int, inductive: bool) -> GraphData:
             f"random split {split}: {PER_CLASS['train']} training and {PER_CLASS['val']} validation nodes a class",
         )
         split = 0
-    if source.scale:
-        x = _dense(fields["x"])
-        fields["x"] = divided_by_row_sum(x) if source.scale == "rows" else standardised(x, fields["train_mask"])
-        how = "divided by their row sum" if source.scale == "rows" else "standardised on the training nodes"
-        notes += (f"features {how}",)
-    return graph_from_fields(fields, key, split, inductive=inductive, notes=notes)
+    scaling: dict[str, Tensor] = {}
+    if source.scale == "rows":
+        fields["x"] = divided_by_row_sum(_dense(fields["x"]))
+        notes += ("features divided by their row sum",)
+    elif source.scale:
+        fields["x"], scaling = standardised(_dense(fields["x"]), fields["train_mask"])
+        notes += ("features standardised on the training nodes",)
+    return replace(graph_from_fields(fields, key, split, inductive=inductive, notes=notes), scaling=scaling)
 
 
 def _failure(source: Source, root: Path, error: str) -> str:
@@ -275,11 +277,12 @@ def divided_by_row_sum(x: Tensor) -> Tensor:
     return x / torch.where(total == 0, 1, total)
 
 
-def standardised(x: Tensor, train_mask: Tensor) -> Tensor:
-    """Return features of zero mean and unit variance on the training nodes; constant ones are only centred."""
+def standardised(x: Tensor, train_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return features of zero mean and unit variance on the training nodes, and these; constant ones are centred."""
     known = x[train_mask.bool()].double()
-    deviation = known.std(0, correction=0)
-    return ((x - known.mean(0)) / torch.where(deviation == 0, 1, deviation)).float()
+    mean, deviation = known.mean(0), known.std(0, correction=0)
+    deviation = torch.where(deviation == 0, 1, deviation)
+    return ((x - mean) / deviation).float(), {"feature_mean": mean.float(), "feature_deviation": deviation.float()}
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -242,6 +242,7 @@ class GraphTask:
             tuple(str(index) for index in range(graph.num_classes)),
             found,
             sample_bytes=graph.x.shape[1] * graph.x.element_size() + 1,
+            tensors=graph.scaling,
         )
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -186,7 +187,7 @@ def build(
     notes: tuple[str, ...] = ()
     if test is None:
         notes = (f"test: {TEST_SHARE:.0%} of the images of each class, held out of training, seed {seed}",)
-        images, labels, test_images, test_labels = split(name, images, labels, seed)
+        images, labels, test_images, test_labels = split(name, images, labels, seed, class_names)
     else:
         test_images, test_labels = check(f"test images of {name}", *test, num_classes=count)
     if test_images.shape[1:] != images.shape[1:]:
@@ -268,7 +269,9 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
     return images, labels
 
 
-def split(name: str, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def split(
+    name: str, images: Tensor, labels: Tensor, seed: int, class_names: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hold out a fifth of each class (at least one image), drawn from the seed.
 
     Raises:
@@ -276,10 +279,9 @@ def split(name: str, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor,
     """
     counts = torch.bincount(labels)
     if int(counts.min()) < 2:
-        raise DataError(
-            f"{name} has no test split, and class {int(counts.argmin())} has too few images to hold one out; give "
-            "test images"
-        )
+        least = int(counts.argmin())
+        called = f"class {least}" if class_names is None else f"class {class_names[least]!r}"
+        raise DataError(f"{name} has no test split, and {called} has too few images to hold one out; give test images")
     order = Draws(seed, ("split",)).permutation(len(labels))
     held = (counts * TEST_SHARE).round().long().clamp(min=1)
     rank = torch.empty_like(labels)
@@ -348,6 +350,18 @@ def class_index(label: Any, what: str) -> int:
     return index
 
 
+def from_array(array: npt.NDArray[Any], what: str) -> Tensor:
+    """Return a NumPy array as a tensor, whatever its strides and byte order.
+
+    Raises:
+        DataError: an array of no numbers.
+    """
+    try:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise DataError(f"{what} holds an array of {array.dtype}; expected one of numbers") from error
+
+
 def as_tensor(sample: object, what: str) -> Tensor:
     """Return a sample as a tensor ``(channels, height, width)``.
 
@@ -362,7 +376,7 @@ def as_tensor(sample: object, what: str) -> Tensor:
         require_bytes(sample, what)
         sample = pil_to_tensor(sample if sample.mode in ("L", "RGB") else sample.convert("RGB"))
     elif isinstance(sample, np.ndarray):
-        sample = torch.from_numpy(np.ascontiguousarray(sample))
+        sample = from_array(sample, what)
     if not isinstance(sample, Tensor):
         raise DataError(f"{what} holds a {type(sample).__name__}; expected a tensor, a PIL image or an array")
     if sample.ndim == 2:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import files
-from mmdistill.image.data import ImageData, MapDataset, build, class_index, gather
+from mmdistill.image.data import ImageData, MapDataset, build, class_index, from_array, gather
 from mmdistill.registry import canonical, unknown_data
 from mmdistill.runtime import cache_folder, data_root
 
@@ -81,7 +81,7 @@ def load(source: Source, test: Source | None = None, *, size: int | None = None,
             return LOADERS[known]()
         if not path.exists():
             raise unknown_data("image data set", str(source), DATASETS)
-        return load_path(path, size=size, seed=seed)
+        return load_path(path.absolute(), size=size, seed=seed)  # whose name is then no known one's
     if size is not None:
         raise ConfigError("a size is for the images of a folder, and these are tensors or a data set: leave it out")
     if isinstance(test, str | Path):
@@ -98,7 +98,7 @@ def _pair(source: Pair | MapDataset, what: str) -> tuple[Tensor, Tensor]:
     if isinstance(source, list) and len(source) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in source):
         source = source[0], source[1]
     if isinstance(source, tuple):
-        parts = [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in source]
+        parts = [from_array(part, what) if isinstance(part, np.ndarray) else part for part in source]
         if len(parts) == 2 and isinstance(parts[1], list | tuple):
             parts[1] = torch.tensor([class_index(label, f"{what}: label {i}") for i, label in enumerate(parts[1])])
         if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):

@@ -128,7 +128,7 @@ def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, l
     Raises:
         DataError: no images, an empty class, an unreadable image, or several sizes.
     """
-    classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith((".", "__")))
+    classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not _is_hidden(sub.name))
     listing = [(path, label) for label, name in enumerate(classes) for path in _images_under(folder / name)]
     paths = [path for path, _ in listing]
     shape = _common_shape(folder, paths, size)
@@ -146,15 +146,24 @@ def _images_under(folder: Path) -> list[str]:
     Raises:
         DataError: there are none.
     """
+    places = []
+    for place, below, names in os.walk(folder, followlinks=True):
+        below[:] = [name for name in below if not _is_hidden(name)]  # which keeps the walk out of the others
+        places.append((place, sorted(name for name in names if not _is_hidden(name))))
     found = [
         os.path.join(place, name)
-        for place, _, names in sorted(os.walk(folder, followlinks=True))
-        for name in sorted(names)
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        for place, names in sorted(places)
+        for name in names
+        if name.lower().endswith(SUFFIXES)
     ]
     if not found:
         raise DataError(f"{folder} holds no image, so there is nothing of its class; add some ({', '.join(SUFFIXES)})")
     return found
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a file or folder is no part of the data, as a thumbnail cache or an archiver's is none."""
+    return name.startswith((".", "__"))
 
 
 def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[int, int, int]:

@@ -147,7 +147,7 @@ class Experts:
                     return {}
                 return {name: handle.get_slice(name)[epoch : epoch + 1][0].clone() for name in handle.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}); remove it and train_experts makes it anew") from error
+            raise CheckpointError(f"{path} is damaged ({error}); remove it, and it is trained anew") from error
 
 
 def is_complete(folder: Path, count: int) -> bool:

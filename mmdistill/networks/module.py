@@ -71,12 +71,7 @@ class FunctionalModule:
         submodules = dict(self.module.named_modules())
         self.random = any(_may_draw(module) for module in submodules.values())
         linear = [name for name, module in submodules.items() if isinstance(module, nn.Linear)]
-        if not features and not linear:
-            raise ConfigError(
-                f"{type(self.module).__name__} has no nn.Linear whose input could be its features; name a submodule "
-                f"with features=[...] out of {sorted(name for name in submodules if name)}"
-            )
-        self.feature_names = ((features,) if isinstance(features, str) else tuple(features)) or (linear[-1],)
+        self.feature_names = ((features,) if isinstance(features, str) else tuple(features)) or tuple(linear[-1:])
         missing = [name for name in self.feature_names if name not in submodules]
         if missing:
             raise ConfigError(f"no submodule named {missing[0]!r}; there are {sorted(n for n in submodules if n)}")
@@ -180,7 +175,16 @@ class FunctionalModule:
         return NetworkState(state.params, {name: tensors[name] for name in state.buffers})
 
     def features(self, state: NetworkState, *inputs: Any) -> tuple[Tensor, ...]:
-        """Return the named submodules' features, each flattened to ``(n, d)``, in eval mode."""
+        """Return the named submodules' features, each flattened to ``(n, d)``, in eval mode.
+
+        Raises:
+            UnsupportedError: no submodule is named and there is no ``nn.Linear``, or a named one did not run.
+        """
+        if not self.feature_names:
+            raise UnsupportedError(
+                f"{type(self.module).__name__} has no nn.Linear whose input could be its features; name a submodule "
+                f"with features=[...] out of {sorted(name for name, _ in self.module.named_modules() if name)}"
+            )
         self.module.eval()
         self._captured.clear()
         torch.func.functional_call(self.module, (state.params, dict(state.buffers)), inputs)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
 from mmdistill.networks.module import detach_inputs
-from mmdistill.objectives.base import Network, Objective
+from mmdistill.objectives.base import Network, Objective, require_features
 from mmdistill.objectives.unrolled import flat
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, take
@@ -62,8 +62,9 @@ class StyleAdversary(Objective):
         self._names: dict[str, tuple[str, ...]] = {}
 
     def check(self, task: Task) -> None:
-        """Check the objective, and draw the adversary."""
+        """Check the objective, refuse networks without features, and draw the adversary."""
         self.objective.check(task)
+        require_features(type(self).__name__, task)
         state = task.init(Draws(0, ("adversary",), task.device))
         velocity = {name: torch.zeros_like(tensor) for name, tensor in state.params.items()}
         for part, tensors in (("params", state.params), ("buffers", state.buffers), ("velocity", velocity)):

@@ -123,6 +123,33 @@ class Objective(nn.Module, ABC):
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
 
+def require_features(name: str, task: Task) -> None:
+    """Refuse a task whose network gives no feature vectors, by running a fresh one on a draw of two real samples.
+
+    Args:
+        name: who asks, for the message.
+        task: the task.
+
+    Raises:
+        ConfigError: no features, or no row of them per sample.
+    """
+    data, key = task.describe().data, Draws(0, ("check",), task.device)
+    real = task.sample_real(key.fold("real"), None, 2)
+    inputs = real.batch.inputs if isinstance(real, ClassBatch) else real.inputs
+    count = num_samples(inputs)  # where samples share their inputs, of all that come along
+    try:
+        with torch.no_grad():
+            layers = task.features(task.init(key), inputs)
+    except (UnsupportedError, NotImplementedError) as error:
+        raise ConfigError(f"{name} reads a network's features, but that of {data!r} has none: {error}") from error
+    if not layers or layers[-1].ndim != 2 or layers[-1].shape[0] != count or layers[-1].shape[1] == 0:
+        shapes = [tuple(layer.shape) for layer in layers]
+        raise ConfigError(
+            f"{name} reads one row of features per sample, but the network of {data!r} gives {shapes} for {count}; "
+            "name the submodule whose input is the embedding"
+        )
+
+
 def class_sides(syn: Batch | ClassBatch, real: Batch | ClassBatch, matching: str) -> tuple[ClassBatch, ClassBatch]:
     """Return both sides of an objective that matches class by class.
 

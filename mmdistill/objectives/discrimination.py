@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.objectives.base import Network, Objective, class_means, class_sides, class_summary
+from mmdistill.objectives.base import Network, Objective, class_means, class_sides, class_summary, require_features
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch
+from mmdistill.task import Batch, ClassBatch, Task
 
 EARLY_LAYERS = 2
 
@@ -42,6 +42,11 @@ class DiscriminativeMatching(Objective):
             raise ConfigError(f"balance and early weight must not be negative, got {balance} and {early}")
         self.balance = balance
         self.early = early
+
+    def check(self, task: Task) -> None:
+        """Refuse tasks without classes, and networks without features."""
+        super().check(task)
+        require_features(type(self).__name__, task)
 
     def layer_weights(self, layers: int) -> tuple[float, ...]:
         """Return one weight per layer: the early one for the first two, without the embedding, and 1 for the rest."""

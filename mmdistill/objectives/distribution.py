@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ShapeError
-from mmdistill.objectives.base import Network, Objective, class_means, class_sides, features_at_once
+from mmdistill.objectives.base import Network, Objective, class_means, class_sides, features_at_once, require_features
 from mmdistill.portions import sum_by_classes
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch
+from mmdistill.task import Batch, ClassBatch, Task
 
 
 class DistributionMatching(Objective):
@@ -34,6 +34,11 @@ class DistributionMatching(Objective):
         super().__init__()
         self.layers = layers
         self.weights = weights
+
+    def check(self, task: Task) -> None:
+        """Refuse tasks without classes, and networks without features."""
+        super().check(task)
+        require_features(type(self).__name__, task)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the summed squared distance of class means; one forward pass a side."""

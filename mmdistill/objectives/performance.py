@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import as_probabilities, weighted_mean
-from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes
+from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes, require_features
 from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors, num_samples
+from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors
 
 
 class Kernel(ABC):
@@ -69,33 +69,6 @@ class LinearKernel(Kernel):
         if isinstance(a, dict) or isinstance(b, dict):
             raise ConfigError("the linear kernel reads one input tensor, not a named dict")
         return a.flatten(1) @ b.flatten(1).T
-
-
-def require_features(name: str, task: Task) -> None:
-    """Refuse a task whose network gives no feature vectors, by running a fresh one on a draw of two real samples.
-
-    Args:
-        name: who asks, for the message.
-        task: the task.
-
-    Raises:
-        ConfigError: no features, or no row of them per sample.
-    """
-    data, key = task.describe().data, Draws(0, ("check",), task.device)
-    real = task.sample_real(key.fold("real"), None, 2)
-    inputs = real.batch.inputs if isinstance(real, ClassBatch) else real.inputs
-    count = num_samples(inputs)  # where samples share their inputs, of all that come along
-    try:
-        with torch.no_grad():
-            layers = task.features(task.init(key), inputs)
-    except (UnsupportedError, NotImplementedError) as error:
-        raise ConfigError(f"{name} reads a network's features, but that of {data!r} has none: {error}") from error
-    if not layers or layers[-1].ndim != 2 or layers[-1].shape[0] != count or layers[-1].shape[1] == 0:
-        shapes = [tuple(layer.shape) for layer in layers]
-        raise ConfigError(
-            f"{name} reads one row of features per sample, but the network of {data!r} gives {shapes} for {count}; "
-            "name the submodule whose input is the embedding, or use the closed-form kernel (kip)"
-        )
 
 
 def require_one_tensor(name: str, task: Task, ndim: int | None = None) -> None:
@@ -301,7 +274,6 @@ __all__ = [
     "Readout",
     "RidgeSystem",
     "multinomial",
-    "require_features",
     "require_one_tensor",
     "ridge_prediction",
     "ridge_solution",

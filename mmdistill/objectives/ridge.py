@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
-from mmdistill.objectives.base import Network, Objective, flatten_classes
+from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
 from mmdistill.objectives.performance import (
     FeatureKernel,
     Kernel,
     KernelRidgeMatching,
-    require_features,
     ridge_solution,
 )
 from mmdistill.portions import features_by_portions

@@ -103,11 +103,11 @@ class Interactions:
         return 4 * (self.parts["train"].nnz + self.num_users + 1)
 
     def fingerprint(self) -> str:
-        """Return a hash of the training part and its item ids."""
+        """Return a hash of the training part, of the validation part, which chooses the step, and of the item ids."""
         digest = hashlib.blake2b(digest_size=16)
-        train = self.parts["train"]
-        for array in (train.indptr.astype(np.int64), train.indices.astype(np.int64)):
-            digest.update(array.tobytes())
+        for part in (self.parts["train"], self.parts["valid"]):
+            for array in (part.indptr.astype(np.int64), part.indices.astype(np.int64)):
+                digest.update(array.tobytes())
         digest.update("\n".join(map(str, self.item_ids.tolist())).encode())
         return digest.hexdigest()
 
@@ -135,7 +135,7 @@ def load_interactions(
         raise ConfigError(f"a user needs one interaction in each of three parts, so at least 3, not {min_interactions}")
     if isinstance(source, (str, Path)):
         path = resolve(source)
-        name = str(source)
+        name = str(source) if canonical(str(source)) in DATASETS else str(Path(source).absolute())
         if path.suffix == ".npz":
             return _from_matrix(read_sparse(path), name, min_interactions, min_rating, seed)
         frame, notes = read_table(path)

@@ -28,8 +28,8 @@ def export_binary(task: Task, batch: Batch, folder: Path) -> list[Path]:
     binary = heaviest(rows)
     users, items = binary.tocoo().coords
     table = pd.DataFrame({"user": users, "item": data.item_ids[items]})
-    written = _table(folder / "users.csv", table)
-    return [_matrix(folder / "users.npz", binary), written, _columns(data, folder)]
+    written = _table(folder / "binary.csv", table)
+    return [_matrix(folder / "binary.npz", binary), written, _columns(data, folder)]
 
 
 def export_csv(task: Task, batch: Batch, folder: Path) -> list[Path]:

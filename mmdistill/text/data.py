@@ -101,10 +101,12 @@ class TextData:
         return sum(len(text.encode()) + label for text in self.train.texts)
 
     def fingerprint(self) -> str:
-        """Return a hash of the training texts and labels."""
+        """Return a hash of the training texts and labels, and of the development ones, which choose the step."""
         digest = hashlib.blake2b(digest_size=16)
-        for text, label in zip(self.train.texts, self.train.labels.tolist(), strict=True):
-            digest.update(f"{len(text)}:{text}:{label};".encode())
+        for part in (self.train, self.dev):
+            digest.update(f"{len(part.texts)};".encode())
+            for text, label in zip(part.texts, part.labels.tolist(), strict=True):
+                digest.update(f"{len(text)}:{text}:{label};".encode())
         return digest.hexdigest()
 
 
@@ -158,6 +160,7 @@ def load_text(
         class_names = class_names or SOURCES[key].class_names
         splits = _from_root(key, text_column, label_column)
     elif isinstance(source, str | Path):
+        name = str(Path(source).absolute())
         splits, notes = _from_path(source, text_column, label_column)
     else:
         raise ConfigError(

@@ -193,11 +193,10 @@ def may_hold_texts(path: Path) -> bool:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
             first = handle.readline().decode("utf-8-sig")
-        names = (
-            list(json.loads(first)) if kind == "jsonl" else first.strip("\r\n").split("\t" if kind == "tsv" else ",")
-        )
+        separators = {"jsonl": (), "tsv": ("\t",), "csv": (",", ";", "|")}[kind]
+        names = [first.strip("\r\n").split(separator) for separator in separators] or [list(json.loads(first))]
     except (OSError, ValueError, TypeError, EOFError):
         return True  # damaged: the loader says what is wrong
-    lower = {str(name).strip().strip('"').lower() for name in names}
-    interactions = lower.intersection(USER_COLUMNS) and lower.intersection(ITEM_COLUMNS)
-    return not interactions and not all(name.replace(".", "", 1).isdigit() for name in lower)
+    lower = [{str(name).strip().strip('"').lower() for name in spelt} for spelt in names]
+    interactions = any(spelt.intersection(USER_COLUMNS) and spelt.intersection(ITEM_COLUMNS) for spelt in lower)
+    return not interactions and not all(name.replace(".", "", 1).isdigit() for name in lower[0])

@@ -1,3 +1,4 @@
+import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -84,12 +85,13 @@ def test_exports_are_read_by_torch_geometric_and_by_this_package(tmp_path: Path)
     plain = distill(own, "propagated-means", nodes=6).batch
     structured = own.select(torch.arange(6))
     for batch in (plain, structured):
-        for path in DOMAIN.exports["pyg"](own, batch, tmp_path):
-            data = Data.from_dict(torch.load(path, weights_only=True))
-            assert data.validate()
-            assert data.num_nodes == 6
-            assert torch.equal(data.y, batch.targets)
-        [path] = DOMAIN.exports["tensors"](own, batch, tmp_path)
+        path, preprocessing = DOMAIN.exports["pyg"](own, batch, tmp_path)
+        data = Data.from_dict(torch.load(path, weights_only=True))
+        assert data.validate()
+        assert data.num_nodes == 6
+        assert torch.equal(data.y, batch.targets)
+        assert json.loads(preprocessing.read_text())["notes"] == list(own.graph.notes)
+        path, _ = DOMAIN.exports["tensors"](own, batch, tmp_path)
         found = safetensors.torch.load_file(path)
         assert all(torch.equal(found[name], tensor) for name, tensor in graph_tensors(batch).items())
     assert graph_tensors(structured)["edge_index"].shape[1] == int((structured.inputs["adjacency"] > 0).sum())  # type: ignore[call-overload]
@@ -154,6 +156,9 @@ def test_bfloat16_lowers_both_sides_and_moves_the_loss_little(
     for precision in ("float32", "bf16"):
         own = graph_task(planted_graph(), model=model, protocol=FAST)
         kind = type(own.network)
+        method = get_method(DOMAIN, name).with_settings(validate_every=0)
+        distiller = Distiller(own, method, 6, precision=precision)  # type: ignore[arg-type]
+        run = distiller.start()
         with monkeypatch.context() as patch:
             for read in ("layers", "logits"):
                 plain = getattr(kind, read)
@@ -163,9 +168,7 @@ def test_bfloat16_lowers_both_sides_and_moves_the_loss_little(
                     return plain(*given, **more)
 
                 patch.setattr(kind, read, watched)
-            method = get_method(DOMAIN, name).with_settings(validate_every=0)
-            distiller = Distiller(own, method, 6, precision=precision)  # type: ignore[arg-type]
-            loss = distiller.step(distiller.start())[1]
+            loss = distiller.step(run)[1]
         assert loss.dtype == torch.float32
         losses[precision] = float(loss)
     assert {entry for entry in lowered if entry[0] == "bf16"} == {("bf16", True)}

@@ -8,7 +8,7 @@ from torch_geometric.nn import GCNConv
 from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.distill import distill
-from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.errors import UnsupportedError
 from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.judges import JudgeProtocol, LoopSample, Seen, fit_one_by_one
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork
@@ -228,9 +228,9 @@ def test_only_edge_weight_gets_the_weights_and_only_edges_of_a_weight_are_passed
     assert torch.allclose(weighted.logits(state, inputs)[0] - empty, torch.tensor(float(NODES * (NODES - 1))))
 
 
-def test_a_module_without_layers_to_read_is_refused() -> None:
-    with pytest.raises(ConfigError, match="has no nn"):
-        ModuleNetwork(nn.Identity)
+def test_a_module_without_layers_to_read_has_no_features() -> None:
+    with pytest.raises(UnsupportedError, match="has no nn"):
+        ModuleNetwork(nn.Identity).functional.features(NetworkState({}, {}))
 
 
 def test_states_are_plain_values() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError, UnsupportedError
-from mmdistill.graph import DOMAIN, load_graph
+from mmdistill.graph import DOMAIN, graph_task, load_graph
 from mmdistill.graph.sources import PER_CLASS, SOURCES, divided_by_row_sum, random_split, standardised
 from tests.graph.toy import planted_fields
 
@@ -109,13 +109,17 @@ def test_flickr_and_reddit_are_inductive_and_standardised_on_training_nodes(
     known = graph.x[graph.train]
     assert torch.allclose(known.mean(0), torch.zeros(12), atol=1e-5)
     assert torch.allclose(known.std(0, correction=0), torch.ones(12), atol=1e-5)
+    assert torch.allclose((own["x"] - graph.scaling["feature_mean"]) / graph.scaling["feature_deviation"], graph.x)
+    assert set(graph_task(graph).describe().tensors) == {"feature_mean", "feature_deviation"}
 
 
 def test_scaling_keeps_what_has_no_scale() -> None:
     x = torch.tensor([[1.0, 3.0], [0.0, 0.0], [2.0, 2.0]])
     assert divided_by_row_sum(x).tolist() == [[0.25, 0.75], [0.0, 0.0], [0.5, 0.5]]
-    constant = standardised(torch.tensor([[1.0, 5.0], [3.0, 5.0], [9.0, 6.0]]), torch.tensor([True, True, False]))
+    raw = torch.tensor([[1.0, 5.0], [3.0, 5.0], [9.0, 6.0]])
+    constant, scaling = standardised(raw, torch.tensor([True, True, False]))
     assert constant.tolist() == [[-1.0, 0.0], [1.0, 0.0], [7.0, 1.0]]
+    assert torch.equal((raw - scaling["feature_mean"]) / scaling["feature_deviation"], constant)
 
 
 def test_a_class_too_small_for_a_split_is_named() -> None:

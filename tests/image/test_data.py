@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import pickle
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,7 @@ def test_bad_image_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
         load(tmp_path / "broken")
     write_images(tmp_path / "few", n=1)
-    with pytest.raises(DataError, match="too few images to hold one out"):
+    with pytest.raises(DataError, match="class 'cat' has too few images to hold one out"):
         load(tmp_path / "few")
 
 
@@ -284,10 +285,28 @@ def test_what_systems_leave_in_folders_is_no_class_and_no_image(tmp_path: Path) 
     before = load(tmp_path / "pets")
     for hidden in (".ipynb_checkpoints", "__MACOSX"):
         (tmp_path / "pets" / hidden).mkdir()
+        (tmp_path / "pets" / "cat" / hidden).mkdir()
+        shutil.copy(tmp_path / "pets" / "cat" / "0.png", tmp_path / "pets" / "cat" / hidden / "0.png")
     (tmp_path / "pets" / "cat" / "._0.png").write_bytes(b"a resource fork")
     (tmp_path / "pets" / "cat" / "notes.txt").write_text("no image")
     assert load(tmp_path / "pets").fingerprint == before.fingerprint
     assert before.class_names == load(tmp_path / "pets").class_names
+
+
+def test_a_path_is_no_known_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("digits")).name == load("./digits").name == str(tmp_path / "digits")
+
+
+def test_arrays_of_any_strides_and_byte_order(tmp_path: Path) -> None:
+    images, labels = np.arange(20 * 64, dtype="f4").reshape(20, 1, 8, 8), np.arange(20) % 2
+    expected = load((images[..., ::-1].copy(), labels)).fingerprint
+    assert load((images[..., ::-1], labels)).fingerprint == expected
+    assert load((images[..., ::-1].astype(">f4"), labels.astype(">i8"))).fingerprint == expected
+    for wrong in (labels.astype(object), labels.astype(str)):
+        with pytest.raises(DataError, match=r"holds an array of .*; expected one of numbers"):
+            load((images, wrong))
 
 
 def test_images_deeper_in_a_class_are_found_in_a_fixed_order(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image import robust as scores
+from mmdistill.labels import classes_of
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores
 
@@ -82,3 +83,15 @@ def test_classes_smaller_than_the_set_leave_the_gap_at_hard_labels() -> None:
     found = evaluate(task, result, n=2, robust=True)
     assert [(entry.metric, entry.n) for entry in found.results] == [("hard-label gap", 2)]
     assert "class 0 has 2 samples, fewer than the 3" in found.failures["the robust scores"]
+
+
+def test_weak_soft_labels_leave_a_set_in_its_order() -> None:
+    by_place = torch.arange(10).repeat_interleave(2)
+    weak = torch.full((20, 10), 0.1)
+    weak[:, 0] = 0.2  # a teacher that knows little
+    agreeing = torch.tensor([0, 1, 4, 9, 13])
+    weak[agreeing, by_place[agreeing]] = 0.5
+    assert classes_of(weak, 10).tolist() == by_place.tolist()
+    shuffled = torch.eye(10)[torch.arange(20) % 10]  # in another order, with which two agree by chance
+    assert classes_of(shuffled, 10).tolist() == [*range(10)] * 2
+    assert classes_of(weak[:19], 10).tolist() == weak[:19].argmax(1).tolist()

@@ -11,6 +11,7 @@ from torchvision.datasets import ImageFolder
 
 from mmdistill.coresets import allocate, choose_samples
 from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import DOMAIN, ImageTask, image_task
@@ -296,6 +297,18 @@ class Branching(nn.Module):
 class Paired(Branching):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return super().forward(images), images
+
+
+def test_a_network_without_features_serves_methods_that_read_none() -> None:
+    def convolutional() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    task = image_task(tiny(), model=convolutional)
+    assert distill(task, "dc", ipc=1, settings={"steps": 2, "real_batch": 4}).steps == 2
+    for method in ("dm", "cafe", "frepo", "rfad"):
+        with pytest.raises(ConfigError, match=r"reads a network's features, .* no nn.Linear whose input"):
+            Distiller(task, get_method(DOMAIN, method), 1).start()
+    assert distill(image_task(tiny(), model=convolutional, features="1"), "dm", ipc=1, settings={"steps": 1}).steps == 1
 
 
 def test_a_network_that_cannot_be_batched_over_classes_takes_one_at_a_time() -> None:

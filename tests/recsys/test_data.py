@@ -1,4 +1,5 @@
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -104,6 +105,8 @@ def test_random_split_is_disjoint_seeded_and_leaves_a_test_item():
     assert (again.parts["test"].toarray() == test).all()
     assert (other.parts["test"].toarray() != test).any()
     assert data.fingerprint() == again.fingerprint() != other.fingerprint()
+    parts = {**data.parts, "valid": data.parts["test"], "test": data.parts["valid"]}
+    assert replace(data, parts=parts).fingerprint() != data.fingerprint()  # since validation chooses the step
 
 
 def test_text_ids_are_kept_as_written(tmp_path):

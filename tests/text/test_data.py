@@ -310,6 +310,8 @@ def test_names_paths_and_the_prefix_lead_to_this_domain(tmp_path: Path, monkeypa
     [
         ("ratings.csv", b"user,item,label\n1,2,1\n", False),
         ("ratings.csv", b"userId,movieId,rating\n1,2,1\n", False),
+        ("ratings.csv", b"user;item;rating\n1;2;1\n", False),
+        ("ratings.csv", b"user|item|rating\n1|2|1\n", False),
         ("numbers.csv", b"1,2,3.5\n", False),
         ("reviews.csv", b"user_id,text,label\n1,good,1\n", True),
         ("mine.tsv", b"verdict\tphrase\n1\tgood\n", True),
@@ -331,6 +333,13 @@ def test_fingerprint_follows_texts_and_labels() -> None:
     base = load_text((texts, labels)).fingerprint()
     assert load_text((texts, labels)).fingerprint() == base
     assert load_text((texts, labels[::-1])).fingerprint() != base
+    ends = [labels[0], labels[-1]]
+    assert ends[0] != ends[1]
+    one, other = (
+        load_text({"train": (texts, labels), "dev": ([texts[0], texts[-1]], dev)}).fingerprint()
+        for dev in (ends, ends[::-1])
+    )
+    assert one != other  # since development texts choose the step
 
 
 @pytest.mark.data

@@ -47,6 +47,7 @@ class GraphSet:
         test: of the test graphs.
         num_classes: C.
         notes: what was changed on the way in, in words.
+        class_names: the classes as the source numbers them; empty: as here.
 
     Shapes:
         x ``(N, d)``; edge_index ``(2, E)``, sorted by source; start ``(G + 1,)``; y ``(G,)``.
@@ -62,6 +63,7 @@ class GraphSet:
     test: Tensor
     num_classes: int
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> Tensor:
@@ -256,14 +258,15 @@ def _from_fields(fields: Mapping[str, Any], name: str, split: int) -> GraphSet:
     if x is None or not x.numel():
         degree = torch.bincount(both[0], minlength=nodes).clamp(max=DEGREES)
         x = torch.nn.functional.one_hot(degree, DEGREES + 1)
-        notes = (f"nodes have no features and get their degree, one-hot up to {DEGREES}",)
+        notes = (f"nodes have no features and get their degree, one-hot, {DEGREES} also where it is larger",)
     x = x.float()
     if not torch.isfinite(x).all():
         raise DataError(f"{name}: node features are NaN or infinite; fill them")
-    classes = torch.unique(y, return_inverse=True)[1]
+    values, classes = torch.unique(y, return_inverse=True)
+    names = tuple(map(str, values.tolist()))
     parts = stratified(classes, split)
     notes += (f"random split {split}: 80 % training, 10 % validation, 10 % test graphs of each class",)
-    return GraphSet(name, x, both, start, classes, *parts, int(classes.max()) + 1, notes)
+    return GraphSet(name, x, both, start, classes, *parts, len(names), notes, names)
 
 
 def stratified(y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -177,7 +177,7 @@ class GraphSetTask:
             len(self._labels),
             graphs.stored_bytes,
             graphs.fingerprint,
-            tuple(str(index) for index in range(graphs.num_classes)),
+            graphs.class_names or tuple(str(index) for index in range(graphs.num_classes)),
             {"graphs": len(graphs.y), "notes": list(graphs.notes)},
         )
 

@@ -318,14 +318,14 @@ def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
     batch = own.select(torch.arange(5))
     [picture] = DOMAIN.draw(own, batch, tmp_path)
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    [path] = DOMAIN.exports["pyg"](own, batch, tmp_path)
+    path, _ = DOMAIN.exports["pyg"](own, batch, tmp_path)
     loaded = [Data.from_dict(fields) for fields in torch.load(path, weights_only=True)]
     assert [int(data.y) for data in loaded] == batch.targets.tolist()  # type: ignore[union-attr]
     for data, fields in zip(loaded, graph_list(batch), strict=True):
         assert data.validate()
         assert torch.equal(data.x, fields["x"])
         assert data.is_undirected()
-    [path] = DOMAIN.exports["tensors"](own, batch, tmp_path)
+    path, _ = DOMAIN.exports["tensors"](own, batch, tmp_path)
     stored = load_file(path)
     together = Collated.from_data_list(loaded)
     assert {name: tensor.tolist() for name, tensor in stored.items()} == {

@@ -1,0 +1,95 @@
+"""The checkpoints of a run, and which run each belongs to."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmdistill import ranks
+from mmdistill.errors import CheckpointError
+from mmdistill.networks.architecture import differing_lines
+from mmdistill.run_state import RunState
+from mmdistill.runtime import sweep
+from mmdistill.store import load_tree, save_tree
+
+KEPT_CHECKPOINTS = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest two are kept, so that a damaged one loses at most an interval.
+
+    On several processes each rank keeps its own, whose networks differ; later ranks in a folder of theirs.
+
+    Args:
+        folder: where they lie.
+        identity: what a checkpoint must share with the run, see :func:`mmdistill.distill.identity`.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
+        self.folder = folder if ranks.is_first() else folder / f"rank-{ranks.rank()}"
+        self.identity = dict(identity)
+
+    def paths(self) -> list[Path]:
+        """Return the checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+    def clear(self) -> None:
+        """Remove the checkpoints of an earlier run in this folder."""
+        sweep(self.folder)
+        for path in self.paths():
+            path.unlink(missing_ok=True)
+
+    def save(self, run: RunState, seconds: float) -> None:
+        """Write a checkpoint and drop all but the newest."""
+        tree = {"identity": json.dumps(self.identity), "seconds": seconds, "run": run.tree()}
+        save_tree(self.folder / f"step-{run.step:08d}.safetensors", tree)
+        for path in self.paths()[:-KEPT_CHECKPOINTS]:
+            path.unlink(missing_ok=True)
+
+    def restore(self, run: RunState, device: torch.device) -> float:
+        """Load the newest readable checkpoint into a run; returns the seconds spent before it.
+
+        Raises:
+            CheckpointError: there is none, all are damaged, or they belong to another run.
+        """
+        sweep(self.folder)
+        damage: list[str] = []
+        trees: dict[str, dict[str, Any]] = {}
+        for path in reversed(self.paths()):
+            try:
+                trees[path.name] = load_tree(path)
+            except CheckpointError as error:
+                damage.append(str(error))
+                continue
+            if ranks.size() == 1:
+                break
+        everywhere = set.intersection(*(set(names) for names in ranks.gathered(list(trees))))
+        if everywhere:
+            newest = max(everywhere)
+            self._require_same(self.folder / newest, json.loads(trees[newest]["identity"]))
+            run.load(trees[newest]["run"], device)
+            return float(trees[newest]["seconds"])
+        if damage:
+            raise CheckpointError("no readable checkpoint: " + "; ".join(damage) + "; begin anew with --overwrite")
+        raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")
+
+    def _require_same(self, path: Path, saved: Mapping[str, object]) -> None:
+        for key, value in self.identity.items():
+            if key not in saved:
+                raise CheckpointError(
+                    f"{path} is of an earlier version, which did not note its {key}; begin anew with --overwrite"
+                )
+            if saved[key] != value:
+                raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved[key], value)}")
+
+
+def _difference(name: str, saved: object, own: object) -> str:
+    """Return in words how two values differ: of mappings, their first entries that do, of texts their first lines."""
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        key = next(key for key in (*own, *saved) if saved.get(key) != own.get(key))
+        return _difference(f"{name}.{key}", saved.get(key), own.get(key))
+    if isinstance(own, str):
+        saved, own = differing_lines(str(saved), own)
+    return f"{name} is {saved}, not {own}"
