@@ -39,7 +39,7 @@ from mmdistill.registry import (
     unknown_name,
 )
 from mmdistill.report import aligned, summary, write_comparison, write_report
-from mmdistill.runtime import atomic_write, data_root, sweep, use_deterministic_kernels
+from mmdistill.runtime import atomic_write, data_root, sole_writer, sweep, use_deterministic_kernels
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
 
@@ -119,20 +119,21 @@ def _print_notes(task: Task) -> None:
 @contextmanager
 def _configured(config: DistillConfig, folder: Path) -> Iterator[None]:
     """Keep a new run's configuration in its folder; where the run cannot begin, the folder stays what it was."""
-    path = folder / "config.yaml"
-    former = path.read_bytes() if path.exists() else None
-    before, made = _work(folder), [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    config.save(path)
-    try:
-        yield
-    except BaseException as error:
-        begun = _work(folder) != before
-        if not begun and (before or isinstance(error, MmdistillError)):  # what was interrupted can be resumed
-            _put_back(path, former)
-            with suppress(OSError):  # where something else came to lie in one
-                for parent in made:
-                    parent.rmdir()
-        raise
+    path, made = folder / "config.yaml", [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    with sole_writer(folder):
+        former = path.read_bytes() if path.exists() else None
+        before = _work(folder)
+        config.save(path)
+        try:
+            yield
+        except BaseException as error:
+            begun = _work(folder) != before
+            if not begun and (before or isinstance(error, MmdistillError)):  # what was interrupted can be resumed
+                _put_back(path, former)
+                with suppress(OSError):  # where something else came to lie in one
+                    for parent in made:
+                        parent.rmdir()
+            raise
 
 
 def _put_back(path: Path, former: bytes | None) -> None:

@@ -270,6 +270,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+_kept: set[Path] = set()
+"""The folders that this process keeps, which may ask again."""
+
+
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Keep other processes that ask alike from writing into a folder meanwhile, which is made if it is missing.
@@ -281,12 +285,17 @@ def sole_writer(folder: Path) -> Iterator[None]:
         ConfigError: another process has the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    place = folder.resolve()
     try:
         import fcntl  # not on Windows, hence here
     except ImportError:
         yield
         return
+    if place in _kept:
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
+    _kept.add(place)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -296,4 +305,5 @@ def sole_writer(folder: Path) -> Iterator[None]:
             pass  # a file system without locks
         yield
     finally:
+        _kept.discard(place)
         os.close(handle)

@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,10 +78,18 @@ def test_files_have_the_permissions_that_the_user_asks_for(tmp_path: Path) -> No
 
 def test_one_process_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    # A second handle, as that of another process is.
-    with sole_writer(folder), pytest.raises(ConfigError, match="another process"), sole_writer(folder):
-        pass
-    with sole_writer(folder):
+    keeper = (
+        "import sys; from pathlib import Path; from mmdistill.runtime import sole_writer\n"
+        "with sole_writer(Path(sys.argv[1])): print('kept', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", keeper, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "kept\n"
+        with pytest.raises(ConfigError, match="another process"), sole_writer(folder):
+            pass
+        other.kill()
+    with sole_writer(folder), sole_writer(folder):  # which is free again, and whose keeper may ask again
         pass
 
 
