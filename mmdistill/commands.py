@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from torch import Tensor
@@ -57,57 +57,73 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
         config = DistillConfig.load(Path(resume) / "config.yaml")
         config = dataclasses.replace(config, out=resume)
     folder = config.folder()
-    finished, started = is_finished(folder), is_started(folder)
+    _require_free(config, folder, resume)
+    if config.deterministic:
+        use_deterministic_kernels()
+    config = dataclasses.replace(config, data=located(config.data)) if config.data else config
+    with ExitStack() as held:
+        with ranks.process_group(config.device) as device:
+            if ranks.is_first():  # before the others go on
+                held.enter_context(sole_writer(folder))
+                _require_free(config, folder, resume)
+            domain, task, method, budget, config = _prepared(config, device)
+            if is_finished(folder) and resume is not None:
+                distilled = DistilledSet.load(folder)
+                if ranks.is_first():
+                    print(f"{folder} is already distilled")
+            else:
+                started = is_started(folder)
+                if resume is not None and not started and ranks.is_first():
+                    print(f"{folder} has no checkpoint yet; beginning with the first step")
+                with _configured(config, folder) if resume is None and ranks.is_first() else nullcontext():
+                    distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None and started)
+                if ranks.is_first():
+                    print(f"distilled in {distilled.seconds:.1f} s")
+            first = ranks.is_first()
+        if first:
+            _judge_and_draw(config, domain, task, distilled, folder, budget)
+
+
+def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
+    """Refuse a file, and a folder that holds a run which is neither resumed nor overwritten."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, and a run needs a folder; choose another --out")
-    if finished and resume is None and not config.overwrite:
+    if resume is not None or config.overwrite:
+        return
+    if is_finished(folder):
         raise ConfigError(f"{folder} already holds a finished run; choose another --out or add --overwrite")
-    if started and resume is None and not config.overwrite:
+    if is_started(folder):
         raise ConfigError(
             f"{folder} holds an unfinished run; continue it with --resume {shlex.quote(str(folder))}, choose another "
             "--out, or begin anew with --overwrite"
         )
-    if config.deterministic:
-        use_deterministic_kernels()
-    config = dataclasses.replace(config, data=located(config.data)) if config.data else config
-    with ranks.process_group(config.device) as device:
-        with ranks.first_alone():
-            domain, task = make_task(config, device)
-        if ranks.is_first():
-            _print_notes(task)
-        chosen = chosen_method(config, domain)
-        config = dataclasses.replace(config, judges=config.judges or chosen.judge or None)
-        find_judges(task, config.judge_names())  # a misspelt name is an error now, not after the distillation
-        require_baselines(task, baseline_names(config.baselines))
-        method, budget = find_budget(
-            task,
-            chosen,
-            ipc=config.ipc,
-            nodes=config.nodes,
-            users=config.users,
-            bytes=config.bytes,
-        )
-        if ranks.is_first():
-            for name in method.unread(budget, config.overrides()):
-                print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
-            if unmet := unmet_conditions(config, domain, budget):
-                options = " ".join(f"--{option} {value}" for option, value in unmet.items())
-                print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
-        require_networks(config.networks, config.networks_at_once)
-        if finished and resume is not None:
-            distilled = DistilledSet.load(folder)
-            if ranks.is_first():
-                print(f"{folder} is already distilled")
-        else:
-            if resume is not None and not started and ranks.is_first():
-                print(f"{folder} has no checkpoint yet; beginning with the first step")
-            with _configured(config, folder) if resume is None and ranks.is_first() else nullcontext():
-                distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None and started)
-            if ranks.is_first():
-                print(f"distilled in {distilled.seconds:.1f} s")
-        first = ranks.is_first()
-    if first:
-        _judge_and_draw(config, domain, task, distilled, folder, budget)
+
+
+def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method, int, DistillConfig]:
+    """Return what a configuration names, its budget, and it with the method's judges; print what is to be noted."""
+    with ranks.first_alone():
+        domain, task = make_task(config, device)
+    chosen = chosen_method(config, domain)
+    config = dataclasses.replace(config, judges=config.judges or chosen.judge or None)
+    find_judges(task, config.judge_names())  # a misspelt name is an error now, not after the distillation
+    require_baselines(task, baseline_names(config.baselines))
+    method, budget = find_budget(
+        task,
+        chosen,
+        ipc=config.ipc,
+        nodes=config.nodes,
+        users=config.users,
+        bytes=config.bytes,
+    )
+    if ranks.is_first():
+        _print_notes(task)
+        for name in method.unread(budget, config.overrides()):
+            print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
+        if unmet := unmet_conditions(config, domain, budget):
+            options = " ".join(f"--{option} {value}" for option, value in unmet.items())
+            print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
+    require_networks(config.networks, config.networks_at_once)
+    return domain, task, method, budget, config
 
 
 def _print_notes(task: Task) -> None:
@@ -119,21 +135,17 @@ def _print_notes(task: Task) -> None:
 @contextmanager
 def _configured(config: DistillConfig, folder: Path) -> Iterator[None]:
     """Keep a new run's configuration in its folder; where the run cannot begin, the folder stays what it was."""
-    path, made = folder / "config.yaml", [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    with sole_writer(folder):
-        former = path.read_bytes() if path.exists() else None
-        before = _work(folder)
+    path = folder / "config.yaml"
+    former = path.read_bytes() if path.exists() else None
+    before = _work(folder)
+    try:
         config.save(path)
-        try:
-            yield
-        except BaseException as error:
-            begun = _work(folder) != before
-            if not begun and (before or isinstance(error, MmdistillError)):  # what was interrupted can be resumed
-                _put_back(path, former)
-                with suppress(OSError):  # where something else came to lie in one
-                    for parent in made:
-                        parent.rmdir()
-            raise
+        yield
+    except BaseException as error:
+        begun = _work(folder) != before
+        if not begun and (before or isinstance(error, MmdistillError)):  # what was interrupted can be resumed
+            _put_back(path, former)
+        raise
 
 
 def _put_back(path: Path, former: bytes | None) -> None:
@@ -287,7 +299,7 @@ def evaluate_command(
     path = Path(run) / "metrics.json"
     previous = read_metrics(path) if path.exists() else None  # before the work, should they be damaged
     config, _, task, distilled = _open_run(run, device, protocol, judge_epochs, judge_batch)
-    with keeping(config, task, Path(run), distilled, previous) as progress:
+    with sole_writer(Path(run)), keeping(config, task, Path(run), distilled, previous) as progress:
         evaluation = evaluate(
             task,
             distilled,
@@ -325,7 +337,7 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
     if missing := without_scores(folders, judge, metric):
         print(f"left out, since they have no such scores: {', '.join(map(str, missing))}")
     for folder, kept in repeated(folders, judge, metric).items():
-        print(f"left out: {folder}, which differs from {kept} not even by its seed")
+        print(f"left out: {folder}, which has the seed of {kept} and no other option that counts")
     for folder, reason in skipped.items():
         print(f"skipped: {folder} ({reason})")
     if to is not None:

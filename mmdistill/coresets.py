@@ -252,7 +252,12 @@ def _embedded(task: Task, network: NetworkState, indices: Tensor) -> Tensor:
     with torch.no_grad():
         for part in _chunks(task, indices):
             inputs = task.select(part).inputs
-            layer = task.features(network, inputs)[-1]
+            try:
+                layer = task.features(network, inputs)[-1]
+            except UnsupportedError as error:
+                raise ConfigError(
+                    f"samples are chosen by a network's features (start from others: --init real), and {error}"
+                ) from error
             if layer.shape[0] != num_samples(inputs):
                 raise DataError("features returned another number of rows than samples were given")
             rows.append(layer)

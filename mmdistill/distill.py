@@ -165,8 +165,24 @@ def distill(
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, and a run needs a folder; choose another one")
-    if folder is not None and not (resume or overwrite) and ranks.is_first():
-        _require_free(folder)
+    writes = folder is not None and ranks.is_first() and (folder.is_dir() or not resume)
+    with sole_writer(folder) if folder is not None and writes else nullcontext():  # before other ranks go on
+        if folder is not None and writes and not (resume or overwrite):
+            _require_free(folder)
+        return _distilled(distiller, name, folder, resume, compile, checkpoint_every, progress)
+
+
+def _distilled(
+    distiller: Distiller,
+    name: str,
+    folder: Path | None,
+    resume: bool,
+    compile: CompileMode,
+    checkpoint_every: int,
+    progress: Progress | None,
+) -> DistilledSet:
+    """Return the set of a whole run, begun or resumed in a folder that no other process writes into."""
+    task = distiller.task
     began = time.perf_counter()
     with ranks.first_alone():
         run = distiller.start()
@@ -174,25 +190,22 @@ def distill(
     run.share()
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity(distiller, name))
     earlier = 0.0
-    writes = folder is not None and ranks.is_first() and (folder.is_dir() or not resume)
-    with sole_writer(folder) if folder is not None and writes else nullcontext():
-        if resume:
-            if checkpoints is None:
-                raise ConfigError("resuming needs the folder of the run")
-            earlier = checkpoints.restore(run, task.device)
-        elif checkpoints is not None and folder is not None:
-            if ranks.is_first():
-                _remove_former(folder)
-            checkpoints.clear()
-        stepper = Stepper(distiller, compile)
-        _loop(distiller, stepper, run, checkpoints, checkpoint_every, progress, began - earlier)
-        result = distiller.result(run, name, earlier + time.perf_counter() - began)
-        result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
-        if folder is not None and ranks.is_first():
-            sweep(folder)
-            losses = {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]}
-            write_json(folder / "history.json", losses)
-            result.save(folder)
+    if resume:
+        if checkpoints is None:
+            raise ConfigError("resuming needs the folder of the run")
+        earlier = checkpoints.restore(run, task.device)
+    elif checkpoints is not None and folder is not None:
+        if ranks.is_first():
+            _remove_former(folder)
+        checkpoints.clear()
+    stepper = Stepper(distiller, compile)
+    _loop(distiller, stepper, run, checkpoints, checkpoint_every, progress, began - earlier)
+    result = distiller.result(run, name, earlier + time.perf_counter() - began)
+    result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
+    if folder is not None and ranks.is_first():
+        sweep(folder)
+        write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
+        result.save(folder)
     return result
 
 
@@ -328,7 +341,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
     """Return what a checkpoint must share with the run that resumes it, as plain values."""
     info = distiller.task.describe()
     found = {
-        "data": info.data,
+        "data": Path(info.data).name,
         "fingerprint": info.fingerprint,
         "method": name,
         "network": _shapes(distiller.task),

@@ -144,15 +144,19 @@ def classes_of(targets: Tensor, num_classes: int) -> Tensor:
     """Return the class that each sample stands for, which is not always its soft label's largest.
 
     Sets with soft labels lie class after class, equally many samples of each. Where their number does not allow that,
-    or labels agree with it no more often than by chance (two deviations above 1/C), it is the class of the largest one.
+    labels are one-hot, or fewer than half of them agree with it and no more than by chance (two deviations above 1/C),
+    it is the class of the largest one.
     """
     largest = hard_labels(targets)
     if not targets.is_floating_point() or len(targets) % num_classes:
         return largest
+    if torch.equal(targets, one_hot(largest, targets.shape[1], targets.dtype)):
+        return largest
     by_place = torch.arange(num_classes, device=targets.device).repeat_interleave(len(targets) // num_classes)
     by_chance = len(targets) / num_classes
     limit = by_chance + 2 * (by_chance * (1 - 1 / num_classes)) ** 0.5
-    return by_place if int((by_place == largest).sum()) > limit else largest
+    agreeing = int((by_place == largest).sum())
+    return by_place if 2 * agreeing >= len(targets) or agreeing > limit else largest
 
 
 def hard_labels(targets: Tensor) -> Tensor:

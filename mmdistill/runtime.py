@@ -276,15 +276,14 @@ _kept: set[Path] = set()
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask alike from writing into a folder meanwhile, which is made if it is missing.
+    """Keep other processes that ask alike from writing into a folder meanwhile.
 
-    The system lets go when the process ends, however it does. Where it cannot lock folders (Windows, some network
-    drives) nothing is kept.
+    It is made if it is missing, and removed at the end where nothing has been written into it. The system lets go when
+    the process ends, however it does. Where it cannot lock folders (Windows, some network drives) nothing is kept.
 
     Raises:
         ConfigError: another process has the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     place = folder.resolve()
     try:
         import fcntl  # not on Windows, hence here
@@ -294,7 +293,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
     if place in _kept:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    made = [parent for parent in (place, *place.parents) if not parent.exists()]
+    place.mkdir(parents=True, exist_ok=True)
+    handle = os.open(place, os.O_RDONLY)
     _kept.add(place)
     try:
         try:
@@ -307,3 +308,6 @@ def sole_writer(folder: Path) -> Iterator[None]:
     finally:
         _kept.discard(place)
         os.close(handle)
+        with suppress(OSError):  # where something has been written
+            for parent in made:
+                parent.rmdir()

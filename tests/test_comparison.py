@@ -139,7 +139,7 @@ def test_a_seed_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (row,) = read_runs([first, again, other])
     assert len(row.values) == 2
     assert main(["compare", *map(str, (first, again, other))]) == 0
-    assert f"left out: {again}, which differs from {first} not even by its seed" in capsys.readouterr().out
+    assert f"left out: {again}, which has the seed of {first}" in capsys.readouterr().out
 
 
 def test_runs_that_lack_the_scores_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from mmdistill.errors import CheckpointError
-from mmdistill.store import DistilledSet, load_tree, save_tree
+from mmdistill.store import DistilledSet, digest_of, load_tree, save_tree
 from mmdistill.task import Batch, TaskInfo
 
 INFO = TaskInfo("graph", "toy", "nodes", 10, 400, "abc", ("x", "y"), {"mean": [0.5]})
@@ -141,6 +141,21 @@ def test_a_changed_byte_of_a_tree_is_damage(tmp_path: Path) -> None:
             load_tree(path)
     path.write_bytes(whole)
     assert load_tree(path)["step"] == 5
+
+
+def test_digests_of_tensors_of_any_form() -> None:
+    odd = {"scalar": torch.tensor(2.0), "empty": torch.zeros(0, 3), "half": torch.ones(2, dtype=torch.bfloat16)}
+    assert digest_of(odd) == digest_of({name: tensor.clone() for name, tensor in reversed(odd.items())})
+    assert digest_of(odd) != digest_of({**odd, "empty": torch.zeros(3, 0)})
+    assert digest_of(odd) != digest_of(odd, "text")
+
+
+def test_a_set_of_an_earlier_revision_has_no_digest(tmp_path: Path) -> None:
+    make_set().save(tmp_path)
+    content = json.loads((tmp_path / "distilled.json").read_text())
+    del content["digest"]
+    (tmp_path / "distilled.json").write_text(json.dumps(content))
+    assert DistilledSet.load(tmp_path).method == make_set().method
 
 
 def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:

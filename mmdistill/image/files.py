@@ -117,8 +117,8 @@ def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, l
     only the images that are drawn are read.
 
     Args:
-        folder: with a subfolder per class, whose images may lie deeper; hidden files and folders, and those that start
-            with two underscores, are none.
+        folder: with a subfolder per class, whose images may lie deeper; hidden files and folders, and folders that
+            start with two underscores, are none.
         size: resize every image to ``size`` x ``size``; None keeps them, and then all must have one size.
 
     Shapes:
@@ -149,7 +149,7 @@ def _images_under(folder: Path) -> list[str]:
     places = []
     for place, below, names in os.walk(folder, followlinks=True):
         below[:] = [name for name in below if not _is_hidden(name)]  # which keeps the walk out of the others
-        places.append((place, sorted(name for name in names if not _is_hidden(name))))
+        places.append((place, sorted(name for name in names if not name.startswith("."))))
     found = [
         os.path.join(place, name)
         for place, names in sorted(places)
@@ -162,7 +162,7 @@ def _images_under(folder: Path) -> list[str]:
 
 
 def _is_hidden(name: str) -> bool:
-    """Return whether a file or folder is no part of the data, as a thumbnail cache or an archiver's is none."""
+    """Return whether a folder is no part of the data, as that of a notebook's copies or of an archiver is none."""
     return name.startswith((".", "__"))
 
 

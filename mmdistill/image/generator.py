@@ -134,7 +134,7 @@ def identity(task: Task, recipe: GeneratorRecipe) -> dict[str, Any]:
     info = task.describe()
     found = {
         "version": GENERATOR_VERSION,
-        "data": info.data,
+        "data": Path(info.data).name,
         "fingerprint": info.fingerprint,
         "preprocessing": info.preprocessing,
         "recipe": asdict(recipe),

@@ -65,7 +65,7 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     state = task.init(Draws(0, device=task.device))
     found = {
         "version": EXPERTS_VERSION,
-        "data": info.data,
+        "data": Path(info.data).name,
         "fingerprint": info.fingerprint,
         "preprocessing": info.preprocessing,
         "architecture": state.shapes(),

@@ -135,7 +135,8 @@ def load_interactions(
         raise ConfigError(f"a user needs one interaction in each of three parts, so at least 3, not {min_interactions}")
     if isinstance(source, (str, Path)):
         path = resolve(source)
-        name = str(source) if canonical(str(source)) in DATASETS else str(Path(source).absolute())
+        known = isinstance(source, str) and canonical(source) in DATASETS
+        name = str(source) if known else str(Path(source).absolute())
         if path.suffix == ".npz":
             return _from_matrix(read_sparse(path), name, min_interactions, min_rating, seed)
         frame, notes = read_table(path)
@@ -151,8 +152,8 @@ def load_interactions(
 def resolve(source: str | Path) -> Path:
     """Return the file that a data set's name, a folder or a path means."""
     path = Path(source)
-    if not path.exists() and canonical(str(source)) in DATASETS:
-        path = data_root() / canonical(str(source))
+    if isinstance(source, str) and canonical(source) in DATASETS:
+        path = data_root() / canonical(source)
         if not path.is_dir():
             raise DataError(
                 f"{source!r} is not there: unpack the MovieLens archive, or put interactions.csv.gz "

@@ -199,4 +199,7 @@ def may_hold_texts(path: Path) -> bool:
         return True  # damaged: the loader says what is wrong
     lower = [{str(name).strip().strip('"').lower() for name in spelt} for spelt in names]
     interactions = any(spelt.intersection(USER_COLUMNS) and spelt.intersection(ITEM_COLUMNS) for spelt in lower)
-    return not interactions and not all(name.replace(".", "", 1).isdigit() for name in lower[0])
+    numbers = any(
+        all(name.replace(".", "", 1).isdigit() for name in spelt) for spelt in lower
+    )  # by some separator, a row without a header
+    return not interactions and not numbers

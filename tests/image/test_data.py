@@ -309,6 +309,13 @@ def test_arrays_of_any_strides_and_byte_order(tmp_path: Path) -> None:
             load((images, wrong))
 
 
+def test_only_folders_are_hidden_by_two_underscores(tmp_path: Path) -> None:
+    write_images(tmp_path / "pets")
+    count = len(load(tmp_path / "pets").train_images)
+    (tmp_path / "pets" / "cat" / "0.png").rename(tmp_path / "pets" / "cat" / "__0.png")
+    assert len(load(tmp_path / "pets").train_images) == count
+
+
 def test_images_deeper_in_a_class_are_found_in_a_fixed_order(tmp_path: Path) -> None:
     write_images(tmp_path / "pets")
     (tmp_path / "pets" / "dog" / "more").mkdir()

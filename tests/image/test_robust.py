@@ -94,4 +94,7 @@ def test_weak_soft_labels_leave_a_set_in_its_order() -> None:
     assert classes_of(weak, 10).tolist() == by_place.tolist()
     shuffled = torch.eye(10)[torch.arange(20) % 10]  # in another order, with which two agree by chance
     assert classes_of(shuffled, 10).tolist() == [*range(10)] * 2
+    assert classes_of(torch.tensor([[0.6, 0.4], [0.7, 0.3]]), 2).tolist() == [0, 1]
+    uneven = torch.eye(2)[torch.tensor([0, 0, 0, 1])]
+    assert classes_of(uneven, 2).tolist() == [0, 0, 0, 1]
     assert classes_of(weak[:19], 10).tolist() == weak[:19].argmax(1).tolist()

@@ -183,7 +183,7 @@ def test_damaged_and_foreign_files_are_refused(trained: Path, tmp_path: Path) ->
     folder = copied(trained, tmp_path)
     shard = folder / "expert-0002.safetensors"
     shard.write_bytes(shard.read_bytes()[:200])
-    with pytest.raises(CheckpointError, match=r"expert-0002.safetensors is damaged .* makes it anew"):
+    with pytest.raises(CheckpointError, match=r"expert-0002.safetensors is damaged .* it is trained anew"):
         Experts(folder, BlobTask(), 3)
     manifest = json.loads((folder / "experts.json").read_text())
     manifest["training"]["lr"] = 7

@@ -321,6 +321,7 @@ def test_exports_keep_the_original_ids(named, tmp_path):
 def test_binary_export_is_each_users_heaviest_items(named, tmp_path):
     task, batch = named
     matrix, table, _ = DOMAIN.exports["binary"](task, batch, tmp_path)
+    assert (matrix.name, table.name) == ("binary.npz", "binary.csv")
     found = sparse.load_npz(matrix).toarray()
     for weights, row in zip(batch.inputs, found, strict=True):
         assert row.sum() == round(float(weights.sum()))

@@ -303,6 +303,9 @@ def test_names_paths_and_the_prefix_lead_to_this_domain(tmp_path: Path, monkeypa
     path = write_tsv(tmp_path / "x.tsv", TEXTS, LABELS)
     for data in ("SST2", "trec", "hf:ag_news", str(path)):
         assert registry.domain_of(data).name == "text"
+        assert registry.located(data) == data
+    monkeypatch.chdir(tmp_path)
+    assert registry.located("x.tsv") == registry.located("./x.tsv") == str(path)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +316,7 @@ def test_names_paths_and_the_prefix_lead_to_this_domain(tmp_path: Path, monkeypa
         ("ratings.csv", b"user;item;rating\n1;2;1\n", False),
         ("ratings.csv", b"user|item|rating\n1|2|1\n", False),
         ("numbers.csv", b"1,2,3.5\n", False),
+        ("numbers.csv", b"1;2;3.5\n", False),
         ("reviews.csv", b"user_id,text,label\n1,good,1\n", True),
         ("mine.tsv", b"verdict\tphrase\n1\tgood\n", True),
         ("latin.tsv", b"caf\xe9\tphrase\n1\tgood\n", True),

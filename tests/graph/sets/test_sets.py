@@ -1,3 +1,4 @@
+import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -318,7 +319,10 @@ def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
     batch = own.select(torch.arange(5))
     [picture] = DOMAIN.draw(own, batch, tmp_path)
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    path, _ = DOMAIN.exports["pyg"](own, batch, tmp_path)
+    path, preprocessing = DOMAIN.exports["pyg"](own, batch, tmp_path)
+    told = json.loads(preprocessing.read_text())
+    assert told["class_names"] == list(own.describe().class_names)
+    assert told["notes"] == list(graphs.notes) == list(own.describe().notes)
     loaded = [Data.from_dict(fields) for fields in torch.load(path, weights_only=True)]
     assert [int(data.y) for data in loaded] == batch.targets.tolist()  # type: ignore[union-attr]
     for data, fields in zip(loaded, graph_list(batch), strict=True):
