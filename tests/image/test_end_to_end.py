@@ -76,7 +76,7 @@ random images, so that rounding decides.
 def test_every_method_beats_random_and_herding_on_digits(method: str, ipc: int) -> None:
     seeds = range(SEEDS[method, ipc])
     distilled = [judged(method, ipc, seed) for seed in seeds]
-    # Judges of DD take its 15 learned steps alone, after which herded images trained to the end are level with it; three
-    # distillations of IT-GAN are 1.6 standard errors above them.
+    # Judges of DD take its 15 learned steps alone, after which herded images trained to the end are level with it;
+    # three distillations of IT-GAN are 1.6 standard errors above them.
     for kind in ("real",) if method in ("dd", "it-gan") else ("real", "herding"):
         assert above(distilled, [baseline(kind, ipc, seed) for seed in seeds]), kind
