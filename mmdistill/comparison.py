@@ -119,36 +119,33 @@ def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | N
         CheckpointError: a folder without judged results.
         ConfigError: no run has such a judge or metric.
     """
-    groups: dict[str, dict[str, _Run]] = {}
-    known: set[str] = set()
-    for folder in {folder.resolve(): folder for folder in folders}.values():  # one that is given twice counts once
-        metrics = _read(folder)
-        known |= {f"{entry['metric']} by {entry['judge']}" for entry in metrics["results"]}
-        entry = _chosen(metrics, judge, metric)
-        if entry is not None:
-            group = groups.setdefault(_identity(folder, metrics, entry), {})
-            group.setdefault(_seed(folder), (folder, metrics, entry))
+    groups = _by_seed(folders, judge, metric)
     if not groups:
+        known = {f"{entry['metric']} by {entry['judge']}" for f in folders for entry in _read(f)["results"]}
         raise ConfigError(
             f"none of the runs has scores of {metric or 'any metric'} by {judge or 'any judge'} (there are: "
             f"{', '.join(sorted(known)) or 'none'})"
         )
-    found = [_together(list(runs.values())) for runs in groups.values()]
+    found = [_together([runs[0] for runs in seeds.values()]) for seeds in groups.values()]
     return sorted(found, key=lambda row: (row.data, row.method, row.budget, row.name))
 
 
 def repeated(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[Path, Path]:
-    """Return the runs that :func:`read_runs` leaves out, since another one differs not even by its seed, with that."""
-    first: dict[tuple[str, str], Path] = {}
-    found = {}
-    for folder in {folder.resolve(): folder for folder in folders}.values():
+    """Return the runs that :func:`read_runs` leaves out, since another one has their seed, with that one."""
+    groups = _by_seed(folders, judge, metric).values()
+    return {folder: runs[0][0] for seeds in groups for runs in seeds.values() for folder, _, _ in runs[1:]}
+
+
+def _by_seed(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[str, dict[str, list[_Run]]]:
+    """Return the runs that have the scores asked for, by what repetitions share and then by seed."""
+    groups: dict[str, dict[str, list[_Run]]] = {}
+    for folder in {folder.resolve(): folder for folder in folders}.values():  # one that is given twice counts once
         metrics = _read(folder)
-        if (entry := _chosen(metrics, judge, metric)) is None:
-            continue
-        kept = first.setdefault((_identity(folder, metrics, entry), _seed(folder)), folder)
-        if kept is not folder:
-            found[folder] = kept
-    return found
+        entry = _chosen(metrics, judge, metric)
+        if entry is not None:
+            seeds = groups.setdefault(_identity(folder, metrics, entry), {})
+            seeds.setdefault(_seed(folder), []).append((folder, metrics, entry))
+    return groups
 
 
 def without_scores(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[Path]:

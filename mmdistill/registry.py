@@ -169,7 +169,7 @@ def domain_of(data: str) -> Domain:
     """
     for name in DOMAIN_PACKAGES:  # one after the other: importing a domain takes seconds
         domain = get_domain(name)
-        if canonical(data) in domain.datasets or (domain.prefix and data.lower().startswith(domain.prefix)):
+        if _knows(domain, data):
             return domain
     domains = [get_domain(name) for name in DOMAIN_PACKAGES]
     path = Path(data)
@@ -184,9 +184,13 @@ def domain_of(data: str) -> Domain:
 
 def located(data: str) -> str:
     """Return a data set's name as it is and a path as an absolute one, by which a run finds its data from anywhere."""
-    domain = domain_of(data)
-    known = canonical(data) in domain.datasets or (domain.prefix and data.lower().startswith(domain.prefix))
-    return data if known else str(Path(data).absolute())
+    return data if _knows(domain_of(data), data) else str(Path(data).absolute())
+
+
+def _knows(domain: Domain, data: str) -> bool:
+    """Return whether something is the name of a domain's data set, and no path."""
+    named = bool(domain.prefix) and data.lower().startswith(domain.prefix)
+    return named or canonical(data) in domain.datasets
 
 
 def domain_methods(domain: Domain) -> MethodTable:

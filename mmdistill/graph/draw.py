@@ -207,7 +207,7 @@ def graph_tensors(batch: Batch) -> Tensors:
     }
 
 
-def preprocessing_of(task: Task, folder: Path) -> Path:
+def write_preprocessing(task: Task, folder: Path) -> Path:
     """Write ``preprocessing.json``: class names, how real features became what they are here, and by which numbers."""
     info = task.describe()
     path = folder / "preprocessing.json"
@@ -225,7 +225,7 @@ def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
     path = folder / "graph.pt"
     with atomic_write(path) as handle:
         torch.save(graph_tensors(batch), handle)
-    return [path, preprocessing_of(task, folder)]
+    return [path, write_preprocessing(task, folder)]
 
 
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
@@ -233,4 +233,4 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     path = folder / "graph.safetensors"
     with atomic_write(path) as handle:
         handle.write(safetensors.torch.save(graph_tensors(batch)))
-    return [path, preprocessing_of(task, folder)]
+    return [path, write_preprocessing(task, folder)]

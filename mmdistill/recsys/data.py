@@ -135,8 +135,7 @@ def load_interactions(
         raise ConfigError(f"a user needs one interaction in each of three parts, so at least 3, not {min_interactions}")
     if isinstance(source, (str, Path)):
         path = resolve(source)
-        known = isinstance(source, str) and canonical(source) in DATASETS
-        name = str(source) if known else str(Path(source).absolute())
+        name = str(source) if _is_known(source) else str(Path(source).absolute())
         if path.suffix == ".npz":
             return _from_matrix(read_sparse(path), name, min_interactions, min_rating, seed)
         frame, notes = read_table(path)
@@ -149,11 +148,16 @@ def load_interactions(
     return replace(found, notes=notes)
 
 
+def _is_known(source: str | Path) -> bool:
+    """Return whether a source is the name of a data set, and no path."""
+    return isinstance(source, str) and canonical(source) in DATASETS
+
+
 def resolve(source: str | Path) -> Path:
     """Return the file that a data set's name, a folder or a path means."""
     path = Path(source)
-    if isinstance(source, str) and canonical(source) in DATASETS:
-        path = data_root() / canonical(source)
+    if _is_known(source):
+        path = data_root() / canonical(str(source))
         if not path.is_dir():
             raise DataError(
                 f"{source!r} is not there: unpack the MovieLens archive, or put interactions.csv.gz "

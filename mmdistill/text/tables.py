@@ -199,7 +199,5 @@ def may_hold_texts(path: Path) -> bool:
         return True  # damaged: the loader says what is wrong
     lower = [{str(name).strip().strip('"').lower() for name in spelt} for spelt in names]
     interactions = any(spelt.intersection(USER_COLUMNS) and spelt.intersection(ITEM_COLUMNS) for spelt in lower)
-    numbers = any(
-        all(name.replace(".", "", 1).isdigit() for name in spelt) for spelt in lower
-    )  # by some separator, a row without a header
+    numbers = any(all(name.replace(".", "", 1).isdigit() for name in spelt) for spelt in lower)  # and no header
     return not interactions and not numbers

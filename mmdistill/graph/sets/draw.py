@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from mmdistill.errors import UnsupportedError
-from mmdistill.graph.draw import preprocessing_of
+from mmdistill.graph.draw import write_preprocessing
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Task, Tensors
 
@@ -68,7 +68,7 @@ def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
     path = folder / "graphs.pt"
     with atomic_write(path) as handle:
         torch.save(graph_list(batch), handle)
-    return [path, preprocessing_of(task, folder)]
+    return [path, write_preprocessing(task, folder)]
 
 
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
@@ -89,4 +89,4 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     path = folder / "graphs.safetensors"
     with atomic_write(path) as handle:
         handle.write(safetensors.torch.save(whole))
-    return [path, preprocessing_of(task, folder)]
+    return [path, write_preprocessing(task, folder)]
