@@ -21,9 +21,11 @@ BASELINES = ("random", "herding")
 CELLS = Path(__file__).parents[1] / "docs" / "cells"
 """What finished cells found, one small file for each seed; the tables are written from it."""
 REDUCED_MODELS = {"kip": "mlp-w1024"}
-"""Networks that belong to a reduced schedule in place of the ConvNet of width 16."""
-REDUCED_WIDTHS = {"convnet": 16, "alexnet": 32, "vgg11": 16, "resnet": 16}
-"""Widths of the judges of Tables 3 and 5 under a reduced schedule: an eighth of a ConvNet's, a quarter of others'."""
+"""Networks that belong to a reduced schedule in place of a narrow ConvNet."""
+REDUCED_WIDTH = 16
+"""Of a reduced schedule's ConvNet, where no other is asked for; wider ones run in mixed precision."""
+WIDER = {"alexnet": 2}
+"""By how much judges of Tables 3 and 5 are wider than a reduced schedule's ConvNet, where they are."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Cell:
         ipc: images per class.
         schedule: ``published`` or ``reduced``.
         options: overrides, as ``quality.py`` spells them; such cells stand in no table.
+        width: of a reduced schedule's ConvNet.
     """
 
     data: str
@@ -43,12 +46,14 @@ class Cell:
     ipc: int
     schedule: str
     options: str = ""
+    width: int = REDUCED_WIDTH
 
     @property
     def row(self) -> str:
         """The cell as ``quality.py`` spells it."""
         if self.schedule == "reduced":
-            model = f"model={REDUCED_MODELS[self.method]}" if self.method in REDUCED_MODELS else "width=16"
+            model = f"model={REDUCED_MODELS[self.method]}" if self.method in REDUCED_MODELS else f"width={self.width}"
+            model += ",precision=mixed" if self.width > REDUCED_WIDTH else ""
             own = f"schedule=reduced,{model},judge_epochs=300" + (",judge_batch=25" if self.ipc >= 10 else "")
         else:
             own = ",".join(f"{name}={value}" for name, value in conditions(self.method, self.data, self.ipc).items())
@@ -72,8 +77,8 @@ class Cell:
         own = column == "convnet" and self.method not in REDUCED_MODELS
         if own or self.schedule == "published" or column not in (*TABLE_3, *TABLE_5):
             return column
-        width = next(width for family, width in REDUCED_WIDTHS.items() if column.startswith(family))
-        return model_name(f"{column}-w{width}")
+        factor = next((factor for family, factor in WIDER.items() if column.startswith(family)), 1)
+        return model_name(f"{column}-w{factor * self.width}")
 
     def folder(self, out: Path, seed: int = 0) -> Path:
         """Return where the cell runs with a seed, and leaves the set and its metrics."""

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("agg")
-from cells import BASELINES, PUBLISHED, TABLE_3, TABLE_5, Cell
+from cells import BASELINES, PUBLISHED, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell
 from matplotlib import pyplot as plt
 
 IN_PRINT = {"alexnet": "alexnet-nn", "resnet18": "resnet18-in", "vgg11": "vgg11-in"}
@@ -18,6 +18,9 @@ IN_PRINT = {"alexnet": "alexnet-nn", "resnet18": "resnet18-in", "vgg11": "vgg11-
 
 IPCS = (1, 4, 10, 50)
 """The survey's 1, 10 and 50, and 4, at which the storages with large decoders fit."""
+
+WIDTHS = (REDUCED_WIDTH, 32, 64, 128)
+"""Of reduced schedules' ConvNets, each with a table of its own where something was measured."""
 
 REAL_LINES = {"random": ":", "herding": "--"}
 
@@ -29,7 +32,8 @@ of all distillation seeds. The page is written by `python benchmarks/tables.py -
 
 - **Published** numbers are the survey's, with the full schedule and a ConvNet of width 128.
 - A **reduced** schedule distils with a ConvNet of width 16 and judges by one, for 300 epochs (from ipc 10 on in
-  minibatches of 25). It does not attempt the published numbers.
+  minibatches of 25). It does not attempt the published numbers. Where a table names another width, the settings are
+  those of width 16, in mixed precision: it shows what a wider network alone gains.
 - The **short** schedule of digits is the library's own, with a ConvNet of width 32; nothing is published for digits.
 - **Random** and **herding** are as many real images per class as the ipc names, also where a method decodes more
   samples from their bytes.
@@ -78,23 +82,37 @@ def in_print(value: Sequence[float] | None) -> str:
     return "-" if value is None else f"{value[0]:.1f} ± {value[1]:.1f}"
 
 
-def table_2(data: str, schedule: str, cells: Path, methods: Sequence[str], ipcs: Sequence[int]) -> list[str]:
-    """Return the lines of one data set's table: a row per method and ipc, measured beside published."""
+def table_2(
+    data: str, schedule: str, cells: Path, methods: Sequence[str], ipcs: Sequence[int], width: int = REDUCED_WIDTH
+) -> list[str]:
+    """Return the lines of one data set's table: a row per method and ipc, measured beside published.
+
+    Beside the table of width 16, those of other widths leave out what was not measured.
+    """
     lines = []
     for ipc in ipcs:
-        base = Cell(data, "dm", ipc, schedule).documents(cells)
+        base = Cell(data, "dm", ipc, schedule, width=width).documents(cells)
         if not base:
             continue
         random, herding = (spread(by_judge(base, None, name)) for name in BASELINES)
         runs = f"{len(base)} x {base[0]['results'][0]['n']}"
         for name, text in zip(BASELINES, (random, herding), strict=True):
             lines.append(f"| {ipc} | *{name} real images* | {text} | {runs} | - | | | | |")
-        lines += [row for method in methods if (row := _row(Cell(data, method, ipc, schedule), cells))]
+        found = [Cell(data, method, ipc, schedule, width=width) for method in methods]
+        if width != REDUCED_WIDTH:
+            found = [cell for cell in found if cell.documents(cells)]
+        lines += [row for cell in found if (row := _row(cell, cells))]
     if not lines:
         return []
-    title = f"## {data}, {'short' if data == 'digits' else schedule} schedule"
+    title = f"## {data}, {_kind(data, schedule, width)}"
     head = "| ipc | method | measured | seeds x networks | published | kB | samples | seconds | MiB |"
     return [title, "", head, "|" + "---|" * 9, *lines, ""]
+
+
+def _kind(data: str, schedule: str, width: int) -> str:
+    """Return what a table's title says of how its cells were measured."""
+    kind = f"{'short' if data == 'digits' else schedule} schedule"
+    return kind if width == REDUCED_WIDTH else f"{kind}, width {width}"
 
 
 def in_short(failure: str) -> str:
@@ -126,13 +144,15 @@ def _row(cell: Cell, cells: Path) -> str:
     )
 
 
-def across(data: str, schedule: str, cells: Path, methods: Sequence[str], ipc: int, table: int) -> list[str]:
+def across(
+    data: str, schedule: str, cells: Path, methods: Sequence[str], ipc: int, table: int, width: int = REDUCED_WIDTH
+) -> list[str]:
     """Return the lines of a cross-architecture table (Table 3 or 5): measured, published in brackets."""
     names, published = (TABLE_3, PUBLISHED["table3"]) if table == 3 else (TABLE_5, PUBLISHED["table5"])
     lines = []
     for method in (*BASELINES, *methods):
         name, baseline = ("dm", method) if method in BASELINES else (method, "")
-        cell = Cell(data, name, ipc, schedule)
+        cell = Cell(data, name, ipc, schedule, width=width)
         documents = cell.documents(cells)
         found = {column: by_judge(documents, cell.judge(column), baseline) for column in names}
         if sum(bool(entries) for entries in found.values()) < 2:
@@ -145,8 +165,7 @@ def across(data: str, schedule: str, cells: Path, methods: Sequence[str], ipc: i
         lines.append(f"| {label} | " + " | ".join(texts) + " |")
     if not lines:
         return []
-    kind = "short" if data == "digits" else schedule
-    title = f"## {data}, ipc {ipc}, across architectures (Table {table}), {kind} schedule"
+    title = f"## {data}, ipc {ipc}, across architectures (Table {table}), {_kind(data, schedule, width)}"
     return [title, "", "| method | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1), *lines, ""]
 
 
@@ -216,10 +235,11 @@ def page(cells: Path, methods: Sequence[str], folder: Path) -> str:
     lines = PREFACE.splitlines()
     for data in ("digits", *PUBLISHED["table2"]):
         for schedule in ("published", "reduced"):
-            lines += table_2(data, schedule, cells, methods, IPCS)
-            for ipc in IPCS:
-                for table in (3, 5):
-                    lines += across(data, schedule, cells, methods, ipc, table)
+            for width in WIDTHS if schedule == "reduced" else WIDTHS[:1]:
+                lines += table_2(data, schedule, cells, methods, IPCS, width)
+                for ipc in IPCS:
+                    for table in (3, 5):
+                        lines += across(data, schedule, cells, methods, ipc, table, width)
     figures = [f"![Accuracy against images per class]({path.name})" for path in sorted(folder.glob("figure-8-*.png"))]
     if figures:
         note = "One point per cell; `python benchmarks/tables.py --figure 8`, the survey's Fig. 8."

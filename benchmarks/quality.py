@@ -77,7 +77,7 @@ def run_row(
     domain = domain_of(data)
     task_options = {key: overrides.pop(key) for key in TASK_OPTIONS if key in overrides}
     task = domain.make_task(data, TaskOptions(device=device, **task_options))  # type: ignore[arg-type]
-    storage = overrides.pop("parameterization", None)
+    storage, precision = overrides.pop("parameterization", None), overrides.pop("precision", "auto")
     method = get_method(domain, name, data, overrides.pop("schedule", "published"))  # type: ignore[arg-type]
     resume = any((folder / "checkpoints").glob("step-*.safetensors"))
     last = [time.time()]
@@ -93,6 +93,7 @@ def run_row(
         budget,
         parameterization=storage,  # type: ignore[arg-type]
         seed=seed,
+        precision=precision,  # type: ignore[arg-type]
         settings=overrides,
         out=folder,
         resume=resume,

@@ -11,8 +11,8 @@ own, so that one that fails costs only itself. When the hours are over, running 
 same command goes on from there and skips what is finished. Runs lie under ``--out``; what they found is copied to
 ``--cells``, a folder of small files that belongs to the repository, from which ``--page`` writes everything measured
 so far. Remove a cell's folder from both to measure it anew. Published schedules take the network, whitening and judging
-of the method's paper. A ``reduced`` schedule is the library's own for a CPU, with a ConvNet of width 16 and shorter
-judging; its numbers stand in tables of their own.
+of the method's paper. A ``reduced`` schedule is the library's own for a CPU, with a ConvNet of width 16, or as wide as
+``--width`` says, and shorter judging; its numbers stand in tables of their own, one for each width.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cells import CELLS, TABLE_3, TABLE_5, Cell, order
+from cells import CELLS, REDUCED_MODELS, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, order
 from pages import draw_figure_8, page
 from quality import TASK_OPTIONS, judging_of, parse_row
 
@@ -189,6 +189,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", default="", help="comma-separated; all by default")
     parser.add_argument("--ipc", default="1,10", help="comma-separated")
     parser.add_argument("--schedule", choices=("published", "reduced"), default="published")
+    parser.add_argument("--width", type=int, default=REDUCED_WIDTH, help="of a reduced schedule's ConvNet")
     parser.add_argument("--seeds", default="0", help="of distillation, comma-separated")
     parser.add_argument("--networks", type=int, default=5, help="judges of each kind for each seed")
     parser.add_argument("--judges", default="", help="for Table 3 or 5, comma-separated; all its columns by default")
@@ -215,7 +216,11 @@ def main() -> None:
     places = Places(chosen.out, chosen.cells)
     for data in chosen.data.split(",") if chosen.table or chosen.figure else ():
         able = [name for name in methods if chosen.schedule == "published" or name in domain.reduced.get(data, {})]
-        cells = [Cell(data, method, ipc, chosen.schedule, chosen.options) for method in able for ipc in ipcs]
+        if chosen.width != REDUCED_WIDTH:  # which networks of their own do not follow
+            able = [name for name in able if name not in REDUCED_MODELS]
+        cells = [
+            Cell(data, method, ipc, chosen.schedule, chosen.options, chosen.width) for method in able for ipc in ipcs
+        ]
         run_cells(cells, places, devices, seeds, chosen.networks, until)
         if chosen.table in (3, 5):
             judges = [name for name in chosen.judges.split(",") if name] or (TABLE_3 if chosen.table == 3 else TABLE_5)

@@ -59,6 +59,8 @@ def test_published_cells_take_their_papers_networks_and_judging(scripts: Any) ->
     row = "mnist-dm-1:schedule=reduced,width=16,judge_epochs=300,steps=2"
     assert cells.Cell("mnist", "dm", 1, "reduced", "steps=2").row == row
     assert quality.judging_of(quality.parse_row(row)[3]) == {"epochs": 300}
+    row = "mnist-dm-1:schedule=reduced,width=64,precision=mixed,judge_epochs=300"
+    assert cells.Cell("mnist", "dm", 1, "reduced", width=64).row == row
 
 
 def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scripts: Any, tmp_path: Path) -> None:
@@ -91,6 +93,13 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     assert "| 1 | dc | - | - | 91.7 ± 0.5 |" in text
     assert "egm" not in text
     assert "published schedule" not in text
+    assert "width 64" not in text
+    wide = cells.Cell("mnist", "dm", 1, "reduced", width=64)
+    write_json(wide.record(tmp_path), document(0.95, {"random": 0.5, "herding": 0.6}))
+    text = pages.page(tmp_path, ["dm", "dc"], tmp_path)
+    table = text.partition("## mnist, reduced schedule, width 64\n")[2].partition("## ")[0]
+    assert "| 1 | dm | 95.0 ± 1.0 | 1 x 2 | 89.9 ± 0.8 | 7.8 | 10 | 12 | 1 |" in table
+    assert "| dc |" not in table
     assert "images per class]" not in text
     pages.draw_figure_8("mnist", "reduced", tmp_path, ["dm"], [1, 10], tmp_path / "figure-8-mnist.png")
     assert (tmp_path / "figure-8-mnist.png").stat().st_size > 1000
@@ -133,6 +142,8 @@ def test_other_networks_judge_sets_and_real_images_side_by_side(scripts: Any, tm
     assert cell.judge("mlp") == "mlp"
     assert cells.Cell("mnist", "kip", 1, "reduced").judge("convnet") == "convnet-w16"
     assert cells.Cell("mnist", "dm", 1, "published").judge("vgg11") == "vgg11"
+    assert cells.Cell("mnist", "dm", 1, "reduced", width=64).judge("alexnet-in") == "alexnet-w128-in"
+    assert cells.Cell("mnist", "dm", 1, "reduced").judge("alexnet-in") == "alexnet-w32-in"
     write_json(cell.record(tmp_path / "kept"), document(0.8, {"random": 0.5}))
     vgg = {"results": [finding(0.8, 0.01), finding(0.6, 0.02, judge="vgg11-w16")]}
     herding = {"baselines": {name: [finding(0.4, 0.0, judge="vgg11-w16")] for name in ("random", "herding")}}
