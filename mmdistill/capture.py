@@ -21,7 +21,10 @@ from mmdistill.networks.streams import kept_stream
 from mmdistill.runtime import Draws
 
 Function = Callable[[Draws, Any], Any]
-"""``(key, tree of tensors) -> tree of tensors``, pure but for tensors that it updates in place."""
+"""``(key, tree of tensors) -> tree of tensors``, pure, or idempotent in the tensors that it updates in place.
+
+A step whose replay is checked computes it more than once.
+"""
 
 WARM_UP_CALLS = 3
 """Eager calls before the recording one: they compile, choose algorithms and fill caches."""

@@ -230,9 +230,9 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
             "go with an --expert-folder"
         )
     else:
-        recipe = dataclasses.replace(recipe, protocol=dataclasses.replace(recipe.protocol, epochs=epochs))
+        recipe = recipe.of_epochs(epochs)
     if is_complete(folder, wanted):
-        Experts(folder, task, wanted, recipe.protocol.epochs)  # which refuses others than are asked for
+        Experts(folder, task, wanted, recipe.protocol.epochs, recipe)  # which refuses others than are asked for
         print(f"{wanted} expert(s) are already in {folder}")
         return
     print(f"training what is missing of {wanted} expert(s) of {recipe.protocol.epochs} epochs in {folder} ...")

@@ -134,6 +134,7 @@ def k_center(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor
         order = [int((points - points.mean(0)).square().sum(1).argmin())]
         nearest = (points - points[order[0]]).square().sum(1)
         for _ in range(1, wanted):
+            nearest[order] = -1.0  # never again, even where all others coincide with chosen ones
             order.append(int(nearest.argmax()))
             nearest = torch.minimum(nearest, (points - points[order[-1]]).square().sum(1))
         chosen.append(members[torch.tensor(order, dtype=torch.long)])
@@ -191,7 +192,8 @@ def craig(
         most: a class with more samples is represented by so many drawn ones, since memory grows with their square.
 
     Returns:
-        Indices in class-major order, and how many samples each of them stands for.
+        Indices in class-major order, and how many samples each of them stands for, which add up to its class; of a
+        class of which some were drawn, in proportion.
 
     Source: Mirzasoleiman, Bilmes and Leskovec, ICML 2020, Eq. 8 and Sec. 3.4.
     """
@@ -199,7 +201,8 @@ def craig(
     for index, (members, wanted) in enumerate(
         zip(_members(labels, len(embedding), counts), counts.tolist(), strict=True)
     ):
-        if len(members) > most:
+        whole = len(members)
+        if whole > most:
             members = members[draws.fold(index).to("cpu").permutation(len(members))[: max(most, wanted)]]
         own = members.to(embedding.device)
         r, h = residuals[own].float(), embedding[own].float()
@@ -214,7 +217,8 @@ def craig(
             order.append(int(gains.argmax()))
             nearest = torch.minimum(nearest, distances[:, order[-1]])
         chosen.append(members[torch.tensor(order, dtype=torch.long)])
-        weights.append(distances[:, order].argmin(1).bincount(minlength=wanted).cpu())
+        stands_for = distances[:, order].argmin(1).bincount(minlength=wanted).cpu()
+        weights.append(stands_for if len(members) == whole else stands_for * (whole / len(members)))
     return torch.cat(chosen), torch.cat(weights)
 
 

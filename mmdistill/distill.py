@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import get_args
 
+from torch import Tensor
+
 from mmdistill import exports, ranks
 from mmdistill.budget import find_budget
 from mmdistill.checkpoints import Checkpoints
@@ -248,23 +250,23 @@ def _loop(
                 run, loss = stepper(run)
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             last = run.step == steps
-            reading = run.step % read_every == 0 or run.step == 1 or last
+            if validate_every and (run.step % validate_every == 0 or last):
+                _require_finite_state(run, loss, checkpoints)
+                distiller.validate(run)
+            ending = last or distiller.exhausted(run)
+            reading = run.step % read_every == 0 or run.step == 1 or ending
             unsaved = checkpoints is not None and time.perf_counter() - saved > LONGEST_UNSAVED
             stopping, overdue = _agreed((stop.is_set(), unsaved and not checkpoint_every), reading)
             if reading or stopping:
-                ranks.average([loss := loss.clone()])
-                value = float(loss)
+                value = float(ranks.averages([loss.clone()])[0])
                 _require_finite(run, value, checkpoints)
                 _warn_of_divergence(run, value)
                 run.history.append((run.step, value))
                 if progress is not None:
                     progress(run.step, steps, value)
-            if validate_every and (run.step % validate_every == 0 or last):
-                distiller.validate(run)
             due = overdue or _is_due(run.step, checkpoint_every, steps)
-            if last or stopping or (checkpoints is not None and due):
-                run.finite &= run.stored_finite()  # the last update comes after the last loss
-                _require_finite(run, float(loss), checkpoints)
+            if ending or stopping or (checkpoints is not None and due):
+                _require_finite_state(run, loss, checkpoints)
                 if checkpoints is not None:
                     saved = time.perf_counter()
                     checkpoints.save(run, saved - began)
@@ -288,6 +290,12 @@ def _is_due(step: int, every: int, steps: int) -> bool:
     """
     interval = every or max(steps // 10, 1)
     return step % interval == 0 or (not every and step < interval and step.bit_count() == 1)
+
+
+def _require_finite_state(run: RunState, loss: Tensor, checkpoints: "Checkpoints | None") -> None:
+    """Refuse to keep a state that is not finite; the last update comes after the last loss."""
+    run.finite &= run.stored_finite()
+    _require_finite(run, float(loss), checkpoints)
 
 
 def _require_finite(run: RunState, loss: float, checkpoints: "Checkpoints | None") -> None:

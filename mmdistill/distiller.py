@@ -308,10 +308,10 @@ class Distiller:
     def _update(self, run: RunState, gradients: list[Tensor | None]) -> None:
         """Step every active group."""
         groups, active = _groups(run), self.active(run)
-        ranks.average([g for g in gradients if g is not None])
+        averages = iter(ranks.averages([g for g in gradients if g is not None]))
         tensors = [parameter for name in active for parameter in groups[name]]
         for parameter, gradient in zip(tensors, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else next(averages)
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(tensors, self.settings.clip)
         for name in active:

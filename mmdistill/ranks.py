@@ -68,12 +68,15 @@ def first_alone() -> Iterator[None]:
         distributed.barrier()
 
 
-def average(tensors: Sequence[Tensor]) -> None:
-    """Average tensors over the ranks, in place."""
-    if size() > 1:
-        for tensor in tensors:
-            distributed.all_reduce(tensor)
-            tensor /= size()
+def averages(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the averages of tensors over the ranks, which contiguous tensors become themselves."""
+    if size() == 1:
+        return list(tensors)
+    found = [tensor.contiguous() for tensor in tensors]  # a transposed or expanded one is not reduced as it reads
+    for tensor in found:
+        distributed.all_reduce(tensor)
+        tensor /= size()
+    return found
 
 
 def share(tensor: Tensor) -> None:

@@ -1,6 +1,6 @@
 """What each process of ``tests/test_ranks.py`` runs: distil toy blobs, perhaps stopped half-way.
 
-torchrun starts it: ``-m tests.rank_worker FOLDER METHOD whole|stop|resume|patience|labels|apart``.
+torchrun starts it: ``-m tests.rank_worker FOLDER METHOD whole|stop|resume|patience|labels|apart|averages``.
 """
 
 import os
@@ -57,6 +57,13 @@ def main(folder: Path, name: str, how: str) -> None:
 
         own = replace(own, parameterization=apart)
     with ranks.process_group("cpu"):
+        if how == "averages":
+            numbers = torch.arange(6.0) + ranks.rank()
+            made = [numbers[::2], numbers.view(2, 3).T, numbers[:1].expand(2)]
+            averages = (tensor.contiguous() for tensor in ranks.averages(made))
+            content = dict(zip(("strided", "transposed", "expanded"), averages, strict=True))
+            safetensors.torch.save_file(content, folder / f"averages-{ranks.rank()}.safetensors")
+            return
         try:
             result = distill(
                 task,

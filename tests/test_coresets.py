@@ -83,6 +83,8 @@ def test_k_center_covers() -> None:
     points = torch.tensor([[0.0], [0.1], [5.0], [10.0]])
     chosen = k_center(points, None, torch.tensor([3]))
     assert set(chosen.tolist()) == {2, 3, 0}
+    repeated = torch.tensor([[0.0], [0.0], [1.0], [0.0]])
+    assert sorted(k_center(repeated, None, torch.tensor([4])).tolist()) == [0, 1, 2, 3]
 
 
 def test_k_means_gives_centroids_by_class() -> None:
@@ -173,8 +175,10 @@ def test_craig_is_greedy_facility_location_on_last_layer_gradients() -> None:
         counts += [nearest.count(k) for k in range(wanted)]
     assert chosen.tolist() == expected
     assert weights.tolist() == counts
-    few, _ = craig(residuals, embedding, labels, torch.tensor([3, 2]), Draws(0), most=4)
+    few, stands_for = craig(residuals, embedding, labels, torch.tensor([3, 2]), Draws(0), most=4)
     assert labels[few].tolist() == [0, 0, 0, 1, 1]
+    sizes = torch.bincount(labels).tolist()
+    assert [float(part.sum()) for part in stands_for.split([3, 2])] == pytest.approx(sizes)
 
 
 def test_craigs_samples_weigh_as_many_as_they_stand_for() -> None:

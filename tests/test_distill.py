@@ -387,6 +387,21 @@ def test_patience_ends_a_run_that_no_longer_improves() -> None:
     assert (short.settings["steps"], whole.settings["steps"]) == (14, 40)
 
 
+def test_a_run_that_ends_by_patience_keeps_its_last_state_and_loss(tmp_path: Path) -> None:
+    ended = distill(Undecided(), method("dm", validate_every=2, steps=400, patience=4), ipc=2, out=tmp_path)
+    assert (ended.steps, ended.settings["steps"]) == (2, 10)
+    assert json.loads((tmp_path / "history.json").read_text())["step"][-1] == 10
+    assert sorted((tmp_path / "checkpoints").glob("step-*"))[-1].stem == "step-00000010"
+
+
+def test_what_burst_is_not_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunState, "stored_finite", lambda run: torch.tensor(run.step < 4))
+    task = Validated()
+    with pytest.raises(NonFiniteError, match="what is learned became NaN or infinite at or before step 4"):
+        distill(task, method("dm", validate_every=2), ipc=2)
+    assert task.calls == 1
+
+
 @pytest.mark.parametrize("kind", get_args(LabelKind))
 @pytest.mark.parametrize("objective", [DistributionMatching, DiscriminativeMatching, GradientMatching])
 def test_labels_are_learned_where_the_objective_reads_them_alone(kind: LabelKind, objective: type[Objective]) -> None:

@@ -54,7 +54,7 @@ def test_alone_nothing_is_shared() -> None:
     with ranks.process_group("auto") as device, ranks.first_alone():
         assert device == "auto"
     tensor = torch.tensor([1.0, 2.0])
-    ranks.average([tensor])
+    assert ranks.averages([tensor])[0] is tensor
     ranks.share(tensor)
     assert tensor.tolist() == [1.0, 2.0]
     assert ranks.gathered("x") == ["x"]
@@ -70,6 +70,16 @@ def test_two_ranks_step_on_the_mean_of_their_gradients(tmp_path: Path) -> None:
     torch.testing.assert_close(one, by_hand().reshape(one.shape), rtol=1e-5, atol=1e-6)
     alone = samples(distill(BlobTask(), method("dm"), ipc=2, seed=4))
     assert not torch.allclose(one, alone)
+
+
+@pytest.mark.ddp
+def test_tensors_of_any_layout_are_averaged_as_they_read(tmp_path: Path) -> None:
+    torchrun("-m", "tests.rank_worker", str(tmp_path), "dm", "averages")
+    for rank in range(2):
+        found = load_file(tmp_path / f"averages-{rank}.safetensors")
+        assert found["strided"].tolist() == [0.5, 2.5, 4.5]
+        assert found["transposed"].tolist() == [[0.5, 3.5], [1.5, 4.5], [2.5, 5.5]]
+        assert found["expanded"].tolist() == [0.5, 0.5]
 
 
 @pytest.mark.ddp

@@ -97,7 +97,7 @@ def is_image_folder(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     start = folder / "train" if (folder / "train").is_dir() else folder
-    return any(file.suffix.lower() in SUFFIXES for sub in start.iterdir() if sub.is_dir() for file in sub.iterdir())
+    return any(next(_walked(sub), None) for sub in start.iterdir() if sub.is_dir() and not _is_hidden(sub.name))
 
 
 def missing_classes(folder: Path) -> str:
@@ -146,19 +146,18 @@ def _images_under(folder: Path) -> list[str]:
     Raises:
         DataError: there are none.
     """
-    places = []
-    for place, below, names in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if not _is_hidden(name)]  # which keeps the walk out of the others
-        places.append((place, sorted(name for name in names if not name.startswith("."))))
-    found = [
-        os.path.join(place, name)
-        for place, names in sorted(places)
-        for name in names
-        if name.lower().endswith(SUFFIXES)
-    ]
+    found = [os.path.join(place, name) for place, names in sorted(_walked(folder)) for name in names]
     if not found:
         raise DataError(f"{folder} holds no image, so there is nothing of its class; add some ({', '.join(SUFFIXES)})")
     return found
+
+
+def _walked(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Walk the places below a folder that hold images, with their names in order; hidden ones do not count."""
+    for place, below, names in os.walk(folder, followlinks=True):
+        below[:] = [name for name in below if not _is_hidden(name)]  # which keeps the walk out of the others
+        if images := sorted(n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")):
+            yield place, images
 
 
 def _is_hidden(name: str) -> bool:

@@ -10,10 +10,9 @@ A learning rate that was learned with the set is part of it (``learned["inner_lr
   the learned steps, in the learned order, once, without weight decay or augmentation. Epochs then mean nothing;
 - a rate for each step without an order: SGD at their mean.
 
-A learned rate that is not positive cannot train; the protocol's own is used and the scores say so.
+Learned rates of which one is not positive cannot train; the protocol is used and the scores say so.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -71,10 +70,11 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     """Return the protocol at the rate that a set carries (the mean of several), and a note where it cannot be used."""
     if "inner_lr" not in learned:
         return protocol, ()
-    rate = float(learned["inner_lr"].double().mean())
-    if not (math.isfinite(rate) and rate > 0):
-        return protocol, (f"the learned rate {rate:.3g} cannot train; judged with the protocol's {protocol.lr:g}",)
-    return replace(protocol, optimizer="sgd", lr=rate, momentum=0.9), ()
+    rates = learned["inner_lr"].double()
+    least = float(rates.min())
+    if not (least > 0 and bool(rates.isfinite().all())):
+        return protocol, (f"the learned rate {least:.3g} cannot train; judged with the protocol's {protocol.lr:g}",)
+    return replace(protocol, optimizer="sgd", lr=float(rates.mean()), momentum=0.9), ()
 
 
 def training_loss(network: FunctionalModule, scale: float | None) -> Loss:

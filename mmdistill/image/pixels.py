@@ -63,7 +63,10 @@ def _normalised(data: ImageData, images: Tensor) -> Tensor:
 
 
 def _kept(images: Tensor, device: torch.device) -> Tensor:
-    """Return images on a device, or where they are if they would take more than half of what it has free."""
-    if device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+    """Return images on a device, or where they are if they would take more than a quarter of its memory.
+
+    Not of what is free there: random draws follow the place, and a seed must mean the same beside other processes.
+    """
+    if device.type != "cuda" or images.nbytes <= torch.cuda.get_device_properties(device).total_memory // 4:
         return images.to(device)
     return images

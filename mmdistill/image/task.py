@@ -191,12 +191,13 @@ class ImageTask:
             batch=self.judge_batch,
             augment=self.judge_augment,
         )
-        # Rates that ConvNets learned are SGD's.
-        fit, notes = with_learned_rate(plan.fit, learned if own or not transformer else {})
+        usable = learned if own or not transformer else {}  # rates that ConvNets learned are SGD's
+        fit, notes = with_learned_rate(plan.fit, usable)
+        steps = None if notes else learned_steps(batch, usable)
         # A learned rate belongs to the loss that students trained by, which does not scale labels.
         plan = replace(plan, fit=fit, squared=plan.squared if fit is plan.fit else self.protocol.squared)
         augment = partial(self._minibatches, plan, n) if plan.augment != "none" or plan.cutmix else None
-        scorer = Judge(named.network(judge), named.title(judge), plan, augment, learned_steps(batch, learned), notes)
+        scorer = Judge(named.network(judge), named.title(judge), plan, augment, steps, notes)
         return scorer.score(batch, self.data.normalise, self._test, n, draws.to(self.device))
 
     def _minibatches(self, plan: Plan, networks: int, draws: Draws, flat: Batch) -> Batch:

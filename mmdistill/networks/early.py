@@ -55,6 +55,7 @@ class EarlyStagePool(TrainedOnT):
     _made: dict[int, tuple[Task, list[NetworkState]]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.size < 1 or min(self.epochs, self.directions) < 0 or not 0 <= self.weakest <= self.strongest:
             raise ConfigError(
                 f"a pool needs a network, no fewer than 0 epochs and directions and 0 <= weakest <= strongest; got "

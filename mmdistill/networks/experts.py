@@ -58,6 +58,10 @@ class ExpertRecipe:
     augment: bool = True
     seed: int = 0
 
+    def of_epochs(self, epochs: int) -> "ExpertRecipe":
+        """Return the same training for so many epochs."""
+        return replace(self, protocol=replace(self.protocol, epochs=epochs))
+
 
 def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     """Return what experts are, as plain values: the data, their preprocessing, the network, the training."""
@@ -102,11 +106,15 @@ class Experts:
         task: whose data and network they must be of.
         count: how many are needed.
         epochs: how many epochs each must have.
+        recipe: how they must have trained, epochs aside; None: in any way.
     Raises:
-        CheckpointError: there are none, too few, damaged ones, or they are of other data or another network.
+        CheckpointError: there are none, too few, damaged ones, or they are of other data, another network or other
+            training.
     """
 
-    def __init__(self, folder: Path, task: Task, count: int = 1, epochs: int = 0) -> None:
+    def __init__(
+        self, folder: Path, task: Task, count: int = 1, epochs: int = 0, recipe: ExpertRecipe | None = None
+    ) -> None:
         if not (folder / MANIFEST).exists():
             raise CheckpointError(f"{folder} holds no experts ({MANIFEST} is missing); make them with train_experts")
         self.folder = folder
@@ -114,8 +122,9 @@ class Experts:
         self._digest = digest(self.manifest)
         self.count = count
         self.device = task.device
-        _require_same(folder, self.manifest, identity(task, ExpertRecipe()))
-        self.epochs = int(self.manifest["training"]["epochs"])
+        self.epochs = int(self.manifest.get("training", {}).get("epochs", 0))
+        wanted = identity(task, (recipe or ExpertRecipe()).of_epochs(self.epochs))
+        _require_same(folder, self.manifest, wanted, training=recipe is not None)
         if self.epochs < epochs:
             raise CheckpointError(f"the experts in {folder} trained for {self.epochs} epochs, {epochs} are needed")
         missing = [index for index in range(count) if not _shard(folder, index).exists()]
@@ -211,13 +220,13 @@ def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:
     if not (folder / MANIFEST).exists():
         return recipe
     epochs = int(read_json(folder / MANIFEST).get("training", {}).get("epochs", 0))
-    return replace(recipe, protocol=replace(recipe.protocol, epochs=max(epochs, recipe.protocol.epochs)))
+    return recipe.of_epochs(max(epochs, recipe.protocol.epochs))
 
 
 def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe) -> Experts:
     """Open a folder's experts, first training those that it lacks and saying how long that takes."""
     if is_complete(folder, count):
-        return Experts(folder, task, count, recipe.protocol.epochs)
+        return Experts(folder, task, count, recipe.protocol.epochs, recipe)
     logger.warning("training the missing ones of %d networks in %s", count, folder)
     return train_experts(task, folder, count, longer(recipe, folder), progress=_report)
 

@@ -118,7 +118,7 @@ class FunctionalModule:
                 weight = own["weight"]
                 bound = 1 / math.sqrt(weight[0].numel())
                 for key, parameter in own.items():
-                    drawn = torch.rand(parameter.shape, generator=generator, device=self.device)
+                    drawn = torch.rand(parameter.shape, generator=generator, device=self.device).to(parameter.dtype)
                     params[name + key] = (2 * drawn - 1) * bound
             else:
                 for key, parameter in own.items():

@@ -101,6 +101,14 @@ class TrainedNetworks(NetworkSchedule):
     weight_decay: float = 0.0
     prepare: Prepare | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.outer_steps, self.batch) < 1 or self.inner_steps < 0:
+            raise ConfigError(
+                f"networks serve at least 1 outer step and train on minibatches of at least 1 sample, with no fewer "
+                f"than 0 steps between; got outer_steps {self.outer_steps}, inner_batch {self.batch} and inner_steps "
+                f"{self.inner_steps}"
+            )
+
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Train for ``inner_steps``, or forget the network after its last outer step."""
         age = state.age + 1
@@ -181,6 +189,7 @@ class TrainedUntilOverfitting(TrainedOnS):
     watched: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.watched < 1:
             raise ConfigError(f"overfitting is seen on at least 1 real sample, got {self.watched}")
 
@@ -224,6 +233,7 @@ class AccuracyDriven(TrainedOnS):
     watched: int = 1280
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.window < 2 or self.watched < 1 or min(self.settled, self.moved) < 0:
             raise ConfigError(
                 f"accuracies are watched over a window of at least 2, on at least 1 sample, for ranges of at least 0; "

@@ -10,9 +10,9 @@ from mmdistill.task import NetworkState, Tensors
 
 
 def _norm(tensors: Tensors) -> Tensor:
-    """Return each stacked network's norm over all its tensors, never 0."""
-    squares = torch.stack([tensor.flatten(1).square().sum(1) for tensor in tensors.values()])
-    return squares.sum(0).sqrt().clamp_min(torch.finfo(squares.dtype).tiny)
+    """Return each stacked network's norm over all its tensors, whose square is never 0."""
+    squares = torch.stack([tensor.flatten(1).square().sum(1) for tensor in tensors.values()]).sum(0)
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
 
 def _along(scale: Tensor, tensor: Tensor) -> Tensor:

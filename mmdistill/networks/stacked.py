@@ -103,7 +103,11 @@ class GradientEngine:
 
     def _operations_of(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
         """Return the floating-point operations of the first network's gradient."""
-        first = NetworkState(*({name: t[:1] for name, t in part.items()} for part in state))
+        # Layers of torch write their running statistics in place, and counting must not train them.
+        first = NetworkState(
+            {name: t[:1] for name, t in state.params.items()},
+            {name: t[:1].clone() for name, t in state.buffers.items()},
+        )
         own = take(batch, slice(1)) if self.batched else batch
         own_noise = {name: t[:1] for name, t in noise.items()}
         return operations(lambda: self._plain(first, own, own_noise, self.mode))[1]

@@ -122,7 +122,7 @@ def contrast(features: Tensor, targets: Targets) -> Tensor:
     .. math:: -\frac{1}{n} \sum_i \frac{1}{|P_i|} \sum_{p \in P_i}
         \log \frac{e^{z_i \cdot z_p / \tau}}{\sum_{a \ne i} e^{z_i \cdot z_a / \tau}}
 
-    with z the features at unit length and :math:`P_i` the others of sample i's class, of which there must be some.
+    with z the features at unit length and :math:`P_i` the others of sample i's class; a sample alone in it adds 0.
 
     Shapes:
         features ``(n, d)``; targets ``(n,)`` classes or ``(n, C)`` probabilities, whose largest counts.
@@ -135,7 +135,7 @@ def contrast(features: Tensor, targets: Targets) -> Tensor:
     scores = (unit @ unit.T / TEMPERATURE).masked_fill(own, -torch.inf)
     partners = (classes[:, None] == classes) & ~own
     likelihood = torch.where(partners, scores.log_softmax(1), 0.0).sum(1)
-    return -(likelihood / partners.sum(1)).mean()
+    return -(likelihood / partners.sum(1).clamp_min(1)).mean()
 
 
 def _embedding(task: Task, adversary: NetworkState, inputs: Inputs) -> Tensor:

@@ -36,7 +36,7 @@ class InnerRate(nn.Module):
         super().__init__()
         if initial <= 0:
             raise ConfigError(f"the student's learning rate must start above 0, got {initial}")
-        value = torch.full(() if steps is None else (steps,), initial)
+        value = torch.full(() if steps is None else (steps,), float(initial))
         self.form = form
         if form == "softplus":
             value = value.expm1().log()

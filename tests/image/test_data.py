@@ -316,6 +316,14 @@ def test_only_folders_are_hidden_by_two_underscores(tmp_path: Path) -> None:
     assert len(load(tmp_path / "pets").train_images) == count
 
 
+def test_a_folder_is_told_by_the_images_that_are_read(tmp_path: Path) -> None:
+    for place in ("deep/a/session", "hidden/__pycache__", "hidden/a/.thumbnails"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "0.png").touch()
+    assert files.is_image_folder(tmp_path / "deep")
+    assert not files.is_image_folder(tmp_path / "hidden")
+
+
 def test_images_deeper_in_a_class_are_found_in_a_fixed_order(tmp_path: Path) -> None:
     write_images(tmp_path / "pets")
     (tmp_path / "pets" / "dog" / "more").mkdir()

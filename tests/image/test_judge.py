@@ -92,6 +92,15 @@ def test_a_rate_that_cannot_train_is_said(rate: float, digits: ImageTask) -> Non
     assert "cannot train; judged with the protocol's 0.01" in scores.notes[0]
 
 
+def test_learned_steps_that_cannot_train_are_not_taken(digits: ImageTask) -> None:
+    batch = digits.select(torch.arange(20))
+    order = {"inner_parts": torch.tensor(2), "inner_momentum": torch.tensor(0.9)}
+    rates = {"inner_lr": torch.tensor([0.05, -0.01, 0.05])}
+    scores = digits.evaluate(batch, "convnet", KEY, 1, order | rates)
+    assert "-0.01 cannot train" in scores.notes[0]
+    assert scores.values == digits.evaluate(batch, "convnet", KEY, 1, {}).values
+
+
 def test_unrolled_performance_is_judged_by_its_own_steps(digits: ImageTask) -> None:
     settings = {"steps": 2, "real_batch": 16, "inner_steps": 6, "inner_lr": 0.05, "inner_parts": 2}
     result = distill(digits, CORE_METHODS["dd"], ipc=2, settings=settings)

@@ -1,6 +1,7 @@
 """Training images that are normalised once, when they are drawn, or that do not lie on the task's device."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_images_on_the_host_are_sampled_there_and_sent(monkeypatch: pytest.Monke
 
 @pytest.mark.gpu
 def test_images_too_large_for_the_device_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=0))
     task = image_task(digits(), width=8, device="cuda")
     assert isinstance(task._pixels, Pixels)
     assert task._pixels.place.type == "cpu"

@@ -14,7 +14,15 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import image_task
 from mmdistill.networks import experts as module
 from mmdistill.networks import trajectories
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, Experts, _open_groups, default_folder, train_experts
+from mmdistill.networks.experts import (
+    PUBLISHED,
+    ExpertRecipe,
+    Experts,
+    _open_groups,
+    default_folder,
+    open_experts,
+    train_experts,
+)
 from mmdistill.networks.fit import fit_networks
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -137,6 +145,9 @@ def test_experts_that_do_not_fit_are_refused_by_name(trained: Path, tmp_path: Pa
         Experts(trained, BlobTask(), 3, 9)
     with pytest.raises(CheckpointError, match=r"another network: parameter 0.weight has shape \[8, 4\] .* \[6, 4\]"):
         Experts(trained, BlobTask(width=6))
+    with pytest.raises(CheckpointError, match=r"sam = 0\.0, not 0\.01; use another folder"):
+        open_experts(BlobTask(), trained, 3, replace(RECIPE, protocol=replace(RECIPE.protocol, sam=0.01)))
+    assert open_experts(BlobTask(), trained, 3, RECIPE.of_epochs(1)).epochs == EPOCHS
     other = BlobTask()
     info = other.describe()
     other.describe = lambda: replace(info, fingerprint="else")  # type: ignore[method-assign]

@@ -197,6 +197,11 @@ def test_what_a_constructor_sets_itself_is_drawn_by_it() -> None:
         assert name == "norm" or not torch.equal(found, other.params["0.weight"])
 
 
+def test_layers_are_drawn_in_their_own_format() -> None:
+    network = FunctionalModule(lambda: nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)).double())
+    assert {tensor.dtype for tensor in network.init(KEY).params.values()} == {torch.float64}
+
+
 def test_common_layers_are_drawn_without_their_factory() -> None:
     made: list[int] = []
 
@@ -405,6 +410,13 @@ def test_training_stops_when_real_samples_are_fitted_worse(monkeypatch: pytest.M
     assert all(torch.allclose(params[name], end.network.params[name], atol=1e-10) for name in params)
 
 
+@pytest.mark.parametrize("change", [{"batch": 0}, {"outer_steps": 0}, {"inner_steps": -1}])
+@pytest.mark.parametrize("kind", [TrainedOnS, TrainedOnT, TrainedUntilOverfitting, AccuracyDriven])
+def test_trainings_that_cannot_be_are_refused(kind: type[TrainedOnS], change: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="minibatches of at least 1 sample"):
+        kind(**change)
+
+
 def test_watching_needs_a_sample() -> None:
     with pytest.raises(ConfigError, match="at least 1 real sample"):
         TrainedUntilOverfitting(watched=0)
@@ -512,6 +524,22 @@ def test_a_long_training_compiles_its_loss(monkeypatch: pytest.MonkeyPatch) -> N
         found.append(fit_networks(task.init, loss, data, protocol, 2, Draws(0), mode="loop", compile="auto"))
     assert asked == [loss]
     assert all(torch.equal(found[0].params[name], found[1].params[name]) for name in found[0].params)
+
+
+def test_deciding_whether_to_compile_moves_no_statistics() -> None:
+    network = FunctionalModule(lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
+
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        assert isinstance(batch.targets, Tensor)
+        output, buffers = network(state, batch.inputs, train=True)
+        return nn.functional.cross_entropy(output, batch.targets), buffers
+
+    found = [
+        fit_networks(network.init, loss, data(BlobTask()), FitProtocol(3), 2, KEY, mode="loop", compile=how)  # type: ignore[arg-type]
+        for how in ("off", "auto")
+    ]
+    for name, tensor in found[0].buffers.items():
+        assert torch.equal(tensor, found[1].buffers[name])
 
 
 def test_a_head_may_learn_faster_than_its_body() -> None:

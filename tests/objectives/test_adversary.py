@@ -56,6 +56,15 @@ def test_contrast_equals_its_oracle(classes: list[int]) -> None:
     assert torch.equal(contrast(features, soft), found)
 
 
+def test_a_sample_alone_in_its_class_adds_nothing() -> None:
+    features = KEY.fold("features").normal(3, 5).double()
+    alone = contrast(features, torch.tensor([0, 0, 1]))
+    unit = torch.nn.functional.normalize(features, dim=1)
+    scores = (unit @ unit.T / 0.07).fill_diagonal_(-torch.inf)
+    expected = -(scores[0, 1] - scores[0].logsumexp(0) + scores[1, 0] - scores[1].logsumexp(0)) / 3
+    torch.testing.assert_close(alone, expected)
+
+
 def test_likeness_is_added_and_differentiable(task: BlobTask, network: Network, syn: Batch) -> None:
     assert isinstance(syn.inputs, Tensor)
     objective, leaf = made(task), syn.inputs.clone().requires_grad_()
