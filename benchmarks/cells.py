@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quality import folder_of
+from quality import folder_of, parse_options
 
 from mmdistill.image.models import model_name
 from mmdistill.image.published import conditions
+from mmdistill.registry import get_domain, get_method
 from mmdistill.store import read_json, write_json
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
-CHEAPEST_FIRST = ("dm", "krr", "frepo", "kip", "rfad", "kfs", "cafe", "dcc", "egm", "dc", "dsa", "edd", "idc", "mtt")
-"""Methods not named here follow in alphabetical order."""
+ROWS = ("dm", "krr", "frepo", "kip", "rfad", "kfs", "cafe", "dcc", "egm", "dc", "dsa", "edd", "idc", "mtt")
+"""Methods in the order of a table's rows; those not named here follow in alphabetical order."""
 TABLE_3 = ("convnet", "convnet-nn", "alexnet", "alexnet-in", "resnet18", "resnet18-bn", "vgg11", "vgg11-bn")
 TABLE_5 = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 BASELINES = ("random", "herding")
@@ -37,7 +38,7 @@ class Cell:
         method: the method's name, or one of the baselines.
         ipc: images per class.
         schedule: ``published`` or ``reduced``.
-        options: overrides, as ``quality.py`` spells them; such cells stand in no table.
+        options: overrides, as ``quality.py`` spells them; such cells stand in tables of their own.
         width: of a reduced schedule's ConvNet.
     """
 
@@ -72,10 +73,14 @@ class Cell:
         other = self.schedule == "reduced" and self.method in REDUCED_MODELS
         return ",".join(BASELINES) if self.method == "dm" or other else ""
 
-    def judge(self, column: str) -> str:
-        """Return the network that judges the cell in a column of Table 3 or 5, which a reduced schedule narrows."""
-        own = column == "convnet" and self.method not in REDUCED_MODELS
-        if own or self.schedule == "published" or column not in (*TABLE_3, *TABLE_5):
+    def judge(self, column: str) -> str | None:
+        """Return the network that judges the cell in a column of Table 3 or 5, which a reduced schedule narrows.
+
+        None is the cell's own judge, whatever its network.
+        """
+        if column == "convnet" and (self.schedule == "published" or self.method not in REDUCED_MODELS):
+            return None
+        if self.schedule == "published" or column not in (*TABLE_3, *TABLE_5):
             return column
         factor = next((factor for family, factor in WIDER.items() if column.startswith(family)), 1)
         return model_name(f"{column}-w{factor * self.width}")
@@ -98,16 +103,15 @@ class Cell:
 
     def fail(self, cells: Path, reason: str) -> None:
         """Keep why the cell failed, for the table's reader."""
-        if not self.options:
-            self.reason(cells).parent.mkdir(parents=True, exist_ok=True)
-            self.reason(cells).write_text(reason + "\n")
+        self.reason(cells).parent.mkdir(parents=True, exist_ok=True)
+        self.reason(cells).write_text(reason + "\n")
 
     def keep(self, out: Path, cells: Path, seeds: Iterable[int]) -> None:
-        """Copy what finished runs found to where it is kept; nothing of cells with options, which no table shows.
+        """Copy what finished runs found to where it is kept.
 
         Judges that are kept already and that a run has not asked again stay, with those of its baselines.
         """
-        for seed in () if self.options else seeds:
+        for seed in seeds:
             metrics, record = self.folder(out, seed) / "metrics.json", self.record(cells, seed)
             if metrics.is_file():
                 self.reason(cells).unlink(missing_ok=True)
@@ -116,7 +120,7 @@ class Cell:
                 _add_other_judges(found["results"], kept["results"])
                 for name, entries in kept["baselines"].items():
                     _add_other_judges(found["baselines"].setdefault(name, []), entries)
-                write_json(record, found)
+                write_json(record, found | ({"cell": asdict(self)} if self.options else {}))
 
     def documents(self, cells: Path) -> list[dict[str, Any]]:
         """Return what all finished seeds found."""
@@ -134,7 +138,28 @@ def _add_other_judges(entries: list[dict[str, Any]], kept: Iterable[dict[str, An
     entries += [entry for entry in kept if entry["judge"] not in judges]
 
 
-def order(cell: Cell) -> tuple[int, int, str]:
-    """Return the key that sorts cells by what they cost."""
-    known = CHEAPEST_FIRST.index(cell.method) if cell.method in CHEAPEST_FIRST else len(CHEAPEST_FIRST)
-    return cell.ipc, known, cell.method
+def network_of(judge: str) -> str:
+    """Return the network of a judge as a result names it: without the protocol by which it trained."""
+    return judge.partition(" [")[0]
+
+
+def with_options(cells: Path) -> list[Cell]:
+    """Return one kept cell of each data set, schedule, width and options, of those that have options."""
+    found = {}
+    for path in sorted(cells.glob("*/seed-*.json")):
+        if spelled := read_json(path).get("cell"):
+            cell = Cell(**spelled)
+            found[cell.data, cell.schedule, cell.width, cell.options] = cell
+    return list(found.values())
+
+
+def cost(cell: Cell) -> tuple[int, int, str]:
+    """Return the key that sorts cells by what they cost: few images first, then few steps with those inside them."""
+    settings = get_method(get_domain("image"), cell.method, cell.data, cell.schedule).settings(cell.ipc)  # type: ignore[arg-type]
+    steps = {"steps": settings.steps, "inner_steps": settings.inner_steps} | parse_options(cell.options)
+    return cell.ipc, int(steps["steps"]) * (1 + int(steps["inner_steps"])), cell.method  # type: ignore[call-overload]
+
+
+def row(method: str) -> tuple[int, str]:
+    """Return the key that sorts methods as a table's rows."""
+    return ROWS.index(method) if method in ROWS else len(ROWS), method

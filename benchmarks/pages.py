@@ -4,13 +4,14 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("agg")
-from cells import BASELINES, PUBLISHED, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell
+from cells import BASELINES, PUBLISHED, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, network_of, with_options
 from matplotlib import pyplot as plt
 
 IN_PRINT = {"alexnet": "alexnet-nn", "resnet18": "resnet18-in", "vgg11": "vgg11-in"}
@@ -65,7 +66,7 @@ def by_judge(documents: Sequence[dict[str, Any]], judge: str | None, baseline: s
     for document in documents:
         own = document["results"][0]["judge"]
         entries = document["baselines"].get(baseline, []) if baseline else document["results"]
-        found += [entry for entry in entries if entry["judge"] == (judge or own)][:1]
+        found += [entry for entry in entries if network_of(entry["judge"]) == (judge or network_of(own))][:1]
     return found
 
 
@@ -82,37 +83,37 @@ def in_print(value: Sequence[float] | None) -> str:
     return "-" if value is None else f"{value[0]:.1f} ± {value[1]:.1f}"
 
 
-def table_2(
-    data: str, schedule: str, cells: Path, methods: Sequence[str], ipcs: Sequence[int], width: int = REDUCED_WIDTH
-) -> list[str]:
+def table_2(like: Cell, cells: Path, methods: Sequence[str], ipcs: Sequence[int]) -> list[str]:
     """Return the lines of one data set's table: a row per method and ipc, measured beside published.
 
-    Beside the table of width 16, those of other widths leave out what was not measured.
+    Tables of another width, or with options, leave out what was not measured.
     """
     lines = []
     for ipc in ipcs:
-        base = Cell(data, "dm", ipc, schedule, width=width).documents(cells)
-        if not base:
-            continue
-        random, herding = (spread(by_judge(base, None, name)) for name in BASELINES)
-        runs = f"{len(base)} x {base[0]['results'][0]['n']}"
-        for name, text in zip(BASELINES, (random, herding), strict=True):
-            lines.append(f"| {ipc} | *{name} real images* | {text} | {runs} | - | | | | |")
-        found = [Cell(data, method, ipc, schedule, width=width) for method in methods]
-        if width != REDUCED_WIDTH:
+        base = replace(like, method="dm", ipc=ipc).documents(cells)
+        found = [replace(like, method=method, ipc=ipc) for method in methods]
+        if like.options or like.width != REDUCED_WIDTH:
             found = [cell for cell in found if cell.documents(cells)]
+        elif not base:
+            continue
+        for name in BASELINES if base else ():
+            runs = f"{len(base)} x {base[0]['results'][0]['n']}"
+            lines.append(
+                f"| {ipc} | *{name} real images* | {spread(by_judge(base, None, name))} | {runs} | - | | | | |"
+            )
         lines += [row for cell in found if (row := _row(cell, cells))]
     if not lines:
         return []
-    title = f"## {data}, {_kind(data, schedule, width)}"
+    title = f"## {like.data}, {_kind(like)}"
     head = "| ipc | method | measured | seeds x networks | published | kB | samples | seconds | MiB |"
     return [title, "", head, "|" + "---|" * 9, *lines, ""]
 
 
-def _kind(data: str, schedule: str, width: int) -> str:
+def _kind(like: Cell) -> str:
     """Return what a table's title says of how its cells were measured."""
-    kind = f"{'short' if data == 'digits' else schedule} schedule"
-    return kind if width == REDUCED_WIDTH else f"{kind}, width {width}"
+    kind = f"{'short' if like.data == 'digits' else like.schedule} schedule"
+    kind += f", width {like.width}" if like.width != REDUCED_WIDTH else ""
+    return f"{kind}, {like.options}" if like.options else kind
 
 
 def in_short(failure: str) -> str:
@@ -144,15 +145,13 @@ def _row(cell: Cell, cells: Path) -> str:
     )
 
 
-def across(
-    data: str, schedule: str, cells: Path, methods: Sequence[str], ipc: int, table: int, width: int = REDUCED_WIDTH
-) -> list[str]:
+def across(like: Cell, cells: Path, methods: Sequence[str], ipc: int, table: int) -> list[str]:
     """Return the lines of a cross-architecture table (Table 3 or 5): measured, published in brackets."""
     names, published = (TABLE_3, PUBLISHED["table3"]) if table == 3 else (TABLE_5, PUBLISHED["table5"])
     lines = []
     for method in (*BASELINES, *methods):
         name, baseline = ("dm", method) if method in BASELINES else (method, "")
-        cell = Cell(data, name, ipc, schedule, width=width)
+        cell = replace(like, method=name, ipc=ipc)
         documents = cell.documents(cells)
         found = {column: by_judge(documents, cell.judge(column), baseline) for column in names}
         if sum(bool(entries) for entries in found.values()) < 2:
@@ -160,12 +159,12 @@ def across(
         texts = []
         for column, entries in found.items():
             known = published.get(method, {}).get(IN_PRINT.get(column, column) if table == 3 else column)
-            texts.append(spread(entries) + (f" ({in_print(known)})" if known and data == "cifar10" else ""))
+            texts.append(spread(entries) + (f" ({in_print(known)})" if known and like.data == "cifar10" else ""))
         label = f"*{method} real images*" if baseline else method
         lines.append(f"| {label} | " + " | ".join(texts) + " |")
     if not lines:
         return []
-    title = f"## {data}, ipc {ipc}, across architectures (Table {table}), {_kind(data, schedule, width)}"
+    title = f"## {like.data}, ipc {ipc}, across architectures (Table {table}), {_kind(like)}"
     return [title, "", "| method | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1), *lines, ""]
 
 
@@ -234,12 +233,12 @@ def page(cells: Path, methods: Sequence[str], folder: Path) -> str:
     """Return everything measured so far as one Markdown page, whose pictures are drawn into a folder."""
     lines = PREFACE.splitlines()
     for data in ("digits", *PUBLISHED["table2"]):
-        for schedule in ("published", "reduced"):
-            for width in WIDTHS if schedule == "reduced" else WIDTHS[:1]:
-                lines += table_2(data, schedule, cells, methods, IPCS, width)
-                for ipc in IPCS:
-                    for table in (3, 5):
-                        lines += across(data, schedule, cells, methods, ipc, table, width)
+        kinds = [Cell(data, "dm", 1, "published"), *(Cell(data, "dm", 1, "reduced", width=width) for width in WIDTHS)]
+        for like in [*kinds, *(cell for cell in with_options(cells) if cell.data == data)]:
+            lines += table_2(like, cells, methods, IPCS)
+            for ipc in IPCS:
+                for table in (3, 5):
+                    lines += across(like, cells, methods, ipc, table)
     figures = [f"![Accuracy against images per class]({path.name})" for path in sorted(folder.glob("figure-8-*.png"))]
     if figures:
         note = "One point per cell; `python benchmarks/tables.py --figure 8`, the survey's Fig. 8."

@@ -7,8 +7,9 @@
     python benchmarks/tables.py --page docs/tables.md
 
 A cell is a method, a data set and an ipc. Cells run cheapest first, one at a time on each device, in processes of their
-own, so that one that fails costs only itself. When the hours are over, running cells keep a checkpoint and end; the
-same command goes on from there and skips what is finished. Runs lie under ``--out``; what they found is copied to
+own, so that one that fails costs only itself; the further judges of Tables 3 and 5 follow on the first device. When
+the hours are over, running cells keep a checkpoint and end; the same command goes on from there and skips what is
+finished. Runs lie under ``--out``; what they found is copied to
 ``--cells``, a folder of small files that belongs to the repository, from which ``--page`` writes everything measured
 so far. Remove a cell's folder from both to measure it anew. Published schedules take the network, whitening and judging
 of the method's paper. A ``reduced`` schedule is the library's own for a CPU, with a ConvNet of width 16, or as wide as
@@ -27,7 +28,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cells import CELLS, REDUCED_MODELS, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, order
+import torch
+from cells import CELLS, REDUCED_MODELS, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, cost, network_of, row
 from pages import draw_figure_8, page
 from quality import TASK_OPTIONS, judging_of, parse_row
 
@@ -62,7 +64,7 @@ def run_cells(
 ) -> None:
     """Run unfinished cells on all devices until a time; a cell that fails is reported and the others go on."""
     waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
-    for cell in sorted(cells, key=order):
+    for cell in sorted(cells, key=cost):
         if not cell.finished(places.cells, seeds):
             waiting.put(cell)
 
@@ -153,8 +155,8 @@ def judge_cells(
     """
     for cell in cells:
         for seed in (seed for seed in seeds if cell.finished(places.cells, [seed])):
-            known = {entry["judge"] for entry in read_json(cell.record(places.cells, seed))["results"]}
-            missing = [judge for judge in map(cell.judge, judges) if judge not in known]
+            known = {network_of(entry["judge"]) for entry in read_json(cell.record(places.cells, seed))["results"]}
+            missing = [judge for judge in map(cell.judge, judges) if judge is not None and judge not in known]
             folder = cell.folder(places.out, seed)
             if missing and time.time() < until and not (folder / "metrics.json").exists():
                 print(f"{cell.row}: {distil_cell(cell, places, device, [seed], networks, until)}", flush=True)
@@ -181,6 +183,13 @@ def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, net
     return str(found.headline())
 
 
+def named(devices: str) -> list[str]:
+    """Return the devices that a list names; ``auto`` is every CUDA device, or the CPU."""
+    if devices == "auto" and torch.cuda.is_available():
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return devices.split(",")
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=int, choices=(2, 3, 5), help="2 where neither a figure nor a page is asked for")
@@ -195,7 +204,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--judges", default="", help="for Table 3 or 5, comma-separated; all its columns by default")
     parser.add_argument("--devices", default="auto", help="comma-separated; a cell at a time runs on each")
     parser.add_argument("--hours", type=float, default=1e6, help="then running cells keep a checkpoint and end")
-    parser.add_argument("--options", default="", help="overrides for all cells, as quality.py spells them: steps=100")
+    parser.add_argument(
+        "--options",
+        default="",
+        help="overrides for all cells, as quality.py spells them: experts=20; tables of their own",
+    )
     parser.add_argument("--out", type=Path, default=Path("results"), help="where cells run")
     parser.add_argument("--cells", type=Path, default=CELLS, help="where what they found is kept")
     parser.add_argument("--page", type=Path, help="write all that was measured so far as Markdown")
@@ -212,7 +225,7 @@ def main() -> None:
     methods = [name for name in chosen.methods.split(",") if name] or sorted(domain_methods(domain))
     ipcs = [int(text) for text in chosen.ipc.split(",")]
     seeds = [int(text) for text in chosen.seeds.split(",")]
-    devices = [str(choose_device(device)) for device in chosen.devices.split(",")]
+    devices = [str(choose_device(device)) for device in named(chosen.devices)]
     places = Places(chosen.out, chosen.cells)
     for data in chosen.data.split(",") if chosen.table or chosen.figure else ():
         able = [name for name in methods if chosen.schedule == "published" or name in domain.reduced.get(data, {})]
@@ -230,7 +243,7 @@ def main() -> None:
             draw_figure_8(data, chosen.schedule, chosen.cells, able, ipcs, path)
             print(f"wrote {path}")
     if chosen.page is not None:
-        everything = sorted(domain_methods(domain), key=lambda name: order(Cell("", name, 0, "")))
+        everything = sorted(domain_methods(domain), key=row)
         chosen.page.write_text(page(chosen.cells, everything, chosen.page.parent) + "\n")
         print(f"wrote {chosen.page}")
 

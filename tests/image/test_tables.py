@@ -122,6 +122,7 @@ def test_what_runs_found_is_kept_apart_from_them_and_not_measured_again(scripts:
     for one in (cell, tried):
         write_json(one.folder(out, 1) / "metrics.json", document(0.8))
         one.keep(out, kept, [0, 1])
+    assert cells.with_options(kept) == [tried]
     assert cell.documents(kept) == [document(0.8)]
     assert cell.finished(kept, [1])
     assert not cell.finished(kept, [0, 1])
@@ -131,13 +132,61 @@ def test_what_runs_found_is_kept_apart_from_them_and_not_measured_again(scripts:
     )
     cell.keep(out, kept, [1])
     assert cell.documents(kept)[0]["results"] == [finding(0.8, 0.01), finding(0.6, 0.02, judge="vgg11")]
-    assert tried.documents(kept) == []
+
+
+def test_cells_with_options_stand_in_tables_of_their_own(scripts: Any, tmp_path: Path) -> None:
+    cells, pages, _ = scripts
+    cell = cells.Cell("cifar10", "mtt", 1, "published", "experts=20")
+    write_json(cell.folder(tmp_path) / "metrics.json", document(0.4))
+    cell.keep(tmp_path, tmp_path, [0])
+    text = pages.page(tmp_path, ["dm", "mtt"], tmp_path)
+    assert "## cifar10, published schedule, experts=20\n" in text
+    assert "| 1 | mtt | 40.0 ± 1.0 | 1 x 2 | 46.3 ± 0.8 |" in text
+    assert "## cifar10, published schedule\n" not in text
+
+
+def test_cheap_cells_come_first(scripts: Any) -> None:
+    cells, _, _ = scripts
+    order = sorted(
+        (cells.Cell("cifar10", method, ipc, "published") for ipc in (10, 1) for method in ("frepo", "dd", "dm", "dc")),
+        key=cells.cost,
+    )
+    assert [(cell.ipc, cell.method) for cell in order[:4]] == [(1, "dc"), (1, "dm"), (1, "dd"), (1, "frepo")]
+    short = cells.Cell("cifar10", "frepo", 1, "published", "steps=10")
+    assert cells.cost(short) < cells.cost(order[0])
+
+
+def test_judges_are_known_by_their_network_whatever_protocol_trained_them(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, pages, _ = scripts
+    import tables  # type: ignore[import-not-found]
+
+    cell = cells.Cell("cifar10", "frepo", 10, "published")
+    found = document(0.6) | {"results": [finding(0.6, 0.01, judge="freponet-w128-x2-nn [frepo]")]}
+    write_json(cell.folder(tmp_path) / "metrics.json", found)
+    cell.keep(tmp_path, tmp_path, [0])
+    asked = []
+
+    def judge_cell(cell: Any, judge: str, folder: Path, *_: object) -> str:
+        asked.append(judge)
+        own = {"results": [*found["results"], finding(0.5, 0.01, judge=f"{judge} [frepo]")]}
+        write_json(folder / "metrics.json", found | own)
+        return ""
+
+    monkeypatch.setattr(tables, "judge_cell", judge_cell)
+    for _ in range(2):
+        tables.judge_cells([cell], ["convnet", "vgg11"], tables.Places(tmp_path, tmp_path), "cpu", [0], 2, float("inf"))
+    assert asked == ["vgg11"]
+    row = next(line for line in pages.across(cell, tmp_path, ["frepo"], 10, 3) if line.startswith("| frepo"))
+    assert row.startswith("| frepo | 60.0 ± 1.0 (65.6 ± 0.6) | - ")
+    assert "| 50.0 ± 1.0 (35.0 ± 0.7) | - " in row
 
 
 def test_other_networks_judge_sets_and_real_images_side_by_side(scripts: Any, tmp_path: Path) -> None:
     cells, pages, _ = scripts
     cell = cells.Cell("mnist", "dm", 1, "reduced")
-    assert cell.judge("convnet") == "convnet"
+    assert cell.judge("convnet") is None
     assert cell.judge("vgg11-bn") == "vgg11-w16-bn"
     assert cell.judge("mlp") == "mlp"
     assert cells.Cell("mnist", "kip", 1, "reduced").judge("convnet") == "convnet-w16"
