@@ -287,6 +287,22 @@ def test_truncation_at_all_steps_is_the_full_unroll() -> None:
     assert torch.equal(gradients[3][-2:], gradients[0][-2:])
 
 
+def test_what_a_step_keeps_is_measured_once() -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    calls = []
+
+    def counted(params: Tensors, batch: Batch, step: int) -> Tensor:
+        calls.append(step)
+        return problem.loss(params, batch, step)
+
+    options = Unrolling(0.5)
+    for expected in ([0, *range(STEPS)], list(range(STEPS))):
+        calls.clear()
+        end = terminal(unroll(counted, problem.params, problem.batch, problem.rates, options))
+        torch.autograd.grad(end, problem.inputs)
+        assert calls == expected
+
+
 @pytest.mark.parametrize("keep", [0, 3])
 def test_truncation_passes_no_gradient_to_the_start(keep: int) -> None:
     problem = Problem(lambda: smooth_mlp(6, 16), 16)
