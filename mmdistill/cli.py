@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
-from mmdistill.config import DistillConfig, is_finished, is_started, read_settings
+from mmdistill.config import MEMORY_OPTIONS, DistillConfig, is_finished, is_started, read_settings
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.wording import GROUPS, Parser, in_groups, name_values
 
@@ -242,13 +242,14 @@ def spelled(arguments: Sequence[str]) -> list[str]:
 
 
 def require_resume_alone(arguments: Sequence[str]) -> None:
-    """Refuse options beside ``--resume``, since a run continues with its own.
+    """Refuse options beside ``--resume``, since a run continues with its own; those that bound memory may change.
 
     Raises:
         ConfigError: there are some.
     """
     names = list(dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--")))
-    beside = [name.replace("_", "-") for name in names if name != "--resume"]
+    free = ("--resume", *(f"--{name.replace('_', '-')}" for name in MEMORY_OPTIONS))
+    beside = [name for name in (name.replace("_", "-") for name in names) if name not in free]
     if "--resume" in names and beside:
         raise ConfigError(
             f"a run resumes with its own options; leave {', '.join(beside)} out, or begin another run in a new --out"

@@ -15,6 +15,7 @@ from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, repeated, table, without_scores
 from mmdistill.config import (
+    MEMORY_OPTIONS,
     DistillConfig,
     baseline_names,
     is_finished,
@@ -54,8 +55,8 @@ NO_ROW = "no row of its own in Table 1"
 def distill_command(config: DistillConfig, resume: str | None) -> None:
     """Distil, judge, draw; or continue an interrupted run. Under torchrun all ranks distil and the first goes on."""
     if resume is not None:
-        config = DistillConfig.load(Path(resume) / "config.yaml")
-        config = dataclasses.replace(config, out=resume)
+        bounds = {name: value for name in MEMORY_OPTIONS if (value := getattr(config, name)) is not None}
+        config = dataclasses.replace(DistillConfig.load(Path(resume) / "config.yaml"), out=resume, **bounds)
     folder = config.folder()
     _require_free(config, folder, resume)
     if config.deterministic:
@@ -382,6 +383,8 @@ def methods_command(domain: str | None) -> None:
                 print(f"  {'':22} {row}")
         for key, storage in found.parameterizations.items():
             print(f"  --parameterization {key:22} {storage.summary}")
+        for stem in found.families:
+            print(f"  --parameterization {f'{stem}-N':22} likewise by another number")
 
 
 def data_command() -> None:

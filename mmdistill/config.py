@@ -9,6 +9,8 @@ import yaml
 
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
 
+MEMORY_OPTIONS = ("classes_at_once", "kept_steps")
+"""Options that bound memory, with which a run may be resumed otherwise."""
 SETTINGS = (
     "steps",
     "real_batch",
@@ -22,8 +24,7 @@ SETTINGS = (
     "inner_momentum",
     "inner_window",
     "clip",
-    "classes_at_once",
-    "kept_steps",
+    *MEMORY_OPTIONS,
     "experts",
     "expert_steps",
     "start_epochs",

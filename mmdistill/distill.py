@@ -20,7 +20,7 @@ from mmdistill.budget import find_budget
 from mmdistill.checkpoints import Checkpoints
 from mmdistill.compilation import CompileMode
 from mmdistill.distiller import Distiller
-from mmdistill.errors import ConfigError, NonFiniteError, UnsupportedError
+from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError, UnsupportedError
 from mmdistill.memory import explained
 from mmdistill.method import LABELS, Method, Storage
 from mmdistill.networks.architecture import described_layers
@@ -28,6 +28,7 @@ from mmdistill.precision import Precision
 from mmdistill.registry import get_domain, get_method, get_parameterization, unknown_name
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws, checked_seed, sole_writer, sweep
+from mmdistill.settings import MEMORY_ONLY
 from mmdistill.stepper import Stepper
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task, require_task
@@ -153,6 +154,8 @@ def distill(
         )
     if out == "":
         raise ConfigError("out is a folder, got ''; None keeps nothing on disk, and '.' is the current folder")
+    if resume and out is None:
+        raise ConfigError("resuming needs the folder of the run")
     found, own_name = find_method(task, method)
     name = name or own_name
     if label is not None and label not in LABELS:
@@ -167,6 +170,8 @@ def distill(
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, and a run needs a folder; choose another one")
+    if resume and folder is not None and not Checkpoints(folder / "checkpoints", {}).paths():
+        raise CheckpointError(f"{folder} holds no checkpoint to resume from")
     writes = folder is not None and ranks.is_first() and (folder.is_dir() or not resume)
     with sole_writer(folder) if folder is not None and writes else nullcontext():  # before other ranks go on
         if folder is not None and writes and not (resume or overwrite):
@@ -192,9 +197,7 @@ def _distilled(
     run.share()
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity(distiller, name))
     earlier = 0.0
-    if resume:
-        if checkpoints is None:
-            raise ConfigError("resuming needs the folder of the run")
+    if resume and checkpoints is not None:
         earlier = checkpoints.restore(run, task.device)
     elif checkpoints is not None and folder is not None:
         if ranks.is_first():
@@ -304,7 +307,7 @@ def _require_finite(run: RunState, loss: float, checkpoints: "Checkpoints | None
     what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
     kept = checkpoints.paths()[-1:] if checkpoints is not None else []
     left = f"{kept[0]} holds the last good state" if kept else "no checkpoint was written before"
-    raise NonFiniteError(f"{what} at or before step {run.step}; {left}. {LOWER_RATE} or use float32")
+    raise NonFiniteError(f"{what} at or before step {run.step}; {left}. {LOWER_RATE}, or use float32 where it is not")
 
 
 def _warn_of_divergence(run: RunState, loss: float) -> None:
@@ -356,7 +359,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "layers": described_layers(distiller.task),
         "budget": distiller.budget,
         "seed": distiller.draws.seed,
-        "settings": asdict(distiller.settings),
+        "settings": {**asdict(distiller.settings), **MEMORY_ONLY},  # with which a run may go on otherwise
         "precision": distiller.precision,
         "processes": ranks.size(),
     }

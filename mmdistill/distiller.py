@@ -97,12 +97,31 @@ class Distiller:
 
     def start(self) -> RunState:
         """Build the initial state: initialised samples, fresh optimizers."""
-        parameterization = self.initial()
         objective = self._objective() if self.method.solve is None else _Solved()
         if self.precision == "bf16" and not objective.lowers:
             raise ConfigError(
                 f"{self.method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another"
             )
+        parameterization = self.initial()
+        self._require_composition(parameterization, objective)
+        parameterization.to(self.task.device)
+        if isinstance(parameterization.labels, TeacherLabels) and not self.schedule.gives_target:
+            self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
+        objective.to(self.task.device)
+        optimizers = (
+            {
+                name: self._optimizer(name, parameters)
+                for name, parameters in _grouped(parameterization, objective).items()
+            }
+            if self.steps
+            else {}
+        )
+        finite = torch.ones((), dtype=torch.bool, device=self.task.device)
+        average = copied(parameterization.state_dict()) if self.settings.ema else None
+        return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
+
+    def _require_composition(self, parameterization: Parameterization, objective: Objective) -> None:
+        """Refuse samples and an objective that cannot go together."""
         if "labels" in parameterization.groups() and not objective.reads_labels:
             raise ConfigError(
                 f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
@@ -119,21 +138,6 @@ class Distiller:
                 f"a step can take {self.settings.syn_batch} samples of each class where a method matches class by "
                 f"class, labels are no teacher's, and samples do not share their inputs; set syn_batch to 0"
             )
-        parameterization.to(self.task.device)
-        if isinstance(parameterization.labels, TeacherLabels) and not self.schedule.gives_target:
-            self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
-        objective.to(self.task.device)
-        optimizers = (
-            {
-                name: self._optimizer(name, parameters)
-                for name, parameters in _grouped(parameterization, objective).items()
-            }
-            if self.steps
-            else {}
-        )
-        finite = torch.ones((), dtype=torch.bool, device=self.task.device)
-        average = copied(parameterization.state_dict()) if self.settings.ema else None
-        return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
 
     def _objective(self) -> Objective:
         """Return the method's objective, once it is known to work with the task and the schedule."""

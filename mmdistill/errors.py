@@ -1,6 +1,6 @@
 """The exceptions that mmdistill raises on purpose; the command line turns each into one line and exit code 2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
 NEAR = 0.5
@@ -43,6 +43,16 @@ class NonFiniteError(MmdistillError):
 
 class MemoryExhaustedError(MmdistillError):
     """The device or the machine has no more memory for what was asked."""
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of some choices.
+
+    Raises:
+        ConfigError: naming the nearest.
+    """
+    if value not in choices:
+        raise ConfigError(f"{name} is {' or '.join(choices)}, got {value!r}{did_you_mean(str(value), choices)}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -118,10 +118,10 @@ class Method:
         if self.solve is not None:
             return []
         watched = WatchedSettings.of(self.settings(budget))
-        self.network(watched)
+        schedule = self.network(watched)
         self.make_objective(watched)
         idle = {name for name in TRAINING if name not in watched.read}
-        idle |= {"teacher_epochs"} if self.label != "teacher" else set()
+        idle |= {"teacher_epochs"} if self.label != "teacher" or schedule.gives_target else set()
         return [name for name in names if name in idle]
 
     def customised(

@@ -104,6 +104,7 @@ class Domain:
         presets: by data set name, methods whose settings differ there.
         reduced: by data set name, methods with short schedules for a CPU; '*' is for all data without a name here.
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
+        families: ways of storing samples with a number at the end of their name, by what stands before it.
         storages: by data set name, ways of storing samples whose settings differ there.
         options: which of the options in :data:`~mmdistill.assembly.OPTIONS_OF_DOMAINS` mean something to it.
         taxonomy: by method name, the rows of Table 1.
@@ -124,6 +125,7 @@ class Domain:
     presets: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
     reduced: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
     parameterizations: Mapping[str, Storage] = field(default_factory=dict)
+    families: Mapping[str, Callable[[int], Storage]] = field(default_factory=dict)
     storages: Mapping[str, Mapping[str, Storage]] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
@@ -245,7 +247,11 @@ def get_parameterization(domain: Domain, name: str, data: str = "") -> Storage:
     if not domain.parameterizations:
         raise ConfigError(f"{domain.name} data are stored as each method does it; leave the parameterization out")
     key = canonical(name)
-    if key not in domain.parameterizations:
-        raise unknown_name(f"parameterization of {domain.name} data", name, domain.parameterizations)
     found = {**domain.parameterizations, **domain.storages.get(canonical(data), {})}
+    stem, _, number = key.rpartition("-")
+    if key not in found and stem in domain.families and number.isdecimal():
+        found[key] = domain.families[stem](int(number))
+    if key not in found:
+        known = [*found, *(f"{stem}-N" for stem in domain.families)]
+        raise unknown_name(f"parameterization of {domain.name} data", name, known)
     return replace(found[key], name=key)

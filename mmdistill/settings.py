@@ -54,6 +54,8 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
 
 
+MEMORY_ONLY: Mapping[str, int] = {"classes_at_once": 0, "kept_steps": -1}
+"""Settings that bound memory and change a result by rounding alone, with what leaves them to the device."""
 TRAINING = (
     *("outer_steps", "inner_steps", "inner_lr", "inner_batch", "inner_momentum", "inner_window", "kept_steps"),
     *("experts", "expert_steps", "start_epochs", "expert_folder"),
@@ -115,6 +117,8 @@ class OptimizerSpec:
         require_at_least(self, {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0})
         if self.momentum >= 1:
             raise ConfigError(f"momentum is at least 0 and below 1, got {self.momentum:g}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are two numbers of at least 0 and below 1, got {self.betas}")
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,17 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from mmdistill import commands, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.cli import FORMATS, build_parser, main, spelled
-from mmdistill.config import SETTINGS, DistillConfig
+from mmdistill.config import MEMORY_OPTIONS, SETTINGS, DistillConfig
+from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
 from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, Domain, get_domain, get_method
-from mmdistill.settings import Settings
+from mmdistill.run_state import RunState
+from mmdistill.settings import MEMORY_ONLY, Settings
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, Task
 from mmdistill.wording import GROUPS
@@ -607,6 +610,22 @@ def test_options_beside_resume_are_refused(run: Path, capsys: pytest.CaptureFixt
     assert main(["distill", "--resume", str(run), "--steps", "500", "--judge-epochs=3"]) == 2
     assert "a run resumes with its own options; leave --steps, --judge-epochs out" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_may_resume_with_other_bounds_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(distiller: Distiller, run: RunState, gradients: object = None) -> tuple[RunState, Tensor]:
+        if run.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(distiller, run, gradients)  # type: ignore[arg-type]
+
+    step = Distiller.step
+    what = ["--data", "digits", "--method", "dc", "--ipc", "1", "--steps", "4", "--width", "4", "--judge-epochs", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Distiller, "step", stopped)
+        assert main(["distill", *what, "--networks", "1", "--out", str(tmp_path)]) == 130
+    assert main(["distill", "--resume", str(tmp_path), "--classes-at-once", "1"]) == 0
+    assert DistilledSet.load(tmp_path).settings["classes_at_once"] == 1
+    assert set(MEMORY_OPTIONS) == set(MEMORY_ONLY)
 
 
 def test_both_spellings_of_options() -> None:

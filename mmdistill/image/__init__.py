@@ -10,7 +10,7 @@ from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
 from mmdistill.image.published import conditions
 from mmdistill.image.reduced import REDUCED
-from mmdistill.image.storage import PARAMETERIZATIONS
+from mmdistill.image.storage import PARAMETERIZATIONS, tiled
 from mmdistill.image.task import ImageTask, image_task, make_task
 from mmdistill.image.taxonomy import TABLE_1
 from mmdistill.registry import Domain
@@ -33,6 +33,7 @@ DOMAIN = Domain(
     conditions=conditions,
     shortcoming=missing_classes,
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
+    families={"upsample": tiled},
     storages={"digits": {"gan-latents": DIGITS_LATENTS}},
 )
 

@@ -209,7 +209,7 @@ def fit_networks(
                 engine.begin(current, batch, own_noise, steps)
             gradients, buffers = engine(step_key, current, batch, own_noise)
             if protocol.sam:
-                here = {name: gradient.clone() for name, gradient in gradients.items()}
+                here = {name: g.clone() for name, g in gradients.items()} if protocol.sam_gap else {}
                 there = uphill(current, gradients, protocol.sam, protocol.sam_adaptive)
                 gradients, buffers = engine(step_key, there, batch, own_noise)
                 if protocol.sam_gap:

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.runtime import Draws, global_draws_from, host_draws_from
-from mmdistill.task import Inputs, NetworkState, Tensors
+from mmdistill.task import NetworkState, Tensors
 
 ModuleFactory = Callable[[], nn.Module]
 """Makes a freshly initialised network."""
@@ -248,10 +248,3 @@ def _may_draw(module: nn.Module) -> bool:
     return any(
         not DRAWING.isdisjoint(function.__code__.co_names) for function in functions if function.__name__ != "__init__"
     )
-
-
-def detach_inputs(inputs: Inputs) -> Inputs:
-    """Return inputs cut from the graph."""
-    if isinstance(inputs, dict):
-        return {name: tensor.detach() for name, tensor in inputs.items()}
-    return inputs.detach()

@@ -25,9 +25,11 @@ def side_streams(device: torch.device) -> Iterator[Iterator[AbstractContextManag
     streams = [kept_stream(device, index) for index in range(STREAMS)]
     for stream in streams:
         stream.wait_stream(own)
-    yield (torch.cuda.stream(stream) for stream in cycle(streams))
-    for stream in streams:
-        own.wait_stream(stream)
+    try:
+        yield (torch.cuda.stream(stream) for stream in cycle(streams))
+    finally:
+        for stream in streams:
+            own.wait_stream(stream)
 
 
 @functools.cache

@@ -5,11 +5,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.module import detach_inputs
 from mmdistill.objectives.base import Network, Objective, require_features
 from mmdistill.objectives.unrolled import flat
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, take
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, map_inputs, take
 
 TEMPERATURE = 0.07
 """Of the contrast between classes."""
@@ -84,7 +83,7 @@ class StyleAdversary(Objective):
         adversary = NetworkState({name: p.clone() for name, p in self._part("params").items()}, self._part("buffers"))
         likeness = (1 + _cosine(_embedding(network.task, adversary, two.inputs))).mean() / 2
         matched: Tensor = self.objective(network, syn, real, draws)
-        self._learn(network.task, adversary, two._replace(inputs=detach_inputs(two.inputs)), key)
+        self._learn(network.task, adversary, two._replace(inputs=map_inputs(lambda t: t.detach(), two.inputs)), key)
         return matched + self.weight * likeness
 
     def _pairs(self, batch: Batch, draws: Draws) -> Batch:

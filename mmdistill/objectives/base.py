@@ -71,10 +71,6 @@ class Network(NamedTuple):
         graph = torch.is_grad_enabled() or (batch.dims.inputs is None and self.precision == "mixed")
         return lowered(self.precision, batch.batch.weight.device, graph=graph)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the weighted mean training loss of a batch."""
-        return self.task.loss(self.state, batch)
-
     def features(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return one ``(n, d_l)`` tensor per layer, the embedding last."""
         return (self.task if self.compiled is None else self.compiled).features(self.state, inputs)
@@ -350,15 +346,3 @@ def flatten_classes(batch: ClassBatch) -> Batch:
         map_inputs(lambda t: t.flatten(0, 1), targets),
         weight.flatten(),
     )
-
-
-__all__ = [
-    "Network",
-    "Objective",
-    "class_gradients",
-    "class_means",
-    "class_sides",
-    "class_summary",
-    "flatten_classes",
-    "num_samples",
-]

@@ -1,15 +1,17 @@
 """Distribution matching: moments of features of the real and the synthetic samples."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ShapeError
+from mmdistill.errors import ShapeError, require_choice
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides, features_at_once, require_features
 from mmdistill.portions import sum_by_classes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Task
+
+Layers = Literal["last", "all"]
 
 
 class DistributionMatching(Objective):
@@ -23,6 +25,7 @@ class DistributionMatching(Objective):
     Shapes:
         class batches on both sides; returns a scalar.
     Raises:
+        ConfigError: other layers than these.
         ShapeError: the class axes differ, or the number of weights is not that of layers.
     Source: Zhao and Bilen, WACV 2023, Eq. 3-5; survey Sec. 3.3.4.
     """
@@ -30,8 +33,9 @@ class DistributionMatching(Objective):
     reads_labels = False
     lowers = True
 
-    def __init__(self, layers: Literal["last", "all"] = "last", weights: tuple[float, ...] = ()) -> None:
+    def __init__(self, layers: Layers = "last", weights: tuple[float, ...] = ()) -> None:
         super().__init__()
+        require_choice("layers", layers, get_args(Layers))
         self.layers = layers
         self.weights = weights
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, require_choice
 from mmdistill.objectives.base import (
     ClassMode,
     Network,
@@ -25,6 +25,8 @@ from mmdistill.task import Batch, ClassBatch, Dims, Task, Tensors
 
 Siamese = Callable[[Draws, ClassBatch], ClassBatch]
 """Augments a batch per class; the same key means the same augmentation."""
+Reduction = Literal["per-class", "class-sum"]
+ClassWeights = Literal["equal", "share"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class GradientMatching(Objective):
     Shapes:
         class batches on both sides with one number of classes; returns a scalar.
     Raises:
+        ConfigError: another reduction, mode or weights than these.
         ShapeError: the class axes differ.
     Source: Zhao et al., ICLR 2021, Sec. 3; Lee et al., ICML 2022 (Eq. 9); weights: Jin et al., ICLR 2022; survey
         Sec. 3.3.3.
@@ -72,14 +75,17 @@ class GradientMatching(Objective):
     def __init__(
         self,
         distance: Distance = row_cosine,
-        reduction: Literal["per-class", "class-sum"] = "per-class",
+        reduction: Reduction = "per-class",
         mode: ClassMode = "auto",
         *,
-        weights: Literal["equal", "share"] = "equal",
+        weights: ClassWeights = "equal",
         augment: Siamese | None = None,
         warm_up: WarmUp | None = None,
     ) -> None:
         super().__init__()
+        require_choice("reduction", reduction, get_args(Reduction))
+        require_choice("mode", mode, get_args(ClassMode))
+        require_choice("weights", weights, get_args(ClassWeights))
         self.distance = distance
         self.reduction = reduction
         self.mode = mode

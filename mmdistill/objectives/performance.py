@@ -2,17 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, ShapeError, require_choice
 from mmdistill.labels import as_probabilities, weighted_mean
 from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes, require_features
 from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors
+
+RidgeScale = Literal["trace", "absolute"]
 
 
 class Kernel(ABC):
@@ -89,9 +91,7 @@ def require_one_tensor(name: str, task: Task, ndim: int | None = None) -> None:
         )
 
 
-def ridge_solution(
-    kernel: Tensor, targets: Tensor, ridge: Tensor | float, scale: Literal["trace", "absolute"]
-) -> Tensor:
+def ridge_solution(kernel: Tensor, targets: Tensor, ridge: Tensor | float, scale: RidgeScale) -> Tensor:
     """Return (K + lambda I)^-1 Y by Cholesky in float64.
 
     A matrix that is not positive definite gives NaN (no host synchronisation), which stops a run.
@@ -116,7 +116,7 @@ RidgeLoss = Callable[[Tensor, Targets, Tensor], Tensor]
 """``(prediction (n, k), real targets, weight (n,)) -> scalar``."""
 
 
-def squared_error(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
+def half_squared_error(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
     """Return half the summed squared error per sample, to one-hot targets minus 1/C, averaged over samples."""
     if isinstance(targets, dict):
         raise ConfigError("the squared error reads one target tensor, not a named dict")
@@ -152,7 +152,7 @@ class RidgeSystem(NamedTuple):
     k_ss: Tensor
     targets: Tensor
     ridge: Tensor
-    scale: Literal["trace", "absolute"]
+    scale: RidgeScale
     real: Inputs
     syn: Inputs
 
@@ -205,6 +205,8 @@ class KernelRidgeMatching(Objective):
         readout: from the ridge system to predictions; :func:`without_diagonal` makes the linear kernel EASE.
     Shapes:
         flat batches; class indices count as one-hot minus 1/C; returns a scalar.
+    Raises:
+        ConfigError: a ridge that is not positive, or another scale or view than these.
     Source: Nguyen et al., ICLR 2021; Zhou et al., NeurIPS 2022; survey Sec. 3.3.2.
     """
 
@@ -212,13 +214,15 @@ class KernelRidgeMatching(Objective):
         self,
         kernel: Kernel,
         ridge: float = 1e-6,
-        scale: Literal["trace", "absolute"] = "trace",
-        loss: RidgeLoss = squared_error,
+        scale: RidgeScale = "trace",
+        loss: RidgeLoss = half_squared_error,
         learn_ridge: bool = False,
         view: RealView = "flat",
         readout: Readout = ridge_prediction,
     ) -> None:
         super().__init__()
+        require_choice("scale", scale, get_args(RidgeScale))
+        require_choice("view", view, get_args(RealView))
         if ridge <= 0:
             raise ConfigError(f"the ridge must be positive, got {ridge}")
         self.kernel = kernel
@@ -273,10 +277,10 @@ __all__ = [
     "LinearKernel",
     "Readout",
     "RidgeSystem",
+    "half_squared_error",
     "multinomial",
     "require_one_tensor",
     "ridge_prediction",
     "ridge_solution",
-    "squared_error",
     "without_diagonal",
 ]

@@ -23,7 +23,7 @@ from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
-from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, squared_error
+from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, half_squared_error
 from mmdistill.objectives.ridge import InFloat64, RandomFeatureRidge
 from mmdistill.objectives.trajectory import PrunedTrajectoryMatching, TrajectoryMatching
 from mmdistill.objectives.unrolled import UnrolledPerformance
@@ -68,7 +68,7 @@ KIP = {
     "objective.__class__": KernelRidgeMatching,
     "objective.view": "classes",
     "objective.scale": "trace",
-    "objective.loss": squared_error,
+    "objective.loss": half_squared_error,
     "ridge": pytest.approx(1e-6, rel=1e-12),
 }
 PUBLISHED: dict[str, dict[str, object]] = {
@@ -92,7 +92,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "objective.kernel.__class__": FeatureKernel,
         "objective.view": "flat",
         "objective.scale": "trace",
-        "objective.loss": squared_error,
+        "objective.loss": half_squared_error,
         "objective.limit": 500,
         "ridge": pytest.approx(1e-6, rel=1e-12),
     },

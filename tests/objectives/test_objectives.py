@@ -1,5 +1,7 @@
 """Every objective against its loop-written float64 oracle, by finite differences, and in its analytic truths."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -187,6 +189,22 @@ def test_mismatched_sides_are_refused(task: BlobTask, network: Network) -> None:
         row_cosine({"b": torch.ones(3, 4)}, {"b": torch.ones(3, 4)})
     with pytest.raises(ShapeError, match="have shapes"):
         squared_error({"w": torch.ones(3, 4, 2)}, {"w": torch.ones(3, 4, 3)})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GradientMatching(reduction="per_class"), "reduction is per-class or class-sum.*mean 'per-class'"),  # type: ignore[arg-type]
+        (lambda: GradientMatching(weights="shares"), "weights is equal or share.*mean 'share'"),  # type: ignore[arg-type]
+        (lambda: GradientMatching(mode="fast"), "mode is auto or vmap or loop"),  # type: ignore[arg-type]
+        (lambda: DistributionMatching("lats"), "layers is last or all.*mean 'last'"),  # type: ignore[arg-type]
+        (lambda: KernelRidgeMatching(FeatureKernel(), scale="trave"), "scale is trace or absolute.*mean 'trace'"),  # type: ignore[arg-type]
+        (lambda: KernelRidgeMatching(FeatureKernel(), view="rows"), "view is classes or flat"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_choice_that_there_is_not_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 def test_the_toy_task_conforms() -> None:

@@ -205,6 +205,10 @@ def test_a_storage_brings_the_rates_of_its_groups() -> None:
 
 
 def test_names_of_parameterizations(task: ImageTask) -> None:
+    assert get_parameterization(DOMAIN, "upsample-4").name == "upsample-4"
+    for name in ("upsample-", "upsample--2", "raw-2"):
+        with pytest.raises(ConfigError, match="unknown parameterization of image data"):
+            get_parameterization(DOMAIN, name)
     with pytest.raises(ConfigError, match="did you mean 'upsample-2'"):
         distill(task, "dm", ipc=1, parameterization="upsampel-2")
     with pytest.raises(ConfigError, match="graph data are stored as each method does it"):
