@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmdistill.graph.task import graph_task as graph_task
     from mmdistill.image.task import image_task as image_task
     from mmdistill.methods import CORE_METHODS as METHODS
+    from mmdistill.parameterizations.codes import decode as decode
     from mmdistill.recsys.task import recsys_task as recsys_task
     from mmdistill.store import DistilledSet as DistilledSet
     from mmdistill.text.task import text_task as text_task
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "distill": ("mmdistill.distill", "distill"),
     "evaluate": ("mmdistill.evaluate", "evaluate"),
+    "decode": ("mmdistill.parameterizations.codes", "decode"),
     "DistilledSet": ("mmdistill.store", "DistilledSet"),
     "METHODS": ("mmdistill.methods", "CORE_METHODS"),
     "image_task": ("mmdistill.image.task", "image_task"),
@@ -43,6 +45,7 @@ _HOMES = {
 __all__ = [
     "METHODS",
     "DistilledSet",
+    "decode",
     "distill",
     "evaluate",
     "graph_set_task",

@@ -24,6 +24,7 @@ from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError, Unsup
 from mmdistill.memory import explained
 from mmdistill.method import LABELS, Method, Storage
 from mmdistill.networks.architecture import described_layers
+from mmdistill.parameterizations.codes import CODES, save_codes
 from mmdistill.precision import Precision
 from mmdistill.registry import get_domain, get_method, get_parameterization, unknown_name
 from mmdistill.run_state import RunState
@@ -53,7 +54,7 @@ LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 LONGEST_UNSAVED = 600.0
 """Seconds after which a checkpoint is written, unless the user says when."""
 FORMER = (
-    *("distilled.json", "distilled.safetensors", "metrics.json", "history.json", "report.md", "report.html"),
+    *("distilled.json", "distilled.safetensors", CODES, "metrics.json", "history.json", "report.md", "report.html"),
     *("pictures/*.png", "pictures/*.md"),
 )
 """What a run removes of a former one in its folder when it begins, so that nobody takes it for its own.
@@ -211,6 +212,7 @@ def _distilled(
         sweep(folder)
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
         result.save(folder)
+        save_codes(folder / CODES, run.parameterization, distiller.draws.seed)
     return result
 
 

@@ -1,15 +1,15 @@
 """The Parameterization contract: stored codes, decoded into samples (Eq. 26)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill.labels import Labels
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, Inputs, map_inputs, stack_classes, take
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, Tensors, map_inputs, stack_classes, take
 
 FeatureMap = Callable[[Inputs], tuple[Tensor, ...]]
 
@@ -113,6 +113,25 @@ class Parameterization(nn.Module, ABC):
     def project(self) -> None:
         """Bring the codes back into their allowed set after a step (clamping, say)."""
 
+    def plain_values(self) -> Mapping[str, object] | None:
+        """Return the plain values that, beside what is stored, :meth:`rebuilt` needs; None where nothing can."""
+        return None
+
+    @classmethod
+    def rebuilt(
+        cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
+    ) -> "Parameterization":
+        """Return what decodes as the one that was stored, for use.
+
+        Args:
+            plain: its :meth:`plain_values`.
+            tensors: what it stored, labels aside, by name.
+            labels: its labels.
+            classes: ``(M,)`` the class that each decoded sample stands for.
+            num_classes: C.
+        """
+        raise NotImplementedError(f"{cls.__name__} gives no plain values to be rebuilt from")
+
     def stored_numel(self) -> int:
         """Return how many numbers must be kept to regenerate every sample, decoder and labels included."""
         return sum(tensor.numel() for tensor in self.state_dict().values())
@@ -126,8 +145,13 @@ def stored_tensor_bytes(tensor: Tensor) -> int:
     """Return the bytes that a tensor needs in storage; integers count the smallest type that holds them."""
     if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.numel() == 0:
         return tensor.numel() * tensor.element_size()
-    largest = int(tensor.abs().max())
-    return tensor.numel() * (1 if largest < 256 else 2 if largest < 65536 else 4)
+    return tensor.numel() * smallest_type(tensor).itemsize
+
+
+def smallest_type(tensor: Tensor) -> torch.dtype:
+    """Return the smallest type that holds a tensor's whole numbers, of which none is negative."""
+    largest = int(tensor.max()) if tensor.numel() else 0
+    return torch.uint8 if largest < 256 else torch.uint16 if largest < 65536 else torch.uint32
 
 
 def class_table(classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """Textures: one tileable canvas per class, of which samples are crops around its edges (survey, Sec. 4.10)."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
 from mmdistill.parameterizations.upsample import spread_targets
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch, Task, Tensors
 
 
 class Canvases(Parameterization):
@@ -62,6 +64,18 @@ class Canvases(Parameterization):
         owner = torch.arange(num_classes, device=key.device).repeat_interleave(self.crops)
         inputs = self.canvases[owner[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
+
+    def plain_values(self) -> Mapping[str, object]:
+        """Return the crops' size and number."""
+        return {"size": list(self.size), "crops": self.crops}
+
+    @classmethod
+    def rebuilt(
+        cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
+    ) -> "Canvases":
+        """Return what crops the stored canvases."""
+        height, width = plain["size"]
+        return cls(tensors["canvases"], labels, (height, width), plain["crops"])
 
 
 def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, multiple: int = 4) -> Canvases:

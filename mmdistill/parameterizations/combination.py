@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
 from mmdistill.parameterizations.upsample import PixelSpace, pixel_space, require_images
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch, Task, Tensors
 
 
 class CombinedImages(Parameterization):
@@ -75,6 +76,23 @@ class CombinedImages(Parameterization):
             images = (images / self.scale - self._mean) / self._std
         inputs = torch.einsum("crk,ckxyz->crxyz", self.coefficients, images).flatten(0, 1)
         return Batch(inputs, self.labels(), inputs.new_ones(len(inputs)))
+
+    def plain_values(self) -> Mapping[str, object] | None:
+        """Return the scale and the space of the images; None where they are not in the set."""
+        if "images" not in self.state_dict():
+            return None
+        space = PixelSpace(self._mean, self._std, -math.inf, math.inf)
+        return {"scale": self.scale, **space.plain_values()}
+
+    @classmethod
+    def rebuilt(
+        cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
+    ) -> "CombinedImages":
+        """Return what combines the stored images."""
+        images = tensors["images"]
+        indices = torch.zeros(images.shape[:2], dtype=torch.long)
+        space = PixelSpace.of(plain)
+        return cls(tensors["coefficients"], images, indices, labels, True, space, plain["scale"])
 
 
 def learned_coefficients(

@@ -1,6 +1,7 @@
 """Codes and small learned decoders: every code passes through every decoder (Eq. 26, 30)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget, fit_to_images
 from mmdistill.parameterizations.upsample import spread_targets
 from mmdistill.runtime import Draws, host_draws_from
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch, Task, Tensors
 
 
 class DecodedCodes(Parameterization):
@@ -45,6 +46,26 @@ class DecodedCodes(Parameterization):
         inputs = torch.stack([decoder(self.codes) for decoder in self.decoder], 1).flatten(0, 1)
         return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
 
+    def plain_values(self) -> Mapping[str, object] | None:
+        """Return what decoders these are; None where one is of a kind of the user's."""
+        for kind, known in DECODERS.items():
+            sizes = [list(decoder.sizes) for decoder in self.decoder if isinstance(decoder, known)]
+            if len(sizes) == len(self.decoder):
+                return {"decoder": kind, "sizes": sizes}
+        return None
+
+    @classmethod
+    def rebuilt(
+        cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
+    ) -> "DecodedCodes":
+        """Return what decodes the stored codes by the stored decoders."""
+        decoders = [DECODERS[plain["decoder"]](*sizes) for sizes in plain["sizes"]]
+        made = cls(tensors["codes"], decoders, labels, classes[:: len(decoders)], num_classes)
+        prefix = "decoder."
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        made.decoder.load_state_dict(own)
+        return made
+
 
 class Hallucinator(nn.Module):
     """Render an image in another style: 3 x 3 convolution, ReLU, a scale and shift per element, and back.
@@ -67,6 +88,7 @@ class Hallucinator(nn.Module):
         super().__init__()
         if min(height, width) < 3:
             raise ConfigError(f"a hallucinator needs images of at least 3 x 3 pixels, got {height} x {width}")
+        self.sizes = (channels, height, width)
         self.inward = nn.Conv2d(channels, channels, 3)
         self.scale = nn.Parameter(torch.ones(channels, height - 2, width - 2))
         self.shift = nn.Parameter(torch.zeros(channels, height - 2, width - 2))
@@ -95,6 +117,7 @@ class LatentDecoder(nn.Module):
         super().__init__()
         if factor < 2 or factor & (factor - 1) or width < 1:
             raise ConfigError(f"a decoder needs a power of two from 2 and a width from 1, got {factor} and {width}")
+        self.sizes = (channels, factor, width)
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
         for doubling in range(factor.bit_length() - 1):
             last = 2 << doubling == factor
@@ -105,6 +128,13 @@ class LatentDecoder(nn.Module):
         """Return the images."""
         images: Tensor = self.layers(codes)
         return images
+
+
+DECODERS: Mapping[str, type[Hallucinator] | type[LatentDecoder]] = {
+    "hallucinator": Hallucinator,
+    "latent": LatentDecoder,
+}
+"""The decoders that a file of codes can name; ``sizes`` are the arguments that one was made with."""
 
 
 def make_decoders(make: Callable[[], nn.Module], count: int, draws: Draws) -> list[nn.Module]:

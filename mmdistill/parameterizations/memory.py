@@ -1,6 +1,8 @@
 """Addressing matrices: samples are linear combinations of a few bases that all classes share (Eq. 29)."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch, Task, Tensors
 
 
 class AddressedMemory(Parameterization):
@@ -49,6 +51,17 @@ class AddressedMemory(Parameterization):
         if self.factor > 1:
             inputs = F.interpolate(inputs, scale_factor=self.factor, mode="bilinear", align_corners=False)
         return Batch(inputs, self.labels(), inputs.new_ones(len(inputs)))
+
+    def plain_values(self) -> Mapping[str, object]:
+        """Return the factor."""
+        return {"factor": self.factor}
+
+    @classmethod
+    def rebuilt(
+        cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
+    ) -> "AddressedMemory":
+        """Return what combines the stored bases."""
+        return cls(tensors["memory"], tensors["addresses"], labels, plain["factor"])
 
 
 def addressed_memory(

@@ -1,7 +1,7 @@
 """Multi-formation: each stored image is a grid of small tiles that are up-sampled to full size (Sec. 3.4.2)."""
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Inputs, Task
+from mmdistill.task import Batch, Inputs, Task, Tensors
 
 
 class PixelSpace(NamedTuple):
@@ -26,6 +26,17 @@ class PixelSpace(NamedTuple):
     std: Tensor
     low: float
     high: float
+
+    def plain_values(self) -> dict[str, object]:
+        """Return the space as plain values."""
+        moments = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        return moments | {"low": self.low, "high": self.high}
+
+    @staticmethod
+    def of(plain: Mapping[str, Any]) -> "PixelSpace":
+        """Return the space of some plain values."""
+        mean, std = (torch.tensor(plain[name]).view(-1, 1, 1) for name in ("mean", "std"))
+        return PixelSpace(mean, std, plain["low"], plain["high"])
 
 
 class MultiFormation(Parameterization):
@@ -71,6 +82,18 @@ class MultiFormation(Parameterization):
         tiles = [resized(tile, size, "bilinear") for tile in cut_tiles(self.pixels, self.factor)]
         inputs = (torch.stack(tiles, 1).flatten(0, 1) - self._mean) / self._std
         return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
+
+    def plain_values(self) -> Mapping[str, object]:
+        """Return the factor and the space of the pixels."""
+        return {"factor": self.factor, **PixelSpace(self._mean, self._std, self.low, self.high).plain_values()}
+
+    @classmethod
+    def rebuilt(
+        cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
+    ) -> "MultiFormation":
+        """Return what decodes the stored pixels."""
+        factor = plain["factor"]
+        return cls(tensors["pixels"], labels, classes[:: factor**2], num_classes, factor, PixelSpace.of(plain))
 
     @torch.no_grad()
     def project(self) -> None:

@@ -1,0 +1,139 @@
+"""What a set stores, as a file of its own: codes, decoders and labels, which are decoded without the real data.
+
+A distilled set is kept decoded, ready to use. Beside it lies ``codes.safetensors``, whose tensors take the bytes that
+the set claims: floats as they are, classes in the smallest type that holds them.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mmdistill.errors import CheckpointError
+from mmdistill.labels import FixedLabels, Labels, LearnedLabels
+from mmdistill.parameterizations.base import Parameterization, smallest_type
+from mmdistill.parameterizations.canvas import Canvases
+from mmdistill.parameterizations.combination import CombinedImages
+from mmdistill.parameterizations.decoder import DecodedCodes
+from mmdistill.parameterizations.memory import AddressedMemory
+from mmdistill.parameterizations.upsample import MultiFormation
+from mmdistill.runtime import Draws, atomic_write
+from mmdistill.store import DIGEST, digest_of
+from mmdistill.task import Batch, Tensors
+
+CODES = "codes.safetensors"
+CODES_VERSION = 1
+KEY = "mmdistill"
+"""Under which the file keeps, as JSON, what its tensors are."""
+KINDS: Mapping[str, type[Parameterization]] = {
+    "upsampled": MultiFormation,
+    "addressed": AddressedMemory,
+    "decoded": DecodedCodes,
+    "canvas": Canvases,
+    "combined": CombinedImages,
+}
+"""What can be rebuilt from tensors and plain values, by the name that files call it."""
+
+
+def save_codes(path: Path, made: Parameterization, seed: int) -> bool:
+    """Write what a parameterization stores, atomically; returns whether there is more to it than its samples.
+
+    Raw samples are their own codes, and a generator is a module of the user's: neither is written.
+
+    Args:
+        path: the file.
+        made: a finished parameterization.
+        seed: of the run, from which decoders draw.
+    """
+    kind = next((name for name, known in KINDS.items() if type(made) is known), None)
+    plain = made.plain_values() if kind else None
+    if plain is None or made.classes is None or made.num_classes is None:
+        return False
+    tensors = {name: _compact(tensor) for name, tensor in made.state_dict().items()}
+    counts = torch.bincount(made.classes.cpu(), minlength=made.num_classes).tolist()
+    content = {"version": CODES_VERSION, "kind": kind, "plain": plain, "samples": counts, "seed": seed}
+    about = json.dumps(content)
+    with atomic_write(path) as handle:
+        # One entry alone: safetensors writes several in an order that differs from run to run.
+        metadata = {KEY: json.dumps({DIGEST: digest_of(tensors, about), "content": about})}
+        handle.write(safetensors.torch.save(tensors, metadata=metadata))
+    return True
+
+
+def load_codes(path: Path | str) -> tuple[Parameterization, int]:
+    """Rebuild what :func:`save_codes` wrote; returns it with the run's seed.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another kind or version.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors: Tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} is missing; raw samples and those of a generator of yours have no codes beside them"
+        ) from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
+    if KEY not in metadata:
+        raise CheckpointError(f"{path} holds no codes")
+    try:
+        about = json.loads(metadata[KEY])
+        if about[DIGEST] != digest_of(tensors, about["content"]):
+            raise CheckpointError(f"{path} is damaged (its content has changed since it was written)")
+        content = json.loads(about["content"])
+        if content["version"] != CODES_VERSION or content["kind"] not in KINDS:
+            raise CheckpointError(
+                f"{path} holds codes of version {content['version']} and kind {content['kind']!r}; this mmdistill "
+                f"reads version {CODES_VERSION} of {', '.join(KINDS)}"
+            )
+        return _rebuilt(content, tensors), int(content["seed"])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from error
+
+
+def decode(path: Path | str, seed: int | None = None) -> Batch:
+    """Decode the samples of a set from its codes, in the normalised units of the set, without the real data.
+
+    Args:
+        path: a run's ``codes.safetensors``, or its folder.
+        seed: of decoders that draw, such as crops of a canvas; None is the run's own, which gives the run's samples.
+    Returns:
+        The samples, on the CPU.
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another kind or version.
+    """
+    path = Path(path)
+    made, own = load_codes(path / CODES if path.is_dir() else path)
+    with torch.no_grad():
+        return made.finished(Draws(own if seed is None else seed).fold("decode"))
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Return a tensor on the CPU, whole numbers in the smallest type that holds them."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.clone() if tensor.is_floating_point() else tensor.to(smallest_type(tensor))
+
+
+def _rebuilt(content: Mapping[str, Any], stored: Tensors) -> Parameterization:
+    """Return the parameterization of some tensors and plain values."""
+    tensors = {name: t if t.is_floating_point() else t.long() for name, t in stored.items()}
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("labels.")}
+    counts = torch.tensor(content["samples"])
+    classes = torch.arange(len(counts)).repeat_interleave(counts)
+    return KINDS[content["kind"]].rebuilt(content["plain"], own, _labels(tensors), classes, len(counts))
+
+
+def _labels(tensors: Tensors) -> Labels:
+    """Return the labels of a file, as they are decoded: nothing is learned any more."""
+    if "labels.values" in tensors:
+        return LearnedLabels(tensors["labels.values"])
+    logits = tensors.get("labels.logits")
+    return FixedLabels(tensors["labels.targets"] if logits is None else logits.softmax(1))
