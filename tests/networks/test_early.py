@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -6,6 +7,7 @@ from mmdistill.networks.early import EarlyStagePool, perturbed
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState
+from tests.oracles import storage as oracle
 from tests.toys import BlobTask
 
 KEY = Draws(6)
@@ -29,6 +31,15 @@ def test_directions_have_the_norms_of_the_filters() -> None:
         assert float((new - old).norm()) == pytest.approx(0.3 * float(old.norm()), rel=1e-6)
     assert not torch.equal(perturbed(params, [0.3], KEY.fold("other"))["conv"], moved["conv"])
     assert torch.equal(perturbed(params, [], KEY)["conv"], params["conv"])
+
+
+def test_filters_move_as_the_oracle_says() -> None:
+    weight, strengths = KEY.fold("w").normal(4, 3, 2).double(), [0.05, 0.02]
+    moved, expected = perturbed({"weight": weight}, strengths, KEY)["weight"], weight.numpy().copy()
+    for index, strength in enumerate(strengths):
+        direction = KEY.fold("weight", index).normal(4, 3, 2).double().numpy()
+        expected += oracle.perturbed(weight.numpy(), direction, strength) - weight.numpy()
+    assert np.allclose(moved.numpy(), expected, atol=1e-9)  # EDD's code adds 1e-10 to a direction's norm
 
 
 def test_directions_add_up() -> None:

@@ -51,3 +51,37 @@ def inverted(images: Array, generator: Array, features: Array, pixel_weight: flo
         wanted = np.concatenate([image @ features, pixel_weight**0.5 * image])
         found.append(np.linalg.lstsq(rows, wanted, rcond=None)[0])
     return np.stack(found)
+
+
+def convolved(image: Array, weight: Array, bias: Array, padding: int = 0) -> Array:
+    """A convolution ``(out, in, k, k)`` of one image ``(in, H, W)``, with zeros around it."""
+    out, _, size, _ = weight.shape
+    wide = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+    height, width = wide.shape[1] - size + 1, wide.shape[2] - size + 1
+    made = np.zeros((out, height, width))
+    for o in range(out):
+        for y in range(height):
+            for x in range(width):
+                made[o, y, x] = bias[o] + (weight[o] * wide[:, y : y + size, x : x + size]).sum()
+    return made
+
+
+def spread(image: Array, weight: Array, bias: Array, stride: int = 1, padding: int = 0) -> Array:
+    """A transposed convolution ``(in, out, k, k)``: every pixel adds its weighted kernel; the padding is cut off."""
+    channels, out, size, _ = weight.shape
+    height, width = ((side - 1) * stride + size for side in image.shape[1:])
+    made = np.zeros((out, height, width))
+    for c in range(channels):
+        for y in range(image.shape[1]):
+            for x in range(image.shape[2]):
+                made[:, y * stride : y * stride + size, x * stride : x * stride + size] += image[c, y, x] * weight[c]
+    return made[:, padding : height - padding, padding : width - padding] + bias[:, None, None]
+
+
+def perturbed(weight: Array, direction: Array, strength: float) -> Array:
+    """EDD's perturbation: each filter moves along its direction, scaled to the filter's own norm."""
+    moved = weight.copy()
+    for row in range(len(weight)):
+        norm = np.sqrt((weight[row] ** 2).sum())
+        moved[row] += strength * norm * direction[row] / np.sqrt((direction[row] ** 2).sum())
+    return moved

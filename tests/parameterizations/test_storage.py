@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from mmdistill.parameterizations.decoder import DecodedCodes, Hallucinator, Late
 from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
+from tests.oracles import storage as oracle
 
 KEY = Draws(4)
 
@@ -37,6 +39,34 @@ def decoded(parameterization: torch.nn.Module) -> Tensor:
 
 def test_a_hallucinator_has_the_published_size() -> None:
     assert sum(p.numel() for p in Hallucinator(3, 32, 32).parameters()) == 5568
+
+
+def test_a_hallucinator_renders_as_its_oracle_does() -> None:
+    (made,) = make_decoders(lambda: Hallucinator(2, 5, 4).double(), 1, KEY)
+    assert isinstance(made, Hallucinator)
+    with torch.no_grad():
+        made.scale.copy_(KEY.fold("scale").normal(*made.scale.shape))
+        made.shift.copy_(KEY.fold("shift").normal(*made.shift.shape))
+    images = KEY.fold("images").normal(3, 2, 5, 4).double()
+    own = {name: tensor.detach().numpy() for name, tensor in made.named_parameters()}
+    for image, found in zip(images.numpy(), made(images).detach(), strict=True):
+        inside = np.maximum(oracle.convolved(image, own["inward.weight"], own["inward.bias"]), 0)
+        styled = own["scale"] * inside + own["shift"]
+        expected = oracle.spread(styled, own["outward.weight"], own["outward.bias"])
+        assert np.allclose(found.numpy(), expected, atol=1e-12)
+
+
+def test_a_latent_decoder_grows_codes_as_its_oracle_does() -> None:
+    (made,) = make_decoders(lambda: LatentDecoder(2, 4, 3).double(), 1, KEY)
+    codes = KEY.fold("codes").normal(2, 2, 3, 2).double()
+    own = {name: tensor.detach().numpy() for name, tensor in made.named_parameters()}
+    for code, found in zip(codes.numpy(), made(codes).detach(), strict=True):
+        hidden = oracle.convolved(code, own["layers.0.weight"], own["layers.0.bias"], padding=1)
+        for layer in ("layers.2", "layers.4"):
+            weight, bias = own[f"{layer}.weight"], own[f"{layer}.bias"]
+            hidden = oracle.spread(np.maximum(hidden, 0), weight, bias, stride=2, padding=1)
+        assert found.shape == (2, 12, 8)
+        assert np.allclose(found.numpy(), hidden, atol=1e-12)
 
 
 def test_addresses_combine_bases_as_the_equation_says() -> None:
