@@ -23,8 +23,6 @@ Progress = Callable[[int, int, str, "Evaluation"], None]
 """Called with (judgements done, in all, what is judged next, the results so far); in the end nothing is next."""
 Tell = Callable[[int, str | None], None]
 """Called with a judge's place and name before it judges a source of samples, without a name before they are chosen."""
-Networks = tuple[int, int | None]
-"""How many networks judge, and how many of them train together (None: all)."""
 LOWER = "fewer networks at once (--networks-at-once), smaller minibatches (--judge-batch) or a narrower judge"
 """What takes less memory in judging."""
 
@@ -204,14 +202,13 @@ def evaluate(
         batch, budget = distilled, None
     began = time.perf_counter()
     names = find_judges(task, judges)
-    key = Draws(seed, ("evaluate",), task.device)
+    judging = _Judging(task, names, n, at_once, Draws(seed, ("evaluate",), task.device))
     results: list[Entry] = []
     found: dict[str, list[Entry]] = {}
-    failures: dict[str, str] = {}
     sources = 1 if robust else 1 + len(baselines)
 
     def so_far() -> Evaluation:
-        return Evaluation(list(results), dict(found), time.perf_counter() - began, dict(failures))
+        return Evaluation(list(results), dict(found), time.perf_counter() - began, dict(judging.failures))
 
     def begins(source: int, subject: str) -> Tell:
         def tell(index: int, judge: str | None) -> None:
@@ -225,23 +222,134 @@ def evaluate(
     if robust:
         if baselines_only:
             raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
-        results += _robust(task, batch, budget, names, n, key, learned, failures, tell)
+        results += judging.of_robustness(batch, budget, learned, tell)
     else:
-        networks = (n, at_once)
         if not baselines_only:
-            results += _each(
-                names, lambda judge: _judged(task, batch, judge, key.fold(judge), networks, learned), failures, tell
-            )
-        able = [name for name in names if name not in failures]
+            results += judging.of_set(batch, learned, tell)
         for source, name in enumerate(baselines, start=1):
-            tell = begins(source, name)
-            entries = _baseline(task, name, budget, able, networks, key.fold(name), failures, tell)
+            entries = judging.of_baseline(name, budget, begins(source, name))
             if entries is not None:
                 found[name] = entries
     evaluation = so_far()
     if progress is not None:
         progress(sources * len(names), sources * len(names), "", evaluation)
     return evaluation
+
+
+@dataclass
+class _Judging:
+    """One evaluation: who judges, and what could not be judged or had.
+
+    Args:
+        task: the task.
+        judges: their names.
+        n: networks of each.
+        at_once: of these, trained together; None: all.
+        key: of all that is random.
+        failures: reasons, by judge or baseline.
+    """
+
+    task: Task
+    judges: list[str]
+    n: int
+    at_once: int | None
+    key: Draws
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def of_set(self, batch: Batch, learned: Mapping[str, Tensor], tell: Tell) -> list[Entry]:
+        """Return a set's entries.
+
+        Raises:
+            MmdistillError: no judge can judge.
+        """
+        return _each(
+            self.judges, lambda judge: self._judged(batch, judge, self.key.fold(judge), learned), self.failures, tell
+        )
+
+    def of_robustness(self, batch: Batch, budget: int | None, learned: Mapping[str, Tensor], tell: Tell) -> list[Entry]:
+        """Return both robust scores; without random samples at equal count, of the gap at hard labels alone.
+
+        Raises:
+            UnsupportedError: a task that has none.
+            ConfigError: a bare batch, which has no equal count to compare with.
+            MmdistillError: no judge can judge.
+        """
+        task = self.task
+        if not isinstance(task, ScoresRobustness):
+            raise UnsupportedError(f"{task.describe().domain} data have no robust scores; images have")
+        if budget is None:
+            raise ConfigError(
+                "robust scores compare with random samples at equal count: give a distilled set, not a batch"
+            )
+        counts = self._counts(budget)
+
+        def subset(draws: Draws) -> Batch:
+            return coreset(self.task, "real", counts, draws)
+
+        scorer, key = task.robust, self.key
+        beside: Callable[[Draws], Batch] | None = subset
+        try:
+            choose_samples(self.task, "real", counts, key)
+        except DataError as error:
+            beside = None
+            self.failures["the robust scores"] = f"they compare with random samples at equal count, and {error}"
+        return _each(
+            self.judges,
+            lambda judge: scorer(batch, judge, key.fold(judge), self.n, learned, beside),
+            self.failures,
+            tell,
+        )
+
+    def of_baseline(self, name: str, budget: int | None, tell: Tell) -> list[Entry] | None:
+        """Return a baseline's entries, or None where the task cannot offer it, or lacks memory or samples, say."""
+        if budget is None and name != "whole":
+            return None
+        able = [judge for judge in self.judges if judge not in self.failures]
+        failed: dict[str, str] = {}
+        try:
+            tell(0, None)
+            entries = _each(able, self._scorer(name, budget or 1), failed, tell)
+        except MmdistillError as error:
+            self.failures[f"the {name} baseline"] = str(error)
+            return None
+        self.failures |= {f"the {name} baseline by {judge}": reason for judge, reason in failed.items()}
+        return entries
+
+    def _judged(self, batch: Batch | None, judge: str, key: Draws, learned: Mapping[str, Tensor]) -> Scores:
+        """Return a judge's scores, its networks trained in groups where not all shall train at once."""
+        n, at_once = self.n, self.at_once
+        if at_once is None or at_once >= n:
+            return self.task.evaluate(batch, judge, key, n, learned)
+        return _pooled(
+            [
+                self.task.evaluate(batch, judge, key.fold("group", first), min(at_once, n - first), learned)
+                for first in range(0, n, at_once)
+            ]
+        )
+
+    def _scorer(self, name: str, budget: int) -> Callable[[str], Scores]:
+        """Return what judges a baseline by one judge.
+
+        Raises:
+            UnsupportedError: a task that cannot choose such samples.
+        """
+        task, key = self.task, self.key.fold(name)
+        if name == "whole":
+            return lambda judge: self._judged(None, judge, key.fold(judge), {})
+        counts = self._counts(budget)
+        if name != "random":
+            chosen = coreset(task, name, counts, key)
+            return lambda judge: self._judged(chosen, judge, key.fold(judge), {})
+        # Every network sees another random subset, so the spread covers the choice.
+        keys = [key.fold("subset", index) for index in range(self.n)]
+        subsets = [coreset(task, "real", counts, own) for own in keys]
+        return lambda judge: _pooled(
+            [task.evaluate(subset, judge, own.fold(judge), 1, {}) for own, subset in zip(keys, subsets, strict=True)]
+        )
+
+    def _counts(self, budget: int) -> Tensor:
+        """Return how many real samples of each class are as many as a budget's."""
+        return allocate(budget, self.task.describe().budget, self.task.labels, self.task.num_classes)
 
 
 def _each(judges: Sequence[str], score: Callable[[str], Scores], failures: dict[str, str], tell: Tell) -> list[Entry]:
@@ -263,105 +371,10 @@ def _each(judges: Sequence[str], score: Callable[[str], Scores], failures: dict[
     return summarise(scores)
 
 
-def _judged(
-    task: Task, batch: Batch | None, judge: str, key: Draws, networks: Networks, learned: Mapping[str, Tensor]
-) -> Scores:
-    """Return a judge's scores, its networks trained in groups where not all shall train at once."""
-    n, at_once = networks
-    if at_once is None or at_once >= n:
-        return task.evaluate(batch, judge, key, n, learned)
-    return _pooled(
-        [
-            task.evaluate(batch, judge, key.fold("group", first), min(at_once, n - first), learned)
-            for first in range(0, n, at_once)
-        ]
-    )
-
-
 def _pooled(parts: Sequence[Scores]) -> Scores:
     """Return the scores of one judge's groups of networks as one."""
     values = {metric: tuple(v for scores in parts for v in scores.values[metric]) for metric in parts[0].values}
     return Scores(parts[0].judge, values, tuple(dict.fromkeys(note for scores in parts for note in scores.notes)))
-
-
-def _robust(
-    task: Task,
-    batch: Batch,
-    budget: int | None,
-    judges: Sequence[str],
-    n: int,
-    key: Draws,
-    learned: Mapping[str, Tensor],
-    failures: dict[str, str],
-    tell: Tell,
-) -> list[Entry]:
-    """Return the entries of both robust scores; without random samples at equal count, of the gap at hard labels alone.
-
-    Raises:
-        UnsupportedError: a task that has none.
-        ConfigError: a bare batch, which has no equal count to compare with.
-    """
-    if not isinstance(task, ScoresRobustness):
-        raise UnsupportedError(f"{task.describe().domain} data have no robust scores; images have")
-    if budget is None:
-        raise ConfigError("robust scores compare with random samples at equal count: give a distilled set, not a batch")
-    counts = allocate(budget, task.describe().budget, task.labels, task.num_classes)
-
-    def subset(draws: Draws) -> Batch:
-        return coreset(task, "real", counts, draws)
-
-    scorer = task.robust
-    beside: Callable[[Draws], Batch] | None = subset
-    try:
-        choose_samples(task, "real", counts, key)
-    except DataError as error:
-        beside = None
-        failures["the robust scores"] = f"they compare with random samples at equal count, and {error}"
-    return _each(judges, lambda judge: scorer(batch, judge, key.fold(judge), n, learned, beside), failures, tell)
-
-
-def _baseline(
-    task: Task,
-    name: str,
-    budget: int | None,
-    judges: Sequence[str],
-    networks: Networks,
-    key: Draws,
-    failures: dict[str, str],
-    tell: Tell,
-) -> list[Entry] | None:
-    """Return a baseline's entries, or None where the task cannot offer it, or lacks memory or samples, say."""
-    if budget is None and name != "whole":
-        return None
-    failed: dict[str, str] = {}
-    try:
-        tell(0, None)
-        entries = _each(judges, _scorer(task, name, budget, networks, key), failed, tell)
-    except MmdistillError as error:
-        failures[f"the {name} baseline"] = str(error)
-        return None
-    failures.update({f"the {name} baseline by {judge}": reason for judge, reason in failed.items()})
-    return entries
-
-
-def _scorer(task: Task, name: str, budget: int | None, networks: Networks, key: Draws) -> Callable[[str], Scores]:
-    """Return what judges a baseline by one judge.
-
-    Raises:
-        UnsupportedError: a task that cannot choose such samples.
-    """
-    if name == "whole":
-        return lambda judge: _judged(task, None, judge, key.fold(judge), networks, {})
-    counts = allocate(budget or 1, task.describe().budget, task.labels, task.num_classes)
-    if name != "random":
-        chosen = coreset(task, name, counts, key)
-        return lambda judge: _judged(task, chosen, judge, key.fold(judge), networks, {})
-    # Every network sees another random subset, so the spread covers the choice.
-    keys = [key.fold("subset", index) for index in range(networks[0])]
-    subsets = [coreset(task, "real", counts, own) for own in keys]
-    return lambda judge: _pooled(
-        [task.evaluate(subset, judge, own.fold(judge), 1, {}) for own, subset in zip(keys, subsets, strict=True)]
-    )
 
 
 def subset_bytes(task: Task, budget: int) -> int:
