@@ -28,7 +28,7 @@ from mmdistill.evaluate import evaluate, find_judges, require_baselines, require
 from mmdistill.judging import judge_missing, keeping
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, read_metrics
-from mmdistill.networks.experts import Experts, is_complete, longer, train_experts
+from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
@@ -208,30 +208,10 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
     if min(number for number in (config.ipc, together, config.experts, epochs) if number is not None) < 1:
         raise ConfigError("--ipc, --experts, --epochs and --together are at least 1")
     domain, task = make_task(config)
-    budget = config.ipc or 1
     method = chosen_method(config, domain)
-    settings = method.settings(budget)
-    schedule = method.network(settings)
-    if not isinstance(schedule, ExpertTrajectories):
-        fitting = [
-            name
-            for name, found in domain_methods(domain).items()
-            if isinstance(found.network(found.settings(budget)), ExpertTrajectories)
-        ]
-        raise ConfigError(f"{method.title} matches no experts; methods that do: {', '.join(fitting) or 'none here'}")
-    recipe, wanted, folder = schedule.recipe_for(task), schedule.experts, schedule.folder_for(task)
-    needed = recipe.protocol.epochs
-    if epochs is None:
-        recipe = longer(recipe, folder)
-    elif epochs < needed:
-        raise ConfigError(f"{method.title} needs {needed} epochs with these settings, got {epochs}")
-    elif epochs > needed and schedule.folder is None:
-        raise ConfigError(
-            f"{method.title} needs {needed} epochs with these settings; more of them, which other settings may need, "
-            "go with an --expert-folder"
-        )
-    else:
-        recipe = recipe.of_epochs(epochs)
+    schedule = _expert_schedule(domain, method, config.ipc or 1)
+    wanted, folder = schedule.experts, schedule.folder_for(task)
+    recipe = _recipe_of_epochs(schedule, task, method.title, epochs)
     if is_complete(folder, wanted):
         Experts(folder, task, wanted, recipe.protocol.epochs, recipe)  # which refuses others than are asked for
         print(f"{wanted} expert(s) are already in {folder}")
@@ -250,6 +230,43 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
     seconds = time.perf_counter() - began
     print(f"{wanted} expert(s) of {experts.epochs} epochs in {seconds:.1f} s; {size:.1f} MiB in {folder}")
+
+
+def _expert_schedule(domain: Domain, method: Method, budget: int) -> ExpertTrajectories:
+    """Return a method's schedule of experts.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    schedule = method.network(method.settings(budget))
+    if isinstance(schedule, ExpertTrajectories):
+        return schedule
+    fitting = [
+        name
+        for name, found in domain_methods(domain).items()
+        if isinstance(found.network(found.settings(budget)), ExpertTrajectories)
+    ]
+    raise ConfigError(f"{method.title} matches no experts; methods that do: {', '.join(fitting) or 'none here'}")
+
+
+def _recipe_of_epochs(schedule: ExpertTrajectories, task: Task, title: str, epochs: int | None) -> ExpertRecipe:
+    """Return how experts train: for so many epochs, or by default as long as needed or as those that are there.
+
+    Raises:
+        ConfigError: too few epochs, or more than are needed and no folder of the user's for them.
+    """
+    recipe = schedule.recipe_for(task)
+    needed = recipe.protocol.epochs
+    if epochs is None:
+        return longer(recipe, schedule.folder_for(task))
+    if epochs < needed:
+        raise ConfigError(f"{title} needs {needed} epochs with these settings, got {epochs}")
+    if epochs > needed and schedule.folder is None:
+        raise ConfigError(
+            f"{title} needs {needed} epochs with these settings; more of them, which other settings may need, go with "
+            "an --expert-folder"
+        )
+    return recipe.of_epochs(epochs)
 
 
 def _open_run(

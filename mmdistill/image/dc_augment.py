@@ -16,11 +16,15 @@ ROTATE = 45
 """Largest angle, in degrees."""
 
 
-def crop_scale_rotate(draws: Draws, images: Tensor) -> Tensor:
+def crop_scale_rotate(draws: Draws, images: Tensor, networks: int = 1) -> Tensor:
     """Shift, scale or rotate each image: one of the three, with equal chances, each with its own strength.
 
     What a shift brings in is the minibatch's mean of the channel, a rotation its mean over all, scaling zero.
 
+    Args:
+        draws: the key.
+        images: the minibatches of so many networks, one after the other.
+        networks: how many, of which each has means of its own.
     Shapes:
         images ``(n, channels, height, width)`` in normalised units; returns the same shape.
 
@@ -39,6 +43,7 @@ def crop_scale_rotate(draws: Draws, images: Tensor) -> Tensor:
     angle = torch.where(rotated, ((u[2] * 2 * ROTATE).floor() - ROTATE) * math.pi / 180, torch.zeros_like(one))
     sine, cosine = angle.sin(), angle.cos()
     matrix = torch.stack([rows * cosine, sine, -sine, columns * cosine], 1).view(n, 2, 2)
-    by_channel = images.mean((0, 2, 3)).view(1, channels, 1, 1)
-    fill = torch.where(cropped.view(n, 1, 1, 1), by_channel, images.mean() * rotated.view(n, 1, 1, 1))
+    means = images.reshape(networks, -1, *images.shape[1:]).mean((1, 3, 4)).repeat_interleave(n // networks, 0)
+    by_channel, of_all = means.view(n, channels, 1, 1), means.mean(1).view(n, 1, 1, 1)
+    fill = torch.where(cropped.view(n, 1, 1, 1), by_channel, of_all * rotated.view(n, 1, 1, 1))
     return resample((images - fill)[:, None], matrix.to(images), shift.to(images))[:, 0] + fill

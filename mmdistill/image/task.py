@@ -208,7 +208,7 @@ class ImageTask:
         elif plan.augment == "idc":
             images = self._augmented(draws, images, networks, shared=False, by=self._warps)
         elif plan.augment == "dc":
-            images = crop_scale_rotate(draws, images)
+            images = crop_scale_rotate(draws, images, networks)
         batch = Batch(images, flat.targets, flat.weight)
         if not plan.cutmix:
             return batch

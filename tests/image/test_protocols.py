@@ -263,6 +263,13 @@ def test_dcs_augmentation_keeps_what_it_should() -> None:
     assert math.isfinite(float(crop_scale_rotate(KEY, image).sum()))
 
 
+def test_dcs_augmentation_of_a_network_knows_no_others() -> None:
+    image = torch.randn(1, 1, 12, 12).expand(60, -1, -1, -1)
+    one, other = (crop_scale_rotate(KEY, torch.cat([image, image + shift]), 2) for shift in (5, 7))
+    assert torch.equal(one[:60], other[:60])
+    assert not torch.equal(one[60:], other[60:])
+
+
 def test_idcs_judges_mix_no_digits_whatever_else_augments_them(photographs: ImageData) -> None:
     mnist = replace(photographs, name="mnist")
     for own, augment in ((True, None), (False, None), (True, True), (True, False)):
