@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmdistill import runtime
 from mmdistill.errors import MmdistillError
-from mmdistill.networks.streams import kept_stream
 from mmdistill.runtime import Draws
+from mmdistill.streams import kept_stream
 
 Function = Callable[[Draws, Any], Any]
 """``(key, tree of tensors) -> tree of tensors``, pure, or idempotent in the tensors that it updates in place.

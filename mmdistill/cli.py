@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
-from mmdistill.config import MEMORY_OPTIONS, DistillConfig, is_finished, is_started, read_settings
+from mmdistill.config import DistillConfig, is_finished, is_started, read_settings
 from mmdistill.errors import ConfigError, MmdistillError
+from mmdistill.settings import MEMORY_ONLY
 from mmdistill.wording import GROUPS, Parser, in_groups, name_values
 
 EXAMPLES = """examples:
@@ -248,7 +249,7 @@ def require_resume_alone(arguments: Sequence[str]) -> None:
         ConfigError: there are some.
     """
     names = list(dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--")))
-    free = ("--resume", *(f"--{name.replace('_', '-')}" for name in MEMORY_OPTIONS))
+    free = ("--resume", *(f"--{name.replace('_', '-')}" for name in MEMORY_ONLY))
     beside = [name for name in (name.replace("_", "-") for name in names) if name not in free]
     if "--resume" in names and beside:
         raise ConfigError(

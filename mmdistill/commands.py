@@ -15,7 +15,6 @@ from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, repeated, table, without_scores
 from mmdistill.config import (
-    MEMORY_OPTIONS,
     DistillConfig,
     baseline_names,
     is_finished,
@@ -41,6 +40,7 @@ from mmdistill.registry import (
 )
 from mmdistill.report import aligned, summary, write_comparison, write_report
 from mmdistill.runtime import atomic_write, data_root, sole_writer, sweep, use_deterministic_kernels
+from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
 
@@ -55,7 +55,7 @@ NO_ROW = "no row of its own in Table 1"
 def distill_command(config: DistillConfig, resume: str | None) -> None:
     """Distil, judge, draw; or continue an interrupted run. Under torchrun all ranks distil and the first goes on."""
     if resume is not None:
-        bounds = {name: value for name in MEMORY_OPTIONS if (value := getattr(config, name)) is not None}
+        bounds = {name: value for name in MEMORY_ONLY if (value := getattr(config, name)) is not None}
         config = dataclasses.replace(DistillConfig.load(Path(resume) / "config.yaml"), out=resume, **bounds)
     folder = config.folder()
     _require_free(config, folder, resume)

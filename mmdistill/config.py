@@ -8,9 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
+from mmdistill.settings import MEMORY_ONLY
 
-MEMORY_OPTIONS = ("classes_at_once", "kept_steps")
-"""Options that bound memory, with which a run may be resumed otherwise."""
 SETTINGS = (
     "steps",
     "real_batch",
@@ -24,7 +23,7 @@ SETTINGS = (
     "inner_momentum",
     "inner_window",
     "clip",
-    *MEMORY_OPTIONS,
+    *MEMORY_ONLY,
     "experts",
     "expert_steps",
     "start_epochs",

@@ -1,6 +1,6 @@
 """Coreset selection: initialisers of synthetic sets and the baselines beside every result (Sec. 2.2, 3.2)."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.labels import one_hot
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.runtime import Draws
+from mmdistill.settings import InitKind
 from mmdistill.task import Batch, BudgetKind, Embeds, NetworkState, Selects, Task, Tensors, num_samples
 
-InitKind = Literal["real", "noise", "herding", "k-center", "k-means", "craig"]
 CORESETS = ("herding", "k-center", "k-means", "craig")
 """Selections of real samples that look at the samples."""
 

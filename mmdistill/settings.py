@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, get_args
 
-from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError, did_you_mean
 
+InitKind = Literal["real", "noise", "herding", "k-center", "k-means", "craig"]
+"""What synthetic samples start from: noise, or real samples chosen in some way."""
 LEAST: Mapping[str, float] = {
     "steps": 0,
     "real_batch": 1,
@@ -55,7 +56,8 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
 
 
 MEMORY_ONLY: Mapping[str, int] = {"classes_at_once": 0, "kept_steps": -1}
-"""Settings that bound memory and change a result by rounding alone, with what leaves them to the device."""
+"""Settings that bound memory and change a result by rounding alone, so that a run may go on with others; 0 or -1 leaves
+them to the device."""
 TRAINING = (
     *("outer_steps", "inner_steps", "inner_lr", "inner_batch", "inner_momentum", "inner_window", "kept_steps"),
     *("experts", "expert_steps", "start_epochs", "expert_folder"),

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from mmdistill import commands, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.cli import FORMATS, build_parser, main, spelled
-from mmdistill.config import MEMORY_OPTIONS, SETTINGS, DistillConfig
+from mmdistill.config import SETTINGS, DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
 from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, Domain, get_domain, get_method
 from mmdistill.run_state import RunState
-from mmdistill.settings import MEMORY_ONLY, Settings
+from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, Task
 from mmdistill.wording import GROUPS
@@ -625,7 +625,6 @@ def test_a_run_may_resume_with_other_bounds_of_memory(tmp_path: Path, monkeypatc
         assert main(["distill", *what, "--networks", "1", "--out", str(tmp_path)]) == 130
     assert main(["distill", "--resume", str(tmp_path), "--classes-at-once", "1"]) == 0
     assert DistilledSet.load(tmp_path).settings["classes_at_once"] == 1
-    assert set(MEMORY_OPTIONS) == set(MEMORY_ONLY)
 
 
 def test_both_spellings_of_options() -> None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mmdistill.capture import Replay
 from mmdistill.compilation import compiled_once, operations, worth_compiling
-from mmdistill.networks.streams import side_streams
 from mmdistill.runtime import Draws
+from mmdistill.streams import side_streams
 from mmdistill.task import Batch, NetworkState, Tensors, take
 
 Loss = Callable[[NetworkState, Batch, Tensors], tuple[Tensor, Tensors]]

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.coresets import InitKind, allocate, choose_repeatedly
+from mmdistill.coresets import allocate, choose_repeatedly
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization, stored_tensor_bytes
 from mmdistill.parameterizations.upsample import require_images
 from mmdistill.runtime import Draws
+from mmdistill.settings import InitKind
 from mmdistill.task import Task
 
 FLOAT_BYTES = 4

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
 from mmdistill.parameterizations.upsample import spread_targets
 from mmdistill.runtime import Draws
+from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget, fit_to_images
 from mmdistill.parameterizations.upsample import spread_targets
 from mmdistill.runtime import Draws, host_draws_from
+from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmdistill.coresets import InitKind, briefly_trained
+from mmdistill.coresets import briefly_trained
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.portions import with_gradients
 from mmdistill.runtime import Draws
+from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Inputs, Task
 
 Decode = Callable[[Tensor, Tensor], Tensor]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.coresets import InitKind
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
 from mmdistill.runtime import Draws
+from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
 
 

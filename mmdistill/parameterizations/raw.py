@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from mmdistill.coresets import InitKind, allocate, choose_start
+from mmdistill.coresets import allocate, choose_start
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
+from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Inputs, Task, map_inputs, num_samples
 
 

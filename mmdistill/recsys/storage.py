@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from mmdistill.coresets import InitKind, allocate, choose_samples
+from mmdistill.coresets import allocate, choose_samples
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.labels import LabelKind
 from mmdistill.method import Storage
@@ -17,7 +17,7 @@ from mmdistill.recsys.synthetic import (
     SampledInteractions,
 )
 from mmdistill.runtime import Draws
-from mmdistill.settings import Settings
+from mmdistill.settings import InitKind, Settings
 from mmdistill.task import Batch, Selects, Task
 
 TIE = 1e-3

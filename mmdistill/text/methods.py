@@ -115,6 +115,11 @@ class PointKernel(Kernel):
         scale = math.sqrt(one_tensor(a).shape[1])
         return self.wide.matrix(scale * one_tensor(a), scale * one_tensor(b))
 
+    def check(self, task: Task) -> None:
+        """Refuse tasks of other samples than sentence points."""
+        as_text_task(task)
+        super().check(task)
+
 
 class CentredRidgeMatching(KernelRidgeMatching):
     """Kernel ridge matching whose learned labels are probabilities: they enter the regression minus 1/C."""

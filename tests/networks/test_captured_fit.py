@@ -12,8 +12,8 @@ from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks import stacked
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
-from mmdistill.networks.streams import side_streams
 from mmdistill.runtime import Draws
+from mmdistill.streams import side_streams
 from mmdistill.task import Batch, NetworkState, Tensors
 from tests.test_capture import RepeatedCall
 
