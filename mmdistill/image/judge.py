@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Plan
-from mmdistill.labels import centred_one_hot, one_hot, weighted_mean
+from mmdistill.labels import centred_one_hot, soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule
@@ -47,9 +47,9 @@ def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Shapes:
         logits ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float; returns ``(n,)``.
     """
+    entropy = soft_cross_entropy(logits, targets)
     if not targets.is_floating_point():
-        return -(one_hot(targets, logits.shape[-1], logits.dtype) * logits.log_softmax(-1)).sum(-1)
-    entropy = -(targets * logits.log_softmax(-1)).sum(-1)
+        return entropy
     return torch.where(is_distribution(targets), entropy, 0.5 * (logits - targets).square().sum(-1))
 
 

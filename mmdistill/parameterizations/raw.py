@@ -9,7 +9,7 @@ from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
-from mmdistill.task import Batch, Inputs, Task, map_inputs, num_samples
+from mmdistill.task import Batch, Inputs, Task, num_samples
 
 
 class Raw(Parameterization):
@@ -68,7 +68,13 @@ def raw_samples(task: Task, budget: int, init: InitKind, label: LabelKind, draws
     indices = choose_start(task, init, counts, draws)
     inputs = task.select(indices).inputs
     if init == "noise":
-        noise = draws.fold("noise").to(task.device)
-        inputs = map_inputs(lambda t: noise.normal(*t.shape) if t.is_floating_point() else t, inputs)
+        inputs = noise_like(inputs, draws.fold("noise").to(task.device))
     classes = torch.repeat_interleave(torch.arange(task.num_classes), counts).to(task.device)
     return Raw(inputs, make_labels(label, classes, task.num_classes), classes, task.num_classes)
+
+
+def noise_like(inputs: Inputs, draws: Draws) -> Inputs:
+    """Return N(0, 1) noise in place of floating-point inputs, tensors of a name each their own."""
+    if not isinstance(inputs, dict):
+        return draws.normal(*inputs.shape) if inputs.is_floating_point() else inputs
+    return {name: draws.fold(name).normal(*t.shape) if t.is_floating_point() else t for name, t in inputs.items()}

@@ -20,6 +20,7 @@ from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.decoder import DecodedCodes, Hallucinator, LatentDecoder, make_decoders
 from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation
+from mmdistill.parameterizations.raw import noise_like
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
 from tests.oracles import storage as oracle
@@ -35,6 +36,15 @@ def task() -> ImageTask:
 def decoded(parameterization: torch.nn.Module) -> Tensor:
     inputs: Tensor = parameterization(KEY).inputs
     return inputs
+
+
+def test_noise_of_named_tensors_is_drawn_for_each() -> None:
+    inputs = {"x": torch.zeros(2, 3), "y": torch.zeros(2, 3), "mask": torch.ones(2, 3, dtype=torch.bool)}
+    found = noise_like(inputs, KEY)
+    assert isinstance(found, dict)
+    assert not torch.equal(found["x"], found["y"])
+    assert torch.equal(found["mask"], inputs["mask"])
+    assert torch.equal(noise_like(inputs["x"], KEY), KEY.normal(2, 3))  # type: ignore[arg-type]
 
 
 def test_a_hallucinator_has_the_published_size() -> None:
