@@ -120,7 +120,8 @@ class Cell:
                 _add_other_judges(found["results"], kept["results"])
                 for name, entries in kept["baselines"].items():
                     _add_other_judges(found["baselines"].setdefault(name, []), entries)
-                write_json(record, found | ({"cell": asdict(self)} if self.options else {}))
+                plain = not self.options and self.width == REDUCED_WIDTH
+                write_json(record, found if plain else found | {"cell": asdict(self)})
 
     def documents(self, cells: Path) -> list[dict[str, Any]]:
         """Return what all finished seeds found."""
@@ -143,18 +144,18 @@ def network_of(judge: str) -> str:
     return judge.partition(" [")[0]
 
 
-def with_options(cells: Path) -> list[Cell]:
-    """Return one kept cell of each data set, schedule, width and options, of those that have options."""
+def other_kinds(cells: Path) -> list[Cell]:
+    """Return one kept cell of each data set, schedule, width and options, where width or options are not the usual."""
     found = {}
     for path in sorted(cells.glob("*/seed-*.json")):
         if spelled := read_json(path).get("cell"):
             cell = Cell(**spelled)
             found[cell.data, cell.schedule, cell.width, cell.options] = cell
-    return list(found.values())
+    return [found[kind] for kind in sorted(found)]
 
 
 def cost(cell: Cell) -> tuple[int, int, str]:
-    """Return the key that sorts cells by what they cost: few images first, then few steps with those inside them."""
+    """Return the key that sorts cells: few images first, then few steps times those of the network beside each."""
     settings = get_method(get_domain("image"), cell.method, cell.data, cell.schedule).settings(cell.ipc)  # type: ignore[arg-type]
     steps = {"steps": settings.steps, "inner_steps": settings.inner_steps} | parse_options(cell.options)
     return cell.ipc, int(steps["steps"]) * (1 + int(steps["inner_steps"])), cell.method  # type: ignore[call-overload]

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("agg")
-from cells import BASELINES, PUBLISHED, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, network_of, with_options
+from cells import BASELINES, PUBLISHED, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, network_of, other_kinds
 from matplotlib import pyplot as plt
 
 IN_PRINT = {"alexnet": "alexnet-nn", "resnet18": "resnet18-in", "vgg11": "vgg11-in"}
@@ -19,9 +19,6 @@ IN_PRINT = {"alexnet": "alexnet-nn", "resnet18": "resnet18-in", "vgg11": "vgg11-
 
 IPCS = (1, 4, 10, 50)
 """The survey's 1, 10 and 50, and 4, at which the storages with large decoders fit."""
-
-WIDTHS = (REDUCED_WIDTH, 32, 64, 128)
-"""Of reduced schedules' ConvNets, each with a table of its own where something was measured."""
 
 REAL_LINES = {"random": ":", "herding": "--"}
 
@@ -47,6 +44,7 @@ of all distillation seeds. The page is written by `python benchmarks/tables.py -
 - **Samples** are what the judges train on, decoded.
 - **Seconds** are wall time to distil on a busy machine, with experts and a generator where the cell had to make them.
   **MiB** is the peak memory of the device, or of the whole process on a CPU.
+- **Tables 3 and 5**: the column `convnet` is each method's own network, which for FRePo and RFAD is another ConvNet.
 - "-" is not measured. A method without a line is neither measured nor published there.
 
 """
@@ -93,7 +91,7 @@ def table_2(like: Cell, cells: Path, methods: Sequence[str], ipcs: Sequence[int]
         base = replace(like, method="dm", ipc=ipc).documents(cells)
         found = [replace(like, method=method, ipc=ipc) for method in methods]
         if like.options or like.width != REDUCED_WIDTH:
-            found = [cell for cell in found if cell.documents(cells)]
+            found = [cell for cell in found if cell.documents(cells) or cell.failure(cells)]
         elif not base:
             continue
         for name in BASELINES if base else ():
@@ -203,16 +201,14 @@ def curves(path: Path, picture: Path) -> list[str]:
     return ["## Accuracy against steps", "", note, "", head, "|" + "---|" * 5, *lines, "", drawn, ""]
 
 
-def draw_figure_8(
-    data: str, schedule: str, cells: Path, methods: Sequence[str], ipcs: Sequence[int], path: Path
-) -> None:
+def draw_figure_8(like: Cell, cells: Path, methods: Sequence[str], ipcs: Sequence[int], path: Path) -> None:
     """Draw accuracy against ipc, with random and herded real images (Fig. 8)."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for method in (*methods, *BASELINES):
         name, baseline = ("dm", method) if method in BASELINES else (method, "")
         points = []
         for ipc in ipcs:
-            entries = by_judge(Cell(data, name, ipc, schedule).documents(cells), None, baseline)
+            entries = by_judge(replace(like, method=name, ipc=ipc).documents(cells), None, baseline)
             if entries:
                 points.append((ipc, *pooled(entries)[:2]))
         if points:
@@ -223,7 +219,7 @@ def draw_figure_8(
     axes.set_xticks(list(ipcs), [str(ipc) for ipc in ipcs])
     axes.set_xlabel("images per class")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(f"{data}, {schedule} schedule")
+    axes.set_title(f"{like.data}, {_kind(like)}")
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -233,8 +229,8 @@ def page(cells: Path, methods: Sequence[str], folder: Path) -> str:
     """Return everything measured so far as one Markdown page, whose pictures are drawn into a folder."""
     lines = PREFACE.splitlines()
     for data in ("digits", *PUBLISHED["table2"]):
-        kinds = [Cell(data, "dm", 1, "published"), *(Cell(data, "dm", 1, "reduced", width=width) for width in WIDTHS)]
-        for like in [*kinds, *(cell for cell in with_options(cells) if cell.data == data)]:
+        kinds = [Cell(data, "dm", 1, schedule) for schedule in ("published", "reduced")]
+        for like in [*kinds, *(cell for cell in other_kinds(cells) if cell.data == data)]:
             lines += table_2(like, cells, methods, IPCS)
             for ipc in IPCS:
                 for table in (3, 5):

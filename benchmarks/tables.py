@@ -6,14 +6,14 @@
     python benchmarks/tables.py --figure 8 --data cifar10 --ipc 1,10,50,100,200 --methods dm,dc,dsa
     python benchmarks/tables.py --page docs/tables.md
 
-A cell is a method, a data set and an ipc. Cells run cheapest first, one at a time on each device, in processes of their
-own, so that one that fails costs only itself; the further judges of Tables 3 and 5 follow on the first device. When
-the hours are over, running cells keep a checkpoint and end; the same command goes on from there and skips what is
-finished. Runs lie under ``--out``; what they found is copied to
-``--cells``, a folder of small files that belongs to the repository, from which ``--page`` writes everything measured
-so far. Remove a cell's folder from both to measure it anew. Published schedules take the network, whitening and judging
-of the method's paper. A ``reduced`` schedule is the library's own for a CPU, with a ConvNet of width 16, or as wide as
-``--width`` says, and shorter judging; its numbers stand in tables of their own, one for each width.
+A cell is a method, a data set and an ipc. Cells with few images and steps run first, one at a time on each device, in
+processes of their own, so that one that fails costs only itself; the further judges of Tables 3 and 5 follow on the
+first device. When the hours are over, running cells keep a checkpoint and end; the same command goes on from there and
+skips what is finished. Runs lie under ``--out``; what they found is copied to ``--cells``, a folder of small files that
+belongs to the repository, from which ``--page`` writes everything measured so far. Remove a cell's folder from both to
+measure it anew. Published schedules take the network, whitening and judging of the method's paper. A ``reduced``
+schedule is the library's own for a CPU, with a ConvNet of width 16, or as wide as ``--width`` says, and shorter
+judging; its numbers stand in tables of their own, one for each width.
 """
 
 import argparse
@@ -215,6 +215,8 @@ def parse() -> argparse.Namespace:
     chosen = parser.parse_args()
     if chosen.table is None and chosen.figure is None and chosen.page is None:
         chosen.table = 2
+    if chosen.width != REDUCED_WIDTH and chosen.schedule == "published":
+        parser.error("--width belongs to a reduced schedule; published ones have their papers' networks")
     return chosen
 
 
@@ -239,8 +241,11 @@ def main() -> None:
             judges = [name for name in chosen.judges.split(",") if name] or (TABLE_3 if chosen.table == 3 else TABLE_5)
             judge_cells(cells, judges, places, devices[0], seeds, chosen.networks, until)
         if chosen.figure == 8:
-            path = chosen.cells.parent / f"figure-8-{data}.png"
-            draw_figure_8(data, chosen.schedule, chosen.cells, able, ipcs, path)
+            like = Cell(data, "dm", 1, chosen.schedule, chosen.options, chosen.width)
+            other = f"-w{chosen.width}" if chosen.width != REDUCED_WIDTH else ""
+            other += f"-{chosen.options}" if chosen.options else ""
+            path = chosen.cells.parent / f"figure-8-{data}{other}.png"
+            draw_figure_8(like, chosen.cells, able, ipcs, path)
             print(f"wrote {path}")
     if chosen.page is not None:
         everything = sorted(domain_methods(domain), key=row)

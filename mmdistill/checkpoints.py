@@ -12,6 +12,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.run_state import RunState
 from mmdistill.runtime import sweep
+from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import load_tree, save_tree
 
 KEPT_CHECKPOINTS = 2
@@ -76,13 +77,23 @@ class Checkpoints:
         raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")
 
     def _require_same(self, path: Path, saved: Mapping[str, object]) -> None:
-        for key, value in self.identity.items():
+        """Refuse a checkpoint of another run; settings that bound memory alone may differ."""
+        saved = _beside_memory(saved)
+        for key, value in _beside_memory(self.identity).items():
             if key not in saved:
                 raise CheckpointError(
                     f"{path} is of an earlier version, which did not note its {key}; begin anew with --overwrite"
                 )
             if saved[key] != value:
                 raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved[key], value)}")
+
+
+def _beside_memory(identity: Mapping[str, object]) -> Mapping[str, object]:
+    """Return an identity without the settings that bound memory."""
+    settings = identity.get("settings")
+    if not isinstance(settings, Mapping):
+        return identity
+    return {**identity, "settings": {name: value for name, value in settings.items() if name not in MEMORY_ONLY}}
 
 
 def _difference(name: str, saved: object, own: object) -> str:

@@ -71,7 +71,7 @@ def build_parser() -> Parser:
 def _distill_parser() -> Parser:
     parser = Parser(
         usage="mmdistill distill --data NAME --method NAME (--ipc N | --nodes N | --users N | --bytes SIZE) [options]\n"
-        "       mmdistill distill --resume FOLDER",
+        "       mmdistill distill --resume FOLDER [--classes-at-once N] [--kept-steps N]",
         description="Distil a data set, judge the result beside its baselines, and draw it.",
     )
     parser.add_argument("--config", action=ConfigFile, help="a YAML file of options, such as a run's config.yaml")
@@ -80,7 +80,8 @@ def _distill_parser() -> Parser:
         type=str | None,
         default=None,
         metavar="FOLDER",
-        help="continue the interrupted run in this folder, with its own options: no other option goes with it",
+        help="continue the interrupted run in this folder, with its own options; no other option goes with it but "
+        "those that bound memory (--classes-at-once, --kept-steps)",
     )
     parser.add_class_arguments(DistillConfig, as_group=False)
     name_values(parser)

@@ -56,7 +56,11 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
     """Distil, judge, draw; or continue an interrupted run. Under torchrun all ranks distil and the first goes on."""
     if resume is not None:
         bounds = {name: value for name in MEMORY_ONLY if (value := getattr(config, name)) is not None}
-        config = dataclasses.replace(DistillConfig.load(Path(resume) / "config.yaml"), out=resume, **bounds)
+        path = Path(resume) / "config.yaml"
+        config = dataclasses.replace(DistillConfig.load(path), **bounds)
+        if bounds and ranks.is_first() and not is_finished(Path(resume)):
+            config.save(path)  # so that the next time needs no options
+        config = dataclasses.replace(config, out=resume)
     folder = config.folder()
     _require_free(config, folder, resume)
     if config.deterministic:
@@ -401,7 +405,7 @@ def methods_command(domain: str | None) -> None:
         for key, storage in found.parameterizations.items():
             print(f"  --parameterization {key:22} {storage.summary}")
         for stem in found.families:
-            print(f"  --parameterization {f'{stem}-N':22} likewise by another number")
+            print(f"  --parameterization {f'{stem}-N':22} the same with N x N for any N")
 
 
 def data_command() -> None:

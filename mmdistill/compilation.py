@@ -5,7 +5,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
@@ -149,6 +150,9 @@ def worth_compiling(total: float) -> bool:
 class _Counter(TorchDispatchMode):
     """Adds up the floating-point operations of matrix products and convolutions."""
 
+    rests = False
+    """Whether none counts: see :func:`uncounted`."""
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
@@ -159,9 +163,19 @@ class _Counter(TorchDispatchMode):
         """Run an operator and count it."""
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
-        if count is not None:
+        if count is not None and not _Counter.rests:
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Let :func:`operations` leave out what is done meanwhile, which a run does once and not in every step."""
+    before, _Counter.rests = _Counter.rests, True
+    try:
+        yield
+    finally:
+        _Counter.rests = before
 
 
 def operations(call: Callable[[], R]) -> tuple[R, int]:

@@ -29,7 +29,6 @@ from mmdistill.precision import Precision
 from mmdistill.registry import get_domain, get_method, get_parameterization, unknown_name
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws, checked_seed, sole_writer, sweep
-from mmdistill.settings import MEMORY_ONLY
 from mmdistill.stepper import Stepper
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task, require_task
@@ -40,9 +39,9 @@ Progress = Callable[[int, int, float], None]
 logger = logging.getLogger(__name__)
 
 LOWER = (
-    "fewer classes at once (--classes-at-once 1), a smaller real batch (--real-batch), no kept activations "
-    "(--kept-steps 0), fewer inner steps in the method's settings, a smaller synthetic budget, or a narrower network "
-    "(--width)"
+    "fewer classes at once (--classes-at-once 1) or no kept activations (--kept-steps 0), both also with --resume, a "
+    "smaller real batch (--real-batch), fewer inner steps in the method's settings, a smaller synthetic budget, or a "
+    "narrower network (--width)"
 )
 """What takes less memory in distilling."""
 READS_PER_RUN = 200
@@ -135,6 +134,7 @@ def distill(
         The distilled set. On several processes (torchrun) every rank returns the same one, and the first writes it.
     Raises:
         ConfigError: an unknown method, a budget in another unit, an impossible composition, a folder that holds a run.
+        CheckpointError: nothing to resume from, damaged checkpoints, or those of another run.
         NonFiniteError: a loss became NaN or infinite; with ``out``, the last good checkpoint is kept.
     """
     require_task(task)
@@ -171,9 +171,9 @@ def distill(
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, and a run needs a folder; choose another one")
-    if resume and folder is not None and not Checkpoints(folder / "checkpoints", {}).paths():
-        raise CheckpointError(f"{folder} holds no checkpoint to resume from")
-    writes = folder is not None and ranks.is_first() and (folder.is_dir() or not resume)
+    if resume and folder is not None and ranks.size() == 1 and not Checkpoints(folder / "checkpoints", {}).paths():
+        raise CheckpointError(f"{folder} holds no checkpoint to resume from")  # ranks compare theirs when they restore
+    writes = folder is not None and ranks.is_first()
     with sole_writer(folder) if folder is not None and writes else nullcontext():  # before other ranks go on
         if folder is not None and writes and not (resume or overwrite):
             _require_free(folder)
@@ -211,8 +211,8 @@ def _distilled(
     if folder is not None and ranks.is_first():
         sweep(folder)
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
-        result.save(folder)
         save_codes(folder / CODES, run.parameterization, distiller.draws.seed)
+        result.save(folder)  # last, since its distilled.json says that a run is finished
     return result
 
 
@@ -309,7 +309,9 @@ def _require_finite(run: RunState, loss: float, checkpoints: "Checkpoints | None
     what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
     kept = checkpoints.paths()[-1:] if checkpoints is not None else []
     left = f"{kept[0]} holds the last good state" if kept else "no checkpoint was written before"
-    raise NonFiniteError(f"{what} at or before step {run.step}; {left}. {LOWER_RATE}, or use float32 where it is not")
+    raise NonFiniteError(
+        f"{what} at or before step {run.step}; {left}. {LOWER_RATE}, or take float32 for its precision if it is another"
+    )
 
 
 def _warn_of_divergence(run: RunState, loss: float) -> None:
@@ -361,7 +363,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "layers": described_layers(distiller.task),
         "budget": distiller.budget,
         "seed": distiller.draws.seed,
-        "settings": {**asdict(distiller.settings), **MEMORY_ONLY},  # with which a run may go on otherwise
+        "settings": asdict(distiller.settings),
         "precision": distiller.precision,
         "processes": ranks.size(),
     }

@@ -69,7 +69,7 @@ def first_alone() -> Iterator[None]:
 
 
 def averages(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the averages of tensors over the ranks, which contiguous tensors become themselves."""
+    """Return the averages of tensors over the ranks; contiguous tensors are overwritten with theirs."""
     if size() == 1:
         return list(tensors)
     found = [tensor.contiguous() for tensor in tensors]  # a transposed or expanded one is not reduced as it reads

@@ -246,12 +246,12 @@ def get_parameterization(domain: Domain, name: str, data: str = "") -> Storage:
     """
     if not domain.parameterizations:
         raise ConfigError(f"{domain.name} data are stored as each method does it; leave the parameterization out")
-    key = canonical(name)
     found = {**domain.parameterizations, **domain.storages.get(canonical(data), {})}
+    key = canonical(name)
     stem, _, number = key.rpartition("-")
-    if key not in found and stem in domain.families and number.isdecimal():
-        found[key] = domain.families[stem](int(number))
+    if stem in domain.families and number.isascii() and number.isdecimal() and int(number):
+        key = f"{stem}-{int(number)}"
+        found = {key: domain.families[stem](int(number)), **found}
     if key not in found:
-        known = [*found, *(f"{stem}-N" for stem in domain.families)]
-        raise unknown_name(f"parameterization of {domain.name} data", name, known)
+        raise unknown_name(f"parameterization of {domain.name} data", name, found)
     return replace(found[key], name=key)

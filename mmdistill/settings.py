@@ -119,8 +119,9 @@ class OptimizerSpec:
         require_at_least(self, {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0})
         if self.momentum >= 1:
             raise ConfigError(f"momentum is at least 0 and below 1, got {self.momentum:g}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas are two numbers of at least 0 and below 1, got {self.betas}")
+        pair = isinstance(self.betas, (tuple, list)) and len(self.betas) == 2
+        if not pair or not all(isinstance(beta, Real) and 0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are two numbers of at least 0 and below 1, got {self.betas!r}")
 
 
 @dataclass(frozen=True)

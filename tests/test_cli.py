@@ -625,6 +625,7 @@ def test_a_run_may_resume_with_other_bounds_of_memory(tmp_path: Path, monkeypatc
         assert main(["distill", *what, "--networks", "1", "--out", str(tmp_path)]) == 130
     assert main(["distill", "--resume", str(tmp_path), "--classes-at-once", "1"]) == 0
     assert DistilledSet.load(tmp_path).settings["classes_at_once"] == 1
+    assert DistillConfig.load(tmp_path / "config.yaml").classes_at_once == 1
 
 
 def test_both_spellings_of_options() -> None:
@@ -683,6 +684,7 @@ def test_settings_that_a_method_does_not_read_are_named() -> None:
     assert unread("dc") == ["inner_window"]
     assert unread("rat-bptt") == ["outer_steps"]
     assert get_method(get_domain("image"), "random-soft").unread(1, given) == []
+    assert get_method(get_domain("image"), "tesla").unread(1, ["teacher_epochs"]) == ["teacher_epochs"]
 
 
 def test_the_page_names_the_settings_without_an_option() -> None:

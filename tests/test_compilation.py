@@ -88,12 +88,10 @@ def test_operations_count_products_and_leave_the_run_alone() -> None:
 
 def test_operations_are_those_of_the_first_step_wherever_a_run_is() -> None:
     settings = {"steps": 3, "inner_steps": 6, "inner_window": 2, "real_batch": 8}
-    method = get_method(get_domain("image"), "rat-bptt").with_settings(**settings)
+    distiller = Distiller(BlobTask(), get_method(get_domain("image"), "rat-bptt").with_settings(**settings), 1)
+    run = distiller.start()
     counts = set()
-    for step in range(6):
-        distiller = Distiller(BlobTask(), method, 1)
-        run = distiller.start()
-        run.step = step
+    for run.step in range(6):
         counts.add(distiller.operations(run))
     assert len(counts) == 1
 

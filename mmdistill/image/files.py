@@ -93,11 +93,19 @@ def read_cifar_binary(paths: list[Path], label_bytes: int) -> tuple[Tensor, Tens
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether a folder has a subfolder per class that holds images, or such folders under ``train``."""
+    """Whether a folder has a subfolder per class that holds images, or such folders under ``train``.
+
+    It is asked of any path, so it looks at few folders, and not through all that lies below.
+    """
     if not folder.is_dir():
         return False
     start = folder / "train" if (folder / "train").is_dir() else folder
-    return any(next(_walked(sub), None) for sub in start.iterdir() if sub.is_dir() and not _is_hidden(sub.name))
+    classes = [sub for sub in start.iterdir() if sub.is_dir() and not _is_hidden(sub.name)]
+    if any(map(_has_images, classes)):
+        return True
+    # One level deeper in every one, so that other data's folders with a picture somewhere are none.
+    deeper = [[below for below in sub.iterdir() if below.is_dir() and not _is_hidden(below.name)] for sub in classes]
+    return bool(deeper) and all(any(map(_has_images, below)) for below in deeper)
 
 
 def missing_classes(folder: Path) -> str:
@@ -152,12 +160,28 @@ def _images_under(folder: Path) -> list[str]:
     return found
 
 
+def _has_images(folder: Path) -> bool:
+    """Return whether a folder itself holds an image."""
+    return any(_is_image(file.name) for file in folder.iterdir())
+
+
 def _walked(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Walk the places below a folder that hold images, with their names in order; hidden ones do not count."""
     for place, below, names in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if not _is_hidden(name)]  # which keeps the walk out of the others
-        if images := sorted(n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")):
+        below[:] = [name for name in below if not _is_hidden(name) and not _leads_back(place, name)]
+        if images := sorted(filter(_is_image, names)):
             yield place, images
+
+
+def _leads_back(place: str, name: str) -> bool:
+    """Return whether a folder is a link to one that it lies in, which a walk would never leave."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and (os.path.realpath(place) + os.sep).startswith(os.path.realpath(path) + os.sep)
+
+
+def _is_image(name: str) -> bool:
+    """Return whether a file's name is that of an image that counts."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _is_hidden(name: str) -> bool:

@@ -10,7 +10,8 @@ A learning rate that was learned with the set is part of it (``learned["inner_lr
   the learned steps, in the learned order, once, without weight decay or augmentation. Epochs then mean nothing;
 - a rate for each step without an order: SGD at their mean.
 
-Learned rates of which one is not positive cannot train; the protocol is used and the scores say so.
+Learned rates of which one is not positive cannot train, and those of a ConvNet are not a transformer's: there the
+protocol is used, and the scores say so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -71,9 +72,10 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     if "inner_lr" not in learned:
         return protocol, ()
     rates = learned["inner_lr"].double()
-    least = float(rates.min())
-    if not (least > 0 and bool(rates.isfinite().all())):
-        return protocol, (f"the learned rate {least:.3g} cannot train; judged with the protocol's {protocol.lr:g}",)
+    useless = rates[~((rates > 0) & rates.isfinite())]
+    if len(useless.reshape(-1)):
+        rate = float(useless.reshape(-1)[0])
+        return protocol, (f"the learned rate {rate:.3g} cannot train; judged with the protocol's {protocol.lr:g}",)
     return replace(protocol, optimizer="sgd", lr=float(rates.mean()), momentum=0.9), ()
 
 

@@ -194,6 +194,8 @@ class ImageTask:
         usable = learned if own or not transformer else {}  # rates that ConvNets learned are SGD's
         fit, notes = with_learned_rate(plan.fit, usable)
         steps = None if notes else learned_steps(batch, usable)
+        if "inner_lr" in learned and not usable:
+            notes = ("rates that a ConvNet learned are not a transformer's, which trains by the protocol's",)
         # A learned rate belongs to the loss that students trained by, which does not scale labels.
         plan = replace(plan, fit=fit, squared=plan.squared if fit is plan.fit else self.protocol.squared)
         augment = partial(self._minibatches, plan, n) if plan.augment != "none" or plan.cutmix else None

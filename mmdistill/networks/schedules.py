@@ -90,6 +90,8 @@ class TrainedNetworks(NetworkSchedule):
         augment: augment each minibatch per sample.
         weight_decay: L2 coefficient of the network's training.
         prepare: what becomes of each minibatch instead of the task's augmentation; None leaves it to ``augment``.
+    Raises:
+        ConfigError: no outer step, a negative number of inner ones, or minibatches of no sample.
     """
 
     outer_steps: int = 10

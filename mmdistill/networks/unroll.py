@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
@@ -52,7 +53,7 @@ class Unrolling:
     keep: int | None = None
     optimizer: InnerOptimizer = "sgd"
     _measured: dict[object, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Bytes of a step's activations, by the shapes of its parameters and batch: measured once, not in every unroll."""
+    """Bytes of a step's activations by the shapes of its parameters and batch, measured once: for one loss alone."""
 
     def __post_init__(self) -> None:
         if self.optimizer not in get_args(InnerOptimizer):
@@ -255,9 +256,10 @@ def _affordable(
     problem: _Problem, theta: Tensor, leaves: Sequence[Tensor], chosen: list[int], measured: dict[object, int]
 ) -> int:
     """Return how many steps' activations fit into the memory for them."""
-    shapes = (problem.layout, tuple(leaf.shape[1:] for leaf in leaves), tuple(chosen))
+    shapes = (problem.layout, theta.dtype, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves), tuple(chosen))
     if shapes not in measured:
-        measured[shapes] = _recorded_bytes(problem, theta, leaves, chosen)
+        with uncounted():
+            measured[shapes] = _recorded_bytes(problem, theta, leaves, chosen)
     return spare_memory_bytes() // max(measured[shapes], 1)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmdistill.errors import UnsupportedError
 from mmdistill.labels import Labels
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, Tensors, map_inputs, stack_classes, take
@@ -130,7 +131,7 @@ class Parameterization(nn.Module, ABC):
             classes: ``(M,)`` the class that each decoded sample stands for.
             num_classes: C.
         """
-        raise NotImplementedError(f"{cls.__name__} gives no plain values to be rebuilt from")
+        raise UnsupportedError(f"{cls.__name__} gives no plain values to be rebuilt from")
 
     def stored_numel(self) -> int:
         """Return how many numbers must be kept to regenerate every sample, decoder and labels included."""

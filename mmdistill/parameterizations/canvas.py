@@ -54,14 +54,22 @@ class Canvases(Parameterization):
 
     def forward(self, draws: Draws) -> Batch:
         """Crop every canvas at places of its own."""
+        return self._cropped(draws.to(self.canvases.device))
+
+    def finished(self, draws: Draws) -> Batch:
+        """Crop at places that a key gives on every device, so that codes decode to the same set anywhere."""
+        return self._cropped(draws.to("cpu"))
+
+    def _cropped(self, draws: Draws) -> Batch:
+        """Crop every canvas at places that are drawn on the key's device."""
         num_classes, _, *sides = self.canvases.shape
-        key = draws.fold("crops").to(self.canvases.device)
+        key, device = draws.fold("crops"), self.canvases.device
+        count, along = num_classes * self.crops, [torch.arange(length, device=device) for length in self.size]
         rows, columns = (
-            (key.fold(name).integers(side, num_classes * self.crops)[:, None] + torch.arange(length, device=key.device))
-            % side
-            for name, side, length in zip(("rows", "columns"), sides, self.size, strict=True)
+            (key.fold(name).integers(side, count).to(device)[:, None] + pixels) % side
+            for name, side, pixels in zip(("rows", "columns"), sides, along, strict=True)
         )
-        owner = torch.arange(num_classes, device=key.device).repeat_interleave(self.crops)
+        owner = torch.arange(num_classes, device=device).repeat_interleave(self.crops)
         inputs = self.canvases[owner[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
 

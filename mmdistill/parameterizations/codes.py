@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mmdistill.errors import CheckpointError
-from mmdistill.labels import FixedLabels, Labels, LearnedLabels
+from mmdistill.errors import CheckpointError, UnsupportedError
+from mmdistill.labels import FixedLabels, Labels, LearnedLabels, SoftmaxLabels, TeacherLabels
 from mmdistill.parameterizations.base import Parameterization, smallest_type
 from mmdistill.parameterizations.canvas import Canvases
 from mmdistill.parameterizations.combination import CombinedImages
@@ -38,12 +38,15 @@ KINDS: Mapping[str, type[Parameterization]] = {
     "combined": CombinedImages,
 }
 """What can be rebuilt from tensors and plain values, by the name that files call it."""
+LABELS = (FixedLabels, LearnedLabels, SoftmaxLabels, TeacherLabels)
+"""The labels that can."""
 
 
 def save_codes(path: Path, made: Parameterization, seed: int) -> bool:
-    """Write what a parameterization stores, atomically; returns whether there is more to it than its samples.
+    """Write what a parameterization stores, atomically, where tensors and plain values say it; returns whether it did.
 
-    Raw samples are their own codes, and a generator is a module of the user's: neither is written.
+    Raw samples are their own codes. Generators, decoders and labels of a user's own are modules that no file names, and
+    samples that lie in another order than class after class are none of this library's.
 
     Args:
         path: the file.
@@ -51,13 +54,20 @@ def save_codes(path: Path, made: Parameterization, seed: int) -> bool:
         seed: of the run, from which decoders draw.
     """
     kind = next((name for name, known in KINDS.items() if type(made) is known), None)
-    plain = made.plain_values() if kind else None
-    if plain is None or made.classes is None or made.num_classes is None:
+    plain = made.plain_values() if kind and type(made.labels) in LABELS else None
+    classes = made.classes
+    if plain is None or classes is None or made.num_classes is None or not bool((classes.diff() >= 0).all()):
         return False
     tensors = {name: _compact(tensor) for name, tensor in made.state_dict().items()}
-    counts = torch.bincount(made.classes.cpu(), minlength=made.num_classes).tolist()
-    content = {"version": CODES_VERSION, "kind": kind, "plain": plain, "samples": counts, "seed": seed}
-    about = json.dumps(content)
+    content = {
+        "version": CODES_VERSION,
+        "kind": kind,
+        "plain": plain,
+        "label": made.labels.title,
+        "samples": torch.bincount(classes.cpu(), minlength=made.num_classes).tolist(),
+        "seed": seed,
+    }
+    about = json.dumps(content, allow_nan=False)
     with atomic_write(path) as handle:
         # One entry alone: safetensors writes several in an order that differs from run to run.
         metadata = {KEY: json.dumps({DIGEST: digest_of(tensors, about), "content": about})}
@@ -65,8 +75,8 @@ def save_codes(path: Path, made: Parameterization, seed: int) -> bool:
     return True
 
 
-def load_codes(path: Path | str) -> tuple[Parameterization, int]:
-    """Rebuild what :func:`save_codes` wrote; returns it with the run's seed.
+def load_codes(path: Path | str) -> tuple[Parameterization, Mapping[str, Any]]:
+    """Rebuild what :func:`save_codes` wrote; returns it with what else the file says (``seed``, ``label``).
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another kind or version.
@@ -78,7 +88,8 @@ def load_codes(path: Path | str) -> tuple[Parameterization, int]:
             tensors: Tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path} is missing; raw samples and those of a generator of yours have no codes beside them"
+            f"{path} is missing: here is no finished run, or one whose samples are raw, positions in the data, or made "
+            "by modules of your own"
         ) from error
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
@@ -94,7 +105,7 @@ def load_codes(path: Path | str) -> tuple[Parameterization, int]:
                 f"{path} holds codes of version {content['version']} and kind {content['kind']!r}; this mmdistill "
                 f"reads version {CODES_VERSION} of {', '.join(KINDS)}"
             )
-        return _rebuilt(content, tensors), int(content["seed"])
+        return _rebuilt(content, tensors), content
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from error
 
@@ -109,9 +120,13 @@ def decode(path: Path | str, seed: int | None = None) -> Batch:
         The samples, on the CPU.
     Raises:
         CheckpointError: the file is missing, damaged, or of another kind or version.
+        UnsupportedError: another seed where samples are drawn and a teacher has labelled the run's own.
     """
     path = Path(path)
-    made, own = load_codes(path / CODES if path.is_dir() else path)
+    made, content = load_codes(path / CODES if path.is_dir() else path)
+    own = int(content["seed"])
+    if made.redraws and content["label"] == TeacherLabels.title and seed not in (None, own):
+        raise UnsupportedError(f"a teacher labelled the samples of seed {own}; others would need it again")
     with torch.no_grad():
         return made.finished(Draws(own if seed is None else seed).fold("decode"))
 

@@ -49,7 +49,7 @@ class DecodedCodes(Parameterization):
     def plain_values(self) -> Mapping[str, object] | None:
         """Return what decoders these are; None where one is of a kind of the user's."""
         for kind, known in DECODERS.items():
-            sizes = [list(decoder.sizes) for decoder in self.decoder if isinstance(decoder, known)]
+            sizes = [list(decoder.sizes) for decoder in self.decoder if type(decoder) is known]
             if len(sizes) == len(self.decoder):
                 return {"decoder": kind, "sizes": sizes}
         return None
@@ -59,7 +59,7 @@ class DecodedCodes(Parameterization):
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "DecodedCodes":
         """Return what decodes the stored codes by the stored decoders."""
-        decoders = [DECODERS[plain["decoder"]](*sizes) for sizes in plain["sizes"]]
+        decoders = [DECODERS[plain["decoder"]](*sizes).to(tensors["codes"].dtype) for sizes in plain["sizes"]]
         made = cls(tensors["codes"], decoders, labels, classes[:: len(decoders)], num_classes)
         prefix = "decoder."
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

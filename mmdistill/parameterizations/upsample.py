@@ -1,5 +1,6 @@
 """Multi-formation: each stored image is a grid of small tiles that are up-sampled to full size (Sec. 3.4.2)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -30,14 +31,15 @@ class PixelSpace(NamedTuple):
 
     def plain_values(self) -> dict[str, object]:
         """Return the space as plain values."""
-        moments = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
-        return moments | {"low": self.low, "high": self.high}
+        low, high = (None if math.isinf(bound) else bound for bound in (self.low, self.high))
+        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(), "low": low, "high": high}
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> "PixelSpace":
         """Return the space of some plain values."""
         mean, std = (torch.tensor(plain[name]).view(-1, 1, 1) for name in ("mean", "std"))
-        return PixelSpace(mean, std, plain["low"], plain["high"])
+        low, high = plain["low"], plain["high"]
+        return PixelSpace(mean, std, -math.inf if low is None else low, math.inf if high is None else high)
 
 
 class MultiFormation(Parameterization):

@@ -317,11 +317,20 @@ def test_only_folders_are_hidden_by_two_underscores(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_told_by_the_images_that_are_read(tmp_path: Path) -> None:
-    for place in ("deep/a/session", "hidden/__pycache__", "hidden/a/.thumbnails"):
+    for place in ("deep/a/session", "hidden/__pycache__", "hidden/a/.thumbnails", "others/docs/img", "others/raw/.x"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "0.png").touch()
     assert files.is_image_folder(tmp_path / "deep")
     assert not files.is_image_folder(tmp_path / "hidden")
+    assert not files.is_image_folder(tmp_path / "others")
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
+    write_images(tmp_path / "pets")
+    before = load(tmp_path / "pets").fingerprint
+    for name, target in (("back", ".."), ("self", ".")):
+        (tmp_path / "pets" / "cat" / name).symlink_to(target, target_is_directory=True)
+    assert load(tmp_path / "pets").fingerprint == before
 
 
 def test_images_deeper_in_a_class_are_found_in_a_fixed_order(tmp_path: Path) -> None:

@@ -99,6 +99,11 @@ def test_learned_steps_that_cannot_train_are_not_taken(digits: ImageTask) -> Non
     scores = digits.evaluate(batch, "convnet", KEY, 1, order | rates)
     assert "-0.01 cannot train" in scores.notes[0]
     assert scores.values == digits.evaluate(batch, "convnet", KEY, 1, {}).values
+    fine = {"inner_lr": torch.tensor([0.05, 0.05])}
+    judged = digits.evaluate(batch, "vit", KEY, 1, order | fine)
+    assert "not a transformer's" in judged.notes[0]
+    assert judged.values == digits.evaluate(batch, "vit", KEY, 1, {}).values
+    assert "rate inf" in with_learned_rate(CLASSIFICATION, {"inner_lr": torch.tensor([torch.inf, 0.1])})[1][0]
 
 
 def test_unrolled_performance_is_judged_by_its_own_steps(digits: ImageTask) -> None:

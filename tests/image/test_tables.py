@@ -95,13 +95,20 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     assert "published schedule" not in text
     assert "width 64" not in text
     wide = cells.Cell("mnist", "dm", 1, "reduced", width=64)
-    write_json(wide.record(tmp_path), document(0.95, {"random": 0.5, "herding": 0.6}))
+    write_json(wide.folder(tmp_path / "out") / "metrics.json", document(0.95, {"random": 0.5, "herding": 0.6}))
+    wide.keep(tmp_path / "out", tmp_path, [0])
+    cells.Cell("mnist", "dc", 1, "reduced", width=64).fail(tmp_path, "no memory")
     text = pages.page(tmp_path, ["dm", "dc"], tmp_path)
     table = text.partition("## mnist, reduced schedule, width 64\n")[2].partition("## ")[0]
     assert "| 1 | dm | 95.0 ± 1.0 | 1 x 2 | 89.9 ± 0.8 | 7.8 | 10 | 12 | 1 |" in table
-    assert "| dc |" not in table
+    assert "| 1 | dc | no memory |" in table
+    assert "egm" not in table
+    path = tmp_path / "figure-8-mnist-w64.png"
+    pages.draw_figure_8(wide, tmp_path, ["dm"], [1], path)
+    assert path.stat().st_size > 1000
+    path.unlink()
     assert "images per class]" not in text
-    pages.draw_figure_8("mnist", "reduced", tmp_path, ["dm"], [1, 10], tmp_path / "figure-8-mnist.png")
+    pages.draw_figure_8(dm, tmp_path, ["dm"], [1, 10], tmp_path / "figure-8-mnist.png")
     assert (tmp_path / "figure-8-mnist.png").stat().st_size > 1000
     assert "![Accuracy against images per class](figure-8-mnist.png)" in pages.page(tmp_path, ["dm"], tmp_path)
 
@@ -122,7 +129,7 @@ def test_what_runs_found_is_kept_apart_from_them_and_not_measured_again(scripts:
     for one in (cell, tried):
         write_json(one.folder(out, 1) / "metrics.json", document(0.8))
         one.keep(out, kept, [0, 1])
-    assert cells.with_options(kept) == [tried]
+    assert cells.other_kinds(kept) == [tried]
     assert cell.documents(kept) == [document(0.8)]
     assert cell.finished(kept, [1])
     assert not cell.finished(kept, [0, 1])

@@ -15,6 +15,7 @@ from mmdistill.image import DOMAIN, image_task
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, default_folder
 from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import state_at
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.trajectory import (
@@ -27,7 +28,7 @@ from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.task import Batch
+from mmdistill.task import Batch, NetworkState
 from mmdistill.testing import check_objective
 from tests.oracles import objectives as networks
 from tests.oracles import unroll as oracle
@@ -89,6 +90,13 @@ def test_pruning_goes_with_the_constant_memory_gradient(network: Network, syn: B
         (value, gradient), (exact_value, exact) = found(Both, steps), found(PrunedTrajectoryMatching, steps)
         assert torch.equal(value, exact_value)
         assert torch.allclose(gradient, exact, rtol=1e-10) == same
+
+
+def test_sharpness_of_no_gradient_is_none() -> None:
+    zeros = {"w": torch.zeros(2, 3)}
+    state = NetworkState({"w": torch.ones(2, 3)}, {})
+    assert torch.equal(uphill(state, zeros, 0.1, adaptive=False).params["w"], state.params["w"])
+    assert torch.equal(without_gap(zeros, zeros, 0.5)["w"], zeros["w"])
 
 
 def test_similarity() -> None:

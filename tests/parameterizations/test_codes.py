@@ -1,6 +1,7 @@
 """The file of what a set stores: it takes the bytes that the set claims, and decodes to the set without the data."""
 
-from dataclasses import replace
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,16 @@ from torch import Tensor, nn
 
 import mmdistill
 from mmdistill.distill import distill
-from mmdistill.errors import CheckpointError
+from mmdistill.errors import CheckpointError, UnsupportedError
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.generative import of_generator
 from mmdistill.image.storage import canvas, hallucinated, latent
-from mmdistill.labels import FixedLabels
+from mmdistill.labels import FixedLabels, LearnedLabels, NoLabels
 from mmdistill.method import Storage
+from mmdistill.parameterizations.canvas import Canvases
 from mmdistill.parameterizations.codes import CODES, decode, load_codes, save_codes
-from mmdistill.parameterizations.decoder import DecodedCodes
+from mmdistill.parameterizations.decoder import DecodedCodes, LatentDecoder
+from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 
@@ -59,8 +62,8 @@ def test_codes_take_the_bytes_that_are_claimed_and_decode_to_the_set(
         sum(tensor.numel() * tensor.itemsize for tensor in load_file(tmp_path / CODES).values()) == found.stored_bytes
     )
     assert_same(mmdistill.decode(tmp_path), found.batch)
-    made, seed = load_codes(tmp_path / CODES)
-    assert (made.stored_bytes(), seed) == (found.stored_bytes, found.seed)
+    made, about = load_codes(tmp_path / CODES)
+    assert (made.stored_bytes(), about["seed"], about["label"]) == (found.stored_bytes, found.seed, found.label)
 
 
 def test_a_canvas_is_cropped_anew_by_another_seed(task: ImageTask, tmp_path: Path) -> None:
@@ -70,30 +73,78 @@ def test_a_canvas_is_cropped_anew_by_another_seed(task: ImageTask, tmp_path: Pat
     assert torch.equal(again.targets, found.batch.targets)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("storage", ["raw", "coefficients-by-index", of_generator(nn.Linear(4, 64), 4)])
+def test_crops_of_another_seed_have_no_teachers_labels(task: ImageTask, tmp_path: Path) -> None:
+    found = run(task, canvas(3), "teacher", tmp_path)
+    assert_same(decode(tmp_path, seed=found.seed), found.batch)
+    with pytest.raises(UnsupportedError, match="a teacher labelled the samples of seed 0"):
+        decode(tmp_path, seed=1)
+
+
+@pytest.mark.gpu
+def test_a_canvas_of_a_device_decodes_to_the_same_set(tmp_path: Path) -> None:
+    found = run(image_task("digits", width=4, device="cuda"), canvas(3), "soft", tmp_path)
+    assert_same(decode(tmp_path), found.batch)
+
+
+class Images(nn.Module):
+    """A generator of a user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 64)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        images: Tensor = self.layer(latents)
+        return images.view(-1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("make", [lambda: "raw", lambda: "coefficients-by-index", lambda: of_generator(Images(), 4)])
 def test_what_needs_more_than_its_tensors_is_not_written(
-    task: ImageTask, storage: Storage | str, tmp_path: Path
+    task: ImageTask, make: Callable[[], Storage | str], tmp_path: Path
 ) -> None:
-    class Images(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 64)
-
-        def forward(self, latents: Tensor) -> Tensor:
-            images: Tensor = self.layer(latents)
-            return images.view(-1, 1, 8, 8)
-
-    run(task, of_generator(Images(), 4) if isinstance(storage, Storage) else storage, "hard", tmp_path)
+    run(task, make(), "hard", tmp_path)
     assert not (tmp_path / CODES).exists()
-    with pytest.raises(CheckpointError, match=r"codes.safetensors is missing; raw samples .* have no codes"):
+    with pytest.raises(CheckpointError, match=r"codes.safetensors is missing: here is no finished run, or one whose"):
         decode(tmp_path)
 
 
+class Own(LatentDecoder):
+    """Decodes in another way than its base."""
+
+
+class Sharp(LearnedLabels):
+    """Gives other targets than its base."""
+
+
 def test_decoders_of_the_users_kind_are_not_written(tmp_path: Path) -> None:
-    codes, classes = torch.zeros(2, 1, 8, 8), torch.arange(2)
-    made = DecodedCodes(codes, [nn.Identity()], FixedLabels(classes), classes, 2)
-    assert not save_codes(tmp_path / CODES, made, 0)
-    assert not list(tmp_path.iterdir())
+    codes, classes = torch.zeros(2, 1, 4, 4), torch.arange(2)
+    known = LatentDecoder(1, 2, 2)
+    for decoder, labels, order in (
+        (nn.Identity(), FixedLabels(classes), classes),
+        (Own(1, 2, 2), FixedLabels(classes), classes),
+        (known, Sharp(torch.eye(2)), classes),
+        (known, NoLabels(), classes),
+        (known, FixedLabels(classes), classes.flip(0)),
+    ):
+        assert not save_codes(tmp_path / CODES, DecodedCodes(codes, [decoder], labels, order, 2), 0)
+        assert not list(tmp_path.iterdir())
+    assert save_codes(tmp_path / CODES, DecodedCodes(codes, [known], FixedLabels(classes), classes, 2), 0)
+
+
+def test_codes_keep_their_number_format(tmp_path: Path) -> None:
+    codes, classes = torch.randn(300, 1, 2, 2, dtype=torch.float64), torch.arange(300)
+    made = DecodedCodes(codes, [LatentDecoder(1, 2, 2).double()], FixedLabels(classes), classes, 300)
+    save_codes(tmp_path / CODES, made, 0)
+    assert load_file(tmp_path / CODES)["labels.targets"].dtype == torch.uint16
+    assert_same(decode(tmp_path), Batch(*(part.detach() for part in made(Draws(0)))))  # type: ignore[union-attr]
+
+
+def test_what_a_file_says_is_strict_json(task: ImageTask, tmp_path: Path) -> None:
+    run(task, "coefficients", "hard", tmp_path)
+    with safe_open(tmp_path / CODES, "pt") as handle:
+        about = json.loads(handle.metadata()["mmdistill"])["content"]
+    assert "Infinity" not in about
+    assert json.loads(about)["plain"]["low"] is None
 
 
 def test_damage_is_told(task: ImageTask, tmp_path: Path) -> None:
@@ -126,7 +177,6 @@ def test_a_new_run_removes_the_codes_of_a_former_one(task: ImageTask, tmp_path: 
 
 def test_an_unknown_kind_is_refused_by_name(task: ImageTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(task, "upsample-2", "hard", tmp_path)
-    kinds = {"other": replace}
-    monkeypatch.setattr("mmdistill.parameterizations.codes.KINDS", kinds)
-    with pytest.raises(CheckpointError, match=r"kind 'upsampled'; this mmdistill reads version 1 of other"):
+    monkeypatch.setattr("mmdistill.parameterizations.codes.KINDS", {"canvas": Canvases})
+    with pytest.raises(CheckpointError, match=r"kind 'upsampled'; this mmdistill reads version 1 of canvas"):
         decode(tmp_path)

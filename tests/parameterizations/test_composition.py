@@ -205,8 +205,8 @@ def test_a_storage_brings_the_rates_of_its_groups() -> None:
 
 
 def test_names_of_parameterizations(task: ImageTask) -> None:
-    assert get_parameterization(DOMAIN, "upsample-4").name == "upsample-4"
-    for name in ("upsample-", "upsample--2", "raw-2"):
+    assert get_parameterization(DOMAIN, "Upsample_04").name == "upsample-4"
+    for name in ("upsample-", "upsample--2", "upsample-0", "upsample-\u0663", "raw-2"):
         with pytest.raises(ConfigError, match="unknown parameterization of image data"):
             get_parameterization(DOMAIN, name)
     with pytest.raises(ConfigError, match="did you mean 'upsample-2'"):
