@@ -54,13 +54,9 @@ NO_ROW = "no row of its own in Table 1"
 
 def distill_command(config: DistillConfig, resume: str | None) -> None:
     """Distil, judge, draw; or continue an interrupted run. Under torchrun all ranks distil and the first goes on."""
+    bounds = {name: value for name in MEMORY_ONLY if (value := getattr(config, name)) is not None}
     if resume is not None:
-        bounds = {name: value for name in MEMORY_ONLY if (value := getattr(config, name)) is not None}
-        path = Path(resume) / "config.yaml"
-        config = dataclasses.replace(DistillConfig.load(path), **bounds)
-        if bounds and ranks.is_first() and not is_finished(Path(resume)):
-            config.save(path)  # so that the next time needs no options
-        config = dataclasses.replace(config, out=resume)
+        config = dataclasses.replace(DistillConfig.load(Path(resume) / "config.yaml"), out=resume, **bounds)
     folder = config.folder()
     _require_free(config, folder, resume)
     if config.deterministic:
@@ -71,6 +67,9 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
             if ranks.is_first():  # before the others go on
                 held.enter_context(sole_writer(folder))
                 _require_free(config, folder, resume)
+                if resume is not None and bounds and not is_finished(folder):
+                    saved = DistillConfig.load(folder / "config.yaml")
+                    dataclasses.replace(saved, **bounds).save(folder / "config.yaml")  # the next time needs no options
             domain, task, method, budget, config = _prepared(config, device)
             if is_finished(folder) and resume is not None:
                 distilled = DistilledSet.load(folder)
