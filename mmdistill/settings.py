@@ -55,9 +55,8 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
 
 
-MEMORY_ONLY: Mapping[str, int] = {"classes_at_once": 0, "kept_steps": -1}
-"""Settings that bound memory and change a result by rounding alone, so that a run may go on with others; 0 or -1 leaves
-them to the device."""
+MEMORY_ONLY = ("classes_at_once", "kept_steps")
+"""Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
 TRAINING = (
     *("outer_steps", "inner_steps", "inner_lr", "inner_batch", "inner_momentum", "inner_window", "kept_steps"),
     *("experts", "expert_steps", "start_epochs", "expert_folder"),

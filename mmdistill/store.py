@@ -94,20 +94,28 @@ def save_tree(path: Path, tree: Mapping[str, object]) -> None:
         handle.write(safetensors.torch.save(tensors, metadata={TREE_KEY: description}))
 
 
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Read a safetensors file; returns its tensors by name and its metadata.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
+
+
 def load_tree(path: Path) -> dict[str, Any]:
     """Read a tree that :func:`save_tree` wrote.
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged, or written by another version.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
+    tensors, metadata = read_tensors(path)
     if TREE_KEY not in metadata:
         raise CheckpointError(f"{path} is no checkpoint of mmdistill")
     try:
@@ -240,12 +248,7 @@ class DistilledSet:
         content.pop("packages", None)
         digest = content.pop(DIGEST, None)
         path = folder / "distilled.safetensors"
-        try:
-            tensors = safetensors.torch.load_file(path)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path} is missing") from error
-        except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
+        tensors, _ = read_tensors(path)
         broken = [
             name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
         ]

@@ -71,11 +71,11 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     """Return the protocol at the rate that a set carries (the mean of several), and a note where it cannot be used."""
     if "inner_lr" not in learned:
         return protocol, ()
-    rates = learned["inner_lr"].double()
-    useless = rates[~((rates > 0) & rates.isfinite())]
-    if len(useless.reshape(-1)):
-        rate = float(useless.reshape(-1)[0])
-        return protocol, (f"the learned rate {rate:.3g} cannot train; judged with the protocol's {protocol.lr:g}",)
+    rates = learned["inner_lr"].double().reshape(-1)
+    useless = rates[~((rates > 0) & rates.isfinite())].tolist()
+    if useless:
+        note = f"the learned rate {useless[0]:.3g} cannot train; judged with the protocol's {protocol.lr:g}"
+        return protocol, (note,)
     return replace(protocol, optimizer="sgd", lr=float(rates.mean()), momentum=0.9), ()
 
 

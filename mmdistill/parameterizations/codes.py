@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from mmdistill.parameterizations.decoder import DecodedCodes
 from mmdistill.parameterizations.memory import AddressedMemory
 from mmdistill.parameterizations.upsample import MultiFormation
 from mmdistill.runtime import Draws, atomic_write
-from mmdistill.store import DIGEST, digest_of
+from mmdistill.store import DIGEST, digest_of, read_tensors
 from mmdistill.task import Batch, Tensors
 
 CODES = "codes.safetensors"
@@ -82,17 +81,12 @@ def load_codes(path: Path | str) -> tuple[Parameterization, Mapping[str, Any]]:
         CheckpointError: the file is missing, damaged, or of another kind or version.
     """
     path = Path(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors: Tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
+    if not path.exists():
         raise CheckpointError(
             f"{path} is missing: here is no finished run, or one whose samples are raw, positions in the data, or made "
             "by modules of your own"
-        ) from error
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
+        )
+    tensors, metadata = read_tensors(path)
     if KEY not in metadata:
         raise CheckpointError(f"{path} holds no codes")
     try:
