@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, get_args
 
-from mmdistill.errors import ConfigError, did_you_mean
+from mmdistill.errors import ConfigError, require_choice
 
 InitKind = Literal["real", "noise", "herding", "k-center", "k-means", "craig"]
 """What synthetic samples start from: noise, or real samples chosen in some way."""
@@ -106,11 +106,7 @@ class OptimizerSpec:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(OptimizerName):
-            known = get_args(OptimizerName)
-            raise ConfigError(
-                f"unknown optimizer {self.name!r}{did_you_mean(str(self.name), known)} (there are: {', '.join(known)})"
-            )
+        require_choice("the optimizer", self.name, get_args(OptimizerName))
         if self.active is not None and not 0 <= self.active[0] < self.active[1] <= self.active[2]:
             raise ConfigError(f"active is (start, stop, period) with 0 <= start < stop <= period, got {self.active}")
         if not 0 <= self.floor <= 1:
@@ -198,8 +194,7 @@ class Settings:
         require_at_least(self, LEAST)
         if self.inner_momentum >= 1:
             raise ConfigError(f"inner_momentum is at least 0 and below 1, got {self.inner_momentum:g}")
-        if self.init not in get_args(InitKind):
-            raise ConfigError(f"unknown start {self.init!r}: use {', '.join(get_args(InitKind))}")
+        require_choice("the start (init)", self.init, get_args(InitKind))
         if not isinstance(self.augment, bool):
             raise ConfigError(f"augment is true or false, got {self.augment!r}")
         if not isinstance(self.optimizers, Mapping):

@@ -102,7 +102,7 @@ def test_selection_through_a_task() -> None:
         chosen = choose_samples(task, kind, torch.tensor([2, 2, 2]), Draws(0))
         assert task.labels[chosen].tolist() == [0, 0, 1, 1, 2, 2]
         assert len(set(chosen.tolist())) == 6
-    with pytest.raises(ConfigError, match="unknown start 'best'"):
+    with pytest.raises(ConfigError, match="got 'best'"):
         choose_samples(task, "best", torch.tensor([2, 2, 2]), Draws(0))
 
 

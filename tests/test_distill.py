@@ -444,7 +444,7 @@ def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:
         ({"inner_lr": float("nan")}, "inner_lr is a number of at least 0, got nan"),
         ({"clip": -1.0}, "clip is"),
         ({"augment": "no"}, "augment is true or false, got 'no'"),
-        ({"init": "realz"}, "unknown start 'realz': use real, noise"),
+        ({"init": "realz"}, "is real or noise or .*, got 'realz'; did you mean 'real'"),
         ({"optimizers": 3}, "optimizers are a mapping from groups to OptimizerSpecs, got 3"),
         ({"optimizers": {"codes": {"lr": 1.0}}}, "the optimizer of 'codes' is an OptimizerSpec, got dict"),
     ],

@@ -8,7 +8,6 @@ sets the number of hidden layers or convolutions: ``nngp-d2``, ``ntk-conv-d5``.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.image.augment import image_inputs
 from mmdistill.labels import centred_one_hot
-from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel, WideKernel
+from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel, KernelKind, WideKernel
 from mmdistill.objectives.performance import ridge_solution
 from mmdistill.registry import canonical
 from mmdistill.task import Batch, Scores
@@ -38,7 +37,7 @@ def kernel_judge(name: str) -> "KernelJudge | None":
     found = _NAME.fullmatch(canonical(name))
     if found is None:
         return None
-    kind: Literal["ntk", "nngp"] = "ntk" if found[1] == "ntk" else "nngp"
+    kind: KernelKind = "ntk" if found[1] == "ntk" else "nngp"
     usual = 3 if found[2] else 1
     depth = int(found[3] or usual)
     spelled = f"{kind}{found[2] or ''}" + (f"-d{depth}" if depth != usual else "")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmdistill.compilation import uncounted
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, require_choice
 from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
 from mmdistill.runtime import spare_memory_bytes
@@ -56,15 +56,13 @@ class Unrolling:
     """Bytes of a step's activations by the shapes of its parameters and batch, measured once: for one loss alone."""
 
     def __post_init__(self) -> None:
-        if self.optimizer not in get_args(InnerOptimizer):
-            raise ConfigError(f"a student trains by sgd or adam, got {self.optimizer!r}")
+        require_choice("the student's optimizer", self.optimizer, get_args(InnerOptimizer))
+        require_choice("mode", self.mode, get_args(DiffMode))
         if self.optimizer != "sgd" and self.momentum:
             raise ConfigError(f"momentum belongs to sgd, not to {self.optimizer}, got {self.momentum}")
         self.rule()
         if self.truncate is not None and self.truncate < 1:
             raise ConfigError(f"truncate keeps the last k >= 1 steps, got {self.truncate}; None keeps all")
-        if self.mode not in ("auto", "forward", "reverse"):
-            raise ConfigError(f"unknown mode {self.mode!r}: use auto, forward or reverse")
         if self.keep is not None and self.keep < 0:
             raise ConfigError(f"keep counts steps, got {self.keep}")
 

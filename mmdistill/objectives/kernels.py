@@ -5,17 +5,19 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, ShapeError, require_choice
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.pairs import neighbour_sums, products, relu_moments
 from mmdistill.objectives.performance import Kernel, require_one_tensor
 from mmdistill.task import Inputs, Task
+
+KernelKind = Literal["ntk", "nngp"]
 
 W_STD = math.sqrt(2.0)
 """Weight scale under which a ReLU layer keeps the norm of its inputs."""
@@ -211,14 +213,13 @@ class WideKernel(Kernel):
         b_std: standard deviation of the biases.
     """
 
-    kind: Literal["ntk", "nngp"] = "ntk"
+    kind: KernelKind = "ntk"
     depth: int = 1
     w_std: float = W_STD
     b_std: float = B_STD
 
     def __post_init__(self) -> None:
-        if self.kind not in ("ntk", "nngp"):
-            raise ConfigError(f"the kernel is 'ntk' or 'nngp', not {self.kind!r}")
+        require_choice("the kernel", self.kind, get_args(KernelKind))
 
     @abstractmethod
     def kernels(self, a: Tensor, b: Tensor) -> WideKernels:

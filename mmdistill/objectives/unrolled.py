@@ -1,12 +1,12 @@
 """Performance matching through the unrolled inner loop (Eq. 2, 3), and what every unrolled objective shares."""
 
 from dataclasses import replace
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, require_choice
 from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
@@ -29,11 +29,12 @@ class InnerRate(nn.Module):
             ``exp`` maps to the rate. The optimizer's own rate means something else in each.
         learn: False keeps it.
     Raises:
-        ConfigError: an initial rate that is not positive.
+        ConfigError: an unknown form, or an initial rate that is not positive.
     """
 
     def __init__(self, initial: float, steps: int | None = None, form: RateForm = "raw", learn: bool = True) -> None:
         super().__init__()
+        require_choice("the form of a learned rate", form, get_args(RateForm))
         if initial <= 0:
             raise ConfigError(f"the student's learning rate must start above 0, got {initial}")
         value = torch.full(() if steps is None else (steps,), float(initial))
@@ -42,8 +43,6 @@ class InnerRate(nn.Module):
             value = value.expm1().log()
         elif form == "exp":
             value = value.log()
-        elif form != "raw":
-            raise ConfigError(f"unknown form {form!r}: use raw, softplus or exp")
         self.value: Tensor
         if learn:
             self.value = nn.Parameter(value)

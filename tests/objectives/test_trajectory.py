@@ -198,7 +198,7 @@ def test_wrong_compositions_are_refused(task: BlobTask, network: Network) -> Non
             ),
             "students of SGD alone",
         ),
-        (lambda: InnerRate(0.1, form="log"), "raw, softplus or exp"),  # type: ignore[arg-type]
+        (lambda: InnerRate(0.1, form="log"), "raw or softplus or exp"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ConfigError, match=message):
             build()
