@@ -10,6 +10,7 @@ scaled. A first call compiles for some minutes; ``first_s`` says how long, and a
 """
 
 import argparse
+import gc
 import json
 import time
 import traceback
@@ -274,6 +275,7 @@ def main() -> None:
         if device.type == "cuda" and isinstance(attempt(torch.cuda.synchronize), str):
             print("the device is in an error; call again to go on", flush=True)
             break
+        gc.collect()  # what an error's traceback held
         if device.type == "cuda":
             torch.cuda.empty_cache()
 

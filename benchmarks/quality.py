@@ -163,7 +163,7 @@ def main() -> None:
             folder = folder_of(chosen.out, row, seed)
             if not (folder / "metrics.json").exists():
                 if device.startswith("cuda"):
-                    torch.cuda.reset_peak_memory_stats()
+                    torch.cuda.reset_peak_memory_stats(device)
                 run_row(row, folder, device, chosen.networks, seed, judges, baselines)
             documents.append(read_json(folder / "metrics.json"))
         print(summarise(row, documents), flush=True)

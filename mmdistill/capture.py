@@ -6,9 +6,10 @@ to call comes in as tensors, which are copied to where the graph reads them, and
 graph and set, before a replay, to the seed that the new key gives. So a replay computes what an eager call would.
 """
 
+import gc
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from mmdistill import runtime
 from mmdistill.errors import MmdistillError
 from mmdistill.runtime import Draws
-from mmdistill.streams import kept_stream
+from mmdistill.streams import lent_stream
 
 Function = Callable[[Draws, Any], Any]
 """``(key, tree of tensors) -> tree of tensors``, pure, or idempotent in the tensors that it updates in place.
@@ -116,7 +117,11 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """A CUDA graph."""
+    """A CUDA graph.
+
+    Each is captured on a stream of its own: torch frees the workspaces that matrix products took on a graph's stream
+    when the graph dies, also those that another graph of this stream still reads (pytorch issue 193402).
+    """
 
     def __init__(self) -> None:
         self.graph = torch.cuda.CUDAGraph()
@@ -126,16 +131,17 @@ class CudaGraph:
 
         Where that fails, torch's current stream and default generator are put back, and what the call raised is raised.
         Ending a broken capture raises too, before torch has left the capturing stream, and in some versions leaves the
-        generator refusing every later draw.
+        generator refusing every later draw, and the allocator returning nothing to the device.
         """
         for generator in generators:
             self.graph.register_generator_state(generator)
         torch.cuda.synchronize()
+        pool = torch.cuda.graph_pool_handle()
         stream, default = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
         drawn, reason = default.get_state(), None
         try:
-            # Torch's own stream for captures is of whichever device came first.
-            with torch.cuda.graph(self.graph, stream=kept_stream(stream.device, "capture")):
+            own = lent_stream(stream.device, self)
+            with uncollected(), torch.cuda.graph(self.graph, pool=pool, stream=own):
                 try:
                     return call()
                 except BaseException as error:
@@ -143,6 +149,7 @@ class CudaGraph:
                     raise
         except BaseException as error:
             torch.cuda.set_stream(stream)
+            abandon(stream.device.index, pool)
             fresh = torch.Generator(device=default.device)
             fresh.set_state(drawn)
             default.graphsafe_set_state(fresh.graphsafe_get_state())
@@ -151,6 +158,29 @@ class CudaGraph:
     def replay(self) -> None:
         """Repeat the launches."""
         self.graph.replay()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect garbage, and then none: a graph that is found to be garbage during a capture would break it."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def abandon(index: int, pool: tuple[int, int]) -> None:
+    """Take a device's allocator out of a broken capture that torch, up to 2.11, leaves it in (pytorch issue 180395).
+
+    Where torch has ended it, or has other names for what it keeps to itself, nothing is done.
+    """
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(index, pool)
+        torch._C._cuda_releasePool(index, pool)
 
 
 class Replay:

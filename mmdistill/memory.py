@@ -7,8 +7,11 @@ import torch
 
 from mmdistill.errors import MemoryExhaustedError
 
-CPU_MARKS = ("can't allocate memory", "not enough memory")
-"""How torch's CPU allocator words it in a plain RuntimeError."""
+MARKS = (
+    *("can't allocate memory", "not enough memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+"""How torch's CPU allocator words it in a plain RuntimeError, and how CUDA's libraries do, which need memory too."""
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def explained(what: str, lower: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not exhausted and not any(mark in str(error) for mark in CPU_MARKS):
+        if not exhausted and not any(mark in str(error) for mark in MARKS):
             raise
         reason = str(error).split("\n", 1)[0]
         raise MemoryExhaustedError(f"out of memory in {what}; try {lower} ({reason or 'no more memory'})") from error

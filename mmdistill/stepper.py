@@ -79,12 +79,15 @@ class Stepper:
             return self.distiller.gradients(run, schedule, real, key)
         active = self.distiller.active(run)
         if active not in self._replays:
+            distiller = (
+                self.distiller
+            )  # not self, which keeps the graph: cycles are freed late, and with them its memory
 
             def function(
                 key: Draws, inputs: tuple[NetworkState, dict[str, Tensor] | None, Batch | ClassBatch]
             ) -> tuple[Tensor, list[Tensor | None]]:
                 network, target, batch = inputs
-                return self.distiller.gradients(run, ScheduleState(network, 0, {}, target), batch, key)
+                return distiller.gradients(run, ScheduleState(network, 0, {}, target), batch, key)
 
             self._replays[active] = Replay(function, self._graph)
         loss, found = self._replays[active](key, (schedule.network, schedule.target, real))

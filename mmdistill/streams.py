@@ -1,6 +1,8 @@
 """Work of several networks side by side on one device."""
 
 import functools
+import weakref
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import cycle
@@ -9,6 +11,8 @@ import torch
 
 STREAMS = 4
 """Networks of the field's size that a large device can train side by side."""
+_SPARE: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
+"""Streams that were lent, and whose owners are gone."""
 
 
 @contextmanager
@@ -33,6 +37,14 @@ def side_streams(device: torch.device) -> Iterator[Iterator[AbstractContextManag
 
 
 @functools.cache
-def kept_stream(device: torch.device, use: int | str) -> torch.cuda.Stream:
+def kept_stream(device: torch.device, use: int) -> torch.cuda.Stream:
     """Return a device's stream for one use, the same one each time, since memory that it freed is its own."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call,no-any-return,unused-ignore]
+
+
+def lent_stream(device: torch.device, owner: object) -> torch.cuda.Stream:
+    """Return a device's stream that is an object's own for as long as it lives."""
+    spare = _SPARE[device]
+    stream = spare.pop() if spare else torch.cuda.Stream(device)  # type: ignore[no-untyped-call,unused-ignore]
+    weakref.finalize(owner, spare.append, stream)
+    return stream  # type: ignore[no-any-return,unused-ignore]

@@ -75,5 +75,6 @@ def on_meta(distiller: Distiller, run: RunState) -> Iterator[None]:
         distiller.classes = distiller.classes.to(META)
         distiller.draws = distiller.draws.to(META)
         run.finite = run.finite.to(META)
+        run.average = None if run.average is None else {name: t.to(META) for name, t in run.average.items()}
         run.optimizers = {name: distiller._optimizer(name, group) for name, group in _groups(run).items()}
         yield

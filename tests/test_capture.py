@@ -1,9 +1,12 @@
 """Replays without a device: their bookkeeping, under a stand-in for CUDA graphs that repeats the captured call."""
 
+import gc
 import warnings
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmdistill import runtime
+from mmdistill import runtime, streams
 from mmdistill.capture import LATER_CHECK, SHAPES, WARM_UP_CALLS, CudaGraph, Generators, Graph, Replay, difference
 from mmdistill.errors import MmdistillError
 from mmdistill.runtime import Draws
@@ -173,18 +176,35 @@ def test_a_replay_may_differ_as_eager_calls_differ_from_each_other() -> None:
 
 
 class BrokenDevice:
-    """Stands for ``torch.cuda`` where a wait breaks a capture: ending it raises before the stream is left."""
+    """Stands for ``torch.cuda`` where a wait breaks a capture: ending it raises before the stream is left.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    Args:
+        monkeypatch: by which it takes the place.
+        ended: whether torch takes its allocator out of the capture, as of 2.12.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ended: bool) -> None:
+        self.ended = ended
         self.stream = self.main = SimpleNamespace(device=torch.device("cuda", 1))
         generator = SwappedGenerator()
         generator.manual_seed(3)
         self.default_generators = [generator]
+        self.allocator: list[str] = []
         for name in ("synchronize", "current_stream", "current_device", "set_stream", "graph", "default_generators"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            call = partial(self.settle, name)
+            monkeypatch.setattr(torch._C, name, call, raising=False)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
         monkeypatch.setattr(torch, "Generator", SwappedGenerator)
+
+    def settle(self, name: str, index: int, pool: tuple[int, int]) -> None:
+        assert (index, pool) == (1, (0, 7))
+        self.allocator.append(name)
+        if self.ended:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
 
     def synchronize(self) -> None:
         pass
@@ -199,8 +219,9 @@ class BrokenDevice:
         self.stream = stream
 
     @contextmanager
-    def graph(self, graph: object, stream: SimpleNamespace) -> Iterator[None]:
-        assert stream.device == self.stream.device
+    def graph(self, graph: object, pool: tuple[int, int], stream: SimpleNamespace) -> Iterator[None]:
+        assert (stream.device, pool) == (self.stream.device, (0, 7))
+        assert not gc.isenabled()
         self.stream = stream
         self.default_generators[0].refuses = True
         try:
@@ -222,16 +243,31 @@ class SwappedGenerator(torch.Generator):
         self.refuses = False
 
 
-def test_a_broken_capture_leaves_streams_and_random_numbers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_that_are_lent_serve_one_living_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_SPARE", defaultdict(list))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
+    device = torch.device("cuda", 1)
+    first, second = RepeatedCall(), RepeatedCall()
+    lent = streams.lent_stream(device, first), streams.lent_stream(device, second)
+    assert lent[0] is not lent[1]
+    del first
+    assert streams.lent_stream(device, owner := RepeatedCall()) is lent[0]
+    assert streams.lent_stream(torch.device("cuda", 0), owner).device.index == 0
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_broken_capture_leaves_torch_as_it_was(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def waiting() -> None:
         torch.rand(2, generator=device.default_generators[0])
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    device = BrokenDevice(monkeypatch)
+    device = BrokenDevice(monkeypatch, ended)
     before = device.default_generators[0].get_state()
     with pytest.raises(RuntimeError, match="not permitted"):  # what broke it, not that it could not be ended
         CudaGraph().capture(waiting, [])
     assert device.stream is device.main
+    assert device.allocator == ["_cuda_endAllocateToPool"] + ["_cuda_releasePool"] * (not ended)
+    assert gc.isenabled()
     assert not device.default_generators[0].refuses
     assert torch.equal(device.default_generators[0].get_state(), before)
 

@@ -1,5 +1,7 @@
 """The fastest path of a step: when it is taken, and that it computes what the plain step does."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -22,6 +24,24 @@ class CapturingStepper(Stepper):
 
     def captures(self, run: RunState) -> bool:
         return run.objective.steady
+
+
+@pytest.mark.parametrize("name", ["dm", "dd"])
+def test_graphs_are_freed_with_the_stepper(name: str) -> None:
+    """Memory of a cycle is freed when the collector comes by, which may be during another graph's capture."""
+    distiller = Distiller(BlobTask(), CORE_METHODS[name].with_settings(steps=9, augment=False, inner_steps=2), 1)
+    run, stepper = distiller.start(), CapturingStepper(distiller, "off", RepeatedCall)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(WARM_UP_CALLS + 4):
+            run, _ = stepper(run)
+        assert stepper.path == "captured"
+        (held,) = (weakref.ref(replay) for replay in stepper._replays.values())
+        del stepper
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_the_cpu_is_never_captured() -> None:
@@ -114,6 +134,7 @@ def test_the_compiled_step_equals_the_eager_one_on_the_cpu(name: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 @pytest.mark.parametrize("compile", ["auto", "on"])
 @pytest.mark.parametrize("name", ["dm", "dc", "dsa", "dd", "frepo", "kip"])
 def test_captured_steps_equal_eager_ones_on_cuda(name: str, compile: str) -> None:

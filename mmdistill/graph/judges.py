@@ -180,10 +180,11 @@ class StackedJudges:
         """Update in place the scores and parameters of the networks that improved."""
         accuracy = (self.read(self.params, view).argmax(-1) == classes).float().mean(1)
         better = accuracy > score
-        score[better] = accuracy[better]
-        best[0][:, better] = self.params[0][:, better]
-        for kept, current in zip(best[1:], self.params[1:], strict=True):
-            kept[better] = current[better]
+        score.copy_(torch.where(better, accuracy, score))
+        for index, (kept, current) in enumerate(zip(best, self.params, strict=True)):
+            networks = 1 if index == 0 else 0  # the axis of networks
+            own = better.view(*[-1 if axis == networks else 1 for axis in range(kept.ndim)])
+            kept.copy_(torch.where(own, current, kept))
 
 
 def protocol_for(graph: GraphData) -> JudgeProtocol:

@@ -22,6 +22,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.image.data import ImageData
 from mmdistill.image.files import read_tensors
+from mmdistill.precision import matrix_products
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import atomic_write, cache_folder
 
@@ -66,7 +67,8 @@ class Whitening:
         if self.kind == "kip":
             flat, _, _ = unit_images(flat)
         mean, matrix = self._on(flat.device)
-        return ((flat - mean) @ matrix).view_as(images)
+        with matrix_products("float32", flat.device):  # whether in a step or before it, which free memory decides
+            return ((flat - mean) @ matrix).view_as(images)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return mean and matrix on a device; kept, since a copy waits for it."""

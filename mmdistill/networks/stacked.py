@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmdistill.capture import Replay
+from mmdistill.capture import CudaGraph, Graph, Replay
 from mmdistill.compilation import compiled_once, operations, worth_compiling
 from mmdistill.runtime import Draws
 from mmdistill.streams import side_streams
@@ -92,7 +92,6 @@ class GradientEngine:
         if not self.compiles:
             return
         if batch.weight.is_cuda:
-            self._replay = Replay(self._captured) if steps >= WORTH_CAPTURING else None
             repays = steps * networks >= WORTH_COMPILING
         else:
             repays = self.mode == "loop" and worth_compiling(
@@ -100,6 +99,8 @@ class GradientEngine:
             )
         if repays:
             self.loss = compiled_once(self.loss)
+        if batch.weight.is_cuda and steps >= WORTH_CAPTURING:
+            self._replay = self._replayed()
 
     def _operations_of(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
         """Return the floating-point operations of the first network's gradient."""
@@ -119,9 +120,14 @@ class GradientEngine:
         gradients, buffers = self._replay(key, (state, batch, noise))
         return gradients, {name: buffer.clone() for name, buffer in buffers.items()}
 
-    def _captured(self, key: Draws, inputs: tuple[NetworkState, Batch, Tensors]) -> tuple[Tensors, Tensors]:
-        state, batch, noise = inputs
-        return self._plain(state, batch, noise, "loop")
+    def _replayed(self, graph: Callable[[], Graph] = CudaGraph) -> Replay:
+        """Return the gradients in a graph, which does not refer to what keeps it: cycles are freed late."""
+        loss, batched = self.loss, self.batched
+
+        def gradients(key: Draws, inputs: tuple[NetworkState, Batch, Tensors]) -> tuple[Tensors, Tensors]:
+            return stacked_gradients(loss, *inputs, batched, "loop")
+
+        return Replay(gradients, graph)
 
     def _plain(self, state: NetworkState, batch: Batch, noise: Tensors, mode: str) -> tuple[Tensors, Tensors]:
         return stacked_gradients(self.loss, state, batch, noise, self.batched, mode)

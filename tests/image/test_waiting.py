@@ -14,7 +14,11 @@ from tests.meta import META, NoTransfers, TransferError, on_meta
 from tests.toys import RandomTargets
 
 STEPS = 2
-METHODS = ("dm", "dc", "dsa", "dcc", "idc", "edd", "dd", "rat-bptt", "mtt", "tesla", "kip", "krr", "frepo", "rfad")
+METHODS = (
+    *("dm", "dc", "dsa", "dcc", "idc", "edd"),
+    *("dd", "rat-bptt", "mtt", "tesla", "ftd"),
+    *("kip", "krr", "frepo", "rfad"),
+)
 
 
 def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8), **options: Any) -> Distiller:
@@ -27,7 +31,7 @@ def distiller_of(name: str, shape: tuple[int, int, int] = (1, 8, 8), **options: 
     if name == "dm":
         changes["syn_batch"] = 1
     method = get_method(get_domain("image"), name).with_settings(**changes)
-    if name in ("mtt", "tesla"):  # reading experts from disk waits, of course
+    if name in ("mtt", "tesla", "ftd"):  # reading experts from disk waits, of course
         method = replace(method, network=lambda settings: RandomTargets())
     return Distiller(task, method, 2)
 

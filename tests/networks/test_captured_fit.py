@@ -37,7 +37,7 @@ def test_captured_training_equals_the_sequential_loop(protocol: FitProtocol, mon
     replays: list[Replay] = []
 
     def begin(self: stacked.GradientEngine, *args: object) -> None:
-        self._replay = Replay(self._captured, RepeatedCall)
+        self._replay = self._replayed(RepeatedCall)
         replays.append(self._replay)
 
     monkeypatch.setattr(stacked.GradientEngine, "begin", begin)
