@@ -1,10 +1,14 @@
-"""From a configuration to the task and the method that it names."""
+"""From a configuration to the task and the method that it names, and to its place in a run folder."""
 
-from mmdistill.config import DistillConfig, require_data_and_method
-from mmdistill.errors import ConfigError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmdistill.config import DistillConfig, is_finished, is_started, require_data_and_method
+from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.method import LABELS, Method
 from mmdistill.registry import Domain, TaskOptions, canonical, domain_of, get_method, get_parameterization
-from mmdistill.runtime import choose_device
+from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.task import Task
 
 OPTIONS_OF_DOMAINS = {
@@ -78,3 +82,38 @@ def _parts(config: DistillConfig, option: str) -> set[str]:
     chosen = getattr(config, option)
     width = {f"w{config.width}"} if option == "model" and config.width is not None else set()
     return width | (set() if chosen is None else set(canonical(chosen).split("-")))
+
+
+@contextmanager
+def kept_config(config: DistillConfig, folder: Path) -> Iterator[Callable[[], None]]:
+    """Keep a new run's configuration in its folder; where the run cannot begin, the folder stays what it was.
+
+    Beside a former run it is kept from the first step on, which replaces that; gives what is to be called then.
+    """
+    path = folder / "config.yaml"
+    if _holds_work(folder):
+        yield lambda: config.save(path)
+        config.save(path)  # of a closed form, which takes no step
+        return
+    former = path.read_bytes() if path.exists() else None
+    try:
+        config.save(path)
+        yield lambda: None
+    except MmdistillError:  # what was interrupted can be resumed
+        if not _holds_work(folder):
+            _put_back(path, former)
+        raise
+
+
+def _put_back(path: Path, former: bytes | None) -> None:
+    """Give a file its former content; None where there was no such file."""
+    if former is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as handle:
+        handle.write(former)
+
+
+def _holds_work(folder: Path) -> bool:
+    """Return whether there is a set or a checkpoint in a folder."""
+    return is_finished(folder) or is_started(folder)

@@ -3,14 +3,14 @@
 import dataclasses
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from torch import Tensor
 
 from mmdistill import exports, ranks
-from mmdistill.assembly import chosen_method, make_task, unmet_conditions
+from mmdistill.assembly import chosen_method, kept_config, make_task, unmet_conditions
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, repeated, table, without_scores
@@ -22,7 +22,7 @@ from mmdistill.config import (
     split_names,
 )
 from mmdistill.distill import distill
-from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
+from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks, subset_bytes
 from mmdistill.judging import judge_missing, keeping
 from mmdistill.method import Method
@@ -39,7 +39,7 @@ from mmdistill.registry import (
     unknown_name,
 )
 from mmdistill.report import aligned, summary, write_comparison, write_report
-from mmdistill.runtime import atomic_write, data_root, sole_writer, sweep, use_deterministic_kernels
+from mmdistill.runtime import data_root, sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
@@ -79,8 +79,11 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
                 started = is_started(folder)
                 if resume is not None and not started and ranks.is_first():
                     print(f"{folder} has no checkpoint yet; beginning with the first step")
-                with _configured(config, folder) if resume is None and ranks.is_first() else nullcontext():
-                    distilled = _distill_with_bar(config, task, method, budget, folder, resume is not None and started)
+                keeping_config = resume is None and ranks.is_first()
+                with kept_config(config, folder) if keeping_config else nullcontext(lambda: None) as begun:
+                    distilled = _distill_with_bar(
+                        config, task, method, budget, folder, resume is not None and started, begun
+                    )
                 if ranks.is_first():
                     print(f"distilled in {distilled.seconds:.1f} s")
             first = ranks.is_first()
@@ -136,37 +139,6 @@ def _print_notes(task: Task) -> None:
         print(f"note: {note}")
 
 
-@contextmanager
-def _configured(config: DistillConfig, folder: Path) -> Iterator[None]:
-    """Keep a new run's configuration in its folder; where the run cannot begin, the folder stays what it was."""
-    path = folder / "config.yaml"
-    former = path.read_bytes() if path.exists() else None
-    before = _work(folder)
-    try:
-        config.save(path)
-        yield
-    except BaseException as error:
-        begun = _work(folder) != before
-        if not begun and (before or isinstance(error, MmdistillError)):  # what was interrupted can be resumed
-            _put_back(path, former)
-        raise
-
-
-def _put_back(path: Path, former: bytes | None) -> None:
-    """Give a file its former content; None where there was no such file."""
-    if former is None:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_write(path) as handle:
-        handle.write(former)
-
-
-def _work(folder: Path) -> dict[Path, int]:
-    """Return the set and the checkpoints in a folder, with the time of each; a run that begins removes former ones."""
-    patterns = ("distilled.json", "checkpoints/step-*.safetensors")
-    return {path: path.stat().st_mtime_ns for pattern in patterns for path in folder.glob(pattern)}
-
-
 def _judge_and_draw(
     config: DistillConfig, domain: Domain, task: Task, distilled: DistilledSet, folder: Path, budget: int
 ) -> None:
@@ -182,10 +154,23 @@ def _judge_and_draw(
 
 
 def _distill_with_bar(
-    config: DistillConfig, task: Task, method: Method, budget: int, folder: Path, resume: bool
+    config: DistillConfig,
+    task: Task,
+    method: Method,
+    budget: int,
+    folder: Path,
+    resume: bool,
+    begun: Callable[[], None],
 ) -> DistilledSet:
+    """Return the set of a run whose steps a bar counts; ``begun`` is called after the first one."""
     name = canonical(str(config.method))
     with progress_bar(f"{Path(str(config.data)).stem} {name}", "step", visible=ranks.is_first()) as show:
+
+        def progress(done: int, total: int, loss: float) -> None:
+            if done == 1:
+                begun()
+            show(done, total, loss=f"{loss:.4g}")
+
         return distill(
             task,
             method,
@@ -195,7 +180,7 @@ def _distill_with_bar(
             resume=resume,
             overwrite=True,  # what may be replaced was asked when the command began
             checkpoint_every=config.checkpoint_every,
-            progress=lambda done, total, loss: show(done, total, loss=f"{loss:.4g}"),
+            progress=progress,
             name=name,
             compile=config.compile,
             precision=config.precision,

@@ -200,12 +200,9 @@ def _distilled(
     earlier = 0.0
     if resume and checkpoints is not None:
         earlier = checkpoints.restore(run, task.device)
-    elif checkpoints is not None and folder is not None:
-        if ranks.is_first():
-            _remove_former(folder)
-        checkpoints.clear()
+    former = None if resume else folder
     stepper = Stepper(distiller, compile)
-    _loop(distiller, stepper, run, checkpoints, checkpoint_every, progress, began - earlier)
+    _loop(distiller, stepper, run, checkpoints, former, checkpoint_every, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
     result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
     if folder is not None and ranks.is_first():
@@ -216,12 +213,16 @@ def _distilled(
     return result
 
 
-def _remove_former(folder: Path) -> None:
-    """Remove what a former run, its report and its exports left in a folder."""
-    for pattern in FORMER:
-        for path in folder.glob(pattern):
-            path.unlink()
-    exports.remove(folder / "export")
+def _replace(former: Path | None, checkpoints: "Checkpoints | None") -> None:
+    """Remove what a former run, its report and its exports left in a folder; None where there is none to replace."""
+    if former is None or checkpoints is None:
+        return
+    if ranks.is_first():
+        for pattern in FORMER:
+            for path in former.glob(pattern):
+                path.unlink()
+        exports.remove(former / "export")
+    checkpoints.clear()
 
 
 def _require_free(folder: Path) -> None:
@@ -240,11 +241,15 @@ def _loop(
     stepper: Stepper,
     run: RunState,
     checkpoints: "Checkpoints | None",
+    former: Path | None,
     checkpoint_every: int,
     progress: Progress | None,
     began: float,
 ) -> None:
-    """Step to the end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM."""
+    """Step to the end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM.
+
+    A former run in the folder stays until the first step has shown that this one works.
+    """
     steps = distiller.steps
     read_every = max(steps // READS_PER_RUN, 1)
     compiling, saved = run.compile_seconds, time.perf_counter()
@@ -253,6 +258,9 @@ def _loop(
         while run.step < steps and not distiller.exhausted(run):
             with explained(f"step {run.step + 1} of the distillation", LOWER):
                 run, loss = stepper(run)
+            if former is not None:
+                _replace(former, checkpoints)
+                former = None
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             last = run.step == steps
             if validate_every and (run.step % validate_every == 0 or last):
@@ -277,6 +285,7 @@ def _loop(
                     checkpoints.save(run, saved - began)
             if stopping:
                 raise KeyboardInterrupt
+    _replace(former, checkpoints)  # of a closed form, which takes no step
 
 
 def _agreed(own: tuple[bool, bool], reading: bool) -> tuple[bool, bool]:
@@ -359,6 +368,8 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "data": Path(info.data).name,
         "fingerprint": info.fingerprint,
         "method": name,
+        "parameterization": distiller.method.storage,
+        "label": distiller.method.label,
         "network": _shapes(distiller.task),
         "layers": described_layers(distiller.task),
         "budget": distiller.budget,

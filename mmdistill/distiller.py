@@ -128,6 +128,11 @@ class Distiller:
                 f"{self.method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
                 "or a method that trains on the samples, such as gradient or kernel ridge matching"
             )
+        if objective.styles not in (1, parameterization.styles):
+            raise ConfigError(
+                f"{self.method.title} compares the {objective.styles} samples that as many decoders make of each code, "
+                f"and these have {parameterization.styles}; leave the method its own parameterization (hallucinated)"
+            )
         if self.steps and not _grouped(parameterization, objective):
             raise ConfigError(
                 f"{self.method.title} would learn nothing; use labels that are learned (--label soft or unrestricted)"

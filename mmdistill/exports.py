@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.store import read_json, write_json
 
 LISTING = "export.json"
@@ -41,10 +41,14 @@ def record(folder: Path, identity: str, written: Sequence[Path]) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove the exports from a folder; whatever else lies there stays."""
+    """Remove the exports from a folder; whatever else lies there stays, and what a damaged listing may have named."""
     if not (folder / LISTING).is_file():
         return
-    paths = [folder / name for name in _listed(folder)] + [folder / LISTING]
+    try:
+        names = _listed(folder)
+    except CheckpointError:
+        names = []
+    paths = [folder / name for name in names] + [folder / LISTING]
     for path in paths:
         path.unlink(missing_ok=True)
     inside = {place for path in paths for place in path.parents if place.is_relative_to(folder) and place.is_dir()}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import safetensors.torch
@@ -521,6 +522,23 @@ def test_an_interruption_before_the_first_step_can_be_resumed(tmp_path: Path, mo
         assert distil(tmp_path / "run", *options) == 130
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
     assert DistillConfig.load(tmp_path / "run" / "config.yaml").lr == 3
+
+
+def test_a_former_run_keeps_its_configuration_until_it_is_replaced(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next --resume would take the former run's set for that of the new one."""
+    folder = tmp_path / "kept"
+    shutil.copytree(run, folder)
+    before = (folder / "config.yaml").read_bytes()
+    for raised in (KeyboardInterrupt, MemoryError):
+        with monkeypatch.context() as patched:
+            patched.setattr(Distiller, "step", Mock(side_effect=raised))
+            assert distil(folder, "--overwrite", "--lr", "3") != 0
+        assert (folder / "config.yaml").read_bytes() == before
+        assert (folder / "distilled.json").exists()
+    assert distil(folder, "--overwrite", "--lr", "3") == 0
+    assert DistillConfig.load(folder / "config.yaml").lr == 3
 
 
 def test_unfinished_work_is_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,12 +22,14 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from mmdistill.image import image_task
 from mmdistill.labels import LabelKind
-from mmdistill.method import Method
+from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.registry import get_domain, get_method
 from mmdistill.report import fact_rows
 from mmdistill.run_state import RunState
@@ -626,3 +628,37 @@ def test_the_last_step_trains_no_network_in_vain() -> None:
     task.loss = counting  # type: ignore[method-assign]
     distill(task, method("dc", steps=4, outer_steps=2, inner_steps=5), ipc=1)
     assert len(called) == 4 * 2 + 2 * 5
+
+
+def test_a_former_run_stays_until_the_first_step_has_worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distill(BlobTask(), method(), ipc=2, out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def refused(*arguments: object, **options: object) -> None:
+        raise ConfigError("refused in the first step")
+
+    monkeypatch.setattr("mmdistill.distiller.Distiller.step", refused)
+    with pytest.raises(ConfigError, match="refused in the first step"):
+        distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_listing_of_exports_stops_no_new_run(tmp_path: Path) -> None:
+    distill(BlobTask(), method(), ipc=2, out=tmp_path)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "export.json").write_text("{")
+    assert distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path, overwrite=True).seed == 1
+    assert DistilledSet.load(tmp_path).seed == 1
+
+
+def stored_otherwise(*arguments: Any) -> Parameterization:
+    task, budget, settings, label, draws = arguments
+    return raw_samples(task, budget, settings.init, label, draws)
+
+
+@pytest.mark.parametrize("change", [{"parameterization": Storage(stored_otherwise, "otherwise")}, {"label": "soft"}])
+def test_a_run_goes_on_with_its_own_storage_and_labels_alone(change: dict[str, Any], tmp_path: Path) -> None:
+    distill(BlobTask(), method(), ipc=2, out=tmp_path)
+    (name,) = change
+    with pytest.raises(CheckpointError, match=f"belongs to another run: its {name} is "):
+        distill(BlobTask(), method(), ipc=2, out=tmp_path, resume=True, **change)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.graph.propagation import Operator, operator
+from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws, global_draws_from
 from mmdistill.task import NetworkState, Tensors
@@ -225,7 +226,7 @@ class ModuleNetwork(GraphNetwork):
     @property
     def description(self) -> str:
         """The module in its own words."""
-        return str(self.functional.module)
+        return described_module(self.functional.module)
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw parameters as the module's constructor does."""

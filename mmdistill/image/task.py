@@ -22,6 +22,7 @@ from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
 from mmdistill.labels import weighted_mean
+from mmdistill.networks.architecture import described_module
 from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
@@ -91,7 +92,7 @@ class ImageTask:
 
     def architecture(self) -> str:
         """Return the network as its module describes itself."""
-        return str(self.network.module)
+        return described_module(self.network.module)
 
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None

@@ -1,10 +1,44 @@
 """What a task's network is made of, in words: what networks must share that go on from each other's states."""
 
+import hashlib
+from inspect import isfunction
 from itertools import zip_longest
+from types import CodeType
+
+from torch import nn
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.runtime import Draws
 from mmdistill.task import DescribesNetwork, Task
+
+LIBRARIES = ("builtins", "mmdistill", "torch", "torch_geometric", "torchvision")
+"""Packages whose classes are what their names say; those of others are a user's, who may edit them."""
+
+
+def described_module(module: nn.Module) -> str:
+    """Return a module as it describes itself, with a digest of the code of each class that is a user's."""
+    kinds = {kind for part in module.modules() for kind in type(part).__mro__}
+    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in LIBRARIES]
+    return "\n".join([str(module), *sorted(f"code of {kind.__qualname__}: {_digest(kind)}" for kind in own)])
+
+
+def _digest(kind: type) -> str:
+    """Return a digest of what a class's own functions do."""
+    codes = {name: _plain(function.__code__) for name, function in vars(kind).items() if isfunction(function)}
+    return hashlib.blake2b(repr(sorted(codes.items())).encode(), digest_size=4).hexdigest()
+
+
+def _plain(code: CodeType) -> tuple[object, ...]:
+    """Return what a piece of code computes as plain values, the same in any process."""
+    constants = [
+        _plain(value)
+        if isinstance(value, CodeType)
+        else sorted(map(repr, value))
+        if isinstance(value, frozenset)
+        else value
+        for value in code.co_consts
+    ]
+    return code.co_code, code.co_names, constants
 
 
 def described_layers(task: Task) -> str:

@@ -81,6 +81,9 @@ class FunctionalModule:
             last = position == len(self.feature_names) - 1
             register = submodules[name].register_forward_pre_hook if last else submodules[name].register_forward_hook
             register(self._capture(name, last))
+        for submodule in submodules.values():
+            if isinstance(submodule, (nn.modules.batchnorm._NormBase, nn.LayerNorm)):
+                submodule.register_forward_pre_hook(_in_full)
 
     def _capture(self, name: str, is_input: bool) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -194,6 +197,11 @@ class FunctionalModule:
         layers = tuple(self._captured[name].flatten(1) for name in self.feature_names)
         self._captured.clear()
         return layers
+
+
+def _in_full(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Give a norm inputs in float32: torch's batched norms cannot join bfloat16 and their own parameters."""
+    return (args[0].float(), *args[1:]) if isinstance(args[0], Tensor) and args[0].dtype == torch.bfloat16 else None
 
 
 @contextmanager

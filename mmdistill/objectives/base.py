@@ -23,7 +23,7 @@ LOOP_FROM = 16_384
 ON_DEVICE = 1 << 23
 """Numbers of inputs that other devices than a CPU take through a network at once (2,700 images of 3 x 32 x 32), for the
 activations of which the field's ConvNet needs about 10 GiB where it keeps a graph."""
-UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape")
+UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape", "expected scalar type")
 """What torch's errors say of a network that cannot be batched over classes."""
 
 
@@ -84,7 +84,8 @@ class Objective(nn.Module, ABC):
     optimizer group ``objective`` steps them. With ``needs_target`` it reads ``network.target``; without ``siamese``
     it augments by itself, and its batches come as they are. One that is not ``steady`` does other work from step to
     step by what the host knows, or changes something beside its result, so that a captured step cannot repeat it.
-    One without ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned.
+    One of several ``styles`` compares the samples that as many decoders make of each code. One without
+    ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned.
     One that ``lowers`` runs networks in bfloat16 where the precision says so, as :func:`class_gradients` and
     :func:`class_means` do; ``bf16`` is refused with others. One that is ``exact`` has all products of its steps in
     float32 whatever the precision, because TF32 would drown a small ridge.
@@ -92,6 +93,7 @@ class Objective(nn.Module, ABC):
 
     view: RealView = "classes"
     reads_labels = True
+    styles = 1
     lowers = False
     needs_target = False
     siamese = True

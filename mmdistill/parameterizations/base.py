@@ -50,6 +50,8 @@ class Parameterization(nn.Module, ABC):
     """Whether a step may take some samples without the others."""
     redraws = False
     """Whether each decoding draws other samples (random crops, say)."""
+    styles = 1
+    """Samples that as many decoders make of each code, one after the other."""
     _table: Tensor
     _present: Tensor
 

@@ -40,6 +40,7 @@ class DecodedCodes(Parameterization):
         super().__init__(labels, classes.repeat_interleave(len(decoders)), num_classes)
         self.codes = nn.Parameter(codes.clone())
         self.decoder = nn.ModuleList(decoders)
+        self.styles = len(decoders)
 
     def forward(self, draws: Draws) -> Batch:
         """Decode every code by every decoder."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import weighted_mean
+from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.recsys.data import Interactions, Source, load_interactions
@@ -92,7 +93,11 @@ class RecsysTask:
 
     def architecture(self) -> str:
         """Return the network as its module describes itself; of the infinitely wide one, its depth."""
-        return f"infinitely wide, depth {self.kernel.depth}" if self.module is None else str(self.module.module)
+        return (
+            f"infinitely wide, depth {self.kernel.depth}"
+            if self.module is None
+            else described_module(self.module.module)
+        )
 
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import state_at
@@ -138,7 +139,7 @@ class TextTask:
 
     def architecture(self) -> str:
         """Return the network as its module describes itself."""
-        return str(self.model.module)
+        return described_module(self.model.module)
 
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
@@ -131,7 +132,7 @@ class TokenTask:
 
     def architecture(self) -> str:
         """Return the network as its module describes itself."""
-        return str(self.model.module)
+        return described_module(self.model.module)
 
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None

@@ -16,7 +16,7 @@ from mmdistill.methods import TESLA_CIFAR10
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.parameterizations.memory import AddressedMemory
-from mmdistill.registry import get_method
+from mmdistill.registry import get_method, get_parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 
@@ -53,6 +53,12 @@ def test_experts_of_a_reduced_schedule_go_further_where_real_images_teach_more(n
     early, late = few.recipe.protocol, many.recipe.protocol
     assert late.epochs > early.epochs
     assert late == replace(early, epochs=late.epochs, lr=2 * early.lr)
+
+
+def test_haba_takes_no_other_samples_for_the_styles_of_a_code(task: ImageTask) -> None:
+    raw = get_method(DOMAIN, "haba", "digits").customised(storage=get_parameterization(DOMAIN, "raw"))
+    with pytest.raises(ConfigError, match=r"compares the \d samples .* and these have 1; .* hallucinated"):
+        Distiller(task, raw, 1).start()
 
 
 def test_label_distillation_learns_labels_alone(task: ImageTask) -> None:

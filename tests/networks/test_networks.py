@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.schedules import (
@@ -20,6 +21,8 @@ from mmdistill.networks.schedules import (
     sgd_step,
 )
 from mmdistill.networks.stacked import Loss
+from mmdistill.objectives.base import Network, class_gradients
+from mmdistill.precision import Precision
 from mmdistill.runtime import Draws, global_draws_from, host_draws_from
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors
 from tests.toys import BlobTask, smooth_mlp
@@ -585,3 +588,42 @@ def test_dropout_called_as_a_function_follows_the_key() -> None:
 )
 def test_only_layers_that_drop_out_are_random(layer: nn.Module, random: bool) -> None:
     assert FunctionalModule(lambda: nn.Sequential(layer, nn.Linear(4, 3))).random is random
+
+
+def wave(activation: str) -> nn.Module:
+    """A network of a user's, whose classes look alike whatever they do."""
+
+    class Wave(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+    def sine(self: Wave, x: Tensor) -> Tensor:
+        return torch.sin(self.layer(x))
+
+    def cosine(self: Wave, x: Tensor) -> Tensor:
+        return torch.cos(self.layer(x))
+
+    Wave.forward = {"sine": sine, "cosine": cosine}[activation]  # type: ignore[method-assign]
+    return Wave()
+
+
+def test_a_networks_description_follows_the_code_of_a_users_classes() -> None:
+    assert described_module(wave("sine")) == described_module(wave("sine"))
+    assert str(wave("sine")) == str(wave("cosine"))
+    assert described_module(wave("sine")) != described_module(wave("cosine"))
+    plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    assert described_module(plain) == str(plain)
+
+
+@pytest.mark.parametrize("precision", ["mixed", "bf16"])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
+def test_gradients_of_all_classes_pass_through_norms_in_bfloat16(norm: type[nn.Module], precision: Precision) -> None:
+    task = BlobTask()
+    task.module = FunctionalModule(lambda: nn.Sequential(nn.Linear(4, 6), norm(6), nn.ReLU(), nn.Linear(6, 3)))
+    network = Network(task, task.init(Draws(0)), precision=precision)
+    batch = task.sample_real(Draws(1), torch.arange(3), 5)
+    assert isinstance(batch, ClassBatch)
+    together, apart = class_gradients(network, batch, "vmap"), class_gradients(network, batch, "loop")
+    for name, gradient in apart.items():
+        assert torch.allclose(together[name], gradient, rtol=0.05, atol=0.02), name
