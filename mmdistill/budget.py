@@ -8,8 +8,10 @@ from numbers import Integral
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.method import Method, Storage
+from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Task
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -39,8 +41,11 @@ def find_budget(
     nodes: int | None = None,
     users: int | None = None,
     bytes: str | int | None = None,
+    seed: int = 0,
 ) -> tuple[Method, int]:
     """Return the budget in the task's own unit, and the method, which takes bytes on where it can fill them.
+
+    The run's seed matters where samples take as many bytes as the real ones do that they start from.
 
     Raises:
         ConfigError: none given, several given, one in another unit, or bytes that hold not even one sample per class.
@@ -52,7 +57,7 @@ def find_budget(
             raise ConfigError(f"the budget was given twice: {budget}, and {', '.join(given)}")
         given[unit] = budget
     if bytes is not None and not given:
-        return budget_in_bytes(task, method, parse_bytes(bytes))
+        return budget_in_bytes(task, method, parse_bytes(bytes), seed)
     for name, value in given.items():
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise ConfigError(f"{name} is a whole number, got {value!r}")
@@ -66,7 +71,7 @@ def find_budget(
     return method, int(given[unit])
 
 
-def budget_in_bytes(task: Task, method: Method, limit: int) -> tuple[Method, int]:
+def budget_in_bytes(task: Task, method: Method, limit: int, seed: int = 0) -> tuple[Method, int]:
     """Return the largest budget whose set takes no more than so many bytes, labels and decoders included.
 
     A storage that fills its bytes with codes takes them all; the count, on which schedules depend, is then that of
@@ -81,13 +86,17 @@ def budget_in_bytes(task: Task, method: Method, limit: int) -> tuple[Method, int
     def raw(count: int) -> int:
         return raw_samples(task, count, "real", "fixed", key).stored_bytes()
 
+    def started(count: int, settings: Settings) -> Parameterization:
+        return Distiller(task, method, count, settings=settings, seed=seed).initial()
+
     def built(count: int) -> int:
         if method.sized is not None:
             return method.sized(task, count, key).stored_bytes()
         settings = method.settings(count)
-        if settings.init != "noise":  # which no class is too small for
-            settings = replace(settings, init="real")  # of equal bytes, and quicker than selecting samples
-        return Distiller(task, method, count, settings=settings).initial().stored_bytes()
+        if settings.init == "noise":  # which no class is too small for
+            return started(count, settings).stored_bytes()
+        found = started(count, replace(settings, init="real"))  # quicker than selecting samples, of equal bytes if even
+        return (found if found.even or settings.init == "real" else started(count, settings)).stored_bytes()
 
     if isinstance(method.parameterization, Storage) and method.parameterization.fills:
         count = largest_within(raw, smallest, limit) if raw(smallest) <= limit else smallest

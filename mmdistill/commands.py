@@ -121,6 +121,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method,
         nodes=config.nodes,
         users=config.users,
         bytes=config.bytes,
+        seed=config.seed,
     )
     if ranks.is_first():
         _print_notes(task)

@@ -166,7 +166,7 @@ def distill(
         None if label is None else LABELS[label],
         settings,
     )
-    found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes)
+    found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=seed)
     distiller = Distiller(task, found, size, seed=seed, precision=precision)
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not folder.is_dir():

@@ -3,15 +3,20 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 
 from mmdistill.budget import find_budget, largest_within
+from mmdistill.distiller import Distiller
 from mmdistill.errors import DataError
 from mmdistill.graph import graph_task
 from mmdistill.method import MethodTable
 from mmdistill.parameterizations.base import Parameterization
+from mmdistill.recsys import recsys_task
+from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
 from tests.graph.toy import planted_graph
@@ -74,6 +79,19 @@ def test_closed_forms_are_sized_without_solving(found: Callable[[], tuple[Task, 
         unsolved = replace(method, solve=refuse)
         assert find_budget(task, unsolved, bytes=taken)[1] == count, name
         assert find_budget(task, unsolved, bytes=taken - 1)[1] == count - 1, name
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("init", ["real", "herding"])
+def test_samples_that_follow_real_ones_of_many_sizes_stay_within_the_bytes(init: str, seed: int) -> None:
+    limit = 5000
+    generator = np.random.default_rng(1)
+    users = [generator.choice(800, int(generator.integers(*((3, 8) if u % 2 else (30, 60))))) for u in range(80)]
+    rows = np.repeat(np.arange(80), [len(items) for items in users])
+    task = recsys_task(csr_matrix((np.ones(len(rows)), (rows, np.concatenate(users))), shape=(80, 800)))
+    chosen = get_method(get_domain("recsys"), "distill-cf-binary").with_settings(init=init)
+    method, count = find_budget(task, chosen, bytes=limit, seed=seed)
+    assert 0 < Distiller(task, method, count, seed=seed).initial().stored_bytes() <= limit
 
 
 def test_a_closed_form_of_one_size_ends() -> None:

@@ -52,6 +52,8 @@ class Parameterization(nn.Module, ABC):
     """Whether each decoding draws other samples (random crops, say)."""
     styles = 1
     """Samples that as many decoders make of each code, one after the other."""
+    even = True
+    """Whether a sample takes as many bytes whichever real one it starts from."""
     _table: Tensor
     _present: Tensor
 

@@ -152,6 +152,8 @@ class BinaryInteractions(InteractionPrior):
     Source: Bengio et al., 2013 (straight-through estimator); the interaction budget of Sachdeva et al., NeurIPS 2022.
     """
 
+    even = False
+
     def __init__(self, logits: Tensor, *, interactions_per_user: int = 200) -> None:
         super().__init__(logits)
         self.interactions_per_user = at_least_one(interactions_per_user)

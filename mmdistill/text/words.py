@@ -97,6 +97,8 @@ class Words(Parameterization):
     _fixed: Tensor
     _candidates: Tensor
 
+    even = False
+
     def __init__(
         self,
         inputs: Tensors,

@@ -31,6 +31,8 @@ class SyntheticGraphs(Parameterization):
 
     present: Tensor
 
+    even = False
+
     def __init__(
         self,
         x: Tensor,
