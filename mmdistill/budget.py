@@ -93,7 +93,7 @@ def budget_in_bytes(task: Task, method: Method, limit: int, seed: int = 0) -> tu
         if method.sized is not None:
             return method.sized(task, count, key).stored_bytes()
         settings = method.settings(count)
-        if settings.init == "noise":  # which no class is too small for
+        if settings.init in ("noise", "k-means"):  # which no class is too small for, and which some storages ask for
             return started(count, settings).stored_bytes()
         found = started(count, replace(settings, init="real"))  # quicker than selecting samples, of equal bytes if even
         return (found if found.even or settings.init == "real" else started(count, settings)).stored_bytes()

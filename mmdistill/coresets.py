@@ -322,6 +322,21 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
     return _chosen(kind, embed_real(task, draws.fold("embed")), task.labels, counts, draws)
 
 
+def require_centroids(init: InitKind, *others: InitKind) -> None:
+    """Refuse a start of samples that begin as the k-means centroids of their class.
+
+    Args:
+        init: the start that is asked for.
+        others: those that they know as well.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if init not in ("k-means", *others):
+        also = f" or as {' or '.join(others)}" if others else ""
+        raise ConfigError(f"these samples start as the k-means centroids of their class{also}; leave --init {init} out")
+
+
 def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int = START_MOST) -> Tensor:
     """Return the real samples that a synthetic set starts from, as :func:`choose_samples` does.
 

@@ -22,6 +22,7 @@ from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.run_state import RunState, follow
 from mmdistill.runtime import Draws
+from mmdistill.second_order import differentiable_again
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, detached
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, Validates
@@ -271,7 +272,8 @@ class Distiller:
             gradients: computes what :meth:`gradients` does, faster; None is that method itself.
         """
         key = self.key(run)
-        with matrix_products("float32" if run.objective.exact else self.precision, self.task.device):
+        products = matrix_products("float32" if run.objective.exact else self.precision, self.task.device)
+        with products, differentiable_again(self.method.title):
             schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
             loss, found = (gradients or self.gradients)(run, schedule, self.real(run, key), key)
             self._update(run, found)

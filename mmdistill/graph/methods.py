@@ -70,7 +70,7 @@ def _doscond_settings(nodes: int) -> Settings:
 
 def _gcdm_structure_settings(nodes: int) -> Settings:
     """Return settings of our own: rate, steps and both starts are those that Cora's validation nodes chose."""
-    return Settings(steps=200, optimizers=_alternating(0.01, 1e-3, 50), validate_every=50)
+    return Settings(steps=200, optimizers=_alternating(0.01, 1e-3, 50), init="k-means", validate_every=50)
 
 
 def _gcdm_settings(nodes: int) -> Settings:
@@ -83,6 +83,7 @@ def _sfgc_settings(nodes: int) -> Settings:
         steps=300,
         real_batch=1,
         optimizers={"codes": OptimizerSpec("adam", 0.003), "objective": OptimizerSpec("adam", 0.007)},
+        init="k-means",
         inner_steps=30,
         inner_lr=0.35,
         inner_batch=0,
@@ -99,6 +100,7 @@ def _ridge_settings(nodes: int) -> Settings:
         steps=300,
         real_batch=512,
         optimizers={"codes": rate, "labels": rate, "objective": rate},
+        init="k-means",
         validate_every=50,
     )
 
@@ -109,7 +111,7 @@ def means_of_classes(task: Task, budget: int, draws: Draws) -> Parameterization:
     Raises:
         ConfigError: a task without classes or without an embedding of its nodes.
     """
-    return mean_features(task, budget, Settings(steps=0), "fixed", draws)
+    return mean_features(task, budget, Settings(steps=0, init="k-means"), "fixed", draws)
 
 
 def features_of_nodes(task: Task, budget: int, draws: Draws) -> Parameterization:

@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.coresets import allocate, choose_samples, k_means
+from mmdistill.coresets import allocate, choose_samples, k_means, require_centroids
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.method import Parameterizer
@@ -138,7 +139,9 @@ def with_structure(kind: StructureKind, *, from_means: bool = False) -> Paramete
     """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        counts, chosen = _choose(task, budget, settings, draws)
+        if from_means:
+            require_centroids(settings.init, "noise")
+        counts, chosen = _choose(task, budget, replace(settings, init="real") if from_means else settings, draws)
         start = _nodes(task, chosen)
         structure = kind(task, start, draws.fold("structure"))
         x = class_means(task, counts, draws) if from_means else start["x"]
@@ -165,8 +168,10 @@ def mean_features(task: Task, budget: int, settings: Settings, label: LabelKind,
     """Build the same from the k-means centroids of each class's propagated features.
 
     Raises:
-        ConfigError: a task without labelled nodes or propagated features, or a budget below the number of classes.
+        ConfigError: a task without labelled nodes or propagated features, a budget below the number of classes, or
+            another start, noise excepted.
     """
+    require_centroids(settings.init, "noise")
     if task.labels is None or task.num_classes is None:
         raise ConfigError(f"{task.describe().data!r} has no classes; synthetic nodes are labelled")
     counts = allocate(budget, "nodes", task.labels, task.num_classes)

@@ -88,9 +88,30 @@ def load(source: Source, test: Source | None = None, *, size: int | None = None,
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
     train = _pair(source, "the training data")
     held_out = None if test is None else _pair(test, "the test data")
-    names = getattr(source, "classes", None)
-    names = tuple(str(name) for name in names) if names is not None else None
+    names = _class_names(source)
+    if held_out is not None and names is not None and (others := _class_names(test)) not in (None, names):
+        held_out = held_out[0], _renumbered(held_out[1], others, names)
     return build("custom", train, held_out, class_names=names, seed=seed)
+
+
+def _class_names(source: object) -> tuple[str, ...] | None:
+    """Return the names in a data set's ``classes``; None where it has none."""
+    names = getattr(source, "classes", None)
+    return tuple(str(name) for name in names) if isinstance(names, Sequence) and not isinstance(names, str) else None
+
+
+def _renumbered(labels: Tensor, own: tuple[str, ...], names: tuple[str, ...]) -> Tensor:
+    """Return test labels, which count a test set's own classes, as labels of the training set's.
+
+    Raises:
+        DataError: a class that the training set lacks, or a label that is none of the test set's.
+    """
+    unknown = sorted(set(own) - set(names))
+    if unknown:
+        raise DataError(f"the test data have a class {unknown[0]!r} that the training data lack")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(own):
+        raise DataError(f"the test data name {len(own)} classes and have labels from {labels.min()} to {labels.max()}")
+    return torch.tensor([names.index(name) for name in own])[labels.long()]
 
 
 def _pair(source: Pair | MapDataset, what: str) -> tuple[Tensor, Tensor]:
@@ -166,10 +187,10 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     unknown = sorted(set(test_names) - set(names))
     if unknown:
         raise DataError(f"{held_out} has a class {unknown[0]!r} that {path / 'train'} lacks")
-    position = torch.tensor([names.index(name) for name in test_names])
+    test_labels = _renumbered(test_labels, tuple(test_names), tuple(names))
     channels = max(images.shape[1], test_images.shape[1])
     images, test_images = images.expand(-1, channels, -1, -1), test_images.expand(-1, channels, -1, -1)
-    return build(str(path), (images.contiguous(), labels), (test_images, position[test_labels]), class_names=names)
+    return build(str(path), (images.contiguous(), labels), (test_images, test_labels), class_names=names)
 
 
 def _load_tensors(path: Path, seed: int) -> ImageData:

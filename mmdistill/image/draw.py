@@ -43,8 +43,13 @@ def _contents(task: ImageTask, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 def as_bytes(task: ImageTask, images: Tensor) -> Tensor:
     """Return normalised images as uint8 pixels of one or three channels, ``(n, channels, height, width)``."""
-    pixels = (task.data.denormalise(images) * 255).round().to(torch.uint8)
+    pixels = _rounded(task, images)
     return pixels if pixels.shape[1] in (1, 3) else pixels[:, :1]
+
+
+def _rounded(task: ImageTask, images: Tensor) -> Tensor:
+    """Return normalised images as uint8 pixels of all their channels."""
+    return (task.data.denormalise(images) * 255).round().to(torch.uint8)
 
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
@@ -89,7 +94,7 @@ def picture_grid(rows: list[Tensor], names: tuple[str, ...]) -> Image.Image:
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """Return uint8 pixels ``(1 or 3, height, width)`` as a picture."""
+    """Return uint8 pixels ``(1, 3 or 4, height, width)`` as a picture; four are colours and opacity."""
     return Image.fromarray(pixels[0].numpy() if pixels.shape[0] == 1 else pixels.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -116,9 +121,19 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
     Raises:
         ConfigError: other pictures lie there already, which would be read as samples of this set.
+        UnsupportedError: images of other than 1, 3 or 4 channels, or a class without any, by which the folders of
+            others would be numbered otherwise.
     """
     image_task = _image_task(task)
     images, _, classes = _contents(image_task, batch)
+    if images.shape[1] not in (1, 3, 4):
+        raise UnsupportedError(f"pictures have 1, 3 or 4 channels, these {images.shape[1]}; export pt or tensors")
+    counts = classes.bincount(minlength=len(image_task.data.class_names)).tolist()
+    if 0 in counts:
+        raise UnsupportedError(
+            f"class {image_task.data.class_names[counts.index(0)]!r} is the largest label of no image, so it has "
+            "no folder, and those of the others would be read as other classes; export pt or tensors"
+        )
     names = [name.replace("/", "-") or "_" for name in image_task.data.class_names]
     if sorted(names) != names or len(set(names)) < len(names):
         digits = len(str(len(names) - 1))
@@ -127,7 +142,7 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
     others = sorted({path for path in (folder / "images").rglob("*") if path.is_file()} - set(paths))
     if others:
         raise ConfigError(f"{others[0]} is no picture of this set, and would be read as one; choose another folder")
-    for path, pixels in zip(paths, as_bytes(image_task, images), strict=True):
+    for path, pixels in zip(paths, _rounded(image_task, images), strict=True):
         with atomic_write(path) as handle:
             to_picture(pixels).save(handle, format="PNG")
     return paths

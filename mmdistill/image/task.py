@@ -380,12 +380,19 @@ def _try_network(task: ImageTask) -> None:
     Raises:
         ConfigError: the network refuses these images, or returns no logits.
     """
+    state = task.init(Draws(0, ("try",), task.device))
+    for name, parameter in state.params.items():
+        if parameter.dtype != torch.float32:
+            raise ConfigError(
+                f"networks learn in float32, and {name} of this one is {str(parameter.dtype).removeprefix('torch.')}; "
+                "leave out what converts it (--precision lowers what may be lowered)"
+            )
     try:
         with torch.no_grad():
-            images = task.data.normalise(task.data.train_images[:2].to(task.device))
-            task.predict(task.init(Draws(0, ("try",), task.device)), images)
-    except (RuntimeError, TypeError, ShapeError) as error:
-        raise ConfigError(f"the network cannot run on images of shape {task.data.shape}: {error}") from error
+            task.predict(state, task.data.normalise(task.data.train_images[:2].to(task.device)))
+    except Exception as error:  # whatever a network of the user's raises
+        reason = f"{error}" if isinstance(error, RuntimeError | TypeError | ShapeError) else f"{error!r}"
+        raise ConfigError(f"the network cannot run on images of shape {task.data.shape}: {reason}") from error
 
 
 def _tensor(targets: Tensor | Tensors) -> Tensor:

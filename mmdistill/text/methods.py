@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mmdistill.coresets import allocate, k_means
+from mmdistill.coresets import allocate, k_means, require_centroids
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
 from mmdistill.method import Method, MethodTable
@@ -63,7 +63,12 @@ def real_texts(task: Task, budget: int, draws: Draws) -> Raw:
 
 
 def from_centroids(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Raw:
-    """Build learned points that start from the k-means centroids of their class."""
+    """Build learned points that start from the k-means centroids of their class.
+
+    Raises:
+        ConfigError: another start.
+    """
+    require_centroids(settings.init)
     points, classes = centroids(task, budget, draws)
     count = as_text_task(task).class_count
     soft = label == "softmax"
@@ -148,7 +153,7 @@ METHODS = MethodTable(
             "DM",
             lambda: DistributionMatching("last"),
             fresh,
-            lambda ipc: Settings(300, 1024, _optimizers(0.001)),
+            lambda ipc: Settings(300, 1024, _optimizers(0.001), init="k-means"),
             from_centroids,
             "fixed",
             ("text",),
@@ -159,7 +164,7 @@ METHODS = MethodTable(
             "DC",
             lambda: GradientMatching(flat_cosine),
             trained_on_s,
-            lambda ipc: Settings(200, 1024, _optimizers(0.0005, 0.005), outer_steps=10, inner_steps=10),
+            lambda ipc: Settings(200, 1024, _optimizers(0.0005, 0.005), init="k-means", outer_steps=10, inner_steps=10),
             from_centroids,
             "softmax",
             ("text",),
@@ -170,7 +175,7 @@ METHODS = MethodTable(
             "KRR",
             lambda: CentredRidgeMatching(PointKernel(), 1e-2),
             fresh,
-            lambda ipc: Settings(500, 1024, _optimizers(0.003, 0.02)),
+            lambda ipc: Settings(500, 1024, _optimizers(0.003, 0.02), init="k-means"),
             from_centroids,
             "softmax",
             ("text",),

@@ -479,6 +479,21 @@ def test_a_torchvision_data_set_brings_its_class_names(tmp_path: Path) -> None:
     assert load(published.ImageFolder(str(tmp_path))).class_names == ("cat", "dog")
 
 
+def test_the_classes_of_test_data_are_told_by_name() -> None:
+    train, test = (Pairs(list(bytes_like(n, 6, 5)), [i % 3 for i in range(n)]) for n in (30, 6))
+    train.classes, test.classes = ["a", "b", "c"], ("c", "a")  # type: ignore[attr-defined]
+    test.labels = [0, 1, 0, 1, 0, 0]
+    assert load(train, test).test_labels.tolist() == [2, 0, 2, 0, 2, 2]
+    test.classes = ["c", "d"]  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="the test data have a class 'd' that the training data lack"):
+        load(train, test)
+    test.classes = ["a"]  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="name 1 classes and have labels from 0 to 1"):
+        load(train, test)
+    train.classes = 3  # type: ignore[attr-defined]
+    assert load(train, test).class_names == ("0", "1", "2")
+
+
 def test_bad_samples() -> None:
     pixel = torch.zeros(1, 4, 4)
     cases = [

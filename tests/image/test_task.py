@@ -147,11 +147,60 @@ def test_the_users_own_network_and_data() -> None:
     assert result.batch.inputs.shape == (8, 1, 8, 8)
 
 
+class Odd(nn.Module):
+    """A network that refuses its inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("odd")
+
+
+class Attentive(nn.Module):
+    """A network of fused attention over image rows, and of an activation of choice."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.activation = activation
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.activation(self.layer(x[:, 0])).flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("name", ["dsa", "dd"])
+def test_attention_is_differentiated_twice_and_what_cannot_be_is_named(name: str) -> None:
+    settings = {"steps": 2, "real_batch": 4, "inner_steps": 2}
+    task = image_task(tiny(), model=lambda: Attentive(nn.ReLU()))
+    assert distill(task, name, ipc=1, settings=settings).batch.inputs.isfinite().all()  # type: ignore[union-attr]
+    task = image_task(tiny(), model=lambda: Attentive(nn.Hardsigmoid()))
+    with pytest.raises(UnsupportedError, match=r"differentiates gradients again, .* \(hardsigmoid_backward\)"):
+        distill(task, name, ipc=1, settings=settings)
+
+
+def test_pictures_keep_four_channels_and_refuse_what_they_would_lose(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (8, 4, 6, 5), dtype=torch.uint8)
+    task = image_task((images, torch.arange(8) % 2), model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(120, 2)))
+    batch = task.select(torch.arange(len(task.data.train_images)))
+    paths = DOMAIN.exports["folder"](task, batch, tmp_path / "four")
+    with Image.open(paths[0]) as picture:
+        assert (picture.mode, len(paths)) == ("RGBA", len(task.data.train_images))
+    with pytest.raises(UnsupportedError, match="class '1' is the largest label of no image"):
+        DOMAIN.exports["folder"](task, task.select(task.labels.eq(0).nonzero().flatten()), tmp_path / "one")
+    two = image_task((images[:, :2], torch.arange(8) % 2), model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(60, 2)))
+    with pytest.raises(UnsupportedError, match="pictures have 1, 3 or 4 channels, these 2"):
+        DOMAIN.exports["folder"](two, two.select(torch.arange(2)), tmp_path / "two")
+
+
 def test_networks_that_cannot_work_are_refused_when_the_task_is_built() -> None:
     with pytest.raises(ConfigError, match="cannot run on images of shape"):
         image_task(tiny(side=9), model=Own)
     with pytest.raises(ConfigError, match="cannot run on images of shape"):
         image_task(tiny(classes=3), model=Own)
+    with pytest.raises(ConfigError, match=r"cannot run on images of shape .*: ValueError\('odd'\)"):
+        image_task(tiny(), model=Odd)
+    with pytest.raises(ConfigError, match=r"float32, and body.0.weight of this one is float64"):
+        image_task((tiny()[0].double(), tiny()[1]), model=lambda: Own().double())
     with pytest.raises(ConfigError, match="no submodule named 'neck'"):
         image_task(tiny(), model=Own, features=("neck",))
     with pytest.raises(ConfigError, match="width belongs to a named model"):

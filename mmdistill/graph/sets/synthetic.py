@@ -92,8 +92,10 @@ def real_graphs(task: Task, budget: int, settings: Settings, label: LabelKind, d
     """Build synthetic graphs that start from real ones, edges included.
 
     Raises:
-        ConfigError: a task of other data.
+        ConfigError: a task of other data, or noise for a start.
     """
+    if settings.init == "noise":
+        raise ConfigError("synthetic graphs start from real ones, whose nodes they keep; leave --init noise out")
     if task.labels is None or task.num_classes is None:
         raise ConfigError(f"{task.describe().data!r} has no classes; synthetic graphs are labelled")
     counts = allocate(budget, "ipc", task.labels, task.num_classes)
