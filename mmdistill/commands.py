@@ -304,20 +304,23 @@ def evaluate_command(
     if scores not in ("accuracy", "robust"):
         raise unknown_name("kind of scores", scores, ("accuracy", "robust"))
     path = Path(run) / "metrics.json"
-    previous = read_metrics(path) if path.exists() else None  # before the work, should they be damaged
+    if path.exists():
+        read_metrics(path)  # before the work, should they be damaged
     config, _, task, distilled = _open_run(run, device, protocol, judge_epochs, judge_batch)
-    with sole_writer(Path(run)), keeping(config, task, Path(run), distilled, previous) as progress:
-        evaluation = evaluate(
-            task,
-            distilled,
-            judges=split_names(judges),
-            n=networks,
-            at_once=networks_at_once,
-            seed=seed,
-            baselines=baseline_names(baselines),
-            robust=scores == "robust",
-            progress=progress,
-        )
+    with sole_writer(Path(run)):
+        previous = read_metrics(path) if path.exists() else None  # again, since another process may have judged
+        with keeping(config, task, Path(run), distilled, previous) as progress:
+            evaluation = evaluate(
+                task,
+                distilled,
+                judges=split_names(judges),
+                n=networks,
+                at_once=networks_at_once,
+                seed=seed,
+                baselines=baseline_names(baselines),
+                robust=scores == "robust",
+                progress=progress,
+            )
     dropped = dropped_baselines(previous or {}, read_metrics(path))
     if dropped:
         print(f"dropped, since judged otherwise than the set now is: {', '.join(dropped)}")

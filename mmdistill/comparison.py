@@ -96,6 +96,12 @@ def judged_runs(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
 def _unjudged(folder: Path) -> str:
     """Return why a folder holds no judged run and what to do, in words; nothing where it holds one."""
     if (folder / "metrics.json").is_file():
+        try:
+            read_metrics(folder / "metrics.json")
+            if not isinstance(_distilled(folder).get("steps", 0), int):
+                return "distilled.json is damaged"
+        except CheckpointError as error:
+            return str(error)
         return ""
     if is_finished(folder) and not (folder / "config.yaml").is_file():
         return "not judged; made in Python, it is judged there: docs/formats.md shows how"
@@ -172,7 +178,7 @@ def _read(folder: Path) -> dict[str, Any]:
 def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> str:
     """Return what repetitions share, as text."""
     config = folder / "config.yaml"
-    lines = config.read_text().splitlines() if config.is_file() else []
+    lines = config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
     options = [line for line in lines if line.split(":")[0] not in PLACES]
     made = _distilled(folder)
     settings = [made.get("settings"), *(made.get(name) for name in RECORDED)]

@@ -113,7 +113,7 @@ class DistillConfig:
     ipc: int | None = None
     nodes: int | None = None
     users: int | None = None
-    bytes: str | None = None
+    bytes: str | int | None = None
     parameterization: str | None = None
     out: str | None = None
     overwrite: bool = False

@@ -119,8 +119,12 @@ class Method:
             return []
         watched = WatchedSettings.of(self.settings(budget))
         schedule = self.network(watched)
-        self.make_objective(watched)
+        objective = self.make_objective(watched)
         idle = {name for name in TRAINING if name not in watched.read}
+        idle |= {"real_batch"} if objective.needs_target else set()  # which stands for the real data
+        prepares = getattr(schedule, "prepare", None) is not None  # minibatches in a way of its own
+        idle |= {"augment"} if not objective.siamese and (prepares or "augment" not in watched.read) else set()
+        idle |= {"classes_at_once"} if objective.view == "flat" else set()
         idle |= {"teacher_epochs"} if self.label != "teacher" or schedule.gives_target else set()
         return [name for name in names if name in idle]
 

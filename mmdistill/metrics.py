@@ -1,6 +1,7 @@
 """What ``metrics.json`` holds: the results of a set and its baselines, as they were judged."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from mmdistill.store import DistilledSet, read_json
 from mmdistill.task import JUDGING, LimitsJudging, Task
 
 METRICS_VERSION = 1
+ENTRY = {"judge": str, "metric": str, "mean": Real, "sd": Real, "n": int}
+DOCUMENT = {"data": str, "method": str, "seconds": Real}
+"""What an entry, and the whole, must have."""
 
 
 def metrics_document(
@@ -71,15 +75,26 @@ def read_metrics(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has version {version}, this mmdistill reads {METRICS_VERSION}; move it away to judge anew"
         )
-    needed = {"judge", "metric", "mean", "sd", "n"}
     results, baselines = document.get("results"), document.get("baselines")
     lists = [results, *baselines.values()] if isinstance(baselines, Mapping) else [None]
-    if not all(
-        isinstance(entries, list) and all(isinstance(e, dict) and needed <= e.keys() for e in entries)
-        for entries in lists
-    ):
+    entries_fit = all(isinstance(entries, list) and all(_fits(e, ENTRY) for e in entries) for entries in lists)
+    sizes = document.get("budget")
+    sizes_fit = (
+        isinstance(sizes, Mapping) and {"stored_bytes"} < sizes.keys() and _fits(sizes, dict.fromkeys(sizes, int))
+    )
+    if not (entries_fit and sizes_fit and _fits(document, DOCUMENT)):
         raise CheckpointError(f"{path} is damaged; move it away to judge anew")
     return document
+
+
+def _fits(found: object, types: Mapping[str, type]) -> bool:
+    """Return whether a mapping has values of some types; of what an entry may lack, where it has it."""
+    if not isinstance(found, Mapping):
+        return False
+    optional = {"judging": Mapping, "notes": list}
+    return all(isinstance(found.get(name), kind) for name, kind in types.items()) and all(
+        isinstance(found[name], kind) for name, kind in optional.items() if name in found
+    )
 
 
 def judging_of(task: Task | None, judge: str, judging: Mapping[str, int]) -> dict[str, int]:

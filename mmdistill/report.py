@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdistill.errors import CheckpointError
 from mmdistill.evaluate import Evaluation
 from mmdistill.metrics import judge_in_words
 from mmdistill.runtime import atomic_write
@@ -40,7 +41,7 @@ def result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
 def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     """Return what was done, as name and value."""
     info = distilled.info
-    percentage = 100 * distilled.stored_bytes / info.stored_bytes
+    percentage = 100 * distilled.stored_bytes / max(info.stored_bytes, 1)
     share = f"{percentage:.2g}" if percentage < 99.5 else f"{percentage:,.0f}"
     share += " % of the whole"
     memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB"
@@ -97,16 +98,19 @@ def draw_curve(folder: Path) -> Path | None:
     """Draw the loss against the steps from ``history.json``; None where there is nothing to draw."""
     path = folder / "history.json"
     history = read_json(path) if path.exists() else {}
-    if len(history.get("step", [])) < 2:
+    steps, losses = history.get("step", []), history.get("loss", [])
+    if not (isinstance(steps, list) and isinstance(losses, list) and len(steps) == len(losses)):
+        raise CheckpointError(f"{path} is damaged; move it away to draw the rest")
+    if len(steps) < 2:
         return None
     from matplotlib.figure import Figure  # here, since importing it takes half a second
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(history["step"], history["loss"], linewidth=1)
+    axes.plot(steps, losses, linewidth=1)
     axes.set_xlabel("step")
     axes.set_ylabel("objective")
-    if min(history["loss"]) > 0:
+    if min(losses) > 0:
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     target = folder / "pictures" / "loss.png"
@@ -172,8 +176,13 @@ def _markdown(
     lines += [line for note in notes for line in (f"> {note}", "")]
     for path in shown:
         name = path.relative_to(folder) if path.is_relative_to(folder) else path
-        lines += [f"## {path.stem}", "", f"![{path.stem}]({name})" if path.suffix == ".png" else path.read_text(), ""]
+        lines += [f"## {path.stem}", "", f"![{path.stem}]({name})" if path.suffix == ".png" else _text(path), ""]
     return "\n".join(lines)
+
+
+def _text(path: Path) -> str:
+    """Return what was drawn in words."""
+    return path.read_text(encoding="utf-8")
 
 
 def _md_row(cells: Sequence[str]) -> str:
@@ -197,5 +206,5 @@ def _html(
             data = base64.b64encode(path.read_bytes()).decode()
             parts.append(f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">')
         else:
-            parts.append(f"<pre>{html.escape(path.read_text())}</pre>")
+            parts.append(f"<pre>{html.escape(_text(path))}</pre>")
     return "\n".join(parts) + "\n"

@@ -38,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, truncated or no object.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

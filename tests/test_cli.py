@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mmdistill import commands, graph_set_task, graph_task, image_task, recsys_task, text_task
+from mmdistill import commands, distill, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.cli import FORMATS, build_parser, main, spelled
 from mmdistill.config import SETTINGS, DistillConfig
 from mmdistill.distiller import Distiller
@@ -147,11 +147,12 @@ def test_exports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def other_set(run: Path, folder: Path) -> Path:
-    """Return a copy of a run with another set: its first sample alone, and a rate that was learned."""
+    """Return a copy of a run with another set: of half the contrast, and with a rate that was learned."""
     shutil.copytree(run, folder)
     found = DistilledSet.load(run)
-    alone = Batch(*(part[:1] for part in found.batch if isinstance(part, torch.Tensor)))
-    replace(found, batch=alone, learned={"inner_lr": torch.tensor(0.1)}).save(folder)
+    assert isinstance(found.batch.inputs, Tensor)
+    paler = found.batch._replace(inputs=found.batch.inputs / 2)
+    replace(found, batch=paler, learned={"inner_lr": torch.tensor(0.1)}).save(folder)
     return folder
 
 
@@ -712,7 +713,14 @@ def test_the_page_names_the_settings_without_an_option() -> None:
     assert set(named) == set(Settings.__dataclass_fields__) - set(SETTINGS) - by_other_names
 
 
-def test_an_ignored_option_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ignored_option_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, idle in (("mtt", ["real_batch", "classes_at_once"]), ("dd", ["classes_at_once"]), ("edd", ["augment"])):
+        found = get_method(get_domain("image"), name, "mnist")
+        assert found.unread(1, ["real_batch", "classes_at_once", "augment", "steps"]) == idle
+    distill(image_task("digits", width=8), "dd", ipc=1, settings={"steps": 1, "inner_steps": 2, "classes_at_once": 1})
+    assert "DD does not read classes_at_once, which changes nothing" in caplog.text
     assert distil(tmp_path / "run", "--inner-lr", "0.1", "--baselines", "none", "--steps", "1") == 0
     assert "note: DM does not read --inner-lr, which changes nothing\n" in capsys.readouterr().out
 

@@ -11,10 +11,12 @@ from mmdistill.cli import main
 from mmdistill.comparison import draw_budgets, read_runs, table, titles
 from mmdistill.errors import CheckpointError, ConfigError
 
+ENTRY = {"judge": "convnet", "metric": "accuracy", "mean": 0.5, "sd": 0.01, "n": 5}
+
 
 def finished(folder: Path, mean: float, ipc: int = 1, seed: int = 0, steps: int = 10) -> Path:
     folder.mkdir(parents=True)
-    entry = {"judge": "convnet", "metric": "accuracy", "mean": mean, "sd": 0.01, "n": 5}
+    entry = {**ENTRY, "mean": mean}
     metrics = {
         "version": 1,
         "data": "digits",
@@ -79,6 +81,29 @@ def test_damaged_metrics_are_named(tmp_path: Path, text: str, message: str) -> N
     (run / "metrics.json").write_text('{"version": 1, "results": [{"judge": "mlp"}], "baselines": {}}')
     with pytest.raises(CheckpointError, match="is damaged; move it away to judge anew"):
         read_runs([run])
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("metrics.json", {"seconds": None}),
+        ("metrics.json", {"budget": {"ipc": 1}}),
+        ("metrics.json", {"results": [{"judge": "mlp", "metric": "accuracy", "mean": "a", "sd": 0.0, "n": 1}]}),
+        ("metrics.json", {"results": [{**ENTRY, "judging": [1]}]}),
+        ("metrics.json", {"results": [{**ENTRY, "notes": 5}]}),
+        ("distilled.json", {"steps": "3"}),
+    ],
+)
+def test_an_edited_run_is_skipped_by_name(
+    tmp_path: Path, file: str, change: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, edited = finished(tmp_path / "whole", 0.8), finished(tmp_path / "edited", 0.9)
+    document = json.loads((edited / file).read_text())
+    (edited / file).write_text(json.dumps({**document, **change}))
+    assert main(["compare", str(whole), str(edited)]) == 0
+    said = capsys.readouterr().out
+    assert f"skipped: {edited} (" in said
+    assert "is damaged" in said
 
 
 def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

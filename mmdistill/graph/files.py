@@ -19,7 +19,7 @@ def looks_like_graph(path: Path) -> bool:
 
     Of other data none comes in torch's files, so all of these are claimed, and what is wrong with one is said in words.
     """
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix.lower() in (".pt", ".pth"):
         return path.is_file()
     if path.suffix == ".safetensors" and path.is_file():
         try:

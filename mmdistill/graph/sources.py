@@ -182,7 +182,7 @@ def load_graph(source: "str | Path | Any", *, split: int = 0, inductive: bool | 
     if key in SOURCES:
         return _named(key, split, SOURCES[key].inductive if inductive is None else inductive)
     path = Path(source)
-    if path.suffix not in (".pt", ".pth", ".safetensors"):
+    if path.suffix.lower() not in (".pt", ".pth", ".safetensors"):
         if not path.exists():
             raise unknown_data("graph", str(source), SOURCES)
         raise DataError(f"{path} is no graph file: expected .pt (a torch-geometric Data) or .safetensors")

@@ -154,7 +154,7 @@ def _is_sparse_archive(path: Path) -> bool:
 
 
 def _table_suffix(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
 def _first_line(path: Path) -> str:

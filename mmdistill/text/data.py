@@ -1,6 +1,7 @@
 """Labelled texts from files, folders, Python lists and Hugging Face data sets, checked and split."""
 
 import hashlib
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -375,8 +376,8 @@ def _check_labels(name: str, split: str, labels: list[object]) -> list[str]:
 def _class_names(labels: list[str]) -> tuple[str, ...]:
     """Return the distinct labels, whole numbers in numerical order and anything else in alphabetical order."""
     distinct = set(labels)
-    numeric = all(label.lstrip("-").isdigit() for label in distinct)
-    return tuple(sorted(distinct, key=int) if numeric else sorted(distinct))
+    numeric = all(re.fullmatch(r"-?\d+", label) for label in distinct)
+    return tuple(sorted(distinct, key=lambda label: (int(label), label)) if numeric else sorted(distinct))
 
 
 def _numbers(names: tuple[str, ...], labels: set[str], *, given: bool) -> dict[str, int]:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def read_table(path: Path) -> pd.DataFrame:
 def _decode(path: Path) -> str:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is a damaged gzip file: {error}") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -195,7 +196,7 @@ def may_hold_texts(path: Path) -> bool:
             first = handle.readline().decode("utf-8-sig")
         separators = {"jsonl": (), "tsv": ("\t",), "csv": (",", ";", "|")}[kind]
         names = [first.strip("\r\n").split(separator) for separator in separators] or [list(json.loads(first))]
-    except (OSError, ValueError, TypeError, EOFError):
+    except (OSError, ValueError, TypeError, EOFError, zlib.error):
         return True  # damaged: the loader says what is wrong
     lower = [{str(name).strip().strip('"').lower() for name in spelt} for spelt in names]
     interactions = any(spelt.intersection(USER_COLUMNS) and spelt.intersection(ITEM_COLUMNS) for spelt in lower)

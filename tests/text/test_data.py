@@ -15,6 +15,7 @@ from mmdistill import registry
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.text.data import accepts, load_text
 from mmdistill.text.encoder import PAIR
+from mmdistill.text.tables import may_hold_texts
 from tests.text.corpus import sentences, write_tsv
 
 TEXTS = [f"text number {i}" for i in range(20)]
@@ -38,6 +39,9 @@ def test_pair_is_split_by_class_with_a_stated_seed() -> None:
 def test_numeric_labels_sort_as_numbers_and_floats_lose_their_fraction() -> None:
     data = load_text((TEXTS, [10.0, 2.0] * 10))
     assert data.class_names == ("2", "10")
+    assert load_text((TEXTS, ["1", "01", "001", "0"] * 5)).class_names == ("0", "001", "01", "1")  # in any process
+    assert load_text((TEXTS, ["②", "①"] * 10)).class_names == ("①", "②")
+    assert load_text((TEXTS, ["--1", "1"] * 10)).class_names == ("--1", "1")
     assert load_text((TEXTS, torch.tensor([0, 1] * 10))).class_names == ("0", "1")
     assert load_text((TEXTS, list(torch.tensor([0, 1] * 10)))).class_names == ("0", "1")
 
@@ -225,6 +229,12 @@ def test_damaged_json_lines_and_gzip(tmp_path: Path) -> None:
         load_text(path)
     broken = tmp_path / "x.csv.gz"
     broken.write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="damaged gzip"):
+        load_text(broken)
+    content = bytearray(gzip.compress(b"text,label\n" + b"a b,0\nc d,1\n" * 40))
+    content[12:30] = bytes(value ^ 0x5A for value in content[12:30])
+    broken.write_bytes(content)
+    assert may_hold_texts(broken)
     with pytest.raises(DataError, match="damaged gzip"):
         load_text(broken)
 
