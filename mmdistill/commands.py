@@ -307,6 +307,8 @@ def evaluate_command(
     if path.exists():
         read_metrics(path)  # before the work, should they be damaged
     config, _, task, distilled = _open_run(run, device, protocol, judge_epochs, judge_batch)
+    if "inner_parts" in distilled.learned and (judge_epochs or judge_batch or protocol):
+        print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     with sole_writer(Path(run)):
         previous = read_metrics(path) if path.exists() else None  # again, since another process may have judged
         with keeping(config, task, Path(run), distilled, previous) as progress:

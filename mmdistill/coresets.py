@@ -5,7 +5,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.labels import one_hot
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.runtime import Draws
@@ -371,13 +371,12 @@ def choose_repeatedly(task: Task, kind: str, counts: Tensor, draws: Draws) -> Te
 
 def _chosen(kind: str, embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
     """Return the rows of an embedding that a rule chooses."""
+    require_choice("the start (init)", kind, get_args(InitKind))
     if kind == "herding":
         return herding(embedding, labels, counts)
     if kind == "k-center":
         return k_center(embedding, labels, counts)
-    if kind == "k-means":
-        return k_means_nearest(embedding, labels, counts, draws.fold("k-means"))
-    raise ConfigError(f"unknown start {kind!r}: use {', '.join(get_args(InitKind))}")
+    return k_means_nearest(embedding, labels, counts, draws.fold("k-means"))
 
 
 def _craig_of(task: Task, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     """Return a module that a factory makes.
 
     Raises:
-        ConfigError: the factory is a module itself, makes none, or one whose shapes are not known yet.
+        ConfigError: the factory is a module itself, makes none, or one with frozen parameters or unknown shapes.
     """
     if isinstance(factory, nn.Module):
         raise ConfigError(
@@ -37,6 +37,12 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     module = factory()
     if not isinstance(module, nn.Module):
         raise ConfigError(f"the function given as model must return an nn.Module, and returned {module!r:.80}")
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise ConfigError(
+            f"parameter {frozen[0]!r} of the network is frozen, and networks are trained whole; let it learn, or make "
+            "it a buffer (register_buffer), which stays as it is"
+        )
     if any(is_lazy(parameter) for parameter in module.parameters()):
         raise ConfigError(
             "the network has lazy layers, whose shapes are not known yet; run it once on a dummy input in the function "

@@ -279,6 +279,8 @@ def test_a_factory_makes_networks() -> None:
         FunctionalModule(lambda: None)  # type: ignore[arg-type,return-value]
     with pytest.raises(ConfigError, match=r"lazy layers, .* run it once on a dummy input"):
         FunctionalModule(lambda: nn.Sequential(nn.LazyLinear(3)))
+    with pytest.raises(ConfigError, match=r"parameter 'weight' of the network is frozen, .* \(register_buffer\)"):
+        FunctionalModule(lambda: nn.Linear(3, 2).requires_grad_(False))
 
 
 def test_one_name_of_features_is_not_read_as_letters() -> None:

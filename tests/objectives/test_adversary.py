@@ -12,15 +12,19 @@ from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, image_task
+from mmdistill.labels import LabelKind
 from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.adversary import StyleAdversary, contrast
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState
+from mmdistill.settings import Settings
+from mmdistill.task import Batch, NetworkState, Task
 from tests.oracles import adversary as oracle
 from tests.toys import BlobTask
 
@@ -117,7 +121,12 @@ def test_counting_operations_leaves_the_adversary_as_it_is() -> None:
     def objective() -> StyleAdversary:
         return StyleAdversary(UnrolledPerformance(2, InnerRate(0.1)), styles=2)
 
-    distiller = Distiller(BlobTask(), replace(CORE_METHODS["dd"], objective=objective), 2)
+    def pairs(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        made = raw_samples(task, budget, settings.init, label, draws)
+        made.styles = 2
+        return made
+
+    distiller = Distiller(BlobTask(), replace(CORE_METHODS["dd"], objective=objective, parameterization=pairs), 2)
     run = distiller.start()
     before = {name: tensor.clone() for name, tensor in run.objective.state_dict().items()}
     assert distiller.operations(run) > 0
