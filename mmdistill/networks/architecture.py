@@ -11,7 +11,7 @@ from mmdistill.errors import UnsupportedError
 from mmdistill.runtime import Draws
 from mmdistill.task import DescribesNetwork, Task
 
-LIBRARIES = ("builtins", "mmdistill", "torch", "torch_geometric", "torchvision")
+LIBRARIES = ("builtins", "mmdistill", "torch", "torch_geometric", "torchvision", "transformers")
 """Packages whose classes are what their names say; those of others are a user's, who may edit them."""
 
 
