@@ -9,7 +9,7 @@ from mmdistill.coresets import allocate, k_means, require_centroids
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
 from mmdistill.method import Method, MethodTable
-from mmdistill.methods import fresh, trained_on_s
+from mmdistill.methods import fresh, trained_on_s, unread
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -174,7 +174,7 @@ METHODS = MethodTable(
         "krr": Method(
             "KRR",
             lambda: CentredRidgeMatching(PointKernel(), 1e-2),
-            fresh,
+            unread,
             lambda ipc: Settings(500, 1024, _optimizers(0.003, 0.02), init="k-means"),
             from_centroids,
             "softmax",
