@@ -85,7 +85,7 @@ def judged_runs(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     """
     if absent := [str(folder) for folder in folders if not folder.exists()]:
         raise CheckpointError(f"no such folder: {', '.join(absent)}")
-    skipped = {folder: reason for folder in folders if (reason := _unjudged(folder))}
+    skipped = {folder: reason for folder in folders if (reason := _unjudged(folder) or _damage(folder))}
     judged = [folder for folder in folders if folder not in skipped]
     if not judged:
         reasons = "; ".join(f"{folder} ({reason})" for folder, reason in skipped.items())
@@ -93,15 +93,19 @@ def judged_runs(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     return judged, skipped
 
 
+def _damage(folder: Path) -> str:
+    """Return what is damaged of a judged run, in words; nothing where all can be read."""
+    try:
+        read_metrics(folder / "metrics.json")
+        made = _distilled(folder)
+    except CheckpointError as error:
+        return str(error)
+    return "" if isinstance(made.get("steps", 0), int) else "distilled.json is damaged"
+
+
 def _unjudged(folder: Path) -> str:
     """Return why a folder holds no judged run and what to do, in words; nothing where it holds one."""
     if (folder / "metrics.json").is_file():
-        try:
-            read_metrics(folder / "metrics.json")
-            if not isinstance(_distilled(folder).get("steps", 0), int):
-                return "distilled.json is damaged"
-        except CheckpointError as error:
-            return str(error)
         return ""
     if is_finished(folder) and not (folder / "config.yaml").is_file():
         return "not judged; made in Python, it is judged there: docs/formats.md shows how"

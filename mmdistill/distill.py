@@ -167,8 +167,8 @@ def distill(
         settings,
     )
     found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=seed)
-    if ranks.is_first():
-        for unread in found.unread(size, settings or ()):
+    if settings and ranks.is_first():
+        for unread in found.unread(size, settings):
             logger.warning("%s does not read %s, which changes nothing", found.title, unread)
     distiller = Distiller(task, found, size, seed=seed, precision=precision)
     folder = None if out is None else Path(out)

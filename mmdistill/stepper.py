@@ -79,9 +79,7 @@ class Stepper:
             return self.distiller.gradients(run, schedule, real, key)
         active = self.distiller.active(run)
         if active not in self._replays:
-            distiller = (
-                self.distiller
-            )  # not self, which keeps the graph: cycles are freed late, and with them its memory
+            distiller = self.distiller  # not self, which keeps the graph: cycles, and their memory, are freed late
 
             def function(
                 key: Draws, inputs: tuple[NetworkState, dict[str, Tensor] | None, Batch | ClassBatch]

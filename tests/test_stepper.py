@@ -107,6 +107,7 @@ def test_a_run_compiles_where_its_operations_repay_it(monkeypatch: pytest.Monkey
     assert torch.equal(*losses)
 
 
+@pytest.mark.filterwarnings("ignore")  # of modules that torch looks at while it compiles; the one asked for must come
 def test_a_run_whose_compiling_failed_says_that_it_was_eager() -> None:
     distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=1, augment=False), 1)
     stepper = Stepper(distiller, "on")
