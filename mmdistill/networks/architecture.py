@@ -30,15 +30,14 @@ def _digest(kind: type) -> str:
 
 def _plain(code: CodeType) -> tuple[object, ...]:
     """Return what a piece of code computes as plain values, the same in any process."""
-    constants = [
-        _plain(value)
-        if isinstance(value, CodeType)
-        else sorted(map(repr, value))
-        if isinstance(value, frozenset)
-        else value
-        for value in code.co_consts
-    ]
-    return code.co_code, code.co_names, constants
+    return code.co_code, code.co_names, [_constant(value) for value in code.co_consts]
+
+
+def _constant(value: object) -> object:
+    """Return a constant of a piece of code as plain values; a set, whose order is chance, in order."""
+    if isinstance(value, CodeType):
+        return _plain(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else value
 
 
 def described_layers(task: Task) -> str:
