@@ -101,6 +101,7 @@ def run_row(
         progress=report,
         name=name,
     )
+    judges = judges or [task.judges[0]]  # the network distilled with, also where the method's own judge is a kernel
     evaluation = evaluate(task, result, judges=judges, n=networks, seed=seed, baselines=baselines)
     document = metrics_document(result, evaluation, judging=judging_of(task_options), task=task)
     document |= {"row": row, "samples": len(result.batch.weight), "judging_seconds": evaluation.seconds}

@@ -40,7 +40,7 @@ def curve(row: str, shares: list[float], seed: int, networks: int) -> list[dict[
             run, _ = distiller.step(run)
         seconds += time.perf_counter() - started
         result = distiller.result(run, name, seconds)
-        headline = evaluate(task, result, n=networks, seed=seed, baselines=()).headline()
+        headline = evaluate(task, result, judges=task.judges[:1], n=networks, seed=seed, baselines=()).headline()
         entry = {"data": data, "method": name, "ipc": budget, "schedule": schedule, "seed": seed, "steps": stop}
         entry |= {"seconds": round(seconds, 1), "judge": headline.judge, "mean": headline.mean, "sd": headline.sd}
         entries.append(entry)

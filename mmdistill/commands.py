@@ -70,7 +70,7 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
                 if resume is not None and bounds and not is_finished(folder):
                     saved = DistillConfig.load(folder / "config.yaml")
                     dataclasses.replace(saved, **bounds).save(folder / "config.yaml")  # the next time needs no options
-            domain, task, method, budget, config = _prepared(config, device)
+            domain, task, method, budget = _prepared(config, device)
             if is_finished(folder) and resume is not None:
                 distilled = DistilledSet.load(folder)
                 if ranks.is_first():
@@ -106,13 +106,12 @@ def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> No
         )
 
 
-def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method, int, DistillConfig]:
-    """Return what a configuration names, its budget, and it with the method's judges; print what is to be noted."""
+def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method, int]:
+    """Return what a configuration names and its budget; print what is to be noted."""
     with ranks.first_alone():
         domain, task = make_task(config, device)
     chosen = chosen_method(config, domain)
-    config = dataclasses.replace(config, judges=config.judges or chosen.judge or None)
-    find_judges(task, config.judge_names())  # a misspelt name is an error now, not after the distillation
+    find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error now, not after the distillation
     require_baselines(task, baseline_names(config.baselines))
     method, budget = find_budget(
         task,
@@ -131,7 +130,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method,
             options = " ".join(f"--{option} {value}" for option, value in unmet.items())
             print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
     require_networks(config.networks, config.networks_at_once)
-    return domain, task, method, budget, config
+    return domain, task, method, budget
 
 
 def _print_notes(task: Task) -> None:

@@ -386,6 +386,7 @@ class Distiller:
             parameterization=self.method.storage,
             network="" if unread else network_title(self.task),
             label=run.parameterization.labels.title,
+            judge=self.method.judge,
         )
 
 

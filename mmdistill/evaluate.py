@@ -101,14 +101,17 @@ def summarise(scores: Iterable[Scores]) -> list[Entry]:
     ]
 
 
-def find_judges(task: Task, names: Sequence[str] | None) -> list[str]:
-    """Return judges' names in the task's spelling: the default one, all of them, or those asked for.
+def find_judges(task: Task, names: Sequence[str] | None, own: str = "") -> list[str]:
+    """Return judges' names in the task's spelling: those asked for, all of them, or the default one.
 
+    Args:
+        task: the task.
+        names: what was asked for; none: the default.
+        own: the judge of a set's own method, which is the default where there is one; else the task's first is.
     Raises:
         ConfigError: an unknown judge.
     """
-    if not names:
-        return [task.judges[0]]
+    names = names or [own or task.judges[0]]
     if [canonical(name) for name in names] == ["all"]:
         return list(task.judges)
     known = {canonical(judge): judge for judge in task.judges}
@@ -166,7 +169,8 @@ def evaluate(
     Args:
         task: the task.
         distilled: a set, or a bare batch of samples.
-        judges: names, ``["all"]``, or None for the task's default.
+        judges: names, ``["all"]``, or None for the default: the judge that the set's method names (``ntk`` of KIP), or
+            the task's first.
         n: networks per judge.
         at_once: of these, trained together, which bounds the memory; None: all. Another number means other networks.
             Networks for robust scores train one at a time.
@@ -201,7 +205,7 @@ def evaluate(
     else:
         batch, budget = distilled, None
     began = time.perf_counter()
-    names = find_judges(task, judges)
+    names = find_judges(task, judges, distilled.judge if isinstance(distilled, DistilledSet) else "")
     judging = _Judging(task, names, n, at_once, Draws(seed, ("evaluate",), task.device))
     results: list[Entry] = []
     found: dict[str, list[Entry]] = {}

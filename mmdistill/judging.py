@@ -95,7 +95,7 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
     """Judge what a run asks for and its metrics lack; returns all that they then hold."""
     path = folder / "metrics.json"
     metrics = read_metrics(path) if path.exists() else {}
-    judges, baselines = find_judges(task, config.judge_names()), baseline_names(config.baselines)
+    judges, baselines = find_judges(task, config.judge_names(), distilled.judge), baseline_names(config.baselines)
     lacking = missing(task, judges, baselines, metrics, chosen_judging(config))
     if lacking:
         print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")

@@ -169,6 +169,7 @@ class DistilledSet:
         parameterization: how samples are stored, in words; empty where that is the method's own way, or unknown.
         network: what was distilled with, in words; empty where it was none.
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, as users call labels; empty where there are none.
+        judge: whose scores the method makes sets for; empty: the task's first judge.
     """
 
     batch: Batch
@@ -189,6 +190,7 @@ class DistilledSet:
     parameterization: str = ""
     network: str = ""
     label: str = ""
+    judge: str = ""
 
     def __repr__(self) -> str:
         """Return in one line what this is a set of, its size and its shapes."""

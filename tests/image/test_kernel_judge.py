@@ -111,7 +111,8 @@ def test_kip_beats_real_images_under_its_own_kernel(digits: ImageTask) -> None:
     assert method.judge == "ntk"
     assert get_method(DOMAIN, "kip-conv", "mnist", "reduced").judge == "ntk-conv"
     found = distill(digits, method, ipc=1, settings={"steps": 150})
-    evaluation = evaluate(digits, found, judges=["ntk"], n=2, baselines=["random", "herding", "whole"])
+    assert found.judge == "ntk"
+    evaluation = evaluate(digits, found, n=2, baselines=["random", "herding", "whole"])
     assert {entry.judge for entry in evaluation.results} == {"ntk"}
     assert evaluation.headline().sd == 0
     best = max(evaluation.baselines[name][0].mean for name in ("random", "herding"))

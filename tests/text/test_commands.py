@@ -67,8 +67,11 @@ def test_a_method_of_its_own_judge_is_judged_by_it_and_held_out_texts_are_named(
     given = ["--data", str(table), "--encoder", "tfidf", "--method", "ridge-exact", "--ipc", "1", "--networks", "1"]
     assert main(["distill", *given, "--baselines", "none", "--out", str(tmp_path / "run")]) == 0
     assert "note: test: 20% of the data, stratified, seed 0\n" in capsys.readouterr().out
-    results = json.loads((tmp_path / "run" / "metrics.json").read_text())["results"]
-    assert {entry["judge"] for entry in results} == {"ridge"}
+    metrics = tmp_path / "run" / "metrics.json"
+    assert {entry["judge"] for entry in json.loads(metrics.read_text())["results"]} == {"ridge"}
+    metrics.unlink()
+    assert main(["evaluate", str(tmp_path / "run"), "--networks", "1", "--baselines", "none"]) == 0
+    assert {entry["judge"] for entry in json.loads(metrics.read_text())["results"]} == {"ridge"}
 
 
 def test_words_and_labels_from_the_command_line(corpus_folder: Path, tmp_path: Path) -> None:
