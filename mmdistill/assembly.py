@@ -22,6 +22,8 @@ OPTIONS_OF_DOMAINS = {
     "label_column": "texts",
     "interactions_per_user": "interactions",
     "inductive": "graphs",
+    "model": "images, graphs, texts and interactions",
+    "judge_batch": "images, texts and interactions",
 }
 """Options that mean something to the domains that list them, with what they are for."""
 

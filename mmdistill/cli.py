@@ -151,7 +151,8 @@ def _evaluate_parser() -> Parser:
         "--models",
         type=str | None,
         default=None,
-        help="judges, comma-separated, or 'all'; the first of the data's domain by default",
+        help="judges, comma-separated, or 'all'; by default that of the run's method, such as ntk of kip, or the first "
+        "of the data's domain, which for images is the network distilled with",
     )
     parser.add_argument("--networks", type=int, default=5, help="independently trained networks per judge")
     parser.add_argument(

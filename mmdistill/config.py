@@ -44,12 +44,12 @@ class DistillConfig:
     Args:
         data: data set name (see 'mmdistill data') or a path to a file or folder of yours
         method: method name (see 'mmdistill methods')
-        ipc: samples per class (images, text)
+        ipc: samples per class (images, texts, sets of graphs)
         nodes: nodes in all (graphs)
         users: users in all (recommender data)
         bytes: instead of a count, the bytes that the set may take, such as 100KB; the largest that fits is made
         parameterization: how samples are stored (see 'mmdistill methods'); each method's own way by default
-        out: run folder; runs/DATA-METHOD-BUDGET by default, with -seedN for a seed other than 0
+        out: run folder; runs/DATA-METHOD[-PARAMETERIZATION]-BUDGET by default, with -seedN for a seed other than 0
         overwrite: replace the run in that folder, finished or not
         seed: seed of everything random
         device: auto, cpu, cuda or cuda:N
@@ -61,7 +61,8 @@ class DistillConfig:
             domain's own by default
         width: width of the network
         encoder: text encoder - minilm (the default), tfidf, average, or the name or folder of a transformers model
-        length: tokens kept of each text, for networks that read tokens; what 95 % of the texts need by default
+        length: tokens kept of each text, for networks that read tokens; what 95 % of the texts need by default, at most
+            128
         text_column: column of the texts in a table; two, comma-separated, for pairs of texts
         label_column: column of the labels in a table
         schedule: published settings, or reduced ones that a CPU finishes in minutes, with --width 32 say; there are
@@ -100,7 +101,7 @@ class DistillConfig:
         networks_at_once: networks trained together; fewer need less memory; all by default
         judge_epochs: training epochs of judges; the protocol's by default
         judge_batch: minibatch size of judges; the protocol's by default
-        protocol: how judges of images train: default, dc, cafe, dsa, dm, mtt, frepo, rfad, kip or idc
+        protocol: how judges of images train: default, dc, cafe, dsa, dm, mtt, frepo, rfad, kip, idc or addmem
         whiten: ZCA whitening of images as a paper has it: mtt, frepo or kip; none by default
         inductive: condense a graph's training nodes and the edges among them alone; by default as is usual for the data
         size: side in pixels to which the images of a folder are resized; without it all must have one size

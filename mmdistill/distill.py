@@ -26,7 +26,7 @@ from mmdistill.method import LABELS, Method, Storage
 from mmdistill.networks.architecture import described_layers
 from mmdistill.parameterizations.codes import CODES, save_codes
 from mmdistill.precision import Precision
-from mmdistill.registry import get_domain, get_method, get_parameterization, unknown_name
+from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization, unknown_name
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws, checked_seed, sole_writer, sweep
 from mmdistill.stepper import Stepper
@@ -62,14 +62,16 @@ Its exports go too, by what they wrote down.
 """
 
 
-def find_method(task: Task, method: Method | str) -> tuple[Method, str]:
-    """Return a method and its name, looking a name up in the task's domain."""
+def find_method(task: Task, method: Method | str, schedule: Schedule = "published") -> tuple[Method, str]:
+    """Return a method and its name, looking a name up in the task's domain, with the settings of a schedule."""
     if isinstance(method, Method):
+        if schedule != "published":
+            raise ConfigError("a schedule goes with a method's name; a Method has settings of its own")
         return method, method.title.lower()
     if not isinstance(method, str):
         raise ConfigError(f"a method is a name or a Method, got {type(method).__name__}")
     info = task.describe()
-    return get_method(get_domain(info.domain), method, info.data), method
+    return get_method(get_domain(info.domain), method, info.data, schedule), method
 
 
 def find_parameterization(task: Task, parameterization: Storage | str) -> Storage:
@@ -93,6 +95,7 @@ def distill(
     bytes: str | int | None = None,
     parameterization: Storage | str | None = None,
     label: str | None = None,
+    schedule: Schedule = "published",
     seed: int = 0,
     settings: Mapping[str, object] | None = None,
     out: Path | str | None = None,
@@ -116,9 +119,10 @@ def distill(
         bytes: the size in bytes, such as ``"100KB"``: the largest set within them.
         parameterization: how samples are stored, or its name; None is the method's own way.
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``; None is the method's own kind.
+        schedule: ``published`` settings, or ``reduced`` ones for a CPU, which some data sets have.
         seed: of everything random.
-        settings: overrides of the method's published settings, by field name of :class:`Settings`; ``lr`` is the
-            learning rate of the samples.
+        settings: overrides of these settings, by field name of :class:`Settings`; ``lr`` is the learning rate of the
+            samples.
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
         resume: continue from the newest checkpoint in ``out``.
         overwrite: replace a run in ``out``.
@@ -134,6 +138,9 @@ def distill(
         The distilled set. On several processes (torchrun) every rank returns the same one, and the first writes it.
     Raises:
         ConfigError: an unknown method, a budget in another unit, an impossible composition, a folder that holds a run.
+        DataError: more samples than a class has.
+        UnsupportedError: a network that cannot give what the method reads.
+        MemoryExhaustedError: out of memory; the message says what to lower.
         CheckpointError: nothing to resume from, damaged checkpoints, or those of another run.
         NonFiniteError: a loss became NaN or infinite; with ``out``, the last good checkpoint is kept.
     """
@@ -141,6 +148,7 @@ def distill(
     for option, value, known in (
         ("compile", compile, get_args(CompileMode)),
         ("precision", precision, get_args(Precision)),
+        ("schedule", schedule, get_args(Schedule)),
     ):
         if value not in known:
             raise unknown_name(option, str(value), known)
@@ -157,7 +165,7 @@ def distill(
         raise ConfigError("out is a folder, got ''; None keeps nothing on disk, and '.' is the current folder")
     if resume and out is None:
         raise ConfigError("resuming needs the folder of the run")
-    found, own_name = find_method(task, method)
+    found, own_name = find_method(task, method, schedule)
     name = name or own_name
     if label is not None and label not in LABELS:
         raise unknown_name("kind of labels", str(label), LABELS)

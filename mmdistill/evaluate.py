@@ -168,7 +168,7 @@ def evaluate(
 
     Args:
         task: the task.
-        distilled: a set, or a bare batch of samples.
+        distilled: a set; or a bare batch of samples, which has no budget and of the baselines only ``whole``.
         judges: names, ``["all"]``, or None for the default: the judge that the set's method names (``ntk`` of KIP), or
             the task's first.
         n: networks per judge.
@@ -185,6 +185,7 @@ def evaluate(
         ConfigError: an unknown judge or baseline, or n below 1.
         UnsupportedError: robust scores of a task that has none.
         CheckpointError: the set belongs to another task.
+        MmdistillError: no judge can judge, with the first one's reason.
     """
     require_task(task)
     if not isinstance(distilled, DistilledSet | Batch):

@@ -304,6 +304,14 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
             ["distill", "--data", "cora", "--method", "dm", "--nodes", "70", "--augment", "true"],
             "--augment is for images",
         ),
+        (
+            ["distill", "--data", "cora", "--method", "dm", "--nodes", "70", "--judge-batch", "3"],
+            "--judge-batch is for images, texts and interactions",
+        ),
+        (
+            ["distill", "--data", "mutag", "--method", "doscond", "--ipc", "1", "--model", "gin"],
+            "--model is for images, graphs, texts and interactions",
+        ),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--size", "9"], "a size is for the images of"),
         (["experts", "--data", "digits", "--experts", "0"], "--ipc, --experts, --epochs and --together are at least 1"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "500"], "fewer than the 500 asked for"),

@@ -30,6 +30,7 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.report import fact_rows
 from mmdistill.run_state import RunState
@@ -513,6 +514,19 @@ def test_a_set_says_how_it_was_made(tmp_path: Path) -> None:
     facts = dict(fact_rows(made))
     assert (facts["network"], facts["stored as"], facts["labels"]) == ("139 parameters", "raw", "soft")
     assert "network" not in dict(fact_rows(DistilledSet.load(tmp_path)))
+
+
+def test_a_schedule_is_chosen_by_name() -> None:
+    task = BlobTask()
+    with pytest.raises(ConfigError, match="unknown schedule 'short'"):
+        distill(task, "dm", ipc=1, schedule="short")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a schedule goes with a method's name"):
+        distill(task, method("dc"), ipc=1, schedule="reduced")
+    matrix = np.kron(np.eye(3), np.ones((6, 4)))  # three tastes
+    settings = {"steps": 1, "real_batch": 4}
+    made = distill(recsys_task(matrix), "distill-cf", users=3, schedule="reduced", settings=settings)
+    reduced = get_method(get_domain("recsys"), "distill-cf", "", "reduced").settings(3)
+    assert made.settings["validate_every"] == reduced.validate_every
 
 
 def test_rates_below_0_are_refused() -> None:

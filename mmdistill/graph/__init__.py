@@ -13,7 +13,7 @@ from mmdistill.registry import Domain, TaskOptions
 
 
 def _make_task(data: str, options: TaskOptions) -> GraphTask:
-    graph = load_graph(data, inductive=options.inductive)
+    graph = load_graph(data, seed=options.seed, inductive=options.inductive)
     protocol = protocol_for(graph)
     if options.judge_epochs is not None:
         protocol = replace(protocol, epochs=options.judge_epochs)
@@ -30,7 +30,7 @@ DOMAIN = Domain(
     methods=METHODS,
     draw=draw,
     exports={"pyg": export_pyg, "tensors": export_tensors},
-    options=("inductive",),
+    options=("inductive", "model"),
     accepted="a .pt file (torch-geometric Data) or .safetensors with x, edge_index, y, train_mask, val_mask, test_mask",
 )
 

@@ -161,13 +161,16 @@ SOURCES = {
 DATASETS = {name: f"{source.summary}; downloaded" for name, source in SOURCES.items()}
 
 
-def load_graph(source: "str | Path | Any", *, split: int = 0, inductive: bool | None = None) -> GraphData:
+def load_graph(
+    source: "str | Path | Any", *, split: int = 0, seed: int = 0, inductive: bool | None = None
+) -> GraphData:
     """Return a graph from a data set name, a file, or a torch-geometric ``Data`` object.
 
     Args:
         source: a name in ``DATASETS``; a ``.pt`` or ``.safetensors`` file; or an object with the attributes of a
             ``Data``: x, edge_index, y, train_mask, val_mask, test_mask (edge_weight is optional).
-        split: the column of masks that hold several splits; of data sets without a split, the seed of a random one.
+        split: the column of masks that hold several splits.
+        seed: of the random split of data sets that come without one.
         inductive: see :class:`~mmdistill.graph.data.GraphData`; None is what the field does with the data set, and
             transductive for the user's own.
 
@@ -180,7 +183,7 @@ def load_graph(source: "str | Path | Any", *, split: int = 0, inductive: bool | 
         return graph_from_fields(fields_of(source), "user graph", split, inductive=bool(inductive))
     key = canonical(str(source))
     if key in SOURCES:
-        return _named(key, split, SOURCES[key].inductive if inductive is None else inductive)
+        return _named(key, split, seed, SOURCES[key].inductive if inductive is None else inductive)
     path = Path(source)
     if path.suffix.lower() not in (".pt", ".pth", ".safetensors"):
         if not path.exists():
@@ -191,7 +194,7 @@ def load_graph(source: "str | Path | Any", *, split: int = 0, inductive: bool | 
     return graph_from_fields(read_fields(path), str(path.absolute()), split, inductive=bool(inductive))
 
 
-def _named(key: str, split: int, inductive: bool) -> GraphData:
+def _named(key: str, split: int, seed: int, inductive: bool) -> GraphData:
     """Return a data set of a library, scaled as the field does, with a random split where it has none."""
     source = SOURCES[key]
     root = find_root(source.folder, source.files)
@@ -204,10 +207,8 @@ def _named(key: str, split: int, inductive: bool) -> GraphData:
         raise DataError(f"{key}: {_failure(source, root, f'{type(error).__name__}: {error}')}") from error
     notes: tuple[str, ...] = ()
     if "train_mask" not in fields:
-        fields |= random_split(fields["y"], split)
-        notes = (
-            f"random split {split}: {PER_CLASS['train']} training and {PER_CLASS['val']} validation nodes a class",
-        )
+        fields |= random_split(fields["y"], seed)
+        notes = (f"random split {seed}: {PER_CLASS['train']} training and {PER_CLASS['val']} validation nodes a class",)
         split = 0
     scaling: dict[str, Tensor] = {}
     if source.scale == "rows":

@@ -271,6 +271,7 @@ def graph_task(
     width: int = 256,
     hops: int = 2,
     split: int = 0,
+    seed: int = 0,
     inductive: bool | None = None,
     protocol: JudgeProtocol | None = None,
     device: torch.device | str = "cpu",
@@ -278,13 +279,15 @@ def graph_task(
     """Return the task of distilling a graph.
 
     Args:
-        data: a name (see ``mmdistill data``), a ``.pt`` or ``.safetensors`` file, or a torch-geometric ``Data``.
+        data: a name (see ``mmdistill data``), a ``.pt`` or ``.safetensors`` file, or a torch-geometric ``Data``: x
+            ``(nodes, features)``, edge_index ``(2, edges)``, y and masks ``(nodes,)``; or a dict of these.
         model: the network to distil with: ``sgc``, ``gcn``, ``mlp``, or a function that returns a module with
             ``forward(x, edge_index[, edge_weight])``, which then is a judge (``model``) too.
         features: for a module, the submodule whose input is the embedding; by default its last layer.
         width: hidden units of a GCN or MLP.
         hops: of SGC.
         split: the column of masks that hold several splits.
+        seed: of the random split of data sets that come without one.
         inductive: whether condensing sees the training nodes alone; None is what the field does with the data set.
         protocol: how judges are trained; by default that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies.
@@ -292,12 +295,13 @@ def graph_task(
     Raises:
         ConfigError: an unknown name, or a module that cannot run on this graph.
         DataError: a graph that cannot be used.
+        UnsupportedError: a data set whose library is not installed.
     """
     require_sizes(width=width)
     if hops < 0:
         raise ConfigError(f"hops are not negative, got {hops}")
     device = choose_device(device)
-    graph = data if isinstance(data, GraphData) else load_graph(data, split=split, inductive=inductive)
+    graph = data if isinstance(data, GraphData) else load_graph(data, split=split, seed=seed, inductive=inductive)
     if callable(model):
         network: GraphNetwork = ModuleNetwork(model, features, device)
     else:

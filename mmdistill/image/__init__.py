@@ -28,7 +28,7 @@ DOMAIN = Domain(
     "files, or a .safetensors file with images and labels",
     presets=PRESETS,
     reduced=REDUCED,
-    options=("protocol", "whiten", "size", "augment"),
+    options=("protocol", "whiten", "size", "augment", "model", "judge_batch"),
     taxonomy=TABLE_1,
     conditions=conditions,
     shortcoming=missing_classes,

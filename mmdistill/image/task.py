@@ -309,8 +309,9 @@ def image_task(
     """Build the task of distilling images.
 
     Args:
-        data: a known name, a file or folder, (images, labels) as tensors, a map-style torch data set of (sample,
-            label), or image data that are loaded already.
+        data: a known name, a file or folder, (images, labels) as tensors or arrays, a map-style torch data set of
+            (sample, label), or image data that are loaded already. Images are ``(N, channels, height, width)`` or
+            ``(N, height, width)``, bytes or floats; labels ``(N,)`` class indices.
         model: a network's name with options, such as ``convnet`` (the default), ``convnet-d4-w64-bn`` or ``resnet18``
             (see :mod:`mmdistill.image.models`), or a function that returns an ``nn.Module``.
         width: of a named model; None is its own default.
@@ -323,13 +324,14 @@ def image_task(
         judge_batch: minibatch size of judges; None is the protocol's own.
         judge_augment: whether judges train with augmentation; None is the protocol's own choice.
         protocol: how judges train: ``default``, a paper's (``dc``, ``cafe``, ``dsa``, ``dm``, ``mtt``, ``frepo``,
-            ``rfad``, ``kip``, ``idc``), or one of your own.
+            ``rfad``, ``kip``, ``idc``, ``addmem``), or one of your own.
         whiten: ZCA whitening as a paper has it: ``mtt``, ``frepo`` or ``kip``; None normalises channels alone.
         seed: of the split that data without a test set get.
 
     Raises:
         ConfigError: an unknown name or submodule, or a network that does not take these images.
         DataError: missing, damaged or unusable data.
+        UnsupportedError: a network for larger images.
     """
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     place = choose_device(device)

@@ -35,7 +35,7 @@ DOMAIN = Domain(
     accepted=ACCEPTED,
     parameterizations=STORAGES,
     reduced=REDUCED,
-    options=("interactions_per_user",),
+    options=("interactions_per_user", "model", "judge_batch"),
 )
 
 __all__ = [

@@ -322,7 +322,7 @@ def recsys_task(
     """Make a task of interactions.
 
     Args:
-        data: a data set's name, a file or folder, a data frame, a users x items matrix, or loaded interactions.
+        data: a data set's name, a file or folder, a data frame, a matrix ``(users, items)``, or loaded interactions.
         model: one of :data:`MODELS`, the first by default, or a function that returns a module from rows to logits.
         features: names of the module's submodules whose features are matched.
         width: hidden units of ``autoencoder``.
@@ -332,6 +332,9 @@ def recsys_task(
         candidates: see :class:`~mmdistill.recsys.metrics.RankingProtocol`.
         seed: of the split, where the data come without one.
         device: where everything runs.
+    Raises:
+        ConfigError: an unknown name or model, or a size out of range.
+        DataError: missing, damaged or unusable data.
     """
     require_sizes(width=width, max_users=max_users)
     if not isinstance(data, Interactions):

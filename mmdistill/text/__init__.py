@@ -68,7 +68,7 @@ DOMAIN = Domain(
     accepted="a TSV, CSV or JSON-lines file with a text and a label column, a folder with such train and test files, "
     f"or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
     prefix=HUB_PREFIX,
-    options=("encoder", "length", "text_column", "label_column"),
+    options=("encoder", "length", "text_column", "label_column", "model", "judge_batch"),
     parameterizations={
         "embeddings": Storage(
             token_samples, "token embeddings, learned freely (--model textcnn, bilstm, ...)", fills=False

@@ -328,8 +328,8 @@ def text_task(
 
     Args:
         data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, or such pairs by split name.
-        encoder: ``minilm``, ``tfidf``, a transformers model's name or folder, or a function from a list of n texts to
-            an ``(n, d)`` tensor.
+        encoder: ``minilm``, ``tfidf``, ``average``, a transformers model's name or folder, or a function from a list
+            of n texts to an ``(n, d)`` tensor.
         model: the network to distil with: ``mlp``, ``linear``, or a function that returns a module.
         width: hidden units of ``mlp``; 256 by default.
         features: for a network of one's own, the submodules whose activations are its features.
@@ -345,6 +345,7 @@ def text_task(
     Raises:
         ConfigError: an unknown name, or a network that does not fit the points.
         DataError: unusable data, see :func:`~mmdistill.text.data.load_text`.
+        ShapeError: an encoder that returns no ``(n, d)``.
     """
     if noise < 0:
         raise ConfigError(f"the noise is a norm, so it is 0 or more; got {noise}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmdistill.errors import DataError, UnsupportedError
 from mmdistill.graph import DOMAIN, graph_task, load_graph
 from mmdistill.graph.sources import PER_CLASS, SOURCES, divided_by_row_sum, random_split, standardised
+from mmdistill.registry import TaskOptions
 from tests.graph.toy import planted_fields
 
 
@@ -89,8 +90,11 @@ def test_files_without_a_split_get_a_random_one(root: Path, name: str, folder: s
     assert torch.bincount(graph.y[graph.train]).tolist() == [PER_CLASS["train"]] * 3
     assert torch.bincount(graph.y[graph.val]).tolist() == [PER_CLASS["val"]] * 3
     assert len(graph.train) + len(graph.val) + len(graph.test) == 180
-    assert not torch.equal(load_graph(name, split=1).train, graph.train)
+    assert not torch.equal(load_graph(name, seed=1).train, graph.train)
     assert any("random split 0" in note for note in graph.notes)
+    other = graph_task(name, seed=1).describe().fingerprint
+    assert other != graph_task(name).describe().fingerprint
+    assert DOMAIN.make_task(name, TaskOptions(seed=1)).describe().fingerprint == other
     assert not (root / folder / "processed").exists()
 
 

@@ -22,7 +22,7 @@ def _accepts(path: Path) -> bool:
 def _make_task(data: str, options: TaskOptions) -> GraphSetTask:
     protocol = PROTOCOL if options.judge_epochs is None else replace(PROTOCOL, epochs=options.judge_epochs)
     width = 128 if options.width is None else options.width
-    return graph_set_task(data, width=width, protocol=protocol, device=options.device)
+    return graph_set_task(data, width=width, seed=options.seed, protocol=protocol, device=options.device)
 
 
 def _doscond_settings(graphs: int) -> Settings:

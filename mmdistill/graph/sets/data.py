@@ -150,12 +150,12 @@ class GraphSet:
         return {"x": self.x[table] * present[..., None], "adjacency": adjacency, "present": present.float()}
 
 
-def load_graph_set(source: "str | Path", *, split: int = 0) -> GraphSet:
+def load_graph_set(source: "str | Path", *, seed: int = 0) -> GraphSet:
     """Return a set of graphs from a name, or from a folder in the TU layout.
 
     Args:
         source: a name in ``TU``, or a folder with ``NAME_A.txt``, ``NAME_graph_indicator.txt`` and so on.
-        split: the seed of the random split.
+        seed: of the random split.
 
     Raises:
         ConfigError: an unknown name.
@@ -165,14 +165,14 @@ def load_graph_set(source: "str | Path", *, split: int = 0) -> GraphSet:
         raise DataError(f"a set of graphs is a name or a folder in the TU layout, got {type(source).__name__}")
     key = canonical(str(source))
     if key in TU:
-        return _from_fields(_named(TU[key][0]), key, split)
+        return _from_fields(_named(TU[key][0]), key, seed)
     folder = Path(source)
     if not folder.is_dir():
         raise unknown_data("set of graphs", str(source), TU)
     prefix = tu_prefix(folder)
     if prefix is None:
         raise DataError(f"{folder} holds no set of graphs: NAME_A.txt and NAME_graph_indicator.txt are expected")
-    return _from_fields(_read(prefix), str(source), split)
+    return _from_fields(_read(prefix), str(source), seed)
 
 
 def tu_prefix(folder: Path) -> Path | None:
@@ -234,7 +234,7 @@ def _read(prefix: Path) -> dict[str, Any]:
     return {"x": data.x, "edge_index": data.edge_index + start[owner], "start": start, "y": data.y}
 
 
-def _from_fields(fields: Mapping[str, Any], name: str, split: int) -> GraphSet:
+def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
     """Check and split.
 
     Raises:
@@ -264,8 +264,8 @@ def _from_fields(fields: Mapping[str, Any], name: str, split: int) -> GraphSet:
         raise DataError(f"{name}: node features are NaN or infinite; fill them")
     values, classes = torch.unique(y, return_inverse=True)
     names = tuple(map(str, values.tolist()))
-    parts = stratified(classes, split)
-    notes += (f"random split {split}: 80 % training, 10 % validation, 10 % test graphs of each class",)
+    parts = stratified(classes, seed)
+    notes += (f"random split {seed}: 80 % training, 10 % validation, 10 % test graphs of each class",)
     return GraphSet(name, x, both, start, classes, *parts, len(names), notes, names)
 
 

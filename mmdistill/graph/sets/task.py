@@ -218,7 +218,7 @@ def graph_set_task(
     data: "str | Path | GraphSet",
     *,
     width: int = 128,
-    split: int = 0,
+    seed: int = 0,
     protocol: FitProtocol = PROTOCOL,
     device: torch.device | str = "cpu",
 ) -> GraphSetTask:
@@ -227,7 +227,7 @@ def graph_set_task(
     Args:
         data: a name (see ``mmdistill data``) or a folder in the TU layout.
         width: units of the network's layers.
-        split: the seed of the random split.
+        seed: of the random split.
         protocol: how judges are trained.
         device: where everything lies.
 
@@ -237,5 +237,5 @@ def graph_set_task(
     """
     require_sizes(width=width)
     device = choose_device(device)
-    graphs = data if isinstance(data, GraphSet) else load_graph_set(data, split=split)
+    graphs = data if isinstance(data, GraphSet) else load_graph_set(data, seed=seed)
     return GraphSetTask(graphs, width, protocol, device)

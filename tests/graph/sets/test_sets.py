@@ -237,6 +237,9 @@ def test_a_folder_and_a_name_find_their_domain(tmp_path: Path, monkeypatch: pyte
     assert domain_of(str(folder)).name == "graph-set"
     made = DOMAIN.make_task(str(folder), TaskOptions(judge_epochs=3, width=8))
     assert made.describe().budget == "ipc"
+    again = DOMAIN.make_task(str(folder), TaskOptions(seed=1))
+    assert again.describe().fingerprint != made.describe().fingerprint
+    assert again.describe().fingerprint == graph_set_task(folder, seed=1).describe().fingerprint
     write_rings(tmp_path / "MUTAG" / "raw")
     monkeypatch.setenv("MMDISTILL_DATA", str(tmp_path))
     assert load_graph_set("MUTAG").y.tolist() == [0, 1] * 20
