@@ -356,7 +356,11 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
 
 
 def export_command(run: str, format: str, to: str | None) -> None:
-    """Write a finished run's set for other tools, and what was learned beside the samples, with which it is used."""
+    """Write a finished run's set for other tools, and what was learned beside the samples, with which it is used.
+
+    Raises:
+        ConfigError: a format that data of this domain are not exported in.
+    """
     _, domain, task, distilled = _open_run(run, "cpu")
     key = canonical(format)
     if key not in domain.exports:

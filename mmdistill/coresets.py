@@ -309,8 +309,11 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
             ``noise``, samples that show what it is like, repeatedly where a class has fewer.
         counts: as :func:`allocate` returns.
         draws: the key.
+    Shapes:
+        counts ``(C,)``; returns ``(counts.sum(),)`` int64.
     Raises:
-        ConfigError: an unknown rule.
+        ConfigError: an unknown rule, or one that looks at features which the network does not give.
+        DataError: a class with fewer samples than asked for.
         UnsupportedError: a rule that this task cannot offer.
     """
     if kind == "noise":
@@ -345,6 +348,10 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
 
     Args: as for :func:`choose_samples`.
         most: candidates of each class.
+    Shapes:
+        counts ``(C,)``; returns ``(counts.sum(),)`` int64.
+    Raises:
+        ConfigError, DataError, UnsupportedError: as for :func:`choose_samples`.
     """
     looks = kind not in ("real", "noise", "craig") and not isinstance(task, Embeds)
     if not looks or task.labels is None or not (torch.bincount(task.labels) > most).any():
@@ -357,7 +364,11 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
 
 
 def choose_repeatedly(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tensor:
-    """Return what :func:`choose_start` does; a class with fewer samples gives them repeatedly."""
+    """Return what :func:`choose_start` does; a class with fewer samples gives them repeatedly.
+
+    Shapes:
+        counts ``(C,)``; returns ``(counts.sum(),)`` int64.
+    """
     if task.labels is None:
         available = torch.tensor([task.describe().num_train])
     else:
@@ -388,6 +399,10 @@ def coreset(task: Task, kind: str, counts: Tensor, draws: Draws) -> Batch:
     """Return the chosen real samples to train on; CRAIG's weigh as much as the samples that they stand for.
 
     Args and errors as for :func:`choose_samples`; a task may have selections of its own.
+
+    Shapes:
+        counts ``(C,)``; returns n = ``counts.sum()`` samples with targets ``(n,)`` or ``(n, ...)`` and weight ``(n,)``;
+        a selection of the task's own may return fewer.
     """
     if isinstance(task, Selects) and kind in task.selections:
         return task.selection(kind, counts, draws)

@@ -63,7 +63,11 @@ Its exports go too, by what they wrote down.
 
 
 def find_method(task: Task, method: Method | str, schedule: Schedule = "published") -> tuple[Method, str]:
-    """Return a method and its name, looking a name up in the task's domain, with the settings of a schedule."""
+    """Return a method and its name, looking a name up in the task's domain, with the settings of a schedule.
+
+    Raises:
+        ConfigError: neither a name nor a Method, an unknown name, or a schedule beside a Method.
+    """
     if isinstance(method, Method):
         if schedule != "published":
             raise ConfigError("a schedule goes with a method's name; a Method has settings of its own")
@@ -75,7 +79,11 @@ def find_method(task: Task, method: Method | str, schedule: Schedule = "publishe
 
 
 def find_parameterization(task: Task, parameterization: Storage | str) -> Storage:
-    """Return a way of storing samples, looking a name up in the task's domain."""
+    """Return a way of storing samples, looking a name up in the task's domain.
+
+    Raises:
+        ConfigError: neither a name nor a Storage, or an unknown name.
+    """
     if isinstance(parameterization, Storage):
         return parameterization
     if not isinstance(parameterization, str):

@@ -97,7 +97,11 @@ class Distiller:
         return 0 if self.method.solve is not None else self.settings.steps
 
     def start(self) -> RunState:
-        """Build the initial state: initialised samples, fresh optimizers."""
+        """Build the initial state: initialised samples, fresh optimizers.
+
+        Raises:
+            ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
+        """
         objective = self._objective() if self.method.solve is None else _Solved()
         if self.precision == "bf16" and not objective.lowers:
             raise ConfigError(

@@ -54,6 +54,8 @@ class LearnedLabels(Labels):
 
     Args:
         initial: ``(M, C)`` starting values.
+    Raises:
+        ShapeError: ``initial`` is not ``(M, C)``.
     """
 
     title = "unrestricted"
@@ -160,7 +162,11 @@ def classes_of(targets: Tensor, num_classes: int) -> Tensor:
 
 
 def hard_labels(targets: Tensor) -> Tensor:
-    """Return class indices; for soft labels the class of the largest one."""
+    """Return class indices; for soft labels the class of the largest one.
+
+    Shapes:
+        targets ``(n,)`` or ``(n, C)``; returns ``(n,)`` int64.
+    """
     return targets.argmax(1) if targets.is_floating_point() else targets
 
 
@@ -176,7 +182,11 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted mean of one value per sample; the loss convention of every task."""
+    """Return the weighted mean of one value per sample; the loss convention of every task.
+
+    Shapes:
+        values ``(n,)``; weight ``(n,)``; returns a scalar.
+    """
     return (values * weight).sum() / weight.sum()
 
 

@@ -153,7 +153,11 @@ def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
 
 
 def get_domain(name: str) -> Domain:
-    """Return a domain by name, importing its package."""
+    """Return a domain by name, importing its package.
+
+    Raises:
+        ConfigError: an unknown name, or a package that exports no Domain.
+    """
     key = canonical(name)
     if key not in DOMAIN_PACKAGES:
         raise unknown_name("domain", name, DOMAIN_PACKAGES)

@@ -95,7 +95,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw_curve(folder: Path) -> Path | None:
-    """Draw the loss against the steps from ``history.json``; None where there is nothing to draw."""
+    """Draw the loss against the steps from ``history.json``; None where there is nothing to draw.
+
+    Raises:
+        CheckpointError: the history is damaged.
+    """
     path = folder / "history.json"
     history = read_json(path) if path.exists() else {}
     steps, losses = history.get("step", []), history.get("loss", [])

@@ -93,6 +93,8 @@ class OptimizerSpec:
             rests in the others. None: every step.
         cosine: anneal the rate over the run, to ``floor``.
         floor: the share of the rate that the annealing ends with.
+    Raises:
+        ConfigError: an unknown name, or a value out of range.
     """
 
     name: OptimizerName = "sgd"
@@ -158,6 +160,8 @@ class Settings:
             leaves it to the device.
         stored_bytes: the bytes that a storage may fill with codes; 0: those of the raw samples of the budget.
         interactions_per_user: of a synthetic user (recommender data); 0: the method's own number.
+    Raises:
+        ConfigError: a value out of range, an unknown start, or optimizers that are no OptimizerSpecs.
     """
 
     steps: int

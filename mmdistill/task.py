@@ -117,6 +117,10 @@ def stack_classes(batch: Batch, table: Tensor, present: Tensor) -> ClassBatch:
         batch: n samples.
         table: ``(C, m)`` indices into the samples; padding repeats any valid index.
         present: ``(C, m)``, 1 where the table holds a sample, 0 where it pads.
+    Shapes:
+        the batch's tensors ``(n, ...)`` come back as ``(C, m, ...)``.
+    Raises:
+        ShapeError: table and present differ in shape.
     """
     if table.shape != present.shape:
         raise ShapeError(f"table {tuple(table.shape)} and present {tuple(present.shape)} must have one shape")

@@ -87,7 +87,11 @@ class PredictThenPropagate(nn.Module):
 
 
 def averaging(edge_index: Tensor, edge_weight: Tensor, nodes: int) -> Edges:
-    """Return the edges with self-loops, the weights of each node's incoming ones adding up to 1."""
+    """Return the edges with self-loops, the weights of each node's incoming ones adding up to 1.
+
+    Shapes:
+        edge_index ``(2, E)``; edge_weight ``(E,)``; returns ``(2, E + nodes)`` and ``(E + nodes,)``.
+    """
     loops = torch.arange(nodes, device=edge_index.device).expand(2, -1)
     edges = torch.cat([edge_index, loops], 1)
     weight = torch.cat([edge_weight, edge_weight.new_ones(nodes)])

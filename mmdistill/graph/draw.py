@@ -39,7 +39,13 @@ def _inputs(batch: Batch) -> Tensors:
 
 
 def node_classes(batch: Batch) -> Tensor:
-    """Return the class of each synthetic node; for soft labels the most probable."""
+    """Return the class of each synthetic node; for soft labels the most probable.
+
+    Shapes:
+        targets ``(n,)`` or ``(n, C)``; returns ``(n,)`` int64 on the CPU.
+    Raises:
+        UnsupportedError: targets that are a named dict.
+    """
     if isinstance(batch.targets, dict):
         raise UnsupportedError("a distilled graph has one target per node")
     targets = batch.targets.detach().cpu()
@@ -188,6 +194,11 @@ def graph_tensors(batch: Batch) -> Tensors:
 
     Without structure there are no edges: layers add their own self-loops, which is A' = I. Soft labels stay as ``y``
     ``(n, C)``.
+
+    Shapes:
+        x ``(n, d)``; edge_index ``(2, E)`` int64; edge_weight ``(E,)``; train_mask ``(n,)``; all on the CPU.
+    Raises:
+        UnsupportedError: inputs without node features, or targets that are a named dict.
     """
     inputs = _inputs(batch)
     x = inputs["x"]

@@ -70,7 +70,11 @@ def read_fields(path: Path) -> Mapping[str, Any]:
 
 
 def fields_of(source: Any) -> Mapping[str, Any]:
-    """Return the attributes of a ``Data``, or a mapping's items."""
+    """Return the attributes of a ``Data``, or a mapping's items.
+
+    Raises:
+        DataError: it is neither.
+    """
     if isinstance(source, Mapping):
         return source
     to_dict = getattr(source, "to_dict", None)

@@ -85,7 +85,11 @@ def propagate(graph: Tensors, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def propagate_columns(graph: Tensors, x: Tensor) -> Tensor:
-    """Return the same without a gradient, a few columns at a time."""
+    """Return what :func:`propagate` does, without a gradient and a few columns at a time.
+
+    Shapes:
+        x ``(N, d)``; returns ``(N, d)``.
+    """
     out = torch.empty_like(x)
     for start in range(0, x.shape[1], COLUMNS):
         out[:, start : start + COLUMNS] = propagate(graph, x[:, start : start + COLUMNS])
@@ -97,6 +101,10 @@ def operator(inputs: Tensors) -> Operator:
 
     ``adjacency`` is a raw dense one (a synthetic graph), ``pointer`` and what goes with it are the normalised rows of
     a sparse one (the real graph), and without either :math:`A' = I`.
+
+    Shapes:
+        ``adjacency`` is ``(..., n, n)``, ``pointer`` ``(N + 1,)``; the result maps ``(..., n, d)`` (of a real graph
+        ``(N, d)``) to the same shape.
     """
     if "adjacency" in inputs:
         dense = normalise_dense(inputs["adjacency"])

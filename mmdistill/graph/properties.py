@@ -49,7 +49,11 @@ def edge_properties(edge_index: Tensor, edge_weight: Tensor, classes: Tensor) ->
 
 
 def spectral_energy(edge_index: Tensor, edge_weight: Tensor, nodes: int) -> float:
-    """Return the mean squared eigenvalue of the normalised adjacency, as the sum of its squared entries over n."""
+    """Return the mean squared eigenvalue of the normalised adjacency, as the sum of its squared entries over n.
+
+    Shapes:
+        edge_index ``(2, E)``; edge_weight ``(E,)``, both on the CPU and in both directions.
+    """
     degree = 1 + torch.zeros(nodes, dtype=torch.float64).index_add_(0, edge_index[0], edge_weight.double())
     squares = edge_weight.double().square() / (degree[edge_index[0]] * degree[edge_index[1]])
     return float((squares.sum() + degree.reciprocal().square().sum()) / max(nodes, 1))

@@ -46,7 +46,11 @@ class PropagatedRidge(RandomFeatureRidge):
         self._taught: tuple[Task, int, Tensor] | None = None
 
     def check(self, task: Task) -> None:
-        """Refuse all but graphs."""
+        """Refuse all but graphs.
+
+        Raises:
+            ConfigError: a task of other data than one graph.
+        """
         super().check(task)
         if not isinstance(task, GraphTask):
             raise ConfigError(f"{type(self).__name__} reads the nodes of a graph, {task.describe().data!r} is none")

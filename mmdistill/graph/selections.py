@@ -21,6 +21,8 @@ HOPS = 2
 def propagated_means(task: Task, counts: Tensor, draws: Draws) -> Batch:
     """Partition each class's training nodes by k-means on A^2 X and return the means, with A' = I.
 
+    Shapes:
+        counts ``(C,)``; returns x ``(n, d)``, class indices ``(n,)`` and weight ``(n,)``, n = ``counts.sum()``.
     Source: Gao et al., WWW 2025.
     """
     x = class_means(task, counts, draws)
@@ -36,6 +38,9 @@ def coarsening(part: Part, counts: Tensor, num_classes: int) -> Batch:
     weigh the number of those that they stand for over that of all possible ones, labels are the shares of training
     labels inside, and nodes without any weigh nothing.
 
+    Shapes:
+        counts ``(C,)``; returns n nodes, n = ``counts.sum()`` or all that are left: x ``(n, d)``, adjacency ``(n, n)``,
+        targets ``(n, C)``, weight ``(n,)``.
     Raises:
         UnsupportedError: a graph too large for the tree of merges.
     Source: after Huang et al., KDD 2021 (graph coarsening as GCond's baseline); the criterion is ours.

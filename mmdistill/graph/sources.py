@@ -257,6 +257,8 @@ def find_root(folder: str, files: tuple[str, ...]) -> Path:
 def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:
     """Return masks of some training and validation nodes of each class, drawn at random, and test nodes for the rest.
 
+    Shapes:
+        y ``(N,)`` int64; returns boolean masks ``(N,)`` by name.
     Raises:
         DataError: a class with too few nodes.
     """
@@ -273,13 +275,21 @@ def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def divided_by_row_sum(x: Tensor) -> Tensor:
-    """Return features whose rows sum to 1, rows of zeros staying."""
+    """Return features whose rows sum to 1, rows of zeros staying.
+
+    Shapes:
+        x ``(N, d)``; returns the same shape.
+    """
     total = x.sum(1, keepdim=True)
     return x / torch.where(total == 0, 1, total)
 
 
 def standardised(x: Tensor, train_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return features of zero mean and unit variance on the training nodes, and these; constant ones are centred."""
+    """Return features of zero mean and unit variance on the training nodes, and these; constant ones are centred.
+
+    Shapes:
+        x ``(N, d)``; train_mask ``(N,)``; returns ``(N, d)`` and, by name, mean and deviation ``(d,)``, all float32.
+    """
     known = x[train_mask.bool()].double()
     mean, deviation = known.mean(0), known.std(0, correction=0)
     deviation = torch.where(deviation == 0, 1, deviation)

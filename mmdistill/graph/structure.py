@@ -167,7 +167,11 @@ class BernoulliEdges(Structure):
 
 
 def without_diagonal(weights: Tensor) -> Tensor:
-    """Return a square matrix with zeros on its diagonal."""
+    """Return a square matrix with zeros on its diagonal.
+
+    Shapes:
+        weights ``(n, n)``; returns the same shape.
+    """
     return weights * (1 - torch.eye(len(weights), dtype=weights.dtype, device=weights.device))
 
 
@@ -185,6 +189,10 @@ def bernoulli_edges(task: Task, start: Tensors, draws: Draws) -> Structure:
 
 
 def initial_logits(start: Tensors) -> Tensor:
-    """Return logits that are positive where real nodes have an edge."""
+    """Return logits that are positive where real nodes have an edge.
+
+    Shapes:
+        ``adjacency`` ``(n, n)``; returns the same shape.
+    """
     adjacency = start["adjacency"]
     return torch.where(adjacency > 0, START, -START).to(adjacency.dtype)

@@ -52,6 +52,8 @@ class SyntheticGraph(Parameterization):
         num_classes: C.
         structure: generates the adjacency (optimizer group ``decoder``); None is A' = I.
         scale: the unit that features are learned in, so that one learning rate suits features of any size.
+    Raises:
+        ShapeError: x is not ``(n, d)`` with n as in ``classes``.
     """
 
     divisible = False
@@ -181,6 +183,8 @@ def mean_features(task: Task, budget: int, settings: Settings, label: LabelKind,
 def class_means(task: Task, counts: Tensor, draws: Draws) -> Tensor:
     """Return the k-means centroids of each class's propagated features, in class-major order.
 
+    Shapes:
+        counts ``(C,)``; returns ``(counts.sum(), d)``.
     Raises:
         ConfigError: a task without propagated features.
     """
@@ -228,6 +232,10 @@ def label_nodes(
     scale: float = 1.0,
     structure: Structure | None = None,
 ) -> SyntheticGraph:
-    """Return a graph of features in class-major order, ``counts`` of each class; without a structure, A' = I."""
+    """Return a graph of features in class-major order, ``counts`` of each class; without a structure, A' = I.
+
+    Shapes:
+        x ``(n, d)``; counts ``(C,)``, n in all.
+    """
     classes = torch.repeat_interleave(torch.arange(num_classes), counts).to(x.device)
     return SyntheticGraph(x, make_labels(label, classes, num_classes), classes, num_classes, structure, scale)

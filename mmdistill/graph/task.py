@@ -74,7 +74,11 @@ class GraphTask:
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
-        """Return the network's logits of all given nodes and its updated buffers."""
+        """Return the network's logits of all given nodes, ``(nodes, C)``, and its updated buffers.
+
+        Raises:
+            ShapeError: the network returns no tensor whose last axis is C.
+        """
         logits, buffers = self.network.logits(state, _named(inputs), train=train, draws=draws)
         if not isinstance(logits, Tensor) or logits.shape[-1:] != (self.graph.num_classes,):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

@@ -34,7 +34,11 @@ class MixedMinibatches:
             raise ConfigError(f"cutmix is a probability, got {self.cutmix}")
 
     def __call__(self, task: Task, draws: Draws, batch: Batch) -> Batch:
-        """Return the minibatch to train on."""
+        """Return the minibatch to train on.
+
+        Raises:
+            ConfigError: CutMix in a task without classes.
+        """
         images = image_inputs(batch.inputs)
         if self.augmentation is not None:
             images = self.augmentation.per_sample(draws.fold("augment"), images)
@@ -61,6 +65,8 @@ def cut_and_mix(draws: Draws, batch: Batch, groups: int, probability: float, num
 
     Shapes:
         batch.inputs ``(groups * m, channels, height, width)``; targets become ``(groups * m, C)`` soft labels.
+    Raises:
+        ShapeError: images or targets that are a named dict.
 
     Source: Yun et al., ICCV 2019, with beta = 1; Kim et al., ICML 2022.
     """

@@ -235,6 +235,9 @@ def _range(images: Tensor) -> str:
 def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
     """Return images with a channel axis and int64 labels, or say what is wrong with them.
 
+    Shapes:
+        images ``(N, channels, height, width)`` or ``(N, height, width)``, bytes or floats; labels ``(N,)``; returns
+        ``(N, channels, height, width)``, uint8 or float32, and ``(N,)``.
     Raises:
         DataError: see :func:`build`.
     """
@@ -274,8 +277,11 @@ def split(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hold out a fifth of each class (at least one image), drawn from the seed.
 
+    Shapes:
+        images ``(N, channels, height, width)``; labels ``(N,)`` int64; returns training images and labels, then those
+        for testing.
     Raises:
-        DataError: a class has one image only.
+        DataError: a class has fewer than two images.
     """
     counts = torch.bincount(labels)
     if int(counts.min()) < 2:
@@ -293,7 +299,12 @@ def split(
 
 
 def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel of scaled images; a constant channel gets deviation 1."""
+    """Return mean and standard deviation per channel of scaled images; a constant channel gets deviation 1.
+
+    Shapes:
+        images ``(N, channels, height, width)`` on the CPU, to be divided by ``scale``; returns two tuples of one number
+        per channel.
+    """
     parts = torch.split(images, MOMENTS_CHUNK)
     shift = (parts[0].double() / scale).mean((0, 2, 3), keepdim=True)  # near the mean, so that little cancels
     sums = torch.zeros(2, images.shape[1], dtype=torch.float64)

@@ -36,6 +36,8 @@ class GeneratorRecipe:
         batch: real and generated images per step.
         lr: of Adam with betas 0.5 and 0.999, for both players.
         seed: of everything random; a generator does not depend on the distillation's seed.
+    Raises:
+        ConfigError: a size, the steps or the batch below 1.
     """
 
     latent_size: int = 64

@@ -50,6 +50,8 @@ class Protocol:
         updates: training length by set size: (images, updates) pairs, of which the last that is reached counts; empty:
             the epochs of ``fit``.
         reported: which number the paper reports, where that is not the last epoch's.
+    Raises:
+        ConfigError: cutmix is no probability, or label_scale is not positive.
     """
 
     name: str

@@ -61,7 +61,11 @@ def may_mirror(task: Task) -> bool:
 
 
 def with_mirror_images(batch: Batch) -> Batch:
-    """Return ``(2 n, ...)`` samples: those of a flat batch of images, then their left-right mirror images."""
+    """Return ``(2 n, ...)`` samples: those of a flat batch of images, then their left-right mirror images.
+
+    Raises:
+        ConfigError: images or targets that are a named dict.
+    """
     images, targets, weight = batch
     if isinstance(images, dict) or isinstance(targets, dict):
         raise ConfigError("mirror images are there of one tensor of images with one tensor of targets")
@@ -86,7 +90,11 @@ def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind,
 
 
 def transformed(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-    """Build learned images behind one learned linear map of their pixels."""
+    """Build learned images behind one learned linear map of their pixels.
+
+    Raises:
+        ConfigError: samples that are a named dict, or a task without classes.
+    """
     raw = raw_samples(task, budget, settings.init, label, draws)
     inputs = raw(draws).inputs
     if isinstance(inputs, dict):

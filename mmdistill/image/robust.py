@@ -69,6 +69,8 @@ def robust_scores(
         n: networks, and random subsets.
         learned: what was learned with the set.
         subset: draws random real images at equal count; without it the gap at hard labels is all that is returned.
+    Raises:
+        ShapeError: labels that are a named dict.
 
     Differs from:
         the published package, which chooses each set's learning rate on test data and reports the best epoch; here

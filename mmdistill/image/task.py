@@ -97,7 +97,11 @@ class ImageTask:
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
-        """Return ``(n, C)`` logits and the updated buffers; dropout in training draws from the key."""
+        """Return ``(n, C)`` logits and the updated buffers; dropout in training draws from the key.
+
+        Raises:
+            ShapeError: the network returns no matrix of C columns.
+        """
         output, buffers = self.network(state, image_inputs(inputs), train=train, draws=draws)
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != len(self.data.class_names):
             found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
@@ -164,6 +168,9 @@ class ImageTask:
         """Train n fresh judges (see :mod:`mmdistill.image.judge`) and return their last-epoch test accuracy.
 
         Judges in closed form (see :mod:`mmdistill.image.kernel_judge`) have no protocol, and read no learned rates.
+
+        Raises:
+            UnsupportedError: the whole training set, where it is too large to hold in normalised units.
         """
         whole = synthetic is None
         size = 4 * self.data.train_images.numel()

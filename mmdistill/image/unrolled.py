@@ -90,6 +90,9 @@ def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, dr
     """Build learned images that, where they start from noise, start at norm 1, as RaT-BPTT's published code has them.
 
     A rate of 1e-3 then moves a pixel of 3 x 32 x 32 by a twentieth of its size, not by a thousandth.
+
+    Raises:
+        ConfigError: samples that are a named dict, or a task without classes.
     """
     found = raw_samples(task, budget, settings.init, label, draws)
     if settings.init != "noise":

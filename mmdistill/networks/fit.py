@@ -41,6 +41,8 @@ class FitProtocol:
         sam_adaptive: move each parameter in proportion to its square (Kwon et al., ICML 2021).
         faster: prefixes of parameters' names with factors of their rate: a new head on a pre-trained body, say
             (discriminative rates, Howard and Ruder, ACL 2018).
+    Raises:
+        ConfigError: negative epochs, or a minibatch below 1.
     """
 
     epochs: int

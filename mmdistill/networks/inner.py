@@ -64,7 +64,11 @@ class UpdateRule(ABC):
 
 @dataclass(frozen=True)
 class Sgd(UpdateRule):
-    r"""SGD with momentum, :math:`m' = \beta m + g, \theta' = \theta - \eta m'` (survey, Eq. 3)."""
+    r"""SGD with momentum, :math:`m' = \beta m + g, \theta' = \theta - \eta m'` (survey, Eq. 3).
+
+    Raises:
+        ConfigError: momentum outside [0, 1).
+    """
 
     momentum: float = 0.0
 

@@ -60,6 +60,8 @@ class FunctionalModule:
         features: name or names of the submodules whose *input* (the last name) or output (all others) are the layers'
             features; by default the input of the last ``nn.Linear``.
         device: where parameters live.
+    Raises:
+        ConfigError: a module that cannot be trained whole, or ``features`` that are none of its submodules.
 
     Attributes:
         losses: that judges train it by, by the scale of their targets.

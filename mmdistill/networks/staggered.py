@@ -63,7 +63,11 @@ class NetworkPool(NetworkSchedule):
         return ScheduleState(network, state.age, {**pool, MEMBER: torch.tensor(member)})
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
-        """Step the network that served, or redraw it at its age; the state then holds the pool alone."""
+        """Step the network that served, or redraw it at its age; the state then holds the pool alone.
+
+        Raises:
+            ConfigError: a state without the network that :meth:`fetch` gives it.
+        """
         pool = dict(state.momentum)
         member = int(pool.pop(MEMBER))
         ages = pool[AGES].cpu().clone()  # a checkpoint comes back to the device, where reading them would wait

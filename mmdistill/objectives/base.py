@@ -220,7 +220,11 @@ def _together(network: Network, batch: ClassBatch) -> Tensors:
 
 
 def batched_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> Tensors:
-    """Return the gradients of all classes in one batched call."""
+    """Return the gradients of all C classes in one batched call, each ``(C, *parameter)``.
+
+    Raises:
+        UnsupportedError: the network cannot take several classes at once.
+    """
 
     def loss(params: Tensors, one: Batch) -> Tensor:
         return task.loss(NetworkState(params, state.buffers), one)

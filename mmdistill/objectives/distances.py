@@ -1,6 +1,7 @@
 """Distances between two gradient trees, as pure functions.
 
-Each maps two parameter trees whose tensors carry a leading class axis to one ``(C,)`` tensor.
+Each maps two parameter trees whose tensors carry a leading class axis to one ``(C,)`` tensor. All raise a ShapeError
+where the shapes of two gradients differ, and a ConfigError where no parameter is one that they compare.
 """
 
 from collections.abc import Callable
@@ -55,7 +56,11 @@ def row_cosine(a: Tensors, b: Tensors) -> Tensor:
 
 
 def flat_cosine(a: Tensors, b: Tensors) -> Tensor:
-    """Return 1 - cos of the two whole gradients, all parameters flattened into one vector per class."""
+    """Return 1 - cos of the two whole gradients, all parameters flattened into one vector per class.
+
+    Shapes:
+        trees of ``(C, *parameter)``; returns ``(C,)``.
+    """
     pairs = _pairs(a, b, 0)
     x = torch.cat([left.flatten(1) for left, _ in pairs], 1)
     y = torch.cat([right.flatten(1) for _, right in pairs], 1)
@@ -64,13 +69,19 @@ def flat_cosine(a: Tensors, b: Tensors) -> Tensor:
 
 
 def squared_error(a: Tensors, b: Tensors) -> Tensor:
-    """Return the squared Euclidean distance of the two whole gradients, per class."""
+    """Return the squared Euclidean distance of the two whole gradients, per class.
+
+    Shapes:
+        trees of ``(C, *parameter)``; returns ``(C,)``.
+    """
     return torch.stack([(x - y).square().flatten(1).sum(1) for x, y in _pairs(a, b, 0)]).sum(0)
 
 
 def relative_squared_error(a: Tensors, b: Tensors) -> Tensor:
     """Return the squared Euclidean distance of the two whole gradients over the squared norm of the second, per class.
 
+    Shapes:
+        trees of ``(C, *parameter)``; returns ``(C,)``.
     Source: Jin et al., KDD 2022 (graph classification).
     """
     size = torch.stack([y.square().flatten(1).sum(1) for _, y in _pairs(a, b, 0)]).sum(0)
@@ -82,6 +93,8 @@ def row_cosine_euclidean(a: Tensors, b: Tensors) -> Tensor:
 
     One-dimensional parameters are skipped. In the cosine norms are at least 1e-8, as in the published code.
 
+    Shapes:
+        trees of ``(C, *parameter)``; returns ``(C,)``.
     Source: Jiang et al., 2022, and its published code.
     """
     total = []
@@ -106,6 +119,8 @@ def conv_squared_error(a: Tensors, b: Tensors) -> Tensor:
 def conv_absolute_error(a: Tensors, b: Tensors) -> Tensor:
     """Return the sum of absolute differences of the gradients of convolutions, per class.
 
+    Shapes:
+        trees of ``(C, *parameter)``; returns ``(C,)``.
     Source: Kim et al., ICML 2022 (MNIST, Fashion-MNIST, ImageNet).
     """
     return torch.stack([(x - y).abs().flatten(1).sum(1) for x, y in _pairs(a, b, 3)]).sum(0)

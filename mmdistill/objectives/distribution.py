@@ -45,7 +45,11 @@ class DistributionMatching(Objective):
         require_features(type(self).__name__, task)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the summed squared distance of class means; one forward pass a side."""
+        """Return the summed squared distance of class means; one forward pass a side.
+
+        Raises:
+            ShapeError: another number of layer weights than of layers.
+        """
         syn, real = class_sides(syn, real, "distribution matching")
         first = -1 if self.layers == "last" else 0
         with torch.no_grad():

@@ -231,7 +231,11 @@ class WideKernel(Kernel):
         return found.ntk if self.kind == "ntk" else found.nngp
 
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
-        """Return the kernel of two sets of raw inputs; the network is not read."""
+        """Return the ``(n_a, n_b)`` kernel of two sets of raw inputs; the network is not read.
+
+        Raises:
+            ConfigError: inputs that are a named dict.
+        """
         if isinstance(a, dict) or isinstance(b, dict):
             raise ConfigError("the kernel of an infinitely wide network reads one input tensor, not a named dict")
         return self.matrix(a, b)

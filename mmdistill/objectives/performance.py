@@ -67,7 +67,11 @@ class LinearKernel(Kernel):
     """Inner products of the raw inputs (one tensor, flattened)."""
 
     def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
-        """Return a b^T."""
+        """Return a b^T, ``(n_a, n_b)``.
+
+        Raises:
+            ConfigError: inputs that are a named dict.
+        """
         if isinstance(a, dict) or isinstance(b, dict):
             raise ConfigError("the linear kernel reads one input tensor, not a named dict")
         return a.flatten(1) @ b.flatten(1).T
@@ -117,7 +121,14 @@ RidgeLoss = Callable[[Tensor, Targets, Tensor], Tensor]
 
 
 def half_squared_error(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
-    """Return half the summed squared error per sample, to one-hot targets minus 1/C, averaged over samples."""
+    """Return half the summed squared error per sample, to one-hot targets minus 1/C, averaged over samples.
+
+    Shapes:
+        prediction ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float, less 1/C either way; weight ``(n,)``;
+        returns a scalar.
+    Raises:
+        ConfigError: targets that are a named dict.
+    """
     if isinstance(targets, dict):
         raise ConfigError("the squared error reads one target tensor, not a named dict")
     classes = prediction.shape[1]
@@ -128,6 +139,10 @@ def half_squared_error(prediction: Tensor, targets: Targets, weight: Tensor) -> 
 def multinomial(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
     """Return the multinomial negative log-likelihood -sum_i x_i log softmax(f)_i, averaged over users.
 
+    Shapes:
+        prediction ``(n, items)``, f; targets ``(n, items)``, x; weight ``(n,)``; returns a scalar.
+    Raises:
+        ConfigError: targets that are a named dict.
     Source: Liang et al., WWW 2018; Sachdeva et al., NeurIPS 2022.
     """
     if isinstance(targets, dict):
@@ -254,7 +269,11 @@ class KernelRidgeMatching(Objective):
 
     @staticmethod
     def regression_targets(syn: Batch, network: Network) -> Tensor:
-        """Return ``(n, k)`` targets: soft ones as they are, class indices as one-hot minus 1/C."""
+        """Return ``(n, k)`` targets: soft ones as they are, class indices as one-hot minus 1/C.
+
+        Raises:
+            ConfigError: targets that are a named dict, or class indices in a task without classes.
+        """
         if isinstance(syn.targets, dict):
             raise ConfigError("kernel ridge matching reads one target tensor, not a named dict")
         if syn.targets.is_floating_point():

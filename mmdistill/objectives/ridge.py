@@ -106,7 +106,11 @@ class RandomFeatureRidge(Objective):
         require_features(type(self).__name__, task)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the cross entropy of the scaled ridge prediction on the real batch."""
+        """Return the cross entropy of the scaled ridge prediction on the real batch.
+
+        Raises:
+            ConfigError: real or synthetic targets that are a named dict.
+        """
         syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
         real = flatten_classes(real) if isinstance(real, ClassBatch) else real
         if isinstance(real.targets, dict):

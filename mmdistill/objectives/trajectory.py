@@ -130,7 +130,11 @@ def required_target(network: Network) -> Tensors:
 
 
 def normalised_distance(end: Tensors, target: Tensors, start: Tensors) -> Tensor:
-    """Return the squared distance of two end points over that of the second one and the start (Eq. 13)."""
+    """Return the squared distance of two end points over that of the second one and the start (Eq. 13).
+
+    Shapes:
+        trees of tensors of any shape, the same in all three; returns a scalar.
+    """
     reached = torch.stack([(end[name] - target[name]).square().sum() for name in end]).sum()
     moved = torch.stack([(start[name] - target[name]).square().sum() for name in end]).sum()
     return reached / moved

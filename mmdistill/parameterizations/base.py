@@ -134,6 +134,8 @@ class Parameterization(nn.Module, ABC):
             labels: its labels.
             classes: ``(M,)`` the class that each decoded sample stands for.
             num_classes: C.
+        Raises:
+            UnsupportedError: the class cannot be rebuilt, which is the default.
         """
         raise UnsupportedError(f"{cls.__name__} gives no plain values to be rebuilt from")
 

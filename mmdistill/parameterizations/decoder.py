@@ -29,6 +29,8 @@ class DecodedCodes(Parameterization):
     Shapes:
         decodes ``(M K, channels, height, width)`` in normalised units: a code's samples, decoder by decoder, then the
         next code's.
+    Raises:
+        ConfigError: no decoders.
     Source: Liu et al., NeurIPS 2022 (HaBa); Lee et al., 2022 (KFS); survey Sec. 3.4.3, Eq. 30.
     """
 
@@ -139,7 +141,11 @@ DECODERS: Mapping[str, type[Hallucinator] | type[LatentDecoder]] = {
 
 
 def make_decoders(make: Callable[[], nn.Module], count: int, draws: Draws) -> list[nn.Module]:
-    """Return decoders with torch's own initialisation, drawn from a key; the global generator is left alone."""
+    """Return decoders with torch's own initialisation, drawn from a key; the global generator is left alone.
+
+    Raises:
+        ConfigError: a count below 1.
+    """
     if count < 1:
         raise ConfigError(f"at least one decoder is needed, got {count}")
     with host_draws_from(draws.integer()):

@@ -45,6 +45,8 @@ class GeneratedSamples(Parameterization):
         weight: gamma; 0 leaves the penalty out.
     Shapes:
         decodes ``(M, channels, height, width)`` in normalised units.
+    Raises:
+        ConfigError: a negative weight, or a positive one without partners.
     Differs from: the printed Eq. 28 sums over pairs; the mean per class, which is what the published code has, makes
         gamma independent of their number. That code compares pairs augmented alike, here as they are.
     Source: Zhao and Bilen, 2022 (IT-GAN); survey Eq. 28.

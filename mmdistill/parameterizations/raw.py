@@ -60,6 +60,8 @@ def raw_samples(task: Task, budget: int, init: InitKind, label: LabelKind, draws
         init: ``noise``, or how real samples are chosen.
         label: the kind of labels.
         draws: the key.
+    Raises:
+        ConfigError: a task without classes, or a budget that cannot be shared among them.
     """
     info = task.describe()
     if task.labels is None or task.num_classes is None:

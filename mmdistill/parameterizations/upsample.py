@@ -144,7 +144,11 @@ def resized(images: Tensor, size: torch.Size, mode: Literal["area", "bilinear"])
 
 
 def spread_targets(targets: Tensor, decoded: int) -> Tensor:
-    """Return one target per decoded sample; fewer targets are shared by equal runs of consecutive samples."""
+    """Return one target per decoded sample; fewer targets are shared by equal runs of consecutive samples.
+
+    Shapes:
+        targets ``(M, ...)``; returns ``(decoded, ...)``, decoded being a multiple of M.
+    """
     return targets if len(targets) == decoded else targets.repeat_interleave(decoded // len(targets), 0)
 
 

@@ -154,7 +154,12 @@ def _is_known(source: str | Path) -> bool:
 
 
 def resolve(source: str | Path) -> Path:
-    """Return the file that a data set's name, a folder or a path means."""
+    """Return the file that a data set's name, a folder or a path means.
+
+    Raises:
+        ConfigError: an unknown name.
+        DataError: a known data set that is not there.
+    """
     path = Path(source)
     if _is_known(source):
         path = data_root() / canonical(str(source))

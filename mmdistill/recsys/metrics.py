@@ -40,7 +40,12 @@ def propensity_weights(item_counts: Tensor) -> Tensor:
 
 
 def top_items(scores: Tensor, known: Tensor, k: int) -> Tensor:
-    """Return the k best items per user, known ones excluded (they come last where too few others are left)."""
+    """Return the k best items per user, known ones excluded (they come last where too few others are left).
+
+    Shapes:
+        scores ``(n, items)``; known ``(n, items)``, positive where an item is excluded; returns ``(n, min(k, items))``
+        indices, the best first.
+    """
     return scores.masked_fill(known > 0, -torch.inf).topk(min(k, scores.shape[1]), dim=1).indices
 
 
@@ -253,7 +258,13 @@ def group_users(lengths: npt.NDArray[Any], groups: int) -> dict[str, npt.NDArray
 
 
 def pooled_auc(positives: Tensor, negatives: Tensor) -> float:
-    """Return the probability that a positive's score exceeds a negative's, ties counting half."""
+    """Return the probability that a positive's score exceeds a negative's, ties counting half.
+
+    Shapes:
+        scores on the CPU: positives ``(p,)``; negatives ``(q,)``.
+    Raises:
+        DataError: no negatives.
+    """
     from sklearn.metrics import roc_auc_score  # here, since importing it takes long
 
     if not len(negatives):

@@ -99,6 +99,9 @@ class Ease(Recommender):
         rows: ``(n, items)`` users to fit on; None with ``gram``.
         gram: ``(items, items)``, X^T X, for data whose rows are not held in memory.
         ridges: absolute lambdas to choose from.
+    Raises:
+        ConfigError: both or neither of rows and gram.
+        UnsupportedError: a system too large to be solved.
 
     Source: Steck, WWW 2019, Eq. 8.
     """
@@ -181,7 +184,11 @@ def require_solvable(size: int, name: str, unit: str) -> None:
 
 
 def shifted(matrix: Tensor, amount: float) -> Tensor:
-    """Return a copy of a square matrix with an amount added to its diagonal."""
+    """Return a copy of a square matrix with an amount added to its diagonal.
+
+    Shapes:
+        matrix ``(n, n)``; returns the same shape.
+    """
     copy = matrix.clone()
     copy.diagonal().add_(amount)
     return copy
@@ -201,5 +208,11 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 def spd_solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve a symmetric positive definite system by Cholesky."""
+    """Solve a symmetric positive definite system by Cholesky.
+
+    Shapes:
+        matrix ``(n, n)``; right ``(n, k)``; returns ``(n, k)``.
+    Raises:
+        NonFiniteError: the matrix is not positive definite (or not finite).
+    """
     return torch.cholesky_solve(right, cholesky(matrix))

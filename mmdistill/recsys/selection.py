@@ -65,7 +65,11 @@ def cluster_means(data: Interactions, count: int, dimensions: int, draws: Draws)
 
 
 def proxy_auc(data: Interactions, draws: Draws, dimensions: int = PROXY_DIMENSIONS) -> npt.NDArray[np.float64]:
-    """Return how well a small factorisation tells each user's training items from others, ``(users,)``: an AUC each."""
+    """Return how well a small factorisation tells each user's training items from others, ``(users,)``: an AUC each.
+
+    Raises:
+        DataError: too few users or items for a proxy.
+    """
     from sklearn.decomposition import TruncatedSVD
 
     train = data.parts["train"]

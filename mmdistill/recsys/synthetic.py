@@ -85,6 +85,8 @@ class MeanFieldInteractions(InteractionPrior):
         temperature: tau.
         mass_penalty: weight of the mean row mass in :meth:`penalty`.
         real_mass: what the mean row mass is divided by there: that of real users.
+    Raises:
+        ConfigError: fewer than one interaction, or a temperature or real_mass that is not positive.
     """
 
     def __init__(

@@ -56,6 +56,8 @@ class RecsysTask:
         protocol: how rankings are judged.
         vae: how the trained judge is trained.
         device: where everything runs.
+    Raises:
+        ConfigError: hold_out outside [0, 1).
     """
 
     num_classes: int | None = None
@@ -130,7 +132,11 @@ class RecsysTask:
         return Batch(rows, rows, torch.ones(indices.shape, device=self.device))
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        """Draw n different users (all of them where n is larger); targets are their whole training rows."""
+        """Draw n different users (all of them where n is larger); targets are their whole training rows.
+
+        Raises:
+            UnsupportedError: classes are asked for.
+        """
         if classes is not None:
             raise UnsupportedError("interaction data have no classes to draw from; pass classes=None")
         chosen = draws.to("cpu").permutation(self.data.num_users)[:n]
@@ -348,7 +354,11 @@ def recsys_task(
 
 
 def network(name: str, num_items: int, width: int) -> tuple[ModuleFactory | None, int]:
-    """Return the factory of a network by name, None for an infinitely wide one, and the depth of the wide one."""
+    """Return the factory of a network by name, None for an infinitely wide one, and the depth of the wide one.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
     if name not in MODELS:
         raise unknown_name("model for recsys data", name, MODELS)
     if name == "autoencoder":
@@ -357,7 +367,11 @@ def network(name: str, num_items: int, width: int) -> tuple[ModuleFactory | None
 
 
 def make_task(data: str, options: TaskOptions) -> RecsysTask:
-    """Make a task from what the command line gives."""
+    """Make a task from what the command line gives.
+
+    Raises:
+        ConfigError: an unknown model.
+    """
     model = canonical(options.model or MODELS[0])
     if model not in MODELS:
         raise unknown_name("model for recsys data", model, MODELS)

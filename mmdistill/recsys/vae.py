@@ -29,6 +29,8 @@ class VaeProtocol:
         steps: updates in all, at least.
         checks: how often, evenly over the steps, validation data may pick the network.
         epochs: passes over the users, at least: over those of MovieLens-1M they are 800 updates, over more users more.
+    Raises:
+        ConfigError: a size or number below 1, or dropout outside [0, 1).
     """
 
     hidden: int = 600

@@ -14,7 +14,11 @@ NEGLIGIBLE = 1e-9
 
 
 def class_labels(targets: Targets) -> Tensor:
-    """Return the class labels of targets, which may be a dict that holds attention labels too."""
+    """Return the class labels of targets, which may be a dict that holds attention labels too.
+
+    Raises:
+        ShapeError: a dict without ``labels``.
+    """
     if isinstance(targets, dict):
         if "labels" not in targets:
             raise ShapeError(f"targets with attention are a dict of 'labels' and 'attention', got {', '.join(targets)}")
@@ -31,6 +35,8 @@ def attention_loss(attention: Tensor, labels: Tensor) -> Tensor:
 
     Shapes:
         both ``(n, layers, heads, L)``, distributions over keys; returns ``(n,)``.
+    Raises:
+        ShapeError: the two differ in shape.
     Source: Maekawa et al., ACL 2023, Sec. 3.2.
     """
     if attention.shape != labels.shape:

@@ -71,7 +71,11 @@ def nearest_texts(task: TextLike, batch: Batch, k: int = NEAREST) -> tuple[Tenso
 
 
 def label_words(targets: Tensor, names: Sequence[str]) -> list[str]:
-    """Return each label in words: a class, the probabilities above 5 %, or the scores of all classes."""
+    """Return each label in words: a class, the probabilities above 5 %, or the scores of all classes.
+
+    Shapes:
+        targets ``(n,)`` int64 or ``(n, C)``; returns n texts.
+    """
     if not targets.is_floating_point():
         return [names[label] for label in targets.tolist()]
     probabilities = are_probabilities(targets)

@@ -141,7 +141,11 @@ class TransformerEncoder(SentenceEncoder):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Encoding:
-        """Return one unit vector per text."""
+        """Return one unit vector per text.
+
+        Raises:
+            ConfigError: a model that cannot be loaded, or a tokenizer without a token to pad with.
+        """
         from transformers import AutoTokenizer
 
         tokenizer = self.load(AutoTokenizer)
@@ -241,7 +245,11 @@ class TfidfEncoder(SentenceEncoder):
         return f"tfidf:{self._fitted_on}:{self.dim}:{self.seed}"
 
     def encode(self, texts: Sequence[str]) -> Encoding:
-        """Return one unit vector per text; a text of unknown words only is the zero vector."""
+        """Return one unit vector per text; a text of unknown words only is the zero vector.
+
+        Raises:
+            ConfigError: it is not fitted.
+        """
         if self._pipeline is None:
             raise ConfigError("the tfidf encoder must be fitted on training texts before it encodes")
         vectorizer, svd = self._pipeline
@@ -269,7 +277,11 @@ class CallableEncoder(SentenceEncoder):
         return f"callable:{self.name}"
 
     def encode(self, texts: Sequence[str]) -> Encoding:
-        """Call the function once with all texts."""
+        """Call the function once with all texts.
+
+        Raises:
+            ShapeError: the function returns no ``(n, d)`` array of one row per text.
+        """
         plain = [text.replace(PAIR, "\n") for text in texts]
         points = torch.as_tensor(self.function(plain)).detach().float().cpu()
         if points.ndim != 2 or len(points) != len(texts):

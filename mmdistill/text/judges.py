@@ -29,7 +29,11 @@ CHUNK_NUMBERS = 16_000_000
 
 
 def one_tensor(value: Inputs | Targets) -> Tensor:
-    """Return the tensor itself; sentence points and their labels are never named dicts."""
+    """Return the tensor itself; sentence points and their labels are never named dicts.
+
+    Raises:
+        ShapeError: a named dict.
+    """
     if isinstance(value, dict):
         raise ShapeError(f"expected one tensor of points or labels, got a dict of {', '.join(value)}")
     return value
@@ -101,7 +105,11 @@ def ridge_weights(points: Tensor, targets: Tensor, ridge: float, weight: Tensor 
 def choose_ridge(
     points: Tensor, targets: Tensor, dev: Tensor, dev_labels: Tensor, grid: Sequence[float] = RIDGES
 ) -> float:
-    """Return the ridge of the grid with the best accuracy on development data, the largest of equals."""
+    """Return the ridge of the grid with the best accuracy on development data, the largest of equals.
+
+    Shapes:
+        points ``(n, d)``; targets ``(n, C)``; dev ``(m, d)``; dev_labels ``(m,)`` int64.
+    """
     best = (-1.0, grid[0])
     for ridge in grid:
         predicted = (dev.double() @ ridge_weights(points, targets, ridge)).argmax(1)
@@ -154,6 +162,10 @@ def logistic_predictions(
     """Return the predicted classes of test points and the C that did best on development data.
 
     All tensors lie on the CPU; the smallest C of equals is taken.
+
+    Shapes:
+        batch.inputs ``(n, d)``, its targets ``(n,)`` or ``(n, C)``; dev ``(m, d)``; dev_labels ``(m,)`` int64; test
+        ``(k, d)``; returns ``(k,)`` int64 and a number.
     """
     points = one_tensor(batch.inputs)
     probabilities = distributions(one_tensor(batch.targets), num_classes)

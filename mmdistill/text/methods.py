@@ -131,7 +131,11 @@ class CentredRidgeMatching(KernelRidgeMatching):
 
     @staticmethod
     def regression_targets(syn: Batch, network: Network) -> Tensor:
-        """Return ``(n, C)`` targets that sum to 0."""
+        """Return ``(n, C)`` targets that sum to 0.
+
+        Raises:
+            ConfigError: a task without classes.
+        """
         classes = network.task.num_classes
         if classes is None:
             raise ConfigError("labels as probabilities need a task with classes")

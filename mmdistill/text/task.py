@@ -203,6 +203,9 @@ class TextTask:
         """Fit judges to a set (None: the whole training split) and score them on the test split.
 
         The judges without randomness give one value, whatever n is.
+
+        Raises:
+            ConfigError: an unknown judge.
         """
         key = canonical(judge)
         if key not in self.judges:

@@ -204,6 +204,8 @@ class PretrainedModule(FunctionalModule):
         head: the prefix of the parameters that are drawn: weights from N(0, 0.02), biases 0.
         features: as for :class:`FunctionalModule`.
         device: where parameters live.
+    Raises:
+        ConfigError: no parameter lies under ``head``.
     """
 
     def __init__(

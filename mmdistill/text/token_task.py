@@ -231,6 +231,9 @@ class TokenTask:
         """Train judges on a set (None: the whole training split) and score them on the test split.
 
         A set that carries its steps trains the network that it was distilled with by just these.
+
+        Raises:
+            ConfigError: an unknown judge.
         """
         key = canonical(judge)
         if key not in self.judges:

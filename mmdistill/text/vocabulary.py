@@ -44,6 +44,9 @@ class Vocabulary:
         table: the model's input embeddings, ``(V, H)``.
         name: how the user calls the model.
         identity: differs whenever tokenizer or table differ.
+    Raises:
+        ShapeError: the table is not ``(V, H)``.
+        ConfigError: all tokens have the same vector.
     """
 
     def __init__(self, tokenizer: Any, table: Tensor, *, name: str, identity: str) -> None:
@@ -104,6 +107,8 @@ class Vocabulary:
 
         Shapes:
             vectors ``(..., H)``; candidates ``(k,)`` token numbers; returns ``(...)`` token numbers.
+        Raises:
+            ShapeError: the vectors have another H.
         """
         if vectors.shape[-1] != self.dim:
             raise ShapeError(f"vectors of {vectors.shape[-1]} numbers are not of {self.name!r}, whose have {self.dim}")

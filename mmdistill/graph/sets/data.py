@@ -272,6 +272,8 @@ def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
 def stratified(y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the numbers of training, validation and test graphs, by class at random.
 
+    Shapes:
+        y ``(graphs,)`` int64; returns three sorted parts of the positions in it.
     Raises:
         DataError: a class of fewer than ten graphs.
     """
