@@ -316,6 +316,7 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
         DataError: a class with fewer samples than asked for.
         UnsupportedError: a rule that this task cannot offer.
     """
+    require_choice("the start (init)", kind, get_args(InitKind))
     if kind == "noise":
         return choose_repeatedly(task, "real", counts, draws)
     if kind == "real":
@@ -353,6 +354,7 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
     Raises:
         ConfigError, DataError, UnsupportedError: as for :func:`choose_samples`.
     """
+    require_choice("the start (init)", kind, get_args(InitKind))  # before a network trains to look at samples
     looks = kind not in ("real", "noise", "craig") and not isinstance(task, Embeds)
     if not looks or task.labels is None or not (torch.bincount(task.labels) > most).any():
         return choose_samples(task, kind, counts, draws)
@@ -382,7 +384,6 @@ def choose_repeatedly(task: Task, kind: str, counts: Tensor, draws: Draws) -> Te
 
 def _chosen(kind: str, embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
     """Return the rows of an embedding that a rule chooses."""
-    require_choice("the start (init)", kind, get_args(InitKind))
     if kind == "herding":
         return herding(embedding, labels, counts)
     if kind == "k-center":

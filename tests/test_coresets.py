@@ -192,3 +192,10 @@ def test_craigs_samples_weigh_as_many_as_they_stand_for() -> None:
     task.labels = None
     with pytest.raises(UnsupportedError, match="no classes"):
         last_layer_gradients(task, Draws(0))
+
+
+def test_an_unknown_start_is_refused_before_a_network_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.coresets.briefly_trained", None)
+    for choose in (choose_samples, choose_start):
+        with pytest.raises(ConfigError, match=r"the start \(init\).*hreding"):
+            choose(BlobTask(), "hreding", torch.tensor([1, 1, 1]), Draws(0))

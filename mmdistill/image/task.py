@@ -100,13 +100,14 @@ class ImageTask:
         """Return ``(n, C)`` logits and the updated buffers; dropout in training draws from the key.
 
         Raises:
-            ShapeError: the network returns no matrix of C columns.
+            ShapeError: the network returns another shape.
         """
-        output, buffers = self.network(state, image_inputs(inputs), train=train, draws=draws)
-        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != len(self.data.class_names):
+        images = image_inputs(inputs)
+        output, buffers = self.network(state, images, train=train, draws=draws)
+        if not isinstance(output, Tensor) or output.shape != (len(images), self.num_classes):
             found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise ShapeError(
-                f"the network returned {found} for {len(image_inputs(inputs))} images of "
+                f"the network returned {found} for {len(images)} images of "
                 f"{self.num_classes} classes; it must return one row of logits per image"
             )
         return output, buffers

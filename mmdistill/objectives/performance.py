@@ -143,10 +143,13 @@ def multinomial(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
         prediction ``(n, items)``, f; targets ``(n, items)``, x; weight ``(n,)``; returns a scalar.
     Raises:
         ConfigError: targets that are a named dict.
+        ShapeError: targets of another shape than the prediction's, class indices for example.
     Source: Liang et al., WWW 2018; Sachdeva et al., NeurIPS 2022.
     """
     if isinstance(targets, dict):
         raise ConfigError("the multinomial likelihood reads one target tensor, not a named dict")
+    if targets.shape != prediction.shape:
+        raise ShapeError(f"targets of shape {tuple(prediction.shape)} are expected, got {tuple(targets.shape)}")
     return weighted_mean(-(targets.to(prediction) * prediction.log_softmax(1)).sum(1), weight.to(prediction))
 
 

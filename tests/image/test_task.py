@@ -371,3 +371,15 @@ def test_a_network_that_cannot_be_batched_over_classes_takes_one_at_a_time() -> 
 def test_a_network_that_returns_more_than_logits_is_refused_when_the_task_is_built() -> None:
     with pytest.raises(ConfigError, match="the network returned a tuple for 2 images"):
         image_task(tiny(), model=Paired)
+
+
+def test_a_network_that_mixes_up_images_and_rows_is_refused() -> None:
+    class Halved(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images)[: max(len(images) // 2, 1)]
+
+    def halved() -> nn.Module:
+        return Halved(nn.Flatten(), nn.Linear(64, 4))
+
+    with pytest.raises(ConfigError, match=r"the network returned \(1, 4\) for 2 images of 4 classes"):
+        image_task(tiny(), model=halved)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import centred_one_hot
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
@@ -192,3 +192,8 @@ def test_samples_that_a_kernel_cannot_read_are_refused_when_the_run_is_built() -
             KernelRidgeMatching(kernel).check(Named())
     with pytest.raises(ConfigError, match="reads samples of 3 axes"):
         KernelRidgeMatching(InFloat64(ConvolutionalKernel())).check(BlobTask())
+
+
+def test_the_multinomial_likelihood_reads_rows_of_interactions() -> None:
+    with pytest.raises(ShapeError, match=r"targets of shape \(3, 3\) are expected, got \(3,\)"):
+        multinomial(torch.zeros(3, 3), torch.arange(3), torch.ones(3))
