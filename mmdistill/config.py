@@ -23,6 +23,7 @@ SETTINGS = (
     "inner_momentum",
     "inner_window",
     "clip",
+    "ridge",
     *MEMORY_ONLY,
     "experts",
     "expert_steps",
@@ -83,6 +84,8 @@ class DistillConfig:
         inner_window: last steps of a student's training that gradients flow through, which then ends at a random step
             (rat-bptt); 0 is all steps
         clip: norm at which a step's gradients are cut, for unrolled training whose gradients burst; 0 never cuts
+        ridge: lambda of kernel ridge matching (krr, frepo, rfad, kip); larger where a narrow network's features hardly
+            outnumber the samples; 0 is the method's own
         classes_at_once: classes computed together where they are matched one by one; fewer need less memory
         kept_steps: last steps of an unrolled training whose activations are kept; fewer need less memory and more time
         experts: how many experts' trajectories are matched (mtt and its relatives); those that are missing are trained
@@ -144,6 +147,7 @@ class DistillConfig:
     inner_momentum: float | None = None
     inner_window: int | None = None
     clip: float | None = None
+    ridge: float | None = None
     classes_at_once: int | None = None
     kept_steps: int | None = None
     experts: int | None = None

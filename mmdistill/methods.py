@@ -94,6 +94,11 @@ def unrolled_performance(settings: Settings) -> Objective:
     )
 
 
+def ridge_matching(make: Callable[[float], Objective], ridge: float) -> Configured:
+    """Return how the settings make a kernel ridge objective: with their lambda, or its own where they have none."""
+    return Configured(lambda settings: make(settings.ridge or ridge))
+
+
 def trajectory_matching(kind: type[TrajectoryMatching] = TrajectoryMatching) -> Configured:
     """Return how the settings make an objective that compares a student's end with an expert's; one learned rate."""
 

@@ -21,6 +21,7 @@ LEAST: Mapping[str, float] = {
     "inner_momentum": 0.0,
     "inner_parts": 1,
     "inner_window": 0,
+    "ridge": 0.0,
     "experts": 1,
     "expert_steps": 1,
     "start_epochs": 0,
@@ -59,6 +60,7 @@ MEMORY_ONLY = ("classes_at_once", "kept_steps")
 """Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
 TRAINING = (
     *("outer_steps", "inner_steps", "inner_lr", "inner_batch", "inner_momentum", "inner_window", "kept_steps"),
+    "ridge",
     *("experts", "expert_steps", "start_epochs", "expert_folder"),
 )
 """Settings of the networks' training, which mean something only to schedules and objectives that read them."""
@@ -143,6 +145,8 @@ class Settings:
         inner_window: of an unrolled training, the last steps that gradients flow through; the training then ends at a
             random step from there on (performance matching). 0: gradients flow through all ``inner_steps``.
         inner_parts: with the whole set, unrolled students cycle through a fixed partition of it into so many parts.
+        ridge: lambda of kernel ridge matching that does not learn it, times the kernel's mean diagonal entry; 0: the
+            method's own.
         experts: how many expert trajectories (methods that match them).
         expert_steps: epochs between an expert's start and its target.
         start_epochs: an expert's start is drawn from its first so many epochs.
@@ -178,6 +182,7 @@ class Settings:
     inner_optimizer: Literal["sgd", "adam"] = "sgd"
     inner_window: int = 0
     inner_parts: int = 1
+    ridge: float = 0.0
     experts: int = 20
     expert_steps: int = 2
     start_epochs: int = 2

@@ -27,7 +27,7 @@ GROUPS = {
     "reading the data": ("text_column", "label_column", "encoder", "length", "size", "whiten", "inductive"),
     "settings in place of the method's own": (
         *("steps", "lr", "real_batch", "syn_batch", "init", "augment", "outer_steps", "inner_steps", "inner_lr"),
-        *("inner_batch", "inner_momentum", "inner_window", "clip"),
+        *("inner_batch", "inner_momentum", "inner_window", "clip", "ridge"),
         *("validate_every", "patience", "classes_at_once", "kept_steps", "interactions_per_user"),
         *("experts", "expert_steps", "start_epochs", "expert_folder", "teacher_epochs", "ema"),
     ),

@@ -28,6 +28,7 @@ from mmdistill.objectives.performance import FeatureKernel, Kernel, KernelRidgeM
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import resolved
+from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Scores, stack_classes
@@ -200,6 +201,29 @@ def test_kept_steps_reach_the_unrolled_loop_and_change_no_gradient() -> None:
     assert torch.allclose(found[0], found[2], atol=1e-5)
 
 
+RIDGES = {
+    "image": {"krr": 1e-6, "frepo": 1e-6, "rfad": 5e-3, "kip": 1e-6, "kip-conv": 1e-6},
+    "text": {"krr": 1e-2, "krr-tokens": 1e-2, "krr-encoder": 1e-2},
+    "graph": {"krr": 1e-2},
+}
+"""By domain, methods whose lambda is not learned, and its published value."""
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in RIDGES for name in RIDGES[kind]])
+def test_the_settings_lambda_reaches_the_objective(kind: str, name: str) -> None:
+    method = get_method(get_domain(kind), name)
+    for given, wanted in ((0.0, RIDGES[kind][name]), (0.5, 0.5)):
+        objective = method.make_objective(replace(method.settings(10), ridge=given))
+        found = objective.ridge if isinstance(objective, RandomFeatureRidge) else objective.log_ridge.exp()
+        assert float(found) == pytest.approx(wanted)  # type: ignore[arg-type]
+    assert method.unread(10, ["ridge"]) == []
+
+
+def test_a_lambda_is_idle_where_there_is_no_regression_or_it_is_learned() -> None:
+    for kind, name in (("image", "dm"), ("recsys", "distill-cf"), ("recsys", "distill-ease")):
+        assert get_method(get_domain(kind), name).unread(10, ["ridge"]) == ["ridge"]
+
+
 def test_networks_judge_in_groups_where_not_all_fit_at_once() -> None:
     groups: list[int] = []
 
@@ -218,11 +242,11 @@ def test_networks_judge_in_groups_where_not_all_fit_at_once() -> None:
 
 
 def test_the_command_line_has_the_knobs() -> None:
-    line = "distill --data digits --method dc --ipc 1 --classes-at-once 2 --kept-steps 3 --precision bf16"
+    line = "distill --data digits --method dc --ipc 1 --classes-at-once 2 --kept-steps 3 --precision bf16 --ridge 0.5"
     options = build_parser().parse_args(spelled([*line.split(), "--networks-at-once", "4"])).distill
     chosen = {name: value for name, value in vars(options).items() if name not in ("config", "resume")}
     config = DistillConfig(**chosen)
-    assert config.overrides() == {"classes_at_once": 2, "kept_steps": 3}
+    assert config.overrides() == {"classes_at_once": 2, "kept_steps": 3, "ridge": 0.5}
     assert (config.precision, config.networks_at_once) == ("bf16", 4)
 
 

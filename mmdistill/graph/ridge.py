@@ -84,5 +84,5 @@ class PropagatedRidge(RandomFeatureRidge):
         return phi_real @ phi_syn.mT, phi_syn @ phi_syn.mT
 
 
-propagated_ridge = Configured(lambda settings: PropagatedRidge(settings.real_batch))
+propagated_ridge = Configured(lambda settings: PropagatedRidge(settings.real_batch, ridge=settings.ridge or 0.01))
 """The same on real batches of the settings' size."""

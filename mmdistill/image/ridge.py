@@ -10,7 +10,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import FixedLabels, LabelKind, LearnedLabels, centred_one_hot
 from mmdistill.method import Method
-from mmdistill.methods import fresh, trained_on_s, unread
+from mmdistill.methods import fresh, ridge_matching, trained_on_s, unread
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.base import Network, flatten_classes
@@ -107,14 +107,14 @@ def network_pool(settings: Settings) -> NetworkSchedule:
     return NetworkPool(max_age=settings.outer_steps, lr=settings.inner_lr, batch=settings.inner_batch)
 
 
-def closed_form_ntk() -> KernelRidgeMatching:
+def closed_form_ntk(ridge: float) -> KernelRidgeMatching:
     """Ridge regression under the NTK of a network with one hidden layer, in float64, against class-balanced batches."""
-    return KernelRidgeMatching(FullyConnectedKernel("ntk", depth=1, dtype=torch.float64), ridge=1e-6, view="classes")
+    return KernelRidgeMatching(FullyConnectedKernel("ntk", depth=1, dtype=torch.float64), ridge, view="classes")
 
 
-def convolutional_ntk() -> KernelRidgeMatching:
+def convolutional_ntk(ridge: float) -> KernelRidgeMatching:
     """The same under the NTK of three convolutions without pooling."""
-    return KernelRidgeMatching(InFloat64(ConvolutionalKernel("ntk", depth=3)), ridge=1e-6, view="classes")
+    return KernelRidgeMatching(InFloat64(ConvolutionalKernel("ntk", depth=3)), ridge, view="classes")
 
 
 def _frepo_settings(ipc: int) -> Settings:
@@ -172,7 +172,7 @@ def _krr_settings(ipc: int) -> Settings:
 RIDGE_METHODS: dict[str, Method] = {
     "krr": Method(
         "KRR-Feature",
-        lambda: KernelRidgeMatching(FeatureKernel(), ridge=1e-6, scale="trace"),
+        ridge_matching(partial(KernelRidgeMatching, FeatureKernel()), 1e-6),
         trained_on_s,
         _krr_settings,
         label="learned",
@@ -181,7 +181,7 @@ RIDGE_METHODS: dict[str, Method] = {
     ),
     "frepo": Method(
         "FRePo",
-        MirroredKernelRidge,
+        ridge_matching(MirroredKernelRidge, 1e-6),
         network_pool,
         _frepo_settings,
         parameterization=scaled_labels,
@@ -191,7 +191,7 @@ RIDGE_METHODS: dict[str, Method] = {
     ),
     "rfad": Method(
         "RFAD",
-        RandomFeatureRidge,
+        ridge_matching(partial(RandomFeatureRidge, 8), 5e-3),
         fresh,
         _rfad_settings,
         parameterization=transformed,
@@ -201,7 +201,7 @@ RIDGE_METHODS: dict[str, Method] = {
     ),
     "kip": Method(
         "KIP",
-        closed_form_ntk,
+        ridge_matching(closed_form_ntk, 1e-6),
         unread,
         _kip_settings,
         label="learned",
@@ -211,7 +211,7 @@ RIDGE_METHODS: dict[str, Method] = {
     ),
     "kip-conv": Method(
         "KIP-Conv",
-        convolutional_ntk,
+        ridge_matching(convolutional_ntk, 1e-6),
         unread,
         _kip_settings,
         label="learned",
@@ -320,14 +320,12 @@ def _reduced_kip_conv(ipc: int) -> Settings:
     return replace(_reduced(_kip_settings(ipc), 150, ipc, codes=rate, labels=rate), real_batch=5)
 
 
-def _two_random_networks() -> RandomFeatureRidge:
-    return RandomFeatureRidge(networks=2)
-
-
 RIDGE_REDUCED: dict[str, Method] = {
     "krr": replace(RIDGE_METHODS["krr"], settings=_reduced_krr),
     "frepo": replace(RIDGE_METHODS["frepo"], settings=_reduced_frepo),
-    "rfad": replace(RIDGE_METHODS["rfad"], objective=_two_random_networks, settings=_reduced_rfad),
+    "rfad": replace(
+        RIDGE_METHODS["rfad"], objective=ridge_matching(partial(RandomFeatureRidge, 2), 5e-3), settings=_reduced_rfad
+    ),
     "kip": replace(RIDGE_METHODS["kip"], settings=_reduced_kip),
     "kip-conv": replace(RIDGE_METHODS["kip-conv"], settings=_reduced_kip_conv),
 }

@@ -1,6 +1,7 @@
 """Methods for sentence points: refinements of the shared ones, and closed forms that only points allow."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from mmdistill.coresets import allocate, k_means, require_centroids
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
 from mmdistill.method import Method, MethodTable
-from mmdistill.methods import fresh, trained_on_s, unread
+from mmdistill.methods import fresh, ridge_matching, trained_on_s, unread
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -177,7 +178,7 @@ METHODS = MethodTable(
         ),
         "krr": Method(
             "KRR",
-            lambda: CentredRidgeMatching(PointKernel(), 1e-2),
+            ridge_matching(partial(CentredRidgeMatching, PointKernel()), 1e-2),
             unread,
             lambda ipc: Settings(500, 1024, _optimizers(0.003, 0.02), init="k-means"),
             from_centroids,

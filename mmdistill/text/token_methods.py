@@ -1,11 +1,13 @@
 """Methods on token embeddings: the shared objectives, composed as the field's papers on text compose them."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.method import Configured, Method, MethodTable
-from mmdistill.methods import fresh, trained_on_s, unrolled_performance
+from mmdistill.methods import fresh, ridge_matching, trained_on_s, unrolled_performance
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -162,7 +164,7 @@ TOKEN_METHODS = MethodTable(
         ),
         "krr-encoder": Method(
             "KRR of token embeddings through the encoder",
-            EncodedRidgeMatching,
+            ridge_matching(EncodedRidgeMatching, 1e-2),
             fresh,
             lambda ipc: Settings(100, 1, {"codes": _adam(0.05), "labels": _adam(0.05)}, init="herding"),
             token_samples,
@@ -173,7 +175,7 @@ TOKEN_METHODS = MethodTable(
         ),
         "krr-tokens": Method(
             "KRR of token embeddings",
-            lambda: CentredRidgeMatching(FeatureKernel(), 1e-2),
+            ridge_matching(partial(CentredRidgeMatching, FeatureKernel()), 1e-2),
             trained_on_s,
             lambda ipc: Settings(
                 300,
