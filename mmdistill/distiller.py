@@ -113,14 +113,8 @@ class Distiller:
         if isinstance(parameterization.labels, TeacherLabels) and not self.schedule.gives_target:
             self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
         objective.to(self.task.device)
-        optimizers = (
-            {
-                name: self._optimizer(name, parameters)
-                for name, parameters in _grouped(parameterization, objective).items()
-            }
-            if self.steps
-            else {}
-        )
+        groups = _grouped(parameterization, objective) if self.steps else {}
+        optimizers = {name: self._optimizer(name, parameters) for name, parameters in groups.items()}
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
         average = copied(parameterization.state_dict()) if self.settings.ema else None
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
@@ -137,6 +131,12 @@ class Distiller:
             raise ConfigError(
                 f"{self.method.title} compares the {objective.styles} samples that as many decoders make of each code, "
                 f"and these have {parameterization.styles}; leave the method its own parameterization (hallucinated)"
+            )
+        if 0 < self.settings.stored_bytes < parameterization.stored_bytes():
+            raise ConfigError(
+                f"these samples take {parameterization.stored_bytes():,} bytes, more than the "
+                f"{self.settings.stored_bytes:,} that they may; a Storage that does not fill the bytes of its settings "
+                "says so (fills=False)"
             )
         if self.steps and not _grouped(parameterization, objective):
             raise ConfigError(

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from typing import NoReturn, get_args
 
-from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
+from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean, require_choice
 from mmdistill.labels import LabelKind
 from mmdistill.networks.schedules import NetworkSchedule
-from mmdistill.objectives.base import Objective
+from mmdistill.objectives.base import Objective, RealView
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import TRAINING, OptimizerSpec, Settings, WatchedSettings
@@ -107,11 +107,13 @@ class Method:
         """Return the objective for some settings.
 
         Raises:
-            ConfigError: the method has none.
+            ConfigError: the method has none, or one that reads real batches in no known way.
         """
         if self.objective is None:
             raise ConfigError(f"{self.title} has neither an objective nor a closed form")
-        return self.objective.make(settings) if isinstance(self.objective, Configured) else self.objective()
+        objective = self.objective.make(settings) if isinstance(self.objective, Configured) else self.objective()
+        require_choice(f"the view of {type(objective).__name__}", objective.view, get_args(RealView))
+        return objective
 
     def unread(self, budget: int, names: Iterable[str]) -> list[str]:
         """Return those of some settings that neither the method's networks nor its objective look at."""
@@ -121,11 +123,12 @@ class Method:
         schedule = self.network(watched)
         objective = self.make_objective(watched)
         idle = {name for name in TRAINING if name not in watched.read}
-        idle |= {"real_batch"} if objective.needs_target else set()  # which stands for the real data
+        idle |= set() if objective.reads_real else {"real_batch"}
         prepares = getattr(schedule, "prepare", None) is not None  # minibatches in a way of its own
         idle |= {"augment"} if not objective.siamese and (prepares or "augment" not in watched.read) else set()
         idle |= {"classes_at_once"} if objective.view == "flat" else set()
-        idle |= {"teacher_epochs"} if self.label != "teacher" or schedule.gives_target else set()
+        taught = self.label == "teacher" and not schedule.gives_target
+        idle |= set() if taught or "teacher_epochs" in watched.read else {"teacher_epochs"}
         return [name for name in names if name in idle]
 
     def customised(
@@ -209,7 +212,8 @@ class Method:
         """Return the method with another way of storing its samples, and the rates that this needs.
 
         Raises:
-            ConfigError: a closed form, which has a way of its own.
+            ConfigError: a closed form, which has a way of its own; once the budget is known, a method that learns no
+                samples.
         """
         if self.solve is not None:
             raise ConfigError(f"{self.title} has a closed form, whose samples are stored as they are")
@@ -217,6 +221,11 @@ class Method:
 
         def settings(budget: int) -> Settings:
             own = base(budget)
+            if own.optimizers and "codes" not in own.optimizers:
+                raise ConfigError(
+                    f"{self.title} learns its samples' {' and '.join(own.optimizers)} alone and leaves the samples as "
+                    "they are, so it takes no other way of storing them"
+                )
             return replace(own, optimizers={**own.optimizers, **storage.optimizers})
 
         return replace(self, parameterization=storage, settings=settings)

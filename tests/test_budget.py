@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from mmdistill.budget import find_budget, largest_within
+from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
-from mmdistill.errors import DataError
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.graph import graph_task
-from mmdistill.method import MethodTable
+from mmdistill.image import image_task
+from mmdistill.method import MethodTable, Storage
 from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
@@ -97,3 +100,12 @@ def test_samples_that_follow_real_ones_of_many_sizes_stay_within_the_bytes(init:
 def test_a_closed_form_of_one_size_ends() -> None:
     task, methods, _ = text_methods()
     assert find_budget(task, methods["ridge-exact"], bytes="1MB")[1] == 1
+
+
+def test_a_storage_that_exceeds_the_bytes_that_it_says_to_fill_is_refused() -> None:
+    task = image_task("digits", width=4)
+    stored = Storage(
+        lambda task, budget, settings, label, draws: raw_samples(task, budget, "real", label, draws), "mine"
+    )
+    with pytest.raises(ConfigError, match=r"take 2,960 bytes, more than the 2,600 that they may.*fills=False"):
+        distill(task, "krr", parameterization=stored, bytes=2600, settings={"steps": 1})

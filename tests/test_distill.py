@@ -24,6 +24,7 @@ from mmdistill.image import image_task
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS
+from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, UnreadNetwork
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distribution import DistributionMatching
@@ -35,7 +36,7 @@ from mmdistill.registry import get_domain, get_method
 from mmdistill.report import fact_rows
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec
+from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import DistilledSet, load_tree, save_tree
 from mmdistill.task import Batch, ClassBatch
 from tests.toys import BlobTask
@@ -676,3 +677,31 @@ def test_a_run_goes_on_with_its_own_storage_and_labels_alone(change: dict[str, A
     (name,) = change
     with pytest.raises(CheckpointError, match=f"belongs to another run: its {name} is "):
         distill(BlobTask(), method(), ipc=2, out=tmp_path, resume=True, **change)
+
+
+def test_a_method_that_learns_labels_alone_keeps_its_samples() -> None:
+    for storage in ("upsample-2", "canvas", "raw"):
+        with pytest.raises(ConfigError, match="LD learns its samples' labels alone and leaves the samples as they are"):
+            distill(image_task("digits", width=4), "ld", ipc=3, parameterization=storage, settings={"steps": 1})
+
+
+def test_an_unknown_view_is_refused() -> None:
+    class Sideways(DistributionMatching):
+        view = "class"  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match=r"the view of Sideways.*'class'"):
+        distill(BlobTask(), replace(method("dm"), objective=Sideways), ipc=1)
+
+
+def test_settings_that_a_users_parts_read_are_not_called_idle() -> None:
+    class Both(DistributionMatching):
+        needs_target = True  # beside the real batch
+
+    assert replace(CORE_METHODS["mtt"], objective=Both).unread(1, ["real_batch"]) == []
+    assert CORE_METHODS["mtt"].unread(1, ["real_batch"]) == ["real_batch"]
+
+    def taught(settings: Settings) -> NetworkSchedule:
+        return FreshNetworks() if settings.teacher_epochs else UnreadNetwork()
+
+    assert replace(CORE_METHODS["dm"], network=taught).unread(1, ["teacher_epochs"]) == []
+    assert CORE_METHODS["dm"].unread(1, ["teacher_epochs"]) == ["teacher_epochs"]

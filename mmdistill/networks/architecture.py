@@ -1,6 +1,7 @@
 """What a task's network is made of, in words: what networks must share that go on from each other's states."""
 
 import hashlib
+from functools import partial
 from inspect import isfunction
 from itertools import zip_longest
 from types import CodeType
@@ -16,10 +17,21 @@ LIBRARIES = ("builtins", "mmdistill", "torch", "torch_geometric", "torchvision",
 
 
 def described_module(module: nn.Module) -> str:
-    """Return a module as it describes itself, with a digest of the code of each class that is a user's."""
-    kinds = {kind for part in module.modules() for kind in type(part).__mro__}
-    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in LIBRARIES]
-    return "\n".join([str(module), *sorted(f"code of {kind.__qualname__}: {_digest(kind)}" for kind in own)])
+    """Return a module as it describes itself, with a user's classes: a digest of their code, and their attributes."""
+    kinds = {kind for part in module.modules() for kind in type(part).__mro__ if _is_users(kind)}
+    codes = sorted(f"code of {kind.__qualname__}: {_digest(kind)}" for kind in kinds)
+    attributes = [
+        f"{name or 'network'}.{attribute} = {_constant(value)!r}"
+        for name, part in module.named_modules()
+        if _is_users(type(part))
+        for attribute, value in sorted(vars(part).items())
+        if not attribute.startswith("_") and attribute != "training"
+    ]
+    return "\n".join([str(module), *codes, *attributes])
+
+
+def _is_users(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] not in LIBRARIES
 
 
 def _digest(kind: type) -> str:
@@ -34,10 +46,25 @@ def _plain(code: CodeType) -> tuple[object, ...]:
 
 
 def _constant(value: object) -> object:
-    """Return a constant of a piece of code as plain values; a set, whose order is chance, in order."""
+    """Return a constant of a piece of code, or an attribute, as plain values; what has none by its type.
+
+    Sets, whose order is chance, are in order; of functions the code counts.
+    """
     if isinstance(value, CodeType):
         return _plain(value)
-    return sorted(map(repr, value)) if isinstance(value, frozenset) else value
+    if isfunction(value):
+        return value.__qualname__, _plain(value.__code__)
+    if isinstance(value, partial):
+        return _constant([value.func, value.args, value.keywords])
+    if isinstance(value, set | frozenset):
+        return sorted(repr(_constant(entry)) for entry in value)
+    if isinstance(value, list | tuple):
+        return [_constant(entry) for entry in value]
+    if isinstance(value, dict):
+        return [(_constant(key), _constant(entry)) for key, entry in value.items()]
+    if value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def described_layers(task: Task) -> str:

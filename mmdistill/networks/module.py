@@ -27,7 +27,8 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     """Return a module that a factory makes.
 
     Raises:
-        ConfigError: the factory is a module itself, makes none, or one with frozen parameters or unknown shapes.
+        ConfigError: the factory is a module itself, makes none, or one with frozen parameters, unknown shapes or no
+            parameters.
     """
     if isinstance(factory, nn.Module):
         raise ConfigError(
@@ -37,6 +38,11 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     module = factory()
     if not isinstance(module, nn.Module):
         raise ConfigError(f"the function given as model must return an nn.Module, and returned {module!r:.80}")
+    if not any(True for _ in module.parameters()):
+        raise ConfigError(
+            "the network has no parameters that torch knows of; layers in a plain list are none, keep them in an "
+            "nn.ModuleList"
+        )
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     if frozen:
         raise ConfigError(
@@ -58,7 +64,7 @@ class FunctionalModule:
         factory: makes a freshly initialised module; called once here for the structure, and once per draw for
             modules that hold layers other than the common ones.
         features: name or names of the submodules whose *input* (the last name) or output (all others) are the layers'
-            features; by default the input of the last ``nn.Linear``.
+            features; by default the input of the last ``nn.Linear`` that runs.
         device: where parameters live.
     Raises:
         ConfigError: a module that cannot be trained whole, or ``features`` that are none of its submodules.
@@ -85,10 +91,10 @@ class FunctionalModule:
             raise ConfigError(f"no submodule named {missing[0]!r}; there are {sorted(n for n in submodules if n)}")
         self.losses: dict[float | None, Any] = {}
         self._captured: dict[str, Tensor] = {}
-        for position, name in enumerate(self.feature_names):
-            last = position == len(self.feature_names) - 1
-            register = submodules[name].register_forward_pre_hook if last else submodules[name].register_forward_hook
-            register(self._capture(name, last))
+        for name in self.feature_names[:-1]:
+            submodules[name].register_forward_hook(self._capture(name, is_input=False))
+        for name in self.feature_names[-1:] if features else linear:  # under one name, so that the last to run counts
+            submodules[name].register_forward_pre_hook(self._capture(self.feature_names[-1], is_input=True))
         for submodule in submodules.values():
             if isinstance(submodule, (nn.modules.batchnorm._NormBase, nn.LayerNorm)):
                 submodule.register_forward_pre_hook(_in_full)
@@ -201,7 +207,10 @@ class FunctionalModule:
         torch.func.functional_call(self.module, (state.params, dict(state.buffers)), inputs)
         missing = [name for name in self.feature_names if name not in self._captured]
         if missing:
-            raise UnsupportedError(f"submodule {missing[0]!r} did not run in the forward pass, so it has no features")
+            raise UnsupportedError(
+                f"submodule {missing[0]!r} did not run in the forward pass, so it has no features; name another one "
+                "with features=[...]"
+            )
         layers = tuple(self._captured[name].flatten(1) for name in self.feature_names)
         self._captured.clear()
         return layers

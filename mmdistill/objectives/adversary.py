@@ -55,7 +55,7 @@ class StyleAdversary(Objective):
         self.weight = weight
         self.lr = lr
         self.momentum = momentum
-        self.needs_target = objective.needs_target
+        self.needs_target, self.reads_real = objective.needs_target, objective.reads_real
         self.siamese = objective.siamese
         self.lowers = objective.lowers
         self._names: dict[str, tuple[str, ...]] = {}

@@ -81,8 +81,9 @@ class Objective(nn.Module, ABC):
 
     A subclass says by ``view`` which batches it reads: ``"classes"`` (a :class:`ClassBatch` on both sides) or
     ``"flat"`` (a :class:`Batch` on both sides). Scalars that it learns are ``nn.Parameter`` attributes; the method's
-    optimizer group ``objective`` steps them. With ``needs_target`` it reads ``network.target``; without ``siamese``
-    it augments by itself, and its batches come as they are. One that is not ``steady`` does other work from step to
+    optimizer group ``objective`` steps them. With ``needs_target`` it reads ``network.target``; without
+    ``reads_real`` the real batch is drawn for nothing; without ``siamese`` it augments by itself, and its batches come
+    as they are. One that is not ``steady`` does other work from step to
     step by what the host knows, or changes something beside its result, so that a captured step cannot repeat it.
     One of several ``styles`` compares the samples that as many decoders make of each code. One without
     ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned.
@@ -96,6 +97,7 @@ class Objective(nn.Module, ABC):
     styles = 1
     lowers = False
     needs_target = False
+    reads_real = True
     siamese = True
     steady = True
     exact = False

@@ -30,6 +30,7 @@ class TrajectoryMatching(UnrolledObjective):
     """
 
     needs_target = True
+    reads_real = False
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the normalised squared distance."""

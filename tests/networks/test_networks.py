@@ -1,4 +1,6 @@
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -629,3 +631,57 @@ def test_gradients_of_all_classes_pass_through_norms_in_bfloat16(norm: type[nn.M
     together, apart = class_gradients(network, batch, "vmap"), class_gradients(network, batch, "loop")
     for name, gradient in apart.items():
         assert torch.allclose(together[name], gradient, rtol=0.05, atol=0.02), name
+
+
+class Residual(nn.Module):
+    """A network of a user's, which attributes change that no layer shows."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], scales: tuple[float, ...]) -> None:
+        super().__init__()
+        self.activation, self.scales = activation, scales
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scales[0] * self.activation(self.layer(x))
+
+
+def test_a_networks_description_follows_the_attributes_of_a_users_classes() -> None:
+    described = described_module(Residual(torch.relu, (1.0,)))
+    assert described == described_module(Residual(torch.relu, (1.0,)))
+    assert "0x" not in described
+    for other in (
+        Residual(torch.tanh, (1.0,)),
+        Residual(torch.relu, (2.0,)),
+        Residual(lambda x: x, (1.0,)),
+        Residual(partial(torch.clamp, min=0.5), (1.0,)),
+        Residual(partial(torch.clamp, min=0.1), (1.0,)),
+    ):
+        assert described_module(other) != described
+    halves = [Residual(partial(torch.clamp, min=least), (1.0,)) for least in (0.1, 0.5)]
+    assert described_module(halves[0]) != described_module(halves[1])
+
+
+def test_features_are_the_input_of_the_last_linear_layer_that_runs() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body, self.unused = nn.Linear(5, 3), nn.Linear(4, 5), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x).relu())
+
+    network = FunctionalModule(HeadFirst)
+    state, x = network.init(Draws(0)), Draws(1).normal(6, 4)
+    (found,) = network.features(state, x)
+    wanted = (x @ state.params["body.weight"].T + state.params["body.bias"]).relu()
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_network_without_parameters_is_refused() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = [nn.Linear(4, 3)]
+
+    with pytest.raises(ConfigError, match=r"no parameters that torch knows of.* nn\.ModuleList"):
+        FunctionalModule(Listed)
