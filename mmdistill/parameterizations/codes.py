@@ -29,14 +29,14 @@ CODES = "codes.safetensors"
 CODES_VERSION = 1
 KEY = "mmdistill"
 """Under which the file keeps, as JSON, what its tensors are."""
-KINDS: Mapping[str, type[Parameterization]] = {
+KINDS: dict[str, type[Parameterization]] = {
     "upsampled": MultiFormation,
     "addressed": AddressedMemory,
     "decoded": DecodedCodes,
     "canvas": Canvases,
     "combined": CombinedImages,
 }
-"""What can be rebuilt from tensors and plain values, by the name that files call it."""
+"""What can be rebuilt from tensors and plain values, by the name that files call it; a user's class may join."""
 LABELS = (FixedLabels, LearnedLabels, SoftmaxLabels, TeacherLabels)
 """The labels that can."""
 
