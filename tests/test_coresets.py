@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from mmdistill.coresets import (
     CORESETS,
     allocate,
+    briefly_trained,
     choose_repeatedly,
     choose_samples,
     choose_start,
@@ -22,7 +23,7 @@ from mmdistill.coresets import (
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
-from tests.toys import BlobTask
+from tests.toys import BlobTask, RecordedTask
 
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])
 
@@ -36,6 +37,11 @@ def test_shares_add_up_and_cover_every_class(sizes: list[int], extra: int) -> No
     assert int(shares.min()) >= 1
     exact = torch.tensor(sizes) / sum(sizes) * budget
     assert bool((shares <= exact.ceil().clamp(min=1)).all())
+
+
+def test_small_classes_keep_a_sample_where_shares_are_rounded() -> None:
+    assert allocate(3, "nodes", torch.tensor([0] * 100 + [1, 2]), 3).tolist() == [1, 1, 1]
+    assert allocate(5, "nodes", torch.tensor([0] * 100 + [1, 2, 3]), 4).tolist() == [2, 1, 1, 1]
 
 
 def test_budgets_are_checked() -> None:
@@ -149,6 +155,20 @@ def test_k_means_chooses_real_samples_near_the_centroids() -> None:
     assert set(chosen[:2].tolist()) == {2, 3}
     assert len(set(chosen[2:4].tolist())) == 2
     assert chosen[4] in (7, 8)
+
+
+def test_k_means_chooses_near_the_centroids_of_the_samples_own_class() -> None:
+    points = torch.tensor([[0.0], [1.0], [2.0], [5.0], [8.0], [8.1], [8.2], [9.0], [20.0]])
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    chosen = k_means_nearest(points, labels, torch.tensor([1, 2]), Draws(0))
+    assert chosen[0] == 2
+    assert sorted(chosen[1:].tolist()) in ([5, 8], [6, 8])
+
+
+def test_steps_of_a_short_training_see_samples_of_their_own() -> None:
+    task = RecordedTask()
+    briefly_trained(task, Draws(0), steps=3, batch=8)
+    assert len({draws.path for draws in task.drawn}) == 3
 
 
 def test_craig_is_greedy_facility_location_on_last_layer_gradients() -> None:

@@ -100,6 +100,29 @@ class BlobTask:
         return TaskInfo("image", "blobs", "ipc", len(self.images), self.images.numel() * 4, "blobs-7", ("a", "b", "c"))
 
 
+class RecordedTask(BlobTask):
+    """Blobs that note what losses, augmentations and draws of real samples are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[tuple[Draws | None, Batch]] = []
+        self.augmented: list[tuple[Draws, Batch | ClassBatch, bool]] = []
+        """Keys, batches, and whether the augmentation is siamese."""
+        self.drawn: list[Draws] = []
+
+    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
+        self.losses.append((draws, batch))
+        return super().loss(state, batch, train=train, draws=draws)
+
+    def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+        self.drawn.append(draws)
+        return super().sample_real(draws, classes, n)
+
+    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
+        self.augmented.append((draws, batch, shared))
+        return super().augment(draws, batch, shared=shared)
+
+
 class RandomTargets(FreshNetworks):
     """A fresh network each step, and another as the target, by which samples may be labelled."""
 

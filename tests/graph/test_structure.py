@@ -113,6 +113,9 @@ def test_more_edges_than_at_the_start_cost() -> None:
     with torch.no_grad():
         structure.logits.fill_(2.0)
     assert float(structure.penalty().detach()) == pytest.approx(0.1 * (1 / (1 + math.exp(-2)) - 0.5))
+    with torch.no_grad():
+        structure.logits.fill_(-2.0)
+    assert float(structure.penalty().detach()) == 0  # fewer cost nothing
 
 
 def test_padding_changes_neither_the_penalty_nor_its_gradient() -> None:

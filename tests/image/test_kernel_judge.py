@@ -10,7 +10,7 @@ from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.kernel_judge import NOTE, kernel_judge
+from mmdistill.image.kernel_judge import NOTE, KernelJudge, kernel_judge
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
@@ -58,6 +58,14 @@ def test_scores_are_those_of_ridge_regression(name: str, soft: bool, digits: Ima
     assert scores.notes == (NOTE,)
     if not soft:
         assert expected > 0.3
+
+
+def test_the_unit_of_a_kernel_moves_no_prediction() -> None:
+    batch = Batch(KEY.normal(6, 1, 4, 4), torch.arange(6) % 3, torch.ones(6))
+    probe = KEY.fold("probe").normal(5, 1, 4, 4)
+    kernels = (FullyConnectedKernel("ntk", w_std=w_std, b_std=0.0) for w_std in (1.0, 0.03))
+    large, small = (KernelJudge("ntk", kernel).predictor(batch, 3)(probe) for kernel in kernels)
+    torch.testing.assert_close(small, large, rtol=1e-8, atol=1e-10)
 
 
 def test_names_say_the_kernel(digits: ImageTask) -> None:

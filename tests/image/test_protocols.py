@@ -263,6 +263,11 @@ def test_dcs_augmentation_keeps_what_it_should() -> None:
     assert math.isfinite(float(crop_scale_rotate(KEY, image).sum()))
 
 
+def test_dcs_augmentation_multiplies_sides_by_four_fifths_at_least() -> None:
+    shown = crop_scale_rotate(KEY, torch.ones(600, 1, 40, 40))  # sides that shrink bring in zeros, nothing else does
+    assert int((shown[:, 0, 20] > 0.5).sum(1).min()) == 32
+
+
 def test_dcs_augmentation_of_a_network_knows_no_others() -> None:
     image = torch.randn(1, 1, 12, 12).expand(60, -1, -1, -1)
     one, other = (crop_scale_rotate(KEY, torch.cat([image, image + shift]), 2) for shift in (5, 7))

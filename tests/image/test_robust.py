@@ -98,3 +98,12 @@ def test_weak_soft_labels_leave_a_set_in_its_order() -> None:
     uneven = torch.eye(2)[torch.tensor([0, 0, 0, 1])]
     assert classes_of(uneven, 2).tolist() == [0, 0, 0, 1]
     assert classes_of(weak[:19], 10).tolist() == weak[:19].argmax(1).tolist()
+
+
+def test_labels_that_agree_with_an_order_by_chance_do_not_tell_it() -> None:
+    by_place = torch.arange(4).repeat_interleave(4)  # 4 of 16 agree by chance, with a deviation of 1.7
+    for agreeing, expected in (([0, 4, 8, 12, 1, 5], False), ([0, 4, 8, 12, 1, 5, 9, 13], True)):
+        largest = (by_place + 1) % 4
+        largest[agreeing] = by_place[agreeing]
+        soft = 0.1 + 0.6 * torch.eye(4)[largest]
+        assert torch.equal(classes_of(soft, 4), by_place if expected else largest)

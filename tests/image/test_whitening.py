@@ -13,7 +13,7 @@ from mmdistill.image import image_task
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.draw import as_bytes, export_ddranking, export_tensors
 from mmdistill.image.files import read_tensors
-from mmdistill.image.whitening import fit_whitening, whitened
+from mmdistill.image.whitening import fit_whitening, whitened, whitening_matrix
 from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
 
@@ -71,6 +71,14 @@ def test_in_directions_that_few_images_do_not_have_only_mtts_scales(data: ImageD
     few = replace(data, train_images=data.train_images[:12], train_labels=data.train_labels[:12])
     matrix = fit_whitening(few, kind).matrix  # type: ignore[arg-type]
     assert int(((torch.linalg.eigvalsh(matrix) - factor).abs() < 1e-4).sum()) >= 48 - 12
+
+
+def test_the_directions_that_few_images_have_are_scaled() -> None:
+    covariance = torch.diag(torch.tensor([0.0, 0.0, 0.0, 4.0, 9.0], dtype=torch.float64))
+    scales = torch.tensor([1.0, 1.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+    matrix, inverse = whitening_matrix(covariance, 0.0, samples=2)
+    torch.testing.assert_close(matrix, torch.diag(1 / scales))
+    torch.testing.assert_close(inverse, torch.diag(scales))
 
 
 def test_the_matrix_is_kept_and_a_damaged_one_made_anew(data: ImageData, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState, TaskInfo, Tensors
-from tests.toys import BlobTask
+from tests.toys import BlobTask, RecordedTask
 
 EPOCHS = 3
 RECIPE = ExpertRecipe(replace(PUBLISHED, epochs=EPOCHS, lr=0.1, batch=32))
@@ -76,23 +76,27 @@ def test_an_expert_is_plain_sgd_on_the_real_data(tmp_path: Path) -> None:
         assert torch.allclose(tensor, params[name], atol=1e-12)
 
 
-class Recorded(BlobTask):
-    """Notes whether augmentations are siamese."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared: list[bool] = []
-
-    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
-        self.shared.append(shared)
-        return super().augment(draws, batch, shared=shared)
-
-
 def test_experts_see_each_sample_augmented_by_itself(tmp_path: Path) -> None:
-    task = Recorded()
+    task = RecordedTask()
     train_experts(task, tmp_path, 1, replace(RECIPE, augment=True))
-    assert len(task.shared) >= EPOCHS
-    assert not any(task.shared)
+    assert len(task.augmented) >= EPOCHS
+    assert not any(shared for *_, shared in task.augmented)
+
+
+def test_minibatches_are_augmented_expert_by_expert(tmp_path: Path) -> None:
+    task = RecordedTask()
+    train_experts(task, tmp_path, 2, RECIPE, mode="loop")
+    _, batch, _ = task.augmented[0]
+    assert isinstance(batch, ClassBatch)
+    assert batch.batch.weight.shape == (2, 32)
+
+
+def test_an_experts_dropout_draws_from_the_seed_of_its_step() -> None:
+    task = RecordedTask()
+    loss = module._expert_loss(task, random=True)
+    for seed in (3, 4):
+        loss(task.init(KEY), task.select(torch.arange(3)), {"seed": torch.tensor(seed)})
+    assert [draws.seed for draws, _ in task.losses if draws is not None] == [3, 4]
 
 
 def test_batched_experts_equal_looped_ones(trained: Path, tmp_path: Path) -> None:

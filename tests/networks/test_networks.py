@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.networks.architecture import described_module
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.schedules import (
     EMPTY,
@@ -20,13 +20,14 @@ from mmdistill.networks.schedules import (
     TrainedOnT,
     TrainedUntilOverfitting,
     UnreadNetwork,
+    accuracy,
     sgd_step,
 )
 from mmdistill.networks.stacked import Loss
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.precision import Precision
 from mmdistill.runtime import Draws, global_draws_from, host_draws_from
-from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, take
 from tests.toys import BlobTask, smooth_mlp
 
 KEY = Draws(5)
@@ -64,21 +65,36 @@ def test_many_networks_at_once_equal_one_after_another(optimizer: str) -> None:
         assert not torch.allclose(tensor[0], tensor[1])
 
 
-def test_fitting_follows_torch_on_one_network() -> None:
+@pytest.mark.parametrize("restart", [True, False])
+def test_fitting_follows_torch_on_one_network(restart: bool) -> None:
     task = BlobTask(dtype=torch.float64)
-    protocol = FitProtocol(10, lr=0.1, momentum=0.9, weight_decay=1e-2, batch=None, decay_at=(0.5,))
+    protocol = FitProtocol(10, lr=0.1, momentum=0.9, weight_decay=1e-2, batch=None, decay_at=(0.5,), restart=restart)
     whole = data(task)
     fitted = fit_networks(task.init, lambda s, b, z: (task.loss(s, b), s.buffers), whole, protocol, 1, KEY)
     module = smooth_mlp().double()
     module.load_state_dict(task.init(KEY.fold("init", 0)).params)
-    for rate in (0.1, 0.01):  # the optimizer starts afresh at the decay, momentum included
-        optimizer = torch.optim.SGD(module.parameters(), lr=rate, momentum=0.9, weight_decay=1e-2)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    for rate in (0.1, 0.01):
+        if restart:  # the optimizer starts afresh at the decay, momentum included
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+        optimizer.param_groups[0]["lr"] = rate
         for _ in range(5):
             optimizer.zero_grad()
             nn.functional.cross_entropy(module(whole.inputs), whole.targets).backward()
             optimizer.step()
     for name, parameter in module.named_parameters():
         assert torch.allclose(fitted.params[name][0], parameter, atol=1e-12)
+
+
+def test_given_steps_gather_momentum_at_rates_of_their_own() -> None:
+    task, rates = BlobTask(dtype=torch.float64), (0.1, 0.2, 0.05)
+    steps = task.select(torch.arange(0, 90, 10).view(3, 3).T)
+    found = fit_steps(task.init, lambda s, b, z: (task.loss(s, b), s.buffers), steps, rates, 0.9, 1, KEY)
+    state, momentum = task.init(KEY.fold("init", 0)), Tensors()
+    for index, rate in enumerate(rates):
+        state, momentum = sgd_step(task, state, momentum, take(steps, index), rate, 0.9, KEY)
+    for name, tensor in state.params.items():
+        torch.testing.assert_close(found.params[name][0], tensor)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -321,8 +337,9 @@ def test_a_network_that_nothing_reads_is_drawn_once() -> None:
     assert second.network is first.network
 
 
-def test_trained_networks_age_train_and_start_afresh() -> None:
-    task, schedule = BlobTask(), TrainedOnS(outer_steps=3, inner_steps=2, lr=0.1)
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+def test_trained_networks_age_train_and_start_afresh(beta: float) -> None:
+    task, schedule = BlobTask(), TrainedOnS(outer_steps=3, inner_steps=2, lr=0.1, momentum=beta)
     syn = data(task)
     state = schedule.fetch(task, EMPTY, KEY)
     initial = state.network
@@ -333,7 +350,7 @@ def test_trained_networks_age_train_and_start_afresh() -> None:
     assert state.network is not None
     by_hand, momentum = initial, {}
     for _ in range(4):
-        by_hand, momentum = sgd_step(task, by_hand, momentum, syn, 0.1, 0.0, KEY)
+        by_hand, momentum = sgd_step(task, by_hand, momentum, syn, 0.1, beta, KEY)
     assert torch.allclose(state.network.params["0.weight"], by_hand.params["0.weight"], atol=1e-6)
     assert schedule.advance(task, state, lambda: syn, KEY) == EMPTY
 
@@ -481,6 +498,17 @@ def test_accuracies_are_watched_over_the_last_window(monkeypatch: pytest.MonkeyP
         state = schedule.advance(task, state, lambda: syn, KEY)
         assert (state == EMPTY) == (age == 6)
         assert age == 6 or not left["inner"]
+
+
+def test_samples_of_weight_0_have_no_accuracy() -> None:
+    task = BlobTask()
+    network, batch = task.init(KEY), data(task)
+    assert isinstance(batch.inputs, Tensor)
+    assert isinstance(batch.targets, Tensor)
+    hits = task.predict(network, batch.inputs)[0].argmax(1) == batch.targets
+    assert 0 < int(hits.sum()) < len(hits)
+    assert float(accuracy(task, network, batch)) == pytest.approx(float(hits.double().mean()))
+    assert float(accuracy(task, network, batch._replace(weight=hits.float()))) == 1.0
 
 
 def test_bad_windows_are_refused() -> None:

@@ -24,7 +24,7 @@ from mmdistill.networks.schedules import (
 )
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
+from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance, student_loss
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState
 from tests.text.corpus import small_task, tiny_transformer, token_corpus_task
@@ -130,6 +130,14 @@ def test_the_real_loss_of_a_student_reads_the_real_batch(task: ImageTask) -> Non
     fresh = NetworkState(student, {name: tensor.clone() for name, tensor in network.state.buffers.items()})
     expected = task.loss(fresh, real, train=True)
     torch.testing.assert_close(objective(network, synthetic, real, KEY), expected)
+
+
+def test_a_students_steps_leave_those_that_it_starts_from(task: ImageTask) -> None:
+    network = task.init(KEY)
+    before = {name: tensor.clone() for name, tensor in network.buffers.items()}
+    student_loss(Network(task, network), KEY)(network.params, syn(task), 0)
+    assert before
+    assert all(torch.equal(network.buffers[name], tensor) for name, tensor in before.items())
 
 
 def test_a_matched_network_normalises_by_them_from_the_first_call_on(task: ImageTask) -> None:

@@ -17,7 +17,7 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel, ridge_solution
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims
+from mmdistill.task import Batch, ClassBatch, Dims, share_classes
 from mmdistill.testing import ConformanceError, check_class_gradients, check_objective, check_task
 from tests.oracles import objectives as oracle
 from tests.toys import BlobTask
@@ -267,3 +267,9 @@ def test_classes_one_at_a_time_give_the_same_pixel_gradient(task: BlobTask, netw
         found.append(torch.autograd.grad(loss, inputs)[0])
     assert torch.allclose(*found, rtol=1e-9, atol=1e-12)
     assert found[0].norm() > 0
+
+
+def test_inputs_that_classes_share_flatten_to_the_weights_that_they_had() -> None:
+    batch = Batch({"x": torch.zeros(6, 2)}, torch.arange(6) // 2, torch.linspace(0.5, 1.0, 6))
+    shared = share_classes(batch, torch.eye(3).repeat_interleave(2, 1))
+    assert torch.equal(flatten_classes(shared).weight, batch.weight)

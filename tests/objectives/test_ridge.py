@@ -197,3 +197,13 @@ def test_samples_that_a_kernel_cannot_read_are_refused_when_the_run_is_built() -
 def test_the_multinomial_likelihood_reads_rows_of_interactions() -> None:
     with pytest.raises(ShapeError, match=r"targets of shape \(3, 3\) are expected, got \(3,\)"):
         multinomial(torch.zeros(3, 3), torch.arange(3), torch.ones(3))
+
+
+def test_features_in_float32_are_multiplied_in_float64() -> None:
+    task = BlobTask()
+    network, images = Network(task, task.init(KEY)), (task.images[:20], task.images[30:50])
+    syn, real = (network.features(each)[-1].double() for each in images)
+    assert torch.equal(FeatureKernel()(network, *images), syn @ real.T)
+    features = KEY.normal(5, 12)
+    found = RandomFeatureRidge(networks=3, offset=0.0)._gram(features, features)
+    torch.testing.assert_close(found, 2 * features.double() @ features.double().T, rtol=1e-12, atol=1e-12)

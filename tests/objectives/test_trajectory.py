@@ -20,7 +20,7 @@ from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryMatchingConstantMemory
-from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
+from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance, student_loss
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import DistilledSet
@@ -28,7 +28,7 @@ from mmdistill.task import Batch
 from mmdistill.testing import check_objective
 from tests.oracles import objectives as networks
 from tests.oracles import unroll as oracle
-from tests.toys import BlobTask
+from tests.toys import BlobTask, RecordedTask
 
 DRAWS = Draws(3)
 RATE = 0.25  # exact in float32, in which rates are made
@@ -158,6 +158,22 @@ def test_minibatches_and_augmentation_derive_from_the_key(task: BlobTask) -> Non
     assert steps.weight.sum(1).tolist() == [3, 3, 1, 3, 3, 1, 3, 3]
     whole = UnrolledPerformance(2, rate(), batch=7).step_batches(task, syn, DRAWS)
     assert torch.equal(whole.inputs[1], syn.inputs)  # type: ignore[arg-type]
+
+
+def test_a_students_samples_are_augmented_each_by_itself() -> None:
+    task = RecordedTask()
+    UnrolledPerformance(4, rate(), batch=3, augment=True).step_batches(task, flat(task, 9, "syn"), DRAWS)
+    assert [shared for *_, shared in task.augmented] == [False]
+
+
+def test_each_step_of_a_student_has_a_key_of_its_own() -> None:
+    task = RecordedTask()
+    state, syn = task.init(DRAWS), flat(task, 9, "syn")
+    loss = student_loss(Network(task, state), DRAWS)
+    for step in (0, 1, 0):
+        loss(state.params, syn, step)
+    first, second, again = (draws.path for draws, _ in task.losses if draws is not None)
+    assert first == again != second
 
 
 @pytest.mark.parametrize("form", ["raw", "softplus", "exp"])

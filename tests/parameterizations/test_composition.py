@@ -13,9 +13,10 @@ from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.generator import GeneratorRecipe, trained_generator
 from mmdistill.image.storage import canvas, coefficients, hallucinated, latent
-from mmdistill.labels import LabelKind
+from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS
+from mmdistill.parameterizations.raw import Raw
 from mmdistill.registry import domain_methods, get_domain, get_method, get_parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
@@ -107,6 +108,20 @@ def test_samples_lie_class_after_class_equally_many_of_each(task: ImageTask, nam
     assert made.classes is not None
     assert torch.equal(made.classes, classes)
     assert torch.equal(made(KEY).targets, classes)  # type: ignore[arg-type]
+
+
+def test_samples_of_uneven_classes_are_chosen_among_their_own() -> None:
+    classes = torch.tensor([0, 0, 0, 0, 0, 1, 2, 2])
+    made = Raw(torch.arange(8.0)[:, None], FixedLabels(classes), classes, 3)
+    for index in range(20):
+        chosen = made.choose(KEY.fold(index), 2)
+        assert chosen.present.sum(1).tolist() == [2, 1, 2]
+        for label, (rows, present) in enumerate(zip(chosen.rows, chosen.present, strict=True)):
+            own = rows[present > 0]
+            assert len(own.unique()) == len(own)
+            assert bool((classes[own] == label).all())
+        batch = chosen.by_class(made.part(chosen.rows.flatten(), KEY))
+        assert torch.equal(batch.batch.weight, chosen.present)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))

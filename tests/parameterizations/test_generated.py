@@ -12,15 +12,23 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.generative import GENERATIVE_DIGITS, PAIRED, generated, of_generator
-from mmdistill.image.generator import GeneratorRecipe, _Players, default_file, trained_generator, untrained_generator
+from mmdistill.image.generator import (
+    GeneratorRecipe,
+    ProjectionCritic,
+    _Players,
+    default_file,
+    trained_generator,
+    untrained_generator,
+)
 from mmdistill.labels import FixedLabels
 from mmdistill.networks.experts import ExpertRecipe, default_folder
 from mmdistill.parameterizations.base import stored_tensor_bytes
+from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.generated import GeneratedSamples, Inversion, invert
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec
-from mmdistill.task import Inputs
+from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.task import Batch, ClassBatch, Inputs
 from tests.oracles import storage as oracle
 
 KEY = Draws(8)
@@ -118,6 +126,17 @@ def test_the_generator_is_stored_but_rests() -> None:
         samples(None, 0.1)
 
 
+def test_a_generator_that_is_given_in_training_mode_normalises_each_sample_by_itself() -> None:
+    generator = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Unflatten(1, (1, 4, 4)))
+    classes = torch.tensor([0, 0, 1])
+    made = GeneratedSamples(KEY.normal(3, 4), generator, False, FixedLabels(classes), classes, 2)
+    alone, together = made.part(torch.tensor([1]), KEY).inputs, made(KEY).inputs
+    assert isinstance(together, Tensor)
+    torch.testing.assert_close(alone, together[1:2])
+    assert torch.equal(made(KEY).inputs, together)  # type: ignore[arg-type]
+    assert generator.training  # the user's module is left as it was
+
+
 def test_inversion_finds_the_latents_of_generated_images() -> None:
     generator = Linear().requires_grad_(False)
     truth, start = KEY.fold("t").normal(3, 6), KEY.fold("s").normal(3, 6)
@@ -154,6 +173,7 @@ def test_inversion_weighs_features_against_pixels_as_its_oracle_does(pixel_weigh
 
 def test_training_resumes_as_if_it_had_not_stopped(task: ImageTask, tmp_path: Path) -> None:
     whole = trained_generator(task, RECIPE, tmp_path / "whole.safetensors")
+    assert not whole.training
     players = _Players(task, RECIPE)
     for _ in range(2):
         players.advance()
@@ -163,6 +183,36 @@ def test_training_resumes_as_if_it_had_not_stopped(task: ImageTask, tmp_path: Pa
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name])
         assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_steps_of_the_game_draw_apart_and_judge_images_by_their_own_classes(
+    task: ImageTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: list[Batch] = []
+    judged: list[tuple[Tensor, Tensor]] = []
+    sample_real, forward = ImageTask.sample_real, ProjectionCritic.forward
+
+    def sampled(self: ImageTask, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+        batch = sample_real(self, draws, classes, n)
+        assert isinstance(batch, Batch)
+        real.append(batch)
+        return batch
+
+    def seen(self: ProjectionCritic, images: Tensor, classes: Tensor) -> Tensor:
+        judged.append((images, classes))
+        return forward(self, images, classes)
+
+    monkeypatch.setattr(ImageTask, "sample_real", sampled)
+    monkeypatch.setattr(ProjectionCritic, "forward", seen)
+    players = _Players(task, RECIPE)
+    for _ in range(2):
+        players.advance()
+    genuine, forged = judged[::3], judged[1::3]  # and those forged once more, for the generator
+    for batch, (images, classes) in zip(real, genuine, strict=True):
+        assert torch.equal(images, batch.inputs)  # type: ignore[arg-type]
+        assert torch.equal(classes, batch.targets)  # type: ignore[arg-type]
+    for one, other in (genuine, forged):
+        assert not torch.equal(one[1], other[1])
 
 
 def test_generators_and_experts_are_cached_under_the_name_of_their_data(task: ImageTask) -> None:
@@ -216,6 +266,12 @@ def test_a_generator_beyond_the_budget_is_refused_before_it_is_trained(task: Ima
     with pytest.raises(ConfigError, match="too few are left for one code per class"):
         distill(task, "dm", ipc=1, parameterization=storage, settings={"steps": 1})
     assert not file.exists()
+
+
+def test_of_the_samples_asked_for_a_generators_budget_holds_those_that_fit(task: ImageTask, tmp_path: Path) -> None:
+    storage = generated(RECIPE, samples=10_000, file=tmp_path / "g.safetensors")
+    made = storage(task, 30, Settings(steps=1, init="noise"), "fixed", KEY)
+    assert made.stored_bytes() <= ImageBudget.of(task, 30, "fixed").stored_bytes
 
 
 def test_a_generator_takes_the_bytes_that_were_counted_before_its_training(task: ImageTask, tmp_path: Path) -> None:

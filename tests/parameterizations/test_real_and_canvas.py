@@ -15,7 +15,7 @@ from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.teacher import soft_labels
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.canvas import Canvases, class_canvases
-from mmdistill.parameterizations.combination import CombinedImages, learned_coefficients
+from mmdistill.parameterizations.combination import CombinedImages, _first_coefficients, learned_coefficients
 from mmdistill.parameterizations.upsample import PixelSpace
 from mmdistill.registry import get_method, get_parameterization
 from mmdistill.runtime import Draws
@@ -68,6 +68,17 @@ def test_combinations_start_as_real_images_and_means_of_two(task: ImageTask) -> 
     assert torch.allclose(made.coefficients.sum(2), torch.ones(()))
     many = learned_coefficients(task, ImageBudget.of(task, 2, "fixed"), "real", KEY, contained=False)
     assert many.coefficients.shape[2] > images
+
+
+def test_combinations_of_noise_vary_as_their_images_do() -> None:
+    found = _first_coefficients(10, 40, 25, "noise", KEY)
+    assert float(found.var()) == pytest.approx(1 / 25, rel=0.1)
+
+
+def test_learned_labels_of_combinations_take_bytes(task: ImageTask) -> None:
+    room = ImageBudget.of(task, 3, "softmax")
+    made = learned_coefficients(task, room, "real", KEY, contained=False)
+    assert made.stored_bytes() <= room.stored_bytes
 
 
 def test_bytes_of_every_value_are_stored_as_they_are() -> None:

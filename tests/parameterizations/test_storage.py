@@ -13,12 +13,18 @@ from mmdistill.errors import ConfigError
 from mmdistill.image.methods import METHODS
 from mmdistill.image.storage import addressed, hallucinated, latent
 from mmdistill.image.task import ImageTask, image_task
-from mmdistill.labels import FixedLabels
+from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.method import Storage
 from mmdistill.methods import CORE_METHODS
 from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.budget import ImageBudget
-from mmdistill.parameterizations.decoder import DecodedCodes, Hallucinator, LatentDecoder, make_decoders
+from mmdistill.parameterizations.decoder import (
+    DecodedCodes,
+    Hallucinator,
+    LatentDecoder,
+    hallucinated_bases,
+    make_decoders,
+)
 from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation
 from mmdistill.parameterizations.raw import noise_like
 from mmdistill.runtime import Draws
@@ -93,6 +99,20 @@ def test_addresses_combine_bases_as_the_equation_says() -> None:
             row += 1
 
 
+def test_bases_are_enlarged_between_the_centres_of_their_pixels() -> None:
+    memory = torch.tensor([0.0, 1.0]).expand(1, 1, 2, 2).contiguous()
+    found = decoded(AddressedMemory(memory, torch.ones(1, 1, 1), FixedLabels(torch.zeros(1, dtype=torch.long)), 2))
+    torch.testing.assert_close(found.detach(), torch.tensor([0.0, 0.25, 0.75, 1.0]).expand(1, 1, 4, 4))
+
+
+def test_hallucinated_bases_start_as_real_images_of_their_class(task: ImageTask) -> None:
+    made = hallucinated_bases(task, ImageBudget.of(task, 40, "fixed"), "real", KEY, count=2, warm_up=0)
+    nearest = torch.cdist(made.codes.detach().flatten(1), task.data.normalise(task.data.train_images).flatten(1))
+    per_class = len(made.codes) // 10
+    assert per_class > 1
+    assert torch.equal(task.data.train_labels[nearest.argmin(1)], torch.arange(10).repeat_interleave(per_class))
+
+
 def test_every_code_meets_every_decoder() -> None:
     decoders = make_decoders(lambda: LatentDecoder(1, 2, 4), 3, KEY)
     again = make_decoders(lambda: LatentDecoder(1, 2, 4), 3, KEY)
@@ -141,6 +161,13 @@ def test_a_fixed_label_takes_the_bytes_of_the_number_of_classes(classes: int, ea
     room = ImageBudget(1, (1, 2, 2), classes, "fixed")
     assert room.label_bytes == each
     assert sum(stored_tensor_bytes(tensor) for tensor in room.labels(1, 1).state_dict().values()) == classes * each
+
+
+@pytest.mark.parametrize("label", ["learned", "softmax"])
+def test_each_sample_of_a_code_has_a_label_that_takes_bytes(label: LabelKind) -> None:
+    room = ImageBudget(4, (1, 8, 8), 10, label)
+    codes, each = room.codes_per_class(16, [], 3), 10 * (4 * 16 + 3 * 40)
+    assert codes * each <= room.stored_bytes < (codes + 1) * each
 
 
 def test_kfs_is_a_method_that_runs(task: ImageTask) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
-from mmdistill.labels import LabelKind
+from mmdistill.labels import LabelKind, SoftmaxLabels
 from mmdistill.method import LABELS
 from mmdistill.runtime import Draws
 from mmdistill.text.methods import METHODS
@@ -41,3 +41,8 @@ def test_labels_of_closed_forms_are_their_own() -> None:
     with pytest.raises(ConfigError, match="closed form"):
         METHODS["k-means"].labelled("softmax")
     assert METHODS["krr"].labelled("softmax").settings(1) == METHODS["krr"].settings(1)
+
+
+def test_softmax_labels_start_as_sure_as_they_are_told() -> None:
+    found = SoftmaxLabels(torch.tensor([0, 2]), 3, confidence=0.7)().detach()
+    torch.testing.assert_close(found, torch.tensor([[0.7, 0.15, 0.15], [0.15, 0.15, 0.7]]))
