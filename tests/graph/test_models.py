@@ -230,7 +230,7 @@ def test_only_edge_weight_gets_the_weights_and_only_edges_of_a_weight_are_passed
 
 def test_a_module_without_layers_to_read_has_no_features() -> None:
     with pytest.raises(UnsupportedError, match="has no nn"):
-        ModuleNetwork(nn.Identity).functional.features(NetworkState({}, {}))
+        ModuleNetwork(nn.PReLU).functional.features(NetworkState({}, {}))
 
 
 def test_states_are_plain_values() -> None:

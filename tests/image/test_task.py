@@ -147,8 +147,11 @@ def test_the_users_own_network_and_data() -> None:
     assert result.batch.inputs.shape == (8, 1, 8, 8)
 
 
-class Odd(nn.Module):
+class Odd(nn.Linear):
     """A network that refuses its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         raise ValueError("odd")

@@ -77,9 +77,7 @@ def test_labels_start_soft_where_learned(task: TextTask) -> None:
 
 
 def test_ridge_matching_with_probabilities_is_the_closed_form(task: TextTask) -> None:
-    found = METHODS["krr"].objective
-    assert found is not None
-    objective = found()
+    objective = METHODS["krr"].make_objective(METHODS["krr"].settings(1))
     assert isinstance(objective, CentredRidgeMatching)
     network = Network(task, task.init(Draws(0)))
     points = Draws(1).normal(4, task.dim, dtype=torch.float64)
