@@ -172,16 +172,20 @@ def trained_generator(
         players.load(file)
     if players.step < recipe.steps:
         logger.warning("training a generator for %d steps (%s)", recipe.steps - players.step, file)
-    first, began, said = players.step, time.perf_counter(), False
-    while players.step < recipe.steps:
-        players.advance()
-        seconds = time.perf_counter() - began
-        if not said and seconds > 10:
-            said = True
-            left = seconds / (players.step - first) * (recipe.steps - players.step)
-            logger.warning("generator: %d of %d steps, about %.0f s left", players.step, recipe.steps, left)
-        if players.step % save_every == 0 or players.step == recipe.steps:
-            players.save(file)
+    first, began, due = players.step, time.perf_counter(), 10.0
+    try:
+        while players.step < recipe.steps:
+            players.advance()
+            seconds = time.perf_counter() - began
+            if seconds > due:
+                due = seconds + 60
+                left = seconds / (players.step - first) * (recipe.steps - players.step)
+                logger.warning("generator: %d of %d steps, about %.0f s left", players.step, recipe.steps, left)
+            if players.step % save_every == 0 or players.step == recipe.steps:
+                players.save(file)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"the generator is kept every {save_every} steps, and the same command goes on from there")
+        raise
     return players.generator.eval()
 
 

@@ -119,8 +119,13 @@ class Objective(nn.Module, ABC):
             )
 
     def learned(self) -> Tensors:
-        """Return what this objective learned and the set must carry (a ridge, a temperature), by name."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+        """Return what this objective learned and the set must carry (a ridge, a temperature), by name.
+
+        Objectives that it is made of say so themselves.
+        """
+        parts = {name: part for name, part in self.named_children() if isinstance(part, Objective)}
+        own = {name: p.detach() for name, p in self.named_parameters() if name.partition(".")[0] not in parts}
+        return own | {name: tensor for part in parts.values() for name, tensor in part.learned().items()}
 
 
 def require_features(name: str, task: Task) -> None:

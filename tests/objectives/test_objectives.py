@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.networks.module import FunctionalModule
-from mmdistill.objectives.base import Network, class_gradients, class_means, flatten_classes
+from mmdistill.objectives.base import Network, Objective, class_gradients, class_means, flatten_classes
 from mmdistill.objectives.distances import flat_cosine, row_cosine, row_cosine_euclidean, squared_error
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel, ridge_solution
+from mmdistill.objectives.trajectory import TrajectoryMatching
+from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, share_classes
 from mmdistill.testing import ConformanceError, check_class_gradients, check_objective, check_task
@@ -273,3 +275,18 @@ def test_inputs_that_classes_share_flatten_to_the_weights_that_they_had() -> Non
     batch = Batch({"x": torch.zeros(6, 2)}, torch.arange(6) // 2, torch.linspace(0.5, 1.0, 6))
     shared = share_classes(batch, torch.eye(3).repeat_interleave(2, 1))
     assert torch.equal(flatten_classes(shared).weight, batch.weight)
+
+
+def test_an_objective_made_of_others_carries_what_they_learned() -> None:
+    class Both(Objective):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+            self.part = TrajectoryMatching(2, InnerRate(0.25))
+
+        def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+            return self.scale * self.part(network, syn, real, draws)
+
+    learned = Both().learned()
+    assert learned.keys() == {"scale", "inner_lr"}
+    assert float(learned["inner_lr"]) == pytest.approx(0.25)

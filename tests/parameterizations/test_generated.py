@@ -185,6 +185,18 @@ def test_training_resumes_as_if_it_had_not_stopped(task: ImageTask, tmp_path: Pa
         assert torch.equal(tensor, again.state_dict()[name])
 
 
+def test_an_interrupted_training_says_what_is_kept(
+    task: ImageTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(players: _Players) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Players, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        trained_generator(task, RECIPE, tmp_path / "g.safetensors", save_every=7)
+    assert stop.value.__notes__ == ["the generator is kept every 7 steps, and the same command goes on from there"]
+
+
 def test_steps_of_the_game_draw_apart_and_judge_images_by_their_own_classes(
     task: ImageTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
