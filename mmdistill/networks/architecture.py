@@ -6,10 +6,11 @@ from inspect import isfunction
 from itertools import zip_longest
 from types import CodeType
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.runtime import Draws
+from mmdistill.store import digest_of
 from mmdistill.task import DescribesNetwork, Task
 
 LIBRARIES = ("builtins", "mmdistill", "torch", "torch_geometric", "torchvision", "transformers")
@@ -48,12 +49,14 @@ def _plain(code: CodeType) -> tuple[object, ...]:
 def _constant(value: object) -> object:
     """Return a constant of a piece of code, or an attribute, as plain values; what has none by its type.
 
-    Sets, whose order is chance, are in order; of functions the code counts.
+    Sets, whose order is chance, are in order; of functions the code counts, of tensors a digest.
     """
     if isinstance(value, CodeType):
         return _plain(value)
     if isfunction(value):
         return value.__qualname__, _plain(value.__code__)
+    if isinstance(value, Tensor):
+        return digest_of({"value": value.detach().cpu()})
     if isinstance(value, partial):
         return _constant([value.func, value.args, value.keywords])
     if isinstance(value, set | frozenset):

@@ -687,6 +687,9 @@ def test_a_networks_description_follows_the_attributes_of_a_users_classes() -> N
         assert described_module(other) != described
     halves = [Residual(partial(torch.clamp, min=least), (1.0,)) for least in (0.1, 0.5)]
     assert described_module(halves[0]) != described_module(halves[1])
+    for network, mask in zip(halves, (torch.zeros(3), torch.ones(3)), strict=True):
+        network.activation, network.mask = torch.relu, mask
+    assert described_module(halves[0]) != described_module(halves[1])
 
 
 def test_features_are_the_input_of_the_last_linear_layer_that_runs() -> None:
