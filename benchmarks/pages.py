@@ -203,7 +203,7 @@ def curves(path: Path, picture: Path) -> list[str]:
 
 def draw_figure_8(like: Cell, cells: Path, methods: Sequence[str], ipcs: Sequence[int], path: Path) -> None:
     """Draw accuracy against ipc, with random and herded real images (Fig. 8)."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for method in (*methods, *BASELINES):
         name, baseline = ("dm", method) if method in BASELINES else (method, "")
         points = []
@@ -220,7 +220,8 @@ def draw_figure_8(like: Cell, cells: Path, methods: Sequence[str], ipcs: Sequenc
     axes.set_xlabel("images per class")
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(f"{like.data}, {_kind(like)}")
-    axes.legend()
+    lines = len(axes.containers)
+    figure.legend(loc="outside right upper", fontsize="small", ncols=1 + lines // 15)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
