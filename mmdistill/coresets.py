@@ -354,10 +354,10 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
     Raises:
         ConfigError, DataError, UnsupportedError: as for :func:`choose_samples`.
     """
-    require_choice("the start (init)", kind, get_args(InitKind))  # before a network trains to look at samples
     looks = kind not in ("real", "noise", "craig") and not isinstance(task, Embeds)
     if not looks or task.labels is None or not (torch.bincount(task.labels) > most).any():
         return choose_samples(task, kind, counts, draws)
+    require_choice("the start (init)", kind, get_args(InitKind))  # before a network trains to look at samples
     sizes = torch.bincount(task.labels, minlength=len(counts))
     candidates = random_subset(task.labels, sizes.clamp(max=most).maximum(counts), draws.fold("candidates"))
     network = briefly_trained(task, draws.fold("embed"), batch=START_BATCH)

@@ -278,12 +278,14 @@ RIDGE_DIGITS: dict[str, Method] = {
 """Short runs for the 8 x 8 digits; chosen on a validation split."""
 
 
-NARROW_RIDGE = 0.1
-"""Lambda of narrow networks from ten images per class on.
+def _narrow_ridge(ipc: int) -> float:
+    """Return lambda for narrow networks: the published one at one image per class, a larger one from ten on.
 
-Where samples (FRePo's mirror images too) are about as many as features, the published 1e-6 lets regression burst: the
-loss of a thousand samples and 1,024 features starts at 16, with 0.1 at 0.34. Wide networks have far more features.
-"""
+    Where samples (FRePo's mirror images too) are about as many as features, the published 1e-6 lets regression burst:
+    the loss of a thousand samples and 1,024 features starts at 16, with 0.1 at 0.34. Wide networks have far more
+    features.
+    """
+    return 0.0 if ipc < 10 else 0.1
 
 
 def _reduced(published: Settings, steps: int, ipc: int, **rates: OptimizerSpec) -> Settings:
@@ -296,14 +298,14 @@ def _reduced(published: Settings, steps: int, ipc: int, **rates: OptimizerSpec) 
 def _reduced_krr(ipc: int) -> Settings:
     rate = OptimizerSpec("adam", 0.02 if ipc < 10 else 0.01, cosine=True)
     settings = _reduced(_krr_settings(ipc), 800 if ipc < 10 else 400, ipc, codes=rate, labels=rate)
-    return settings if ipc < 10 else replace(settings, ridge=NARROW_RIDGE)
+    return replace(settings, ridge=_narrow_ridge(ipc))
 
 
 def _reduced_frepo(ipc: int) -> Settings:
     """Keep the published rate of the pool: a faster one gains nothing at width 16, and loses points at 64."""
     rate = OptimizerSpec("lamb", 0.003 if ipc < 10 else 0.01, cosine=True)
     settings = _reduced(_frepo_settings(ipc), 1500 if ipc < 10 else 600, ipc, codes=rate, labels=rate)
-    return replace(settings, real_batch=128, ridge=0.0 if ipc < 10 else NARROW_RIDGE)
+    return replace(settings, real_batch=128, ridge=_narrow_ridge(ipc))
 
 
 def _reduced_rfad(ipc: int) -> Settings:

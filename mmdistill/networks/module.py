@@ -38,7 +38,7 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     module = factory()
     if not isinstance(module, nn.Module):
         raise ConfigError(f"the function given as model must return an nn.Module, and returned {module!r:.80}")
-    if not any(True for _ in module.parameters()):
+    if next(module.parameters(), None) is None:
         raise ConfigError(
             "the network has no parameters that torch knows of; layers in a plain list are none, keep them in an "
             "nn.ModuleList"
