@@ -282,7 +282,7 @@ def _narrow_ridge(ipc: int) -> float:
     """Return lambda for narrow networks: the published one at one image per class, a larger one from ten on.
 
     Where samples (FRePo's mirror images too) are about as many as features, the published 1e-6 lets regression burst:
-    the loss of a thousand samples and 1,024 features starts at 16, with 0.1 at 0.34. Wide networks have far more
+    the loss of a thousand samples and 1,024 features starts at 16, with 0.1 at 0.32. Wide networks have far more
     features.
     """
     return 0.0 if ipc < 10 else 0.1
