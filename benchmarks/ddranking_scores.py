@@ -3,8 +3,8 @@
 It needs numpy < 2 and an old scipy, so it is no dependency of mmdistill:
 
     python -m venv ddranking-env && ddranking-env/bin/pip install ddranking
-    mmdistill export runs/cifar10-dm --format ddranking --to exported/
-    ddranking-env/bin/python benchmarks/ddranking_scores.py --set exported/ --ipc 10 --real data/ --lr 0.01
+    mmdistill export runs/cifar10-dm --format ddranking --to exported
+    ddranking-env/bin/python benchmarks/ddranking_scores.py --set exported/ddranking --ipc 10 --real data/ --lr 0.01
 
 It knows CIFAR-10, CIFAR-100, Tiny-ImageNet and parts of ImageNet; CIFAR-10 may lie there in the binary layout too.
 Test images are normalised, not whitened, so whitened sets are refused by the export.

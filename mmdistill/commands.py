@@ -226,7 +226,7 @@ def _expert_schedule(domain: Domain, method: Method, budget: int) -> ExpertTraje
     Raises:
         ConfigError: it has none.
     """
-    schedule = method.network(method.settings(budget))
+    schedule = method.make_schedule(method.settings(budget))
     if isinstance(schedule, ExpertTrajectories):
         return schedule
     fitting = [

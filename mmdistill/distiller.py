@@ -18,7 +18,6 @@ from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one
 from mmdistill.optimizers import is_active, make_optimizer, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization
-from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.run_state import RunState, follow
 from mmdistill.runtime import Draws
@@ -59,7 +58,7 @@ class Distiller:
         self.draws = Draws(seed, device=task.device)
         require_selectable(task, method, self.settings)
         self.precision = resolved(precision, task.device)
-        self.schedule = method.network(self.settings)
+        self.schedule = method.make_schedule(self.settings)
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
         self._compiled: Compiled | None = None
         if task.device.type == "cpu":
@@ -162,12 +161,7 @@ class Distiller:
 
     def initial(self) -> Parameterization:
         """Build the initialised samples; of a closed form, the finished ones."""
-        method, settings, key = self.method, self.settings, self.draws.fold("start")
-        if method.solve is not None:
-            return method.solve(self.task, self.budget, key)
-        if method.parameterization is not None:
-            return method.parameterization(self.task, self.budget, settings, method.label, key)
-        return raw_samples(self.task, self.budget, settings.init, method.label, key)
+        return self.method.make_parameterization(self.task, self.budget, self.settings, self.draws.fold("start"))
 
     def _optimizer(self, name: str, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         spec = self.settings.optimizers.get(name)

@@ -9,6 +9,7 @@ from mmdistill.labels import LabelKind
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.objectives.base import Objective, RealView
 from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.settings import TRAINING, OptimizerSpec, Settings, WatchedSettings
 from mmdistill.task import Task, Validates
@@ -107,20 +108,51 @@ class Method:
         """Return the objective for some settings.
 
         Raises:
-            ConfigError: the method has none, or one that reads real batches in no known way.
+            ConfigError: the method has none, something else, or one that reads real batches in no known way.
         """
         if self.objective is None:
             raise ConfigError(f"{self.title} has neither an objective nor a closed form")
+        if isinstance(self.objective, Objective):
+            raise ConfigError(
+                f"the objective of {self.title} is made for each run, so a method takes what makes one (its class, or "
+                f"a function), not a {type(self.objective).__name__}"
+            )
         objective = self.objective.make(settings) if isinstance(self.objective, Configured) else self.objective()
+        require_made(f"the objective of {self.title}", objective, Objective)
         require_choice(f"the view of {type(objective).__name__}", objective.view, get_args(RealView))
         return objective
+
+    def make_schedule(self, settings: Settings) -> NetworkSchedule:
+        """Return the network schedule for some settings.
+
+        Raises:
+            ConfigError: the method makes something else.
+        """
+        schedule = self.network(settings)
+        require_made(f"the network schedule of {self.title}", schedule, NetworkSchedule)
+        return schedule
+
+    def make_parameterization(self, task: Task, budget: int, settings: Settings, draws: Draws) -> Parameterization:
+        """Return the initialised samples; of a closed form, the finished ones.
+
+        Raises:
+            ConfigError: the budget allows none, or the storage builds something else.
+        """
+        if self.solve is not None:
+            made = self.solve(task, budget, draws)
+        elif self.parameterization is not None:
+            made = self.parameterization(task, budget, settings, self.label, draws)
+        else:
+            made = raw_samples(task, budget, settings.init, self.label, draws)
+        require_made(f"what {self.title} stores", made, Parameterization)
+        return made
 
     def unread(self, budget: int, names: Iterable[str]) -> list[str]:
         """Return those of some settings that neither the method's networks nor its objective look at."""
         if self.solve is not None:
             return []
         watched = WatchedSettings.of(self.settings(budget))
-        schedule = self.network(watched)
+        schedule = self.make_schedule(watched)
         objective = self.make_objective(watched)
         idle = {name for name in TRAINING if name not in watched.read}
         idle |= set() if objective.reads_real else {"real_batch"}
@@ -229,6 +261,16 @@ class Method:
             return replace(own, optimizers={**own.optimizers, **storage.optimizers})
 
         return replace(self, parameterization=storage, settings=settings)
+
+
+def require_made(what: str, made: object, wanted: type) -> None:
+    """Refuse what a function made, unless it is of the type that the function is there for.
+
+    Raises:
+        ConfigError: naming both types.
+    """
+    if not isinstance(made, wanted):
+        raise ConfigError(f"{what} is a {wanted.__name__}, but what should make it gives {type(made).__name__}")
 
 
 class MethodTable(dict[str, Method]):

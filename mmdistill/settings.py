@@ -80,6 +80,16 @@ def require_sizes(**sizes: int | None) -> None:
             raise ConfigError(f"{name} is a whole number of at least 1, got {value!r}")
 
 
+def require_no_width(width: int | None, model: str) -> None:
+    """Refuse a width beside a model that takes none.
+
+    Raises:
+        ConfigError: naming the model.
+    """
+    if width is not None:
+        raise ConfigError(f"{model} takes no width; leave it out")
+
+
 @dataclass(frozen=True)
 class OptimizerSpec:
     """How one group of learned tensors is stepped.

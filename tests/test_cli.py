@@ -156,6 +156,15 @@ def other_set(run: Path, folder: Path) -> Path:
     return folder
 
 
+def test_exports_of_one_set_leave_each_other_alone(run: Path, tmp_path: Path) -> None:
+    kept = {}
+    for format in ("pt", "ddranking", "folder", "tensors"):
+        assert main(["export", str(run), "--format", format, "--to", str(tmp_path)]) == 0
+        assert {path: path.read_bytes() for path in kept} == kept
+        kept = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "export.json"}
+    assert {"images.pt", "ddranking/images.pt"} <= {path.relative_to(tmp_path).as_posix() for path in kept}
+
+
 @pytest.mark.parametrize("format", ["folder", "pt"])
 def test_exports_of_two_sets_do_not_mix(
     format: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -693,6 +693,20 @@ def test_an_unknown_view_is_refused() -> None:
         distill(BlobTask(), replace(method("dm"), objective=Sideways), ipc=1)
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"objective": DistributionMatching()}, "takes what makes one .*, not a DistributionMatching"),
+        ({"objective": lambda: None}, "the objective of .* is a Objective, but what should make it gives NoneType"),
+        ({"network": lambda settings: None}, "the network schedule of .* is a NetworkSchedule"),
+        ({"parameterization": lambda *given: None}, "what DM stores is a Parameterization"),
+    ],
+)
+def test_parts_that_make_something_else_are_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        distill(BlobTask(), replace(method("dm"), **parts), ipc=1)
+
+
 def test_settings_that_a_users_parts_read_are_not_called_idle() -> None:
     class Both(DistributionMatching):
         needs_target = True  # beside the real batch

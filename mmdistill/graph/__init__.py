@@ -9,7 +9,8 @@ from mmdistill.graph.judges import JudgeProtocol, protocol_for
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.sources import DATASETS, load_graph
 from mmdistill.graph.task import GraphTask, graph_task
-from mmdistill.registry import Domain, TaskOptions
+from mmdistill.registry import Domain, TaskOptions, canonical
+from mmdistill.settings import require_no_width
 
 
 def _make_task(data: str, options: TaskOptions) -> GraphTask:
@@ -17,8 +18,10 @@ def _make_task(data: str, options: TaskOptions) -> GraphTask:
     protocol = protocol_for(graph)
     if options.judge_epochs is not None:
         protocol = replace(protocol, epochs=options.judge_epochs)
-    width = 256 if options.width is None else options.width
-    return graph_task(graph, options.model or "sgc", width=width, protocol=protocol, device=options.device)
+    model = options.model or "sgc"
+    if canonical(model) == "sgc":
+        require_no_width(options.width, model)
+    return graph_task(graph, model, width=options.width or 256, protocol=protocol, device=options.device)
 
 
 DOMAIN = Domain(

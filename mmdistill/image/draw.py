@@ -159,7 +159,7 @@ def export_pt(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
 
 def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Write ``images.pt`` and ``labels.pt`` as the package ``ddranking`` reads them.
+    """Write ``ddranking/images.pt`` and ``ddranking/labels.pt`` as the package ``ddranking`` reads them.
 
     Images are ``(K * ipc, 3, height, width)``, normalised, class after class; grey ones repeat their channel.
     A learned rate is not among them: it is ``learned.inner_lr`` in the run's ``distilled.safetensors``.
@@ -184,7 +184,8 @@ def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
         )
     if images.shape[1] not in (1, 3):
         raise UnsupportedError(f"ddranking takes colour images, these have {images.shape[1]} channels")
-    return [*_save_pair(images.expand(-1, 3, -1, -1).contiguous(), targets, folder), _save_units(found, folder)]
+    inner = folder / "ddranking"  # beside those of ``pt``, whose images may have one channel
+    return [*_save_pair(images.expand(-1, 3, -1, -1).contiguous(), targets, inner), _save_units(found, inner)]
 
 
 def _save_pair(images: Tensor, labels: Tensor, folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from mmdistill.networks.statistics import settled_by_class
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, choose_device
-from mmdistill.settings import require_sizes
+from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 WHOLE_MOST = 2**34
@@ -350,9 +350,8 @@ def image_task(
         name = model_name(model or "convnet")
         factory = model_factory(name, loaded.shape, len(loaded.class_names), width)
         features = features or getattr(factory(), "feature_names", ())
-    elif width is not None:
-        raise ConfigError("width belongs to a named model; a factory decides its own")
     else:
+        require_no_width(width, "a module of your own")
         name, factory = OWN_MODEL, model
     task = ImageTask(
         loaded,

@@ -98,10 +98,11 @@ class ImageBudget:
         found = (self.stored_bytes - taken) // each
         if found < 1:
             least = taken + each
-            ipc = -(-least // (self.num_classes * self.sample_bytes(self.numel)))
+            images = -(-least // (self.num_classes * self.sample_bytes(self.numel)))
+            enough = f"--bytes {least}" if self.given else f"--ipc {images}"
             raise ConfigError(
                 f"the budget is {self.stored_bytes:,} bytes, of which {taken:,} go to what codes share, and too few "
-                f"are left for one code per class; it takes {least:,} (--bytes {least} or --ipc {ipc})"
+                f"are left for one code per class; it takes {least:,} ({enough})"
             )
         return found
 

@@ -20,7 +20,7 @@ from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import VaeProtocol, fit_vae
 from mmdistill.registry import TaskOptions, canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
-from mmdistill.settings import require_sizes
+from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import JUDGING, Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
@@ -317,7 +317,7 @@ def recsys_task(
     *,
     model: ModuleFactory | str | None = None,
     features: tuple[str, ...] = (),
-    width: int = 600,
+    width: int | None = None,
     hold_out: float = 0.0,
     min_rating: float | None = None,
     max_users: int | None = None,
@@ -331,7 +331,7 @@ def recsys_task(
         data: a data set's name, a file or folder, a data frame, a matrix ``(users, items)``, or loaded interactions.
         model: one of :data:`MODELS`, the first by default, or a function that returns a module from rows to logits.
         features: names of the module's submodules whose features are matched.
-        width: hidden units of ``autoencoder``.
+        width: hidden units of ``autoencoder``; 600 by default.
         hold_out: see :class:`RecsysTask`.
         min_rating: the lowest rating that counts as an interaction; by default any above 0.
         max_users: judge on this many users, drawn at random; None is all.
@@ -345,7 +345,9 @@ def recsys_task(
     require_sizes(width=width, max_users=max_users)
     if not isinstance(data, Interactions):
         data = load_interactions(data, min_rating=min_rating, seed=seed)
-    factory, depth = network(model, data.num_items, width) if isinstance(model, str) else (model, 1)
+    if model != "autoencoder":
+        require_no_width(width, "a module of your own" if callable(model) else model or MODELS[0])
+    factory, depth = network(model, data.num_items, width or 600) if isinstance(model, str) else (model, 1)
     device = choose_device(device)
     protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users, device=device)
     return RecsysTask(
@@ -375,7 +377,7 @@ def make_task(data: str, options: TaskOptions) -> RecsysTask:
     model = canonical(options.model or MODELS[0])
     if model not in MODELS:
         raise unknown_name("model for recsys data", model, MODELS)
-    task = recsys_task(data, model=model, width=options.width or 600, seed=options.seed, device=options.device)
+    task = recsys_task(data, model=model, width=options.width, seed=options.seed, device=options.device)
     batch = options.judge_batch or task.vae.batch
     task.vae = replace(task.vae, batch=batch)
     if options.judge_epochs is not None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.registry import canonical, unknown_name
+from mmdistill.settings import require_no_width
 
 MODELS = ("linear", "mlp")
 ModelLike = str | ModuleFactory
@@ -47,13 +48,15 @@ def make_module(
     """Return the network that a name or a function means, for points of ``dim`` numbers.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or a width of anything but ``mlp``.
     """
     if not isinstance(model, str):
+        require_no_width(width, "a module of your own")
         return FunctionalModule(model, features, device)
     key = canonical(model)
     if key not in MODELS:
         raise unknown_name("text model", model, MODELS)
     if key == "linear":
+        require_no_width(width, key)
         return FunctionalModule(lambda: linear_head(dim, num_classes), device=device)
     return FunctionalModule(lambda: mlp_head(dim, num_classes, width or 256), device=device)

@@ -17,7 +17,7 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
-from mmdistill.settings import require_sizes
+from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.data import TextData, TextInput, load_text
@@ -398,6 +398,7 @@ def token_task(
         name = canonical(model)
         module = named_module(name, vocabulary, len(loaded.class_names), encoder=source, width=width, device=device)
     else:
+        require_no_width(width, "a module of your own")
         name = "model"
         module = model if isinstance(model, FunctionalModule) else FunctionalModule(model, features, device)
     protocol = None

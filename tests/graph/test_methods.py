@@ -124,6 +124,9 @@ def test_a_saved_graph_is_a_data_set_of_the_command_line(tmp_path: Path) -> None
     assert own.describe().data == str(path)
     assert own.describe().fingerprint == load_graph(path).fingerprint
     assert get_method(DOMAIN, "GCond_X").title == "GCond-X"
+    for model in (None, "SGC"):
+        with pytest.raises(ConfigError, match=r"(?i)sgc takes no width"):
+            DOMAIN.make_task(str(path), TaskOptions(model=model, width=5))
 
 
 @pytest.mark.data

@@ -206,7 +206,7 @@ def test_networks_that_cannot_work_are_refused_when_the_task_is_built() -> None:
         image_task((tiny()[0].double(), tiny()[1]), model=lambda: Own().double())
     with pytest.raises(ConfigError, match="no submodule named 'neck'"):
         image_task(tiny(), model=Own, features=("neck",))
-    with pytest.raises(ConfigError, match="width belongs to a named model"):
+    with pytest.raises(ConfigError, match="a module of your own takes no width"):
         image_task(tiny(), model=Own, width=3)
     with pytest.raises(ConfigError, match="unknown model 'resnet'"):
         image_task(tiny(), model="resnet")

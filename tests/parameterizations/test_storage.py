@@ -180,9 +180,13 @@ def test_impossible_stores_are_refused(task: ImageTask) -> None:
     settings = CORE_METHODS["dm"].settings(1)
     with pytest.raises(ConfigError, match="too few are left") as refusal:
         hallucinated(50)(task, 1, settings, "fixed", KEY)
-    found = re.search(r"it takes [\d,]+ \(--bytes (\d+) or --ipc (\d+)\)", str(refusal.value))
-    assert found is not None
-    limit, ipc = map(int, found.groups())
+    images = re.search(r"it takes [\d,]+ \(--ipc (\d+)\)", str(refusal.value))
+    with pytest.raises(ConfigError, match="too few are left") as refusal:
+        hallucinated(50)(task, 1, replace(settings, stored_bytes=1), "fixed", KEY)
+    size = re.search(r"it takes [\d,]+ \(--bytes (\d+)\)", str(refusal.value))
+    assert images is not None
+    assert size is not None
+    ipc, limit = int(images[1]), int(size[1])
     hallucinated(50)(task, ipc, settings, "fixed", KEY)
     hallucinated(50)(task, 1, replace(settings, stored_bytes=limit), "fixed", KEY)
     for least, given in ((ipc - 1, 0), (1, limit - 1)):

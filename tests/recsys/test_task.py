@@ -375,6 +375,9 @@ def test_options_of_the_command_line(tmp_path):
     assert {tuple(p.shape) for p in named.init(Draws(0)).params.values()} >= {(5, 12)}
     with pytest.raises(ConfigError, match="autoencoder"):
         DOMAIN.make_task(str(path), TaskOptions(model="autoencodr"))
+    for model in (None, "infinite-d2"):
+        with pytest.raises(ConfigError, match=r"infinite.* takes no width"):
+            DOMAIN.make_task(str(path), TaskOptions(model=model, width=5))
 
 
 def test_bad_arguments(task):

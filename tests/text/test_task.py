@@ -149,6 +149,9 @@ def test_networks_that_do_not_fit() -> None:
         text_task(corpus(), "tfidf", model=lambda: nn.Linear(dim, 5))
     with pytest.raises(ConfigError, match="did you mean 'mlp'"):
         text_task(corpus(), "tfidf", model="mpl")
+    for model, named in (("linear", "linear"), (lambda: nn.Linear(dim, 2), "a module of your own")):
+        with pytest.raises(ConfigError, match=f"{named} takes no width"):
+            text_task(corpus(), "tfidf", model=model, width=5)
     with pytest.raises(ConfigError, match="0 or more"):
         small_task(noise=-1.0)
     with pytest.raises(DataError, match="zero vector"):
