@@ -202,7 +202,7 @@ def _compare_parser() -> Parser:
         description="Put finished runs side by side. Runs that differ by nothing but the seed count as repetitions and "
         "share a line.",
     )
-    parser.add_argument("runs", type=str, nargs="+", help="run folders")
+    parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of them")
     parser.add_argument("--judge", type=str | None, default=None, help="whose scores; each run's first by default")
     parser.add_argument("--metric", type=str | None, default=None, help="which score; the judge's first by default")
     parser.add_argument(

@@ -14,6 +14,7 @@ from mmdistill.metrics import judge_in_words, read_metrics
 from mmdistill.runtime import atomic_write
 from mmdistill.store import read_json
 
+NO_RUN = "no run"
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
 PLACES = ("seed", "out", "resume", "overwrite", "checkpoint_every", "device", "compile")
@@ -79,18 +80,28 @@ class Repetitions:
 def judged_runs(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     """Return those folders that hold a judged run, and of the others why they do not, in words.
 
+    A folder that is no run, but holds some, stands for these.
+
     Raises:
         CheckpointError: a path that is not there.
         ConfigError: there is no judged run.
     """
     if absent := [str(folder) for folder in folders if not folder.exists()]:
         raise CheckpointError(f"no such folder: {', '.join(absent)}")
+    folders = [run for folder in folders for run in _runs_in(folder)]
     skipped = {folder: reason for folder in folders if (reason := _unjudged(folder) or _damage(folder))}
     judged = [folder for folder in folders if folder not in skipped]
     if not judged:
         reasons = "; ".join(f"{folder} ({reason})" for folder, reason in skipped.items())
         raise ConfigError(f"no judged run to compare: {reasons}")
     return judged, skipped
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Return the runs in a folder, by name; itself where it is a run or holds none."""
+    if _unjudged(folder) != NO_RUN or not folder.is_dir():
+        return [folder]
+    return sorted(inner for inner in folder.iterdir() if _unjudged(inner) != NO_RUN) or [folder]
 
 
 def _damage(folder: Path) -> str:
@@ -115,7 +126,7 @@ def _unjudged(folder: Path) -> str:
         return f"unfinished; it goes on with: mmdistill distill --resume {shlex.quote(str(folder))}"
     if is_started(folder):
         return "unfinished; distill(task, ..., out=folder, resume=True) in Python continues it"
-    return "no run"
+    return NO_RUN
 
 
 def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | None = None) -> list[Repetitions]:

@@ -152,6 +152,17 @@ def test_folders_without_a_judged_run_are_skipped(tmp_path: Path, capsys: pytest
     assert f"no judged run to compare: {unjudged} (not judged; " in capsys.readouterr().err
 
 
+def test_a_folder_of_runs_stands_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b", "a"):
+        finished(tmp_path / "runs" / name, 0.8, seed={"a": 0, "b": 1}[name])
+    (tmp_path / "runs" / "notes").mkdir()
+    assert main(["compare", str(tmp_path / "runs")]) == 0
+    out = capsys.readouterr().out
+    assert "skipped" not in out
+    assert main(["compare", str(tmp_path / "runs" / "a"), str(tmp_path / "runs" / "b")]) == 0
+    assert out == capsys.readouterr().out
+
+
 def test_a_run_that_is_given_twice_counts_once(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
     (tmp_path / "link").symlink_to(run)
