@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import secrets
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 GUMBEL_LOWEST = -5.0
 """Where Gumbel draws end, whose distribution function is 1e-64 there: a uniform draw of exactly 0 gives no infinity."""
@@ -275,14 +278,17 @@ _kept: set[Path] = set()
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Path, wait: str = "") -> Iterator[None]:
     """Keep other processes that ask alike from writing into a folder meanwhile.
 
     It is made if it is missing, and removed at the end where nothing has been written into it. The system lets go when
     the process ends, however it does. Where it cannot lock folders (Windows, some network drives) nothing is kept.
 
+    Args:
+        folder: which.
+        wait: what another process that has the folder is there to do: it is waited for; empty: it is not.
     Raises:
-        ConfigError: another process has the folder.
+        ConfigError: another process has the folder, and is not waited for.
     """
     place = folder.resolve()
     try:
@@ -301,7 +307,12 @@ def sole_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"another process is at work in {folder}; wait for it, or choose another one") from error
+            if not wait:
+                raise ConfigError(
+                    f"another process is at work in {folder}; wait for it, or choose another one"
+                ) from error
+            logger.warning("waiting for another process, which is there to %s in %s", wait, folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
         yield

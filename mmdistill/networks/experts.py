@@ -21,10 +21,19 @@ from torch import Tensor
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.memory import explained
 from mmdistill.networks.architecture import described_layers, differing_lines
+from mmdistill.networks.expert_group import (
+    OWN,
+    ExpertGroup,
+    open_groups,
+    remove_finished,
+    shard,
+    state_of,
+    write_tensors,
+)
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied, has_statistics
-from mmdistill.runtime import Draws, atomic_write, cache_folder
+from mmdistill.runtime import Draws, cache_folder, sole_writer
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, TrainsWhole, map_inputs, take
 
@@ -32,11 +41,6 @@ logger = logging.getLogger(__name__)
 
 EXPERTS_VERSION = 2
 MANIFEST = "experts.json"
-OWN = "experts"
-"""Under which a file keeps its manifest's digest and, after a blank, the numbers of the experts that trained together.
-
-One entry, since files write several in any order.
-"""
 PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batch=256, decay_at=())
 """Plain SGD at a constant rate, as trajectory matching trains its experts."""
 
@@ -127,7 +131,7 @@ class Experts:
         _require_same(folder, self.manifest, wanted, training=recipe is not None)
         if self.epochs < epochs:
             raise CheckpointError(f"the experts in {folder} trained for {self.epochs} epochs, {epochs} are needed")
-        missing = [index for index in range(count) if not _shard(folder, index).exists()]
+        missing = [index for index in range(count) if not shard(folder, index).exists()]
         if missing:
             raise CheckpointError(
                 f"of {count} experts in {folder}, {_listed(missing)} are missing; train_experts makes the missing ones"
@@ -137,17 +141,12 @@ class Experts:
 
     def snapshot(self, expert: int, epoch: int) -> NetworkState:
         """Return an expert's network after an epoch; 0 is the initialisation."""
-        tensors = self._read(expert, epoch)
-        parts: dict[str, Tensors] = {"params": {}, "buffers": {}}
-        for key, tensor in tensors.items():
-            kind, name = key.split(".", 1)
-            parts[kind][name] = tensor.to(self.device)
-        order = self.manifest["architecture"]
-        return NetworkState({name: parts["params"][name] for name in order}, parts["buffers"])
+        found = state_of({name: tensor.to(self.device) for name, tensor in self._read(expert, epoch).items()})
+        return found._replace(params={name: found.params[name] for name in self.manifest["architecture"]})
 
     def _read(self, expert: int, epoch: int | None) -> Tensors:
         """Return one epoch's tensors, or with None check the file alone."""
-        path = _shard(self.folder, expert)
+        path = shard(self.folder, expert)
         try:
             with safetensors.safe_open(path, framework="pt") as handle:
                 if not (handle.metadata() or {}).get(OWN, "").startswith(self._digest):
@@ -161,7 +160,7 @@ class Experts:
 
 def is_complete(folder: Path, count: int) -> bool:
     """Return whether a folder holds so many finished experts, of whatever kind."""
-    return (folder / MANIFEST).exists() and all(_shard(folder, index).exists() for index in range(count))
+    return (folder / MANIFEST).exists() and all(shard(folder, index).exists() for index in range(count))
 
 
 def train_experts(
@@ -176,15 +175,17 @@ def train_experts(
 ) -> Experts:
     """Train the experts that a folder lacks and keep their state after every epoch.
 
-    Finished files stay, so an interrupted call continues; each is written whole or not at all.
+    Finished files stay, and of what was not finished what :class:`~mmdistill.networks.expert_group.ExpertGroup` keeps,
+    so an interrupted call continues and ends with the same experts. Of several processes one trains, and the others
+    wait for it.
 
     Args:
         task: whose network trains on whose real samples.
         folder: where to put them.
         count: how many there shall be.
         recipe: how they train.
-        together: experts trained at once; the snapshots of so many are held in memory until they are written. Orders
-            and augmentation are drawn for all of them in one call, so another number means other experts.
+        together: experts trained at once. Orders and augmentation are drawn for all of them in one call, so another
+            number means other experts.
         mode: see :func:`~mmdistill.networks.fit.fit_networks`; None takes ``vmap`` where the network allows it.
         progress: called after every epoch.
     Raises:
@@ -197,22 +198,37 @@ def train_experts(
             f"count, together and epochs are at least 1, got {count}, {together}, {recipe.protocol.epochs}"
         )
     wanted = identity(task, recipe)
-    if (folder / MANIFEST).exists():
-        found = read_json(folder / MANIFEST)
-        _require_same(folder, found, wanted, training=True)
-    else:
-        write_json(folder / MANIFEST, wanted)
-    if open_groups := _open_groups(folder, count, together):
+    with sole_writer(folder, wait="train experts"):
+        if (folder / MANIFEST).exists():
+            _require_same(folder, read_json(folder / MANIFEST), wanted, training=True)
+        else:
+            write_json(folder / MANIFEST, wanted)
+        _train_missing(task, folder, count, recipe, together, mode, progress, digest(wanted))
+        return Experts(folder, task, count, recipe.protocol.epochs)
+
+
+def _train_missing(
+    task: Task,
+    folder: Path,
+    count: int,
+    recipe: ExpertRecipe,
+    together: int,
+    mode: Literal["vmap", "loop"] | None,
+    progress: Progress | None,
+    manifest: str,
+) -> None:
+    """Train the experts that a folder lacks, and remove what is left of groups that are finished."""
+    if groups := open_groups(folder, count, together):
         data = _training_batch(task)
-        clock = _Clock(len(open_groups) * recipe.protocol.epochs, progress)
+        clock = _Clock(len(groups) * recipe.protocol.epochs, progress)
         pure = _batches(task, data)
         # On the CPU one network keeps the machine busy, and convolutions batched over networks are slow.
         chosen = mode or ("vmap" if pure and task.device.type != "cpu" else "loop")
         loss = _expert_loss(task, random=not pure)
-        for group in open_groups:
+        for group in groups:
             with explained(f"training {len(group)} networks together", "fewer at once (--together) or less --width"):
-                _train_group(task, data, loss, folder, group, recipe, chosen, pure, clock, digest(wanted))
-    return Experts(folder, task, count, recipe.protocol.epochs)
+                _train_group(task, data, loss, folder, group, recipe, chosen, pure, clock, manifest)
+    remove_finished(folder)
 
 
 def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:
@@ -247,16 +263,16 @@ def _train_group(
     mode: Literal["vmap", "loop"],
     pure: bool,
     clock: "_Clock",
-    name: str,
+    manifest: str,
 ) -> None:
     """Train the experts of a group side by side and write those that are missing; pure ones draw nothing."""
-    snapshots: list[NetworkState] = []
+    kept = ExpertGroup(folder, group, manifest)
+    reached = kept.reached(task.device)
+    if reached is not None:
+        clock.skip(reached.epoch)
 
-    def observe(epoch: int, state: NetworkState) -> None:
-        # The live networks train on in place, so copies: to("cpu") alone returns them as they are on the CPU.
-        snapshots.append(
-            NetworkState(*({key: t.detach().to("cpu", copy=True) for key, t in part.items()} for part in state))
-        )
+    def observe(epoch: int, state: NetworkState, optimizer: torch.optim.Optimizer) -> None:
+        kept.note(epoch, state, optimizer)
         if epoch:
             clock.tick()
 
@@ -277,18 +293,14 @@ def _train_group(
         augment=augment if recipe.augment else None,
         noise=None if pure else lambda key, n: {"seed": key.to("cpu").integers(2**62, n)},
         observe=observe,
+        reached=reached,
         mode=mode,
         compile="auto" if pure else "off",
     )
-    stacked = stack_states(snapshots)
-    metadata = {OWN: f"{name} {','.join(map(str, group))}"}
     for position, index in enumerate(group):
-        if _shard(folder, index).exists():
-            continue
-        tensors = {f"params.{key}": t[:, position].contiguous() for key, t in stacked.params.items()}
-        tensors |= {f"buffers.{key}": t[:, position].contiguous() for key, t in stacked.buffers.items()}
-        with atomic_write(_shard(folder, index)) as handle:
-            handle.write(safetensors.torch.save(tensors, metadata=metadata))
+        if not shard(folder, index).exists():
+            write_tensors(shard(folder, index), kept.trajectory(position), kept.metadata)
+    kept.remove()
 
 
 def _expert_loss(task: Task, random: bool) -> Loss:
@@ -300,31 +312,6 @@ def _expert_loss(task: Task, random: bool) -> Loss:
         return task.loss(own, batch, train=True, draws=draws), own.buffers
 
     return loss
-
-
-def _open_groups(folder: Path, count: int, together: int) -> list[list[int]]:
-    """Return who shall train together: groups that lost a file as they were, and the experts that never trained.
-
-    A group that is larger than ``together`` is not trained whole; those that it lost become other experts.
-    """
-    missing = [index for index in range(count) if not _shard(folder, index).exists()]
-    lost = []
-    for path in sorted(folder.glob("expert-*.safetensors")) if missing else ():
-        group = _group_of(path)
-        if group not in lost and len(group) <= together and not set(group).isdisjoint(missing):
-            lost.append(group)
-    new = [index for index in missing if not any(index in group for group in lost)]
-    return lost + [new[first : first + together] for first in range(0, len(new), together)]
-
-
-def _group_of(path: Path) -> list[int]:
-    """Return which experts trained together with a file's; a damaged one is found when it is read."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            numbers = (handle.metadata() or {}).get(OWN, "").partition(" ")[2]
-    except (safetensors.SafetensorError, OSError):
-        return []
-    return [int(number) for number in numbers.split(",") if number]
 
 
 def _training_batch(task: Task) -> Batch:
@@ -358,14 +345,14 @@ class _Clock:
         self.progress = progress
         self.began = time.perf_counter()
 
+    def skip(self, epochs: int) -> None:
+        """Leave out epochs that were trained before."""
+        self.total -= epochs
+
     def tick(self) -> None:
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total, (time.perf_counter() - self.began) * (self.total / self.done - 1))
-
-
-def _shard(folder: Path, index: int) -> Path:
-    return folder / f"expert-{index:04d}.safetensors"
 
 
 def _listed(indices: Sequence[int]) -> str:

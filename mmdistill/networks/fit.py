@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -69,6 +69,23 @@ class FitProtocol:
             )
 
 
+@dataclass(frozen=True)
+class Reached:
+    """Where a training stands after an epoch: all that going on from there needs.
+
+    Args:
+        epoch: the epochs behind it.
+        state: the networks, stacked along a leading axis.
+        optimizer: the optimizer's ``state_dict``.
+    """
+
+    epoch: int
+    state: NetworkState
+    optimizer: dict[str, Any]
+
+
+Observer = Callable[[int, NetworkState, torch.optim.Optimizer], None]
+"""Called with an epoch's number, the live networks, stacked, and their optimizer."""
 Watcher = Callable[[int, int], None]
 """Called after each epoch with its number and how many there are."""
 _watchers: list[Watcher] = []
@@ -144,7 +161,8 @@ def fit_networks(
     noise: Callable[[Draws, int], Tensors] | None = None,
     select: Callable[[NetworkState], Tensor] | None = None,
     select_every: int = 1,
-    observe: Callable[[int, NetworkState], None] | None = None,
+    observe: Observer | None = None,
+    reached: Reached | None = None,
     mode: Literal["vmap", "loop"] = "vmap",
     compile: Literal["auto", "off"] = "off",
 ) -> NetworkState:
@@ -162,8 +180,9 @@ def fit_networks(
         select: scores all networks, ``(n,)``, higher is better, on validation data; each network's best state so
             far is returned instead of its last.
         select_every: epochs between selections.
-        observe: called with 0 and the fresh networks, then after each epoch with its number and the live ones, which
-            go on changing in place: copy what is to stay.
+        observe: called before the first epoch with 0, then after each epoch with its number; the networks go on
+            changing in place, so copy what is to stay.
+        reached: go on from there as if nothing had been between; not with ``select``.
         mode: ``vmap`` trains all networks in one batched call, ``loop`` one after the other with the memory of one;
             both see the same streams and agree to rounding.
         compile: ``auto`` compiles the loss where that repays, on the CPU in mode ``loop``; on CUDA all networks' steps
@@ -177,6 +196,12 @@ def fit_networks(
     if n < 1 or count < 1:
         raise ConfigError(f"training needs at least one network and one sample, got {n} networks and {count} samples")
     state = stack_states([init(draws.fold("init", index)) for index in range(n)])
+    begin = 0
+    if reached is not None:
+        begin, held = reached.epoch, reached.state
+        state = NetworkState(  # in the order that the optimizer knows
+            *({name: there[name] for name in part} for part, there in zip(state, held, strict=True))
+        )
     visits = count if protocol.visits is None else min(protocol.visits, count)
     size = visits if protocol.batch is None else min(protocol.batch, visits)
     whole = size == count and augment is None
@@ -184,18 +209,23 @@ def fit_networks(
     lr, buffers = protocol.lr, state.buffers
     optimizer = _optimizer(protocol, state.params, lr)
     best: tuple[Tensor, NetworkState] | None = None
-    if observe is not None:
-        observe(0, state)
+    if reached is not None:
+        optimizer.load_state_dict(reached.optimizer)
+    elif observe is not None:
+        observe(0, state, optimizer)
     device = data.weight.device
     if device.type == "cpu":
         keep_freed_memory()
     engine: GradientEngine | None = None
-    step, steps = 0, protocol.epochs * math.ceil(visits / size)
+    each = math.ceil(visits / size)
+    step, steps = begin * each, protocol.epochs * each
     for epoch in range(protocol.epochs):
         if epoch in decay_epochs and epoch > 0:
             lr *= protocol.decay
-            if protocol.restart:
+            if protocol.restart and epoch >= begin:
                 optimizer = _optimizer(protocol, state.params, lr)
+        if epoch < begin:
+            continue
         key = draws.fold("epoch", epoch).to(device)
         order = None if whole else key.fold("order").uniform(n, count).argsort(1)[:, :visits]
         for start in range(0, visits, size):
@@ -220,7 +250,7 @@ def fit_networks(
             _step(optimizer, state.params, gradients)
             step += 1
         if observe is not None:
-            observe(epoch + 1, NetworkState(state.params, buffers))
+            observe(epoch + 1, NetworkState(state.params, buffers), optimizer)
         for watcher in _watchers:
             watcher(epoch + 1, protocol.epochs)
         if select is not None and (epoch % select_every == 0 or epoch == protocol.epochs - 1):

@@ -50,7 +50,7 @@ class ExpertTrajectories(NetworkSchedule):
         try:
             self._experts(task)
         except KeyboardInterrupt as stop:
-            stop.add_note("experts that are finished are kept, and the same command goes on from them")
+            stop.add_note("experts are kept as they were a minute ago or less, and the same command goes on from there")
             raise
 
     def recipe_for(self, task: Task) -> ExpertRecipe:

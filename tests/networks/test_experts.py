@@ -14,11 +14,11 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import image_task
 from mmdistill.networks import experts as module
 from mmdistill.networks import trajectories
+from mmdistill.networks.expert_group import open_groups
 from mmdistill.networks.experts import (
     PUBLISHED,
     ExpertRecipe,
     Experts,
-    _open_groups,
     default_folder,
     open_experts,
     train_experts,
@@ -123,9 +123,9 @@ def test_finished_experts_stay_and_missing_ones_are_made(trained: Path, tmp_path
     )
     assert len(ticks) == EPOCHS  # of the new one alone
     assert before.items() <= {path.name: path.read_bytes() for path in folder.glob("expert*.safetensors")}.items()
-    assert _open_groups(folder, 6, 2) == [[4, 5]]
+    assert open_groups(folder, 6, 2) == [[4, 5]]
     (folder / "expert-0001.safetensors").unlink()
-    assert [_open_groups(folder, 4, together) for together in (2, 1)] == [[[0, 1]], [[1]]]
+    assert [open_groups(folder, 4, together) for together in (2, 1)] == [[[0, 1]], [[1]]]
     train_experts(BlobTask(), folder, 4, RECIPE, together=2)
     assert Experts(folder, BlobTask(), 4).snapshot(3, 0).params["0.weight"].shape == (8, 4)
 
@@ -249,14 +249,14 @@ def test_the_schedule_makes_missing_experts_and_says_how_long(
     assert folder != default_folder(task, replace(RECIPE, augment=False))
 
 
-def test_an_interruption_says_that_finished_experts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(trajectories, "open_experts", interrupted)
     with pytest.raises(KeyboardInterrupt) as stop:
         ExpertTrajectories(2, 1, 1, RECIPE, tmp_path).make_ready(BlobTask())
-    assert "experts that are finished are kept" in stop.value.__notes__[0]
+    assert "as they were a minute ago or less" in stop.value.__notes__[0]
 
 
 def test_impossible_schedules_are_refused() -> None:

@@ -1,0 +1,193 @@
+"""A group of experts in training: on disk as far as it came, so that an interruption costs no more than a minute.
+
+Snapshots are kept in memory until so many seconds have passed, and then written, together with the optimizer; so the
+memory that they take does not grow with the training either.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mmdistill.errors import CheckpointError
+from mmdistill.networks.fit import Reached
+from mmdistill.runtime import atomic_write
+from mmdistill.store import load_tree, read_tensors, save_tree
+from mmdistill.task import NetworkState, Tensors
+
+logger = logging.getLogger(__name__)
+
+OWN = "experts"
+"""Under which a file keeps its manifest's digest and, after a blank, the numbers of the experts that trained together.
+
+One entry, since files write several in any order.
+"""
+STATE = "state.safetensors"
+"""In a group's folder: how far it came, which files hold its snapshots, and its optimizer."""
+KEPT_EVERY = 60.0
+"""Seconds of training that an interruption may cost, beside the epoch that it cuts off."""
+
+
+class ExpertGroup:
+    """The trajectories of experts that train together.
+
+    Args:
+        folder: that of all experts; the group has a folder in it while it trains, if that takes long.
+        numbers: of these experts.
+        manifest: the digest of what all experts there are.
+    """
+
+    def __init__(self, folder: Path, numbers: Sequence[int], manifest: str) -> None:
+        self.metadata = {OWN: f"{manifest} {','.join(map(str, numbers))}"}
+        self.folder = folder / f"group-{numbers[0]:04d}-{len(numbers)}"
+        self._files: list[str] = []
+        self._pending: list[Tensors] = []
+        self._epochs = 0
+        self._kept = time.monotonic()
+
+    def reached(self, device: torch.device) -> Reached | None:
+        """Return the last state that is on disk; None where there is none, or none that can be used."""
+        path = self.folder / STATE
+        if not path.exists():
+            return None
+        try:
+            tree = load_tree(path)
+            files = [str(name) for name in tree["files"]]
+            for name in files:
+                last, metadata = read_tensors(self.folder / name)
+                if metadata != self.metadata:
+                    raise CheckpointError(f"{self.folder / name} is of other experts")
+            placed = {name: tensor[-1].to(device, copy=True) for name, tensor in last.items()}
+            found = Reached(int(tree["epoch"]), state_of(placed), tree["optimizer"])
+        except (CheckpointError, KeyError, TypeError) as error:
+            logger.warning("experts begin anew, since what is left of them cannot be used: %s", error)
+            return None
+        self._files, self._epochs = files, found.epoch + 1
+        return found
+
+    def note(self, epoch: int, state: NetworkState, optimizer: torch.optim.Optimizer) -> None:
+        """Take the networks' state after an epoch, which goes on changing in place."""
+        # Copies: to("cpu") alone returns the live networks as they are on the CPU.
+        self._pending.append(_named(state))
+        if time.monotonic() - self._kept < KEPT_EVERY:
+            return
+        name = f"epochs-{self._epochs:04d}-{epoch:04d}.safetensors"
+        stacked = {key: torch.stack([own[key] for own in self._pending]) for key in self._pending[0]}
+        write_tensors(self.folder / name, stacked, self.metadata)
+        files = [*self._files, name]
+        save_tree(self.folder / STATE, {"epoch": epoch, "files": list(files), "optimizer": optimizer.state_dict()})
+        self._files, self._pending, self._epochs = files, [], epoch + 1
+        self._kept = time.monotonic()
+
+    def trajectory(self, position: int) -> Tensors:
+        """Return an expert's tensors after each epoch, ``(epochs + 1, ...)`` each, from the files and the memory.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        parts = [_rows(self.folder / name, position) for name in self._files]
+        parts += [{key: tensor[position][None] for key, tensor in own.items()} for own in self._pending]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    def remove(self) -> None:
+        """Remove what lies in the group's folder."""
+        _remove(self.folder)
+
+
+def shard(folder: Path, index: int) -> Path:
+    """Return where an expert's trajectory is, once it is finished."""
+    return folder / f"expert-{index:04d}.safetensors"
+
+
+def open_groups(folder: Path, count: int, together: int) -> list[list[int]]:
+    """Return who shall train together: groups that lost a file or did not finish, and experts that never trained.
+
+    A group that is larger than ``together`` is not trained whole; those that it lost become other experts.
+    """
+    missing = [index for index in range(count) if not shard(folder, index).exists()]
+    lost = []
+    trained = [*sorted(folder.glob("expert-*.safetensors")), *_unfinished(folder)]
+    for path in trained if missing else ():
+        group = numbers_in(path)
+        if group not in lost and len(group) <= together and not set(group).isdisjoint(missing):
+            lost.append(group)
+    new = [index for index in missing if not any(index in group for group in lost)]
+    return lost + [new[first : first + together] for first in range(0, len(new), together)]
+
+
+def remove_finished(folder: Path) -> None:
+    """Remove what is left of groups whose experts are all finished."""
+    for left in _unfinished(folder):
+        if all(shard(folder, index).exists() for index in numbers_in(left)):
+            _remove(left)
+
+
+def numbers_in(path: Path) -> list[int]:
+    """Return which experts trained together with those of a file or a group's folder.
+
+    A damaged one has none; it is found when it is read.
+    """
+    if path.is_dir():
+        return next((found for inner in sorted(path.glob("epochs-*.safetensors")) if (found := numbers_in(inner))), [])
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            numbers = (handle.metadata() or {}).get(OWN, "").partition(" ")[2]
+    except (safetensors.SafetensorError, OSError):
+        return []
+    return [int(number) for number in numbers.split(",") if number]
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Write tensors to a safetensors file whose single rows can be read, atomically."""
+    with atomic_write(path) as handle:
+        handle.write(safetensors.torch.save(tensors, metadata=metadata))
+
+
+def state_of(tensors: Tensors) -> NetworkState:
+    """Return the state whose tensors a file names so: ``params.NAME`` and ``buffers.NAME``."""
+    parts: dict[str, dict[str, Tensor]] = {"params": {}, "buffers": {}}
+    for key, tensor in tensors.items():
+        kind, name = key.split(".", 1)
+        parts[kind][name] = tensor
+    return NetworkState(parts["params"], parts["buffers"])
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """Return the folders of groups that did not finish, in order."""
+    return sorted(path for path in folder.glob("group-*") if (path / STATE).exists())
+
+
+def _remove(folder: Path) -> None:
+    """Remove a group's folder and the files in it."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _rows(path: Path, position: int) -> Tensors:
+    """Return one expert's rows of a file ``(epochs, experts, ...)``.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            return {name: handle.get_slice(name)[:, position].clone() for name in handle.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); remove its folder, to train its experts anew") from error
+
+
+def _named(state: NetworkState) -> Tensors:
+    """Return copies of a state's tensors on the host, by the names that :func:`state_of` reads."""
+    return {
+        f"{kind}.{name}": tensor.detach().to("cpu", copy=True)
+        for kind, part in (("params", state.params), ("buffers", state.buffers))
+        for name, tensor in part.items()
+    }
