@@ -159,7 +159,7 @@ def state_of(tensors: Tensors) -> NetworkState:
 
 def _unfinished(folder: Path) -> list[Path]:
     """Return the folders of groups that did not finish, in order."""
-    return sorted(path for path in folder.glob("group-*") if (path / STATE).exists())
+    return sorted(path for path in folder.glob("group-*") if path.is_dir())
 
 
 def _remove(folder: Path) -> None:

@@ -108,6 +108,14 @@ def test_a_larger_group_is_left_for_smaller_ones(tmp_path: Path) -> None:
     assert not (tmp_path / "group-0000-3").exists()
 
 
+def test_files_without_a_state_are_of_no_use_and_do_not_stay(tmp_path: Path) -> None:
+    task, recipe = BlobTask(), ExpertRecipe(PROTOCOLS["plain"])
+    interrupted(task, tmp_path, recipe, 3, together=3)
+    (tmp_path / "group-0000-3" / STATE).unlink()
+    train_experts(task, tmp_path, 3, recipe, together=1)
+    assert not (tmp_path / "group-0000-3").exists()
+
+
 def test_a_second_process_waits_for_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keeper = (
         "import sys, time; from pathlib import Path; from mmdistill.runtime import sole_writer\n"
