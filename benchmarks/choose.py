@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, required=True)
     parser.add_argument("--rates", required=True, help="comma-separated learning rates of the samples")
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--cosine", action="store_true", help="anneal the rates of the samples")
     parser.add_argument("--settings", default="", help="others of the method's settings: inner_steps=60,init=noise")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--seeds", default="10,11")
@@ -98,7 +99,9 @@ def main() -> None:
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     for rate in (float(text) for text in chosen.rates.split(",")):
         settings = method.settings(chosen.budget)
-        optimizers = {**settings.optimizers, "codes": replace(settings.optimizers["codes"], lr=rate)}
+        codes = settings.optimizers["codes"]
+        codes = replace(codes, lr=rate, cosine=codes.cosine or chosen.cosine)
+        optimizers = {**settings.optimizers, "codes": codes}
         settings = replace(settings, optimizers=optimizers, steps=chosen.steps)
         distillers = [
             Distiller(task, method, chosen.budget, seed=seed, settings=settings, precision=chosen.precision)
