@@ -270,7 +270,7 @@ def require_made(what: str, made: object, wanted: type) -> None:
         ConfigError: naming both types.
     """
     if not isinstance(made, wanted):
-        raise ConfigError(f"{what} is a {wanted.__name__}, but what should make it gives {type(made).__name__}")
+        raise ConfigError(f"{what} is of type {type(made).__name__}, where a method needs {wanted.__name__}")
 
 
 class MethodTable(dict[str, Method]):

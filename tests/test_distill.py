@@ -697,9 +697,12 @@ def test_an_unknown_view_is_refused() -> None:
     ("parts", "message"),
     [
         ({"objective": DistributionMatching()}, "takes what makes one .*, not a DistributionMatching"),
-        ({"objective": lambda: None}, "the objective of .* is a Objective, but what should make it gives NoneType"),
-        ({"network": lambda settings: None}, "the network schedule of .* is a NetworkSchedule"),
-        ({"parameterization": lambda *given: None}, "what DM stores is a Parameterization"),
+        ({"objective": lambda: None}, "of type NoneType, where a method needs Objective"),
+        (
+            {"network": lambda settings: None},
+            "schedule of .* is of type NoneType, where a method needs NetworkSchedule",
+        ),
+        ({"parameterization": lambda *given: None}, "of type NoneType, where a method needs Parameterization"),
     ],
 )
 def test_parts_that_make_something_else_are_refused(parts: dict[str, Any], message: str) -> None:
