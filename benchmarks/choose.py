@@ -71,7 +71,12 @@ def main() -> None:
     parser.add_argument("--budget", type=int, required=True)
     parser.add_argument("--rates", required=True, help="comma-separated learning rates of the samples")
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--cosine", action="store_true", help="anneal the rates of the samples")
+    parser.add_argument(
+        "--cosine",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="anneal the rates or do not; by default as the method",
+    )
     parser.add_argument("--settings", default="", help="others of the method's settings: inner_steps=60,init=noise")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--seeds", default="10,11")
@@ -100,7 +105,7 @@ def main() -> None:
     for rate in (float(text) for text in chosen.rates.split(",")):
         settings = method.settings(chosen.budget)
         codes = settings.optimizers["codes"]
-        codes = replace(codes, lr=rate, cosine=codes.cosine or chosen.cosine)
+        codes = replace(codes, lr=rate, cosine=codes.cosine if chosen.cosine is None else chosen.cosine)
         optimizers = {**settings.optimizers, "codes": codes}
         settings = replace(settings, optimizers=optimizers, steps=chosen.steps)
         distillers = [

@@ -232,7 +232,7 @@ def _expert_schedule(domain: Domain, method: Method, budget: int) -> ExpertTraje
     fitting = [
         name
         for name, found in domain_methods(domain).items()
-        if isinstance(found.network(found.settings(budget)), ExpertTrajectories)
+        if isinstance(found.make_schedule(found.settings(budget)), ExpertTrajectories)
     ]
     raise ConfigError(f"{method.title} matches no experts; methods that do: {', '.join(fitting) or 'none here'}")
 

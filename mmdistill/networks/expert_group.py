@@ -47,7 +47,6 @@ class ExpertGroup:
         self.folder = folder / f"group-{numbers[0]:04d}-{len(numbers)}"
         self._files: list[str] = []
         self._pending: list[Tensors] = []
-        self._epochs = 0
         self._kept = time.monotonic()
 
     def reached(self, device: torch.device) -> Reached | None:
@@ -67,7 +66,7 @@ class ExpertGroup:
         except (CheckpointError, KeyError, TypeError) as error:
             logger.warning("experts begin anew, since what is left of them cannot be used: %s", error)
             return None
-        self._files, self._epochs = files, found.epoch + 1
+        self._files = files
         return found
 
     def note(self, epoch: int, state: NetworkState, optimizer: torch.optim.Optimizer) -> None:
@@ -76,12 +75,12 @@ class ExpertGroup:
         self._pending.append(_named(state))
         if time.monotonic() - self._kept < KEPT_EVERY:
             return
-        name = f"epochs-{self._epochs:04d}-{epoch:04d}.safetensors"
+        name = f"epochs-{epoch + 1 - len(self._pending):04d}-{epoch:04d}.safetensors"
         stacked = {key: torch.stack([own[key] for own in self._pending]) for key in self._pending[0]}
         write_tensors(self.folder / name, stacked, self.metadata)
         files = [*self._files, name]
-        save_tree(self.folder / STATE, {"epoch": epoch, "files": list(files), "optimizer": optimizer.state_dict()})
-        self._files, self._pending, self._epochs = files, [], epoch + 1
+        save_tree(self.folder / STATE, {"epoch": epoch, "files": files, "optimizer": optimizer.state_dict()})
+        self._files, self._pending = files, []
         self._kept = time.monotonic()
 
     def trajectory(self, position: int) -> Tensors:

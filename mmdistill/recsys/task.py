@@ -345,9 +345,11 @@ def recsys_task(
     require_sizes(width=width, max_users=max_users)
     if not isinstance(data, Interactions):
         data = load_interactions(data, min_rating=min_rating, seed=seed)
-    if model != "autoencoder":
-        require_no_width(width, "a module of your own" if callable(model) else model or MODELS[0])
-    factory, depth = network(model, data.num_items, width or 600) if isinstance(model, str) else (model, 1)
+    if isinstance(model, str):
+        factory, depth = network(model, data.num_items, width)
+    else:
+        require_no_width(width, MODELS[0] if model is None else "a module of your own")
+        factory, depth = model, 1
     device = choose_device(device)
     protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users, device=device)
     return RecsysTask(
@@ -355,16 +357,18 @@ def recsys_task(
     )
 
 
-def network(name: str, num_items: int, width: int) -> tuple[ModuleFactory | None, int]:
+def network(name: str, num_items: int, width: int | None) -> tuple[ModuleFactory | None, int]:
     """Return the factory of a network by name, None for an infinitely wide one, and the depth of the wide one.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or a width of an infinitely wide one.
     """
     if name not in MODELS:
         raise unknown_name("model for recsys data", name, MODELS)
     if name == "autoencoder":
-        return lambda: nn.Sequential(nn.Linear(num_items, width), nn.Tanh(), nn.Linear(width, num_items)), 1
+        units = width or 600
+        return lambda: nn.Sequential(nn.Linear(num_items, units), nn.Tanh(), nn.Linear(units, num_items)), 1
+    require_no_width(width, name)
     return None, int(name.partition("-d")[2] or 1)
 
 
