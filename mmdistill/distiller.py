@@ -17,7 +17,7 @@ from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one
 from mmdistill.optimizers import is_active, make_optimizer, rate_at
-from mmdistill.parameterizations.base import Chosen, Parameterization
+from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
 from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.run_state import RunState, follow
 from mmdistill.runtime import Draws
@@ -297,6 +297,7 @@ class Distiller:
         chosen = made.choose(key.fold("chosen"), self.settings.syn_batch) if self._takes_some(made) else None
         own = key.fold("synthetic")
         decoded: Batch = made(own) if chosen is None else made.part(chosen.rows.flatten(), own)
+        require_alike(made, decoded, real, None if chosen is None else chosen.rows.numel())
         syn, real = self.batches(run, schedule, decoded, real, key, chosen)
         loss = run.objective(network, syn, real, key.fold("objective"))
         penalty = made.penalty(network.features, decoded.inputs, chosen)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import UnsupportedError
+from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.labels import Labels
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, Inputs, Tensors, map_inputs, stack_classes, take
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, Tensors, map_inputs, num_samples, stack_classes, take
 
 FeatureMap = Callable[[Inputs], tuple[Tensor, ...]]
 
@@ -146,6 +146,34 @@ class Parameterization(nn.Module, ABC):
     def stored_bytes(self) -> int:
         """Return the bytes of these numbers; class indices count one byte each up to 256 classes, as images do."""
         return sum(stored_tensor_bytes(tensor) for tensor in self.state_dict().values())
+
+
+def require_alike(made: Parameterization, decoded: Batch, real: Batch | ClassBatch, count: int | None = None) -> None:
+    """Refuse decoded samples that are not as real ones, or not as many as there should be.
+
+    Args:
+        made: what decoded them.
+        decoded: the samples.
+        real: real ones; only the shapes of a tensor are compared, since those of a named dict may differ (graphs).
+        count: how many there should be; None: one for each of the parameterization's classes.
+    Raises:
+        ShapeError: they differ.
+    """
+    expected = len(made.classes) if count is None and made.classes is not None else count
+    found = num_samples(decoded.inputs)
+    if expected not in (None, found):
+        raise ShapeError(f"{type(made).__name__} decoded {found} samples, and says the classes of {expected}")
+    inputs, stacked = (
+        (real.batch.inputs, real.dims.inputs == 0) if isinstance(real, ClassBatch) else (real.inputs, False)
+    )
+    if not isinstance(decoded.inputs, Tensor) or not isinstance(inputs, Tensor):
+        return
+    shape = inputs.shape[2:] if stacked else inputs.shape[1:]
+    if decoded.inputs.shape[1:] != shape:
+        raise ShapeError(
+            f"{type(made).__name__} decoded samples of {tuple(decoded.inputs.shape[1:])}, and real ones are "
+            f"{tuple(shape)}"
+        )
 
 
 def stored_tensor_bytes(tensor: Tensor) -> int:

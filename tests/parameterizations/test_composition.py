@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from mmdistill.budget import find_budget, parse_bytes
 from mmdistill.distill import distill, find_parameterization
 from mmdistill.distiller import Distiller
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.generator import GeneratorRecipe, trained_generator
@@ -16,10 +17,12 @@ from mmdistill.image.storage import canvas, coefficients, hallucinated, latent
 from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS
+from mmdistill.parameterizations.decoder import DecodedCodes
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.registry import domain_methods, get_domain, get_method, get_parameterization
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
+from mmdistill.task import Batch, Task
 
 KEY = Draws(3)
 IMAGE_BYTES = 64 * 4 + 1
@@ -217,6 +220,34 @@ def test_a_storage_brings_the_rates_of_its_groups() -> None:
     assert (own.optimizers["codes"].name, other.optimizers["codes"].name) == ("sgd", "adam")
     assert "decoder" in other.optimizers
     assert CORE_METHODS["dm"].stored_as(DOMAIN.parameterizations["raw"]).settings(1).optimizers == own.optimizers
+
+
+class Doubled(Raw):
+    """Decodes every image twice, and says nothing of it."""
+
+    def forward(self, draws: Draws) -> Batch:
+        """Return two batches in one."""
+        inputs, targets, weight = super().forward(draws)
+        assert isinstance(inputs, Tensor)
+        assert isinstance(targets, Tensor)
+        return Batch(inputs.repeat(2, 1, 1, 1), targets.repeat(2), weight.repeat(2))
+
+
+def test_samples_unlike_real_ones_are_refused_in_words(task: ImageTask) -> None:
+    codes, labels, classes = torch.zeros(10, 1, 4, 4), FixedLabels(torch.arange(10)), torch.arange(10)
+
+    def thrice(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> DecodedCodes:
+        return DecodedCodes(codes, [nn.Upsample(scale_factor=3)], labels, classes, 10)
+
+    def doubled(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Doubled:
+        return Doubled(torch.zeros(10, 1, 8, 8), labels, classes, 10)
+
+    with pytest.raises(
+        ShapeError, match=r"DecodedCodes decoded samples of \(1, 12, 12\), and real ones are \(1, 8, 8\)"
+    ):
+        distill(task, quick("dm"), ipc=1, parameterization=Storage(thrice))
+    with pytest.raises(ShapeError, match="Doubled decoded 20 samples, and says the classes of 10"):
+        distill(task, quick("dm"), ipc=1, parameterization=Storage(doubled))
 
 
 def test_names_of_parameterizations(task: ImageTask) -> None:
