@@ -17,30 +17,79 @@ import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
+from mmdistill.method import LABELS, Method
 from mmdistill.metrics import metrics_document
-from mmdistill.registry import TaskOptions, domain_of, get_method
+from mmdistill.precision import Precision
+from mmdistill.registry import (
+    DOMAIN_PACKAGES,
+    Domain,
+    TaskOptions,
+    domain_of,
+    get_domain,
+    get_method,
+    get_parameterization,
+)
 from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json
+from mmdistill.task import Task
 
 TASK_OPTIONS = ("model", "width", "encoder", "judge_epochs", "judge_batch", "protocol", "whiten")
-TWO_PART_NAMES = ("fashion-mnist", "tiny-imagenet", "ml-1m")
 
 
-def parse_row(row: str) -> tuple[str, str, int, dict[str, object]]:
+class Prepared(NamedTuple):
+    """What a row names: the task and the method with its overrides."""
+
+    domain: Domain
+    data: str
+    name: str
+    budget: int
+    task: Task
+    method: Method
+    schedule: str
+    precision: Precision
+    judging: dict[str, int]
+
+
+def prepared(row: str, device: str = "cpu") -> Prepared:
+    """Return what a row names, on a device."""
+    data, name, budget, overrides = parse_row(row)
+    domain = domain_of(data)
+    options = {key: overrides.pop(key) for key in TASK_OPTIONS if key in overrides}
+    task = domain.make_task(data, TaskOptions(device=device, **options))
+    schedule, precision = overrides.pop("schedule", "published"), overrides.pop("precision", "auto")
+    storage, label = overrides.pop("parameterization", None), overrides.pop("label", None)
+    method = get_method(domain, name, data, schedule).customised(
+        None if storage is None else get_parameterization(domain, storage, data),
+        None if label is None else LABELS[label],
+        overrides,
+    )
+    return Prepared(domain, data, name, budget, task, method, schedule, precision, judging_of(options))
+
+
+def parse_row(row: str) -> tuple[str, str, int, dict[str, Any]]:
     """Return data, method, budget and overrides of a row."""
     name, _, extra = row.partition(":")
-    data, rest = name.split("-", 1) if not name.startswith(TWO_PART_NAMES) else _two_part(name)
-    method, _, budget = rest.rpartition("-")
+    data = _data_of(row)
+    method, _, budget = name.removeprefix(f"{data}-").rpartition("-")
     return data, method, int(budget), parse_options(extra)
 
 
-def parse_options(text: str) -> dict[str, object]:
+def _data_of(row: str) -> str:
+    """Return the data set that a row begins with, whose name may have hyphens; a path has none."""
+    for domain in map(get_domain, DOMAIN_PACKAGES):  # one after the other: importing a domain takes seconds
+        named = [data for data in domain.datasets if row.startswith(f"{data}-")]
+        if named:
+            return max(named, key=len)
+    return row.partition("-")[0]
+
+
+def parse_options(text: str) -> dict[str, Any]:
     """Return what ``NAME=VALUE,NAME=VALUE`` sets."""
     pairs = (item.partition("=") for item in text.split(",") if item)
     return {name: _plain(value) for name, _, value in pairs}
@@ -52,11 +101,6 @@ def _plain(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def _two_part(name: str) -> tuple[str, str]:
-    first, second, rest = name.split("-", 2)
-    return f"{first}-{second}", rest
 
 
 def folder_of(out: Path, row: str, seed: int) -> Path:
@@ -73,12 +117,8 @@ def run_row(
     row: str, folder: Path, device: str, networks: int, seed: int, judges: list[str], baselines: list[str]
 ) -> dict[str, Any]:
     """Distil and judge one row with one seed; returns its metrics document."""
-    data, name, budget, overrides = parse_row(row)
-    domain = domain_of(data)
-    task_options = {key: overrides.pop(key) for key in TASK_OPTIONS if key in overrides}
-    task = domain.make_task(data, TaskOptions(device=device, **task_options))  # type: ignore[arg-type]
-    storage, precision = overrides.pop("parameterization", None), overrides.pop("precision", "auto")
-    method = get_method(domain, name, data, overrides.pop("schedule", "published"))  # type: ignore[arg-type]
+    found = prepared(row, device)
+    task = found.task
     resume = any((folder / "checkpoints").glob("step-*.safetensors"))
     last = [time.time()]
 
@@ -89,24 +129,22 @@ def run_row(
 
     result = distill(
         task,
-        method,
-        budget,
-        parameterization=storage,  # type: ignore[arg-type]
+        found.method,
+        found.budget,
         seed=seed,
-        precision=precision,  # type: ignore[arg-type]
-        settings=overrides,
+        precision=found.precision,
         out=folder,
         resume=resume,
         overwrite=True,
         progress=report,
-        name=name,
+        name=found.name,
     )
     judges = judges or [task.judges[0]]  # the network distilled with, also where the method's own judge is a kernel
     evaluation = evaluate(task, result, judges=judges, n=networks, seed=seed, baselines=baselines)
-    document = metrics_document(result, evaluation, judging=judging_of(task_options), task=task)
+    document = metrics_document(result, evaluation, judging=found.judging, task=task)
     document |= {"row": row, "samples": len(result.batch.weight), "judging_seconds": evaluation.seconds}
     write_json(folder / "metrics.json", document)
-    domain.draw(task, result.to(task.device), folder / "pictures")
+    found.domain.draw(task, result.to(task.device), folder / "pictures")
     return document
 
 

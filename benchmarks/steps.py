@@ -9,29 +9,22 @@ seconds until then (judging left out), and mean and standard deviation of the ac
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 
-from quality import TASK_OPTIONS, parse_row
+from quality import prepared
 
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
-from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.store import write_json
 
 
 def curve(row: str, shares: list[float], seed: int, networks: int) -> list[dict[str, object]]:
     """Return one entry per share of the steps, in order."""
-    data, name, budget, overrides = parse_row(row)
-    domain = domain_of(data)
-    options = {key: overrides.pop(key) for key in TASK_OPTIONS if key in overrides}
-    task = domain.make_task(data, TaskOptions(**options))  # type: ignore[arg-type]
-    schedule = overrides.pop("schedule", "published")
-    method = get_method(domain, name, data, schedule)  # type: ignore[arg-type]
-    settings = replace(method.settings(budget), **overrides)  # type: ignore[arg-type]
+    found = prepared(row)
+    task, settings = found.task, found.method.settings(found.budget)
     if settings.ema or settings.validate_every:
         raise SystemExit(f"{row} ends with an average or its best step, which has no value on the way")
-    distiller = Distiller(task, method, budget, seed=seed, settings=settings)
+    distiller = Distiller(task, found.method, found.budget, seed=seed, precision=found.precision)
     wanted = sorted({round(share * distiller.steps) for share in shares})
     run, seconds, entries = distiller.start(), 0.0, []
     for stop in wanted:
@@ -39,9 +32,10 @@ def curve(row: str, shares: list[float], seed: int, networks: int) -> list[dict[
         while run.step < stop:
             run, _ = distiller.step(run)
         seconds += time.perf_counter() - started
-        result = distiller.result(run, name, seconds)
+        result = distiller.result(run, found.name, seconds)
         headline = evaluate(task, result, judges=task.judges[:1], n=networks, seed=seed, baselines=()).headline()
-        entry = {"data": data, "method": name, "ipc": budget, "schedule": schedule, "seed": seed, "steps": stop}
+        entry = {"data": found.data, "method": found.name, "ipc": found.budget, "schedule": found.schedule}
+        entry |= {"seed": seed, "steps": stop}
         entry |= {"seconds": round(seconds, 1), "judge": headline.judge, "mean": headline.mean, "sd": headline.sd}
         entries.append(entry)
         print(

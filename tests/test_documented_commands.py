@@ -114,7 +114,15 @@ def check_rows(rows: str) -> None:
     for row in filter(None, (part.strip() for part in rows.split(split))):
         data, name, budget, options = quality.parse_row(row)
         assert budget > 0
-        known = {*quality.TASK_OPTIONS, *Settings.__dataclass_fields__, "schedule", "parameterization", "lr"}
+        known = {
+            *quality.TASK_OPTIONS,
+            *Settings.__dataclass_fields__,
+            "schedule",
+            "parameterization",
+            "label",
+            "precision",
+            "lr",
+        }
         assert set(options) <= known, row
         require_method(data, name, options.get("schedule", "published"))
 

@@ -11,7 +11,7 @@ from mmdistill import distill, image_task
 from mmdistill.errors import ConfigError
 from mmdistill.image.models import model_name
 from mmdistill.image.protocols import PROTOCOLS
-from mmdistill.registry import domain_methods, get_domain
+from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain
 from mmdistill.store import write_json
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
@@ -40,6 +40,24 @@ def document(mean: float, baselines: dict[str, float] | None = None) -> dict[str
         "seconds": 12.0,
         "peak_memory_bytes": 2**20,
     }
+
+
+def test_rows_of_all_data_sets_are_read(scripts: Any) -> None:
+    for domain in map(get_domain, DOMAIN_PACKAGES):
+        for data in domain.datasets:
+            row = f"{data}-distill-cf-10:lr=0.5,parameterization=upsample-2"
+            options = {"lr": 0.5, "parameterization": "upsample-2"}
+            assert scripts[2].parse_row(row) == (data, "distill-cf", 10, options)
+    assert scripts[2].parse_row("data/mine.pt-gcond-3") == ("data/mine.pt", "gcond", 3, {})
+
+
+def test_a_rows_overrides_reach_its_task_and_method(scripts: Any) -> None:
+    row = "digits-dm-1:width=4,judge_epochs=7,lr=0.5,steps=3,parameterization=upsample-2,label=teacher,precision=mixed"
+    found = scripts[2].prepared(row)
+    settings = found.method.settings(1)
+    assert (settings.steps, settings.optimizers["codes"].lr) == (3, 0.5)
+    assert (found.method.storage, found.method.label) == ("upsample-2", "teacher")
+    assert (found.task.judge_epochs, found.judging, found.precision) == (7, {"epochs": 7}, "mixed")
 
 
 def test_published_cells_take_their_papers_networks_and_judging(scripts: Any) -> None:
