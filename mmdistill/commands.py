@@ -399,6 +399,8 @@ def methods_command(domain: str | None) -> None:
             print(f"  --parameterization {key:22} {storage.summary}")
         for stem in found.families:
             print(f"  --parameterization {f'{stem}-N':22} the same with N x N for any N")
+        for key, line in found.protocols.items():
+            print(f"  --protocol {key:22} {line}")
 
 
 def data_command() -> None:

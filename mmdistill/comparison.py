@@ -12,12 +12,13 @@ from mmdistill.config import is_finished, is_started
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import judge_in_words, read_metrics
 from mmdistill.runtime import atomic_write
+from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import read_json
 
 NO_RUN = "no run"
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
-PLACES = ("seed", "out", "resume", "overwrite", "checkpoint_every", "device", "compile")
+PLACES = ("seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
 """Options in which runs may differ and still be repetitions of one another."""
 
 
@@ -196,9 +197,10 @@ def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> s
     lines = config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
     options = [line for line in lines if line.split(":")[0] not in PLACES]
     made = _distilled(folder)
-    settings = [made.get("settings"), *(made.get(name) for name in RECORDED)]
+    settings = {name: value for name, value in made.get("settings", {}).items() if name not in MEMORY_ONLY}
+    said = [made.get(name) for name in RECORDED]
     own = [metrics["data"], metrics["method"], metrics["budget"], entry["judge"], entry["metric"], entry.get("judging")]
-    return json.dumps([own, options, settings], sort_keys=True)
+    return json.dumps([own, options, settings, said], sort_keys=True)
 
 
 def _seed(folder: Path) -> str:

@@ -8,34 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
-from mmdistill.settings import MEMORY_ONLY
-
-SETTINGS = (
-    "steps",
-    "real_batch",
-    "syn_batch",
-    "init",
-    "augment",
-    "outer_steps",
-    "inner_steps",
-    "inner_lr",
-    "inner_batch",
-    "inner_momentum",
-    "inner_window",
-    "clip",
-    "ridge",
-    *MEMORY_ONLY,
-    "experts",
-    "expert_steps",
-    "start_epochs",
-    "expert_folder",
-    "teacher_epochs",
-    "ema",
-    "validate_every",
-    "patience",
-    "interactions_per_user",
-)
-"""Options that replace a method's own settings."""
+from mmdistill.settings import InitKind, Settings
 
 
 @dataclass(frozen=True)
@@ -104,7 +77,8 @@ class DistillConfig:
         networks_at_once: networks trained together; fewer need less memory; all by default
         judge_epochs: training epochs of judges; the protocol's by default
         judge_batch: minibatch size of judges; the protocol's by default
-        protocol: how judges of images train: default, dc, cafe, dsa, dm, mtt, frepo, rfad, kip, idc or addmem
+        protocol: how judges of images train: default, dc, cafe, dsa, dm, mtt, frepo, rfad, kip, idc or addmem (see
+            'mmdistill methods')
         whiten: ZCA whitening of images as a paper has it: mtt, frepo or kip; none by default
         inductive: condense a graph's training nodes and the edges among them alone; by default as is usual for the data
         size: side in pixels to which the images of a folder are resized; without it all must have one size
@@ -137,7 +111,7 @@ class DistillConfig:
     lr: float | None = None
     real_batch: int | None = None
     syn_batch: int | None = None
-    init: Literal["real", "noise", "herding", "k-center", "k-means", "craig"] | None = None
+    init: InitKind | None = None
     label: Literal["hard", "soft", "unrestricted", "teacher"] | None = None
     augment: bool | None = None
     outer_steps: int | None = None
@@ -209,6 +183,10 @@ class DistillConfig:
             if not _fits(value, kinds[name]):
                 raise CheckpointError(f"{path} has {name}: {value!r}, which cannot be; mend or remove the line")
         return DistillConfig(**content)
+
+
+SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in Settings.__dataclass_fields__)
+"""Options that replace a method's own settings."""
 
 
 def is_finished(folder: Path) -> bool:

@@ -232,7 +232,7 @@ def _distilled(
     return result
 
 
-def _replace(former: Path | None, checkpoints: "Checkpoints | None") -> None:
+def _replace(former: Path | None, checkpoints: Checkpoints | None) -> None:
     """Remove what a former run, its report and its exports left in a folder; None where there is none to replace."""
     if former is None or checkpoints is None:
         return
@@ -259,7 +259,7 @@ def _loop(
     distiller: Distiller,
     stepper: Stepper,
     run: RunState,
-    checkpoints: "Checkpoints | None",
+    checkpoints: Checkpoints | None,
     former: Path | None,
     checkpoint_every: int,
     progress: Progress | None,
@@ -325,13 +325,13 @@ def _is_due(step: int, every: int, steps: int) -> bool:
     return step % interval == 0 or (not every and step < interval and step.bit_count() == 1)
 
 
-def _require_finite_state(run: RunState, loss: Tensor, checkpoints: "Checkpoints | None") -> None:
+def _require_finite_state(run: RunState, loss: Tensor, checkpoints: Checkpoints | None) -> None:
     """Refuse to keep a state that is not finite; the last update comes after the last loss."""
     run.finite &= run.stored_finite()
     _require_finite(run, float(loss), checkpoints)
 
 
-def _require_finite(run: RunState, loss: float, checkpoints: "Checkpoints | None") -> None:
+def _require_finite(run: RunState, loss: float, checkpoints: Checkpoints | None) -> None:
     if ranks.all_true(run.finite):
         return
     what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"

@@ -185,7 +185,7 @@ def evaluate(
         ConfigError: an unknown judge or baseline, or n below 1.
         UnsupportedError: robust scores of a task that has none.
         CheckpointError: the set belongs to another task.
-        MmdistillError: no judge can judge, with the first one's reason.
+        MmdistillError: no judge can judge, with the last one's reason.
     """
     require_task(task)
     if not isinstance(distilled, DistilledSet | Batch):

@@ -107,6 +107,7 @@ class Domain:
         families: ways of storing samples with a number at the end of their name, by what stands before it.
         storages: by data set name, ways of storing samples whose settings differ there.
         options: which of the options in :data:`~mmdistill.assembly.OPTIONS_OF_DOMAINS` mean something to it.
+        protocols: ways of training judges by name, a line each.
         taxonomy: by method name, the rows of Table 1.
         conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
         shortcoming: what keeps a path that is nearly this domain's data from being read, in words; empty for others.
@@ -128,6 +129,7 @@ class Domain:
     families: Mapping[str, Callable[[int], Storage]] = field(default_factory=dict)
     storages: Mapping[str, Mapping[str, Storage]] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    protocols: Mapping[str, str] = field(default_factory=dict)
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
     conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}
     shortcoming: Callable[[Path], str] = lambda path: ""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from mmdistill.errors import ConfigError, require_choice
 
@@ -223,16 +223,17 @@ class Settings:
                 raise ConfigError(f"the optimizer of {group!r} is an OptimizerSpec, got {type(spec).__name__}")
 
 
+@dataclass(frozen=True)
 class WatchedSettings(Settings):
     """Settings that note which of them are read, in ``read``."""
 
-    read: ClassVar[set[str]] = set()
+    read: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, settings: Settings) -> "WatchedSettings":
         """Return the same settings, none of them read so far."""
         watched = cls(**{entry.name: getattr(settings, entry.name) for entry in fields(settings)})
-        object.__setattr__(watched, "read", set())
+        watched.read.clear()
         return watched
 
     def __getattribute__(self, name: str) -> Any:

@@ -137,7 +137,16 @@ def load_tree(path: Path) -> dict[str, Any]:
 def package_versions() -> dict[str, str]:
     """Return the versions of what results depend on."""
     found = {"python": platform.python_version()}
-    for name in ("mmdistill", "torch", "numpy", "torch-geometric", "transformers", "kornia"):
+    for name in (
+        "mmdistill",
+        "torch",
+        "torchvision",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "torch-geometric",
+        "transformers",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -98,6 +98,20 @@ class TensorMap(Protocol):
         ...
 
 
+def one_tensor(value: Inputs | Targets, reader: str = "this") -> Tensor:
+    """Return inputs or targets that are one tensor.
+
+    Args:
+        value: inputs or targets.
+        reader: who reads them, for the error.
+    Raises:
+        ShapeError: a named dict.
+    """
+    if isinstance(value, dict):
+        raise ShapeError(f"{reader} reads one tensor, got a dict of {', '.join(value)}")
+    return value
+
+
 def num_samples(inputs: Inputs) -> int:
     """Return the length of the first axis (of the first tensor of a dict)."""
     tensor = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs

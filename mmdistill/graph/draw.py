@@ -13,9 +13,10 @@ from mmdistill.errors import UnsupportedError
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import EMBED_HOPS, GraphTask
+from mmdistill.labels import hard_labels
 from mmdistill.runtime import Draws, atomic_write
 from mmdistill.store import write_json
-from mmdistill.task import Batch, Task, Tensors
+from mmdistill.task import Batch, Task, Tensors, one_tensor
 
 if TYPE_CHECKING:  # drawing libraries are imported where they draw, since importing them takes seconds
     from matplotlib.axes import Axes
@@ -44,12 +45,9 @@ def node_classes(batch: Batch) -> Tensor:
     Shapes:
         targets ``(n,)`` or ``(n, C)``; returns ``(n,)`` int64 on the CPU.
     Raises:
-        UnsupportedError: targets that are a named dict.
+        ShapeError: targets that are a named dict.
     """
-    if isinstance(batch.targets, dict):
-        raise UnsupportedError("a distilled graph has one target per node")
-    targets = batch.targets.detach().cpu()
-    return targets.argmax(1) if targets.is_floating_point() else targets
+    return hard_labels(one_tensor(batch.targets, "a distilled graph").detach().cpu())
 
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
@@ -198,7 +196,8 @@ def graph_tensors(batch: Batch) -> Tensors:
     Shapes:
         x ``(n, d)``; edge_index ``(2, E)`` int64; edge_weight ``(E,)``; train_mask ``(n,)``; all on the CPU.
     Raises:
-        UnsupportedError: inputs without node features, or targets that are a named dict.
+        UnsupportedError: inputs without node features.
+        ShapeError: targets that are a named dict.
     """
     inputs = _inputs(batch)
     x = inputs["x"]
@@ -207,13 +206,11 @@ def graph_tensors(batch: Batch) -> Tensors:
     if "adjacency" in inputs:
         edges = inputs["adjacency"].nonzero().T.contiguous()
         weight = inputs["adjacency"][edges[0], edges[1]]
-    if isinstance(batch.targets, dict):
-        raise UnsupportedError("a distilled graph has one target per node")
     return {
         "x": x.contiguous(),
         "edge_index": edges,
         "edge_weight": weight.contiguous(),
-        "y": batch.targets.detach().cpu().contiguous(),
+        "y": one_tensor(batch.targets, "a distilled graph").detach().cpu().contiguous(),
         "train_mask": torch.ones(len(x), dtype=torch.bool),
     }
 

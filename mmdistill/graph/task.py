@@ -23,7 +23,18 @@ from mmdistill.networks.statistics import BY_CLASS
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
-from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, share_classes
+from mmdistill.task import (
+    Batch,
+    ClassBatch,
+    Dims,
+    Inputs,
+    NetworkState,
+    Scores,
+    TaskInfo,
+    Tensors,
+    one_tensor,
+    share_classes,
+)
 
 EMBED_HOPS = 2
 FANOUTS = (10, 5)
@@ -93,7 +104,7 @@ class GraphTask:
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean cross entropy."""
         logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        return weighted_mean(soft_cross_entropy(logits, _tensor(batch)), batch.weight)
+        return weighted_mean(soft_cross_entropy(logits, one_tensor(batch.targets)), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the network's layers; for SGC the propagated features."""
@@ -104,7 +115,7 @@ class GraphTask:
         if not isinstance(self.network, SGC):
             return None
         inputs, _, weight = batch.batch
-        targets = as_probabilities(_tensor(batch.batch), self.graph.num_classes).to(weight.dtype)
+        targets = as_probabilities(one_tensor(batch.batch.targets), self.graph.num_classes).to(weight.dtype)
         return self.network.class_gradients(state, _named(inputs), targets, weight)
 
     def embedding(self) -> Tensor:
@@ -225,7 +236,7 @@ class GraphTask:
     def _placed(self, synthetic: Batch) -> LoopSample:
         """Return synthetic nodes as judges train on them, on the device."""
         inputs = {name: tensor.to(self.device) for name, tensor in _named(synthetic.inputs).items()}
-        return LoopSample(inputs, _tensor(synthetic).to(self.device), synthetic.weight.to(self.device))
+        return LoopSample(inputs, one_tensor(synthetic.targets).to(self.device), synthetic.weight.to(self.device))
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""
@@ -254,12 +265,6 @@ def _named(inputs: Inputs) -> Tensors:
     if not isinstance(inputs, dict) or "x" not in inputs:
         raise ShapeError("a graph's inputs are a dict with node features 'x' and, where there is structure, edges")
     return inputs
-
-
-def _tensor(batch: Batch) -> Tensor:
-    if isinstance(batch.targets, dict):
-        raise ShapeError("nodes have one target tensor, got a dict")
-    return batch.targets
 
 
 def _marked(nodes: Tensor, count: int) -> Tensor:
@@ -317,6 +322,6 @@ def graph_task(
     try:  # so that a network that cannot work fails when the task is built
         with torch.no_grad():
             task.predict(task.init(Draws(0, ("try",), task.device)), {"x": task.scene.x[:2]})
-    except (RuntimeError, TypeError, ShapeError) as error:
+    except Exception as error:  # whatever a network of the user's raises
         raise ConfigError(f"the network cannot run on nodes of {graph.x.shape[1]} features: {error}") from error
     return task

@@ -8,6 +8,7 @@ from mmdistill.image.files import missing_classes
 from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
+from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.image.published import conditions
 from mmdistill.image.reduced import REDUCED
 from mmdistill.image.storage import PARAMETERIZATIONS, tiled
@@ -29,6 +30,7 @@ DOMAIN = Domain(
     presets=PRESETS,
     reduced=REDUCED,
     options=("protocol", "whiten", "size", "augment", "model", "judge_batch"),
+    protocols={name: protocol.line() for name, protocol in PROTOCOLS.items()},
     taxonomy=TABLE_1,
     conditions=conditions,
     shortcoming=missing_classes,

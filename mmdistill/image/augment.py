@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs
+from mmdistill.task import Batch, ClassBatch, Inputs, one_tensor
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 OPERATIONS: tuple[Operation, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -209,9 +209,7 @@ def image_inputs(inputs: Inputs) -> Tensor:
     Raises:
         ShapeError: named tensors.
     """
-    if isinstance(inputs, dict):
-        raise ShapeError(f"images are one tensor, got a dict of {', '.join(inputs)}")
-    return inputs
+    return one_tensor(inputs, "a task of images")
 
 
 def color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError
 from mmdistill.image.augment import SiameseAugmentation, image_inputs
 from mmdistill.labels import as_probabilities
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch, Task, one_tensor
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,7 @@ def cut_and_mix(draws: Draws, batch: Batch, groups: int, probability: float, num
 
     Source: Yun et al., ICCV 2019, with beta = 1; Kim et al., ICML 2022.
     """
-    images, targets, weight = batch
-    if isinstance(images, dict) or isinstance(targets, dict):
-        raise ShapeError("CutMix mixes one tensor of images with one of labels")
+    images, targets = image_inputs(batch.inputs), one_tensor(batch.targets, "CutMix")
     key = draws.to(images.device)
     size = len(images) // groups
     partner = key.fold("partner").uniform(groups, size).argsort(1)
@@ -80,7 +78,7 @@ def cut_and_mix(draws: Draws, batch: Batch, groups: int, probability: float, num
     box = cutmix_box(key, probability, *images.shape[-2:])
     own = 1 - box.to(images.dtype).mean()
     labels = as_probabilities(targets, num_classes, images.dtype)
-    return Batch(torch.where(box, images[partner], images), own * labels + (1 - own) * labels[partner], weight)
+    return Batch(torch.where(box, images[partner], images), own * labels + (1 - own) * labels[partner], batch.weight)
 
 
 def cutmix_box(draws: Draws, probability: float, height: int, width: int) -> Tensor:

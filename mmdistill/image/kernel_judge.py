@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ShapeError, UnsupportedError
+from mmdistill.errors import UnsupportedError
 from mmdistill.image.augment import image_inputs
 from mmdistill.labels import centred_one_hot
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel, KernelKind, WideKernel
 from mmdistill.objectives.performance import ridge_solution
 from mmdistill.registry import canonical
-from mmdistill.task import Batch, Scores
+from mmdistill.task import Batch, Scores, one_tensor
 
 RIDGE = 1e-6
 """Times the kernel's mean diagonal, as KIP distils."""
@@ -95,9 +95,7 @@ class KernelJudge:
             UnsupportedError: more samples than one system is solved for.
             ShapeError: targets that are no one tensor.
         """
-        images, targets = image_inputs(data.inputs), data.targets
-        if isinstance(targets, dict):
-            raise ShapeError("ridge regression reads one tensor of labels, not a named dict")
+        images, targets = image_inputs(data.inputs), one_tensor(data.targets, "ridge regression")
         self.require(len(images))
         images = images.double()
         wanted = targets if targets.is_floating_point() else centred_one_hot(targets, classes)

@@ -73,38 +73,10 @@ class Protocol:
                 f"cutmix is a probability and label_scale positive, got {self.cutmix} and {self.label_scale}"
             )
 
-    def row(self) -> list[str]:
-        """Return the protocol as a row under :data:`HEADER`."""
-        fit = self.fit
-        length = f"{fit.epochs} epochs"
-        if self.updates:
-            length = f"{self.updates[0][1]}-{self.updates[-1][1]} updates"
-        elif self.plain_epochs is not None:
-            length += f", {self.plain_epochs} plain"
-        schedule = (
-            f"x{fit.decay:g} at {', '.join(f'{share:.2g}' for share in fit.decay_at)}" if fit.decay_at else "constant"
-        )
-        if fit.cosine:
-            schedule = f"{fit.warmup} steps up, cosine" if fit.warmup else "cosine"
-        elif fit.decay_at and fit.restart:
-            schedule += ", momentum restarts"
-        step = f"{fit.optimizer} {fit.lr:g}" + (f" m {fit.momentum:g}" if fit.optimizer == "sgd" else "")
-        augment = self.augment + (f", CutMix {self.cutmix:g}" if self.cutmix else "")
-        loss = "squared error" if self.squared else "cross entropy"
-        return [
-            self.name,
-            f"{step}, wd {fit.weight_decay:g}, batch {fit.batch or 'all'}",
-            length,
-            schedule,
-            augment,
-            loss,
-            self.network or "the task's",
-            self.reported or "last epoch",
-        ]
+    def line(self) -> str:
+        """Return the protocol in a line for users."""
+        return f"{self.summary}; its paper reports {self.reported}" if self.reported else self.summary
 
-
-HEADER = ["protocol", "optimizer", "length", "schedule", "augmentation", "loss", "ConvNet", "reported"]
-"""Columns of :meth:`Protocol.row`."""
 
 _DSA = Protocol("dsa", "DSA's: cross entropy, SGD for 1000 epochs with siamese augmentation", plain_epochs=PLAIN_EPOCHS)
 _RFAD = Protocol(

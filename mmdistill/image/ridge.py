@@ -16,13 +16,13 @@ from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.base import Network, flatten_classes
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
-from mmdistill.objectives.ridge import InFloat64, MarginKernelRidge, RandomFeatureRidge
+from mmdistill.objectives.ridge import MarginKernelRidge, RandomFeatureRidge
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.transform import Transformed
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.task import Batch, ClassBatch, Task
+from mmdistill.task import Batch, ClassBatch, Task, one_tensor
 
 MIRRORED = 500
 """Sets of at most so many images are joined by their mirror images in the published code's table of settings."""
@@ -49,7 +49,7 @@ class MirroredKernelRidge(MarginKernelRidge):
         self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws
     ) -> torch.Tensor:
         """Return the squared error of the ridge prediction and the margin term."""
-        syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
+        syn = flatten_classes(syn)
         if may_mirror(network.task) and syn.weight.shape[0] <= self.limit:
             syn = with_mirror_images(syn)
         return super().forward(network, syn, real, draws)
@@ -64,12 +64,11 @@ def with_mirror_images(batch: Batch) -> Batch:
     """Return ``(2 n, ...)`` samples: those of a flat batch of images, then their left-right mirror images.
 
     Raises:
-        ConfigError: images or targets that are a named dict.
+        ShapeError: images or targets that are a named dict.
     """
-    images, targets, weight = batch
-    if isinstance(images, dict) or isinstance(targets, dict):
-        raise ConfigError("mirror images are there of one tensor of images with one tensor of targets")
-    return Batch(torch.cat([images, images.flip(-1)]), torch.cat([targets, targets]), torch.cat([weight, weight]))
+    images, targets = one_tensor(batch.inputs, "mirroring"), one_tensor(batch.targets, "mirroring")
+    both = torch.cat([images, images.flip(-1)])
+    return Batch(both, torch.cat([targets, targets]), torch.cat([batch.weight, batch.weight]))
 
 
 def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
@@ -93,12 +92,11 @@ def transformed(task: Task, budget: int, settings: Settings, label: LabelKind, d
     """Build learned images behind one learned linear map of their pixels.
 
     Raises:
-        ConfigError: samples that are a named dict, or a task without classes.
+        ConfigError: a task without classes.
+        ShapeError: samples that are a named dict.
     """
     raw = raw_samples(task, budget, settings.init, label, draws)
-    inputs = raw(draws).inputs
-    if isinstance(inputs, dict):
-        raise ConfigError(f"a linear map of pixels reads one input tensor, got a dict of {', '.join(inputs)}")
+    inputs = one_tensor(raw(draws).inputs, "a linear map of pixels")
     return Transformed(inputs.detach(), raw.labels, raw.classes, raw.num_classes)
 
 
@@ -114,7 +112,7 @@ def closed_form_ntk(ridge: float) -> KernelRidgeMatching:
 
 def convolutional_ntk(ridge: float) -> KernelRidgeMatching:
     """The same under the NTK of three convolutions without pooling."""
-    return KernelRidgeMatching(InFloat64(ConvolutionalKernel("ntk", depth=3)), ridge, view="classes")
+    return KernelRidgeMatching(ConvolutionalKernel("ntk", depth=3, dtype=torch.float64), ridge, view="classes")
 
 
 def _frepo_settings(ipc: int) -> Settings:

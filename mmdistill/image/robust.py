@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mmdistill.errors import ShapeError
 from mmdistill.labels import classes_of
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.runtime import Draws
-from mmdistill.task import ROBUST_METRICS, Batch, Scores
+from mmdistill.task import ROBUST_METRICS, Batch, Scores, one_tensor
 
 if TYPE_CHECKING:
     from mmdistill.image.task import ImageTask
@@ -76,10 +75,9 @@ def robust_scores(
         the published package, which chooses each set's learning rate on test data and reports the best epoch; here
         all train by the task's protocol and their last epoch counts.
     """
-    if isinstance(synthetic.targets, dict):
-        raise ShapeError("robust scores need one tensor of labels")
-    soft = synthetic.targets.is_floating_point()
-    hard = synthetic._replace(targets=classes_of(synthetic.targets, len(task.data.class_names)))
+    targets = one_tensor(synthetic.targets, "a robust score")
+    soft = targets.is_floating_point()
+    hard = synthetic._replace(targets=classes_of(targets, len(task.data.class_names)))
     teacher = trained_teacher(task, task.data.whole_epochs) if soft and subset is not None else None
     augmented, plain = (_with_augmentation(task, wanted) for wanted in (True, False))
 

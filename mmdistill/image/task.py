@@ -30,7 +30,7 @@ from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_no_width, require_sizes
-from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
+from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 
 WHOLE_MOST = 2**34
 """Bytes of a whole training set in normalised units up to which judges train on it."""
@@ -119,7 +119,7 @@ class ImageTask:
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean of :func:`~mmdistill.image.judge.target_loss`."""
         output, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        return weighted_mean(target_loss(output, _tensor(batch.targets)), batch.weight)
+        return weighted_mean(target_loss(output, one_tensor(batch.targets)), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return one ``(n, d_l)`` tensor per named layer, the embedding before the linear head last."""
@@ -185,7 +185,7 @@ class ImageTask:
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._placed(synthetic)
         if closed_form is not None:
             return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test, n)
-        targets, named = _tensor(batch.targets), self._named
+        targets, named = one_tensor(batch.targets), self._named
         own, transformer = judge == self.model, named.is_transformer(judge)
         plan = plan_for(
             self.protocol,
@@ -251,7 +251,7 @@ class ImageTask:
         Raises:
             ShapeError: images of another shape, or labels of other classes, than the task's.
         """
-        images, targets = image_inputs(batch.inputs).detach(), _tensor(batch.targets).detach()
+        images, targets = image_inputs(batch.inputs).detach(), one_tensor(batch.targets).detach()
         if images.shape[1:] != self.data.shape:
             raise ShapeError(f"images of {self.data.name} are {self.data.shape}, got {tuple(images.shape[1:])}")
         classes = len(self.data.class_names)
@@ -402,9 +402,3 @@ def _try_network(task: ImageTask) -> None:
     except Exception as error:  # whatever a network of the user's raises
         reason = f"{error}" if isinstance(error, RuntimeError | TypeError | ShapeError) else f"{error!r}"
         raise ConfigError(f"the network cannot run on images of shape {task.data.shape}: {reason}") from error
-
-
-def _tensor(targets: Tensor | Tensors) -> Tensor:
-    if isinstance(targets, dict):
-        raise ShapeError(f"image targets are one tensor, got a dict of {', '.join(targets)}")
-    return targets

@@ -6,7 +6,6 @@ from functools import partial
 
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError
 from mmdistill.image.storage import addressed, hallucinated
 from mmdistill.labels import LabelKind
 from mmdistill.method import Configured, Method, Storage
@@ -28,7 +27,7 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.task import Task
+from mmdistill.task import Task, one_tensor
 
 FTD_EXPERTS = replace(PUBLISHED, sam_adaptive=True)
 """Adaptive sharpness-aware training with a surrogate gap, as the published code runs it by default."""
@@ -92,14 +91,13 @@ def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, dr
     A rate of 1e-3 then moves a pixel of 3 x 32 x 32 by a twentieth of its size, not by a thousandth.
 
     Raises:
-        ConfigError: samples that are a named dict, or a task without classes.
+        ConfigError: a task without classes.
+        ShapeError: samples that are a named dict.
     """
     found = raw_samples(task, budget, settings.init, label, draws)
     if settings.init != "noise":
         return found
-    inputs = found(draws).inputs
-    if isinstance(inputs, dict):
-        raise ConfigError(f"images of norm 1 are one tensor each, got a dict of {', '.join(inputs)}")
+    inputs = one_tensor(found(draws).inputs, "a norm of images")
     return Raw(F.normalize(inputs.flatten(1)).view_as(inputs), found.labels, found.classes, found.num_classes)
 
 

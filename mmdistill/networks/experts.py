@@ -32,14 +32,14 @@ from mmdistill.networks.expert_group import (
 )
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.stacked import Loss, stack_states
-from mmdistill.networks.statistics import copied, has_statistics
+from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws, cache_folder, sole_writer
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, TrainsWhole, map_inputs, take
 
 logger = logging.getLogger(__name__)
 
-EXPERTS_VERSION = 2
+EXPERTS_VERSION = 3
 MANIFEST = "experts.json"
 PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batch=256, decay_at=())
 """Plain SGD at a constant rate, as trajectory matching trains its experts."""
@@ -80,8 +80,6 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
         "layers": described_layers(task),
         "training": {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed},
     }
-    if has_statistics(state):
-        found["statistics"] = "moved"  # which those of version 2 were not at first
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
     return plain
 
@@ -369,7 +367,7 @@ def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *
     """
     if found.get("version") != EXPERTS_VERSION:
         raise CheckpointError(f"{folder} holds experts of version {found.get('version')}, not {EXPERTS_VERSION}")
-    if missing := [key for key in wanted if key not in found and key != "statistics"]:
+    if missing := [key for key in wanted if key not in found]:
         raise CheckpointError(f"{folder / MANIFEST} lacks {', '.join(missing)}; remove the folder, to make them anew")
     if found["fingerprint"] != wanted["fingerprint"]:
         raise CheckpointError(

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
+from mmdistill.labels import hard_labels
+from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.networks.statistics import copied, with_real_statistics
 from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, num_samples, take
+from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, num_samples, one_tensor, take
 
 Synthetic = Callable[[], Batch]
 Prepare = Callable[[Task, Draws, Batch], Batch]
@@ -281,9 +283,7 @@ class TrainedOnT(TrainedNetworks):
 
 def accuracy(task: Task, network: NetworkState, batch: Batch) -> Tensor:
     """Return the share of samples whose largest output is at their class (the largest soft label), a scalar."""
-    targets = batch.targets
-    assert isinstance(targets, Tensor)
-    classes = targets if targets.ndim == 1 else targets.argmax(1)
+    classes = hard_labels(one_tensor(batch.targets, "accuracy"))
     found = features_by_portions(lambda inputs: task.predict(network, inputs)[0], batch.inputs).argmax(1)
     return ((found == classes) * batch.weight).sum() / batch.weight.sum()
 
@@ -305,14 +305,11 @@ def sgd_step(
     weight_decay: float = 0.0,
 ) -> tuple[NetworkState, Tensors]:
     """Return the network and its momentum buffers after one SGD step (Eq. 3)."""
-    # Plain autograd: torch.func.grad keeps a graph of the gradient, for which norms take slower kernels.
-    leaves = {name: parameter.detach().requires_grad_() for name, parameter in network.params.items()}
     buffers = copied(network.buffers)
-    with torch.enable_grad():
-        value = task.loss(NetworkState(leaves, buffers), batch, train=True, draws=draws)
-    found = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    gradients = gradients_by_name(
+        lambda params: task.loss(NetworkState(params, buffers), batch, train=True, draws=draws), network.params
+    )
     with torch.no_grad():
-        gradients: Tensors = dict(zip(leaves, found, strict=True))
         if weight_decay:
             gradients = {name: g + weight_decay * network.params[name] for name, g in gradients.items()}
         if beta:

@@ -55,7 +55,7 @@ def stacked_gradients(
     def one(index: int) -> NetworkState:
         own = state_at(state, index)
         own_noise = {name: t[index] for name, t in noise.items()}
-        # Plain autograd: torch.func.grad keeps a graph of the gradient, for which norms take slower kernels.
+        # Plain autograd, as in gradients_by_name; here the loss has buffers beside it.
         leaves = {name: p.detach().requires_grad_() for name, p in own.params.items()}
         with torch.enable_grad():
             scalar, buffers = value(leaves, own.buffers, take(batch, index) if batched else batch, own_noise)
@@ -111,12 +111,12 @@ class GradientEngine:
         )
         own = take(batch, slice(1)) if self.batched else batch
         own_noise = {name: t[:1] for name, t in noise.items()}
-        return operations(lambda: self._plain(first, own, own_noise, self.mode))[1]
+        return operations(lambda: self._plain(first, own, own_noise))[1]
 
     def __call__(self, key: Draws, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
         """Return all networks' gradients, which the next call may overwrite, and updated buffers, stacked."""
         if self._replay is None or self._replay.failed:
-            return self._plain(state, batch, noise, self.mode)
+            return self._plain(state, batch, noise)
         gradients, buffers = self._replay(key, (state, batch, noise))
         return gradients, {name: buffer.clone() for name, buffer in buffers.items()}
 
@@ -129,5 +129,5 @@ class GradientEngine:
 
         return Replay(gradients, graph)
 
-    def _plain(self, state: NetworkState, batch: Batch, noise: Tensors, mode: str) -> tuple[Tensors, Tensors]:
-        return stacked_gradients(self.loss, state, batch, noise, self.batched, mode)
+    def _plain(self, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
+        return stacked_gradients(self.loss, state, batch, noise, self.batched, self.mode)

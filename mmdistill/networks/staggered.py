@@ -9,7 +9,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import as_probabilities, weighted_mean
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, take
+from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, one_tensor, take
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -120,9 +120,7 @@ def regression_gradients(task: Task, network: NetworkState, batch: Batch, draws:
     def loss(params: Tensors) -> tuple[Tensor, Tensors]:
         own = NetworkState(params, {name: buffer.clone() for name, buffer in network.buffers.items()})
         output, buffers = task.predict(own, batch.inputs, train=True, draws=draws)
-        if isinstance(batch.targets, dict):
-            raise ConfigError("a pool regresses one target tensor, not a named dict")
-        goal = as_probabilities(batch.targets, output.shape[1], output.dtype)
+        goal = as_probabilities(one_tensor(batch.targets, "a pool's regression"), output.shape[1], output.dtype)
         return weighted_mean(0.5 * (output - goal).square().sum(1), batch.weight), buffers
 
     with torch.no_grad():

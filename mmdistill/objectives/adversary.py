@@ -5,10 +5,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
+from mmdistill.labels import hard_labels
+from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.objectives.base import Network, Objective, require_features
 from mmdistill.objectives.unrolled import flat
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, map_inputs, take
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, map_inputs, one_tensor, take
 
 TEMPERATURE = 0.07
 """Of the contrast between classes."""
@@ -101,16 +103,17 @@ class StyleAdversary(Objective):
 
     def _learn(self, task: Task, adversary: NetworkState, two: Batch, draws: Draws) -> None:
         """Take one step of SGD with momentum on what the adversary wants."""
-        with torch.enable_grad():
-            leaves = {name: tensor.detach().requires_grad_() for name, tensor in adversary.params.items()}
-            state = NetworkState(leaves, adversary.buffers)
+
+        def wanted(params: Tensors) -> Tensor:
+            state = NetworkState(params, adversary.buffers)
             features = _embedding(task, state, two.inputs)
             apart = (1 - _cosine(features)).mean() / 2
-            wanted = task.loss(state, two, draws=draws) + self.weight * (apart + contrast(features, two.targets))
-            gradients = torch.autograd.grad(wanted, list(leaves.values()))
+            return task.loss(state, two, draws=draws) + self.weight * (apart + contrast(features, two.targets))
+
+        gradients = gradients_by_name(wanted, adversary.params)
         with torch.no_grad():
             own, velocities = self._part("params").values(), self._part("velocity").values()
-            for tensor, velocity, gradient in zip(own, velocities, gradients, strict=True):
+            for tensor, velocity, gradient in zip(own, velocities, gradients.values(), strict=True):
                 velocity.mul_(self.momentum).add_(gradient)
                 tensor.sub_(self.lr * velocity)
 
@@ -127,8 +130,7 @@ def contrast(features: Tensor, targets: Targets) -> Tensor:
         features ``(n, d)``; targets ``(n,)`` classes or ``(n, C)`` probabilities, whose largest counts.
     Source: Khosla et al., NeurIPS 2020, Eq. 2.
     """
-    assert isinstance(targets, Tensor)
-    classes = targets.argmax(-1) if targets.is_floating_point() else targets
+    classes = hard_labels(one_tensor(targets, "the supervised contrast"))
     unit = F.normalize(features, dim=1)
     own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     scores = (unit @ unit.T / TEMPERATURE).masked_fill(own, -torch.inf)

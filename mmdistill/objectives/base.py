@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.portions import CACHED
 from mmdistill.precision import Precision, lowered
 from mmdistill.runtime import Draws
@@ -258,16 +259,15 @@ def gradient_of_one(task: Task, state: NetworkState, batch: Batch) -> Tensors:
 
 
 def _gradient(network: Network, batch: Batch) -> Tensors:
-    """Return the gradient by plain autograd: torch.func.grad keeps a graph, for which norms take slower kernels."""
+    """Return the gradient of one class, compiled where that pays."""
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tree_leaves(tuple(batch)))
     if network.compiled is not None and batch.weight.is_cuda:
         return network.compiled.gradient(network.state, batch)
     loss = network.task.loss if keep or network.compiled is None else network.compiled.loss
-    leaves = {name: parameter.detach().requires_grad_() for name, parameter in network.state.params.items()}
-    with torch.enable_grad():
-        value = loss(NetworkState(leaves, network.state.buffers), batch)
-    gradients = torch.autograd.grad(value, list(leaves.values()), create_graph=keep, materialize_grads=True)
-    return dict(zip(leaves, gradients, strict=True))
+    buffers = network.state.buffers
+    return gradients_by_name(
+        lambda params: loss(NetworkState(params, buffers), batch), network.state.params, keep_graph=keep
+    )
 
 
 def _worth_looping(batch: ClassBatch) -> bool:
@@ -349,8 +349,10 @@ def _weighted_means(layers: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor,
     return tuple(torch.einsum("cn,cnd->cd", share, layer) for layer in layers)
 
 
-def flatten_classes(batch: ClassBatch) -> Batch:
+def flatten_classes(batch: Batch | ClassBatch) -> Batch:
     """Return all classes' samples as one flat batch (shared inputs: the union of the classes' weights)."""
+    if not isinstance(batch, ClassBatch):
+        return batch
     inputs, targets, weight = batch.batch
     if batch.dims.inputs is None:
         return Batch(inputs, targets, weight.sum(0))

@@ -15,7 +15,7 @@ from mmdistill.errors import ConfigError, ShapeError, require_choice
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.pairs import neighbour_sums, products, relu_moments
 from mmdistill.objectives.performance import Kernel, require_one_tensor
-from mmdistill.task import Inputs, Task
+from mmdistill.task import Inputs, Task, one_tensor
 
 KernelKind = Literal["ntk", "nngp"]
 
@@ -211,12 +211,14 @@ class WideKernel(Kernel):
         depth: hidden layers.
         w_std: standard deviation of the weights.
         b_std: standard deviation of the biases.
+        dtype: of the kernel; None is the samples'. In float64 a ridge of 1e-6 resolves small eigenvalues (KIP).
     """
 
     kind: KernelKind = "ntk"
     depth: int = 1
     w_std: float = W_STD
     b_std: float = B_STD
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         require_choice("the kernel", self.kind, get_args(KernelKind))
@@ -234,26 +236,15 @@ class WideKernel(Kernel):
         """Return the ``(n_a, n_b)`` kernel of two sets of raw inputs; the network is not read.
 
         Raises:
-            ConfigError: inputs that are a named dict.
+            ShapeError: inputs that are a named dict.
         """
-        if isinstance(a, dict) or isinstance(b, dict):
-            raise ConfigError("the kernel of an infinitely wide network reads one input tensor, not a named dict")
-        return self.matrix(a, b)
+        reader = "the kernel of an infinitely wide network"
+        return self.matrix(one_tensor(a, reader), one_tensor(b, reader))
 
 
 @dataclass(frozen=True)
 class FullyConnectedKernel(WideKernel):
-    """The kernel of :func:`fully_connected` on samples flattened to rows.
-
-    Args:
-        kind: ``ntk`` or ``nngp``.
-        depth: hidden layers.
-        w_std: standard deviation of the weights.
-        b_std: standard deviation of the biases.
-        dtype: of the kernel; None is the samples'. In float64 a ridge of 1e-6 resolves small eigenvalues (KIP).
-    """
-
-    dtype: torch.dtype | None = None
+    """The kernel of :func:`fully_connected` on samples flattened to rows; arguments as of :class:`WideKernel`."""
 
     def kernels(self, a: Tensor, b: Tensor) -> WideKernels:
         """Return both kernels of two sets of samples of any shape."""
@@ -270,6 +261,7 @@ class ConvolutionalKernel(WideKernel):
         depth: convolutions.
         w_std: standard deviation of the weights.
         b_std: standard deviation of the biases.
+        dtype: of the kernel, see :class:`WideKernel`.
         pairs: how many pairs of images are held at once, see :func:`convolutional`.
     """
 
@@ -278,6 +270,9 @@ class ConvolutionalKernel(WideKernel):
 
     def kernels(self, a: Tensor, b: Tensor) -> WideKernels:
         """Return both kernels of two sets of images."""
+        if self.dtype is not None:
+            # The kernel of a set with itself is symmetric, which is made use of.
+            a, b = (wide := a.to(self.dtype)), wide if b is a else b.to(self.dtype)
         return convolutional(a, b, depth=self.depth, w_std=self.w_std, b_std=self.b_std, pairs=self.pairs)
 
     def check(self, task: Task) -> None:

@@ -12,7 +12,7 @@ from mmdistill.labels import as_probabilities, weighted_mean
 from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes, require_features
 from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, Inputs, Targets, Task, Tensors, one_tensor
 
 RidgeScale = Literal["trace", "absolute"]
 
@@ -70,11 +70,9 @@ class LinearKernel(Kernel):
         """Return a b^T, ``(n_a, n_b)``.
 
         Raises:
-            ConfigError: inputs that are a named dict.
+            ShapeError: inputs that are a named dict.
         """
-        if isinstance(a, dict) or isinstance(b, dict):
-            raise ConfigError("the linear kernel reads one input tensor, not a named dict")
-        return a.flatten(1) @ b.flatten(1).T
+        return one_tensor(a, "the linear kernel").flatten(1) @ one_tensor(b, "the linear kernel").flatten(1).T
 
 
 def require_one_tensor(name: str, task: Task, ndim: int | None = None) -> None:
@@ -127,12 +125,10 @@ def half_squared_error(prediction: Tensor, targets: Targets, weight: Tensor) -> 
         prediction ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float, less 1/C either way; weight ``(n,)``;
         returns a scalar.
     Raises:
-        ConfigError: targets that are a named dict.
+        ShapeError: targets that are a named dict.
     """
-    if isinstance(targets, dict):
-        raise ConfigError("the squared error reads one target tensor, not a named dict")
     classes = prediction.shape[1]
-    goal = as_probabilities(targets, classes, prediction.dtype) - 1.0 / classes
+    goal = as_probabilities(one_tensor(targets, "the squared error"), classes, prediction.dtype) - 1.0 / classes
     return weighted_mean(0.5 * (prediction - goal).square().sum(1), weight.to(prediction))
 
 
@@ -142,12 +138,10 @@ def multinomial(prediction: Tensor, targets: Targets, weight: Tensor) -> Tensor:
     Shapes:
         prediction ``(n, items)``, f; targets ``(n, items)``, x; weight ``(n,)``; returns a scalar.
     Raises:
-        ConfigError: targets that are a named dict.
-        ShapeError: targets of another shape than the prediction's, class indices for example.
+        ShapeError: targets that are a named dict, or of another shape than the prediction's, class indices for example.
     Source: Liang et al., WWW 2018; Sachdeva et al., NeurIPS 2022.
     """
-    if isinstance(targets, dict):
-        raise ConfigError("the multinomial likelihood reads one target tensor, not a named dict")
+    targets = one_tensor(targets, "the multinomial likelihood")
     if targets.shape != prediction.shape:
         raise ShapeError(f"targets of shape {tuple(prediction.shape)} are expected, got {tuple(targets.shape)}")
     return weighted_mean(-(targets.to(prediction) * prediction.log_softmax(1)).sum(1), weight.to(prediction))
@@ -263,8 +257,7 @@ class KernelRidgeMatching(Objective):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the loss of the ridge prediction on the real batch."""
-        syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
-        real = flatten_classes(real) if isinstance(real, ClassBatch) else real
+        syn, real = flatten_classes(syn), flatten_classes(real)
         k_ts, k_ss = self.kernel.grams(network, real.inputs, syn.inputs)
         targets = self.regression_targets(syn, network)
         system = RidgeSystem(k_ts, k_ss, targets, self.log_ridge.exp(), self.scale, real.inputs, syn.inputs)
@@ -275,16 +268,16 @@ class KernelRidgeMatching(Objective):
         """Return ``(n, k)`` targets: soft ones as they are, class indices as one-hot minus 1/C.
 
         Raises:
-            ConfigError: targets that are a named dict, or class indices in a task without classes.
+            ConfigError: class indices in a task without classes.
+            ShapeError: targets that are a named dict.
         """
-        if isinstance(syn.targets, dict):
-            raise ConfigError("kernel ridge matching reads one target tensor, not a named dict")
-        if syn.targets.is_floating_point():
-            return syn.targets
+        targets = one_tensor(syn.targets, "kernel ridge matching")
+        if targets.is_floating_point():
+            return targets
         classes = network.task.num_classes
         if classes is None:
             raise ConfigError("class indices as targets need a task with classes")
-        return as_probabilities(syn.targets, classes, torch.float64) - 1.0 / classes
+        return as_probabilities(targets, classes, torch.float64) - 1.0 / classes
 
     def learned(self) -> Tensors:
         """Return the ridge where it is learned, as ``ridge`` (times the mean diagonal) or ``absolute_ridge``."""

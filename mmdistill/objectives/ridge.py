@@ -1,7 +1,6 @@
 """Members of the kernel ridge family: a margin of the labels, random networks with Platt scaling, float64 kernels."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +10,12 @@ from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
 from mmdistill.objectives.performance import (
     FeatureKernel,
-    Kernel,
     KernelRidgeMatching,
     ridge_solution,
 )
 from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, one_tensor
 
 
 def label_margin(labels: Tensor) -> Tensor:
@@ -58,7 +56,7 @@ class MarginKernelRidge(KernelRidgeMatching):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the squared error of the ridge prediction and the margin term."""
-        syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
+        syn = flatten_classes(syn)
         targets = self.regression_targets(syn, network)
         error = super().forward(network, syn._replace(targets=targets), real, draws)
         return error + label_margin(targets).to(error.dtype)
@@ -109,17 +107,15 @@ class RandomFeatureRidge(Objective):
         """Return the cross entropy of the scaled ridge prediction on the real batch.
 
         Raises:
-            ConfigError: real or synthetic targets that are a named dict.
+            ShapeError: real or synthetic targets that are a named dict.
         """
-        syn = flatten_classes(syn) if isinstance(syn, ClassBatch) else syn
-        real = flatten_classes(real) if isinstance(real, ClassBatch) else real
-        if isinstance(real.targets, dict):
-            raise ConfigError("the cross entropy reads one target tensor, not a named dict")
+        syn, real = flatten_classes(syn), flatten_classes(real)
+        classes = one_tensor(real.targets, "the cross entropy")
         k_ts, k_ss = self.kernels(network, real.inputs, syn.inputs, draws)
         targets = KernelRidgeMatching.regression_targets(syn, network)
         prediction = k_ts @ ridge_solution(k_ss, targets, self.ridge, "trace").to(k_ts.dtype)
         scores = self.log_scale.exp() * prediction
-        return weighted_mean(soft_cross_entropy(scores, real.targets), real.weight.to(scores))
+        return weighted_mean(soft_cross_entropy(scores, classes), real.weight.to(scores))
 
     def kernels(self, network: Network, real: Inputs, syn: Inputs, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; the real side keeps no graph."""
@@ -161,27 +157,6 @@ def redrawn(state: NetworkState, draws: Draws, bias_std: float) -> NetworkState:
         else:
             params[name] = parameter
     return NetworkState(params, state.buffers)
-
-
-@dataclass(frozen=True)
-class InFloat64(Kernel):
-    """A kernel evaluated in float64, whose small eigenvalues a ridge of 1e-6 still resolves (KIP).
-
-    Args:
-        kernel: a kernel of raw inputs.
-    """
-
-    kernel: Kernel
-
-    def __call__(self, network: Network, a: Inputs, b: Inputs) -> Tensor:
-        """Return the float64 kernel of two sets of inputs."""
-        wide = map_inputs(lambda t: t.double(), a)
-        # A kernel of a set with itself is symmetric, which a convolutional one makes use of.
-        return self.kernel(network, wide, wide if b is a else map_inputs(lambda t: t.double(), b))
-
-    def check(self, task: Task) -> None:
-        """Refuse what the kernel refuses."""
-        self.kernel.check(task)
 
 
 def require_classes(objective: Objective, task: Task) -> None:

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
 from mmdistill.runtime import atomic_write
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch, Task, one_tensor
 from mmdistill.text.attention import class_labels
 from mmdistill.text.encoder import PAIR
-from mmdistill.text.judges import are_probabilities, distributions, one_tensor
+from mmdistill.text.judges import are_probabilities, distributions
 from mmdistill.text.task import TextTask
 from mmdistill.text.token_task import TokenTask
 

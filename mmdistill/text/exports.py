@@ -7,11 +7,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmdistill.runtime import atomic_write
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch, Task, one_tensor
 from mmdistill.text.attention import class_labels
 from mmdistill.text.draw import TextLike, as_text_like, read
 from mmdistill.text.encoder import PAIR
-from mmdistill.text.judges import distributions, one_tensor
+from mmdistill.text.judges import distributions
 from mmdistill.text.token_task import TokenTask
 
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ShapeError
 from mmdistill.labels import as_probabilities, soft_cross_entropy, weighted_mean
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Loss
-from mmdistill.task import Batch, Inputs, NetworkState, Targets, Tensors
+from mmdistill.task import Batch, Inputs, NetworkState, Tensors, one_tensor
 
 if TYPE_CHECKING:  # scikit-learn is imported where it is used, since importing it takes seconds
     from sklearn.linear_model import LogisticRegression
@@ -26,17 +25,6 @@ NEIGHBOURS = 15
 TEMPERATURE = 0.1
 CHUNK_NUMBERS = 16_000_000
 """Similarities of points with queries that are held at once: 64 MB."""
-
-
-def one_tensor(value: Inputs | Targets) -> Tensor:
-    """Return the tensor itself; sentence points and their labels are never named dicts.
-
-    Raises:
-        ShapeError: a named dict.
-    """
-    if isinstance(value, dict):
-        raise ShapeError(f"expected one tensor of points or labels, got a dict of {', '.join(value)}")
-    return value
 
 
 def are_probabilities(targets: Tensor) -> bool:

@@ -20,8 +20,8 @@ from mmdistill.objectives.performance import Kernel, KernelRidgeMatching
 from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.task import Batch, Inputs, Task
-from mmdistill.text.judges import one_tensor, regression_targets, ridge_weights
+from mmdistill.task import Batch, Inputs, Task, one_tensor
+from mmdistill.text.judges import regression_targets, ridge_weights
 from mmdistill.text.selection import selected_texts
 from mmdistill.text.task import TextTask
 

@@ -20,7 +20,7 @@ from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
-from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
+from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import EncoderLike, make_encoder
 from mmdistill.text.judges import (
@@ -30,7 +30,6 @@ from mmdistill.text.judges import (
     judge_loss,
     knn_scores,
     logistic_predictions,
-    one_tensor,
     regression_targets,
     ridge_weights,
 )
@@ -116,7 +115,7 @@ class TextTask:
         shape = (2, self.class_count)
         try:
             found = tuple(self.predict(self.init(Draws(0)), self.train.inputs[:2])[0].shape)
-        except RuntimeError as error:
+        except Exception as error:  # whatever a network of the user's raises
             raise ConfigError(
                 f"the network cannot read points of shape (n, {self.dim}) of the encoder {self.encoder!r}: {error}"
             ) from error

@@ -104,7 +104,7 @@ class TokenTask:
         inputs = self.select(torch.zeros(2, dtype=torch.long)).inputs
         try:
             found = tuple(self.predict(self.init(Draws(0)), inputs)[0].shape)
-        except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+        except Exception as error:  # whatever a network of the user's raises
             raise ConfigError(
                 f"the network cannot read a dict of vectors {(2, self.length, self.vocabulary.dim)} and a mask "
                 f"{(2, self.length)}: {error}"

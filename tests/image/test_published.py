@@ -24,7 +24,7 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, half_squared_error
-from mmdistill.objectives.ridge import InFloat64, RandomFeatureRidge
+from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.objectives.trajectory import PrunedTrajectoryMatching, TrajectoryMatching
 from mmdistill.objectives.unrolled import UnrolledPerformance
 from mmdistill.registry import get_method
@@ -78,7 +78,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
     },
     "kip-conv": {
         **KIP,
-        "objective.kernel": InFloat64(ConvolutionalKernel("ntk", depth=3, w_std=2**0.5, b_std=0.1)),
+        "objective.kernel": ConvolutionalKernel("ntk", depth=3, w_std=2**0.5, b_std=0.1, dtype=torch.float64),
     },
     "frepo": {
         "settings.steps": 500_000,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.ridge import MirroredKernelRidge, with_mirror_images
 from mmdistill.objectives.base import Network
@@ -78,7 +78,7 @@ def test_mirror_images_join_small_sets_of_data_that_may_be_mirrored(
     both = Batch(torch.cat([syn.inputs, turned]), torch.cat([syn.targets, syn.targets]), torch.ones(20))  # type: ignore
     expected = MarginKernelRidge(1e-3)(network, both if joined else syn, real, KEY)
     torch.testing.assert_close(MirroredKernelRidge(1e-3, limit)(network, syn, real, KEY), expected)
-    with pytest.raises(ConfigError, match="one tensor of images"):
+    with pytest.raises(ShapeError, match="mirroring reads one tensor"):
         with_mirror_images(Batch({"x": syn.inputs}, syn.targets, syn.weight))
 
 

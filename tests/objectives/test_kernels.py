@@ -113,7 +113,7 @@ def test_bad_arguments():
         fully_connected(x, x, depth=-1)
     with pytest.raises(ConfigError, match="ntk"):
         FullyConnectedKernel(kind="laplace")
-    with pytest.raises(ConfigError, match="named dict"):
+    with pytest.raises(ShapeError, match="got a dict of x"):
         FullyConnectedKernel()(None, {"x": x}, {"x": x})
 
 

@@ -10,7 +10,7 @@ from mmdistill.labels import centred_one_hot
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel, multinomial
-from mmdistill.objectives.ridge import InFloat64, MarginKernelRidge, RandomFeatureRidge, label_margin, redrawn
+from mmdistill.objectives.ridge import MarginKernelRidge, RandomFeatureRidge, label_margin, redrawn
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs, NetworkState
 from mmdistill.testing import check_objective
@@ -95,7 +95,7 @@ def test_random_networks_have_the_stated_moments() -> None:
 
 
 def test_the_ntk_is_solved_in_float64(task: BlobTask, network: Network, syn: Batch, real: Batch) -> None:
-    kernel = InFloat64(FullyConnectedKernel("ntk", depth=1))
+    kernel = FullyConnectedKernel("ntk", depth=1, dtype=torch.float64)
     rows_s, rows_t = as_numpy(syn.inputs), as_numpy(real.inputs)
     goal = np.eye(3)[as_numpy(real.targets)] - 1 / 3
 
@@ -115,7 +115,7 @@ def test_the_ntk_is_solved_in_float64(task: BlobTask, network: Network, syn: Bat
     "objective",
     [
         KernelRidgeMatching(FeatureKernel()),
-        KernelRidgeMatching(InFloat64(FullyConnectedKernel("ntk", depth=1)), loss=multinomial),
+        KernelRidgeMatching(FullyConnectedKernel("ntk", depth=1, dtype=torch.float64), loss=multinomial),
         MarginKernelRidge(),
         RandomFeatureRidge(networks=2),
     ],
@@ -183,15 +183,15 @@ def test_networks_without_features_are_refused_when_the_run_is_built() -> None:
     shapeless.layers = (torch.ones(2, 3, 4),)
     with pytest.raises(ConfigError, match="one row of features per sample"):
         MarginKernelRidge().check(shapeless)
-    KernelRidgeMatching(InFloat64(FullyConnectedKernel())).check(Featureless())
+    KernelRidgeMatching(FullyConnectedKernel()).check(Featureless())
 
 
 def test_samples_that_a_kernel_cannot_read_are_refused_when_the_run_is_built() -> None:
-    for kernel in (LinearKernel(), FullyConnectedKernel(), InFloat64(ConvolutionalKernel())):
+    for kernel in (LinearKernel(), FullyConnectedKernel(), ConvolutionalKernel()):
         with pytest.raises(ConfigError, match="a dict of nodes, edges"):
             KernelRidgeMatching(kernel).check(Named())
     with pytest.raises(ConfigError, match="reads samples of 3 axes"):
-        KernelRidgeMatching(InFloat64(ConvolutionalKernel())).check(BlobTask())
+        KernelRidgeMatching(ConvolutionalKernel()).check(BlobTask())
 
 
 def test_the_multinomial_likelihood_reads_rows_of_interactions() -> None:

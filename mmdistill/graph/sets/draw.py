@@ -8,6 +8,7 @@ import torch
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.graph.draw import write_preprocessing
+from mmdistill.labels import hard_labels
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Task, Tensors
 
@@ -51,7 +52,7 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
         nx.draw_networkx(
             graph, place, ax=axes, node_size=30, width=0.6, node_color=colours, cmap="tab20", with_labels=False
         )
-        label = fields["y"].argmax(1) if fields["y"].is_floating_point() else fields["y"]
+        label = hard_labels(fields["y"])
         axes.set_title(f"class {int(label)}: {len(graph)} nodes, {graph.number_of_edges()} edges", fontsize=7)
         axes.set_axis_off()
     path = folder / "graphs.png"
