@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
 from mmdistill.config import DistillConfig, is_finished, is_started, read_settings
@@ -39,7 +40,7 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Read the file; that it is not there is the parser's to say."""
         if Path(values).is_file():
-            read_settings(Path(values))
+            values = yaml.safe_dump(read_settings(Path(values)))
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
@@ -74,7 +75,11 @@ def _distill_parser() -> Parser:
         "       mmdistill distill --resume FOLDER [--classes-at-once N] [--kept-steps N]",
         description="Distil a data set, judge the result beside its baselines, and draw it.",
     )
-    parser.add_argument("--config", action=ConfigFile, help="a YAML file of options, such as a run's config.yaml")
+    parser.add_argument(
+        "--config",
+        action=ConfigFile,
+        help="a YAML file of options, such as a run's config.yaml; options beside it go before those in it",
+    )
     parser.add_argument(
         "--resume",
         type=str | None,
@@ -244,6 +249,17 @@ def spelled(arguments: Sequence[str]) -> list[str]:
     return [fix(argument) for argument in arguments]
 
 
+def config_first(arguments: Sequence[str]) -> list[str]:
+    """Return a command's arguments with its configuration files first, so that options beside them count."""
+    rest, files = list(arguments), []
+    while "--config" in rest[1:-1]:
+        at = rest.index("--config", 1)
+        files += rest[at : at + 2]
+        del rest[at : at + 2]
+    files += [argument for argument in rest if argument.startswith("--config=")]
+    return [*rest[:1], *files, *(argument for argument in rest[1:] if not argument.startswith("--config="))]
+
+
 def require_resume_alone(arguments: Sequence[str]) -> None:
     """Refuse options beside ``--resume``, since a run continues with its own; those that bound memory may change.
 
@@ -316,7 +332,7 @@ def _ready_streams() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
     _ready_streams()
-    given = spelled(sys.argv[1:] if arguments is None else arguments)
+    given = config_first(spelled(sys.argv[1:] if arguments is None else arguments))
     options = None
     # What torch tells torch-geometric's authors is no news to whoever runs a command.
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)

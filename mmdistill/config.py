@@ -163,10 +163,10 @@ class DistillConfig:
         return split_names(self.judges)
 
     def save(self, path: Path) -> None:
-        """Write the configuration as YAML that re-runs it."""
+        """Write the configuration as YAML that re-runs it, without leave to replace what there is by then."""
         from mmdistill.runtime import atomic_write  # imports torch, which --help should not wait for
 
-        content = {name: value for name, value in asdict(self).items() if value is not None}
+        content = {name: value for name, value in asdict(self).items() if value is not None and name != "overwrite"}
         with atomic_write(path) as handle:
             handle.write(yaml.safe_dump(content, sort_keys=False).encode())
 
@@ -200,7 +200,9 @@ def is_started(folder: Path) -> bool:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of a YAML file, whose values are not looked at.
+    """Read the settings of a YAML file, whose values are not looked at; those left empty are as if they were not there.
+
+    Names of judges and baselines may be a list.
 
     Raises:
         CheckpointError: the file is missing or damaged, or a setting in it is unknown.
@@ -216,10 +218,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no settings by name")
     kinds = [field.name for field in fields(DistillConfig)]
-    for name in content:
-        if name not in kinds:
+    for name, value in content.items():
+        if name not in kinds and (name, value) != ("resume", None):  # which --print-config writes
             raise CheckpointError(f"{path} has an unknown setting {name!r}{did_you_mean(str(name), kinds)}")
-    return content
+    for name, nothing in (("judges", None), ("baselines", "none")):
+        if isinstance(listed := content.get(name), list):
+            content[name] = ",".join(map(str, listed)) or nothing
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _no_configuration(path: Path) -> str:

@@ -386,6 +386,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
     found = {
         "data": Path(info.data).name,
         "fingerprint": info.fingerprint,
+        "units": info.units,
         "method": name,
         "parameterization": distiller.method.storage,
         "label": distiller.method.label,

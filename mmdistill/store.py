@@ -286,14 +286,23 @@ class DistilledSet:
         """Refuse a task that this set was not distilled from.
 
         Raises:
-            CheckpointError: another domain, other data, or other training samples.
+            CheckpointError: another domain, other training samples, or the same ones in other units.
         """
         if info.domain != self.info.domain:
             raise CheckpointError(f"this set was distilled from {self.info.domain} data, the task is {info.domain}")
+        if info.fingerprint != self.info.fingerprint and info.data == self.info.data:
+            raise CheckpointError(
+                f"this set was distilled from {info.data!r} as it was with fingerprint {self.info.fingerprint}; it has "
+                f"{info.fingerprint} now{self._differences(info)}"
+            )
         if info.fingerprint != self.info.fingerprint:
             raise CheckpointError(
                 f"this set was distilled from {self.info.data!r} (fingerprint {self.info.fingerprint}), "
                 f"the task's data {info.data!r} has fingerprint {info.fingerprint}{self._differences(info)}"
+            )
+        if info.units != self.info.units:
+            raise CheckpointError(
+                f"this set is in the units of {self.info.units}, the task's data {info.data!r} in those of {info.units}"
             )
 
     def _differences(self, info: TaskInfo) -> str:

@@ -153,6 +153,10 @@ def share_classes(batch: Batch, membership: Tensor) -> ClassBatch:
 
 
 BudgetKind = Literal["ipc", "nodes", "users"]
+UNITS = ("scale", "mean", "std", "whitening")
+"""Entries of the preprocessing by which numbers are scaled."""
+WORDS = ("splits", "notes")
+"""Entries of the preprocessing that are sentences."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +189,19 @@ class TaskInfo:
     tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def units(self) -> dict[str, object]:
+        """What turns the data's numbers into those that networks read, where the data have such."""
+        return {name: self.preprocessing[name] for name in UNITS if name in self.preprocessing}
+
+    @property
+    def prepared(self) -> dict[str, object]:
+        """The preprocessing without what says it in words, which may be worded anew."""
+        return {name: value for name, value in self.preprocessing.items() if name not in WORDS}
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was held out of the data or changed on the way in, in words."""
-        entries = [self.preprocessing.get(name) for name in ("splits", "notes")]
+        entries = [self.preprocessing.get(name) for name in WORDS]
         return tuple(str(note) for entry in entries if isinstance(entry, list) for note in entry)
 
 

@@ -77,6 +77,37 @@ def test_a_configuration_re_runs_exactly(run: Path, tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
+def test_options_go_before_a_configuration_wherever_they_stand(run: Path, tmp_path: Path) -> None:
+    """Else a run whose configuration is used again is replaced in place of the new one."""
+    file, folder = str(run / "config.yaml"), tmp_path / "new"
+    before = (run / "distilled.json").read_bytes()
+    options = ["--out", str(folder), "--seed", "7"]
+    assert main(["distill", *options, "--config", file, "--steps", "3"]) == 0
+    assert main(["distill", *options, f"--config={file}", "--steps", "2", "--overwrite"]) == 0
+    assert (DistilledSet.load(folder).seed, DistilledSet.load(folder).steps) == (7, 2)
+    assert (run / "distilled.json").read_bytes() == before
+    assert main(["distill", "--config", str(folder / "config.yaml"), "--steps", "1"]) == 2  # leave is not kept
+    assert DistilledSet.load(folder).steps == 2
+
+
+def test_a_configuration_may_leave_settings_empty_and_list_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("judges: [convnet, mlp]\nbaselines: []\nprotocol:\nresume:\n")
+    assert distil(tmp_path / "run", "--config", str(file)) == 0
+    judges = {entry["judge"] for entry in json.loads((tmp_path / "run" / "metrics.json").read_text())["results"]}
+    assert judges == {"convnet", "mlp"}
+    file.write_text("baselines:\njudges: []\n")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        distil(tmp_path / "other", "--config", str(file), "--print_config")
+    printed = capsys.readouterr().out
+    assert "baselines: random,herding,whole" in printed
+    file.write_text(printed.replace("random,herding,whole", "none"))
+    assert main(["distill", "--config", str(file)]) == 0
+
+
 def test_judging_again_adds_to_the_metrics(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run), "--models", "MLP", "--networks", "2", "--baselines", "none"]) == 0
     assert "mlp" in capsys.readouterr().out

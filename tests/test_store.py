@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,8 +106,15 @@ def test_sets_of_another_task_are_refused() -> None:
     saved.require(INFO)
     with pytest.raises(CheckpointError, match="distilled from graph data, the task is text"):
         saved.require(TaskInfo("text", "toy", "ipc", 10, 400, "abc"))
-    with pytest.raises(CheckpointError, match="fingerprint"):
+    with pytest.raises(CheckpointError, match="from 'toy' as it was with fingerprint abc; it has other now"):
         saved.require(TaskInfo("graph", "toy", "nodes", 10, 400, "other"))
+    with pytest.raises(CheckpointError, match="the task's data 'else' has fingerprint other"):
+        saved.require(TaskInfo("graph", "else", "nodes", 10, 400, "other"))
+    with pytest.raises(
+        CheckpointError, match=r"in the units of .*, the task's data 'toy' in those of \{'scale': 16\.0, 'mean'"
+    ):
+        saved.require(replace(INFO, preprocessing={**INFO.preprocessing, "scale": 16.0}))
+    saved.require(replace(INFO, preprocessing={**INFO.preprocessing, "splits": ["worded anew"]}))
 
 
 def test_a_set_is_shown_in_one_line() -> None:

@@ -138,7 +138,7 @@ def identity(task: Task, recipe: GeneratorRecipe) -> dict[str, Any]:
         "version": GENERATOR_VERSION,
         "data": Path(info.data).name,
         "fingerprint": info.fingerprint,
-        "preprocessing": info.preprocessing,
+        "preprocessing": info.prepared,
         "recipe": asdict(recipe),
     }
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))

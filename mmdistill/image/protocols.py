@@ -209,14 +209,16 @@ def plan_for(
         data: whose defaults count.
         images: in the set.
         scores: whether targets are no distributions.
-        whole: the set is the whole training set, which takes the few epochs that its data state.
+        whole: the set is the whole training set, which takes the few epochs that its data state, by cross entropy.
         own: the judge is the network distilled with; others always train with DSA.
         deep: the judge is a VGG or a ResNet, and regresses by Adam at :data:`DEEP_RATE` or the protocol's lower rate.
         transformer: the judge is one, and trains by Adam at :data:`TRANSFORMER_RATE` or the protocol's lower rate.
         epochs: the user's number instead.
         batch: the user's minibatch size instead.
-        augment: the user's choice instead: DSA or nothing.
+        augment: the user's choice instead: DSA or nothing, not even CutMix.
     """
+    if whole and protocol.squared:  # whose rate and minibatches are for thousands of updates on a few images
+        protocol = replace(protocol, fit=CLASSIFICATION, squared=False)
     fit = protocol.scores if scores and protocol.scores is not None else protocol.fit
     if transformer:
         fit = replace(fit, optimizer="adam", lr=min(fit.lr, TRANSFORMER_RATE))
@@ -240,5 +242,6 @@ def plan_for(
         length = min(data.whole_epochs, epochs or data.whole_epochs)
     elif epochs is not None:
         length = epochs
-    cutmix = 0.0 if whole or (protocol.augment == "idc" and data.name == "mnist") else protocol.cutmix
+    plain = whole or augment is False or (protocol.augment == "idc" and data.name == "mnist")
+    cutmix = 0.0 if plain else protocol.cutmix
     return Plan(replace(fit, epochs=length), kind, cutmix, protocol.squared or scores, protocol.label_scale)

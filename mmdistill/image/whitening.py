@@ -12,6 +12,7 @@ kip     channels standardised            each image's own mean,   0.1 times thei
 The matrix is fitted to the training images once and kept in the user's cache folder. It travels with a distilled set.
 """
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -162,7 +163,8 @@ def whitened(data: ImageData, kind: str) -> ImageData:
             f"whitening images of {size:,} values needs a matrix of {4 * size**2 / 2**30:.0f} GiB; resize them to at "
             f"most {LARGEST:,} values, or leave --whiten out"
         )
-    path = cache_folder() / "whitening" / f"{data.fingerprint}-{found}.safetensors"
+    units = hashlib.blake2b(repr((data.scale, data.mean, data.std)).encode(), digest_size=4).hexdigest()
+    path = cache_folder() / "whitening" / f"{data.fingerprint}-{units}-{found}.safetensors"
     try:
         tensors = read_tensors(path) if path.exists() else {}
         scalars = tensors["scalars"].tolist() if tensors else []

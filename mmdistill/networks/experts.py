@@ -75,7 +75,7 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
         "version": EXPERTS_VERSION,
         "data": Path(info.data).name,
         "fingerprint": info.fingerprint,
-        "preprocessing": info.preprocessing,
+        "preprocessing": info.prepared,
         "architecture": state.shapes(),
         "layers": described_layers(task),
         "training": {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed},

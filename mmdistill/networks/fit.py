@@ -243,7 +243,7 @@ def fit_networks(
             if protocol.sam:
                 here = {name: g.clone() for name, g in gradients.items()} if protocol.sam_gap else {}
                 there = uphill(current, gradients, protocol.sam, protocol.sam_adaptive)
-                gradients, buffers = engine(step_key, there, batch, own_noise)
+                gradients, _ = engine(step_key, there, batch, own_noise)  # statistics are those of where it stands
                 if protocol.sam_gap:
                     gradients = without_gap(gradients, here, protocol.sam_gap)
             _set_rate(optimizer, lr * rate_factor(protocol, step, steps))

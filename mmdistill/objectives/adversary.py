@@ -39,7 +39,8 @@ class StyleAdversary(Objective):
     Raises:
         ConfigError: fewer than two styles, or an objective that reads class batches.
     Differs from: the published code augments what the adversary sees, and draws other codes and styles for its step
-        than for the likeness; here it sees the samples as they are, and one pair of styles serves both.
+        than for the likeness; here it sees the samples as they are, and one pair of styles serves both. Its
+        adversary trains its batch norms and dropout too; here they stay as they are in judging.
     Source: Liu et al., NeurIPS 2022, Sec. 3.2; Khosla et al., NeurIPS 2020 (the contrast).
     """
 

@@ -39,9 +39,9 @@ class Raw(Parameterization):
         for name, tensor in named.items():
             learned = tensor.is_floating_point() if learn is None else name in learn
             if learned:
-                self.register_parameter(name, nn.Parameter(tensor.clone()))
+                self.register_parameter(name, nn.Parameter(tensor.detach().clone()))
             else:
-                self.register_buffer(name, tensor.clone())
+                self.register_buffer(name, tensor.detach().clone())
 
     def forward(self, draws: Draws) -> Batch:
         """Return the stored samples."""

@@ -277,7 +277,16 @@ def test_idcs_judges_mix_no_digits_whatever_else_augments_them(photographs: Imag
     mnist = replace(photographs, name="mnist")
     for own, augment in ((True, None), (False, None), (True, True), (True, False)):
         assert plan("idc", mnist, own=own, augment=augment).cutmix == 0
-        assert plan("idc", photographs, own=own, augment=augment).cutmix == 0.5
+        assert plan("idc", photographs, own=own, augment=augment).cutmix == (0 if augment is False else 0.5)
+
+
+@pytest.mark.parametrize("name", ["frepo", "rfad", "kip"])
+def test_whole_sets_take_no_small_sets_rates(photographs: ImageData, name: str) -> None:
+    """A warm-up of 500 steps may be all that the few epochs of a whole set take."""
+    found = plan(name, photographs, whole=True)
+    assert found.fit == replace(CLASSIFICATION, epochs=photographs.whole_epochs)
+    assert not found.squared
+    assert found.augment == PROTOCOLS[name].augment
 
 
 def test_a_preset_judges_with_its_own_network_and_says_so(digits: ImageTask) -> None:

@@ -67,6 +67,7 @@ def test_label_distillation_learns_labels_alone(task: ImageTask) -> None:
     distiller = Distiller(task, method, 2)
     start = distiller.start()
     assert sorted(start.optimizers) == ["labels"]
+    assert not start.parameterization.inputs.requires_grad  # else every step differentiates the images in vain
     assert torch.equal(made.batch.inputs, start.parameterization(distiller.draws).inputs)  # type: ignore[arg-type]
     targets = made.batch.targets
     assert isinstance(targets, Tensor)

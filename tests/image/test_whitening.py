@@ -118,6 +118,22 @@ def test_it_travels_with_the_set(data: ImageData, tmp_path: Path) -> None:
     assert len(task.evaluate(result.batch, "convnet", Draws(0), 1, {}).values["accuracy"]) == 1
 
 
+def test_the_same_bytes_in_other_units_have_a_matrix_of_their_own(data: ImageData) -> None:
+    for kind in ("mtt", "frepo", "kip"):
+        first = whitened(data, kind)
+        for other in (
+            replace(data, scale=16.0),
+            replace(data, std=(0.3, 0.2, 0.1)),
+            replace(data, mean=(0.1, 0.2, 0.3)),
+        ):
+            own = fit_whitening(other, kind)  # type: ignore[arg-type]
+            found = whitened(other, kind).whitening
+            assert found is not None
+            assert torch.equal(found.matrix, own.matrix)
+            assert torch.equal(found.mean, own.mean)
+        assert torch.equal(whitened(data, kind).whitening.matrix, first.whitening.matrix)  # type: ignore[union-attr]
+
+
 def test_bad_requests(data: ImageData) -> None:
     with pytest.raises(ConfigError, match="unknown whitening 'zca'"):
         whitened(data, "zca")

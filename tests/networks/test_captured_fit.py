@@ -48,6 +48,25 @@ def test_captured_training_equals_the_sequential_loop(protocol: FitProtocol, mon
             assert torch.equal(tensor, other[name]), name
 
 
+def test_statistics_are_of_where_a_network_stands_not_of_uphill() -> None:
+    """GSAM's code turns running statistics off for the second gradient."""
+    net = FunctionalModule(small_net)
+    data = Batch(Draws(4).normal(10, 1, 4, 4), Draws(5).integers(3, 10), torch.ones(10))
+
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[torch.Tensor, Tensors]:
+        output, buffers = net(state, batch.inputs, train=True)
+        return weighted_mean(soft_cross_entropy(output, batch.targets), batch.weight), buffers  # type: ignore[arg-type]
+
+    found = [
+        fit_networks(net.init, loss, data, FitProtocol(1, batch=None, sam=sam), 2, Draws(6), mode="loop")
+        for sam in (0.0, 0.5)
+    ]
+    assert found[0].buffers
+    for name, buffer in found[0].buffers.items():
+        torch.testing.assert_close(found[1].buffers[name], buffer)
+    assert any(not torch.equal(found[1].params[name], parameter) for name, parameter in found[0].params.items())
+
+
 def test_streams_of_the_cpu_do_nothing() -> None:
     with side_streams(torch.device("cpu")) as streams:
         for _ in range(6):

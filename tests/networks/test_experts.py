@@ -160,6 +160,8 @@ def test_experts_that_do_not_fit_are_refused_by_name(trained: Path, tmp_path: Pa
     other.describe = lambda: replace(info, preprocessing={"mean": [1.0]})  # type: ignore[method-assign]
     with pytest.raises(CheckpointError, match="other preprocessing"):
         train_experts(other, trained, 3, RECIPE)
+    other.describe = lambda: replace(info, preprocessing={"splits": ["worded anew"]})  # type: ignore[method-assign]
+    assert open_experts(other, trained, 3, RECIPE.of_epochs(1)).epochs == EPOCHS
     with pytest.raises(CheckpointError, match=r"lr = 0\.1, not 0\.5; use another folder"):
         train_experts(BlobTask(), trained, 3, ExpertRecipe(replace(RECIPE.protocol, lr=0.5)))
     with pytest.raises(ConfigError, match="at least 1"):
