@@ -17,13 +17,14 @@ from typing import get_args
 import torch
 from quality import parse_options
 
+from mmdistill.abilities import Validates
 from mmdistill.distiller import Distiller
 from mmdistill.image.data import ImageData
 from mmdistill.image.task import ImageTask, image_task
 from mmdistill.precision import Precision
 from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import Draws
-from mmdistill.task import Task, Validates
+from mmdistill.task import Task
 
 
 def curve(task: Task, distiller: Distiller, every: int) -> list[float]:

@@ -1,6 +1,7 @@
 """What the commands do: each a function of its options, printing for a person and writing into the run folder."""
 
 import dataclasses
+import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -305,6 +306,8 @@ def evaluate_command(
     path = Path(run) / "metrics.json"
     if path.exists():
         read_metrics(path)  # before the work, should they be damaged
+    if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{run} cannot be written to, where the results belong; copy the folder and judge the copy")
     config, _, task, distilled = _open_run(run, device, protocol, judge_epochs, judge_batch)
     if "inner_parts" in distilled.learned and (judge_epochs or judge_batch or protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
@@ -359,8 +362,10 @@ def export_command(run: str, format: str, to: str | None) -> None:
     """Write a finished run's set for other tools, and what was learned beside the samples, with which it is used.
 
     Raises:
-        ConfigError: a format that data of this domain are not exported in.
+        ConfigError: a format that data of this domain are not exported in, or the run's own folder as its place.
     """
+    if to is not None and (not to.strip() or Path(to).resolve() == Path(run).resolve()):
+        raise ConfigError(f"--to names a folder of the export's own, got {to!r}; without it that is {run}/export")
     _, domain, task, distilled = _open_run(run, "cpu")
     key = canonical(format)
     if key not in domain.exports:

@@ -18,8 +18,8 @@ from mmdistill.store import read_json
 NO_RUN = "no run"
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
-PLACES = ("seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
-"""Options in which runs may differ and still be repetitions of one another."""
+PLACES = ("data", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
+"""Options in which runs may differ and still be repetitions of one another; the data are known by their own name."""
 
 
 _Run = tuple[Path, dict[str, Any], dict[str, Any]]

@@ -5,12 +5,13 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import Embeds, Selects
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.labels import one_hot
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
-from mmdistill.task import Batch, BudgetKind, Embeds, NetworkState, Selects, Task, Tensors, num_samples
+from mmdistill.task import Batch, BudgetKind, NetworkState, Task, Tensors, num_samples
 
 CORESETS = ("herding", "k-center", "k-means", "craig")
 """Selections of real samples that look at the samples."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill import ranks, runtime
+from mmdistill.abilities import Validates
 from mmdistill.compilation import Program, compiled, operations
 from mmdistill.errors import ConfigError
 from mmdistill.labels import TeacherLabels
@@ -15,7 +16,7 @@ from mmdistill.networks.architecture import network_title
 from mmdistill.networks.schedules import EMPTY, ScheduleState, UnreadNetwork
 from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
-from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one
+from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one, require_loss
 from mmdistill.optimizers import is_active, make_optimizer, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
 from mmdistill.precision import Precision, matrix_products, resolved
@@ -24,7 +25,7 @@ from mmdistill.runtime import Draws
 from mmdistill.second_order import differentiable_again
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, detached
-from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, Validates
+from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors
 
 
 class Distiller:
@@ -304,6 +305,7 @@ class Distiller:
         if penalty is not None:
             loss = loss + penalty
         tensors = [parameter for name in self.active(run) for parameter in _groups(run)[name]]
+        require_loss(run.objective, loss, bool(tensors))
         found = torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ()
         return loss.detach(), list(found)
 

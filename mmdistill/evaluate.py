@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mmdistill.abilities import NamesJudges, ScoresRobustness, Selects
 from mmdistill.coresets import CORESETS, allocate, choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
 from mmdistill.memory import explained
@@ -14,7 +15,7 @@ from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.settings import require_sizes
 from mmdistill.store import DistilledSet
-from mmdistill.task import Batch, NamesJudges, Scores, ScoresRobustness, Selects, Task, require_task
+from mmdistill.task import Batch, Scores, Task, require_task
 
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmdistill.abilities import ROBUST_METRICS, TitlesJudges
 from mmdistill.bars import progress_bar
 from mmdistill.config import DistillConfig, baseline_names
 from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
 from mmdistill.metrics import judging_of, metrics_document, read_metrics, recorded
 from mmdistill.networks.fit import watching
 from mmdistill.store import DistilledSet, write_json
-from mmdistill.task import ROBUST_METRICS, Task, TitlesJudges
+from mmdistill.task import Task
 
 
 class Missing(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn, get_args
 
+from mmdistill.abilities import Validates
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean, require_choice
 from mmdistill.labels import LabelKind
 from mmdistill.networks.schedules import NetworkSchedule
@@ -12,7 +13,7 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.settings import TRAINING, OptimizerSpec, Settings, WatchedSettings
-from mmdistill.task import Task, Validates
+from mmdistill.task import Task
 
 Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
 """Builds the initial parameterization: ``(task, budget, settings, label kind, draws)``."""

@@ -5,10 +5,11 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from mmdistill.abilities import JUDGING, LimitsJudging
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluate import Entry, Evaluation
 from mmdistill.store import DistilledSet, read_json
-from mmdistill.task import JUDGING, LimitsJudging, Task
+from mmdistill.task import Task
 
 METRICS_VERSION = 1
 ENTRY = {"judge": str, "metric": str, "mean": Real, "sd": Real, "n": int}

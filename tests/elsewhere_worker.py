@@ -13,6 +13,7 @@ import torch
 from torch_geometric.data import Data
 
 from mmdistill import distill, evaluate, graph_task, image_task, recsys_task
+from mmdistill.abilities import Validates
 from mmdistill.evaluate import Evaluation
 from mmdistill.graph.judges import JudgeProtocol
 from mmdistill.graph.sets import graph_set_task
@@ -20,7 +21,7 @@ from mmdistill.networks.fit import FitProtocol
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
-from mmdistill.task import Task, Validates
+from mmdistill.task import Task
 from tests.elsewhere import There, elsewhere
 from tests.graph.sets.toy import rings
 from tests.graph.toy import planted_fields

@@ -77,6 +77,23 @@ def test_a_configuration_re_runs_exactly(run: Path, tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
+def test_an_export_has_a_folder_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(run.iterdir())
+    for place in ("", " ", str(run), str(run / "pictures" / "..")):
+        assert main(["export", str(run), "--to", place]) == 2
+        assert "--to names a folder of the export's own" in capsys.readouterr().err
+    assert sorted(run.iterdir()) == before
+
+
+def test_results_that_could_not_be_kept_are_not_begun(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("mmdistill.commands.evaluate", Mock(side_effect=AssertionError("judging has begun")))
+    assert main(["evaluate", str(run), "--judges", "mlp"]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
 def test_options_go_before_a_configuration_wherever_they_stand(run: Path, tmp_path: Path) -> None:
     """Else a run whose configuration is used again is replaced in place of the new one."""
     file, folder = str(run / "config.yaml"), tmp_path / "new"

@@ -1,14 +1,18 @@
 """The same GradientMatching instance on images, graphs and text, each against a loop-written float64 oracle."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.graph.synthetic import label_nodes
 from mmdistill.graph.task import graph_task
 from mmdistill.image.task import image_task
+from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.distribution import DistributionMatching
@@ -21,6 +25,19 @@ from tests.graph.toy import FAST, planted_graph
 from tests.oracles import graph as graph_oracle
 from tests.oracles import objectives as oracle
 from tests.toys import smooth_mlp
+
+
+class Wrong(DistributionMatching):
+    """Returns what a test gives it in place of a loss."""
+
+    def __init__(self, found: object) -> None:
+        super().__init__()
+        self.found = found
+
+    def forward(self, *_: object) -> Tensor:
+        """Return something else than a loss."""
+        return self.found  # type: ignore[return-value]
+
 
 OBJECTIVE = GradientMatching(row_cosine)
 KEY = Draws(11)
@@ -104,3 +121,20 @@ def test_tasks_without_classes_are_refused_when_built() -> None:
     for objective in (OBJECTIVE, DistributionMatching()):
         with pytest.raises(ConfigError, match="has no classes"):
             objective.check(task)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            torch.ones(2, requires_grad=True),
+            r"a loss is a tensor of one number and no axes, and Wrong returned .*\(2,\)",
+        ),
+        (1.0, "Wrong returned a float"),
+        (torch.tensor(1.0), "no gradient leads from the loss of Wrong to what is learned"),
+    ],
+)
+def test_what_is_no_loss_is_refused_in_words(found: object, message: str) -> None:
+    method = replace(CORE_METHODS["dm"], objective=lambda: Wrong(found))
+    with pytest.raises(ConfigError, match=message):
+        distill(images(), method, ipc=1, settings={"steps": 1})

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdistill.abilities import Embeds
 from mmdistill.coresets import allocate, choose_samples, k_means, require_centroids
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
@@ -15,7 +16,7 @@ from mmdistill.method import Parameterizer
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization, stored_tensor_bytes
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, ClassBatch, Embeds, Inputs, Task, Tensors, share_classes
+from mmdistill.task import Batch, ClassBatch, Inputs, Task, Tensors, share_classes
 
 
 class Structure(nn.Module, ABC):

@@ -341,7 +341,7 @@ def gather(dataset: MapDataset, what: str) -> tuple[Tensor, Tensor]:
         if images and (image.shape != images[0].shape or image.dtype != images[0].dtype):
             raise DataError(
                 f"{what}: item {index} is {image.dtype} of shape {tuple(image.shape)}, item 0 is {images[0].dtype} of "
-                f"{tuple(images[0].shape)}; resize all samples to one shape"
+                f"{tuple(images[0].shape)}; bring all samples to one shape and type"
             )
         labels.append(class_index(item[1], f"{what}: the label of item {index}"))
         images.append(image)

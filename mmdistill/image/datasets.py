@@ -172,10 +172,9 @@ def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageDat
 
 
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
-    """Load an image folder, with its own ``test`` (or ``val``) folder where it has ``train``."""
-    train = path / "train" if (path / "train").is_dir() else path
+    """Load an image folder, with its own test images where it has a folder for training."""
+    train, held_out = files.split_folders(path)
     images, labels, names = files.read_image_folder(train, size)
-    held_out = next((path / name for name in ("test", "val") if train != path and (path / name).is_dir()), None)
     if held_out is None:
         if images.nbytes > files.IN_MEMORY:
             raise DataError(
@@ -186,7 +185,7 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     test_images, test_labels, test_names = files.read_image_folder(held_out, size)
     unknown = sorted(set(test_names) - set(names))
     if unknown:
-        raise DataError(f"{held_out} has a class {unknown[0]!r} that {path / 'train'} lacks")
+        raise DataError(f"{held_out} has a class {unknown[0]!r} that {train} lacks")
     test_labels = _renumbered(test_labels, tuple(test_names), tuple(names))
     channels = max(images.shape[1], test_images.shape[1])
     images, test_images = images.expand(-1, channels, -1, -1), test_images.expand(-1, channels, -1, -1)

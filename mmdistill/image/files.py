@@ -31,6 +31,9 @@ WIDE = ("I", "F")
 """How the modes of pictures start whose values do not fit into a byte; converting them would cut these off at 255."""
 IN_MEMORY = 2**30
 """Bytes of decoded images up to which a folder is read into memory."""
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "val", "valid", "validation")
+"""What folders of training and of test images are called, in any case; the first name that is there counts."""
 
 
 def find_idx(folder: Path, name: str) -> Path:
@@ -93,13 +96,13 @@ def read_cifar_binary(paths: list[Path], label_bytes: int) -> tuple[Tensor, Tens
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether a folder has a subfolder per class that holds images, or such folders under ``train``.
+    """Whether a folder has a subfolder per class that holds images, or such folders under one for training.
 
     It is asked of any path, so it looks at few folders, and not through all that lies below.
     """
     if not folder.is_dir():
         return False
-    start = folder / "train" if (folder / "train").is_dir() else folder
+    start = split_folders(folder)[0]
     classes = [sub for sub in start.iterdir() if sub.is_dir() and not _is_hidden(sub.name)]
     if any(map(_has_images, classes)):
         return True
@@ -108,11 +111,21 @@ def is_image_folder(folder: Path) -> bool:
     return bool(deeper) and all(any(map(_has_images, below)) for below in deeper)
 
 
+def split_folders(folder: Path) -> tuple[Path, Path | None]:
+    """Return where the classes of the training images are, and those of the test images where they have a place.
+
+    Without a folder for training both are below the folder itself, of which a part is then held out.
+    """
+    found = {sub.name.lower(): sub for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    train, test = (next((found[name] for name in names if name in found), None) for names in (TRAIN, TEST))
+    return (folder, None) if train is None else (train, test)
+
+
 def missing_classes(folder: Path) -> str:
     """Return what a folder of images without a subfolder per class lacks, in words; nothing for any other path."""
     if not folder.is_dir() or is_image_folder(folder):
         return ""
-    start = folder / "train" if (folder / "train").is_dir() else folder
+    start = split_folders(folder)[0]
     if not any(file.suffix.lower() in SUFFIXES for file in start.iterdir()):
         return ""
     return f"{start} holds pictures but no subfolders of them; put them into one subfolder per class"

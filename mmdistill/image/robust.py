@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from mmdistill.abilities import ROBUST_METRICS
 from mmdistill.labels import classes_of
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.runtime import Draws
-from mmdistill.task import ROBUST_METRICS, Batch, Scores, one_tensor
+from mmdistill.task import Batch, Scores, one_tensor
 
 if TYPE_CHECKING:
     from mmdistill.image.task import ImageTask

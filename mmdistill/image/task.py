@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.cutmix import cut_and_mix
@@ -30,7 +31,7 @@ from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_no_width, require_sizes
-from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 
 WHOLE_MOST = 2**34
 """Bytes of a whole training set in normalised units up to which judges train on it."""
@@ -387,7 +388,7 @@ def _try_network(task: ImageTask) -> None:
     """Run the network once on two images, so that one that cannot work fails when the task is built.
 
     Raises:
-        ConfigError: the network refuses these images, or returns no logits.
+        ConfigError: the network refuses these images, changes them in place, or returns no logits.
     """
     state = task.init(Draws(0, ("try",), task.device))
     for name, parameter in state.params.items():
@@ -396,9 +397,13 @@ def _try_network(task: ImageTask) -> None:
                 f"networks learn in float32, and {name} of this one is {str(parameter.dtype).removeprefix('torch.')}; "
                 "leave out what converts it (--precision lowers what may be lowered)"
             )
+    images = task.data.normalise(task.data.train_images[:2].to(task.device))
+    writes = images._version
     try:
         with torch.no_grad():
-            task.predict(state, task.data.normalise(task.data.train_images[:2].to(task.device)))
+            task.predict(state, images)
     except Exception as error:  # whatever a network of the user's raises
         reason = f"{error}" if isinstance(error, RuntimeError | TypeError | ShapeError) else f"{error!r}"
         raise ConfigError(f"the network cannot run on images of shape {task.data.shape}: {reason}") from error
+    if images._version != writes:  # several networks read the same images
+        raise ConfigError("the network changes its input in place, as x -= 1 does; let it make a new tensor")

@@ -8,10 +8,11 @@ from types import CodeType
 
 from torch import Tensor, nn
 
+from mmdistill.abilities import DescribesNetwork
 from mmdistill.errors import UnsupportedError
 from mmdistill.runtime import Draws
 from mmdistill.store import digest_of
-from mmdistill.task import DescribesNetwork, Task
+from mmdistill.task import Task
 
 LIBRARIES = ("builtins", "mmdistill", "torch", "torch_geometric", "torchvision", "transformers")
 """Packages whose classes are what their names say; those of others are a user's, who may edit them."""

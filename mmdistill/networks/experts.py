@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import TrainsWhole
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.memory import explained
 from mmdistill.networks.architecture import described_layers, differing_lines
@@ -35,7 +36,7 @@ from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws, cache_folder, sole_writer
 from mmdistill.store import read_json, write_json
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, TrainsWhole, map_inputs, take
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, map_inputs, take
 
 logger = logging.getLogger(__name__)
 

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import Settles
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
-from mmdistill.task import ClassBatch, NetworkState, Settles, Task, Tensors, map_inputs
+from mmdistill.task import ClassBatch, NetworkState, Task, Tensors, map_inputs
 
 BY_CLASS = 16
 """Real samples of each class that statistics are taken from, as DC has it."""

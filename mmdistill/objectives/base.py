@@ -349,6 +349,27 @@ def _weighted_means(layers: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor,
     return tuple(torch.einsum("cn,cnd->cd", share, layer) for layer in layers)
 
 
+def require_loss(objective: Objective, loss: object, learns: bool) -> None:
+    """Refuse what is no loss that can be descended.
+
+    Args:
+        objective: whose it is.
+        loss: what it returned.
+        learns: whether anything is learned from it.
+    Raises:
+        ConfigError: no single number, or one that no gradient leads back from.
+    """
+    name = type(objective).__name__
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise ConfigError(f"a loss is a tensor of one number and no axes, and {name} returned {found}")
+    if learns and not loss.requires_grad:
+        raise ConfigError(
+            f"no gradient leads from the loss of {name} to what is learned; the network or the "
+            "objective cuts it off (no_grad, detach, argmax)"
+        )
+
+
 def flatten_classes(batch: Batch | ClassBatch) -> Batch:
     """Return all classes' samples as one flat batch (shared inputs: the union of the classes' weights)."""
     if not isinstance(batch, ClassBatch):

@@ -21,8 +21,8 @@ from mmdistill.parameterizations.combination import CombinedImages
 from mmdistill.parameterizations.decoder import DecodedCodes
 from mmdistill.parameterizations.memory import AddressedMemory
 from mmdistill.parameterizations.upsample import MultiFormation
-from mmdistill.runtime import Draws, atomic_write
-from mmdistill.store import DIGEST, digest_of, read_tensors
+from mmdistill.runtime import Draws, atomic_write, checked_seed
+from mmdistill.store import DIGEST, detached, digest_of, read_tensors
 from mmdistill.task import Batch, Tensors
 
 CODES = "codes.safetensors"
@@ -117,12 +117,13 @@ def decode(path: Path | str, seed: int | None = None) -> Batch:
         UnsupportedError: another seed where samples are drawn and a teacher has labelled the run's own.
     """
     path = Path(path)
+    seed = None if seed is None else checked_seed(seed)
     made, content = load_codes(path / CODES if path.is_dir() else path)
     own = int(content["seed"])
     if made.redraws and content["label"] == TeacherLabels.title and seed not in (None, own):
         raise UnsupportedError(f"a teacher labelled the samples of seed {own}; others would need it again")
     with torch.no_grad():
-        return made.finished(Draws(own if seed is None else seed).fold("decode"))
+        return detached(made.finished(Draws(own if seed is None else seed).fold("decode")))
 
 
 def _compact(tensor: Tensor) -> Tensor:

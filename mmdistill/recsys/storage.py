@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from mmdistill.abilities import Selects
 from mmdistill.coresets import allocate, choose_samples
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.labels import LabelKind
@@ -18,7 +19,7 @@ from mmdistill.recsys.synthetic import (
 )
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind, Settings
-from mmdistill.task import Batch, Selects, Task
+from mmdistill.task import Batch, Task
 
 TIE = 1e-3
 """Size of the noise that breaks ties between the first logits of binary users."""

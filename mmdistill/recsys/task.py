@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import weighted_mean
 from mmdistill.networks.architecture import described_module
@@ -21,7 +22,7 @@ from mmdistill.recsys.vae import VaeProtocol, fit_vae
 from mmdistill.registry import TaskOptions, canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_no_width, require_sizes
-from mmdistill.task import JUDGING, Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
 FIXED = Draws(0, ("recsys",))

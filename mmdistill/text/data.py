@@ -25,6 +25,7 @@ from mmdistill.text.tables import (
     column,
     may_hold_texts,
     read_table,
+    require_apart,
     splits_of_rows,
     table_format,
     text_columns,
@@ -256,6 +257,7 @@ def _from_folder(
 def _columns(table: pd.DataFrame, text_column: str | None, label_column: str | None, source: object) -> RawSplit:
     texts = text_columns(list(table.columns), text_column, source)
     label = column(list(table.columns), label_column, LABEL_COLUMNS, "label", source)
+    require_apart(texts, label, source)
     return joined([table[name].tolist() for name in texts]), table[label].tolist()
 
 
@@ -295,6 +297,7 @@ def _from_hub(
             continue
         texts = text_columns(part.column_names, text_column, name)
         label = column(part.column_names, label_column, LABEL_COLUMNS, "label", name)
+        require_apart(texts, label, name)
         feature_names = getattr(part.features[label], "names", None)
         names = tuple(feature_names) if feature_names else names
         labels = list(part[label])

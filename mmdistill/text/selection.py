@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import Embeds
 from mmdistill.coresets import allocate, random_subset
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.runtime import Draws
-from mmdistill.task import Embeds, Task
+from mmdistill.task import Task
 from mmdistill.text.judges import regression_targets
 
 MOST = 6000

@@ -160,6 +160,19 @@ def text_columns(columns: Sequence[str], given: str | None, source: object) -> t
     return (column(names, given, TEXT_COLUMNS, "text", source),)
 
 
+def require_apart(texts: Sequence[str], label: str, source: object) -> None:
+    """Refuse a column that is to be text and label.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if label in texts:
+        raise ConfigError(
+            f"the column {label!r} of {source} would be text and label at once; name another with text_column "
+            "(--text-column) or label_column (--label-column)"
+        )
+
+
 def splits_of_rows(table: pd.DataFrame, source: object) -> tuple[list[str], tuple[str, ...]]:
     """Return the split of each row, ``all`` where no column names splits, and notes.
 

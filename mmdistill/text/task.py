@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.architecture import described_module
@@ -20,7 +21,7 @@ from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
-from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import EncoderLike, make_encoder
 from mmdistill.text.judges import (

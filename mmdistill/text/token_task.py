@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.architecture import described_module
@@ -18,7 +19,7 @@ from mmdistill.networks.statistics import settled_by_class
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_no_width, require_sizes
-from mmdistill.task import JUDGING, Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
+from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import TransformerEncoder, make_encoder

@@ -261,6 +261,17 @@ def test_an_image_folder_with_its_own_test_images(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("train", "test"), [("Training", "Testing"), ("TRAIN", "Test"), ("train", "valid"), ("training", "Validation")]
+)
+def test_splits_of_a_folder_go_by_the_fields_names(tmp_path: Path, train: str, test: str) -> None:
+    write_images(tmp_path / train)
+    write_images(tmp_path / test, names=("dog",), n=2)
+    data = load(tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert data.test_labels.tolist() == [1, 1]
+
+
 def test_bad_image_folders(tmp_path: Path) -> None:
     write_images(tmp_path / "mixed")
     Image.fromarray(np.zeros((9, 8, 3), dtype=np.uint8)).save(tmp_path / "mixed" / "cat" / "9.png")

@@ -195,6 +195,23 @@ def test_pictures_keep_four_channels_and_refuse_what_they_would_lose(tmp_path: P
         DOMAIN.exports["folder"](two, two.select(torch.arange(2)), tmp_path / "two")
 
 
+class Shifting(nn.Module):
+    """Changes what it is given, which the next network would read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        return self.head(x.flatten(1))  # type: ignore[no-any-return]
+
+
+def test_networks_that_change_their_input_are_refused() -> None:
+    with pytest.raises(ConfigError, match="changes its input in place"):
+        image_task(tiny(classes=2), model=Shifting)
+
+
 def test_networks_that_cannot_work_are_refused_when_the_task_is_built() -> None:
     with pytest.raises(ConfigError, match="cannot run on images of shape"):
         image_task(tiny(side=9), model=Own)

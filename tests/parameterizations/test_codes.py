@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mmdistill
 from mmdistill.distill import distill
-from mmdistill.errors import CheckpointError, UnsupportedError
+from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.generative import of_generator
 from mmdistill.image.storage import canvas, hallucinated, latent
@@ -71,6 +71,13 @@ def test_a_canvas_is_cropped_anew_by_another_seed(task: ImageTask, tmp_path: Pat
     again = decode(tmp_path, seed=1)
     assert not torch.equal(again.inputs, found.batch.inputs)  # type: ignore[arg-type]
     assert torch.equal(again.targets, found.batch.targets)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="seed"):
+        decode(tmp_path, seed=1.5)  # type: ignore[arg-type]
+
+
+def test_decoded_labels_are_plain_numbers(task: ImageTask, tmp_path: Path) -> None:
+    run(task, canvas(3), "unrestricted", tmp_path)
+    assert not decode(tmp_path).targets.requires_grad  # type: ignore[union-attr]
 
 
 def test_crops_of_another_seed_have_no_teachers_labels(task: ImageTask, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from mmdistill.abilities import Selects
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.evaluate import evaluate
 from mmdistill.recsys.privacy import nearness
 from mmdistill.recsys.selection import SELECTIONS, cluster_means, proxy_auc, select_users
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Selects
+from mmdistill.task import Batch
 
 
 def test_head_users_have_the_most_interactions(interactions):

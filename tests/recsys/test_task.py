@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from scipy import sparse
 from torch import nn
 
+from mmdistill.abilities import Validates
 from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
@@ -23,7 +24,7 @@ from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, Validates
+from mmdistill.task import Batch
 from mmdistill.testing import check_objective, check_task
 from tests.oracles import recsys as oracle
 from tests.oracles.kernels import wide_relu

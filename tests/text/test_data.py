@@ -214,6 +214,9 @@ def test_named_columns_and_the_nearest_suggestion(tmp_path: Path) -> None:
     assert load_text(path, text_column="phrase", label_column="verdict").class_names == ("no", "yes")
     with pytest.raises(ConfigError, match="did you mean 'phrase'"):
         load_text(path, text_column="phrases", label_column="verdict")
+    for both in ("verdict", "phrase"):
+        with pytest.raises(ConfigError, match=f"the column '{both}' .* would be text and label at once"):
+            load_text(path, text_column=both, label_column=both)
 
 
 def test_damaged_json_lines_and_gzip(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""What a task may be able to do beyond the Task protocol; who can make use of it asks by isinstance."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, NetworkState, Scores
+
+
+@runtime_checkable
+class Validates(Protocol):
+    """A task that can score a synthetic batch on validation data, so that a run keeps its best step."""
+
+    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
+        """Return a score, higher is better, from validation data only; None where the data come without any."""
+        ...
+
+
+@runtime_checkable
+class DescribesNetwork(Protocol):
+    """A task that says what its network is made of: shapes do not tell activations, norms, pooling, dropout apart."""
+
+    def architecture(self) -> str:
+        """Return the network in words, as a module describes itself; the same for the same network in any process."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A task that has its own embedding of the real training samples, for selection by distance."""
+
+    def embedding(self) -> Tensor:
+        """Return ``(N, d)``, one row per training sample, in the order of ``labels``."""
+        ...
+
+
+@runtime_checkable
+class Selects(Protocol):
+    """A task that has selections of its own, which stand beside a result like random and herding.
+
+    ``selections`` names them.
+    """
+
+    selections: Sequence[str]
+
+    def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
+        """Return the samples of a selection, as many of each class as ``counts`` says (of the one group without)."""
+        ...
+
+
+@runtime_checkable
+class TrainsWhole(Protocol):
+    """A task whose networks train on more than the selected samples hold (a graph's labelled nodes read the others)."""
+
+    def training_batch(self) -> Batch:
+        """Return all real training samples as networks train on them."""
+        ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """A task whose networks may normalise by running statistics, which it can take from real samples."""
+
+    def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
+        """Return a network whose running statistics are those of drawn real samples; one without any as it is."""
+        ...
+
+
+@runtime_checkable
+class NamesJudges(Protocol):
+    """A task whose judges are more than those it lists, by a grammar of names."""
+
+    def judge_name(self, name: str) -> str:
+        """Return a judge's name in its one spelling; an error says why there is no such judge."""
+        ...
+
+
+@runtime_checkable
+class TitlesJudges(Protocol):
+    """A task whose scores call a judge by more than its name, such as the protocol by which it trained."""
+
+    def judge_title(self, judge: str) -> str:
+        """Return what the scores of a judge are called."""
+        ...
+
+
+@runtime_checkable
+class LimitsJudging(Protocol):
+    """A task not all of whose judges train for the epochs and by the minibatches that a user sets."""
+
+    def judging_read(self, judge: str) -> Sequence[str]:
+        """Return what a judge, by name or title, reads of ``epochs`` and ``batch``; nothing where it is solved."""
+        ...
+
+
+JUDGING = ("epochs", "batch")
+"""What a user can set of judging: epochs, and the size of minibatches."""
+ROBUST_METRICS = (
+    "label-robust score",
+    "augmentation-robust score",
+    "hard-label gap",
+    "over random",
+    "over random, plain",
+)
+"""The two robust scores and the differences of accuracies that they are made of, which are no accuracies."""
+
+
+@runtime_checkable
+class ScoresRobustness(Protocol):
+    """A task that has the field's label-robust and augmentation-robust scores."""
+
+    def robust(
+        self,
+        synthetic: Batch,
+        judge: str,
+        draws: Draws,
+        n: int,
+        learned: Mapping[str, Tensor],
+        subset: Callable[[Draws], Batch] | None,
+    ) -> Scores:
+        """Score a synthetic batch against the whole training set and random subsets at equal count.
+
+        Args:
+            synthetic: the distilled samples, decoded.
+            judge: who judges.
+            draws: the key.
+            n: how many independently drawn judges.
+            learned: as for :meth:`Task.evaluate`.
+            subset: draws a random subset of real samples at equal count; None where a class has too few of them, which
+                leaves what needs no such subset.
+        """
+        ...
