@@ -20,7 +20,7 @@ from mmdistill.budget import find_budget
 from mmdistill.checkpoints import Checkpoints
 from mmdistill.compilation import CompileMode
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError, UnsupportedError
+from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.memory import explained
 from mmdistill.method import LABELS, Method, Storage
 from mmdistill.networks.architecture import described_layers
@@ -372,14 +372,6 @@ def _stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _shapes(task: Task) -> dict[str, list[int]]:
-    """Return the shapes of a task's network, by parameter; none where it has no finite one."""
-    try:
-        return task.init(Draws(0, device=task.device)).shapes()
-    except UnsupportedError:
-        return {}
-
-
 def identity(distiller: Distiller, name: str) -> dict[str, object]:
     """Return what a checkpoint must share with the run that resumes it, as plain values."""
     info = distiller.task.describe()
@@ -390,7 +382,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "method": name,
         "parameterization": distiller.method.storage,
         "label": distiller.method.label,
-        "network": _shapes(distiller.task),
+        "network": distiller.task.init(Draws(0, device=distiller.task.device)).shapes(),
         "layers": described_layers(distiller.task),
         "budget": distiller.budget,
         "seed": distiller.draws.seed,

@@ -37,7 +37,7 @@ def images(folder: Path, device: torch.device, **options: Any) -> Task:
 
 
 def graphs(folder: Path, device: torch.device) -> Task:
-    return graph_task(Data(**planted_fields()), width=8, protocol=JudgeProtocol(epochs=3, width=8), device=device)
+    return graph_task(Data(**planted_fields()), protocol=JudgeProtocol(epochs=3, width=8), device=device)
 
 
 def sets_of_graphs(folder: Path, device: torch.device) -> Task:

@@ -9,8 +9,7 @@ from mmdistill.graph.judges import JudgeProtocol, protocol_for
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.sources import DATASETS, load_graph
 from mmdistill.graph.task import GraphTask, graph_task
-from mmdistill.registry import Domain, TaskOptions, canonical
-from mmdistill.settings import require_no_width
+from mmdistill.registry import Domain, TaskOptions
 
 
 def _make_task(data: str, options: TaskOptions) -> GraphTask:
@@ -18,10 +17,7 @@ def _make_task(data: str, options: TaskOptions) -> GraphTask:
     protocol = protocol_for(graph)
     if options.judge_epochs is not None:
         protocol = replace(protocol, epochs=options.judge_epochs)
-    model = options.model or "sgc"
-    if canonical(model) == "sgc":
-        require_no_width(options.width, model)
-    return graph_task(graph, model, width=options.width or 256, protocol=protocol, device=options.device)
+    return graph_task(graph, options.model or "sgc", width=options.width, protocol=protocol, device=options.device)
 
 
 DOMAIN = Domain(

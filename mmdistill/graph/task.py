@@ -22,7 +22,7 @@ from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
 from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
-from mmdistill.settings import require_sizes
+from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import (
     Batch,
     ClassBatch,
@@ -40,6 +40,9 @@ EMBED_HOPS = 2
 FANOUTS = (10, 5)
 """Neighbours drawn at each hop from large graphs, as published (Jin et al., ICLR 2022)."""
 VALIDATION_JUDGES = 3
+
+WIDTH = 256
+"""Hidden units of a GCN or MLP unless others are asked for."""
 
 
 class GraphTask:
@@ -277,7 +280,7 @@ def graph_task(
     model: str | ModuleFactory = "sgc",
     *,
     features: Sequence[str] = (),
-    width: int = 256,
+    width: int | None = None,
     hops: int = 2,
     split: int = 0,
     seed: int = 0,
@@ -293,7 +296,7 @@ def graph_task(
         model: the network to distil with: ``sgc``, ``gcn``, ``mlp``, or a function that returns a module with
             ``forward(x, edge_index[, edge_weight])``, which then is a judge (``model``) too.
         features: for a module, the submodule whose input is the embedding; by default its last layer.
-        width: hidden units of a GCN or MLP.
+        width: hidden units of a GCN or MLP; None is :data:`WIDTH`.
         hops: of SGC.
         split: the column of masks that hold several splits.
         seed: of the random split of data sets that come without one.
@@ -302,7 +305,7 @@ def graph_task(
         device: where everything lies.
 
     Raises:
-        ConfigError: an unknown name, or a module that cannot run on this graph.
+        ConfigError: an unknown name, a width of what takes none, or a module that cannot run on this graph.
         DataError: a graph that cannot be used.
         UnsupportedError: a data set whose library is not installed.
     """
@@ -312,12 +315,15 @@ def graph_task(
     device = choose_device(device)
     graph = data if isinstance(data, GraphData) else load_graph(data, split=split, seed=seed, inductive=inductive)
     if callable(model):
+        require_no_width(width, "a module of your own")
         network: GraphNetwork = ModuleNetwork(model, features, device)
     else:
         name = canonical(model)
         if name not in MODELS:
             raise unknown_name("graph model", model, MODELS)
-        network = make_network(name, graph.x.shape[1], graph.num_classes, width, 0.5, hops, device)
+        if name == "sgc":
+            require_no_width(width, name)
+        network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.5, hops, device)
     task = GraphTask(graph, network, protocol, device)
     try:  # so that a network that cannot work fails when the task is built
         with torch.no_grad():

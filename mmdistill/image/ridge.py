@@ -74,6 +74,8 @@ def with_mirror_images(batch: Batch) -> Batch:
 def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
     """Build learned images whose labels, learned or fixed, start at (one-hot - 1/C) / sqrt(C / 10).
 
+    Differs from: under another way of storing (``--parameterization``) labels start at one-hot - 1/C, as is usual.
+
     Raises:
         ConfigError: softmax labels, which a regression on centred targets cannot reach.
     """

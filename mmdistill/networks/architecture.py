@@ -9,7 +9,6 @@ from types import CodeType
 from torch import Tensor, nn
 
 from mmdistill.abilities import DescribesNetwork
-from mmdistill.errors import UnsupportedError
 from mmdistill.runtime import Draws
 from mmdistill.store import digest_of
 from mmdistill.task import Task
@@ -81,12 +80,9 @@ def network_title(task: Task) -> str:
     name = getattr(task, "model", "")
     if not isinstance(name, str) or not name:
         name = described_layers(task).partition("\n")[0].removesuffix("(")
-    try:
-        state = task.init(Draws(0, device=task.device))
-    except UnsupportedError:  # an infinitely wide one
-        return name
-    count = f"{sum(tensor.numel() for tensor in state.params.values()):,} parameters"
-    return f"{name}, {count}" if name else count
+    params = task.init(Draws(0, device=task.device)).params  # of an infinitely wide one none
+    count = f"{sum(tensor.numel() for tensor in params.values()):,} parameters" if params else ""
+    return ", ".join(filter(None, (name, count)))
 
 
 def differing_lines(old: str, new: str) -> tuple[str, str]:

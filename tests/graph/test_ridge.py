@@ -25,7 +25,7 @@ SHORT = TeacherRecipe(networks=1, epochs=20, hops=3, width=16)
 
 def task(model: str = "sgc", inductive: bool = False) -> GraphTask:
     graph = graph_from_fields(planted_fields(), "planted", inductive=inductive)
-    return graph_task(graph, model, width=8, protocol=FAST)
+    return graph_task(graph, model, width=8 if model in ("gcn", "mlp") else None, protocol=FAST)
 
 
 def synthetic(inputs: Tensors | None = None) -> Batch:
@@ -69,7 +69,7 @@ def test_a_teacher_is_kept_for_its_task_and_seed_alone() -> None:
     assert objective.taught(first, Draws(1)) is targets
     assert not torch.equal(objective.taught(first, Draws(2)), targets)
     changed = replace(first.graph, y=(first.graph.y + 1) % 3)
-    assert not torch.equal(objective.taught(graph_task(changed, width=8, protocol=FAST), Draws(1)), targets)
+    assert not torch.equal(objective.taught(graph_task(changed, protocol=FAST), Draws(1)), targets)
     assert torch.equal(objective.taught(first, Draws(1)), targets)
 
 
