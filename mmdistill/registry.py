@@ -150,7 +150,10 @@ def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
     """Return the error for data that are neither known by name nor there; what looks like a path is taken for one."""
     separators = [separator for separator in (os.sep, os.altsep) if separator is not None]
     if Path(data).suffix or any(separator in data for separator in separators):
-        return ConfigError(f"{data!r} is neither a known data set nor an existing file or folder")
+        return ConfigError(
+            f"{data!r} is neither a known data set nor an existing file or folder; where a run's data have moved, "
+            "correct the line 'data' of its config.yaml"
+        )
     return unknown_name(kind, data, known)
 
 

@@ -148,18 +148,23 @@ class SiameseAugmentation:
             drawn("cutout"),
         )
 
-    def siamese(self, draws: Draws, batch: ClassBatch) -> ClassBatch:
-        """Augment a class batch, each class with parameters of its own that all its images share."""
-        images, (inputs, targets, weight) = image_inputs(batch.batch.inputs), batch.batch
-        height, width = images.shape[-2:]
-        parameters = self.draw(draws.to(images.device), height, width, batch.num_classes)
-        inputs = self.apply(images.flatten(0, 1), parameters).view_as(images)
+    def of_classes(self, draws: Draws, batch: ClassBatch, *, shared: bool = True) -> ClassBatch:
+        """Augment a class batch, each class by an operation of its own; arguments as of :meth:`augmented`."""
+        images, (_, targets, weight) = image_inputs(batch.batch.inputs), batch.batch
+        inputs = self.augmented(draws, images.flatten(0, 1), batch.num_classes, shared=shared).view_as(images)
         return ClassBatch(Batch(inputs, targets, weight), batch.dims)
 
-    def per_sample(self, draws: Draws, images: Tensor) -> Tensor:
-        """Augment flat images by one operation, each image with a strength of its own."""
-        height, width = images.shape[-2:]
-        return self.apply(images, self.draw(draws.to(images.device), height, width, 1, len(images)))
+    def augmented(self, draws: Draws, images: Tensor, groups: int = 1, *, shared: bool) -> Tensor:
+        """Augment images of which each group of consecutive ones gets an operation of its own.
+
+        Args:
+            draws: the key.
+            images: ``(N, channels, height, width)``, flat.
+            groups: how many, which divides N.
+            shared: one strength for all images of a group (siamese matching) instead of one for each.
+        """
+        members, (height, width) = 1 if shared else len(images) // groups, images.shape[-2:]
+        return self.apply(images, self.draw(draws.to(images.device), height, width, groups, members))
 
     def _shift(self, active: Tensor, down: Tensor, right: Tensor, height: int, width: int) -> Tensor:
         """Draw integer shifts of at most ``crop`` of each side, uniform over both signs and zero."""

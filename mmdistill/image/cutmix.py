@@ -41,7 +41,7 @@ class MixedMinibatches:
         """
         images = image_inputs(batch.inputs)
         if self.augmentation is not None:
-            images = self.augmentation.per_sample(draws.fold("augment"), images)
+            images = self.augmentation.augmented(draws.fold("augment"), images, shared=False)
         batch = Batch(images, batch.targets, batch.weight)
         if not self.cutmix:
             return batch

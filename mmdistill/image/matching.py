@@ -28,7 +28,7 @@ WEIGHT_DECAY = 5e-4
 
 def conv_matching(distance: Distance, augmentation: SiameseAugmentation) -> Callable[[], Objective]:
     """Return how to match the gradients of convolutions, both sides augmented alike."""
-    return lambda: GradientMatching(distance, augment=augmentation.siamese)
+    return lambda: GradientMatching(distance, augment=augmentation.of_classes)
 
 
 def _idc_settings(ipc: int, lr: float = 5e-3, inner_steps: int = 32, networks: int = 2000) -> Settings:

@@ -150,19 +150,9 @@ class ImageTask:
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Apply DSA's augmentation: one operation per call, or per class of a class batch."""
         if isinstance(batch, ClassBatch):
-            images, classes = image_inputs(batch.batch.inputs), batch.num_classes
-            inputs = self._augmented(draws, images.flatten(0, 1), classes, shared).view_as(images)
-            return ClassBatch(Batch(inputs, batch.batch.targets, batch.batch.weight), batch.dims)
-        return Batch(self._augmented(draws, image_inputs(batch.inputs), 1, shared), batch.targets, batch.weight)
-
-    def _augmented(
-        self, draws: Draws, images: Tensor, groups: int, shared: bool, by: SiameseAugmentation | None = None
-    ) -> Tensor:
-        """Augment flat images of which each group of consecutive ones gets an operation of its own."""
-        augmentation, (height, width) = by or self.augmentation, images.shape[-2:]
-        members = 1 if shared else len(images) // groups
-        parameters = augmentation.draw(draws.to(images.device), height, width, groups, members)
-        return augmentation.apply(images, parameters)
+            return self.augmentation.of_classes(draws, batch, shared=shared)
+        images = self.augmentation.augmented(draws, image_inputs(batch.inputs), shared=shared)
+        return Batch(images, batch.targets, batch.weight)
 
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
@@ -216,9 +206,9 @@ class ImageTask:
         """Augment the minibatches of so many networks, one after the other in a flat batch, as a plan says."""
         images = image_inputs(flat.inputs)
         if plan.augment == "dsa":
-            images = self._augmented(draws, images, networks, shared=False)
+            images = self.augmentation.augmented(draws, images, networks, shared=False)
         elif plan.augment == "idc":
-            images = self._augmented(draws, images, networks, shared=False, by=self._warps)
+            images = self._warps.augmented(draws, images, networks, shared=False)
         elif plan.augment == "dc":
             images = crop_scale_rotate(draws, images, networks)
         batch = Batch(images, flat.targets, flat.weight)

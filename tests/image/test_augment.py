@@ -10,7 +10,7 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image.augment import OPERATIONS, WARPS, Operation, Parameters, SiameseAugmentation
 from mmdistill.image.cutmix import MixedMinibatches, cutmix_box
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims
+from mmdistill.task import Batch
 from tests.oracles import augment as oracle
 
 SHAPES = [(3, 8, 8), (1, 9, 9), (3, 6, 10)]
@@ -182,11 +182,9 @@ def test_images_that_are_always_mirrored_are_mirrored_before_they_are_warped(ope
 def test_classes_are_augmented_alike_on_both_sides() -> None:
     config = SiameseAugmentation(("crop",), always=("color",))
     x = images(6).view(3, 2, 3, 8, 8)
-    batch = ClassBatch(Batch(x, torch.arange(3).repeat(2, 1).T, torch.ones(3, 2)), Dims(0, 0))
-    other = ClassBatch(Batch(x[:, :1], batch.batch.targets[:, :1], torch.ones(3, 1)), Dims(0, 0))  # type: ignore[index]
-    both, one_each = config.siamese(Draws(2), batch), config.siamese(Draws(2), other)
-    assert torch.equal(both.batch.inputs[:, :1], one_each.batch.inputs)  # type: ignore[index]
-    assert not torch.equal(both.batch.inputs, x)  # type: ignore[arg-type]
+    both, one_each = (config.augmented(Draws(2), part.flatten(0, 1), 3, shared=True) for part in (x, x[:, :1]))
+    assert torch.equal(both.view_as(x)[:, 0], one_each)
+    assert not torch.equal(both.view_as(x), x)
 
 
 class Classes:
