@@ -40,7 +40,7 @@ def test_idc_and_edd_are_as_published(
         assert isinstance(objective, GradientMatching)
         assert isinstance(schedule, kind)
         assert objective.distance is distance
-        assert objective.augment == augmentation.siamese  # type: ignore[attr-defined]
+        assert objective.augment == augmentation.of_classes  # type: ignore[attr-defined]
         assert schedule.prepare == MixedMinibatches(COLOR_CROP, cutmix)
         assert (schedule.lr, schedule.momentum, schedule.weight_decay, schedule.batch) == (0.01, 0.9, 5e-4, 64)
         assert schedule.outer_steps == 100
