@@ -2,7 +2,7 @@
 
 import torch
 
-from mmdistill.errors import UnsupportedError
+from mmdistill.errors import MmdistillError, UnsupportedError
 from mmdistill.image.data import ImageData
 from mmdistill.image.kernel_judge import KERNELS, kernel_judge
 from mmdistill.image.models import FAMILIES, fitting_models, model_factory, model_name, refusal
@@ -51,6 +51,11 @@ class NamedJudges:
         reason = refusal(spelled, self.data.shape)
         if reason:
             raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
+        try:
+            with torch.device("meta"):  # without numbers, so that this costs nothing
+                model_factory(spelled, self.data.shape, len(self.data.class_names))()
+        except MmdistillError as error:
+            raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {error}") from error
         return spelled
 
     def title(self, name: str) -> str:

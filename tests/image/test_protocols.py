@@ -321,6 +321,8 @@ def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:
         UnsupportedError, match="resnet18 cannot judge digits: resnet18 needs images of at least 16 x 16"
     ):
         digits.judge_name("resnet18")
+    with pytest.raises(UnsupportedError, match="convnet-d9 cannot judge digits: images of 8 x 8 vanish in 9 poolings"):
+        digits.judge_name("convnet-d9")
     with pytest.raises(ConfigError, match="unknown judge"):
         digits.judge_name("resnet17")
 
