@@ -11,6 +11,7 @@ from quality import folder_of, parse_options
 from mmdistill.image.models import model_name
 from mmdistill.image.published import conditions
 from mmdistill.registry import get_domain, get_method
+from mmdistill.run_folder import METRICS
 from mmdistill.store import read_json, write_json
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -112,7 +113,7 @@ class Cell:
         Judges that are kept already and that a run has not asked again stay, with those of its baselines.
         """
         for seed in seeds:
-            metrics, record = self.folder(out, seed) / "metrics.json", self.record(cells, seed)
+            metrics, record = self.folder(out, seed) / METRICS, self.record(cells, seed)
             if metrics.is_file():
                 self.reason(cells).unlink(missing_ok=True)
                 found = read_json(metrics)

@@ -35,6 +35,7 @@ from mmdistill.registry import (
     get_method,
     get_parameterization,
 )
+from mmdistill.run_folder import METRICS, is_started
 from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task
@@ -119,7 +120,7 @@ def run_row(
     """Distil and judge one row with one seed; returns its metrics document."""
     found = prepared(row, device)
     task = found.task
-    resume = any((folder / "checkpoints").glob("step-*.safetensors"))
+    resume = is_started(folder)
     last = [time.time()]
 
     def report(done: int, total: int, loss: float) -> None:
@@ -143,7 +144,7 @@ def run_row(
     evaluation = evaluate(task, result, judges=judges, n=networks, seed=seed, baselines=baselines)
     document = metrics_document(result, evaluation, judging=found.judging, task=task)
     document |= {"row": row, "samples": len(result.batch.weight), "judging_seconds": evaluation.seconds}
-    write_json(folder / "metrics.json", document)
+    write_json(folder / METRICS, document)
     found.domain.draw(task, result.to(task.device), folder / "pictures")
     return document
 
@@ -200,11 +201,11 @@ def main() -> None:
         documents = []
         for seed in (int(text) for text in chosen.seeds.split(",")):
             folder = folder_of(chosen.out, row, seed)
-            if not (folder / "metrics.json").exists():
+            if not (folder / METRICS).exists():
                 if device.startswith("cuda"):
                     torch.cuda.reset_peak_memory_stats(device)
                 run_row(row, folder, device, chosen.networks, seed, judges, baselines)
-            documents.append(read_json(folder / "metrics.json"))
+            documents.append(read_json(folder / METRICS))
         print(summarise(row, documents), flush=True)
 
 

@@ -37,6 +37,7 @@ from mmdistill.errors import MmdistillError
 from mmdistill.evaluate import evaluate
 from mmdistill.metrics import metrics_document
 from mmdistill.registry import TaskOptions, domain_methods, get_domain
+from mmdistill.run_folder import METRICS
 from mmdistill.runtime import choose_device
 from mmdistill.store import DistilledSet, read_json, write_json
 
@@ -158,9 +159,9 @@ def judge_cells(
             known = {network_of(entry["judge"]) for entry in read_json(cell.record(places.cells, seed))["results"]}
             missing = [judge for judge in map(cell.judge, judges) if judge is not None and judge not in known]
             folder = cell.folder(places.out, seed)
-            if missing and time.time() < until and not (folder / "metrics.json").exists():
+            if missing and time.time() < until and not (folder / METRICS).exists():
                 print(f"{cell.row}: {distil_cell(cell, places, device, [seed], networks, until)}", flush=True)
-            for judge in missing if (folder / "metrics.json").exists() else ():
+            for judge in missing if (folder / METRICS).exists() else ():
                 if time.time() < until:
                     print(f"{cell.row} {judge}: {judge_cell(cell, judge, folder, device, seed, networks)}", flush=True)
                     cell.keep(places.out, places.cells, [seed])
@@ -168,7 +169,7 @@ def judge_cells(
 
 def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, networks: int) -> str:
     """Judge a finished cell and its baselines by a further network; returns its accuracy, or why there is none."""
-    distilled, document = DistilledSet.load(folder), read_json(folder / "metrics.json")
+    distilled, document = DistilledSet.load(folder), read_json(folder / METRICS)
     overrides = parse_row(cell.row)[3]
     options = {name: overrides[name] for name in TASK_OPTIONS if name in overrides}
     try:
@@ -179,7 +180,7 @@ def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, net
         return str(error)
     extra = {name: document[name] for name in ("row", "samples", "judging_seconds") if name in document}
     content = metrics_document(distilled, found, document, judging_of(options), task)
-    write_json(folder / "metrics.json", content | extra)
+    write_json(folder / METRICS, content | extra)
     return str(found.headline())
 
 

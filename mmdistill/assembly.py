@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmdistill.config import DistillConfig, is_finished, is_started, require_data_and_method
+from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.method import LABELS, Method
 from mmdistill.registry import Domain, TaskOptions, canonical, domain_of, get_method, get_parameterization
+from mmdistill.run_folder import CONFIG, is_finished, is_started
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.task import Task
 
@@ -92,7 +93,7 @@ def kept_config(config: DistillConfig, folder: Path) -> Iterator[Callable[[], No
 
     Beside a former run it is kept from the first step on, which replaces that; gives what is to be called then.
     """
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     if _holds_work(folder):
         yield lambda: config.save(path)
         config.save(path)  # of a closed form, which takes no step

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
-from mmdistill.config import DistillConfig, is_finished, is_started, read_settings
+from mmdistill.config import DistillConfig, read_settings
 from mmdistill.errors import ConfigError, MmdistillError
+from mmdistill.run_folder import is_finished, is_started
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.wording import GROUPS, Parser, in_groups, name_values
 

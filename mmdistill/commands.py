@@ -18,8 +18,6 @@ from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, r
 from mmdistill.config import (
     DistillConfig,
     baseline_names,
-    is_finished,
-    is_started,
     split_names,
 )
 from mmdistill.distill import distill
@@ -40,6 +38,7 @@ from mmdistill.registry import (
     unknown_name,
 )
 from mmdistill.report import aligned, summary, write_comparison, write_report
+from mmdistill.run_folder import CONFIG, METRICS, is_finished, is_started
 from mmdistill.runtime import data_root, sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import DistilledSet, write_json
@@ -57,7 +56,7 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
     """Distil, judge, draw; or continue an interrupted run. Under torchrun all ranks distil and the first goes on."""
     bounds = {name: value for name in MEMORY_ONLY if (value := getattr(config, name)) is not None}
     if resume is not None:
-        config = dataclasses.replace(DistillConfig.load(Path(resume) / "config.yaml"), out=resume, **bounds)
+        config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **bounds)
     folder = config.folder()
     _require_free(config, folder, resume)
     if config.deterministic:
@@ -69,8 +68,8 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
                 held.enter_context(sole_writer(folder))
                 _require_free(config, folder, resume)
                 if resume is not None and bounds and not is_finished(folder):
-                    saved = DistillConfig.load(folder / "config.yaml")
-                    dataclasses.replace(saved, **bounds).save(folder / "config.yaml")  # the next time needs no options
+                    saved = DistillConfig.load(folder / CONFIG)
+                    dataclasses.replace(saved, **bounds).save(folder / CONFIG)  # the next time needs no options
             domain, task, method, budget = _prepared(config, device)
             if is_finished(folder) and resume is not None:
                 distilled = DistilledSet.load(folder)
@@ -269,7 +268,7 @@ def _open_run(
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
     distilled = DistilledSet.load(folder)
-    config = DistillConfig.load(folder / "config.yaml")
+    config = DistillConfig.load(folder / CONFIG)
     if protocol is not None:
         config = dataclasses.replace(config, protocol=protocol, judge_epochs=None, judge_batch=None)
     if judge_epochs is not None:
@@ -303,7 +302,7 @@ def evaluate_command(
     """
     if scores not in ("accuracy", "robust"):
         raise unknown_name("kind of scores", scores, ("accuracy", "robust"))
-    path = Path(run) / "metrics.json"
+    path = Path(run) / METRICS
     if path.exists():
         read_metrics(path)  # before the work, should they be damaged
     if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
@@ -336,7 +335,7 @@ def report_command(run: str) -> None:
     _, domain, task, distilled = _open_run(run, "cpu")
     folder = Path(run)
     pictures = domain.draw(task, distilled.to("cpu"), folder / "pictures")
-    metrics = read_metrics(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
+    metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
     for path in write_report(folder, distilled, metrics, pictures):
         print(path)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdistill.config import is_finished, is_started
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import judge_in_words, read_metrics
+from mmdistill.run_folder import CONFIG, METRICS, SET, is_finished, is_started
 from mmdistill.runtime import atomic_write
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import read_json
@@ -108,7 +108,7 @@ def _runs_in(folder: Path) -> list[Path]:
 def _damage(folder: Path) -> str:
     """Return what is damaged of a judged run, in words; nothing where all can be read."""
     try:
-        read_metrics(folder / "metrics.json")
+        read_metrics(folder / METRICS)
         made = _distilled(folder)
     except CheckpointError as error:
         return str(error)
@@ -117,13 +117,13 @@ def _damage(folder: Path) -> str:
 
 def _unjudged(folder: Path) -> str:
     """Return why a folder holds no judged run and what to do, in words; nothing where it holds one."""
-    if (folder / "metrics.json").is_file():
+    if (folder / METRICS).is_file():
         return ""
-    if is_finished(folder) and not (folder / "config.yaml").is_file():
+    if is_finished(folder) and not (folder / CONFIG).is_file():
         return "not judged; made in Python, it is judged there: docs/formats.md shows how"
     if is_finished(folder):
         return f"not judged; that does: mmdistill evaluate {shlex.quote(str(folder))}"
-    if (folder / "config.yaml").is_file():
+    if (folder / CONFIG).is_file():
         return f"unfinished; it goes on with: mmdistill distill --resume {shlex.quote(str(folder))}"
     if is_started(folder):
         return "unfinished; distill(task, ..., out=folder, resume=True) in Python continues it"
@@ -188,12 +188,12 @@ def _chosen(metrics: dict[str, Any], judge: str | None, metric: str | None) -> d
 def _read(folder: Path) -> dict[str, Any]:
     if reason := _unjudged(folder):
         raise CheckpointError(f"{folder} holds no metrics.json ({reason})")
-    return read_metrics(folder / "metrics.json")
+    return read_metrics(folder / METRICS)
 
 
 def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> str:
     """Return what repetitions share, as text."""
-    config = folder / "config.yaml"
+    config = folder / CONFIG
     lines = config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
     options = [line for line in lines if line.split(":")[0] not in PLACES]
     made = _distilled(folder)
@@ -210,7 +210,7 @@ def _seed(folder: Path) -> str:
 
 def _distilled(folder: Path) -> dict[str, Any]:
     """Return what a run's set says of itself; nothing where it is not there."""
-    return read_json(folder / "distilled.json") if (folder / "distilled.json").is_file() else {}
+    return read_json(folder / SET) if (folder / SET).is_file() else {}
 
 
 def _together(runs: Sequence[_Run]) -> Repetitions:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
+from mmdistill.run_folder import is_finished, is_started
 from mmdistill.settings import InitKind, Settings
 
 
@@ -187,16 +188,6 @@ class DistillConfig:
 
 SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in Settings.__dataclass_fields__)
 """Options that replace a method's own settings."""
-
-
-def is_finished(folder: Path) -> bool:
-    """Return whether a run folder holds a distilled set."""
-    return (folder / "distilled.json").exists()
-
-
-def is_started(folder: Path) -> bool:
-    """Return whether a run folder holds a checkpoint."""
-    return any(folder.glob("checkpoints/step-*.safetensors"))
 
 
 def read_settings(path: Path) -> dict[str, Any]:

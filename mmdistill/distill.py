@@ -27,6 +27,7 @@ from mmdistill.networks.architecture import described_layers
 from mmdistill.parameterizations.codes import CODES, save_codes
 from mmdistill.precision import Precision
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization, unknown_name
+from mmdistill.run_folder import CHECKPOINTS, METRICS, SAMPLES, SET, is_finished, is_started
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws, checked_seed, sole_writer, sweep
 from mmdistill.stepper import Stepper
@@ -53,7 +54,7 @@ LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 LONGEST_UNSAVED = 600.0
 """Seconds after which a checkpoint is written, unless the user says when."""
 FORMER = (
-    *("distilled.json", "distilled.safetensors", CODES, "metrics.json", "history.json", "report.md", "report.html"),
+    *(SET, SAMPLES, CODES, METRICS, "history.json", "report.md", "report.html"),
     *("pictures/*.png", "pictures/*.md"),
 )
 """What a run removes of a former one in its folder when it begins, so that nobody takes it for its own.
@@ -190,7 +191,7 @@ def distill(
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, and a run needs a folder; choose another one")
-    if resume and folder is not None and ranks.size() == 1 and not Checkpoints(folder / "checkpoints", {}).paths():
+    if resume and folder is not None and ranks.size() == 1 and not Checkpoints(folder / CHECKPOINTS, {}).paths():
         raise CheckpointError(f"{folder} holds no checkpoint to resume from")  # ranks compare theirs when they restore
     writes = folder is not None and ranks.is_first()
     with sole_writer(folder) if folder is not None and writes else nullcontext():  # before other ranks go on
@@ -215,7 +216,7 @@ def _distilled(
         run = distiller.start()
         distiller.schedule.make_ready(task)
     run.share()
-    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity(distiller, name))
+    checkpoints = None if folder is None else Checkpoints(folder / CHECKPOINTS, identity(distiller, name))
     earlier = 0.0
     if resume and checkpoints is not None:
         earlier = checkpoints.restore(run, task.device)
@@ -246,9 +247,9 @@ def _replace(former: Path | None, checkpoints: Checkpoints | None) -> None:
 
 def _require_free(folder: Path) -> None:
     """Refuse a folder that holds a run."""
-    if (folder / "distilled.json").exists():
+    if is_finished(folder):
         raise ConfigError(f"{folder} already holds a finished run; choose another folder or pass overwrite=True")
-    if Checkpoints(folder / "checkpoints", {}).paths():
+    if is_started(folder):
         raise ConfigError(
             f"{folder} holds an unfinished run; continue it with resume=True, choose another folder or begin anew with "
             "overwrite=True"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.run_folder import SAMPLES
 from mmdistill.store import read_json, write_json
 
 LISTING = "export.json"
@@ -13,7 +14,7 @@ LISTING = "export.json"
 
 def set_identity(run: Path) -> str:
     """Return a hash of the distilled set of a run folder."""
-    return hashlib.blake2b((run / "distilled.safetensors").read_bytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b((run / SAMPLES).read_bytes(), digest_size=16).hexdigest()
 
 
 def require_own(folder: Path, identity: str) -> None:

@@ -11,6 +11,7 @@ from mmdistill.config import DistillConfig, baseline_names
 from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
 from mmdistill.metrics import judging_of, metrics_document, read_metrics, recorded
 from mmdistill.networks.fit import watching
+from mmdistill.run_folder import METRICS
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
 
@@ -51,7 +52,7 @@ def keeping(
         def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
             nonlocal current
             if so_far.results or so_far.baselines:
-                write_json(folder / "metrics.json", metrics_document(distilled, so_far, previous, judging, task))
+                write_json(folder / METRICS, metrics_document(distilled, so_far, previous, judging, task))
             show(done, total, **({"now": subject} if subject else {}))
             current = done, total, subject
 
@@ -94,7 +95,7 @@ def missing(
 
 def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path) -> Evaluation:
     """Judge what a run asks for and its metrics lack; returns all that they then hold."""
-    path = folder / "metrics.json"
+    path = folder / METRICS
     metrics = read_metrics(path) if path.exists() else {}
     judges, baselines = find_judges(task, config.judge_names(), distilled.judge), baseline_names(config.baselines)
     lacking = missing(task, judges, baselines, metrics, chosen_judging(config))

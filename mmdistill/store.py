@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import CheckpointError
+from mmdistill.run_folder import SAMPLES, SET, is_finished
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, map_inputs
 
@@ -238,10 +239,10 @@ class DistilledSet:
             "info": asdict(replace(self.info, tensors={})),
             "packages": package_versions(),
         }
-        with atomic_write(folder / "distilled.safetensors") as handle:
+        with atomic_write(folder / SAMPLES) as handle:
             # One entry alone: safetensors writes several in an order that differs from run to run.
             handle.write(safetensors.torch.save(tensors, metadata={"format": "mmdistill"}))
-        write_json(folder / "distilled.json", content)
+        write_json(folder / SET, content)
 
     @staticmethod
     def load(folder: Path | str) -> "DistilledSet":
@@ -251,14 +252,14 @@ class DistilledSet:
             CheckpointError: a file is missing, damaged, or of another version.
         """
         folder = Path(folder)
-        if not (folder / "distilled.json").exists():
+        if not is_finished(folder):
             raise CheckpointError(f"{folder} holds no distilled set (distilled.json is missing)")
-        content = read_json(folder / "distilled.json")
+        content = read_json(folder / SET)
         if content.pop("version", None) != SET_VERSION:
             raise CheckpointError(f"{folder} holds a set of another version; this mmdistill reads {SET_VERSION}")
         content.pop("packages", None)
         digest = content.pop(DIGEST, None)
-        path = folder / "distilled.safetensors"
+        path = folder / SAMPLES
         tensors, _ = read_tensors(path)
         broken = [
             name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()

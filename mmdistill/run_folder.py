@@ -1,0 +1,24 @@
+"""What a run's folder holds, by name; without torch, for which the command line's help does not wait."""
+
+from pathlib import Path
+
+SAMPLES = "distilled.safetensors"
+"""The set's tensors."""
+SET = "distilled.json"
+"""What the set is; written last, so that a folder with it holds a finished run."""
+METRICS = "metrics.json"
+"""The scores."""
+CONFIG = "config.yaml"
+"""The options of the command line."""
+CHECKPOINTS = "checkpoints"
+"""The folder of the run's states on the way."""
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run folder holds a distilled set."""
+    return (folder / SET).exists()
+
+
+def is_started(folder: Path) -> bool:
+    """Return whether a run folder holds a checkpoint."""
+    return any((folder / CHECKPOINTS).glob("step-*.safetensors"))
