@@ -130,7 +130,7 @@ class Distiller:
         if objective.styles not in (1, parameterization.styles):
             raise ConfigError(
                 f"{self.method.title} compares the {objective.styles} samples that as many decoders make of each code, "
-                f"and these have {parameterization.styles}; leave the method its own parameterization (hallucinated)"
+                f"and these have {parameterization.styles}; leave storing to the method (hallucinated)"
             )
         if 0 < self.settings.stored_bytes < parameterization.stored_bytes():
             raise ConfigError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mmdistill.abilities import NamesJudges, ScoresRobustness, Selects
+from mmdistill.config import baseline_names, split_names
 from mmdistill.coresets import CORESETS, allocate, choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
 from mmdistill.memory import explained
@@ -171,13 +172,13 @@ def evaluate(
         task: the task.
         distilled: a set; or a bare batch of samples, which has no budget and of the baselines only ``whole``.
         judges: names, ``["all"]``, or None for the default: the judge that the set's method names (``ntk`` of KIP), or
-            the task's first.
+            the task's first; one text may name several, as on the command line (``"mlp,vit"``).
         n: networks per judge.
         at_once: of these, trained together, which bounds the memory; None: all. Another number means other networks.
             Networks for robust scores train one at a time.
         seed: of judging; independent of the distillation's.
         baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, and the task's own
-            selections.
+            selections; none of them by ``()`` or ``"none"``.
         robust: give the label-robust and the augmentation-robust score instead, which have their own comparisons.
         baselines_only: judge the baselines alone, where results of the set itself are known.
         progress: called before samples are chosen, before each judgement and in the end, so that what is finished can
@@ -191,8 +192,8 @@ def evaluate(
     require_task(task)
     if not isinstance(distilled, DistilledSet | Batch):
         raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
-    judges = [judges] if isinstance(judges, str) else judges
-    baselines = [baselines] if isinstance(baselines, str) else baselines
+    judges = split_names(judges) if isinstance(judges, str) else judges
+    baselines = baseline_names(baselines) if isinstance(baselines, str) else baselines
     for what, given in (("judges", judges or ()), ("baselines", baselines)):
         if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
             raise ConfigError(f"{what} are names, got {given!r}")

@@ -115,6 +115,8 @@ def test_bad_requests_are_named(result: DistilledSet) -> None:
     with pytest.raises(ConfigError, match="a DistilledSet or a Batch of samples is judged, got Tensor"):
         evaluate(task, torch.zeros(3))  # type: ignore[arg-type]
     assert [e.judge for e in evaluate(task, result, judges="mlp", n=1, baselines="random").results] == ["mlp"]
+    found = evaluate(task, result, judges="mlp, mlp,", n=1, baselines="none")
+    assert ([e.judge for e in found.results], found.baselines) == (["mlp"], {})
     other = BlobTask(per_class=10)
     changed = other.describe()
     object.__setattr__(changed, "fingerprint", "another")
