@@ -323,6 +323,8 @@ def recsys_task(
     min_rating: float | None = None,
     max_users: int | None = None,
     candidates: int = 0,
+    judge_epochs: int | None = None,
+    judge_batch: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> RecsysTask:
@@ -337,13 +339,15 @@ def recsys_task(
         min_rating: the lowest rating that counts as an interaction; by default any above 0.
         max_users: judge on this many users, drawn at random; None is all.
         candidates: see :class:`~mmdistill.recsys.metrics.RankingProtocol`.
+        judge_epochs: passes over the users for which ``mult-vae`` trains; None is its own number of updates.
+        judge_batch: users in its minibatches; None is its own number.
         seed: of the split, where the data come without one.
         device: where everything runs.
     Raises:
         ConfigError: an unknown name or model, or a size out of range.
         DataError: missing, damaged or unusable data.
     """
-    require_sizes(width=width, max_users=max_users)
+    require_sizes(width=width, max_users=max_users, judge_epochs=judge_epochs, judge_batch=judge_batch)
     if not isinstance(data, Interactions):
         data = load_interactions(data, min_rating=min_rating, seed=seed)
     if isinstance(model, str):
@@ -353,8 +357,18 @@ def recsys_task(
         factory, depth = model, 1
     device = choose_device(device)
     protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users, device=device)
+    vae = VaeProtocol() if judge_batch is None else VaeProtocol(batch=judge_batch)
+    if judge_epochs is not None:
+        vae = replace(vae, steps=judge_epochs * -(-data.num_users // vae.batch), epochs=judge_epochs)
     return RecsysTask(
-        data, model=factory, features=features, hold_out=hold_out, depth=depth, protocol=protocol, device=device
+        data,
+        model=factory,
+        features=features,
+        hold_out=hold_out,
+        depth=depth,
+        protocol=protocol,
+        vae=vae,
+        device=device,
     )
 
 
@@ -382,10 +396,12 @@ def make_task(data: str, options: TaskOptions) -> RecsysTask:
     model = canonical(options.model or MODELS[0])
     if model not in MODELS:
         raise unknown_name("model for recsys data", model, MODELS)
-    task = recsys_task(data, model=model, width=options.width, seed=options.seed, device=options.device)
-    batch = options.judge_batch or task.vae.batch
-    task.vae = replace(task.vae, batch=batch)
-    if options.judge_epochs is not None:
-        steps = options.judge_epochs * -(-task.data.num_users // batch)
-        task.vae = replace(task.vae, steps=steps, epochs=options.judge_epochs)
-    return task
+    return recsys_task(
+        data,
+        model=model,
+        width=options.width,
+        judge_epochs=options.judge_epochs,
+        judge_batch=options.judge_batch,
+        seed=options.seed,
+        device=options.device,
+    )

@@ -110,6 +110,16 @@ def test_the_trained_judge_is_chosen_without_test_interactions(interactions):
     assert torch.equal(*found)
 
 
+def test_how_the_trained_judge_trains_is_chosen_with_the_task(interactions):
+    plain, own = recsys_task(interactions).vae, VaeProtocol()
+    assert plain == own
+    batches = -(-interactions.num_users // 7)
+    chosen = recsys_task(interactions, judge_epochs=3, judge_batch=7).vae
+    assert chosen == dataclasses.replace(own, batch=7, epochs=3, steps=3 * batches)
+    with pytest.raises(ConfigError, match="judge_epochs is a whole number of at least 1"):
+        recsys_task(interactions, judge_epochs=0)
+
+
 def test_distilled_users_beat_random_and_herded_ones(task):
     scores, random, herded = [], [], []
     for seed in range(3):
