@@ -107,6 +107,7 @@ class Distiller:
             raise ConfigError(
                 f"{self.method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another"
             )
+        objective.begin(self.task, self.draws.fold("objective"))
         parameterization = self.initial()
         self._require_composition(parameterization, objective)
         parameterization.to(self.task.device)

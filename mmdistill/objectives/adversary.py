@@ -64,10 +64,14 @@ class StyleAdversary(Objective):
         self._names: dict[str, tuple[str, ...]] = {}
 
     def check(self, task: Task) -> None:
-        """Check the objective, refuse networks without features, and draw the adversary."""
+        """Check the objective, and refuse networks without features."""
         self.objective.check(task)
         require_features(type(self).__name__, task)
-        state = task.init(Draws(0, ("adversary",), task.device))
+
+    def begin(self, task: Task, draws: Draws) -> None:
+        """Draw the adversary."""
+        self.objective.begin(task, draws)
+        state = task.init(draws.fold("adversary"))
         velocity = {name: torch.zeros_like(tensor) for name, tensor in state.params.items()}
         for part, tensors in (("params", state.params), ("buffers", state.buffers), ("velocity", velocity)):
             self._names[part] = tuple(tensors)

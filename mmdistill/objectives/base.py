@@ -119,6 +119,9 @@ class Objective(nn.Module, ABC):
                 "use a kernel ridge method"
             )
 
+    def begin(self, task: Task, draws: Draws) -> None:
+        """Draw what the objective keeps of its own, when a run begins; most keep nothing."""
+
     def learned(self) -> Tensors:
         """Return what this objective learned and the set must carry (a ridge, a temperature), by name.
 

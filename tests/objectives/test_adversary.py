@@ -35,6 +35,7 @@ def made(task: BlobTask, styles: int = 2, weight: float = 0.1, lr: float = 0.001
     inner = TrajectoryMatching(2, InnerRate(0.25).double())
     objective = StyleAdversary(inner, styles, weight, lr)
     objective.check(task)
+    objective.begin(task, KEY)
     return objective
 
 
@@ -67,6 +68,16 @@ def test_a_sample_alone_in_its_class_adds_nothing() -> None:
     scores = (unit @ unit.T / 0.07).fill_diagonal_(-torch.inf)
     expected = -(scores[0, 1] - scores[0].logsumexp(0) + scores[1, 0] - scores[1].logsumexp(0)) / 3
     torch.testing.assert_close(alone, expected)
+
+
+def test_runs_of_other_seeds_have_other_adversaries(task: BlobTask) -> None:
+    found = []
+    for seed in (0, 0, 1):
+        objective = StyleAdversary(TrajectoryMatching(2, InnerRate(0.25)), 2)
+        objective.begin(task, Draws(seed))
+        found.append(objective._part("params"))
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    assert not all(torch.equal(tensor, found[2][name]) for name, tensor in found[0].items())
 
 
 def test_likeness_is_added_and_differentiable(task: BlobTask, network: Network, syn: Batch) -> None:
