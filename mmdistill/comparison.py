@@ -197,7 +197,7 @@ def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> s
     lines = config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
     options = [line for line in lines if line.split(":")[0] not in PLACES]
     made = _distilled(folder)
-    settings = {name: value for name, value in made.get("settings", {}).items() if name not in MEMORY_ONLY}
+    settings = {name: value for name, value in (made.get("settings") or {}).items() if name not in MEMORY_ONLY}
     said = [made.get(name) for name in RECORDED]
     own = [metrics["data"], metrics["method"], metrics["budget"], entry["judge"], entry["metric"], entry.get("judging")]
     return json.dumps([own, options, settings, said], sort_keys=True)
