@@ -17,8 +17,8 @@ from matplotlib import pyplot as plt
 IN_PRINT = {"alexnet": "alexnet-nn", "resnet18": "resnet18-in", "vgg11": "vgg11-in"}
 """Judges of Table 3 whose column in the survey names their default norm."""
 
-IPCS = (1, 4, 10, 50)
-"""The survey's 1, 10 and 50, and 4, at which the storages with large decoders fit."""
+IPCS = (1, 4, 10, 50, 100, 200)
+"""The survey's 1, 10 and 50; 4, at which the storages with large decoders fit; and the large ones of its Fig. 8."""
 
 REAL_LINES = {"random": ":", "herding": "--"}
 
