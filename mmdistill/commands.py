@@ -15,11 +15,7 @@ from mmdistill.assembly import chosen_method, kept_config, make_task, unmet_cond
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, repeated, table, without_scores
-from mmdistill.config import (
-    DistillConfig,
-    baseline_names,
-    split_names,
-)
+from mmdistill.config import DistillConfig, baseline_names, split_names
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks, subset_bytes

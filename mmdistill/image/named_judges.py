@@ -32,6 +32,7 @@ class NamedJudges:
         self.device = device
         self.usual = (model, *(name for name in fitting_models(data.shape) if name != model), "ntk")
         self._others: dict[str, FunctionalModule] = {}
+        self._fitting: set[str] = set()
 
     def spelled(self, name: str) -> str:
         """Return a judge's name in its one spelling.
@@ -51,11 +52,13 @@ class NamedJudges:
         reason = refusal(spelled, self.data.shape)
         if reason:
             raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
-        try:
-            with torch.device("meta"):  # without numbers, so that this costs nothing
-                model_factory(spelled, self.data.shape, len(self.data.class_names))()
-        except MmdistillError as error:
-            raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {error}") from error
+        if spelled not in self._fitting:  # a name is looked up several times for each judging
+            try:
+                with torch.device("meta"):  # without numbers
+                    model_factory(spelled, self.data.shape, len(self.data.class_names))()
+            except MmdistillError as error:
+                raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {error}") from error
+            self._fitting.add(spelled)
         return spelled
 
     def title(self, name: str) -> str:
