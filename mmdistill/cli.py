@@ -72,22 +72,23 @@ def build_parser() -> Parser:
 
 def _distill_parser() -> Parser:
     parser = Parser(
-        usage="mmdistill distill --data NAME --method NAME (--ipc N | --nodes N | --users N | --bytes SIZE) [options]\n"
+        usage="mmdistill distill --data NAME --method NAME\n"
+        "           (--ipc N | --nodes N | --users N | --bytes SIZE) [options]\n"
         "       mmdistill distill --resume FOLDER [--classes-at-once N] [--kept-steps N]",
         description="Distil a data set, judge the result beside its baselines, and draw it.",
     )
     parser.add_argument(
         "--config",
         action=ConfigFile,
-        help="a YAML file of options, such as a run's config.yaml; options beside it go before those in it",
+        help="a YAML file of options, such as a run's config.yaml; options on the command line override those in it",
     )
     parser.add_argument(
         "--resume",
         type=str | None,
         default=None,
         metavar="FOLDER",
-        help="continue the interrupted run in this folder, with its own options; no other option goes with it but "
-        "those that bound memory (--classes-at-once, --kept-steps)",
+        help="continue the interrupted run in this folder with its own options; beside it only --classes-at-once and "
+        "--kept-steps may be given, which bound memory",
     )
     parser.add_class_arguments(DistillConfig, as_group=False)
     name_values(parser)
@@ -98,8 +99,9 @@ def _distill_parser() -> Parser:
 def _experts_parser() -> Parser:
     parser = Parser(
         usage="mmdistill experts --data NAME [options]",
-        description="Train the experts that a trajectory-matching method needs. Distilling trains those that are "
-        "missing by itself; ahead of it they can be trained in several calls, which go on where the last one ended.",
+        description="Train the experts (networks trained on real data) that a trajectory-matching method needs. "
+        "'distill' trains missing ones by itself; this command trains them ahead of it, and continues where an earlier "
+        "call ended.",
     )
     parser.add_argument("--data", type=str, help="data set name or path, as for distill")
     parser.add_argument("--method", type=str, default="mtt", help="the method that will match them")
@@ -109,21 +111,21 @@ def _experts_parser() -> Parser:
         "--count",
         type=int | None,
         default=None,
-        help="how many; by default as the method has. Distilling with fewer than that needs the same option",
+        help="number of experts; the method's own by default. With fewer, give distill the same option",
     )
     parser.add_argument(
         "--epochs",
         type=int | None,
         default=None,
         metavar="N",
-        help="epochs of each; as many as the method's settings need by default; more go with an --expert-folder",
+        help="epochs of each; by default as many as the method's settings need. More need an --expert-folder",
     )
     parser.add_argument(
         "--expert_folder",
         type=str | None,
         default=None,
         metavar="FOLDER",
-        help="where they go; the cache by default. Distilling from it needs the same option",
+        help="folder that experts are saved to; the cache by default. Give distill the same option",
     )
     parser.add_argument(
         "--together", type=int, default=10, metavar="N", help="experts trained at once; fewer need less memory"
@@ -149,7 +151,7 @@ def _evaluate_parser() -> Parser:
     parser = Parser(
         usage="mmdistill evaluate RUN [options]",
         description="Judge a distilled set again, by other judges or more networks. The results are added to the run's "
-        "metrics.json; those of a judge and metric that are there already are replaced.",
+        "metrics.json, where they replace earlier results of the same judge and metric.",
     )
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument(
@@ -157,8 +159,8 @@ def _evaluate_parser() -> Parser:
         "--models",
         type=str | None,
         default=None,
-        help="judges, comma-separated, or 'all'; by default that of the run's method, such as ntk of kip, or the first "
-        "of the data's domain, which for images is the network distilled with",
+        help="judges, comma-separated, or 'all'; by default the method's own (such as ntk for kip), else the first of "
+        "the data's domain, which for images is the network distilled with",
     )
     parser.add_argument("--networks", type=int, default=5, help="independently trained networks per judge")
     parser.add_argument(
@@ -197,7 +199,10 @@ def _evaluate_parser() -> Parser:
 
 
 def _report_parser() -> Parser:
-    parser = Parser(description="Write report.md and report.html with tables and pictures into a run folder.")
+    parser = Parser(
+        usage="mmdistill report RUN",
+        description="Write report.md and report.html with tables and pictures into a run folder.",
+    )
     parser.add_argument("run", type=str, help="run folder")
     return parser
 
@@ -205,14 +210,14 @@ def _report_parser() -> Parser:
 def _compare_parser() -> Parser:
     parser = Parser(
         usage="mmdistill compare RUN [RUN ...] [options]",
-        description="Put finished runs side by side. Runs that differ by nothing but the seed count as repetitions and "
-        "share a line.",
+        description="Put finished runs side by side. Runs that differ only in the seed count as repetitions and share "
+        "a line.",
     )
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of them")
-    parser.add_argument("--judge", type=str | None, default=None, help="whose scores; each run's first by default")
-    parser.add_argument("--metric", type=str | None, default=None, help="which score; the judge's first by default")
+    parser.add_argument("--judge", type=str | None, default=None, help="judge to show; each run's first by default")
+    parser.add_argument("--metric", type=str | None, default=None, help="score to show; the judge's first by default")
     parser.add_argument(
-        "--to", type=str | None, default=None, metavar="FOLDER", help="where a page with pictures goes; none by default"
+        "--to", type=str | None, default=None, metavar="FOLDER", help="folder for a page with pictures; none by default"
     )
     return parser
 
@@ -237,7 +242,7 @@ def _methods_parser() -> Parser:
 
 
 def _data_parser() -> Parser:
-    return Parser(description="List the data sets by domain, how each comes, and the files and folders that are read.")
+    return Parser(description="List the data sets by domain, how to get each, and which files of yours are read.")
 
 
 def spelled(arguments: Sequence[str]) -> list[str]:

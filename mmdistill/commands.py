@@ -398,7 +398,7 @@ def methods_command(domain: str | None) -> None:
         for key, storage in found.parameterizations.items():
             print(f"  --parameterization {key:22} {storage.summary}")
         for stem in found.families:
-            print(f"  --parameterization {f'{stem}-N':22} the same with N x N for any N")
+            print(f"  --parameterization {f'{stem}-N':22} images of N x N tiles, for any N")
         for key, line in found.protocols.items():
             print(f"  --protocol {key:22} {line}")
 

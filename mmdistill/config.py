@@ -22,16 +22,17 @@ class DistillConfig:
         ipc: samples per class (images, texts, sets of graphs)
         nodes: nodes in all (graphs)
         users: users in all (recommender data)
-        bytes: instead of a count, the bytes that the set may take, such as 100KB; the largest that fits is made
+        bytes: a budget in bytes instead of a count, such as 100KB; the largest set that fits is made
         parameterization: how samples are stored (see 'mmdistill methods'); each method's own way by default
         out: run folder; runs/DATA-METHOD[-PARAMETERIZATION]-BUDGET by default, with -seedN for a seed other than 0
-        overwrite: replace the run in that folder, finished or not
+        overwrite: replace a run that the run folder already holds, finished or not
         seed: seed of everything random
         device: auto, cpu, cuda or cuda:N
-        deterministic: on CUDA, only kernels that give the same bits each time; the CPU always does
-        compile: auto compiles runs long enough to repay it, on does always, off never; both capture steps on CUDA
-        precision: number formats - float32, tf32 (CUDA), mixed (real samples in bf16; twice as fast on CPUs that
-            multiply it too, with AMX or AVX512-BF16) or bf16; auto is float32 on the CPU and mixed on CUDA
+        deterministic: on CUDA, use only kernels that give the same bits each time; the CPU always does so
+        compile: auto compiles runs that are long enough to repay it, on compiles always, off never; auto and on
+            also capture steps as CUDA graphs on CUDA
+        precision: number formats - float32, tf32 (CUDA), mixed (real samples in bf16; twice as fast also on CPUs with
+            AMX or AVX512-BF16) or bf16; auto is float32 on the CPU and mixed on CUDA
         model: network to distil with, such as convnet, resnet18 or mlp (images), gcn (graphs), textcnn (texts); the
             domain's own by default
         width: width of the network
@@ -40,51 +41,54 @@ class DistillConfig:
             128
         text_column: column of the texts in a table; two, comma-separated, for pairs of texts
         label_column: column of the labels in a table
-        schedule: published settings, or reduced ones that a CPU finishes in minutes, with --width 32 say; there are
-            reduced ones for mnist, fashion-mnist, cifar10, svhn and, on any interactions, distill-cf
+        schedule: published settings, or reduced ones that a CPU finishes in minutes (images: with --width 32 or less);
+            reduced ones exist for mnist, fashion-mnist, cifar10, svhn and, on any interactions, for distill-cf
         steps: updates of the synthetic data
         lr: learning rate of the synthetic samples
         real_batch: real samples in each step, per class where a method matches class by class
         syn_batch: synthetic samples of each class in each step, where a method matches class by class; 0 is all
-        init: what the synthetic samples start from: random real samples, noise, or real samples chosen in some way
+        init: what the synthetic samples start from: random real samples (real), noise, or real samples chosen by a
+            selection method (the others)
         label: hard, soft (learned probabilities), unrestricted (learned numbers) or teacher (a trained network's
             probabilities); the method's own by default
         augment: augment images while matching, real and synthetic ones alike
-        outer_steps: updates of the synthetic data per network
-        inner_steps: network updates between them, or those of each student that is trained on the set
-        inner_lr: learning rate of these network updates; where it is learned, what it starts from
-        inner_batch: minibatch size of these network updates; 0 is the whole set, for students that are trained on it
-        inner_momentum: momentum of these network updates
-        inner_window: last steps of a student's training that gradients flow through, which then ends at a random step
-            (rat-bptt); 0 is all steps
-        clip: norm at which a step's gradients are cut, for unrolled training whose gradients burst; 0 never cuts
-        ridge: lambda of kernel ridge matching (krr, frepo, rfad, kip); larger where a narrow network's features hardly
-            outnumber the samples; 0 is the method's own
-        classes_at_once: classes computed together where they are matched one by one; fewer need less memory
-        kept_steps: last steps of an unrolled training whose activations are kept; fewer need less memory and more time
-        experts: how many experts' trajectories are matched (mtt and its relatives); those that are missing are trained
-        expert_steps: epochs of an expert's training that a student shall follow
-        start_epochs: from how many of an expert's first epochs these start
-        expert_folder: where experts are or shall be; the cache by default
-        teacher_epochs: epochs of the network that labels samples (--label teacher)
-        ema: decay of a running average of the samples, which becomes the result; 0 keeps the last
-        validate_every: steps between validations that pick the best step; 0 keeps the last
-        patience: validations without a better step after which the run ends; 0 takes all steps
+        outer_steps: updates of the synthetic data for which one network serves
+        inner_steps: training of the network between two of these updates (epochs on the set for dc and its relatives),
+            or steps of each student that is trained on the set
+        inner_lr: learning rate of this training; where the rate is learned, what it starts from
+        inner_batch: minibatch size of this training; for students, 0 is the whole set
+        inner_momentum: momentum of this training
+        inner_window: differentiate only the last N steps of a student's training, which then ends at a random step
+            (rat-bptt); 0 differentiates all steps
+        clip: norm to which a step's gradients are clipped, for unrolled training whose gradients explode; 0 never clips
+        ridge: lambda of kernel ridge matching (krr, frepo, rfad, kip); raise it where a narrow network has hardly more
+            features than the set has samples; 0 is the method's own
+        classes_at_once: classes computed together, where a method matches class by class; fewer need less memory
+        kept_steps: last steps of an unrolled training whose activations are kept, not computed again; fewer need less
+            memory and more time
+        experts: number of experts whose trajectories are matched (mtt and its relatives); missing ones are trained
+        expert_steps: epochs of an expert's training that a student must follow
+        start_epochs: students start at a random one of an expert's first N epochs, the first being its initialisation
+        expert_folder: folder that experts are read from and saved to; the cache by default
+        teacher_epochs: training epochs of the network that labels samples (--label teacher)
+        ema: decay of a running average of the samples, which becomes the result; 0 takes the last samples as they are
+        validate_every: steps between validations, the best of which decides what step is kept; 0 keeps the last step
+        patience: end the run after N validations in a row without an improvement; 0 takes all steps
         interactions_per_user: interactions of a synthetic user (recommender data)
-        checkpoint_every: steps between checkpoints, which an interruption loses at most; 0 is a tenth of the run, at
-            most ten minutes, and fewer at first
-        judges: who judges the result, comma-separated, or 'all'; the method's or the domain's first judge by default
+        checkpoint_every: steps between checkpoints, the most that an interruption can lose; 0 writes one every tenth of
+            the run, at least every ten minutes, and more often at first
+        judges: judges of the result, comma-separated, or 'all'; by default the method's own, else the domain's first
         networks: independently trained networks per judge
         networks_at_once: networks trained together; fewer need less memory; all by default
         judge_epochs: training epochs of judges; the protocol's by default
         judge_batch: minibatch size of judges; the protocol's by default
         protocol: how judges of images train: default, dc, cafe, dsa, dm, mtt, frepo, rfad, kip, idc or addmem (see
             'mmdistill methods')
-        whiten: ZCA whitening of images as a paper has it: mtt, frepo or kip; none by default
+        whiten: ZCA whitening of images, in one paper's version: mtt, frepo or kip; none by default
         inductive: condense a graph's training nodes and the edges among them alone; by default as is usual for the data
-        size: side in pixels to which the images of a folder are resized; without it all must have one size
+        size: resize the images of a folder to this side in pixels; without it all must have the same size
         baselines: what is judged beside the set, comma-separated - random, herding, k-center, k-means, craig (real
-            samples at equal count), whole (all of them), or those of the data's domain; 'none' for nothing
+            samples, as many as the set has), whole (the whole training set), or the domain's own; 'none' for nothing
     """
 
     data: str | None = None

@@ -100,12 +100,12 @@ PROTOCOLS: dict[str, Protocol] = {
     "default": replace(
         _DSA,
         name="default",
-        summary="the DC family's with each data set's own number of epochs; Adam where labels are no distributions",
+        summary="as dsa, with each data set's own number of epochs; Adam where labels are no distributions",
     ),
     "dc": _DC,
     "cafe": replace(_DC, name="cafe", summary="CAFE's: DC's, but 600 epochs without augmentation", plain_epochs=600),
     "dsa": _DSA,
-    "dm": replace(_DSA, name="dm", summary="DM's, which is DSA's"),
+    "dm": replace(_DSA, name="dm", summary="DM's: the same as dsa"),
     "mtt": replace(
         _DSA,
         name="mtt",
@@ -114,8 +114,8 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "frepo": Protocol(
         "frepo",
-        "FRePo's: squared error, Adam with warm-up and cosine, a ConvNet that doubles its channels, without norm; "
-        "DSA's augmentation for its own",
+        "FRePo's: squared error, Adam with warm-up and cosine decay, a ConvNet without norm that doubles its channels; "
+        "DSA's augmentation in place of FRePo's own",
         FitProtocol(
             epochs=1000, lr=3e-4, optimizer="adam", weight_decay=0.0, batch=500, decay_at=(), warmup=500, cosine=True
         ),
@@ -132,7 +132,7 @@ PROTOCOLS: dict[str, Protocol] = {
         augment="none",
     ),
     "rfad": _RFAD,
-    "kip": replace(_RFAD, name="kip"),
+    "kip": replace(_RFAD, name="kip", summary="KIP's: the same as rfad"),
     "idc": Protocol(
         "idc",
         "IDC's (EDD): cross entropy, SGD for 1000 epochs of minibatches of 64 that are mirrored, coloured and warped, "
