@@ -23,7 +23,7 @@ import torch
 
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
-from mmdistill.method import LABELS, Method
+from mmdistill.method import Method
 from mmdistill.metrics import metrics_document
 from mmdistill.precision import Precision
 from mmdistill.registry import (
@@ -67,7 +67,7 @@ def prepared(row: str, device: str = "cpu") -> Prepared:
     storage, label = overrides.pop("parameterization", None), overrides.pop("label", None)
     method = get_method(domain, name, data, schedule).customised(
         None if storage is None else get_parameterization(domain, storage, data),
-        None if label is None else LABELS[label],
+        label,
         overrides,
     )
     return Prepared(domain, data, name, budget, task, method, schedule, precision, judging_of(options))

@@ -164,7 +164,7 @@ def contest(
     elif name == "mtt":
         method = replace(method, network=lambda settings: RandomTargets())
     elif name in ("kip", "frepo"):
-        method = replace(method, label="fixed")  # as the textbook's
+        method = replace(method, label="hard")  # as the textbook's
     drawn = FLAT_BATCH.get(name, real_batch)
     own = drawn // CLASSES if name == "kip" else drawn
     settings = replace(settings_of(method, name, ipc, own), **(changes or {}))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.errors import ConfigError, MmdistillError
-from mmdistill.method import LABELS, Method
-from mmdistill.registry import Domain, TaskOptions, canonical, domain_of, get_method, get_parameterization
+from mmdistill.method import Method
+from mmdistill.names import canonical
+from mmdistill.registry import Domain, TaskOptions, domain_of, get_method, get_parameterization
 from mmdistill.run_folder import CONFIG, is_finished, is_started
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.task import Task
@@ -66,9 +67,8 @@ def chosen_method(config: DistillConfig, domain: Domain) -> Method:
     data, name = require_data_and_method(config)
     method = get_method(domain, name, data, config.schedule)
     storage = None if config.parameterization is None else get_parameterization(domain, config.parameterization, data)
-    label = None if config.label is None else LABELS[config.label]
     settings = config.overrides() | ({} if config.lr is None else {"lr": config.lr})
-    return method.customised(storage, label, settings)
+    return method.customised(storage, config.label, settings)
 
 
 def unmet_conditions(config: DistillConfig, domain: Domain, budget: int) -> dict[str, str]:

@@ -84,7 +84,7 @@ def budget_in_bytes(task: Task, method: Method, limit: int, seed: int = 0) -> tu
     smallest = 1 if task.describe().budget == "ipc" else task.num_classes or 1
 
     def raw(count: int) -> int:
-        return raw_samples(task, count, "real", "fixed", key).stored_bytes()
+        return raw_samples(task, count, "real", "hard", key).stored_bytes()
 
     def started(count: int, settings: Settings) -> Parameterization:
         return Distiller(task, method, count, settings=settings, seed=seed).initial()

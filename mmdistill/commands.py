@@ -22,17 +22,10 @@ from mmdistill.evaluate import evaluate, find_judges, require_baselines, require
 from mmdistill.judging import judge_missing, keeping
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, read_metrics
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
-from mmdistill.registry import (
-    DOMAIN_PACKAGES,
-    Domain,
-    canonical,
-    domain_methods,
-    get_domain,
-    located,
-    unknown_name,
-)
+from mmdistill.registry import DOMAIN_PACKAGES, Domain, domain_methods, get_domain, located
 from mmdistill.report import aligned, summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, is_finished, is_started
 from mmdistill.runtime import data_root, sole_writer, sweep, use_deterministic_kernels

@@ -21,12 +21,14 @@ from mmdistill.checkpoints import Checkpoints
 from mmdistill.compilation import CompileMode
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
+from mmdistill.labels import LabelKind
 from mmdistill.memory import explained
-from mmdistill.method import LABELS, Method, Storage
+from mmdistill.method import Method, Storage
+from mmdistill.names import unknown_name
 from mmdistill.networks.architecture import described_layers
 from mmdistill.parameterizations.codes import CODES, save_codes
 from mmdistill.precision import Precision
-from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization, unknown_name
+from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
 from mmdistill.run_folder import CHECKPOINTS, METRICS, SAMPLES, SET, is_finished, is_started
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws, checked_seed, sole_writer, sweep
@@ -103,7 +105,7 @@ def distill(
     users: int | None = None,
     bytes: str | int | None = None,
     parameterization: Storage | str | None = None,
-    label: str | None = None,
+    label: LabelKind | None = None,
     schedule: Schedule = "published",
     seed: int = 0,
     settings: Mapping[str, object] | None = None,
@@ -176,13 +178,8 @@ def distill(
         raise ConfigError("resuming needs the folder of the run")
     found, own_name = find_method(task, method, schedule)
     name = name or own_name
-    if label is not None and label not in LABELS:
-        raise unknown_name("kind of labels", str(label), LABELS)
-    found = found.customised(
-        None if parameterization is None else find_parameterization(task, parameterization),
-        None if label is None else LABELS[label],
-        settings,
-    )
+    storage = None if parameterization is None else find_parameterization(task, parameterization)
+    found = found.customised(storage, label, settings)
     found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=seed)
     if settings and ranks.is_first():
         for unread in found.unread(size, settings):
@@ -228,7 +225,8 @@ def _distilled(
     if folder is not None and ranks.is_first():
         sweep(folder)
         write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
-        save_codes(folder / CODES, run.parameterization, distiller.draws.seed)
+        with distiller.selected(run):
+            save_codes(folder / CODES, run.parameterization, distiller.draws.seed)
         result.save(folder)  # last, since its distilled.json says that a run is finished
     return result
 

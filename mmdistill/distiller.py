@@ -1,6 +1,7 @@
 """Algorithm 1, one step at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 from mmdistill import ranks, runtime
 from mmdistill.abilities import Validates
 from mmdistill.compilation import Program, compiled, operations
+from mmdistill.composition import require_composition, require_selectable, takes_some
 from mmdistill.errors import ConfigError
 from mmdistill.labels import TeacherLabels
-from mmdistill.method import Method, require_selectable
+from mmdistill.method import Method
 from mmdistill.networks.architecture import network_title
 from mmdistill.networks.schedules import EMPTY, ScheduleState, UnreadNetwork
 from mmdistill.networks.statistics import copied
@@ -20,7 +22,7 @@ from mmdistill.objectives.base import Compiled, Network, Objective, batched_grad
 from mmdistill.optimizers import is_active, make_optimizer, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
 from mmdistill.precision import Precision, matrix_products, resolved
-from mmdistill.run_state import RunState, follow
+from mmdistill.run_state import RunState, follow, grouped
 from mmdistill.runtime import Draws
 from mmdistill.second_order import differentiable_again
 from mmdistill.settings import Settings
@@ -109,46 +111,16 @@ class Distiller:
             )
         objective.begin(self.task, self.draws.fold("objective"))
         parameterization = self.initial()
-        self._require_composition(parameterization, objective)
+        require_composition(self.method, self.settings, parameterization, objective)
         parameterization.to(self.task.device)
         if isinstance(parameterization.labels, TeacherLabels) and not self.schedule.gives_target:
             self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
         objective.to(self.task.device)
-        groups = _grouped(parameterization, objective) if self.steps else {}
+        groups = grouped(parameterization, objective) if self.steps else {}
         optimizers = {name: self._optimizer(name, parameters) for name, parameters in groups.items()}
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
         average = copied(parameterization.state_dict()) if self.settings.ema else None
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
-
-    def _require_composition(self, parameterization: Parameterization, objective: Objective) -> None:
-        """Refuse samples and an objective that cannot go together."""
-        if "labels" in parameterization.groups() and not objective.reads_labels:
-            raise ConfigError(
-                f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
-                f"{self.method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
-                "or a method that trains on the samples, such as gradient or kernel ridge matching"
-            )
-        if objective.styles not in (1, parameterization.styles):
-            raise ConfigError(
-                f"{self.method.title} compares the {objective.styles} samples that as many decoders make of each code, "
-                f"and these have {parameterization.styles}; leave storing to the method (hallucinated)"
-            )
-        if 0 < self.settings.stored_bytes < parameterization.stored_bytes():
-            raise ConfigError(
-                f"these samples take {parameterization.stored_bytes():,} bytes, more than the "
-                f"{self.settings.stored_bytes:,} that they may; a Storage that does not fill the bytes of its settings "
-                "says so (fills=False)"
-            )
-        if self.steps and not _grouped(parameterization, objective):
-            raise ConfigError(
-                f"{self.method.title} would learn nothing; use labels that are learned (--label soft or unrestricted)"
-            )
-        whole = isinstance(parameterization.labels, TeacherLabels) or not parameterization.divisible
-        if self._takes_some(parameterization) and (whole or objective.view != "classes"):
-            raise ConfigError(
-                f"a step can take {self.settings.syn_batch} samples of each class where a method matches class by "
-                f"class, labels are no teacher's, and samples do not share their inputs; set syn_batch to 0"
-            )
 
     def _objective(self) -> Objective:
         """Return the method's objective, once it is known to work with the task and the schedule."""
@@ -255,10 +227,18 @@ class Distiller:
         key = self.key(first)
         schedule = self.schedule.fetch(self.task, EMPTY, key.fold("network"))
         real = self.real(first, key)
-        count = operations(lambda: self.gradients(first, schedule, real, key))[1]
+        with self._numerics(first):
+            count = operations(lambda: self.gradients(first, schedule, real, key))[1]
         run.parameterization.load_state_dict(before[0])
         run.objective.load_state_dict(before[1])
         return count
+
+    @contextmanager
+    def _numerics(self, run: RunState) -> Iterator[None]:
+        """Compute in the number formats of a step, with attention whose gradients can be differentiated."""
+        products = matrix_products("float32" if run.objective.exact else self.precision, self.task.device)
+        with products, differentiable_again(self.method.title):
+            yield
 
     def key(self, run: RunState) -> Draws:
         """Return the key of a step's random numbers."""
@@ -272,8 +252,7 @@ class Distiller:
             gradients: computes what :meth:`gradients` does, faster; None is that method itself.
         """
         key = self.key(run)
-        products = matrix_products("float32" if run.objective.exact else self.precision, self.task.device)
-        with products, differentiable_again(self.method.title):
+        with self._numerics(run):
             schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
             loss, found = (gradients or self.gradients)(run, schedule, self.real(run, key), key)
             self._update(run, found)
@@ -296,7 +275,7 @@ class Distiller:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Return a step's loss and its gradients with respect to the tensors of all active groups, in their order."""
         network, made = self._network(run, schedule), run.parameterization
-        chosen = made.choose(key.fold("chosen"), self.settings.syn_batch) if self._takes_some(made) else None
+        chosen = made.choose(key.fold("chosen"), self.settings.syn_batch) if takes_some(self.settings, made) else None
         own = key.fold("synthetic")
         decoded: Batch = made(own) if chosen is None else made.part(chosen.rows.flatten(), own)
         require_alike(made, decoded, real, None if chosen is None else chosen.rows.numel())
@@ -305,22 +284,18 @@ class Distiller:
         penalty = made.penalty(network.features, decoded.inputs, chosen)
         if penalty is not None:
             loss = loss + penalty
-        tensors = [parameter for name in self.active(run) for parameter in _groups(run)[name]]
+        tensors = [parameter for name in self.active(run) for parameter in run.groups()[name]]
         require_loss(run.objective, loss, bool(tensors))
         found = torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ()
         return loss.detach(), list(found)
 
-    def _takes_some(self, parameterization: Parameterization) -> bool:
-        """Return whether steps take some samples of each class, not all."""
-        return 0 < self.settings.syn_batch < parameterization.largest_class
-
     def active(self, run: RunState) -> tuple[str, ...]:
         """Return the groups that this step learns; those at rest need no gradient."""
-        return tuple(name for name in _groups(run) if is_active(self.settings.optimizers[name], run.step))
+        return tuple(name for name in run.groups() if is_active(self.settings.optimizers[name], run.step))
 
     def _update(self, run: RunState, gradients: list[Tensor | None]) -> None:
         """Step every active group."""
-        groups, active = _groups(run), self.active(run)
+        groups, active = run.groups(), self.active(run)
         averages = iter(ranks.averages([g for g in gradients if g is not None]))
         tensors = [parameter for name in active for parameter in groups[name]]
         for parameter, gradient in zip(tensors, gradients, strict=True):
@@ -345,9 +320,7 @@ class Distiller:
         Without validation data the last step stays.
         """
         assert isinstance(self.task, Validates)
-        with torch.no_grad():
-            batch = run.parameterization.finished(self.draws.fold("decode"))
-        own = self.task.validate(batch, self.draws.fold("validate"), run.objective.learned())
+        own = self.task.validate(self._finished(run, run.step), self.draws.fold("validate"), run.objective.learned())
         score = ranks.gathered(own)[0]
         if score is not None and (run.best is None or score > run.best["score"]):
             run.best = {
@@ -357,19 +330,41 @@ class Distiller:
                 "objective": copied(run.objective.state_dict()),
             }
 
-    def result(self, run: RunState, method_name: str, seconds: float) -> DistilledSet:
-        """Return the finished set: the best step by validation, or the last."""
-        step = run.step
-        if run.average is not None:
-            run.parameterization.load_state_dict(run.average)
-        if run.best is not None:
-            run.parameterization.load_state_dict(run.best["parameterization"])
-            run.objective.load_state_dict(run.best["objective"])
-            step = run.best["step"]
+    def _finished(self, run: RunState, step: int) -> Batch:
+        """Return the samples as a set of so many steps holds them, with its labels."""
         with torch.no_grad():
             batch = self._labelled(run, run.parameterization.finished(self.draws.fold("decode")), self._last(run, step))
             if isinstance(run.parameterization.labels, TeacherLabels) and isinstance(batch.targets, Tensor):
                 ranks.share(batch.targets)  # by the last step's teacher, which each rank has drawn by itself
+        return batch
+
+    @contextmanager
+    def selected(self, run: RunState) -> Iterator[int]:
+        """Hold in the run what its set is made of, and yield the step that this is of.
+
+        It is the running average, the best step by validation, or the last; afterwards the run goes on as it was.
+        """
+        if run.average is None and run.best is None:
+            yield run.step
+            return
+        samples, objective = copied(run.parameterization.state_dict()), copied(run.objective.state_dict())
+        best = run.best or {"parameterization": run.average, "objective": objective, "step": run.step}
+        try:
+            run.parameterization.load_state_dict(best["parameterization"])
+            run.objective.load_state_dict(best["objective"])
+            yield best["step"]
+        finally:
+            run.parameterization.load_state_dict(samples)
+            run.objective.load_state_dict(objective)
+
+    def result(self, run: RunState, method_name: str, seconds: float) -> DistilledSet:
+        """Return the set of a run, of the step that is :meth:`selected`; the run stays as it is."""
+        with self.selected(run) as step:
+            return self._result(run, method_name, seconds, step)
+
+    def _result(self, run: RunState, method_name: str, seconds: float, step: int) -> DistilledSet:
+        """Return the set of what a run holds."""
+        batch = self._finished(run, step)
         unread = self.method.solve is not None or isinstance(self.schedule, UnreadNetwork)
         return DistilledSet(
             detached(batch),
@@ -377,7 +372,7 @@ class Distiller:
             method_name,
             self.budget,
             run.parameterization.stored_bytes(),
-            learned={name: tensor.cpu() for name, tensor in run.objective.learned().items()},
+            learned={name: tensor.clone().cpu() for name, tensor in run.objective.learned().items()},
             seed=self.draws.seed,
             steps=step,
             settings=asdict(self.settings) | ({"steps": run.step} if self.steps else {}),  # fewer if patience ended it
@@ -404,13 +399,3 @@ class _Solved(Objective):
 
 Gradients = Callable[[RunState, ScheduleState, Batch | ClassBatch, Draws], tuple[Tensor, list[Tensor | None]]]
 """``(run, its network, real batch, key) -> loss, gradients``, see :meth:`Distiller.gradients`."""
-
-
-def _groups(run: RunState) -> dict[str, list[nn.Parameter]]:
-    return _grouped(run.parameterization, run.objective)
-
-
-def _grouped(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
-    groups = parameterization.groups()
-    own = list(objective.parameters())
-    return {**groups, "objective": own} if own else groups

@@ -12,7 +12,7 @@ from mmdistill.config import baseline_names, split_names
 from mmdistill.coresets import CORESETS, allocate, choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
 from mmdistill.memory import explained
-from mmdistill.registry import canonical, unknown_name
+from mmdistill.names import canonical, unknown_name
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.settings import require_sizes
 from mmdistill.store import DistilledSet

@@ -1,14 +1,16 @@
-"""Labels of synthetic samples: fixed, learned or from a teacher (column four of Table 1)."""
+"""Labels of synthetic samples: hard, soft, unrestricted or from a teacher (column four of Table 1)."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.names import unknown_name
 
-LabelKind = Literal["fixed", "learned", "softmax", "teacher"]
+LabelKind = Literal["hard", "soft", "unrestricted", "teacher"]
+"""What a method or ``--label`` asks for; see :func:`make_labels`."""
 
 
 class Labels(nn.Module, ABC):
@@ -190,18 +192,31 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     return (values * weight).sum() / weight.sum()
 
 
+def require_label_kind(kind: str) -> None:
+    """Refuse what is no kind of labels.
+
+    Raises:
+        UnknownNameError: naming the nearest.
+    """
+    if kind not in get_args(LabelKind):
+        raise unknown_name("kind of labels", str(kind), get_args(LabelKind))
+
+
 def make_labels(kind: LabelKind, classes: Tensor, num_classes: int) -> Labels:
     """Return labels of a kind that start from each sample's class.
 
     Args:
-        kind: ``fixed``, ``learned`` (unrestricted, from centred one-hot), ``softmax`` (probabilities) or ``teacher``
-            (a trained network's probabilities).
+        kind: ``hard`` (class indices, fixed), ``soft`` (learned probabilities), ``unrestricted`` (learned numbers, from
+            centred one-hot) or ``teacher`` (a trained network's probabilities).
         classes: ``(M,)`` int64.
         num_classes: C.
+    Raises:
+        UnknownNameError: another kind.
     """
-    if kind == "learned":
+    require_label_kind(kind)
+    if kind == "unrestricted":
         return LearnedLabels(centred_one_hot(classes, num_classes))
-    if kind == "softmax":
+    if kind == "soft":
         return SoftmaxLabels(classes, num_classes)
     if kind == "teacher":
         return TeacherLabels(classes, num_classes)

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn, get_args
 
-from mmdistill.abilities import Validates
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean, require_choice
-from mmdistill.labels import LabelKind
+from mmdistill.labels import LabelKind, require_label_kind
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.objectives.base import Objective, RealView
 from mmdistill.parameterizations.base import Parameterization
@@ -17,14 +16,6 @@ from mmdistill.task import Task
 
 Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
 """Builds the initial parameterization: ``(task, budget, settings, label kind, draws)``."""
-
-LABELS: Mapping[str, LabelKind] = {
-    "hard": "fixed",
-    "soft": "softmax",
-    "unrestricted": "learned",
-    "teacher": "teacher",
-}
-"""What users call the kinds of labels."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +67,15 @@ class Method:
         network: makes the schedule from the settings.
         settings: the published settings, as a function of the budget (ipc, nodes or users).
         parameterization: builds codes and decoder; None is the domain's default (raw samples).
-        label: fixed, learned (unrestricted), softmax, or a teacher's.
+        label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, see :func:`~mmdistill.labels.make_labels`.
         domains: where it makes sense.
         summary: one line for ``mmdistill methods``.
         source: the paper.
         solve: a closed form that replaces the loop.
         sized: of a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
         judge: whose scores its sets are made for; empty: the domain's first judge.
+    Raises:
+        UnknownNameError: labels of no known kind.
     """
 
     title: str
@@ -90,13 +83,17 @@ class Method:
     network: Callable[[Settings], NetworkSchedule]
     settings: Callable[[int], Settings]
     parameterization: Parameterizer | None = None
-    label: LabelKind = "fixed"
+    label: LabelKind = "hard"
     domains: tuple[str, ...] = ("image",)
     summary: str = ""
     source: str = ""
     solve: Solver | None = None
     sized: Solver | None = None
     judge: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the kind of labels."""
+        require_label_kind(self.label)
 
     @property
     def storage(self) -> str:
@@ -287,27 +284,4 @@ class MethodTable(dict[str, Method]):
         raise UnknownNameError(
             f"no method {name!r} in this table{near} (there are: {', '.join(sorted(self))}); all methods for one kind "
             "of data are found by mmdistill.registry.get_method(get_domain('image'), name)"
-        )
-
-
-def require_selectable(task: Task, method: Method, settings: Settings) -> None:
-    """Refuse settings by which no step could be chosen as they say: by validation, or by an average of all.
-
-    Raises:
-        ConfigError: saying which do not go together, or that the task cannot validate.
-    """
-    if not 0 <= settings.ema < 1 or (settings.ema and settings.validate_every):
-        raise ConfigError(
-            f"ema is a decay in [0, 1) and cannot go with validate_every, got {settings.ema} and "
-            f"{settings.validate_every}"
-        )
-    if settings.patience and not settings.validate_every:
-        raise ConfigError(
-            f"patience counts validations, and without validate_every there are none; got a patience of "
-            f"{settings.patience}"
-        )
-    if settings.validate_every and method.solve is None and not isinstance(task, Validates):
-        raise ConfigError(
-            f"{method.title} selects by validation (validate_every {settings.validate_every}), but the task of "
-            f"{task.describe().data!r} cannot validate; leave --validate-every out (0 among the settings)"
         )

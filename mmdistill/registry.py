@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mmdistill.errors import ConfigError, did_you_mean
+from mmdistill.errors import ConfigError
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
+from mmdistill.names import canonical, unknown_name
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, BudgetKind, Task
 
@@ -133,17 +134,6 @@ class Domain:
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
     conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}
     shortcoming: Callable[[Path], str] = lambda path: ""
-
-
-def canonical(name: str) -> str:
-    """Return a name in its canonical spelling: lower case with hyphens."""
-    return name.strip().lower().replace("_", "-")
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for an unknown name, with the nearest known ones."""
-    names = sorted(known)
-    return ConfigError(f"unknown {kind} {name!r}{did_you_mean(canonical(name), names)} (there are: {', '.join(names)})")
 
 
 def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:

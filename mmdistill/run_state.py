@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdistill import ranks
 from mmdistill.errors import CheckpointError
@@ -45,6 +45,10 @@ class RunState:
     average: Tensors | None = None
     path: str = "eager"
     compile_seconds: float = 0.0
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return what is learned, by optimizer group."""
+        return grouped(self.parameterization, self.objective)
 
     def share(self) -> None:
         """Give all ranks the first one's start, which kernels of a device may round differently on each."""
@@ -112,3 +116,9 @@ def follow(average: Tensors, current: Tensors, decay: float) -> None:
             average[name].lerp_(tensor.detach(), 1 - decay)
         else:
             average[name].copy_(tensor)
+
+
+def grouped(parameterization: Parameterization, objective: Objective) -> dict[str, list[nn.Parameter]]:
+    """Return what is learned of samples and an objective, by optimizer group."""
+    groups, own = parameterization.groups(), list(objective.parameters())
+    return {**groups, "objective": own} if own else groups

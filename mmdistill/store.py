@@ -366,5 +366,5 @@ def _unnamed(prefix: str, tensors: Tensors) -> Inputs | Targets:
 
 
 def detached(batch: Batch) -> Batch:
-    """Return a batch cut from the graph, on the CPU."""
-    return Batch(*(map_inputs(lambda t: t.detach().cpu(), part) for part in batch))  # type: ignore[arg-type]
+    """Return a copy of a batch, cut from the graph, on the CPU."""
+    return Batch(*(map_inputs(lambda t: t.detach().clone().cpu(), part) for part in batch))  # type: ignore[arg-type]

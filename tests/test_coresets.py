@@ -140,12 +140,12 @@ def test_small_classes_give_their_samples_repeatedly(kind: str) -> None:
 
 def test_noise_needs_no_real_samples() -> None:
     task = BlobTask(per_class=5)
-    few, many = (raw_samples(task, ipc, "noise", "fixed", Draws(1)) for ipc in (5, 12))
+    few, many = (raw_samples(task, ipc, "noise", "hard", Draws(1)) for ipc in (5, 12))
     assert many(Draws(1)).targets.tolist() == [0] * 12 + [1] * 12 + [2] * 12  # type: ignore[union-attr]
     assert len(torch.unique(many.inputs.detach(), dim=0)) == 36
     assert few.stored_bytes() == 15 * (4 * 4 + 1)
     with pytest.raises(DataError, match="fewer than the 12 asked for"):
-        raw_samples(task, 12, "real", "fixed", Draws(1))
+        raw_samples(task, 12, "real", "hard", Draws(1))
 
 
 def test_k_means_chooses_real_samples_near_the_centroids() -> None:

@@ -75,7 +75,7 @@ def test_optimizer_and_label_state_resume_too(tmp_path: Path) -> None:
         method(
             "dc", optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True), "labels": OptimizerSpec("sgd", 0.1)}
         ),
-        label="softmax",
+        label="soft",
     )
     task = BlobTask()
     whole = distill(task, learned, ipc=2)
@@ -330,6 +330,43 @@ def test_validation_keeps_the_best_step() -> None:
     assert torch.equal(samples(kept), samples(short))
 
 
+def test_what_is_validated_is_what_the_set_holds() -> None:
+    class Listening(Validated):
+        def validate(self, synthetic: object, draws: object, learned: object) -> float:
+            assert isinstance(synthetic, Batch)
+            assert isinstance(synthetic.targets, Tensor)
+            validated.append(synthetic.targets.clone())
+            return float(len(validated))
+
+    validated: list[Tensor] = []
+    taught = method("dm", validate_every=4, teacher_epochs=2).labelled("teacher")
+    found = distill(Listening(), taught, ipc=2).batch.targets
+    assert isinstance(found, Tensor)
+    assert 0.01 < float(found.max(1).values.min()) < 0.99
+    assert torch.equal(validated[-1], found)
+    assert not torch.equal(validated[0], validated[-1])
+
+
+def test_a_set_that_is_taken_on_the_way_leaves_the_run_as_it_is() -> None:
+    task, rates = Validated(), {"codes": OptimizerSpec("sgd", 0.1), "objective": OptimizerSpec("sgd", 1.0)}
+    for changed in (method("dm", ema=0.9), method("dd", inner_steps=2, optimizers=rates, validate_every=1)):
+        distiller = Distiller(task, changed, 2)
+        run = distiller.start()
+        for _ in range(4):
+            run, _ = distiller.step(run)
+            if distiller.settings.validate_every:
+                distiller.validate(run)
+        live = run.parameterization(Draws(0)).inputs.clone()
+        learned = {name: tensor.clone() for name, tensor in run.objective.learned().items()}
+        taken = distiller.result(run, "own", 0.0)
+        assert not torch.equal(samples(taken), live)
+        assert torch.equal(run.parameterization(Draws(0)).inputs, live)
+        assert all(torch.equal(run.objective.learned()[name], tensor) for name, tensor in learned.items())
+        before = samples(taken).clone()
+        distiller.step(run)
+        assert torch.equal(samples(taken), before)
+
+
 def test_validation_keeps_what_the_objective_learned_by_the_best_step() -> None:
     rates = {"codes": OptimizerSpec("sgd", 0.1), "objective": OptimizerSpec("sgd", 1.0)}
     task, dd = Validated(), method("dd", inner_steps=2, optimizers=rates)
@@ -411,15 +448,15 @@ def test_what_burst_is_not_validated(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_labels_are_learned_where_the_objective_reads_them_alone(kind: LabelKind, objective: type[Objective]) -> None:
     task = BlobTask()
     distiller = Distiller(task, replace(method("dm").labelled(kind), objective=objective), 2)
-    if kind in ("fixed", "teacher") or objective is GradientMatching:
+    if kind in ("hard", "teacher") or objective is GradientMatching:
         run = distiller.start()
         before = run.parameterization.labels().clone()
         for _ in range(2):
             run, _ = distiller.step(run)
         # A teacher labels each step's samples for objectives that read labels, and always those of the finished set.
-        stay = kind == "fixed" or not objective.reads_labels
+        stay = kind == "hard" or not objective.reads_labels
         assert torch.equal(run.parameterization.labels(), before) == stay
-        assert torch.equal(distiller.result(run, "dm", 0.0).batch.targets, before) == (kind == "fixed")  # type: ignore[arg-type]
+        assert torch.equal(distiller.result(run, "dm", 0.0).batch.targets, before) == (kind == "hard")  # type: ignore[arg-type]
     else:
         with pytest.raises(ConfigError, match=f"{objective.__name__} never reads labels"):
             distiller.start()
@@ -486,11 +523,13 @@ def test_labels_and_the_samples_rate_are_chosen_as_on_the_command_line() -> None
     task = BlobTask()
     made = distill(task, method("dc", steps=2), ipc=1, label="soft", settings={"lr": 0.5})
     assert made.label == "soft"
-    expected = distill(task, method("dc", steps=2).labelled("softmax").with_rate(0.5), ipc=1)
+    expected = distill(task, method("dc", steps=2).labelled("soft").with_rate(0.5), ipc=1)
     assert torch.equal(samples(made), samples(expected))
     assert not torch.equal(samples(made), samples(distill(task, method("dc", steps=2), ipc=1, label="soft")))
     with pytest.raises(ConfigError, match="unknown kind of labels 'sofd'; did you mean 'soft'"):
         distill(task, method("dc"), ipc=1, label="sofd")
+    with pytest.raises(ConfigError, match="unknown kind of labels 'softmax'"):
+        replace(method("dc"), label="softmax")
     with pytest.raises(ConfigError, match="lr is a number of at least 0, got 'fast'"):
         distill(task, method("dc"), ipc=1, settings={"lr": "fast"})
 
@@ -502,7 +541,7 @@ def test_a_closed_form_takes_no_settings(settings: dict[str, object]) -> None:
 
 
 def test_a_set_says_how_it_was_made(tmp_path: Path) -> None:
-    made = distill(BlobTask(), method("dc", steps=1).labelled("softmax"), ipc=1, out=tmp_path)
+    made = distill(BlobTask(), method("dc", steps=1).labelled("soft"), ipc=1, out=tmp_path)
     assert (made.parameterization, made.network, made.label) == ("raw", "139 parameters", "soft")
     task = image_task("digits", width=8)
     stored = distill(task, "dm", ipc=1, parameterization="upsample-2", settings={"steps": 1, "real_batch": 2})
@@ -585,7 +624,7 @@ def test_groups_rest_outside_their_active_steps() -> None:
 def test_clipping_scales_the_gradients_of_all_groups_together() -> None:
     task, rate = BlobTask(), 0.5
     groups = {"codes": OptimizerSpec("sgd", rate), "labels": OptimizerSpec("sgd", rate)}
-    learned = replace(method("dc", optimizers=groups, steps=1), label="softmax")
+    learned = replace(method("dc", optimizers=groups, steps=1), label="soft")
 
     def moved(clip: float) -> Tensor:
         distiller = Distiller(task, learned.with_settings(clip=clip), 2)
@@ -608,7 +647,7 @@ def test_impossible_compositions_fail_when_built() -> None:
     with pytest.raises(ConfigError, match="learns the group 'codes'"):
         distill(task, method("dm", optimizers={}), ipc=2)
     with pytest.raises(ConfigError, match="LD would learn nothing; use labels that are learned"):
-        distill(task, get_method(get_domain("image"), "ld").labelled("fixed"), ipc=2)
+        distill(task, get_method(get_domain("image"), "ld").labelled("hard"), ipc=2)
     with pytest.raises(ConfigError, match="unknown setting 'stepz'"):
         distill(task, CORE_METHODS["dm"], ipc=2, settings={"stepz": 3})
     with pytest.raises(ConfigError, match=r"take their budget as ipc=N or bytes=SIZE .*, got nodes=3"):

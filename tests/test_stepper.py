@@ -7,14 +7,17 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch._inductor.config
+from torch import nn
 
 from mmdistill.capture import WARM_UP_CALLS
+from mmdistill.compilation import CompileMode
 from mmdistill.distiller import Distiller
 from mmdistill.image import image_task
 from mmdistill.methods import CORE_METHODS
+from mmdistill.networks.module import FunctionalModule
 from mmdistill.run_state import RunState
 from mmdistill.settings import OptimizerSpec
-from mmdistill.stepper import Stepper
+from mmdistill.stepper import FEWEST_STEPS, Stepper
 from tests.test_capture import RepeatedCall
 from tests.toys import BlobTask
 
@@ -42,6 +45,30 @@ def test_graphs_are_freed_with_the_stepper(name: str) -> None:
         assert held() is None
     finally:
         gc.enable()
+
+
+class Attending(nn.Module):
+    """Reads four numbers as a sequence, by attention whose fused kernel cannot be differentiated twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.head = nn.Linear(1, 8), nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.lift(x[:, :, None])
+        attended = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        result: torch.Tensor = self.head(attended.flatten(1))
+        return result
+
+
+@pytest.mark.parametrize("compile", ["auto", "off"])
+def test_a_network_with_attention_is_differentiated_twice(compile: CompileMode) -> None:
+    task = BlobTask()
+    task.module = FunctionalModule(Attending)
+    method = CORE_METHODS["dc"].with_settings(steps=FEWEST_STEPS, real_batch=4, augment=False, inner_steps=1)
+    distiller = Distiller(task, method, 1)
+    _, loss = Stepper(distiller, compile)(distiller.start())
+    assert loss.isfinite()
 
 
 def test_the_cpu_is_never_captured() -> None:

@@ -111,12 +111,12 @@ def means_of_classes(task: Task, budget: int, draws: Draws) -> Parameterization:
     Raises:
         ConfigError: a task without classes or without an embedding of its nodes.
     """
-    return mean_features(task, budget, Settings(steps=0, init="k-means"), "fixed", draws)
+    return mean_features(task, budget, Settings(steps=0, init="k-means"), "hard", draws)
 
 
 def features_of_nodes(task: Task, budget: int, draws: Draws) -> Parameterization:
     """Return real nodes without their edges, which take the bytes of :func:`means_of_classes`."""
-    return raw_features(task, budget, Settings(steps=0), "fixed", draws)
+    return raw_features(task, budget, Settings(steps=0), "hard", draws)
 
 
 METHODS = MethodTable(
@@ -188,7 +188,7 @@ METHODS = MethodTable(
             fresh,
             _ridge_settings,
             mean_features,
-            label="softmax",
+            label="soft",
             domains=("graph",),
             summary="kernel ridge regression against labels that a teacher gives all nodes, soft labels, A' = I",
             source="ours, after Loo et al., NeurIPS 2022 (RFAD) and Wang et al., WWW 2024 (GC-SNTK)",

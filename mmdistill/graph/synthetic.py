@@ -229,7 +229,7 @@ def label_nodes(
     x: Tensor,
     counts: Tensor,
     num_classes: int,
-    label: LabelKind = "fixed",
+    label: LabelKind = "hard",
     scale: float = 1.0,
     structure: Structure | None = None,
 ) -> SyntheticGraph:

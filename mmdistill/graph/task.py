@@ -18,9 +18,9 @@ from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
 from mmdistill.labels import as_probabilities, soft_cross_entropy, weighted_mean
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
-from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import (

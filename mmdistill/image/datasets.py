@@ -15,7 +15,8 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import files
 from mmdistill.image.data import ImageData, MapDataset, build, class_index, from_array, gather
-from mmdistill.registry import canonical, unknown_data
+from mmdistill.names import canonical
+from mmdistill.registry import unknown_data
 from mmdistill.runtime import cache_folder, data_root
 
 if TYPE_CHECKING:  # torchvision takes seconds to import, and is imported where it is used

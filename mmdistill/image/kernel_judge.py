@@ -15,9 +15,9 @@ from torch import Tensor
 from mmdistill.errors import UnsupportedError
 from mmdistill.image.augment import image_inputs
 from mmdistill.labels import centred_one_hot
+from mmdistill.names import canonical
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel, KernelKind, WideKernel
 from mmdistill.objectives.performance import ridge_solution
-from mmdistill.registry import canonical
 from mmdistill.task import Batch, Scores, one_tensor
 
 RIDGE = 1e-6

@@ -7,8 +7,8 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.kernel_judge import KERNELS, kernel_judge
 from mmdistill.image.models import FAMILIES, fitting_models, model_factory, model_name, refusal
 from mmdistill.image.protocols import Protocol
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule
-from mmdistill.registry import canonical, unknown_name
 
 
 class NamedJudges:

@@ -13,8 +13,8 @@ from typing import Literal
 
 from mmdistill.errors import ConfigError
 from mmdistill.image.data import ImageData
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import FitProtocol
-from mmdistill.registry import canonical, unknown_name
 
 Augmentation = Literal["dsa", "dc", "idc", "none"]
 CLASSIFICATION = FitProtocol(epochs=1000, lr=0.01, momentum=0.9, weight_decay=5e-4, batch=256)

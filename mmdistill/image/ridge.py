@@ -79,14 +79,14 @@ def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind,
     Raises:
         ConfigError: softmax labels, which a regression on centred targets cannot reach.
     """
-    found = raw_samples(task, budget, settings.init, "learned", draws)
-    if label not in ("learned", "fixed") or found.classes is None or found.num_classes is None:
+    found = raw_samples(task, budget, settings.init, "unrestricted", draws)
+    if label not in ("unrestricted", "hard") or found.classes is None or found.num_classes is None:
         raise ConfigError(
             "this kernel ridge regression takes hard or unrestricted labels (--label hard or unrestricted) of a task "
             "with classes"
         )
     values = centred_one_hot(found.classes, found.num_classes) / math.sqrt(found.num_classes / 10)
-    found.labels = LearnedLabels(values) if label == "learned" else FixedLabels(values)
+    found.labels = LearnedLabels(values) if label == "unrestricted" else FixedLabels(values)
     return found
 
 
@@ -175,7 +175,7 @@ RIDGE_METHODS: dict[str, Method] = {
         ridge_matching(partial(KernelRidgeMatching, FeatureKernel()), 1e-6),
         trained_on_s,
         _krr_settings,
-        label="learned",
+        label="unrestricted",
         summary="kernel ridge regression on the features of a network trained on S, learned labels",
         source="after Zhou et al., NeurIPS 2022 (FRePo, without its pool)",
     ),
@@ -185,7 +185,7 @@ RIDGE_METHODS: dict[str, Method] = {
         network_pool,
         _frepo_settings,
         parameterization=scaled_labels,
-        label="learned",
+        label="unrestricted",
         summary="ridge regression on the features of a pool of networks trained on S; learned labels with a margin",
         source="Zhou et al., NeurIPS 2022",
     ),
@@ -195,7 +195,7 @@ RIDGE_METHODS: dict[str, Method] = {
         fresh,
         _rfad_settings,
         parameterization=transformed,
-        label="learned",
+        label="unrestricted",
         summary="ridge regression on the features of fresh random networks, Platt scaling, learned labels",
         source="Loo et al., NeurIPS 2022 (a fixed number of steps for early stopping)",
     ),
@@ -204,7 +204,7 @@ RIDGE_METHODS: dict[str, Method] = {
         ridge_matching(closed_form_ntk, 1e-6),
         unread,
         _kip_settings,
-        label="learned",
+        label="unrestricted",
         summary="ridge regression under the closed-form NTK of a fully connected network, learned labels",
         source="Nguyen et al., ICLR 2021",
         judge="ntk",
@@ -214,7 +214,7 @@ RIDGE_METHODS: dict[str, Method] = {
         ridge_matching(convolutional_ntk, 1e-6),
         unread,
         _kip_settings,
-        label="learned",
+        label="unrestricted",
         summary="KIP under the closed-form NTK of three convolutions without pooling",
         source="Nguyen et al., ICLR 2021 and NeurIPS 2021 (without its pooling)",
         judge="ntk-conv",

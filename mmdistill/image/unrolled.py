@@ -219,7 +219,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         network=stepped_on_s,
         settings=ld_settings,
         parameterization=fixed_images,
-        label="softmax",
+        label="soft",
         summary="labels alone are learned, for fixed real images, by performance matching",
         source="Bohdal et al., 2020 (softmax for projected labels, which start near the images' classes; networks of a "
         "fixed life, trained by SGD on minibatches of their own)",

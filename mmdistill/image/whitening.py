@@ -23,8 +23,8 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.image.data import ImageData
 from mmdistill.image.files import read_tensors
+from mmdistill.names import canonical, unknown_name
 from mmdistill.precision import matrix_products
-from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import atomic_write, cache_folder
 
 Kind = Literal["mtt", "frepo", "kip"]

@@ -58,7 +58,7 @@ class ImageBudget:
     @property
     def shared_labels(self) -> bool:
         """Whether the samples of one code share a label, as fixed ones do."""
-        return self.label == "fixed"
+        return self.label == "hard"
 
     @property
     def label_bytes(self) -> int:

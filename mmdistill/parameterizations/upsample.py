@@ -211,6 +211,6 @@ def multi_formation(
         images = require_images(chosen.inputs) * space.std + space.mean
         sizes = [tile.shape[2:] for tile in cut_tiles(images[:1], factor)]
         pixels = join_tiles([resized(images[i :: factor**2], size, "area") for i, size in enumerate(sizes)], factor)
-    targets = classes if label == "fixed" else classes.repeat_interleave(factor**2)
+    targets = classes if label == "hard" else classes.repeat_interleave(factor**2)
     labels = make_labels(label, targets, task.num_classes)
     return MultiFormation(pixels, labels, classes, task.num_classes, factor, space)

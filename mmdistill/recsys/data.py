@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mmdistill.columns import SPLIT_NAMES, SPLIT_OF
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.names import canonical
 from mmdistill.recsys.files import find_file, read_sparse, read_table, select_columns, split_names
-from mmdistill.registry import canonical, unknown_data
+from mmdistill.registry import unknown_data
 from mmdistill.runtime import Draws, data_root
 
 Split = Literal["train", "valid", "test"]

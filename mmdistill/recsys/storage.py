@@ -73,7 +73,7 @@ def _checked_counts(task: Task, budget: int, settings: Settings, label: LabelKin
     info = task.describe()
     if info.domain != "recsys":
         raise ConfigError(f"an interaction prior needs user-item interactions, and {info.data!r} is {info.domain}")
-    if label != "fixed":
+    if label != "hard":
         raise ConfigError("synthetic users are their own targets and have no labels; leave the label out")
     if budget > info.num_train:
         raise DataError(f"{budget} synthetic users were asked for, but {info.data!r} has {info.num_train} real ones")

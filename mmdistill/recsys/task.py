@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import weighted_mean
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
@@ -19,7 +20,7 @@ from mmdistill.recsys.metrics import METRICS, RankingProtocol, Scorer
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import VaeProtocol, fit_vae
-from mmdistill.registry import TaskOptions, canonical, unknown_name
+from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors

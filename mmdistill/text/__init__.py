@@ -2,7 +2,8 @@
 
 from mmdistill.errors import ConfigError
 from mmdistill.method import Storage
-from mmdistill.registry import Domain, TaskOptions, canonical, unknown_name
+from mmdistill.names import canonical, unknown_name
+from mmdistill.registry import Domain, TaskOptions
 from mmdistill.task import Task
 from mmdistill.text.data import HUB_PREFIX, SOURCES, TextData, TextSplit, accepts, load_text
 from mmdistill.text.draw import draw

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mmdistill.columns import SPLIT_NAMES, SPLIT_OF
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.registry import canonical, unknown_data, unknown_name
+from mmdistill.names import canonical, unknown_name
+from mmdistill.registry import unknown_data
 from mmdistill.runtime import Draws, data_root
 from mmdistill.text import trec
 from mmdistill.text.encoder import PAIR

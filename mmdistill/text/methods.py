@@ -60,7 +60,7 @@ def k_means_set(task: Task, budget: int, draws: Draws) -> Raw:
 
 def real_texts(task: Task, budget: int, draws: Draws) -> Raw:
     """Return random real texts with hard labels, which take the bytes of chosen ones and of centroids."""
-    return raw_samples(task, budget, "real", "fixed", draws)
+    return raw_samples(task, budget, "real", "hard", draws)
 
 
 def from_centroids(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Raw:
@@ -72,7 +72,7 @@ def from_centroids(task: Task, budget: int, settings: Settings, label: LabelKind
     require_centroids(settings.init)
     points, classes = centroids(task, budget, draws)
     count = as_text_task(task).class_count
-    soft = label == "softmax"
+    soft = label == "soft"
     labels = SoftmaxLabels(classes, count, CONFIDENCE) if soft else make_labels(label, classes, count)
     return Raw(points, labels, classes, count)
 
@@ -160,7 +160,7 @@ METHODS = MethodTable(
             fresh,
             lambda ipc: Settings(300, 1024, _optimizers(0.001), init="k-means"),
             from_centroids,
-            "fixed",
+            "hard",
             ("text",),
             "mean feature matching over random networks, from k-means centroids",
             "Zhao and Bilen, WACV 2023",
@@ -171,7 +171,7 @@ METHODS = MethodTable(
             trained_on_s,
             lambda ipc: Settings(200, 1024, _optimizers(0.0005, 0.005), init="k-means", outer_steps=10, inner_steps=10),
             from_centroids,
-            "softmax",
+            "soft",
             ("text",),
             "gradient matching (flat cosine) with learned soft labels, network trained on S",
             "Zhao et al., ICLR 2021",
@@ -182,7 +182,7 @@ METHODS = MethodTable(
             unread,
             lambda ipc: Settings(500, 1024, _optimizers(0.003, 0.02), init="k-means"),
             from_centroids,
-            "softmax",
+            "soft",
             ("text",),
             "kernel ridge matching with learned soft labels, tangent kernel of an infinitely wide MLP",
             "Nguyen et al., ICLR 2021",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
-from mmdistill.registry import canonical, unknown_name
 from mmdistill.settings import require_no_width
 
 MODELS = ("linear", "mlp")

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import state_at
 from mmdistill.networks.statistics import settled_by_class
-from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
-from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
 from mmdistill.text.encoder import TransformerEncoder

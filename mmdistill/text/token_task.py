@@ -12,11 +12,11 @@ from torch import Tensor
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
-from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors

@@ -269,6 +269,6 @@ def test_bad_structures_are_refused_in_words() -> None:
 def test_any_structure_makes_a_method() -> None:
     settings = METHODS["gcond"].settings(6)
     for kind in (pairwise_mlp, bernoulli_edges):
-        graph = with_structure(kind)(task(), 6, settings, "fixed", Draws(0))
+        graph = with_structure(kind)(task(), 6, settings, "hard", Draws(0))
         assert graph(Draws(0)).inputs["adjacency"].shape == (6, 6)  # type: ignore[call-overload]
         assert set(graph.groups()) == {"codes", "decoder"}

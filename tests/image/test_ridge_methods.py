@@ -53,10 +53,10 @@ def test_labels_start_scaled_by_the_number_of_classes() -> None:
 
 def test_fixed_labels_are_scaled_alike_and_probabilities_refused(digits: ImageTask) -> None:
     frepo = get_method(DOMAIN, "frepo")
-    batch = Distiller(digits, replace(frepo, label="fixed"), 2).start().parameterization(KEY)
+    batch = Distiller(digits, replace(frepo, label="hard"), 2).start().parameterization(KEY)
     torch.testing.assert_close(batch.targets, (torch.eye(10) - 0.1).repeat_interleave(2, 0))
     with pytest.raises(ConfigError, match="takes hard or unrestricted labels"):
-        Distiller(digits, replace(frepo, label="softmax"), 1).start()
+        Distiller(digits, replace(frepo, label="soft"), 1).start()
 
 
 @pytest.mark.parametrize(

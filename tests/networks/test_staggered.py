@@ -91,7 +91,7 @@ def test_a_run_resumes_bit_identically(tmp_path: Path) -> None:
         MarginKernelRidge,
         lambda settings: NetworkPool(size=3, max_age=5),
         lambda ipc: Settings(steps=12, real_batch=20, optimizers={"codes": rate, "labels": rate}),
-        label="learned",
+        label="unrestricted",
     )
     task = BlobTask()
     whole = distill(task, method, ipc=2)

@@ -66,7 +66,7 @@ def quick(name: str) -> Method:
     return replace(method, settings=settings)
 
 
-def stored(build: Storage, task: ImageTask, budget: int, label: LabelKind = "fixed", limit: int = 0) -> int:
+def stored(build: Storage, task: ImageTask, budget: int, label: LabelKind = "hard", limit: int = 0) -> int:
     """The bytes of the tensors that a file of all that is stored would hold."""
     settings = replace(CORE_METHODS["dm"].settings(budget), init="noise", stored_bytes=limit)
     made = build(task, budget, settings, label, KEY)
@@ -99,14 +99,14 @@ def test_every_parameterization_goes_with_every_family(
     found = distill(task, method, ipc=4, parameterization=SMALL[name])
     assert found.steps == 2
     assert torch.isfinite(found.batch.inputs).all()  # type: ignore[arg-type]
-    if method.label == "fixed":
+    if method.label == "hard":
         assert found.stored_bytes <= 40 * IMAGE_BYTES
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_samples_lie_class_after_class_equally_many_of_each(task: ImageTask, name: str) -> None:
     settings = replace(CORE_METHODS["dm"].settings(8), init="noise")
-    made = SMALL[name](task, 8, settings, "fixed", KEY)
+    made = SMALL[name](task, 8, settings, "hard", KEY)
     classes = torch.arange(10).repeat_interleave(made.largest_class)
     assert made.classes is not None
     assert torch.equal(made.classes, classes)
@@ -128,11 +128,11 @@ def test_samples_of_uneven_classes_are_chosen_among_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
-@pytest.mark.parametrize("label", ["fixed", "learned"])
+@pytest.mark.parametrize("label", ["hard", "unrestricted"])
 def test_bytes_are_those_of_the_tensors(task: ImageTask, name: str, label: LabelKind) -> None:
     size = stored(SMALL[name], task, 8, label)
-    budget = 80 * (IMAGE_BYTES if label == "fixed" else 64 * 4 + 40)
-    if name in ("upsample-2", "upsample-3") and label == "learned":
+    budget = 80 * (IMAGE_BYTES if label == "hard" else 64 * 4 + 40)
+    if name in ("upsample-2", "upsample-3") and label == "unrestricted":
         budget += (int(name[-1]) ** 2 - 1) * 80 * 40  # each tile has learned labels of its own
     assert size <= budget
     assert size > 0.8 * budget or name in ("coefficients", "coefficients-by-index", "canvas")

@@ -59,14 +59,14 @@ def test_a_set_stores_its_images_or_their_positions() -> None:
 
 
 def test_combinations_start_as_real_images_and_means_of_two(task: ImageTask) -> None:
-    made = learned_coefficients(task, ImageBudget.of(task, 2, "fixed"), "real", KEY, multiple=4)
+    made = learned_coefficients(task, ImageBudget.of(task, 2, "hard"), "real", KEY, multiple=4)
     samples, images = made.coefficients.shape[1:]
     assert samples == 8
     single = made(KEY).inputs[: min(samples, images)]
     distances = torch.cdist(single.flatten(1), task.select(torch.arange(task.describe().num_train)).inputs.flatten(1))
     assert distances.min(1).values.max() < 0.05
     assert torch.allclose(made.coefficients.sum(2), torch.ones(()))
-    many = learned_coefficients(task, ImageBudget.of(task, 2, "fixed"), "real", KEY, contained=False)
+    many = learned_coefficients(task, ImageBudget.of(task, 2, "hard"), "real", KEY, contained=False)
     assert many.coefficients.shape[2] > images
 
 
@@ -76,7 +76,7 @@ def test_combinations_of_noise_vary_as_their_images_do() -> None:
 
 
 def test_learned_labels_of_combinations_take_bytes(task: ImageTask) -> None:
-    room = ImageBudget.of(task, 3, "softmax")
+    room = ImageBudget.of(task, 3, "soft")
     made = learned_coefficients(task, room, "real", KEY, contained=False)
     assert made.stored_bytes() <= room.stored_bytes
 
@@ -85,7 +85,7 @@ def test_bytes_of_every_value_are_stored_as_they_are() -> None:
     pixels = torch.arange(256).view(4, 1, 8, 8).repeat(2, 1, 1, 1).to(torch.uint8)
     images = pixels, torch.tensor([0, 1] * 4)
     values = image_task(images, test=images, model="mlp", width=4)
-    made = learned_coefficients(values, ImageBudget.of(values, 4, "fixed"), "real", KEY, multiple=1)
+    made = learned_coefficients(values, ImageBudget.of(values, 4, "hard"), "real", KEY, multiple=1)
     assert len(made.images.unique()) == 256
     assert torch.equal(made.images, pixels[made.indices])
 
@@ -115,7 +115,7 @@ def test_every_pixel_of_a_canvas_learns() -> None:
 
 
 def test_a_canvas_takes_its_budget_and_starts_from_real_images(task: ImageTask) -> None:
-    made = class_canvases(task, ImageBudget.of(task, 4, "fixed"), "real", KEY)
+    made = class_canvases(task, ImageBudget.of(task, 4, "hard"), "real", KEY)
     assert made.canvases.shape == (10, 1, 16, 16)
     assert made.crops == 16
     tiles = made.canvases.detach()[:, :, :8, 8:].flatten(1)
@@ -128,13 +128,13 @@ def test_impossible_stores_are_refused(task: ImageTask) -> None:
         crops(torch.zeros(2, 1, 2, 6), 1)
     with pytest.raises(ConfigError, match="expected coefficients"):
         combined(torch.zeros(3, 4, 2, 3, 4))
-    room = ImageBudget.of(task, 1, "fixed")
+    room = ImageBudget.of(task, 1, "hard")
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         learned_coefficients(task, room, "real", KEY, multiple=0)
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         class_canvases(task, room, "real", KEY, multiple=0)
     with pytest.raises(ConfigError, match="leave no room"):
-        coefficients(multiple=60)(task, 1, CORE_METHODS["dm"].settings(1), "fixed", KEY)
+        coefficients(multiple=60)(task, 1, CORE_METHODS["dm"].settings(1), "hard", KEY)
 
 
 @pytest.mark.parametrize("storage", ["raw", "canvas"])

@@ -106,7 +106,7 @@ def test_bases_are_enlarged_between_the_centres_of_their_pixels() -> None:
 
 
 def test_hallucinated_bases_start_as_real_images_of_their_class(task: ImageTask) -> None:
-    made = hallucinated_bases(task, ImageBudget.of(task, 40, "fixed"), "real", KEY, count=2, warm_up=0)
+    made = hallucinated_bases(task, ImageBudget.of(task, 40, "hard"), "real", KEY, count=2, warm_up=0)
     nearest = torch.cdist(made.codes.detach().flatten(1), task.data.normalise(task.data.train_images).flatten(1))
     per_class = len(made.codes) // 10
     assert per_class > 1
@@ -133,7 +133,7 @@ def test_the_start_is_exact_where_bases_suffice() -> None:
 
 @pytest.mark.parametrize("build", [latent(2, 2, 4), hallucinated(2), addressed(2, 4)])
 def test_more_samples_than_raw_within_the_same_bytes(task: ImageTask, build: Storage) -> None:
-    made = build(task, 10, CORE_METHODS["dm"].settings(10), "fixed", KEY)
+    made = build(task, 10, CORE_METHODS["dm"].settings(10), "hard", KEY)
     assert made.stored_bytes() <= 100 * (64 * 4 + 1)
     inputs = decoded(made)
     assert len(inputs) > 100
@@ -158,12 +158,12 @@ def test_integers_count_the_bytes_of_the_largest(largest: int, each: int) -> Non
 
 @pytest.mark.parametrize(("classes", "each"), [(256, 1), (257, 2)])
 def test_a_fixed_label_takes_the_bytes_of_the_number_of_classes(classes: int, each: int) -> None:
-    room = ImageBudget(1, (1, 2, 2), classes, "fixed")
+    room = ImageBudget(1, (1, 2, 2), classes, "hard")
     assert room.label_bytes == each
     assert sum(stored_tensor_bytes(tensor) for tensor in room.labels(1, 1).state_dict().values()) == classes * each
 
 
-@pytest.mark.parametrize("label", ["learned", "softmax"])
+@pytest.mark.parametrize("label", ["unrestricted", "soft"])
 def test_each_sample_of_a_code_has_a_label_that_takes_bytes(label: LabelKind) -> None:
     room = ImageBudget(4, (1, 8, 8), 10, label)
     codes, each = room.codes_per_class(16, [], 3), 10 * (4 * 16 + 3 * 40)
@@ -179,23 +179,23 @@ def test_kfs_is_a_method_that_runs(task: ImageTask) -> None:
 def test_impossible_stores_are_refused(task: ImageTask) -> None:
     settings = CORE_METHODS["dm"].settings(1)
     with pytest.raises(ConfigError, match="too few are left") as refusal:
-        hallucinated(50)(task, 1, settings, "fixed", KEY)
+        hallucinated(50)(task, 1, settings, "hard", KEY)
     images = re.search(r"it takes [\d,]+ \(--ipc (\d+)\)", str(refusal.value))
     with pytest.raises(ConfigError, match="too few are left") as refusal:
-        hallucinated(50)(task, 1, replace(settings, stored_bytes=1), "fixed", KEY)
+        hallucinated(50)(task, 1, replace(settings, stored_bytes=1), "hard", KEY)
     size = re.search(r"it takes [\d,]+ \(--bytes (\d+)\)", str(refusal.value))
     assert images is not None
     assert size is not None
     ipc, limit = int(images[1]), int(size[1])
-    hallucinated(50)(task, ipc, settings, "fixed", KEY)
-    hallucinated(50)(task, 1, replace(settings, stored_bytes=limit), "fixed", KEY)
+    hallucinated(50)(task, ipc, settings, "hard", KEY)
+    hallucinated(50)(task, 1, replace(settings, stored_bytes=limit), "hard", KEY)
     for least, given in ((ipc - 1, 0), (1, limit - 1)):
         with pytest.raises(ConfigError, match="too few are left"):
-            hallucinated(50)(task, least, replace(settings, stored_bytes=given), "fixed", KEY)
+            hallucinated(50)(task, least, replace(settings, stored_bytes=given), "hard", KEY)
     with pytest.raises(ConfigError, match="does not divide"):
-        addressed(3)(task, 1, settings, "fixed", KEY)
+        addressed(3)(task, 1, settings, "hard", KEY)
     with pytest.raises(ConfigError, match="leave no basis"):
-        addressed_memory(task, ImageBudget.of(task, 1, "fixed"), "noise", KEY, factor=1, multiple=1000)
+        addressed_memory(task, ImageBudget.of(task, 1, "hard"), "noise", KEY, factor=1, multiple=1000)
     with pytest.raises(ConfigError, match="power of two"):
         LatentDecoder(1, 3, 4)
     with pytest.raises(ConfigError, match="at least 3 x 3"):

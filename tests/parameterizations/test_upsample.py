@@ -74,10 +74,10 @@ def test_tiles_join_to_what_they_were_cut_from() -> None:
 
 def test_storage_is_that_of_raw_images_and_one_label_each(task: ImageTask) -> None:
     for factor, decoded in ((1, 20), (2, 80)):
-        made = multi_formation(task, 2, "real", "fixed", KEY, factor)
+        made = multi_formation(task, 2, "real", "hard", KEY, factor)
         assert made.stored_bytes() == 20 * 64 * 4 + 20
         assert made(KEY).weight.shape == (decoded,)
-    learned = multi_formation(task, 2, "real", "learned", KEY, 2)
+    learned = multi_formation(task, 2, "real", "unrestricted", KEY, 2)
     assert isinstance(learned.labels, LearnedLabels)
     assert learned.stored_bytes() == 20 * 64 * 4 + 80 * 10 * 4
 
@@ -86,8 +86,8 @@ def test_storage_is_that_of_raw_images_and_one_label_each(task: ImageTask) -> No
 def test_any_factor_fits_the_bytes_of_the_raw_images(channels: int, side: int, sides: tuple[int, ...]) -> None:
     images, classes = KEY.fold("real").uniform(40, channels, side, side), torch.arange(40) % 2
     task = image_task((images, classes), test=(images, classes), width=4)
-    raw = DOMAIN.parameterizations["raw"](task, 2, SETTINGS, "fixed", KEY)
-    made = DOMAIN.parameterizations["upsample-3"](task, 2, SETTINGS, "fixed", KEY)
+    raw = DOMAIN.parameterizations["raw"](task, 2, SETTINGS, "hard", KEY)
+    made = DOMAIN.parameterizations["upsample-3"](task, 2, SETTINGS, "hard", KEY)
     assert made.stored_bytes() == raw.stored_bytes() == 4 * (channels * side**2 * 4 + 1)
     batch = made(KEY)
     assert batch.inputs.shape == (4 * 9, channels, side, side)  # type: ignore[union-attr]
@@ -111,14 +111,14 @@ def test_a_budget_in_bytes_holds_as_many_tiled_images_as_raw_ones(task: ImageTas
 
 
 def test_classes_of_decoded_samples_reach_class_batches(task: ImageTask) -> None:
-    made = multi_formation(task, 1, "real", "fixed", KEY, 2)
+    made = multi_formation(task, 1, "real", "hard", KEY, 2)
     by_class = made.class_batches(made(KEY))
     assert by_class.batch.weight.shape == (10, 4)
     assert torch.equal(by_class.batch.targets, torch.arange(10)[:, None].expand(10, 4))
 
 
 def test_tiles_start_as_down_sampled_real_images(task: ImageTask) -> None:
-    made = multi_formation(task, 2, "real", "fixed", KEY, 2)
+    made = multi_formation(task, 2, "real", "hard", KEY, 2)
     tiles = tiles_of(made)
     real = task.data.train_images.float() / task.data.scale
     means = real.view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
@@ -129,7 +129,7 @@ def test_tiles_start_as_down_sampled_real_images(task: ImageTask) -> None:
 
 
 def test_stored_pixels_stay_in_the_value_range(task: ImageTask) -> None:
-    made = multi_formation(task, 1, "noise", "fixed", KEY, 2)
+    made = multi_formation(task, 1, "noise", "hard", KEY, 2)
     assert 0 <= made.pixels.detach().min().item() <= made.pixels.detach().max().item() <= 1
     with torch.no_grad():
         made.pixels += 5 * KEY.normal(*made.pixels.shape)
@@ -146,17 +146,17 @@ def test_stored_pixels_stay_in_the_value_range(task: ImageTask) -> None:
 @pytest.mark.parametrize(("factor", "message"), [(0, "at least 1"), (5, "one pixel"), (8, "one pixel")])
 def test_factors_that_do_not_fit_are_refused(task: ImageTask, factor: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        multi_formation(task, 1, "real", "fixed", KEY, factor)
+        multi_formation(task, 1, "real", "hard", KEY, factor)
 
 
 def test_other_data_are_refused() -> None:
     with pytest.raises(ConfigError, match="stores images"):
-        multi_formation(BlobTask(), 1, "real", "fixed", KEY, 2)
+        multi_formation(BlobTask(), 1, "real", "hard", KEY, 2)
 
 
 def test_small_classes_give_their_images_repeatedly(task: ImageTask) -> None:
     most = int(torch.bincount(task.labels).max())
-    made = multi_formation(task, most // 4 + 1, "real", "fixed", KEY, 2)
+    made = multi_formation(task, most // 4 + 1, "real", "hard", KEY, 2)
     tiles = tiles_of(made).flatten(1)
     for index, own in enumerate(tiles.split(len(tiles) // 10)):
         images = task.data.train_images[task.labels == index].float() / task.data.scale

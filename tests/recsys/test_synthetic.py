@@ -132,7 +132,7 @@ def test_chances_start_from_cluster_means_or_from_the_users_that_are_chosen(task
     settings = METHODS["distill-cf-clusters"].settings(6)
 
     def start(**changes):
-        return expected_interactions()(task, 6, replace(settings, **changes), "fixed", Draws(0))(Draws(0)).inputs
+        return expected_interactions()(task, 6, replace(settings, **changes), "hard", Draws(0))(Draws(0)).inputs
 
     means = task.selection("clusters", torch.tensor([6]), Draws(0).fold("clusters")).inputs
     torch.testing.assert_close(start(), means.clamp(0.03 * float(means.mean()), 0.999))
@@ -160,26 +160,26 @@ def test_bad_arguments(task):
     settings = METHODS["distill-cf-meanfield"].settings(3)
     build = mean_field_interactions()
     with pytest.raises(DataError, match="241 synthetic users"):
-        build(task, 241, settings, "fixed", Draws(0))
+        build(task, 241, settings, "hard", Draws(0))
     with pytest.raises(ConfigError, match="labels"):
-        build(task, 3, settings, "learned", Draws(0))
+        build(task, 3, settings, "unrestricted", Draws(0))
     with pytest.raises(ConfigError, match="needs user-item interactions"):
-        build(BlobTask(), 3, settings, "fixed", Draws(0))
+        build(BlobTask(), 3, settings, "hard", Draws(0))
     many = replace(settings, interactions_per_user=81)
     with pytest.raises(ConfigError, match=r"81 interactions per user were asked for, but .* has 80 items"):
-        binary_interactions()(task, 3, many, "fixed", Draws(0))
+        binary_interactions()(task, 3, many, "hard", Draws(0))
 
 
 @pytest.mark.parametrize("storage", [sampled_interactions, mean_field_interactions, binary_interactions])
 def test_the_settings_say_how_many_interactions_a_user_has(task, storage):
     settings = replace(METHODS["distill-cf-meanfield"].settings(3), interactions_per_user=9)
-    assert storage()(task, 3, settings, "fixed", Draws(0)).interactions_per_user == 9
-    rows = binary_interactions()(task, 3, settings, "fixed", Draws(0))(Draws(0)).inputs
+    assert storage()(task, 3, settings, "hard", Draws(0)).interactions_per_user == 9
+    rows = binary_interactions()(task, 3, settings, "hard", Draws(0))(Draws(0)).inputs
     assert rows.sum(1).tolist() == [9, 9, 9]
 
 
 def test_starts_from_real_users(task):
     settings = METHODS["distill-cf"].settings(3)
-    p = sampled_interactions(scale=2.0)(task, 5, settings, "fixed", Draws(0))
+    p = sampled_interactions(scale=2.0)(task, 5, settings, "hard", Draws(0))
     real = task.data.rows(range(task.data.num_users))
     assert all(any(torch.equal(row / 2, user) for user in real) for row in p.logits)

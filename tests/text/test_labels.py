@@ -1,6 +1,7 @@
 """Kinds of labels that a user may ask of any method."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -8,14 +9,13 @@ import torch
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, SoftmaxLabels
-from mmdistill.method import LABELS
 from mmdistill.runtime import Draws
 from mmdistill.text.methods import METHODS
 from mmdistill.text.token_methods import TOKEN_METHODS
 from tests.text.corpus import token_corpus_task
 
 
-@pytest.mark.parametrize("kind", LABELS.values())
+@pytest.mark.parametrize("kind", get_args(LabelKind))
 def test_every_kind_of_label_is_distilled_and_judged(tmp_path: Path, kind: LabelKind) -> None:
     task = token_corpus_task(tmp_path, length=10, judge_epochs=40)
     method = TOKEN_METHODS["dd"].labelled(kind)
@@ -23,12 +23,12 @@ def test_every_kind_of_label_is_distilled_and_judged(tmp_path: Path, kind: Label
     result = distill(task, method, ipc=6, settings=settings)
     targets = result.batch.targets
     assert isinstance(targets, torch.Tensor)
-    if kind == "fixed":
+    if kind == "hard":
         assert targets.tolist() == [0] * 6 + [1] * 6 + [2] * 6
     else:
         assert targets.shape == (18, 3)
         distribution = torch.allclose(targets.sum(1), torch.ones(18), atol=1e-4)
-        assert distribution == (kind != "learned")
+        assert distribution == (kind != "unrestricted")
     assert len(task.evaluate(result.batch, "textcnn", Draws(0), 1, result.learned).values["accuracy"]) == 1
     wrong = result.batch._replace(targets=targets.roll(6, 0))
     for judge in ("textcnn", "read-tfidf"):
@@ -39,8 +39,8 @@ def test_every_kind_of_label_is_distilled_and_judged(tmp_path: Path, kind: Label
 
 def test_labels_of_closed_forms_are_their_own() -> None:
     with pytest.raises(ConfigError, match="closed form"):
-        METHODS["k-means"].labelled("softmax")
-    assert METHODS["krr"].labelled("softmax").settings(1) == METHODS["krr"].settings(1)
+        METHODS["k-means"].labelled("soft")
+    assert METHODS["krr"].labelled("soft").settings(1) == METHODS["krr"].settings(1)
 
 
 def test_softmax_labels_start_as_sure_as_they_are_told() -> None:

@@ -66,9 +66,9 @@ def test_learned_sets_beat_random_ones(task: TextTask, name: str) -> None:
 
 
 def test_labels_start_soft_where_learned(task: TextTask) -> None:
-    made = from_centroids(task, 2, Settings(1, init="k-means"), "softmax", Draws(0))
+    made = from_centroids(task, 2, Settings(1, init="k-means"), "soft", Draws(0))
     with pytest.raises(ConfigError, match="start as the k-means centroids of their class; leave --init herding out"):
-        from_centroids(task, 2, Settings(1, init="herding"), "softmax", Draws(0))
+        from_centroids(task, 2, Settings(1, init="herding"), "soft", Draws(0))
     assert isinstance(made.labels, SoftmaxLabels)
     targets = made(Draws(0)).targets
     assert isinstance(targets, torch.Tensor)

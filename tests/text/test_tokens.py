@@ -248,7 +248,7 @@ def test_methods_move_vectors(folder: Path, name: str, model: str) -> None:
     moved = after.batch.inputs["vectors"] - before.batch.inputs["vectors"]  # type: ignore[call-overload,index,operator]
     assert moved.isfinite().all()
     assert float(moved.abs().max()) > 1e-3
-    assert after.stored_bytes == 3 * 7 * (4 * 16 + 1) + (3 * 3 * 4 if TOKEN_METHODS[name].label == "softmax" else 3)
+    assert after.stored_bytes == 3 * 7 * (4 * 16 + 1) + (3 * 3 * 4 if TOKEN_METHODS[name].label == "soft" else 3)
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +384,7 @@ def word_storage() -> object:
 
 def test_words_pass_gradients_straight_through(task: TokenTask) -> None:
     settings = dataclasses.replace(quick("dm-tokens").settings(1))
-    words = word_samples(task, 1, settings, "fixed", Draws(0))
+    words = word_samples(task, 1, settings, "hard", Draws(0))
     assert isinstance(words, Words)
     weight = Draws(1).normal(*words.codes.shape)
     (gradient,) = torch.autograd.grad((words(Draws(0)).inputs["vectors"] * weight).sum(), words.codes)  # type: ignore[call-overload,index]
@@ -393,7 +393,7 @@ def test_words_pass_gradients_straight_through(task: TokenTask) -> None:
     torch.testing.assert_close(gradient[free], weight[free])
     assert float(gradient[~free].abs().max()) == 0  # special tokens and padding stay
     with pytest.raises(ConfigError, match="start from real texts"):
-        word_samples(task, 1, dataclasses.replace(settings, init="noise"), "fixed", Draws(0))
+        word_samples(task, 1, dataclasses.replace(settings, init="noise"), "hard", Draws(0))
 
 
 def test_validation_reads_no_test_label(task: TokenTask, folder: Path) -> None:

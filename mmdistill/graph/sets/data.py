@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.registry import canonical, unknown_data
+from mmdistill.names import canonical
+from mmdistill.registry import unknown_data
 from mmdistill.runtime import Draws, cache_folder, data_root
 from mmdistill.task import Tensors
 

@@ -13,8 +13,8 @@ from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
 from mmdistill.graph.sets.models import GraphClassifier
 from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import FitProtocol, fit_networks
-from mmdistill.registry import canonical, unknown_name
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
 from mmdistill.task import (

@@ -29,8 +29,8 @@ from mmdistill.image.models.layers import ImageShape, norm_layer
 from mmdistill.image.models.prenorm import PreNormConvNet
 from mmdistill.image.models.resnet import STAGES, ResNet
 from mmdistill.image.models.vit import ViT, patch_size
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
-from mmdistill.registry import canonical, unknown_name
 
 Builder = Callable[..., nn.Module]
 Option = str | int | bool

@@ -1,0 +1,81 @@
+"""Which parts of a run go together, said before its first step."""
+
+from mmdistill.abilities import Validates
+from mmdistill.errors import ConfigError
+from mmdistill.labels import TeacherLabels
+from mmdistill.method import Method
+from mmdistill.objectives.base import Objective
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.run_state import grouped
+from mmdistill.settings import Settings
+from mmdistill.task import Task
+
+
+def require_selectable(task: Task, method: Method, settings: Settings) -> None:
+    """Refuse settings by which no step could be chosen as they say: by validation, or by an average of all.
+
+    Raises:
+        ConfigError: saying which do not go together, or that the task cannot validate.
+    """
+    if not 0 <= settings.ema < 1 or (settings.ema and settings.validate_every):
+        raise ConfigError(
+            f"ema is a decay in [0, 1) and cannot go with validate_every, got {settings.ema} and "
+            f"{settings.validate_every}"
+        )
+    if settings.patience and not settings.validate_every:
+        raise ConfigError(
+            f"patience counts validations, and without validate_every there are none; got a patience of "
+            f"{settings.patience}"
+        )
+    if settings.validate_every and method.solve is None and not isinstance(task, Validates):
+        raise ConfigError(
+            f"{method.title} selects by validation (validate_every {settings.validate_every}), but the task of "
+            f"{task.describe().data!r} cannot validate; leave --validate-every out (0 among the settings)"
+        )
+
+
+def require_composition(
+    method: Method, settings: Settings, parameterization: Parameterization, objective: Objective
+) -> None:
+    """Refuse samples and an objective that cannot go together.
+
+    Args:
+        method: what composes them.
+        settings: of the run.
+        parameterization: the initial samples.
+        objective: that is to step them; of a closed form, one that does nothing.
+    Raises:
+        ConfigError: saying which do not go together.
+    """
+    if "labels" in parameterization.groups() and not objective.reads_labels:
+        raise ConfigError(
+            f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
+            f"{method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
+            "or a method that trains on the samples, such as gradient or kernel ridge matching"
+        )
+    if objective.styles not in (1, parameterization.styles):
+        raise ConfigError(
+            f"{method.title} compares the {objective.styles} samples that as many decoders make of each code, "
+            f"and these have {parameterization.styles}; leave storing to the method (hallucinated)"
+        )
+    if 0 < settings.stored_bytes < parameterization.stored_bytes():
+        raise ConfigError(
+            f"these samples take {parameterization.stored_bytes():,} bytes, more than the "
+            f"{settings.stored_bytes:,} that they may; a Storage that does not fill the bytes of its settings "
+            "says so (fills=False)"
+        )
+    if settings.steps and method.solve is None and not grouped(parameterization, objective):
+        raise ConfigError(
+            f"{method.title} would learn nothing; use labels that are learned (--label soft or unrestricted)"
+        )
+    whole = isinstance(parameterization.labels, TeacherLabels) or not parameterization.divisible
+    if takes_some(settings, parameterization) and (whole or objective.view != "classes"):
+        raise ConfigError(
+            f"a step can take {settings.syn_batch} samples of each class where a method matches class by "
+            f"class, labels are no teacher's, and samples do not share their inputs; set syn_batch to 0"
+        )
+
+
+def takes_some(settings: Settings, parameterization: Parameterization) -> bool:
+    """Return whether steps take some samples of each class, not all."""
+    return 0 < settings.syn_batch < parameterization.largest_class

@@ -1,0 +1,17 @@
+"""Names that users give: their canonical spelling, and what is said of one that nobody knows."""
+
+from collections.abc import Iterable
+
+from mmdistill.errors import UnknownNameError, did_you_mean
+
+
+def canonical(name: str) -> str:
+    """Return a name in its canonical spelling: lower case with hyphens."""
+    return name.strip().lower().replace("_", "-")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Return the error for an unknown name, with the nearest known ones."""
+    names = sorted(known)
+    hint = did_you_mean(canonical(name), names)
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)})")
