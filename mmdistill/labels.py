@@ -183,6 +183,31 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * logits.log_softmax(-1)).sum(-1)
 
 
+def is_distribution(targets: Tensor) -> Tensor:
+    """Return which rows of soft targets ``(..., C)`` are probability distributions, ``(...,)``."""
+    return ((targets.sum(-1) - 1).abs() < 1e-3) & (targets >= -1e-6).all(-1)
+
+
+def are_probabilities(targets: Tensor) -> bool:
+    """Return whether targets are class indices or distributions, rather than scores."""
+    return not targets.is_floating_point() or bool(is_distribution(targets).all())
+
+
+def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return cross entropy for class indices and distributions, half the squared error for any other row of targets.
+
+    Which it is, is decided row by row on the device, so that one loss serves hard, soft and unrestricted labels. (The
+    cross entropy of a row that does not sum to 1 has no lower bound.)
+
+    Shapes:
+        logits ``(..., C)``; targets ``(...,)`` int64 or ``(..., C)`` float; returns ``(...,)``.
+    """
+    entropy = soft_cross_entropy(logits, targets)
+    if not targets.is_floating_point():
+        return entropy
+    return torch.where(is_distribution(targets), entropy, 0.5 * (logits - targets).square().sum(-1))
+
+
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted mean of one value per sample; the loss convention of every task.
 

@@ -15,7 +15,7 @@ from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, GraphNetwork
 from mmdistill.graph.scene import View
 from mmdistill.graph.sources import SOURCES
-from mmdistill.labels import as_probabilities, soft_cross_entropy
+from mmdistill.labels import target_loss
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Scores, Tensors
@@ -163,7 +163,7 @@ class StackedJudges:
         for epoch in range(protocol.epochs):
             if epoch == protocol.epochs // 2 and epoch:
                 optimizer = self._optimizer(protocol.lr / 10, protocol)
-            losses = soft_cross_entropy(self.logits(self.params, sample.view, epoch), sample.targets)
+            losses = target_loss(self.logits(self.params, sample.view, epoch), sample.targets)
             loss = (losses * sample.weight).sum() / sample.weight.sum()
             for parameter, gradient in zip(self.params, torch.autograd.grad(loss, self.params), strict=True):
                 parameter.grad = gradient
@@ -286,7 +286,7 @@ def _fit_one(
         optimizer.zero_grad()
         state = NetworkState(params, buffers)
         logits, updated = network.logits(state, sample.inputs, train=True, draws=key.fold("epoch", epoch))
-        losses = soft_cross_entropy(logits, as_probabilities(sample.targets, logits.shape[1]))
+        losses = target_loss(logits, sample.targets)
         ((losses * sample.weight).sum() / sample.weight.sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         buffers = {**buffers, **{name: buffer.detach() for name, buffer in updated.items()}}

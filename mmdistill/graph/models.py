@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.graph.propagation import Operator, operator
+from mmdistill.labels import is_distribution
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws, global_draws_from
@@ -117,14 +118,19 @@ class SGC(GraphNetwork):
     def class_gradients(self, state: NetworkState, inputs: Tensors, targets: Tensor, weight: Tensor) -> Tensors:
         r"""Return per-class gradients in closed form, :math:`(P - Y)^\top W_c Z / \sum w_c`.
 
+        P are the predicted probabilities, or where targets are no distributions the logits, as in
+        :func:`~mmdistill.labels.target_loss`.
+
         Shapes:
-            weight ``(C', n)``; inputs and probabilities ``targets`` with or without a leading class axis; returns
+            weight ``(C', n)``; inputs and soft ``targets`` with or without a leading class axis; returns
             weight ``(C', C, d)`` and bias ``(C', C)``.
         """
         z = self.embed(inputs)
-        residual = (z @ state.params["weight"].mT + state.params["bias"]).softmax(-1) * targets.sum(-1, True)
+        logits = z @ state.params["weight"].mT + state.params["bias"]
+        entropy = is_distribution(targets)[..., None]
+        predicted = torch.where(entropy, logits.softmax(-1) * targets.sum(-1, True), logits)
         share = (weight / weight.sum(1, keepdim=True)).unsqueeze(-1)
-        error = share * (residual - targets)
+        error = share * (predicted - targets)
         return {"weight": error.mT @ z, "bias": error.sum(1)}
 
 

@@ -17,7 +17,7 @@ from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
-from mmdistill.labels import as_probabilities, soft_cross_entropy, weighted_mean
+from mmdistill.labels import as_probabilities, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
@@ -105,9 +105,9 @@ class GraphTask:
         return self.network.settled(state, _named(real.batch.inputs if isinstance(real, ClassBatch) else real.inputs))
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the weighted mean cross entropy."""
+        """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
         logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        return weighted_mean(soft_cross_entropy(logits, one_tensor(batch.targets)), batch.weight)
+        return weighted_mean(target_loss(logits, one_tensor(batch.targets)), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the network's layers; for SGC the propagated features."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Plan
-from mmdistill.labels import centred_one_hot, soft_cross_entropy, weighted_mean
+from mmdistill.labels import centred_one_hot, target_loss, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule
@@ -33,25 +33,6 @@ from mmdistill.task import Batch, NetworkState, Scores, Tensors
 
 TEST_CHUNK = {"cuda": 1000, "cpu": 100}
 """Test images per forward pass; on the CPU so few that the layers' outputs stay in its caches."""
-
-
-def is_distribution(targets: Tensor) -> Tensor:
-    """Return which rows of soft targets ``(n, C)`` are probability distributions, ``(n,)``."""
-    return ((targets.sum(-1) - 1).abs() < 1e-3) & (targets >= 0).all(-1)
-
-
-def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return cross entropy for class indices and distributions, half the squared error for any other row of targets.
-
-    Which it is, is decided row by row on the device, so that one loss serves fixed, softmax and unrestricted labels.
-
-    Shapes:
-        logits ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float; returns ``(n,)``.
-    """
-    entropy = soft_cross_entropy(logits, targets)
-    if not targets.is_floating_point():
-        return entropy
-    return torch.where(is_distribution(targets), entropy, 0.5 * (logits - targets).square().sum(-1))
 
 
 def squared_loss(logits: Tensor, targets: Tensor, scale: float) -> Tensor:

@@ -14,7 +14,7 @@ from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import Source, load
 from mmdistill.image.dc_augment import crop_scale_rotate
-from mmdistill.image.judge import Judge, is_distribution, target_loss, with_learned_rate
+from mmdistill.image.judge import Judge, with_learned_rate
 from mmdistill.image.kernel_judge import kernel_judge
 from mmdistill.image.models import model_factory, model_name
 from mmdistill.image.named_judges import NamedJudges
@@ -22,7 +22,7 @@ from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
-from mmdistill.labels import weighted_mean
+from mmdistill.labels import are_probabilities, target_loss, weighted_mean
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
@@ -118,7 +118,7 @@ class ImageTask:
         return settled_by_class(self, self.network, state, draws)
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the weighted mean of :func:`~mmdistill.image.judge.target_loss`."""
+        """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
         output, _ = self.predict(state, batch.inputs, train=train, draws=draws)
         return weighted_mean(target_loss(output, one_tensor(batch.targets)), batch.weight)
 
@@ -182,7 +182,7 @@ class ImageTask:
             self.protocol,
             self.data,
             len(batch.weight),
-            scores=targets.is_floating_point() and not bool(is_distribution(targets).all()),
+            scores=not are_probabilities(targets),
             whole=whole,
             own=own,
             deep=named.is_deep(judge),

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
+from mmdistill.labels import are_probabilities
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Task, one_tensor
 from mmdistill.text.attention import class_labels
 from mmdistill.text.encoder import PAIR
-from mmdistill.text.judges import are_probabilities, distributions
+from mmdistill.text.judges import distributions
 from mmdistill.text.task import TextTask
 from mmdistill.text.token_task import TokenTask
 

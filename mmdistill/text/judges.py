@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.labels import as_probabilities, soft_cross_entropy, weighted_mean
+from mmdistill.labels import are_probabilities, as_probabilities, is_distribution, soft_cross_entropy, weighted_mean
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Loss
 from mmdistill.task import Batch, Inputs, NetworkState, Tensors, one_tensor
@@ -27,21 +27,11 @@ CHUNK_NUMBERS = 16_000_000
 """Similarities of points with queries that are held at once: 64 MB."""
 
 
-def are_probabilities(targets: Tensor) -> bool:
-    """Return whether targets are class indices or rows that are non-negative and sum to 1, rather than scores."""
-    return not targets.is_floating_point() or bool(_sum_to_one(targets))
-
-
-def _sum_to_one(targets: Tensor) -> Tensor:
-    """Return, as a scalar on the device, whether all rows of ``(n, C)`` targets are distributions."""
-    return (targets >= -1e-6).all() & ((targets.sum(1) - 1).abs() < 1e-3).all()
-
-
 def regression_targets(targets: Tensor, num_classes: int) -> Tensor:
     """Return ``(n, C)`` float64 targets: probabilities minus 1/C, scores as they are; nothing waits for the device."""
     if not targets.is_floating_point():
         return as_probabilities(targets, num_classes).double() - 1 / num_classes
-    return targets.double() - _sum_to_one(targets).double() / num_classes
+    return targets.double() - is_distribution(targets).all().double() / num_classes
 
 
 def distributions(targets: Tensor, num_classes: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.labels import are_probabilities, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol, fit_networks
@@ -25,7 +25,6 @@ from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import EncoderLike, make_encoder
 from mmdistill.text.judges import (
-    are_probabilities,
     choose_ridge,
     distributions,
     judge_loss,
@@ -153,9 +152,9 @@ class TextTask:
         return settled_by_class(self, self.model, state, draws)
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the weighted mean cross entropy; labels may be soft."""
+        """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
         logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        return weighted_mean(soft_cross_entropy(logits, one_tensor(batch.targets)), batch.weight)
+        return weighted_mean(target_loss(logits, one_tensor(batch.targets)), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the network's features, the embedding before the linear head last."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol
@@ -147,11 +147,11 @@ class TokenTask:
         return settled_by_class(self, self.model, state, draws)
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the weighted mean soft cross entropy, and the distance to attention labels where there are any."""
+        """Return the mean :func:`~mmdistill.labels.target_loss`, plus the distance to attention labels if there are any."""
         if isinstance(batch.targets, dict):
             return self._attention_loss(state, batch, batch.targets)
         logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        return weighted_mean(soft_cross_entropy(logits, batch.targets), batch.weight)
+        return weighted_mean(target_loss(logits, batch.targets), batch.weight)
 
     def _attention_loss(self, state: NetworkState, batch: Batch, targets: Tensors) -> Tensor:
         self.require_attention()
@@ -159,7 +159,7 @@ class TokenTask:
         logits, attention = torch.func.functional_call(
             _WithAttention(self.model.module), {f"model.{k}": v for k, v in params.items()}, (self.named(batch.inputs),)
         )
-        each = soft_cross_entropy(logits, targets["labels"]) + attention_loss(attention, targets["attention"])
+        each = target_loss(logits, targets["labels"]) + attention_loss(attention, targets["attention"])
         return weighted_mean(each, batch.weight)
 
     def require_attention(self) -> None:

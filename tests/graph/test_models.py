@@ -17,7 +17,7 @@ from mmdistill.graph.schedules import TrainedOnGraph
 from mmdistill.graph.task import graph_task
 from mmdistill.networks.schedules import EMPTY, FreshNetworks
 from mmdistill.runtime import Draws
-from mmdistill.task import NetworkState, Tensors
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Tensors
 from mmdistill.testing import as_float64
 from tests.graph.toy import planted_graph
 from tests.oracles import graph as oracle
@@ -118,6 +118,31 @@ def test_closed_form_sgc_gradients_equal_the_oracle() -> None:
         )
         assert np.allclose(got["weight"][label].numpy(), weight, atol=1e-12)
         assert np.allclose(got["bias"][label].numpy(), bias, atol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1 / 3], ids=["probabilities", "scores"])
+def test_closed_form_sgc_gradients_are_those_of_the_tasks_loss(shift: float) -> None:
+    own = graph_task(GRAPH, model="sgc")
+    state, weight = as_float64(own.init(Draws(0))), torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]]).double()
+    soft = Draws(1).uniform(4, 3).double().softmax(1) - shift
+    inputs = {"x": GRAPH.x.double()[:4]}
+    batch = ClassBatch(Batch(inputs, soft, weight), Dims(None, None))
+    got = own.class_gradients(state, batch)
+    assert got is not None
+    for label in range(2):
+        wanted = torch.func.grad(lambda params: own.loss(NetworkState(params, {}), batch.one_class(label)))(
+            state.params
+        )
+        torch.testing.assert_close({name: gradient[label] for name, gradient in got.items()}, wanted)
+
+
+def test_scores_have_a_loss_with_a_lower_bound() -> None:
+    scores = torch.tensor([[2 / 3, -1 / 3, -1 / 3]])
+    for own in (graph_task(GRAPH, model="sgc"), graph_task(GRAPH, model="gcn")):
+        state = own.init(Draws(0))
+        far = NetworkState({name: -1e3 * tensor for name, tensor in state.params.items()}, state.buffers)
+        batch = Batch({"x": GRAPH.x[:1]}, scores, torch.ones(1))
+        assert float(own.loss(far, batch)) > 0
 
 
 def test_dropout_follows_its_key() -> None:

@@ -15,8 +15,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.judge import is_distribution, target_loss
-from mmdistill.labels import centred_one_hot
+from mmdistill.labels import centred_one_hot, is_distribution, target_loss
 from mmdistill.registry import TaskOptions, get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims

@@ -12,7 +12,7 @@ from mmdistill.graph.judges import scores_of
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
 from mmdistill.graph.sets.models import GraphClassifier
-from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.runtime import Draws, choose_device
@@ -77,9 +77,9 @@ class GraphSetTask:
         return self.network.logits(state.params, inputs), state.buffers
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the weighted mean cross entropy."""
+        """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
         assert isinstance(batch.targets, Tensor)
-        losses = soft_cross_entropy(self.network.logits(state.params, batch.inputs), batch.targets)
+        losses = target_loss(self.network.logits(state.params, batch.inputs), batch.targets)
         return weighted_mean(losses, batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
