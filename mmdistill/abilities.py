@@ -28,6 +28,16 @@ class DescribesNetwork(Protocol):
 
 
 @runtime_checkable
+class NamesNetwork(Protocol):
+    """A task that names its network, as reports call it; empty where the network's own description must do."""
+
+    @property
+    def network_name(self) -> str:
+        """Return the name."""
+        ...
+
+
+@runtime_checkable
 class Embeds(Protocol):
     """A task that has its own embedding of the real training samples, for selection by distance."""
 

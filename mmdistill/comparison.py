@@ -3,15 +3,15 @@
 import json
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.figures import literal, save_figure
 from mmdistill.metrics import judge_in_words, read_metrics
 from mmdistill.run_folder import CONFIG, METRICS, SET, is_finished, is_started
-from mmdistill.runtime import atomic_write
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import read_json
 
@@ -110,9 +110,11 @@ def _damage(folder: Path) -> str:
     try:
         read_metrics(folder / METRICS)
         made = _distilled(folder)
+        _options(folder)
     except CheckpointError as error:
         return str(error)
-    return "" if isinstance(made.get("steps", 0), int) else "distilled.json is damaged"
+    fits = isinstance(made.get("steps", 0), int) and isinstance(made.get("settings") or {}, Mapping)
+    return "" if fits else "distilled.json is damaged"
 
 
 def _unjudged(folder: Path) -> str:
@@ -193,14 +195,25 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> str:
     """Return what repetitions share, as text."""
-    config = folder / CONFIG
-    lines = config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
-    options = [line for line in lines if line.split(":")[0] not in PLACES]
+    options = [line for line in _options(folder) if line.split(":")[0] not in PLACES]
     made = _distilled(folder)
     settings = {name: value for name, value in (made.get("settings") or {}).items() if name not in MEMORY_ONLY}
     said = [made.get(name) for name in RECORDED]
     own = [metrics["data"], metrics["method"], metrics["budget"], entry["judge"], entry["metric"], entry.get("judging")]
     return json.dumps([own, options, settings, said], sort_keys=True)
+
+
+def _options(folder: Path) -> list[str]:
+    """Return the lines of a run's configuration; none of a run that was made in Python.
+
+    Raises:
+        CheckpointError: it is not UTF-8 text.
+    """
+    config = folder / CONFIG
+    try:
+        return config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{config} is damaged ({error})") from error
 
 
 def _seed(folder: Path) -> str:
@@ -316,7 +329,7 @@ def _draw(rows: Sequence[Repetitions], target: Path) -> Path:
             capsize=3,
             linestyle="none",
             color=f"C{number}",
-            label=name,
+            label=literal(name),
         )
         axes.plot(*_means([(row.budget, (row.mean,)) for row in own]), color=f"C{number}")
     for name in dict.fromkeys(name for row in rows for name in row.baselines):
@@ -330,10 +343,8 @@ def _draw(rows: Sequence[Repetitions], target: Path) -> Path:
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.minorticks_off()
     axes.set_xlabel(rows[0].unit)
-    axes.set_ylabel("percent" if several else f"{rows[0].judged}, percent")
-    axes.set_title(Path(rows[0].data).stem)
+    axes.set_ylabel("percent" if several else literal(f"{rows[0].judged}, percent"))
+    axes.set_title(literal(Path(rows[0].data).stem))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with atomic_write(target) as handle:
-        figure.savefig(handle, format="png", dpi=120)
-    return target
+    return save_figure(figure, target)

@@ -208,7 +208,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise CheckpointError(_no_configuration(path)) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no settings by name")

@@ -230,8 +230,8 @@ def briefly_trained(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01
     for step in range(steps):
         key = draws.fold("step", step)
         real = task.sample_real(key, None, batch)
-        if isinstance(real, Batch):
-            network, momentum = sgd_step(task, network, momentum, real, lr, 0.9, key)
+        assert isinstance(real, Batch)
+        network, momentum = sgd_step(task, network, momentum, real, lr, 0.9, key)
     return network
 
 

@@ -375,7 +375,6 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
     """Return what a checkpoint must share with the run that resumes it, as plain values."""
     info = distiller.task.describe()
     found = {
-        "data": Path(info.data).name,
         "fingerprint": info.fingerprint,
         "units": info.units,
         "method": name,

@@ -147,9 +147,10 @@ class Distiller:
         return make_optimizer(spec, parameters, self.task.device)
 
     def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
-        """Return the real batch of a step, in the objective's view, as it was drawn."""
+        """Return the real batch of a step, in the objective's view, as it was drawn; where none is read, one sample."""
         classes = self.classes if run.objective.view == "classes" else None
-        return self.task.sample_real(key.fold("real"), classes, self.settings.real_batch)
+        count = self.settings.real_batch if run.objective.reads_real else 1
+        return self.task.sample_real(key.fold("real"), classes, count)
 
     def batches(
         self,

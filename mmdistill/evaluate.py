@@ -327,12 +327,12 @@ class _Judging:
         n, at_once = self.n, self.at_once
         if at_once is None or at_once >= n:
             return self.task.evaluate(batch, judge, key, n, learned)
-        return _pooled(
-            [
-                self.task.evaluate(batch, judge, key.fold("group", first), min(at_once, n - first), learned)
-                for first in range(0, n, at_once)
-            ]
-        )
+        parts: list[Scores] = []
+        for first in range(0, n, at_once):
+            parts.append(self.task.evaluate(batch, judge, key.fold("group", first), min(at_once, n - first), learned))
+            if at_once > 1 and all(len(values) == 1 for values in parts[0].values.values()):
+                return parts[0]  # of a judge that nothing is drawn for
+        return _pooled(parts)
 
     def _scorer(self, name: str, budget: int) -> Callable[[str], Scores]:
         """Return what judges a baseline by one judge.

@@ -134,9 +134,18 @@ def one_hot(classes: Tensor, num_classes: int, dtype: torch.dtype = torch.float3
     return (classes[..., None] == torch.arange(num_classes, device=classes.device)).to(dtype)
 
 
-def centred_one_hot(classes: Tensor, num_classes: int) -> Tensor:
+def centred_one_hot(classes: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return one-hot targets minus 1/C, the regression targets of the kernel ridge family, ``(..., C)``."""
-    return one_hot(classes, num_classes) - 1.0 / num_classes
+    return one_hot(classes, num_classes, dtype) - 1.0 / num_classes
+
+
+def regression_targets(targets: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return what the kernel ridge family regresses: class indices as centred one-hot, soft labels as they are.
+
+    Shapes:
+        targets ``(...,)`` int64 or ``(..., C)`` float; returns ``(..., C)``.
+    """
+    return targets if targets.is_floating_point() else centred_one_hot(targets, num_classes, dtype)
 
 
 def as_probabilities(targets: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -153,7 +153,7 @@ class Method:
         schedule = self.make_schedule(watched)
         objective = self.make_objective(watched)
         idle = {name for name in TRAINING if name not in watched.read}
-        idle |= set() if objective.reads_real else {"real_batch"}
+        idle |= set() if objective.reads_real or "real_batch" in watched.read else {"real_batch"}
         prepares = getattr(schedule, "prepare", None) is not None  # minibatches in a way of its own
         idle |= {"augment"} if not objective.siamese and (prepares or "augment" not in watched.read) else set()
         idle |= {"classes_at_once"} if objective.view == "flat" else set()

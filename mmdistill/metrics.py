@@ -93,8 +93,10 @@ def _fits(found: object, types: Mapping[str, type]) -> bool:
     if not isinstance(found, Mapping):
         return False
     optional = {"judging": Mapping, "notes": list}
-    return all(isinstance(found.get(name), kind) for name, kind in types.items()) and all(
-        isinstance(found[name], kind) for name, kind in optional.items() if name in found
+    return (
+        all(isinstance(found.get(name), kind) for name, kind in types.items())
+        and all(isinstance(found[name], kind) for name, kind in optional.items() if name in found)
+        and all(isinstance(note, str) for note in found.get("notes", ()))
     )
 
 

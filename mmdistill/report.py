@@ -8,6 +8,7 @@ from typing import Any
 
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluate import Evaluation
+from mmdistill.figures import save_figure
 from mmdistill.metrics import judge_in_words
 from mmdistill.runtime import atomic_write
 from mmdistill.store import DistilledSet, read_json
@@ -103,7 +104,8 @@ def draw_curve(folder: Path) -> Path | None:
     path = folder / "history.json"
     history = read_json(path) if path.exists() else {}
     steps, losses = history.get("step", []), history.get("loss", [])
-    if not (isinstance(steps, list) and isinstance(losses, list) and len(steps) == len(losses)):
+    fits = isinstance(steps, list) and isinstance(losses, list) and len(steps) == len(losses)
+    if not fits or not all(isinstance(number, int | float) for number in (*steps, *losses)):
         raise CheckpointError(f"{path} is damaged; move it away to draw the rest")
     if len(steps) < 2:
         return None
@@ -117,10 +119,7 @@ def draw_curve(folder: Path) -> Path | None:
     if min(losses) > 0:
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
-    target = folder / "pictures" / "loss.png"
-    with atomic_write(target) as handle:
-        figure.savefig(handle, format="png", dpi=120)
-    return target
+    return save_figure(figure, folder / "pictures" / "loss.png")
 
 
 def write_comparison(folder: Path, rows: Sequence[Sequence[str]], pictures: Sequence[Path]) -> Path:

@@ -284,6 +284,8 @@ class Task(Protocol):
             draws: the key of all randomness in judging.
             n: how many independently drawn judges.
             learned: what was learned beside the samples and belongs to the set (inner learning rates, ridge).
+        Returns:
+            n values of each metric; a judge that nothing is drawn for may give one.
         """
         ...
 

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import MmdistillError
+from mmdistill.labels import hard_labels
 from mmdistill.objectives.base import Network, Objective, class_gradients
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Targets, Task, Tensors
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 """Relative error allowed between two ways of computing one thing, by dtype."""
+
+FEW = 2000
+"""Samples of a class that are looked at."""
 
 
 class ConformanceError(MmdistillError, AssertionError):
@@ -41,7 +45,9 @@ def _same(a: Batch, b: Batch) -> bool:
 
 
 def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
-    """Check a task against its protocol: shapes, keys, class axes, weights, evaluation.
+    """Check a task against its protocol: shapes, keys, class axes, labels, weights, evaluation.
+
+    That judges are drawn from their key is not checked, since two of them may score alike.
 
     Args:
         task: the task.
@@ -56,6 +62,11 @@ def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
     again = task.init(key)
     _require(
         all(torch.equal(state.params[k], again.params[k]) for k in state.params), "init: one key must give one network"
+    )
+    other = task.init(key.fold("other"))
+    _require(
+        not state.params or any(not torch.equal(state.params[k], other.params[k]) for k in state.params),
+        "init: another key must give another network",
     )
     info = task.describe()
     _require(info.num_train > 0 and bool(info.fingerprint), "describe: num_train and fingerprint are needed")
@@ -72,6 +83,9 @@ def _check_flat(task: Task, state: NetworkState, key: Draws, n: int) -> None:
     assert not isinstance(real, ClassBatch)
     same = task.sample_real(key.fold("flat"), None, n)
     _require(_same(real, same), "sample_real: one key must give one batch")  # type: ignore[arg-type]
+    if task.describe().num_train > n:
+        others = [task.sample_real(key.fold("flat", index), None, n) for index in range(3)]
+        _require(any(not _same(real, own) for own in others), "sample_real: other keys must give other batches")  # type: ignore[arg-type]
     loss = task.loss(state, real)
     _require(loss.ndim == 0 and bool(torch.isfinite(loss)), f"loss: a finite scalar is needed, got {loss}")
     copies = [NetworkState(state.params, {k: b.clone() for k, b in state.buffers.items()}) for _ in range(2)]
@@ -79,6 +93,9 @@ def _check_flat(task: Task, state: NetworkState, key: Draws, n: int) -> None:
     _require(relative_error(one, other) < TOLERANCE[one.dtype], "loss: one key must give one training loss")
     augmented = task.augment(key, real, shared=True)
     _require(isinstance(augmented, Batch), "augment: a Batch must stay a Batch")
+    if not _same(real, augmented):  # type: ignore[arg-type]
+        others = [task.augment(key.fold("augment", index), real, shared=True) for index in range(3)]
+        _require(any(not _same(augmented, own) for own in others), "augment: other keys must augment otherwise")  # type: ignore[arg-type]
 
 
 def _check_classes(task: Task, state: NetworkState, key: Draws, n: int) -> None:
@@ -89,12 +106,43 @@ def _check_classes(task: Task, state: NetworkState, key: Draws, n: int) -> None:
     assert isinstance(batch, ClassBatch)
     _require(batch.num_classes == classes, f"sample_real: {classes} classes asked, {batch.num_classes} given")
     _require(bool((batch.batch.weight.sum(1) > 0).all()), "sample_real: every class needs a sample of weight above 0")
+    _check_labels(task, batch)
+    augmented = task.augment(key.fold("augment"), batch, shared=True)
+    _require(
+        isinstance(augmented, ClassBatch) and augmented.num_classes == classes,
+        "augment: a ClassBatch must stay one, of as many classes",
+    )
     check_class_gradients(task, state, batch)
     one = batch.one_class(0)
     weighted = task.loss(state, Batch(one.inputs, one.targets, 3 * one.weight))
     _require(relative_error(weighted, task.loss(state, one)) < 1e-4, "loss: must not change when all weights scale")
     layers = task.features(state, one.inputs)
     _require(all(layer.ndim == 2 for layer in layers), "features: each layer is (n, d)")
+
+
+def _check_labels(task: Task, batch: ClassBatch) -> None:
+    """Check that class batches hold samples of their class, and that selected samples have their own labels."""
+    assert task.labels is not None
+    labels = task.labels
+    for index in range(batch.num_classes):
+        one, members = batch.one_class(index), (labels == index).nonzero()[:, 0]
+        drawn = one.weight > 0
+        _require(
+            isinstance(one.targets, Tensor) and bool((hard_labels(one.targets)[drawn] == index).all()),
+            f"sample_real: the batch of class {index} holds samples of other classes",
+        )
+        own = task.select(members[:FEW])
+        _require(
+            isinstance(own.targets, Tensor) and bool((hard_labels(own.targets) == labels[members[:FEW]]).all()),
+            f"select: samples of class {index} have the labels of other ones",
+        )
+        if isinstance(one.inputs, Tensor) and isinstance(own.inputs, Tensor) and len(members) <= FEW:
+            apart = torch.cdist(one.inputs[drawn].flatten(1).double(), own.inputs.flatten(1).double()).amin(1)
+            size = float(own.inputs.double().flatten(1).norm(dim=1).max()) or 1.0
+            _require(
+                bool((apart < 1e-4 * size).all()),
+                f"sample_real and select: samples of class {index} differ between them",
+            )
 
 
 def check_class_gradients(task: Task, state: NetworkState, batch: ClassBatch) -> None:
@@ -140,7 +188,7 @@ def _check_evaluation(task: Task, judge: str, key: Draws) -> None:
     scores = task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {})
     _require(isinstance(scores, Scores) and bool(scores.values), "evaluate: must return Scores with a metric")
     for metric, values in scores.values.items():
-        _require(len(values) == 2, f"evaluate: {metric} has {len(values)} values for 2 judges")
+        _require(len(values) in (1, 2), f"evaluate: {metric} has {len(values)} values for 2 judges")
         _require(all(0 <= value <= 1 for value in values), f"evaluate: {metric} must be a fraction, got {values}")
     again = task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {})
     _require(scores.values == again.values, "evaluate: one key must give one result")

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from mmdistill.cli import main
 from mmdistill.comparison import draw_budgets, read_runs, table, titles
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.figures import literal
 
 ENTRY = {"judge": "convnet", "metric": "accuracy", "mean": 0.5, "sd": 0.01, "n": 5}
 
@@ -91,7 +92,9 @@ def test_damaged_metrics_are_named(tmp_path: Path, text: str, message: str) -> N
         ("metrics.json", {"results": [{"judge": "mlp", "metric": "accuracy", "mean": "a", "sd": 0.0, "n": 1}]}),
         ("metrics.json", {"results": [{**ENTRY, "judging": [1]}]}),
         ("metrics.json", {"results": [{**ENTRY, "notes": 5}]}),
+        ("metrics.json", {"results": [{**ENTRY, "notes": [5]}]}),
         ("distilled.json", {"steps": "3"}),
+        ("distilled.json", {"settings": [1]}),
     ],
 )
 def test_an_edited_run_is_skipped_by_name(
@@ -104,6 +107,21 @@ def test_an_edited_run_is_skipped_by_name(
     said = capsys.readouterr().out
     assert f"skipped: {edited} (" in said
     assert "is damaged" in said
+
+
+def test_a_run_whose_configuration_is_no_text_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, edited = finished(tmp_path / "whole", 0.8), finished(tmp_path / "edited", 0.9)
+    (edited / "config.yaml").write_bytes(b"\xff\xfe")
+    assert main(["compare", str(whole), str(edited)]) == 0
+    assert f"skipped: {edited} ({edited / 'config.yaml'} is damaged" in capsys.readouterr().out
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", 0.8)
+    document = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**document, "data": r"/data/$_$\udcff.tsv", "method": r"a$\foo$"}))
+    assert draw_budgets(read_runs([run]), tmp_path)[0].is_file()
+    assert literal("5 $ \udcff") == r"5 \$ \udcff"
 
 
 def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

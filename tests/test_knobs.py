@@ -226,17 +226,20 @@ def test_a_lambda_is_idle_where_there_is_no_regression_or_it_is_learned() -> Non
 
 def test_networks_judge_in_groups_where_not_all_fit_at_once() -> None:
     groups: list[int] = []
+    keys: list[int] = []
 
     class Judged(BlobTask):
         def evaluate(
             self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
         ) -> Scores:
             groups.append(n)
+            keys.append(draws.integer())
             return super().evaluate(synthetic, judge, draws, n, learned)
 
     task = Judged()
     entry = evaluate(task, task.select(torch.arange(0, 90, 10)), n=5, at_once=2, baselines=[]).headline()
     assert (entry.n, groups) == (5, [2, 2, 1])
+    assert len(set(keys)) == 3
     with pytest.raises(ConfigError, match="networks at once is a whole number of at least 1, got 0"):
         evaluate(task, task.select(torch.arange(3)), n=2, at_once=0)
 

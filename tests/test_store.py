@@ -91,6 +91,10 @@ def test_damaged_sets_are_named(tmp_path: Path) -> None:
     document.write_text(text.replace('"version": 1', '"version": 99'))
     with pytest.raises(CheckpointError, match="another version"):
         DistilledSet.load(tmp_path)
+    for damage in ('{"version": ' + "9" * 5000 + "}", "[" * 200_000):
+        document.write_text(damage)
+        with pytest.raises(CheckpointError, match="damaged"):
+            DistilledSet.load(tmp_path)
     document.write_text(text[:50])
     with pytest.raises(CheckpointError, match="damaged"):
         DistilledSet.load(tmp_path)

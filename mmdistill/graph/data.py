@@ -14,6 +14,7 @@ from mmdistill.graph.adjacency import Adjacency, undirected
 
 LARGE = 50_000
 """Nodes from which the settings that the field uses on large graphs apply (ogbn-arxiv, Flickr, Reddit)."""
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MASKS = ("train_mask", "val_mask", "test_mask")
 FIELDS = ("x", "edge_index", "y", *MASKS)
 
@@ -183,7 +184,7 @@ def _features(fields: Mapping[str, Any], name: str) -> Tensor:
 def _edges(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Tensor, Tensor | None]:
     """Return checked edges and their weights, None for 1 each."""
     edges = _tensor(fields, "edge_index", name)
-    if edges.ndim != 2 or edges.shape[0] != 2 or edges.is_floating_point():
+    if edges.ndim != 2 or edges.shape[0] != 2 or edges.dtype not in INTEGERS:
         raise DataError(f"{name}: edge_index must be an integer (2, edges), got {edges.dtype} {tuple(edges.shape)}")
     edges = edges.long()
     if edges.numel() and (int(edges.min()) < 0 or int(edges.max()) >= nodes):
@@ -192,9 +193,14 @@ def _edges(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Tensor, Te
         )
     if fields.get("edge_weight") is None:
         return edges, None
-    weight = _tensor(fields, "edge_weight", name).float().flatten()
+    given = _tensor(fields, "edge_weight", name)
+    if given.is_complex():
+        raise DataError(f"{name}: edge_weight must be real, got {given.dtype}")
+    weight = given.float().flatten()
     if len(weight) != edges.shape[1] or not torch.isfinite(weight).all() or (weight < 0).any():
         raise DataError(f"{name}: edge_weight must be one finite number >= 0 for each of {edges.shape[1]} edges")
+    if float(weight.double().sum()) > torch.finfo(weight.dtype).max:
+        raise DataError(f"{name}: the edge weights add up to more than float32 holds; divide all of them by a number")
     return edges, weight
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import UnsupportedError
+from mmdistill.figures import literal, save_figure
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import EMBED_HOPS, GraphTask
@@ -88,7 +89,7 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
             own[:, 0], own[:, 1], s=60, color=colours[index], edgecolors="black", linewidths=0.8, label=str(index)
         )
     shown = "synthetic nodes (outlined) among the real nodes (faint), both after two hops of propagation"
-    axes.set_title(f"{task.graph.name}: {len(points)} {shown}", fontsize=9)
+    axes.set_title(f"{literal(task.graph.name)}: {len(points)} {shown}", fontsize=9)
     low = np.minimum(np.quantile(background, 0.005, axis=0), points.min(0))
     high = np.maximum(np.quantile(background, 0.995, axis=0), points.max(0))
     margin = 0.05 * (high - low) + 1e-12  # a few far real nodes would leave the rest a dot
@@ -182,8 +183,7 @@ def _pick(colours: list[tuple[float, ...]], classes: np.ndarray) -> list[tuple[f
 
 def _save(figure: "Figure", axes: "Axes", path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path) as handle:
-        figure.savefig(handle, format="png", dpi=130)
+    save_figure(figure, path, dpi=130)
     return path
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Plan
-from mmdistill.labels import centred_one_hot, target_loss, weighted_mean
+from mmdistill.labels import regression_targets, target_loss, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule
@@ -43,9 +43,7 @@ def squared_loss(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
     Shapes:
         logits ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float; returns ``(n,)``.
     """
-    if not targets.is_floating_point():
-        targets = centred_one_hot(targets, logits.shape[-1])
-    return (logits - scale * targets).square().mean(-1) / scale**2
+    return (logits - scale * regression_targets(targets, logits.shape[-1])).square().mean(-1) / scale**2
 
 
 def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> tuple[FitProtocol, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.image.augment import image_inputs
-from mmdistill.labels import centred_one_hot
+from mmdistill.labels import regression_targets
 from mmdistill.names import canonical
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel, KernelKind, WideKernel
 from mmdistill.objectives.performance import ridge_solution
@@ -73,9 +73,9 @@ class KernelJudge:
 
     @torch.no_grad()
     def score(
-        self, data: Batch, classes: int, normalise: Callable[[Tensor], Tensor], test: tuple[Tensor, Tensor], n: int
+        self, data: Batch, classes: int, normalise: Callable[[Tensor], Tensor], test: tuple[Tensor, Tensor]
     ) -> Scores:
-        """Return the accuracy on raw test images and labels, n times the same.
+        """Return the accuracy on raw test images and labels, one value.
 
         Raises:
             UnsupportedError: more samples than one system is solved for.
@@ -86,7 +86,7 @@ class KernelJudge:
             (predict(normalise(part)).argmax(1) == own).sum()
             for part, own in zip(torch.split(images, TEST_CHUNK), torch.split(labels, TEST_CHUNK), strict=True)
         ]
-        return Scores(self.name, {"accuracy": (int(torch.stack(hits).sum()) / len(labels),) * n}, (NOTE,))
+        return Scores(self.name, {"accuracy": (int(torch.stack(hits).sum()) / len(labels),)}, (NOTE,))
 
     def predictor(self, data: Batch, classes: int) -> Callable[[Tensor], Tensor]:
         """Return the regression that fits a flat batch: from ``(m, *shape)`` images to ``(m, C)`` float64 scores.
@@ -98,6 +98,6 @@ class KernelJudge:
         images, targets = image_inputs(data.inputs), one_tensor(data.targets, "ridge regression")
         self.require(len(images))
         images = images.double()
-        wanted = targets if targets.is_floating_point() else centred_one_hot(targets, classes)
+        wanted = regression_targets(targets, classes)
         solution = ridge_solution(self.kernel.matrix(images, images), wanted, RIDGE, "trace")
         return lambda inputs: self.kernel.matrix(inputs.double(), images) @ solution

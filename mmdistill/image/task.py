@@ -69,7 +69,7 @@ class ImageTask:
     ) -> None:
         self.data = data
         self.network = network
-        self.model = model
+        self.model = self.network_name = model
         self.device = device
         self.num_classes: int | None = len(data.class_names)
         self.labels: Tensor | None = data.train_labels.cpu()
@@ -175,7 +175,7 @@ class ImageTask:
             closed_form.require(len(self._classes))  # before all of them are normalised
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._placed(synthetic)
         if closed_form is not None:
-            return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test, n)
+            return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test)
         targets, named = one_tensor(batch.targets), self._named
         own, transformer = judge == self.model, named.is_transformer(judge)
         plan = plan_for(

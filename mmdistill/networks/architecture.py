@@ -8,7 +8,7 @@ from types import CodeType
 
 from torch import Tensor, nn
 
-from mmdistill.abilities import DescribesNetwork
+from mmdistill.abilities import DescribesNetwork, NamesNetwork
 from mmdistill.runtime import Draws
 from mmdistill.store import digest_of
 from mmdistill.task import Task
@@ -77,9 +77,8 @@ def described_layers(task: Task) -> str:
 
 def network_title(task: Task) -> str:
     """Return a task's network in few words: its name, or what it calls itself, and how many numbers it learns."""
-    name = getattr(task, "model", "")
-    if not isinstance(name, str) or not name:
-        name = described_layers(task).partition("\n")[0].removesuffix("(")
+    named = task.network_name if isinstance(task, NamesNetwork) else ""
+    name = named or described_layers(task).partition("\n")[0].removesuffix("(")
     params = task.init(Draws(0, device=task.device)).params  # of an infinitely wide one none
     count = f"{sum(tensor.numel() for tensor in params.values()):,} parameters" if params else ""
     return ", ".join(filter(None, (name, count)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.labels import as_probabilities, weighted_mean
+from mmdistill.labels import regression_targets, weighted_mean
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, one_tensor, take
@@ -120,7 +120,7 @@ def regression_gradients(task: Task, network: NetworkState, batch: Batch, draws:
     def loss(params: Tensors) -> tuple[Tensor, Tensors]:
         own = NetworkState(params, {name: buffer.clone() for name, buffer in network.buffers.items()})
         output, buffers = task.predict(own, batch.inputs, train=True, draws=draws)
-        goal = as_probabilities(one_tensor(batch.targets, "a pool's regression"), output.shape[1], output.dtype)
+        goal = regression_targets(one_tensor(batch.targets, "a pool's regression"), output.shape[1], output.dtype)
         return weighted_mean(0.5 * (output - goal).square().sum(1), batch.weight), buffers
 
     with torch.no_grad():

@@ -83,9 +83,9 @@ class Objective(nn.Module, ABC):
     A subclass says by ``view`` which batches it reads: ``"classes"`` (a :class:`ClassBatch` on both sides) or
     ``"flat"`` (a :class:`Batch` on both sides). Scalars that it learns are ``nn.Parameter`` attributes; the method's
     optimizer group ``objective`` steps them. With ``needs_target`` it reads ``network.target``; without
-    ``reads_real`` the real batch is drawn for nothing; without ``siamese`` it augments by itself, and its batches come
-    as they are. One that is not ``steady`` does other work from step to
-    step by what the host knows, or changes something beside its result, so that a captured step cannot repeat it.
+    ``reads_real`` its real batch is one sample; without ``siamese`` it augments by itself, and its batches come as they
+    are. One that is not ``steady`` does other work from step to step by what the host knows, or changes something
+    beside its result, so that a captured step cannot repeat it.
     One of several ``styles`` compares the samples that as many decoders make of each code. One without
     ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned.
     One that ``lowers`` runs networks in bfloat16 where the precision says so, as :func:`class_gradients` and

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError, require_choice
-from mmdistill.labels import as_probabilities, weighted_mean
+from mmdistill.labels import as_probabilities, centred_one_hot, weighted_mean
 from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes, require_features
 from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
@@ -277,7 +277,7 @@ class KernelRidgeMatching(Objective):
         classes = network.task.num_classes
         if classes is None:
             raise ConfigError("class indices as targets need a task with classes")
-        return as_probabilities(targets, classes, torch.float64) - 1.0 / classes
+        return centred_one_hot(targets, classes, torch.float64)
 
     def learned(self) -> Tensors:
         """Return the ridge where it is learned, as ``ridge`` (times the mean diagonal) or ``absolute_ridge``."""

@@ -257,8 +257,7 @@ def _codes(column: "pd.Series[Any]", name: str) -> tuple[npt.NDArray[np.int64], 
         raise DataError(
             f"row {int(missing.argmax()) + 1} of {name} has no {column.name} id ({missing.sum()} such rows)"
         )
-    codes, values = pd.factorize(column)
-    texts = [str(value) for value in values]
+    codes, texts = pd.factorize(column.map(str))  # ids of mixed types are one id where they read alike
     try:
         numbers = [int(text) for text in texts]
         plain = all(str(number) == text for number, text in zip(numbers, texts, strict=True))
@@ -341,13 +340,16 @@ def _complete_split(
 
 def _as_sparse(source: Any) -> sparse.csr_array:
     if isinstance(source, Tensor):
-        source = _from_torch(source.detach().cpu())
+        half = source.dtype in (torch.bfloat16, torch.float16)  # which NumPy or SciPy lacks
+        source = _from_torch(source.detach().cpu().float() if half else source.detach().cpu())
     if not sparse.issparse(source):
         source = np.asarray(source)
         if source.ndim != 2 or source.dtype.kind not in "biuf":
             raise DataError(
                 f"expected a users x items matrix of numbers, a table or a path, got {source.dtype} {source.shape}"
             )
+    if source.dtype.kind not in "biuf":
+        raise DataError(f"expected a users x items matrix of real numbers, got {source.dtype}")
     matrix = sparse.csr_array(source)
     try:
         matrix.check_format()

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.figures import save_figure
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import heaviest
 from mmdistill.recsys.privacy import Nearness, nearness
@@ -89,9 +90,7 @@ def draw_distributions(data: Interactions, rows: Tensor, near: Nearness, target:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
-    with atomic_write(target) as handle:
-        figure.savefig(handle, format="png", dpi=120)
-    return target
+    return save_figure(figure, target)
 
 
 def _draw_popularity(axes: "Axes", real: npt.NDArray[np.floating], syn: npt.NDArray[np.floating]) -> None:

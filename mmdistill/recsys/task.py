@@ -88,7 +88,6 @@ class RecsysTask:
         self.protocol = protocol or RankingProtocol(groups=3, device=self.device)
         self.vae = vae or VaeProtocol()
         self.module = None if model is None else FunctionalModule(model, features, self.device)
-        self._chosen: dict[str, float] = {}
         self._info: TaskInfo | None = None
 
     def init(self, draws: Draws) -> NetworkState:
@@ -235,13 +234,9 @@ class RecsysTask:
 
     def _solved(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
         model = self.judge(synthetic, judge, draws)
-        if synthetic is None and judge in self._chosen:
-            return model.scorer(self._chosen[judge])
         own = LEARNED_RIDGES.get(judge, "")
         others = (float(learned[own]),) if own in learned else ()
         ridge = model.pick(self.data, self._validation(), draws.fold("validate"), others)
-        if synthetic is None:
-            self._chosen[judge] = ridge
         return model.scorer(ridge)
 
     def _trained(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:

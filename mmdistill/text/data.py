@@ -2,9 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from mmdistill.names import canonical, unknown_name
 from mmdistill.registry import unknown_data
 from mmdistill.runtime import Draws, data_root
 from mmdistill.text import trec
+from mmdistill.text.checks import checked_labels, checked_texts
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import (
     FORMATS,
@@ -33,7 +33,6 @@ from mmdistill.text.tables import (
 )
 
 HUB_PREFIX = "hf:"
-MISSING = (None, pd.NA, pd.NaT)
 DEV_SHARE = 0.1
 TEST_SHARE = 0.2
 
@@ -193,6 +192,9 @@ def _pair(name: str, pair: tuple[Sequence[Any], Sequence[Any]]) -> RawSplit:
     texts, labels = pair
     if isinstance(texts, str):
         raise DataError(f"{name}: expected a list of texts, got one text")
+    for what, given in (("texts", texts), ("labels", labels)):
+        if not isinstance(given, Iterable) or not hasattr(given, "__len__"):
+            raise DataError(f"{name}: expected a list of {what}, got {type(given).__name__}")
     values = labels.tolist() if isinstance(labels, Tensor | np.ndarray | pd.Series) else list(labels)
     if len(texts) != len(values):
         raise DataError(f"{name}: {len(texts)} texts but {len(values)} labels")
@@ -318,8 +320,8 @@ def _finish(
         raise DataError(f"{name} has no training split; there are: {', '.join(splits) or 'none'}")
     notes = list(given)
     first = "all" if "all" in splits else "train"
-    texts = {split: _check_texts(name, split, pair[0]) for split, pair in splits.items()}
-    labels = {split: _check_labels(name, split, pair[1]) for split, pair in splits.items()}
+    texts = {split: checked_texts(name, split, pair[0]) for split, pair in splits.items()}
+    labels = {split: checked_labels(name, split, pair[1]) for split, pair in splits.items()}
     names = tuple(class_names) if class_names else _class_names(labels[first])
     if len(names) < 2:
         raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")
@@ -346,41 +348,10 @@ def _finish(
     return TextData(name, train, done["dev"], done["test"], names, tuple(notes))
 
 
-def _check_texts(name: str, split: str, texts: list[object]) -> list[str]:
-    if not texts:
-        raise DataError(f"{name}: the {split} split holds no texts")
-    for row, text in enumerate(texts, start=1):
-        if not isinstance(text, str):
-            raise DataError(f"{name}: row {row} of {split} has no text but {text!r}; remove the row or fill it")
-        if not text.strip():
-            raise DataError(f"{name}: the text in row {row} of {split} is empty; remove the row or fill it")
-    return [str(text) for text in texts]
-
-
-def _check_labels(name: str, split: str, labels: list[object]) -> list[str]:
-    """Return labels as strings: whole numbers without a fraction, whatever their type was."""
-    checked = []
-    for row, label in enumerate(labels, start=1):
-        where = f"{name}: row {row} of {split}"
-        if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
-            label = label.item()
-        if any(label is missing for missing in MISSING) or (isinstance(label, str) and not label.strip()):
-            raise DataError(f"{where} has no label; remove the row or fill it")
-        if not isinstance(label, Hashable) or isinstance(label, Tensor):
-            raise DataError(f"{where} has the label {label!r}; expected one class per text")
-        if isinstance(label, Real) and not isinstance(label, Integral):
-            value = float(label)
-            if not np.isfinite(value):
-                raise DataError(f"{where} has the label {value}; remove the row or fill it")
-            label = int(value) if value.is_integer() else value
-        checked.append(str(label).strip())
-    return checked
-
-
 def _class_names(labels: list[str]) -> tuple[str, ...]:
     """Return the distinct labels, whole numbers in numerical order and anything else in alphabetical order."""
     distinct = set(labels)
-    numeric = all(re.fullmatch(r"-?\d+", label) for label in distinct)
+    numeric = all(re.fullmatch(r"-?\d{1,18}", label) for label in distinct)
     return tuple(sorted(distinct, key=lambda label: (int(label), label)) if numeric else sorted(distinct))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
+from mmdistill.figures import literal, save_figure
 from mmdistill.labels import are_probabilities
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Task, one_tensor
@@ -143,19 +144,17 @@ def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
         cloud = flat[labels == index][::step]
         axes.scatter(cloud[:, 0], cloud[:, 1], s=8, alpha=0.35, color=colour, linewidths=0)
         own = synthetic[classes == index]
-        shown = name if index < MAX_LEGEND else None
+        shown = literal(name) if index < MAX_LEGEND else None
         axes.scatter(
             own[:, 0], own[:, 1], s=70, marker="*", color=colour, edgecolors="black", linewidths=0.6, label=shown
         )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    axes.set_title(f"{task.data.name}: training texts (dots), synthetic samples (stars); {found.space}", fontsize=9)
+    title = f"{task.data.name}: training texts (dots), synthetic samples (stars); {found.space}"
+    axes.set_title(literal(title), fontsize=9)
     axes.legend(frameon=False, fontsize=8)
-    path = folder / "map.png"
-    with atomic_write(path) as handle:
-        figure.savefig(handle, format="png", dpi=130)
-    return path
+    return save_figure(figure, folder / "map.png", dpi=130)
 
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:

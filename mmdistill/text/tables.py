@@ -98,10 +98,8 @@ def _parse_json_lines(content: str, path: Path) -> pd.DataFrame:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}, is not JSON ({error.msg}); expected one object per line"
-            ) from error
+        except (ValueError, RecursionError) as error:  # malformed, a number of too many digits, nested too deeply
+            raise DataError(f"{path}, line {number}, is not JSON ({error}); expected one object per line") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}, is a JSON {type(row).__name__}; expected one object per line")
         rows.append(row)

@@ -68,6 +68,7 @@ class TextTask:
         model: the network to distil with.
         space: the encoder's identity; a set of another space is another task's.
         encoder: the encoder's name.
+        network_name: what reports call the network; by default it is described.
         truncated: how many texts the encoder cut off.
         own_model: whether the network is the user's, and hence a judge.
         protocol: how trained judges are fitted; 0 epochs stand for the default number of updates.
@@ -84,6 +85,7 @@ class TextTask:
         *,
         space: str,
         encoder: str,
+        network_name: str = "",
         truncated: int = 0,
         own_model: bool = False,
         protocol: FitProtocol = JUDGE,
@@ -100,6 +102,7 @@ class TextTask:
         self.model = model
         self.space = space
         self.encoder = encoder
+        self.network_name = network_name
         self.truncated = truncated
         self.protocol = protocol
         self.noise = noise
@@ -369,6 +372,7 @@ def text_task(
         module,
         space=sentence_encoder.identity(),
         encoder=sentence_encoder.name,
+        network_name=canonical(model) if isinstance(model, str) else "",
         truncated=encoded.truncated,
         own_model=not isinstance(model, str),
         protocol=protocol,

@@ -20,9 +20,6 @@ from mmdistill.task import Batch, ClassBatch, Task
 from mmdistill.text.methods import CentredRidgeMatching, PointKernel
 from mmdistill.text.words import as_token_task, attended_samples, token_samples
 
-ENCODED_BATCH = 1024
-"""Real texts per step where they are encoded once and for all."""
-
 
 class EncodedRidgeMatching(CentredRidgeMatching):
     """Kernel ridge matching on the points of a pre-trained encoder, through which only the synthetic samples pass.
@@ -30,11 +27,16 @@ class EncodedRidgeMatching(CentredRidgeMatching):
     The body of a pre-trained network is the same in every step, so the points of the real texts are too: they are
     encoded once, and a step costs no more than the few synthetic samples. The kernel is that of a wide MLP on points.
 
+    Args:
+        ridge: lambda.
+        batch: real texts per step.
     Shapes:
         flat batches; the real one is not read, since the real texts come as points.
     """
 
-    def __init__(self, ridge: float = 1e-2, batch: int = ENCODED_BATCH) -> None:
+    reads_real = False
+
+    def __init__(self, ridge: float = 1e-2, batch: int = 1024) -> None:
         super().__init__(PointKernel(), ridge)
         self.batch = batch
 
@@ -164,9 +166,9 @@ TOKEN_METHODS = MethodTable(
         ),
         "krr-encoder": Method(
             "KRR of token embeddings through the encoder",
-            ridge_matching(EncodedRidgeMatching, 1e-2),
+            Configured(lambda settings: EncodedRidgeMatching(settings.ridge or 1e-2, settings.real_batch)),
             fresh,
-            lambda ipc: Settings(100, 1, {"codes": _adam(0.05), "labels": _adam(0.05)}, init="herding"),
+            lambda ipc: Settings(100, 1024, {"codes": _adam(0.05), "labels": _adam(0.05)}, init="herding"),
             token_samples,
             "soft",
             ("text",),

@@ -89,7 +89,7 @@ class TokenTask:
         self.num_classes: int | None = self.class_count
         self.model = model
         self.encoder = encoder
-        self.name = name
+        self.network_name = name
         self.protocol = protocol
         others = tuple(other for other in TOKEN_MODELS if other != name)
         self.judges: Sequence[str] = (name, *others, PROJECTED, *READERS)
@@ -147,7 +147,7 @@ class TokenTask:
         return settled_by_class(self, self.model, state, draws)
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the mean :func:`~mmdistill.labels.target_loss`, plus the distance to attention labels if there are any."""
+        """Return the mean :func:`~mmdistill.labels.target_loss`, and the distance to attention labels."""
         if isinstance(batch.targets, dict):
             return self._attention_loss(state, batch, batch.targets)
         logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
@@ -169,7 +169,9 @@ class TokenTask:
             ConfigError: any but the transformer.
         """
         if not isinstance(self.model.module, TransformerClassifier):
-            raise ConfigError(f"this method needs --model transformer; {self.name!r} has no attention and no encoder")
+            raise ConfigError(
+                f"this method needs --model transformer; {self.network_name!r} has no attention and no encoder"
+            )
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the network's features, the input of the linear head last."""
@@ -264,7 +266,7 @@ class TokenTask:
         return self.named(inputs)
 
     def _judge(self, key: str, learned: Mapping[str, Tensor]) -> TokenJudge:
-        own = key in (self.name, PROJECTED)
+        own = key in (self.network_name, PROJECTED)
         model = self.model if own else self._other(key)
         return TokenJudge(self, model, key, self.protocol or protocol_for(model), learned if own else {})
 
@@ -305,7 +307,7 @@ class TokenTask:
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean development accuracy of two networks."""
         queries = (self.tokens.dev, self.data.dev.labels)
-        values = self._judge(self.name, learned).score(synthetic, queries, draws, 2).values["accuracy"]
+        values = self._judge(self.network_name, learned).score(synthetic, queries, draws, 2).values["accuracy"]
         return sum(values) / len(values)
 
     def describe(self) -> TaskInfo:

@@ -129,10 +129,9 @@ def test_closed_form_sgc_gradients_are_those_of_the_tasks_loss(shift: float) -> 
     batch = ClassBatch(Batch(inputs, soft, weight), Dims(None, None))
     got = own.class_gradients(state, batch)
     assert got is not None
+    gradient = torch.func.grad(lambda params, one: own.loss(NetworkState(params, {}), one))
     for label in range(2):
-        wanted = torch.func.grad(lambda params: own.loss(NetworkState(params, {}), batch.one_class(label)))(
-            state.params
-        )
+        wanted = gradient(state.params, batch.one_class(label))
         torch.testing.assert_close({name: gradient[label] for name, gradient in got.items()}, wanted)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ def test_scores_are_their_formula() -> None:
 class Told(ImageTask):
     """A task whose judges' accuracies are given by what they are asked to judge."""
 
+    keys: ClassVar[dict[int, list[bool]]] = {}
+
     def evaluate(
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
@@ -39,6 +42,7 @@ class Told(ImageTask):
         targets = synthetic.targets
         assert isinstance(targets, Tensor)
         random = bool((synthetic.weight == 2).all())
+        self.keys.setdefault(draws.integer(), []).append(random)
         assert bool(learned) != random
         value = (0.4 if random else 0.7) if targets.is_floating_point() else 0.5
         return Scores(judge, {"accuracy": (value - (0.05 if random else 0.2) * (not self.judge_augment),)})
@@ -52,7 +56,17 @@ def test_soft_labels_are_compared_with_a_teachers(monkeypatch: pytest.MonkeyPatc
     soft = Batch(real.inputs, torch.full((20, 10), 0.1), real.weight)
     random = real._replace(weight=2 * real.weight)
     learned = {"inner_lr": torch.tensor(0.1)}  # with which the set alone is to be used
-    found = scores.robust_scores(task, soft, "mlp", Draws(0), 2, learned, lambda draws: random).values
+    task.keys.clear()
+    subsets: list[int] = []
+
+    def subset(draws: Draws) -> Batch:
+        subsets.append(draws.integer())
+        return random
+
+    found = scores.robust_scores(task, soft, "mlp", Draws(0), 2, learned, subset).values
+    assert len(set(subsets)) == 2
+    assert len(task.keys) == 2  # one for each network: the set and the random images start from the same one
+    assert all(sorted(seen) == [False, False, False, True, True] for seen in task.keys.values())
     assert found["label-robust score"] == pytest.approx([scores.label_robust(0.9 - 0.5, 0.7 - 0.4)] * 2)
     without = (0.7 - 0.2) - (0.4 - 0.05)
     assert found["augmentation-robust score"] == pytest.approx([scores.augmentation_robust(0.3, without)] * 2)

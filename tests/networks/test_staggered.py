@@ -56,6 +56,17 @@ def test_a_member_takes_adam_steps_on_the_squared_error() -> None:
         optimizer.step()
 
 
+def test_class_indices_are_regressed_as_centred_one_hot() -> None:
+    task, states = BlobTask(), []
+    soft = synthetic(task)
+    hard = soft._replace(targets=torch.arange(3))
+    for batch in (soft, hard):
+        pool = NetworkPool(size=1, max_age=9)
+        states.append(pool.advance(task, pool.fetch(task, EMPTY, KEY), lambda batch=batch: batch, KEY))
+    for name, tensor in states[0].momentum.items():
+        assert torch.equal(tensor, states[1].momentum[name])
+
+
 def test_members_are_staggered_and_redrawn_at_their_age() -> None:
     task = BlobTask()
     fetched = walked(NetworkPool(size=4, max_age=8), task, 60)
@@ -69,6 +80,11 @@ def test_members_are_staggered_and_redrawn_at_their_age() -> None:
         assert later == [expected if index == member else age for index, age in enumerate(ages)]
         moved = after.momentum[f"{member}.params.0.weight"] - before.momentum[f"{member}.params.0.weight"]
         assert (float(moved.abs().max()) > 0.01) == (expected == 0)  # a step moves by the rate, a redraw by more
+        age = float(after.momentum[f"{member}.steps"])
+        assert age == (0 if expected == 0 else float(before.momentum[f"{member}.steps"]) + 1)
+        if expected == 0:  # Adam begins anew with the network
+            assert not after.momentum[f"{member}.first.0.weight"].any()
+            assert not after.momentum[f"{member}.second.0.weight"].any()
         other = (member + 1) % 4
         assert torch.equal(after.momentum[f"{other}.params.0.weight"], before.momentum[f"{other}.params.0.weight"])
     again = walked(NetworkPool(size=4, max_age=8), task, 60)

@@ -19,7 +19,7 @@ from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching,
 from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, share_classes
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, share_classes
 from mmdistill.testing import ConformanceError, check_class_gradients, check_objective, check_task
 from tests.oracles import objectives as oracle
 from tests.toys import BlobTask
@@ -56,6 +56,15 @@ def test_gradient_matching_equals_its_oracle(task: BlobTask, network: Network, r
         real,
         oracle=lambda: written(as_numpy(network), per_class(syn), per_class(real)),
     )
+
+
+def test_distances_of_whole_gradients_equal_the_oracle() -> None:
+    shapes = {"weight": (2, 3, 4), "bias": (2, 3), "kernel": (2, 2, 3, 2, 2)}
+    a, b = ({name: DRAWS.fold(side, name).normal(*shape).double() for name, shape in shapes.items()} for side in "ab")
+    for label in range(2):
+        cosine, squared = oracle.whole_distances(*({n: t[label].numpy() for n, t in tree.items()} for tree in (a, b)))
+        assert float(flat_cosine(a, b)[label]) == pytest.approx(cosine, rel=1e-10)
+        assert float(squared_error(a, b)[label]) == pytest.approx(squared, rel=1e-10)
 
 
 @pytest.mark.parametrize("distance", [flat_cosine, squared_error, row_cosine_euclidean])
@@ -207,6 +216,56 @@ def test_mismatched_sides_are_refused(task: BlobTask, network: Network) -> None:
 def test_a_choice_that_there_is_not_is_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+class BreaksContract(BlobTask):
+    """A task that is wrong in one way."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def init(self, draws: Draws) -> NetworkState:
+        return super().init(Draws(0) if self.how == "one network" else draws)
+
+    def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
+        if self.how == "one batch":
+            draws = Draws(0)
+        found = super().sample_real(draws, classes, n)
+        if self.how == "reversed classes" and isinstance(found, ClassBatch):
+            return ClassBatch(Batch(*(part.flip(0) for part in found.batch)), found.dims)  # type: ignore[union-attr]
+        if self.how == "other rows" and isinstance(found, ClassBatch):
+            return ClassBatch(found.batch._replace(inputs=found.batch.inputs + 1), found.dims)  # type: ignore[operator]
+        return found
+
+    def select(self, indices: Tensor) -> Batch:
+        found = super().select(indices)
+        if self.how == "other labels":
+            assert isinstance(found.targets, Tensor)
+            return found._replace(targets=(found.targets + 1) % 3)
+        return found
+
+    def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
+        if self.how == "flat augmentation" and isinstance(batch, ClassBatch):
+            return batch.batch
+        return super().augment(Draws(0) if self.how == "one augmentation" else draws, batch, shared=shared)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("one network", "init: another key"),
+        ("one batch", "sample_real: other keys"),
+        ("reversed classes", "the batch of class 0 holds samples of other classes"),
+        ("other rows", "samples of class 0 differ between them"),
+        ("other labels", "samples of other classes|the labels of other ones"),
+        ("flat augmentation", "augment: a ClassBatch must stay one"),
+        ("one augmentation", "augment: other keys"),
+    ],
+)
+def test_the_battery_finds_what_is_wrong(how: str, said: str) -> None:
+    with pytest.raises(ConformanceError, match=said):
+        check_task(BreaksContract(how), judge="mlp")
 
 
 def test_the_toy_task_conforms() -> None:

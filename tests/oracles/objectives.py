@@ -124,6 +124,15 @@ def row_cosine_euclidean(a: Params, b: Params) -> float:
     return total
 
 
+def whole_distances(a: Params, b: Params) -> tuple[float, float]:
+    """1 - cos of two whole gradients (1e-6 added to the product of norms), and their squared distance."""
+    inner = left = right = squared = 0.0
+    for name in a:
+        for x, y in zip(a[name].ravel(), b[name].ravel(), strict=True):
+            inner, left, right, squared = inner + x * y, left + x * x, right + y * y, squared + (x - y) ** 2
+    return 1 - inner / (np.sqrt(left * right) + 1e-6), squared
+
+
 def multi_level_gradient_matching(
     params: Params, syn: list[tuple[Array, Array]], real: list[tuple[Array, Array]], balance: float
 ) -> float:

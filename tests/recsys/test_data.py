@@ -115,6 +115,18 @@ def test_text_ids_are_kept_as_written(tmp_path):
     assert set(data.item_ids) == {f"0{i}" for _, i, _ in ROWS}
 
 
+def test_ids_of_mixed_types_are_one_id_where_they_read_alike():
+    users = [str(user) if row % 2 else user for row, user in enumerate(np.repeat(np.arange(5), 8))]
+    data = load_interactions(pd.DataFrame({"user": users, "item": np.tile(np.arange(8), 5)}))
+    assert data.num_users == 5
+    assert data.user_ids.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_half_precision_is_read():
+    rows = (torch.rand(12, 9, generator=torch.Generator().manual_seed(0)) > 0.3).to(torch.bfloat16)
+    assert load_interactions(rows).fingerprint() == load_interactions(rows.float()).fingerprint()
+
+
 def test_given_split_is_used_and_overlaps_are_removed_and_counted(tmp_path):
     learn = ["train", "Train", "training", "train"]
     named = [*learn, "val", "TEST", *learn, "dev", "testing"]
@@ -271,6 +283,7 @@ def test_names_resolve_under_the_data_root(tmp_path, monkeypatch):
         (-np.ones((4, 5)), "nobody likes anything"),
         (np.ones(5), "users x items"),
         (np.array([["a", "b"]]), "matrix of numbers"),
+        (sparse.csr_array(np.ones((2, 3)) * 1j), "matrix of real numbers"),
         (np.ones((0, 5)), "shape"),
         (sparse.csr_array((np.ones(2), np.array([0, 9]), np.array([0, 1, 2])), shape=(2, 3)), "damaged"),
     ],

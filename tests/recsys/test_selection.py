@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import TruncatedSVD
 
 from mmdistill.abilities import Selects
 from mmdistill.errors import ConfigError, DataError
@@ -35,6 +36,21 @@ def test_the_proxy_finds_users_of_random_taste_hard(interactions):
     hard = select_users(interactions, "svp", 10, 16, Draws(0))
     chosen = np.argsort(proxy_auc(interactions, Draws(0)), kind="stable")[:10]
     assert torch.equal(hard, interactions.rows(chosen))
+
+
+def test_the_proxys_auc_is_that_of_pairs(interactions, monkeypatch):
+    monkeypatch.setattr("mmdistill.recsys.selection.PROXY_NEGATIVES", 10 * interactions.num_items)
+    auc = proxy_auc(interactions, Draws(0), dimensions=3)
+    train = interactions.parts["train"]
+    svd = TruncatedSVD(3, random_state=0)
+    scores = svd.fit_transform(train) @ svd.components_
+    for user in range(interactions.num_users):
+        own = train[user].toarray()[0] > 0
+        if own.all() or not own.any():
+            continue
+        others = [scores[user, item] for item in np.flatnonzero(~own)]
+        wanted = np.mean([np.mean([score > other for other in others]) for score in scores[user, own]])
+        assert auc[user] == pytest.approx(wanted, abs=1e-6)
 
 
 def test_selections_stand_beside_a_result(task):

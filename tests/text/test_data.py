@@ -68,6 +68,10 @@ def test_class_names_take_indices_or_names() -> None:
         (["a", "b", "c", "d"], ["x", " ", "y", "x"], "row 2 of all has no label"),
         (["a", "b", "c", "d"], list(torch.eye(4)), "one class per text"),
         (["a", "b", "c", "d"], [[0, 1], [1], [0], [1]], "one class per text"),
+        (["a", "b \ud83d", "c", "d"], [0, 1, 0, 1], "row 2 of all holds '.ud83d', which is half of a character"),
+        (["a", "b", "c", "d"], ["x", "\ud83d", "x", "y"], "the label of .* row 2 of all holds"),
+        ((text for text in "abcd"), [0, 1, 0, 1], "expected a list of texts, got generator"),
+        (["a", "b", "c", "d"], None, "expected a list of labels, got NoneType"),
         (["a", "b"], [0, 1, 1], "2 texts but 3 labels"),
         ([], [], "no texts"),
         (["a", "b"], [0, 1], "too few texts"),
@@ -224,6 +228,10 @@ def test_damaged_json_lines_and_gzip(tmp_path: Path) -> None:
     path.write_text('{"text": "a", "label": 0}\n{"text": \n')
     with pytest.raises(DataError, match="line 2, is not JSON"):
         load_text(path)
+    for line in ('{"text": "a", "label": ' + "9" * 5000 + "}", "[" * 200_000):
+        path.write_text(line)
+        with pytest.raises(DataError, match="line 1, is not JSON"):
+            load_text(path)
     path.write_text('{"text": "a", "label": 0}\n[1]\n')
     with pytest.raises(DataError, match="line 2, is a JSON list"):
         load_text(path)

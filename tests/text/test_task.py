@@ -47,6 +47,13 @@ def test_conformance(options: dict[str, object]) -> None:
     check_task(small_task(**options), judge="mlp")
 
 
+@pytest.mark.parametrize("judge", ["logreg", "knn", "ridge"])
+def test_judges_that_nothing_is_drawn_for_conform(task: TextTask, judge: str) -> None:
+    check_task(task, judge=judge)
+    few = evaluate(task, task.select(torch.arange(6)), judges=[judge], n=4, at_once=2, baselines=[]).headline()
+    assert few.n == 1
+
+
 def soft(rows: int, classes: int, key: str) -> torch.Tensor:
     return Draws(0, (key,)).normal(rows, classes, dtype=torch.float64).softmax(1)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -204,6 +205,23 @@ def _named(name: str) -> Mapping[str, Any]:
     return _named(name)
 
 
+def _require_grouped(prefix: Path) -> None:
+    """Refuse nodes that are not listed graph after graph, which torch-geometric would give to other graphs."""
+    graph = np.loadtxt(f"{prefix}_graph_indicator.txt", ndmin=1).astype(np.int64)
+    back = np.flatnonzero(np.diff(graph) < 0)
+    if len(back):
+        raise DataError(
+            f"{prefix}_graph_indicator.txt lists a node of graph {graph[back[0] + 1]} in line {back[0] + 2}, after one "
+            f"of graph {graph[back[0]]}; nodes must be listed graph after graph"
+        )
+    edges = np.loadtxt(f"{prefix}_A.txt", delimiter=",", ndmin=2).astype(np.int64)
+    if edges.size and (edges.min() < 1 or edges.max() > len(graph)):
+        raise DataError(
+            f"{prefix}_A.txt names nodes {edges.min()} to {edges.max()}; nodes count from 1, and _graph_indicator.txt "
+            f"has {len(graph)}"
+        )
+
+
 def _read(prefix: Path) -> dict[str, Any]:
     """Return the fields of TU files by the common start of their names.
 
@@ -213,7 +231,10 @@ def _read(prefix: Path) -> dict[str, Any]:
     from torch_geometric.io import read_tu_data  # torch-geometric takes seconds to import
 
     try:
+        _require_grouped(prefix)
         data, slices, _ = read_tu_data(str(prefix.parent), prefix.name)
+    except DataError:
+        raise
     except Exception as error:  # text files can fail in any way
         raise DataError(f"the files {prefix}_*.txt are damaged ({type(error).__name__}: {error})") from error
     sizes = slices["x"].diff() if "x" in slices else torch.as_tensor(data._num_nodes)

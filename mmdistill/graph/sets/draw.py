@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 from mmdistill.errors import UnsupportedError
+from mmdistill.figures import save_figure
 from mmdistill.graph.draw import write_preprocessing
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import atomic_write
@@ -55,10 +56,7 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
         label = hard_labels(fields["y"])
         axes.set_title(f"class {int(label)}: {len(graph)} nodes, {graph.number_of_edges()} edges", fontsize=7)
         axes.set_axis_off()
-    path = folder / "graphs.png"
-    with atomic_write(path) as handle:
-        figure.savefig(handle, format="png", dpi=130)
-    return [path]
+    return [save_figure(figure, folder / "graphs.png", dpi=130)]
 
 
 def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:

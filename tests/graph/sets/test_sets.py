@@ -277,6 +277,7 @@ def test_bad_sets_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.Monke
     for name, file, lines, message in (
         ("ACROSS", "A", "1, 2\n1, 50\n", "an edge of graph 1 to a node that is not its own"),
         ("ZERO", "A", "\n".join(f"{i - 1}, {i}" for i in range(1, 250)), "nodes count from 1"),
+        ("NONE", "A", "0, 1\n1, 2\n", "names nodes 0 to 2; nodes count from 1"),
         ("FEWER", "node_labels", "0\n1\n", "need a line for each"),
         ("SOME", "graph_labels", "0\n1\n", "has 40 graphs and classes for 2"),
         ("ONE", "graph_labels", "1\n" * 40, "single class"),
@@ -287,6 +288,14 @@ def test_bad_sets_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.Monke
         (folder / f"{name}_{file}.txt").write_text(lines)
         with pytest.raises(DataError, match=message):
             load_graph_set(folder)
+    folder = write_rings(tmp_path / "MIXED")
+    indicator = folder / "MIXED_graph_indicator.txt"
+    owners = indicator.read_text().split()
+    first = owners.index("2")
+    owners[first - 1 : first + 1] = ["2", "1"]
+    indicator.write_text("\n".join(owners))
+    with pytest.raises(DataError, match=f"a node of graph 1 in line {first + 1}, after one of graph 2"):
+        load_graph_set(folder)
 
     def unreachable(root: str, name: str) -> None:
         raise OSError("no network")

@@ -1,0 +1,21 @@
+"""What all pictures that matplotlib draws share: labels that are shown as they are, and files that appear whole."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdistill.runtime import atomic_write
+
+if TYPE_CHECKING:  # importing it takes half a second
+    from matplotlib.figure import Figure
+
+
+def literal(text: str) -> str:
+    """Return a user's text so that matplotlib shows it as it is: dollars are no mathematics, all of it is UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+
+
+def save_figure(figure: "Figure", target: Path, dpi: int = 120) -> Path:
+    """Write a figure as PNG, atomically; returns the path."""
+    with atomic_write(target) as handle:
+        figure.savefig(handle, format="png", dpi=dpi)
+    return target
