@@ -1,12 +1,17 @@
 """What a task may be able to do beyond the Task protocol; who can make use of it asks by isinstance."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores
+
+if TYPE_CHECKING:  # they know of tasks themselves
+    from mmdistill.labels import LabelKind
+    from mmdistill.parameterizations.base import Parameterization
+    from mmdistill.settings import Settings
 
 
 @runtime_checkable
@@ -34,6 +39,15 @@ class NamesNetwork(Protocol):
     @property
     def network_name(self) -> str:
         """Return the name."""
+        ...
+
+
+@runtime_checkable
+class StoresSamples(Protocol):
+    """A task whose samples are not just tensors to learn: it says how they are stored where a method does not."""
+
+    def stored(self, budget: int, settings: "Settings", label: "LabelKind", draws: Draws) -> "Parameterization":
+        """Return the initialised samples of a budget."""
         ...
 
 

@@ -1,7 +1,9 @@
 """Which parts of a run go together, said before its first step."""
 
+from collections.abc import Iterable
+
 from mmdistill.abilities import Validates
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, did_you_mean
 from mmdistill.labels import TeacherLabels
 from mmdistill.method import Method
 from mmdistill.objectives.base import Objective
@@ -9,6 +11,9 @@ from mmdistill.parameterizations.base import Parameterization
 from mmdistill.run_state import grouped
 from mmdistill.settings import Settings
 from mmdistill.task import Task
+
+GROUPS = ("codes", "decoder", "labels", "objective")
+"""What the settings of a method may have optimizers for, whether this run learns it or not."""
 
 
 def require_selectable(task: Task, method: Method, settings: Settings) -> None:
@@ -74,6 +79,24 @@ def require_composition(
             f"a step can take {settings.syn_batch} samples of each class where a method matches class by "
             f"class, labels are no teacher's, and samples do not share their inputs; set syn_batch to 0"
         )
+
+
+def require_groups(settings: Settings, groups: Iterable[str]) -> None:
+    """Refuse optimizers for what nothing is called, which would leave its learning rate unread.
+
+    Args:
+        settings: of the run.
+        groups: what the samples and the objective learn.
+    Raises:
+        ConfigError: naming the nearest group.
+    """
+    known = {*GROUPS, *groups}
+    for name in settings.optimizers:
+        if name not in known:
+            raise ConfigError(
+                f"there is an optimizer for {name!r}{did_you_mean(name, known)}, which is nothing that a run learns "
+                f"(there are: {', '.join(sorted(known))})"
+            )
 
 
 def takes_some(settings: Settings, parameterization: Parameterization) -> bool:

@@ -24,7 +24,7 @@ from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.labels import LabelKind
 from mmdistill.memory import explained
 from mmdistill.method import Method, Storage
-from mmdistill.names import unknown_name
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_layers
 from mmdistill.parameterizations.codes import CODES, save_codes
 from mmdistill.precision import Precision
@@ -78,7 +78,7 @@ def find_method(task: Task, method: Method | str, schedule: Schedule = "publishe
     if not isinstance(method, str):
         raise ConfigError(f"a method is a name or a Method, got {type(method).__name__}")
     info = task.describe()
-    return get_method(get_domain(info.domain), method, info.data, schedule), method
+    return get_method(get_domain(info.domain), method, info.data, schedule), canonical(method)
 
 
 def find_parameterization(task: Task, parameterization: Storage | str) -> Storage:

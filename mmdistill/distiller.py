@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmdistill import ranks, runtime
 from mmdistill.abilities import Validates
 from mmdistill.compilation import Program, compiled, operations
-from mmdistill.composition import require_composition, require_selectable, takes_some
+from mmdistill.composition import require_composition, require_groups, require_selectable, takes_some
 from mmdistill.errors import ConfigError
 from mmdistill.labels import TeacherLabels
 from mmdistill.method import Method
@@ -117,6 +117,7 @@ class Distiller:
             self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
         objective.to(self.task.device)
         groups = grouped(parameterization, objective) if self.steps else {}
+        require_groups(self.settings, groups)
         optimizers = {name: self._optimizer(name, parameters) for name, parameters in groups.items()}
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
         average = copied(parameterization.state_dict()) if self.settings.ema else None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn, get_args
 
+from mmdistill.abilities import StoresSamples
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean, require_choice
 from mmdistill.labels import LabelKind, require_label_kind
 from mmdistill.networks.schedules import NetworkSchedule
@@ -76,6 +77,7 @@ class Method:
         judge: whose scores its sets are made for; empty: the domain's first judge.
     Raises:
         UnknownNameError: labels of no known kind.
+        ConfigError: a network or settings that are no function.
     """
 
     title: str
@@ -92,8 +94,14 @@ class Method:
     judge: str = ""
 
     def __post_init__(self) -> None:
-        """Check the kind of labels."""
+        """Check the kind of labels, and that what a run makes is given as what makes it."""
         require_label_kind(self.label)
+        for name, given in (("network", self.network), ("settings", self.settings)):
+            if not callable(given):
+                raise ConfigError(
+                    f"the {name} of {self.title} is a function that makes it, of the settings (network) or of the "
+                    f"budget (settings), got {type(given).__name__}"
+                )
 
     @property
     def storage(self) -> str:
@@ -140,6 +148,8 @@ class Method:
             made = self.solve(task, budget, draws)
         elif self.parameterization is not None:
             made = self.parameterization(task, budget, settings, self.label, draws)
+        elif isinstance(task, StoresSamples):
+            made = task.stored(budget, settings, self.label, draws)
         else:
             made = raw_samples(task, budget, settings.init, self.label, draws)
         require_made(f"what {self.title} stores", made, Parameterization)

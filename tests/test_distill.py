@@ -347,6 +347,19 @@ def test_what_is_validated_is_what_the_set_holds() -> None:
     assert not torch.equal(validated[0], validated[-1])
 
 
+def test_an_optimizer_of_nothing_is_refused() -> None:
+    sgd = OptimizerSpec("sgd", 0.1)
+    with pytest.raises(ConfigError, match="an optimizer for 'objectiv'; did you mean 'objective'"):
+        Distiller(BlobTask(), method("dd", optimizers={"codes": sgd, "objectiv": sgd}), 1).start()
+    Distiller(BlobTask(), method("dm", optimizers={"codes": sgd, "labels": sgd}), 1).start()  # which would be learned
+
+
+def test_what_makes_networks_and_settings_is_a_function() -> None:
+    for wrong in ({"settings": Settings(1)}, {"network": FreshNetworks()}):
+        with pytest.raises(ConfigError, match=f"the {next(iter(wrong))} of DM is a function"):
+            replace(CORE_METHODS["dm"], **wrong)  # type: ignore[arg-type]
+
+
 def test_a_set_that_is_taken_on_the_way_leaves_the_run_as_it_is() -> None:
     task, rates = Validated(), {"codes": OptimizerSpec("sgd", 0.1), "objective": OptimizerSpec("sgd", 1.0)}
     for changed in (method("dm", ema=0.9), method("dd", inner_steps=2, optimizers=rates, validate_every=1)):

@@ -17,12 +17,14 @@ from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
-from mmdistill.labels import as_probabilities, target_loss, weighted_mean
+from mmdistill.graph.synthetic import raw_features
+from mmdistill.labels import LabelKind, as_probabilities, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
+from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, choose_device
-from mmdistill.settings import require_no_width, require_sizes
+from mmdistill.settings import Settings, require_no_width, require_sizes
 from mmdistill.task import (
     Batch,
     ClassBatch,
@@ -120,6 +122,10 @@ class GraphTask:
         inputs, _, weight = batch.batch
         targets = as_probabilities(one_tensor(batch.batch.targets), self.graph.num_classes).to(weight.dtype)
         return self.network.class_gradients(state, _named(inputs), targets, weight)
+
+    def stored(self, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        """Return synthetic nodes without edges, as :func:`~mmdistill.graph.synthetic.raw_features` builds them."""
+        return raw_features(self, budget, settings, label, draws)
 
     def embedding(self) -> Tensor:
         """Return the training nodes' features after two hops."""

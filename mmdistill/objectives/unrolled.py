@@ -83,6 +83,19 @@ class UnrolledObjective(Objective):
     siamese = False
     lowers = True
 
+    def check(self, task: Task) -> None:
+        """Refuse a task whose network has nothing to train.
+
+        Raises:
+            ConfigError: an infinitely wide network, say.
+        """
+        super().check(task)
+        if not task.init(Draws(0, device=task.device)).params:
+            raise ConfigError(
+                f"{type(self).__name__} trains students, and the network of {task.describe().data!r} has no "
+                "parameters; choose one that has (of interactions, --model autoencoder)"
+            )
+
     def __init__(
         self,
         steps: int,

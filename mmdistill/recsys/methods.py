@@ -51,8 +51,16 @@ class AutoencoderKernel(Kernel):
         return _recsys(network.task).kernel(network, a, b)
 
     def check(self, task: Task) -> None:
-        """Refuse tasks of other data."""
-        _recsys(task)
+        """Refuse tasks of other data, and networks that would not be read.
+
+        Raises:
+            ConfigError: saying which.
+        """
+        if _recsys(task).module is not None:
+            raise ConfigError(
+                "this method compares users under an infinitely wide autoencoder and reads no other network; leave "
+                "--model out, or take a method that trains the network"
+            )
 
 
 def _recsys(task: Task) -> RecsysTask:

@@ -16,6 +16,7 @@ from mmdistill.evaluate import evaluate, subset_bytes
 from mmdistill.graph import DOMAIN, load_graph
 from mmdistill.graph.draw import graph_tensors
 from mmdistill.graph.task import GraphTask, graph_task
+from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import Draws, data_root
 from mmdistill.settings import OptimizerSpec
@@ -148,6 +149,16 @@ def test_cora_70_reaches_the_published_accuracy(name: str, least: float) -> None
     distilled = distill(own, name, nodes=70, seed=0)
     scores = own.evaluate(distilled.batch, "gcn", Draws(1), 5, {})
     assert statistics.fmean(scores.values["accuracy"]) >= least
+
+
+@pytest.mark.parametrize("name", ["dm", "dc"])
+def test_a_method_without_a_storage_learns_nodes_and_no_edges(name: str) -> None:
+    own = CORE_METHODS[name].with_settings(steps=2, augment=False)
+    assert own.parameterization is None
+    for model in ("sgc", "gcn"):
+        found = distill(graph_task(planted_graph(), model=model), own, nodes=9).batch.inputs
+        assert isinstance(found, dict)
+        assert set(found) == {"x"}
 
 
 @pytest.mark.parametrize("model", ["sgc", "gcn"])

@@ -12,8 +12,10 @@ from torch import nn
 from mmdistill.abilities import Validates
 from mmdistill.cli import main
 from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
+from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
@@ -446,3 +448,17 @@ def test_the_command_line_makes_binary_users_and_their_report(tmp_path, capsys):
 
 def test_only_the_trained_judge_reads_epochs_and_minibatches(task):
     assert [judge for judge in task.judges if task.judging_read(judge)] == ["mult-vae"]
+
+
+def test_methods_refuse_networks_that_they_would_not_train(interactions):
+    wide, own = (recsys_task(interactions, model=model) for model in ("infinite", "autoencoder"))
+    with pytest.raises(ConfigError, match="has no parameters; choose one that has"):
+        Distiller(wide, CORE_METHODS["dd"].with_settings(augment=False), 4).start()
+    with pytest.raises(ConfigError, match="reads no other network; leave --model out"):
+        distill(own, "distill-cf-meanfield", users=4)
+
+
+def test_one_key_gives_one_score_whatever_was_judged_before(interactions):
+    fresh, used = (recsys_task(interactions, max_users=5) for _ in range(2))
+    used.evaluate(None, "ease", Draws(1), 1, {})
+    assert used.evaluate(None, "ease", Draws(2), 1, {}) == fresh.evaluate(None, "ease", Draws(2), 1, {})

@@ -12,11 +12,13 @@ from mmdistill.graph.judges import scores_of
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
 from mmdistill.graph.sets.models import GraphClassifier
-from mmdistill.labels import target_loss, weighted_mean
+from mmdistill.graph.sets.synthetic import real_graphs
+from mmdistill.labels import LabelKind, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, choose_device
-from mmdistill.settings import require_sizes
+from mmdistill.settings import Settings, require_sizes
 from mmdistill.task import (
     Batch,
     ClassBatch,
@@ -85,6 +87,10 @@ class GraphSetTask:
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the pooled embedding."""
         return (self.network.embed(state.params, inputs),)
+
+    def stored(self, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        """Return synthetic graphs, as :func:`~mmdistill.graph.sets.synthetic.real_graphs` builds them."""
+        return real_graphs(self, budget, settings, label, draws)
 
     def select(self, indices: Tensor) -> Batch:
         """Return training graphs, padded to the largest of them.
