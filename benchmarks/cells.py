@@ -1,5 +1,6 @@
 """Cells of the survey's tables: a method, a data set and an ipc, how they are measured, where what they found lies."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from quality import folder_of, parse_options
 from mmdistill.image.models import model_name
 from mmdistill.image.published import conditions
 from mmdistill.registry import get_domain, get_method
-from mmdistill.run_folder import METRICS
+from mmdistill.run_folder import METRICS, SAMPLES
 from mmdistill.store import read_json, write_json
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -70,8 +71,11 @@ class Cell:
 
     @property
     def baselines(self) -> str:
-        """The baselines that are judged with this cell: once for a data set, ipc and judge."""
-        other = self.schedule == "reduced" and self.method in REDUCED_MODELS
+        """The baselines that are judged with this cell: once for a data set, ipc and way of judging."""
+        if self.schedule == "reduced":
+            other = self.method in REDUCED_MODELS
+        else:
+            other = conditions(self.method, self.data, self.ipc) != conditions("dm", self.data, self.ipc)
         return ",".join(BASELINES) if self.method == "dm" or other else ""
 
     def judge(self, column: str) -> str | None:
@@ -110,17 +114,20 @@ class Cell:
     def keep(self, out: Path, cells: Path, seeds: Iterable[int]) -> None:
         """Copy what finished runs found to where it is kept.
 
-        Judges that are kept already and that a run has not asked again stay, with those of its baselines.
+        Judges that are kept already and that a run has not asked again stay, with those of its baselines, where the set
+        is the same one.
         """
         for seed in seeds:
             metrics, record = self.folder(out, seed) / METRICS, self.record(cells, seed)
             if metrics.is_file():
                 self.reason(cells).unlink(missing_ok=True)
                 found = read_json(metrics)
+                found["set"] = hashlib.blake2b(metrics.with_name(SAMPLES).read_bytes(), digest_size=8).hexdigest()
                 kept = read_json(record) if record.is_file() else {"results": [], "baselines": {}}
-                _add_other_judges(found["results"], kept["results"])
-                for name, entries in kept["baselines"].items():
-                    _add_other_judges(found["baselines"].setdefault(name, []), entries)
+                if kept.get("set", found["set"]) == found["set"]:
+                    _add_other_judges(found["results"], kept["results"])
+                    for name, entries in kept["baselines"].items():
+                        _add_other_judges(found["baselines"].setdefault(name, []), entries)
                 plain = not self.options and self.width == REDUCED_WIDTH
                 write_json(record, found if plain else found | {"cell": asdict(self)})
 

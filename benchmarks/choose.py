@@ -116,7 +116,7 @@ def main() -> None:
         if isinstance(task, ImageTask):
             runs = [[judged(task, distiller, chosen.networks)] for distiller in distillers]
         else:
-            runs = [curve(task, distiller, chosen.steps // 10) for distiller in distillers]
+            runs = [curve(task, distiller, max(chosen.steps // 10, 1)) for distiller in distillers]
         means = [100 * sum(scores) / len(scores) for scores in zip(*runs, strict=True)]
         print(f"rate {rate:g}: " + " ".join(f"{mean:.1f}" for mean in means), flush=True)
 

@@ -179,9 +179,9 @@ def percent(entries: list[dict[str, Any]], kind: tuple[str, str]) -> float | Non
 
 
 def spread(values: list[float]) -> str:
-    """Return mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.1f} +/- {deviation:.1f}"
+    """Return the mean, and the standard deviation over seeds where there are several."""
+    deviation = f" +/- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{deviation}"
 
 
 def main() -> None:

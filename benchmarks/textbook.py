@@ -57,17 +57,17 @@ class ConvNet(nn.Module):
 
 def augmented(x: Tensor, seed: int) -> Tensor:
     """Return images under one random operation of DSA's, with parameters shared by the whole batch."""
-    random.seed(seed)
-    name = random.choice(("flip", "scale", "rotate", "crop", "cutout", "color"))
+    own = random.Random(seed)
+    name = own.choice(("flip", "scale", "rotate", "crop", "cutout", "color"))
     n, _, h, w = x.shape
     if name == "flip":
-        return x.flip(3) if random.random() < 0.5 else x
+        return x.flip(3) if own.random() < 0.5 else x
     if name in ("scale", "rotate"):
         if name == "scale":
-            sx, sy = (random.uniform(1 / 1.2, 1.2) for _ in range(2))
+            sx, sy = (own.uniform(1 / 1.2, 1.2) for _ in range(2))
             matrix = {(0, 0): sx, (1, 1): sy}
         else:
-            angle = math.radians(random.uniform(-15, 15))
+            angle = math.radians(own.uniform(-15, 15))
             cosine, sine = math.cos(angle), math.sin(angle)
             matrix = {(0, 0): cosine, (0, 1): -sine, (1, 0): sine, (1, 1): cosine}
         theta = torch.zeros(2, 3, device=x.device, dtype=x.dtype)
@@ -77,18 +77,18 @@ def augmented(x: Tensor, seed: int) -> Tensor:
         return F.grid_sample(x, grid, align_corners=False)
     if name == "crop":
         pad = int(h * 0.125)
-        dy, dx = (random.randint(0, 2 * pad) for _ in range(2))
+        dy, dx = (own.randint(0, 2 * pad) for _ in range(2))
         return F.pad(x, (pad,) * 4)[:, :, dy : dy + h, dx : dx + w]
     if name == "cutout":
         mask = torch.ones(1, 1, h, w, device=x.device, dtype=x.dtype)
-        top, left = random.randint(0, h // 2), random.randint(0, w // 2)
+        top, left = own.randint(0, h // 2), own.randint(0, w // 2)
         mask[..., top : top + h // 2, left : left + w // 2] = 0
         return x * mask
-    x = x + random.uniform(-0.5, 0.5)
+    x = x + own.uniform(-0.5, 0.5)
     mean = x.mean(1, keepdim=True)
-    x = (x - mean) * random.uniform(0, 2) + mean
+    x = (x - mean) * own.uniform(0, 2) + mean
     mean = x.mean((1, 2, 3), keepdim=True)
-    return (x - mean) * random.uniform(0.5, 1.5) + mean
+    return (x - mean) * own.uniform(0.5, 1.5) + mean
 
 
 class Problem:
@@ -308,7 +308,7 @@ def evaluation(p: Problem, networks: int, epochs: int, batch: int, siamese: bool
             for index in torch.randperm(len(p.synthetic), device=p.images.device).split(batch):
                 x = p.synthetic.detach()[index]
                 if siamese:
-                    x = torch.cat([augmented(one[None], random.randrange(2**31)) for one in x])
+                    x = augmented(x, random.randrange(2**31))
                 optimizer.zero_grad()
                 F.cross_entropy(net(x), p.targets[index]).backward()
                 optimizer.step()

@@ -31,6 +31,12 @@ def finding(mean: float, sd: float, n: int = 2, judge: str = "convnet") -> dict[
     return {"judge": judge, "metric": "accuracy", "mean": mean, "sd": sd, "n": n}
 
 
+def ran(folder: Path, metrics: dict[str, Any], samples: bytes = b"a set") -> None:
+    """Leave what a run leaves that a table reads."""
+    write_json(folder / "metrics.json", metrics)
+    (folder / "distilled.safetensors").write_bytes(samples)
+
+
 def document(mean: float, baselines: dict[str, float] | None = None) -> dict[str, Any]:
     return {
         "results": [finding(mean, 0.01)],
@@ -113,7 +119,7 @@ def test_the_page_pools_networks_and_says_what_failed_and_what_has_not_run(scrip
     assert "published schedule" not in text
     assert "width 64" not in text
     wide = cells.Cell("mnist", "dm", 1, "reduced", width=64)
-    write_json(wide.folder(tmp_path / "out") / "metrics.json", document(0.95, {"random": 0.5, "herding": 0.6}))
+    ran(wide.folder(tmp_path / "out"), document(0.95, {"random": 0.5, "herding": 0.6}))
     wide.keep(tmp_path / "out", tmp_path, [0])
     cells.Cell("mnist", "dc", 1, "reduced", width=64).fail(tmp_path, "no memory")
     text = pages.page(tmp_path, ["dm", "dc"], tmp_path)
@@ -145,10 +151,11 @@ def test_what_runs_found_is_kept_apart_from_them_and_not_measured_again(scripts:
     cell.fail(kept, "no memory")
     assert cell.failure(kept) == "no memory"
     for one in (cell, tried):
-        write_json(one.folder(out, 1) / "metrics.json", document(0.8))
+        ran(one.folder(out, 1), document(0.8))
         one.keep(out, kept, [0, 1])
     assert cells.other_kinds(kept) == [tried]
-    assert cell.documents(kept) == [document(0.8)]
+    (found,) = cell.documents(kept)
+    assert {name: value for name, value in found.items() if name != "set"} == document(0.8)
     assert cell.finished(kept, [1])
     assert not cell.finished(kept, [0, 1])
     assert cell.failure(kept) == ""
@@ -157,16 +164,19 @@ def test_what_runs_found_is_kept_apart_from_them_and_not_measured_again(scripts:
     )
     cell.keep(out, kept, [1])
     assert cell.documents(kept)[0]["results"] == [finding(0.8, 0.01), finding(0.6, 0.02, judge="vgg11")]
+    ran(cell.folder(out, 1), document(0.9), samples=b"another set")
+    cell.keep(out, kept, [1])
+    assert cell.documents(kept)[0]["results"] == [finding(0.9, 0.01)]  # what judged the former set is gone
 
 
 def test_cells_with_options_stand_in_tables_of_their_own(scripts: Any, tmp_path: Path) -> None:
     cells, pages, _ = scripts
     cell = cells.Cell("cifar10", "mtt", 1, "published", "experts=20")
-    write_json(cell.folder(tmp_path) / "metrics.json", document(0.4))
+    ran(cell.folder(tmp_path), document(0.4))
     cell.keep(tmp_path, tmp_path, [0])
     text = pages.page(tmp_path, ["dm", "mtt"], tmp_path)
     assert "## cifar10, published schedule, experts=20\n" in text
-    assert "| 1 | mtt | 40.0 ± 1.0 | 1 x 2 | 46.3 ± 0.8 |" in text
+    assert "| 1 | mtt | 40.0 ± 1.0 (judged by convnet; random -, herding -) | 1 x 2 | 46.3 ± 0.8 |" in text
     assert "## cifar10, published schedule\n" not in text
 
 
@@ -189,14 +199,14 @@ def test_judges_are_known_by_their_network_whatever_protocol_trained_them(
 
     cell = cells.Cell("cifar10", "frepo", 10, "published")
     found = document(0.6) | {"results": [finding(0.6, 0.01, judge="freponet-w128-x2-nn [frepo]")]}
-    write_json(cell.folder(tmp_path) / "metrics.json", found)
+    ran(cell.folder(tmp_path), found)
     cell.keep(tmp_path, tmp_path, [0])
     asked = []
 
     def judge_cell(cell: Any, judge: str, folder: Path, *_: object) -> str:
         asked.append(judge)
         own = {"results": [*found["results"], finding(0.5, 0.01, judge=f"{judge} [frepo]")]}
-        write_json(folder / "metrics.json", found | own)
+        ran(folder, found | own)
         return ""
 
     monkeypatch.setattr(tables, "judge_cell", judge_cell)
@@ -221,7 +231,7 @@ def test_other_networks_judge_sets_and_real_images_side_by_side(scripts: Any, tm
     write_json(cell.record(tmp_path / "kept"), document(0.8, {"random": 0.5}))
     vgg = {"results": [finding(0.8, 0.01), finding(0.6, 0.02, judge="vgg11-w16")]}
     herding = {"baselines": {name: [finding(0.4, 0.0, judge="vgg11-w16")] for name in ("random", "herding")}}
-    write_json(cell.folder(tmp_path / "out") / "metrics.json", document(0.8) | vgg | herding)
+    ran(cell.folder(tmp_path / "out"), document(0.8) | vgg | herding)
     cell.keep(tmp_path / "out", tmp_path / "kept", [0])
     text = pages.page(tmp_path / "kept", ["dm"], tmp_path)
     assert "| *random real images* | 50.0 ± 0.0 | - | - | - | - | - | 40.0 ± 0.0 | - |" in text
