@@ -17,7 +17,7 @@ from torch import Tensor
 from mmdistill.errors import CheckpointError
 from mmdistill.run_folder import SAMPLES, SET, is_finished
 from mmdistill.runtime import atomic_write
-from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, map_inputs
+from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors
 
 SET_VERSION = 1
 CHECKPOINT_VERSION = 1
@@ -319,10 +319,7 @@ class DistilledSet:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the samples on a device."""
-        inputs, targets, weight = self.batch
-        return Batch(
-            map_inputs(lambda t: t.to(device), inputs), map_inputs(lambda t: t.to(device), targets), weight.to(device)
-        )
+        return self.batch.map(lambda t: t.to(device))
 
 
 def _require_types(record: "DistilledSet | TaskInfo") -> None:
@@ -367,4 +364,4 @@ def _unnamed(prefix: str, tensors: Tensors) -> Inputs | Targets:
 
 def detached(batch: Batch) -> Batch:
     """Return a copy of a batch, cut from the graph, on the CPU."""
-    return Batch(*(map_inputs(lambda t: t.detach().clone().cpu(), part) for part in batch))  # type: ignore[arg-type]
+    return batch.map(lambda t: t.detach().clone().cpu())

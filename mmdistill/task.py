@@ -27,6 +27,10 @@ class Batch(NamedTuple):
     targets: Targets
     weight: Tensor
 
+    def map(self, function: "TensorMap") -> "Batch":
+        """Return the batch with a function applied to each of its tensors."""
+        return Batch(map_inputs(function, self.inputs), map_inputs(function, self.targets), function(self.weight))
+
 
 class Dims(NamedTuple):
     """Where the class axis of a :class:`ClassBatch` is: 0 or None (shared)."""

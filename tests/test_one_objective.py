@@ -62,7 +62,7 @@ def texts() -> Task:
     def encoder(batch: list[str]) -> Tensor:
         return torch.stack([Draws(0, (text,)).normal(4) + 2 * words.index(text.split()[0]) for text in batch])
 
-    return text_task((written, [text.split()[0] for text in written]), encoder, model=smooth_mlp)
+    return text_task((written, [text.split()[0] for text in written]), encoder=encoder, model=smooth_mlp)
 
 
 @pytest.mark.parametrize("build", [images, texts], ids=["image", "text"])

@@ -15,7 +15,7 @@ BUILDERS: dict[str, Callable[..., object]] = {
     "image": lambda **options: image_task("digits", **options),
     "graph": lambda **options: graph_task(planted_graph(), **options),
     "graph-set": lambda **options: graph_set_task("mutag", **options),
-    "text": lambda **options: text_task(corpus(), "tfidf", **options),
+    "text": lambda **options: text_task(corpus(), encoder="tfidf", **options),
     "recsys": lambda **options: recsys_task(MATRIX, **options),
 }
 

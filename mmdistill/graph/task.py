@@ -292,7 +292,7 @@ def graph_task(
     seed: int = 0,
     inductive: bool | None = None,
     protocol: JudgeProtocol | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
 ) -> GraphTask:
     """Return the task of distilling a graph.
 
@@ -308,7 +308,7 @@ def graph_task(
         seed: of the random split of data sets that come without one.
         inductive: whether condensing sees the training nodes alone; None is what the field does with the data set.
         protocol: how judges are trained; by default that of :func:`~mmdistill.graph.judges.protocol_for`.
-        device: where everything lies.
+        device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
 
     Raises:
         ConfigError: an unknown name, a width of what takes none, or a module that cannot run on this graph.

@@ -297,7 +297,7 @@ def image_task(
     features: str | Sequence[str] = (),
     test: Source | None = None,
     size: int | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
     judge_augment: bool | None = None,
@@ -318,7 +318,7 @@ def image_task(
             the embedding; by default the named models' blocks, or the input of the last ``nn.Linear``.
         test: test data of the same kind as ``data``, for tensors and torch data sets.
         size: resize the images of a folder to ``size`` x ``size``.
-        device: where everything runs.
+        device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.
         judge_augment: whether judges train with augmentation; None is the protocol's own choice.

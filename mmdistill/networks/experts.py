@@ -36,7 +36,7 @@ from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws, cache_folder, sole_writer
 from mmdistill.store import read_json, write_json
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, map_inputs, take
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, take
 
 logger = logging.getLogger(__name__)
 
@@ -276,10 +276,10 @@ def _train_group(
             clock.tick()
 
     def augment(draws: Draws, batch: Batch) -> Batch:
-        apart = Batch(*(map_inputs(lambda t: t.unflatten(0, (len(group), -1)), part) for part in batch))  # type: ignore[arg-type]
+        apart = batch.map(lambda t: t.unflatten(0, (len(group), -1)))
         augmented = task.augment(draws, ClassBatch(apart, Dims(0, 0)), shared=False)
         assert isinstance(augmented, ClassBatch)
-        return Batch(*(map_inputs(lambda t: t.flatten(0, 1), part) for part in augmented.batch))  # type: ignore[arg-type]
+        return augmented.batch.map(lambda t: t.flatten(0, 1))
 
     draws = Draws(recipe.seed, ("experts", group[0], len(group)), task.device)
     fit_networks(

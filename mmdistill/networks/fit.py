@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, stack_states, stacked_gradients
 from mmdistill.runtime import Draws, keep_freed_memory
-from mmdistill.task import Batch, NetworkState, Tensors, map_inputs, take
+from mmdistill.task import Batch, NetworkState, Tensors, take
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,18 @@ Observer = Callable[[int, NetworkState, torch.optim.Optimizer], None]
 """Called with an epoch's number, the live networks, stacked, and their optimizer."""
 Watcher = Callable[[int, int], None]
 """Called after each epoch with its number and how many there are."""
-_watchers: list[Watcher] = []
+_watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
+"""Of this thread alone."""
 
 
 @contextmanager
 def watching(watcher: Watcher) -> Iterator[None]:
     """Let a watcher follow whatever trains meanwhile, without a hand in it."""
-    _watchers.append(watcher)
+    token = _watchers.set((*_watchers.get(), watcher))
     try:
         yield
     finally:
-        _watchers.remove(watcher)
+        _watchers.reset(token)
 
 
 FACTOR = "factor"
@@ -144,9 +146,8 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def _augment_all(augment: Callable[[Draws, Batch], Batch], draws: Draws, batch: Batch) -> Batch:
     """Augment all networks' minibatches in one call."""
     shape = batch.weight.shape
-    flat = Batch(*(map_inputs(lambda t: t.flatten(0, 1), part) for part in batch))  # type: ignore[arg-type]
-    flat = augment(draws, flat)
-    return Batch(*(map_inputs(lambda t: t.reshape(*shape, *t.shape[1:]), part) for part in flat))  # type: ignore[arg-type]
+    flat = augment(draws, batch.map(lambda t: t.flatten(0, 1)))
+    return flat.map(lambda t: t.reshape(*shape, *t.shape[1:]))
 
 
 def fit_networks(
@@ -251,7 +252,7 @@ def fit_networks(
             step += 1
         if observe is not None:
             observe(epoch + 1, NetworkState(state.params, buffers), optimizer)
-        for watcher in _watchers:
+        for watcher in _watchers.get():
             watcher(epoch + 1, protocol.epochs)
         if select is not None and (epoch % select_every == 0 or epoch == protocol.epochs - 1):
             best = _keep_best(best, select(NetworkState(state.params, buffers)), NetworkState(state.params, buffers))

@@ -1,5 +1,6 @@
 """Implicit-feedback interactions: from files and matrices to train, validation and test sets of one id space."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,12 +100,14 @@ class Interactions:
         """Return the rows that have at least one interaction in a part."""
         return np.flatnonzero(self.lengths(part)).astype(np.int64)
 
+    @functools.cached_property
     def stored_bytes(self) -> int:
-        """Return the bytes of the training part as binary CSR: 4 per interaction and per row pointer, no values."""
+        """The bytes of the training part as binary CSR: 4 per interaction and per row pointer, no values."""
         return 4 * (self.parts["train"].nnz + self.num_users + 1)
 
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Return a hash of the training part, of the validation part, which chooses the step, and of the item ids."""
+        """A hash of the training part, of the validation part, which chooses the step, and of the item ids."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.parts["train"], self.parts["valid"]):
             for array in (part.indptr.astype(np.int64), part.indices.astype(np.int64)):

@@ -153,7 +153,7 @@ PART_NAMES = ("training", "validation", "test")
 
 def storage_lines(data: Interactions, rows: Tensor) -> list[str]:
     """Return the bytes of the set in each form that it can be exported in, beside those of the whole log."""
-    whole = data.stored_bytes()
+    whole = data.stored_bytes
     forms = {"dense rows (float32)": rows.numel() * 4}
     if not is_binary(rows):
         kept = int((rows >= SMALLEST_WEIGHT).sum())

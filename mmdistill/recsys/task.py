@@ -276,8 +276,8 @@ class RecsysTask:
                 data=self.data.name,
                 budget="users",
                 num_train=self.data.num_users,
-                stored_bytes=self.data.stored_bytes(),
-                fingerprint=self.data.fingerprint(),
+                stored_bytes=self.data.stored_bytes,
+                fingerprint=self.data.fingerprint,
                 preprocessing={
                     "item_ids": self.data.item_ids.tolist(),
                     "dropped": dict(self.data.counts),
@@ -322,7 +322,7 @@ def recsys_task(
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
 ) -> RecsysTask:
     """Make a task of interactions.
 
@@ -338,7 +338,7 @@ def recsys_task(
         judge_epochs: passes over the users for which ``mult-vae`` trains; None is its own number of updates.
         judge_batch: users in its minibatches; None is its own number.
         seed: of the split, where the data come without one.
-        device: where everything runs.
+        device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
     Raises:
         ConfigError: an unknown name or model, or a size out of range.
         DataError: missing, damaged or unusable data.

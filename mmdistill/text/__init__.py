@@ -26,8 +26,8 @@ def _make_task(data: str, options: TaskOptions) -> Task:
     if model in TOKEN_MODELS:
         return token_task(
             data,
-            model,
-            options.encoder or "minilm",
+            model=model,
+            encoder=options.encoder or "minilm",
             length=options.length,
             width=options.width,
             text_column=options.text_column,
@@ -41,8 +41,8 @@ def _make_task(data: str, options: TaskOptions) -> Task:
         raise ConfigError(f"--length counts tokens, and {model!r} reads sentence points; use --model textcnn, say")
     return text_task(
         data,
-        options.encoder or "minilm",
-        model,
+        encoder=options.encoder or "minilm",
+        model=model,
         width=options.width,
         text_column=options.text_column,
         label_column=options.label_column,

@@ -1,5 +1,6 @@
 """Labelled texts from files, folders, Python lists and Hugging Face data sets, checked and split."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,13 +98,15 @@ class TextData:
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
+    @functools.cached_property
     def stored_bytes(self) -> int:
-        """Return the bytes of the training texts in UTF-8 with one byte (two from 257 classes on) per label."""
+        """The bytes of the training texts in UTF-8 with one byte (two from 257 classes on) per label."""
         label = 1 if len(self.class_names) <= 256 else 2
         return sum(len(text.encode()) + label for text in self.train.texts)
 
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Return a hash of the training texts and labels, and of the development ones, which choose the step."""
+        """A hash of the training texts and labels, and of the development ones, which choose the step."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.train, self.dev):
             digest.update(f"{len(part.texts)};".encode())

@@ -293,13 +293,13 @@ class TextTask:
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the encoder's space is part of its identity."""
-        fingerprint = hashlib.blake2b(f"{self.data.fingerprint()}|{self.space}".encode(), digest_size=16).hexdigest()
+        fingerprint = hashlib.blake2b(f"{self.data.fingerprint}|{self.space}".encode(), digest_size=16).hexdigest()
         return TaskInfo(
             domain="text",
             data=self.data.name,
             budget="ipc",
             num_train=len(self.train.labels),
-            stored_bytes=self.data.stored_bytes(),
+            stored_bytes=self.data.stored_bytes,
             fingerprint=fingerprint,
             class_names=self.data.class_names,
             preprocessing={
@@ -314,9 +314,9 @@ class TextTask:
 
 def text_task(
     data: TextInput,
+    *,
     encoder: EncoderLike = "minilm",
     model: ModelLike = "mlp",
-    *,
     width: int | None = None,
     features: str | Sequence[str] = (),
     test: tuple[Sequence[Any], Sequence[Any]] | None = None,
@@ -324,7 +324,7 @@ def text_task(
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
     seed: int = 0,
@@ -343,7 +343,7 @@ def text_task(
         text_column: the column of texts; guessed by default.
         label_column: the column of labels; guessed by default.
         class_names: names by class index.
-        device: where everything runs.
+        device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
         judge_epochs: epochs of trained judges; by default every set gets the same number of updates.
         judge_batch: their minibatch size.
         seed: of the splits that the data do not come with.

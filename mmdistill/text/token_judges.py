@@ -13,7 +13,7 @@ from mmdistill.networks.minibatches import LearnedSteps, learned_steps
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import state_at
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Scores, Tensors, map_inputs
+from mmdistill.task import Batch, NetworkState, Scores, Tensors
 from mmdistill.text.attention import class_labels
 from mmdistill.text.judges import judge_loss
 from mmdistill.text.token_models import PretrainedModule
@@ -81,7 +81,7 @@ class TokenJudge:
             n: how many networks.
         """
         device = self.task.device
-        data = Batch(*(map_inputs(lambda tensor: tensor.to(device), part) for part in data))  # type: ignore[arg-type]
+        data = data.map(lambda tensor: tensor.to(device))
         steps = learned_steps(data, self.learned)
         with self.network.drawn(draws):
             states = self._fit(data, n, draws) if steps is None else self._take(steps, n, draws)

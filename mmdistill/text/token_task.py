@@ -312,13 +312,13 @@ class TokenTask:
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the vocabulary and the length are part of it."""
-        identity = f"{self.data.fingerprint()}|{self.vocabulary.identity}|{self.length}"
+        identity = f"{self.data.fingerprint}|{self.vocabulary.identity}|{self.length}"
         return TaskInfo(
             domain="text",
             data=self.data.name,
             budget="ipc",
             num_train=len(self._train),
-            stored_bytes=self.data.stored_bytes(),
+            stored_bytes=self.data.stored_bytes,
             fingerprint=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
             class_names=self.data.class_names,
             preprocessing={
@@ -348,9 +348,9 @@ class _WithAttention(torch.nn.Module):
 
 def token_task(
     data: TextInput,
+    *,
     model: TokenModelLike = "textcnn",
     encoder: str | Path | TransformerEncoder = "minilm",
-    *,
     length: int | None = None,
     width: int | None = None,
     features: str | Sequence[str] = (),
@@ -358,7 +358,7 @@ def token_task(
     text_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
     seed: int = 0,
@@ -377,7 +377,7 @@ def token_task(
         text_column: the column of texts; guessed by default.
         label_column: the column of labels; guessed by default.
         class_names: names by class index.
-        device: where everything runs.
+        device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
         judge_epochs: epochs of trained judges, for sets that carry no steps of their own.
         judge_batch: their minibatch size.
         seed: of the splits that the data do not come with.

@@ -34,7 +34,7 @@ def text(activation: type[nn.Module]) -> Task:
         return torch.tensor([[float(ord(letter)) for letter in text[:4]] for text in texts])
 
     return text_task(
-        ([f"text {i}"[::-1] + "    " for i in range(30)], ["red", "green", "blue"] * 10), encoder, model=make
+        ([f"text {i}"[::-1] + "    " for i in range(30)], ["red", "green", "blue"] * 10), encoder=encoder, model=make
     )
 
 

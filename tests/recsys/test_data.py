@@ -104,9 +104,9 @@ def test_random_split_is_disjoint_seeded_and_leaves_a_test_item():
     again, other = load_interactions(matrix, seed=1), load_interactions(matrix, seed=2)
     assert (again.parts["test"].toarray() == test).all()
     assert (other.parts["test"].toarray() != test).any()
-    assert data.fingerprint() == again.fingerprint() != other.fingerprint()
+    assert data.fingerprint == again.fingerprint != other.fingerprint
     parts = {**data.parts, "valid": data.parts["test"], "test": data.parts["valid"]}
-    assert replace(data, parts=parts).fingerprint() != data.fingerprint()  # since validation chooses the step
+    assert replace(data, parts=parts).fingerprint != data.fingerprint  # since validation chooses the step
 
 
 def test_text_ids_are_kept_as_written(tmp_path):
@@ -124,7 +124,7 @@ def test_ids_of_mixed_types_are_one_id_where_they_read_alike():
 
 def test_half_precision_is_read():
     rows = (torch.rand(12, 9, generator=torch.Generator().manual_seed(0)) > 0.3).to(torch.bfloat16)
-    assert load_interactions(rows).fingerprint() == load_interactions(rows.float()).fingerprint()
+    assert load_interactions(rows).fingerprint == load_interactions(rows.float()).fingerprint
 
 
 def test_given_split_is_used_and_overlaps_are_removed_and_counted(tmp_path):

@@ -81,7 +81,7 @@ def corpus(train: int = 60, test: int = 40) -> TextData:
 
 
 def small_task(**options: object) -> TextTask:
-    return text_task(corpus(), "tfidf", **{"judge_epochs": 60, **options})  # type: ignore[arg-type]
+    return text_task(corpus(), encoder="tfidf", **{"judge_epochs": 60, **options})  # type: ignore[arg-type]
 
 
 def tiny_transformer(folder: Path, layers: int = 2) -> Path:
@@ -111,7 +111,7 @@ def token_corpus_task(folder: Path, model: TokenModelLike = "textcnn", **options
     """Return the corpus as a task of token embeddings of the small BERT."""
     encoder = tiny_transformer(folder) if not (folder / "config.json").exists() else folder
     sizes = {} if model == "transformer" or not isinstance(model, str) else {"width": 8}
-    return token_task(corpus(30, 20), model, encoder, **{"judge_epochs": 12, **sizes, **options})  # type: ignore[arg-type]
+    return token_task(corpus(30, 20), model=model, encoder=encoder, **{"judge_epochs": 12, **sizes, **options})  # type: ignore[arg-type]
 
 
 def write_tsv(path: Path, texts: list[str], labels: list[str], header: str = "label\ttext") -> Path:

@@ -355,13 +355,13 @@ def test_which_files_may_hold_texts(tmp_path: Path, name: str, content: bytes, e
 
 def test_fingerprint_follows_texts_and_labels() -> None:
     texts, labels = sentences(10)
-    base = load_text((texts, labels)).fingerprint()
-    assert load_text((texts, labels)).fingerprint() == base
-    assert load_text((texts, labels[::-1])).fingerprint() != base
+    base = load_text((texts, labels)).fingerprint
+    assert load_text((texts, labels)).fingerprint == base
+    assert load_text((texts, labels[::-1])).fingerprint != base
     ends = [labels[0], labels[-1]]
     assert ends[0] != ends[1]
     one, other = (
-        load_text({"train": (texts, labels), "dev": ([texts[0], texts[-1]], dev)}).fingerprint()
+        load_text({"train": (texts, labels), "dev": ([texts[0], texts[-1]], dev)}).fingerprint
         for dev in (ends, ends[::-1])
     )
     assert one != other  # since development texts choose the step

@@ -87,7 +87,7 @@ def test_class_gradients_against_loops(task: TextTask, mode: str) -> None:
 def test_small_classes_come_whole_and_padded() -> None:
     texts = [f"good thing {i}" for i in range(12)] + [f"bad thing {i}" for i in range(4)]
     labels = [0] * 12 + [1] * 4
-    small = text_task({"train": (texts, labels), "dev": (texts, labels), "test": (texts, labels)}, "tfidf")
+    small = text_task({"train": (texts, labels), "dev": (texts, labels), "test": (texts, labels)}, encoder="tfidf")
     for n in (3, 6, 20):
         batch = small.sample_real(Draws(0), torch.arange(2), n)
         assert isinstance(batch, ClassBatch)
@@ -131,7 +131,9 @@ def test_augmentation_is_shared_or_per_sample() -> None:
 
 def test_own_network_judges_first() -> None:
     dim = small_task().dim
-    own = text_task(corpus(), "tfidf", model=lambda: nn.Sequential(nn.Linear(dim, 8), nn.Tanh(), nn.Linear(8, 3)))
+    own = text_task(
+        corpus(), encoder="tfidf", model=lambda: nn.Sequential(nn.Linear(dim, 8), nn.Tanh(), nn.Linear(8, 3))
+    )
     assert own.judges[0] == "model"
     assert own.features(own.init(Draws(0)), own.train.inputs[:5])[-1].shape == (5, 8)
     scores = own.evaluate(None, "model", Draws(0), 2, {})
@@ -140,29 +142,29 @@ def test_own_network_judges_first() -> None:
 
 def test_a_pair_may_bring_its_test_split() -> None:
     (texts, labels), held_out = sentences(20), sentences(8, seed=2)
-    task = text_task((texts, labels), "tfidf", test=held_out)
+    task = text_task((texts, labels), encoder="tfidf", test=held_out)
     assert task.data.test.texts == tuple(held_out[0])
     assert len(task.data.train.texts) + len(task.data.dev.texts) == len(texts)
     assert [note.partition(":")[0] for note in task.data.notes] == ["dev"]
     with pytest.raises(ConfigError, match=r"test data go with \(texts, labels\)"):
-        text_task("trec", "tfidf", test=held_out)
+        text_task("trec", encoder="tfidf", test=held_out)
 
 
 def test_networks_that_do_not_fit() -> None:
     with pytest.raises(ConfigError, match="cannot read points"):
-        text_task(corpus(), "tfidf", model=lambda: nn.Linear(3, 3))
+        text_task(corpus(), encoder="tfidf", model=lambda: nn.Linear(3, 3))
     dim = small_task().dim
     with pytest.raises(ConfigError, match=r"returned \(2, 5\)"):
-        text_task(corpus(), "tfidf", model=lambda: nn.Linear(dim, 5))
+        text_task(corpus(), encoder="tfidf", model=lambda: nn.Linear(dim, 5))
     with pytest.raises(ConfigError, match="did you mean 'mlp'"):
-        text_task(corpus(), "tfidf", model="mpl")
+        text_task(corpus(), encoder="tfidf", model="mpl")
     for model, named in (("linear", "linear"), (lambda: nn.Linear(dim, 2), "a module of your own")):
         with pytest.raises(ConfigError, match=f"{named} takes no width"):
-            text_task(corpus(), "tfidf", model=model, width=5)
+            text_task(corpus(), encoder="tfidf", model=model, width=5)
     with pytest.raises(ConfigError, match="0 or more"):
         small_task(noise=-1.0)
     with pytest.raises(DataError, match="zero vector"):
-        text_task(corpus(), lambda texts: torch.zeros(len(texts), 4))
+        text_task(corpus(), encoder=lambda texts: torch.zeros(len(texts), 4))
 
 
 def test_judges_agree_on_easy_data(task: TextTask) -> None:
@@ -267,7 +269,7 @@ def test_scores_become_probabilities() -> None:
 def test_what_is_chosen_reads_no_test_label(task: TextTask) -> None:
     data = corpus()
     shifted = replace(data.test, labels=(data.test.labels + 1) % 3)
-    other = text_task(replace(data, test=shifted), "tfidf", width=16, judge_epochs=60)
+    other = text_task(replace(data, test=shifted), encoder="tfidf", width=16, judge_epochs=60)
     batch = task.select(torch.arange(0, 180, 9))
     assert other.ridge == task.ridge
     assert other.validate(batch, Draws(0), {}) == task.validate(batch, Draws(0), {}) > 0.5
@@ -286,7 +288,7 @@ def test_sets_of_another_space_are_refused(task: TextTask, tmp_path: Path) -> No
         task.evaluate(batch._replace(targets=torch.ones(6, 2)), "mlp", Draws(0), 1, {})
     with pytest.raises(ShapeError, match="got a dict"):
         task.predict(task.init(Draws(0)), {"a": torch.ones(2, 2)})
-    other = text_task(corpus(), lambda texts: torch.tensor([[len(text), 1.0] for text in texts]))
+    other = text_task(corpus(), encoder=lambda texts: torch.tensor([[len(text), 1.0] for text in texts]))
     saved = DistilledSet(batch, other.describe(), "k-means", 2, 0)
     with pytest.raises(CheckpointError):
         evaluate(task, saved, n=1)
@@ -315,7 +317,7 @@ def test_pictures_and_exports(task: TextTask, tmp_path: Path) -> None:
 
 
 def test_points_of_one_dimension_are_drawn_on_a_line(tmp_path: Path) -> None:
-    own = text_task(corpus(), lambda texts: torch.tensor([[len(text) - 40.5] for text in texts]))
+    own = text_task(corpus(), encoder=lambda texts: torch.tensor([[len(text) - 40.5] for text in texts]))
     picture, _ = draw(own, own.select(torch.tensor([0, 130, 70])), tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG")
 

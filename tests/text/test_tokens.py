@@ -230,7 +230,7 @@ def test_any_sequence_classifier_can_be_distilled_with(folder: Path) -> None:
             )
 
     module = PretrainedModule(load, head="model.classifier", features=("model.classifier",))
-    task = token_task(corpus(12, 12), module, folder, length=6)
+    task = token_task(corpus(12, 12), model=module, encoder=folder, length=6)
     one, other = task.init(Draws(0)), task.init(Draws(1))
     drawn = {name for name, tensor in one.params.items() if not torch.equal(tensor, other.params[name])}
     assert drawn == {"model.classifier.weight"}
@@ -399,7 +399,9 @@ def test_words_pass_gradients_straight_through(task: TokenTask) -> None:
 def test_validation_reads_no_test_label(task: TokenTask, folder: Path) -> None:
     data = corpus(30, 20)
     shifted = dataclasses.replace(data.test, labels=(data.test.labels + 1) % 3)
-    other = token_task(dataclasses.replace(data, test=shifted), "textcnn", folder, judge_epochs=12, width=8)
+    other = token_task(
+        dataclasses.replace(data, test=shifted), model="textcnn", encoder=folder, judge_epochs=12, width=8
+    )
     batch = task.select(torch.arange(0, 90, 3))
     assert other.validate(batch, Draws(0), {}) == task.validate(batch, Draws(0), {})
 
@@ -461,11 +463,11 @@ def test_networks_and_encoders_that_do_not_fit(folder: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'textcnn'"):
         token_corpus_task(folder, "textcn")
     with pytest.raises(ConfigError, match="no table of token embeddings"):
-        token_task(corpus(), "textcnn", "tfidf")
+        token_task(corpus(), model="textcnn", encoder="tfidf")
     with pytest.raises(ConfigError, match="cannot read a dict"):
         token_corpus_task(folder, lambda: nn.Linear(3, 3))
     with pytest.raises(ConfigError, match="width of a transformer"):
-        token_task(corpus(), "transformer", folder, width=3)
+        token_task(corpus(), model="transformer", encoder=folder, width=3)
     with pytest.raises(ConfigError, match="token embeddings"):
         as_token_task(small_task())
     points_only = token_corpus_task(folder)

@@ -28,7 +28,6 @@ from mmdistill.task import (
     Scores,
     TaskInfo,
     Tensors,
-    map_inputs,
     share_classes,
 )
 
@@ -189,7 +188,7 @@ class GraphSetTask:
 
     def _fitted(self, synthetic: Batch, draws: Draws, n: int, protocol: FitProtocol) -> NetworkState:
         """Return n trained networks, stacked, each at its best validation epoch."""
-        data = Batch(*(map_inputs(lambda t: t.detach().to(self.device), part) for part in synthetic))  # type: ignore[arg-type]
+        data = synthetic.map(lambda t: t.detach().to(self.device))
         if data.weight.ndim != 1:
             raise ConfigError("judges train on a flat batch of graphs")
 
@@ -226,7 +225,7 @@ def graph_set_task(
     width: int = 128,
     seed: int = 0,
     protocol: FitProtocol = PROTOCOL,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
 ) -> GraphSetTask:
     """Return the task of distilling a set of graphs.
 
@@ -235,7 +234,7 @@ def graph_set_task(
         width: units of the network's layers.
         seed: of the random split.
         protocol: how judges are trained.
-        device: where everything lies.
+        device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
 
     Raises:
         ConfigError: an unknown name.
