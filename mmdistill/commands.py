@@ -26,7 +26,7 @@ from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import DOMAIN_PACKAGES, Domain, domain_methods, get_domain, located
-from mmdistill.report import aligned, summary, write_comparison, write_report
+from mmdistill.report import aligned, entry, summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, is_finished, is_started
 from mmdistill.runtime import data_root, sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
@@ -384,16 +384,16 @@ def methods_command(domain: str | None) -> None:
             print(f"  {TABLE_1}")
         for key, method in domain_methods(found).items():
             source = f" [{method.source}]" if method.source else ""
-            print(f"  {key:22} {method.title}: {method.summary}{source}")
+            print(entry(key, f"{method.title}: {method.summary}{source}"))
             if found.taxonomy:
                 row = f"Table 1: {' | '.join(found.taxonomy[key])}" if key in found.taxonomy else NO_ROW
-                print(f"  {'':22} {row}")
+                print(entry("", row))
         for key, storage in found.parameterizations.items():
-            print(f"  --parameterization {key:22} {storage.summary}")
+            print(entry(key, storage.summary, "--parameterization "))
         for stem in found.families:
-            print(f"  --parameterization {f'{stem}-N':22} images of N x N tiles, for any N")
+            print(entry(f"{stem}-N", "images of N x N tiles, for any N", "--parameterization "))
         for key, line in found.protocols.items():
-            print(f"  --protocol {key:22} {line}")
+            print(entry(key, line, "--protocol "))
 
 
 def data_command() -> None:
@@ -402,6 +402,6 @@ def data_command() -> None:
         found = get_domain(name)
         print(f"{found.name} (budget: --{found.budget})")
         for key, line in found.datasets.items():
-            print(f"  {key:22} {line}")
-        print(f"  {'PATH':22} {found.accepted}")
+            print(entry(key, line))
+        print(entry("PATH", found.accepted))
     print(f"what is to be brought goes below {data_root()} (MMDISTILL_DATA); the rest is downloaded when first used")

@@ -25,13 +25,13 @@ GROUPS = {
         *("compile", "deterministic"),
     ),
     "reading the data": ("text_column", "label_column", "encoder", "length", "size", "whiten", "inductive"),
+    "judging": (*("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "protocol"),),
     "settings in place of the method's own": (
         *("steps", "lr", "real_batch", "syn_batch", "init", "augment", "outer_steps", "inner_steps", "inner_lr"),
         *("inner_batch", "inner_momentum", "inner_window", "clip", "ridge"),
         *("validate_every", "patience", "classes_at_once", "kept_steps", "interactions_per_user"),
         *("experts", "expert_steps", "start_epochs", "expert_folder", "teacher_epochs", "ema"),
     ),
-    "judging": (*("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "protocol"),),
 }
 """The options of ``distill``, as its help shows them."""
 VALUES = {int: "N", float: "X", bool: "{true,false}"}
@@ -146,6 +146,12 @@ def name_values(parser: ArgumentParser) -> None:
     for action in parser._actions:
         if kinds.get(action.dest) is not None:
             action.metavar = kinds[action.dest]
+        if action.dest == "bytes":
+            action.metavar = "SIZE"
+        if action.dest == "print_config":
+            action.help = (
+                "print the configuration that the other options make, and exit; =skip_default omits defaults"
+            )
         if action.metavar == VALUES[bool]:
             action.nargs, action.const = "?", True
 
