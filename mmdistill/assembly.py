@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from mmdistill.config import DistillConfig, require_data_and_method
@@ -43,22 +44,8 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
             raise ConfigError(
                 f"--{option.replace('_', '-')} is for {kind}, and {data!r} is {domain.name} data; leave it out"
             )
-    options = TaskOptions(
-        model=config.model,
-        width=config.width,
-        device=str(choose_device(device or config.device)),
-        text_column=config.text_column,
-        label_column=config.label_column,
-        encoder=config.encoder,
-        length=config.length,
-        judge_epochs=config.judge_epochs,
-        judge_batch=config.judge_batch,
-        protocol=config.protocol,
-        whiten=config.whiten,
-        size=config.size,
-        inductive=config.inductive,
-        seed=config.seed,
-    )
+    chosen = {field.name: getattr(config, field.name) for field in fields(TaskOptions)}
+    options = TaskOptions(**chosen | {"device": str(choose_device(device or config.device))})
     return domain, domain.make_task(data, options)
 
 

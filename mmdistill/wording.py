@@ -149,9 +149,7 @@ def name_values(parser: ArgumentParser) -> None:
         if action.dest == "bytes":
             action.metavar = "SIZE"
         if action.dest == "print_config":
-            action.help = (
-                "print the configuration that the other options make, and exit; =skip_default omits defaults"
-            )
+            action.help = "print the configuration that the other options make, and exit; =skip_default omits defaults"
         if action.metavar == VALUES[bool]:
             action.nargs, action.const = "?", True
 
