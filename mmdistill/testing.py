@@ -133,7 +133,8 @@ def _check_labels(task: Task, batch: ClassBatch) -> None:
         )
         own = task.select(members[:FEW])
         _require(
-            isinstance(own.targets, Tensor) and bool((hard_labels(own.targets) == labels[members[:FEW]]).all()),
+            isinstance(own.targets, Tensor)
+            and bool((hard_labels(own.targets).cpu() == labels[members[:FEW]].cpu()).all()),
             f"select: samples of class {index} have the labels of other ones",
         )
         if isinstance(one.inputs, Tensor) and isinstance(own.inputs, Tensor) and len(members) <= FEW:
