@@ -69,12 +69,12 @@ class Method:
         settings: the published settings, as a function of the budget (ipc, nodes or users).
         parameterization: builds codes and decoder; None is the domain's default (raw samples).
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, see :func:`~mmdistill.labels.make_labels`.
-        domains: where it makes sense.
         summary: one line for ``mmdistill methods``.
         source: the paper.
         solve: a closed form that replaces the loop.
         sized: of a closed form, builds a set of the same bytes without solving anything; None: solving takes no time.
         judge: whose scores its sets are made for; empty: the domain's first judge.
+        domains: of a method of all domains (``CORE_METHODS``), those that have it; a domain's own are its alone.
     Raises:
         UnknownNameError: labels of no known kind.
         ConfigError: a network or settings that are no function.
@@ -86,12 +86,12 @@ class Method:
     settings: Callable[[int], Settings]
     parameterization: Parameterizer | None = None
     label: LabelKind = "hard"
-    domains: tuple[str, ...] = ("image",)
     summary: str = ""
     source: str = ""
     solve: Solver | None = None
     sized: Solver | None = None
     judge: str = ""
+    domains: tuple[str, ...] = ("image",)
 
     def __post_init__(self) -> None:
         """Check the kind of labels, and that what a run makes is given as what makes it."""

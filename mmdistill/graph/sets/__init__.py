@@ -39,7 +39,6 @@ METHODS = MethodTable(
             fresh,
             _doscond_settings,
             real_graphs,
-            domains=("graph-set",),
             summary="one-step gradient matching on fresh networks, node features and Bernoulli edges of each graph",
             source="Jin et al., KDD 2022",
         ),
