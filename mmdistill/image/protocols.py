@@ -13,6 +13,7 @@ from typing import Literal
 
 from mmdistill.errors import ConfigError
 from mmdistill.image.data import ImageData
+from mmdistill.image.models import Kind
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import FitProtocol
 
@@ -196,8 +197,7 @@ def plan_for(
     scores: bool,
     whole: bool,
     own: bool,
-    deep: bool = False,
-    transformer: bool = False,
+    kind: Kind = "shallow",
     epochs: int | None = None,
     batch: int | None = None,
     augment: bool | None = None,
@@ -211,8 +211,8 @@ def plan_for(
         scores: whether targets are no distributions.
         whole: the set is the whole training set, which takes the few epochs that its data state, by cross entropy.
         own: the judge is the network distilled with; others always train with DSA.
-        deep: the judge is a VGG or a ResNet, and regresses by Adam at :data:`DEEP_RATE` or the protocol's lower rate.
-        transformer: the judge is one, and trains by Adam at :data:`TRANSFORMER_RATE` or the protocol's lower rate.
+        kind: of the judge. A deep one (VGG, ResNet) regresses by Adam at :data:`DEEP_RATE`, a transformer trains by
+            Adam at :data:`TRANSFORMER_RATE`, each at the protocol's rate where that is lower.
         epochs: the user's number instead.
         batch: the user's minibatch size instead.
         augment: the user's choice instead: DSA or nothing, not even CutMix.
@@ -220,21 +220,21 @@ def plan_for(
     if whole and protocol.squared:  # whose rate and minibatches are for thousands of updates on a few images
         protocol = replace(protocol, fit=CLASSIFICATION, squared=False)
     fit = protocol.scores if scores and protocol.scores is not None else protocol.fit
-    if transformer:
+    if kind == "transformer":
         fit = replace(fit, optimizer="adam", lr=min(fit.lr, TRANSFORMER_RATE))
-    elif deep and scores and fit.optimizer == "adam":
+    elif kind == "deep" and scores and fit.optimizer == "adam":
         fit = replace(fit, lr=min(fit.lr, DEEP_RATE))
-    kind: Augmentation = protocol.augment if own else "dsa"
-    if kind == "dc" and data.name != "mnist":
-        kind = "none"  # on other data DC augments for batch norm alone, whose judges here train with DSA
+    augmentation: Augmentation = protocol.augment if own else "dsa"
+    if augmentation == "dc" and data.name != "mnist":
+        augmentation = "none"  # on other data DC augments for batch norm alone, whose judges here train with DSA
     if augment is not None:
-        kind = "dsa" if augment else "none"
+        augmentation = "dsa" if augment else "none"
     fit = fit if batch is None else replace(fit, batch=batch)
     length = fit.epochs
     if protocol.updates:
         reached = [updates for least, updates in protocol.updates if images >= least] or [protocol.updates[0][1]]
         length = max(reached[-1] // -(-images // (fit.batch or images)), 1)
-    elif kind == "none" and protocol.plain_epochs is not None:
+    elif augmentation == "none" and protocol.plain_epochs is not None:
         length = protocol.plain_epochs
     if protocol.name == "default" and data.judge_epochs is not None:
         length = data.judge_epochs
@@ -244,4 +244,4 @@ def plan_for(
         length = epochs
     plain = whole or augment is False or (protocol.augment == "idc" and data.name == "mnist")
     cutmix = 0.0 if plain else protocol.cutmix
-    return Plan(replace(fit, epochs=length), kind, cutmix, protocol.squared or scores, protocol.label_scale)
+    return Plan(replace(fit, epochs=length), augmentation, cutmix, protocol.squared or scores, protocol.label_scale)

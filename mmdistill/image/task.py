@@ -177,7 +177,7 @@ class ImageTask:
         if closed_form is not None:
             return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test)
         targets, named = one_tensor(batch.targets), self._named
-        own, transformer = judge == self.model, named.is_transformer(judge)
+        own, kind = judge == self.model, named.kind(judge)
         plan = plan_for(
             self.protocol,
             self.data,
@@ -185,13 +185,12 @@ class ImageTask:
             scores=not are_probabilities(targets),
             whole=whole,
             own=own,
-            deep=named.is_deep(judge),
-            transformer=transformer,
+            kind=kind,
             epochs=self.judge_epochs,
             batch=self.judge_batch,
             augment=self.judge_augment,
         )
-        usable = learned if own or not transformer else {}  # rates that ConvNets learned are SGD's
+        usable = learned if own or kind != "transformer" else {}  # rates that ConvNets learned are SGD's
         fit, notes = with_learned_rate(plan.fit, usable)
         steps = None if notes else learned_steps(batch, usable)
         if "inner_lr" in learned and not usable:

@@ -13,6 +13,7 @@ from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.dc_augment import crop_scale_rotate
 from mmdistill.image.judge import Judge, squared_loss
+from mmdistill.image.models import Kind
 from mmdistill.image.protocols import (
     CLASSIFICATION,
     DEEP_RATE,
@@ -48,12 +49,12 @@ def plan(
     own: bool = True,
     scores: bool = False,
     whole: bool = False,
-    deep: bool = False,
+    kind: Kind = "shallow",
     augment: bool | None = None,
     batch: int | None = None,
 ) -> Plan:
     return plan_for(
-        PROTOCOLS[name], data, images, scores=scores, whole=whole, own=own, deep=deep, augment=augment, batch=batch
+        PROTOCOLS[name], data, images, scores=scores, whole=whole, own=own, kind=kind, augment=augment, batch=batch
     )
 
 
@@ -72,10 +73,10 @@ def test_the_declared_protocol_is_the_fields(photographs: ImageData, digits: Ima
 
 def test_deep_judges_regress_more_slowly(photographs: ImageData) -> None:
     assert plan("default", photographs, scores=True).fit.lr == REGRESSION.lr > DEEP_RATE
-    assert plan("default", photographs, scores=True, deep=True).fit == replace(REGRESSION, lr=DEEP_RATE)
-    assert plan("default", photographs, deep=True).fit == plan("default", photographs).fit
+    assert plan("default", photographs, scores=True, kind="deep").fit == replace(REGRESSION, lr=DEEP_RATE)
+    assert plan("default", photographs, kind="deep").fit == plan("default", photographs).fit
     for name in ("frepo", "rfad"):  # a lower rate, and no Adam
-        assert plan(name, photographs, scores=True, deep=True).fit == plan(name, photographs, scores=True).fit
+        assert plan(name, photographs, scores=True, kind="deep").fit == plan(name, photographs, scores=True).fit
 
 
 def test_presets_follow_their_papers(photographs: ImageData) -> None:

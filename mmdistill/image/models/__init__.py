@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import nn
 
@@ -49,6 +50,9 @@ WORDS: dict[str, tuple[str, Option]] = {
 NUMBERS = {"d": "depth", "w": "width"}
 
 
+Kind = Literal["shallow", "deep", "transformer"]
+
+
 @dataclass(frozen=True)
 class Family:
     """Networks that share a name.
@@ -58,12 +62,14 @@ class Family:
         smallest: the smallest image side that it takes; one-channel images of 28 x 28 count as 32 x 32.
         options: the builder's arguments that a name may set.
         norm: the norm without an option, where it has one.
+        kind: by which judges of it have rates of their own, see :func:`mmdistill.image.protocols.plan_for`.
     """
 
     build: Builder
     smallest: int
     options: tuple[str, ...]
     norm: str = ""
+    kind: Kind = "shallow"
 
 
 FAMILIES: dict[str, Family] = {
@@ -72,12 +78,12 @@ FAMILIES: dict[str, Family] = {
     "mlp": Family(MLP, 1, ("depth", "width")),
     "lenet": Family(LeNet, 16, ("width",)),
     "alexnet": Family(AlexNet, 16, ("width", "norm"), "none"),
-    "vgg11": Family(VGG11, 32, ("width", "norm"), "instance"),
+    "vgg11": Family(VGG11, 32, ("width", "norm"), "instance", "deep"),
     **{
-        f"resnet{layers}": Family(partial(ResNet, layers=layers), 16, ("width", "norm"), "instance")
+        f"resnet{layers}": Family(partial(ResNet, layers=layers), 16, ("width", "norm"), "instance", "deep")
         for layers in STAGES
     },
-    "vit": Family(ViT, 8, ("depth", "width")),
+    "vit": Family(ViT, 8, ("depth", "width"), kind="transformer"),
 }
 """Networks by name."""
 JUDGES = (
