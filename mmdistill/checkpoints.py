@@ -1,7 +1,8 @@
 """The checkpoints of a run, and which run each belongs to."""
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mmdistill import ranks
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.run_state import RunState
-from mmdistill.runtime import sweep
+from mmdistill.runtime import UNFINISHED, sweep
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import load_tree, save_tree
 
@@ -44,10 +45,33 @@ class Checkpoints:
 
     def save(self, run: RunState, seconds: float) -> None:
         """Write a checkpoint and drop all but the newest."""
-        tree = {"identity": json.dumps(self.identity), "seconds": seconds, "run": run.tree()}
-        save_tree(self.folder / f"step-{run.step:08d}.safetensors", tree)
+        self._write(self._path(run), run, seconds)
         for path in self.paths()[:-KEPT_CHECKPOINTS]:
             path.unlink(missing_ok=True)
+
+    def begin(self, run: RunState, seconds: float, remove: Callable[[], None]) -> None:
+        """Write the first checkpoint of a run that takes the place of an earlier one, which stays if that fails.
+
+        Args:
+            run: the state.
+            seconds: that it has taken.
+            remove: removes what else the earlier run left.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+        with tempfile.TemporaryDirectory(suffix=UNFINISHED, prefix=".", dir=self.folder) as aside:
+            written = Path(aside) / self._path(run).name
+            self._write(written, run, seconds)
+            remove()
+            for path in self.paths():
+                path.unlink()
+            written.replace(self._path(run))
+
+    def _path(self, run: RunState) -> Path:
+        return self.folder / f"step-{run.step:08d}.safetensors"
+
+    def _write(self, path: Path, run: RunState, seconds: float) -> None:
+        save_tree(path, {"identity": json.dumps(self.identity), "seconds": seconds, "run": run.tree()})
 
     def restore(self, run: RunState, device: torch.device) -> float:
         """Load the newest readable checkpoint into a run; returns the seconds spent before it.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import get_args
@@ -217,7 +218,9 @@ def _distilled(
     earlier = 0.0
     if resume and checkpoints is not None:
         earlier = checkpoints.restore(run, task.device)
-    former = None if resume else folder
+    former = folder if folder is not None and not resume and (is_finished(folder) or is_started(folder)) else None
+    if checkpoints is not None and former is None and not resume:
+        checkpoints.clear()  # of what a killed process was writing
     stepper = Stepper(distiller, compile)
     _loop(distiller, stepper, run, checkpoints, former, checkpoint_every, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
@@ -231,16 +234,13 @@ def _distilled(
     return result
 
 
-def _replace(former: Path | None, checkpoints: Checkpoints | None) -> None:
-    """Remove what a former run, its report and its exports left in a folder; None where there is none to replace."""
-    if former is None or checkpoints is None:
-        return
+def _remove(former: Path) -> None:
+    """Remove what a former run, its report and its exports left in a folder beside its checkpoints."""
     if ranks.is_first():
         for pattern in FORMER:
             for path in former.glob(pattern):
                 path.unlink()
         exports.remove(former / "export")
-    checkpoints.clear()
 
 
 def _require_free(folder: Path) -> None:
@@ -266,7 +266,7 @@ def _loop(
 ) -> None:
     """Step to the end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM.
 
-    A former run in the folder stays until the first step has shown that this one works.
+    A former run in the folder stays until the first step has shown that this one works, and is on disk.
     """
     steps = distiller.steps
     read_every = max(steps // READS_PER_RUN, 1)
@@ -276,9 +276,6 @@ def _loop(
         while run.step < steps and not distiller.exhausted(run):
             with explained(f"step {run.step + 1} of the distillation", LOWER):
                 run, loss = stepper(run)
-            if former is not None:
-                _replace(former, checkpoints)
-                former = None
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             last = run.step == steps
             if validate_every and (run.step % validate_every == 0 or last):
@@ -296,14 +293,20 @@ def _loop(
                 if progress is not None:
                     progress(run.step, steps, value)
             due = overdue or _is_due(run.step, checkpoint_every, steps)
-            if ending or stopping or (checkpoints is not None and due):
+            if ending or stopping or former is not None or (checkpoints is not None and due):
                 _require_finite_state(run, loss, checkpoints)
                 if checkpoints is not None:
                     saved = time.perf_counter()
-                    checkpoints.save(run, saved - began)
+                    if former is None:
+                        checkpoints.save(run, saved - began)
+                    else:
+                        checkpoints.begin(run, saved - began, partial(_remove, former))
+                        former = None
             if stopping:
                 raise KeyboardInterrupt
-    _replace(former, checkpoints)  # of a closed form, which takes no step
+    if former is not None and checkpoints is not None:  # of a closed form, which takes no step
+        _remove(former)
+        checkpoints.clear()
 
 
 def _agreed(own: tuple[bool, bool], reading: bool) -> tuple[bool, bool]:

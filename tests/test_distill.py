@@ -1,5 +1,6 @@
 """The run around Algorithm 1: it resumes bit-identically, stops cleanly, and never loses finished work."""
 
+import errno
 import json
 import os
 import re
@@ -708,6 +709,24 @@ def test_a_former_run_stays_until_the_first_step_has_worked(tmp_path: Path, monk
     with pytest.raises(ConfigError, match="refused in the first step"):
         distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path, overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_former_run_stays_where_the_disk_is_too_full_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distill(BlobTask(), method(), ipc=2, out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmdistill.checkpoints.save_tree", full)
+        with pytest.raises(OSError, match="No space left"):
+            distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert distill(BlobTask(), method(), ipc=2, seed=1, out=tmp_path, overwrite=True).seed == 1
+    assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
 def test_a_damaged_listing_of_exports_stops_no_new_run(tmp_path: Path) -> None:
