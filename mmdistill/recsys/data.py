@@ -260,7 +260,12 @@ def _codes(column: "pd.Series[Any]", name: str) -> tuple[npt.NDArray[np.int64], 
         raise DataError(
             f"row {int(missing.argmax()) + 1} of {name} has no {column.name} id ({missing.sum()} such rows)"
         )
-    codes, texts = pd.factorize(column.map(str))  # ids of mixed types are one id where they read alike
+    try:
+        codes, values = pd.factorize(column)
+    except TypeError as error:
+        raise DataError(f"{name} has {column.name} ids that are no numbers or texts ({error})") from error
+    same, texts = pd.factorize(np.array([str(value) for value in values], dtype=object))
+    codes = same[codes]  # ids of mixed types are one id where they read alike
     try:
         numbers = [int(text) for text in texts]
         plain = all(str(number) == text for number, text in zip(numbers, texts, strict=True))

@@ -122,6 +122,11 @@ def test_ids_of_mixed_types_are_one_id_where_they_read_alike():
     assert data.user_ids.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_ids_that_are_lists_are_refused():
+    with pytest.raises(DataError, match="user ids that are no numbers or texts"):
+        load_interactions(pd.DataFrame({"user": [[1], [2]], "item": [1, 2]}))
+
+
 def test_half_precision_is_read():
     rows = (torch.rand(12, 9, generator=torch.Generator().manual_seed(0)) > 0.3).to(torch.bfloat16)
     assert load_interactions(rows).fingerprint == load_interactions(rows.float()).fingerprint
