@@ -30,8 +30,9 @@ of all distillation seeds. The page is written by `python benchmarks/tables.py -
 
 - **Published** numbers are the survey's, with the full schedule and a ConvNet of width 128.
 - A **reduced** schedule distils with a ConvNet of width 16 and judges by one, for 300 epochs (from ipc 10 on in
-  minibatches of 25). It does not attempt the published numbers. Where a table names another width, the settings are
-  those of width 16, in mixed precision: it shows what a wider network alone gains.
+  minibatches of 25), with DSA's augmentation whatever a method's paper does. It does not attempt the published numbers.
+  Where a table names another width, the settings are those of width 16, in mixed precision: it shows what a wider
+  network alone gains.
 - The **short** schedule of digits is the library's own, with a ConvNet of width 32; nothing is published for digits.
 - **Random** and **herding** are as many real images per class as the ipc names, also where a method decodes more
   samples from their bytes.
