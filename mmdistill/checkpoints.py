@@ -62,10 +62,11 @@ class Checkpoints:
         with tempfile.TemporaryDirectory(suffix=UNFINISHED, prefix=".", dir=self.folder) as aside:
             written = Path(aside) / self._path(run).name
             self._write(written, run, seconds)
-            remove()
-            for path in self.paths():
-                path.unlink()
-            written.replace(self._path(run))
+            former = [path for path in self.paths() if path != self._path(run)]
+            written.replace(self._path(run))  # first, so that one of the two runs is there at any time
+        remove()
+        for path in former:
+            path.unlink()
 
     def _path(self, run: RunState) -> Path:
         return self.folder / f"step-{run.step:08d}.safetensors"
