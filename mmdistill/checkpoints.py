@@ -1,7 +1,6 @@
 """The checkpoints of a run, and which run each belongs to."""
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from mmdistill import ranks
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.run_state import RunState
-from mmdistill.runtime import UNFINISHED, sweep
+from mmdistill.runtime import sweep
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import load_tree, save_tree
 
@@ -45,7 +44,7 @@ class Checkpoints:
 
     def save(self, run: RunState, seconds: float) -> None:
         """Write a checkpoint and drop all but the newest."""
-        self._write(self._path(run), run, seconds)
+        self._write(run, seconds)
         for path in self.paths()[:-KEPT_CHECKPOINTS]:
             path.unlink(missing_ok=True)
 
@@ -57,22 +56,16 @@ class Checkpoints:
             seconds: that it has taken.
             remove: removes what else the earlier run left.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sweep(self.folder)
-        with tempfile.TemporaryDirectory(suffix=UNFINISHED, prefix=".", dir=self.folder) as aside:
-            written = Path(aside) / self._path(run).name
-            self._write(written, run, seconds)
-            former = [path for path in self.paths() if path != self._path(run)]
-            written.replace(self._path(run))  # first, so that one of the two runs is there at any time
+        own = self._write(run, seconds)  # first, so that one of the two runs is there at any time
         remove()
-        for path in former:
-            path.unlink()
+        for path in self.paths():
+            if path != own:
+                path.unlink()
 
-    def _path(self, run: RunState) -> Path:
-        return self.folder / f"step-{run.step:08d}.safetensors"
-
-    def _write(self, path: Path, run: RunState, seconds: float) -> None:
+    def _write(self, run: RunState, seconds: float) -> Path:
+        path = self.folder / f"step-{run.step:08d}.safetensors"
         save_tree(path, {"identity": json.dumps(self.identity), "seconds": seconds, "run": run.tree()})
+        return path
 
     def restore(self, run: RunState, device: torch.device) -> float:
         """Load the newest readable checkpoint into a run; returns the seconds spent before it.

@@ -218,9 +218,9 @@ def _distilled(
     earlier = 0.0
     if resume and checkpoints is not None:
         earlier = checkpoints.restore(run, task.device)
+    elif checkpoints is not None:
+        sweep(checkpoints.folder)
     former = folder if folder is not None and not resume and (is_finished(folder) or is_started(folder)) else None
-    if checkpoints is not None and former is None and not resume:
-        checkpoints.clear()  # of what a killed process was writing
     stepper = Stepper(distiller, compile)
     _loop(distiller, stepper, run, checkpoints, former, checkpoint_every, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)

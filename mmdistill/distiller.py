@@ -286,7 +286,7 @@ class Distiller:
         penalty = made.penalty(network.features, decoded.inputs, chosen)
         if penalty is not None:
             loss = loss + penalty
-        tensors = [parameter for name in self.active(run) for parameter in run.groups()[name]]
+        tensors = self._learned(run)
         require_loss(run.objective, loss, bool(tensors))
         found = torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ()
         return loss.detach(), list(found)
@@ -295,16 +295,20 @@ class Distiller:
         """Return the groups that this step learns; those at rest need no gradient."""
         return tuple(name for name in run.groups() if is_active(self.settings.optimizers[name], run.step))
 
+    def _learned(self, run: RunState) -> list[nn.Parameter]:
+        """Return the tensors of all active groups, in their order."""
+        groups = run.groups()
+        return [parameter for name in self.active(run) for parameter in groups[name]]
+
     def _update(self, run: RunState, gradients: list[Tensor | None]) -> None:
         """Step every active group."""
-        groups, active = run.groups(), self.active(run)
         averages = iter(ranks.averages([g for g in gradients if g is not None]))
-        tensors = [parameter for name in active for parameter in groups[name]]
+        tensors = self._learned(run)
         for parameter, gradient in zip(tensors, gradients, strict=True):
             parameter.grad = None if gradient is None else next(averages)
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(tensors, self.settings.clip)
-        for name in active:
+        for name in self.active(run):
             optimizer, spec = run.optimizers[name], self.settings.optimizers[name]
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(spec, run.step, self.steps)
@@ -374,7 +378,7 @@ class Distiller:
             method_name,
             self.budget,
             run.parameterization.stored_bytes(),
-            learned={name: tensor.clone().cpu() for name, tensor in run.objective.learned().items()},
+            learned={name: tensor.to("cpu", copy=True) for name, tensor in run.objective.learned().items()},
             seed=self.draws.seed,
             steps=step,
             settings=asdict(self.settings) | ({"steps": run.step} if self.steps else {}),  # fewer if patience ended it

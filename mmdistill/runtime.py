@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -249,10 +248,7 @@ def data_root() -> Path:
 def sweep(folder: Path) -> None:
     """Remove what killed processes left of the files that they were writing in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

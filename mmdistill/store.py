@@ -364,4 +364,4 @@ def _unnamed(prefix: str, tensors: Tensors) -> Inputs | Targets:
 
 def detached(batch: Batch) -> Batch:
     """Return a copy of a batch, cut from the graph, on the CPU."""
-    return batch.map(lambda t: t.detach().clone().cpu())
+    return batch.map(lambda t: t.detach().to("cpu", copy=True))

@@ -183,8 +183,7 @@ def _pick(colours: list[tuple[float, ...]], classes: np.ndarray) -> list[tuple[f
 
 def _save(figure: "Figure", axes: "Axes", path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, path, dpi=130)
-    return path
+    return save_figure(figure, path, dpi=130)
 
 
 def graph_tensors(batch: Batch) -> Tensors:

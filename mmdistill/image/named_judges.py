@@ -5,7 +5,7 @@ import torch
 from mmdistill.errors import MmdistillError, UnsupportedError
 from mmdistill.image.data import ImageData
 from mmdistill.image.kernel_judge import KERNELS, kernel_judge
-from mmdistill.image.models import FAMILIES, Kind, fitting_models, model_factory, model_name, refusal
+from mmdistill.image.models import FAMILIES, NetworkKind, fitting_models, model_factory, model_name, refusal
 from mmdistill.image.protocols import Protocol
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule
@@ -67,7 +67,7 @@ class NamedJudges:
         trains = kernel_judge(found) is None
         return f"{found} [{self.protocol.name}]" if trains and self.protocol.name != "default" else found
 
-    def kind(self, name: str) -> Kind:
+    def kind(self, name: str) -> NetworkKind:
         """Return the kind of a judge's network, by which it may have a rate of its own; a user's is shallow."""
         family = FAMILIES.get(self.spelled(name).split("-")[0])
         return "shallow" if family is None else family.kind

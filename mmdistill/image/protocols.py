@@ -13,7 +13,7 @@ from typing import Literal
 
 from mmdistill.errors import ConfigError
 from mmdistill.image.data import ImageData
-from mmdistill.image.models import Kind
+from mmdistill.image.models import NetworkKind
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import FitProtocol
 
@@ -197,7 +197,7 @@ def plan_for(
     scores: bool,
     whole: bool,
     own: bool,
-    kind: Kind = "shallow",
+    kind: NetworkKind = "shallow",
     epochs: int | None = None,
     batch: int | None = None,
     augment: bool | None = None,

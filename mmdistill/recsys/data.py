@@ -348,16 +348,15 @@ def _complete_split(
 
 def _as_sparse(source: Any) -> sparse.csr_array:
     if isinstance(source, Tensor):
+        source = source.detach().cpu()
         half = source.dtype in (torch.bfloat16, torch.float16)  # which NumPy or SciPy lacks
-        source = _from_torch(source.detach().cpu().float() if half else source.detach().cpu())
+        source = _from_torch(source.float() if half else source)
     if not sparse.issparse(source):
         source = np.asarray(source)
-        if source.ndim != 2 or source.dtype.kind not in "biuf":
-            raise DataError(
-                f"expected a users x items matrix of numbers, a table or a path, got {source.dtype} {source.shape}"
-            )
-    if source.dtype.kind not in "biuf":
-        raise DataError(f"expected a users x items matrix of real numbers, got {source.dtype}")
+    if source.ndim != 2 or source.dtype.kind not in "biuf":
+        raise DataError(
+            f"expected a users x items matrix of numbers, a table or a path, got {source.dtype} {source.shape}"
+        )
     matrix = sparse.csr_array(source)
     try:
         matrix.check_format()

@@ -10,6 +10,7 @@ from torch import Tensor
 from mmdistill.errors import DataError
 
 MISSING = (None, pd.NA, pd.NaT)
+HALF = "which is half of a character; mend or remove it"
 
 
 def checked_texts(name: str, split: str, texts: list[object]) -> list[str]:
@@ -25,7 +26,8 @@ def checked_texts(name: str, split: str, texts: list[object]) -> list[str]:
             raise DataError(f"{name}: row {row} of {split} has no text but {text!r}; remove the row or fill it")
         if not text.strip():
             raise DataError(f"{name}: the text in row {row} of {split} is empty; remove the row or fill it")
-        _require_utf8(f"{name}: the text in row {row} of {split}", text)
+        if half := half_character(text):
+            raise DataError(f"{name}: the text in row {row} of {split} holds {half!r}, {HALF}")
     return [str(text) for text in texts]
 
 
@@ -50,15 +52,15 @@ def checked_labels(name: str, split: str, labels: list[object]) -> list[str]:
                 raise DataError(f"{where} has the label {value}; remove the row or fill it")
             label = int(value) if value.is_integer() else value
         checked.append(str(label).strip())
-        _require_utf8(f"the label of {where}", checked[-1])
+        if half := half_character(checked[-1]):
+            raise DataError(f"the label of {where} holds {half!r}, {HALF}")
     return checked
 
 
-def _require_utf8(what: str, text: str) -> None:
-    """Refuse text that no file could hold, such as half of an emoji that was cut by its length."""
+def half_character(text: str) -> str:
+    """Return what a text holds and no file could, such as half of an emoji that was cut by its length, or nothing."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{what} holds {text[error.start]!r}, which is half of a character; mend or remove it"
-        ) from error
+        return text[error.start]
+    return ""

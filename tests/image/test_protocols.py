@@ -13,7 +13,7 @@ from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
 from mmdistill.image.dc_augment import crop_scale_rotate
 from mmdistill.image.judge import Judge, squared_loss
-from mmdistill.image.models import Kind
+from mmdistill.image.models import NetworkKind
 from mmdistill.image.protocols import (
     CLASSIFICATION,
     DEEP_RATE,
@@ -49,7 +49,7 @@ def plan(
     own: bool = True,
     scores: bool = False,
     whole: bool = False,
-    kind: Kind = "shallow",
+    kind: NetworkKind = "shallow",
     augment: bool | None = None,
     batch: int | None = None,
 ) -> Plan:

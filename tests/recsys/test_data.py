@@ -288,7 +288,7 @@ def test_names_resolve_under_the_data_root(tmp_path, monkeypatch):
         (-np.ones((4, 5)), "nobody likes anything"),
         (np.ones(5), "users x items"),
         (np.array([["a", "b"]]), "matrix of numbers"),
-        (sparse.csr_array(np.ones((2, 3)) * 1j), "matrix of real numbers"),
+        (sparse.csr_array(np.ones((2, 3)) * 1j), "matrix of numbers, .* got complex128"),
         (np.ones((0, 5)), "shape"),
         (sparse.csr_array((np.ones(2), np.array([0, 9]), np.array([0, 1, 2])), shape=(2, 3)), "damaged"),
     ],

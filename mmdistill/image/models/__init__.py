@@ -50,7 +50,8 @@ WORDS: dict[str, tuple[str, Option]] = {
 NUMBERS = {"d": "depth", "w": "width"}
 
 
-Kind = Literal["shallow", "deep", "transformer"]
+NetworkKind = Literal["shallow", "deep", "transformer"]
+"""By which networks may need learning rates of their own."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Family:
     smallest: int
     options: tuple[str, ...]
     norm: str = ""
-    kind: Kind = "shallow"
+    kind: NetworkKind = "shallow"
 
 
 FAMILIES: dict[str, Family] = {
