@@ -10,7 +10,7 @@ from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.method import Method
 from mmdistill.names import canonical
 from mmdistill.registry import Domain, TaskOptions, domain_of, get_method, get_parameterization
-from mmdistill.run_folder import CONFIG, is_finished, is_started
+from mmdistill.run_folder import CONFIG, holds_work
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.task import Task
 
@@ -81,7 +81,7 @@ def kept_config(config: DistillConfig, folder: Path) -> Iterator[Callable[[], No
     Beside a former run it is kept from the first step on, which replaces that; gives what is to be called then.
     """
     path = folder / CONFIG
-    if _holds_work(folder):
+    if holds_work(folder):
         yield lambda: config.save(path)
         config.save(path)  # of a closed form, which takes no step
         return
@@ -90,7 +90,7 @@ def kept_config(config: DistillConfig, folder: Path) -> Iterator[Callable[[], No
         config.save(path)
         yield lambda: None
     except MmdistillError:  # what was interrupted can be resumed
-        if not _holds_work(folder):
+        if not holds_work(folder):
             _put_back(path, former)
         raise
 
@@ -102,8 +102,3 @@ def _put_back(path: Path, former: bytes | None) -> None:
         return
     with atomic_write(path) as handle:
         handle.write(former)
-
-
-def _holds_work(folder: Path) -> bool:
-    """Return whether there is a set or a checkpoint in a folder."""
-    return is_finished(folder) or is_started(folder)

@@ -15,7 +15,7 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 
 from mmdistill.config import DistillConfig, read_settings
 from mmdistill.errors import ConfigError, MmdistillError
-from mmdistill.run_folder import is_finished, is_started
+from mmdistill.run_folder import holds_work
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.wording import GROUPS, Parser, in_groups, name_values
 
@@ -320,7 +320,7 @@ def _kept(options: Namespace | None, notes: Sequence[str] = ()) -> str:
     chosen = options["distill"]
     names = ("data", "method", "ipc", "nodes", "users", "bytes", "parameterization", "out", "seed")
     folder = Path(chosen["resume"] or DistillConfig(**{name: chosen[name] for name in names}).folder())
-    if not (is_finished(folder) or is_started(folder)):
+    if not holds_work(folder):
         return ", ".join(notes) or "nothing is finished yet"
     return f"continue with: mmdistill distill --resume {shlex.quote(str(folder))}"
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
-from mmdistill.run_folder import is_finished, is_started
+from mmdistill.run_folder import holds_work
 from mmdistill.settings import InitKind, Settings
 
 
@@ -225,7 +225,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def _no_configuration(path: Path) -> str:
     """Return in words why a run folder has no configuration: it is none, or the run was made in Python."""
     folder = path.parent
-    if not (is_finished(folder) or is_started(folder)):
+    if not holds_work(folder):
         return f"{folder} is no run folder: {path.name} is missing"
     return (
         f"{folder} was made in Python, which writes no {path.name}, so that its task is known there alone; use "

@@ -30,7 +30,7 @@ from mmdistill.networks.architecture import described_layers
 from mmdistill.parameterizations.codes import CODES, save_codes
 from mmdistill.precision import Precision
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
-from mmdistill.run_folder import CHECKPOINTS, METRICS, SAMPLES, SET, is_finished, is_started
+from mmdistill.run_folder import CHECKPOINTS, METRICS, SAMPLES, SET, holds_work, is_finished, is_started
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws, checked_seed, sole_writer, sweep
 from mmdistill.stepper import Stepper
@@ -220,7 +220,7 @@ def _distilled(
         earlier = checkpoints.restore(run, task.device)
     elif checkpoints is not None:
         sweep(checkpoints.folder)
-    former = folder if folder is not None and not resume and (is_finished(folder) or is_started(folder)) else None
+    former = folder if folder is not None and not resume and holds_work(folder) else None
     stepper = Stepper(distiller, compile)
     _loop(distiller, stepper, run, checkpoints, former, checkpoint_every, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)

@@ -22,3 +22,8 @@ def is_finished(folder: Path) -> bool:
 def is_started(folder: Path) -> bool:
     """Return whether a run folder holds a checkpoint."""
     return any((folder / CHECKPOINTS).glob("step-*.safetensors"))
+
+
+def holds_work(folder: Path) -> bool:
+    """Return whether a run folder holds a distilled set or a checkpoint."""
+    return is_finished(folder) or is_started(folder)
