@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/graph_speed.json"))
     chosen = parser.parse_args(arguments)
-    task = graph_task(generated() if chosen.data == "generated" else chosen.data)
+    task = graph_task(generated() if chosen.data == "generated" else chosen.data, device="cpu")
     rows = []
     for nodes in (int(text) for text in chosen.nodes.split(",")):
         rows.append(compare(task, nodes, chosen.repeats))

@@ -203,6 +203,7 @@ def main() -> None:
             folder = folder_of(chosen.out, row, seed)
             if not (folder / METRICS).exists():
                 if device.startswith("cuda"):
+                    torch.cuda.init()  # which asking for a device by its number did not do
                     torch.cuda.reset_peak_memory_stats(device)
                 run_row(row, folder, device, chosen.networks, seed, judges, baselines)
             documents.append(read_json(folder / METRICS))

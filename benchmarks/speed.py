@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmdistill import compilation
-from mmdistill.capture import Replay
+from mmdistill.capture import CudaGraph, Function, Graph, Replay
 from mmdistill.compilation import CompileMode, operations
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
@@ -191,8 +191,8 @@ def judging(task: ImageTask, ipc: int, networks: int, epochs: int, siamese: bool
     replays: list[Replay] = []
 
     class Noted(Replay):
-        def __init__(self, function: Any) -> None:
-            super().__init__(function)
+        def __init__(self, function: Function, graph: Callable[[], Graph] = CudaGraph) -> None:
+            super().__init__(function, graph)
             replays.append(self)
 
     ways: set[str] = set()
@@ -303,7 +303,6 @@ def measure(found: Contest, device: torch.device, repeats: int, warm_up: int) ->
         found.ours()
     found.plain()
     gc.collect()
-    gc.freeze()  # what compiling made is not searched for garbage while steps are timed
     together = STEPS_TOGETHER if device.type == "cuda" and warm_up else 1
 
     def several() -> None:
@@ -311,10 +310,13 @@ def measure(found: Contest, device: torch.device, repeats: int, warm_up: int) ->
             found.ours()
 
     ours, plain = [], []
-    for _ in range(repeats):
-        ours.append(timed(several, device) / together)
-        plain.append(timed(found.plain, device))
-    gc.unfreeze()  # and with it the graphs of earlier measurements, whose memory would count as this one's
+    gc.freeze()  # what compiling made is not searched for garbage while steps are timed
+    try:
+        for _ in range(repeats):
+            ours.append(timed(several, device) / together)
+            plain.append(timed(found.plain, device))
+    finally:
+        gc.unfreeze()  # and with it the graphs of earlier measurements, whose memory would count as this one's
     gc.collect()
     fast, slow = statistics.median(ours), statistics.median(plain)
     return {

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmdistill import runtime
@@ -149,7 +150,7 @@ class CudaGraph:
                     raise
         except BaseException as error:
             torch.cuda.set_stream(stream)
-            abandon(stream.device.index, pool)
+            abandon(self.graph, stream.device.index, pool)
             fresh = torch.Generator(device=default.device)
             fresh.set_state(drawn)
             default.graphsafe_set_state(fresh.graphsafe_get_state())
@@ -173,14 +174,21 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def abandon(index: int, pool: tuple[int, int]) -> None:
-    """Take a device's allocator out of a broken capture that torch, up to 2.11, leaves it in (pytorch issue 180395).
+def abandon(graph: torch.cuda.CUDAGraph, index: int, pool: tuple[int, int]) -> None:
+    """Give back the memory of a broken capture, which torch does by itself from 2.14 on.
 
-    Where torch has ended it, or has other names for what it keeps to itself, nothing is done.
+    Up to 2.11 it leaves the allocator in the capture (pytorch issue 180395); up to 2.13 the graph never releases the
+    memory of a capture that it did not end (pytorch issue 190348). Where torch has other names for what it keeps to
+    itself, nothing is done.
     """
+    with suppress(RuntimeError):
+        graph.pool()  # which a graph has whose capture was ended, as where memory ran out in it
+        return
     with suppress(RuntimeError, AttributeError):
         torch._C._cuda_endAllocateToPool(index, pool)
-        torch._C._cuda_releasePool(index, pool)
+    if TorchVersion(torch.__version__) < TorchVersion("2.14"):
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_releasePool(index, pool)
 
 
 class Replay:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from mmdistill.abilities import Validates
 from mmdistill.errors import ConfigError, did_you_mean
-from mmdistill.labels import TeacherLabels
+from mmdistill.labels import LearnedLabels, TeacherLabels
 from mmdistill.method import Method
 from mmdistill.objectives.base import Objective
 from mmdistill.parameterizations.base import Parameterization
@@ -57,6 +57,11 @@ def require_composition(
             f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
             f"{method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
             "or a method that trains on the samples, such as gradient or kernel ridge matching"
+        )
+    if not objective.reads_scores and isinstance(parameterization.labels, LearnedLabels):
+        raise ConfigError(
+            f"{type(objective).__name__} compares gradients of the cross entropy, and unrestricted labels are "
+            f"regressed; with {method.title} use hard, soft or a teacher's labels (--label hard, soft or teacher)"
         )
     if objective.styles not in (1, parameterization.styles):
         raise ConfigError(

@@ -145,7 +145,7 @@ class Distiller:
                 f"{self.method.title} learns the group {name!r} but its settings give no optimizer for it; "
                 f"there are {sorted(self.settings.optimizers)}"
             )
-        return make_optimizer(spec, parameters, self.task.device)
+        return make_optimizer(spec, parameters)
 
     def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
         """Return the real batch of a step, in the objective's view, as it was drawn; where none is read, one sample."""

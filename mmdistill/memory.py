@@ -9,9 +9,10 @@ from mmdistill.errors import MemoryExhaustedError
 
 MARKS = (
     *("can't allocate memory", "not enough memory"),
-    *("CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *("CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED"),
 )
-"""How torch's CPU allocator words it in a plain RuntimeError, and how CUDA's libraries do, which need memory too."""
+"""How torch's CPU allocator words it in a plain RuntimeError, and how CUDA and its libraries do, which need it too."""
 
 
 @contextmanager

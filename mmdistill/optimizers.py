@@ -164,15 +164,13 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 """By the names that settings use."""
 
 
-def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor], device: torch.device) -> Optimizer:
-    """Return the optimizer of one group of tensors on a device."""
+def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> Optimizer:
+    """Return the optimizer of one group of tensors; it counts its steps on the host, so nothing waits for a device."""
     options: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "maximize": spec.maximize}
     if spec.name == "sgd":
         options["momentum"] = spec.momentum
     else:
         options["betas"] = spec.betas
-        if spec.name in ("adam", "adamw"):
-            options["capturable"] = device.type == "cuda"
     return OPTIMIZERS[spec.name](parameters, **options)
 
 

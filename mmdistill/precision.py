@@ -3,7 +3,8 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
@@ -47,16 +48,48 @@ def matrix_products(precision: Precision, device: torch.device) -> Iterator[None
     if device.type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    _set_tf32("highest" if precision == "float32" else "high", precision != "float32")
+    exact = precision == "float32"
+    before = _chosen()
+    if before is None:
+        named = [place.fp32_precision for place in _places()]
+        restore = partial(_set_named, named)
+        _set_named(["ieee" if exact else "tf32"] * len(named))
+    else:
+        restore = partial(_set_tf32, *before)
+        _set_tf32("highest" if exact else "high", not exact)
     try:
         yield
     finally:
-        _set_tf32(*before)
+        restore()
+
+
+def _chosen() -> tuple[str, bool] | None:
+    """Return what matrix products and convolutions use; None where the user chose by torch's newer names.
+
+    The older ones, which torch's compiler asks by, do not mix with these: reading them raises, and setting them may
+    change nothing.
+    """
+    if getattr(torch.backends, "fp32_precision", "none") != "none":
+        return None
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
 
 
 def _set_tf32(products: str, convolutions: bool) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer torch has a second way to say this, which its compiler does not know
+        warnings.simplefilter("ignore")  # newer torch prefers its newer names
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def _places() -> tuple[Any, ...]:
+    """Return what has a ``fp32_precision`` of its own: matrix products, convolutions and recurrent layers."""
+    backends: Any = torch.backends
+    return backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
+
+
+def _set_named(values: list[str]) -> None:
+    for place, value in zip(_places(), values, strict=True):
+        place.fp32_precision = value

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmdistill import runtime, streams
@@ -180,11 +181,14 @@ class BrokenDevice:
 
     Args:
         monkeypatch: by which it takes the place.
-        ended: whether torch takes its allocator out of the capture, as of 2.12.
+        version: torch's, which takes its allocator out of the capture from 2.12 on, and lets graphs release their
+            memory from 2.14 on.
+        whole: whether the capture was ended, and what the call raised is all that went wrong.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, ended: bool) -> None:
-        self.ended = ended
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, version: str, whole: bool = False) -> None:
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        self.ended, self.whole = TorchVersion(version) >= TorchVersion("2.12"), whole
         self.stream = self.main = SimpleNamespace(device=torch.device("cuda", 1))
         generator = SwappedGenerator()
         generator.manual_seed(3)
@@ -196,15 +200,20 @@ class BrokenDevice:
         for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
             call = partial(self.settle, name)
             monkeypatch.setattr(torch._C, name, call, raising=False)
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(pool=self.pool))
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
         monkeypatch.setattr(torch, "Generator", SwappedGenerator)
 
     def settle(self, name: str, index: int, pool: tuple[int, int]) -> None:
         assert (index, pool) == (1, (0, 7))
-        self.allocator.append(name)
-        if self.ended:
+        if name == "_cuda_endAllocateToPool" and self.ended:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.allocator.append(name)
+
+    def pool(self) -> tuple[int, int]:
+        if not self.whole:
+            raise RuntimeError("Called CUDAGraph::pool() without a preceding successful capture.")
+        return 0, 7
 
     def synchronize(self) -> None:
         pass
@@ -227,7 +236,9 @@ class BrokenDevice:
         try:
             yield
         finally:
-            raise RuntimeError("operation failed due to a previous error during capture")
+            self.stream = self.main if self.whole else stream
+            if not self.whole:
+                raise RuntimeError("operation failed due to a previous error during capture")
 
 
 class SwappedGenerator(torch.Generator):
@@ -255,21 +266,40 @@ def test_streams_that_are_lent_serve_one_living_owner(monkeypatch: pytest.Monkey
     assert streams.lent_stream(torch.device("cuda", 0), owner).device.index == 0
 
 
-@pytest.mark.parametrize("ended", [False, True])
-def test_a_broken_capture_leaves_torch_as_it_was(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("version", "left"),
+    [
+        ("2.11.0", ["_cuda_endAllocateToPool", "_cuda_releasePool"]),
+        ("2.13.0+cu130", ["_cuda_releasePool"]),
+        ("2.14.0", []),
+    ],
+)
+def test_a_broken_capture_leaves_torch_as_it_was(
+    version: str, left: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def waiting() -> None:
         torch.rand(2, generator=device.default_generators[0])
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    device = BrokenDevice(monkeypatch, ended)
+    device = BrokenDevice(monkeypatch, version)
     before = device.default_generators[0].get_state()
     with pytest.raises(RuntimeError, match="not permitted"):  # what broke it, not that it could not be ended
         CudaGraph().capture(waiting, [])
     assert device.stream is device.main
-    assert device.allocator == ["_cuda_endAllocateToPool"] + ["_cuda_releasePool"] * (not ended)
+    assert device.allocator == left
     assert gc.isenabled()
     assert not device.default_generators[0].refuses
     assert torch.equal(device.default_generators[0].get_state(), before)
+
+
+def test_a_capture_that_was_ended_keeps_its_memory_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    device = BrokenDevice(monkeypatch, "2.11.0", whole=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaGraph().capture(too_much, [])
+    assert device.allocator == []  # the graph releases what it holds when it dies
 
 
 def drawn_elsewhere(key: Draws, x: Tensor) -> Tensor:

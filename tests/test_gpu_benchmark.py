@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdistill.capture import WARM_UP_CALLS
+from mmdistill.networks.stacked import GradientEngine
 from mmdistill.run_state import RunState
 from mmdistill.stepper import Stepper
 from mmdistill.store import read_json
 from tests.meta import META, NoTransfers
+from tests.test_capture import RepeatedCall
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 FOUND = {"ours_ms": 1.0, "textbook_ms": 2.0, "ratio": 2.0, "first_s": 0.0, "path": "eager", "ours_mib": 1.0}
@@ -87,6 +90,19 @@ def test_checks_of_replays_find_wrong_gradients(name: str, gpu: ModuleType, monk
     assert gpu.check_replays(task, name) == "eager, relative difference 0.0e+00"
     monkeypatch.setattr(gpu.speed, "Stepper", WrongReplays)
     assert float(gpu.check_replays(task, name).split()[-1]) > 1e-4
+
+
+def test_judges_that_are_replayed_are_seen_and_their_graphs_let_go(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(engine: GradientEngine, *inputs: Any) -> None:
+        engine._replay = engine._replayed(RepeatedCall)
+
+    monkeypatch.setattr(GradientEngine, "begin", begin)
+    task = gpu.speed.make_task((3, 8, 8), 4, 16, torch.device("cpu"))
+    contest = gpu.speed.judging(task, 1, 2, WARM_UP_CALLS + 4, siamese=False, compile="off")
+    contest.ours()
+    assert contest.path() == "captured"
 
 
 @pytest.mark.parametrize("name", ["dm", "dc", "mtt", "dd", "frepo", "kip"])

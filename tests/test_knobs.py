@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import attrgetter
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ from mmdistill.objectives.base import (
 from mmdistill.objectives.performance import FeatureKernel, Kernel, KernelRidgeMatching, LinearKernel
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.parameterizations.raw import raw_samples
-from mmdistill.precision import resolved
+from mmdistill.precision import matrix_products, resolved
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
@@ -146,6 +148,28 @@ def test_precisions_are_resolved_by_device() -> None:
         resolved("tf32", CPU)
     with pytest.raises(ConfigError, match="classes_at_once"):
         Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(classes_at_once=-1), 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [("cuda.matmul", "tf32"), ("cudnn.conv", "ieee"), ("cudnn.rnn", "ieee"), (None, "tf32")]
+)
+def test_products_mix_with_what_the_user_chose_by_torchs_newer_names(place: str | None, value: str) -> None:
+    backends: Any = torch.backends
+    places = {name: attrgetter(name)(backends) for name in ("cuda.matmul", "cudnn.conv", "cudnn.rnn")}
+    kept = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    try:
+        (backends if place is None else places[place]).fp32_precision = value
+        before = {name: found.fp32_precision for name, found in places.items()}
+        for precision, expected in (("float32", "ieee"), ("mixed", "tf32")):
+            with matrix_products(precision, torch.device("cuda")):  # type: ignore[arg-type]
+                assert {found.fp32_precision for found in places.values()} == {expected}
+            assert {name: found.fp32_precision for name, found in places.items()} == before
+    finally:
+        for found in (backends, *places.values()):
+            found.fp32_precision = "none"
+        backends.cudnn.conv.fp32_precision = backends.cudnn.rnn.fp32_precision = "tf32"  # torch's own defaults
+        torch.set_float32_matmul_precision(kept[0])
+        backends.cudnn.allow_tf32 = kept[1]
 
 
 def test_a_step_takes_some_samples_of_each_class_and_moves_no_other() -> None:

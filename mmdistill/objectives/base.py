@@ -87,7 +87,8 @@ class Objective(nn.Module, ABC):
     are. One that is not ``steady`` does other work from step to step by what the host knows, or changes something
     beside its result, so that a captured step cannot repeat it.
     One of several ``styles`` compares the samples that as many decoders make of each code. One without
-    ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned.
+    ``reads_labels`` knows samples by the class that groups them alone, so their labels cannot be learned; without
+    ``reads_scores`` it compares losses on labels with losses on classes, so labels must be distributions.
     One that ``lowers`` runs networks in bfloat16 where the precision says so, as :func:`class_gradients` and
     :func:`class_means` do; ``bf16`` is refused with others. One that is ``exact`` has all products of its steps in
     float32 whatever the precision, because TF32 would drown a small ridge.
@@ -95,6 +96,7 @@ class Objective(nn.Module, ABC):
 
     view: RealView = "classes"
     reads_labels = True
+    reads_scores = True
     styles = 1
     lowers = False
     needs_target = False

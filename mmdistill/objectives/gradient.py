@@ -71,6 +71,7 @@ class GradientMatching(Objective):
     """
 
     lowers = True
+    reads_scores = False
 
     def __init__(
         self,
