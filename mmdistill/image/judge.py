@@ -26,7 +26,7 @@ from mmdistill.image.protocols import Plan
 from mmdistill.labels import regression_targets, target_loss, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps
-from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.module import FunctionalModule, redrawn
 from mmdistill.networks.stacked import Loss, state_at
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors
@@ -125,6 +125,11 @@ class Judge:
         notes = (*self.notes, collapsed) if min(found) <= classes // 2 else self.notes
         return Scores(self.name, {"accuracy": tuple(torch.stack(accuracies).tolist())}, notes)
 
+    def _start(self, draws: Draws) -> NetworkState:
+        """Draw a fresh network as the plan says."""
+        state = self.network.init(draws)
+        return state if self.plan.bias_std is None else redrawn(state, draws.fold("weights"), self.plan.bias_std)
+
     def _fit(
         self, data: Batch, n: int, draws: Draws, mode: Literal["vmap", "loop"], compile: Literal["auto", "off"]
     ) -> NetworkState:
@@ -132,9 +137,9 @@ class Judge:
         loss = training_loss(self.network, self.plan.label_scale if self.plan.squared else None)
         if self.steps is not None:
             batches, rates, momentum = self.steps
-            return fit_steps(self.network.init, loss, batches, rates, momentum, n, draws, mode=mode)
+            return fit_steps(self._start, loss, batches, rates, momentum, n, draws, mode=mode)
         return fit_networks(
-            self.network.init,
+            self._start,
             loss,
             data,
             self.plan.fit,

@@ -134,7 +134,8 @@ MATCHING_METHODS: dict[str, Method] = {
         trained_by(AccuracyDriven),
         _cafe_settings,
         summary="mean features of every layer, and synthetic centres that classify real samples",
-        source="Wang et al., CVPR 2022",
+        source="Wang et al., CVPR 2022 (a rate annealed smoothly, not in three halvings; limited loops; the third "
+        "block's features after pooling)",
     ),
 }
 """What these families add to the shared methods; ``cafe+dsa`` is CAFE under siamese augmentation."""

@@ -50,6 +50,8 @@ class Protocol:
         network: options of the ConvNet that judges, in place of the task's network, see :mod:`mmdistill.image.models`.
         updates: training length by set size: (images, updates) pairs, of which the last that is reached counts; empty:
             the epochs of ``fit``.
+        bias_std: judges start as networks of the kernel that the paper distils with do: weights of N(0, 2 / fan-in),
+            biases of N(0, bias_std^2); None leaves it to torch.
         reported: which number the paper reports, where that is not the last epoch's.
     Raises:
         ConfigError: cutmix is no probability, or label_scale is not positive.
@@ -66,6 +68,7 @@ class Protocol:
     label_scale: float = LABEL_SCALE
     network: str = ""
     updates: tuple[tuple[int, int], ...] = ()
+    bias_std: float | None = None
     reported: str = ""
 
     def __post_init__(self) -> None:
@@ -82,14 +85,25 @@ class Protocol:
 _DSA = Protocol("dsa", "DSA's: cross entropy, SGD for 1000 epochs with siamese augmentation", plain_epochs=PLAIN_EPOCHS)
 _RFAD = Protocol(
     "rfad",
-    "RFAD's and KIP's: squared error on scaled labels, a wide ConvNet without norm, no augmentation; the papers choose "
-    "rate, weight decay and label scale for each cell, and subtract each network's outputs at its start",
-    FitProtocol(epochs=2000, lr=0.01, momentum=0.9, weight_decay=0.0, batch=512, decay_at=()),
+    "RFAD's: squared error on scaled labels, a wide ConvNet without norm, no augmentation; the paper chooses rate and "
+    "label scale for each cell (rates from 1e-4 to 0.01), and subtracts each network's outputs at its start",
+    FitProtocol(epochs=2000, lr=1e-3, momentum=0.9, weight_decay=0.0, batch=512, decay_at=()),
     scores=None,
     augment="none",
     squared=True,
     network="w1024-nn",
-    reported="the best of so many steps on 5000 held-out training images",
+    bias_std=0.1,
+    reported="the best of so many steps on 5000 training images, of which it distils",
+)
+_KIP = replace(
+    _RFAD,
+    name="kip",
+    summary="KIP's: squared error, a wide ConvNet without norm, 5000 updates of 100 images at an annealed rate; the "
+    "paper chooses rate and weight decay for each cell, and has a fourth convolution",
+    fit=FitProtocol(epochs=5000, lr=1e-3, momentum=0.9, weight_decay=1e-3, batch=100, decay_at=(), cosine=True),
+    label_scale=1.0,
+    updates=((1, 5000),),
+    reported="the best of the rates and weight decays that it tries",
 )
 _DC = Protocol(
     "dc",
@@ -124,6 +138,7 @@ PROTOCOLS: dict[str, Protocol] = {
         squared=True,
         label_scale=1.0,
         network="w128-nn-x2",
+        reported="the best over the checkpoints of the run",
         updates=((1, 1000), (100, 2000), (200, 20_000), (400, 5000), (1000, 10_000), (2000, 40_000)),
     ),
     "addmem": Protocol(
@@ -133,7 +148,7 @@ PROTOCOLS: dict[str, Protocol] = {
         augment="none",
     ),
     "rfad": _RFAD,
-    "kip": replace(_RFAD, name="kip", summary="KIP's: the same as rfad"),
+    "kip": _KIP,
     "idc": Protocol(
         "idc",
         "IDC's (EDD): cross entropy, SGD for 1000 epochs of minibatches of 64 that are mirrored, coloured and warped, "
@@ -150,7 +165,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         augment="idc",
         cutmix=0.5,
-        reported="the best over the epochs",
+        reported="the best of four checks of each judge",
     ),
 }
 """Protocols by name; ``default`` is used where none is asked for."""
@@ -180,6 +195,7 @@ class Plan:
         cutmix: the probability that a minibatch is mixed.
         squared: regress all targets.
         label_scale: of targets that are regressed.
+        bias_std: how networks start, as of a :class:`Protocol`.
     """
 
     fit: FitProtocol
@@ -187,6 +203,7 @@ class Plan:
     cutmix: float = 0.0
     squared: bool = False
     label_scale: float = 1.0
+    bias_std: float | None = None
 
 
 def plan_for(
@@ -244,4 +261,11 @@ def plan_for(
         length = epochs
     plain = whole or augment is False or (protocol.augment == "idc" and data.name == "mnist")
     cutmix = 0.0 if plain else protocol.cutmix
-    return Plan(replace(fit, epochs=length), augmentation, cutmix, protocol.squared or scores, protocol.label_scale)
+    return Plan(
+        replace(fit, epochs=length),
+        augmentation,
+        cutmix,
+        protocol.squared or scores,
+        protocol.label_scale,
+        protocol.bias_std if own and not whole else None,
+    )

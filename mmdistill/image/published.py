@@ -16,6 +16,7 @@ PROTOCOL_OF = {
     "idc": "idc",
     "edd": "idc",
     "addmem": "addmem",
+    "bptt": "addmem",
 }
 """How judges train, where that is not the default protocol."""
 MODEL_OF = {"frepo": "freponet-bn", "rfad": "convnet-w256-nn"}
@@ -29,12 +30,13 @@ WHITENING_OF: dict[str, dict[str, Cells]] = {
     "mtt": _MTT,
     "ddpp": _MTT,
     "ftd": {"mtt": {"cifar10": (1, 10), "cifar100": (1, 10, 50)}},
-    "haba": {"mtt": {"cifar10": (1, 10, 50), "cifar100": (1, 50)}},
+    "haba": {"mtt": {"cifar10": (2, 10, 11, 50, 51), "cifar100": (2, 50, 51)}},  # of as many bases, or one fewer
     "tesla": {"mtt": {"cifar10": (10,), "cifar100": (1, 50)}},
     "frepo": {"frepo": {**_CIFAR, "tiny-imagenet": (1, 10)}},
     "rfad": {"frepo": _CIFAR, "kip": {"svhn": (1, 10, 50)}},
     "kip": _KIP,
     "kip-conv": _KIP,
+    "bptt": {"kip": {"cifar10": (1,)}},
     "rat-bptt": {"kip": {"cifar10": (10,)}},
 }
 """Whitenings by method, each with the cells it is for; where there is no command of TESLA's or HaBa's, MTT's.

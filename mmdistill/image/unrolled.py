@@ -137,6 +137,14 @@ def _addmem_settings(ipc: int, classes: int = 10) -> Settings:
     )
 
 
+def _bptt_settings(ipc: int, classes: int = 10) -> Settings:
+    """Return the published settings: AddMem's, with ten samples of each class per step.
+
+    They are those of one image per class; others have no command.
+    """
+    return replace(_addmem_settings(ipc, classes), inner_batch=10 * classes)
+
+
 def _rat_settings(ipc: int) -> Settings:
     """Return the published settings for ten images per class of CIFAR-10, which are whitened.
 
@@ -204,6 +212,15 @@ UNROLLED_METHODS: dict[str, Method] = {
         summary="performance matching with momentum; images are combinations of bases that classes share",
         source="Deng and Russakovsky, NeurIPS 2022 (fixed labels, as its code has; 16 bases per raw image of a class)",
     ),
+    "bptt": replace(
+        CORE_METHODS["dd"],
+        title="BPTT",
+        settings=_bptt_settings,
+        parameterization=Storage(unit_noise, "the images themselves", fills=False),
+        summary="performance matching through a long training with momentum, at a fixed rate",
+        source="Deng and Russakovsky, NeurIPS 2022 (images start at norm 1, for 1.4; minibatches are drawn from all "
+        "samples, not so many of each class); [84] of the survey, whose DD has its momentum",
+    ),
     "rat-bptt": replace(
         CORE_METHODS["dd"],
         title="RaT-BPTT",
@@ -244,6 +261,7 @@ UNROLLED_CIFAR100: dict[str, Method] = {
     "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_CIFAR100)),
     "haba": replace(UNROLLED_METHODS["haba"], settings=partial(_haba_settings, table=MTT_CIFAR100)),
     "addmem": replace(UNROLLED_METHODS["addmem"], settings=partial(_addmem_settings, classes=100)),
+    "bptt": replace(UNROLLED_METHODS["bptt"], settings=partial(_bptt_settings, classes=100)),
 }
 UNROLLED_TINY: dict[str, Method] = {
     "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_TINY)),
@@ -252,6 +270,7 @@ UNROLLED_TINY: dict[str, Method] = {
     "ftd": replace(UNROLLED_METHODS["ftd"], settings=ftd_settings(FTD_TINY)),
     "haba": replace(UNROLLED_METHODS["haba"], settings=partial(_haba_settings, table=MTT_TINY)),
     "addmem": replace(UNROLLED_METHODS["addmem"], settings=partial(_addmem_settings, classes=200)),
+    "bptt": replace(UNROLLED_METHODS["bptt"], settings=partial(_bptt_settings, classes=200)),
 }
 UNROLLED_PRESETS = {"cifar100": UNROLLED_CIFAR100, "tiny-imagenet": UNROLLED_TINY}
 """Published settings by data set name, where they differ from those of CIFAR-10."""

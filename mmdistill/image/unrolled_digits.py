@@ -92,6 +92,18 @@ def _digits_tesla(ipc: int) -> Settings:
     return replace(settings, inner_steps=30, inner_lr=0.1, expert_steps=5, start_epochs=10)
 
 
+def _digits_bptt(ipc: int) -> Settings:
+    """Return DD's settings with four times as many steps, at a rate of which nothing is learned."""
+    return replace(
+        _digits_dd(ipc),
+        optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True)},
+        inner_steps=60,
+        inner_lr=0.02,
+        inner_batch=25,
+        inner_momentum=0.9,
+    )
+
+
 def _digits_addmem(ipc: int) -> Settings:
     """Return RaT-BPTT's settings: of a long training, gradients flow through a window alone."""
     return replace(short_rat(ipc), optimizers={"codes": OptimizerSpec("adam", 0.03, cosine=True)})
@@ -126,6 +138,7 @@ UNROLLED_DIGITS: dict[str, Method] = {
     ),
     "ddpp": replace(UNROLLED_METHODS["ddpp"], network=_digits_experts, settings=_digits_mtt),
     "haba": replace(UNROLLED_METHODS["haba"], network=_digits_experts, settings=_digits_haba),
+    "bptt": replace(UNROLLED_METHODS["bptt"], settings=_digits_bptt),
     "addmem": replace(
         UNROLLED_METHODS["addmem"], settings=_digits_addmem, parameterization=addressed(factor=1, multiple=2)
     ),

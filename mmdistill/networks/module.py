@@ -57,6 +57,20 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     return module
 
 
+def redrawn(state: NetworkState, draws: Draws, bias_std: float) -> NetworkState:
+    """Return a network with weights from N(0, 2 / fan-in) and biases from N(0, bias_std^2); other vectors stay."""
+    params = {}
+    for name, parameter in state.params.items():
+        key = draws.fold(name).to(parameter.device)
+        if parameter.ndim > 1:
+            params[name] = (2 / parameter[0].numel()) ** 0.5 * key.normal(*parameter.shape, dtype=parameter.dtype)
+        elif name.endswith("bias"):
+            params[name] = bias_std * key.normal(*parameter.shape, dtype=parameter.dtype)
+        else:
+            params[name] = parameter
+    return NetworkState(params, state.buffers)
+
+
 class FunctionalModule:
     """Run a module made by a factory with parameters passed in.
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.networks.module import redrawn
 from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
 from mmdistill.objectives.performance import (
     FeatureKernel,
@@ -143,20 +144,6 @@ class RandomFeatureRidge(Objective):
     def learned(self) -> Tensors:
         """Return Platt's k."""
         return {"platt_log_scale": self.log_scale.detach()}
-
-
-def redrawn(state: NetworkState, draws: Draws, bias_std: float) -> NetworkState:
-    """Return a network with weights from N(0, 2 / fan-in) and biases from N(0, bias_std^2); other vectors stay."""
-    params = {}
-    for name, parameter in state.params.items():
-        key = draws.fold(name).to(parameter.device)
-        if parameter.ndim > 1:
-            params[name] = (2 / parameter[0].numel()) ** 0.5 * key.normal(*parameter.shape, dtype=parameter.dtype)
-        elif name.endswith("bias"):
-            params[name] = bias_std * key.normal(*parameter.shape, dtype=parameter.dtype)
-        else:
-            params[name] = parameter
-    return NetworkState(params, state.buffers)
 
 
 def require_classes(objective: Objective, task: Task) -> None:

@@ -25,6 +25,7 @@ from mmdistill.image.protocols import (
     plan_for,
 )
 from mmdistill.networks.fit import FitProtocol, fit_networks, rate_factor
+from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores
 
@@ -96,7 +97,13 @@ def test_presets_follow_their_papers(photographs: ImageData) -> None:
     assert (plan("idc", mnist).cutmix, plan("idc", mnist).augment) == (0, "idc")
     assert plan("idc", photographs, own=False).augment == "dsa"
     assert plan("addmem", photographs).augment == "none"
-    assert plan("kip", photographs).label_scale == 8
+    rfad, kip = plan("rfad", photographs), plan("kip", photographs, 500)
+    assert (rfad.label_scale, rfad.bias_std) == (8, 0.1)
+    assert (kip.label_scale, kip.bias_std, kip.fit.epochs) == (1, 0.1, 1000)  # 5000 updates, five an epoch
+    assert plan("kip", photographs, 10).fit.epochs == 5000
+    assert plan("rfad", photographs, own=False).bias_std is None
+    assert plan("rfad", photographs, whole=True).bias_std is None
+    assert PROTOCOLS["frepo"].reported == PROTOCOLS["mtt"].reported
     assert PROTOCOLS["mtt"].line().endswith("its paper reports the best over the checkpoints of the run")
     assert PROTOCOLS["dsa"].line() == PROTOCOLS["dsa"].summary
 
@@ -107,10 +114,10 @@ def sgd(epochs: int, weight_decay: float, batch: int, decay_at: tuple[float, ...
 
 
 DC_FAMILY = sgd(1000, 5e-4, 256, (0.5,), decay=0.1, restart=True)
-WIDE = sgd(2000, 0.0, 512, ())
 PUBLISHED_FITS = {
     **dict.fromkeys(("default", "dc", "cafe", "dsa", "dm", "mtt"), DC_FAMILY),
-    **dict.fromkeys(("rfad", "kip"), WIDE),
+    "rfad": sgd(2000, 0.0, 512, (), lr=1e-3),
+    "kip": sgd(5000, 1e-3, 100, (), lr=1e-3, cosine=True),
     "addmem": sgd(300, 0.0, 640, ()),
     "idc": sgd(1000, 5e-4, 64, (2 / 3, 5 / 6), decay=0.2, restart=False),
     "frepo": FitProtocol(1000, 3e-4, "adam", 0.9, 0.0, 500, (), warmup=500, cosine=True),
@@ -120,6 +127,18 @@ PUBLISHED_FITS = {
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_judges_are_fitted_as_published(name: str) -> None:
     assert PROTOCOLS[name].fit == PUBLISHED_FITS[name]
+
+
+def test_judges_of_rfad_start_as_its_networks_do(digits: ImageTask) -> None:
+    wide = FunctionalModule(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 900), nn.Linear(900, 10)))
+    started = [
+        Judge(wide, "own", plan(name, digits.data), None)._start(KEY).params for name in ("rfad", "kip", "frepo")
+    ]
+    for params in started[:2]:
+        assert float(params["1.weight"].std()) == pytest.approx((2 / 64) ** 0.5, rel=0.02)
+        assert float(params["2.weight"].std()) == pytest.approx((2 / 900) ** 0.5, rel=0.02)
+        assert float(params["1.bias"].std()) == pytest.approx(0.1, rel=0.1)
+    assert float(started[2]["1.weight"].std()) == pytest.approx((1 / 64 / 3) ** 0.5, rel=0.02)  # torch's own
 
 
 def test_the_users_numbers_come_first(photographs: ImageData) -> None:

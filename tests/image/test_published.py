@@ -180,6 +180,22 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "objective.unrolling.optimizer": "sgd",
         "first_rates": pytest.approx(0.01),
     },
+    "bptt": {
+        "settings.steps": 50_000,
+        "settings.real_batch": 640,
+        "settings.init": "noise",
+        "settings.clip": 2.0,
+        "rates.codes": MATCHED,
+        "method.label": "hard",
+        "objective.__class__": UnrolledPerformance,
+        "objective.steps": 150,
+        "objective.batch": 100,
+        "objective.augment": False,
+        "objective.window": None,
+        "objective.unrolling.momentum": 0.9,
+        "objective.unrolling.optimizer": "sgd",
+        "first_rates": pytest.approx(0.01),
+    },
     "mtt": {**TRAJECTORIES, "objective.__class__": TrajectoryMatching, "objective.unrolling.momentum": 0.0},
     "ddpp": {**TRAJECTORIES, "objective.__class__": PrunedTrajectoryMatching, "objective.threshold": 0.1},
     "haba": {
@@ -225,7 +241,8 @@ PUBLISHED: dict[str, dict[str, object]] = {
 
 Sources: the public code of the papers. google-research/kip; yongchao97/FRePo; yolky/RFAD; SsnL/dataset-distillation
 (DD); VICO-UoE/DatasetCondensation (DC, DSA, DM); kaiwang960112/CAFE; snu-mllab/Efficient-Dataset-Condensation (IDC);
-ncsu-dk-lab/Acc-DD (EDD); princetonvisualai/RememberThePast-DatasetDistillation (AddMem); Huage001/DatasetFactorization
+ncsu-dk-lab/Acc-DD (EDD); princetonvisualai/RememberThePast-DatasetDistillation (AddMem,
+BPTT); Huage001/DatasetFactorization
 (HaBa); ondrejbohdal/label-distillation (LD); GeorgeCazenavette/mtt-distillation; fengyzpku/Simple_Dataset_Distillation
 (RaT-BPTT). DD's momentum is the survey's (Eq. 3), and KIP's, FRePo's and RFAD's labels are learned as in its Table 1.
 

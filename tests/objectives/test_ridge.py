@@ -7,10 +7,11 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import centred_one_hot
+from mmdistill.networks.module import redrawn
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel, multinomial
-from mmdistill.objectives.ridge import MarginKernelRidge, RandomFeatureRidge, label_margin, redrawn
+from mmdistill.objectives.ridge import MarginKernelRidge, RandomFeatureRidge, label_margin
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs, NetworkState
 from mmdistill.testing import check_objective
