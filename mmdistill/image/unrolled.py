@@ -227,8 +227,8 @@ UNROLLED_METHODS: dict[str, Method] = {
         settings=_rat_settings,
         parameterization=Storage(unit_noise, "the images themselves", fills=False),
         summary="performance matching through a random window of a long training",
-        source="Feng et al., ICLR 2024 (DSA's augmentation of synthetic images alone, gradients not cut at twice their "
-        "running norm)",
+        source="Feng et al., ICLR 2024 (settings of ten images per class of CIFAR-10; DSA's augmentation of synthetic "
+        "images alone, gradients not cut at twice their running norm)",
     ),
     "ld": replace(
         CORE_METHODS["dd"],
