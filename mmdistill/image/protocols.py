@@ -98,11 +98,8 @@ _RFAD = Protocol(
 _KIP = replace(
     _RFAD,
     name="kip",
-    summary="KIP's: squared error, a wide ConvNet without norm, 5000 updates of 100 images at an annealed rate; the "
-    "paper chooses rate and weight decay for each cell, and has a fourth convolution",
-    fit=FitProtocol(epochs=5000, lr=1e-3, momentum=0.9, weight_decay=1e-3, batch=100, decay_at=(), cosine=True),
-    label_scale=1.0,
-    updates=((1, 5000),),
+    summary="KIP's, as rfad; the paper takes 5000 updates of 100 images at an annealed rate, scales no labels, chooses "
+    "rate and weight decay for each cell, and has a fourth convolution",
     reported="the best of the rates and weight decays that it tries",
 )
 _DC = Protocol(
