@@ -315,7 +315,7 @@ def test_truncation_passes_no_gradient_to_the_start(keep: int) -> None:
 def peak_bytes(run: Callable[[], object]) -> int:
     """The most bytes alive at once among those that a call allocates."""
     run()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         run()
     results = recorded.profiler.kineto_results  # type: ignore[union-attr]
     events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
