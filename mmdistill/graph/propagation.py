@@ -31,6 +31,8 @@ def sparse_rows(pointer: Tensor, column: Tensor, weight: Tensor, shape: tuple[in
     """Return compressed rows as a torch sparse matrix, which shares their memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+        # What torch 2.11 says though it is told.
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled", UserWarning)
         return torch.sparse_csr_tensor(pointer, column, weight, shape, check_invariants=False)
 
 
