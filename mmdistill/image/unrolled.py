@@ -101,6 +101,10 @@ def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, dr
     return Raw(F.normalize(inputs.flatten(1)).view_as(inputs), found.labels, found.classes, found.num_classes)
 
 
+UNIT_NOISE = Storage(unit_noise, "the images themselves", fills=False)
+"""What BPTT and RaT-BPTT store."""
+
+
 def labelled_images(task: Task, budget: int, draws: Draws) -> Parameterization:
     """Draw real images that a teacher shall label."""
     return raw_samples(task, budget, "real", "teacher", draws)
@@ -216,7 +220,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         CORE_METHODS["dd"],
         title="BPTT",
         settings=_bptt_settings,
-        parameterization=Storage(unit_noise, "the images themselves", fills=False),
+        parameterization=UNIT_NOISE,
         summary="performance matching through a long training with momentum, at a fixed rate",
         source="Deng and Russakovsky, NeurIPS 2022 (images start at norm 1, for 1.4; minibatches are drawn from all "
         "samples, not so many of each class); [84] of the survey, whose DD has its momentum",
@@ -225,7 +229,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         CORE_METHODS["dd"],
         title="RaT-BPTT",
         settings=_rat_settings,
-        parameterization=Storage(unit_noise, "the images themselves", fills=False),
+        parameterization=UNIT_NOISE,
         summary="performance matching through a random window of a long training",
         source="Feng et al., ICLR 2024 (settings of ten images per class of CIFAR-10; DSA's augmentation of synthetic "
         "images alone, gradients not cut at twice their running norm)",

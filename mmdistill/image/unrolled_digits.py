@@ -92,15 +92,16 @@ def _digits_tesla(ipc: int) -> Settings:
     return replace(settings, inner_steps=30, inner_lr=0.1, expert_steps=5, start_epochs=10)
 
 
-def _digits_bptt(ipc: int) -> Settings:
-    """Return DD's settings with four times as many steps, at a rate of which nothing is learned."""
+def short_bptt(settings: Settings, inner_steps: int, inner_lr: float) -> Settings:
+    """Return short settings of DD's with students that take more steps, on minibatches and at a rate that is kept."""
     return replace(
-        _digits_dd(ipc),
+        settings,
         optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True)},
-        inner_steps=60,
-        inner_lr=0.02,
+        inner_steps=inner_steps,
+        inner_lr=inner_lr,
         inner_batch=25,
         inner_momentum=0.9,
+        inner_parts=1,
     )
 
 
@@ -138,7 +139,7 @@ UNROLLED_DIGITS: dict[str, Method] = {
     ),
     "ddpp": replace(UNROLLED_METHODS["ddpp"], network=_digits_experts, settings=_digits_mtt),
     "haba": replace(UNROLLED_METHODS["haba"], network=_digits_experts, settings=_digits_haba),
-    "bptt": replace(UNROLLED_METHODS["bptt"], settings=_digits_bptt),
+    "bptt": replace(UNROLLED_METHODS["bptt"], settings=lambda ipc: short_bptt(_digits_dd(ipc), 60, 0.02)),
     "addmem": replace(
         UNROLLED_METHODS["addmem"], settings=_digits_addmem, parameterization=addressed(factor=1, multiple=2)
     ),

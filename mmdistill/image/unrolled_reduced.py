@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from mmdistill.image.storage import addressed
 from mmdistill.image.unrolled import UNROLLED_METHODS
-from mmdistill.image.unrolled_digits import EARLY_EPOCHS, SHORT_LD, experts_by_start, short_rat
+from mmdistill.image.unrolled_digits import EARLY_EPOCHS, SHORT_LD, experts_by_start, short_bptt, short_rat
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, experts_by
 from mmdistill.networks.fit import FitProtocol
@@ -83,19 +83,6 @@ def _reduced_dd(ipc: int) -> Settings:
     )
 
 
-def _reduced_bptt(ipc: int) -> Settings:
-    """Return settings in which students take a hundred steps as judges do, of whose rate nothing is learned."""
-    return replace(
-        _reduced_dd(ipc),
-        optimizers={"codes": OptimizerSpec("adam", 0.05, cosine=True)},
-        inner_steps=100,
-        inner_lr=0.01,
-        inner_batch=25,
-        inner_momentum=0.9,
-        inner_parts=1,
-    )
-
-
 def _reduced_rat(ipc: int) -> Settings:
     """Return the digits' settings with a longer training at one image per class."""
     return replace(short_rat(ipc), inner_steps=150 if ipc < 10 else 200, inner_window=30)
@@ -126,7 +113,7 @@ UNROLLED_REDUCED: dict[str, Method] = {
     ),
     "haba": replace(UNROLLED_METHODS["haba"], network=_reduced_experts, settings=_reduced_haba),
     "dd": replace(CORE_METHODS["dd"], settings=_reduced_dd),
-    "bptt": replace(UNROLLED_METHODS["bptt"], settings=_reduced_bptt),
+    "bptt": replace(UNROLLED_METHODS["bptt"], settings=lambda ipc: short_bptt(_reduced_dd(ipc), 100, 0.01)),
     "addmem": replace(UNROLLED_METHODS["addmem"], settings=_reduced_addmem, parameterization=addressed()),
     "rat-bptt": replace(UNROLLED_METHODS["rat-bptt"], settings=_reduced_rat),
     "ld": SHORT_LD,

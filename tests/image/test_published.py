@@ -241,10 +241,10 @@ PUBLISHED: dict[str, dict[str, object]] = {
 
 Sources: the public code of the papers. google-research/kip; yongchao97/FRePo; yolky/RFAD; SsnL/dataset-distillation
 (DD); VICO-UoE/DatasetCondensation (DC, DSA, DM); kaiwang960112/CAFE; snu-mllab/Efficient-Dataset-Condensation (IDC);
-ncsu-dk-lab/Acc-DD (EDD); princetonvisualai/RememberThePast-DatasetDistillation (AddMem,
-BPTT); Huage001/DatasetFactorization
-(HaBa); ondrejbohdal/label-distillation (LD); GeorgeCazenavette/mtt-distillation; fengyzpku/Simple_Dataset_Distillation
-(RaT-BPTT). DD's momentum is the survey's (Eq. 3), and KIP's, FRePo's and RFAD's labels are learned as in its Table 1.
+ncsu-dk-lab/Acc-DD (EDD); princetonvisualai/RememberThePast-DatasetDistillation (AddMem, BPTT);
+Huage001/DatasetFactorization (HaBa); ondrejbohdal/label-distillation (LD); GeorgeCazenavette/mtt-distillation;
+fengyzpku/Simple_Dataset_Distillation (RaT-BPTT).
+DD's momentum is the survey's (Eq. 3), and KIP's, FRePo's and RFAD's labels are learned as in its Table 1.
 
 No code has these numbers: KIP's steps (1000 or more, it says), AddMem's (at most 500,000), the longest loops of CAFE,
 smooth annealing in DD and CAFE, DDPP's threshold.
