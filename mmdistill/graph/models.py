@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import UnsupportedError
+from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.graph.propagation import Operator, operator
 from mmdistill.labels import is_distribution
 from mmdistill.networks.architecture import described_module
@@ -25,6 +25,8 @@ MODELS = ("sgc", "gcn", "mlp")
 """Own networks by name."""
 STRONG = 0.5
 """Pairs below this weight are no edges to a network that takes no weights, as in the published comparison."""
+WEIGHT_NAMES = ("edge_weight", "edge_weights", "weight", "weights", "w")
+"""What a module may call its third argument if it is the edges' weights."""
 
 
 class GraphNetwork(ABC):
@@ -216,6 +218,8 @@ class ModuleNetwork(GraphNetwork):
         factory: makes a freshly initialised module.
         features: the submodule whose input is the embedding; by default the last convolution or linear layer.
         device: where parameters live.
+    Raises:
+        ConfigError: the third argument may be something else than weights (:data:`WEIGHT_NAMES`).
     """
 
     normalised = False
@@ -308,10 +312,24 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _takes_weight(module: nn.Module) -> bool:
-    """Return whether a module's third argument is the edges' weight, and no mere name of it."""
-    third = list(inspect.signature(module.forward).parameters.values())[2:3]
-    named = any(one.name == "edge_weight" and one.kind is not one.KEYWORD_ONLY for one in third)
-    return named and bool(getattr(module, "supports_edge_weight", True))
+    """Return whether a module's third argument is the edges' weight, and no mere name of it.
+
+    Raises:
+        ConfigError: it is something else that the module cannot do without, or that may be meant for the weights.
+    """
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    arguments = [one for one in inspect.signature(module.forward).parameters.values() if one.kind in positional]
+    if len(arguments) < 3:
+        return False
+    third = arguments[2]
+    if third.name in WEIGHT_NAMES:
+        return bool(getattr(module, "supports_edge_weight", True))
+    if third.default is third.empty or third.name.startswith("edge"):
+        raise ConfigError(
+            f"the third argument of {type(module).__name__}.forward is {third.name!r}: call it edge_weight if it takes "
+            "a weight for each edge; edges have no other attributes here, so anything else needs a default"
+        )
+    return False
 
 
 def _head(module: nn.Module) -> tuple[str, ...]:

@@ -17,10 +17,10 @@ CHUNK_NUMBERS = 20_000_000
 
 @dataclass(frozen=True, eq=False)
 class Nearness:
-    """The nearest real user of each synthetic one, by the cosine of their rows.
+    """The nearest real user of each synthetic one: the one whom it copies, or else by the cosine of their rows.
 
     Args:
-        cosine: ``(n,)`` float, of the nearest real user.
+        cosine: ``(n,)`` float, of that real user.
         user: ``(n,)`` the row of that user.
         copies: ``(n,)`` whether some real user has exactly the items that the synthetic one stands for (of a weighted
             row, its heaviest; see :func:`~mmdistill.recsys.factorisation.heaviest`).
@@ -52,16 +52,17 @@ def nearness(data: Interactions, rows: Tensor, compared: int = 500, seed: int = 
     counts = np.diff(binary.indptr)
     best, user = np.full(len(weights), -1.0), np.zeros(len(weights), dtype=np.int64)
     copies, among = np.zeros(len(weights), dtype=bool), np.full(len(drawn), -1.0)
+    columns = np.arange(len(weights))
     size = max(1, CHUNK_NUMBERS // (len(weights) + len(drawn)))
     for start in range(0, data.num_users, size):
         part = slice(start, start + size)
         cosine = np.asarray(real[part] @ weights.T) / sizes[part, None] / norms
-        place = cosine.argmax(0)
-        found = cosine[place, np.arange(len(best))]
-        user = np.where(found > best, start + place, user)
-        best = np.maximum(best, found)
-        shared = _dense(real[part] @ binary.T)
-        copies |= ((shared == counts) & (lengths[part, None] == counts)).any(0)
+        same = (_dense(real[part] @ binary.T) == counts) & (lengths[part, None] == counts)
+        place = np.where(same, cosine + 2, cosine).argmax(0)  # a copied user comes before all others
+        found, copied = cosine[place, columns], same.any(0)
+        nearer = np.where(copied == copies, found > best, copied)
+        user, best = np.where(nearer, start + place, user), np.where(nearer, found, best)
+        copies |= copied
         others = _dense(real[part] @ real[drawn].T) / sizes[part, None] / sizes[drawn]
         inside = (drawn >= start) & (drawn < start + size)
         others[drawn[inside] - start, np.flatnonzero(inside)] = -1.0

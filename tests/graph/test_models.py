@@ -8,7 +8,7 @@ from torch_geometric.nn import GCNConv
 from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.distill import distill
-from mmdistill.errors import UnsupportedError
+from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.judges import JudgeProtocol, LoopSample, Seen, fit_one_by_one
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork
@@ -250,6 +250,38 @@ def test_only_edge_weight_gets_the_weights_and_only_edges_of_a_weight_are_passed
         counted = network.logits(state, network.precomputed(inputs))[0] - empty
         assert torch.allclose(counted, torch.tensor(float(GRAPH.edge_index.shape[1])))
     assert torch.allclose(weighted.logits(state, inputs)[0] - empty, torch.tensor(float(NODES * (NODES - 1))))
+
+
+class ShortName(WeightedCounting):
+    """The same whose weights have another name."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, w: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, edge_index, w * 2) + w.sum()
+
+
+class Attributes(Counting):
+    """A module of edge attributes."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return super().forward(x, edge_index)
+
+
+class Unknown(Counting):
+    """A module that cannot do without something that no graph has."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, positions: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, edge_index)
+
+
+def test_weights_go_by_any_usual_name_and_are_never_left_out_unsaid() -> None:
+    inputs = {"x": GRAPH.x, "edge_index": GRAPH.edge_index, "edge_weight": GRAPH.edge_weight}
+    weighted, short = ModuleNetwork(WeightedCounting), ModuleNetwork(ShortName)
+    state = weighted.init(Draws(0))
+    gained = short.logits(state, inputs)[0] - weighted.logits(state, inputs)[0]
+    torch.testing.assert_close(gained, GRAPH.edge_weight.sum().expand_as(gained))
+    for kind, name in ((Attributes, "edge_attr"), (Unknown, "positions")):
+        with pytest.raises(ConfigError, match=rf"third argument of {kind.__name__}.forward is '{name}': call it edge_w"):
+            ModuleNetwork(kind)
 
 
 def test_a_module_without_layers_to_read_has_no_features() -> None:

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 
 from mmdistill.abilities import Selects
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.evaluate import evaluate
+from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.privacy import nearness
 from mmdistill.recsys.selection import SELECTIONS, cluster_means, proxy_auc, select_users
 from mmdistill.runtime import Draws
@@ -79,6 +81,18 @@ def test_nearness_finds_copies_and_the_nearest_user(interactions):
     among.fill_diagonal_(-1)
     drawn = Draws(0).fold("nearness").permutation(interactions.num_users)[:40]
     np.testing.assert_allclose(near.among_real, among.max(0).values[drawn], rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 20_000_000])
+def test_a_copy_is_named_though_another_user_is_nearer_by_weight(monkeypatch, chunk):
+    users = sparse.csr_array(np.array([[0, 0, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 1, 0, 1]], dtype=np.float32))
+    parts = {"train": users, "valid": users[:, :], "test": users[:, :]}
+    data = Interactions("few", parts, np.arange(4), np.arange(4), {}, given_split=True)
+    row = torch.tensor([[1.0, 1, 0.49, 0]])  # two items by mass, those of user 2; its cosine to user 1 is larger
+    monkeypatch.setattr("mmdistill.recsys.privacy.CHUNK_NUMBERS", chunk)
+    near = nearness(data, row)
+    assert (near.user.tolist(), near.copies.tolist()) == ([2], [True])
+    assert near.cosine == pytest.approx([2 / (2 * (2 + 0.49**2)) ** 0.5])
 
 
 def test_nearness_does_not_depend_on_the_chunk(interactions, monkeypatch):
