@@ -63,7 +63,7 @@ class ImageData:
         whole_epochs: epochs for which a judge of the whole training set trains.
         judge_epochs: epochs for which a judge of a small set trains; None is the protocol's own number.
         whitening: what takes the place of the normalisation of channels, or follows it.
-        notes: how the test split came about where the source did not give one.
+        notes: how the test split came about where the source did not give one, and what was not read, in words.
     """
 
     name: str
@@ -148,6 +148,7 @@ def build(
     whole_epochs: int = 30,
     judge_epochs: int | None = None,
     seed: int = 0,
+    notes: tuple[str, ...] = (),
 ) -> ImageData:
     """Check images and labels and complete them: test split, class names, normalisation.
 
@@ -162,6 +163,7 @@ def build(
         whole_epochs: epochs of a judge of the whole training set.
         judge_epochs: epochs of a judge of a small set; None is the protocol's own number.
         seed: of the split.
+        notes: what was not read, in words.
 
     Raises:
         DataError: shapes that do not fit, NaN or infinite pixels, labels out of range, an empty class, a single class,
@@ -184,9 +186,8 @@ def build(
             f"{name} has no training image of class {', '.join(named[:5])} (of {count} classes); add some, or number "
             "the labels without gaps"
         )
-    notes: tuple[str, ...] = ()
     if test is None:
-        notes = (f"test: {TEST_SHARE:.0%} of the images of each class, held out of training, seed {seed}",)
+        notes += (f"test: {TEST_SHARE:.0%} of the images of each class, held out of training, seed {seed}",)
         images, labels, test_images, test_labels = split(name, images, labels, seed, class_names)
     else:
         test_images, test_labels = check(f"test images of {name}", *test, num_classes=count)

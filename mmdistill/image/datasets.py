@@ -174,23 +174,24 @@ def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageDat
 
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     """Load an image folder, with its own test images where it has a folder for training."""
-    train, held_out = files.split_folders(path)
-    images, labels, names = files.read_image_folder(train, size)
+    train, held_out, split_notes = files.split_folders(path)
+    images, labels, names, notes = files.read_image_folder(train, size)
     if held_out is None:
         if images.nbytes > files.IN_MEMORY:
             raise DataError(
                 f"{path} holds {images.nbytes / 2**30:.1f} GiB of images, too many to hold out a part in memory; move "
                 "the test images to a folder test/ beside train/"
             )
-        return build(str(path), (images, labels), None, class_names=names, seed=seed)
-    test_images, test_labels, test_names = files.read_image_folder(held_out, size)
+        return build(str(path), (images, labels), None, class_names=names, seed=seed, notes=notes)
+    test_images, test_labels, test_names, test_notes = files.read_image_folder(held_out, size)
     unknown = sorted(set(test_names) - set(names))
     if unknown:
         raise DataError(f"{held_out} has a class {unknown[0]!r} that {train} lacks")
     test_labels = _renumbered(test_labels, tuple(test_names), tuple(names))
     channels = max(images.shape[1], test_images.shape[1])
     images, test_images = images.expand(-1, channels, -1, -1), test_images.expand(-1, channels, -1, -1)
-    return build(str(path), (images.contiguous(), labels), (test_images, test_labels), class_names=names)
+    notes = (*split_notes, *notes, *test_notes)
+    return build(str(path), (images.contiguous(), labels), (test_images, test_labels), class_names=names, notes=notes)
 
 
 def _load_tensors(path: Path, seed: int) -> ImageData:
@@ -360,10 +361,10 @@ def _svhn() -> ImageData:
 
 def _load_tiny_imagenet(folder: Path) -> ImageData:
     """Load Tiny-ImageNet; its validation images are the test set, as in the field, since the test labels are secret."""
-    images, labels, classes = files.read_image_folder(folder / "train", None)
+    images, labels, classes, notes = files.read_image_folder(folder / "train", None)
     test = files.read_tiny_validation(folder / "val", classes)
     names = files.read_tiny_names(folder / "words.txt", classes)
-    return build("tiny-imagenet", (images, labels), test, class_names=names, moments=IMAGENET_MOMENTS)
+    return build("tiny-imagenet", (images, labels), test, class_names=names, moments=IMAGENET_MOMENTS, notes=notes)
 
 
 def _tiny_imagenet() -> ImageData:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,13 +28,32 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".
 """How the names of image files end."""
 GREY = ("1", "L")
 """Modes of pictures with one channel."""
+TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
+"""Modes of pictures with a channel of opacity, which is not read; others may name a transparent colour."""
 WIDE = ("I", "F")
 """How the modes of pictures start whose values do not fit into a byte; converting them would cut these off at 255."""
 IN_MEMORY = 2**30
 """Bytes of decoded images up to which a folder is read into memory."""
 TRAIN = ("train", "training")
-TEST = ("test", "testing", "val", "valid", "validation")
+VALIDATION = ("val", "valid", "validation")
+TEST = ("test", "testing", *VALIDATION)
 """What folders of training and of test images are called, in any case; the first name that is there counts."""
+
+
+class FolderImages(NamedTuple):
+    """What an image folder holds.
+
+    Args:
+        images: ``(n, channels, height, width)`` uint8.
+        labels: ``(n,)`` int64.
+        classes: the names of the subfolders, by class index.
+        notes: what was not read, in words.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: list[str]
+    notes: tuple[str, ...]
 
 
 def find_idx(folder: Path, name: str) -> Path:
@@ -111,14 +131,23 @@ def is_image_folder(folder: Path) -> bool:
     return bool(deeper) and all(any(map(_has_images, below)) for below in deeper)
 
 
-def split_folders(folder: Path) -> tuple[Path, Path | None]:
+def split_folders(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     """Return where the classes of the training images are, and those of the test images where they have a place.
 
-    Without a folder for training both are below the folder itself, of which a part is then held out.
+    Without a folder for training both are below the folder itself, of which a part is then held out. Last come notes
+    on images for validation.
     """
     found = {sub.name.lower(): sub for sub in sorted(folder.iterdir()) if sub.is_dir()}
-    train, test = (next((found[name] for name in names if name in found), None) for names in (TRAIN, TEST))
-    return (folder, None) if train is None else (train, test)
+    train = next((found[name] for name in TRAIN if name in found), None)
+    if train is None:
+        return folder, None, ()
+    places = [found[name] for name in TEST if name in found]
+    if not places:
+        return train, None, ()
+    test, *others = places
+    notes = [f"test: the images of {test.name}/, as there is no test/"] if test.name.lower() in VALIDATION else []
+    notes += [f"the images of {other.name}/ are not read" for other in others]
+    return train, test, tuple(notes)
 
 
 def missing_classes(folder: Path) -> str:
@@ -131,7 +160,7 @@ def missing_classes(folder: Path) -> str:
     return f"{start} holds pictures but no subfolders of them; put them into one subfolder per class"
 
 
-def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, list[str]]:
+def read_image_folder(folder: Path, size: int | None) -> FolderImages:
     """Read a folder with one subfolder of images per class.
 
     More than :data:`IN_MEMORY` bytes are decoded once into a file in the cache folder and mapped from there, so that
@@ -142,9 +171,8 @@ def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, l
             start with two underscores, are none.
         size: resize every image to ``size`` x ``size``; None keeps them, and then all must have one size.
 
-    Shapes:
-        Returns images ``(n, channels, height, width)`` uint8 (one channel where every image is grey), labels
-        ``(n,)`` int64, and the class names.
+    Returns:
+        images of one channel where every image is grey, and else of three.
 
     Raises:
         DataError: no images, an empty class, an unreadable image, or several sizes.
@@ -152,13 +180,17 @@ def read_image_folder(folder: Path, size: int | None) -> tuple[Tensor, Tensor, l
     classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not _is_hidden(sub.name))
     listing = [(path, label) for label, name in enumerate(classes) for path in _images_under(folder / name)]
     paths = [path for path, _ in listing]
-    shape = _common_shape(folder, paths, size)
+    shape, transparent = _common_shape(folder, paths, size)
     count = len(paths) * math.prod(shape)
     if count > IN_MEMORY:
         images = _mapped(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
     else:
         images = torch.stack([_fitted(path, shape) for path in paths])
-    return images, torch.tensor([label for _, label in listing]), classes
+    notes = [f"{folder.name}/: the transparency of {transparent} images is not read"] if transparent else []
+    if unread := Counter(suffix for name in classes for suffix in _unread_pictures(folder / name)):
+        found = ", ".join(f"{number} {suffix}" for suffix, number in sorted(unread.items()))
+        notes.append(f"{folder.name}/: pictures of other kinds are not read: {found}")
+    return FolderImages(images, torch.tensor([label for _, label in listing]), classes, tuple(notes))
 
 
 def _images_under(folder: Path) -> list[str]:
@@ -178,12 +210,26 @@ def _has_images(folder: Path) -> bool:
     return any(_is_image(file.name) for file in folder.iterdir())
 
 
+def _unread_pictures(folder: Path) -> Iterator[str]:
+    """Yield the ending of each picture of a class that is of another kind than those that are read."""
+    known = Image.registered_extensions().keys() - set(SUFFIXES)
+    for _, names in _places(folder):
+        endings = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
+        yield from (ending for ending in endings if ending in known)
+
+
 def _walked(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Walk the places below a folder that hold images, with their names in order; hidden ones do not count."""
-    for place, below, names in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if not _is_hidden(name) and not _leads_back(place, name)]
+    """Walk the places below a folder that hold images, with their names in order."""
+    for place, names in _places(folder):
         if images := sorted(filter(_is_image, names)):
             yield place, images
+
+
+def _places(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Walk a folder and those below it, with the names of their files; hidden folders do not count."""
+    for place, below, names in os.walk(folder, followlinks=True):
+        below[:] = [name for name in below if not _is_hidden(name) and not _leads_back(place, name)]
+        yield place, names
 
 
 def _leads_back(place: str, name: str) -> bool:
@@ -202,19 +248,20 @@ def _is_hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
-def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[int, int, int]:
-    """Return channels, height and width of all images of a folder, from their headers alone.
+def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tuple[int, int, int], int]:
+    """Return channels, height and width of all images of a folder, and how many have transparency, by their headers.
 
     Raises:
         DataError: an unreadable header, or several sizes where none is asked for.
     """
-    channels, sizes = 1, Counter[tuple[int, int]]()
+    channels, sizes, transparent = 1, Counter[tuple[int, int]](), 0
     for path in paths:
         with _opened(path) as image:
             channels = channels if image.mode in GREY else 3
             sizes[image.height, image.width] += 1
+            transparent += image.mode in TRANSPARENT or "transparency" in image.info
     if size is not None:
-        return channels, size, size
+        return (channels, size, size), transparent
     if len(sizes) > 1:
         found = ", ".join(f"{count} of {h} x {w}" for (h, w), count in sizes.most_common(3))
         raise DataError(
@@ -222,7 +269,7 @@ def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[int
             "size=64 for image_task)"
         )
     height, width = next(iter(sizes))
-    return channels, height, width
+    return (channels, height, width), transparent
 
 
 def _fitted(path: str, shape: tuple[int, int, int]) -> Tensor:

@@ -280,7 +280,7 @@ def test_weights_go_by_any_usual_name_and_are_never_left_out_unsaid() -> None:
     gained = short.logits(state, inputs)[0] - weighted.logits(state, inputs)[0]
     torch.testing.assert_close(gained, GRAPH.edge_weight.sum().expand_as(gained))
     for kind, name in ((Attributes, "edge_attr"), (Unknown, "positions")):
-        with pytest.raises(ConfigError, match=rf"third argument of {kind.__name__}.forward is '{name}': call it edge_w"):
+        with pytest.raises(ConfigError, match=rf"third argument of {kind.__name__}.forward is '{name}': call it"):
             ModuleNetwork(kind)
 
 

@@ -86,6 +86,31 @@ def write_images(
             Image.fromarray(pixels).save(folder / name / f"{index}.png")
 
 
+def test_what_of_a_folder_is_not_read_is_said(tmp_path: Path) -> None:
+    for part in ("train", "Val"):
+        write_images(tmp_path / "pets" / part)
+    held_out = "test: the images of Val/, as there is no test/"
+    assert load(tmp_path / "pets").notes == (held_out,)
+    cat = tmp_path / "pets" / "train" / "cat"
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(cat / "clear.png")
+    Image.new("P", (8, 8)).save(cat / "moving.gif")
+    Image.new("P", (8, 8)).save(cat / "blank.png", transparency=0)
+    (cat / ".hidden.gif").touch()
+    (cat / "cat.xml").touch()
+    data = load(tmp_path / "pets")
+    unread = (
+        "train/: the transparency of 2 images is not read",
+        "train/: pictures of other kinds are not read: 1 .gif",
+    )
+    assert data.notes == (held_out, *unread)
+    assert len(data.train_images) == 12
+    write_images(tmp_path / "pets" / "test")
+    assert load(tmp_path / "pets").notes == ("the images of Val/ are not read", *unread)
+    *notes, split = load(tmp_path / "pets" / "train").notes
+    assert split.startswith("test: 20% of the images of each class")
+    assert tuple(notes) == unread
+
+
 def test_digits_are_split_by_class_without_a_download() -> None:
     data = load("Digits")
     assert (len(data.train_labels), len(data.test_labels)) == (1297, 500)
