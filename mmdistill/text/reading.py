@@ -9,7 +9,8 @@ from torch import Tensor
 from mmdistill.errors import ConfigError
 from mmdistill.task import Batch, Scores
 from mmdistill.text.data import TextData, TextInput
-from mmdistill.text.encoder import SentenceEncoder, encode, make_encoder
+from mmdistill.text.embeddings import encode
+from mmdistill.text.encoder import SentenceEncoder, make_encoder
 from mmdistill.text.judges import logistic_predictions
 
 READERS = {"read-tfidf": "tfidf", "read-average": "average", "read-minilm": "minilm"}

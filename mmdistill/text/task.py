@@ -23,7 +23,7 @@ from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 from mmdistill.text.data import TextData, TextInput, load_text
-from mmdistill.text.encoder import EncoderLike, make_encoder
+from mmdistill.text.encoder import EncoderLike, SentenceEncoder, make_encoder
 from mmdistill.text.judges import (
     choose_ridge,
     distributions,
@@ -66,8 +66,7 @@ class TextTask:
         dev: development points, which choose hyper-parameters.
         test: test points, which only results see.
         model: the network to distil with.
-        space: the encoder's identity; a set of another space is another task's.
-        encoder: the encoder's name.
+        encoder: which gave the points; a set of another encoder's space is another task's.
         network_name: what reports call the network; by default it is described.
         truncated: how many texts the encoder cut off.
         own_model: whether the network is the user's, and hence a judge.
@@ -83,8 +82,7 @@ class TextTask:
         test: Tensor,
         model: FunctionalModule,
         *,
-        space: str,
-        encoder: str,
+        encoder: SentenceEncoder,
         network_name: str = "",
         truncated: int = 0,
         own_model: bool = False,
@@ -100,8 +98,9 @@ class TextTask:
         self.dev = Points(dev.to(self.device), data.dev.labels.to(self.device))
         self.test = Points(test.to(self.device), data.test.labels.to(self.device))
         self.model = model
-        self.space = space
-        self.encoder = encoder
+        self.sentence_encoder = encoder
+        self.space = encoder.identity()
+        self.encoder = encoder.name
         self.network_name = network_name
         self.truncated = truncated
         self.protocol = protocol
@@ -370,8 +369,7 @@ def text_task(
         encoded.dev,
         encoded.test,
         module,
-        space=sentence_encoder.identity(),
-        encoder=sentence_encoder.name,
+        encoder=sentence_encoder,
         network_name=canonical(model) if isinstance(model, str) else "",
         truncated=encoded.truncated,
         own_model=not isinstance(model, str),

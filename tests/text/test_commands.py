@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mmdistill.cli import main
+from mmdistill.text.encoder import TfidfEncoder
 from tests.text.corpus import sentences, tiny_transformer, write_tsv
 
 PAGE = Path(__file__).parents[2] / "docs" / "text.md"
@@ -116,12 +117,25 @@ def test_the_snippets_of_the_docs(
     assert main(["export", str(points), "--format", "texts", "--to", to]) == 0
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {"MODEL": str(corpus_folder / "bert")}
-    with_embeds, with_texts, with_transformers = snippets()
+    with_embeds, new_texts, new_words, with_texts, with_transformers = snippets()
     exec(with_embeds, scope)
     assert scope["class_names"] == ["food", "music", "space"]
     assert sorted(scope["classifier"].predict(scope["embeds"])) == [0, 1, 2]
+    exec(new_texts, {**scope, "ENCODER": scope["MODEL"]})
     exec(with_texts, scope)
     assert set(scope["reader"].predict(["song drum", "bread"])) <= {"food", "music", "space"}
+    shutil.rmtree(to)
+    words = tmp_path / "words"
+    assert distil(corpus_folder, words, "--method", "k-means", "--encoder", "tfidf") == 0
+    assert main(["export", str(words), "--format", "embeds", "--to", to]) == 0
+    scope["texts"], labels = sentences(20, seed=2)
+    exec(new_words.replace('["a fine film"]', "texts"), scope)
+    encoder = TfidfEncoder()
+    encoder.fit(sentences(20, seed=0)[0])
+    np.testing.assert_allclose(scope["points"], encoder.encode(scope["texts"]).points, atol=1e-5)
+    exec(with_embeds, scope)
+    reached = scope["classifier"].predict(scope["points"])
+    assert np.mean(np.array(scope["class_names"])[reached] == np.array(labels)) > 0.9
     shutil.rmtree(to)
     assert main(["export", str(tokens), "--format", "embeds", "--to", to]) == 0
     exec(with_transformers, scope)

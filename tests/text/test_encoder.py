@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
+from scipy import sparse
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.text import encoder as encoders
+from mmdistill.text.embeddings import encode
 from mmdistill.text.encoder import (
     CallableEncoder,
     Encoding,
     SentenceEncoder,
     TfidfEncoder,
     TransformerEncoder,
-    encode,
     make_encoder,
     mean_pool,
 )
@@ -72,7 +74,7 @@ def test_damaged_cache_is_computed_again(cache: Path, damage: str, caplog: pytes
     content = path.read_bytes()
     wrong = {"wrong rows": good.points[:2], "not finite": good.points * math.nan}
     if damage in wrong:
-        path.write_bytes(encoders.save({"points": wrong[damage].clone(), "truncated": torch.tensor(0)}))
+        path.write_bytes(save({"points": wrong[damage].clone(), "truncated": torch.tensor(0)}))
     else:
         path.write_bytes({"truncated": content[:-3], "garbage": b"x" * 100, "empty": b""}[damage])
     with caplog.at_level(logging.WARNING):
@@ -160,3 +162,10 @@ def test_minilm_pools_alike_in_any_batch() -> None:
     torch.testing.assert_close(together.points.norm(dim=1), torch.ones(6))
     assert together.truncated >= 1
     assert together.points[4] @ together.points[5] > 0.6
+
+
+def test_an_encoder_of_something_else_than_dense_numbers_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'counts' returned a sparse matrix, and points are dense: return its toarr"):
+        CallableEncoder(lambda texts: sparse.eye(len(texts), format="csr"), "counts").encode(TEXTS)
+    with pytest.raises(ConfigError, match=r"'same' returned list, which is no array of numbers"):
+        CallableEncoder(lambda texts: texts, "same").encode(TEXTS)

@@ -306,7 +306,8 @@ def test_pictures_and_exports(task: TextTask, tmp_path: Path) -> None:
         content = table.read_text()
         assert words in content
         assert task.data.train.texts[0] in content
-    (path,) = export_embeds(task, hard, tmp_path)
+    path, encoder = export_embeds(task, hard, tmp_path)
+    assert encoder.name == "encoder.safetensors"
     with safe_open(path, "pt") as stored:
         assert stored.metadata()["encoder"] == "tfidf"
         assert stored.get_tensor("soft_labels").tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
