@@ -38,7 +38,7 @@ from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task, require_task
 
 Progress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, loss)."""
+"""Called with (steps done, steps in all, loss), 200 times in a run and every two seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ LOWER = (
 """What takes less memory in distilling."""
 READS_PER_RUN = 200
 """How often the loss is read back in a run, besides its first step's; on CUDA each read waits for the device."""
+LONGEST_UNSHOWN = 2.0
+"""Seconds after which it is read to be shown, and no more than that, if the run is in one process."""
 DIVERGED = 1000.0
 """A loss that is so many times the first one is warned of."""
 LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
@@ -271,6 +273,7 @@ def _loop(
     steps = distiller.steps
     read_every = max(steps // READS_PER_RUN, 1)
     compiling, saved = run.compile_seconds, time.perf_counter()
+    shown = saved
     validate_every = distiller.settings.validate_every
     with _stop_requests() as stop:
         while run.step < steps and not distiller.exhausted(run):
@@ -285,13 +288,16 @@ def _loop(
             reading = run.step % read_every == 0 or run.step == 1 or ending
             unsaved = checkpoints is not None and time.perf_counter() - saved > LONGEST_UNSAVED
             stopping, overdue = _agreed((stop.is_set(), unsaved and not checkpoint_every), reading)
-            if reading or stopping:
+            showing = progress is not None and ranks.size() == 1 and time.perf_counter() - shown > LONGEST_UNSHOWN
+            if reading or stopping or showing:
                 value = float(ranks.averages([loss.clone()])[0])
                 _require_finite(run, value, checkpoints)
                 _warn_of_divergence(run, value)
-                run.history.append((run.step, value))
+                if reading or stopping:  # not what the clock alone asked for, so that equal runs have equal histories
+                    run.history.append((run.step, value))
                 if progress is not None:
                     progress(run.step, steps, value)
+                shown = time.perf_counter()
             due = overdue or _is_due(run.step, checkpoint_every, steps)
             if ending or stopping or former is not None or (checkpoints is not None and due):
                 _require_finite_state(run, loss, checkpoints)

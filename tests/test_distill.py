@@ -108,6 +108,19 @@ def test_resuming_what_is_finished_tells_how_it_was_made(tmp_path: Path, monkeyp
     assert distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True).path == "compiled"
 
 
+def test_slow_steps_are_shown_and_change_no_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[Path, list[int]] = {tmp_path / "quick": [], tmp_path / "slow": []}
+    monkeypatch.setattr(sys.modules["mmdistill.distill"], "READS_PER_RUN", 3)
+    for folder, seconds in zip(shown, (1e9, 0.0), strict=True):
+        monkeypatch.setattr(sys.modules["mmdistill.distill"], "LONGEST_UNSHOWN", seconds)
+        steps = shown[folder]
+        distill(BlobTask(), method(), ipc=2, out=folder, progress=lambda done, total, loss, to=steps: to.append(done))  # type: ignore[misc]
+    assert list(shown.values()) == [[1, 4, 8, 12], list(range(1, 13))]
+    quick, slow = (json.loads((folder / "history.json").read_text()) for folder in shown)
+    assert quick == slow
+    assert quick["step"] == [1, 4, 8, 12]
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
