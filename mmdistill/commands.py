@@ -14,7 +14,16 @@ from mmdistill import exports, ranks
 from mmdistill.assembly import chosen_method, kept_config, make_task, unmet_conditions
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
-from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, repeated, table, without_scores
+from mmdistill.comparison import (
+    LEGEND,
+    draw_budgets,
+    judged_runs,
+    moved_splits,
+    read_runs,
+    repeated,
+    table,
+    without_scores,
+)
 from mmdistill.config import DistillConfig, baseline_names, split_names
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
@@ -340,6 +349,8 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
         print(f"left out, since they have no such scores: {', '.join(map(str, missing))}")
     for folder, kept in repeated(folders, judge, metric).items():
         print(f"left out: {folder}, which has the seed of {kept} and no other option that counts")
+    for folder in moved_splits(folders, judge, metric):
+        print(f"note: the runs of {folder.name} held out different data, since --seed moves what is held out")
     for folder, reason in skipped.items():
         print(f"skipped: {folder} ({reason})")
     if to is not None:

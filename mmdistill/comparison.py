@@ -4,7 +4,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from mmdistill.store import read_json
 NO_RUN = "no run"
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
+TOLD = ("method", "ipc", "nodes", "users", "bytes", "parameterization", "model", "width", "label")
+"""Options that a row's other words tell."""
 PLACES = ("data", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
 """Options in which runs may differ and still be repetitions of one another; the data are known by their own name."""
 
@@ -49,6 +51,7 @@ class Repetitions:
         network: what was distilled with.
         label: the kind of labels.
         steps: updates of each run; empty where its set is not there.
+        options: the other options of the first run, as it was given them; of one made in Python, its settings.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Repetitions:
     network: str = ""
     label: str = ""
     steps: tuple[int, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -160,6 +164,18 @@ def repeated(folders: Sequence[Path], judge: str | None, metric: str | None) -> 
     return {folder: runs[0][0] for seeds in groups for runs in seeds.values() for folder, _, _ in runs[1:]}
 
 
+def moved_splits(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[Path]:
+    """Return the first of those rows whose runs, pooled over seeds, did not hold out the same data."""
+    groups = [[runs[0][0] for runs in seeds.values()] for seeds in _by_seed(folders, judge, metric).values()]
+    return [group[0] for group in groups if len({_fingerprint(folder) for folder in group}) > 1]
+
+
+def _fingerprint(folder: Path) -> str:
+    """Return that of the data as a run split them."""
+    info = _distilled(folder).get("info")
+    return str(info.get("fingerprint")) if isinstance(info, Mapping) else ""
+
+
 def _by_seed(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[str, dict[str, list[_Run]]]:
     """Return the runs that have the scores asked for, by what repetitions share and then by seed."""
     groups: dict[str, dict[str, list[_Run]]] = {}
@@ -216,6 +232,15 @@ def _options(folder: Path) -> list[str]:
         raise CheckpointError(f"{config} is damaged ({error})") from error
 
 
+def _said(folder: Path) -> dict[str, str]:
+    """Return the options that a run was given, or the settings of one made in Python, in words."""
+    if lines := _options(folder):
+        found = {name: value for name, mark, value in (line.partition(": ") for line in lines) if mark}
+    else:
+        found = {name: json.dumps(value) for name, value in (_distilled(folder).get("settings") or {}).items()}
+    return {name: value for name, value in found.items() if name not in (*PLACES, *TOLD)}
+
+
 def _seed(folder: Path) -> str:
     """Return a run's seed, as text; a run that does not say it counts for itself."""
     return str(_distilled(folder).get("seed", folder))
@@ -247,6 +272,7 @@ def _together(runs: Sequence[_Run]) -> Repetitions:
         tuple(document["seconds"] for _, document, _ in runs),
         f"{entry['metric']} by {judge_in_words(entry)}",
         steps=tuple(made["steps"] for own, _, _ in runs if "steps" in (made := _distilled(own))),
+        options=_said(folder),
         **{name: str(_distilled(folder).get(name) or "") for name in RECORDED},
     )
 
@@ -257,10 +283,23 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
     def title(row: Repetitions) -> str:
         alike = [other for other in rows if (other.data, other.method) == (row.data, row.method)]
         differing = [name for name in RECORDED if len({getattr(other, name) for other in alike}) > 1]
-        words = ", ".join(filter(None, (getattr(row, name) for name in differing)))
-        return f"{row.method} ({words})" if words else row.method
+        words = [getattr(row, name) for name in differing]
+        words += [f"{name.replace('_', '-')} {row.options[name]}" for name in _differing(alike) if name in row.options]
+        own = ", ".join(filter(None, words))
+        return f"{row.method} ({own})" if own else row.method
 
     return [title(row) for row in rows]
+
+
+def _differing(rows: Sequence[Repetitions]) -> list[str]:
+    """Return the options by which rows of one budget differ, in their order."""
+    budgets: dict[tuple[str, int], list[Repetitions]] = {}
+    for row in rows:
+        budgets.setdefault((row.unit, row.budget), []).append(row)
+    names = dict.fromkeys(name for row in rows for name in row.options)
+    return [
+        name for name in names if any(len({row.options.get(name) for row in alike}) > 1 for alike in budgets.values())
+    ]
 
 
 def table(rows: Sequence[Repetitions]) -> list[list[str]]:

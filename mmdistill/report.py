@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmdistill.evaluate import Evaluation
 from mmdistill.figures import save_figure
 from mmdistill.metrics import judge_in_words
 from mmdistill.runtime import atomic_write
+from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import DistilledSet, read_json
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
@@ -58,6 +60,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     )
     return [
         ["data", f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)"],
+        *([name, value] for name, value in info.preprocessing.items() if isinstance(value, str) and name != "space"),
         *(["read as", note] for note in info.notes),
         ["method", f"{distilled.method}, {distilled.steps:,} steps, seed {distilled.seed}"],
         [
@@ -65,9 +68,30 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
             f"{info.budget} {distilled.budget}: {distilled.stored_bytes:,} bytes, {share}",
         ],
         *([name, value] for name, value in made if value),
+        *([["settings", settings_in_words(distilled.settings)]] if distilled.steps else []),
         ["cost", f"{distilled.seconds:.1f} s{pace}, peak {memory}, {distilled.device}"],
         ["run", f"{path}, {distilled.precision}"],
     ]
+
+
+def settings_in_words(settings: Mapping[str, Any]) -> str:
+    """Return a set's settings: its optimizers, and what methods choose or a user changed."""
+    usual = asdict(Settings(steps=0))
+    groups = [
+        " ".join([group, str(spec["name"]), *_changed(spec, asdict(OptimizerSpec()), ("lr",), ("name",))])
+        for group, spec in settings.get("optimizers", {}).items()
+    ]
+    others = _changed(settings, usual, ("real_batch", "init"), ("steps", "optimizers", "stored_bytes", *MEMORY_ONLY))
+    return ", ".join([*groups, *others])
+
+
+def _changed(
+    found: Mapping[str, Any], usual: Mapping[str, Any], always: Sequence[str], never: Sequence[str]
+) -> list[str]:
+    """Return the values that are not the usual ones, and some that are, with their names."""
+    chosen = {name: value for name, value in found.items() if name in always or value != usual.get(name)}
+    shown = {name.replace("_", " "): value for name, value in chosen.items() if name not in never}
+    return [name if value is True else f"{name} {value}" for name, value in shown.items()]
 
 
 def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: int) -> str:

@@ -236,6 +236,29 @@ def test_runs_that_were_stored_otherwise_are_told_apart(tmp_path: Path, monkeypa
     assert lines[1][0][1] == pytest.approx(85.0)
 
 
+def test_rows_say_by_which_options_they_differ_at_one_budget(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / str(index), 0.8, ipc, steps=index) for index, ipc in enumerate((1, 1, 10))]
+    for run, options in zip(runs, ("lr: 0.1\n", "lr: 0.2\ninit: noise\n", "lr: 0.2\nreal_batch: 4\n"), strict=True):
+        (run / "config.yaml").write_text((run / "config.yaml").read_text() + options)
+    rows = read_runs(runs)
+    assert titles(rows) == ["dm (lr 0.1)", "dm (lr 0.2, init noise)", "dm (lr 0.2)"]
+    assert titles([rows[0], rows[2]]) == ["dm", "dm"]
+    for run in runs[:2]:
+        (run / "config.yaml").unlink()
+    assert titles(read_runs(runs[:2])) == ["dm (steps 0)", "dm (steps 1)"]
+
+
+def test_pooled_runs_that_held_out_other_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(3)]
+    for run, fingerprint in zip(runs, "aab", strict=True):
+        document = json.loads((run / "distilled.json").read_text())
+        (run / "distilled.json").write_text(json.dumps({**document, "info": {"fingerprint": fingerprint}}))
+    assert main(["compare", *map(str, runs[:2])]) == 0
+    assert "held out" not in capsys.readouterr().out
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "the runs of s0 held out different data, since --seed moves what is held out" in capsys.readouterr().out
+
+
 def test_runs_by_several_judges_say_which(tmp_path: Path) -> None:
     run, other = finished(tmp_path / "a", 0.8), finished(tmp_path / "b", 0.8)
     document = json.loads((other / "metrics.json").read_text())
