@@ -89,7 +89,8 @@ def _changed(
     found: Mapping[str, Any], usual: Mapping[str, Any], always: Sequence[str], never: Sequence[str]
 ) -> list[str]:
     """Return the values that are not the usual ones, and some that are, with their names."""
-    chosen = {name: value for name, value in found.items() if name in always or value != usual.get(name)}
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}  # from JSON
+    chosen = {name: value for name, value in plain.items() if name in always or value != usual.get(name)}
     shown = {name.replace("_", " "): value for name, value in chosen.items() if name not in never}
     return [name if value is True else f"{name} {value}" for name, value in shown.items()]
 
