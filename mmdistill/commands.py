@@ -36,7 +36,7 @@ from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longe
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import DOMAIN_PACKAGES, Domain, domain_methods, get_domain, located
 from mmdistill.report import aligned, entry, summary, write_comparison, write_report
-from mmdistill.run_folder import CONFIG, METRICS, is_finished, is_started
+from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started
 from mmdistill.runtime import data_root, sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import DistilledSet, write_json
@@ -265,6 +265,8 @@ def _open_run(
     folder = Path(run)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
+    if ending := how_to_finish(folder):
+        raise CheckpointError(f"the run in {folder} is unfinished; {ending}")
     distilled = DistilledSet.load(folder)
     config = DistillConfig.load(folder / CONFIG)
     if protocol is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.figures import literal, save_figure
 from mmdistill.metrics import judge_in_words, read_metrics
-from mmdistill.run_folder import CONFIG, METRICS, SET, is_finished, is_started
+from mmdistill.run_folder import CONFIG, METRICS, SET, how_to_finish, is_finished
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import read_json
 
@@ -129,10 +129,8 @@ def _unjudged(folder: Path) -> str:
         return "not judged; made in Python, it is judged there: docs/formats.md shows how"
     if is_finished(folder):
         return f"not judged; that does: mmdistill evaluate {shlex.quote(str(folder))}"
-    if (folder / CONFIG).is_file():
-        return f"unfinished; it goes on with: mmdistill distill --resume {shlex.quote(str(folder))}"
-    if is_started(folder):
-        return "unfinished; distill(task, ..., out=folder, resume=True) in Python continues it"
+    if ending := how_to_finish(folder):
+        return f"unfinished; {ending}"
     return NO_RUN
 
 

@@ -344,9 +344,11 @@ def _require_finite(run: RunState, loss: float, checkpoints: Checkpoints | None)
         return
     what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
     kept = checkpoints.paths()[-1:] if checkpoints is not None else []
-    left = f"{kept[0]} holds the last good state" if kept else "no checkpoint was written before"
+    again = "from which resuming comes to the same step again"
+    left = f"{kept[0]} holds the last good state, {again}" if kept else "no checkpoint was written before"
     raise NonFiniteError(
-        f"{what} at or before step {run.step}; {left}. {LOWER_RATE}, or take float32 for its precision if it is another"
+        f"{what} at or before step {run.step}; {left}. {LOWER_RATE} and "
+        "begin anew (--overwrite), or take float32 for its precision if it is another"
     )
 
 

@@ -614,6 +614,10 @@ def test_unfinished_work_is_not_overwritten(run: Path, tmp_path: Path, capsys: p
     before = sorted((folder / "checkpoints").iterdir())
     assert distil(folder) == 2
     assert f"continue it with --resume '{folder}'" in capsys.readouterr().err
+    for command in (["evaluate"], ["report"], ["export", "--format", "pt"]):
+        assert main([*command, str(folder)]) == 2
+        expected = f"the run in {folder} is unfinished; it goes on with: mmdistill distill --resume '{folder}'"
+        assert expected in capsys.readouterr().err
     assert sorted((folder / "checkpoints").iterdir()) == before
     assert distil(folder, "--overwrite") == 0
 

@@ -585,10 +585,8 @@ def test_a_set_says_how_it_was_made(tmp_path: Path) -> None:
     assert (facts["network"], facts["stored as"], facts["labels"]) == ("139 parameters", "raw", "soft")
     assert "network" not in dict(fact_rows(DistilledSet.load(tmp_path)))
     stored.save(tmp_path / "stored")
-    assert (
-        dict(fact_rows(DistilledSet.load(tmp_path / "stored")))["settings"]
-        == "codes adam lr 0.01, real batch 2, init real, augment"
-    )
+    facts = dict(fact_rows(DistilledSet.load(tmp_path / "stored")))
+    assert facts["settings"] == "codes adam lr 0.01, real batch 2, init real, augment"
 
 
 def test_a_schedule_is_chosen_by_name() -> None:
