@@ -284,7 +284,7 @@ def require_resume_alone(arguments: Sequence[str]) -> None:
 
 def run_command(options: Namespace) -> None:
     """Run the chosen command."""
-    from mmdistill import commands  # imports torch, which --help should not wait for
+    from mmdistill import commands, listings  # imports torch, which --help should not wait for
 
     chosen = vars(options[options.command]) if options.command in options else {}
     plain = {name: value for name, value in chosen.items() if name != "config"}
@@ -303,9 +303,9 @@ def run_command(options: Namespace) -> None:
     elif options.command == "export":
         commands.export_command(plain["run"], plain["format"], plain["to"])
     elif options.command == "methods":
-        commands.methods_command(plain["domain"])
+        listings.methods_command(plain["domain"])
     else:
-        commands.data_command()
+        listings.data_command()
 
 
 def _kept(options: Namespace | None, notes: Sequence[str] = ()) -> str:

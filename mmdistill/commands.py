@@ -34,20 +34,13 @@ from mmdistill.metrics import dropped_baselines, read_metrics
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
-from mmdistill.registry import DOMAIN_PACKAGES, Domain, domain_methods, get_domain, located
-from mmdistill.report import aligned, entry, summary, write_comparison, write_report
+from mmdistill.registry import Domain, domain_methods, located
+from mmdistill.report import aligned, summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started
-from mmdistill.runtime import data_root, sole_writer, sweep, use_deterministic_kernels
+from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
-
-TABLE_1 = (
-    "Table 1 of the survey: what is matched | on which networks | how samples are stored | labels "
-    "(S: the synthetic set, T: the real training set; DSA: both augmented alike)"
-)
-"""What the columns of a method's row say, for ``mmdistill methods``."""
-NO_ROW = "no row of its own in Table 1"
 
 
 def distill_command(config: DistillConfig, resume: str | None) -> None:
@@ -124,6 +117,10 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method,
         _print_notes(task)
         for name in method.unread(budget, config.overrides()):
             print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
+        if method.judge and method.reads_no_network(budget) and not config.judges:
+            for name in ("model", "width"):
+                if getattr(config, name) is not None:
+                    print(f"note: {method.title} reads no network, nor does its judge: --{name} changes nothing")
         if unmet := unmet_conditions(config, domain, budget):
             options = " ".join(f"--{option} {value}" for option, value in unmet.items())
             print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
@@ -386,35 +383,3 @@ def export_command(run: str, format: str, to: str | None) -> None:
         print(f"{len(written)} files are in {folder}{lost}")
     else:
         print(*written, sep="\n")
-
-
-def methods_command(domain: str | None) -> None:
-    """List the methods, a line each, with their rows in the survey's Table 1."""
-    for name in [domain] if domain else DOMAIN_PACKAGES:
-        found = get_domain(name)
-        print(f"{found.name} (budget: --{found.budget})")
-        if found.taxonomy:
-            print(f"  {TABLE_1}")
-        for key, method in domain_methods(found).items():
-            source = f" [{method.source}]" if method.source else ""
-            print(entry(key, f"{method.title}: {method.summary}{source}"))
-            if found.taxonomy:
-                row = f"Table 1: {' | '.join(found.taxonomy[key])}" if key in found.taxonomy else NO_ROW
-                print(entry("", row))
-        for key, storage in found.parameterizations.items():
-            print(entry(key, storage.summary, "--parameterization "))
-        for stem in found.families:
-            print(entry(f"{stem}-N", "images of N x N tiles, for any N", "--parameterization "))
-        for key, line in found.protocols.items():
-            print(entry(key, line, "--protocol "))
-
-
-def data_command() -> None:
-    """List the data sets, a line each."""
-    for name in DOMAIN_PACKAGES:
-        found = get_domain(name)
-        print(f"{found.name} (budget: --{found.budget})")
-        for key, line in found.datasets.items():
-            print(entry(key, line))
-        print(entry("PATH", found.accepted))
-    print(f"what is to be brought goes below {data_root()} (MMDISTILL_DATA); the rest is downloaded when first used")

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import Embeds, Selects
+from mmdistill.allocation import require_members
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.labels import one_hot
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
-from mmdistill.task import Batch, BudgetKind, NetworkState, Task, Tensors, num_samples
+from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples
 
 CORESETS = ("herding", "k-center", "k-means", "craig")
 """Selections of real samples that look at the samples."""
@@ -22,43 +23,8 @@ START_MOST = 1000
 """Samples of a class among which the start of a synthetic set is chosen by what they look like."""
 START_BATCH = 64
 """Minibatch of the network that looks at them."""
-MOST = 10**9
-"""The largest budget: what is above is a slip."""
 CRAIG_MOST = 8192
 """Samples of a class whose pairs CRAIG compares: 256 MiB of distances."""
-
-
-def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: int | None) -> Tensor:
-    """Return how many synthetic samples each class gets, ``(C,)`` int64 (one entry without classes).
-
-    ``ipc`` gives every class the same; ``nodes`` and ``users`` share the total by class frequency, largest
-    remainder first, with at least one for every class.
-
-    Raises:
-        ConfigError: a budget below one, or a total below the number of classes.
-        DataError: a class without training samples.
-    """
-    if not 1 <= budget <= MOST:
-        raise ConfigError(f"the budget (--{kind}) is between 1 and {MOST:,}, got {budget}")
-    if labels is None or num_classes is None:
-        return torch.tensor([budget])
-    counts = torch.bincount(labels, minlength=num_classes)
-    if (counts == 0).any():
-        raise DataError(f"class {int((counts == 0).nonzero()[0])} has no training sample")
-    if kind == "ipc":
-        return torch.full((num_classes,), budget)
-    if budget < num_classes:
-        raise ConfigError(
-            f"a budget of {budget} {kind} cannot cover {num_classes} classes; give at least {num_classes}"
-        )
-    exact = counts.double() / counts.sum() * budget
-    shares = exact.floor().long().clamp(min=1)
-    while int(shares.sum()) > budget:
-        over = torch.where(shares > 1, shares - exact, -torch.inf)
-        shares[int(over.argmax())] -= 1
-    while int(shares.sum()) < budget:
-        shares[int((exact - shares).argmax())] += 1
-    return shares
 
 
 def _members(labels: Tensor | None, total: int, counts: Tensor) -> list[Tensor]:
@@ -320,6 +286,7 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
     require_choice("the start (init)", kind, get_args(InitKind))
     if kind == "noise":
         return choose_repeatedly(task, "real", counts, draws)
+    require_members(task, counts)
     if kind == "real":
         return random_subset(task.labels, counts, draws.fold("subset"), task.describe().num_train)
     if kind == "craig":
@@ -359,6 +326,7 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
     if not looks or task.labels is None or not (torch.bincount(task.labels) > most).any():
         return choose_samples(task, kind, counts, draws)
     require_choice("the start (init)", kind, get_args(InitKind))  # before a network trains to look at samples
+    require_members(task, counts)
     sizes = torch.bincount(task.labels, minlength=len(counts))
     candidates = random_subset(task.labels, sizes.clamp(max=most).maximum(counts), draws.fold("candidates"))
     network = briefly_trained(task, draws.fold("embed"), batch=START_BATCH)

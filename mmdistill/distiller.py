@@ -15,7 +15,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import TeacherLabels
 from mmdistill.method import Method
 from mmdistill.networks.architecture import network_title
-from mmdistill.networks.schedules import EMPTY, ScheduleState, UnreadNetwork
+from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one, require_loss
@@ -371,7 +371,6 @@ class Distiller:
     def _result(self, run: RunState, method_name: str, seconds: float, step: int) -> DistilledSet:
         """Return the set of what a run holds."""
         batch = self._finished(run, step)
-        unread = self.method.solve is not None or isinstance(self.schedule, UnreadNetwork)
         return DistilledSet(
             detached(batch),
             self.task.describe(),
@@ -387,7 +386,7 @@ class Distiller:
             device=runtime.describe_device(self.task.device),
             precision=self.precision,
             parameterization=self.method.storage,
-            network="" if unread else network_title(self.task),
+            network="" if self.method.reads_no_network(self.budget) else network_title(self.task),
             label=run.parameterization.labels.title,
             judge=self.method.judge,
         )

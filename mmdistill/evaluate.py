@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mmdistill.abilities import NamesJudges, ScoresRobustness, Selects
+from mmdistill.allocation import allocate
 from mmdistill.config import baseline_names, split_names
-from mmdistill.coresets import CORESETS, allocate, choose_samples, coreset
+from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
 from mmdistill.memory import explained
 from mmdistill.names import canonical, unknown_name

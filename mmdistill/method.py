@@ -7,7 +7,7 @@ from typing import NoReturn, get_args
 from mmdistill.abilities import StoresSamples
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean, require_choice
 from mmdistill.labels import LabelKind, require_label_kind
-from mmdistill.networks.schedules import NetworkSchedule
+from mmdistill.networks.schedules import NetworkSchedule, UnreadNetwork
 from mmdistill.objectives.base import Objective, RealView
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
@@ -170,6 +170,10 @@ class Method:
         taught = self.label == "teacher" and not schedule.gives_target
         idle |= set() if taught or "teacher_epochs" in watched.read else {"teacher_epochs"}
         return [name for name in names if name in idle]
+
+    def reads_no_network(self, budget: int) -> bool:
+        """Return whether its samples would be the same with any network."""
+        return self.solve is not None or isinstance(self.make_schedule(self.settings(budget)), UnreadNetwork)
 
     def customised(
         self,

@@ -65,13 +65,20 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
         ["method", f"{distilled.method}, {distilled.steps:,} steps, seed {distilled.seed}"],
         [
             "budget",
-            f"{info.budget} {distilled.budget}: {distilled.stored_bytes:,} bytes, {share}",
+            f"{budget_in_words(distilled)}: {distilled.stored_bytes:,} bytes, {share}",
         ],
         *([name, value] for name, value in made if value),
         *([["settings", settings_in_words(distilled.settings)]] if distilled.steps else []),
         ["cost", f"{distilled.seconds:.1f} s{pace}, peak {memory}, {distilled.device}"],
         ["run", f"{path}, {distilled.precision}"],
     ]
+
+
+def budget_in_words(distilled: DistilledSet) -> str:
+    """Return a set's budget, and how many samples it holds where these are not as many."""
+    unit, budget, count = distilled.info.budget, distilled.budget, len(distilled.batch.weight)
+    named = budget * len(distilled.info.class_names) if unit == "ipc" else budget
+    return f"{unit} {budget}" if count == named else f"{unit} {budget}, {count} samples"
 
 
 def settings_in_words(settings: Mapping[str, Any]) -> str:
@@ -106,12 +113,11 @@ def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: 
         rows.append([*key, *(str(table[key]) if key in table else "-" for table in tables)])
     sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes}
     rows.append(["", "bytes", *(f"{sizes.get(name, equal_count_bytes):,}" for name in columns)])
-    budget = f"{distilled.info.budget} {distilled.budget}"
     counts = sorted({entry.n for entry in evaluation.results})
     several = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     judged = "1 network" if counts == [1] else f"mean +/- sd of {several} networks"
-    title = f"{distilled.info.data}, {distilled.method}, {budget}: percent, {judged}"
-    notes = [f"note: {note}" for entry in evaluation.results for note in entry.notes]
+    title = f"{distilled.info.data}, {distilled.method}, {budget_in_words(distilled)}: percent, {judged}"
+    notes = [f"note: {entry.judge}: {note}" for entry in evaluation.results for note in entry.notes]
     failed = [f"failed: {name}: {reason}" for name, reason in evaluation.failures.items()]
     return "\n".join([title, aligned(rows), *dict.fromkeys(notes), *failed])
 
@@ -178,7 +184,8 @@ def write_report(
     shown = [*pictures, *([curve] if curve is not None else [])]
     title = f"{distilled.info.data} distilled with {distilled.method}"
     facts, results = fact_rows(distilled), result_rows(metrics)
-    notes = list(dict.fromkeys(note for entry in metrics.get("results", []) for note in entry.get("notes", [])))
+    results_notes = [(entry["judge"], entry.get("notes", [])) for entry in metrics.get("results", [])]
+    notes = list(dict.fromkeys(f"{judge}: {note}" for judge, own in results_notes for note in own))
     if not metrics.get("results"):
         notes = [f"not judged yet: mmdistill evaluate {folder}"]
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))

@@ -793,6 +793,11 @@ def test_an_ignored_option_is_noted(
     assert "DD does not read classes_at_once, which changes nothing" in caplog.text
     assert distil(tmp_path / "run", "--inner-lr", "0.1", "--baselines", "none", "--steps", "1") == 0
     assert "note: DM does not read --inner-lr, which changes nothing\n" in capsys.readouterr().out
+    idle = "note: KIP reads no network, nor does its judge: --width changes nothing\n"
+    given = ["--method", "kip", "--steps", "1", "--baselines", "none", "--width", "8"]
+    for judges, noted in (("", True), ("convnet", False)):
+        assert distil(tmp_path / judges, *given, *(["--judges", judges] if judges else [])) == 0
+        assert (idle in capsys.readouterr().out) == noted
 
 
 def test_an_export_of_pictures_counts_them(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmdistill.allocation import allocate
 from mmdistill.coresets import (
     CORESETS,
-    allocate,
     briefly_trained,
     choose_repeatedly,
     choose_samples,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdistill.abilities import Embeds
-from mmdistill.coresets import allocate, choose_samples, k_means, require_centroids
+from mmdistill.allocation import allocate
+from mmdistill.coresets import choose_samples, k_means, require_centroids
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.method import Parameterizer

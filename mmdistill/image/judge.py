@@ -121,7 +121,7 @@ class Judge:
         for predicted in self.predict([state_at(states, index) for index in range(n)], normalise, images):
             accuracies.append((predicted == labels).double().mean())
             found.append(int((predicted.bincount(minlength=classes) > 0).sum()))
-        collapsed = f"{self.name} predicts only {min(found)} of {classes} classes"
+        collapsed = f"predicts only {min(found)} of {classes} classes"
         notes = (*self.notes, collapsed) if min(found) <= classes // 2 else self.notes
         return Scores(self.name, {"accuracy": tuple(torch.stack(accuracies).tolist())}, notes)
 

@@ -98,11 +98,12 @@ def addressed_memory(
         total = samples * room.num_classes
         count = (room.stored_bytes - samples * per_label) // (FLOAT_BYTES * (basis + total))
     if samples < 1 or count < 1:
-        told = f"{bases} bases for each raw image of a class leave no sample"
-        wanted = "fewer bases"
+        told = f"{bases} bases for each raw image of a class leave no sample in {room.stored_bytes} bytes"
+        wanted = "choose --parameterization addressed, of as many bases as fit (few classes need few)"
         if not bases:
-            told, wanted = f"{samples} samples per class leave no basis", "a multiple from 1 that is smaller"
-        raise ConfigError(f"{told} in {room.stored_bytes} bytes; use a larger budget, or {wanted}")
+            told = f"{samples} samples per class leave no basis in {room.stored_bytes} bytes"
+            wanted = "use a larger budget, or a multiple from 1 that is smaller"
+        raise ConfigError(f"{told}; {wanted}")
     if bases and init == "noise":
         shape = (room.shape[0], height // factor, width // factor)
         memory, addresses = small_start(samples * room.num_classes, count, shape, draws.fold("memory").to(task.device))

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from mmdistill.coresets import allocate, choose_start
+from mmdistill.allocation import allocate
+from mmdistill.coresets import choose_start
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from mmdistill.abilities import Selects
-from mmdistill.coresets import allocate, choose_samples
+from mmdistill.allocation import allocate
+from mmdistill.coresets import choose_samples
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.labels import LabelKind
 from mmdistill.method import Storage

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmdistill.coresets import allocate, k_means, require_centroids
+from mmdistill.allocation import allocate
+from mmdistill.coresets import k_means, require_centroids
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
 from mmdistill.method import Method, MethodTable

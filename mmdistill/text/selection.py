@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import Embeds
-from mmdistill.coresets import allocate, random_subset
+from mmdistill.allocation import allocate
+from mmdistill.coresets import random_subset
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels
 from mmdistill.parameterizations.raw import Raw

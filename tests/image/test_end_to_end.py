@@ -6,7 +6,8 @@ import statistics
 import pytest
 import torch
 
-from mmdistill.coresets import allocate, choose_samples
+from mmdistill.allocation import allocate
+from mmdistill.coresets import choose_samples
 from mmdistill.distill import distill
 from mmdistill.image import ImageTask, image_task
 from mmdistill.runtime import Draws

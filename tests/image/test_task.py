@@ -9,12 +9,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
-from mmdistill.coresets import allocate, choose_samples
+from mmdistill.allocation import allocate
+from mmdistill.coresets import choose_samples
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.image import DOMAIN, ImageTask, image_task
+from mmdistill.image.data import build
 from mmdistill.labels import centred_one_hot, is_distribution, target_loss
 from mmdistill.registry import TaskOptions, get_method
 from mmdistill.runtime import Draws
@@ -119,7 +121,7 @@ def test_a_collapsed_judge_says_so() -> None:
     digits = image_task("digits", judge_epochs=100, judge_augment=False)
     batch = digits.select(torch.arange(4))
     scores = digits.evaluate(Batch(batch.inputs, torch.zeros_like(batch.targets), batch.weight), "mlp", Draws(0), 1, {})
-    assert scores.notes == ("mlp predicts only 1 of 10 classes",)
+    assert scores.notes == ("predicts only 1 of 10 classes",)
 
 
 class Own(nn.Module):
@@ -237,6 +239,11 @@ def test_bad_requests(digits: ImageTask) -> None:
         digits.predict(digits.init(Draws(0)), {"x": torch.zeros(1)})
     with pytest.raises(DataError, match="fewer than the 1000"):
         distill(digits, "dm", ipc=1000)
+    images, labels = torch.rand(9, 1, 8, 8), torch.arange(9) % 2
+    named = image_task(build("pets", (images, labels), (images, labels), class_names=("cat", "dog")), width=8)
+    for start in ("real", "herding"):
+        with pytest.raises(DataError, match="class dog has 4 samples, fewer than the 5 asked for"):
+            distill(named, "dm", ipc=5, settings={"init": start})
 
 
 def test_the_domain_builds_tasks_and_knows_digits_settings() -> None:

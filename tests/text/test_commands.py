@@ -67,7 +67,9 @@ def test_a_method_of_its_own_judge_is_judged_by_it_and_held_out_texts_are_named(
     table = write_tsv(tmp_path / "texts.tsv", *sentences(20))
     given = ["--data", str(table), "--encoder", "tfidf", "--method", "ridge-exact", "--ipc", "1", "--networks", "1"]
     assert main(["distill", *given, "--baselines", "none", "--out", str(tmp_path / "run")]) == 0
-    assert "note: test: 20% of the data, stratified, seed 0\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "note: test: 20% of the data, stratified, seed 0\n" in printed
+    assert "ridge-exact, ipc 1, 2 samples: percent" in printed
     metrics = tmp_path / "run" / "metrics.json"
     assert {entry["judge"] for entry in json.loads(metrics.read_text())["results"]} == {"ridge"}
     metrics.unlink()

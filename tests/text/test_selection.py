@@ -1,6 +1,7 @@
 import torch
 
-from mmdistill.coresets import allocate, coreset
+from mmdistill.allocation import allocate
+from mmdistill.coresets import coreset
 from mmdistill.distill import distill
 from mmdistill.runtime import Draws
 from mmdistill.text.judges import regression_targets

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from mmdistill.coresets import allocate, choose_samples
+from mmdistill.allocation import allocate
+from mmdistill.coresets import choose_samples
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.structure import BernoulliEdges, initial_logits
 from mmdistill.labels import LabelKind, Labels, make_labels

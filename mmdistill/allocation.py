@@ -1,0 +1,63 @@
+"""How a budget of samples is shared among classes."""
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.task import BudgetKind, Task
+
+MOST = 10**9
+"""The largest budget: what is above is a slip."""
+
+
+def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: int | None) -> Tensor:
+    """Return how many synthetic samples each class gets, ``(C,)`` int64 (one entry without classes).
+
+    ``ipc`` gives every class the same; ``nodes`` and ``users`` share the total by class frequency, largest
+    remainder first, with at least one for every class.
+
+    Raises:
+        ConfigError: a budget below one, or a total below the number of classes.
+        DataError: a class without training samples.
+    """
+    if not 1 <= budget <= MOST:
+        raise ConfigError(f"the budget (--{kind}) is between 1 and {MOST:,}, got {budget}")
+    if labels is None or num_classes is None:
+        return torch.tensor([budget])
+    counts = torch.bincount(labels, minlength=num_classes)
+    if (counts == 0).any():
+        raise DataError(f"class {int((counts == 0).nonzero()[0])} has no training sample")
+    if kind == "ipc":
+        return torch.full((num_classes,), budget)
+    if budget < num_classes:
+        raise ConfigError(
+            f"a budget of {budget} {kind} cannot cover {num_classes} classes; give at least {num_classes}"
+        )
+    exact = counts.double() / counts.sum() * budget
+    shares = exact.floor().long().clamp(min=1)
+    while int(shares.sum()) > budget:
+        over = torch.where(shares > 1, shares - exact, -torch.inf)
+        shares[int(over.argmax())] -= 1
+    while int(shares.sum()) < budget:
+        shares[int((exact - shares).argmax())] += 1
+    return shares
+
+
+def require_members(task: Task, counts: Tensor) -> None:
+    """Refuse to choose more real samples of a class than it has.
+
+    Shapes:
+        counts ``(C,)``.
+    Raises:
+        DataError: naming the class.
+    """
+    if task.labels is None:
+        return
+    have = torch.bincount(task.labels, minlength=len(counts))
+    short = (have < counts).nonzero().flatten()
+    if len(short):
+        index, names = int(short[0]), task.describe().class_names
+        raise DataError(
+            f"class {names[index] if names else index} has {int(have[index])} samples, fewer than the "
+            f"{int(counts[index])} asked for; lower the budget"
+        )
