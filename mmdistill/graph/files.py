@@ -1,8 +1,11 @@
 """Saved graphs: torch-geometric's ``.pt`` files and ``.safetensors``, read without running code from them."""
 
+import pickletools
 import warnings
+import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +16,28 @@ import torch
 from mmdistill.errors import DataError
 from mmdistill.graph.data import FIELDS
 
+TORCH = (".pt", ".pth")
+"""How the names of torch's files end."""
+
+
+def holds_list(path: Path) -> bool:
+    """Return whether one of torch's files holds a list, by the start of its pickle, of which nothing is run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(name) as handle:
+                return [code.name for code, _, _ in islice(pickletools.genops(handle), 2)][1:] == ["EMPTY_LIST"]
+    except (OSError, ValueError, StopIteration, zipfile.BadZipFile):
+        return False
+
 
 def looks_like_graph(path: Path) -> bool:
     """Return whether a file could hold a graph, without reading all of it.
 
     Of other data none comes in torch's files, so all of these are claimed, and what is wrong with one is said in words.
     """
-    if path.suffix.lower() in (".pt", ".pth"):
-        return path.is_file()
+    if path.suffix.lower() in TORCH:
+        return path.is_file() and not holds_list(path)
     if path.suffix == ".safetensors" and path.is_file():
         try:
             with safetensors.safe_open(path, framework="pt") as handle:
@@ -55,18 +72,27 @@ def read_fields(path: Path) -> Mapping[str, Any]:
             return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise DataError(f"{path} cannot be read as safetensors: {error}") from error
-    try:
-        with graph_classes(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, which a refusal says better
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, runtime, zip and key errors alike
-        raise DataError(
-            f"{path} cannot be read as a graph of plain tensors ({type(error).__name__}); save it with "
-            "torch.save(data, path), data a torch_geometric.data.Data whose attributes are tensors"
-        ) from error
+    saved = read_saved(path)
     if isinstance(saved, tuple) and saved:  # the processed file of a torch-geometric InMemoryDataset
         saved = saved[0]
     return fields_of(saved)
+
+
+def read_saved(path: Path) -> Any:
+    """Return what one of torch's files holds, without running code from it.
+
+    Raises:
+        DataError: the file is damaged, or holds other things than tensors in graphs.
+    """
+    try:
+        with graph_classes(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, which a refusal says better
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, runtime, zip and key errors alike
+        raise DataError(
+            f"{path} cannot be read as a graph of plain tensors ({type(error).__name__}); save it with "
+            "torch.save(data, path), data a torch_geometric.data.Data whose attributes are tensors, or a list of them"
+        ) from error
 
 
 def fields_of(source: Any) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from mmdistill.graph.files import TORCH, holds_list
 from mmdistill.graph.sets.data import TU, GraphSet, load_graph_set, tu_prefix
 from mmdistill.graph.sets.draw import draw, export_pyg, export_tensors
 from mmdistill.graph.sets.synthetic import real_graphs
@@ -16,6 +17,8 @@ from mmdistill.settings import OptimizerSpec, Settings
 
 
 def _accepts(path: Path) -> bool:
+    if path.suffix.lower() in TORCH:
+        return path.is_file() and holds_list(path)
     return path.is_dir() and tu_prefix(path) is not None
 
 
@@ -54,7 +57,8 @@ DOMAIN = Domain(
     methods=METHODS,
     draw=draw,
     exports={"pyg": export_pyg, "tensors": export_tensors},
-    accepted="a folder in the TU layout: NAME_A.txt, NAME_graph_indicator.txt, NAME_graph_labels.txt, ...",
+    accepted="a folder in the TU layout (NAME_A.txt, NAME_graph_indicator.txt, NAME_graph_labels.txt, ...), or a .pt "
+    "file with a list of torch-geometric Data, a class y each",
 )
 
 __all__ = ["DOMAIN", "GraphSet", "GraphSetTask", "graph_set_task", "load_graph_set"]

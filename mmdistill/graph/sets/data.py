@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.graph.files import TORCH, read_saved
+from mmdistill.graph.sets.lists import side_by_side
 from mmdistill.names import canonical
 from mmdistill.registry import unknown_data
 from mmdistill.runtime import Draws, cache_folder, data_root
@@ -152,11 +154,13 @@ class GraphSet:
         return {"x": self.x[table] * present[..., None], "adjacency": adjacency, "present": present.float()}
 
 
-def load_graph_set(source: "str | Path", *, seed: int = 0) -> GraphSet:
-    """Return a set of graphs from a name, or from a folder in the TU layout.
+def load_graph_set(source: "str | Path | Sequence[Any]", *, seed: int = 0) -> GraphSet:
+    """Return a set of graphs from a name, a folder in the TU layout, or a list of graphs.
 
     Args:
-        source: a name in ``TU``, or a folder with ``NAME_A.txt``, ``NAME_graph_indicator.txt`` and so on.
+        source: a name in ``TU``, a folder with ``NAME_A.txt``, ``NAME_graph_indicator.txt`` and so on, a list or data
+            set of torch-geometric's ``Data`` with a class each (see :func:`~mmdistill.graph.sets.lists.side_by_side`),
+            or a ``.pt`` file with such a list.
         seed: of the random split.
 
     Raises:
@@ -164,11 +168,18 @@ def load_graph_set(source: "str | Path", *, seed: int = 0) -> GraphSet:
         DataError: missing or damaged files, or graphs that cannot be used.
     """
     if not isinstance(source, str | Path):
-        raise DataError(f"a set of graphs is a name or a folder in the TU layout, got {type(source).__name__}")
+        if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, Mapping):
+            raise DataError(
+                "a set of graphs is a name, a folder in the TU layout or a list of torch-geometric's Data, got "
+                f"{type(source).__name__}"
+            )
+        return _from_fields(side_by_side([source[index] for index in range(len(source))], "the list"), "list", seed)
     key = canonical(str(source))
     if key in TU:
         return _from_fields(_named(TU[key][0]), key, seed)
     folder = Path(source)
+    if folder.is_file() and folder.suffix.lower() in TORCH:
+        return _from_fields(side_by_side(read_saved(folder), str(source)), str(source), seed)
     if not folder.is_dir():
         raise unknown_data("set of graphs", str(source), TU)
     prefix = tu_prefix(folder)
@@ -264,7 +275,7 @@ def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
     """
     y, start, edges = fields["y"], fields["start"].long(), fields["edge_index"].long()
     if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1:
-        raise DataError(f"{name} needs one class for each graph (NAME_graph_labels.txt with whole numbers)")
+        raise DataError(f"{name} needs one class for each graph, as whole numbers (y, or NAME_graph_labels.txt)")
     if len(y) != len(start) - 1:
         raise DataError(f"{name} has {len(start) - 1} graphs and classes for {len(y)}; give one for each graph")
     if not (y != y[0]).any():
@@ -275,12 +286,12 @@ def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
     nodes = int(start[-1])
     both = torch.unique(torch.cat([edges, edges.flip(0)], 1), dim=1)
     both = both[:, both[0] != both[1]]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = tuple(fields.get("notes", ()))
     x = fields["x"]
     if x is None or not x.numel():
         degree = torch.bincount(both[0], minlength=nodes).clamp(max=DEGREES)
         x = torch.nn.functional.one_hot(degree, DEGREES + 1)
-        notes = (f"nodes have no features and get their degree, one-hot, {DEGREES} also where it is larger",)
+        notes += (f"nodes have no features and get their degree, one-hot, {DEGREES} also where it is larger",)
     x = x.float()
     if not torch.isfinite(x).all():
         raise DataError(f"{name}: node features are NaN or infinite; fill them")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -220,7 +221,7 @@ class GraphSetTask:
 
 
 def graph_set_task(
-    data: "str | Path | GraphSet",
+    data: "str | Path | Sequence[Any] | GraphSet",
     *,
     width: int = 128,
     seed: int = 0,
@@ -230,7 +231,8 @@ def graph_set_task(
     """Return the task of distilling a set of graphs.
 
     Args:
-        data: a name (see ``mmdistill data``) or a folder in the TU layout.
+        data: a name (see ``mmdistill data``), a folder in the TU layout, or a list (or data set, or ``.pt`` file of a
+            list) of torch-geometric's ``Data`` with a class ``y`` each.
         width: units of the network's layers.
         seed: of the random split.
         protocol: how judges are trained.

@@ -1,0 +1,107 @@
+"""Lists of torch-geometric's graphs as a set, in Python and from a file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch_geometric.data import Data
+
+from mmdistill.cli import main
+from mmdistill.errors import DataError
+from mmdistill.graph.files import holds_list
+from mmdistill.graph.sets import GraphSet, graph_set_task, load_graph_set
+from mmdistill.registry import domain_of
+from tests.graph.sets.toy import rings
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> GraphSet:
+    return rings(tmp_path_factory.mktemp("sets"))
+
+
+def listed(graphs: GraphSet) -> list[Data]:
+    found = []
+    for index, (first, last) in enumerate(zip(graphs.start[:-1].tolist(), graphs.start[1:].tolist(), strict=True)):
+        own = (graphs.edge_index[0] >= first) & (graphs.edge_index[0] < last)
+        edges = graphs.edge_index[:, own] - first
+        found.append(Data(x=graphs.x[first:last], edge_index=edges, y=graphs.y[index : index + 1]))
+    return found
+
+
+class Dataset:
+    """What torch-geometric's data sets are to a reader: a length and items."""
+
+    def __init__(self, graphs: list[Data]) -> None:
+        self.graphs = graphs
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+    def __getitem__(self, index: int) -> Data:
+        return self.graphs[index]
+
+
+def test_a_list_is_the_set_that_its_files_would_be(graphs: GraphSet, tmp_path: Path) -> None:
+    torch.save(listed(graphs), tmp_path / "rings.pt")
+    assert holds_list(tmp_path / "rings.pt")
+    for source in (listed(graphs), Dataset(listed(graphs)), tmp_path / "rings.pt"):
+        found = load_graph_set(source)  # type: ignore[arg-type]
+        for name in ("x", "edge_index", "start", "y", "train", "val", "test"):
+            assert torch.equal(getattr(found, name), getattr(graphs, name)), name
+    assert graph_set_task(listed(graphs)).graphs.num_classes == 2
+
+
+def test_a_file_with_a_list_is_a_set_of_graphs_on_the_command_line(
+    graphs: GraphSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(listed(graphs), tmp_path / "rings.pt")
+    torch.save(listed(graphs)[0], tmp_path / "ring.pt")
+    assert domain_of(str(tmp_path / "rings.pt")).name == "graph-set"
+    assert domain_of(str(tmp_path / "ring.pt")).name == "graph"
+    given = ["--data", str(tmp_path / "rings.pt"), "--method", "doscond", "--ipc", "1", "--steps", "2"]
+    fast = ["--judge-epochs", "2", "--networks", "1", "--baselines", "none", "--width", "8"]
+    assert main(["distill", *given, *fast, "--out", str(tmp_path / "run")]) == 0
+    assert "note: random split 0" in capsys.readouterr().out
+
+
+def test_graphs_without_features_get_their_degree_and_attributes_are_left_out(graphs: GraphSet) -> None:
+    plain = [Data(edge_index=one.edge_index, y=one.y, edge_attr=torch.ones(1)) for one in listed(graphs)]
+    plain[3].num_nodes = int(graphs.sizes[3]) + 1
+    found = load_graph_set(plain)
+    assert int(found.sizes[3]) == int(graphs.sizes[3]) + 1
+    assert found.notes[0] == "edge_attr of 40 graphs is not read"
+    assert "nodes have no features and get their degree" in found.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": None}, "the list: graph 1 needs a class, one whole number y"),
+        ({"y": torch.tensor([0, 1])}, "graph 1 needs a class, one whole number y"),
+        ({"y": torch.tensor([0.5])}, "some graphs have whole numbers as y and others floats"),
+        ({"edge_index": None}, r"graph 1 needs edge_index \(2, E\)"),
+        ({"edge_index": torch.tensor([[0], [99]])}, "nodes, and edges of nodes 0 to 99"),
+        ({"x": torch.ones(6, 3)}, r"different numbers of node features \(3, 8\)"),
+        ({"x": torch.ones(6)}, r"graph 1 needs node features x \(n, d\), or none"),
+    ],
+)
+def test_what_is_no_graph_of_a_set_is_named(graphs: GraphSet, changes: dict[str, Any], message: str) -> None:
+    found = listed(graphs)
+    found[1] = Data(**{**found[1].to_dict(), **changes})
+    with pytest.raises(DataError, match=message):
+        load_graph_set(found)
+
+
+def test_what_is_no_list_of_graphs_is_refused(graphs: GraphSet, tmp_path: Path) -> None:
+    floats = [Data(edge_index=one.edge_index, y=one.y.float()) for one in listed(graphs)]
+    with pytest.raises(DataError, match="one class for each graph, as whole numbers"):
+        load_graph_set(floats)
+    torch.save([1, 2], tmp_path / "numbers.pt")
+    with pytest.raises(DataError, match="got int"):
+        load_graph_set(tmp_path / "numbers.pt")
+    for nothing in ([], 3):
+        with pytest.raises(DataError, match="list of"):
+            load_graph_set(nothing)  # type: ignore[arg-type]
+    (tmp_path / "damaged.pt").write_bytes(b"PK no archive")
+    assert not holds_list(tmp_path / "damaged.pt")
