@@ -352,7 +352,13 @@ def _as_sparse(source: Any) -> sparse.csr_array:
         half = source.dtype in (torch.bfloat16, torch.float16)  # which NumPy or SciPy lacks
         source = _from_torch(source.float() if half else source)
     if not sparse.issparse(source):
-        source = np.asarray(source)
+        try:
+            source = np.asarray(source)
+        except ValueError as error:
+            raise DataError(
+                f"expected a users x items matrix, and rows differ in length ({error}); lists of each user's items are "
+                "a table: pd.DataFrame({'user': ..., 'item': ...})"
+            ) from error
     if source.ndim != 2 or source.dtype.kind not in "biuf":
         raise DataError(
             f"expected a users x items matrix of numbers, a table or a path, got {source.dtype} {source.shape}"

@@ -314,3 +314,8 @@ def test_ml1m_has_its_published_size():
     assert [data.parts[part].nnz for part in SPLITS] == [791_718, 99_692, 108_799]
     assert data.given_split
     assert not any(data.counts[name] for name in ("duplicates", "overlaps", "short_users"))
+
+
+def test_lists_of_items_are_no_matrix():
+    with pytest.raises(DataError, match=r"rows differ in length .*; lists of each user's items are a table"):
+        load_interactions([[1, 2, 3], [4, 5, 6, 7]])

@@ -259,7 +259,7 @@ def test_last_graphs_may_have_no_edges(tmp_path: Path) -> None:
 def test_bad_sets_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="did you mean 'mutag'"):
         load_graph_set("mutak")
-    with pytest.raises(DataError, match="a list of torch-geometric.s Data, got dict"):
+    with pytest.raises(DataError, match="or a list of torch-geometric's Data, got dict"):
         load_graph_set({})  # type: ignore[arg-type]
     (tmp_path / "EMPTY").mkdir()
     with pytest.raises(DataError, match=r"NAME_A\.txt and NAME_graph_indicator\.txt are expected"):
