@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
-NEAR = 0.5
-"""How alike a name must be to be suggested for another one."""
+NEAR, NEAR_SHORT = 0.6, 0.5
+"""How alike a name must be to be suggested for another one; one of up to three letters, which share few, less so."""
 
 
 class MmdistillError(Exception):
@@ -62,6 +62,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     near = {other: (SequenceMatcher(None, name, other).ratio(), other[:1] == name[:1]) for other in sorted(known)}
     best = max(near.values(), default=(0.0, False))
-    if best[0] < NEAR:
+    if best[0] < (NEAR if len(name) > 3 else NEAR_SHORT):
         return ""
     return f"; did you mean {' or '.join([repr(other) for other in near if near[other] == best][:3])}?"

@@ -36,7 +36,19 @@ GROUPS = {
 """The options of ``distill``, as its help shows them."""
 VALUES = {int: "N", float: "X", bool: "{true,false}"}
 """How help calls the values of an option."""
-
+ELSEWHERE = {
+    "learning-rate": ("lr",),
+    **dict.fromkeys(("lr-img", "lr-syn", "lr-feat"), ("lr",)),
+    **dict.fromkeys(("batch-size", "batch-real"), ("real-batch", "judge-batch")),
+    "batch-syn": ("syn-batch",),
+    **dict.fromkeys(("epochs", "iteration", "iterations", "niter"), ("steps", "judge-epochs")),
+    "images-per-class": ("ipc",),
+    **dict.fromkeys(("n", "num-eval", "repeats"), ("networks",)),
+    **dict.fromkeys(("gpu", "cuda"), ("device",)),
+    **dict.fromkeys(("net", "arch", "architecture", "network"), ("model",)),
+    **dict.fromkeys(("out", "output", "output-dir", "save-path", "to"), ("out", "to")),
+}
+"""What other programs call the options of these, the first that a command has."""
 BETWEEN = " [options]"
 """What the parser writes between the program and a command, where no option goes."""
 
@@ -109,9 +121,11 @@ def in_one_line(message: str, known: Sequence[str]) -> str:
         return f"{option}: {' '.join(wrong[2].split())}"
     unknown = re.match(r"unrecognized arguments: (\S+)", message)
     if unknown is not None and unknown[1].startswith("--"):
-        name, options = unknown[1][2:].partition("=")[0], (option.lstrip("-") for option in known)
-        near = did_you_mean(name, options).replace("_", "-").replace(" '", " '--")
-        return f"unknown option --{name.replace('_', '-')}{near}"
+        name = unknown[1][2:].partition("=")[0].replace("_", "-")
+        options = [option.lstrip("-").replace("_", "-") for option in known]
+        ours = [other for other in ELSEWHERE.get(name, ()) if other in options]
+        near = f"; did you mean '--{ours[0]}'?" if ours else did_you_mean(name, options).replace(" '", " '--")
+        return f"unknown option --{name}{near}"
     command = re.match(r"argument command: invalid choice: '([^']*)' \(choose from (.*)\)", message)
     if command is not None:
         names = re.findall(r"[\w-]+", command[2])
