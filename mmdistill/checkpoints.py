@@ -121,4 +121,6 @@ def _difference(name: str, saved: object, own: object) -> str:
         return _difference(f"{name}.{key}", saved.get(key), own.get(key))
     if isinstance(own, str):
         saved, own = differing_lines(str(saved), own)
+    if name == "layers":
+        return f"network has {saved}, not {own}"
     return f"{name} is {saved}, not {own}"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
-from mmdistill.config import DistillConfig, read_settings
+from mmdistill.config import BUDGETS, DistillConfig, read_settings
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.run_folder import holds_work
 from mmdistill.settings import MEMORY_ONLY
@@ -266,6 +266,16 @@ def config_first(arguments: Sequence[str]) -> list[str]:
     return [*rest[:1], *files, *(argument for argument in rest[1:] if not argument.startswith("--config="))]
 
 
+def keep_given_budget(options: Namespace, given: Sequence[str]) -> None:
+    """Let a budget among the arguments stand in place of a configuration file's, of whatever kind that is."""
+    names = {argument.partition("=")[0].removeprefix("--") for argument in given if argument.startswith("--")}
+    if "config" in names and names & set(BUDGETS):
+        chosen = options[options.command]
+        for name in set(BUDGETS) - names:
+            if name in chosen:
+                chosen[name] = None
+
+
 def require_resume_alone(arguments: Sequence[str]) -> None:
     """Refuse options beside ``--resume``, since a run continues with its own; those that bound memory may change.
 
@@ -319,7 +329,7 @@ def _kept(options: Namespace | None, notes: Sequence[str] = ()) -> str:
     if options is None or command != "distill":
         return "finished work is kept" + ("; call it again" if command == "experts" else "")
     chosen = options["distill"]
-    names = ("data", "method", "ipc", "nodes", "users", "bytes", "parameterization", "out", "seed")
+    names = ("data", "method", *BUDGETS, "parameterization", "out", "seed")
     folder = Path(chosen["resume"] or DistillConfig(**{name: chosen[name] for name in names}).folder())
     if not holds_work(folder):
         return ", ".join(notes) or "nothing is finished yet"
@@ -346,6 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(given or ["--help"])
         require_resume_alone(given)
+        keep_given_budget(options, given)
         run_command(options)
     except MmdistillError as error:
         print(f"mmdistill: error: {error}", file=sys.stderr)

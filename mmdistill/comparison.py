@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmdistill.config import BUDGETS
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.figures import literal, save_figure
 from mmdistill.metrics import judge_in_words, read_metrics
@@ -18,7 +19,7 @@ from mmdistill.store import read_json
 NO_RUN = "no run"
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
-TOLD = ("method", "ipc", "nodes", "users", "bytes", "parameterization", "model", "width", "label")
+TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label")
 """Options that a row's other words tell."""
 PLACES = ("data", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
 """Options in which runs may differ and still be repetitions of one another; the data are known by their own name."""

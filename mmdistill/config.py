@@ -11,6 +11,9 @@ from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
 from mmdistill.run_folder import holds_work
 from mmdistill.settings import InitKind, Settings
 
+BUDGETS = ("ipc", "nodes", "users", "bytes")
+"""The options that say how large a set may be."""
+
 
 @dataclass(frozen=True)
 class DistillConfig:
@@ -197,7 +200,7 @@ SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in 
 def read_settings(path: Path) -> dict[str, Any]:
     """Read the settings of a YAML file, whose values are not looked at; those left empty are as if they were not there.
 
-    Names of judges and baselines may be a list.
+    Names of judges and baselines and the columns of a pair of texts may be a list.
 
     Raises:
         CheckpointError: the file is missing or damaged, or a setting in it is unknown.
@@ -216,7 +219,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     for name, value in content.items():
         if name not in kinds and (name, value) != ("resume", None):  # which --print-config writes
             raise CheckpointError(f"{path} has an unknown setting {name!r}{did_you_mean(str(name), kinds)}")
-    for name, nothing in (("judges", None), ("baselines", "none")):
+    for name, nothing in (("judges", None), ("baselines", "none"), ("text_column", None)):
         if isinstance(listed := content.get(name), list):
             content[name] = ",".join(map(str, listed)) or nothing
     return {name: value for name, value in content.items() if value is not None}

@@ -115,6 +115,11 @@ def test_a_configuration_may_leave_settings_empty_and_list_names(
     assert distil(tmp_path / "run", "--config", str(file)) == 0
     judges = {entry["judge"] for entry in json.loads((tmp_path / "run" / "metrics.json").read_text())["results"]}
     assert judges == {"convnet", "mlp"}
+    file.write_text("data: digits\nmethod: dm\nipc: 2\nsteps: 1\nbaselines: none\nnetworks: 1\njudge_epochs: 1\n")
+    given = ["distill", "--config", str(file)]
+    assert main([*given, "--bytes", "3KB", "--out", str(tmp_path / "bytes")]) == 0
+    assert json.loads((tmp_path / "bytes" / "metrics.json").read_text())["budget"]["ipc"] == 1
+    assert main([*given, "--ipc", "1", "--bytes", "3KB", "--out", str(tmp_path / "both")]) == 2
     file.write_text("baselines:\njudges: []\n")
     capsys.readouterr()
     with pytest.raises(SystemExit):

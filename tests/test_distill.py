@@ -206,7 +206,7 @@ def test_a_checkpoint_of_other_layers_is_refused(tmp_path: Path) -> None:
             return str(nn.Sequential(nn.Linear(4, 3), self.activation))
 
     whole = distill(Described(nn.ReLU()), method(), ipc=2, out=tmp_path)
-    with pytest.raises(CheckpointError, match=r"its layers is \(1\): ReLU\(\), not \(1\): Tanh\(\)$"):
+    with pytest.raises(CheckpointError, match=r"its network has \(1\): ReLU\(\), not \(1\): Tanh\(\)$"):
         distill(Described(nn.Tanh()), method(), ipc=2, out=tmp_path, resume=True)
     assert torch.equal(
         samples(distill(Described(nn.ReLU()), method(), ipc=2, out=tmp_path, resume=True)), samples(whole)

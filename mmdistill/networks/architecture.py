@@ -88,5 +88,5 @@ def differing_lines(old: str, new: str) -> tuple[str, str]:
     """Return the first lines in which two descriptions differ; the descriptions themselves where none does."""
     for there, here in zip_longest(old.splitlines(), new.splitlines(), fillvalue="nothing"):
         if there != here:
-            return there.strip(), here.strip()
+            return there.strip().removesuffix("("), here.strip().removesuffix("(")  # of a module with more below
     return old, new

@@ -242,7 +242,8 @@ def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe) -> 
     """Open a folder's experts, first training those that it lacks and saying how long that takes."""
     if is_complete(folder, count):
         return Experts(folder, task, count, recipe.protocol.epochs, recipe)
-    logger.warning("training the missing ones of %d networks in %s", count, folder)
+    what = f"the missing ones of {count} networks" if count > 1 else "a network"
+    logger.warning("training %s in %s", what, folder)
     return train_experts(task, folder, count, longer(recipe, folder), progress=_report)
 
 

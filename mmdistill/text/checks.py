@@ -21,11 +21,13 @@ def checked_texts(name: str, split: str, texts: list[object]) -> list[str]:
     """
     if not texts:
         raise DataError(f"{name}: the {split} split holds no texts")
+    empty = sum(isinstance(text, str) and not text.strip() for text in texts)
+    more = f" ({empty} such rows)" if empty > 1 else ""
     for row, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             raise DataError(f"{name}: row {row} of {split} has no text but {text!r}; remove the row or fill it")
         if not text.strip():
-            raise DataError(f"{name}: the text in row {row} of {split} is empty; remove the row or fill it")
+            raise DataError(f"{name}: the text in row {row} of {split} is empty{more}; remove the row or fill it")
         if half := half_character(text):
             raise DataError(f"{name}: the text in row {row} of {split} holds {half!r}, {HALF}")
     return [str(text) for text in texts]

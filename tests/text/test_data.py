@@ -56,7 +56,7 @@ def test_class_names_take_indices_or_names() -> None:
 @pytest.mark.parametrize(
     ("texts", "labels", "message"),
     [
-        (["a", "  ", "c", "d"], [0, 1, 0, 1], "row 2 of all is empty"),
+        (["a", "  ", "c", ""], [0, 1, 0, 1], r"row 2 of all is empty \(2 such rows\)"),
         (["a", None, "c", "d"], [0, 1, 0, 1], "row 2 of all has no text"),
         (["a", 3, "c", "d"], [0, 1, 0, 1], "row 2 of all has no text but 3"),
         (["a", "b", "c", "d"], [0, 0, 0, 0], "single class"),
