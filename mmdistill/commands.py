@@ -24,6 +24,7 @@ from mmdistill.comparison import (
     table,
     without_scores,
 )
+from mmdistill.composition import without_effect
 from mmdistill.config import DistillConfig, baseline_names, split_names
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
@@ -115,7 +116,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method,
     )
     if ranks.is_first():
         _print_notes(task)
-        for name in method.unread(budget, config.overrides()):
+        for name in without_effect(task, method, budget, config.overrides()):
             print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
         if method.judge and method.reads_no_network(budget) and not config.judges:
             for name in ("model", "width"):

@@ -1,6 +1,8 @@
 """Which parts of a run go together, said before its first step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+import torch
 
 from mmdistill.abilities import Validates
 from mmdistill.errors import ConfigError, did_you_mean
@@ -9,11 +11,22 @@ from mmdistill.method import Method
 from mmdistill.objectives.base import Objective
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.run_state import grouped
+from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Task
 
 GROUPS = ("codes", "decoder", "labels", "objective")
 """What the settings of a method may have optimizers for, whether this run learns it or not."""
+
+
+def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, object]) -> list[str]:
+    """Return the settings among those given that neither the method nor the task looks at."""
+    found = method.unread(budget, given)
+    if given.get("augment") and "augment" not in found:
+        one = task.select(torch.tensor([0]))
+        if task.augment(Draws(0), one, shared=False) is one:  # there is no augmentation of such data
+            found.append("augment")
+    return found
 
 
 def require_selectable(task: Task, method: Method, settings: Settings) -> None:

@@ -20,6 +20,7 @@ from mmdistill import exports, ranks
 from mmdistill.budget import find_budget
 from mmdistill.checkpoints import Checkpoints
 from mmdistill.compilation import CompileMode
+from mmdistill.composition import without_effect
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, NonFiniteError
 from mmdistill.labels import LabelKind
@@ -185,7 +186,7 @@ def distill(
     found = found.customised(storage, label, settings)
     found, size = find_budget(task, found, budget=budget, ipc=ipc, nodes=nodes, users=users, bytes=bytes, seed=seed)
     if settings and ranks.is_first():
-        for unread in found.unread(size, settings):
+        for unread in without_effect(task, found, size, settings):
             logger.warning("%s does not read %s, which changes nothing", found.title, unread)
     distiller = Distiller(task, found, size, seed=seed, precision=precision)
     folder = None if out is None else Path(out)
