@@ -31,7 +31,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks, subset_bytes
 from mmdistill.judging import judge_missing, keeping
 from mmdistill.method import Method
-from mmdistill.metrics import dropped_baselines, read_metrics
+from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics, tested_on
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -309,7 +309,10 @@ def evaluate_command(
     if "inner_parts" in distilled.learned and (judge_epochs or judge_batch or protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     with sole_writer(Path(run)):
-        previous = read_metrics(path) if path.exists() else None  # again, since another process may have judged
+        judged = read_metrics(path) if path.exists() else {}  # again, since another process may have judged
+        previous = of_same_test(judged, tested_on(task))
+        if judged and not previous:
+            print("note: the test data are others than before, so earlier results are dropped")
         with keeping(config, task, Path(run), distilled, previous) as progress:
             evaluation = evaluate(
                 task,
@@ -322,7 +325,7 @@ def evaluate_command(
                 robust=scores == "robust",
                 progress=progress,
             )
-    dropped = dropped_baselines(previous or {}, read_metrics(path))
+    dropped = dropped_baselines(previous, read_metrics(path))
     if dropped:
         print(f"dropped, since judged otherwise than the set now is: {', '.join(dropped)}")
     print(summary(distilled, evaluation, subset_bytes(task, distilled.budget)))

@@ -164,15 +164,16 @@ def repeated(folders: Sequence[Path], judge: str | None, metric: str | None) -> 
 
 
 def moved_splits(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[Path]:
-    """Return the first of those rows whose runs, pooled over seeds, did not hold out the same data."""
+    """Return the first run of each row whose runs, pooled over seeds, were not tested on the same data."""
     groups = [[runs[0][0] for runs in seeds.values()] for seeds in _by_seed(folders, judge, metric).values()]
     return [group[0] for group in groups if len({_fingerprint(folder) for folder in group}) > 1]
 
 
 def _fingerprint(folder: Path) -> str:
-    """Return that of the data as a run split them."""
+    """Return that of the data that a run was tested on, or of older runs of those that it was distilled from."""
     info = _distilled(folder).get("info")
-    return str(info.get("fingerprint")) if isinstance(info, Mapping) else ""
+    made = str(info.get("fingerprint")) if isinstance(info, Mapping) else ""
+    return str(_read(folder).get("tested_on", made))
 
 
 def _by_seed(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[str, dict[str, list[_Run]]]:

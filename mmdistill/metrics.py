@@ -27,6 +27,7 @@ def metrics_document(
     """Return the content of ``metrics.json``.
 
     Entries of the same judge and metric replace previous ones; previous baselines stay where they were judged alike.
+    Nothing stays of what was judged on other test data.
 
     Args:
         distilled: the set.
@@ -34,15 +35,17 @@ def metrics_document(
         previous: what the file held before.
         judging: what the user set of judging (epochs, batch), kept with every entry whose judge reads it; None or empty
             where nothing.
-        task: which says what its judges read; without one, all read everything.
+        task: which says what its judges read, and what they are tested on; without one, all read everything.
     """
+    tested = {} if task is None else tested_on(task)
+    previous = of_same_test(previous or {}, tested)
 
     def plain(entries: Sequence[Entry]) -> list[dict[str, object]]:
         own = [judging_of(task, entry.judge, judging or {}) for entry in entries]
         return [entry.plain() | ({"judging": read} if read else {}) for entry, read in zip(entries, own, strict=True)]
 
-    results = _merged(_entries((previous or {}).get("results")), plain(evaluation.results))
-    former = (previous or {}).get("baselines")
+    results = _merged(_entries(previous.get("results")), plain(evaluation.results))
+    former = previous.get("baselines")
     baselines = {
         name: _alike(_entries(entries), results)
         for name, entries in (former if isinstance(former, Mapping) else {}).items()
@@ -55,6 +58,7 @@ def metrics_document(
         "method": distilled.method,
         "budget": {distilled.info.budget: distilled.budget, "stored_bytes": distilled.stored_bytes},
         "whole_bytes": distilled.info.stored_bytes,
+        **tested,
         "results": results,
         "baselines": {name: entries for name, entries in baselines.items() if entries},
         "seconds": distilled.seconds,
@@ -62,6 +66,17 @@ def metrics_document(
         "peak_memory_bytes": distilled.peak_memory_bytes,
         "device": distilled.device,
     }
+
+
+def tested_on(task: Task) -> dict[str, str]:
+    """Return a hash of a task's test data as metrics hold it; nothing where the task does not say it."""
+    found = task.describe().test_fingerprint
+    return {"tested_on": found} if found else {}
+
+
+def of_same_test(metrics: Mapping[str, Any], tested: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return metrics as they are, or empty where they are known to be of other test data."""
+    return {} if any(metrics.get(name, own) != own for name, own in tested.items()) else metrics
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -231,6 +231,15 @@ def peak_memory_bytes(device: torch.device) -> int:
     return int(peak if platform.system() == "Darwin" else peak * 1024)
 
 
+def tensor_digest(*tensors: Tensor) -> str:
+    """Return a hash of what tensors hold, their shapes and types included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+        digest.update(tensor.contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
 def cache_folder() -> Path:
     """Return the user's cache folder for mmdistill (``MMDISTILL_CACHE``, else ``XDG_CACHE_HOME``/mmdistill)."""
     chosen = os.environ.get("MMDISTILL_CACHE")

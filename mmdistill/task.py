@@ -179,6 +179,7 @@ class TaskInfo:
         sample_bytes: bytes of one real sample alone, where that is not its share of the whole (a graph stores far
             more nodes than it has labels); 0 means the share.
         tensors: preprocessing too large for plain values (a whitening matrix), which is stored in the set's file.
+        test_fingerprint: a hash of the test data; scores on others do not stand side by side. Empty: not known.
     """
 
     domain: str
@@ -191,6 +192,7 @@ class TaskInfo:
     preprocessing: Mapping[str, object] = field(default_factory=dict)
     sample_bytes: int = 0
     tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    test_fingerprint: str = ""
 
     @property
     def units(self) -> dict[str, object]:

@@ -155,6 +155,30 @@ def test_baselines_that_were_judged_otherwise_are_dropped(
     assert "| convnet (epochs 3) | accuracy |" in (folder / "report.md").read_text()
 
 
+def test_nothing_stays_that_was_judged_on_other_test_data(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    before = json.loads((folder / "metrics.json").read_text())
+    data = load("digits")
+    relabelled = replace(data, test_labels=data.test_labels.roll(1))
+    assert relabelled.fingerprint == data.fingerprint
+    monkeypatch.setattr("mmdistill.image.task.load", lambda *given, **options: relabelled)
+    assert main(["evaluate", str(folder), "--judges", "mlp", "--networks", "1", "--baselines", "none"]) == 0
+    printed = capsys.readouterr().out
+    assert "note: the test data are others than before, so earlier results are dropped\n" in printed
+    assert "dropped, since judged otherwise" not in printed
+    after = json.loads((folder / "metrics.json").read_text())
+    assert [entry["judge"] for entry in after["results"]] == ["mlp"]
+    assert after["baselines"] == {}
+    assert before["tested_on"] != after["tested_on"] == relabelled.test_fingerprint
+    assert main(["distill", "--resume", str(folder)]) == 0
+    resumed = json.loads((folder / "metrics.json").read_text())
+    assert {entry["judge"] for entry in resumed["results"]} == {"mlp", "convnet"}
+    assert set(resumed["baselines"]) == set(before["baselines"])
+
+
 def test_a_judge_in_closed_form_has_no_epochs(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(run, folder)

@@ -267,6 +267,7 @@ class GraphTask:
             found,
             sample_bytes=graph.x.shape[1] * graph.x.element_size() + 1,
             tensors=graph.scaling,
+            test_fingerprint=graph.test_fingerprint,
         )
 
 

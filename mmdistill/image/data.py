@@ -1,7 +1,6 @@
 """Image data sets as tensors: what they hold, how they are normalised, and the checks that they pass."""
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.image.files import require_bytes
-from mmdistill.runtime import Draws
+from mmdistill.runtime import Draws, tensor_digest
 
 if TYPE_CHECKING:
     from mmdistill.image.whitening import Whitening
@@ -96,11 +95,13 @@ class ImageData:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the training images and labels, and the kind of whitening."""
-        digest = hashlib.blake2b(digest_size=16)
-        for tensor in (self.train_images, self.train_labels):
-            digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
-            digest.update(tensor.contiguous().cpu().numpy().data)
-        return digest.hexdigest() + ("" if self.whitening is None else f"-{self.whitening.kind}")
+        digest = tensor_digest(self.train_images, self.train_labels)
+        return digest + ("" if self.whitening is None else f"-{self.whitening.kind}")
+
+    @cached_property
+    def test_fingerprint(self) -> str:
+        """A hash of the test images and labels."""
+        return tensor_digest(self.test_images, self.test_labels)
 
     @cached_property
     def value_range(self) -> tuple[float, float]:

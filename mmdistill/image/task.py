@@ -276,6 +276,7 @@ class ImageTask:
             num_train=len(self._classes),
             stored_bytes=data.stored_bytes,
             fingerprint=data.fingerprint,
+            test_fingerprint=data.test_fingerprint,
             class_names=data.class_names,
             preprocessing={
                 "shape": list(data.shape),

@@ -108,12 +108,21 @@ class Interactions:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the training part, of the validation part, which chooses the step, and of the item ids."""
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (self.parts["train"], self.parts["valid"]):
-            for array in (part.indptr.astype(np.int64), part.indices.astype(np.int64)):
-                digest.update(array.tobytes())
-        digest.update("\n".join(map(str, self.item_ids.tolist())).encode())
-        return digest.hexdigest()
+        return _digest(self.parts["train"], self.parts["valid"], ids=self.item_ids)
+
+    @functools.cached_property
+    def test_fingerprint(self) -> str:
+        """A hash of the test part."""
+        return _digest(self.parts["test"])
+
+
+def _digest(*parts: sparse.csr_array, ids: npt.NDArray[Any] | None = None) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        for array in (part.indptr.astype(np.int64), part.indices.astype(np.int64)):
+            digest.update(array.tobytes())
+    digest.update("\n".join(map(str, [] if ids is None else ids.tolist())).encode())
+    return digest.hexdigest()
 
 
 def load_interactions(

@@ -278,6 +278,7 @@ class RecsysTask:
                 num_train=self.data.num_users,
                 stored_bytes=self.data.stored_bytes,
                 fingerprint=self.data.fingerprint,
+                test_fingerprint=self.data.test_fingerprint,
                 preprocessing={
                     "item_ids": self.data.item_ids.tolist(),
                     "dropped": dict(self.data.counts),

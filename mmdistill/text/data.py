@@ -107,12 +107,21 @@ class TextData:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the training texts and labels, and of the development ones, which choose the step."""
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (self.train, self.dev):
-            digest.update(f"{len(part.texts)};".encode())
-            for text, label in zip(part.texts, part.labels.tolist(), strict=True):
-                digest.update(f"{len(text)}:{text}:{label};".encode())
-        return digest.hexdigest()
+        return _digest(self.train, self.dev)
+
+    @functools.cached_property
+    def test_fingerprint(self) -> str:
+        """A hash of the test texts and labels."""
+        return _digest(self.test)
+
+
+def _digest(*parts: TextSplit) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(f"{len(part.texts)};".encode())
+        for text, label in zip(part.texts, part.labels.tolist(), strict=True):
+            digest.update(f"{len(text)}:{text}:{label};".encode())
+    return digest.hexdigest()
 
 
 RawSplit = tuple[list[object], list[object]]

@@ -301,6 +301,7 @@ class TextTask:
             stored_bytes=self.data.stored_bytes,
             fingerprint=fingerprint,
             class_names=self.data.class_names,
+            test_fingerprint=self.data.test_fingerprint,
             preprocessing={
                 "encoder": self.encoder,
                 "space": self.space,

@@ -321,6 +321,7 @@ class TokenTask:
             stored_bytes=self.data.stored_bytes,
             fingerprint=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
             class_names=self.data.class_names,
+            test_fingerprint=self.data.test_fingerprint,
             preprocessing={
                 "encoder": self.vocabulary.name,
                 "space": self.vocabulary.identity,

@@ -16,7 +16,7 @@ from mmdistill.graph.files import TORCH, read_saved
 from mmdistill.graph.sets.lists import side_by_side
 from mmdistill.names import canonical
 from mmdistill.registry import unknown_data
-from mmdistill.runtime import Draws, cache_folder, data_root
+from mmdistill.runtime import Draws, cache_folder, data_root, tensor_digest
 from mmdistill.task import Tensors
 
 TU = {
@@ -90,6 +90,11 @@ class GraphSet:
             digest.update(tensor.contiguous().numpy().data)
         digest.update(str(len(self.train)).encode())
         return digest.hexdigest()
+
+    @functools.cached_property
+    def test_fingerprint(self) -> str:
+        """A hash of the test graphs' numbers and classes; their nodes and edges are in the fingerprint."""
+        return tensor_digest(self.test, self.y[self.test])
 
     @functools.cached_property
     def pointer(self) -> Tensor:

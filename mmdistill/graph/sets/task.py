@@ -185,6 +185,7 @@ class GraphSetTask:
             graphs.fingerprint,
             graphs.class_names or tuple(str(index) for index in range(graphs.num_classes)),
             {"graphs": len(graphs.y), "notes": list(graphs.notes)},
+            test_fingerprint=graphs.test_fingerprint,
         )
 
     def _fitted(self, synthetic: Batch, draws: Draws, n: int, protocol: FitProtocol) -> NetworkState:
