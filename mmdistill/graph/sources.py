@@ -1,6 +1,7 @@
 """Graphs by name, through torch-geometric and ogb: found under the data root, or downloaded."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -248,8 +249,10 @@ def find_root(folder: str, files: tuple[str, ...]) -> Path:
             continue
         try:
             linked.parent.mkdir(parents=True, exist_ok=True)
-            linked.unlink(missing_ok=True)  # a link to a data root that is gone
-            linked.symlink_to((own / part).resolve(), target_is_directory=(own / part).is_dir())
+            made = linked.with_name(f".{part}-{os.getpid()}")  # another process may be making the same
+            made.unlink(missing_ok=True)
+            made.symlink_to((own / part).resolve(), target_is_directory=(own / part).is_dir())
+            made.replace(linked)  # also a link to a data root that is gone
         except OSError as error:
             raise ConfigError(f"{linked} cannot be made ({error}): set MMDISTILL_CACHE to a writable folder") from error
     return cache

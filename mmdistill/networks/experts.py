@@ -331,7 +331,9 @@ def _batches(task: Task, data: Batch) -> bool:
     loss = _expert_loss(task, random=False)
     try:
         torch.func.vmap(lambda params, buffers: loss(NetworkState(params, buffers), few, {}))(*states)
-    except RuntimeError:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # whatever else is wrong shows when they train one by one
         return False
     return True
 

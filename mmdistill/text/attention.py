@@ -55,7 +55,7 @@ class AttentionLabels(Labels):
 
     def __init__(self, labels: Labels, initial: Tensor) -> None:
         super().__init__()
-        self.labels = labels
+        self.labels, self.title = labels, labels.title
         self.logits = nn.Parameter(initial.clone())
 
     def forward(self) -> Tensor:

@@ -159,6 +159,7 @@ class TokenTask:
         logits, attention = torch.func.functional_call(
             _WithAttention(self.model.module), {f"model.{k}": v for k, v in params.items()}, (self.named(batch.inputs),)
         )
+        self.model.forget()
         each = target_loss(logits, targets["labels"]) + attention_loss(attention, targets["attention"])
         return weighted_mean(each, batch.weight)
 

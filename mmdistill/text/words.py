@@ -63,10 +63,12 @@ def attended_samples(task: Task, budget: int, settings: Settings, label: LabelKi
     """Build freely learned vectors with labels for a transformer's attention, which start uniform.
 
     Raises:
-        ConfigError: a network without attention.
+        ConfigError: a network without attention, or labels of a teacher, which knows none.
     """
     text = as_token_task(task)
     text.require_attention()
+    if label == "teacher":
+        raise ConfigError("labels of attention are learned with those of the classes: choose --label soft or hard")
     assert isinstance(text.model.module, TransformerClassifier)
     config = text.model.module.body.config
     inputs, classes = token_start(task, budget, settings, draws)

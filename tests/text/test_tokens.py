@@ -298,6 +298,10 @@ def test_attention_labels_are_learned_and_used(transformer: TokenTask) -> None:
     assert float((attention - 1 / 8).abs().max()) > 1e-4
     assert transformer.evaluate(result.batch, "transformer", Draws(0), 1, result.learned).values["accuracy"][0] > 0
     assert "labels" in method.settings(1).optimizers
+    assert result.label == "soft"
+    assert transformer.model._captured == {}  # no graph stays alive
+    with pytest.raises(ConfigError, match="labels of attention are learned with those of the classes"):
+        distill(transformer, method, ipc=1, label="teacher")
 
 
 def test_attention_labels_need_attention(task: TokenTask) -> None:
