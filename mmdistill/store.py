@@ -91,8 +91,17 @@ def save_tree(path: Path, tree: Mapping[str, object]) -> None:
     root = _pack(tree, tensors)
     digest = digest_of(tensors, json.dumps(root))
     description = json.dumps({"version": CHECKPOINT_VERSION, DIGEST: digest, "root": root})
+    write_tensors(path, tensors, {TREE_KEY: description})
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically.
+
+    Of metadata give one entry alone where files shall be equal: safetensors writes several in an order that differs
+    from run to run.
+    """
     with atomic_write(path) as handle:
-        handle.write(safetensors.torch.save(tensors, metadata={TREE_KEY: description}))
+        handle.write(safetensors.torch.save(tensors, metadata=metadata))
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -239,9 +248,7 @@ class DistilledSet:
             "info": asdict(replace(self.info, tensors={})),
             "packages": package_versions(),
         }
-        with atomic_write(folder / SAMPLES) as handle:
-            # One entry alone: safetensors writes several in an order that differs from run to run.
-            handle.write(safetensors.torch.save(tensors, metadata={"format": "mmdistill"}))
+        write_tensors(folder / SAMPLES, tensors, {"format": "mmdistill"})
         write_json(folder / SET, content)
 
     @staticmethod

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +15,7 @@ from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import EMBED_HOPS, GraphTask
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import Draws, atomic_write
-from mmdistill.store import write_json
+from mmdistill.store import write_json, write_tensors
 from mmdistill.task import Batch, Task, Tensors, one_tensor
 
 if TYPE_CHECKING:  # drawing libraries are imported where they draw, since importing them takes seconds
@@ -238,6 +237,5 @@ def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``graph.safetensors`` with the same fields."""
     path = folder / "graph.safetensors"
-    with atomic_write(path) as handle:
-        handle.write(safetensors.torch.save(graph_tensors(batch)))
+    write_tensors(path, graph_tensors(batch))
     return [path, write_preprocessing(task, folder)]

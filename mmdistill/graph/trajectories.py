@@ -11,13 +11,10 @@ from mmdistill.networks.experts import ExpertRecipe
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.trajectories import ExpertTrajectories
-from mmdistill.networks.unroll import unroll
-from mmdistill.objectives.base import Network
 from mmdistill.objectives.trajectory import TrajectoryMatching
-from mmdistill.objectives.unrolled import InnerRate, StudentOptions, flat, student_loss
-from mmdistill.runtime import Draws
+from mmdistill.objectives.unrolled import InnerRate, StudentOptions
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, ClassBatch, Task, Tensors
+from mmdistill.task import Task, Tensors
 
 EXPERTS = FitProtocol(epochs=1, lr=1.0, momentum=0.0, weight_decay=0.0, batch=None, decay_at=())
 """Full-batch SGD on the labelled nodes; the rate is the settings' own."""
@@ -60,12 +57,9 @@ class GraphTrajectoryMatching(TrajectoryMatching):
         unit = 1.0 if self._measured is None else self._measured[1]
         return {name: tensor * unit for name, tensor in super().learned().items()}
 
-    def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
-        """Return the parameters of a student that started at the network and took all steps, differentiably."""
-        steps = self.step_batches(network.task, flat(syn), draws)
-        rate: Tensor = self.rate() * self._unit(network.task)
-        loss = student_loss(network, draws.fold("student"))
-        return unroll(loss, network.state.params, steps, rate, self.unrolling)
+    def student_rate(self, task: Task) -> Tensor:
+        """Return the rate of the task's students in its unit."""
+        return super().student_rate(task) * self._unit(task)
 
 
 class GraphExperts(ExpertTrajectories):

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -13,7 +12,7 @@ from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import classes_of
 from mmdistill.runtime import atomic_write
-from mmdistill.store import write_json
+from mmdistill.store import write_json, write_tensors
 from mmdistill.task import Batch, Task
 
 TARGET_WIDTH = 1600
@@ -108,8 +107,7 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
         "preprocessing": json.dumps(dict(info.preprocessing)),
     }
     path = folder / "images.safetensors"
-    with atomic_write(path) as handle:
-        handle.write(safetensors.torch.save({"images": images, "labels": targets, **info.tensors}, metadata=metadata))
+    write_tensors(path, {"images": images, "labels": targets, **info.tensors}, metadata)
     return [path]
 
 

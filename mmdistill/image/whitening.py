@@ -16,7 +16,6 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -25,7 +24,8 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.files import read_tensors
 from mmdistill.names import canonical, unknown_name
 from mmdistill.precision import matrix_products
-from mmdistill.runtime import atomic_write, cache_folder
+from mmdistill.runtime import cache_folder
+from mmdistill.store import write_tensors
 
 Kind = Literal["mtt", "frepo", "kip"]
 KINDS: tuple[Kind, ...] = ("mtt", "frepo", "kip")
@@ -175,6 +175,5 @@ def whitened(data: ImageData, kind: str) -> ImageData:
         kept = fit_whitening(data, found)
         scalars_tensor = torch.tensor([kept.offset, kept.norm], dtype=torch.float64)
         content = {"mean": kept.mean, "matrix": kept.matrix, "inverse": kept.inverse, "scalars": scalars_tensor}
-        with atomic_write(path) as handle:
-            handle.write(safetensors.torch.save(content))
+        write_tensors(path, content)
     return replace(data, whitening=kept)

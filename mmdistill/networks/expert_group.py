@@ -16,8 +16,7 @@ from torch import Tensor
 
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.fit import Reached
-from mmdistill.runtime import atomic_write
-from mmdistill.store import load_tree, read_tensors, save_tree
+from mmdistill.store import load_tree, read_tensors, save_tree, write_tensors
 from mmdistill.task import NetworkState, Tensors
 
 logger = logging.getLogger(__name__)
@@ -139,12 +138,6 @@ def numbers_in(path: Path) -> list[int]:
     except (safetensors.SafetensorError, OSError):
         return []
     return [int(number) for number in numbers.split(",") if number]
-
-
-def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write tensors to a safetensors file whose single rows can be read, atomically."""
-    with atomic_write(path) as handle:
-        handle.write(safetensors.torch.save(tensors, metadata=metadata))
 
 
 def state_of(tensors: Tensors) -> NetworkState:

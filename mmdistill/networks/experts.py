@@ -29,13 +29,12 @@ from mmdistill.networks.expert_group import (
     remove_finished,
     shard,
     state_of,
-    write_tensors,
 )
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws, cache_folder, sole_writer
-from mmdistill.store import read_json, write_json
+from mmdistill.store import read_json, write_json, write_tensors
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, take
 
 logger = logging.getLogger(__name__)

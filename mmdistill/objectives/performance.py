@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError, require_choice
-from mmdistill.labels import as_probabilities, centred_one_hot, weighted_mean
+from mmdistill.labels import as_probabilities, regression_targets, weighted_mean
 from mmdistill.objectives.base import Network, Objective, RealView, flatten_classes, require_features
 from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
@@ -271,13 +271,10 @@ class KernelRidgeMatching(Objective):
             ConfigError: class indices in a task without classes.
             ShapeError: targets that are a named dict.
         """
-        targets = one_tensor(syn.targets, "kernel ridge matching")
-        if targets.is_floating_point():
-            return targets
-        classes = network.task.num_classes
-        if classes is None:
+        targets, classes = one_tensor(syn.targets, "kernel ridge matching"), network.task.num_classes
+        if classes is None and not targets.is_floating_point():
             raise ConfigError("class indices as targets need a task with classes")
-        return centred_one_hot(targets, classes, torch.float64)
+        return regression_targets(targets, classes or 0, torch.float64)
 
     def learned(self) -> Tensors:
         """Return the ridge where it is learned, as ``ridge`` (times the mean diagonal) or ``absolute_ridge``."""

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.networks.unroll import unroll_held
+from mmdistill.networks.unroll import StepLoss, unroll_held
 from mmdistill.objectives.base import Network
-from mmdistill.objectives.unrolled import InnerRate, StudentOptions, UnrolledObjective, flat, student_loss
+from mmdistill.objectives.unrolled import InnerRate, StudentOptions, UnrolledObjective
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Tensors
 
@@ -60,11 +60,9 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
         if self.unrolling.optimizer != "sgd":
             raise ConfigError(f"states are held fixed for students of SGD alone, got {self.unrolling.optimizer}")
 
-    def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
-        """Return the student's last parameters, with the approximate gradient."""
-        steps = self.step_batches(network.task, flat(syn), draws)
-        loss = student_loss(network, draws.fold("student"))
-        return unroll_held(loss, network.state.params, steps, self.rate(), self.unrolling.momentum)
+    def unrolled(self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor) -> Tensors:
+        """Return the parameters after all steps, with the approximate gradient."""
+        return unroll_held(loss, start, steps, rate, self.unrolling.momentum)
 
 
 class PrunedTrajectoryMatching(TrajectoryMatching):

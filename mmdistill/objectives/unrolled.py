@@ -157,7 +157,16 @@ class UnrolledObjective(Objective):
         """Return the parameters of a student that started at the network and took all steps, differentiably."""
         steps = self.step_batches(network.task, flat(syn), draws)
         loss = student_loss(network, draws.fold("student"))
-        return unroll(loss, network.state.params, steps, self.rate(), self.unrolling)
+        return self.unrolled(loss, network.state.params, steps, self.student_rate(network.task))
+
+    def student_rate(self, task: Task) -> Tensor:
+        """Return the rate of a task's students, one number or one for each step."""
+        rate: Tensor = self.rate()
+        return rate
+
+    def unrolled(self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor) -> Tensors:
+        """Return the parameters after all steps, differentiably."""
+        return unroll(loss, start, steps, rate, self.unrolling)
 
 
 class UnrolledPerformance(UnrolledObjective):

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -21,8 +20,8 @@ from mmdistill.parameterizations.combination import CombinedImages
 from mmdistill.parameterizations.decoder import DecodedCodes
 from mmdistill.parameterizations.memory import AddressedMemory
 from mmdistill.parameterizations.upsample import MultiFormation
-from mmdistill.runtime import Draws, atomic_write, checked_seed
-from mmdistill.store import DIGEST, detached, digest_of, read_tensors
+from mmdistill.runtime import Draws, checked_seed
+from mmdistill.store import DIGEST, detached, digest_of, read_tensors, write_tensors
 from mmdistill.task import Batch, Tensors
 
 CODES = "codes.safetensors"
@@ -67,10 +66,7 @@ def save_codes(path: Path, made: Parameterization, seed: int) -> bool:
         "seed": seed,
     }
     about = json.dumps(content, allow_nan=False)
-    with atomic_write(path) as handle:
-        # One entry alone: safetensors writes several in an order that differs from run to run.
-        metadata = {KEY: json.dumps({DIGEST: digest_of(tensors, about), "content": about})}
-        handle.write(safetensors.torch.save(tensors, metadata=metadata))
+    write_tensors(path, tensors, {KEY: json.dumps({DIGEST: digest_of(tensors, about), "content": about})})
     return True
 
 

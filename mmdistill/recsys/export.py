@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save
 from scipy import sparse
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.draw import SMALLEST_WEIGHT, rows_of
 from mmdistill.recsys.factorisation import heaviest
 from mmdistill.runtime import atomic_write
+from mmdistill.store import write_tensors
 from mmdistill.task import Batch, Task
 
 
@@ -55,8 +55,7 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write the dense rows as ``users`` in a safetensors file, and the original id of each column."""
     data, rows = rows_of(task, batch)
     path = folder / "users.safetensors"
-    with atomic_write(path) as handle:
-        handle.write(save({"users": rows.contiguous()}))
+    write_tensors(path, {"users": rows.contiguous()})
     return [path, _columns(data, folder)]
 
 

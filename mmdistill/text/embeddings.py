@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from mmdistill.errors import DataError
-from mmdistill.runtime import atomic_write, cache_folder
+from mmdistill.runtime import cache_folder
+from mmdistill.store import write_tensors
 from mmdistill.text.encoder import Encoding, SentenceEncoder, hash_texts
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,8 @@ def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
     if found is not None:
         return found
     fresh = _checked(encoder, encoder.encode(texts))
-    stored = save({"points": fresh.points.contiguous(), "truncated": torch.tensor(fresh.truncated)})
     try:
-        with atomic_write(path) as handle:
-            handle.write(stored)
+        write_tensors(path, {"points": fresh.points.contiguous(), "truncated": torch.tensor(fresh.truncated)})
     except OSError as error:
         logger.warning("the embeddings could not be cached at %s (%s); they will be computed again", path, error)
     return fresh

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import Tensor
 
 from mmdistill.runtime import atomic_write
+from mmdistill.store import write_tensors
 from mmdistill.task import Batch, Task, one_tensor
 from mmdistill.text.attention import class_labels
 from mmdistill.text.draw import TextLike, as_text_like, read
@@ -83,6 +83,5 @@ def _write(path: Path, tensors: dict[str, Tensor], task: TextLike, words: dict[s
         "class_names": "\n".join(info.class_names),
         **(words or {}),
     }
-    with atomic_write(path) as handle:
-        handle.write(save(plain, metadata))
+    write_tensors(path, plain, metadata)
     return path

@@ -27,7 +27,7 @@ CHUNK_NUMBERS = 16_000_000
 """Similarities of points with queries that are held at once: 64 MB."""
 
 
-def regression_targets(targets: Tensor, num_classes: int) -> Tensor:
+def centred_targets(targets: Tensor, num_classes: int) -> Tensor:
     """Return ``(n, C)`` float64 targets: probabilities minus 1/C, scores as they are; nothing waits for the device."""
     if not targets.is_floating_point():
         return as_probabilities(targets, num_classes).double() - 1 / num_classes

@@ -22,7 +22,7 @@ from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, Inputs, Task, one_tensor
-from mmdistill.text.judges import regression_targets, ridge_weights
+from mmdistill.text.judges import centred_targets, ridge_weights
 from mmdistill.text.selection import selected_texts
 from mmdistill.text.task import TextTask
 
@@ -103,7 +103,7 @@ def ridge_set(task: Task, budget: int, draws: Draws) -> Raw:
     largest score is positive, and that class is the one the sample stands for.
     """
     text = as_text_task(task)
-    targets = regression_targets(text.train.labels, text.class_count)
+    targets = centred_targets(text.train.labels, text.class_count)
     points, scores = distil_ridge(ridge_weights(text.train.inputs, targets, text.ridge), text.ridge)
     largest = scores.gather(1, scores.abs().argmax(1, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0)
@@ -141,7 +141,7 @@ class CentredRidgeMatching(KernelRidgeMatching):
         classes = network.task.num_classes
         if classes is None:
             raise ConfigError("labels as probabilities need a task with classes")
-        return regression_targets(one_tensor(syn.targets), classes)
+        return centred_targets(one_tensor(syn.targets), classes)
 
 
 def _optimizers(codes: float, labels: float | None = None) -> dict[str, OptimizerSpec]:

@@ -11,7 +11,7 @@ from mmdistill.labels import FixedLabels
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
-from mmdistill.text.judges import regression_targets
+from mmdistill.text.judges import centred_targets
 
 MOST = 6000
 """Texts that are compared pair by pair; of more, so many are drawn."""
@@ -72,7 +72,7 @@ def selected_texts(task: Task, budget: int, draws: Draws) -> Raw:
         share = (torch.bincount(labels, minlength=classes) * (MOST / len(labels))).long()
         pool = random_subset(labels, torch.maximum(share, counts), draws.fold("pool"))
     points = task.embedding()[pool.to(task.device)]
-    targets = regression_targets(labels[pool].to(task.device), classes)
+    targets = centred_targets(labels[pool].to(task.device), classes)
     chosen = pool[greedy_ridge(points @ points.T, targets, labels[pool], counts).cpu()]
     own = labels[chosen].to(task.device)
     return Raw(task.select(chosen).inputs, FixedLabels(own), own, classes, learn=())

@@ -25,12 +25,12 @@ from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import EncoderLike, SentenceEncoder, make_encoder
 from mmdistill.text.judges import (
+    centred_targets,
     choose_ridge,
     distributions,
     judge_loss,
     knn_scores,
     logistic_predictions,
-    regression_targets,
     ridge_weights,
 )
 from mmdistill.text.models import ModelLike, make_module, mlp_head
@@ -130,7 +130,7 @@ class TextTask:
     def ridge(self) -> float:
         """The ridge that did best on development data when fitted to the whole training set."""
         if self._ridge is None:
-            targets = regression_targets(self.train.labels, self.class_count)
+            targets = centred_targets(self.train.labels, self.class_count)
             self._ridge = choose_ridge(self.train.inputs, targets, self.dev.inputs, self.dev.labels)
         return self._ridge
 
@@ -255,7 +255,7 @@ class TextTask:
         if judge == "knn":
             weighted = distributions(targets, self.class_count) * batch.weight[:, None]
             return knn_scores(points, weighted, self.test.inputs).argmax(1)[None], []
-        weights = ridge_weights(points, regression_targets(targets, self.class_count), self.ridge, batch.weight)
+        weights = ridge_weights(points, centred_targets(targets, self.class_count), self.ridge, batch.weight)
         return (self.test.inputs.double() @ weights).argmax(1)[None], [f"ridge = {self.ridge:g}"]
 
     def _checked(self, synthetic: Batch | None) -> Batch:

@@ -11,7 +11,7 @@ from mmdistill.objectives.base import Network
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch
-from mmdistill.text.judges import regression_targets, ridge_weights
+from mmdistill.text.judges import centred_targets, ridge_weights
 from mmdistill.text.methods import METHODS, CentredRidgeMatching, distil_ridge, from_centroids, ridge_set
 from mmdistill.text.task import TextTask
 from tests.text.corpus import small_task
@@ -29,7 +29,7 @@ def task() -> TextTask:
 @pytest.mark.parametrize("ridge", [1e-3, 1.0, 50.0])
 def test_exact_distillation_returns_the_full_ridge(classes: int, ridge: float) -> None:
     x = Draws(0).normal(200, 30, dtype=torch.float64)
-    y = regression_targets(Draws(1).integers(classes, 200), classes)
+    y = centred_targets(Draws(1).integers(classes, 200), classes)
     full = ridge_weights(x, y, ridge)
     points, targets = distil_ridge(full, ridge)
     assert len(points) == classes - 1
@@ -90,7 +90,7 @@ def test_ridge_matching_with_probabilities_is_the_closed_form(task: TextTask) ->
     gram, cross = kernel(network, points, points), kernel(network, inputs, points)
     ridge = float(objective.log_ridge.exp()) * float(gram.diagonal().mean())
     prediction = cross @ torch.linalg.inv(gram + ridge * torch.eye(4)) @ (labels - 1 / 3)
-    goal = regression_targets(real.targets, 3)  # type: ignore[arg-type]
+    goal = centred_targets(real.targets, 3)  # type: ignore[arg-type]
     expected = 0.5 * (prediction - goal).square().sum(1).mean()
     torch.testing.assert_close(value, expected)
 

@@ -20,6 +20,7 @@ from mmdistill.text import judges
 from mmdistill.text.draw import draw
 from mmdistill.text.exports import export_embeds, export_tensors
 from mmdistill.text.judges import (
+    centred_targets,
     choose_ridge,
     distributions,
     fit_logistic,
@@ -27,7 +28,6 @@ from mmdistill.text.judges import (
     knn_scores,
     logistic_predictions,
     one_tensor,
-    regression_targets,
     ridge_weights,
 )
 from mmdistill.text.task import TextTask, text_task
@@ -223,7 +223,7 @@ def test_the_heavier_of_two_equal_points_decides(task: TextTask, judge: str) -> 
 
 def test_ridge_is_the_stationary_point() -> None:
     x, weight = Draws(0).normal(20, 5, dtype=torch.float64), Draws(1).uniform(20).double()
-    y = regression_targets(torch.arange(20) % 3, 3)
+    y = centred_targets(torch.arange(20) % 3, 3)
     solved = ridge_weights(x, y, 0.7, weight).requires_grad_()
     loss = ((x @ solved - y).square().sum(1) * weight).sum() + 0.7 * solved.square().sum()
     (gradient,) = torch.autograd.grad(loss, solved)
@@ -233,7 +233,7 @@ def test_ridge_is_the_stationary_point() -> None:
 def test_the_ridge_is_the_largest_of_the_best_on_development_data() -> None:
     labels = torch.arange(20) % 3
     x, dev = (Draws(key).normal(20, 5, dtype=torch.float64) + torch.eye(5)[labels] for key in (0, 1))
-    y = regression_targets(labels, 3)
+    y = centred_targets(labels, 3)
     grid = (1e-3, 0.1, 3.0, 2.9, 30.0, 3000.0)
     right = [int(((dev @ ridge_weights(x, y, ridge)).argmax(1) == labels).sum()) for ridge in grid]
     assert right[2] == right[3] > max(right[:2] + right[4:])
@@ -242,10 +242,10 @@ def test_the_ridge_is_the_largest_of_the_best_on_development_data() -> None:
 
 def test_probabilities_are_centred_and_scores_are_not() -> None:
     probabilities, scores = soft(4, 3, "centred"), torch.eye(3) - 1 / 3
-    torch.testing.assert_close(regression_targets(probabilities, 3), probabilities - 1 / 3)
-    torch.testing.assert_close(regression_targets(scores, 3), scores.double())
-    torch.testing.assert_close(regression_targets(torch.tensor([2, 0]), 3).float(), scores[[2, 0]])
-    assert regression_targets(torch.empty(4, 3, device="meta"), 3).shape == (4, 3)  # no value is read on the host
+    torch.testing.assert_close(centred_targets(probabilities, 3), probabilities - 1 / 3)
+    torch.testing.assert_close(centred_targets(scores, 3), scores.double())
+    torch.testing.assert_close(centred_targets(torch.tensor([2, 0]), 3).float(), scores[[2, 0]])
+    assert centred_targets(torch.empty(4, 3, device="meta"), 3).shape == (4, 3)  # no value is read on the host
 
 
 def test_judges_train_by_cross_entropy_on_probabilities_and_by_the_squared_error_on_scores(task: TextTask) -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import networkx as nx
-import safetensors.torch
 import torch
 
 from mmdistill.errors import UnsupportedError
@@ -11,6 +10,7 @@ from mmdistill.figures import save_figure
 from mmdistill.graph.draw import write_preprocessing
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import atomic_write
+from mmdistill.store import write_tensors
 from mmdistill.task import Batch, Task, Tensors
 
 SHOWN = 24
@@ -86,6 +86,5 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
         "y": torch.cat([fields["y"] for fields in graphs]),
     }
     path = folder / "graphs.safetensors"
-    with atomic_write(path) as handle:
-        handle.write(safetensors.torch.save(whole))
+    write_tensors(path, whole)
     return [path, write_preprocessing(task, folder)]
