@@ -232,6 +232,23 @@ def peak_memory_bytes(device: torch.device) -> int:
     return int(peak if platform.system() == "Darwin" else peak * 1024)
 
 
+class Elsewhere:
+    """A tensor on another device, copied when another one is asked for than the last time.
+
+    So a constant of a run makes nobody wait for its device in every step.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self._last: tuple[Tensor, int, Tensor] | None = None
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Return a copy on the device, or the tensor itself if it lies there."""
+        if self._last is None or self._last[0] is not tensor or self._last[1] != tensor._version:
+            self._last = tensor, tensor._version, tensor.to(self.device)
+        return self._last[2]
+
+
 def tensor_digest(*tensors: Tensor) -> str:
     """Return a hash of what tensors hold, their shapes and types included."""
     digest = hashlib.blake2b(digest_size=16)

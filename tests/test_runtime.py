@@ -9,7 +9,7 @@ import torch
 
 from mmdistill import runtime
 from mmdistill.errors import ConfigError
-from mmdistill.runtime import Draws, atomic_write, choose_device, sole_writer
+from mmdistill.runtime import Draws, Elsewhere, atomic_write, choose_device, sole_writer
 
 
 def test_a_key_is_a_value() -> None:
@@ -152,3 +152,16 @@ def test_a_container_spares_an_eighth_of_what_it_may_take(tmp_path: Path, monkey
         if content is not None:
             limit.write_text(content)
         assert runtime.spare_memory_bytes.__wrapped__() == expected
+
+
+def test_a_constant_is_copied_once() -> None:
+    there = Elsewhere("meta")
+    one, other = torch.arange(3), torch.arange(3)
+    first = there(one)
+    assert first.device.type == "meta"
+    assert there(one) is first
+    assert there(other) is not first
+    again = there(other)
+    other += 1
+    assert there(other) is not again
+    assert Elsewhere("cpu")(one) is one

@@ -29,7 +29,7 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
-from mmdistill.runtime import Draws, choose_device
+from mmdistill.runtime import Draws, Elsewhere, choose_device
 from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 
@@ -82,6 +82,7 @@ class ImageTask:
         self._named = NamedJudges(data, network, model, self.protocol, device)
         self.judges: Sequence[str] = self._named.usual
         self._pixels = Pixels(data, device)
+        self._beside_pixels = Elsewhere(self._pixels.place)
         self._classes = data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
         table, present = class_table(data.train_labels, len(data.class_names))
@@ -139,7 +140,7 @@ class ImageTask:
         key = draws.to(self._pixels.place)
         if classes is None:
             return self.select(key.permutation(len(self._classes))[:n])
-        chosen = classes.to(self._pixels.place)
+        chosen = self._beside_pixels(classes)
         table, present = self._table[chosen], self._present[chosen]
         scores = key.uniform(*table.shape) + present
         column = scores.topk(min(n, table.shape[1]), dim=1).indices

@@ -152,10 +152,12 @@ class GraphSet:
         table = (self.start[graphs, None] + column).clamp(max=len(self.x) - 1)
         adjacency = torch.zeros(len(graphs), width, width)
         ends = torch.stack([self.start[graphs], self.start[graphs + 1]])
-        bounds = torch.searchsorted(self.edge_index[0].contiguous(), ends)
-        for row, (first, last) in enumerate(bounds.T.tolist()):
-            own = self.edge_index[:, first:last] - self.start[graphs[row]]
-            adjacency[row, own[0], own[1]] = 1.0
+        first, last = torch.searchsorted(self.edge_index[0].contiguous(), ends)
+        counts = last - first
+        row = torch.repeat_interleave(torch.arange(len(graphs)), counts)
+        edges = torch.arange(len(row)) + (first - (counts.cumsum(0) - counts))[row]
+        source, target = self.edge_index[:, edges] - self.start[graphs][row]
+        adjacency[row, source, target] = 1.0
         return {"x": self.x[table] * present[..., None], "adjacency": adjacency, "present": present.float()}
 
 

@@ -1,5 +1,6 @@
 """The task of graph classification: many small labelled graphs, distilled into a few."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -104,11 +105,21 @@ class GraphSetTask:
         return self._padded(indices.cpu())
 
     def _padded(self, indices: Tensor, nodes: int | None = None) -> Batch:
-        flat = self.graphs.padded(self.graphs.train[indices.flatten()], nodes)
-        inputs = {
-            name: tensor.reshape(*indices.shape, *tensor.shape[1:]).to(self.device) for name, tensor in flat.items()
-        }
+        if nodes == self._largest and self._fits(len(self._labels)):
+            table, chosen = self._table, indices.to(self.device, non_blocking=True)
+            inputs = {name: tensor[chosen] for name, tensor in table.items()}
+        else:
+            flat = self.graphs.padded(self.graphs.train[indices.flatten()], nodes)
+            inputs = {
+                name: tensor.reshape(*indices.shape, *tensor.shape[1:]).to(self.device) for name, tensor in flat.items()
+            }
         return Batch(inputs, self._labels[indices].to(self.device), torch.ones(indices.shape, device=self.device))
+
+    @functools.cached_property
+    def _table(self) -> Tensors:
+        """All training graphs, padded to the largest, on the device."""
+        padded = self.graphs.padded(self.graphs.train, self._largest)
+        return {name: tensor.to(self.device) for name, tensor in padded.items()}
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw up to n training graphs of each class, or of all, without replacement.
