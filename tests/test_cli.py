@@ -827,16 +827,6 @@ def test_an_ignored_option_is_noted(
     assert "DD does not read classes_at_once, which changes nothing" in caplog.text
     assert distil(tmp_path / "run", "--inner-lr", "0.1", "--baselines", "none", "--steps", "1") == 0
     assert "note: DM does not read --inner-lr, which changes nothing\n" in capsys.readouterr().out
-    idle = "note: KIP reads no network, nor does its judge: --width changes nothing\n"
-    given = ["--method", "kip", "--steps", "1", "--baselines", "none", "--width", "8"]
-    for judges, noted in (("", True), ("convnet", False)):
-        assert distil(tmp_path / judges, *given, *(["--judges", judges] if judges else [])) == 0
-        assert (idle in capsys.readouterr().out) == noted
-    idle = "note: KIP reads no network, nor does its judge: --width changes nothing\n"
-    given = ["--method", "kip", "--steps", "1", "--baselines", "none", "--width", "8"]
-    for judges, noted in (("", True), ("convnet", False)):
-        assert distil(tmp_path / judges, *given, *(["--judges", judges] if judges else [])) == 0
-        assert (idle in capsys.readouterr().out) == noted
     graph = {"x": torch.eye(6), "edge_index": torch.tensor([[0, 2], [1, 3]]), "y": torch.arange(6) % 2}
     masks = {f"{part}_mask": torch.arange(6) // 2 == index for index, part in enumerate(("train", "val", "test"))}
     settings = {"steps": 1, "outer_steps": 1, "inner_steps": 1, "augment": True}

@@ -53,10 +53,17 @@ def places(task: TextLike, batch: Batch) -> Places:
     """Return where samples lie: sentence points as they are, sequences by the sum of their vectors."""
     if isinstance(task, TextTask):
         synthetic = one_tensor(batch.inputs).to(task.device)
-        return Places(task.train.inputs, synthetic, f"the space of {task.encoder}")
+        return Places(task.train.inputs, synthetic, _space(task))
     inputs = task.named(batch.inputs)
     synthetic = (inputs["vectors"] * inputs["mask"][..., None]).to(task.device).sum(1)
-    return Places(task.summed_vectors(), synthetic, f"summed token vectors of {task.vocabulary.name}")
+    return Places(task.summed_vectors(), synthetic, _space(task))
+
+
+def _space(task: TextLike) -> str:
+    """Return in words of which space a task's samples are points."""
+    if isinstance(task, TextTask):
+        return f"the space of {task.encoder}"
+    return f"summed token vectors of {task.vocabulary.name}"
 
 
 def read(task: TextLike, batch: Batch) -> list[str]:
@@ -98,7 +105,7 @@ def write_nearest(task: TextLike, batch: Batch, folder: Path) -> Path:
     cut = task.describe().preprocessing["truncated_texts"]
     lines = [
         f"Each synthetic sample of {task.data.name} with its label and the training texts nearest to it "
-        f"(cosine, {places(task, batch).space}).",
+        f"(cosine, {_space(task)}).",
         *(["Its own words, in bold, are the nearest tokens of its vectors."] if own is not None else []),
         *([f"{cut:,} texts are longer than what is read of each; their ends were cut off."] if cut else []),
         "",
