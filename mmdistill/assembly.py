@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from mmdistill.config import DistillConfig, require_data_and_method
-from mmdistill.errors import ConfigError, MmdistillError
+from mmdistill.errors import ConfigError
 from mmdistill.method import Method
 from mmdistill.names import canonical
 from mmdistill.registry import Domain, TaskOptions, domain_of, get_method, get_parameterization
@@ -89,7 +89,7 @@ def kept_config(config: DistillConfig, folder: Path) -> Iterator[Callable[[], No
     try:
         config.save(path)
         yield lambda: None
-    except MmdistillError:  # what was interrupted can be resumed
+    except Exception:  # what was interrupted can be resumed
         if not holds_work(folder):
             _put_back(path, former)
         raise

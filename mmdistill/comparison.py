@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmdistill.config import BUDGETS
+from mmdistill.config import BUDGETS, SETTINGS
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.figures import literal, save_figure
 from mmdistill.metrics import judge_in_words, read_metrics
@@ -19,8 +19,8 @@ from mmdistill.store import read_json
 NO_RUN = "no run"
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
-TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label")
-"""Options that a row's other words tell."""
+TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "steps")
+"""Options and settings that the rest of a row tells."""
 PLACES = ("data", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
 """Options in which runs may differ and still be repetitions of one another; the data are known by their own name."""
 
@@ -52,7 +52,7 @@ class Repetitions:
         network: what was distilled with.
         label: the kind of labels.
         steps: updates of each run; empty where its set is not there.
-        options: the other options of the first run, as it was given them; of one made in Python, its settings.
+        options: settings and other options of the first run.
     """
 
     name: str
@@ -211,9 +211,9 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> str:
     """Return what repetitions share, as text."""
-    options = [line for line in _options(folder) if line.split(":")[0] not in PLACES]
     made = _distilled(folder)
     settings = {name: value for name, value in (made.get("settings") or {}).items() if name not in MEMORY_ONLY}
+    options = _options_beside(folder, settings)
     said = [made.get(name) for name in RECORDED]
     own = [metrics["data"], metrics["method"], metrics["budget"], entry["judge"], entry["metric"], entry.get("judging")]
     return json.dumps([own, options, settings, said], sort_keys=True)
@@ -232,13 +232,24 @@ def _options(folder: Path) -> list[str]:
         raise CheckpointError(f"{config} is damaged ({error})") from error
 
 
+def _options_beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options that a run was given and that none of its recorded settings tells."""
+    lines = (line.partition(": ") for line in _options(folder))
+    told = (*PLACES, *(("lr", *SETTINGS) if settings else ()))
+    return {name: value for name, mark, value in lines if mark and name not in told}
+
+
 def _said(folder: Path) -> dict[str, str]:
-    """Return the options that a run was given, or the settings of one made in Python, in words."""
-    if lines := _options(folder):
-        found = {name: value for name, mark, value in (line.partition(": ") for line in lines) if mark}
-    else:
-        found = {name: json.dumps(value) for name, value in (_distilled(folder).get("settings") or {}).items()}
-    return {name: value for name, value in found.items() if name not in (*PLACES, *TOLD)}
+    """Return a run's settings and its other options, in words."""
+    settings = {name: value for name, value in (_distilled(folder).get("settings") or {}).items() if name not in PLACES}
+    found = _options_beside(folder, settings)
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            groups = [(f"{group} {key}", one) for group, spec in value.items() for key, one in dict(spec).items()]
+            found |= {key: str(one) for key, one in groups}
+        else:
+            found[name] = str(value)
+    return {name: value for name, value in found.items() if name not in TOLD}
 
 
 def _seed(folder: Path) -> str:

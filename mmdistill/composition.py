@@ -112,8 +112,8 @@ def require_groups(settings: Settings, groups: Iterable[str]) -> None:
     for name in settings.optimizers:
         if name not in known:
             raise ConfigError(
-                f"there is an optimizer for {name!r}{did_you_mean(name, known)}, which is nothing that a run learns "
-                f"(there are: {', '.join(sorted(known))})"
+                f"there is an optimizer for {name!r}, which is nothing that a run learns (there are: "
+                f"{', '.join(sorted(known))}){did_you_mean(name, known)}"
             )
 
 

@@ -601,6 +601,13 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path, refused: list[str]
     assert [path.name for path in mine.iterdir()] == ["notes.md"]
 
 
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", "/proc/none")  # where no expert can be written
+    options = ["distill", "--data", "digits", "--method", "mtt", "--ipc", "1", "--experts", "1", "--steps", "1"]
+    assert main([*options, "--out", str(tmp_path / "run")]) == 2
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 @pytest.mark.parametrize("made_in_python", [False, True])
 def test_a_refused_run_leaves_an_unfinished_one_whole(run: Path, tmp_path: Path, made_in_python: bool) -> None:
     folder = tmp_path / "cut short"

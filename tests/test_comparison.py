@@ -238,14 +238,23 @@ def test_runs_that_were_stored_otherwise_are_told_apart(tmp_path: Path, monkeypa
 
 def test_rows_say_by_which_options_they_differ_at_one_budget(tmp_path: Path) -> None:
     runs = [finished(tmp_path / str(index), 0.8, ipc, steps=index) for index, ipc in enumerate((1, 1, 10))]
-    for run, options in zip(runs, ("lr: 0.1\n", "lr: 0.2\ninit: noise\n", "lr: 0.2\nreal_batch: 4\n"), strict=True):
-        (run / "config.yaml").write_text((run / "config.yaml").read_text() + options)
+    for run, rate, init in zip(runs, (0.1, 0.2, 0.2), ("real", "noise", "real"), strict=True):
+        settings = {"steps": 10, "optimizers": {"codes": {"lr": rate}}, "init": init}
+        (run / "distilled.json").write_text(json.dumps({"settings": settings, "seed": 0}))
+    (runs[0] / "config.yaml").write_text((runs[0] / "config.yaml").read_text() + "init: real\nencoder: minilm\n")
     rows = read_runs(runs)
-    assert titles(rows) == ["dm (lr 0.1)", "dm (lr 0.2, init noise)", "dm (lr 0.2)"]
+    assert titles(rows) == [
+        "dm (encoder minilm, codes lr 0.1, init real)",
+        "dm (codes lr 0.2, init noise)",
+        "dm (codes lr 0.2, init real)",
+    ]
     assert titles([rows[0], rows[2]]) == ["dm", "dm"]
-    for run in runs[:2]:
-        (run / "config.yaml").unlink()
-    assert titles(read_runs(runs[:2])) == ["dm (steps 0)", "dm (steps 1)"]
+
+
+def test_an_option_that_names_a_default_makes_no_other_run(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
+    (runs[1] / "config.yaml").write_text((runs[1] / "config.yaml").read_text() + "steps: 10\n")
+    assert [len(row.values) for row in read_runs(runs)] == [2]
 
 
 def test_pooled_runs_that_held_out_other_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,6 +184,8 @@ def _features(fields: Mapping[str, Any], name: str) -> Tensor:
         raise DataError(
             f"{name}: features are NaN or infinite in {int(bad.sum())} nodes (first: node {first}); fill them"
         )
+    if not x.any():
+        raise DataError(f"{name}: all node features are 0; give nodes some, such as their degree")
     return x.contiguous()
 
 

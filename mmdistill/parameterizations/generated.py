@@ -213,15 +213,19 @@ def generated_samples(
         inversion: how latents start; the published way by default.
         weight: gamma of Eq. 28.
     Raises:
-        ConfigError: a generator that makes no images of the task's shape.
+        ConfigError: a generator that makes no images of the task's shape of such latents.
     """
     classes = room.classes(per_class).to(task.device)
     latents = draws.fold("latents").to(task.device).normal(len(classes), latent_size)
     made = GeneratedSamples(latents, generator, conditional, room.labels(per_class, 1), classes, room.num_classes).to(
         task.device
     )
-    with torch.no_grad():
-        shape = made.decode(made.latents[:1], classes[:1]).shape
+    try:
+        with torch.no_grad():
+            shape = made.decode(made.latents[:1], classes[:1]).shape
+    except Exception as error:  # whatever a generator of the user's raises
+        given = f"latents (1, {latent_size})" + " and classes (1,)" * conditional
+        raise ConfigError(f"the generator cannot take {given}: {error}") from error
     if shape != (1, *room.shape):
         raise ConfigError(f"the generator makes {tuple(shape[1:])} of a latent; the data are {room.shape}")
     if init == "noise":

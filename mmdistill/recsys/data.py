@@ -36,6 +36,8 @@ DATASETS = {
     for name, (line, files) in _FILES.items()
 }
 
+TABLE_COLUMNS, RATED = (2, 3, 4), 10
+"""Columns of a table of interactions, and the largest rating that one would find among so few items."""
 Source = str | Path | pd.DataFrame | sparse.sparray | sparse.spmatrix | npt.NDArray[Any] | Tensor
 
 
@@ -293,7 +295,7 @@ def _positive(column: "pd.Series[Any]", min_rating: float | None, name: str) -> 
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
-            f"row {row + 1} of {name} has rating {column.iloc[row]!r}; every rating must be a finite number "
+            f"row {row + 1} of {name} has rating {str(column.iloc[row])!r}; every rating must be a finite number "
             f"({int(bad.sum())} are not)"
         )
     keep: npt.NDArray[np.bool_] = values > 0 if min_rating is None else values >= min_rating
@@ -356,6 +358,7 @@ def _complete_split(
 
 
 def _as_sparse(source: Any) -> sparse.csr_array:
+    given = type(source).__name__
     if isinstance(source, Tensor):
         source = source.detach().cpu()
         half = source.dtype in (torch.bfloat16, torch.float16)  # which NumPy or SciPy lacks
@@ -369,8 +372,12 @@ def _as_sparse(source: Any) -> sparse.csr_array:
                 "a table: pd.DataFrame({'user': ..., 'item': ...})"
             ) from error
     if source.ndim != 2 or source.dtype.kind not in "biuf":
+        got = f"{source.dtype} {source.shape}" if source.ndim else given
+        raise DataError(f"expected a users x items matrix of numbers, a data frame or a path, got {got}")
+    if isinstance(source, np.ndarray) and source.shape[1] in TABLE_COLUMNS and source.size and source.max() > RATED:
         raise DataError(
-            f"expected a users x items matrix of numbers, a table or a path, got {source.dtype} {source.shape}"
+            f"{source.shape} numbers up to {source.max():g} look like a table of (user, item, rating, time), and a "
+            "users x items matrix is expected; a table is a pd.DataFrame with the columns user and item"
         )
     matrix = sparse.csr_array(source)
     try:

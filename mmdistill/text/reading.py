@@ -1,5 +1,6 @@
 """Distilled sets read as texts: other encoders than the one distilled with judge their words."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,10 @@ from mmdistill.text.embeddings import encode
 from mmdistill.text.encoder import SentenceEncoder, make_encoder
 from mmdistill.text.judges import logistic_predictions
 
+logger = logging.getLogger(__name__)
+
+MANY = 0.5
+"""A share of texts about which an encoder says nothing that is warned of."""
 READERS = {"read-tfidf": "tfidf", "read-average": "average", "read-minilm": "minilm"}
 """Judges that see a set only through its texts, with the encoder each of them reads with."""
 
@@ -51,6 +56,12 @@ def encode_splits(encoder: SentenceEncoder, data: TextData) -> Encoded:
     points, truncated = encode(encoder, distinct)
     row = {text: index for index, text in enumerate(distinct)}
     train, dev, test = (points[[row[text] for text in split.texts]] for split in splits)
+    for name, part in (("development", dev), ("test", test)):
+        if (blank := int((part == 0).all(1).sum())) > MANY * len(part):
+            logger.warning(
+                "%d of %d %s texts share no word with the training texts: %s gives them the zero vector",
+                *(blank, len(part), name, encoder.name),
+            )
     return Encoded(train, dev, test, truncated)
 
 

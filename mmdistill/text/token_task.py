@@ -22,7 +22,7 @@ from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.data import TextData, TextInput, load_text
-from mmdistill.text.encoder import TransformerEncoder, make_encoder
+from mmdistill.text.encoder import PAIR, TransformerEncoder, make_encoder
 from mmdistill.text.reading import READERS, Reader, encode_splits, with_test
 from mmdistill.text.sampling import ClassRows
 from mmdistill.text.token_judges import TokenJudge, protocol_for
@@ -291,7 +291,8 @@ class TokenTask:
     def readable(self, inputs: Inputs) -> list[str]:
         """Return each sample as the text of its nearest tokens."""
         named, ids = self.projected(inputs)
-        return [self.vocabulary.words(row[kept]) for row, kept in zip(ids.cpu(), named["mask"].cpu(), strict=True)]
+        rows = zip(ids.cpu(), named["mask"].cpu(), strict=True)
+        return [self.vocabulary.words(row[kept], PAIR in self.data.train.texts[0]) for row, kept in rows]
 
     def _checked(self, synthetic: Batch) -> Batch:
         named = self.named(synthetic.inputs)
@@ -397,7 +398,7 @@ def token_task(
             f"the encoder {source.name!r} has no table of token embeddings; use 'minilm' or another transformers model"
         )
     vocabulary = load_vocabulary(source)
-    train = vocabulary.tokenize(loaded.train.texts, length)
+    train = vocabulary.tokenize(loaded.train.texts, length, trim=True)
     dev, held_out = (vocabulary.tokenize(split.texts, train.ids.shape[1]) for split in (loaded.dev, loaded.test))
     if isinstance(model, str):
         name = canonical(model)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +13,8 @@ from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder, TransformerEncoder
+
+logger = logging.getLogger(__name__)
 
 MOST_TOKENS = 128
 """The default length is never longer."""
@@ -68,12 +72,13 @@ class Vocabulary:
         """H, the numbers in a vector."""
         return self.vectors.shape[1]
 
-    def tokenize(self, texts: Sequence[str], length: int | None = None) -> Tokens:
+    def tokenize(self, texts: Sequence[str], length: int | None = None, *, trim: bool = False) -> Tokens:
         """Return the token numbers of texts, special tokens included; pairs are joined as the tokenizer does it.
 
         Args:
             texts: n texts.
             length: L, the tokens kept of each; None keeps as many as 95 % of the texts have, at most 128.
+            trim: let L be no more than the longest text has.
         Raises:
             ConfigError: a length that leaves no room for a token.
         """
@@ -84,6 +89,9 @@ class Vocabulary:
         room = 1 + len(self._numbers(""))
         if length < room:
             raise ConfigError(f"a length of {length} tokens leaves no room for a word; give at least {room}")
+        if trim and length > (longest := max(int(counts.max()), room)):
+            logger.warning("no training text has more than %d tokens, so the length is not %d", longest, length)
+            length = longest
         ids = torch.zeros(len(full), length, dtype=torch.long)
         for row, (text, numbers) in enumerate(zip(texts, full, strict=True)):
             kept = numbers if len(numbers) <= length else self._numbers(text, length)
@@ -118,9 +126,15 @@ class Vocabulary:
         rows = [(part @ table.T - norms).argmax(1) for part in chunks]
         return candidates.to(vectors.device)[torch.cat(rows)].view(vectors.shape[:-1])
 
-    def words(self, ids: Tensor) -> str:
-        """Return tokens as a text without special tokens."""
-        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    def words(self, ids: Tensor, pair: bool = False) -> str:
+        """Return tokens as a text without special tokens; of a pair as its two texts, where one mark divides them."""
+        numbers, end = ids.tolist(), getattr(self.tokenizer, "sep_token_id", None)
+        parts = [list(own) for mark, own in groupby(numbers, lambda number: number == end) if not mark]
+        texts = [self.tokenizer.decode(part, skip_special_tokens=True) for part in (parts if pair else [numbers])]
+        filled = [text for text in texts if text.strip()]
+        if len(filled) == 2:
+            return PAIR.join(filled)
+        text: str = self.tokenizer.decode(numbers, skip_special_tokens=True)
         return text
 
     def to(self, device: torch.device | str) -> "Vocabulary":

@@ -95,6 +95,7 @@ def labels(**at: int) -> torch.Tensor:
     ("changes", "message"),
     [
         ({"train_mask": None}, "no training nodes"),
+        ({"x": torch.zeros(120, 3)}, "all node features are 0; give nodes some"),
         ({"train_mask": torch.zeros(120, dtype=torch.bool)}, "no training nodes"),
         ({"test_mask": None}, "no test nodes"),
         ({"x": None}, "needs a tensor 'x'"),

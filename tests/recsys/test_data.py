@@ -316,6 +316,16 @@ def test_ml1m_has_its_published_size():
     assert not any(data.counts[name] for name in ("duplicates", "overlaps", "short_users"))
 
 
+def test_a_table_of_interactions_is_no_matrix():
+    table = np.array([(user, item, 1 + item % 5, 10**9 + item) for user in range(60) for item in range(user % 7, 40)])
+    for columns in (2, 3, 4):
+        for given in (table[:, :columns], torch.from_numpy(table[:, :columns]), table[:, :columns].tolist()):
+            with pytest.raises(DataError, match="look like a table of \\(user, item, rating, time\\)"):
+                load_interactions(given)
+    with pytest.raises(DataError, match="got dict"):
+        load_interactions({"user": [1], "item": [2]})
+
+
 def test_lists_of_items_are_no_matrix():
     with pytest.raises(DataError, match=r"rows differ in length .*; lists of each user's items are a table"):
         load_interactions([[1, 2, 3], [4, 5, 6, 7]])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from mmdistill.cli import main
 from mmdistill.text.encoder import TfidfEncoder
@@ -75,6 +76,22 @@ def test_a_method_of_its_own_judge_is_judged_by_it_and_held_out_texts_are_named(
     metrics.unlink()
     assert main(["evaluate", str(tmp_path / "run"), "--networks", "1", "--baselines", "none"]) == 0
     assert {entry["judge"] for entry in json.loads(metrics.read_text())["results"]} == {"ridge"}
+
+
+def test_names_and_texts_with_line_ends_survive_an_export(tmp_path: Path) -> None:
+    texts, labels = sentences(20)
+    names = {"food": "a\nb", "music": "c\u2028d", "space": "e"}
+    rows = [{"text": f"{text}\x85x", "label": names[label]} for text, label in zip(texts, labels, strict=True)]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    given = ["--data", str(file), "--encoder", "tfidf", "--method", "k-means", "--ipc", "1", "--networks", "1"]
+    assert main(["distill", *given, "--baselines", "none", "--out", str(tmp_path / "run")]) == 0
+    for kind in ("embeds", "texts"):
+        assert main(["export", str(tmp_path / "run"), "--format", kind, "--to", str(tmp_path / "export")]) == 0
+    with safe_open(tmp_path / "export" / "embeds.safetensors", "np") as stored:
+        assert json.loads(stored.metadata()["class_names"]) == sorted(names.values())
+    lines = (tmp_path / "export" / "texts.jsonl").read_text("utf-8").splitlines()
+    assert {json.loads(line)["label"] for line in lines} == set(names.values())
 
 
 def test_words_and_labels_from_the_command_line(corpus_folder: Path, tmp_path: Path) -> None:

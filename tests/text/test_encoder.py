@@ -21,6 +21,7 @@ from mmdistill.text.encoder import (
     make_encoder,
     mean_pool,
 )
+from mmdistill.text.task import text_task
 
 TEXTS = ["one short text", "another, rather longer text than the first one", "третий текст", "短い"]
 
@@ -162,6 +163,30 @@ def test_minilm_pools_alike_in_any_batch() -> None:
     torch.testing.assert_close(together.points.norm(dim=1), torch.ones(6))
     assert together.truncated >= 1
     assert together.points[4] @ together.points[5] > 0.6
+
+
+def test_tfidf_reads_scripts_without_spaces() -> None:
+    encoder = TfidfEncoder()
+    encoder.fit(["映画は最高", "音楽は最悪", "映画は退屈", "音楽は最高"])
+    points = encoder.encode(["最高の映画", "退屈な音楽"]).points
+    torch.testing.assert_close(points.norm(dim=1), torch.ones(2))
+    assert float(points[0] @ points[1]) < 0.9
+    spaced = TfidfEncoder()
+    spaced.fit(["good film", "bad music"])
+    assert spaced.identity().split(":")[2] == "128"
+    assert "characters" in encoder.identity()
+
+
+def test_texts_of_one_word_are_no_data_for_tfidf() -> None:
+    with pytest.raises(DataError, match="the training texts hold but one word, 'hello'"):
+        TfidfEncoder().fit(["hello", "hello"])
+
+
+def test_test_texts_of_unknown_words_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    train, test = (["red wine", "old cheese"] * 5, [0, 1] * 5), (["blau", "gelb", "red"], [0, 1, 1])
+    text_task({"train": train, "dev": train, "test": test}, encoder="tfidf")
+    assert "2 of 3 test texts share no word with the training texts: tfidf gives them the zero vector" in caplog.text
+    assert "development" not in caplog.text
 
 
 def test_an_encoder_of_something_else_than_dense_numbers_is_refused() -> None:

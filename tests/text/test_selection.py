@@ -4,7 +4,7 @@ from mmdistill.allocation import allocate
 from mmdistill.coresets import coreset
 from mmdistill.distill import distill
 from mmdistill.runtime import Draws
-from mmdistill.text.judges import regression_targets
+from mmdistill.text.judges import centred_targets
 from mmdistill.text.selection import greedy_ridge, selected_texts
 from mmdistill.text.task import TextTask
 from tests.oracles import text as oracle
@@ -14,7 +14,7 @@ from tests.text.corpus import small_task
 def test_each_choice_is_the_one_that_lowers_the_ridge_loss_most() -> None:
     points = Draws(0).normal(14, 4, dtype=torch.float64)
     labels = torch.arange(14) % 2
-    targets = regression_targets(labels, 2)
+    targets = centred_targets(labels, 2)
     kernel = points @ points.T
     found = greedy_ridge(kernel, targets, labels, torch.tensor([2, 3]), ridge=0.5)
     expected = oracle.forward_selection(kernel.tolist(), targets.tolist(), labels.tolist(), [2, 3], 0.5)

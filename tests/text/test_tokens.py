@@ -31,7 +31,7 @@ from mmdistill.text.token_task import TokenTask, token_task
 from mmdistill.text.vocabulary import AverageEncoder, Vocabulary, load_vocabulary
 from mmdistill.text.words import Words, as_token_task, word_samples
 from tests.oracles import text as oracle
-from tests.text.corpus import corpus, small_task, tiny_transformer, token_corpus_task
+from tests.text.corpus import corpus, sentences, small_task, tiny_transformer, token_corpus_task
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +358,24 @@ def test_the_first_token_s_attention_is_the_transformer_s(transformer: TokenTask
     torch.testing.assert_close(logits, module(inputs))
     torch.testing.assert_close(attention.sum(3), torch.ones(3, 2, 2))
     assert float(attention.detach()[~inputs["mask"][:, None, None].expand_as(attention)].sum()) == 0
+
+
+def test_the_border_of_a_pair_is_kept_in_its_words(folder: Path) -> None:
+    texts, labels = sentences(8)
+    pairs = [f"{text}{PAIR}{other}" for text, other in zip(texts, texts[1:] + texts[:1], strict=True)]
+    own = token_task(dict.fromkeys(("train", "dev", "test"), (pairs, labels)), model="textcnn", encoder=folder)
+    read = own.readable(own.select(torch.arange(4)).inputs)
+    assert [text.split(PAIR)[0] for text in read] == texts[:4]
+    assert all(text.count(PAIR) == 1 for text in read)
+    single = token_corpus_task(folder)
+    assert not any(PAIR in text for text in single.readable(single.select(torch.arange(4)).inputs))
+
+
+def test_the_length_is_no_more_than_the_longest_text(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = {name: sentences(8) for name in ("train", "dev", "test")}
+    own = token_task(given, model="textcnn", encoder=folder, length=100_000)
+    assert own.length == 10
+    assert "no training text has more than 10 tokens, so the length is not 100000" in caplog.text
 
 
 def test_words_are_real_tokens_that_change(task: TokenTask) -> None:

@@ -28,7 +28,7 @@ def side_by_side(graphs: object, name: str) -> dict[str, Any]:
     if not isinstance(graphs, list) or not graphs:
         kind = "an empty list" if isinstance(graphs, list) else type(graphs).__name__
         raise DataError(f"{name} is {kind}, and a list of torch-geometric's Data is expected, a class y each")
-    found = [_checked(fields_of(graph), f"{name}: graph {index}") for index, graph in enumerate(graphs)]
+    found = [_checked(graph, f"{name}: graph {index}") for index, graph in enumerate(graphs)]
     features = [graph["x"] for graph in found]
     columns = {None if x is None else x.shape[1] for x in features}
     if len(columns) > 1:
@@ -50,8 +50,13 @@ def side_by_side(graphs: object, name: str) -> dict[str, Any]:
     }
 
 
-def _checked(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _checked(graph: object, name: str) -> dict[str, Any]:
     """Return what is read of a graph, in one form."""
+    if not (isinstance(graph, Mapping) or callable(getattr(graph, "to_dict", None))):
+        raise DataError(
+            f"{name} is {type(graph).__name__}, and a torch-geometric Data with edge_index and y is expected"
+        )
+    fields = fields_of(graph)
     edges, x, y = fields.get("edge_index"), fields.get("x"), fields.get("y")
     if not isinstance(edges, Tensor) or edges.ndim != 2 or len(edges) != 2 or edges.is_floating_point():
         raise DataError(f"{name} needs edge_index (2, E) of whole numbers")

@@ -98,7 +98,7 @@ def test_what_is_no_list_of_graphs_is_refused(graphs: GraphSet, tmp_path: Path) 
     with pytest.raises(DataError, match="one class for each graph, as whole numbers"):
         load_graph_set(floats)
     torch.save([1, 2], tmp_path / "numbers.pt")
-    with pytest.raises(DataError, match="got int"):
+    with pytest.raises(DataError, match="graph 0 is int, and a torch-geometric Data with edge_index and y is expected"):
         load_graph_set(tmp_path / "numbers.pt")
     for nothing in ([], 3):
         with pytest.raises(DataError, match="list of"):
