@@ -50,7 +50,12 @@ def top_items(scores: Tensor, known: Tensor, k: int) -> Tensor:
 
 
 def user_metrics(
-    scores: Tensor, known: Tensor, held: Tensor, weights: Tensor, ks: Sequence[int] = (10, 100)
+    scores: Tensor,
+    known: Tensor,
+    held: Tensor,
+    weights: Tensor,
+    ks: Sequence[int] = (10, 100),
+    best: Tensor | None = None,
 ) -> dict[str, Tensor]:
     r"""Return NDCG, HR, recall and PSP at each k, one value per user.
 
@@ -64,6 +69,7 @@ def user_metrics(
         held: ``(n, items)``, 1 for held-out items; at least one in each row.
         weights: ``(items,)`` propensity weights.
         ks: the cut-offs.
+        best: what :func:`top_items` gives for the largest of them; None: it is found here.
 
     Raises:
         ShapeError: the shapes differ.
@@ -75,7 +81,7 @@ def user_metrics(
         )
     if torch.isnan(scores).any():
         raise NonFiniteError("a score is NaN, so items cannot be ranked: the judge's ridge is too small for this set")
-    best = top_items(scores, known, max(ks))
+    best = top_items(scores, known, max(ks)) if best is None else best
     hits = held.gather(1, best) * (known.gather(1, best) <= 0)
     gains = 1 / torch.arange(2, best.shape[1] + 2).log2()
     # Summed on the CPU: on CUDA, a cumulative sum of floats is refused where only deterministic kernels run.
@@ -197,9 +203,9 @@ class RankingProtocol:
             held = data.rows(chunk, (part,), self.device)
             scores = scorer(known)
             hidden = self._hidden(known, held, draws.fold("candidates", start))
-            for name, values in user_metrics(scores, hidden, held, weights, self.ks).items():
-                found.setdefault(name, []).append(values.double().cpu())
             best = top_items(scores, hidden, max(self.ks))
+            for name, values in user_metrics(scores, hidden, held, weights, self.ks, best).items():
+                found.setdefault(name, []).append(values.double().cpu())
             ranked = hidden.gather(1, best) <= 0  # where too few items are left, hidden ones fill the list
             for k, seen in shown.items():
                 seen[best[:, :k][ranked[:, :k]]] = True
