@@ -238,15 +238,15 @@ class Elsewhere:
     So a constant of a run makes nobody wait for its device in every step.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
-        self.device = torch.device(device)
+    def __init__(self) -> None:
         self._last: tuple[Tensor, int, Tensor] | None = None
 
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """Return a copy on the device, or the tensor itself if it lies there."""
-        if self._last is None or self._last[0] is not tensor or self._last[1] != tensor._version:
-            self._last = tensor, tensor._version, tensor.to(self.device)
-        return self._last[2]
+    def __call__(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """Return a copy on a device, or the tensor itself if it lies there."""
+        last = self._last
+        if last is None or last[0] is not tensor or last[1] != tensor._version or last[2].device != device:
+            last = self._last = tensor, tensor._version, tensor.to(device)
+        return last[2]
 
 
 def tensor_digest(*tensors: Tensor) -> str:

@@ -22,7 +22,7 @@ class ClassMembers:
 
     def __init__(self, labels: Tensor, num_classes: int) -> None:
         counts = torch.bincount(labels, minlength=num_classes)
-        self._on_host = Elsewhere("cpu")
+        self._on_host = Elsewhere()
         self.members = torch.split(torch.argsort(labels, stable=True), counts.tolist())
 
     def draw(self, draws: Draws, classes: Tensor, n: int) -> list[Tensor]:
@@ -32,7 +32,7 @@ class ClassMembers:
             Returns the indices of each class, ``(min(n, N_c),)``, on the CPU.
         """
         found = []
-        for label in self._on_host(classes).tolist():
+        for label in self._on_host(classes, torch.device("cpu")).tolist():
             own = self.members[label]
             found.append(own if len(own) <= n else own[draws.fold(label).to("cpu").permutation(len(own))[:n]])
         return found

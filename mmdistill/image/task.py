@@ -82,7 +82,7 @@ class ImageTask:
         self._named = NamedJudges(data, network, model, self.protocol, device)
         self.judges: Sequence[str] = self._named.usual
         self._pixels = Pixels(data, device)
-        self._beside_pixels = Elsewhere(self._pixels.place)
+        self._beside_pixels = Elsewhere()
         self._classes = data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
         table, present = class_table(data.train_labels, len(data.class_names))
@@ -140,7 +140,7 @@ class ImageTask:
         key = draws.to(self._pixels.place)
         if classes is None:
             return self.select(key.permutation(len(self._classes))[:n])
-        chosen = self._beside_pixels(classes)
+        chosen = self._beside_pixels(classes, self._pixels.place)
         table, present = self._table[chosen], self._present[chosen]
         scores = key.uniform(*table.shape) + present
         column = scores.topk(min(n, table.shape[1]), dim=1).indices
