@@ -128,7 +128,11 @@ def _experts_parser() -> Parser:
         help="folder that experts are saved to; the cache by default. Give distill the same option",
     )
     parser.add_argument(
-        "--together", type=int, default=10, metavar="N", help="experts trained at once; fewer need less memory"
+        "--together",
+        type=int,
+        default=10,
+        metavar="N",
+        help="experts trained at once; fewer need less memory, and are other experts",
     )
     parser.add_argument("--model", type=str | None, default=None, help="network, as for distill")
     parser.add_argument("--width", type=int | None, default=None, help="width of the network")
@@ -167,7 +171,7 @@ def _evaluate_parser() -> Parser:
         "--networks_at_once",
         type=int | None,
         default=None,
-        help="networks trained together; fewer need less memory; all by default",
+        help="networks trained together, all by default; fewer need less memory, and are other networks",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the judges")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
@@ -236,7 +240,7 @@ def _export_parser() -> Parser:
 
 
 def _methods_parser() -> Parser:
-    parser = Parser(description="List the methods by domain, and the ways to store samples that any of them can take.")
+    parser = Parser(description="List the methods by domain, and the ways to store samples that most of them can take.")
     parser.add_argument("--domain", type=str | None, default=None, help="image, graph, graph-set, text or recsys")
     return parser
 

@@ -34,8 +34,9 @@ class DistillConfig:
         deterministic: on CUDA, use only kernels that give the same bits each time; the CPU always does so
         compile: auto compiles runs that are long enough to repay it, on compiles always, off never; auto and on
             also capture steps as CUDA graphs on CUDA
-        precision: number formats - float32, tf32 (CUDA), mixed (real samples in bf16; twice as fast also on CPUs with
-            AMX or AVX512-BF16) or bf16; auto is float32 on the CPU and mixed on CUDA
+        precision: number formats - float32, tf32 (CUDA), mixed (real samples in bf16, where classes are matched one by
+            one; up to twice as fast for wide networks, also on CPUs with AMX or AVX512-BF16) or bf16; auto is float32
+            on the CPU and mixed on CUDA
         model: network to distil with, such as convnet, resnet18 or mlp (images), gcn (graphs), textcnn (texts); the
             domain's own by default
         width: width of the network
@@ -64,8 +65,8 @@ class DistillConfig:
         inner_window: differentiate only the last N steps of a student's training, which then ends at a random step
             (rat-bptt); 0 differentiates all steps
         clip: norm to which a step's gradients are clipped, for unrolled training whose gradients explode; 0 never clips
-        ridge: lambda of kernel ridge matching (krr, frepo, rfad, kip); raise it where a narrow network has hardly more
-            features than the set has samples; 0 is the method's own
+        ridge: lambda of kernel ridge matching (krr of any data, frepo, rfad, kip and their like); raise it where a
+            narrow network has hardly more features than the set has samples; 0 is the method's own
         classes_at_once: classes computed together, where a method matches class by class; fewer need less memory
         kept_steps: last steps of an unrolled training whose activations are kept, not computed again; fewer need less
             memory and more time
@@ -82,7 +83,7 @@ class DistillConfig:
             the run, at least every ten minutes, and more often at first
         judges: judges of the result, comma-separated, or 'all'; by default the method's own, else the domain's first
         networks: independently trained networks per judge
-        networks_at_once: networks trained together; fewer need less memory; all by default
+        networks_at_once: networks trained together, all by default; fewer need less memory, and are other networks
         judge_epochs: training epochs of judges; the protocol's by default
         judge_batch: minibatch size of judges; the protocol's by default
         protocol: how judges of images train: default, dc, cafe, dsa, dm, mtt, frepo, rfad, kip, idc or addmem (see

@@ -187,7 +187,8 @@ class DistilledSet:
         precision: the number formats of the steps.
         parameterization: how samples are stored, in words; empty where that is the method's own way, or unknown.
         network: what was distilled with, in words; empty where it was none.
-        label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, as users call labels; empty where there are none.
+        label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, as users call labels, or ``fixed scores``, numbers
+            that are not learned; empty where there are none.
         judge: whose scores the method makes sets for; empty: the task's first judge.
     """
 
