@@ -1,6 +1,7 @@
 """The command line: ``mmdistill distill | experts | evaluate | report | compare | export | methods | data``."""
 
 import io
+import json
 import os
 import shlex
 import sys
@@ -10,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
 from mmdistill.config import BUDGETS, DistillConfig, read_settings
@@ -41,7 +41,7 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Read the file; that it is not there is the parser's to say."""
         if Path(values).is_file():
-            values = yaml.safe_dump(read_settings(Path(values)))
+            values = json.dumps(read_settings(Path(values)))  # YAML whose texts stay texts
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 

@@ -30,6 +30,7 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks, subset_bytes
 from mmdistill.judging import judge_missing, keeping
+from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics, tested_on
 from mmdistill.names import canonical, unknown_name
@@ -65,6 +66,7 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
             domain, task, method, budget = _prepared(config, device)
             if is_finished(folder) and resume is not None:
                 distilled = DistilledSet.load(folder)
+                distilled.require(task.describe())
                 if ranks.is_first():
                     print(f"{folder} is already distilled")
             else:
@@ -100,7 +102,7 @@ def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> No
 
 def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method, int]:
     """Return what a configuration names and its budget; print what is to be noted."""
-    with ranks.first_alone():
+    with ranks.first_alone(), explained("reading the data and making the network", "less of them (--width, --size)"):
         domain, task = make_task(config, device)
     chosen = chosen_method(config, domain)
     find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error now, not after the distillation

@@ -232,9 +232,9 @@ def _no_configuration(path: Path) -> str:
     if not holds_work(folder):
         return f"{folder} is no run folder: {path.name} is missing"
     return (
-        f"{folder} was made in Python, which writes no {path.name}, so that its task is known there alone; use "
-        "distill(task, ..., out=folder, resume=True), evaluate(task, DistilledSet.load(folder)) and the calls that "
-        "docs/formats.md shows for exports and reports"
+        f"{folder} holds no {path.name}: it was removed, or the run was made in Python, where its task is known "
+        "alone; there use distill(task, ..., out=folder, resume=True), evaluate(task, DistilledSet.load(folder)) and "
+        "the calls that docs/formats.md shows for exports and reports"
     )
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import get_args
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from mmdistill import exports, ranks
 from mmdistill.budget import find_budget
@@ -213,7 +214,7 @@ def _distilled(
     """Return the set of a whole run, begun or resumed in a folder that no other process writes into."""
     task = distiller.task
     began = time.perf_counter()
-    with ranks.first_alone():
+    with ranks.first_alone(), explained("the start of the distillation", "a smaller budget or network"):
         run = distiller.start()
         distiller.schedule.make_ready(task)
     run.share()
@@ -227,6 +228,7 @@ def _distilled(
     stepper = Stepper(distiller, compile)
     _loop(distiller, stepper, run, checkpoints, former, checkpoint_every, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
+    _require_finite_result(result, distiller.method.title)
     result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
     if folder is not None and ranks.is_first():
         sweep(folder)
@@ -235,6 +237,20 @@ def _distilled(
             save_codes(folder / CODES, run.parameterization, distiller.draws.seed)
         result.save(folder)  # last, since its distilled.json says that a run is finished
     return result
+
+
+def _require_finite_result(result: DistilledSet, title: str) -> None:
+    """Refuse what no step has looked at: the set of a closed form or of no step, and a teacher's labels.
+
+    Raises:
+        NonFiniteError: it holds NaN or infinite values.
+    """
+    tensors = (leaf for leaf in tree_leaves((result.batch, dict(result.learned))) if isinstance(leaf, Tensor))
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise NonFiniteError(
+            f"the set of {title} holds NaN or infinite values: the data's are too large (scale them), or the network "
+            "gives such"
+        )
 
 
 def _remove(former: Path) -> None:

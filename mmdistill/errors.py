@@ -45,6 +45,12 @@ class MemoryExhaustedError(MmdistillError):
     """The device or the machine has no more memory for what was asked."""
 
 
+def first_line(error: Exception | str) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Refuse a value that is none of some choices.
 

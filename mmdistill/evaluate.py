@@ -17,7 +17,7 @@ from mmdistill.names import canonical, unknown_name
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.settings import require_sizes
 from mmdistill.store import DistilledSet
-from mmdistill.task import Batch, Scores, Task, require_task
+from mmdistill.task import Batch, Scores, Task, require_task, usable
 
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
@@ -207,7 +207,7 @@ def evaluate(
         learned = {name: tensor.to(task.device) for name, tensor in distilled.learned.items()}
         batch, budget = distilled.to(task.device), distilled.budget
     else:
-        batch, budget = distilled, None
+        batch, budget = usable(distilled), None
     began = time.perf_counter()
     names = find_judges(task, judges, distilled.judge if isinstance(distilled, DistilledSet) else "")
     judging = _Judging(task, names, n, at_once, Draws(seed, ("evaluate",), task.device))
@@ -380,8 +380,9 @@ def _each(judges: Sequence[str], score: Callable[[str], Scores], failures: dict[
 
 
 def _pooled(parts: Sequence[Scores]) -> Scores:
-    """Return the scores of one judge's groups of networks as one."""
-    values = {metric: tuple(v for scores in parts for v in scores.values[metric]) for metric in parts[0].values}
+    """Return the scores of one judge's groups of networks as one: those metrics that all have."""
+    shared = [metric for metric in parts[0].values if all(metric in scores.values for scores in parts)]
+    values = {metric: tuple(v for scores in parts for v in scores.values[metric]) for metric in shared}
     return Scores(parts[0].judge, values, tuple(dict.fromkeys(note for scores in parts for note in scores.notes)))
 
 

@@ -54,8 +54,12 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
         kind, words = (Integral, "a whole number") if isinstance(lowest, int) else (Real, "a number")
         if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value < lowest:
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
+        if float(value) > LARGEST:
+            raise ConfigError(f"{name} is too large, got {value!r}")
 
 
+LARGEST = 2.0**62
+"""What no number of a run exceeds; float32 holds it, and int64."""
 MEMORY_ONLY = ("classes_at_once", "kept_steps")
 """Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
 TRAINING = (
@@ -69,6 +73,10 @@ TRAINING = (
 OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
 
 
+LARGEST_SIZE = 1_000_000
+"""Of widths, sides, lengths, epochs and minibatches: what is above is a slip."""
+
+
 def require_sizes(**sizes: int | None) -> None:
     """Refuse sizes that are no whole numbers of at least 1; None stands for a default.
 
@@ -78,6 +86,8 @@ def require_sizes(**sizes: int | None) -> None:
     for name, value in sizes.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise ConfigError(f"{name} is a whole number of at least 1, got {value!r}")
+        if value is not None and value > LARGEST_SIZE:
+            raise ConfigError(f"{name} is at most {LARGEST_SIZE:,}, got {value:,}")
 
 
 def require_no_width(width: int | None, model: str) -> None:

@@ -269,10 +269,7 @@ class DistilledSet:
         digest = content.pop(DIGEST, None)
         path = folder / SAMPLES
         tensors, _ = read_tensors(path)
-        broken = [
-            name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
-        ]
-        if broken:
+        if broken := broken_tensors(tensors):
             raise CheckpointError(f"{path} holds NaN or infinite values ({', '.join(broken)})")
         if digest is not None and digest != digest_of(tensors):
             raise CheckpointError(f"{path} is damaged, or of another set than distilled.json beside it")
@@ -328,6 +325,11 @@ class DistilledSet:
     def to(self, device: torch.device | str) -> Batch:
         """Return the samples on a device."""
         return self.batch.map(lambda t: t.to(device))
+
+
+def broken_tensors(tensors: Tensors) -> list[str]:
+    """Return the names of those tensors that hold NaN or infinite values."""
+    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
 
 
 def _require_types(record: "DistilledSet | TaskInfo") -> None:

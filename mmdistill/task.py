@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.runtime import Draws
 
 Tensors = dict[str, Tensor]
@@ -120,6 +120,37 @@ def num_samples(inputs: Inputs) -> int:
     """Return the length of the first axis (of the first tensor of a dict)."""
     tensor = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
     return tensor.shape[0]
+
+
+def usable(batch: Batch) -> Batch:
+    """Return samples of the user's own, checked.
+
+    Raises:
+        ShapeError: weights, labels or inputs of other lengths, or labels of another shape.
+        DataError: NaN or infinite values, weights below 0 or all 0, or inputs that are no floats.
+    """
+    weight, count = batch.weight, len(batch.weight)
+    targets = batch.targets.values() if isinstance(batch.targets, dict) else [batch.targets]
+    inputs = batch.inputs.values() if isinstance(batch.inputs, dict) else [batch.inputs]
+    alone = not isinstance(batch.inputs, dict)  # samples by name may share them
+    if weight.ndim != 1 or any(len(t) != count for t in targets) or (alone and any(len(t) != count for t in inputs)):
+        shapes = [tuple(tensor.shape) for tensor in (*inputs, *targets, weight)]
+        raise ShapeError(f"a batch has as many inputs, targets and weights (n,), got the shapes {shapes}")
+    if not count or not weight.isfinite().all() or (weight < 0).any() or not (weight > 0).any():
+        raise DataError("weights are finite numbers of at least 0, some of them above")
+    if alone and not all(tensor.is_floating_point() for tensor in inputs):
+        raise DataError("inputs are floats in the task's units (images normalised, as task.select returns them)")
+    if any(tensor.is_floating_point() and tensor.ndim < 2 for tensor in targets):
+        raise ShapeError("targets are class indices (n,) as whole numbers, or a row of numbers for each sample")
+    if not all(bool(tensor.isfinite().all()) for tensor in (*inputs, *targets)):
+        raise DataError("inputs and targets hold NaN or infinite values")
+    return batch.map(lambda tensor: tensor.float() if tensor.dtype == torch.float64 else tensor)
+
+
+def shares_inputs(batch: Batch) -> bool:
+    """Return whether samples share inputs, as the nodes of one graph do, so that none of them can be taken alone."""
+    tensors = batch.inputs.values() if isinstance(batch.inputs, dict) else [batch.inputs]
+    return any(len(tensor) != len(batch.weight) for tensor in tensors)
 
 
 def take(batch: Batch, index: Tensor | slice | int) -> Batch:

@@ -94,6 +94,24 @@ def test_results_that_could_not_be_kept_are_not_begun(
     assert "cannot be written to" in capsys.readouterr().err
 
 
+def test_texts_of_a_configuration_stay_texts(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(f"data: digits\nmethod: dm\nipc: 1\nout: '{tmp_path}/1e5'\nencoder: '1e3'\nbaselines: 'none'\n")
+    found = build_parser().parse_args(["distill", "--config", str(file)])["distill"]
+    assert (found["encoder"], found["out"]) == ("1e3", f"{tmp_path}/1e5")
+
+
+def test_a_finished_run_is_not_resumed_on_other_data(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, data = tmp_path / "copy", load("digits")
+    shutil.copytree(run, folder)
+    other = replace(data, train_images=data.train_images.flip(0))
+    monkeypatch.setattr("mmdistill.image.task.load", lambda *given, **options: other)
+    assert main(["distill", "--resume", str(folder)]) == 2
+    assert "this set was distilled from 'digits' as it was" in capsys.readouterr().err
+
+
 def test_options_go_before_a_configuration_wherever_they_stand(run: Path, tmp_path: Path) -> None:
     """Else a run whose configuration is used again is replaced in place of the new one."""
     file, folder = str(run / "config.yaml"), tmp_path / "new"
@@ -520,7 +538,7 @@ def test_a_run_made_in_python_is_called_that(
         shutil.copy(run / name, tmp_path)
     assert main([command, str(tmp_path)]) == 2
     printed = capsys.readouterr().err
-    assert f"{tmp_path} was made in Python" in printed
+    assert f"{tmp_path} holds no config.yaml: it was removed, or the run was made in Python" in printed
     assert "DistilledSet.load" in printed
 
 

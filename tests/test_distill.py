@@ -22,7 +22,7 @@ from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from mmdistill.image import image_task
-from mmdistill.labels import LabelKind
+from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, UnreadNetwork
@@ -31,7 +31,7 @@ from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.report import fact_rows
@@ -812,3 +812,21 @@ def test_settings_that_a_users_parts_read_are_not_called_idle() -> None:
 
     assert replace(CORE_METHODS["dm"], network=taught).unread(1, ["teacher_epochs"]) == []
     assert CORE_METHODS["dm"].unread(1, ["teacher_epochs"]) == ["teacher_epochs"]
+
+
+def test_a_set_that_no_step_has_looked_at_is_finite(tmp_path: Path) -> None:
+    spoiled = Method(
+        "Spoiled", None, CORE_METHODS["dm"].network, lambda ipc: Settings(0),
+        solve=lambda task, budget, draws: Raw(
+            torch.full((3, 8), float("nan")), FixedLabels(torch.arange(3)), torch.arange(3), 3
+        ),
+    )  # fmt: skip
+    with pytest.raises(NonFiniteError, match="the set of Spoiled holds NaN or infinite values"):
+        distill(BlobTask(), spoiled, ipc=1, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "distilled.json").exists()
+
+
+@pytest.mark.parametrize("name", ["lr", "inner_lr"])
+def test_rates_that_no_float_holds_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is too large, got 1e"):
+        distill(BlobTask(), "dd", ipc=1, settings={name: 1e39})

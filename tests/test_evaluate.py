@@ -1,6 +1,6 @@
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from mmdistill.distill import distill
-from mmdistill.errors import CheckpointError, ConfigError, MemoryExhaustedError, UnsupportedError
+from mmdistill.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MemoryExhaustedError,
+    ShapeError,
+    UnsupportedError,
+)
 from mmdistill.evaluate import (
     Evaluation,
+    _pooled,
     evaluate,
     find_judges,
     subset_bytes,
@@ -275,3 +283,28 @@ def test_progress_names_each_judgement_and_hands_over_what_is_finished(result: D
         (2, 3, f"whole by {judge}", 1, 1),
         (3, 3, "", 1, 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda b: b._replace(inputs=b.inputs * float("nan")), DataError, "inputs and targets hold NaN"),
+        (lambda b: b._replace(inputs=(b.inputs * 9).to(torch.uint8)), DataError, "inputs are floats"),
+        (lambda b: b._replace(weight=0 * b.weight), DataError, "weights are finite numbers"),
+        (lambda b: b._replace(weight=b.weight[1:]), ShapeError, "as many inputs, targets and weights"),
+        (lambda b: b._replace(targets=b.targets.float()), ShapeError, "class indices"),
+        (lambda b: b.map(lambda t: t[:0]), DataError, "weights are finite numbers"),
+    ],
+)
+def test_samples_of_ones_own_are_checked(
+    result: DistilledSet, change: Callable[[Batch], Batch], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        evaluate(BlobTask(), change(result.batch), n=1, baselines=())
+    double = result.batch.map(lambda t: t.double() if t.is_floating_point() else t)
+    assert evaluate(BlobTask(), double, n=1, baselines=()).results
+
+
+def test_metrics_that_some_subsets_lack_are_left_out() -> None:
+    parts = [Scores("gcn", {"accuracy": (0.5,), "few": (0.1,)}), Scores("gcn", {"accuracy": (0.7,)})]
+    assert _pooled(parts).values == {"accuracy": (0.5, 0.7)}

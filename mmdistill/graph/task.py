@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, ShapeError, first_line
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import JudgeProtocol, LoopSample, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
@@ -336,5 +336,7 @@ def graph_task(
         with torch.no_grad():
             task.predict(task.init(Draws(0, ("try",), task.device)), {"x": task.scene.x[:2]})
     except Exception as error:  # whatever a network of the user's raises
-        raise ConfigError(f"the network cannot run on nodes of {graph.x.shape[1]} features: {error}") from error
+        raise ConfigError(
+            f"the network cannot run on nodes of {graph.x.shape[1]} features: {first_line(error)}"
+        ) from error
     return task

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, first_line
 from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
@@ -395,6 +395,8 @@ def _try_network(task: ImageTask) -> None:
             task.predict(state, images)
     except Exception as error:  # whatever a network of the user's raises
         reason = f"{error}" if isinstance(error, RuntimeError | TypeError | ShapeError) else f"{error!r}"
-        raise ConfigError(f"the network cannot run on images of shape {task.data.shape}: {reason}") from error
+        raise ConfigError(
+            f"the network cannot run on images of shape {task.data.shape}: {first_line(reason)}"
+        ) from error
     if images._version != writes:  # several networks read the same images
         raise ConfigError("the network changes its input in place, as x -= 1 does; let it make a new tensor")

@@ -35,7 +35,7 @@ from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws, cache_folder, sole_writer
 from mmdistill.store import read_json, write_json, write_tensors
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, take
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, shares_inputs, take
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,12 @@ class Experts:
     def snapshot(self, expert: int, epoch: int) -> NetworkState:
         """Return an expert's network after an epoch; 0 is the initialisation."""
         found = state_of({name: tensor.to(self.device) for name, tensor in self._read(expert, epoch).items()})
+        for name, shape in self.manifest["architecture"].items():
+            tensor = found.params.get(name)
+            if tensor is None or list(tensor.shape) != shape:
+                raise CheckpointError(
+                    f"{shard(self.folder, expert)} is damaged ({name}); remove it, and it is trained anew"
+                )
         return found._replace(params={name: found.params[name] for name in self.manifest["architecture"]})
 
     def _read(self, expert: int, epoch: int | None) -> Tensors:
@@ -152,7 +158,7 @@ class Experts:
                 if epoch is None:
                     return {}
                 return {name: handle.get_slice(name)[epoch : epoch + 1][0].clone() for name in handle.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, OSError, IndexError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); remove it, and it is trained anew") from error
 
 
@@ -282,14 +288,15 @@ def _train_group(
         return augmented.batch.map(lambda t: t.flatten(0, 1))
 
     draws = Draws(recipe.seed, ("experts", group[0], len(group)), task.device)
+    together = shares_inputs(data)  # then networks see all samples at once, as they are
     fit_networks(
         task.init,
         loss,
         data,
-        recipe.protocol,
+        replace(recipe.protocol, batch=None, visits=None) if together else recipe.protocol,
         len(group),
         draws,
-        augment=augment if recipe.augment else None,
+        augment=augment if recipe.augment and not together else None,
         noise=None if pure else lambda key, n: {"seed": key.to("cpu").integers(2**62, n)},
         observe=observe,
         reached=reached,
@@ -322,8 +329,7 @@ def _training_batch(task: Task) -> Batch:
 
 def _batches(task: Task, data: Batch) -> bool:
     """Return whether the task's networks can train in one batched call (running statistics and dropout cannot)."""
-    rows = data.inputs.values() if isinstance(data.inputs, dict) else [data.inputs]
-    if any(len(tensor) != len(data.weight) for tensor in rows):  # samples that share inputs cannot be cut to a few
+    if shares_inputs(data):  # which cannot be cut to a few
         return False
     states = stack_states([task.init(Draws(0, ("try", index), task.device)) for index in range(2)])
     few = take(data, slice(2))

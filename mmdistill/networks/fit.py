@@ -14,7 +14,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, stack_states, stacked_gradients
 from mmdistill.runtime import Draws, keep_freed_memory
-from mmdistill.task import Batch, NetworkState, Tensors, take
+from mmdistill.task import Batch, NetworkState, Tensors, shares_inputs, take
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def fit_networks(
     Returns:
         The trained networks, stacked along a leading axis.
     Raises:
-        ConfigError: no sample, or no network asked for.
+        ConfigError: no sample, no network asked for, or minibatches of samples that share inputs.
     """
     count = data.weight.shape[0]
     if n < 1 or count < 1:
@@ -206,6 +206,8 @@ def fit_networks(
     visits = count if protocol.visits is None else min(protocol.visits, count)
     size = visits if protocol.batch is None else min(protocol.batch, visits)
     whole = size == count and augment is None
+    if not whole and shares_inputs(data):
+        raise ConfigError("samples that share inputs, as a graph's nodes do, train all at once and as they are")
     decay_epochs = {int(protocol.epochs * fraction) for fraction in protocol.decay_at}
     lr, buffers = protocol.lr, state.buffers
     optimizer = _optimizer(protocol, state.params, lr)

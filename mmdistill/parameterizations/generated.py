@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.coresets import briefly_trained
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, first_line
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
@@ -225,7 +225,7 @@ def generated_samples(
             shape = made.decode(made.latents[:1], classes[:1]).shape
     except Exception as error:  # whatever a generator of the user's raises
         given = f"latents (1, {latent_size})" + " and classes (1,)" * conditional
-        raise ConfigError(f"the generator cannot take {given}: {error}") from error
+        raise ConfigError(f"the generator cannot take {given}: {first_line(error)}") from error
     if shape != (1, *room.shape):
         raise ConfigError(f"the generator makes {tuple(shape[1:])} of a latent; the data are {room.shape}")
     if init == "noise":

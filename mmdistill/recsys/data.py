@@ -374,6 +374,8 @@ def _as_sparse(source: Any) -> sparse.csr_array:
     if source.ndim != 2 or source.dtype.kind not in "biuf":
         got = f"{source.dtype} {source.shape}" if source.ndim else given
         raise DataError(f"expected a users x items matrix of numbers, a data frame or a path, got {got}")
+    if source.dtype == np.float16:  # which SciPy lacks
+        source = source.astype(np.float32)
     if isinstance(source, np.ndarray) and source.shape[1] in TABLE_COLUMNS and source.size and source.max() > RATED:
         raise DataError(
             f"{source.shape} numbers up to {source.max():g} look like a table of (user, item, rating, time), and a "

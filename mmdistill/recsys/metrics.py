@@ -221,9 +221,12 @@ class RankingProtocol:
         if self.negatives:
             result["auc"] = tuple(pooled_auc(torch.cat(positives), torch.cat(drawn)) for drawn in negatives)
         headline = f"ndcg@{self.ks[0]}"
-        lengths = sum(data.lengths(split)[users] for split in context)
+        everyone = data.users_with(part)  # whose groups are the same whoever is drawn of them
+        lengths = sum(data.lengths(split)[everyone] for split in context)
         for name, members in group_users(np.asarray(lengths), self.groups).items():
-            result[f"{headline} {name}"] = (float(per_user[headline][torch.from_numpy(members)].mean()),) * repeats
+            judged = torch.from_numpy(np.isin(users, everyone[members]))
+            if judged.any():
+                result[f"{headline} {name}"] = (float(per_user[headline][judged].mean()),) * repeats
         return result
 
     def _hidden(self, known: Tensor, held: Tensor, draws: Draws) -> Tensor:

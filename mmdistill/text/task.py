@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.abilities import JUDGING
-from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.errors import ConfigError, DataError, ShapeError, first_line
 from mmdistill.labels import are_probabilities, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
@@ -119,7 +119,8 @@ class TextTask:
             found = tuple(self.predict(self.init(Draws(0)), self.train.inputs[:2])[0].shape)
         except Exception as error:  # whatever a network of the user's raises
             raise ConfigError(
-                f"the network cannot read points of shape (n, {self.dim}) of the encoder {self.encoder!r}: {error}"
+                f"the network cannot read points of shape (n, {self.dim}) of the encoder {self.encoder!r}: "
+                f"{first_line(error)}"
             ) from error
         if len(self.train.inputs) >= 2 and found != shape:
             raise ConfigError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ConfigError, ShapeError, first_line
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
@@ -108,7 +108,7 @@ class TokenTask:
         except Exception as error:  # whatever a network of the user's raises
             raise ConfigError(
                 f"the network cannot read a dict of vectors {(2, self.length, self.vocabulary.dim)} and a mask "
-                f"{(2, self.length)}: {error}"
+                f"{(2, self.length)}: {first_line(error)}"
             ) from error
         if found != shape:
             raise ConfigError(

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mmdistill.allocation import allocate
 from mmdistill.coresets import choose_samples
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization, stored_tensor_bytes
 from mmdistill.parameterizations.raw import Raw
@@ -157,4 +157,6 @@ def word_samples(task: Task, budget: int, settings: Settings, label: LabelKind, 
     # Padding looks up token 0's place, which the mask hides.
     _, ids = text.projected(inputs)
     labels = make_labels(label, classes, text.class_count)
+    if not len(text.candidates):
+        raise DataError("the training texts hold no token that is a word, so there is none to choose")
     return Words(inputs, ids, labels, classes, text.class_count, text.vocabulary, text.candidates)

@@ -1,16 +1,20 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.graph import teacher
 from mmdistill.graph.scene import Part, Scene
 from mmdistill.graph.task import graph_task
 from mmdistill.graph.teacher import TeacherRecipe, _Perceptron, teach, teacher_loss
 from mmdistill.labels import one_hot
+from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.runtime import Draws
-from tests.graph.toy import planted_graph
+from tests.graph.toy import planted_fields, planted_graph
 from tests.oracles.graph import averaged_hops, consistent_predictions
 
 SHORT = TeacherRecipe(networks=2, epochs=60, hops=3, width=16)
@@ -108,3 +112,15 @@ def test_recipes_out_of_range_are_refused() -> None:
     for changes in ({"networks": 0}, {"dropped": 1.0}, {"temperature": 0.0}):
         with pytest.raises(ConfigError, match="counts are at least 1"):
             TeacherRecipe(**changes)  # type: ignore[arg-type]
+
+
+def test_networks_of_a_graph_train_on_all_nodes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut into minibatches, or augmented, its sparse rows would be read beyond their ends."""
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    task = graph_task(planted_fields(), model="gcn")
+    labelled = distill(task, "gcond-x", nodes=6, label="teacher", settings={"steps": 1, "teacher_epochs": 2})
+    assert isinstance(labelled.batch.targets, Tensor)
+    torch.testing.assert_close(labelled.batch.targets.sum(1), torch.ones(6))
+    whole = task.training_batch()
+    with pytest.raises(ConfigError, match="samples that share inputs"):
+        fit_networks(task.init, lambda *given: None, whole, FitProtocol(epochs=1, batch=2), 1, Draws(0))  # type: ignore[arg-type,return-value]

@@ -329,3 +329,8 @@ def test_a_table_of_interactions_is_no_matrix():
 def test_lists_of_items_are_no_matrix():
     with pytest.raises(DataError, match=r"rows differ in length .*; lists of each user's items are a table"):
         load_interactions([[1, 2, 3], [4, 5, 6, 7]])
+
+
+def test_an_array_of_half_precision_is_read():
+    matrix = (np.random.default_rng(0).random((20, 9)) < 0.6).astype(np.float16)
+    assert load_interactions(matrix).num_users <= 20

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -231,3 +232,16 @@ def test_bad_arguments(interactions):
         RankingProtocol(ks=())
     with pytest.raises(ConfigError, match="positive"):
         RankingProtocol(chunk=0)
+
+
+def test_groups_are_those_of_all_users_whoever_is_drawn():
+    data = load_interactions((np.random.default_rng(0).random((40, 25)) < 0.35).astype("f4"))
+    protocol = RankingProtocol(ks=(5,), negatives=0, groups=3)
+
+    def names(few):
+        own = replace(protocol, max_users=few)
+        found = [own.evaluate(lambda known: torch.rand_like(known), data, "test", Draws(seed)) for seed in range(6)]
+        return {name for result in found for name in result if "[" in name}
+
+    assert names(2) <= names(None)
+    assert len(names(None)) == 3

@@ -1,8 +1,10 @@
+import json
 import logging
 import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +22,10 @@ from mmdistill.text.encoder import (
     TransformerEncoder,
     make_encoder,
     mean_pool,
+    positions,
 )
 from mmdistill.text.task import text_task
+from tests.text.corpus import tiny_transformer
 
 TEXTS = ["one short text", "another, rather longer text than the first one", "третий текст", "短い"]
 
@@ -194,3 +198,19 @@ def test_an_encoder_of_something_else_than_dense_numbers_is_refused() -> None:
         CallableEncoder(lambda texts: sparse.eye(len(texts), format="csr"), "counts").encode(TEXTS)
     with pytest.raises(ConfigError, match=r"'same' returned list, which is no array of numbers"):
         CallableEncoder(lambda texts: texts, "same").encode(TEXTS)
+
+
+def test_a_model_is_asked_for_no_more_places_than_it_has(tmp_path: Path) -> None:
+    folder = tiny_transformer(tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    encoder = TransformerEncoder(folder)
+    long = " ".join(["bread"] * (2 * config["max_position_embeddings"]))
+    assert encoder.encode([long, "bread"]).truncated == 1
+    kind = SimpleNamespace(max_position_embeddings=514, model_type="xlm-roberta", pad_token_id=1)
+    assert positions(kind) == 512
+    assert positions(SimpleNamespace()) > 10**6
+
+
+def test_what_an_encoder_of_the_users_own_raises_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"the encoder '<lambda>' failed: .* by zero"):
+        CallableEncoder(lambda texts: 1 // 0).encode(TEXTS)

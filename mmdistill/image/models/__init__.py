@@ -32,6 +32,7 @@ from mmdistill.image.models.resnet import STAGES, ResNet
 from mmdistill.image.models.vit import ViT, patch_size
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
+from mmdistill.settings import require_sizes
 
 Builder = Callable[..., nn.Module]
 Option = str | int | bool
@@ -123,6 +124,8 @@ def parse_model(name: str, what: str = "model") -> tuple[str, dict[str, Option]]
                 f"unknown option {word!r} of the model {name!r}: options are dN (depth), wN (width), {', '.join(WORDS)}"
             )
         key, value = (NUMBERS[number[1]], int(number[2])) if number is not None else WORDS[word]
+        if number is not None:
+            require_sizes(**{f"the {key} of {name!r}": int(number[2])})
         if key not in known.options:
             raise ConfigError(f"{family} takes no {key}, so {word!r} in {name!r} means nothing to it")
         if key in options:
