@@ -115,12 +115,12 @@ def find_judges(task: Task, names: Sequence[str] | None, own: str = "") -> list[
         ConfigError: an unknown judge.
     """
     names = names or [own or task.judges[0]]
-    if [canonical(name) for name in names] == ["all"]:
-        return list(task.judges)
     known = {canonical(judge): judge for judge in task.judges}
-    found = []
+    found: list[str] = []
     for name in names:
-        if canonical(name) in known:
+        if canonical(name) == "all":
+            found += task.judges
+        elif canonical(name) in known:
             found.append(known[canonical(name)])
         elif isinstance(task, NamesJudges):
             found.append(task.judge_name(name))

@@ -118,11 +118,18 @@ class Judge:
         accuracies, found = [], []
         images, labels = test
         classes = int(labels.max()) + 1
-        for predicted in self.predict([state_at(states, index) for index in range(n)], normalise, images):
+        broken = 0
+        for predicted, finite in self.predict([state_at(states, index) for index in range(n)], normalise, images):
             accuracies.append((predicted == labels).double().mean())
             found.append(int((predicted.bincount(minlength=classes) > 0).sum()))
-        collapsed = f"predicts only {min(found)} of {classes} classes"
-        notes = (*self.notes, collapsed) if min(found) <= classes // 2 else self.notes
+            broken += not bool(finite)
+        notes = self.notes
+        if min(found) <= classes // 2:
+            notes += (f"predicts only {min(found)} of {classes} classes",)
+        if broken:
+            notes += (
+                f"{broken} of {n} networks give NaN or infinite logits: they diverged, or cannot read these images",
+            )
         return Scores(self.name, {"accuracy": tuple(torch.stack(accuracies).tolist())}, notes)
 
     def _start(self, draws: Draws) -> NetworkState:
@@ -153,8 +160,17 @@ class Judge:
     @torch.no_grad()
     def predict(
         self, states: Sequence[NetworkState], normalise: Callable[[Tensor], Tensor], images: Tensor
-    ) -> list[Tensor]:
-        """Return each network's predicted class of each raw image, which is normalised once for all networks."""
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return each network's predicted class of each raw image, and whether all its logits are finite.
+
+        Images are normalised once for all networks.
+        """
         chunks = map(normalise, torch.split(images, TEST_CHUNK.get(images.device.type, 1000)))
-        found = [[self.network(state, part)[0].argmax(1) for state in states] for part in chunks]
-        return [torch.cat(own) for own in zip(*found, strict=True)]
+        found = [[_predicted(self.network(state, part)[0]) for state in states] for part in chunks]
+        parts = [tuple(zip(*own, strict=True)) for own in zip(*found, strict=True)]
+        return [(torch.cat(classes), torch.stack(finite).all()) for classes, finite in parts]
+
+
+def _predicted(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest logit's class of each row, and whether all logits are finite."""
+    return logits.argmax(1), logits.isfinite().all()

@@ -14,7 +14,7 @@ from mmdistill.coresets import choose_samples
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
-from mmdistill.evaluate import evaluate
+from mmdistill.evaluate import evaluate, find_judges
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.data import build
 from mmdistill.labels import centred_one_hot, is_distribution, target_loss
@@ -409,3 +409,22 @@ def test_a_network_that_mixes_up_images_and_rows_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"the network returned \(1, 4\) for 2 images of 4 classes"):
         image_task(tiny(), model=halved)
+
+
+class Divided(nn.Module):
+    """A network whose logits are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.head(images.flatten(1)) / torch.zeros(())
+        return out
+
+
+def test_judges_whose_logits_are_not_finite_are_noted() -> None:
+    task = image_task(tiny(), model=Divided, judge_epochs=1)
+    (scores,) = (task.evaluate(task.select(torch.arange(8)), task.judges[0], Draws(0), 2, {}),)
+    assert "2 of 2 networks give NaN or infinite logits: they diverged, or cannot read these images" in scores.notes
+    assert find_judges(task, ["all", "mlp"]) == list(task.judges)
