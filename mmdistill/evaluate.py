@@ -147,6 +147,8 @@ def require_networks(n: int, at_once: int | None) -> None:
     Raises:
         ConfigError: none.
     """
+    if n is None:
+        raise ConfigError("the number of networks is a whole number of at least 1, got None")
     require_sizes(**{"the number of networks": n, "the number of networks at once": at_once})
 
 

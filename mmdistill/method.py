@@ -191,6 +191,8 @@ class Method:
             ConfigError: something that the method does not read, or an unknown setting.
         """
         changes = dict(settings or {})
+        if unnamed := [name for name in changes if not isinstance(name, str)]:
+            raise ConfigError(f"settings are called by their names, got {unnamed[0]!r}")
         read = {"teacher_epochs"} if self.label == "teacher" else set()  # all that a closed form may read
         idle = [f"--{name.replace('_', '-')}" for name in changes if name not in read]
         if idle and self.solve is not None:

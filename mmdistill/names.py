@@ -2,11 +2,17 @@
 
 from collections.abc import Iterable
 
-from mmdistill.errors import UnknownNameError, did_you_mean
+from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 
 
 def canonical(name: str) -> str:
-    """Return a name in its canonical spelling: lower case with hyphens."""
+    """Return a name in its canonical spelling: lower case with hyphens.
+
+    Raises:
+        ConfigError: it is no text.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"a name is expected, got {name!r}, which is {type(name).__name__}")
     return name.strip().lower().replace("_", "-")
 
 

@@ -516,6 +516,7 @@ def test_a_misspelt_setting_and_one_of_an_optimizer_are_told_apart() -> None:
         ({"clip": -1.0}, "clip is"),
         ({"augment": "no"}, "augment is true or false, got 'no'"),
         ({"init": "realz"}, "is real or noise or .*, got 'realz'; did you mean 'real'"),
+        ({1: 2}, "settings are called by their names, got 1"),
         ({"optimizers": 3}, "optimizers are a mapping from groups to OptimizerSpecs, got 3"),
         ({"optimizers": {"codes": {"lr": 1.0}}}, "the optimizer of 'codes' is an OptimizerSpec, got dict"),
     ],

@@ -233,6 +233,11 @@ def test_networks_that_cannot_work_are_refused_when_the_task_is_built() -> None:
 
 
 def test_bad_requests(digits: ImageTask) -> None:
+    for options in ({"protocol": 3}, {"whiten": 3}):
+        with pytest.raises(ConfigError, match="a name is expected, got 3, which is int"):
+            image_task("digits", **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="the number of networks is a whole number of at least 1, got None"):
+        evaluate(digits, digits.select(torch.arange(3)), n=None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="unknown judge 'vgg'"):
         digits.evaluate(None, "vgg", Draws(0), 1, {})
     with pytest.raises(ShapeError, match="one tensor, got a dict"):
