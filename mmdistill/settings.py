@@ -54,12 +54,12 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
         kind, words = (Integral, "a whole number") if isinstance(lowest, int) else (Real, "a number")
         if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value < lowest:
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
-        if float(value) > LARGEST:
+        if float(value) > (LARGEST_WHOLE if isinstance(lowest, int) else LARGEST):
             raise ConfigError(f"{name} is too large, got {value!r}")
 
 
-LARGEST = 2.0**62
-"""What no number of a run exceeds; float32 holds it, and int64."""
+LARGEST, LARGEST_WHOLE = 3e38, 2.0**62
+"""What no number of a run exceeds, and no whole one: float32 holds the first, int64 the second."""
 MEMORY_ONLY = ("classes_at_once", "kept_steps")
 """Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
 TRAINING = (
