@@ -41,7 +41,7 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Read the file; that it is not there is the parser's to say."""
         if Path(values).is_file():
-            values = json.dumps(read_settings(Path(values)))  # YAML whose texts stay texts
+            values = json.dumps(read_settings(Path(values)), default=str)  # YAML whose texts stay texts
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 

@@ -24,7 +24,7 @@ from mmdistill.comparison import (
     table,
     without_scores,
 )
-from mmdistill.composition import without_effect
+from mmdistill.composition import network_unread, without_effect
 from mmdistill.config import DistillConfig, baseline_names, split_names
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
@@ -120,7 +120,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method,
         _print_notes(task)
         for name in without_effect(task, method, budget, config.overrides()):
             print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
-        if method.judge and method.reads_no_network(budget) and not config.judges:
+        if method.judge and not config.judges and network_unread(method, budget):
             for name in ("model", "width"):
                 if getattr(config, name) is not None:
                     print(f"note: {method.title} reads no network, nor does its judge: --{name} changes nothing")

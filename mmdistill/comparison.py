@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmdistill.config import BUDGETS, SETTINGS
+from mmdistill.config import BUDGETS, SETTINGS, read_settings
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.figures import literal, save_figure
 from mmdistill.metrics import judge_in_words, read_metrics
@@ -166,14 +166,16 @@ def repeated(folders: Sequence[Path], judge: str | None, metric: str | None) -> 
 def moved_splits(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[Path]:
     """Return the first run of each row whose runs, pooled over seeds, were not tested on the same data."""
     groups = [[runs[0][0] for runs in seeds.values()] for seeds in _by_seed(folders, judge, metric).values()]
-    return [group[0] for group in groups if len({_fingerprint(folder) for folder in group}) > 1]
+    return [group[0] for group in groups if len(_tested_on(group)) > 1]
 
 
-def _fingerprint(folder: Path) -> str:
-    """Return that of the data that a run was tested on, or of older runs of those that it was distilled from."""
-    info = _distilled(folder).get("info")
-    made = str(info.get("fingerprint")) if isinstance(info, Mapping) else ""
-    return str(_read(folder).get("tested_on", made))
+def _tested_on(folders: Sequence[Path]) -> set[str]:
+    """Return the data that runs were tested on, or, where some do not say it, those that they were distilled from."""
+    tested = [_read(folder).get("tested_on") for folder in folders]
+    if None not in tested:
+        return set(map(str, tested))
+    found = [_distilled(folder).get("info") for folder in folders]
+    return {str(info.get("fingerprint")) if isinstance(info, Mapping) else "" for info in found}
 
 
 def _by_seed(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[str, dict[str, list[_Run]]]:
@@ -219,24 +221,19 @@ def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> s
     return json.dumps([own, options, settings, said], sort_keys=True)
 
 
-def _options(folder: Path) -> list[str]:
-    """Return the lines of a run's configuration; none of a run that was made in Python.
+def _options(folder: Path) -> dict[str, Any]:
+    """Return a run's configuration; nothing of a run that was made in Python.
 
     Raises:
-        CheckpointError: it is not UTF-8 text.
+        CheckpointError: it is damaged.
     """
-    config = folder / CONFIG
-    try:
-        return config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{config} is damaged ({error})") from error
+    return read_settings(folder / CONFIG) if (folder / CONFIG).is_file() else {}
 
 
 def _options_beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the options that a run was given and that none of its recorded settings tells."""
-    lines = (line.partition(": ") for line in _options(folder))
     told = (*PLACES, *(("lr", *SETTINGS) if settings else ()))
-    return {name: value for name, mark, value in lines if mark and name not in told}
+    return {name: str(value) for name, value in _options(folder).items() if name not in told}
 
 
 def _said(folder: Path) -> dict[str, str]:

@@ -15,7 +15,6 @@ from types import FrameType
 from typing import get_args
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from mmdistill import exports, ranks
 from mmdistill.budget import find_budget
@@ -226,9 +225,12 @@ def _distilled(
         sweep(checkpoints.folder)
     former = folder if folder is not None and not resume and holds_work(folder) else None
     stepper = Stepper(distiller, compile)
-    _loop(distiller, stepper, run, checkpoints, former, checkpoint_every, progress, began - earlier)
+    former = _loop(distiller, stepper, run, checkpoints, former, checkpoint_every, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
-    _require_finite_result(result, distiller.method.title)
+    result.require_finite()
+    if former is not None and checkpoints is not None:  # of a closed form, which takes no step
+        _remove(former)
+        checkpoints.clear()
     result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
     if folder is not None and ranks.is_first():
         sweep(folder)
@@ -237,20 +239,6 @@ def _distilled(
             save_codes(folder / CODES, run.parameterization, distiller.draws.seed)
         result.save(folder)  # last, since its distilled.json says that a run is finished
     return result
-
-
-def _require_finite_result(result: DistilledSet, title: str) -> None:
-    """Refuse what no step has looked at: the set of a closed form or of no step, and a teacher's labels.
-
-    Raises:
-        NonFiniteError: it holds NaN or infinite values.
-    """
-    tensors = (leaf for leaf in tree_leaves((result.batch, dict(result.learned))) if isinstance(leaf, Tensor))
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise NonFiniteError(
-            f"the set of {title} holds NaN or infinite values: the data's are too large (scale them), or the network "
-            "gives such"
-        )
 
 
 def _remove(former: Path) -> None:
@@ -282,10 +270,11 @@ def _loop(
     checkpoint_every: int,
     progress: Progress | None,
     began: float,
-) -> None:
+) -> Path | None:
     """Step to the end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM.
 
-    A former run in the folder stays until the first step has shown that this one works, and is on disk.
+    A former run in the folder stays until the first step has shown that this one works, and is on disk; it is returned
+    if there was no step.
     """
     steps = distiller.steps
     read_every = max(steps // READS_PER_RUN, 1)
@@ -309,8 +298,8 @@ def _loop(
             if reading or stopping or showing:
                 value = float(ranks.averages([loss.clone()])[0])
                 _require_finite(run, value, checkpoints)
-                _warn_of_divergence(run, value)
                 if reading or stopping:  # not what the clock alone asked for, so that equal runs have equal histories
+                    _warn_of_divergence(run, value)
                     run.history.append((run.step, value))
                 if progress is not None:
                     progress(run.step, steps, value)
@@ -327,9 +316,7 @@ def _loop(
                         former = None
             if stopping:
                 raise KeyboardInterrupt
-    if former is not None and checkpoints is not None:  # of a closed form, which takes no step
-        _remove(former)
-        checkpoints.clear()
+    return former
 
 
 def _agreed(own: tuple[bool, bool], reading: bool) -> tuple[bool, bool]:

@@ -17,7 +17,7 @@ from mmdistill.names import canonical, unknown_name
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.settings import require_sizes
 from mmdistill.store import DistilledSet
-from mmdistill.task import Batch, Scores, Task, require_task, usable
+from mmdistill.task import Batch, Scores, Task, checked_samples, require_task
 
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
@@ -209,7 +209,7 @@ def evaluate(
         learned = {name: tensor.to(task.device) for name, tensor in distilled.learned.items()}
         batch, budget = distilled.to(task.device), distilled.budget
     else:
-        batch, budget = usable(distilled), None
+        batch, budget = checked_samples(distilled), None
     began = time.perf_counter()
     names = find_judges(task, judges, distilled.judge if isinstance(distilled, DistilledSet) else "")
     judging = _Judging(task, names, n, at_once, Draws(seed, ("evaluate",), task.device))

@@ -172,7 +172,7 @@ class Method:
         return [name for name in names if name in idle]
 
     def reads_no_network(self, budget: int) -> bool:
-        """Return whether its samples would be the same with any network."""
+        """Return whether no step reads a network; that may choose a start or label samples nevertheless."""
         return self.solve is not None or isinstance(self.make_schedule(self.settings(budget)), UnreadNetwork)
 
     def customised(

@@ -117,7 +117,7 @@ def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: 
     several = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     judged = "1 network" if counts == [1] else f"mean +/- sd of {several} networks"
     title = f"{distilled.info.data}, {distilled.method}, {budget_in_words(distilled)}: percent, {judged}"
-    notes = [f"note: {entry.judge}: {note}" for entry in evaluation.results for note in entry.notes]
+    notes = [f"note: {_by(entry.judge, note)}" for entry in evaluation.results for note in entry.notes]
     failed = [f"failed: {name}: {reason}" for name, reason in evaluation.failures.items()]
     return "\n".join([title, aligned(rows), *dict.fromkeys(notes), *failed])
 
@@ -127,6 +127,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
+
+
+def _by(judge: str, note: str) -> str:
+    """Return a note with its judge, whom those of earlier versions name themselves."""
+    return note if note.startswith(f"{judge} ") else f"{judge}: {note}"
 
 
 def draw_curve(folder: Path) -> Path | None:
@@ -185,7 +190,7 @@ def write_report(
     title = f"{distilled.info.data} distilled with {distilled.method}"
     facts, results = fact_rows(distilled), result_rows(metrics)
     results_notes = [(entry["judge"], entry.get("notes", [])) for entry in metrics.get("results", [])]
-    notes = list(dict.fromkeys(f"{judge}: {note}" for judge, own in results_notes for note in own))
+    notes = list(dict.fromkeys(_by(judge, note) for judge, own in results_notes for note in own))
     if not metrics.get("results"):
         notes = [f"not judged yet: mmdistill evaluate {folder}"]
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))

@@ -243,6 +243,10 @@ class Elsewhere:
 
     def __call__(self, tensor: Tensor, device: torch.device) -> Tensor:
         """Return a copy on a device, or the tensor itself if it lies there."""
+        if tensor.device == device:
+            return tensor
+        if tensor.is_inference():  # whose changes nothing counts
+            return tensor.to(device)
         last = self._last
         if last is None or last[0] is not tensor or last[1] != tensor._version or last[2].device != device:
             last = self._last = tensor, tensor._version, tensor.to(device)

@@ -73,12 +73,12 @@ TRAINING = (
 OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
 
 
-LARGEST_SIZE = 1_000_000
-"""Of widths, sides, lengths, epochs and minibatches: what is above is a slip."""
-
-
-def require_sizes(**sizes: int | None) -> None:
+def require_sizes(largest: int = 1_000_000, /, **sizes: int | None) -> None:
     """Refuse sizes that are no whole numbers of at least 1; None stands for a default.
+
+    Args:
+        largest: what is above it is a slip: no network is so wide, and no judge trains for so many epochs.
+        sizes: by name.
 
     Raises:
         ConfigError: naming the first such size.
@@ -86,8 +86,8 @@ def require_sizes(**sizes: int | None) -> None:
     for name, value in sizes.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise ConfigError(f"{name} is a whole number of at least 1, got {value!r}")
-        if value is not None and value > LARGEST_SIZE:
-            raise ConfigError(f"{name} is at most {LARGEST_SIZE:,}, got {value:,}")
+        if value is not None and value > largest:
+            raise ConfigError(f"{name} is at most {largest:,}, got {value:,}")
 
 
 def require_no_width(width: int | None, model: str) -> None:

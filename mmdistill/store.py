@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mmdistill.errors import CheckpointError
+from mmdistill.errors import CheckpointError, NonFiniteError
 from mmdistill.run_folder import SAMPLES, SET, is_finished
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors
@@ -288,6 +288,20 @@ class DistilledSet:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} holds an incomplete set: {error}") from error
 
+    def require_finite(self) -> None:
+        """Refuse a set of which no step has seen all: that of a closed form or of no step, and a teacher's labels.
+
+        Raises:
+            NonFiniteError: it holds NaN or infinite values.
+        """
+        if broken := broken_tensors({**_named("inputs", self.batch.inputs), **_named("targets", self.batch.targets)}):
+            raise NonFiniteError(
+                f"the set of {self.method} holds NaN or infinite values ({', '.join(broken)}): the data's are too "
+                "large (scale them), or the network gives such"
+            )
+        if broken := broken_tensors(self.learned):
+            raise NonFiniteError(f"{', '.join(broken)} of {self.method} became NaN or infinite: lower the rates")
+
     def require(self, info: TaskInfo) -> None:
         """Refuse a task that this set was not distilled from.
 
@@ -327,7 +341,7 @@ class DistilledSet:
         return self.batch.map(lambda t: t.to(device))
 
 
-def broken_tensors(tensors: Tensors) -> list[str]:
+def broken_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of those tensors that hold NaN or infinite values."""
     return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
 

@@ -122,18 +122,20 @@ def num_samples(inputs: Inputs) -> int:
     return tensor.shape[0]
 
 
-def usable(batch: Batch) -> Batch:
-    """Return samples of the user's own, checked.
+def checked_samples(batch: Batch) -> Batch:
+    """Return samples of the user's own, once they are checked, in float32.
 
     Raises:
         ShapeError: weights, labels or inputs of other lengths, or labels of another shape.
         DataError: NaN or infinite values, weights below 0 or all 0, or inputs that are no floats.
     """
-    weight, count = batch.weight, len(batch.weight)
+    weight = batch.weight
+    count = len(weight) if weight.ndim else -1
     targets = batch.targets.values() if isinstance(batch.targets, dict) else [batch.targets]
     inputs = batch.inputs.values() if isinstance(batch.inputs, dict) else [batch.inputs]
     alone = not isinstance(batch.inputs, dict)  # samples by name may share them
-    if weight.ndim != 1 or any(len(t) != count for t in targets) or (alone and any(len(t) != count for t in inputs)):
+    of_samples = [weight, *targets, *(inputs if alone else [])]
+    if weight.ndim != 1 or any(not tensor.ndim or len(tensor) != count for tensor in of_samples):
         shapes = [tuple(tensor.shape) for tensor in (*inputs, *targets, weight)]
         raise ShapeError(f"a batch has as many inputs, targets and weights (n,), got the shapes {shapes}")
     if not count or not weight.isfinite().all() or (weight < 0).any() or not (weight > 0).any():

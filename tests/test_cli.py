@@ -859,8 +859,9 @@ def test_an_ignored_option_is_noted(
     assert "does not read augment, which changes nothing" in caplog.text
     idle = "note: KIP reads no network, nor does its judge: --width changes nothing\n"
     given = ["--method", "kip", "--steps", "1", "--baselines", "none", "--width", "8"]
-    for judges, noted in (("", True), ("convnet", False)):
-        assert distil(tmp_path / judges, *given, *(["--judges", judges] if judges else [])) == 0
+    others = (("--judges", "convnet"), ("--label", "teacher", "--teacher-epochs", "1"), ("--init", "herding"))
+    for options, noted in (((), True), *((options, False) for options in others)):
+        assert distil(tmp_path / "-".join(("kip", *options)), *given, *options) == 0
         assert (idle in capsys.readouterr().out) == noted
 
 

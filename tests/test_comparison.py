@@ -113,7 +113,7 @@ def test_a_run_whose_configuration_is_no_text_is_skipped(tmp_path: Path, capsys:
     whole, edited = finished(tmp_path / "whole", 0.8), finished(tmp_path / "edited", 0.9)
     (edited / "config.yaml").write_bytes(b"\xff\xfe")
     assert main(["compare", str(whole), str(edited)]) == 0
-    assert f"skipped: {edited} ({edited / 'config.yaml'} is damaged" in capsys.readouterr().out
+    assert f"skipped: {edited} ({edited / 'config.yaml'} is not UTF-8 text" in capsys.readouterr().out
 
 
 def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
@@ -262,6 +262,10 @@ def test_pooled_runs_that_held_out_other_data_are_named(tmp_path: Path, capsys: 
     for run, fingerprint in zip(runs, "aab", strict=True):
         document = json.loads((run / "distilled.json").read_text())
         (run / "distilled.json").write_text(json.dumps({**document, "info": {"fingerprint": fingerprint}}))
+    assert main(["compare", *map(str, runs[:2])]) == 0
+    assert "held out" not in capsys.readouterr().out
+    tested = json.loads((runs[0] / "metrics.json").read_text())
+    (runs[0] / "metrics.json").write_text(json.dumps({**tested, "tested_on": "x"}))  # the other one says nothing of it
     assert main(["compare", *map(str, runs[:2])]) == 0
     assert "held out" not in capsys.readouterr().out
     assert main(["compare", *map(str, runs)]) == 0

@@ -297,10 +297,15 @@ def test_a_checkpoint_comes_before_long(tmp_path: Path, monkeypatch: pytest.Monk
     assert (often, asked) == (30, 3)
 
 
-def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("seconds", [1e9, 0.0])
+def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(
+    seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.modules["mmdistill.distill"], "READS_PER_RUN", 1)
+    monkeypatch.setattr(sys.modules["mmdistill.distill"], "LONGEST_UNSHOWN", seconds)
     network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))  # noqa: E731
     settings = {"steps": 5, "lr": 1e3, "real_batch": 2}
-    distill(image_task("digits", model=network), "dm", ipc=1, settings=settings)
+    distill(image_task("digits", model=network), "dm", ipc=1, settings=settings, progress=lambda *given: None)
     (warning,) = caplog.messages
     assert "the loss grew from" in warning
     assert warning.endswith("Lower the learning rate (--lr, or lr among the settings)")
@@ -822,7 +827,7 @@ def test_a_set_that_no_step_has_looked_at_is_finite(tmp_path: Path) -> None:
             torch.full((3, 8), float("nan")), FixedLabels(torch.arange(3)), torch.arange(3), 3
         ),
     )  # fmt: skip
-    with pytest.raises(NonFiniteError, match="the set of Spoiled holds NaN or infinite values"):
+    with pytest.raises(NonFiniteError, match=r"holds NaN or infinite values \(inputs\): the data"):
         distill(BlobTask(), spoiled, ipc=1, out=tmp_path / "run")
     assert not (tmp_path / "run" / "distilled.json").exists()
 
@@ -831,3 +836,16 @@ def test_a_set_that_no_step_has_looked_at_is_finite(tmp_path: Path) -> None:
 def test_rates_that_no_float_holds_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is too large, got 1e"):
         distill(BlobTask(), "dd", ipc=1, settings={name: 1e39})
+
+
+def test_a_closed_form_that_fails_leaves_the_former_run(tmp_path: Path) -> None:
+    distill(BlobTask(), method(), ipc=1, out=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    broken = torch.full((3, 8), float("nan"))
+    spoiled = Method(
+        "Spoiled", None, CORE_METHODS["dm"].network, lambda ipc: Settings(0),
+        solve=lambda task, budget, draws: Raw(broken, FixedLabels(torch.arange(3)), torch.arange(3), 3),
+    )  # fmt: skip
+    with pytest.raises(NonFiniteError):
+        distill(BlobTask(), spoiled, ipc=1, out=tmp_path, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before

@@ -165,3 +165,5 @@ def test_a_constant_is_copied_once() -> None:
     other += 1
     assert there(other, meta) is not again
     assert there(other, torch.device("cpu")) is other
+    with torch.inference_mode():
+        assert there(torch.arange(3), meta).device == meta

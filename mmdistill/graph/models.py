@@ -5,6 +5,7 @@ Inputs are a named dict: node features ``x (n, d)`` and, where there is structur
 """
 
 import inspect
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws, global_draws_from
 from mmdistill.task import NetworkState, Tensors
+
+logger = logging.getLogger(__name__)
 
 MODELS = ("sgc", "gcn", "mlp")
 """Own networks by name."""
@@ -219,7 +222,7 @@ class ModuleNetwork(GraphNetwork):
         features: the submodule whose input is the embedding; by default the last convolution or linear layer.
         device: where parameters live.
     Raises:
-        ConfigError: the third argument may be something else than weights (:data:`WEIGHT_NAMES`).
+        ConfigError: the module cannot do without a third argument that is no weight (:data:`WEIGHT_NAMES`).
     """
 
     normalised = False
@@ -315,7 +318,7 @@ def _takes_weight(module: nn.Module) -> bool:
     """Return whether a module's third argument is the edges' weight, and no mere name of it.
 
     Raises:
-        ConfigError: it is something else that the module cannot do without, or that may be meant for the weights.
+        ConfigError: it is something else that the module cannot do without.
     """
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     arguments = [one for one in inspect.signature(module.forward).parameters.values() if one.kind in positional]
@@ -324,11 +327,14 @@ def _takes_weight(module: nn.Module) -> bool:
     third = arguments[2]
     if third.name in WEIGHT_NAMES:
         return bool(getattr(module, "supports_edge_weight", True))
-    if third.default is third.empty or third.name.startswith("edge"):
+    name = f"the third argument of {type(module).__name__}.forward is {third.name!r}"
+    if third.default is third.empty:
         raise ConfigError(
-            f"the third argument of {type(module).__name__}.forward is {third.name!r}: call it edge_weight if it takes "
-            "a weight for each edge; edges have no other attributes here, so anything else needs a default"
+            f"{name}: call it edge_weight if it takes a weight for each edge; edges have no other attributes here, so "
+            "anything else needs a default"
         )
+    if third.name.startswith("edge"):
+        logger.warning("%s, so it gets no weights; call it edge_weight if it takes a weight for each edge", name)
     return False
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.coresets import briefly_trained
-from mmdistill.errors import ConfigError, first_line
+from mmdistill.errors import ConfigError, MmdistillError, first_line
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
@@ -223,6 +223,8 @@ def generated_samples(
     try:
         with torch.no_grad():
             shape = made.decode(made.latents[:1], classes[:1]).shape
+    except (MmdistillError, MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # whatever a generator of the user's raises
         given = f"latents (1, {latent_size})" + " and classes (1,)" * conditional
         raise ConfigError(f"the generator cannot take {given}: {first_line(error)}") from error

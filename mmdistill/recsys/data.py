@@ -379,7 +379,8 @@ def _as_sparse(source: Any) -> sparse.csr_array:
     if isinstance(source, np.ndarray) and source.shape[1] in TABLE_COLUMNS and source.size and source.max() > RATED:
         raise DataError(
             f"{source.shape} numbers up to {source.max():g} look like a table of (user, item, rating, time), and a "
-            "users x items matrix is expected; a table is a pd.DataFrame with the columns user and item"
+            "users x items matrix is expected; a table is a pd.DataFrame with the columns user and item, a matrix of "
+            "so few items a scipy.sparse one"
         )
     matrix = sparse.csr_array(source)
     try:

