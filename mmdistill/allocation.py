@@ -1,10 +1,12 @@
 """How a budget of samples is shared among classes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.task import BudgetKind, Task
+from mmdistill.task import BudgetKind
 
 MOST = 10**9
 """The largest budget: what is above is a slip."""
@@ -43,20 +45,21 @@ def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: 
     return shares
 
 
-def require_members(task: Task, counts: Tensor) -> None:
+def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> None:
     """Refuse to choose more real samples of a class than it has.
 
+    Args:
+        have: how many there are of each class.
+        counts: how many are asked for.
+        names: of the classes, where they have some.
     Shapes:
-        counts ``(C,)``.
+        both ``(C,)``.
     Raises:
         DataError: naming the class.
     """
-    if task.labels is None:
-        return
-    have = torch.bincount(task.labels, minlength=len(counts))
     short = (have < counts).nonzero().flatten()
     if len(short):
-        index, names = int(short[0]), task.describe().class_names
+        index = int(short[0])
         raise DataError(
             f"class {names[index] if names else index} has {int(have[index])} samples, fewer than the "
             f"{int(counts[index])} asked for; lower the budget"

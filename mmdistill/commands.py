@@ -14,16 +14,7 @@ from mmdistill import exports, ranks
 from mmdistill.assembly import chosen_method, kept_config, make_task, unmet_conditions
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
-from mmdistill.comparison import (
-    LEGEND,
-    draw_budgets,
-    judged_runs,
-    moved_splits,
-    read_runs,
-    repeated,
-    table,
-    without_scores,
-)
+from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, repeated, table, without_scores
 from mmdistill.composition import network_unread, without_effect
 from mmdistill.config import DistillConfig, baseline_names, split_names
 from mmdistill.distill import distill
@@ -32,7 +23,7 @@ from mmdistill.evaluate import evaluate, find_judges, require_baselines, require
 from mmdistill.judging import judge_missing, keeping
 from mmdistill.memory import explained
 from mmdistill.method import Method
-from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics, tested_on
+from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -312,7 +303,7 @@ def evaluate_command(
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     with sole_writer(Path(run)):
         judged = read_metrics(path) if path.exists() else {}  # again, since another process may have judged
-        previous = of_same_test(judged, tested_on(task))
+        previous = of_same_test(judged, task)
         if judged and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
         with keeping(config, task, Path(run), distilled, previous) as progress:
@@ -354,8 +345,9 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
         print(f"left out, since they have no such scores: {', '.join(map(str, missing))}")
     for folder, kept in repeated(folders, judge, metric).items():
         print(f"left out: {folder}, which has the seed of {kept} and no other option that counts")
-    for folder in moved_splits(folders, judge, metric):
-        print(f"note: the runs of {folder.name} held out different data, since --seed moves what is held out")
+    for row in rows:
+        if row.moved:
+            print(f"note: the runs of {row.name} held out different data, since --seed moves what is held out")
     for folder, reason in skipped.items():
         print(f"skipped: {folder} ({reason})")
     if to is not None:

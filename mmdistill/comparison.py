@@ -53,6 +53,7 @@ class Repetitions:
         label: the kind of labels.
         steps: updates of each run; empty where its set is not there.
         options: settings and other options of the first run.
+        moved: whether the runs were not tested on the same data.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Repetitions:
     label: str = ""
     steps: tuple[int, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    moved: bool = False
 
     @property
     def mean(self) -> float:
@@ -163,18 +165,12 @@ def repeated(folders: Sequence[Path], judge: str | None, metric: str | None) -> 
     return {folder: runs[0][0] for seeds in groups for runs in seeds.values() for folder, _, _ in runs[1:]}
 
 
-def moved_splits(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[Path]:
-    """Return the first run of each row whose runs, pooled over seeds, were not tested on the same data."""
-    groups = [[runs[0][0] for runs in seeds.values()] for seeds in _by_seed(folders, judge, metric).values()]
-    return [group[0] for group in groups if len(_tested_on(group)) > 1]
-
-
-def _tested_on(folders: Sequence[Path]) -> set[str]:
+def _tested_on(runs: Sequence[_Run]) -> set[str]:
     """Return the data that runs were tested on, or, where some do not say it, those that they were distilled from."""
-    tested = [_read(folder).get("tested_on") for folder in folders]
+    tested = [metrics.get("tested_on") for _, metrics, _ in runs]
     if None not in tested:
         return set(map(str, tested))
-    found = [_distilled(folder).get("info") for folder in folders]
+    found = [_distilled(folder).get("info") for folder, _, _ in runs]
     return {str(info.get("fingerprint")) if isinstance(info, Mapping) else "" for info in found}
 
 
@@ -281,6 +277,7 @@ def _together(runs: Sequence[_Run]) -> Repetitions:
         f"{entry['metric']} by {judge_in_words(entry)}",
         steps=tuple(made["steps"] for own, _, _ in runs if "steps" in (made := _distilled(own))),
         options=_said(folder),
+        moved=len(_tested_on(runs)) > 1,
         **{name: str(_distilled(folder).get(name) or "") for name in RECORDED},
     )
 

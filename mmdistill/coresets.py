@@ -34,12 +34,15 @@ def _members(labels: Tensor | None, total: int, counts: Tensor) -> list[Tensor]:
         if labels is None
         else [(labels == index).nonzero().flatten() for index in range(len(counts))]
     )
-    for index, (members, wanted) in enumerate(zip(groups, counts.tolist(), strict=True)):
-        if len(members) < wanted:
-            raise DataError(
-                f"class {index} has {len(members)} samples, fewer than the {wanted} asked for; lower the budget"
-            )
+    require_members(torch.tensor([len(members) for members in groups]), counts)
     return groups
+
+
+def _require_members(task: Task, counts: Tensor) -> None:
+    """Refuse to choose more samples of a class than the task has, by the class's name."""
+    if task.labels is not None:
+        have = torch.bincount(task.labels, minlength=len(counts))
+        require_members(have, counts, task.describe().class_names)
 
 
 def random_subset(labels: Tensor | None, counts: Tensor, draws: Draws, total: int | None = None) -> Tensor:
@@ -286,7 +289,7 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
     require_choice("the start (init)", kind, get_args(InitKind))
     if kind == "noise":
         return choose_repeatedly(task, "real", counts, draws)
-    require_members(task, counts)
+    _require_members(task, counts)
     if kind == "real":
         return random_subset(task.labels, counts, draws.fold("subset"), task.describe().num_train)
     if kind == "craig":
@@ -326,7 +329,7 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
     if not looks or task.labels is None or not (torch.bincount(task.labels) > most).any():
         return choose_samples(task, kind, counts, draws)
     require_choice("the start (init)", kind, get_args(InitKind))  # before a network trains to look at samples
-    require_members(task, counts)
+    _require_members(task, counts)
     sizes = torch.bincount(task.labels, minlength=len(counts))
     candidates = random_subset(task.labels, sizes.clamp(max=most).maximum(counts), draws.fold("candidates"))
     network = briefly_trained(task, draws.fold("embed"), batch=START_BATCH)

@@ -9,7 +9,7 @@ from mmdistill.abilities import ROBUST_METRICS, TitlesJudges
 from mmdistill.bars import progress_bar
 from mmdistill.config import DistillConfig, baseline_names
 from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
-from mmdistill.metrics import judging_of, metrics_document, of_same_test, read_metrics, recorded, tested_on
+from mmdistill.metrics import judging_of, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.networks.fit import watching
 from mmdistill.run_folder import METRICS
 from mmdistill.store import DistilledSet, write_json
@@ -96,7 +96,7 @@ def missing(
 def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path) -> Evaluation:
     """Judge what a run asks for and its metrics lack; returns all that they then hold."""
     path = folder / METRICS
-    metrics = of_same_test(read_metrics(path) if path.exists() else {}, tested_on(task))
+    metrics = of_same_test(read_metrics(path) if path.exists() else {}, task)
     judges, baselines = find_judges(task, config.judge_names(), distilled.judge), baseline_names(config.baselines)
     lacking = missing(task, judges, baselines, metrics, chosen_judging(config))
     if lacking:

@@ -37,8 +37,7 @@ def metrics_document(
             where nothing.
         task: which says what its judges read, and what they are tested on; without one, all read everything.
     """
-    tested = {} if task is None else tested_on(task)
-    previous = of_same_test(previous or {}, tested)
+    previous = of_same_test(previous or {}, task)
 
     def plain(entries: Sequence[Entry]) -> list[dict[str, object]]:
         own = [judging_of(task, entry.judge, judging or {}) for entry in entries]
@@ -58,7 +57,7 @@ def metrics_document(
         "method": distilled.method,
         "budget": {distilled.info.budget: distilled.budget, "stored_bytes": distilled.stored_bytes},
         "whole_bytes": distilled.info.stored_bytes,
-        **tested,
+        **_tested_on(task),
         "results": results,
         "baselines": {name: entries for name, entries in baselines.items() if entries},
         "seconds": distilled.seconds,
@@ -68,15 +67,15 @@ def metrics_document(
     }
 
 
-def tested_on(task: Task) -> dict[str, str]:
+def _tested_on(task: Task | None) -> dict[str, str]:
     """Return a hash of a task's test data as metrics hold it; nothing where the task does not say it."""
-    found = task.describe().test_fingerprint
+    found = "" if task is None else task.describe().test_fingerprint
     return {"tested_on": found} if found else {}
 
 
-def of_same_test(metrics: Mapping[str, Any], tested: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return metrics as they are, or empty where they are known to be of other test data."""
-    return {} if any(metrics.get(name, own) != own for name, own in tested.items()) else metrics
+def of_same_test(metrics: Mapping[str, Any], task: Task | None) -> Mapping[str, Any]:
+    """Return metrics as they are, or empty where they are known to be of other test data than a task's."""
+    return {} if any(metrics.get(name, own) != own for name, own in _tested_on(task).items()) else metrics
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

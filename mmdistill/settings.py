@@ -10,6 +10,8 @@ from mmdistill.errors import ConfigError, require_choice
 
 InitKind = Literal["real", "noise", "herding", "k-center", "k-means", "craig"]
 """What synthetic samples start from: noise, or real samples chosen in some way."""
+LARGEST, LARGEST_WHOLE = 3e38, 2.0**62
+"""What no number of a run exceeds, and no whole one: float32 holds the first, int64 the second."""
 LEAST: Mapping[str, float] = {
     "steps": 0,
     "real_batch": 1,
@@ -58,8 +60,6 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
             raise ConfigError(f"{name} is too large, got {value!r}")
 
 
-LARGEST, LARGEST_WHOLE = 3e38, 2.0**62
-"""What no number of a run exceeds, and no whole one: float32 holds the first, int64 the second."""
 MEMORY_ONLY = ("classes_at_once", "kept_steps")
 """Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
 TRAINING = (

@@ -7,7 +7,7 @@ import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -178,7 +178,10 @@ def read_image_folder(folder: Path, size: int | None) -> FolderImages:
         DataError: no images, an empty class, an unreadable image, or several sizes.
     """
     classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not _is_hidden(sub.name))
-    listing = [(path, label) for label, name in enumerate(classes) for path in _images_under(folder / name)]
+    unread, known = Counter[str](), Image.registered_extensions().keys()
+    listing = [
+        (path, label) for label, name in enumerate(classes) for path in _images_under(folder / name, known, unread)
+    ]
     paths = [path for path, _ in listing]
     shape, transparent = _common_shape(folder, paths, size)
     count = len(paths) * math.prod(shape)
@@ -187,19 +190,27 @@ def read_image_folder(folder: Path, size: int | None) -> FolderImages:
     else:
         images = torch.stack([_fitted(path, shape) for path in paths])
     notes = [f"{folder.name}/: the transparency of {transparent} images is not read"] if transparent else []
-    if unread := Counter(suffix for name in classes for suffix in _unread_pictures(folder / name)):
+    if unread:
         found = ", ".join(f"{number} {suffix}" for suffix, number in sorted(unread.items()))
         notes.append(f"{folder.name}/: pictures of other kinds are not read: {found}")
     return FolderImages(images, torch.tensor([label for _, label in listing]), classes, tuple(notes))
 
 
-def _images_under(folder: Path) -> list[str]:
+def _images_under(folder: Path, known: Collection[str], unread: Counter[str]) -> list[str]:
     """Return the image files of a class, in a fixed order.
 
+    Args:
+        folder: of the class; its images may lie deeper.
+        known: endings of pictures of any kind.
+        unread: counts the endings of those pictures that are of another kind than is read.
     Raises:
         DataError: there are none.
     """
-    found = [os.path.join(place, name) for place, names in sorted(_walked(folder)) for name in names]
+    found = []
+    for place, names in sorted(_places(folder)):
+        found += [os.path.join(place, name) for name in sorted(filter(_is_image, names))]
+        endings = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
+        unread.update(ending for ending in endings if ending in known and ending not in SUFFIXES)
     if not found:
         raise DataError(f"{folder} holds no image, so there is nothing of its class; add some ({', '.join(SUFFIXES)})")
     return found
@@ -208,21 +219,6 @@ def _images_under(folder: Path) -> list[str]:
 def _has_images(folder: Path) -> bool:
     """Return whether a folder itself holds an image."""
     return any(_is_image(file.name) for file in folder.iterdir())
-
-
-def _unread_pictures(folder: Path) -> Iterator[str]:
-    """Yield the ending of each picture of a class that is of another kind than those that are read."""
-    known = Image.registered_extensions().keys() - set(SUFFIXES)
-    for _, names in _places(folder):
-        endings = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
-        yield from (ending for ending in endings if ending in known)
-
-
-def _walked(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Walk the places below a folder that hold images, with their names in order."""
-    for place, names in _places(folder):
-        if images := sorted(filter(_is_image, names)):
-            yield place, images
 
 
 def _places(folder: Path) -> Iterator[tuple[str, list[str]]]:

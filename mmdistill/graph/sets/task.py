@@ -105,8 +105,7 @@ class GraphSetTask:
         return self._padded(indices.cpu())
 
     def _padded(self, indices: Tensor, nodes: int | None = None) -> Batch:
-        width = self._largest + self.graphs.x.shape[1]
-        if nodes == self._largest and 4 * len(self._labels) * self._largest * width <= PADDED_BYTES:
+        if nodes == self._largest and self._fits(len(self._labels), self.graphs.x.shape[1]):
             table, chosen = self._table, indices.to(self.device, non_blocking=True)
             inputs = {name: tensor[chosen] for name, tensor in table.items()}
         else:
@@ -140,9 +139,9 @@ class GraphSetTask:
         membership = (torch.arange(len(members))[:, None] == row).to(self.device, torch.float32)
         return share_classes(self._joined(torch.cat(members)), membership)
 
-    def _fits(self, count: int) -> bool:
-        """Return whether so many graphs are little enough when padded to the largest."""
-        return 4 * count * self._largest**2 <= PADDED_BYTES
+    def _fits(self, count: int, features: int = 0) -> bool:
+        """Return whether the edges of so many graphs, and features, take few bytes when padded to the largest."""
+        return 4 * count * self._largest * (self._largest + features) <= PADDED_BYTES
 
     def training_batch(self) -> Batch:
         """Return all training graphs as networks train on them."""
