@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.fit import Reached
-from mmdistill.store import load_tree, read_tensors, save_tree, write_tensors
+from mmdistill.store import digest_of, load_tree, read_tensors, save_tree, write_tensors
 from mmdistill.task import NetworkState, Tensors
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ OWN = "experts"
 
 One entry, since files write several in any order.
 """
+EPOCH_DIGESTS = "digests"
+"""Under which a finished expert's file keeps a digest of each epoch's tensors, ``(epochs + 1, 16)`` bytes."""
 STATE = "state.safetensors"
 """In a group's folder: how far it came, which files hold its snapshots, and its optimizer."""
 KEPT_EVERY = 60.0
@@ -92,9 +94,25 @@ class ExpertGroup:
         parts += [{key: tensor[position][None] for key, tensor in own.items()} for own in self._pending]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
+    def finish(self, position: int, path: Path) -> None:
+        """Write an expert's whole trajectory, with a digest of each epoch.
+
+        Raises:
+            CheckpointError: a file of the group is missing or damaged.
+        """
+        tensors = self.trajectory(position)
+        rows = zip(*tensors.values(), strict=True)
+        digests = [epoch_digest(dict(zip(tensors, row, strict=True))) for row in rows]
+        write_tensors(path, tensors | {EPOCH_DIGESTS: torch.stack(digests)}, self.metadata)
+
     def remove(self) -> None:
         """Remove what lies in the group's folder."""
         _remove(self.folder)
+
+
+def epoch_digest(tensors: Tensors) -> Tensor:
+    """Return a digest of one epoch's tensors, 16 bytes."""
+    return torch.tensor(list(bytes.fromhex(digest_of(tensors))), dtype=torch.uint8)
 
 
 def shard(folder: Path, index: int) -> Path:

@@ -23,8 +23,10 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.memory import explained
 from mmdistill.networks.architecture import described_layers, differing_lines
 from mmdistill.networks.expert_group import (
+    EPOCH_DIGESTS,
     OWN,
     ExpertGroup,
+    epoch_digest,
     open_groups,
     remove_finished,
     shard,
@@ -34,7 +36,7 @@ from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws, cache_folder, sole_writer
-from mmdistill.store import read_json, write_json, write_tensors
+from mmdistill.store import read_json, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, shares_inputs, take
 
 logger = logging.getLogger(__name__)
@@ -122,6 +124,7 @@ class Experts:
         self.folder = folder
         self.manifest = read_json(folder / MANIFEST)
         self._digest = digest(self.manifest)
+        self._checked: set[tuple[int, int]] = set()
         self.count = count
         self.device = task.device
         self.epochs = int(self.manifest.get("training", {}).get("epochs", 0))
@@ -157,9 +160,18 @@ class Experts:
                     raise CheckpointError(f"{path} belongs to other experts than {MANIFEST} beside it describes")
                 if epoch is None:
                     return {}
-                return {name: handle.get_slice(name)[epoch : epoch + 1][0].clone() for name in handle.keys()}  # noqa: SIM118
+                found = {name: handle.get_slice(name)[epoch : epoch + 1][0].clone() for name in handle.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, OSError, IndexError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); remove it, and it is trained anew") from error
+        kept = found.pop(EPOCH_DIGESTS, None)  # experts of an earlier version have none
+        if kept is not None and (expert, epoch) not in self._checked:
+            if not torch.equal(kept, epoch_digest(found)):
+                raise CheckpointError(
+                    f"{path} is damaged (epoch {epoch} has changed since it was written); remove it, and it is trained "
+                    "anew"
+                )
+            self._checked.add((expert, epoch))
+        return found
 
 
 def is_complete(folder: Path, count: int) -> bool:
@@ -305,7 +317,7 @@ def _train_group(
     )
     for position, index in enumerate(group):
         if not shard(folder, index).exists():
-            write_tensors(shard(folder, index), kept.trajectory(position), kept.metadata)
+            kept.finish(position, shard(folder, index))
     kept.remove()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from mmdistill.errors import CheckpointError, ConfigError
@@ -215,6 +216,21 @@ def test_damaged_and_foreign_files_are_refused(trained: Path, tmp_path: Path) ->
     (folder / "experts.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="version 99"):
         Experts(folder, BlobTask(), 1)
+
+
+def test_a_flipped_bit_is_found_when_its_epoch_is_read(trained: Path, tmp_path: Path) -> None:
+    folder = copied(trained, tmp_path)
+    shard = folder / "expert-0001.safetensors"
+    with safe_open(shard, framework="pt") as handle:
+        last = handle.get_tensor("params.0.weight")[-1].numpy().tobytes()
+    content = bytearray(shard.read_bytes())
+    assert content.count(last) == 1
+    content[content.index(last)] ^= 1
+    shard.write_bytes(bytes(content))
+    experts = Experts(folder, BlobTask(), 3)
+    experts.snapshot(1, experts.epochs - 1)
+    with pytest.raises(CheckpointError, match=rf"0001.safetensors is damaged \(epoch {experts.epochs} has changed"):
+        experts.snapshot(1, experts.epochs)
 
 
 def test_the_schedule_gives_starts_and_their_targets(trained: Path) -> None:
