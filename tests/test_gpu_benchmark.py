@@ -98,7 +98,7 @@ def test_judges_that_are_replayed_are_seen_and_their_graphs_let_go(
     def begin(engine: GradientEngine, *inputs: Any) -> None:
         engine._replay = engine._replayed(RepeatedCall)
 
-    monkeypatch.setattr(GradientEngine, "begin", begin)
+    monkeypatch.setattr(GradientEngine, "_begin", begin)
     task = gpu.speed.make_task((3, 8, 8), 4, 16, torch.device("cpu"))
     contest = gpu.speed.judging(task, 1, 2, WARM_UP_CALLS + 4, siamese=False, compile="off")
     contest.ours()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,8 +85,25 @@ class Reached:
     optimizer: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which state of each network is returned, chosen on validation data.
+
+    Args:
+        score: scores stacked networks, ``(n,)``, higher is better.
+        every: epochs between scores; the last epoch always has one.
+    """
+
+    score: Callable[[NetworkState], Tensor]
+    every: int = 1
+
+
 Observer = Callable[[int, NetworkState, torch.optim.Optimizer], None]
 """Called with an epoch's number, the live networks, stacked, and their optimizer."""
+Augment = Callable[[Draws, Batch], Batch]
+"""Augments a flat batch, per sample."""
+Mode = Literal["vmap", "loop"]
+"""How many networks train: all in one batched call, or one after the other with the memory of one."""
 Watcher = Callable[[int, int], None]
 """Called after each epoch with its number and how many there are."""
 _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
@@ -119,6 +136,18 @@ def rate_factor(protocol: FitProtocol, step: int, steps: int) -> float:
     return COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * share))
 
 
+def epoch_rate(protocol: FitProtocol, epoch: int) -> float:
+    """Return a protocol's rate in an epoch, steps down at ``decay_at`` included, warm-up and annealing aside."""
+    rate = protocol.lr
+    for _ in range(sum(0 < at <= epoch for at in _decay_epochs(protocol))):
+        rate *= protocol.decay
+    return rate
+
+
+def _decay_epochs(protocol: FitProtocol) -> set[int]:
+    return {int(protocol.epochs * fraction) for fraction in protocol.decay_at}
+
+
 def _optimizer(protocol: FitProtocol, params: Tensors, lr: float) -> torch.optim.Optimizer:
     by_factor: dict[float, list[Tensor]] = {}
     for name, tensor in params.items():
@@ -143,11 +172,93 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get(FACTOR, 1.0)
 
 
-def _augment_all(augment: Callable[[Draws, Batch], Batch], draws: Draws, batch: Batch) -> Batch:
-    """Augment all networks' minibatches in one call."""
-    shape = batch.weight.shape
-    flat = augment(draws, batch.map(lambda t: t.flatten(0, 1)))
-    return flat.map(lambda t: t.reshape(*shape, *t.shape[1:]))
+class _Minibatches:
+    """The minibatches of a training, drawn for all networks at once.
+
+    Args:
+        data: the samples.
+        protocol: how many samples an epoch and a minibatch have.
+        n: how many networks.
+        augment: see :func:`fit_networks`.
+    Raises:
+        ConfigError: minibatches of samples that share inputs.
+    """
+
+    def __init__(self, data: Batch, protocol: FitProtocol, n: int, augment: Augment | None) -> None:
+        self.data, self.n, self.augment = data, n, augment
+        self.count = data.weight.shape[0]
+        self.visits = self.count if protocol.visits is None else min(protocol.visits, self.count)
+        self.size = self.visits if protocol.batch is None else min(protocol.batch, self.visits)
+        self.per_epoch = math.ceil(self.visits / self.size)
+        self.apart = self.size < self.count or augment is not None
+        """Whether each network has minibatches of its own; else all take the whole data in each step."""
+        if self.apart and shares_inputs(data):
+            raise ConfigError("samples that share inputs, as a graph's nodes do, train all at once and as they are")
+
+    def of_epoch(self, key: Draws) -> Iterator[tuple[Draws, Batch]]:
+        """Yield each step's key and minibatch, ``(n, b, ...)`` where networks have their own."""
+        order = key.fold("order").uniform(self.n, self.count).argsort(1)[:, : self.visits] if self.apart else None
+        for start in range(0, self.visits, self.size):
+            step_key = key.fold(start)
+            batch = self.data if order is None else take(self.data, order[:, start : start + self.size])
+            yield step_key, batch if self.augment is None else self._augmented(step_key.fold("augment"), batch)
+
+    def _augmented(self, draws: Draws, batch: Batch) -> Batch:
+        """Augment all networks' minibatches in one call."""
+        assert self.augment is not None
+        shape = batch.weight.shape
+        flat = self.augment(draws, batch.map(lambda t: t.flatten(0, 1)))
+        return flat.map(lambda t: t.reshape(*shape, *t.shape[1:]))
+
+
+class _Training:
+    """Networks in training: their stacked state, which changes in place, and their optimizer.
+
+    Args:
+        protocol: optimizer and schedule.
+        state: where the networks stand.
+        engine: computes their gradients.
+        steps: of the whole training.
+        step: the first one to take.
+    """
+
+    def __init__(
+        self, protocol: FitProtocol, state: NetworkState, engine: GradientEngine, steps: int, step: int
+    ) -> None:
+        self.protocol, self.engine, self.steps, self.step = protocol, engine, steps, step
+        self.params, self.buffers = state
+        self.rate = protocol.lr
+        self.optimizer = _optimizer(protocol, self.params, self.rate)
+
+    @property
+    def state(self) -> NetworkState:
+        """The live networks."""
+        return NetworkState(self.params, self.buffers)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Step the rate down where that is due."""
+        self.rate = epoch_rate(self.protocol, epoch)
+        if self.protocol.restart and epoch > 0 and epoch in _decay_epochs(self.protocol):
+            self.optimizer = _optimizer(self.protocol, self.params, self.rate)
+
+    def take_step(self, key: Draws, batch: Batch, noise: Tensors) -> None:
+        """Step all networks once."""
+        gradients, self.buffers = self._gradients(key, batch, noise)
+        _set_rate(self.optimizer, self.rate * rate_factor(self.protocol, self.step, self.steps))
+        _step(self.optimizer, self.params, gradients)
+        self.step += 1
+
+    def _gradients(self, key: Draws, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
+        """Return gradients as the protocol takes them, and the updated buffers."""
+        protocol, current = self.protocol, self.state
+        gradients, buffers = self.engine(key, current, batch, noise)
+        if protocol.sam:
+            here = {name: g.clone() for name, g in gradients.items()} if protocol.sam_gap else {}
+            there = uphill(current, gradients, protocol.sam, protocol.sam_adaptive)
+            gradients, _ = self.engine(key, there, batch, noise)  # statistics are those of where it stands
+            if protocol.sam_gap:
+                gradients = without_gap(gradients, here, protocol.sam_gap)
+        return gradients, buffers
 
 
 def fit_networks(
@@ -158,13 +269,12 @@ def fit_networks(
     n: int,
     draws: Draws,
     *,
-    augment: Callable[[Draws, Batch], Batch] | None = None,
+    augment: Augment | None = None,
     noise: Callable[[Draws, int], Tensors] | None = None,
-    select: Callable[[NetworkState], Tensor] | None = None,
-    select_every: int = 1,
+    selection: Selection | None = None,
     observe: Observer | None = None,
     reached: Reached | None = None,
-    mode: Literal["vmap", "loop"] = "vmap",
+    mode: Mode = "vmap",
     compile: Literal["auto", "off"] = "off",
 ) -> NetworkState:
     """Train n networks from independent initialisations, each with its own data order.
@@ -178,12 +288,10 @@ def fit_networks(
         draws: the key of initialisations, orders, augmentation and noise.
         augment: augments a flat batch, per sample.
         noise: draws each step's random tensors with a leading axis n (dropout masks, say).
-        select: scores all networks, ``(n,)``, higher is better, on validation data; each network's best state so
-            far is returned instead of its last.
-        select_every: epochs between selections.
+        selection: returns each network's best state by validation data instead of its last.
         observe: called before the first epoch with 0, then after each epoch with its number; the networks go on
             changing in place, so copy what is to stay.
-        reached: go on from there as if nothing had been between; not with ``select``.
+        reached: go on from there as if nothing had been between; not with a selection.
         mode: ``vmap`` trains all networks in one batched call, ``loop`` one after the other with the memory of one;
             both see the same streams and agree to rounding.
         compile: ``auto`` compiles the loss where that repays, on the CPU in mode ``loop``; on CUDA all networks' steps
@@ -196,71 +304,36 @@ def fit_networks(
     count = data.weight.shape[0]
     if n < 1 or count < 1:
         raise ConfigError(f"training needs at least one network and one sample, got {n} networks and {count} samples")
+    minibatches = _Minibatches(data, protocol, n, augment)
     state = stack_states([init(draws.fold("init", index)) for index in range(n)])
-    begin = 0
     if reached is not None:
-        begin, held = reached.epoch, reached.state
         state = NetworkState(  # in the order that the optimizer knows
-            *({name: there[name] for name in part} for part, there in zip(state, held, strict=True))
+            *({name: there[name] for name in part} for part, there in zip(state, reached.state, strict=True))
         )
-    visits = count if protocol.visits is None else min(protocol.visits, count)
-    size = visits if protocol.batch is None else min(protocol.batch, visits)
-    whole = size == count and augment is None
-    if not whole and shares_inputs(data):
-        raise ConfigError("samples that share inputs, as a graph's nodes do, train all at once and as they are")
-    decay_epochs = {int(protocol.epochs * fraction) for fraction in protocol.decay_at}
-    lr, buffers = protocol.lr, state.buffers
-    optimizer = _optimizer(protocol, state.params, lr)
-    best: tuple[Tensor, NetworkState] | None = None
+    begin, steps = 0 if reached is None else reached.epoch, protocol.epochs * minibatches.per_epoch
+    engine = GradientEngine(loss, minibatches.apart, mode, compile, steps)
+    training = _Training(protocol, state, engine, steps, begin * minibatches.per_epoch)
     if reached is not None:
-        optimizer.load_state_dict(reached.optimizer)
+        training.optimizer.load_state_dict(reached.optimizer)
     elif observe is not None:
-        observe(0, state, optimizer)
+        observe(0, training.state, training.optimizer)
     device = data.weight.device
     if device.type == "cpu":
         keep_freed_memory()
-    engine: GradientEngine | None = None
-    each = math.ceil(visits / size)
-    step, steps = begin * each, protocol.epochs * each
-    for epoch in range(protocol.epochs):
-        if epoch in decay_epochs and epoch > 0:
-            lr *= protocol.decay
-            if protocol.restart and epoch >= begin:
-                optimizer = _optimizer(protocol, state.params, lr)
-        if epoch < begin:
-            continue
-        key = draws.fold("epoch", epoch).to(device)
-        order = None if whole else key.fold("order").uniform(n, count).argsort(1)[:, :visits]
-        for start in range(0, visits, size):
-            step_key = key.fold(start)
-            batch = data if order is None else take(data, order[:, start : start + size])
-            if augment is not None:
-                batch = _augment_all(augment, step_key.fold("augment"), batch)
-            own_noise = noise(step_key.fold("noise"), n) if noise is not None else {}
-            current = NetworkState(state.params, buffers)
-            batched = order is not None
-            if engine is None:
-                engine = GradientEngine(loss, batched, mode, compile)
-                engine.begin(current, batch, own_noise, steps)
-            gradients, buffers = engine(step_key, current, batch, own_noise)
-            if protocol.sam:
-                here = {name: g.clone() for name, g in gradients.items()} if protocol.sam_gap else {}
-                there = uphill(current, gradients, protocol.sam, protocol.sam_adaptive)
-                gradients, _ = engine(step_key, there, batch, own_noise)  # statistics are those of where it stands
-                if protocol.sam_gap:
-                    gradients = without_gap(gradients, here, protocol.sam_gap)
-            _set_rate(optimizer, lr * rate_factor(protocol, step, steps))
-            _step(optimizer, state.params, gradients)
-            step += 1
+    best: _Best | None = None
+    for epoch in range(begin, protocol.epochs):
+        training.begin_epoch(epoch)
+        for key, batch in minibatches.of_epoch(draws.fold("epoch", epoch).to(device)):
+            training.take_step(key, batch, noise(key.fold("noise"), n) if noise is not None else {})
         if observe is not None:
-            observe(epoch + 1, NetworkState(state.params, buffers), optimizer)
+            observe(epoch + 1, training.state, training.optimizer)
         for watcher in _watchers.get():
             watcher(epoch + 1, protocol.epochs)
-        if select is not None and (epoch % select_every == 0 or epoch == protocol.epochs - 1):
-            best = _keep_best(best, select(NetworkState(state.params, buffers)), NetworkState(state.params, buffers))
-    for parameter in state.params.values():
+        if selection is not None and (epoch % selection.every == 0 or epoch == protocol.epochs - 1):
+            best = _better(best, selection.score(training.state), training.state)
+    for parameter in training.params.values():
         parameter.grad = None
-    return NetworkState(state.params, buffers) if best is None else best[1]
+    return training.state if best is None else best.state
 
 
 def fit_steps(
@@ -272,7 +345,7 @@ def fit_steps(
     n: int,
     draws: Draws,
     *,
-    mode: Literal["vmap", "loop"] = "vmap",
+    mode: Mode = "vmap",
 ) -> NetworkState:
     """Train n networks from independent initialisations on given steps, each with its own batch and rate (Eq. 3).
 
@@ -305,17 +378,28 @@ def fit_steps(
     return NetworkState(state.params, buffers)
 
 
-def _keep_best(
-    best: tuple[Tensor, NetworkState] | None, scores: Tensor, state: NetworkState
-) -> tuple[Tensor, NetworkState]:
+class _Best(NamedTuple):
+    """The best state of each network so far, with its score ``(n,)``."""
+
+    scores: Tensor
+    state: NetworkState
+
+
+def _better(best: _Best | None, scores: Tensor, state: NetworkState) -> _Best:
     """Return, per network, the better of two scored states; ties keep the earlier one."""
     if best is None:
-        copies = NetworkState(*({name: t.clone() for name, t in part.items()} for part in state))
-        return scores, copies
-    old, kept = best
-    better = scores > old
-    for now, then in zip(state, kept, strict=True):
-        for name, tensor in now.items():
-            mask = better.view(-1, *(1,) * (tensor.ndim - 1))
-            then[name] = torch.where(mask, tensor, then[name])
-    return torch.where(better, scores, old), kept
+        return _Best(scores, NetworkState(*({name: t.clone() for name, t in part.items()} for part in state)))
+    better = scores > best.scores
+
+    def choose(now: Tensor, then: Tensor) -> Tensor:
+        return torch.where(better.view(-1, *(1,) * (now.ndim - 1)), now, then)
+
+    return _Best(
+        choose(scores, best.scores),
+        NetworkState(
+            *(
+                {name: choose(tensor, then[name]) for name, tensor in now.items()}
+                for now, then in zip(state, best.state, strict=True)
+            )
+        ),
+    )

@@ -79,16 +79,18 @@ class GradientEngine:
         batched: whether each network has a minibatch of its own.
         mode: how to compute them where no graph is captured.
         compile: ``off`` for losses that draw random numbers by themselves.
+        steps: of the whole training, which choose the path.
     """
 
-    def __init__(self, loss: Loss, batched: bool, mode: str, compile: str) -> None:
-        self.loss, self.batched, self.mode = loss, batched, mode
+    def __init__(self, loss: Loss, batched: bool, mode: str, compile: str, steps: int) -> None:
+        self.loss, self.batched, self.mode, self.steps = loss, batched, mode, steps
         self.compiles = compile == "auto"
+        self._begun = False
         self._replay: Replay | None = None
 
-    def begin(self, state: NetworkState, batch: Batch, noise: Tensors, steps: int) -> None:
-        """Choose the path for a training of so many steps, whose first step is given."""
-        networks = next(iter(state.params.values())).shape[0]
+    def _begin(self, state: NetworkState, batch: Batch, noise: Tensors) -> None:
+        """Choose the path, by the first step."""
+        steps, networks = self.steps, next(iter(state.params.values())).shape[0]
         if not self.compiles:
             return
         if batch.weight.is_cuda:
@@ -115,6 +117,9 @@ class GradientEngine:
 
     def __call__(self, key: Draws, state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensors, Tensors]:
         """Return all networks' gradients, which the next call may overwrite, and updated buffers, stacked."""
+        if not self._begun:
+            self._begin(state, batch, noise)
+            self._begun = True
         if self._replay is None or self._replay.failed:
             return self._plain(state, batch, noise)
         gradients, buffers = self._replay(key, (state, batch, noise))

@@ -40,7 +40,7 @@ def test_captured_training_equals_the_sequential_loop(protocol: FitProtocol, mon
         self._replay = self._replayed(RepeatedCall)
         replays.append(self._replay)
 
-    monkeypatch.setattr(stacked.GradientEngine, "begin", begin)
+    monkeypatch.setattr(stacked.GradientEngine, "_begin", begin)
     captured = fit_networks(net.init, loss, data, protocol, 3, key, mode="loop")
     assert replays[0].captured
     for one, other in zip(plain, captured, strict=True):

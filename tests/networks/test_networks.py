@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.networks.architecture import described_module
-from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
+from mmdistill.networks.fit import FitProtocol, Selection, fit_networks, fit_steps
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.schedules import (
     EMPTY,
@@ -128,7 +128,13 @@ def test_selection_keeps_each_network_at_its_own_best_epoch() -> None:
 
     protocol = FitProtocol(3, lr=0.1, batch=None)
     best = fit_networks(
-        task.init, lambda s, b, z: (task.loss(s, b), s.buffers), data(task), protocol, 2, KEY, select=select
+        task.init,
+        lambda s, b, z: (task.loss(s, b), s.buffers),
+        data(task),
+        protocol,
+        2,
+        KEY,
+        selection=Selection(select),
     )
     assert torch.equal(best.params["4.bias"], torch.stack([seen[0][0], seen[1][1]]))
 
@@ -145,7 +151,7 @@ def test_the_last_epoch_is_selected_from_wherever_it_falls() -> None:
         protocol = FitProtocol(epochs, lr=0.1, batch=None, decay_at=())
         return fit_networks(
             task.init, lambda s, b, z: (task.loss(s, b), s.buffers), data(task), protocol, 1, KEY,
-            select=select if epochs == 4 else None, select_every=2,
+            selection=Selection(select, 2) if epochs == 4 else None,
         ).params["4.bias"]  # fmt: skip
 
     last = fitted(4)

@@ -17,7 +17,7 @@ from mmdistill.graph.sets.models import GraphClassifier
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.labels import LabelKind, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import FitProtocol, Selection, fit_networks
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import Settings, require_sizes
@@ -215,8 +215,7 @@ class GraphSetTask:
             protocol,
             n,
             draws.to(self.device),
-            select=lambda states: self._hits(states, self.graphs.val).mean(1),
-            select_every=VALIDATE_EVERY,
+            selection=Selection(lambda states: self._hits(states, self.graphs.val).mean(1), VALIDATE_EVERY),
         )
 
     @torch.no_grad()
