@@ -39,8 +39,6 @@ ALL_USERS = 1_000_000_000
 """As ``real_batch``: every real user in each step."""
 CHUNK_NUMBERS = 32_000_000
 """Numbers of the target users' rows that are differentiated at once where there are more: 128 MB."""
-SMALL_RIDGES = (1e-5, 1e-3)
-"""Ridges that are tried beside the judge's own while the published method distils."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,9 @@ def _recsys(task: Task) -> RecsysTask:
 class ChosenRidgeMatching(KernelRidgeMatching):
     """Kernel ridge matching under the infinitely wide autoencoder, whose ridge validation data choose on the way.
 
+    The choice is among the judge's own ridges, so that steps are validated, and the set judged, at the ridge that it
+    was distilled with.
+
     Args:
         every: steps from one choice to the next; the first step chooses too.
     Differs from: the published code chooses by HR@100, and the first time on the real users that the prior starts
@@ -92,7 +93,7 @@ class ChosenRidgeMatching(KernelRidgeMatching):
             task, batch = _recsys(network.task), flat(syn)
             rows = batch._replace(inputs=task.rows(batch.inputs).detach())
             with uncounted():
-                own = task.chosen_ridge(rows, draws.fold("ridge"), SMALL_RIDGES)
+                own = task.chosen_ridge(rows, draws.fold("ridge"))
             self.log_ridge.fill_(math.log(ranks.gathered(own)[0]))
         target = flat(real)
         if _recsys(network.task).rows(target.inputs).numel() > CHUNK_NUMBERS:

@@ -64,7 +64,7 @@ class InfiniteAutoencoder(Recommender):
         self,
         rows: Tensor,
         kernel: FullyConnectedKernel | None = None,
-        ridges: Sequence[float] = (0.1, 0.3, 1.0, 5.0, 20.0, 50.0, 100.0),
+        ridges: Sequence[float] = (1e-5, 1e-3, 0.1, 0.3, 1.0, 5.0, 20.0, 50.0, 100.0),
         chunk: int = 1024,
     ) -> None:
         require_solvable(len(rows), "the infinite autoencoder", "users")

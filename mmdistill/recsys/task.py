@@ -185,9 +185,9 @@ class RecsysTask:
             return Factorisation(heaviest(rows), draws.integer() % 2**31)
         return Ease(rows) if name == "ease" else Popularity(rows.sum(0))
 
-    def chosen_ridge(self, synthetic: Batch, draws: Draws, others: tuple[float, ...] = ()) -> float:
-        """Return the infinite autoencoder's ridge, of its own and some others, that validation data choose on users."""
-        return self.judge(synthetic, "inf-ae").pick(self.data, self._validation(), draws, others)
+    def chosen_ridge(self, synthetic: Batch, draws: Draws) -> float:
+        """Return the infinite autoencoder's ridge that validation data choose on users."""
+        return self.judge(synthetic, "inf-ae").pick(self.data, self._validation(), draws)
 
     def _fitted_rows(self, synthetic: Batch) -> Tensor:
         return self.rows(synthetic.inputs).to(self.device)[synthetic.weight.to(self.device) > 0]

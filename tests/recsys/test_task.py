@@ -21,7 +21,7 @@ from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
 from mmdistill.recsys import DOMAIN, RecsysTask, methods, models, recsys_task
 from mmdistill.recsys.draw import storage_lines
-from mmdistill.recsys.methods import METHODS, SMALL_RIDGES, ChosenRidgeMatching, learned_ridge
+from mmdistill.recsys.methods import METHODS, ChosenRidgeMatching, learned_ridge
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws
@@ -199,7 +199,7 @@ def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
     def chosen(batch, draws):
         model = task.judge(batch, "inf-ae")
         protocol = dataclasses.replace(task.protocol, negatives=0)
-        scores = {r: model.validate(r, task.data, protocol, draws) for r in (*model.ridges, *SMALL_RIDGES)}
+        scores = {r: model.validate(r, task.data, protocol, draws) for r in model.ridges}
         return max(scores, key=scores.get)
 
     for step, batch in ((0, syn), (3, other), (4, other)):
@@ -210,6 +210,9 @@ def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
         assert value.item() == pytest.approx(fixed(network, batch, real, key).item())
     assert chosen(syn, key) != chosen(other, key)
     assert objective.learned() == {}
+    # Steps are validated, and the set judged, at the ridge that the method distils with.
+    best = task.judge(other, "inf-ae").validate(float(objective.log_ridge.exp()), task.data, task._validation(), key)
+    assert task.validate(other, key, {}) >= best
 
 
 def test_many_target_users_are_differentiated_some_at_a_time(task, monkeypatch):
