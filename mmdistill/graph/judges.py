@@ -1,7 +1,9 @@
 """Judges: node classifiers trained on a small graph and scored on the real one, many networks at once.
 
-The protocol is GCond's (Jin et al., ICLR 2022): full-batch Adam with a fresh, ten times slower one from half-way, the
-epoch with the best accuracy on the *original* graph's validation nodes, and test nodes scored once.
+The protocol is that of GCond's GCN (Jin et al., ICLR 2022): full-batch Adam with a fresh, ten times slower one from
+half-way, the epoch with the best accuracy on the *original* graph's validation nodes, and test nodes scored once. Here
+it serves all networks; GCond's comparison of architectures trains others without dropout, and some of its networks
+differ from those of this name (its SGC is a perceptron that propagates, its APPNP takes two steps).
 """
 
 from collections.abc import Sequence

@@ -47,7 +47,9 @@ def _alternating(features: float, structure: float, period: int) -> dict[str, Op
 
 
 def _gcond_structure_settings(nodes: int) -> Settings:
-    """Return loops as published; rates, epochs and the edges' start are those that Cora's validation nodes chose.
+    """Return loops as published for Cora and Citeseer.
+
+    Rates, epochs and the edges' start are those that Cora's validation nodes chose.
 
     Differs from: structure and features alternate within 50 steps instead of 50 epochs, of which there are fewer here.
     """
@@ -128,7 +130,8 @@ METHODS = MethodTable(
             _gcond_structure_settings,
             with_structure(partial(pairwise_mlp, bias=FEW_EDGES)),
             summary="gradient matching of node features and learned edges (pairwise MLP), SGC trained on S",
-            source="Jin et al., ICLR 2022",
+            source="Jin et al., ICLR 2022 (with the loops of Cora on every graph; on ogbn-arxiv and Flickr its code "
+            "takes a perceptron that propagates; edges start sparse, and rates are our own)",
         ),
         "doscond": Method(
             "DosCond",
@@ -192,7 +195,8 @@ METHODS = MethodTable(
             fresh,
             lambda nodes: Settings(steps=0),
             summary="training-free: k-means of each class's propagated features, no structure (A' = I)",
-            source="Gao et al., WWW 2025",
+            source="after Gao et al., WWW 2025 (k-means for CGC-X's spectral clustering, plain means for its weights "
+            "by confidence, and none of its augmentation)",
             solve=means_of_classes,
             sized=features_of_nodes,
         ),

@@ -23,7 +23,7 @@ def propagated_means(task: Task, counts: Tensor, draws: Draws) -> Batch:
 
     Shapes:
         counts ``(C,)``; returns x ``(n, d)``, class indices ``(n,)`` and weight ``(n,)``, n = ``counts.sum()``.
-    Source: Gao et al., WWW 2025.
+    Source: after Gao et al., WWW 2025 (CGC-X, which takes spectral clustering and weights by confidence).
     """
     x = class_means(task, counts, draws)
     classes = torch.repeat_interleave(torch.arange(len(counts)), counts).to(x.device)

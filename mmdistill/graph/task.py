@@ -40,7 +40,7 @@ from mmdistill.task import (
 
 EMBED_HOPS = 2
 FANOUTS = (10, 5)
-"""Neighbours drawn at each hop from large graphs, as published (Jin et al., ICLR 2022)."""
+"""Neighbours drawn at each hop from large graphs, as published for ogbn-arxiv (Jin et al., ICLR 2022)."""
 VALIDATION_JUDGES = 3
 
 WIDTH = 256

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 from torch_geometric.utils import add_self_loops
 
-from mmdistill.graph.architectures import ARCHITECTURES, TwoConvolutions, averaging, make_architecture
+from mmdistill.graph.architectures import ARCHITECTURES, SharedTerms, TwoConvolutions, averaging, make_architecture
 from mmdistill.graph.task import graph_task
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
@@ -39,6 +39,19 @@ def test_weights_of_edges_matter(name: str) -> None:
     full, _ = network.logits(state, {"x": GRAPH.x, "adjacency": dense()})
     weighted, _ = network.logits(state, {"x": GRAPH.x, "adjacency": (weights + weights.mT) / 2})
     assert not torch.allclose(full, weighted, atol=1e-3)
+
+
+def test_chebnet_shares_one_weight_among_its_two_terms() -> None:
+    module = make_architecture("chebnet", 12, 3, 16, 0.0, "cpu").functional.module
+    assert isinstance(module, TwoConvolutions)
+    first = module.first
+    assert isinstance(first, SharedTerms)
+    weights = dense() + torch.eye(NODES)
+    scale = weights.sum(1).rsqrt()
+    expected = first.linear(GRAPH.x + (scale[:, None] * weights * scale) @ GRAPH.x)
+    assert torch.allclose(first(GRAPH.x, GRAPH.edge_index, GRAPH.edge_weight), expected, atol=1e-5)
+    none = torch.empty(2, 0, dtype=torch.long)
+    assert torch.allclose(first(GRAPH.x, none, torch.empty(0)), first.linear(2 * GRAPH.x), atol=1e-5)
 
 
 def test_graphsage_is_the_mean_over_a_node_and_its_neighbours() -> None:

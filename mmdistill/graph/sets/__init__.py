@@ -43,7 +43,8 @@ METHODS = MethodTable(
             _doscond_settings,
             real_graphs,
             summary="one-step gradient matching on fresh networks, node features and Bernoulli edges of each graph",
-            source="Jin et al., KDD 2022",
+            source="Jin et al., KDD 2022 (real graphs of any size start, whose missing nodes are neither learned nor "
+            "pooled; rates and steps are our own)",
         ),
     }
 )

@@ -29,7 +29,7 @@ TU = {
 }
 """Torch-geometric's name and a line for users, by ours."""
 SHARES = (0.8, 0.1)
-"""Of each class, for training and validation; the rest is for testing, as DosCond splits these sets."""
+"""Of each class, for training and validation; the rest is for testing. DosCond takes the same shares of all graphs."""
 DENSE_BYTES = 2**30
 """The most that the edges of padded graphs may take."""
 DEGREES = 32
