@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mmdistill.labels import are_probabilities
 from mmdistill.runtime import atomic_write
 from mmdistill.store import write_tensors
 from mmdistill.task import Batch, Task, one_tensor
@@ -32,11 +33,15 @@ def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
     Sentence points are ``embeds`` ``(n, d)``, ready for a classifier; token embeddings are ``inputs_embeds``
     ``(n, L, H)`` in the units of the model that they belong to, with ``attention_mask``, ready for that model, and
-    labels of its attention, ``attention_labels`` ``(n, layers, heads, L)``, where there are any. What an
-    encoder learned from the training texts is written beside them as ``encoder.safetensors``.
+    labels of its attention, ``attention_labels`` ``(n, layers, heads, L)``, where there are any. Labels that are no
+    probabilities are ``labels`` ``(n, C)`` besides, as the set's own steps regress them. What an encoder learned from
+    the training texts is written beside them as ``encoder.safetensors``.
     """
     text = as_text_like(task)
-    labels = distributions(class_labels(batch.targets), text.class_count)
+    own = class_labels(batch.targets)
+    labels = {"soft_labels": distributions(own, text.class_count)}
+    if not are_probabilities(own):
+        labels["labels"] = own
     if isinstance(text, TokenTask):
         inputs = text.named(batch.inputs)
         tensors = {
@@ -49,7 +54,7 @@ def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
     else:
         tensors = {"embeds": one_tensor(batch.inputs)}
         learned = text.sentence_encoder.learned()
-    written = [_write(folder / "embeds.safetensors", {**tensors, "soft_labels": labels}, text)]
+    written = [_write(folder / "embeds.safetensors", {**tensors, **labels}, text)]
     if learned:
         arrays = {name: value for name, value in learned.items() if isinstance(value, Tensor)}
         words = {name: value for name, value in learned.items() if isinstance(value, str)}

@@ -115,7 +115,7 @@ TOKEN_METHODS = MethodTable(
             token_samples,
             "hard",
             "performance matching through an unrolled training, a learned rate for each step",
-            "Li and Li, 2021",
+            "Li and Li, 2021; ours as sldd",
         ),
         "sldd": Method(
             "Soft-label DD of token embeddings",
@@ -125,7 +125,8 @@ TOKEN_METHODS = MethodTable(
             token_samples,
             "soft",
             "the same with learned soft labels",
-            "Sucholutsky and Schonlau, IJCNN 2021; ours start from real texts instead of noise",
+            "Sucholutsky and Schonlau, IJCNN 2021; ours start from real texts instead of noise, students have "
+            "momentum, labels are probabilities, rates are annealed, and development texts choose the step",
         ),
         "attention-labels": Method(
             "Attention labels of token embeddings",
@@ -135,7 +136,8 @@ TOKEN_METHODS = MethodTable(
             attended_samples,
             "soft",
             "soft labels of the classes and of a transformer's attention, unrolled fine-tuning",
-            "Maekawa et al., ACL 2023; ours start from real texts and even attention instead of noise",
+            "Maekawa et al., ACL 2023; ours start from real texts and even attention instead of noise, the rate is "
+            "constant, and the classifier reads the mean of all tokens instead of the first",
         ),
         "dm-tokens": Method(
             "DM of token embeddings",
@@ -157,7 +159,8 @@ TOKEN_METHODS = MethodTable(
             token_samples,
             "hard",
             "gradient matching (flat cosine), network trained on S",
-            "Zhao et al., ICLR 2021; on text after Maekawa et al., NAACL 2024",
+            "Zhao et al., ICLR 2021; on text also Maekawa et al., NAACL 2024, who generate texts and match the "
+            "gradients of the classifier alone",
         ),
         "krr-encoder": Method(
             "KRR of token embeddings through the encoder",

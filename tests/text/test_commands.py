@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from mmdistill.cli import main
+from mmdistill.store import DistilledSet
 from mmdistill.text.encoder import TfidfEncoder
 from tests.text.corpus import sentences, tiny_transformer, write_tsv
 
@@ -60,6 +63,23 @@ def test_what_was_learned_travels_with_an_export(tokens: Path, tmp_path: Path) -
     assert main(["export", str(tokens), "--format", "embeds", "--to", str(tmp_path)]) == 0
     learned = json.loads((tmp_path / "learned.json").read_text())
     assert len(learned["inner_lr"]) == json.loads((tokens / "distilled.json").read_text())["settings"]["inner_steps"]
+
+
+def test_labels_that_are_no_probabilities_are_exported_as_they_are(tmp_path: Path) -> None:
+    table = write_tsv(tmp_path / "texts.tsv", *sentences(20))
+    given = ["--data", str(table), "--encoder", "tfidf", "--method", "krr", "--ipc", "1", "--steps", "2"]
+    given += ["--networks", "1", "--baselines", "none"]
+    for label, expected in (("unrestricted", {"embeds", "soft_labels", "labels"}), ("soft", {"embeds", "soft_labels"})):
+        run, to = tmp_path / label, tmp_path / f"export-{label}"
+        assert (
+            main(["distill", *given, "--label", label, "--out", str(run)])
+            == 0
+        )
+        assert main(["export", str(run), "--format", "embeds", "--to", str(to)]) == 0
+        found = load_file(to / "embeds.safetensors")
+        assert found.keys() == expected
+        if "labels" in found:
+            assert torch.equal(found["labels"], DistilledSet.load(run).batch.targets)
 
 
 def test_a_method_of_its_own_judge_is_judged_by_it_and_held_out_texts_are_named(
