@@ -71,10 +71,7 @@ def test_labels_that_are_no_probabilities_are_exported_as_they_are(tmp_path: Pat
     given += ["--networks", "1", "--baselines", "none"]
     for label, expected in (("unrestricted", {"embeds", "soft_labels", "labels"}), ("soft", {"embeds", "soft_labels"})):
         run, to = tmp_path / label, tmp_path / f"export-{label}"
-        assert (
-            main(["distill", *given, "--label", label, "--out", str(run)])
-            == 0
-        )
+        assert main(["distill", *given, "--label", label, "--out", str(run)]) == 0
         assert main(["export", str(run), "--format", "embeds", "--to", str(to)]) == 0
         found = load_file(to / "embeds.safetensors")
         assert found.keys() == expected
