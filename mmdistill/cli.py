@@ -371,7 +371,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        reason = error.strerror or error
+        print(f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"mmdistill: stopped; {_kept(options, getattr(stop, '__notes__', ()))}", file=sys.stderr)

@@ -168,7 +168,7 @@ def distill(
         if value not in known:
             raise unknown_name(option, str(value), known)
     seed = checked_seed(seed)
-    if not isinstance(checkpoint_every, int) or checkpoint_every < 0:
+    if type(checkpoint_every) is not int or checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {checkpoint_every}")
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"settings are a mapping from names to values, got {type(settings).__name__}")

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import shlex
 import shutil
 import sys
 import textwrap
@@ -192,7 +193,7 @@ def write_report(
     results_notes = [(entry["judge"], entry.get("notes", [])) for entry in metrics.get("results", [])]
     notes = list(dict.fromkeys(_by(judge, note) for judge, own in results_notes for note in own))
     if not metrics.get("results"):
-        notes = [f"not judged yet: mmdistill evaluate {folder}"]
+        notes = [f"not judged yet: mmdistill evaluate {shlex.quote(str(folder))}"]
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))
     over = ", mean ± standard deviation over independently trained networks" if deviations else ""
     caption = f"Percent{over}, on untouched test data."

@@ -9,6 +9,7 @@ import platform
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -304,8 +305,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-_kept: set[Path] = set()
-"""The folders that this process keeps, which may ask again."""
+_kept: ContextVar[frozenset[Path]] = ContextVar("kept", default=frozenset())
+"""The folders that this thread keeps, which may ask again."""
 
 
 @contextmanager
@@ -317,39 +318,55 @@ def sole_writer(folder: Path, wait: str = "") -> Iterator[None]:
 
     Args:
         folder: which.
-        wait: what another process that has the folder is there to do: it is waited for; empty: it is not.
+        wait: what another process or thread that has the folder is there to do: it is waited for; empty: it is not.
     Raises:
-        ConfigError: another process has the folder, and is not waited for.
+        ConfigError: another process or thread has the folder, and is not waited for.
     """
-    place = folder.resolve()
-    try:
-        import fcntl  # not on Windows, hence here
-    except ImportError:
-        yield
-        return
-    if place in _kept:
+    place = Path(os.path.realpath(folder))
+    if os.name != "posix" or place in _kept.get():
         yield
         return
     made = [parent for parent in (place, *place.parents) if not parent.exists()]
-    place.mkdir(parents=True, exist_ok=True)
-    handle = os.open(place, os.O_RDONLY)
-    _kept.add(place)
+    handle = _locked(place, wait)
+    token = _kept.set(_kept.get() | {place})
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if not wait:
-                raise ConfigError(
-                    f"another process is at work in {folder}; wait for it, or choose another one"
-                ) from error
-            logger.warning("waiting for another process, which is there to %s in %s", wait, folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks
         yield
     finally:
-        _kept.discard(place)
+        _kept.reset(token)
         os.close(handle)
         with suppress(OSError):  # where something has been written
             for parent in made:
                 parent.rmdir()
+
+
+def _locked(place: Path, wait: str) -> int:
+    """Return a descriptor of a folder, which is made if it is missing, that holds the folder's lock.
+
+    Who had it before may have removed the folder, as empty, while this one waited; then it is made anew.
+    """
+    import fcntl  # not on Windows, hence here
+
+    while True:
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(place, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if not wait:
+                    raise ConfigError(
+                        f"another process is at work in {place}; wait for it, or choose another one"
+                    ) from error
+                logger.warning("waiting for another process, which is there to %s in %s", wait, place)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError:
+                return handle  # a file system without locks
+            if place.exists() and os.path.samestat(os.fstat(handle), place.stat()):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)

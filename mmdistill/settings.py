@@ -26,7 +26,7 @@ LEAST: Mapping[str, float] = {
     "ridge": 0.0,
     "experts": 1,
     "expert_steps": 1,
-    "start_epochs": 0,
+    "start_epochs": 1,
     "expert_sam": 0.0,
     "expert_gap": 0.0,
     "teacher_epochs": 1,

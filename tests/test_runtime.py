@@ -2,6 +2,9 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,6 +93,45 @@ def test_one_process_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
             pass
         other.kill()
     with sole_writer(folder), sole_writer(folder):  # which is free again, and whose keeper may ask again
+        pass
+
+
+def test_one_thread_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "run"), ThreadPoolExecutor(1) as pool:
+
+        def ask() -> None:
+            with sole_writer(tmp_path / "run"):
+                pass
+
+        with pytest.raises(ConfigError, match="another process"):
+            pool.submit(ask).result()
+
+
+def test_who_waited_for_a_folder_that_was_then_removed_keeps_the_new_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    waiting, entered, leave = threading.Event(), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        waiting.set()
+        with sole_writer(folder, wait="test"):
+            entered.set()
+            leave.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        with sole_writer(folder):  # which is removed at the end, since nothing is written
+            later = pool.submit(wait)
+            waiting.wait(10)
+            time.sleep(0.2)
+        assert entered.wait(10)
+        with pytest.raises(ConfigError, match="another process"), sole_writer(folder):
+            pass
+        leave.set()
+        later.result()
+
+
+def test_a_folder_that_is_a_loop_of_links_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match=r"loop"), sole_writer(tmp_path / "loop"):
         pass
 
 

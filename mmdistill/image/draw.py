@@ -132,7 +132,7 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
             f"class {image_task.data.class_names[counts.index(0)]!r} is the largest label of no image, so it has "
             "no folder, and those of the others would be read as other classes; export pt or tensors"
         )
-    names = [name.replace("/", "-") or "_" for name in image_task.data.class_names]
+    names = [name.replace("/", "-").lstrip(".") or "_" for name in image_task.data.class_names]
     if sorted(names) != names or len(set(names)) < len(names):
         digits = len(str(len(names) - 1))
         names = [f"{index:0{digits}d}-{name}" for index, name in enumerate(names)]

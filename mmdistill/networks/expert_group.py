@@ -153,9 +153,9 @@ def numbers_in(path: Path) -> list[int]:
     try:
         with safetensors.safe_open(path, framework="pt") as handle:
             numbers = (handle.metadata() or {}).get(OWN, "").partition(" ")[2]
-    except (safetensors.SafetensorError, OSError):
+        return [int(number) for number in numbers.split(",") if number]
+    except (safetensors.SafetensorError, OSError, ValueError):
         return []
-    return [int(number) for number in numbers.split(",") if number]
 
 
 def state_of(tensors: Tensors) -> NetworkState:

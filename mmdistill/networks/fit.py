@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, require_choice
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, stack_states, stacked_gradients
 from mmdistill.runtime import Draws, keep_freed_memory
+from mmdistill.settings import require_at_least
 from mmdistill.task import Batch, NetworkState, Tensors, shares_inputs, take
 
 
@@ -43,7 +44,7 @@ class FitProtocol:
         faster: prefixes of parameters' names with factors of their rate: a new head on a pre-trained body, say
             (discriminative rates, Howard and Ruder, ACL 2018).
     Raises:
-        ConfigError: negative epochs, or a minibatch below 1.
+        ConfigError: a value out of range, or an unknown optimizer.
     """
 
     epochs: int
@@ -68,6 +69,11 @@ class FitProtocol:
             raise ConfigError(
                 f"epochs are not negative and a minibatch has at least one sample, got {self.epochs} and {self.batch}"
             )
+        require_choice("the optimizer", self.optimizer, ("sgd", "adam"))
+        require_at_least(self, dict.fromkeys(("lr", "momentum", "weight_decay", "decay", "sam", "sam_gap"), 0.0))
+        require_at_least(self, {"warmup": 0} if self.visits is None else {"warmup": 0, "visits": 1})
+        if not all(0 <= at <= 1 for at in self.decay_at):
+            raise ConfigError(f"decay_at are fractions of the epochs, got {self.decay_at}")
 
 
 @dataclass(frozen=True)

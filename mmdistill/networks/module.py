@@ -1,6 +1,7 @@
 """Any ``nn.Module`` as a functional network: parameters and buffers outside, features from named submodules."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import isfunction
@@ -239,6 +240,10 @@ def _in_full(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None
     return (args[0].float(), *args[1:]) if isinstance(args[0], Tensor) and args[0].dtype == torch.bfloat16 else None
 
 
+_noting = threading.RLock()
+"""Held while classes of torch are patched, which all threads share."""
+
+
 @contextmanager
 def noted_starts() -> Iterator[dict[nn.Module, Tensors]]:
     """Give the parameters of each common layer that is made meanwhile, as its own initialisation leaves them."""
@@ -251,15 +256,18 @@ def noted_starts() -> Iterator[dict[nn.Module, Tensors]]:
 
         return noted
 
-    owners = {next(base for base in kind.__mro__ if "reset_parameters" in vars(base)) for kind in (*WEIGHTED, *NORMS)}
-    resets: dict[Any, Callable[[nn.Module], None]] = {owner: vars(owner)["reset_parameters"] for owner in owners}
-    for owner, reset in resets.items():
-        owner.reset_parameters = noting(reset)
-    try:
-        yield starts
-    finally:
+    with _noting:
+        owners = {
+            next(base for base in kind.__mro__ if "reset_parameters" in vars(base)) for kind in (*WEIGHTED, *NORMS)
+        }
+        resets: dict[Any, Callable[[nn.Module], None]] = {owner: vars(owner)["reset_parameters"] for owner in owners}
         for owner, reset in resets.items():
-            owner.reset_parameters = reset
+            owner.reset_parameters = noting(reset)
+        try:
+            yield starts
+        finally:
+            for owner, reset in resets.items():
+                owner.reset_parameters = reset
 
 
 def _starts_as_layers_do(module: nn.Module, starts: dict[nn.Module, Tensors]) -> bool:

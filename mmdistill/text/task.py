@@ -116,7 +116,8 @@ class TextTask:
     def _check_model(self) -> None:
         shape = (2, self.class_count)
         try:
-            found = tuple(self.predict(self.init(Draws(0)), self.train.inputs[:2])[0].shape)
+            with torch.no_grad():
+                found = tuple(self.predict(self.init(Draws(0)), self.train.inputs[:2])[0].shape)
         except Exception as error:  # whatever a network of the user's raises
             raise ConfigError(
                 f"the network cannot read points of shape (n, {self.dim}) of the encoder {self.encoder!r}: "

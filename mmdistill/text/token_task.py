@@ -104,7 +104,8 @@ class TokenTask:
         shape = (2, self.class_count)
         inputs = self.select(torch.zeros(2, dtype=torch.long)).inputs
         try:
-            found = tuple(self.predict(self.init(Draws(0)), inputs)[0].shape)
+            with torch.no_grad():
+                found = tuple(self.predict(self.init(Draws(0)), inputs)[0].shape)
         except Exception as error:  # whatever a network of the user's raises
             raise ConfigError(
                 f"the network cannot read a dict of vectors {(2, self.length, self.vocabulary.dim)} and a mask "

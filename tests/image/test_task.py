@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedErro
 from mmdistill.evaluate import evaluate, find_judges
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.data import build
+from mmdistill.image.datasets import load
 from mmdistill.labels import centred_one_hot, is_distribution, target_loss
 from mmdistill.registry import TaskOptions, get_method
 from mmdistill.runtime import Draws
@@ -258,6 +260,14 @@ def test_the_domain_builds_tasks_and_knows_digits_settings() -> None:
     json.dumps(dict(task.describe().preprocessing))
     assert get_method(DOMAIN, "dm", "digits").settings(1).steps < 2000
     assert get_method(DOMAIN, "dm", "mnist").settings(1).steps == 20_000
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../../x", ".hidden"])
+def test_pictures_stay_in_their_folder_whatever_classes_are_called(name: str, tmp_path: Path) -> None:
+    task = image_task(replace(load("digits"), class_names=(name, *(f"z{index}" for index in range(9)))), width=4)
+    batch = task.select(torch.tensor([int((task.data.train_labels == index).nonzero()[0]) for index in range(10)]))
+    paths = DOMAIN.exports["folder"](task, batch, tmp_path / "export")
+    assert all(path.resolve().parent.parent == (tmp_path / "export" / "images").resolve() for path in paths)
 
 
 def test_pictures_and_exports(digits: ImageTask, tmp_path: Path) -> None:

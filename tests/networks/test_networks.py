@@ -1,6 +1,9 @@
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol, Selection, fit_networks, fit_steps
-from mmdistill.networks.module import FunctionalModule
+from mmdistill.networks.module import FunctionalModule, noted_starts
 from mmdistill.networks.schedules import (
     EMPTY,
     AccuracyDriven,
@@ -581,6 +584,44 @@ def test_deciding_whether_to_compile_moves_no_statistics() -> None:
     ]
     for name, tensor in found[0].buffers.items():
         assert torch.equal(tensor, found[1].buffers[name])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"visits": 0},
+        {"warmup": -1},
+        {"optimizer": "foo"},
+        {"decay_at": (2.0,)},
+        {"lr": -1.0},
+        {"epochs": -1},
+        {"momentum": float("nan")},
+    ],
+    ids=str,
+)
+def test_protocols_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        FitProtocol(**{"epochs": 1, **wrong})
+
+
+def test_layers_are_as_before_when_threads_have_noted_how_they_start() -> None:
+    before = vars(nn.Linear)["reset_parameters"]
+    inside = threading.Event()
+
+    def other() -> None:
+        inside.set()
+        with noted_starts() as starts:
+            made = nn.Linear(2, 2)
+            assert made in starts
+
+    with ThreadPoolExecutor(1) as pool:
+        with noted_starts() as starts:
+            later = pool.submit(other)
+            inside.wait(10)
+            made = nn.Linear(2, 2)
+        later.result()
+    assert made in starts
+    assert vars(nn.Linear)["reset_parameters"] is before
 
 
 def test_a_head_may_learn_faster_than_its_body() -> None:
