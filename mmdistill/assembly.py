@@ -6,12 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from mmdistill.config import DistillConfig, require_data_and_method
-from mmdistill.errors import ConfigError
+from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.method import Method
 from mmdistill.names import canonical
 from mmdistill.registry import Domain, TaskOptions, domain_of, get_method, get_parameterization
 from mmdistill.run_folder import CONFIG, holds_work
 from mmdistill.runtime import atomic_write, choose_device
+from mmdistill.store import DistilledSet
 from mmdistill.task import Task
 
 OPTIONS_OF_DOMAINS = {
@@ -72,6 +73,23 @@ def _parts(config: DistillConfig, option: str) -> set[str]:
     chosen = getattr(config, option)
     width = {f"w{config.width}"} if option == "model" and config.width is not None else set()
     return width | (set() if chosen is None else set(canonical(chosen).split("-")))
+
+
+def require_own_config(config: DistillConfig, distilled: DistilledSet, folder: Path) -> None:
+    """Refuse options of another run than the set beside them, as a run leaves that was cut off while it replaced one.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    said = {"method": canonical(str(config.method)), "seed": config.seed, "ipc": config.ipc}
+    said |= {"nodes": config.nodes, "users": config.users}
+    found = {"method": distilled.method, "seed": distilled.seed, distilled.info.budget: distilled.budget}
+    for name, value in found.items():
+        if said[name] not in (None, value):
+            raise CheckpointError(
+                f"{folder / CONFIG} is of another run than the set beside it: its {name} is {said[name]}, the set's "
+                f"{value}; begin anew with --overwrite"
+            )
 
 
 @contextmanager

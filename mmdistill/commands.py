@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mmdistill import exports, ranks
-from mmdistill.assembly import chosen_method, kept_config, make_task, unmet_conditions
+from mmdistill.assembly import chosen_method, kept_config, make_task, require_own_config, unmet_conditions
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, repeated, table, without_scores
@@ -57,6 +57,7 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
             domain, task, method, budget = _prepared(config, device)
             if is_finished(folder) and resume is not None:
                 distilled = DistilledSet.load(folder)
+                require_own_config(config, distilled, folder)
                 distilled.require(task.describe())
                 if ranks.is_first():
                     print(f"{folder} is already distilled")
@@ -260,6 +261,7 @@ def _open_run(
         raise CheckpointError(f"the run in {folder} is unfinished; {ending}")
     distilled = DistilledSet.load(folder)
     config = DistillConfig.load(folder / CONFIG)
+    require_own_config(config, distilled, folder)
     if protocol is not None:
         config = dataclasses.replace(config, protocol=protocol, judge_epochs=None, judge_batch=None)
     if judge_epochs is not None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import signal
 import threading
 import time
@@ -57,6 +58,8 @@ DIVERGED = 1000.0
 """A loss that is so many times the first one is warned of."""
 LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 """What to do about it."""
+STAGED = ".finished"
+"""Where a run that takes no step is written before it replaces a former one."""
 LONGEST_UNSAVED = 600.0
 """Seconds after which a checkpoint is written, unless the user says when."""
 FORMER = (
@@ -228,17 +231,32 @@ def _distilled(
     former = _loop(distiller, stepper, run, checkpoints, former, checkpoint_every, progress, began - earlier)
     result = distiller.result(run, name, earlier + time.perf_counter() - began)
     result.require_finite()
-    if former is not None and checkpoints is not None:  # of a closed form, which takes no step
-        _remove(former)
-        checkpoints.clear()
     result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
     if folder is not None and ranks.is_first():
         sweep(folder)
-        write_json(folder / "history.json", {"step": [s for s, _ in run.history], "loss": [v for _, v in run.history]})
-        with distiller.selected(run):
-            save_codes(folder / CODES, run.parameterization, distiller.draws.seed)
-        result.save(folder)  # last, since its distilled.json says that a run is finished
+        with _making_way(former) if former is not None else nullcontext(folder) as place:
+            history = {"step": [step for step, _ in run.history], "loss": [value for _, value in run.history]}
+            write_json(place / "history.json", history)
+            with distiller.selected(run):
+                save_codes(place / CODES, run.parameterization, distiller.draws.seed)
+            result.save(place)  # last, since its distilled.json says that a run is finished
+    if former is not None and checkpoints is not None:
+        checkpoints.clear()
     return result
+
+
+@contextmanager
+def _making_way(former: Path) -> Iterator[Path]:
+    """Give a place for a finished run that took no step, which then takes that of the former one in the folder."""
+    place = former / STAGED
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        yield place
+        _remove(former)
+        for path in sorted(place.iterdir(), key=lambda path: path.name == SET):
+            path.replace(former / path.name)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _remove(former: Path) -> None:
@@ -301,9 +319,6 @@ def _loop(
                 if reading or stopping:  # not what the clock alone asked for, so that equal runs have equal histories
                     _warn_of_divergence(run, value)
                     run.history.append((run.step, value))
-                if progress is not None:
-                    progress(run.step, steps, value)
-                shown = time.perf_counter()
             due = overdue or _is_due(run.step, checkpoint_every, steps)
             if ending or stopping or former is not None or (checkpoints is not None and due):
                 _require_finite_state(run, loss, checkpoints)
@@ -314,6 +329,9 @@ def _loop(
                     else:
                         checkpoints.begin(run, saved - began, partial(_remove, former))
                         former = None
+            if progress is not None and (reading or stopping or showing):
+                progress(run.step, steps, value)
+                shown = time.perf_counter()
             if stopping:
                 raise KeyboardInterrupt
     return former

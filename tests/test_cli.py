@@ -662,8 +662,25 @@ def test_a_former_run_keeps_its_configuration_until_it_is_replaced(
             assert distil(folder, "--overwrite", "--lr", "3") != 0
         assert (folder / "config.yaml").read_bytes() == before
         assert (folder / "distilled.json").exists()
+    with monkeypatch.context() as patched:  # after the step, when its first checkpoint is written
+        patched.setattr("mmdistill.checkpoints.save_tree", Mock(side_effect=OSError(28, "No space left on device")))
+        assert distil(folder, "--overwrite", "--lr", "3") == 2
+    assert (folder / "config.yaml").read_bytes() == before
     assert distil(folder, "--overwrite", "--lr", "3") == 0
     assert DistillConfig.load(folder / "config.yaml").lr == 3
+
+
+def test_options_of_another_run_than_the_set_beside_them_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(run, folder)
+    saved = DistillConfig.load(folder / "config.yaml")
+    for changed, name in ((replace(saved, seed=7), "seed is 7"), (replace(saved, ipc=2), "ipc is 2")):
+        changed.save(folder / "config.yaml")
+        for command in (["distill", "--resume"], ["evaluate"], ["report"]):
+            assert main([*command, str(folder)]) == 2
+            assert f"is of another run than the set beside it: its {name}" in capsys.readouterr().err
 
 
 def test_unfinished_work_is_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

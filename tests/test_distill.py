@@ -754,6 +754,32 @@ def test_a_former_run_stays_where_the_disk_is_too_full_for_the_next(
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+def test_a_former_run_stays_where_the_disk_is_too_full_for_a_closed_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distill(BlobTask(), method(), ipc=2, out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    closed = Method(
+        "Closed", None, CORE_METHODS["dm"].network, lambda ipc: Settings(0),
+        solve=lambda task, budget, draws: Raw(torch.ones(3, 4), FixedLabels(torch.arange(3)), torch.arange(3), 3),
+    )  # fmt: skip
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for writer in ("write_tensors", "write_json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"mmdistill.store.{writer}", full)
+            with pytest.raises(OSError, match="No space left"):
+                distill(BlobTask(), closed, ipc=1, seed=1, out=tmp_path, overwrite=True)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    distill(BlobTask(), closed, ipc=1, seed=1, out=tmp_path, overwrite=True)
+    assert DistilledSet.load(tmp_path).seed == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "checkpoints", "distilled.json", "distilled.safetensors", "history.json",
+    ]  # fmt: skip
+
+
 def test_a_damaged_listing_of_exports_stops_no_new_run(tmp_path: Path) -> None:
     distill(BlobTask(), method(), ipc=2, out=tmp_path)
     (tmp_path / "export").mkdir()
