@@ -29,7 +29,7 @@ from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longe
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import aligned, summary, write_comparison, write_report
-from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started
+from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
 from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import DistilledSet, write_json
@@ -79,17 +79,11 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
 
 def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
     """Refuse a file, and a folder that holds a run which is neither resumed nor overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file, and a run needs a folder; choose another --out")
     if resume is not None or config.overwrite:
-        return
-    if is_finished(folder):
-        raise ConfigError(f"{folder} already holds a finished run; choose another --out or add --overwrite")
-    if is_started(folder):
-        raise ConfigError(
-            f"{folder} holds an unfinished run; continue it with --resume {shlex.quote(str(folder))}, choose another "
-            "--out, or begin anew with --overwrite"
-        )
+        require_free(folder, other="another --out")
+    else:
+        again = f"--resume {shlex.quote(str(folder))}"
+        require_free(folder, other="another --out", resume=again, overwrite="--overwrite")
 
 
 def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method, int]:

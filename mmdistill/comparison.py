@@ -1,33 +1,21 @@
 """Finished runs side by side: a table, and accuracy against the budget."""
 
-import json
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmdistill.config import BUDGETS, SETTINGS, read_settings
+from mmdistill.config import read_settings
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.figures import literal, save_figure
+from mmdistill.judged_run import RECORDED, JudgedRun
 from mmdistill.metrics import judge_in_words, read_metrics
 from mmdistill.run_folder import CONFIG, METRICS, SET, how_to_finish, is_finished
-from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import read_json
 
 NO_RUN = "no run"
-RECORDED = ("parameterization", "network", "label")
-"""What a set says of itself beside its method, by which runs of one method are told apart."""
-TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "steps")
-"""Options and settings that the rest of a row tells."""
-PLACES = ("data", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
-"""Options in which runs may differ and still be repetitions of one another; the data are known by their own name."""
-
-
-_Run = tuple[Path, dict[str, Any], dict[str, Any]]
-"""A run's folder, its metrics, and the entry that is compared."""
-
 LEGEND = "percent on untouched test data; +/- is the deviation over runs where there are several, else over networks"
 """What the numbers of :func:`table` are."""
 
@@ -53,7 +41,7 @@ class Repetitions:
         label: the kind of labels.
         steps: updates of each run; empty where its set is not there.
         options: settings and other options of the first run.
-        moved: whether the runs were not tested on the same data.
+        moved: whether the runs' data differ, each seed having its own.
     """
 
     name: str
@@ -148,42 +136,61 @@ def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | N
         CheckpointError: a folder without judged results.
         ConfigError: no run has such a judge or metric.
     """
-    groups = _by_seed(folders, judge, metric)
+    groups = _repetitions(folders, judge, metric)
     if not groups:
         known = {f"{entry['metric']} by {entry['judge']}" for f in folders for entry in _read(f)["results"]}
         raise ConfigError(
             f"none of the runs has scores of {metric or 'any metric'} by {judge or 'any judge'} (there are: "
             f"{', '.join(sorted(known)) or 'none'})"
         )
-    found = [_together([runs[0] for runs in seeds.values()]) for seeds in groups.values()]
+    found = [_together([runs[0] for runs in seeds.values()]) for seeds in groups]
     return sorted(found, key=lambda row: (row.data, row.method, row.budget, row.name))
 
 
 def repeated(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[Path, Path]:
     """Return the runs that :func:`read_runs` leaves out, since another one has their seed, with that one."""
-    groups = _by_seed(folders, judge, metric).values()
-    return {folder: runs[0][0] for seeds in groups for runs in seeds.values() for folder, _, _ in runs[1:]}
+    groups = _repetitions(folders, judge, metric)
+    return {run.folder: runs[0].folder for seeds in groups for runs in seeds.values() for run in runs[1:]}
 
 
-def _tested_on(runs: Sequence[_Run]) -> set[str]:
-    """Return the data that runs were tested on, or, where some do not say it, those that they were distilled from."""
-    tested = [metrics.get("tested_on") for _, metrics, _ in runs]
-    if None not in tested:
-        return set(map(str, tested))
-    found = [_distilled(folder).get("info") for folder, _, _ in runs]
-    return {str(info.get("fingerprint")) if isinstance(info, Mapping) else "" for info in found}
-
-
-def _by_seed(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[str, dict[str, list[_Run]]]:
-    """Return the runs that have the scores asked for, by what repetitions share and then by seed."""
-    groups: dict[str, dict[str, list[_Run]]] = {}
+def _repetitions(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[dict[str, list[JudgedRun]]]:
+    """Return the runs that have the scores asked for, repetitions of one another together, by seed."""
+    groups: dict[str, list[JudgedRun]] = {}
     for folder in {folder.resolve(): folder for folder in folders}.values():  # one that is given twice counts once
         metrics = _read(folder)
         entry = _chosen(metrics, judge, metric)
         if entry is not None:
-            seeds = groups.setdefault(_identity(folder, metrics, entry), {})
-            seeds.setdefault(_seed(folder), []).append((folder, metrics, entry))
-    return groups
+            run = JudgedRun(folder, metrics, entry, _distilled(folder), _options(folder))
+            groups.setdefault(run.identity(), []).append(run)
+    return [_by(alike, lambda run: run.seed) for runs in groups.values() for alike in _of_one_data_set(runs)]
+
+
+def _of_one_data_set(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
+    """Return runs in groups of one data set each.
+
+    A seed may move what is held out, so runs whose data differ are of one set where each seed has its own data; else
+    seed and data are independent, and other data are another set.
+    """
+    samples = _samples_of(runs)
+    pairs = {(run.seed, samples(run)) for run in runs}
+    by_data = _by(runs, samples)
+    moved = len(pairs) == len(by_data) == len({seed for seed, _ in pairs})
+    return [list(runs)] if moved else list(by_data.values())
+
+
+def _samples_of(runs: Sequence[JudgedRun]) -> Callable[[JudgedRun], str]:
+    """Return what tells the data of runs apart: what they were distilled from and, where all say it, tested on."""
+    if any(run.tested_on is None for run in runs):
+        return lambda run: run.fingerprint
+    return lambda run: f"{run.fingerprint} {run.tested_on}"
+
+
+def _by(runs: Sequence[JudgedRun], key: Callable[[JudgedRun], str]) -> dict[str, list[JudgedRun]]:
+    """Return runs by a key, in their order."""
+    found: dict[str, list[JudgedRun]] = {}
+    for run in runs:
+        found.setdefault(key(run), []).append(run)
+    return found
 
 
 def without_scores(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[Path]:
@@ -207,16 +214,6 @@ def _read(folder: Path) -> dict[str, Any]:
     return read_metrics(folder / METRICS)
 
 
-def _identity(folder: Path, metrics: dict[str, Any], entry: dict[str, Any]) -> str:
-    """Return what repetitions share, as text."""
-    made = _distilled(folder)
-    settings = {name: value for name, value in (made.get("settings") or {}).items() if name not in MEMORY_ONLY}
-    options = _options_beside(folder, settings)
-    said = [made.get(name) for name in RECORDED]
-    own = [metrics["data"], metrics["method"], metrics["budget"], entry["judge"], entry["metric"], entry.get("judging")]
-    return json.dumps([own, options, settings, said], sort_keys=True)
-
-
 def _options(folder: Path) -> dict[str, Any]:
     """Return a run's configuration; nothing of a run that was made in Python.
 
@@ -226,59 +223,36 @@ def _options(folder: Path) -> dict[str, Any]:
     return read_settings(folder / CONFIG) if (folder / CONFIG).is_file() else {}
 
 
-def _options_beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options that a run was given and that none of its recorded settings tells."""
-    told = (*PLACES, *(("lr", *SETTINGS) if settings else ()))
-    return {name: str(value) for name, value in _options(folder).items() if name not in told}
-
-
-def _said(folder: Path) -> dict[str, str]:
-    """Return a run's settings and its other options, in words."""
-    settings = {name: value for name, value in (_distilled(folder).get("settings") or {}).items() if name not in PLACES}
-    found = _options_beside(folder, settings)
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            groups = [(f"{group} {key}", one) for group, spec in value.items() for key, one in dict(spec).items()]
-            found |= {key: str(one) for key, one in groups}
-        else:
-            found[name] = str(value)
-    return {name: value for name, value in found.items() if name not in TOLD}
-
-
-def _seed(folder: Path) -> str:
-    """Return a run's seed, as text; a run that does not say it counts for itself."""
-    return str(_distilled(folder).get("seed", folder))
-
-
 def _distilled(folder: Path) -> dict[str, Any]:
     """Return what a run's set says of itself; nothing where it is not there."""
     return read_json(folder / SET) if (folder / SET).is_file() else {}
 
 
-def _together(runs: Sequence[_Run]) -> Repetitions:
-    folder, metrics, entry = runs[0]
+def _together(runs: Sequence[JudgedRun]) -> Repetitions:
+    first = runs[0]
+    metrics, entry = first.metrics, first.entry
     baselines: dict[str, list[float]] = {}
-    for _, document, own in runs:
-        for name, entries in document["baselines"].items():
-            same = [e for e in entries if (e["judge"], e["metric"]) == (own["judge"], own["metric"])]
+    for run in runs:
+        for name, entries in run.metrics["baselines"].items():
+            same = [e for e in entries if (e["judge"], e["metric"]) == (run.entry["judge"], run.entry["metric"])]
             baselines.setdefault(name, []).extend(e["mean"] for e in same)
     unit = next(key for key in metrics["budget"] if key != "stored_bytes")
     return Repetitions(
-        folder.name,
-        metrics["data"],
-        metrics["method"],
-        unit,
-        metrics["budget"][unit],
-        metrics["budget"]["stored_bytes"],
-        tuple(own["mean"] for _, _, own in runs),
-        entry["sd"] if entry["n"] > 1 else None,
-        {name: tuple(values) for name, values in baselines.items() if values},
-        tuple(document["seconds"] for _, document, _ in runs),
-        f"{entry['metric']} by {judge_in_words(entry)}",
-        steps=tuple(made["steps"] for own, _, _ in runs if "steps" in (made := _distilled(own))),
-        options=_said(folder),
-        moved=len(_tested_on(runs)) > 1,
-        **{name: str(_distilled(folder).get(name) or "") for name in RECORDED},
+        name=first.folder.name,
+        data=metrics["data"],
+        method=metrics["method"],
+        unit=unit,
+        budget=metrics["budget"][unit],
+        stored_bytes=metrics["budget"]["stored_bytes"],
+        values=tuple(run.entry["mean"] for run in runs),
+        sd=entry["sd"] if entry["n"] > 1 else None,
+        baselines={name: tuple(values) for name, values in baselines.items() if values},
+        seconds=tuple(run.metrics["seconds"] for run in runs),
+        judged=f"{entry['metric']} by {judge_in_words(entry)}",
+        steps=tuple(run.made["steps"] for run in runs if "steps" in run.made),
+        options=first.said(),
+        moved=len(set(map(_samples_of(runs), runs))) > 1,
+        **{name: str(first.made.get(name) or "") for name in RECORDED},
     )
 
 

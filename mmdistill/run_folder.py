@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+from mmdistill.errors import ConfigError
+
 SAMPLES = "distilled.safetensors"
 """The set's tensors."""
 SET = "distilled.json"
@@ -34,6 +36,28 @@ def how_to_finish(folder: Path) -> str:
     if is_started(folder):
         return "distill(task, ..., out=folder, resume=True) in Python continues it"
     return ""
+
+
+def require_free(folder: Path, *, other: str, resume: str = "", overwrite: str = "") -> None:
+    """Refuse a file in a run folder's place and, unless it shall be resumed or replaced, a folder that holds a run.
+
+    Args:
+        folder: which.
+        other: how users name another one.
+        resume: how they go on with an unfinished run; empty, as is the next one, if the folder may hold a run.
+        overwrite: how they replace a run.
+    Raises:
+        ConfigError: saying what to do.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, and a run needs a folder; choose {other}")
+    if resume and is_finished(folder):
+        raise ConfigError(f"{folder} already holds a finished run; choose {other} or begin anew with {overwrite}")
+    if resume and is_started(folder):
+        raise ConfigError(
+            f"{folder} holds an unfinished run; continue it with {resume}, choose {other} or begin anew with "
+            f"{overwrite}"
+        )
 
 
 def holds_work(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mmdistill.cli import main
-from mmdistill.comparison import draw_budgets, read_runs, table, titles
+from mmdistill.comparison import draw_budgets, read_runs, repeated, table, titles
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.figures import literal
 
@@ -259,17 +259,37 @@ def test_an_option_that_names_a_default_makes_no_other_run(tmp_path: Path) -> No
 
 def test_pooled_runs_that_held_out_other_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(3)]
-    for run, fingerprint in zip(runs, "aab", strict=True):
-        document = json.loads((run / "distilled.json").read_text())
-        (run / "distilled.json").write_text(json.dumps({**document, "info": {"fingerprint": fingerprint}}))
+    of_data(runs, "aab")
     assert main(["compare", *map(str, runs[:2])]) == 0
     assert "held out" not in capsys.readouterr().out
     tested = json.loads((runs[0] / "metrics.json").read_text())
     (runs[0] / "metrics.json").write_text(json.dumps({**tested, "tested_on": "x"}))  # the other one says nothing of it
     assert main(["compare", *map(str, runs[:2])]) == 0
     assert "held out" not in capsys.readouterr().out
+    of_data(runs, "abc")
     assert main(["compare", *map(str, runs)]) == 0
     assert "the runs of s0 held out different data, since --seed moves what is held out" in capsys.readouterr().out
+
+
+def of_data(runs: list[Path], fingerprints: str, **info: object) -> None:
+    for run, fingerprint in zip(runs, fingerprints, strict=True):
+        document = json.loads((run / "distilled.json").read_text())
+        (run / "distilled.json").write_text(json.dumps({**document, "info": {"fingerprint": fingerprint, **info}}))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "fingerprints", "expected"),
+    [((0, 0), "ab", [1, 1]), ((0, 1, 2), "aab", [2, 1]), ((0, 1), "ab", [2]), ((0, 1, 0, 1), "aabb", [2, 2])],
+)
+def test_other_data_of_the_same_name_are_a_row_of_their_own(
+    seeds: tuple[int, ...], fingerprints: str, expected: list[int], tmp_path: Path
+) -> None:
+    runs = [finished(tmp_path / f"{index}", 0.8, seed=seed) for index, seed in enumerate(seeds)]
+    of_data(runs, fingerprints)
+    assert [len(row.values) for row in read_runs(runs)] == expected
+    assert not repeated(runs, None, None)
+    of_data(runs[:1], "a", num_train=7)  # whatever moves with the seed keeps its size
+    assert next(len(row.values) for row in read_runs(runs)) == 1
 
 
 def test_runs_by_several_judges_say_which(tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""A run on its way: its steps, readings of the loss, checkpoints and clean stops."""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from torch import Tensor
+
+from mmdistill import ranks
+from mmdistill.distiller import Distiller
+from mmdistill.errors import NonFiniteError
+from mmdistill.keeper import Keeper
+from mmdistill.memory import explained
+from mmdistill.run_state import RunState
+from mmdistill.stepper import Stepper
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, loss), 200 times in a run and every two seconds."""
+LOWER = (
+    "fewer classes at once (--classes-at-once 1) or no kept activations (--kept-steps 0), both also with --resume, a "
+    "smaller real batch (--real-batch), fewer inner steps in the method's settings, a smaller synthetic budget, or a "
+    "narrower network (--width)"
+)
+"""What takes less memory in distilling."""
+READS_PER_RUN = 200
+"""How often the loss is read back in a run, besides its first step's; on CUDA each read waits for the device."""
+LONGEST_UNSHOWN = 2.0
+"""Seconds after which it is read to be shown, and no more than that, if the run is in one process."""
+DIVERGED = 1000.0
+"""A loss that is so many times the first one is warned of."""
+LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
+"""What to do about it."""
+
+
+def take_steps(
+    distiller: Distiller, stepper: Stepper, run: RunState, keeper: Keeper | None, progress: Progress | None
+) -> None:
+    """Step a run to its end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM.
+
+    Raises:
+        KeyboardInterrupt: after the step in which it was asked to stop.
+        NonFiniteError: a loss or what is learned became NaN or infinite.
+    """
+    steps = distiller.steps
+    read_every = max(steps // READS_PER_RUN, 1)
+    compiling, shown = run.compile_seconds, time.perf_counter()
+    validate_every = distiller.settings.validate_every
+    with _stop_requests() as stop:
+        while run.step < steps and not distiller.exhausted(run):
+            with explained(f"step {run.step + 1} of the distillation", LOWER):
+                run, loss = stepper(run)
+            run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
+            last = run.step == steps
+            if validate_every and (run.step % validate_every == 0 or last):
+                _require_finite_state(run, loss, keeper)
+                distiller.validate(run)
+            ending = last or distiller.exhausted(run)
+            reading = run.step % read_every == 0 or run.step == 1 or ending
+            stopping, overdue = _agreed((stop.is_set(), keeper is not None and keeper.overdue()), reading)
+            showing = progress is not None and ranks.size() == 1 and time.perf_counter() - shown > LONGEST_UNSHOWN
+            if reading or stopping or showing:
+                value = float(ranks.averages([loss.clone()])[0])
+                _require_finite(run, value, keeper)
+                if reading or stopping:  # not what the clock alone asked for, so that equal runs have equal histories
+                    _warn_of_divergence(run, value)
+                    run.history.append((run.step, value))
+            due = keeper is not None and (overdue or keeper.is_due(run.step, steps))
+            if ending or stopping or due:
+                _require_finite_state(run, loss, keeper)
+                if keeper is not None:
+                    keeper.save(run)
+            if progress is not None and (reading or stopping or showing):
+                progress(run.step, steps, value)
+                shown = time.perf_counter()
+            if stopping:
+                raise KeyboardInterrupt
+
+
+def _agreed(own: tuple[bool, bool], reading: bool) -> tuple[bool, bool]:
+    """Return what any rank says: at once when alone, and in a group where all wait for each other anyway."""
+    if ranks.size() == 1:
+        return own
+    first, second = zip(*ranks.gathered(own), strict=True) if reading else ((), ())
+    return any(first), any(second)
+
+
+def _require_finite_state(run: RunState, loss: Tensor, keeper: Keeper | None) -> None:
+    """Refuse to keep a state that is not finite; the last update comes after the last loss."""
+    run.finite &= run.stored_finite()
+    _require_finite(run, float(loss), keeper)
+
+
+def _require_finite(run: RunState, loss: float, keeper: Keeper | None) -> None:
+    if ranks.all_true(run.finite):
+        return
+    what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
+    kept = keeper.checkpoints.paths()[-1:] if keeper is not None else []
+    again = "from which resuming comes to the same step again"
+    left = f"{kept[0]} holds the last good state, {again}" if kept else "no checkpoint was written before"
+    raise NonFiniteError(
+        f"{what} at or before step {run.step}; {left}. {LOWER_RATE} and "
+        "begin anew (--overwrite), or take float32 for its precision if it is another"
+    )
+
+
+def _warn_of_divergence(run: RunState, loss: float) -> None:
+    """Warn when the loss first passes :data:`DIVERGED` times what it was at the first step."""
+    losses = [value for _, value in run.history]
+    if not losses or losses[0] <= 0 or not ranks.is_first():
+        return
+    if loss > DIVERGED * losses[0] >= max(losses):
+        logger.warning("the loss grew from %.3g to %.3g by step %d. %s", losses[0], loss, run.step, LOWER_RATE)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into an event, so that a step ends whole; a second one interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

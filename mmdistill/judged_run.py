@@ -1,0 +1,81 @@
+"""A judged run as its folder holds it, and what tells it from others."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmdistill.config import BUDGETS, SETTINGS
+from mmdistill.settings import MEMORY_ONLY
+
+RECORDED = ("parameterization", "network", "label")
+"""What a set says of itself beside its method, by which runs of one method are told apart."""
+TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "steps")
+"""Options and settings that the rest of a row tells."""
+PLACES = ("data", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
+"""Options in which runs may differ and still be repetitions of one another; the data are known by their own name."""
+
+
+class JudgedRun(NamedTuple):
+    """A judged run: its folder, ``metrics.json``, the result that is compared, ``distilled.json`` and its options."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    entry: dict[str, Any]
+    made: dict[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's settings, where the set says them."""
+        return dict(self.made.get("settings") or {})
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What the set says of its data."""
+        found = self.made.get("info")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def seed(self) -> str:
+        """The run's seed, as text; a run that does not say it counts for itself."""
+        return str(self.made.get("seed", self.folder))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the data that the run was distilled from; empty where it does not say it."""
+        return str(self.info.get("fingerprint") or "")
+
+    @property
+    def tested_on(self) -> str | None:
+        """A hash of the data that it was tested on; None where it does not say it."""
+        found = self.metrics.get("tested_on")
+        return None if found is None else str(found)
+
+    def options_beside(self) -> dict[str, str]:
+        """Return the options that the run was given and that none of its recorded settings tells."""
+        told = (*PLACES, *(("lr", *SETTINGS) if self.settings else ()))
+        return {name: str(value) for name, value in self.options.items() if name not in told}
+
+    def said(self) -> dict[str, str]:
+        """Return the run's settings and its other options, in words."""
+        found = self.options_beside()
+        for name, value in self.settings.items():
+            if name in PLACES:
+                continue
+            if isinstance(value, Mapping):
+                groups = [(f"{group} {key}", one) for group, spec in value.items() for key, one in dict(spec).items()]
+                found |= {key: str(one) for key, one in groups}
+            else:
+                found[name] = str(value)
+        return {name: value for name, value in found.items() if name not in TOLD}
+
+    def identity(self) -> str:
+        """Return what repetitions share, as text; the data by their name, size and classes."""
+        metrics, entry = self.metrics, self.entry
+        settings = {name: value for name, value in self.settings.items() if name not in MEMORY_ONLY}
+        data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names")]
+        judged = [entry["judge"], entry["metric"], entry.get("judging")]
+        said = [self.made.get(name) for name in RECORDED]
+        own = [data, metrics["method"], metrics["budget"], judged, self.options_beside(), settings, said]
+        return json.dumps(own, sort_keys=True)

@@ -1,0 +1,124 @@
+"""What a run keeps in its folder: checkpoints on the way and the finished set, in the place of a former run."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from mmdistill import exports, ranks
+from mmdistill.checkpoints import Checkpoints
+from mmdistill.parameterizations.codes import CODES
+from mmdistill.run_folder import CHECKPOINTS, METRICS, SAMPLES, SET, holds_work
+from mmdistill.run_state import RunState
+from mmdistill.runtime import sweep
+
+LONGEST_UNSAVED = 600.0
+"""Seconds after which a checkpoint is written, unless the user says when."""
+STAGED = ".finished"
+"""Where a run that takes no step is written before it replaces a former one."""
+FORMER = (
+    *(SET, SAMPLES, CODES, METRICS, "history.json", "report.md", "report.html"),
+    *("pictures/*.png", "pictures/*.md"),
+)
+"""What a run removes of a former one in its folder when it begins, so that nobody takes it for its own.
+
+Its exports go too, by what they wrote down.
+"""
+
+
+class Keeper:
+    """Keeps a run in a folder. A former run there stays until this one is on disk.
+
+    Args:
+        folder: which.
+        identity: see :class:`Checkpoints`.
+        every: steps between checkpoints; 0: a tenth of the run, and more often at first.
+        began: when the run began, by ``time.perf_counter``.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, object], every: int, began: float) -> None:
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS, identity)
+        self.every = every
+        self.replaces = False
+        """Whether the folder still holds a former run."""
+        self._began, self._saved = began, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that the run has taken, those before it was resumed included."""
+        return time.perf_counter() - self._began
+
+    def begin(self) -> None:
+        """Note whether the folder holds a former run, and remove what a killed process left half written."""
+        self.replaces = holds_work(self.folder)
+        sweep(self.checkpoints.folder)
+
+    def resume(self, run: RunState, device: torch.device) -> None:
+        """Load the newest readable checkpoint into a run.
+
+        Raises:
+            CheckpointError: there is none, all are damaged, or they belong to another run.
+        """
+        self._began -= self.checkpoints.restore(run, device)
+
+    def overdue(self) -> bool:
+        """Return whether the last checkpoint is too old, where the user did not say when to write them."""
+        return not self.every and time.perf_counter() - self._saved > LONGEST_UNSAVED
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Return whether a checkpoint is due after a step of so many.
+
+        That is after the first one where a former run is to be replaced. Unless the user says when, it is also after
+        each tenth of the run, and before the first of these after 1, 2, 4, ... steps, so that a run which bursts early
+        leaves something.
+        """
+        interval = self.every or max(steps // 10, 1)
+        early = not self.every and step < interval and step.bit_count() == 1
+        return self.replaces or step % interval == 0 or early
+
+    def save(self, run: RunState) -> None:
+        """Write a checkpoint; the first one takes the place of a former run."""
+        self._saved = time.perf_counter()
+        if self.replaces:
+            self.checkpoints.begin(run, self.seconds, self._remove_former)
+            self.replaces = False
+        else:
+            self.checkpoints.save(run, self.seconds)
+
+    def finish(self, write: Callable[[Path], None]) -> None:
+        """Have what a finished run leaves written into a folder; that of a run without steps replaces a former one's.
+
+        Of several processes the first one writes.
+        """
+        if ranks.is_first():
+            sweep(self.folder)
+            if self.replaces:
+                self._staged(write)
+            else:
+                write(self.folder)
+        if self.replaces:
+            self.checkpoints.clear()
+            self.replaces = False
+
+    def _staged(self, write: Callable[[Path], None]) -> None:
+        """Have files written aside, and move them into the place of the former run's when all are there."""
+        place = self.folder / STAGED
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            write(place)
+            self._remove_former()
+            for path in sorted(place.iterdir(), key=lambda path: path.name == SET):
+                path.replace(self.folder / path.name)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _remove_former(self) -> None:
+        """Remove what the former run, its report and its exports left beside its checkpoints."""
+        if ranks.is_first():
+            for pattern in FORMER:
+                for path in self.folder.glob(pattern):
+                    path.unlink()
+            exports.remove(self.folder / "export")
