@@ -104,16 +104,21 @@ def summarise(scores: Iterable[Scores]) -> list[Entry]:
     ]
 
 
-def find_judges(task: Task, names: Sequence[str] | None, own: str = "") -> list[str]:
+def find_judges(
+    task: Task, names: Sequence[str] | None, own: str = "", unfit: dict[str, str] | None = None
+) -> list[str]:
     """Return judges' names in the task's spelling: those asked for, all of them, or the default one.
 
     Args:
         task: the task.
         names: what was asked for; none: the default.
         own: the judge of a set's own method, which is the default where there is one; else the task's first is.
+        unfit: takes the reasons of judges that cannot read such data, unless none of them can.
     Raises:
         ConfigError: an unknown judge.
+        UnsupportedError: one that cannot read such data, without ``unfit``; with it, none can.
     """
+    refused: list[tuple[str, UnsupportedError]] = []
     names = names or [own or task.judges[0]]
     known = {canonical(judge): judge for judge in task.judges}
     found: list[str] = []
@@ -123,9 +128,18 @@ def find_judges(task: Task, names: Sequence[str] | None, own: str = "") -> list[
         elif canonical(name) in known:
             found.append(known[canonical(name)])
         elif isinstance(task, NamesJudges):
-            found.append(task.judge_name(name))
+            try:
+                found.append(task.judge_name(name))
+            except UnsupportedError as error:
+                if unfit is None:
+                    raise
+                refused.append((name, error))
         else:
             raise unknown_name("judge", name, task.judges)
+    if refused and not found:
+        raise refused[0][1]
+    if unfit is not None:
+        unfit |= {name: str(error) for name, error in refused}
     return list(dict.fromkeys(found))
 
 
@@ -211,8 +225,9 @@ def evaluate(
     else:
         batch, budget = checked_samples(distilled), None
     began = time.perf_counter()
-    names = find_judges(task, judges, distilled.judge if isinstance(distilled, DistilledSet) else "")
-    judging = _Judging(task, names, n, at_once, Draws(seed, ("evaluate",), task.device))
+    unfit: dict[str, str] = {}
+    names = find_judges(task, judges, distilled.judge if isinstance(distilled, DistilledSet) else "", unfit)
+    judging = _Judging(task, names, n, at_once, Draws(seed, ("evaluate",), task.device), unfit)
     results: list[Entry] = []
     found: dict[str, list[Entry]] = {}
     sources = 1 if robust else 1 + len(baselines)

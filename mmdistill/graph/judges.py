@@ -26,7 +26,7 @@ READ_BYTES = 2**28
 """Bytes of hidden units that are read at a time where nothing learns."""
 
 
-COLLAPSED = 0.1
+HARDLY_RECOGNISED = 0.1
 """A class whose test accuracy falls below this is reported."""
 
 
@@ -223,7 +223,7 @@ def scores_of(judge: str, hits: Tensor, truth: Tensor) -> Scores:
     weak = tuple(
         f"class {index} is nearly never recognised (test accuracy {value:.2f})"
         for index, value in zip(present.tolist(), by_class.mean(0).tolist(), strict=True)
-        if value < COLLAPSED
+        if value < HARDLY_RECOGNISED
     )
     return Scores(judge, values, weak)
 

@@ -43,8 +43,10 @@ class Protocol:
         scores: for targets that are no distributions; None is ``fit``.
         augment: ``dsa``; ``dc``: its own crop, scale or rotation; ``idc``: mirroring and colour, and one of crop, scale
             and rotation; or ``none``.
+        augments: the data sets that the augmentation is for, by name; on others there is none. None: all.
         plain_epochs: epochs of judges that train without augmentation; None is those of ``fit``.
         cutmix: the probability that a minibatch is mixed.
+        unmixed: the data sets on which none is mixed, by name.
         squared: regress all targets by the mean squared error, not only those that are no distributions.
         label_scale: targets that are regressed are multiplied by it, and the loss divided by its square.
         network: options of the ConvNet that judges, in place of the task's network, see :mod:`mmdistill.image.models`.
@@ -62,8 +64,10 @@ class Protocol:
     fit: FitProtocol = CLASSIFICATION
     scores: FitProtocol | None = REGRESSION
     augment: Augmentation = "dsa"
+    augments: tuple[str, ...] | None = None
     plain_epochs: int | None = None
     cutmix: float = 0.0
+    unmixed: tuple[str, ...] = ()
     squared: bool = False
     label_scale: float = LABEL_SCALE
     network: str = ""
@@ -106,6 +110,7 @@ _DC = Protocol(
     "dc",
     "DC's (EGM): 300 epochs without augmentation; on MNIST 1000 with crop, scale or rotation",
     augment="dc",
+    augments=("mnist",),  # elsewhere for batch norm alone, whose judges here train with DSA's
     plain_epochs=PLAIN_EPOCHS,
 )
 PROTOCOLS: dict[str, Protocol] = {
@@ -162,6 +167,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         augment="idc",
         cutmix=0.5,
+        unmixed=("mnist",),
         reported="the best of four checks of each judge",
     ),
 }
@@ -239,8 +245,8 @@ def plan_for(
     elif kind == "deep" and scores and fit.optimizer == "adam":
         fit = replace(fit, lr=min(fit.lr, DEEP_RATE))
     augmentation: Augmentation = protocol.augment if own else "dsa"
-    if augmentation == "dc" and data.name != "mnist":
-        augmentation = "none"  # on other data DC augments for batch norm alone, whose judges here train with DSA
+    if own and protocol.augments is not None and data.name not in protocol.augments:
+        augmentation = "none"
     if augment is not None:
         augmentation = "dsa" if augment else "none"
     fit = fit if batch is None else replace(fit, batch=batch)
@@ -256,7 +262,7 @@ def plan_for(
         length = min(data.whole_epochs, epochs or data.whole_epochs)
     elif epochs is not None:
         length = epochs
-    plain = whole or augment is False or (protocol.augment == "idc" and data.name == "mnist")
+    plain = whole or augment is False or data.name in protocol.unmixed
     cutmix = 0.0 if plain else protocol.cutmix
     return Plan(
         replace(fit, epochs=length),

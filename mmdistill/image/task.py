@@ -199,7 +199,8 @@ class ImageTask:
         # A learned rate belongs to the loss that students trained by, which does not scale labels.
         plan = replace(plan, fit=fit, squared=plan.squared if fit is plan.fit else self.protocol.squared)
         augment = partial(self._minibatches, plan, n) if plan.augment != "none" or plan.cutmix else None
-        scorer = Judge(named.network(judge), named.title(judge), plan, augment, steps, notes)
+        network, title, classes = named.network(judge), named.title(judge), len(self.data.class_names)
+        scorer = Judge(network, title, classes, plan, augment, steps, notes)
         return scorer.score(batch, self.data.normalise, self._test, n, draws.to(self.device))
 
     def _minibatches(self, plan: Plan, networks: int, draws: Draws, flat: Batch) -> Batch:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, DataError, ShapeError, first_line
-from mmdistill.labels import are_probabilities, target_loss, weighted_mean
+from mmdistill.labels import are_probabilities, collapse_note, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol, fit_networks
@@ -223,9 +223,7 @@ class TextTask:
             predictions, notes = self._closed(batch, key)
         if synthetic is not None and key in ("logreg", "knn") and not are_probabilities(one_tensor(batch.targets)):
             notes.append("labels are scores; shifted, clipped at 0 and normalised for this judge")
-        seen = min(int((torch.bincount(row, minlength=self.class_count) > 0).sum()) for row in predictions)
-        if seen < self.class_count:
-            notes.append(f"a judge predicts {seen} of {self.class_count} classes only")
+        notes += collapse_note(predictions, self.class_count, self.class_count)
         accuracy = (predictions == self.test.labels).double().mean(1)
         return Scores(key, {"accuracy": tuple(accuracy.tolist())}, tuple(notes))
 

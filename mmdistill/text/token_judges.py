@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mmdistill.labels import collapse_note
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps, learned_steps
 from mmdistill.networks.module import FunctionalModule
@@ -88,11 +89,8 @@ class TokenJudge:
         labels = queries[1].to(device)
         found = [self.predict(state_at(states, index), queries[0]) for index in range(n)]
         accuracy = tuple(float((predicted == labels).double().mean()) for predicted in found)
-        seen = min(len(torch.bincount(predicted).nonzero()) for predicted in found)
-        notes: tuple[str, ...] = ()
-        if seen < self.task.class_count:
-            notes = (f"a judge predicts {seen} of {self.task.class_count} classes only",)
-        return Scores(self.name, {"accuracy": accuracy}, notes)
+        classes = self.task.class_count
+        return Scores(self.name, {"accuracy": accuracy}, collapse_note(found, classes, classes))
 
     def _take(self, steps: LearnedSteps, n: int, draws: Draws) -> NetworkState:
         """Train by the learned steps, with the loss that they were learned for (attention labels included)."""

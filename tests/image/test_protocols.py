@@ -130,7 +130,7 @@ def test_judges_are_fitted_as_published(name: str) -> None:
 def test_judges_of_rfad_start_as_its_networks_do(digits: ImageTask) -> None:
     wide = FunctionalModule(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 900), nn.Linear(900, 10)))
     started = [
-        Judge(wide, "own", plan(name, digits.data), None)._start(KEY).params for name in ("rfad", "kip", "frepo")
+        Judge(wide, "own", 10, plan(name, digits.data), None)._start(KEY).params for name in ("rfad", "kip", "frepo")
     ]
     for params in started[:2]:
         assert float(params["1.weight"].std()) == pytest.approx((2 / 64) ** 0.5, rel=0.02)

@@ -443,3 +443,26 @@ def test_judges_whose_logits_are_not_finite_are_noted() -> None:
     scores = task.evaluate(task.select(torch.arange(8)), task.judges[0], Draws(0), 2, {})
     assert "2 of 2 networks give NaN or infinite logits: they diverged, or cannot read these images" in scores.notes
     assert find_judges(task, ["all", "mlp"]) == list(task.judges)
+
+
+def test_a_collapse_is_seen_where_the_test_images_lack_classes() -> None:
+    images, labels = torch.rand(40, 1, 8, 8), torch.arange(40) % 4
+    few = labels < 2
+    task = image_task((images, labels), test=(images[few], labels[few]), model="mlp", width=4, judge_epochs=1)
+    blank = Batch(torch.zeros(4, 1, 8, 8), torch.full((4,), 3), torch.ones(4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmdistill.image.judge.Judge.predict", lambda *_: [(torch.full((20,), 3), torch.tensor(True))])
+        scores = task.evaluate(blank, "mlp-w4", Draws(0), 1, {})
+    assert (scores.values["accuracy"], scores.notes) == ((0.0,), ("predicts only 1 of 4 classes",))
+
+
+def test_a_judge_that_does_not_fit_takes_no_other_scores_with_it() -> None:
+    task = image_task("digits", model="mlp", width=4, judge_epochs=1)
+    batch = task.select(torch.arange(10))
+    found = evaluate(task, batch, judges=["mlp-w4", "resnet18"], n=1, baselines=[])
+    assert [entry.judge for entry in found.results] == ["mlp-w4"]
+    assert "at least 16 x 16 pixels" in found.failures["resnet18"]
+    with pytest.raises(UnsupportedError, match="at least 16 x 16 pixels"):
+        evaluate(task, batch, judges=["resnet18", "vgg11"], n=1, baselines=[])
+    with pytest.raises(ConfigError, match="unknown judge 'foo'"):
+        evaluate(task, batch, judges=["mlp-w4", "foo"], n=1, baselines=[])
