@@ -1,13 +1,17 @@
 """Saved graphs: torch-geometric's ``.pt`` files and ``.safetensors``, read without running code from them."""
 
+import os
+import pickle
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -16,6 +20,8 @@ import torch
 from mmdistill.errors import DataError
 from mmdistill.graph.data import FIELDS
 
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""By this variable torch runs no code from files, whatever it is asked."""
 TORCH = (".pt", ".pth")
 """How the names of torch's files end."""
 
@@ -27,8 +33,8 @@ def holds_list(path: Path) -> bool:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
             with archive.open(name) as handle:
                 return [code.name for code, _, _ in islice(pickletools.genops(handle), 2)][1:] == ["EMPTY_LIST"]
-    except (OSError, ValueError, StopIteration, zipfile.BadZipFile):
-        return False
+    except (OSError, ValueError, StopIteration, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return False  # NotImplementedError of an unknown zip version is a RuntimeError
 
 
 def looks_like_graph(path: Path) -> bool:
@@ -47,18 +53,70 @@ def looks_like_graph(path: Path) -> bool:
     return False
 
 
-def graph_classes() -> AbstractContextManager[None]:
-    """Return a context in which torch loads torch-geometric's own classes, and no other code, from files."""
+@contextmanager
+def graph_classes() -> Iterator[None]:
+    """Have torch load torch-geometric's own classes, and no other code, from files, whatever a library asks of it."""
     # torch-geometric takes seconds to import and most commands never need it, hence here.
     from torch_geometric.data import Data, HeteroData
     from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
     from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
 
     classes: list[Any] = [Data, HeteroData, DataEdgeAttr, DataTensorAttr]
-    context: AbstractContextManager[None] = torch.serialization.safe_globals(
-        [*classes, BaseStorage, EdgeStorage, GlobalStorage, NodeStorage]
+    classes += [BaseStorage, EdgeStorage, GlobalStorage, NodeStorage]
+    former = os.environ.get(FORCED)
+    os.environ[FORCED] = "1"
+    try:
+        with torch.serialization.safe_globals(classes):
+            yield
+    finally:
+        if former is None:
+            del os.environ[FORCED]
+        else:
+            os.environ[FORCED] = former
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads arrays, sparse matrices and dicts, as Planetoid's files hold them, and runs no other code from a pickle."""
+
+    known = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("scipy.sparse.csr", "csr_matrix"),
+            ("scipy.sparse._csr", "csr_matrix"),
+            ("collections", "defaultdict"),
+            ("__builtin__", "list"),
+            ("builtins", "list"),
+            ("_codecs", "encode"),  # of bytes, in pickles that Python 3 wrote for Python 2
+        }
     )
-    return context
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a pickle names.
+
+        Raises:
+            pickle.UnpicklingError: it is none of what these files hold.
+        """
+        if (module, name) not in self.known:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
+        return super().find_class(module, name)
+
+
+@contextmanager
+def plainly_unpickled(module: Any) -> Iterator[None]:
+    """Have a module of a library that calls ``pickle.load`` read by :class:`PlainUnpickler` instead."""
+
+    def load(handle: IO[bytes], encoding: str = "ASCII") -> Any:
+        return PlainUnpickler(handle, encoding=encoding).load()
+
+    former = module.pickle
+    module.pickle = SimpleNamespace(load=load)
+    try:
+        yield
+    finally:
+        module.pickle = former
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.graph.data import GraphData, graph_from_fields
-from mmdistill.graph.files import fields_of, graph_classes, read_fields
+from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
 from mmdistill.names import canonical
 from mmdistill.registry import unknown_data
 from mmdistill.runtime import Draws, cache_folder, data_root
@@ -52,13 +52,14 @@ class Source:
 
 
 def _planetoid(root: Path, name: str) -> Mapping[str, Any]:
-    from torch_geometric.io import read_planetoid_data  # torch-geometric takes seconds to import
+    from torch_geometric.io import planetoid  # torch-geometric takes seconds to import
 
-    if not (root / name / "raw" / f"ind.{name.lower()}.x").is_file():
-        from torch_geometric.datasets import Planetoid
+    with plainly_unpickled(planetoid):
+        if not (root / name / "raw" / f"ind.{name.lower()}.x").is_file():
+            from torch_geometric.datasets import Planetoid
 
-        Planetoid(str(root), name)
-    return fields_of(read_planetoid_data(str(root / name / "raw"), name.lower()))
+            Planetoid(str(root), name)
+        return fields_of(planetoid.read_planetoid_data(str(root / name / "raw"), name.lower()))
 
 
 def _amazon(root: Path, name: str) -> Mapping[str, Any]:

@@ -1,6 +1,9 @@
 """Loaders of torch-geometric's data sets, on generated files in their layouts."""
 
+import collections
 import json
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,53 @@ def test_missing_and_damaged_files_say_where_they_belong(root: Path, monkeypatch
     (root / "CS" / "raw" / "ms_academic_cs.npz").write_bytes(b"cut")
     with pytest.raises(DataError, match="holds damaged files"):
         load_graph("coauthor-cs")
+
+
+class Marker:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def write_planetoid(folder: Path, name: str, **others: Any) -> None:
+    """Write a tiny citation graph as Planetoid's pickles."""
+    folder.mkdir(parents=True)
+    labels = np.eye(2, dtype=np.int32)[np.arange(600) % 2]
+    x = sp.csr_matrix(np.ones((600, 3), np.float32))
+    graph = {node: [(node + 1) % 620] for node in range(620)}
+    rest = sp.csr_matrix(np.ones((20, 3), np.float32))
+    parts: dict[str, Any] = {"x": x[:20], "y": labels[:20], "allx": x, "ally": labels, "tx": rest, "ty": labels[:20]}
+    for part, value in {**parts, "graph": collections.defaultdict(list, graph), **others}.items():
+        (folder / f"ind.{name}.{part}").write_bytes(pickle.dumps(value, protocol=2))
+    (folder / f"ind.{name}.test.index").write_text("\n".join(map(str, range(600, 620))))
+
+
+def test_no_code_is_run_from_the_pickles_of_citation_graphs(root: Path) -> None:
+    write_planetoid(root / "Cora" / "raw", "cora")
+    assert load_graph("cora").x.shape == (620, 3)
+    shutil.rmtree(root / "Cora")
+    marker = root.parent / "marker"
+    write_planetoid(root / "Cora" / "raw", "cora", allx=Marker(marker))
+    with pytest.raises(DataError, match=r"holds damaged files .*is not run"):
+        load_graph("cora")
+    assert not marker.exists()
+
+
+def test_no_code_is_run_from_what_torch_geometric_keeps(root: Path) -> None:
+    write_npz(root / "Photo" / "raw", "amazon_electronics_photo.npz")
+    load_graph("amazon-photo")
+    marker = root.parent / "marker"
+    kept = sorted((root.parent / "cache").rglob("pre_*.pt"))
+    assert len(kept) == 2
+    for path in kept:
+        torch.save((Marker(marker),), path)
+    with pytest.raises(DataError, match="amazon-photo"):
+        load_graph("amazon-photo")
+    assert not marker.exists()
 
 
 def test_ogb_is_an_extra(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.graph.files import TORCH, read_saved
+from mmdistill.graph.files import TORCH, graph_classes, read_saved
 from mmdistill.graph.sets.lists import side_by_side
 from mmdistill.names import canonical
 from mmdistill.registry import unknown_data
@@ -214,7 +214,8 @@ def _named(name: str) -> Mapping[str, Any]:
     try:
         from torch_geometric.datasets import TUDataset
 
-        TUDataset(str(cache_folder() / "data"), name)
+        with graph_classes():
+            TUDataset(str(cache_folder() / "data"), name)
     except Exception as error:  # no network, a full disk
         raise DataError(
             f"{name}: {data_root() / name / 'raw'} lacks {name}_A.txt and the files beside it, and the download failed "
