@@ -110,6 +110,8 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     Raises:
         CheckpointError: the file is missing, truncated or damaged.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{path} is no file")
     try:
         with safetensors.safe_open(path, framework="pt") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,3 +219,9 @@ def test_damaged_trees_are_named(tmp_path: Path, tree: str) -> None:
     path.write_bytes(safetensors.torch.save({"t0": torch.ones(1)}, metadata={"tree": tree}))
     with pytest.raises(CheckpointError, match="damaged"):
         load_tree(path)
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tree.safetensors")
+    with pytest.raises(CheckpointError, match="is no file"):
+        load_tree(tmp_path / "tree.safetensors")

@@ -202,6 +202,9 @@ def build(
             f"training images of {name} are {_range(images)}, test images {_range(test_images)}; give both in one "
             "type and scale"
         )
+    low, high = torch.aminmax(images)
+    if low == high:
+        raise DataError(f"all pixels of the training images of {name} are {float(low):g}")
     scale = scale or (1.0 if images.is_floating_point() else 255.0)
     mean, std = moments or channel_moments(images, scale)
     names = tuple(class_names) if class_names is not None else tuple(str(index) for index in range(count))
@@ -257,13 +260,18 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
             f"{tuple(images.shape)} and {tuple(labels.shape)}"
         )
     channels, height, width = images.shape[1:]
+    if not channels * height * width:
+        raise DataError(f"{what}: images of shape {tuple(images.shape[1:])} have no pixels")
     if channels > 4 and (width in (3, 4) or (width == 1 and channels == height)):
         raise DataError(
             f"{what}: {tuple(images.shape)} looks like (N, height, width, channels), and (N, channels, height, width) "
-            "is expected: give images.permute(0, 3, 1, 2)"
+            "is expected: give images.permute(0, 3, 1, 2) of a tensor, images.transpose(0, 3, 1, 2) of an array"
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise DataError(f"{what}: labels must be integer class indices, got {labels.dtype}")
+        raise DataError(
+            f"{what}: labels must be integer class indices, got {labels.dtype}; whole numbers become such by "
+            "labels.long() of a tensor, labels.astype(int) of an array"
+        )
     if images.is_floating_point():
         images = images.float()
         broken = (~images.isfinite()).flatten(1).any(1).nonzero().flatten()

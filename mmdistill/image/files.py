@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -313,7 +313,9 @@ def _opened(path: str) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             require_bytes(image, path)
             yield image
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's readers raise anything
         raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
 
 

@@ -4,7 +4,6 @@ A folder holds ``experts.json``, which says what the experts are, and one safete
 tensors have a leading axis of epochs; reading one snapshot reads one row of each.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -21,7 +20,7 @@ from torch import Tensor
 from mmdistill.abilities import TrainsWhole
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.memory import explained
-from mmdistill.networks.architecture import described_layers, differing_lines
+from mmdistill.networks.architecture import described_layers
 from mmdistill.networks.expert_group import (
     EPOCH_DIGESTS,
     OWN,
@@ -32,17 +31,23 @@ from mmdistill.networks.expert_group import (
     shard,
     state_of,
 )
+from mmdistill.networks.expert_manifest import (
+    EXPERTS_VERSION,
+    MANIFEST,
+    digest,
+    read_manifest,
+    require_same,
+    trained_epochs,
+)
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws, cache_folder, sole_writer
-from mmdistill.store import read_json, write_json
+from mmdistill.store import write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, shares_inputs, take
 
 logger = logging.getLogger(__name__)
 
-EXPERTS_VERSION = 3
-MANIFEST = "experts.json"
 PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batch=256, decay_at=())
 """Plain SGD at a constant rate, as trajectory matching trains its experts."""
 
@@ -86,11 +91,6 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     return plain
 
 
-def digest(manifest: dict[str, Any]) -> str:
-    """Return a short name for a manifest."""
-    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
 def cache_name(task: Task, manifest: dict[str, Any]) -> str:
     """Return what a task's files of a manifest are called in the cache folder."""
     name = "".join(c if c.isalnum() else "-" for c in Path(task.describe().data).name.lower())
@@ -122,14 +122,14 @@ class Experts:
         if not (folder / MANIFEST).exists():
             raise CheckpointError(f"{folder} holds no experts ({MANIFEST} is missing); make them with train_experts")
         self.folder = folder
-        self.manifest = read_json(folder / MANIFEST)
+        self.manifest = read_manifest(folder)
         self._digest = digest(self.manifest)
         self._checked: set[tuple[int, int]] = set()
         self.count = count
         self.device = task.device
-        self.epochs = int(self.manifest.get("training", {}).get("epochs", 0))
+        self.epochs = trained_epochs(self.manifest)
         wanted = identity(task, (recipe or ExpertRecipe()).of_epochs(self.epochs))
-        _require_same(folder, self.manifest, wanted, training=recipe is not None)
+        require_same(folder, self.manifest, wanted, training=recipe is not None)
         if self.epochs < epochs:
             raise CheckpointError(f"the experts in {folder} trained for {self.epochs} epochs, {epochs} are needed")
         missing = [index for index in range(count) if not shard(folder, index).exists()]
@@ -216,7 +216,7 @@ def train_experts(
     wanted = identity(task, recipe)
     with sole_writer(folder, wait="train experts"):
         if (folder / MANIFEST).exists():
-            _require_same(folder, read_json(folder / MANIFEST), wanted, training=True)
+            require_same(folder, read_manifest(folder), wanted, training=True)
         else:
             write_json(folder / MANIFEST, wanted)
         _train_missing(task, folder, count, recipe, together, mode, progress, digest(wanted))
@@ -251,8 +251,7 @@ def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:
     """Return a recipe with the epochs of the experts that a folder holds, where these are more."""
     if not (folder / MANIFEST).exists():
         return recipe
-    epochs = int(read_json(folder / MANIFEST).get("training", {}).get("epochs", 0))
-    return recipe.of_epochs(max(epochs, recipe.protocol.epochs))
+    return recipe.of_epochs(max(trained_epochs(read_manifest(folder)), recipe.protocol.epochs))
 
 
 def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe) -> Experts:
@@ -378,41 +377,3 @@ def _listed(indices: Sequence[int]) -> str:
     """Return the first few of some numbers in words."""
     shown = ", ".join(map(str, indices[:5]))
     return f"experts {shown}" + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
-
-
-def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *, training: bool = False) -> None:
-    """Refuse experts of other data, another network or, on request, other training.
-
-    Raises:
-        CheckpointError: naming the first difference.
-    """
-    if found.get("version") != EXPERTS_VERSION:
-        raise CheckpointError(f"{folder} holds experts of version {found.get('version')}, not {EXPERTS_VERSION}")
-    if missing := [key for key in wanted if key not in found]:
-        raise CheckpointError(f"{folder / MANIFEST} lacks {', '.join(missing)}; remove the folder, to make them anew")
-    if found["fingerprint"] != wanted["fingerprint"]:
-        raise CheckpointError(
-            f"the experts in {folder} trained on {found['data']!r} (fingerprint {found['fingerprint']}), the task's "
-            f"data {wanted['data']!r} has fingerprint {wanted['fingerprint']}"
-        )
-    if found["preprocessing"] != wanted["preprocessing"]:
-        raise CheckpointError(f"the experts in {folder} trained on {found['data']!r} with other preprocessing")
-    old, new = found["architecture"], wanted["architecture"]
-    for name in [*new, *(name for name in old if name not in new)]:
-        if old.get(name) != new.get(name):
-            raise CheckpointError(
-                f"the experts in {folder} are of another network: parameter {name} has shape {old.get(name)} there "
-                f"and {new.get(name)} in the task's network"
-            )
-    if found["layers"] != wanted["layers"]:
-        there, here = differing_lines(found["layers"], wanted["layers"])
-        raise CheckpointError(
-            f"the experts in {folder} are of another network: its parameters have the same shapes, but its layers are "
-            f"{there} there and {here} in the task's network"
-        )
-    for key, value in wanted["training"].items() if training else ():
-        if found["training"].get(key) != value:
-            raise CheckpointError(
-                f"the experts in {folder} trained with {key} = {found['training'].get(key)}, not {value}; "
-                "use another folder"
-            )

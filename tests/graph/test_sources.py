@@ -154,7 +154,7 @@ def write_planetoid(folder: Path, name: str, **others: Any) -> None:
     """Write a tiny citation graph as Planetoid's pickles."""
     folder.mkdir(parents=True)
     labels = np.eye(2, dtype=np.int32)[np.arange(600) % 2]
-    x = sp.csr_matrix(np.ones((600, 3), np.float32))
+    x = sp.csr_matrix(np.arange(1800, dtype=np.float32).reshape(600, 3) % 5)
     graph = {node: [(node + 1) % 620] for node in range(620)}
     rest = sp.csr_matrix(np.ones((20, 3), np.float32))
     parts: dict[str, Any] = {"x": x[:20], "y": labels[:20], "allx": x, "ally": labels, "tx": rest, "ty": labels[:20]}

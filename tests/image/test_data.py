@@ -657,3 +657,21 @@ def test_tiny_imagenet_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.M
     (folder / "val" / "val_annotations.txt").write_text("a.JPEG\tn77\n")
     with pytest.raises(DataError, match="line 1: expected an image and one of the classes"):
         load(folder)
+
+
+@pytest.mark.parametrize("header", [b"P6\n8 \xd6\n255\n", b"P5\n8 8\n", b"P6\n99999999999 8\n255\n"])
+def test_a_picture_with_a_damaged_header_is_named(header: bytes, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+        (tmp_path / name / "2.ppm").write_bytes(header)
+    with pytest.raises(DataError, match=r"2.ppm cannot be read as an image"):
+        load(tmp_path)
+
+
+def test_images_without_pixels_or_with_a_single_value_are_refused() -> None:
+    labels = torch.arange(40) % 2
+    with pytest.raises(DataError, match=r"images of shape \(0, 8, 8\) have no pixels"):
+        image_task((torch.rand(40, 0, 8, 8), labels))
+    with pytest.raises(DataError, match=r"all pixels of the training images of .* are 0.5"):
+        image_task((torch.full((40, 1, 8, 8), 0.5), labels))

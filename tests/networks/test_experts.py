@@ -218,6 +218,30 @@ def test_damaged_and_foreign_files_are_refused(trained: Path, tmp_path: Path) ->
         Experts(folder, BlobTask(), 1)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"training": None},
+        {"training": []},
+        {"training": {"epochs": "x"}},
+        {"training": {"epochs": None}},
+        {"training": {"epochs": 1.5}},
+        {"architecture": None},
+        {"architecture": []},
+        {"layers": None},
+    ],
+    ids=str,
+)
+def test_a_manifest_of_wrong_types_is_damaged(wrong: dict[str, object], trained: Path, tmp_path: Path) -> None:
+    folder = copied(trained, tmp_path)
+    manifest = json.loads((folder / "experts.json").read_text())
+    (folder / "experts.json").write_text(json.dumps(manifest | wrong))
+    with pytest.raises(CheckpointError, match=r"experts.json is damaged"):
+        Experts(folder, BlobTask(), 1)
+    with pytest.raises(CheckpointError, match=r"experts.json is damaged"):
+        train_experts(BlobTask(), folder, 1, RECIPE)
+
+
 def test_a_flipped_bit_is_found_when_its_epoch_is_read(trained: Path, tmp_path: Path) -> None:
     folder = copied(trained, tmp_path)
     shard = folder / "expert-0001.safetensors"

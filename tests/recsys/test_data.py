@@ -334,3 +334,23 @@ def test_lists_of_items_are_no_matrix():
 def test_an_array_of_half_precision_is_read():
     matrix = (np.random.default_rng(0).random((20, 9)) < 0.6).astype(np.float16)
     assert load_interactions(matrix).num_users <= 20
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"shape": np.array([60.5, 40])},
+        {"format": np.array(1)},
+        {"data": np.array(["a"] * 3)},
+        {"data": np.array(["2020-01-01"] * 3, dtype="datetime64[D]")},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_damaged_matrix_is_an_error_of_the_data(changed, tmp_path):
+    path = tmp_path / "matrix.npz"
+    sparse.save_npz(path, sparse.csr_array(np.eye(3)))
+    with np.load(path) as stored:
+        parts = dict(stored)
+    np.savez(path, **parts | changed)
+    with pytest.raises(DataError, match=r"matrix.npz"):
+        load_interactions(path)

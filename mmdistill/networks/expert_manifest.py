@@ -1,0 +1,75 @@
+"""What the experts in a folder are: read, checked and compared."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mmdistill.errors import CheckpointError
+from mmdistill.networks.architecture import differing_lines
+from mmdistill.store import read_json
+
+EXPERTS_VERSION = 3
+MANIFEST = "experts.json"
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """Return a short name for a manifest."""
+    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read what the experts in a folder are.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    found = read_json(folder / MANIFEST)
+    training, architecture = found.get("training", {}), found.get("architecture", {})
+    epochs = training.get("epochs", 0) if isinstance(training, dict) else None
+    if not isinstance(architecture, dict) or type(epochs) is not int or not isinstance(found.get("layers", ""), str):
+        raise CheckpointError(f"{folder / MANIFEST} is damaged; remove the folder, to make them anew")
+    return found
+
+
+def trained_epochs(manifest: dict[str, Any]) -> int:
+    """Return how many epochs experts trained for."""
+    return int(manifest.get("training", {}).get("epochs", 0))
+
+
+def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *, training: bool = False) -> None:
+    """Refuse experts of other data, another network or, on request, other training.
+
+    Raises:
+        CheckpointError: naming the first difference.
+    """
+    if found.get("version") != EXPERTS_VERSION:
+        raise CheckpointError(f"{folder} holds experts of version {found.get('version')}, not {EXPERTS_VERSION}")
+    if missing := [key for key in wanted if key not in found]:
+        raise CheckpointError(f"{folder / MANIFEST} lacks {', '.join(missing)}; remove the folder, to make them anew")
+    if found["fingerprint"] != wanted["fingerprint"]:
+        raise CheckpointError(
+            f"the experts in {folder} trained on {found['data']!r} (fingerprint {found['fingerprint']}), the task's "
+            f"data {wanted['data']!r} has fingerprint {wanted['fingerprint']}"
+        )
+    if found["preprocessing"] != wanted["preprocessing"]:
+        raise CheckpointError(f"the experts in {folder} trained on {found['data']!r} with other preprocessing")
+    old, new = found["architecture"], wanted["architecture"]
+    for name in [*new, *(name for name in old if name not in new)]:
+        if old.get(name) != new.get(name):
+            raise CheckpointError(
+                f"the experts in {folder} are of another network: parameter {name} has shape {old.get(name)} there "
+                f"and {new.get(name)} in the task's network"
+            )
+    if found["layers"] != wanted["layers"]:
+        there, here = differing_lines(found["layers"], wanted["layers"])
+        raise CheckpointError(
+            f"the experts in {folder} are of another network: its parameters have the same shapes, but its layers are "
+            f"{there} there and {here} in the task's network"
+        )
+    for key, value in wanted["training"].items() if training else ():
+        if found["training"].get(key) != value:
+            raise CheckpointError(
+                f"the experts in {folder} trained with {key} = {found['training'].get(key)}, not {value}; "
+                "use another folder"
+            )
