@@ -19,6 +19,7 @@ OPTIONS_OF_DOMAINS = {
     "protocol": "images",
     "whiten": "images",
     "size": "images",
+    "mirror": "images",
     "augment": "images",
     "encoder": "texts",
     "length": "texts",

@@ -143,6 +143,7 @@ def _experts_parser() -> Parser:
         default="published",
         help="published or reduced settings, as for distill",
     )
+    parser.add_argument("--mirror", type=bool | None, default=None, help="whether images are mirrored, as for distill")
     parser.add_argument("--whiten", type=str | None, default=None, help="whitening of images, as for distill")
     parser.add_argument("--size", type=int | None, default=None, help="side of a folder's images, as for distill")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split, for data that come without one")

@@ -356,7 +356,7 @@ def export_command(run: str, format: str, to: str | None) -> None:
     Raises:
         ConfigError: a format that data of this domain are not exported in, or the run's own folder as its place.
     """
-    if to is not None and (not to.strip() or Path(to).resolve() == Path(run).resolve()):
+    if to is not None and (not to.strip() or os.path.realpath(to) == os.path.realpath(run)):
         raise ConfigError(f"--to names a folder of the export's own, got {to!r}; without it that is {run}/export")
     _, domain, task, distilled = _open_run(run, "cpu")
     key = canonical(format)

@@ -1,6 +1,7 @@
 """What exports leave in a folder, written down so that two distilled sets never mix there."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,9 +62,9 @@ def remove(folder: Path) -> None:
 def _listed(folder: Path) -> list[str]:
     """Return the files of the exports in a folder; none that lie outside of it."""
     names = read_json(folder / LISTING).get("files")
-    inside = folder.resolve()
+    inside = Path(os.path.realpath(folder))
     return [
         name
         for name in (names if isinstance(names, list) else [])
-        if isinstance(name, str) and (folder / name).resolve().is_relative_to(inside)
+        if isinstance(name, str) and Path(os.path.realpath(folder / name)).is_relative_to(inside)
     ]

@@ -40,6 +40,7 @@ class TaskOptions:
         judge_batch: minibatch size of trained judges; None is the protocol's own number.
         protocol: how judges are trained, by name; None is the domain's default.
         whiten: the whitening of images, by name; None is none.
+        mirror: whether augmentation may mirror images; None is what suits a known data set, and yes for others.
         size: the side to which the images of a folder are resized; None keeps theirs.
         inductive: whether condensing a graph sees its training nodes alone; None is what the field does with the data.
         seed: for splits that the data do not come with.
@@ -56,6 +57,7 @@ class TaskOptions:
     judge_batch: int | None = None
     protocol: str | None = None
     whiten: str | None = None
+    mirror: bool | None = None
     size: int | None = None
     inductive: bool | None = None
     seed: int = 0

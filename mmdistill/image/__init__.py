@@ -2,10 +2,11 @@
 
 from mmdistill.image.augment import SiameseAugmentation
 from mmdistill.image.data import ImageData
-from mmdistill.image.datasets import DATASETS, accepts, load
+from mmdistill.image.datasets import accepts, load
 from mmdistill.image.draw import EXPORTS, draw
 from mmdistill.image.files import missing_classes
 from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
+from mmdistill.image.known import DATASETS
 from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
 from mmdistill.image.protocols import PROTOCOLS
@@ -29,7 +30,7 @@ DOMAIN = Domain(
     "files, or a .safetensors file with images and labels",
     presets=PRESETS,
     reduced=REDUCED,
-    options=("protocol", "whiten", "size", "augment", "model", "judge_batch"),
+    options=("protocol", "whiten", "size", "mirror", "augment", "model", "judge_batch"),
     protocols={name: protocol.line() for name, protocol in PROTOCOLS.items()},
     taxonomy=TABLE_1,
     conditions=conditions,

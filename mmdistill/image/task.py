@@ -298,6 +298,8 @@ def image_task(
     width: int | None = None,
     features: str | Sequence[str] = (),
     test: Source | None = None,
+    class_names: Sequence[str] | None = None,
+    mirror: bool | None = None,
     size: int | None = None,
     device: str | torch.device = "auto",
     judge_epochs: int | None = None,
@@ -319,6 +321,8 @@ def image_task(
         features: name or names of submodules whose outputs are the layers' features, and last the one whose *input* is
             the embedding; by default the named models' blocks, or the input of the last ``nn.Linear``.
         test: test data of the same kind as ``data``, for tensors and torch data sets.
+        class_names: of tensors and torch data sets, by class index; by default those in a data set's ``classes``.
+        mirror: whether augmentation may mirror images; by default all are mirrored but those of known digits.
         size: resize the images of a folder to ``size`` x ``size``.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
         judge_epochs: epochs of judges; None is the protocol's own number.
@@ -336,7 +340,10 @@ def image_task(
     """
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     place = choose_device(device)
-    loaded = data if isinstance(data, ImageData) else load(data, test, size=size, seed=seed)
+    if isinstance(data, ImageData):
+        loaded = data if mirror is None else replace(data, mirror=mirror)
+    else:
+        loaded = load(data, test, class_names=class_names, mirror=mirror, size=size, seed=seed)
     if whiten is not None:
         loaded = whitened(loaded, whiten)
     if model is None or isinstance(model, str):
@@ -366,6 +373,7 @@ def make_task(data: str, options: TaskOptions) -> ImageTask:
         data,
         model=options.model,
         width=options.width,
+        mirror=options.mirror,
         size=options.size,
         device=options.device,
         judge_epochs=options.judge_epochs,

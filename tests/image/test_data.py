@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets as published
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
-from mmdistill.image import datasets, files, image_task
+from mmdistill.image import files, image_task, known
 from mmdistill.image.data import build, channel_moments
-from mmdistill.image.datasets import accepts, load
+from mmdistill.image.datasets import MIRRORED, accepts, load
 from mmdistill.image.task import make_task
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, data_root
@@ -29,7 +29,7 @@ needs_mnist = pytest.mark.skipif(
     reason="needs MNIST/raw under MMDISTILL_DATA",
 )
 
-IDX_NAMES = [name for split in datasets.IDX_SPLITS for name in split]
+IDX_NAMES = [name for split in known.IDX_SPLITS for name in split]
 
 
 def bytes_like(*shape: int, seed: int = 0) -> Tensor:
@@ -90,14 +90,14 @@ def test_what_of_a_folder_is_not_read_is_said(tmp_path: Path) -> None:
     for part in ("train", "Val"):
         write_images(tmp_path / "pets" / part)
     held_out = "test: the images of Val/, as there is no test/"
-    assert load(tmp_path / "pets").notes == (held_out,)
+    assert load(tmp_path / "pets", mirror=False).notes == (held_out,)
     cat = tmp_path / "pets" / "train" / "cat"
     Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(cat / "clear.png")
     Image.new("P", (8, 8)).save(cat / "moving.gif")
     Image.new("P", (8, 8)).save(cat / "blank.png", transparency=0)
     (cat / ".hidden.gif").touch()
     (cat / "cat.xml").touch()
-    data = load(tmp_path / "pets")
+    data = load(tmp_path / "pets", mirror=False)
     unread = (
         "train/: the transparency of 2 images is not read",
         "train/: pictures of other kinds are not read: 1 .gif",
@@ -105,8 +105,8 @@ def test_what_of_a_folder_is_not_read_is_said(tmp_path: Path) -> None:
     assert data.notes == (held_out, *unread)
     assert len(data.train_images) == 12
     write_images(tmp_path / "pets" / "test")
-    assert load(tmp_path / "pets").notes == ("the images of Val/ are not read", *unread)
-    *notes, split = load(tmp_path / "pets" / "train").notes
+    assert load(tmp_path / "pets", mirror=False).notes == ("the images of Val/ are not read", *unread)
+    *notes, split = load(tmp_path / "pets" / "train", mirror=False).notes
     assert split.startswith("test: 20% of the images of each class")
     assert tuple(notes) == unread
 
@@ -271,7 +271,7 @@ def test_an_image_folder_is_split_by_class(tmp_path: Path) -> None:
 def test_what_is_held_out_for_testing_is_said(tmp_path: Path) -> None:
     write_images(tmp_path / "pets")
     note = "test: 20% of the images of each class, held out of training, seed 3"
-    assert image_task(tmp_path / "pets", width=4, seed=3).describe().preprocessing["splits"] == [note]
+    assert image_task(tmp_path / "pets", width=4, seed=3).describe().preprocessing["splits"] == [note, MIRRORED]
     assert "splits" not in image_task("digits", width=4).describe().preprocessing
 
 
@@ -675,3 +675,20 @@ def test_images_without_pixels_or_with_a_single_value_are_refused() -> None:
         image_task((torch.rand(40, 0, 8, 8), labels))
     with pytest.raises(DataError, match=r"all pixels of the training images of .* are 0.5"):
         image_task((torch.full((40, 1, 8, 8), 0.5), labels))
+
+
+def test_names_of_classes_and_mirroring_are_the_users_to_say(tmp_path: Path) -> None:
+    images, labels = bytes_like(40, 1, 8, 8), labels_of(40, 2)
+    task = image_task((images, labels), class_names=["cat", "dog"], mirror=False, width=4)
+    assert task.describe().class_names == ("cat", "dog")
+    assert "flip" not in task.augmentation.describe()["operations"]  # type: ignore[operator]
+    assert MIRRORED not in task.describe().notes
+    usual = image_task((images, labels), width=4)
+    assert "flip" in usual.augmentation.describe()["operations"]  # type: ignore[operator]
+    assert MIRRORED in usual.describe().notes
+    assert image_task("digits", mirror=True, width=4).data.mirror
+    assert not image_task(usual.data, mirror=False, width=4).data.mirror
+    with pytest.raises(DataError, match="labels"):
+        image_task((images, labels), class_names=["cat"])
+    with pytest.raises(ConfigError, match="brings its own"):
+        image_task("digits", class_names=["cat", "dog"])
