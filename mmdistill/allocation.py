@@ -59,7 +59,7 @@ def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> 
     """
     short = (have < counts).nonzero().flatten()
     if len(short):
-        index = int(short[0])
+        index = int(short[have[short].argmin()])  # the smallest, so that what fits it fits all
         raise DataError(
             f"class {names[index] if names else index} has {int(have[index])} samples, fewer than the "
             f"{int(counts[index])} asked for; lower the budget"

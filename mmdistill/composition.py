@@ -90,8 +90,8 @@ def require_composition(
     if 0 < settings.stored_bytes < parameterization.stored_bytes():
         raise ConfigError(
             f"these samples take {parameterization.stored_bytes():,} bytes, more than the "
-            f"{settings.stored_bytes:,} that they may; a Storage that does not fill the bytes of its settings "
-            "says so (fills=False)"
+            f"{settings.stored_bytes:,} that they may; a Storage whose builder does not heed settings.stored_bytes "
+            "has no fills=True"
         )
     if settings.steps and method.solve is None and not grouped(parameterization, objective):
         raise ConfigError(

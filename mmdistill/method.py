@@ -27,15 +27,15 @@ class Storage:
         build: builds the initial parameterization.
         summary: one line for users.
         optimizers: for the groups that it learns, where a method's own rates are for other units than its codes have.
-        fills: whether it fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these become
-            the largest budget whose set takes no more.
+        fills: whether the builder fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these
+            become the largest budget whose set takes no more.
         name: what ``--parameterization`` calls it; empty for those of a method or a user.
     """
 
     build: Parameterizer
     summary: str = ""
     optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
-    fills: bool = True
+    fills: bool = False
     name: str = ""
 
     def __call__(self, task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:

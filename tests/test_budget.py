@@ -107,5 +107,6 @@ def test_a_storage_that_exceeds_the_bytes_that_it_says_to_fill_is_refused() -> N
     stored = Storage(
         lambda task, budget, settings, label, draws: raw_samples(task, budget, "real", label, draws), "mine"
     )
-    with pytest.raises(ConfigError, match=r"take 2,960 bytes, more than the 2,600 that they may.*fills=False"):
-        distill(task, "krr", parameterization=stored, bytes=2600, settings={"steps": 1})
+    with pytest.raises(ConfigError, match=r"take 2,960 bytes, more than the 2,600 that they may.*fills=True"):
+        distill(task, "krr", parameterization=replace(stored, fills=True), bytes=2600, settings={"steps": 1})
+    assert distill(task, "dm", parameterization=stored, bytes="20KB", settings={"steps": 1}).budget == 7

@@ -56,7 +56,7 @@ def generated(
         )
 
     rates = {"codes": OptimizerSpec("adam", 0.001)}
-    return Storage(build, "latents of a generator trained on the data, which is stored too", rates)
+    return Storage(build, "latents of a generator trained on the data, which is stored too", rates, fills=True)
 
 
 def of_generator(
@@ -87,7 +87,7 @@ def of_generator(
         )
 
     rates = {"codes": OptimizerSpec("adam", 0.001)}
-    return Storage(build, "latents of a given generator, which is stored too", rates)
+    return Storage(build, "latents of a given generator, which is stored too", rates, fills=True)
 
 
 def _it_gan_settings(ipc: int) -> Settings:

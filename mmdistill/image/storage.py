@@ -26,7 +26,7 @@ def raw() -> Storage:
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return raw_samples(task, budget, settings.init, label, draws)
 
-    return Storage(build, "the images themselves", fills=False)
+    return Storage(build, "the images themselves")
 
 
 def tiled(factor: int = 2) -> Storage:
@@ -36,7 +36,7 @@ def tiled(factor: int = 2) -> Storage:
         return multi_formation(task, budget, settings.init, label, draws, factor)
 
     summary = f"images of {factor} x {factor} tiles, up-sampled to full size"
-    return Storage(build, summary, {"codes": OptimizerSpec("adam", 0.01)}, fills=False)
+    return Storage(build, summary, {"codes": OptimizerSpec("adam", 0.01)})
 
 
 def latent(factor: int = 4, count: int = 2, width: int = 8) -> Storage:
@@ -46,7 +46,9 @@ def latent(factor: int = 4, count: int = 2, width: int = 8) -> Storage:
         return latent_codes(task, _room(task, budget, settings, label), settings.init, draws, factor, count, width)
 
     rates = {"codes": OptimizerSpec("adam", 0.03), "decoder": OptimizerSpec("adam", 0.003)}
-    return Storage(build, f"codes of 1/{factor} the side, each through {count} small decoders that all share", rates)
+    return Storage(
+        build, f"codes of 1/{factor} the side, each through {count} small decoders that all share", rates, fills=True
+    )
 
 
 def hallucinated(count: int = 5) -> Storage:
@@ -56,7 +58,7 @@ def hallucinated(count: int = 5) -> Storage:
         return hallucinated_bases(task, _room(task, budget, settings, label), settings.init, draws, count)
 
     rates = {"codes": OptimizerSpec("adam", 0.01), "decoder": OptimizerSpec("adam", 0.003)}
-    return Storage(build, f"full-size bases, each rendered by {count} hallucinators that all share", rates)
+    return Storage(build, f"full-size bases, each rendered by {count} hallucinators that all share", rates, fills=True)
 
 
 def addressed(factor: int = 2, multiple: int = 4, bases: int = 0) -> Storage:
@@ -68,7 +70,7 @@ def addressed(factor: int = 2, multiple: int = 4, bases: int = 0) -> Storage:
 
     rates = {"codes": OptimizerSpec("adam", 0.01)}
     what = f"combinations of {bases} bases" if bases else f"{multiple} combinations per raw image of bases"
-    return Storage(build, f"{what} of 1/{factor} the side", rates)
+    return Storage(build, f"{what} of 1/{factor} the side", rates, fills=True)
 
 
 def coefficients(multiple: int = 4, contained: bool = True) -> Storage:
@@ -79,7 +81,9 @@ def coefficients(multiple: int = 4, contained: bool = True) -> Storage:
         return learned_coefficients(task, room, settings.init, draws, multiple, contained)
 
     what = "the images are stored" if contained else "only their positions are stored: for those who have the data"
-    return Storage(build, f"learned combinations of real images; {what}", {"codes": OptimizerSpec("adam", 0.01)})
+    return Storage(
+        build, f"learned combinations of real images; {what}", {"codes": OptimizerSpec("adam", 0.01)}, fills=True
+    )
 
 
 def canvas(multiple: int = 4) -> Storage:
@@ -88,7 +92,8 @@ def canvas(multiple: int = 4) -> Storage:
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return class_canvases(task, _room(task, budget, settings, label), settings.init, draws, multiple)
 
-    return Storage(build, f"{multiple} random crops per raw image of one canvas per class whose edges meet")
+    summary = f"{multiple} random crops per raw image of one canvas per class whose edges meet"
+    return Storage(build, summary, fills=True)
 
 
 def _room(task: Task, budget: int, settings: Settings, label: LabelKind) -> ImageBudget:

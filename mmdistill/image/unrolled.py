@@ -101,7 +101,7 @@ def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, dr
     return Raw(F.normalize(inputs.flatten(1)).view_as(inputs), found.labels, found.classes, found.num_classes)
 
 
-UNIT_NOISE = Storage(unit_noise, "the images themselves", fills=False)
+UNIT_NOISE = Storage(unit_noise, "the images themselves")
 """What BPTT and RaT-BPTT store."""
 
 
@@ -203,7 +203,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         title="HaBa",
         objective=Configured(styled_trajectory),
         settings=_haba_settings,
-        parameterization=Storage(hallucinated_styles),
+        parameterization=Storage(hallucinated_styles, fills=True),
         summary="MTT; bases that five small hallucinators render, kept apart by an adversary",
         source="Liu et al., NeurIPS 2022 (styles in turn for drawn ones, samples that start near real images, a "
         "rate not held above 0.001)",

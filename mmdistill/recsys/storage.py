@@ -113,7 +113,7 @@ def _weighted_interactions(
             real_mass=real_mass,
         )
 
-    return Storage(_from_real_users(make, mass_ratio, interactions_per_user), summary, fills=False)
+    return Storage(_from_real_users(make, mass_ratio, interactions_per_user), summary)
 
 
 def mean_field_interactions(
@@ -161,9 +161,7 @@ def binary_interactions(*, interactions_per_user: int | None = None) -> Storage:
         noise = draws.fold("ties").to(task.device).uniform(*rows.shape)
         return BinaryInteractions(pooled + TIE * noise, interactions_per_user=gamma)
 
-    return Storage(
-        _from_real_users(make, binary_ratio, interactions_per_user), "binary users, each a list of items", fills=False
-    )
+    return Storage(_from_real_users(make, binary_ratio, interactions_per_user), "binary users, each a list of items")
 
 
 def expected_interactions() -> Storage:
@@ -184,7 +182,7 @@ def expected_interactions() -> Storage:
         wanted = settings.interactions_per_user
         return ExpectedInteractions.of(rows * (wanted / float(rows.sum(1).mean())) if wanted else rows)
 
-    return Storage(build, "dense weighted users, each weight a chance", fills=False)
+    return Storage(build, "dense weighted users, each weight a chance")
 
 
 def pooled_rows(task: Task, rows: Tensor, gamma: int, real_mass: float, draws: Draws) -> Tensor:

@@ -71,12 +71,8 @@ DOMAIN = Domain(
     prefix=HUB_PREFIX,
     options=("encoder", "length", "text_column", "label_column", "model", "judge_batch"),
     parameterizations={
-        "embeddings": Storage(
-            token_samples, "token embeddings, learned freely (--model textcnn, bilstm, ...)", fills=False
-        ),
-        "words": Storage(
-            word_samples, "real tokens, learned by straight-through projection: can be read", WORD_RATES, fills=False
-        ),
+        "embeddings": Storage(token_samples, "token embeddings, learned freely (--model textcnn, bilstm, ...)"),
+        "words": Storage(word_samples, "real tokens, learned by straight-through projection: can be read", WORD_RATES),
     },
 )
 
