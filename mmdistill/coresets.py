@@ -12,7 +12,7 @@ from mmdistill.labels import one_hot
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
-from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples
+from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, real_samples
 
 CORESETS = ("herding", "k-center", "k-means", "craig")
 """Selections of real samples that look at the samples."""
@@ -198,8 +198,7 @@ def briefly_trained(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01
     momentum: Tensors = {}
     for step in range(steps):
         key = draws.fold("step", step)
-        real = task.sample_real(key, None, batch)
-        assert isinstance(real, Batch)
+        real = real_samples(task, key, batch)
         network, momentum = sgd_step(task, network, momentum, real, lr, 0.9, key.fold("loss"))
     return network
 

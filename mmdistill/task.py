@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -331,6 +331,44 @@ class Task(Protocol):
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""
         ...
+
+
+Samples = TypeVar("Samples", Batch, ClassBatch)
+
+
+def real_samples(task: Task, draws: Draws, n: int) -> Batch:
+    """Draw n real samples of all classes.
+
+    Raises:
+        ShapeError: the task gives something else than a Batch.
+    """
+    return _of_kind(Batch, task.sample_real(draws, None, n), "sample_real without classes", task)
+
+
+def real_classes(task: Task, draws: Draws, classes: Tensor, n: int) -> ClassBatch:
+    """Draw n real samples of each of some classes.
+
+    Raises:
+        ShapeError: the task gives something else than a ClassBatch.
+    """
+    return _of_kind(ClassBatch, task.sample_real(draws, classes, n), "sample_real with classes", task)
+
+
+def augmented(task: Task, draws: Draws, batch: Samples, *, shared: bool) -> Samples:
+    """Augment samples as :meth:`Task.augment` does, of the kind that they are.
+
+    Raises:
+        ShapeError: the task gives another kind.
+    """
+    return _of_kind(type(batch), task.augment(draws, batch, shared=shared), "augment", task)
+
+
+def _of_kind(kind: type[Samples], found: Batch | ClassBatch, what: str, task: Task) -> Samples:
+    if not isinstance(found, kind):
+        raise ShapeError(
+            f"{what} of {type(task).__name__} must return a {kind.__name__}, and returned a {type(found).__name__}"
+        )
+    return found
 
 
 def require_task(task: object) -> None:

@@ -35,6 +35,7 @@ from mmdistill.task import (
     TaskInfo,
     Tensors,
     one_tensor,
+    real_classes,
     share_classes,
 )
 
@@ -103,8 +104,8 @@ class GraphTask:
 
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
         """Return the network with the real graph's statistics in its batch norms, of a large graph a sampled part's."""
-        real = self.sample_real(draws, torch.arange(self.graph.num_classes), BY_CLASS)
-        return self.network.settled(state, _named(real.batch.inputs if isinstance(real, ClassBatch) else real.inputs))
+        real = real_classes(self, draws, torch.arange(self.graph.num_classes), BY_CLASS)
+        return self.network.settled(state, _named(real.batch.inputs))
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""

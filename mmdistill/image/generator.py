@@ -17,7 +17,7 @@ from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
 from mmdistill.runtime import Draws, cache_folder, host_draws_from
 from mmdistill.store import load_tree, save_tree
-from mmdistill.task import Batch, Task
+from mmdistill.task import Task, one_tensor, real_samples
 
 GENERATOR_VERSION = 1
 logger = logging.getLogger(__name__)
@@ -229,14 +229,15 @@ class _Players:
     def advance(self) -> None:
         """Step the critic, then the generator."""
         key, batch = self.draws.fold("step", self.step), self.recipe.batch
-        real = self.task.sample_real(key.fold("real"), None, batch)
-        assert isinstance(real, Batch)
-        assert isinstance(real.targets, Tensor)
+        real = real_samples(self.task, key.fold("real"), batch)
         assert self.task.num_classes is not None
         classes = key.fold("classes").integers(self.task.num_classes, batch)
         latents = key.fold("latents").normal(batch, self.recipe.latent_size)
         made = self.generator(latents, classes)
-        genuine, forged = self.critic(require_images(real.inputs), real.targets), self.critic(made.detach(), classes)
+        genuine, forged = (
+            self.critic(require_images(real.inputs), one_tensor(real.targets)),
+            self.critic(made.detach(), classes),
+        )
         self._descend(self.critic, F.softplus(-genuine).mean() + F.softplus(forged).mean(), 1)
         self._descend(self.generator, F.softplus(-self.critic(made, classes)).mean(), 0)
         self.step += 1

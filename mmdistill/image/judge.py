@@ -29,7 +29,7 @@ from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule, redrawn
 from mmdistill.networks.stacked import Loss, state_at
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Scores, Tensors
+from mmdistill.task import Batch, NetworkState, Scores, Tensors, one_tensor
 
 TEST_CHUNK = {"cuda": 1000, "cpu": 100}
 """Test images per forward pass; on the CPU so few that the layers' outputs stay in its caches."""
@@ -74,8 +74,8 @@ def training_loss(network: FunctionalModule, scale: float | None) -> Loss:
 def _training_loss(network: FunctionalModule, scale: float | None) -> Loss:
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         output, buffers = network(state, batch.inputs, train=True)
-        assert isinstance(batch.targets, Tensor)
-        losses = target_loss(output, batch.targets) if scale is None else squared_loss(output, batch.targets, scale)
+        targets = one_tensor(batch.targets)
+        losses = target_loss(output, targets) if scale is None else squared_loss(output, targets, scale)
         return weighted_mean(losses, batch.weight), buffers
 
     return loss

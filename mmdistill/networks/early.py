@@ -10,7 +10,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.networks.schedules import ScheduleState, TrainedOnT
 from mmdistill.networks.statistics import with_real_statistics
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Task, Tensors
+from mmdistill.task import NetworkState, Task, Tensors, real_samples
 
 TINY = 1e-10
 """Keeps the direction of a filter of zeros finite."""
@@ -89,8 +89,7 @@ class EarlyStagePool(TrainedOnT):
         steps = math.ceil(self.epochs * math.ceil(task.describe().num_train / self.batch))
         for step in range(steps):
             key = draws.fold("step", step)
-            batch = task.sample_real(key.fold("real"), None, self.batch)
-            assert isinstance(batch, Batch)
+            batch = real_samples(task, key.fold("real"), self.batch)
             network, momentum = self.update(task, network, momentum, batch, key)
         return network
 

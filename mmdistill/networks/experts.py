@@ -44,7 +44,7 @@ from mmdistill.networks.stacked import Loss, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws, cache_folder, sole_writer
 from mmdistill.store import write_json
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, shares_inputs, take
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, shares_inputs, take
 
 logger = logging.getLogger(__name__)
 
@@ -294,9 +294,8 @@ def _train_group(
 
     def augment(draws: Draws, batch: Batch) -> Batch:
         apart = batch.map(lambda t: t.unflatten(0, (len(group), -1)))
-        augmented = task.augment(draws, ClassBatch(apart, Dims(0, 0)), shared=False)
-        assert isinstance(augmented, ClassBatch)
-        return augmented.batch.map(lambda t: t.flatten(0, 1))
+        found = augmented(task, draws, ClassBatch(apart, Dims(0, 0)), shared=False)
+        return found.batch.map(lambda t: t.flatten(0, 1))
 
     draws = Draws(recipe.seed, ("experts", group[0], len(group)), task.device)
     together = shares_inputs(data)  # then networks see all samples at once, as they are

@@ -14,7 +14,17 @@ from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.networks.statistics import copied, with_real_statistics
 from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, num_samples, one_tensor, take
+from mmdistill.task import (
+    Batch,
+    NetworkState,
+    Task,
+    Tensors,
+    augmented,
+    num_samples,
+    one_tensor,
+    real_samples,
+    take,
+)
 
 Synthetic = Callable[[], Batch]
 Prepare = Callable[[Task, Draws, Batch], Batch]
@@ -145,9 +155,7 @@ class TrainedNetworks(NetworkSchedule):
         if self.prepare is not None:
             batch = self.prepare(task, draws.fold("augment"), batch)
         elif self.augment:
-            augmented = task.augment(draws.fold("augment"), batch, shared=False)
-            assert isinstance(augmented, Batch)
-            batch = augmented
+            batch = augmented(task, draws.fold("augment"), batch, shared=False)
         return sgd_step(task, network, momentum, batch, self.lr, self.momentum, draws, self.weight_decay)
 
     @abstractmethod
@@ -199,8 +207,7 @@ class TrainedUntilOverfitting(TrainedOnS):
 
     def stopping(self, task: Task, network: NetworkState, draws: Draws) -> Callable[[NetworkState], bool]:
         """Return whether the loss of one real minibatch has risen."""
-        real = task.sample_real(draws.fold("watched"), None, self.watched)
-        assert isinstance(real, Batch)
+        real = real_samples(task, draws.fold("watched"), self.watched)
         least = _loss(task, network, real)
 
         def risen(network: NetworkState) -> bool:
@@ -266,9 +273,7 @@ class AccuracyDriven(TrainedOnS):
 
     def real_accuracy(self, task: Task, network: NetworkState, draws: Draws) -> Tensor:
         """Return the accuracy on real samples, a scalar."""
-        real = task.sample_real(draws, None, self.watched)
-        assert isinstance(real, Batch)
-        return accuracy(task, network, real)
+        return accuracy(task, network, real_samples(task, draws, self.watched))
 
 
 class TrainedOnT(TrainedNetworks):
@@ -276,9 +281,7 @@ class TrainedOnT(TrainedNetworks):
 
     def minibatches(self, task: Task, syn: Batch, draws: Draws) -> list[Batch]:
         """Return one real minibatch."""
-        real = task.sample_real(draws.fold("inner"), None, self.batch)
-        assert not isinstance(real, ClassBatch)
-        return [real]
+        return [real_samples(task, draws.fold("inner"), self.batch)]
 
 
 def accuracy(task: Task, network: NetworkState, batch: Batch) -> Tensor:

@@ -9,7 +9,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import regression_targets, weighted_mean
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, one_tensor, take
+from mmdistill.task import Batch, NetworkState, Task, Tensors, augmented, num_samples, one_tensor, take
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -97,9 +97,7 @@ class NetworkPool(NetworkSchedule):
         if count > self.batch and num_samples(syn.inputs) == count:
             syn = take(syn, draws.fold("order").to(syn.weight.device).permutation(count)[: self.batch])
         if self.augment:
-            augmented = task.augment(draws.fold("augment"), syn, shared=False)
-            assert isinstance(augmented, Batch)
-            syn = augmented
+            syn = augmented(task, draws.fold("augment"), syn, shared=False)
         gradients, buffers = regression_gradients(task, network, syn, draws)
         steps = pool[f"{member}.steps"] + 1
         updated: Tensors = {f"{member}.steps": steps}

@@ -6,7 +6,7 @@ from torch import Tensor
 from mmdistill.abilities import Settles
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.runtime import Draws
-from mmdistill.task import ClassBatch, NetworkState, Task, Tensors, map_inputs
+from mmdistill.task import NetworkState, Task, Tensors, map_inputs, real_classes
 
 BY_CLASS = 16
 """Real samples of each class that statistics are taken from, as DC has it."""
@@ -26,8 +26,7 @@ def settled_by_class(task: Task, module: FunctionalModule, network: NetworkState
     """Return a network with the statistics of so many drawn real samples of each class in its batch norms."""
     if not has_statistics(network):
         return network
-    real = task.sample_real(draws, torch.arange(task.num_classes or 1, device=task.device), BY_CLASS)
-    assert isinstance(real, ClassBatch)
+    real = real_classes(task, draws, torch.arange(task.num_classes or 1, device=task.device), BY_CLASS)
     rows = _repeating(real.batch.weight)
     inputs = map_inputs(lambda tensor: tensor.flatten(0, 1)[rows], real.batch.inputs)
     return module.settled(network, inputs)

@@ -14,7 +14,7 @@ from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.portions import CACHED
 from mmdistill.precision import Precision, lowered
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples, real_samples
 
 RealView = Literal["classes", "flat"]
 ClassMode = Literal["auto", "vmap", "loop"]
@@ -145,8 +145,7 @@ def require_features(name: str, task: Task) -> None:
         ConfigError: no features, or no row of them per sample.
     """
     data, key = task.describe().data, Draws(0, ("check",), task.device)
-    real = task.sample_real(key.fold("real"), None, 2)
-    inputs = real.batch.inputs if isinstance(real, ClassBatch) else real.inputs
+    inputs = real_samples(task, key.fold("real"), 2).inputs
     count = num_samples(inputs)  # where samples share their inputs, of all that come along
     try:
         with torch.no_grad():

@@ -14,7 +14,7 @@ from mmdistill.objectives.base import Network, Objective
 from mmdistill.portions import loss_by_portions
 from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented
 
 RateForm = Literal["raw", "softplus", "exp"]
 
@@ -149,9 +149,7 @@ class UnrolledObjective(Objective):
         if not self.augment:
             return steps
         # A step is to augmentation what a class is elsewhere: a group that draws its own operation.
-        augmented = task.augment(draws.fold("augment"), ClassBatch(steps, Dims(0, 0)), shared=False)
-        assert isinstance(augmented, ClassBatch)
-        return augmented.batch
+        return augmented(task, draws.fold("augment"), ClassBatch(steps, Dims(0, 0)), shared=False).batch
 
     def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
         """Return the parameters of a student that started at the network and took all steps, differentiably."""

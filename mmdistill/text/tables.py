@@ -127,9 +127,9 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
     near = [name for name in lower if difflib.get_close_matches(name, guesses, n=1, cutoff=0.7)]
     hint = f" (is it {lower[near[0]]!r}?)" if near else ""
     raise DataError(
-        f"{source} has no column that looks like the {role}{hint}. Name it with {role}_column (--{role}-column); there "
-        f"are: {', '.join(map(repr, names))}. The first line must be a header. A table of interactions is read as one "
-        "where columns are called user and item"
+        f"{source} has no column that looks like the {role}{hint}; there are: {', '.join(map(repr, names))}. Name it "
+        f"with {role}_column (--{role}-column); or, if these are interactions, call their columns user and item. The "
+        "first line must be a header"
     )
 
 

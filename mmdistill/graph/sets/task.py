@@ -30,6 +30,7 @@ from mmdistill.task import (
     Scores,
     TaskInfo,
     Tensors,
+    one_tensor,
     share_classes,
 )
 
@@ -82,8 +83,7 @@ class GraphSetTask:
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
-        assert isinstance(batch.targets, Tensor)
-        losses = target_loss(self.network.logits(state.params, batch.inputs), batch.targets)
+        losses = target_loss(self.network.logits(state.params, batch.inputs), one_tensor(batch.targets))
         return weighted_mean(losses, batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
