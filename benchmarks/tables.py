@@ -31,12 +31,12 @@ from pathlib import Path
 import torch
 from cells import CELLS, REDUCED_MODELS, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, cost, network_of, row
 from pages import draw_figure_8, page
-from quality import TASK_OPTIONS, judging_of, parse_row
+from quality import prepared
 
 from mmdistill.errors import MmdistillError
 from mmdistill.evaluate import evaluate
 from mmdistill.metrics import metrics_document
-from mmdistill.registry import TaskOptions, domain_methods, get_domain
+from mmdistill.registry import domain_methods, get_domain
 from mmdistill.run_folder import METRICS
 from mmdistill.runtime import choose_device
 from mmdistill.store import DistilledSet, read_json, write_json
@@ -170,16 +170,14 @@ def judge_cells(
 def judge_cell(cell: Cell, judge: str, folder: Path, device: str, seed: int, networks: int) -> str:
     """Judge a finished cell and its baselines by a further network; returns its accuracy, or why there is none."""
     distilled, document = DistilledSet.load(folder), read_json(folder / METRICS)
-    overrides = parse_row(cell.row)[3]
-    options = {name: overrides[name] for name in TASK_OPTIONS if name in overrides}
     try:
-        task = get_domain("image").make_task(cell.data, TaskOptions(device=device, **options))  # type: ignore[arg-type]
+        here = prepared(cell.row, device)
         baselines = [name for name in cell.baselines.split(",") if name]
-        found = evaluate(task, distilled, judges=[judge], n=networks, seed=seed, baselines=baselines)
+        found = evaluate(here.task, distilled, judges=[judge], n=networks, seed=seed, baselines=baselines)
     except MmdistillError as error:
         return str(error)
     extra = {name: document[name] for name in ("row", "samples", "judging_seconds") if name in document}
-    content = metrics_document(distilled, found, document, judging_of(options), task)
+    content = metrics_document(distilled, found, document, here.judging, here.task)
     write_json(folder / METRICS, content | extra)
     return str(found.headline())
 

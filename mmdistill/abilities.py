@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from torch import Tensor
 
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Scores
+from mmdistill.task import Batch, ClassBatch, NetworkState, Scores, Tensors
 
 if TYPE_CHECKING:  # they know of tasks themselves
     from mmdistill.labels import LabelKind
@@ -20,6 +20,15 @@ class Validates(Protocol):
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
         """Return a score, higher is better, from validation data only; None where the data come without any."""
+        ...
+
+
+@runtime_checkable
+class GivesClassGradients(Protocol):
+    """A task that has its network's gradients of all classes in closed form."""
+
+    def class_gradients(self, state: NetworkState, batch: ClassBatch) -> Tensors | None:
+        """Return each parameter's gradients, ``(C, *shape)``, differentiable; None where this network has none."""
         ...
 
 

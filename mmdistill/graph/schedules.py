@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from mmdistill.abilities import GivesClassGradients
 from mmdistill.graph.task import GraphTask
 from mmdistill.methods import trained_by
 from mmdistill.networks.schedules import ScheduleState, Synthetic, TrainedOnS
@@ -95,7 +96,7 @@ class TrainedOnGraph(TrainedOnS):
 
 def _gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) -> tuple[Tensors, Tensors]:
     """Return the loss's gradient, in closed form where the task has one, and the network's updated buffers."""
-    if isinstance(task, GraphTask):
+    if isinstance(task, GivesClassGradients):
         whole = share_classes(batch, torch.ones(1, len(batch.weight), device=batch.weight.device))
         closed = task.class_gradients(network, whole)
         if closed is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from mmdistill.abilities import GivesClassGradients
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.networks.gradients import gradients_by_name
 from mmdistill.portions import CACHED
@@ -190,14 +191,13 @@ def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto
         mode: ``vmap`` batches the classes in one call, ``loop`` takes them one at a time with the memory of one;
             they agree to rounding. ``auto`` loops where one class is compiled for CUDA, and on the CPU where a class is
             large (grouped convolutions and vmapped norms are slow), and batches everywhere else, as many classes
-            at once as the network says. A task's own closed form (``task.class_gradients``) takes precedence.
+            at once as the network says. A task's own closed form takes precedence.
 
     Shapes:
         Each parameter of shape ``s`` gives ``(C, *s)``, differentiable with respect to the batch.
     """
-    closed_form = getattr(network.task, "class_gradients", None)
-    if closed_form is not None and network.precision != "bf16":  # which it does not lower
-        gradients: Tensors | None = closed_form(network.state, batch)
+    if isinstance(network.task, GivesClassGradients) and network.precision != "bf16":  # which it does not lower
+        gradients = network.task.class_gradients(network.state, batch)
         if gradients is not None:
             return gradients
     size = classes_at_once(network, batch, mode)
