@@ -73,7 +73,7 @@ class RunState:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "network": None if network is None else [network.params, network.buffers],
             "age": self.schedule.age,
-            "momentum": self.schedule.momentum,
+            "momentum": self.schedule.memory,  # under the name that checkpoints have had
             "history": [list(entry) for entry in self.history],
             "best": self.best,
             "average": self.average,

@@ -32,25 +32,25 @@ Prepare = Callable[[Task, Draws, Batch], Batch]
 
 
 class ScheduleState(NamedTuple):
-    """A schedule's whole memory.
+    """All that a schedule carries from step to step.
 
     Args:
         network: the live network, None before the first fetch.
         age: outer steps it has served.
-        momentum: its momentum buffers, or all else that a schedule of several networks keeps, by name.
+        memory: what else is kept, by name: the network's momentum or moments, accuracies seen, a pool of networks.
         target: parameters that a student starting from it shall reach, from schedules that give any; it lives for
             one outer step and is never stored.
     """
 
     network: NetworkState | None
     age: int
-    momentum: Tensors
+    memory: Tensors
     target: Tensors | None = None
 
 
 EMPTY = ScheduleState(None, 0, {})
 ACCURACIES = "accuracies"
-"""The name under which :class:`AccuracyDriven` keeps what it has seen, beside momentum buffers."""
+"""The name under which :class:`AccuracyDriven` keeps what it has seen, beside the momentum."""
 
 
 class NetworkSchedule(ABC):
@@ -128,7 +128,7 @@ class TrainedNetworks(NetworkSchedule):
         age = state.age + 1
         if age >= self.outer_steps or state.network is None:
             return EMPTY
-        network, momentum, current = state.network, state.momentum, syn()
+        network, momentum, current = state.network, state.memory, syn()
         enough = self.stopping(task, network, draws)
         for step in range(self.inner_steps):
             network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))
@@ -258,10 +258,10 @@ class AccuracyDriven(TrainedOnS):
             return EMPTY
         network, current = state.network, syn()
         now = self.real_accuracy(task, network, draws.fold("outer"))
-        seen = torch.cat([state.momentum[ACCURACIES], now[None]]) if ACCURACIES in state.momentum else now[None]
+        seen = torch.cat([state.memory[ACCURACIES], now[None]]) if ACCURACIES in state.memory else now[None]
         if len(seen) == self.window and float(seen.max() - seen.min()) < self.settled:
             return EMPTY
-        momentum = {name: tensor for name, tensor in state.momentum.items() if name != ACCURACIES}
+        momentum = {name: tensor for name, tensor in state.memory.items() if name != ACCURACIES}
         recent: list[float] = []
         for step in range(self.inner_steps):
             network, momentum = self.inner_step(task, network, momentum, current, draws.fold(step))

@@ -57,7 +57,7 @@ class NetworkPool(NetworkSchedule):
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return the state with a random member as its network; the first call draws all members."""
-        pool = state.momentum or self._first(task, draws.fold("pool"))
+        pool = state.memory or self._first(task, draws.fold("pool"))
         member = int(draws.to("cpu").fold(MEMBER).integers(self.size, 1))
         network = NetworkState(_part(pool, member, "params"), _part(pool, member, "buffers"))
         return ScheduleState(network, state.age, {**pool, MEMBER: torch.tensor(member)})
@@ -68,7 +68,7 @@ class NetworkPool(NetworkSchedule):
         Raises:
             ConfigError: a state without the network that :meth:`fetch` gives it.
         """
-        pool = dict(state.momentum)
+        pool = dict(state.memory)
         member = int(pool.pop(MEMBER))
         ages = pool[AGES].cpu().clone()  # a checkpoint comes back to the device, where reading them would wait
         if state.network is None:

@@ -63,32 +63,32 @@ def test_class_indices_are_regressed_as_centred_one_hot() -> None:
     for batch in (soft, hard):
         pool = NetworkPool(size=1, max_age=9)
         states.append(pool.advance(task, pool.fetch(task, EMPTY, KEY), lambda batch=batch: batch, KEY))
-    for name, tensor in states[0].momentum.items():
-        assert torch.equal(tensor, states[1].momentum[name])
+    for name, tensor in states[0].memory.items():
+        assert torch.equal(tensor, states[1].memory[name])
 
 
 def test_members_are_staggered_and_redrawn_at_their_age() -> None:
     task = BlobTask()
     fetched = walked(NetworkPool(size=4, max_age=8), task, 60)
-    assert fetched[0].momentum["ages"].tolist() == [0, 2, 4, 6]
-    members = [int(state.momentum["member"]) for state in fetched]
+    assert fetched[0].memory["ages"].tolist() == [0, 2, 4, 6]
+    members = [int(state.memory["member"]) for state in fetched]
     assert set(members) == {0, 1, 2, 3}
     for before, after in pairwise(fetched):
-        member = int(before.momentum["member"])
-        ages, later = before.momentum["ages"].tolist(), after.momentum["ages"].tolist()
+        member = int(before.memory["member"])
+        ages, later = before.memory["ages"].tolist(), after.memory["ages"].tolist()
         expected = 0 if ages[member] == 9 else ages[member] + 1
         assert later == [expected if index == member else age for index, age in enumerate(ages)]
-        moved = after.momentum[f"{member}.params.0.weight"] - before.momentum[f"{member}.params.0.weight"]
+        moved = after.memory[f"{member}.params.0.weight"] - before.memory[f"{member}.params.0.weight"]
         assert (float(moved.abs().max()) > 0.01) == (expected == 0)  # a step moves by the rate, a redraw by more
-        age = float(after.momentum[f"{member}.steps"])
-        assert age == (0 if expected == 0 else float(before.momentum[f"{member}.steps"]) + 1)
+        age = float(after.memory[f"{member}.steps"])
+        assert age == (0 if expected == 0 else float(before.memory[f"{member}.steps"]) + 1)
         if expected == 0:  # Adam begins anew with the network
-            assert not after.momentum[f"{member}.first.0.weight"].any()
-            assert not after.momentum[f"{member}.second.0.weight"].any()
+            assert not after.memory[f"{member}.first.0.weight"].any()
+            assert not after.memory[f"{member}.second.0.weight"].any()
         other = (member + 1) % 4
-        assert torch.equal(after.momentum[f"{other}.params.0.weight"], before.momentum[f"{other}.params.0.weight"])
+        assert torch.equal(after.memory[f"{other}.params.0.weight"], before.memory[f"{other}.params.0.weight"])
     again = walked(NetworkPool(size=4, max_age=8), task, 60)
-    assert [int(state.momentum["member"]) for state in again] == members
+    assert [int(state.memory["member"]) for state in again] == members
 
 
 def test_minibatches_and_augmentation_are_drawn_from_the_key() -> None:
