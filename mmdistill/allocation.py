@@ -1,4 +1,4 @@
-"""How a budget of samples is shared among classes."""
+"""How a budget of samples is shared among classes, and what as many real ones take."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.task import BudgetKind
+from mmdistill.task import BudgetKind, Task
 
 MOST = 10**9
 """The largest budget: what is above is a slip."""
@@ -64,3 +64,10 @@ def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> 
             f"class {names[index] if names else index} has {int(have[index])} samples, fewer than the "
             f"{int(counts[index])} asked for; lower the budget"
         )
+
+
+def subset_bytes(task: Task, budget: int) -> int:
+    """Return the bytes of real samples at equal count, as the training set stores them."""
+    info = task.describe()
+    count = int(allocate(budget, info.budget, task.labels, task.num_classes).sum())
+    return count * info.sample_bytes or -(-count * info.stored_bytes // info.num_train)

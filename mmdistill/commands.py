@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mmdistill import exports, ranks
+from mmdistill.allocation import subset_bytes
 from mmdistill.assembly import chosen_method, kept_config, make_task, require_own_config, unmet_conditions
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
@@ -19,7 +20,7 @@ from mmdistill.composition import network_unread, without_effect
 from mmdistill.config import DistillConfig, baseline_names, split_names
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks, subset_bytes
+from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks
 from mmdistill.judging import judge_missing, keeping
 from mmdistill.memory import explained
 from mmdistill.method import Method

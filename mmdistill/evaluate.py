@@ -207,23 +207,14 @@ def evaluate(
         MmdistillError: no judge can judge, with the last one's reason.
     """
     require_task(task)
-    if not isinstance(distilled, DistilledSet | Batch):
-        raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
-    judges = split_names(judges) if isinstance(judges, str) else judges
-    baselines = baseline_names(baselines) if isinstance(baselines, str) else baselines
-    for what, given in (("judges", judges or ()), ("baselines", baselines)):
-        if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-            raise ConfigError(f"{what} are names, got {given!r}")
+    if robust and baselines_only:
+        raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
+    judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())
+    baselines = _names("baselines", baseline_names(baselines) if isinstance(baselines, str) else baselines)
     require_networks(n, at_once)
     seed = checked_seed(seed)
     require_baselines(task, baselines)
-    learned: Mapping[str, Tensor] = {}
-    if isinstance(distilled, DistilledSet):
-        distilled.require(task.describe())
-        learned = {name: tensor.to(task.device) for name, tensor in distilled.learned.items()}
-        batch, budget = distilled.to(task.device), distilled.budget
-    else:
-        batch, budget = checked_samples(distilled), None
+    batch, budget, learned = _placed(task, distilled)
     began = time.perf_counter()
     unfit: dict[str, str] = {}
     names = find_judges(task, judges, distilled.judge if isinstance(distilled, DistilledSet) else "", unfit)
@@ -245,8 +236,6 @@ def evaluate(
 
     tell = begins(0, "the distilled set")
     if robust:
-        if baselines_only:
-            raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
         results += judging.of_robustness(batch, budget, learned, tell)
     else:
         if not baselines_only:
@@ -259,6 +248,33 @@ def evaluate(
     if progress is not None:
         progress(sources * len(names), sources * len(names), "", evaluation)
     return evaluation
+
+
+def _names(what: str, given: object) -> Sequence[str]:
+    """Return names that were asked for.
+
+    Raises:
+        ConfigError: something else than a list of names.
+    """
+    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f"{what} are names, got {given!r}")
+    return given
+
+
+def _placed(task: Task, distilled: DistilledSet | Batch) -> tuple[Batch, int | None, Mapping[str, Tensor]]:
+    """Return a task's samples on its device, their budget, which a bare batch lacks, and what was learned with them.
+
+    Raises:
+        ConfigError: neither a set nor a batch.
+        CheckpointError: a set of another task.
+    """
+    if isinstance(distilled, DistilledSet):
+        distilled.require(task.describe())
+        learned = {name: tensor.to(task.device) for name, tensor in distilled.learned.items()}
+        return distilled.to(task.device), distilled.budget, learned
+    if not isinstance(distilled, Batch):
+        raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
+    return checked_samples(distilled), None, {}
 
 
 @dataclass
@@ -401,10 +417,3 @@ def _pooled(parts: Sequence[Scores]) -> Scores:
     shared = [metric for metric in parts[0].values if all(metric in scores.values for scores in parts)]
     values = {metric: tuple(v for scores in parts for v in scores.values[metric]) for metric in shared}
     return Scores(parts[0].judge, values, tuple(dict.fromkeys(note for scores in parts for note in scores.notes)))
-
-
-def subset_bytes(task: Task, budget: int) -> int:
-    """Return the bytes of real samples at equal count, as the training set stores them."""
-    info = task.describe()
-    count = int(allocate(budget, info.budget, task.labels, task.num_classes).sum())
-    return count * info.sample_bytes or -(-count * info.stored_bytes // info.num_train)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdistill.allocation import subset_bytes
 from mmdistill.distill import distill
 from mmdistill.errors import (
     CheckpointError,
@@ -23,7 +24,6 @@ from mmdistill.evaluate import (
     _pooled,
     evaluate,
     find_judges,
-    subset_bytes,
     summarise,
 )
 from mmdistill.memory import explained

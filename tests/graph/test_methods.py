@@ -9,10 +9,11 @@ import safetensors.torch
 import torch
 from torch_geometric.data import Data
 
+from mmdistill.allocation import subset_bytes
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
-from mmdistill.evaluate import evaluate, subset_bytes
+from mmdistill.evaluate import evaluate
 from mmdistill.graph import DOMAIN, load_graph
 from mmdistill.graph.draw import graph_tensors
 from mmdistill.graph.task import GraphTask, graph_task

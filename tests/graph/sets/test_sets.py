@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch_geometric.data import Batch as Collated
 from torch_geometric.data import Data
 
+from mmdistill.allocation import subset_bytes
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, DataError, ShapeError, UnsupportedError
-from mmdistill.evaluate import evaluate, subset_bytes
+from mmdistill.evaluate import evaluate
 from mmdistill.graph.sets import DOMAIN, GraphSet, GraphSetTask, graph_set_task, load_graph_set
 from mmdistill.graph.sets.draw import graph_list
 from mmdistill.graph.sets.synthetic import SyntheticGraphs
