@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError, first_line
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import JudgeProtocol, LoopSample, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
@@ -22,6 +22,7 @@ from mmdistill.labels import LabelKind, as_probabilities, target_loss, weighted_
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
+from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import Settings, require_no_width, require_sizes
@@ -333,11 +334,5 @@ def graph_task(
             require_no_width(width, name)
         network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.5, hops, device)
     task = GraphTask(graph, network, protocol, device)
-    try:  # so that a network that cannot work fails when the task is built
-        with torch.no_grad():
-            task.predict(task.init(Draws(0, ("try",), task.device)), {"x": task.scene.x[:2]})
-    except Exception as error:  # whatever a network of the user's raises
-        raise ConfigError(
-            f"the network cannot run on nodes of {graph.x.shape[1]} features: {first_line(error)}"
-        ) from error
+    try_network(task, {"x": task.scene.x[:2]}, f"nodes of {graph.x.shape[1]} features", graph.num_classes)
     return task

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, first_line
+from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
@@ -27,6 +27,7 @@ from mmdistill.networks.architecture import described_module
 from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
+from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, Elsewhere, choose_device
@@ -363,7 +364,8 @@ def image_task(
         judge_augment=judge_augment,
         protocol=protocol,
     )
-    _try_network(task)
+    images = loaded.normalise(loaded.train_images[:2].to(place))
+    try_network(task, images, f"images of shape {loaded.shape}", len(loaded.class_names))
     return task
 
 
@@ -382,30 +384,3 @@ def make_task(data: str, options: TaskOptions) -> ImageTask:
         whiten=options.whiten,
         seed=options.seed,
     )
-
-
-def _try_network(task: ImageTask) -> None:
-    """Run the network once on two images, so that one that cannot work fails when the task is built.
-
-    Raises:
-        ConfigError: the network refuses these images, changes them in place, or returns no logits.
-    """
-    state = task.init(Draws(0, ("try",), task.device))
-    for name, parameter in state.params.items():
-        if parameter.dtype != torch.float32:
-            raise ConfigError(
-                f"networks learn in float32, and {name} of this one is {str(parameter.dtype).removeprefix('torch.')}; "
-                "leave out what converts it (--precision lowers what may be lowered)"
-            )
-    images = task.data.normalise(task.data.train_images[:2].to(task.device))
-    writes = images._version
-    try:
-        with torch.no_grad():
-            task.predict(state, images)
-    except Exception as error:  # whatever a network of the user's raises
-        reason = f"{error}" if isinstance(error, RuntimeError | TypeError | ShapeError) else f"{error!r}"
-        raise ConfigError(
-            f"the network cannot run on images of shape {task.data.shape}: {first_line(reason)}"
-        ) from error
-    if images._version != writes:  # several networks read the same images
-        raise ConfigError("the network changes its input in place, as x -= 1 does; let it make a new tensor")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.abilities import JUDGING
-from mmdistill.errors import ConfigError, DataError, ShapeError, first_line
+from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.labels import are_probabilities, collapse_note, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
@@ -19,6 +19,7 @@ from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import state_at
 from mmdistill.networks.statistics import settled_by_class
+from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
@@ -111,22 +112,8 @@ class TextTask:
         self._mlp = FunctionalModule(lambda: mlp_head(self.dim, self.class_count), device=self.device)
         self._ridge: float | None = None
         self._reader = Reader(data, self.device)
-        self._check_model()
-
-    def _check_model(self) -> None:
-        shape = (2, self.class_count)
-        try:
-            with torch.no_grad():
-                found = tuple(self.predict(self.init(Draws(0)), self.train.inputs[:2])[0].shape)
-        except Exception as error:  # whatever a network of the user's raises
-            raise ConfigError(
-                f"the network cannot read points of shape (n, {self.dim}) of the encoder {self.encoder!r}: "
-                f"{first_line(error)}"
-            ) from error
-        if len(self.train.inputs) >= 2 and found != shape:
-            raise ConfigError(
-                f"the network returned {found} for 2 points of {self.class_count} classes; expected {shape}"
-            )
+        points = f"points of shape (n, {self.dim}) of the encoder {self.encoder!r}"
+        try_network(self, self.train.inputs[:2], points, self.class_count)
 
     @property
     def ridge(self) -> float:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
-from mmdistill.errors import ConfigError, ShapeError, first_line
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
+from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
@@ -98,23 +99,9 @@ class TokenTask:
         self._rows = ClassRows(data.train.labels, self.class_count, self.device)
         self._reader = Reader(data, self.device)
         self._points: Tensor | None = None
-        self._check_model()
-
-    def _check_model(self) -> None:
-        shape = (2, self.class_count)
         inputs = self.select(torch.zeros(2, dtype=torch.long)).inputs
-        try:
-            with torch.no_grad():
-                found = tuple(self.predict(self.init(Draws(0)), inputs)[0].shape)
-        except Exception as error:  # whatever a network of the user's raises
-            raise ConfigError(
-                f"the network cannot read a dict of vectors {(2, self.length, self.vocabulary.dim)} and a mask "
-                f"{(2, self.length)}: {first_line(error)}"
-            ) from error
-        if found != shape:
-            raise ConfigError(
-                f"the network returned {found} for 2 texts of {self.class_count} classes; expected {shape}"
-            )
+        shapes = (2, self.length, self.vocabulary.dim), (2, self.length)
+        try_network(self, inputs, f"a dict of vectors {shapes[0]} and a mask {shapes[1]}", self.class_count)
 
     @property
     def length(self) -> int:

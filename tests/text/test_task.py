@@ -151,7 +151,7 @@ def test_a_pair_may_bring_its_test_split() -> None:
 
 
 def test_networks_that_do_not_fit() -> None:
-    with pytest.raises(ConfigError, match="cannot read points"):
+    with pytest.raises(ConfigError, match="cannot run on points"):
         text_task(corpus(), encoder="tfidf", model=lambda: nn.Linear(3, 3))
     dim = small_task().dim
     with pytest.raises(ConfigError, match=r"returned \(2, 5\)"):

@@ -486,7 +486,7 @@ def test_networks_and_encoders_that_do_not_fit(folder: Path) -> None:
         token_corpus_task(folder, "textcn")
     with pytest.raises(ConfigError, match="no table of token embeddings"):
         token_task(corpus(), model="textcnn", encoder="tfidf")
-    with pytest.raises(ConfigError, match="cannot read a dict"):
+    with pytest.raises(ConfigError, match="cannot run on a dict"):
         token_corpus_task(folder, lambda: nn.Linear(3, 3))
     with pytest.raises(ConfigError, match="width of a transformer"):
         token_task(corpus(), model="transformer", encoder=folder, width=3)
