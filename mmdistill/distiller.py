@@ -18,7 +18,15 @@ from mmdistill.networks.architecture import network_title
 from mmdistill.networks.schedules import EMPTY, ScheduleState
 from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
-from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one, require_loss
+from mmdistill.objectives.base import (
+    Compiled,
+    Network,
+    Objective,
+    batched_gradients,
+    gradient_of_one,
+    require_gradients,
+    require_loss,
+)
 from mmdistill.optimizers import is_active, make_optimizer, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
 from mmdistill.precision import Precision, matrix_products, resolved
@@ -289,6 +297,9 @@ class Distiller:
         tensors = self._learned(run)
         require_loss(run.objective, loss, bool(tensors))
         found = torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ()
+        codes = {id(tensor) for tensor in run.groups().get("codes", ())}
+        of_samples = [gradient for tensor, gradient in zip(tensors, found, strict=True) if id(tensor) in codes]
+        require_gradients(run.objective, of_samples or found)
         return loss.detach(), list(found)
 
     def active(self, run: RunState) -> tuple[str, ...]:

@@ -129,12 +129,17 @@ def sum_by_classes(term: ClassTerm, batch: ClassBatch, size: int) -> Tensor:
     sources = [tensor for tensor in tensors if tensor.requires_grad and torch.is_grad_enabled()]
     if size >= classes or batch.dims != Dims(0, 0) or not sources:
         return term(batch, slice(0, classes))
-    values, parts = [], []
+    values, parts, linked = [], [], False
     for start in range(0, classes, size):
         rows = slice(start, start + size)
         own = [tensor[rows].detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
         one = term(ClassBatch(tree_unflatten(own, spec), Dims(0, 0)), rows)
         values.append(one.detach())
-        parts.append(torch.autograd.grad(one, [leaf for leaf in own if leaf.requires_grad], materialize_grads=True))
+        leaves = [leaf for leaf in own if leaf.requires_grad]
+        found = torch.autograd.grad(one, leaves, allow_unused=True) if one.requires_grad else [None] * len(leaves)
+        linked = linked or any(gradient is not None for gradient in found)
+        parts.append([torch.zeros_like(leaf) if own is None else own for leaf, own in zip(leaves, found, strict=True)])
+    if not linked:  # which whoever asks for gradients must be told
+        return torch.stack(values).sum()
     gradients = [torch.cat(found) for found in zip(*parts, strict=True)]
     return with_gradients(torch.stack(values).sum(), sources, gradients)

@@ -138,3 +138,22 @@ def test_what_is_no_loss_is_refused_in_words(found: object, message: str) -> Non
     method = replace(CORE_METHODS["dm"], objective=lambda: Wrong(found))
     with pytest.raises(ConfigError, match=message):
         distill(images(), method, ipc=1, settings={"steps": 1})
+
+
+class Deaf(nn.Module):
+    """A network whose outputs no gradient leads back from to its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.detach().flatten(1))
+
+
+@pytest.mark.parametrize(("name", "at_once"), [("dm", 0), ("dc", 0), ("dc", 1), ("dsa", 2), ("krr", 0)])
+def test_a_network_that_cuts_gradients_off_is_refused(name: str, at_once: int) -> None:
+    labels = torch.arange(30) % 3
+    task = image_task((torch.rand(30, 1, 8, 8), labels), test=(torch.rand(6, 1, 8, 8), labels[:6]), model=Deaf)
+    with pytest.raises(ConfigError, match="no gradient leads from the loss"):
+        distill(task, name, ipc=2, settings={"steps": 1, "real_batch": 8, "classes_at_once": at_once})

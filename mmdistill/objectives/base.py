@@ -1,7 +1,7 @@
 """The Objective contract, the network it reads, and per-class gradients."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
@@ -368,10 +368,24 @@ def require_loss(objective: Objective, loss: object, learns: bool) -> None:
         found = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise ConfigError(f"a loss is a tensor of one number and no axes, and {name} returned {found}")
     if learns and not loss.requires_grad:
-        raise ConfigError(
-            f"no gradient leads from the loss of {name} to what is learned; the network or the "
-            "objective cuts it off (no_grad, detach, argmax)"
-        )
+        raise _cut_off(objective)
+
+
+def require_gradients(objective: Objective, found: Sequence[Tensor | None]) -> None:
+    """Refuse a loss that depends on nothing of what is learned, though on parameters of the network.
+
+    Raises:
+        ConfigError: there are tensors to learn, and none has a gradient.
+    """
+    if found and all(gradient is None for gradient in found):
+        raise _cut_off(objective)
+
+
+def _cut_off(objective: Objective) -> ConfigError:
+    return ConfigError(
+        f"no gradient leads from the loss of {type(objective).__name__} to what is learned; the network or the "
+        "objective cuts it off (no_grad, detach, argmax)"
+    )
 
 
 def flatten_classes(batch: Batch | ClassBatch) -> Batch:
