@@ -77,16 +77,19 @@ def _parts(config: DistillConfig, option: str) -> set[str]:
 
 
 def require_own_config(config: DistillConfig, distilled: DistilledSet, folder: Path) -> None:
-    """Refuse options of another run than the set beside them, as a run leaves that was cut off while it replaced one.
+    """Refuse options of another run than the set beside them, as one leaves that is cut off while it replaces another.
+
+    The method, the seed, the budget, the kind of labels and the steps are compared.
 
     Raises:
         CheckpointError: naming what differs.
     """
     said = {"method": canonical(str(config.method)), "seed": config.seed, "ipc": config.ipc}
-    said |= {"nodes": config.nodes, "users": config.users}
+    said |= {"nodes": config.nodes, "users": config.users, "label": config.label, "steps": config.steps}
     found = {"method": distilled.method, "seed": distilled.seed, distilled.info.budget: distilled.budget}
+    found |= {"label": distilled.label or None, "steps": distilled.settings.get("steps")}
     for name, value in found.items():
-        if said[name] not in (None, value):
+        if said.get(name) not in (None, value) and value is not None:
             raise CheckpointError(
                 f"{folder / CONFIG} is of another run than the set beside it: its {name} is {said[name]}, the set's "
                 f"{value}; begin anew with --overwrite"

@@ -42,6 +42,7 @@ class Repetitions:
         steps: updates of each run; empty where its set is not there.
         options: settings and other options of the first run.
         moved: whether the runs' data differ, each seed having its own.
+        fingerprint: of the first run's data; empty where the set does not say it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Repetitions:
     steps: tuple[int, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     moved: bool = False
+    fingerprint: str = ""
 
     @property
     def mean(self) -> float:
@@ -168,14 +170,17 @@ def _repetitions(folders: Sequence[Path], judge: str | None, metric: str | None)
 def _of_one_data_set(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
     """Return runs in groups of one data set each.
 
-    A seed may move what is held out, so runs whose data differ are of one set where each seed has its own data; else
-    seed and data are independent, and other data are another set.
+    A seed may move what is held out, so runs whose data differ are of one set where each seed has its own data. Where
+    seeds share data, seed and data are independent, and other data are another set; and so are further data of a seed.
     """
     samples = _samples_of(runs)
-    pairs = {(run.seed, samples(run)) for run in runs}
     by_data = _by(runs, samples)
-    moved = len(pairs) == len(by_data) == len({seed for seed, _ in pairs})
-    return [list(runs)] if moved else list(by_data.values())
+    if any(len({run.seed for run in alike}) > 1 for alike in by_data.values()):
+        return list(by_data.values())
+    first = {seed: samples(alike[0]) for seed, alike in _by(runs, lambda run: run.seed).items()}
+    together = [run for run in runs if samples(run) == first[run.seed]]
+    others = [run for run in runs if samples(run) != first[run.seed]]
+    return [together, *(_of_one_data_set(others) if others else [])]
 
 
 def _samples_of(runs: Sequence[JudgedRun]) -> Callable[[JudgedRun], str]:
@@ -251,13 +256,17 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         judged=f"{entry['metric']} by {judge_in_words(entry)}",
         steps=tuple(run.made["steps"] for run in runs if "steps" in run.made),
         options=first.said(),
+        fingerprint=first.fingerprint,
         moved=len(set(map(_samples_of(runs), runs))) > 1,
         **{name: str(first.made.get(name) or "") for name in RECORDED},
     )
 
 
 def titles(rows: Sequence[Repetitions]) -> list[str]:
-    """Return what each row is called: its method, and what it has that others of this method and data have not."""
+    """Return what each row is called: its method, and what it has that others of this method and data have not.
+
+    Rows that differ by nothing but data of one name have the beginning of the data's fingerprint.
+    """
 
     def title(row: Repetitions) -> str:
         alike = [other for other in rows if (other.data, other.method) == (row.data, row.method)]
@@ -267,7 +276,12 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
         own = ", ".join(filter(None, words))
         return f"{row.method} ({own})" if own else row.method
 
-    return [title(row) for row in rows]
+    found = [title(row) for row in rows]
+    seen = [(row.data, row.unit, row.budget, row.judged, name) for row, name in zip(rows, found, strict=True)]
+    return [
+        f"{name} (data {row.fingerprint[:8]})" if seen.count(key) > 1 and row.fingerprint else name
+        for row, name, key in zip(rows, found, seen, strict=True)
+    ]
 
 
 def _differing(rows: Sequence[Repetitions]) -> list[str]:

@@ -14,7 +14,6 @@ from mmdistill.budget import find_budget
 from mmdistill.checkpoints import Checkpoints
 from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
-from mmdistill.course import Progress, take_steps
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.keeper import Keeper
@@ -27,6 +26,7 @@ from mmdistill.parameterizations.codes import CODES, save_codes
 from mmdistill.precision import Precision
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
 from mmdistill.run_folder import CHECKPOINTS, require_free
+from mmdistill.run_loop import Progress, take_steps
 from mmdistill.runtime import Draws, checked_seed, sole_writer
 from mmdistill.stepper import Stepper
 from mmdistill.store import DistilledSet, write_json
@@ -212,6 +212,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
     found = {
         "fingerprint": info.fingerprint,
         "units": info.units,
+        "augmentation": info.preprocessing.get("augmentation"),
         "method": name,
         "parameterization": distiller.method.storage,
         "label": distiller.method.label,

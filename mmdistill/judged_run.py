@@ -12,8 +12,8 @@ RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
 TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "steps")
 """Options and settings that the rest of a row tells."""
-PLACES = ("data", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
-"""Options in which runs may differ and still be repetitions of one another; the data are known by their own name."""
+PLACES = ("data", "mirror", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
+"""Options in which runs may differ and still be repetitions of one another; the set says what its data are."""
 
 
 class JudgedRun(NamedTuple):
@@ -74,7 +74,8 @@ class JudgedRun(NamedTuple):
         """Return what repetitions share, as text; the data by their name, size and classes."""
         metrics, entry = self.metrics, self.entry
         settings = {name: value for name, value in self.settings.items() if name not in MEMORY_ONLY}
-        data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names")]
+        augmentation = dict(self.info.get("preprocessing") or {}).get("augmentation")
+        data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names"), augmentation]
         judged = [entry["judge"], entry["metric"], entry.get("judging")]
         said = [self.made.get(name) for name in RECORDED]
         own = [data, metrics["method"], metrics["budget"], judged, self.options_beside(), settings, said]

@@ -55,6 +55,7 @@ class Keeper:
         """Note whether the folder holds a former run, and remove what a killed process left half written."""
         self.replaces = holds_work(self.folder)
         sweep(self.checkpoints.folder)
+        self._forget_staged()
 
     def resume(self, run: RunState, device: torch.device) -> None:
         """Load the newest readable checkpoint into a run.
@@ -63,6 +64,7 @@ class Keeper:
             CheckpointError: there is none, all are damaged, or they belong to another run.
         """
         self._began -= self.checkpoints.restore(run, device)
+        self._forget_staged()
 
     def overdue(self) -> bool:
         """Return whether the last checkpoint is too old, where the user did not say when to write them."""
@@ -93,12 +95,13 @@ class Keeper:
 
         Of several processes the first one writes.
         """
-        if ranks.is_first():
-            sweep(self.folder)
-            if self.replaces:
-                self._staged(write)
-            else:
-                write(self.folder)
+        with ranks.first_alone():  # the others wait, and fail with it
+            if ranks.is_first():
+                sweep(self.folder)
+                if self.replaces:
+                    self._staged(write)
+                else:
+                    write(self.folder)
         if self.replaces:
             self.checkpoints.clear()
             self.replaces = False
@@ -114,6 +117,11 @@ class Keeper:
                 path.replace(self.folder / path.name)
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+    def _forget_staged(self) -> None:
+        """Remove what a process left that was killed while a run without steps replaced another one."""
+        if ranks.is_first():
+            shutil.rmtree(self.folder / STAGED, ignore_errors=True)
 
     def _remove_former(self) -> None:
         """Remove what the former run, its report and its exports left beside its checkpoints."""

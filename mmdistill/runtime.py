@@ -7,9 +7,9 @@ import logging
 import os
 import platform
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -305,8 +305,18 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-_kept: ContextVar[frozenset[Path]] = ContextVar("kept", default=frozenset())
-"""The folders that this thread keeps, which may ask again."""
+MOST_TRIES = 20
+"""How often a folder is made that others remove at the same time."""
+
+
+class _Kept(threading.local):
+    """The folders that a thread keeps, which may ask again."""
+
+    def __init__(self) -> None:
+        self.places: set[Path] = set()
+
+
+_kept = _Kept()
 
 
 @contextmanager
@@ -323,34 +333,41 @@ def sole_writer(folder: Path, wait: str = "") -> Iterator[None]:
         ConfigError: another process or thread has the folder, and is not waited for.
     """
     place = Path(os.path.realpath(folder))
-    if os.name != "posix" or place in _kept.get():
+    if os.name != "posix" or place in _kept.places:
         yield
         return
-    made = [parent for parent in (place, *place.parents) if not parent.exists()]
-    handle = _locked(place, wait)
-    token = _kept.set(_kept.get() | {place})
+    handle, made = _locked(place, wait)
+    _kept.places.add(place)
     try:
         yield
     finally:
-        _kept.reset(token)
-        os.close(handle)
-        with suppress(OSError):  # where something has been written
-            for parent in made:
+        _kept.places.discard(place)
+        try:
+            for parent in made:  # before the lock goes, so that who waits for it sees that the folder is gone
                 parent.rmdir()
+        except OSError:  # where something has been written
+            pass
+        finally:
+            os.close(handle)
 
 
-def _locked(place: Path, wait: str) -> int:
-    """Return a descriptor of a folder, which is made if it is missing, that holds the folder's lock.
+def _locked(place: Path, wait: str) -> tuple[int, list[Path]]:
+    """Return a descriptor of a folder that holds its lock, and which of it and its parents had to be made.
 
     Who had it before may have removed the folder, as empty, while this one waited; then it is made anew.
     """
     import fcntl  # not on Windows, hence here
 
+    tries = 0
     while True:
-        place.mkdir(parents=True, exist_ok=True)
+        tries += 1
+        made = [parent for parent in (place, *place.parents) if not parent.exists()]
         try:
+            place.mkdir(parents=True, exist_ok=True)
             handle = os.open(place, os.O_RDONLY)
-        except FileNotFoundError:
+        except FileNotFoundError:  # removed meanwhile, it or a parent; or a place where nothing can be made
+            if tries == MOST_TRIES:
+                raise
             continue
         try:
             try:
@@ -363,9 +380,9 @@ def _locked(place: Path, wait: str) -> int:
                 logger.warning("waiting for another process, which is there to %s in %s", wait, place)
                 fcntl.flock(handle, fcntl.LOCK_EX)
             except OSError:
-                return handle  # a file system without locks
+                return handle, made  # a file system without locks
             if place.exists() and os.path.samestat(os.fstat(handle), place.stat()):
-                return handle
+                return handle, made
         except BaseException:
             os.close(handle)
             raise

@@ -527,7 +527,7 @@ def test_a_table_without_texts_names_the_columns_of_interactions(
     (tmp_path / "log.csv").write_text("who,what\n1,2\n3,4\n")
     given = ["--data", str(tmp_path / "log.csv"), "--users", "1", "--method", "distill-cf-binary"]
     assert main(["distill", *given, "--out", str(tmp_path / "run")]) == 2
-    assert "interactions is read as one where columns are called user and item" in capsys.readouterr().err
+    assert "if these are interactions, call their columns user and item" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate", "export"])

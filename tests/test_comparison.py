@@ -279,7 +279,13 @@ def of_data(runs: list[Path], fingerprints: str, **info: object) -> None:
 
 @pytest.mark.parametrize(
     ("seeds", "fingerprints", "expected"),
-    [((0, 0), "ab", [1, 1]), ((0, 1, 2), "aab", [2, 1]), ((0, 1), "ab", [2]), ((0, 1, 0, 1), "aabb", [2, 2])],
+    [
+        ((0, 0), "ab", [1, 1]),
+        ((0, 1, 2), "aab", [2, 1]),
+        ((0, 1), "ab", [2]),
+        ((0, 1, 0, 1), "aabb", [2, 2]),
+        ((0, 1, 0), "abc", [2, 1]),
+    ],
 )
 def test_other_data_of_the_same_name_are_a_row_of_their_own(
     seeds: tuple[int, ...], fingerprints: str, expected: list[int], tmp_path: Path
@@ -288,6 +294,8 @@ def test_other_data_of_the_same_name_are_a_row_of_their_own(
     of_data(runs, fingerprints)
     assert [len(row.values) for row in read_runs(runs)] == expected
     assert not repeated(runs, None, None)
+    names = titles(read_runs(runs))
+    assert len(set(names)) == len(names)
     of_data(runs[:1], "a", num_train=7)  # whatever moves with the seed keeps its size
     assert next(len(row.values) for row in read_runs(runs)) == 1
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill import course, keeper
+from mmdistill import keeper, run_loop
 from mmdistill.budget import find_budget
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
@@ -111,9 +111,9 @@ def test_resuming_what_is_finished_tells_how_it_was_made(tmp_path: Path, monkeyp
 
 def test_slow_steps_are_shown_and_change_no_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[Path, list[int]] = {tmp_path / "quick": [], tmp_path / "slow": []}
-    monkeypatch.setattr(course, "READS_PER_RUN", 3)
+    monkeypatch.setattr(run_loop, "READS_PER_RUN", 3)
     for folder, seconds in zip(shown, (1e9, 0.0), strict=True):
-        monkeypatch.setattr(course, "LONGEST_UNSHOWN", seconds)
+        monkeypatch.setattr(run_loop, "LONGEST_UNSHOWN", seconds)
         steps = shown[folder]
         distill(BlobTask(), method(), ipc=2, out=folder, progress=lambda done, total, loss, to=steps: to.append(done))  # type: ignore[misc]
     assert list(shown.values()) == [[1, 4, 8, 12], list(range(1, 13))]
@@ -302,8 +302,8 @@ def test_a_checkpoint_comes_before_long(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_loss_that_grows_a_thousandfold_is_warned_of_once(
     seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(course, "READS_PER_RUN", 1)
-    monkeypatch.setattr(course, "LONGEST_UNSHOWN", seconds)
+    monkeypatch.setattr(run_loop, "READS_PER_RUN", 1)
+    monkeypatch.setattr(run_loop, "LONGEST_UNSHOWN", seconds)
     network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))  # noqa: E731
     settings = {"steps": 5, "lr": 1e3, "real_batch": 2}
     distill(image_task("digits", model=network), "dm", ipc=1, settings=settings, progress=lambda *given: None)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import pickletools
+import threading
 import warnings
 import zipfile
 import zlib
@@ -22,6 +23,8 @@ from mmdistill.graph.data import FIELDS
 
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """By this variable torch runs no code from files, whatever it is asked."""
+_restricted = threading.RLock()
+"""Held while what all threads share is set so that no code is run from files."""
 TORCH = (".pt", ".pth")
 """How the names of torch's files end."""
 
@@ -55,7 +58,10 @@ def looks_like_graph(path: Path) -> bool:
 
 @contextmanager
 def graph_classes() -> Iterator[None]:
-    """Have torch load torch-geometric's own classes, and no other code, from files, whatever a library asks of it."""
+    """Have torch load torch-geometric's own classes, and no other code, from files, whatever a library asks of it.
+
+    That holds for all threads of the process meanwhile.
+    """
     # torch-geometric takes seconds to import and most commands never need it, hence here.
     from torch_geometric.data import Data, HeteroData
     from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
@@ -63,16 +69,17 @@ def graph_classes() -> Iterator[None]:
 
     classes: list[Any] = [Data, HeteroData, DataEdgeAttr, DataTensorAttr]
     classes += [BaseStorage, EdgeStorage, GlobalStorage, NodeStorage]
-    former = os.environ.get(FORCED)
-    os.environ[FORCED] = "1"
-    try:
-        with torch.serialization.safe_globals(classes):
-            yield
-    finally:
-        if former is None:
-            del os.environ[FORCED]
-        else:
-            os.environ[FORCED] = former
+    with _restricted:
+        former = os.environ.get(FORCED)
+        os.environ[FORCED] = "1"
+        try:
+            with torch.serialization.safe_globals(classes):
+                yield
+        finally:
+            if former is None:
+                del os.environ[FORCED]
+            else:
+                os.environ[FORCED] = former
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -111,12 +118,13 @@ def plainly_unpickled(module: Any) -> Iterator[None]:
     def load(handle: IO[bytes], encoding: str = "ASCII") -> Any:
         return PlainUnpickler(handle, encoding=encoding).load()
 
-    former = module.pickle
-    module.pickle = SimpleNamespace(load=load)
-    try:
-        yield
-    finally:
-        module.pickle = former
+    with _restricted:
+        former = module.pickle
+        module.pickle = SimpleNamespace(load=load)
+        try:
+            yield
+        finally:
+            module.pickle = former
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:

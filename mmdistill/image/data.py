@@ -63,6 +63,7 @@ class ImageData:
         judge_epochs: epochs for which a judge of a small set trains; None is the protocol's own number.
         whitening: what takes the place of the normalisation of channels, or follows it.
         notes: how the test split came about where the source did not give one, and what was not read, in words.
+        mirror_known: whether ``mirror`` is what suits the data, or what the user says, and no guess.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ImageData:
     judge_epochs: int | None = None
     whitening: "Whitening | None" = None
     notes: tuple[str, ...] = ()
+    mirror_known: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -27,11 +27,6 @@ from mmdistill.registry import unknown_data
 
 LARGEST_SIDE = 4096
 """Pixels of the side to which images are resized at most; networks of no method take larger ones."""
-MIRRORED = (
-    "augmentation mirrors images; where a mirror image means something else, as of digits and letters, add --mirror "
-    "false (mirror=False in Python)"
-)
-"""What is noted of data that are not known by name."""
 
 Pair = tuple[Tensor | npt.NDArray[Any], Tensor | npt.NDArray[Any] | Sequence[int]]
 Source = str | Path | Pair | MapDataset
@@ -66,8 +61,8 @@ def load(
     found = _loaded(source, test, class_names, size, seed)
     if mirror is not None:
         return replace(found, mirror=mirror)
-    own = found.mirror and found.name not in DATASETS
-    return replace(found, notes=(*found.notes, MIRRORED)) if own else found
+    known = isinstance(source, str) and canonical(source) in LOADERS
+    return found if known else replace(found, mirror_known=False)
 
 
 def _loaded(
@@ -95,9 +90,10 @@ def _loaded(
         raise ConfigError(f"test data beside tensors or a data set are of that kind too, not a name or path: {test}")
     train = _pair(source, "the training data")
     held_out = None if test is None else _pair(test, "the test data")
-    names = _class_names(source) if class_names is None else tuple(class_names)
-    if held_out is not None and names is not None and (others := _class_names(test)) not in (None, names):
-        held_out = held_out[0], _renumbered(held_out[1], others, names)
+    own = _class_names(source)
+    names = own if class_names is None else _checked_names(class_names)
+    if held_out is not None and own is not None and (others := _class_names(test)) not in (None, own):
+        held_out = held_out[0], _renumbered(held_out[1], others, own)
     return build("custom", train, held_out, class_names=names, seed=seed)
 
 
@@ -105,6 +101,19 @@ def _class_names(source: object) -> tuple[str, ...] | None:
     """Return the names in a data set's ``classes``; None where it has none."""
     names = getattr(source, "classes", None)
     return tuple(str(name) for name in names) if isinstance(names, Sequence) and not isinstance(names, str) else None
+
+
+def _checked_names(given: object) -> tuple[str, ...]:
+    """Return names of classes that the user gives.
+
+    Raises:
+        ConfigError: something else than a list of different names.
+    """
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f"class_names are a list of names, got {given!r}")
+    if len(set(given)) < len(given):
+        raise ConfigError(f"class_names differ from one another, got {list(given)}")
+    return tuple(given)
 
 
 def _renumbered(labels: Tensor, own: tuple[str, ...], names: tuple[str, ...]) -> Tensor:

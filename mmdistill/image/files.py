@@ -313,7 +313,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             require_bytes(image, path)
             yield image
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes Pillow's readers raise anything
         raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from error

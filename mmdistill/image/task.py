@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
-from mmdistill.errors import ShapeError, UnsupportedError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
@@ -36,6 +36,11 @@ from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores
 
 WHOLE_MOST = 2**34
 """Bytes of a whole training set in normalised units up to which judges train on it."""
+MIRRORED = (
+    "augmentation mirrors images; where a mirror image means something else, as of digits and letters, add --mirror "
+    "false (mirror=False in Python)"
+)
+"""What is noted of images of which nobody has said whether they may be mirrored."""
 OWN_MODEL = "model"
 """The judge's name where the network is the user's own."""
 
@@ -286,6 +291,7 @@ class ImageTask:
                 "scale": data.scale,
                 **units,
                 **({"splits": list(data.notes)} if data.notes else {}),
+                **({"notes": [MIRRORED]} if data.mirror and not data.mirror_known else {}),
                 "augmentation": self.augmentation.describe(),
             },
             tensors={} if data.whitening is None else data.whitening.tensors(),
@@ -340,9 +346,13 @@ def image_task(
         UnsupportedError: a network for larger images.
     """
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    if mirror is not None and not isinstance(mirror, bool):
+        raise ConfigError(f"mirror is True or False, got {mirror!r}")
     place = choose_device(device)
     if isinstance(data, ImageData):
-        loaded = data if mirror is None else replace(data, mirror=mirror)
+        if test is not None or class_names is not None or size is not None:
+            raise ConfigError("image data that are loaded have their test images, names and size; leave these out")
+        loaded = data if mirror is None else replace(data, mirror=mirror, mirror_known=True)
     else:
         loaded = load(data, test, class_names=class_names, mirror=mirror, size=size, seed=seed)
     if whiten is not None:

@@ -65,13 +65,10 @@ class FitProtocol:
     faster: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or (self.batch is not None and self.batch < 1):
-            raise ConfigError(
-                f"epochs are not negative and a minibatch has at least one sample, got {self.epochs} and {self.batch}"
-            )
         require_choice("the optimizer", self.optimizer, ("sgd", "adam"))
         require_at_least(self, dict.fromkeys(("lr", "momentum", "weight_decay", "decay", "sam", "sam_gap"), 0.0))
-        require_at_least(self, {"warmup": 0} if self.visits is None else {"warmup": 0, "visits": 1})
+        whole = {"epochs": 0, "warmup": 0, "batch": 1, "visits": 1}
+        require_at_least(self, {name: least for name, least in whole.items() if getattr(self, name) is not None})
         if not all(0 <= at <= 1 for at in self.decay_at):
             raise ConfigError(f"decay_at are fractions of the epochs, got {self.decay_at}")
 
@@ -98,10 +95,15 @@ class Selection:
     Args:
         score: scores stacked networks, ``(n,)``, higher is better.
         every: epochs between scores; the last epoch always has one.
+    Raises:
+        ConfigError: no whole number of epochs.
     """
 
     score: Callable[[NetworkState], Tensor]
     every: int = 1
+
+    def __post_init__(self) -> None:
+        require_at_least(self, {"every": 1})
 
 
 Observer = Callable[[int, NetworkState, torch.optim.Optimizer], None]
@@ -305,11 +307,14 @@ def fit_networks(
     Returns:
         The trained networks, stacked along a leading axis.
     Raises:
-        ConfigError: no sample, no network asked for, or minibatches of samples that share inputs.
+        ConfigError: no sample, no network asked for, minibatches of samples that share inputs, or a selection in a
+            training that goes on.
     """
     count = data.weight.shape[0]
     if n < 1 or count < 1:
         raise ConfigError(f"training needs at least one network and one sample, got {n} networks and {count} samples")
+    if selection is not None and reached is not None:
+        raise ConfigError("what a training selected from before is not kept, so none goes on with a selection")
     minibatches = _Minibatches(data, protocol, n, augment)
     state = stack_states([init(draws.fold("init", index)) for index in range(n)])
     if reached is not None:

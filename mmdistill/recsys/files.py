@@ -139,6 +139,8 @@ def read_sparse(path: Path) -> sparse.csr_array:
     try:
         matrix = sparse.csr_array(sparse.load_npz(path))
         matrix.check_format()
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged archive makes numpy and scipy raise anything
         raise DataError(f"{path} is damaged: {error}") from error
     if matrix.dtype.kind not in "biuf":

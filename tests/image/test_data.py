@@ -19,8 +19,8 @@ from torchvision import datasets as published
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.image import files, image_task, known
 from mmdistill.image.data import build, channel_moments
-from mmdistill.image.datasets import MIRRORED, accepts, load
-from mmdistill.image.task import make_task
+from mmdistill.image.datasets import accepts, load
+from mmdistill.image.task import MIRRORED, make_task
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, data_root
 
@@ -271,7 +271,7 @@ def test_an_image_folder_is_split_by_class(tmp_path: Path) -> None:
 def test_what_is_held_out_for_testing_is_said(tmp_path: Path) -> None:
     write_images(tmp_path / "pets")
     note = "test: 20% of the images of each class, held out of training, seed 3"
-    assert image_task(tmp_path / "pets", width=4, seed=3).describe().preprocessing["splits"] == [note, MIRRORED]
+    assert image_task(tmp_path / "pets", width=4, seed=3).describe().preprocessing["splits"] == [note]
     assert "splits" not in image_task("digits", width=4).describe().preprocessing
 
 
@@ -687,8 +687,27 @@ def test_names_of_classes_and_mirroring_are_the_users_to_say(tmp_path: Path) -> 
     assert "flip" in usual.augmentation.describe()["operations"]  # type: ignore[operator]
     assert MIRRORED in usual.describe().notes
     assert image_task("digits", mirror=True, width=4).data.mirror
-    assert not image_task(usual.data, mirror=False, width=4).data.mirror
+    plain = image_task(usual.data, mirror=False, width=4)
+    assert not plain.data.mirror
+    assert MIRRORED not in plain.describe().notes
     with pytest.raises(DataError, match="labels"):
         image_task((images, labels), class_names=["cat"])
     with pytest.raises(ConfigError, match="brings its own"):
         image_task("digits", class_names=["cat", "dog"])
+    with pytest.raises(ConfigError, match="have their test images, names and size"):
+        image_task(usual.data, class_names=["cat", "dog"])
+    for wrong in (5, "abc", [1, 2], ["cat", "cat"]):
+        with pytest.raises(ConfigError, match="class_names"):
+            image_task((images, labels), class_names=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="mirror is True or False, got 'no'"):
+        image_task((images, labels), mirror="no")  # type: ignore[arg-type]
+
+
+def test_names_of_classes_replace_those_of_a_data_set_and_its_test_set() -> None:
+    class Named(TensorDataset):
+        classes = ("cat", "dog")
+
+    train, test = (Named(torch.rand(20, 1, 8, 8), labels_of(20, 2)) for _ in range(2))
+    task = image_task(train, test=test, class_names=["Katze", "Hund"], width=4)
+    assert task.describe().class_names == ("Katze", "Hund")
+    assert torch.equal(task.data.test_labels, labels_of(20, 2))

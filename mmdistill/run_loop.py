@@ -101,9 +101,11 @@ def _require_finite(run: RunState, loss: float, keeper: Keeper | None) -> None:
     if ranks.all_true(run.finite):
         return
     what = "what is learned became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
-    kept = keeper.checkpoints.paths()[-1:] if keeper is not None else []
+    kept = keeper.checkpoints.paths()[-1:] if keeper is not None and not keeper.replaces else []
     again = "from which resuming comes to the same step again"
     left = f"{kept[0]} holds the last good state, {again}" if kept else "no checkpoint was written before"
+    if keeper is not None and keeper.replaces:
+        left += f", and the former run in {keeper.folder} is untouched"
     raise NonFiniteError(
         f"{what} at or before step {run.step}; {left}. {LOWER_RATE} and "
         "begin anew (--overwrite), or take float32 for its precision if it is another"
