@@ -222,5 +222,5 @@ def _reduced(users: int) -> Settings:
 REDUCED = {
     "*": {"distill-cf": replace(METHODS["distill-cf"], objective=learned_ridge(0.01), settings=_reduced)},
 }
-"""The sampled prior for a CPU. At the published rate rows stay near their flat start in a hundred steps, as does
-their mean field; with a small learned ridge and five times the rate these steps are enough."""
+"""The sampled prior for a CPU: a small ridge that is learned, not chosen anew among many at each validation, five times
+the rate, and a hundred steps."""
