@@ -145,8 +145,10 @@ def _key(entry: Mapping[str, object]) -> tuple[object, object]:
 
 
 def _merged(old: list[dict[str, object]], new: list[dict[str, object]]) -> list[dict[str, object]]:
-    fresh = {_key(entry) for entry in new}
-    return [entry for entry in old if _key(entry) not in fresh] + new
+    """Return old entries with new ones of the same judge and metric in their places, then those that are new."""
+    fresh = {_key(entry): entry for entry in new}
+    kept = [fresh.pop(_key(entry), entry) for entry in old]
+    return kept + list(fresh.values())
 
 
 def _alike(baseline: list[dict[str, object]], results: list[dict[str, object]]) -> list[dict[str, object]]:

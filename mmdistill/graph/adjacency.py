@@ -125,14 +125,25 @@ def undirected(edges: Tensor, weight: Tensor | None, nodes: int) -> tuple[Adjace
         edges, weight = edges[:, ~loops], None if weight is None else weight[~loops]
     directed = _unique(edges, weight, nodes)
     if directed.nnz < edges.shape[1]:
-        notes.append(f"{edges.shape[1] - directed.nnz} duplicate edges merged")
-    both = directed.maximum(directed.T.tocsr())
+        kept = "" if weight is None else ", of which the largest weight stays"
+        notes.append(f"{edges.shape[1] - directed.nnz} duplicate edges merged{kept}")
+    reverse = directed.T.tocsr()
+    both = directed.maximum(reverse)
+    if differing := _differing(directed, reverse):
+        notes.append(f"{differing} edges have another weight in the other direction; the larger one stays")
     if both.nnz > directed.nnz:
         notes.append(f"{both.nnz - directed.nnz} reverse edges added: the graph is treated as undirected")
     isolated = int((np.diff(both.indptr) == 0).sum())
     if isolated:
         notes.append(f"{isolated} isolated nodes see only themselves")
     return Adjacency.of(both), tuple(notes)
+
+
+def _differing(directed: sparse.csr_matrix, reverse: sparse.csr_matrix) -> int:
+    """Return how many pairs of nodes have edges of two weights, one in each direction."""
+    found = (directed - reverse).multiply(directed.sign().multiply(reverse.sign())).tocsr()
+    found.eliminate_zeros()
+    return int(found.nnz) // 2
 
 
 def _unique(edges: Tensor, weight: Tensor | None, nodes: int) -> sparse.csr_matrix:

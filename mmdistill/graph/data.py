@@ -224,7 +224,9 @@ def _mask(fields: Mapping[str, Any], key: str, name: str, nodes: int, split: int
             raise DataError(f"{name}: {key} has {mask.shape[1]} splits, there is no split {split}")
         mask = mask[:, split]
     if mask.shape != (nodes,) or mask.dtype not in (torch.bool, torch.uint8):
-        raise DataError(f"{name}: {key} must be boolean ({nodes},), got {mask.dtype} {tuple(mask.shape)}")
+        of_ids = mask.ndim == 1 and not mask.is_floating_point()
+        hint = "; torch.zeros(n, dtype=torch.bool).index_fill_(0, ids, True) makes one of node numbers" * of_ids
+        raise DataError(f"{name}: {key} must be boolean ({nodes},), got {mask.dtype} {tuple(mask.shape)}{hint}")
     return mask.bool().nonzero().flatten()
 
 

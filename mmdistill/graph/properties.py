@@ -25,7 +25,9 @@ class GraphProperties(NamedTuple):
     energy: float
 
     def __str__(self) -> str:
-        shown = f"density {self.density:.2g}, mean degree {self.mean_degree:.2f}, homophily {self.homophily:.2f}"
+        shown = (
+            f"density {self.density:.2g}, mean weighted degree {self.mean_degree:.2f}, homophily {self.homophily:.2f}"
+        )
         return f"{shown}, spectral energy {self.energy:.2g}"
 
 

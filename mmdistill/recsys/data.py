@@ -36,6 +36,11 @@ DATASETS = {
     for name, (line, files) in _FILES.items()
 }
 
+RANDOM_SPLIT = (
+    "test: a tenth of each user's interactions, at least one, and as many for validation, at random and not by time, "
+    "seed {seed}"
+)
+"""What is noted where the data come without a split."""
 TABLE_COLUMNS, RATED = (2, 3, 4), 10
 """Columns of a table of interactions, and the largest rating that one would find among so few items."""
 Source = str | Path | pd.DataFrame | sparse.sparray | sparse.spmatrix | npt.NDArray[Any] | Tensor
@@ -160,7 +165,7 @@ def load_interactions(
     else:
         return _from_matrix(_as_sparse(source), "matrix", min_interactions, min_rating, seed)
     found = build(frame, name, min_interactions=min_interactions, min_rating=min_rating, seed=seed)
-    return replace(found, notes=notes)
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def _is_known(source: str | Path) -> bool:
@@ -223,7 +228,8 @@ def build(
     users, items, part = users[trained], items[trained], part[trained]
     if not len(users):
         raise DataError(f"no user of {name} has both {min_interactions} interactions and one to train on")
-    return _assemble(name, users, items, part, user_ids, item_ids, counts, given)
+    found = _assemble(name, users, items, part, user_ids, item_ids, counts, given)
+    return found if given else replace(found, notes=(RANDOM_SPLIT.format(seed=seed),))
 
 
 def random_split(users: npt.NDArray[np.int64], draws: Draws) -> npt.NDArray[np.int64]:

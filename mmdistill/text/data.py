@@ -353,9 +353,10 @@ def _finish(
         notes.append(f"dev: {DEV_SHARE:.0%} of the training split, stratified, seed {seed}")
     for split, part in done.items():
         if not part.texts:
+            many = ", which look like numbers to predict and not like classes" if len(train.texts) <= len(names) else ""
+            counts = f"{len(train.texts)} of {len(names)} classes{many}"
             raise DataError(
-                f"{name}: too few texts ({len(train.texts)} of {len(names)} classes) to hold out a {split} split; give "
-                "one, or name another label column"
+                f"{name}: too few texts ({counts}) to hold out a {split} split; give one, or name another label column"
             )
     return TextData(name, train, done["dev"], done["test"], names, tuple(notes))
 

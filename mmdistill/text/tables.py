@@ -76,12 +76,13 @@ def _decode(path: Path) -> str:
 
 
 def _parse_separated(content: str, kind: str) -> pd.DataFrame:
-    tab = kind == "tsv"
+    tab, header = kind == "tsv", content.partition("\n")[0]
+    comma = ";" if header.count(";") > header.count(",") else ","
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose text
         table: pd.DataFrame = pd.read_csv(
             io.StringIO(content),
-            sep="\t" if tab else ",",
+            sep="\t" if tab else comma,
             quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL,
             dtype=str,
             keep_default_na=False,

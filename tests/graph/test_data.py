@@ -10,6 +10,7 @@ from torch_geometric.data import Data, HeteroData
 from mmdistill.cli import main
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.graph import DOMAIN, load_graph
+from mmdistill.graph.adjacency import undirected
 from mmdistill.runtime import data_root
 from tests.graph.toy import planted_fields, planted_graph
 
@@ -222,3 +223,12 @@ def test_the_fingerprint_tells_validation_nodes_and_no_test_labels() -> None:
     y = graph.y.clone()
     y[graph.test] = 0
     assert replace(graph, y=y).fingerprint == graph.fingerprint
+
+
+def test_edges_of_two_weights_are_noted() -> None:
+    edges = torch.tensor([[0, 1, 4, 4, 2], [1, 0, 5, 5, 3]])
+    adjacency, notes = undirected(edges, torch.tensor([1.0, 5.0, 1.0, 2.0, 1.0]), 6)
+    assert "1 duplicate edges merged, of which the largest weight stays" in notes
+    assert "1 edges have another weight in the other direction; the larger one stays" in notes
+    assert adjacency.matrix[0, 1] == adjacency.matrix[1, 0] == 5
+    assert not any("weight" in note for note in undirected(edges, None, 6)[1])

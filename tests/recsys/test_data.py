@@ -149,9 +149,11 @@ def test_a_column_of_folds_is_not_read_as_splits():
     frame = pd.DataFrame(ROWS, columns=["user", "item", "rating"])
     data = load_interactions(frame.assign(fold=range(len(frame))))
     assert not data.given_split
-    assert data.notes == ("the column 'fold' names no splits (train, valid, test) and is not read",)
+    fold, split = data.notes
+    assert fold == "the column 'fold' names no splits (train, valid, test) and is not read"
+    assert split.endswith("at random and not by time, seed 0")
     assert recsys_task(data).describe().preprocessing["splits"] == list(data.notes)
-    assert "splits" not in recsys_task(frame).describe().preprocessing
+    assert recsys_task(frame).describe().preprocessing["splits"] == [split]
     named = ["test" if k % 6 == 0 else "train" for k in range(len(frame))]
     assert load_interactions(frame.assign(fold=range(len(frame)), subset=named)).given_split
 
@@ -354,3 +356,12 @@ def test_a_damaged_matrix_is_an_error_of_the_data(changed, tmp_path):
     np.savez(path, **parts | changed)
     with pytest.raises(DataError, match=r"matrix.npz"):
         load_interactions(path)
+
+
+def test_a_random_split_is_said_and_a_given_one_is_not():
+    frame = pd.DataFrame(ROWS, columns=["user", "item", "rating"])
+    (note,) = load_interactions(frame, seed=3).notes
+    assert note.endswith("at random and not by time, seed 3")
+    assert note in recsys_task(frame, seed=3).describe().notes
+    given = frame.assign(split=["train", "train", "train", "valid", "test", "train"] * 6)
+    assert load_interactions(given).notes == ()

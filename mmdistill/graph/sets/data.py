@@ -272,7 +272,23 @@ def _read(prefix: Path) -> dict[str, Any]:
             f"{prefix}_A.txt has an edge of graph {int(owner[outside.any(0)][0]) + 1} to a node that is not its own; "
             "nodes count from 1, as in _graph_indicator.txt"
         )
-    return {"x": data.x, "edge_index": data.edge_index + start[owner], "start": start, "y": data.y}
+    unread = [kind for kind in ("edge_labels", "edge_attributes") if Path(f"{prefix}_{kind}.txt").is_file()]
+    return {
+        "x": data.x,
+        "edge_index": data.edge_index + start[owner],
+        "start": start,
+        "y": _classes_of(prefix, data.y),
+        "notes": tuple(f"{prefix.name}_{kind}.txt is not read" for kind in unread),
+    }
+
+
+def _classes_of(prefix: Path, numbered: Tensor | None) -> Tensor | None:
+    """Return the graphs' classes as the file calls them, where they are whole numbers; else as they were numbered."""
+    if numbered is None:
+        return None
+    labels = np.loadtxt(f"{prefix}_graph_labels.txt", delimiter=",", ndmin=1)
+    whole = labels.ndim == 1 and bool((labels == labels.round()).all())
+    return torch.from_numpy(labels.astype(np.int64)) if whole else numbered
 
 
 def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:

@@ -9,6 +9,9 @@ from torch import Tensor
 from mmdistill.errors import DataError
 from mmdistill.graph.files import fields_of
 
+UNREAD = ("edge_attr", "edge_weight")
+"""What graphs may have of their edges that no method reads."""
+
 
 def side_by_side(graphs: object, name: str) -> dict[str, Any]:
     """Return graphs as one list of nodes.
@@ -40,13 +43,13 @@ def side_by_side(graphs: object, name: str) -> dict[str, Any]:
     sizes = torch.tensor([graph["nodes"] for graph in found])
     start = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     edges = [graph["edge_index"] + first for graph, first in zip(found, start.tolist(), strict=False)]
-    unread = sum(graph["edge_attr"] for graph in found)
+    unread = {name: sum(name in graph["unread"] for graph in found) for name in UNREAD}
     return {
         "x": None if columns == {None} else torch.cat(features),
         "edge_index": torch.cat(edges, 1),
         "start": start,
         "y": torch.cat([graph["y"] for graph in found]),
-        "notes": (f"edge_attr of {unread} graphs is not read",) if unread else (),
+        "notes": tuple(f"{name} of {count} graphs is not read" for name, count in unread.items() if count),
     }
 
 
@@ -69,4 +72,5 @@ def _checked(graph: object, name: str) -> dict[str, Any]:
     nodes = len(x) if x is not None else int(fields.get("num_nodes") or named)
     if named > nodes or (edges.numel() and int(edges.min()) < 0):
         raise DataError(f"{name} has {nodes} nodes, and edges of nodes {int(edges.min())} to {named - 1}")
-    return {"x": x, "edge_index": edges.long(), "y": label, "nodes": nodes, "edge_attr": "edge_attr" in fields}
+    unread = [name for name in UNREAD if name in fields]
+    return {"x": x, "edge_index": edges.long(), "y": label, "nodes": nodes, "unread": unread}

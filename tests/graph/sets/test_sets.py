@@ -350,3 +350,14 @@ def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
     }
     with pytest.raises(UnsupportedError, match="one target each"):
         graph_list(Batch(torch.zeros(2, 3), torch.zeros(2), torch.ones(2)))
+
+
+def test_classes_keep_their_names_and_what_is_not_read_is_said(tmp_path: Path) -> None:
+    folder = write_rings(tmp_path / "OWN")
+    labels = [int(line) for line in (folder / "OWN_graph_labels.txt").read_text().split()]
+    (folder / "OWN_graph_labels.txt").write_text("\n".join("-1" if label == min(labels) else "7" for label in labels))
+    edges = (folder / "OWN_A.txt").read_text().splitlines()
+    (folder / "OWN_edge_labels.txt").write_text("0\n" * len(edges))
+    graphs = load_graph_set(folder)
+    assert graph_set_task(graphs).describe().class_names == ("-1", "7")
+    assert "OWN_edge_labels.txt is not read" in graphs.notes
