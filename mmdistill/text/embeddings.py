@@ -17,6 +17,8 @@ from mmdistill.text.encoder import Encoding, SentenceEncoder, hash_texts
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 1
+MANY = 1000
+"""Texts from which encoding takes so long that it is announced."""
 
 
 def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
@@ -34,6 +36,8 @@ def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
     found = _read_cache(path, len(texts))
     if found is not None:
         return found
+    if len(texts) >= MANY:
+        logger.warning("encoding %d texts by %s, which is done once", len(texts), encoder.name)
     fresh = _checked(encoder, encoder.encode(texts))
     try:
         write_tensors(path, {"points": fresh.points.contiguous(), "truncated": torch.tensor(fresh.truncated)})

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.text import encoder as encoders
-from mmdistill.text.embeddings import encode
+from mmdistill.text.embeddings import MANY, encode
 from mmdistill.text.encoder import (
     CallableEncoder,
     Encoding,
@@ -214,3 +214,12 @@ def test_a_model_is_asked_for_no_more_places_than_it_has(tmp_path: Path) -> None
 def test_what_an_encoder_of_the_users_own_raises_is_told() -> None:
     with pytest.raises(ConfigError, match=r"the encoder '<lambda>' failed: .* by zero"):
         CallableEncoder(lambda texts: 1 // 0).encode(TEXTS)
+
+
+def test_a_long_encoding_is_announced_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts, encoder = [f"text {index}" for index in range(MANY)], Counting("many")
+    for _ in range(2):
+        encode(encoder, texts)
+    assert [record.getMessage() for record in caplog.records] == ["encoding 1000 texts by counting, which is done once"]
+    encode(encoder, texts[:2])
+    assert len(caplog.records) == 1
