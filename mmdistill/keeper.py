@@ -73,9 +73,9 @@ class Keeper:
     def is_due(self, step: int, steps: int) -> bool:
         """Return whether a checkpoint is due after a step of so many.
 
-        That is after the first one where a former run is to be replaced. Unless the user says when, it is also after
-        each tenth of the run, and before the first of these after 1, 2, 4, ... steps, so that a run which bursts early
-        leaves something.
+        A former run is replaced after the first step. Unless the user says when, a checkpoint is due after each tenth
+        of the run, and before the first of these after 1, 2, 4, ... steps, so that a run which bursts early leaves
+        something.
         """
         interval = self.every or max(steps // 10, 1)
         early = not self.every and step < interval and step.bit_count() == 1
