@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import networkx as nx
 import torch
 
 from mmdistill.errors import UnsupportedError
@@ -37,7 +36,8 @@ def graph_list(batch: Batch) -> list[Tensors]:
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw the first graphs, each node coloured by its largest feature; returns the path."""
-    from matplotlib.figure import Figure  # here, since importing it takes long
+    import networkx as nx  # here, since importing these takes long
+    from matplotlib.figure import Figure
 
     graphs = graph_list(batch)[:SHOWN]
     columns = min(6, len(graphs))
