@@ -206,7 +206,7 @@ def build(
         )
     low, high = torch.aminmax(images)
     if low == high:
-        raise DataError(f"all pixels of the training images of {name} are {float(low):g}")
+        raise DataError(f"the training images of {name} are all alike: every pixel is {float(low):g}")
     scale = scale or (1.0 if images.is_floating_point() else 255.0)
     mean, std = moments or channel_moments(images, scale)
     names = tuple(class_names) if class_names is not None else tuple(str(index) for index in range(count))

@@ -36,10 +36,7 @@ DATASETS = {
     for name, (line, files) in _FILES.items()
 }
 
-RANDOM_SPLIT = (
-    "test: a tenth of each user's interactions, at least one, and as many for validation, at random and not by time, "
-    "seed {seed}"
-)
+RANDOM_SPLIT = "test and validation: a tenth each of a user's interactions, at random and not by time, seed {seed}"
 """What is noted where the data come without a split."""
 TABLE_COLUMNS, RATED = (2, 3, 4), 10
 """Columns of a table of interactions, and the largest rating that one would find among so few items."""
