@@ -219,7 +219,7 @@ class RecsysTask:
         if judge not in RANDOM_JUDGES:
             scorer = self._solved(synthetic, judge, draws, learned)
             found = self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), repeats=n)
-            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *_notes(found)))
+            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *self._notes(found)))
         runs: dict[str, tuple[float, ...]] = {}
         for index in range(n):
             key = draws.fold("run", index)
@@ -227,7 +227,16 @@ class RecsysTask:
             scorer = train(synthetic, judge, key, learned)
             for name, values in self.protocol.evaluate(scorer, self.data, "test", key.fold("test")).items():
                 runs[name] = (*runs.get(name, ()), *values)
-        return Scores(judge, _reported(runs), _notes(runs))
+        return Scores(judge, _reported(runs), self._notes(runs))
+
+    def _notes(self, found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
+        """Return what a reader of the metrics must know."""
+        notes: tuple[str, ...] = (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
+        known = self.data.lengths("train") + self.data.lengths("valid")
+        left = self.data.num_items - int(np.median(known))
+        if wide := [k for k in self.protocol.ks if k >= left]:
+            notes += (f"half of the users have at most {left} items left to rank, so metrics at {wide[0]} say little",)
+        return notes
 
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of ``epochs`` and ``batch``: all but the trained one nothing."""
@@ -298,10 +307,6 @@ class RecsysTask:
             shape = list(inputs) if isinstance(inputs, dict) else tuple(inputs.shape)
             raise ShapeError(f"users are (n, {self.data.num_items}) rows of interactions, got {shape}")
         return inputs
-
-
-def _notes(found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
-    return (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
 
 
 def _reported(found: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:

@@ -38,8 +38,9 @@ def as_text_task(task: Task) -> TextTask:
     """
     if not isinstance(task, TextTask):
         raise ConfigError(
-            f"this method distils sentence points, and the samples of {task.describe().data!r} are of another kind; "
-            "for token embeddings take one of those that 'mmdistill methods --domain text' lists for them"
+            f"this method distils sentence points, and the samples of {task.describe().data!r} are of another kind "
+            "(networks such as textcnn and transformer read token embeddings); leave --model out, or take a method of "
+            "token embeddings, such as krr-tokens or sldd (mmdistill methods --domain text)"
         )
     return task
 

@@ -465,3 +465,15 @@ def test_one_key_gives_one_score_whatever_was_judged_before(interactions):
     fresh, used = (recsys_task(interactions, max_users=5) for _ in range(2))
     used.evaluate(None, "ease", Draws(1), 1, {})
     assert used.evaluate(None, "ease", Draws(2), 1, {}) == fresh.evaluate(None, "ease", Draws(2), 1, {})
+
+
+def test_cut_offs_beyond_what_is_left_to_rank_are_noted(task):
+    batch = task.select(torch.arange(8))
+    notes = task.evaluate(batch, "popularity", Draws(0), 1, {}).notes
+    left = task.data.num_items - int(np.median(task.data.lengths("train") + task.data.lengths("valid")))
+    wide = [k for k in task.protocol.ks if k >= left]
+    assert any(f"at most {left} items left to rank" in note for note in notes) == bool(wide)
+    assert wide  # of this task
+    short = dataclasses.replace(task.protocol, ks=(1,))
+    few = RecsysTask(task.data, protocol=short)
+    assert not any("left to rank" in note for note in few.evaluate(batch, "popularity", Draws(0), 1, {}).notes)
