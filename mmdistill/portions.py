@@ -138,7 +138,8 @@ def sum_by_classes(term: ClassTerm, batch: ClassBatch, size: int) -> Tensor:
         leaves = [leaf for leaf in own if leaf.requires_grad]
         found = torch.autograd.grad(one, leaves, allow_unused=True) if one.requires_grad else [None] * len(leaves)
         linked = linked or any(gradient is not None for gradient in found)
-        parts.append([torch.zeros_like(leaf) if own is None else own for leaf, own in zip(leaves, found, strict=True)])
+        pairs = zip(leaves, found, strict=True)
+        parts.append([torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in pairs])
     if not linked:  # which whoever asks for gradients must be told
         return torch.stack(values).sum()
     gradients = [torch.cat(found) for found in zip(*parts, strict=True)]

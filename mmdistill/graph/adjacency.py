@@ -129,7 +129,7 @@ def undirected(edges: Tensor, weight: Tensor | None, nodes: int) -> tuple[Adjace
         notes.append(f"{edges.shape[1] - directed.nnz} duplicate edges merged{kept}")
     reverse = directed.T.tocsr()
     both = directed.maximum(reverse)
-    if differing := _differing(directed, reverse):
+    if weight is not None and (differing := _differing(directed, reverse)):
         notes.append(f"{differing} edges have another weight in the other direction; the larger one stays")
     if both.nnz > directed.nnz:
         notes.append(f"{both.nnz - directed.nnz} reverse edges added: the graph is treated as undirected")

@@ -152,6 +152,8 @@ def make_architecture(
 def _module(name: str, features: int, classes: int, width: int, dropout: float) -> nn.Module:
     from torch_geometric.nn import APPNP, GATConv, GraphConv  # seconds to import, and few judges need it
 
+    first: nn.Module
+    second: nn.Module
     if name == "appnp":
         return PredictThenPropagate(features, classes, width, dropout, APPNP(APPNP_STEPS, TELEPORT))
     if name == "chebnet":
@@ -162,5 +164,5 @@ def _module(name: str, features: int, classes: int, width: int, dropout: float) 
         first, second = GraphConv(features, width, "add"), GraphConv(width, classes, "add")
         return TwoConvolutions(first, second, torch.relu, dropout, averaging)
     each = max(width // HEADS, 1)
-    own, head = GATConv(features, each, HEADS), GATConv(each * HEADS, classes, 1)
-    return TwoConvolutions(own, head, F.elu, dropout, weighted=False)
+    first, second = GATConv(features, each, HEADS), GATConv(each * HEADS, classes, 1)
+    return TwoConvolutions(first, second, F.elu, dropout, weighted=False)

@@ -199,14 +199,18 @@ def build(
             f"test images of {name} are {tuple(test_images.shape[1:])} and training images {tuple(images.shape[1:])} "
             "(channels, height, width); they must agree"
         )
-    if images.dtype != test_images.dtype or _scales_differ(images, test_images):
-        raise DataError(
-            f"training images of {name} are {_range(images)}, test images {_range(test_images)}; give both in one "
-            "type and scale"
+    extremes = [tuple(float(value) for value in torch.aminmax(part)) for part in (images, test_images)]
+    if images.dtype != test_images.dtype or _scales_differ(*extremes):
+        train_range, test_range = (
+            f"{str(part.dtype).removeprefix('torch.')} from {low:g} to {high:g}"
+            for part, (low, high) in zip((images, test_images), extremes, strict=True)
         )
-    low, high = torch.aminmax(images)
+        raise DataError(
+            f"training images of {name} are {train_range}, test images {test_range}; give both in one type and scale"
+        )
+    low, high = extremes[0]
     if low == high:
-        raise DataError(f"the training images of {name} are all alike: every pixel is {float(low):g}")
+        raise DataError(f"the training images of {name} are all alike: every pixel is {low:g}")
     scale = scale or (1.0 if images.is_floating_point() else 255.0)
     mean, std = moments or channel_moments(images, scale)
     names = tuple(class_names) if class_names is not None else tuple(str(index) for index in range(count))
@@ -227,16 +231,10 @@ def build(
     )
 
 
-def _scales_differ(images: Tensor, others: Tensor) -> bool:
+def _scales_differ(*extremes: Sequence[float]) -> bool:
     """Return whether the largest absolute values of two splits are as far apart as those of [0, 1] and [0, 255]."""
-    largest = [max(abs(float(value)) for value in torch.aminmax(split)) for split in (images, others)]
+    largest = [max(map(abs, values)) for values in extremes]
     return min(largest) > 0 and max(largest) > SCALES_APART * min(largest)
-
-
-def _range(images: Tensor) -> str:
-    """Return in words what values images hold."""
-    low, high = torch.aminmax(images)
-    return f"{str(images.dtype).removeprefix('torch.')} from {low:g} to {high:g}"
 
 
 def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = None) -> tuple[Tensor, Tensor]:

@@ -61,8 +61,12 @@ def load(
     found = _loaded(source, test, class_names, size, seed)
     if mirror is not None:
         return replace(found, mirror=mirror)
-    known = isinstance(source, str) and canonical(source) in LOADERS
-    return found if known else replace(found, mirror_known=False)
+    return found if _is_known(source) else replace(found, mirror_known=False)
+
+
+def _is_known(source: Source) -> bool:
+    """Return whether a source is the name of a data set, and no path."""
+    return isinstance(source, str) and canonical(source) in LOADERS
 
 
 def _loaded(
@@ -74,13 +78,12 @@ def _loaded(
         if class_names is not None:
             raise ConfigError(f"names of classes are for tensors and data sets; {str(source)!r} brings its own")
         path = Path(source)
-        known = canonical(source) if isinstance(source, str) else ""
-        if size is not None and (known in LOADERS or not files.is_image_folder(path)):
+        if size is not None and (_is_known(source) or not files.is_image_folder(path)):
             raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
         if size is not None and not 1 <= size <= LARGEST_SIDE:
             raise ConfigError(f"images are resized to a side (--size) of 1 to {LARGEST_SIDE:,} pixels, got {size:,}")
-        if known in LOADERS:
-            return LOADERS[known]()
+        if _is_known(source):
+            return LOADERS[canonical(str(source))]()
         if not path.exists():
             raise unknown_data("image data set", str(source), DATASETS)
         return load_path(path.absolute(), size=size, seed=seed)  # whose name is then no known one's

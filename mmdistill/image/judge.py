@@ -27,7 +27,7 @@ from mmdistill.labels import collapse_note, regression_targets, target_loss, wei
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule, redrawn
-from mmdistill.networks.stacked import Loss, state_at
+from mmdistill.networks.stacked import Loss, Mode, state_at
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors, one_tensor
 
@@ -134,9 +134,7 @@ class Judge:
         state = self.network.init(draws)
         return state if self.plan.bias_std is None else redrawn(state, draws.fold("weights"), self.plan.bias_std)
 
-    def _fit(
-        self, data: Batch, n: int, draws: Draws, mode: Literal["vmap", "loop"], compile: Literal["auto", "off"]
-    ) -> NetworkState:
+    def _fit(self, data: Batch, n: int, draws: Draws, mode: Mode, compile: Literal["auto", "off"]) -> NetworkState:
         """Train n networks by the learned steps or by the protocol."""
         loss = training_loss(self.network, self.plan.label_scale if self.plan.squared else None)
         if self.steps is not None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -40,7 +40,7 @@ from mmdistill.networks.expert_manifest import (
     trained_epochs,
 )
 from mmdistill.networks.fit import FitProtocol, fit_networks
-from mmdistill.networks.stacked import Loss, stack_states
+from mmdistill.networks.stacked import Loss, Mode, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws, cache_folder, sole_writer
 from mmdistill.store import write_json
@@ -186,7 +186,7 @@ def train_experts(
     recipe: ExpertRecipe | None = None,
     *,
     together: int = 10,
-    mode: Literal["vmap", "loop"] | None = None,
+    mode: Mode | None = None,
     progress: Progress | None = None,
 ) -> Experts:
     """Train the experts that a folder lacks and keep their state after every epoch.
@@ -229,7 +229,7 @@ def _train_missing(
     count: int,
     recipe: ExpertRecipe,
     together: int,
-    mode: Literal["vmap", "loop"] | None,
+    mode: Mode | None,
     progress: Progress | None,
     manifest: str,
 ) -> None:
@@ -276,7 +276,7 @@ def _train_group(
     folder: Path,
     group: Sequence[int],
     recipe: ExpertRecipe,
-    mode: Literal["vmap", "loop"],
+    mode: Mode,
     pure: bool,
     clock: "_Clock",
     manifest: str,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.networks.sharpness import uphill, without_gap
-from mmdistill.networks.stacked import GradientEngine, Loss, stack_states, stacked_gradients
+from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states, stacked_gradients
 from mmdistill.runtime import Draws, keep_freed_memory
 from mmdistill.settings import require_at_least
 from mmdistill.task import Batch, NetworkState, Tensors, shares_inputs, take
@@ -110,8 +110,6 @@ Observer = Callable[[int, NetworkState, torch.optim.Optimizer], None]
 """Called with an epoch's number, the live networks, stacked, and their optimizer."""
 Augment = Callable[[Draws, Batch], Batch]
 """Augments a flat batch, per sample."""
-Mode = Literal["vmap", "loop"]
-"""How many networks train: all in one batched call, or one after the other with the memory of one."""
 Watcher = Callable[[int, int], None]
 """Called after each epoch with its number and how many there are."""
 _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
@@ -180,6 +178,13 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get(FACTOR, 1.0)
 
 
+def _augment_all(augment: Augment, draws: Draws, batch: Batch) -> Batch:
+    """Augment all networks' minibatches in one call."""
+    shape = batch.weight.shape
+    flat = augment(draws, batch.map(lambda t: t.flatten(0, 1)))
+    return flat.map(lambda t: t.reshape(*shape, *t.shape[1:]))
+
+
 class _Minibatches:
     """The minibatches of a training, drawn for all networks at once.
 
@@ -209,14 +214,9 @@ class _Minibatches:
         for start in range(0, self.visits, self.size):
             step_key = key.fold(start)
             batch = self.data if order is None else take(self.data, order[:, start : start + self.size])
-            yield step_key, batch if self.augment is None else self._augmented(step_key.fold("augment"), batch)
-
-    def _augmented(self, draws: Draws, batch: Batch) -> Batch:
-        """Augment all networks' minibatches in one call."""
-        assert self.augment is not None
-        shape = batch.weight.shape
-        flat = self.augment(draws, batch.map(lambda t: t.flatten(0, 1)))
-        return flat.map(lambda t: t.reshape(*shape, *t.shape[1:]))
+            if self.augment is not None:
+                batch = _augment_all(self.augment, step_key.fold("augment"), batch)
+            yield step_key, batch
 
 
 class _Training:

@@ -1,6 +1,7 @@
 """Gradients of many networks at once, whose parameters are stacked along a leading axis."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from mmdistill.runtime import Draws
 from mmdistill.streams import side_streams
 from mmdistill.task import Batch, NetworkState, Tensors, take
 
+Mode = Literal["vmap", "loop"]
+"""How many networks train: all in one batched call, or one after the other with the memory of one."""
 Loss = Callable[[NetworkState, Batch, Tensors], tuple[Tensor, Tensors]]
 """``(state, batch, noise) -> (scalar loss, updated buffers)``; noise holds this network's own random tensors."""
 
@@ -39,7 +42,7 @@ def state_at(state: NetworkState, index: int) -> NetworkState:
 
 
 def stacked_gradients(
-    loss: Loss, state: NetworkState, batch: Batch, noise: Tensors, batched: bool, mode: str
+    loss: Loss, state: NetworkState, batch: Batch, noise: Tensors, batched: bool, mode: Mode
 ) -> tuple[Tensors, Tensors]:
     """Return every network's parameter gradients and updated buffers, stacked."""
 
@@ -82,7 +85,7 @@ class GradientEngine:
         steps: of the whole training, which choose the path.
     """
 
-    def __init__(self, loss: Loss, batched: bool, mode: str, compile: str, steps: int) -> None:
+    def __init__(self, loss: Loss, batched: bool, mode: Mode, compile: str, steps: int) -> None:
         self.loss, self.batched, self.mode, self.steps = loss, batched, mode, steps
         self.compiles = compile == "auto"
         self._begun = False

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
-from mmdistill.networks.stacked import state_at
+from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, choose_device
@@ -265,7 +265,7 @@ class TextTask:
         epochs = self.protocol.epochs or max(1, round(JUDGE_STEPS / updates_per_epoch))
         loss = judge_loss(module, one_tensor, one_tensor(batch.targets))
         # A user's network may do what a batched call cannot: drop units, write its running statistics, recur.
-        mode: Literal["vmap", "loop"] = "vmap" if module is self._mlp else "loop"
+        mode: Mode = "vmap" if module is self._mlp else "loop"
         with module.drawn(draws):
             fitted = fit_networks(module.init, loss, batch, replace(self.protocol, epochs=epochs), n, draws, mode=mode)
         with torch.no_grad():
