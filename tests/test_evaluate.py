@@ -20,6 +20,7 @@ from mmdistill.errors import (
     UnsupportedError,
 )
 from mmdistill.evaluate import (
+    Entry,
     Evaluation,
     _pooled,
     evaluate,
@@ -147,6 +148,17 @@ def test_metrics_have_their_documented_layout(result: DistilledSet, tmp_path: Pa
     merged = metrics_document(result, evaluate(BlobTask(), result, n=1, baselines=()), previous)
     assert [(e["judge"], e["n"]) for e in merged["results"]] == [("other", 1), ("mlp", 1)]  # type: ignore[index,attr-defined]
     assert merged["baselines"] == document["baselines"]
+
+
+def test_what_is_judged_again_keeps_its_place(result: DistilledSet) -> None:
+    def scores(*judges: str, mean: float) -> Evaluation:
+        return Evaluation([Entry(judge, "accuracy", mean, 0.0, 1) for judge in judges])
+
+    first = metrics_document(result, scores("gcn", "sgc", mean=0.5))
+    again = metrics_document(result, scores("mlp", "gcn", mean=0.7), first)
+    assert [(entry["judge"], entry["mean"]) for entry in again["results"]] == [  # type: ignore[attr-defined]
+        ("gcn", 0.7), ("sgc", 0.5), ("mlp", 0.7),
+    ]  # fmt: skip
 
 
 def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
