@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmdistill.image.task import image_task as image_task
     from mmdistill.methods import CORE_METHODS as METHODS
     from mmdistill.parameterizations.codes import decode as decode
-    from mmdistill.recsys.task import recsys_task as recsys_task
+    from mmdistill.recsys.builders import recsys_task as recsys_task
     from mmdistill.store import DistilledSet as DistilledSet
     from mmdistill.text.task import text_task as text_task
     from mmdistill.text.token_task import token_task as token_task
@@ -38,7 +38,7 @@ _HOMES = {
     "graph_task": ("mmdistill.graph.task", "graph_task"),
     "text_task": ("mmdistill.text.task", "text_task"),
     "token_task": ("mmdistill.text.token_task", "token_task"),
-    "recsys_task": ("mmdistill.recsys.task", "recsys_task"),
+    "recsys_task": ("mmdistill.recsys.builders", "recsys_task"),
 }
 """Public names are imported when first used, so that the command line and one domain load nothing they do not need."""
 

@@ -25,6 +25,12 @@ OPTIONS_OF_DOMAINS = {
     "length": "texts",
     "text_column": "texts",
     "label_column": "texts",
+    "user_column": "interactions",
+    "item_column": "interactions",
+    "rating_column": "interactions",
+    "time_column": "interactions",
+    "min_rating": "interactions",
+    "split_by": "interactions",
     "interactions_per_user": "interactions",
     "inductive": "graphs",
     "model": "images, graphs, texts and interactions",
@@ -40,15 +46,17 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
         ConfigError: an option that means nothing to the data's domain.
     """
     data, _ = require_data_and_method(config)
-    domain = domain_of(data)
-    for option, kind in OPTIONS_OF_DOMAINS.items():
-        if getattr(config, option) is not None and option not in domain.options:
+    options = [option for option in OPTIONS_OF_DOMAINS if getattr(config, option) is not None]
+    domain = domain_of(data, [option for option in options if option.endswith("_column")])
+    for option in options:
+        if option not in domain.options:
             raise ConfigError(
-                f"--{option.replace('_', '-')} is for {kind}, and {data!r} is {domain.name} data; leave it out"
+                f"--{option.replace('_', '-')} is for {OPTIONS_OF_DOMAINS[option]}, and {data!r} is {domain.name} "
+                "data; leave it out"
             )
     chosen = {field.name: getattr(config, field.name) for field in fields(TaskOptions)}
-    options = TaskOptions(**chosen | {"device": str(choose_device(device or config.device))})
-    return domain, domain.make_task(data, options)
+    chosen |= {"device": str(choose_device(device or config.device))}
+    return domain, domain.make_task(data, TaskOptions(**chosen))
 
 
 def chosen_method(config: DistillConfig, domain: Domain) -> Method:

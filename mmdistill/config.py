@@ -45,6 +45,13 @@ class DistillConfig:
             128
         text_column: column of the texts in a table; two, comma-separated, for pairs of texts
         label_column: column of the labels in a table
+        user_column: column of the users in a table of interactions
+        item_column: column of the items in a table of interactions
+        rating_column: column of the ratings in a table of interactions
+        time_column: column of the times in a table of interactions
+        min_rating: lowest rating that counts as an interaction; any above 0 by default
+        split_by: time tests with each user's latest interactions, random with any; by default a column of splits is
+            heeded, and without one the split is random
         schedule: published settings, or reduced ones that a CPU finishes in minutes (images: with --width 32 or less);
             reduced ones exist for mnist, fashion-mnist, cifar10, svhn and, on any interactions, for distill-cf
         steps: updates of the synthetic data
@@ -117,6 +124,12 @@ class DistillConfig:
     length: int | None = None
     text_column: str | None = None
     label_column: str | None = None
+    user_column: str | None = None
+    item_column: str | None = None
+    rating_column: str | None = None
+    time_column: str | None = None
+    min_rating: float | None = None
+    split_by: Literal["random", "time"] | None = None
     schedule: Literal["published", "reduced"] = "published"
     steps: int | None = None
     lr: float | None = None

@@ -1,7 +1,7 @@
 """Finds domains, data sets and methods by name, importing a domain only when it is asked for."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -34,6 +34,12 @@ class TaskOptions:
         device: where everything runs.
         text_column: for tables of texts.
         label_column: for tables of texts.
+        user_column: for tables of interactions.
+        item_column: for tables of interactions.
+        rating_column: for tables of interactions.
+        time_column: for tables of interactions.
+        min_rating: the lowest rating that counts as an interaction; None counts those above 0.
+        split_by: what divides interactions, ``random`` or ``time``; None is what the data come with, else ``random``.
         encoder: a text encoder by name or path.
         length: tokens kept of each text; None is the domain's default.
         judge_epochs: training epochs of trained judges; None is the protocol's own number.
@@ -51,6 +57,12 @@ class TaskOptions:
     device: str = "cpu"
     text_column: str | None = None
     label_column: str | None = None
+    user_column: str | None = None
+    item_column: str | None = None
+    rating_column: str | None = None
+    time_column: str | None = None
+    min_rating: float | None = None
+    split_by: Literal["random", "time"] | None = None
     encoder: str | None = None
     length: int | None = None
     judge_epochs: int | None = None
@@ -164,9 +176,12 @@ def get_domain(name: str) -> Domain:
     return domain
 
 
-def domain_of(data: str) -> Domain:
+def domain_of(data: str, columns: Collection[str] = ()) -> Domain:
     """Return the domain of a data set name or of a path.
 
+    Args:
+        data: the name or path.
+        columns: the options by which a user named columns: a table belongs to the domain that has them.
     Raises:
         ConfigError: neither a known name nor an existing path, or a path that no domain reads.
     """
@@ -177,9 +192,12 @@ def domain_of(data: str) -> Domain:
     domains = [get_domain(name) for name in DOMAIN_PACKAGES]
     path = Path(data)
     if path.exists():
-        for domain in domains:
-            if domain.accepts(path):
-                return domain
+        named = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
+        accepting = [domain for domain in domains if domain.accepts(path)]
+        if named and (path.is_file() or not accepting):
+            return named[0]
+        if accepting:
+            return accepting[0]
         near = next(filter(None, (domain.shortcoming(path) for domain in domains)), "")
         raise ConfigError(near or f"no domain reads {data!r}; see 'mmdistill data' for the accepted files and folders")
     raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
@@ -187,7 +205,8 @@ def domain_of(data: str) -> Domain:
 
 def located(data: str) -> str:
     """Return a data set's name as it is and a path as an absolute one, by which a run finds its data from anywhere."""
-    return data if _knows(domain_of(data), data) else str(Path(data).absolute())
+    named = any(_knows(get_domain(name), data) for name in DOMAIN_PACKAGES)
+    return data if named or not Path(data).exists() else str(Path(data).absolute())
 
 
 def _knows(domain: Domain, data: str) -> bool:

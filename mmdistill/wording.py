@@ -24,7 +24,10 @@ GROUPS = {
         *("out", "overwrite", "resume", "config", "print_config", "seed", "checkpoint_every", "device", "precision"),
         *("compile", "deterministic"),
     ),
-    "reading the data": ("text_column", "label_column", "encoder", "length", "size", "mirror", "whiten", "inductive"),
+    "reading the data": (
+        *("text_column", "label_column", "encoder", "length", "user_column", "item_column", "rating_column"),
+        *("time_column", "min_rating", "split_by", "size", "mirror", "whiten", "inductive"),
+    ),
     "judging": (*("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "protocol"),),
     "settings in place of the method's own": (
         *("steps", "lr", "real_batch", "syn_batch", "init", "augment", "outer_steps", "inner_steps", "inner_lr"),

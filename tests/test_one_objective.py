@@ -111,7 +111,7 @@ def test_graphs_equal_the_oracle() -> None:
 
 
 def test_tasks_without_classes_are_refused_when_built() -> None:
-    from mmdistill.recsys.task import recsys_task
+    from mmdistill.recsys import recsys_task
 
     draws = Draws(0).uniform(12, 9)
     matrix = (draws < 0.5).numpy().astype("float32")

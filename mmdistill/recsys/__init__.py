@@ -1,5 +1,6 @@
 """User-item interactions: a few synthetic users that train a recommender."""
 
+from mmdistill.recsys.builders import READING_OPTIONS, make_task, recsys_task
 from mmdistill.recsys.data import DATASETS, Interactions, load_interactions
 from mmdistill.recsys.draw import draw
 from mmdistill.recsys.export import EXPORTS
@@ -20,7 +21,7 @@ from mmdistill.recsys.synthetic import (
     MeanFieldInteractions,
     SampledInteractions,
 )
-from mmdistill.recsys.task import RecsysTask, make_task, recsys_task
+from mmdistill.recsys.task import RecsysTask
 from mmdistill.registry import Domain
 
 DOMAIN = Domain(
@@ -35,7 +36,7 @@ DOMAIN = Domain(
     accepted=ACCEPTED,
     parameterizations=STORAGES,
     reduced=REDUCED,
-    options=("interactions_per_user", "model", "judge_batch"),
+    options=(*READING_OPTIONS, "interactions_per_user", "model", "judge_batch"),
 )
 
 __all__ = [

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +14,24 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from mmdistill.columns import SPLIT_NAMES, SPLIT_OF
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.names import canonical
-from mmdistill.recsys.files import find_file, read_sparse, read_table, select_columns, split_names
+from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
+from mmdistill.recsys.matrices import as_sparse, read_sparse
+from mmdistill.recsys.splits import (
+    SPLITS,
+    TRAIN,
+    Split,
+    SplitBy,
+    by_time,
+    completed,
+    divided,
+    named_parts,
+    require_way,
+    said,
+)
 from mmdistill.registry import unknown_data
 from mmdistill.runtime import Draws, data_root
-
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 _FILES = {
     "ml-100k": ("MovieLens 100K: 943 users, 1,682 films", "u.data"),
@@ -36,10 +45,6 @@ DATASETS = {
     for name, (line, files) in _FILES.items()
 }
 
-RANDOM_SPLIT = "test and validation: a tenth each of a user's interactions, at random and not by time, seed {seed}"
-"""What is noted where the data come without a split."""
-TABLE_COLUMNS, RATED = (2, 3, 4), 10
-"""Columns of a table of interactions, and the largest rating that one would find among so few items."""
 Source = str | Path | pd.DataFrame | sparse.sparray | sparse.spmatrix | npt.NDArray[Any] | Tensor
 
 
@@ -129,39 +134,85 @@ def _digest(*parts: sparse.csr_array, ids: npt.NDArray[Any] | None = None) -> st
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a log becomes implicit feedback.
+
+    Args:
+        min_interactions: users with fewer are dropped.
+        min_rating: the lowest rating that counts as an interaction; None counts those above 0.
+        split_by: what divides each user's interactions; None is a column of splits where there is one, else chance.
+        seed: of a random split.
+    """
+
+    min_interactions: int = 3
+    min_rating: float | None = None
+    split_by: SplitBy | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no log can be read by.
+
+        Raises:
+            ConfigError: too few interactions for three parts, or an unknown way of dividing.
+        """
+        if self.min_interactions < 3:
+            raise ConfigError(
+                f"a user needs one interaction in each of three parts, so at least 3, not {self.min_interactions}"
+            )
+        require_way(self.split_by)
+
+
 def load_interactions(
-    source: Source, *, min_interactions: int = 3, min_rating: float | None = None, seed: int = 0
+    source: Source,
+    *,
+    user_column: str | None = None,
+    item_column: str | None = None,
+    rating_column: str | None = None,
+    time_column: str | None = None,
+    min_interactions: int = 3,
+    min_rating: float | None = None,
+    split_by: SplitBy | None = None,
+    seed: int = 0,
 ) -> Interactions:
     """Read interactions from a data set's name, a file, a folder, a table or a users x items matrix.
 
     Feedback becomes implicit: a rating counts as one interaction where it is at least ``min_rating``, or by default
-    above 0; a table without ratings is all interactions. Without a ``split`` column that names splits each user's
-    interactions are divided at random, 80/10/10 with at least one for validation and one for testing.
+    above 0; a table without ratings is all interactions. Each user's interactions are divided 80/10/10, with at least
+    one for validation and one for testing, unless a column names splits.
 
     Args:
         source: a name of :data:`DATASETS`, a path, a data frame, or a matrix (scipy sparse, numpy, torch).
+        user_column: the column of users in a table; guessed by default, as the others are.
+        item_column: the column of items.
+        rating_column: the column of ratings.
+        time_column: the column of times, numbers or dates, which a split by time reads.
         min_interactions: users with fewer are dropped.
         min_rating: the lowest rating that counts.
-        seed: of the random split.
+        split_by: ``time`` tests with each user's latest interactions, ``random`` with any, whatever a column says;
+            by default a column of splits is heeded, and without one the split is random.
+        seed: of a random split.
 
     Raises:
         DataError: missing, damaged, empty or unusable data; the message says what was expected.
-        ConfigError: an unknown name.
+        ConfigError: an unknown name or column, or no times to split by.
     """
-    if min_interactions < 3:
-        raise ConfigError(f"a user needs one interaction in each of three parts, so at least 3, not {min_interactions}")
+    reading = Reading(min_interactions, min_rating, split_by, seed)
+    columns = Columns(user_column, item_column, rating_column, time_column)
     if isinstance(source, (str, Path)):
         path = resolve(source)
         name = str(source) if _is_known(source) else str(Path(source).absolute())
         if path.suffix == ".npz":
-            return _from_matrix(read_sparse(path), name, min_interactions, min_rating, seed)
-        frame, notes = read_table(path)
+            columns.require_none(f"{path}, a matrix,")
+            return _from_matrix(read_sparse(path), name, reading)
+        frame, notes = read_table(path, columns)
     elif isinstance(source, pd.DataFrame):
         name = "table"
-        frame, notes = select_columns(source, "the table")
+        frame, notes = select_columns(source, "the table", columns)
     else:
-        return _from_matrix(_as_sparse(source), "matrix", min_interactions, min_rating, seed)
-    found = build(frame, name, min_interactions=min_interactions, min_rating=min_rating, seed=seed)
+        columns.require_none("a matrix")
+        return _from_matrix(as_sparse(source), "matrix", reading)
+    found = build(frame, name, reading)
     return replace(found, notes=(*notes, *found.notes))
 
 
@@ -192,54 +243,45 @@ def resolve(source: str | Path) -> Path:
     return path
 
 
-def build(
-    frame: pd.DataFrame, name: str, *, min_interactions: int = 3, min_rating: float | None = None, seed: int = 0
-) -> Interactions:
-    """Turn a table of ``user``, ``item`` and optional ``rating``, ``split`` into interactions.
+def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Interactions:
+    """Turn a table of ``user``, ``item`` and optional ``rating``, ``time``, ``split`` into interactions.
 
     ``counts`` says what happened: ``not_positive`` ratings left out, ``duplicates`` and (the same pair in two parts;
     the earlier part keeps it) ``overlaps`` removed, ``short_users`` dropped for too few interactions or none to train
     on, ``unused_items`` whose interactions all went, ``cold_items`` that training never sees.
 
     Raises:
-        DataError: no rows, missing ids, unparsable or no positive ratings, unknown split names, nobody left.
+        ConfigError: no times to split by.
+        DataError: no rows, missing ids, unparsable or no positive ratings, unknown split names or times, nobody left.
     """
     if frame.empty:
         raise DataError(f"{name} has no interactions")
+    if reading.split_by == "time":
+        frame = by_time(frame, name)
     counts = dict.fromkeys(("not_positive", "duplicates", "overlaps", "short_users", "unused_items", "cold_items"), 0)
     users, user_ids = _codes(frame["user"], name)
     items, item_ids = _codes(frame["item"], name)
-    part = _parts(frame["split"], name) if "split" in frame else None
+    given = reading.split_by is None and "split" in frame
+    part = named_parts(frame["split"], name) if given else None
     if "rating" in frame:
-        keep = _positive(frame["rating"], min_rating, name)
+        keep = _positive(frame["rating"], reading.min_rating, name)
         counts["not_positive"] = int((~keep).sum())
         users, items, part = users[keep], items[keep], None if part is None else part[keep]
+    elif reading.min_rating is not None:
+        raise ConfigError(f"{name} has no ratings, so none is at least {reading.min_rating}; leave min_rating out")
     users, items, part = _deduplicate(users, items, part, len(item_ids), counts)
-    keep = np.bincount(users, minlength=len(user_ids))[users] >= min_interactions
+    keep = np.bincount(users, minlength=len(user_ids))[users] >= reading.min_interactions
     users, items, part = users[keep], items[keep], None if part is None else part[keep]
     if not len(users):
-        raise DataError(f"no user of {name} has {min_interactions} or more interactions, so nobody is left")
-    key = Draws(seed).fold("recsys", "split")
-    part, given = (random_split(users, key), False) if part is None else (_complete_split(part, users, key, name), True)
-    trained = np.bincount(users[part == 0], minlength=len(user_ids))[users] > 0
+        raise DataError(f"no user of {name} has {reading.min_interactions} or more interactions, so nobody is left")
+    key, way = Draws(reading.seed).fold("recsys", "split"), reading.split_by or "random"
+    part = divided(users, way, key) if part is None else completed(part, users, key, name)
+    trained = np.bincount(users[part == TRAIN], minlength=len(user_ids))[users] > 0
     users, items, part = users[trained], items[trained], part[trained]
     if not len(users):
-        raise DataError(f"no user of {name} has both {min_interactions} interactions and one to train on")
+        raise DataError(f"no user of {name} has both {reading.min_interactions} interactions and one to train on")
     found = _assemble(name, users, items, part, user_ids, item_ids, counts, given)
-    return found if given else replace(found, notes=(RANDOM_SPLIT.format(seed=seed),))
-
-
-def random_split(users: npt.NDArray[np.int64], draws: Draws) -> npt.NDArray[np.int64]:
-    """Return part 0, 1 or 2 of each interaction: of n, max(1, n/10) for testing, as many for validation."""
-    chance = draws.uniform(len(users)).numpy()
-    order = np.lexsort((chance, users))
-    sizes = np.bincount(users)
-    starts = np.cumsum(sizes) - sizes
-    rank = np.empty(len(users), dtype=np.int64)
-    rank[order] = np.arange(len(users)) - starts[users[order]]
-    held = np.maximum(1, sizes // 10)[users]
-    part: npt.NDArray[np.int64] = np.where(rank < held, 2, np.where(rank < 2 * held, 1, 0))
-    return part
+    return found if given else replace(found, notes=(said(way, reading.seed),))
 
 
 def _assemble(
@@ -308,18 +350,6 @@ def _positive(column: "pd.Series[Any]", min_rating: float | None, name: str) -> 
     return keep
 
 
-def _parts(column: "pd.Series[Any]", name: str) -> npt.NDArray[np.int64]:
-    numbers = {split: number for number, split in enumerate(SPLIT_NAMES)}
-    part = split_names(column).map(SPLIT_OF).map(numbers)
-    bad = part.isna().to_numpy()
-    if bad.any():
-        raise DataError(
-            f"row {int(bad.argmax()) + 1} of {name} has split {column.iloc[int(bad.argmax())]!r}; "
-            f"known are {', '.join(SPLIT_OF)}"
-        )
-    return np.asarray(part, dtype=np.int64)
-
-
 def _deduplicate(
     users: npt.NDArray[np.int64],
     items: npt.NDArray[np.int64],
@@ -342,68 +372,7 @@ def _deduplicate(
     return users[first], items[first], None if part is None else part[first]
 
 
-def _complete_split(
-    part: npt.NDArray[np.int64], users: npt.NDArray[np.int64], draws: Draws, name: str
-) -> npt.NDArray[np.int64]:
-    """Check a given split; without validation rows, take a tenth of each user's training rows for them."""
-    if not (part == 2).any() or not (part == 0).any():
-        raise DataError(
-            f"the split column of {name} needs both train and test rows; without the column, rows are split"
-        )
-    if (part == 1).any():
-        return part
-    train = np.flatnonzero(part == 0)
-    sizes = np.bincount(users[train], minlength=int(users.max()) + 1)
-    taken = random_split(users[train], draws) == 1
-    part = part.copy()
-    part[train[taken & (sizes[users[train]] >= 3)]] = 1
-    return part
-
-
-def _as_sparse(source: Any) -> sparse.csr_array:
-    given = type(source).__name__
-    if isinstance(source, Tensor):
-        source = source.detach().cpu()
-        half = source.dtype in (torch.bfloat16, torch.float16)  # which NumPy or SciPy lacks
-        source = _from_torch(source.float() if half else source)
-    if not sparse.issparse(source):
-        try:
-            source = np.asarray(source)
-        except ValueError as error:
-            raise DataError(
-                f"expected a users x items matrix, and rows differ in length ({error}); lists of each user's items are "
-                "a table: pd.DataFrame({'user': ..., 'item': ...})"
-            ) from error
-    if source.ndim != 2 or source.dtype.kind not in "biuf":
-        got = f"{source.dtype} {source.shape}" if source.ndim else given
-        raise DataError(f"expected a users x items matrix of numbers, a data frame or a path, got {got}")
-    if source.dtype == np.float16:  # which SciPy lacks
-        source = source.astype(np.float32)
-    if isinstance(source, np.ndarray) and source.shape[1] in TABLE_COLUMNS and source.size and source.max() > RATED:
-        raise DataError(
-            f"{source.shape} numbers up to {source.max():g} look like a table of (user, item, rating, time), and a "
-            "users x items matrix is expected; a table is a pd.DataFrame with the columns user and item, a matrix of "
-            "so few items a scipy.sparse one"
-        )
-    matrix = sparse.csr_array(source)
-    try:
-        matrix.check_format()
-    except ValueError as error:
-        raise DataError(f"the matrix of users x items is damaged: {error}") from error
-    return matrix
-
-
-def _from_torch(matrix: Tensor) -> npt.NDArray[Any] | sparse.coo_array:
-    """Return a tensor as an array; a sparse matrix stays sparse, whatever its layout."""
-    if matrix.layout == torch.strided or matrix.ndim != 2:
-        return matrix.to_dense().numpy()
-    entries = matrix.to_sparse(layout=torch.sparse_coo).coalesce()
-    return sparse.coo_array((entries.values().numpy(), tuple(entries.indices().numpy())), shape=tuple(entries.shape))
-
-
-def _from_matrix(
-    matrix: sparse.csr_array, name: str, min_interactions: int, min_rating: float | None, seed: int
-) -> Interactions:
+def _from_matrix(matrix: sparse.csr_array, name: str, reading: Reading) -> Interactions:
     """Build from a matrix: row and column numbers are the ids; empty rows and columns are dropped and counted."""
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise DataError(f"{name} has shape {matrix.shape}; a users x items matrix was expected")
@@ -413,6 +382,6 @@ def _from_matrix(
     users, items = entries.coords
     frame = pd.DataFrame({"user": users, "item": items, "rating": entries.data.astype(np.float64)})
     frame = frame[frame["rating"] != 0]
-    result = build(frame, name, min_interactions=min_interactions, min_rating=min_rating, seed=seed)
+    result = build(frame, name, reading)
     dropped = {"short_users": matrix.shape[0] - result.num_users, "unused_items": matrix.shape[1] - result.num_items}
     return replace(result, counts={**result.counts, **dropped})

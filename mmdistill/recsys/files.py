@@ -1,20 +1,21 @@
-"""Reads interaction files as they are published: MovieLens, RecBole, delimited tables, scipy sparse matrices."""
+"""Reads interaction tables as they are published: MovieLens, RecBole, delimited files with a header."""
 
 import gzip
 import io
 import warnings
-import zipfile
 import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from scipy import sparse
 
 from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
-from mmdistill.errors import DataError
+from mmdistill.errors import ConfigError, DataError, did_you_mean
+from mmdistill.recsys.splits import split_names
 
 RATING_COLUMNS = ("rating", "ratings", "score", "stars", "overall", "value", "label", "weight", "count")
+TIME_COLUMNS = ("timestamp", "time", "ts", "date", "datetime", "unixreviewtime", "unix_timestamp", "created_at")
+ALIASES = {"user": USER_COLUMNS, "item": ITEM_COLUMNS, "rating": RATING_COLUMNS, "time": TIME_COLUMNS}
 ACCEPTED = (
     "user,item[,rating][,split] tables (.csv, .tsv, .txt, .csv.gz), MovieLens ratings.dat and u.data, RecBole .inter, "
     "scipy sparse .npz, or a folder with one of them"
@@ -73,43 +74,76 @@ def looks_like_interactions(path: Path) -> bool:
     return _find(columns, USER_COLUMNS) is not None and _find(columns, ITEM_COLUMNS) is not None
 
 
-def read_table(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Read any accepted file but ``.npz`` as text columns ``user``, ``item`` and, where there, ``rating``, ``split``.
+@dataclass(frozen=True)
+class Columns:
+    """What a table calls its columns; those that are None are guessed.
 
-    Beside the table come notes on columns that are not read.
+    Args:
+        user: of users.
+        item: of items.
+        rating: of ratings.
+        time: of times.
+    """
+
+    user: str | None = None
+    item: str | None = None
+    rating: str | None = None
+    time: str | None = None
+
+    def require_none(self, what: str) -> None:
+        """Refuse names of columns where nothing has a name.
+
+        Raises:
+            ConfigError: naming the first.
+        """
+        for name in asdict(self).values():
+            if name is not None:
+                raise ConfigError(f"{what} has no names of columns, so none is called {name!r}; leave it out")
+
+
+def read_table(path: Path, wanted: Columns = Columns()) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Read any accepted file but ``.npz`` as text columns ``user``, ``item`` and, where there, the others.
+
+    These are ``rating``, ``time`` and ``split``. Beside the table come notes on columns that are not read.
 
     Raises:
+        ConfigError: no column of a wanted name.
         DataError: missing, empty, damaged or undecodable file, or no user or item column.
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}; put the interactions there or name another file")
     first = _first_line(path)
-    if path.suffix == ".dat" or "::" in first:
-        return _headerless(path, "::"), ()
-    if path.name == "u.data":
-        return _headerless(path, "\t"), ()
+    if path.suffix == ".dat" or "::" in first or path.name == "u.data":
+        wanted.require_none(f"{path}, which has no header,")
+        return _headerless(path, "\t" if path.name == "u.data" else "::"), ()
     columns, separator = _split_header(first)
-    return select_columns(_parse(path, separator, columns), str(path))
+    return select_columns(_parse(path, separator, columns), str(path), wanted)
 
 
-def select_columns(frame: pd.DataFrame, origin: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return the user, item, rating and split columns of a table under these four names, and notes.
+def select_columns(
+    frame: pd.DataFrame, origin: str, wanted: Columns = Columns()
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return the user, item, rating, time and split columns of a table under these five names, and notes.
 
     A column that is called like one of splits and names none, as cross-validation has them, is not read.
 
     Raises:
+        ConfigError: there is no column of a wanted name, or one is to be two things.
         DataError: there is no user or no item column.
     """
     columns = [str(column) for column in frame.columns]
+    named = {role: _named(columns, name, origin) for role, name in asdict(wanted).items() if name is not None}
+    if len(set(named.values())) < len(named):
+        raise ConfigError(f"of {origin} one column is to be two of {', '.join(named)}; name each its own")
     found = {}
-    for role, aliases in (("user", USER_COLUMNS), ("item", ITEM_COLUMNS), ("rating", RATING_COLUMNS)):
-        index = _find(columns, aliases)
+    for role, aliases in ALIASES.items():
+        index = named.get(role, _find(columns, aliases))
         if index is not None:
             found[role] = frame.iloc[:, index]
         elif role in ("user", "item"):
             raise DataError(
                 f"{origin} has no {role} column: expected a header with one of {', '.join(aliases)}; "
-                f"found {', '.join(columns) or 'nothing'}"
+                f"found {', '.join(columns) or 'nothing'}. Name it with --{role}-column ({role}_column)"
             )
     notes = []
     for index in (_find(columns, (alias,)) for alias in SPLIT_COLUMNS):
@@ -119,42 +153,6 @@ def select_columns(frame: pd.DataFrame, origin: str) -> tuple[pd.DataFrame, tupl
             return pd.DataFrame({**found, "split": frame.iloc[:, index]}), ()
         notes.append(f"the column {columns[index]!r} names no splits (train, valid, test) and is not read")
     return pd.DataFrame(found), tuple(notes)
-
-
-def split_names(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return the names of splits in lower case."""
-    return column.astype("string").str.strip().str.lower()
-
-
-def read_sparse(path: Path) -> sparse.csr_array:
-    """Read a users x items matrix that ``scipy.sparse.save_npz`` wrote; pickles are refused.
-
-    Raises:
-        DataError: missing, damaged, or not a sparse matrix.
-    """
-    if not path.is_file():
-        raise DataError(f"there is no file {path}; put the matrix there or name another file")
-    if not _is_sparse_archive(path):
-        raise DataError(f"{path} is not a matrix written by scipy.sparse.save_npz")
-    try:
-        matrix = sparse.csr_array(sparse.load_npz(path))
-        matrix.check_format()
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged archive makes numpy and scipy raise anything
-        raise DataError(f"{path} is damaged: {error}") from error
-    if matrix.dtype.kind not in "biuf":
-        raise DataError(f"{path} holds {matrix.dtype} entries; every entry must be a number")
-    return matrix
-
-
-def _is_sparse_archive(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
-    return {"format.npy", "shape.npy", "data.npy"} <= names
 
 
 def _table_suffix(path: Path) -> str:
@@ -175,6 +173,15 @@ def _first_line(path: Path) -> str:
 def _split_header(line: str) -> tuple[list[str], str]:
     separator = max(("\t", ",", ";", "|"), key=line.count)
     return [name.strip().strip('"') for name in line.split(separator)], separator
+
+
+def _named(columns: list[str], name: str, origin: str) -> int:
+    """Return the place of a column that the user named."""
+    spelt = [column.split(":")[0].strip() for column in columns]
+    for names in (columns, spelt):
+        if name in names:
+            return names.index(name)
+    raise ConfigError(f"{origin} has no column {name!r}{did_you_mean(name, spelt)} (there are: {', '.join(spelt)})")
 
 
 def _find(columns: list[str], aliases: tuple[str, ...]) -> int | None:
@@ -209,12 +216,13 @@ def _headerless(path: Path, separator: str) -> pd.DataFrame:
     """Read MovieLens' user, item, rating, timestamp lines."""
     try:
         text = path.read_text(encoding="utf-8").replace(separator, "\t")  # one character: pandas' fast parser
+        names = ["user", "item", "rating", "time"][: max(3, text.partition("\n")[0].count("\t") + 1)]
         return pd.read_csv(
             io.StringIO(text),
             sep="\t",
             header=None,
-            usecols=[0, 1, 2],
-            names=["user", "item", "rating", "timestamp"],
+            usecols=range(len(names)),
+            names=names,
             dtype=str,
             keep_default_na=False,
             na_values=list(MISSING),

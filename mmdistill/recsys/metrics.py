@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
-from mmdistill.recsys.data import Interactions, Split
+from mmdistill.recsys.data import Interactions
+from mmdistill.recsys.splits import Split
 from mmdistill.runtime import Draws
 
 Scorer = Callable[[Tensor], Tensor]

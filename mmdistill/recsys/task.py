@@ -1,29 +1,26 @@
 """User-item interactions as a task: rows of users, the infinite-width autoencoder, closed-form judges."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import weighted_mean
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.recsys.data import Interactions, Source, load_interactions
+from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import Factorisation, heaviest
 from mmdistill.recsys.metrics import METRICS, RankingProtocol, Scorer
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import VaeProtocol, fit_vae
-from mmdistill.registry import TaskOptions
-from mmdistill.runtime import Draws, choose_device
-from mmdistill.settings import require_no_width, require_sizes
+from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
@@ -38,8 +35,6 @@ CLOSED_FORM_NOTE = (
     "closed-form judges have no randomness of their own: only the AUC's sampled negatives differ between runs"
 )
 GROUPS_NOTE = "ndcg@10 [a-b] is that of users of whom a to b interactions are known"
-MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
-"""The networks that ``--model`` names: infinitely wide of depth 1 to 3, or one hidden layer of ``--width`` units."""
 
 
 class RecsysTask:
@@ -314,99 +309,3 @@ def _reported(found: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, 
     order = [name for name in METRICS if name in found]
     groups = [name for name in found if name.endswith("]")]
     return {name: found[name] for name in ([*order, *groups] if order else found)}
-
-
-def recsys_task(
-    data: Source | Interactions,
-    *,
-    model: ModuleFactory | str | None = None,
-    features: tuple[str, ...] = (),
-    width: int | None = None,
-    hold_out: float = 0.0,
-    min_rating: float | None = None,
-    max_users: int | None = None,
-    candidates: int = 0,
-    judge_epochs: int | None = None,
-    judge_batch: int | None = None,
-    seed: int = 0,
-    device: torch.device | str = "auto",
-) -> RecsysTask:
-    """Make a task of interactions.
-
-    Args:
-        data: a data set's name, a file or folder, a data frame, a matrix ``(users, items)``, or loaded interactions.
-        model: one of :data:`MODELS`, the first by default, or a function that returns a module from rows to logits.
-        features: names of the module's submodules whose features are matched.
-        width: hidden units of ``autoencoder``; 600 by default.
-        hold_out: see :class:`RecsysTask`.
-        min_rating: the lowest rating that counts as an interaction; by default any above 0.
-        max_users: judge on this many users, drawn at random; None is all.
-        candidates: see :class:`~mmdistill.recsys.metrics.RankingProtocol`.
-        judge_epochs: passes over the real users for which ``mult-vae`` trains, and by as many updates on few users;
-            None is its own number of updates.
-        judge_batch: users in its minibatches; None is its own number.
-        seed: of the split, where the data come without one.
-        device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
-    Raises:
-        ConfigError: an unknown name or model, or a size out of range.
-        DataError: missing, damaged or unusable data.
-    """
-    require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
-    require_sizes(sys.maxsize, max_users=max_users)
-    if not isinstance(data, Interactions):
-        data = load_interactions(data, min_rating=min_rating, seed=seed)
-    if isinstance(model, str):
-        factory, depth = network(model, data.num_items, width)
-    else:
-        require_no_width(width, MODELS[0] if model is None else "a module of your own")
-        factory, depth = model, 1
-    device = choose_device(device)
-    protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users, device=device)
-    vae = VaeProtocol() if judge_batch is None else VaeProtocol(batch=judge_batch)
-    if judge_epochs is not None:
-        vae = replace(vae, steps=judge_epochs * -(-data.num_users // vae.batch), epochs=judge_epochs)
-    return RecsysTask(
-        data,
-        model=factory,
-        features=features,
-        hold_out=hold_out,
-        depth=depth,
-        protocol=protocol,
-        vae=vae,
-        device=device,
-    )
-
-
-def network(name: str, num_items: int, width: int | None) -> tuple[ModuleFactory | None, int]:
-    """Return the factory of a network by name, None for an infinitely wide one, and the depth of the wide one.
-
-    Raises:
-        ConfigError: an unknown name, or a width of an infinitely wide one.
-    """
-    if name not in MODELS:
-        raise unknown_name("model for recsys data", name, MODELS)
-    if name == "autoencoder":
-        units = width or 600
-        return lambda: nn.Sequential(nn.Linear(num_items, units), nn.Tanh(), nn.Linear(units, num_items)), 1
-    require_no_width(width, name)
-    return None, int(name.partition("-d")[2] or 1)
-
-
-def make_task(data: str, options: TaskOptions) -> RecsysTask:
-    """Make a task from what the command line gives.
-
-    Raises:
-        ConfigError: an unknown model.
-    """
-    model = canonical(options.model or MODELS[0])
-    if model not in MODELS:
-        raise unknown_name("model for recsys data", model, MODELS)
-    return recsys_task(
-        data,
-        model=model,
-        width=options.width,
-        judge_epochs=options.judge_epochs,
-        judge_batch=options.judge_batch,
-        seed=options.seed,
-        device=options.device,
-    )

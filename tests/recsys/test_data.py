@@ -9,7 +9,8 @@ from scipy import sparse
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.recsys import DOMAIN, load_interactions, recsys_task
-from mmdistill.recsys.data import SPLITS, resolve
+from mmdistill.recsys.data import resolve
+from mmdistill.recsys.splits import SPLITS
 from tests.recsys.conftest import ML1M
 
 RNG = np.random.default_rng(0)

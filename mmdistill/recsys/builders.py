@@ -1,0 +1,139 @@
+"""Makes tasks of interactions, from data and from what the command line gives."""
+
+import sys
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from mmdistill.names import canonical, unknown_name
+from mmdistill.networks.module import ModuleFactory
+from mmdistill.recsys.data import Interactions, Source, load_interactions
+from mmdistill.recsys.metrics import RankingProtocol
+from mmdistill.recsys.splits import SplitBy
+from mmdistill.recsys.task import RecsysTask
+from mmdistill.recsys.vae import VaeProtocol
+from mmdistill.registry import TaskOptions
+from mmdistill.runtime import choose_device
+from mmdistill.settings import require_no_width, require_sizes
+
+MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
+"""The networks that ``--model`` names: infinitely wide of depth 1 to 3, or one hidden layer of ``--width`` units."""
+READING_OPTIONS = ("user_column", "item_column", "rating_column", "time_column", "min_rating", "split_by")
+"""The options that say how a log is read, as they are called in Python and on the command line."""
+
+
+def recsys_task(
+    data: Source | Interactions,
+    *,
+    model: ModuleFactory | str | None = None,
+    features: tuple[str, ...] = (),
+    width: int | None = None,
+    hold_out: float = 0.0,
+    user_column: str | None = None,
+    item_column: str | None = None,
+    rating_column: str | None = None,
+    time_column: str | None = None,
+    min_rating: float | None = None,
+    split_by: SplitBy | None = None,
+    max_users: int | None = None,
+    candidates: int = 0,
+    judge_epochs: int | None = None,
+    judge_batch: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "auto",
+) -> RecsysTask:
+    """Make a task of interactions.
+
+    Args:
+        data: a data set's name, a file or folder, a data frame, a matrix ``(users, items)``, or loaded interactions.
+        model: one of :data:`MODELS`, the first by default, or a function that returns a module from rows to logits.
+        features: names of the module's submodules whose features are matched.
+        width: hidden units of ``autoencoder``; 600 by default.
+        hold_out: see :class:`RecsysTask`.
+        user_column: what a table calls its column of users; guessed by default, as the next three are.
+        item_column: the column of items.
+        rating_column: the column of ratings.
+        time_column: the column of times.
+        min_rating: the lowest rating that counts as an interaction; by default any above 0.
+        split_by: ``random`` or ``time``; see :func:`~mmdistill.recsys.data.load_interactions`.
+        max_users: judge on this many users, drawn at random; None is all.
+        candidates: see :class:`~mmdistill.recsys.metrics.RankingProtocol`.
+        judge_epochs: passes over the real users for which ``mult-vae`` trains, and by as many updates on few users;
+            None is its own number of updates.
+        judge_batch: users in its minibatches; None is its own number.
+        seed: of a random split.
+        device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
+    Raises:
+        ConfigError: an unknown name or model, or a size out of range.
+        DataError: missing, damaged or unusable data.
+    """
+    require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    require_sizes(sys.maxsize, max_users=max_users)
+    if not isinstance(data, Interactions):
+        data = load_interactions(
+            data,
+            user_column=user_column,
+            item_column=item_column,
+            rating_column=rating_column,
+            time_column=time_column,
+            min_rating=min_rating,
+            split_by=split_by,
+            seed=seed,
+        )
+    if isinstance(model, str):
+        factory, depth = network(model, data.num_items, width)
+    else:
+        require_no_width(width, MODELS[0] if model is None else "a module of your own")
+        factory, depth = model, 1
+    device = choose_device(device)
+    protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users, device=device)
+    vae = VaeProtocol() if judge_batch is None else VaeProtocol(batch=judge_batch)
+    if judge_epochs is not None:
+        vae = replace(vae, steps=judge_epochs * -(-data.num_users // vae.batch), epochs=judge_epochs)
+    return RecsysTask(
+        data,
+        model=factory,
+        features=features,
+        hold_out=hold_out,
+        depth=depth,
+        protocol=protocol,
+        vae=vae,
+        device=device,
+    )
+
+
+def network(name: str, num_items: int, width: int | None) -> tuple[ModuleFactory | None, int]:
+    """Return the factory of a network by name, None for an infinitely wide one, and the depth of the wide one.
+
+    Raises:
+        ConfigError: an unknown name, or a width of an infinitely wide one.
+    """
+    if name not in MODELS:
+        raise unknown_name("model for recsys data", name, MODELS)
+    if name == "autoencoder":
+        units = width or 600
+        return lambda: nn.Sequential(nn.Linear(num_items, units), nn.Tanh(), nn.Linear(units, num_items)), 1
+    require_no_width(width, name)
+    return None, int(name.partition("-d")[2] or 1)
+
+
+def make_task(data: str, options: TaskOptions) -> RecsysTask:
+    """Make a task from what the command line gives.
+
+    Raises:
+        ConfigError: an unknown model.
+    """
+    model = canonical(options.model or MODELS[0])
+    if model not in MODELS:
+        raise unknown_name("model for recsys data", model, MODELS)
+    return recsys_task(
+        data,
+        model=model,
+        width=options.width,
+        **{name: getattr(options, name) for name in READING_OPTIONS},
+        judge_epochs=options.judge_epochs,
+        judge_batch=options.judge_batch,
+        seed=options.seed,
+        device=options.device,
+    )

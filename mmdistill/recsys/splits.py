@@ -1,0 +1,118 @@
+"""Which interactions train, validate and test: as a column names them, at random, or by time."""
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mmdistill.columns import SPLIT_NAMES, SPLIT_OF
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.names import unknown_name
+from mmdistill.runtime import Draws
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+SplitBy = Literal["random", "time"]
+TRAIN, VALID, TEST = range(len(SPLITS))
+Numbers = npt.NDArray[np.int64]
+
+
+def said(split_by: SplitBy, seed: int) -> str:
+    """Return what is noted where interactions were divided here."""
+    if split_by == "time":
+        return "test and validation: each user's last tenth by time, and the tenth before it"
+    return f"test and validation: a tenth each of a user's interactions, at random and not by time, seed {seed}"
+
+
+def require_way(split_by: str | None) -> None:
+    """Refuse an unknown way of dividing.
+
+    Raises:
+        ConfigError: naming the known ones.
+    """
+    if split_by is not None and split_by not in get_args(SplitBy):
+        raise unknown_name("way to split interactions", split_by, get_args(SplitBy))
+
+
+def split_names(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Return the names of splits in lower case."""
+    return column.astype("string").str.strip().str.lower()
+
+
+def named_parts(column: "pd.Series[Any]", name: str) -> Numbers:
+    """Return part 0, 1 or 2 (:data:`SPLITS`) of each row, as a column names them.
+
+    Raises:
+        DataError: a name that is none of a split.
+    """
+    numbers = {split: number for number, split in enumerate(SPLIT_NAMES)}
+    part = split_names(column).map(SPLIT_OF).map(numbers)
+    bad = part.isna().to_numpy()
+    if bad.any():
+        raise DataError(
+            f"row {int(bad.argmax()) + 1} of {name} has split {column.iloc[int(bad.argmax())]!r}; "
+            f"known are {', '.join(SPLIT_OF)}"
+        )
+    return np.asarray(part, dtype=np.int64)
+
+
+def divided(users: Numbers, split_by: SplitBy, draws: Draws) -> Numbers:
+    """Return the part of each interaction: of a user's n, max(1, n/10) for testing, as many for validation.
+
+    Args:
+        users: whose each is, in the order of time where they are split by it.
+        split_by: ``random``, or ``time``: the latest are for testing, those before them for validation.
+        draws: of the random split.
+    """
+    late = np.arange(len(users)) if split_by == "time" else -draws.uniform(len(users)).numpy()
+    order = np.lexsort((-late, users))
+    sizes = np.bincount(users)
+    starts = np.cumsum(sizes) - sizes
+    rank = np.empty(len(users), dtype=np.int64)
+    rank[order] = np.arange(len(users)) - starts[users[order]]
+    held = np.maximum(1, sizes // 10)[users]
+    part: Numbers = np.where(rank < held, TEST, np.where(rank < 2 * held, VALID, TRAIN))
+    return part
+
+
+def completed(part: Numbers, users: Numbers, draws: Draws, name: str) -> Numbers:
+    """Check a given split; without validation rows, take a tenth of each user's training rows for them, at random.
+
+    Raises:
+        DataError: nothing to train on, or nothing to test with.
+    """
+    if not (part == TEST).any() or not (part == TRAIN).any():
+        raise DataError(
+            f"the split column of {name} needs both train and test rows; without the column, rows are split"
+        )
+    if (part == VALID).any():
+        return part
+    train = np.flatnonzero(part == TRAIN)
+    sizes = np.bincount(users[train], minlength=int(users.max()) + 1)
+    taken = divided(users[train], "random", draws) == VALID
+    part = part.copy()
+    part[train[taken & (sizes[users[train]] >= 3)]] = VALID
+    return part
+
+
+def by_time(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the rows of a table from the earliest to the latest; those of one time stay in their order.
+
+    Raises:
+        ConfigError: no column of times.
+        DataError: a time that is neither a number nor a date.
+    """
+    if "time" not in frame:
+        raise ConfigError(f"{name} has no times to be split by: name their column with --time-column (time_column)")
+    times = pd.to_numeric(frame["time"], errors="coerce")
+    if times.isna().any():
+        times = pd.to_datetime(frame["time"], errors="coerce", utc=True, format="mixed")
+    bad = times.isna().to_numpy()
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"row {row + 1} of {name} has time {str(frame['time'].iloc[row])!r}; every time must be a number or a date "
+            f"({int(bad.sum())} are not)"
+        )
+    return frame.iloc[np.argsort(times.to_numpy(), kind="stable")]

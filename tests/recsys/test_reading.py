@@ -1,0 +1,146 @@
+"""Logs as people have them: with columns of their own, ratings, and times to split by."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from mmdistill.cli import main
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.recsys import load_interactions, recsys_task
+from mmdistill.recsys.splits import SPLITS
+from mmdistill.registry import domain_of
+from tests.recsys.conftest import taste_matrix
+
+OWN = {"user_column": "client", "item_column": "product", "rating_column": "liking"}
+
+
+def shop(users=12, items=20, seed=0):
+    """Return a shop's log, whose columns have no common names, in a random order of rows."""
+    draw = np.random.default_rng(seed)
+    rows = [
+        (f"c{user}", f"p{item}", 1 + (user + item) % 5, f"2024-03-{1 + place:02d} 08:00")
+        for user in range(users)
+        for place, item in enumerate(draw.permutation(items)[:15])
+    ]
+    table = pd.DataFrame(rows, columns=["client", "product", "liking", "when"])
+    return table.sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+def entries(data, part):
+    """Return the pairs of a part by their own ids."""
+    users, items = data.parts[part].tocoo().coords
+    return set(zip(data.user_ids[users].tolist(), data.item_ids[items].tolist(), strict=True))
+
+
+def test_columns_are_read_by_the_names_that_the_user_gives():
+    table = shop()
+    data = load_interactions(table, **OWN)
+    wanted = set(zip(table["client"], table["product"], strict=True))
+    assert set().union(*(entries(data, part) for part in SPLITS)) == wanted
+    swapped = load_interactions(table, user_column="product", item_column="client")
+    assert set(swapped.item_ids.tolist()) == set(table["client"])
+    liked = load_interactions(table, **OWN, min_rating=4)
+    many = table[table["liking"] >= 4]
+    assert set().union(*(entries(liked, part) for part in SPLITS)) == set(
+        zip(many["client"], many["product"], strict=True)
+    )
+    assert liked.counts["not_positive"] == (table["liking"] < 4).sum()
+
+
+@pytest.mark.parametrize("dates", [True, False], ids=["dates", "seconds"])
+def test_a_split_by_time_tests_with_the_latest_interactions(dates):
+    table = shop()
+    if not dates:
+        table["when"] = pd.to_datetime(table["when"]).astype("int64") // 10**9
+    data = load_interactions(table, **OWN, time_column="when", split_by="time")
+    assert data.notes == ("test and validation: each user's last tenth by time, and the tenth before it",)
+    for user, rows in table.groupby("client"):
+        late = rows.sort_values("when")["product"].tolist()
+        for part, expected in (("test", late[-1:]), ("valid", late[-2:-1]), ("train", late[:-2])):
+            assert {item for owner, item in entries(data, part) if owner == user} == set(expected)
+
+
+def test_of_a_repeated_pair_the_earliest_counts_in_a_split_by_time():
+    rows = [("a", item, item) for item in range(6)] + [("a", 0, 99)]
+    table = pd.DataFrame(rows, columns=["user", "item", "time"])
+    data = load_interactions(table, split_by="time")
+    assert entries(data, "test") == {("a", 5)}
+    assert data.counts["duplicates"] == 1
+
+
+def test_a_way_of_splitting_that_is_asked_for_goes_before_a_column_of_splits():
+    table = shop().assign(split="train")
+    table.loc[::5, "split"] = "test"
+    named = load_interactions(table, **OWN)
+    assert named.given_split
+    assert named.notes == ()
+    timed = load_interactions(table, **OWN, time_column="when", split_by="time")
+    assert not timed.given_split
+    assert timed.fingerprint == load_interactions(shop(), **OWN, time_column="when", split_by="time").fingerprint
+    random = load_interactions(table, **OWN, split_by="random", seed=4)
+    assert random.fingerprint == load_interactions(shop(), **OWN, seed=4).fingerprint
+
+
+def test_times_of_files_without_a_header_are_read(tmp_path):
+    rows = [(user, item, 5, 1000 - item) for user in range(4) for item in range(5)]
+    for name, separator in (("u.data", "\t"), ("ratings.dat", "::")):
+        (tmp_path / name).write_text("\n".join(separator.join(map(str, row)) for row in rows))
+        data = load_interactions(tmp_path / name, split_by="time")
+        assert entries(data, "test") == {(user, 0) for user in range(4)}  # the latest has the lowest number
+    (tmp_path / "ratings.dat").write_text("\n".join("::".join(map(str, row[:3])) for row in rows))
+    assert load_interactions(tmp_path / "ratings.dat").num_users == 4
+    with pytest.raises(ConfigError, match="has no times to be split by"):
+        load_interactions(tmp_path / "ratings.dat", split_by="time")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({**OWN, "user_column": "clients"}, r"no column 'clients'; did you mean 'client'\?"),
+        ({**OWN, "item_column": "client"}, "one column is to be two of user, item, rating"),
+        ({**OWN, "split_by": "time"}, "has no times to be split by: name their column with --time-column"),
+        ({**OWN, "split_by": "date"}, "unknown way to split interactions 'date'"),
+        ({"user_column": "client", "item_column": "product", "min_rating": 4}, "has no ratings, so none is at least 4"),
+    ],
+)
+def test_names_and_ways_that_cannot_be(options, message):
+    with pytest.raises(ConfigError, match=message):
+        load_interactions(shop(), **options)
+
+
+def test_columns_that_nobody_named_are_asked_for():
+    with pytest.raises(DataError, match=r"no user column.*--user-column \(user_column\)"):
+        load_interactions(shop())
+
+
+def test_a_time_that_is_none_is_named_by_its_row():
+    table = shop()
+    table.loc[3, "when"] = "yesterday"
+    with pytest.raises(DataError, match=r"row 4 of table has time 'yesterday'.*\(1 are not\)"):
+        load_interactions(table, **OWN, time_column="when", split_by="time")
+
+
+def test_matrices_have_no_columns_to_name(tmp_path):
+    matrix = sparse.csr_array(taste_matrix(30, 12))
+    with pytest.raises(ConfigError, match="a matrix has no names of columns, so none is called 'client'"):
+        recsys_task(matrix, user_column="client")
+    sparse.save_npz(tmp_path / "m.npz", matrix)
+    with pytest.raises(ConfigError, match="a matrix, has no names of columns"):
+        recsys_task(tmp_path / "m.npz", item_column="product")
+    (tmp_path / "u.data").write_text("1\t2\t3\t4\n")
+    with pytest.raises(ConfigError, match="which has no header, has no names of columns"):
+        recsys_task(tmp_path / "u.data", item_column="product")
+
+
+def test_the_command_line_reads_own_columns_and_a_resumed_run_does_too(tmp_path, capsys):
+    path, out = tmp_path / "shop.csv", tmp_path / "run"
+    shop(users=40).to_csv(path, index=False)
+    assert domain_of(str(path)).name == "text"  # a table may be anything
+    columns = ["--user-column", "client", "--item-column", "product", "--time-column", "when", "--split-by", "time"]
+    run = ["--method", "distill-cf-meanfield", "--users", "3", "--steps", "2", "--networks", "1", "--out", str(out)]
+    assert main(["distill", "--data", str(path), *columns, *run, "--baselines", "none"]) == 0
+    assert "each user's last tenth by time" in capsys.readouterr().out
+    assert main(["evaluate", str(out), "--judges", "ease", "--baselines", "none"]) == 0
+    assert main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--min-rating", "4"]) == 2
+    assert "--min-rating is for interactions" in capsys.readouterr().err
