@@ -7,9 +7,10 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
@@ -28,6 +29,12 @@ EXAMPLES = """examples:
   mmdistill compare runs/* --to comparison/
   mmdistill export runs/digits --format pt --to exported/
 """
+EXPERT_OPTIONS = (
+    *("data", "method", "ipc", "nodes", "schedule", "model", "width", "seed", "device", "augment", "expert_steps"),
+    *("start_epochs", "expert_folder", "text_column", "label_column", "encoder", "length", "size", "mirror", "whiten"),
+    "inductive",
+)
+"""The options of ``distill`` on which experts depend, and where they are made and kept."""
 FORMATS = (
     "images: tensors, folder, pt or ddranking; graphs: pyg or tensors; sets of graphs: pyg or tensors; "
     "text: tensors, embeds or texts; recsys: csr, csv, binary, recbole or tensors"
@@ -103,9 +110,9 @@ def _experts_parser() -> Parser:
         "'distill' trains missing ones by itself; this command trains them ahead of it, and continues where an earlier "
         "call ended.",
     )
-    parser.add_argument("--data", type=str, help="data set name or path, as for distill")
-    parser.add_argument("--method", type=str, default="mtt", help="the method that will match them")
-    parser.add_argument("--ipc", type=int, default=1, help="samples per class, on which the method's settings depend")
+    skipped = {field.name for field in fields(DistillConfig)} - set(EXPERT_OPTIONS)
+    parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
+    parser.set_defaults(method="mtt")
     parser.add_argument(
         "--experts",
         "--count",
@@ -121,33 +128,12 @@ def _experts_parser() -> Parser:
         help="epochs of each; by default as many as the method's settings need. More need an --expert-folder",
     )
     parser.add_argument(
-        "--expert_folder",
-        type=str | None,
-        default=None,
-        metavar="FOLDER",
-        help="folder that experts are saved to; the cache by default. Give distill the same option",
-    )
-    parser.add_argument(
         "--together",
         type=int,
         default=10,
         metavar="N",
         help="experts trained at once; fewer need less memory, and are other experts",
     )
-    parser.add_argument("--model", type=str | None, default=None, help="network, as for distill")
-    parser.add_argument("--width", type=int | None, default=None, help="width of the network")
-    parser.add_argument("--augment", type=bool | None, default=None, help="augmentation, as for distill")
-    parser.add_argument(
-        "--schedule",
-        type=Literal["published", "reduced"],
-        default="published",
-        help="published or reduced settings, as for distill",
-    )
-    parser.add_argument("--mirror", type=bool | None, default=None, help="whether images are mirrored, as for distill")
-    parser.add_argument("--whiten", type=str | None, default=None, help="whitening of images, as for distill")
-    parser.add_argument("--size", type=int | None, default=None, help="side of a folder's images, as for distill")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split, for data that come without one")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     name_values(parser)
     return parser
 

@@ -17,7 +17,7 @@ from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, repeated, table, without_scores
 from mmdistill.composition import network_unread, without_effect
-from mmdistill.config import DistillConfig, baseline_names, split_names
+from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks
@@ -25,7 +25,7 @@ from mmdistill.judging import judge_missing, keeping
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import Domain, domain_methods, located
@@ -178,11 +178,13 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
     Raises:
         ConfigError: a method without experts, or epochs that are too few or belong to no folder of the user's.
     """
-    if min(number for number in (config.ipc, together, config.experts, epochs) if number is not None) < 1:
-        raise ConfigError("--ipc, --experts, --epochs and --together are at least 1")
+    counts = {"--ipc": config.ipc, "--nodes": config.nodes, "--experts": config.experts, "--epochs": epochs}
+    for option, number in {**counts, "--together": together}.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"{option} is at least 1, got {number}")
     domain, task = make_task(config)
     method = chosen_method(config, domain)
-    schedule = _expert_schedule(domain, method, config.ipc or 1)
+    schedule = _expert_schedule(domain, method, config.ipc or config.nodes or 1)
     wanted, folder = schedule.experts, schedule.folder_for(task)
     recipe = _recipe_of_epochs(schedule, task, method.title, epochs)
     if is_complete(folder, wanted):

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
+from mmdistill.names import split_names
 from mmdistill.run_folder import holds_work
 from mmdistill.settings import InitKind, Settings
 
@@ -263,16 +264,6 @@ def _fits(value: object, kind: Any) -> bool:
     if isinstance(value, bool) or kind is bool:
         return kind is bool and isinstance(value, bool)
     return isinstance(value, (int, float) if kind is float else kind)
-
-
-def split_names(text: str | None) -> list[str]:
-    """Return the names of a comma-separated list."""
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
-
-
-def baseline_names(text: str) -> list[str]:
-    """Return the baselines asked for; 'none' means nothing."""
-    return [] if text.strip().lower() == "none" else split_names(text.lower())
 
 
 def require_data_and_method(config: DistillConfig) -> tuple[str, str]:

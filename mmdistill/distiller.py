@@ -35,7 +35,7 @@ from mmdistill.runtime import Draws
 from mmdistill.second_order import differentiable_again
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet, detached
-from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, augmented, real_classes, real_samples
 
 
 class Distiller:
@@ -159,7 +159,8 @@ class Distiller:
         """Return the real batch of a step, in the objective's view, as it was drawn; where none is read, one sample."""
         classes = self.classes if run.objective.view == "classes" else None
         count = self.settings.real_batch if run.objective.reads_real else 1
-        return self.task.sample_real(key.fold("real"), classes, count)
+        own = key.fold("real")
+        return real_samples(self.task, own, count) if classes is None else real_classes(self.task, own, classes, count)
 
     def batches(
         self,
@@ -187,8 +188,8 @@ class Distiller:
             syn = run.parameterization.class_batches(syn)
         if self.settings.augment and run.objective.siamese:
             siamese = key.fold("augment")
-            syn = self.task.augment(siamese, syn, shared=True)
-            real = self.task.augment(siamese, real, shared=True)
+            syn = augmented(self.task, siamese, syn, shared=True)
+            real = augmented(self.task, siamese, real, shared=True)
         return syn, real
 
     def _labelled(self, run: RunState, syn: Batch, network: ScheduleState = EMPTY) -> Batch:

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from mmdistill.abilities import NamesJudges, ScoresRobustness, Selects
 from mmdistill.allocation import allocate
-from mmdistill.config import baseline_names, split_names
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
 from mmdistill.memory import explained
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.settings import require_sizes
 from mmdistill.store import DistilledSet

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from mmdistill.abilities import ROBUST_METRICS, TitlesJudges
 from mmdistill.bars import progress_bar
-from mmdistill.config import DistillConfig, baseline_names
+from mmdistill.config import DistillConfig
 from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
 from mmdistill.metrics import judging_of, metrics_document, of_same_test, read_metrics, recorded
+from mmdistill.names import baseline_names
 from mmdistill.networks.fit import watching
 from mmdistill.run_folder import METRICS
 from mmdistill.store import DistilledSet, write_json

@@ -230,6 +230,22 @@ def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(is_distribution(targets), entropy, 0.5 * (logits - targets).square().sum(-1))
 
 
+def require_targets(targets: Tensor, samples: int, num_classes: int, data: str) -> None:
+    """Refuse labels that are not those of so many samples of a task's classes.
+
+    Raises:
+        ShapeError: other lengths, indices out of range or soft labels of other classes.
+    """
+    if targets.is_floating_point():
+        if targets.shape != (samples, num_classes):
+            raise ShapeError(
+                f"{data} has {num_classes} classes, and the labels are of others: expected soft labels "
+                f"({samples}, {num_classes}), got {tuple(targets.shape)}"
+            )
+    elif targets.shape != (samples,) or not bool(((targets >= 0) & (targets < num_classes)).all()):
+        raise ShapeError(f"{data} has {num_classes} classes, and the labels are of others")
+
+
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted mean of one value per sample; the loss convention of every task.
 

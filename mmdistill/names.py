@@ -1,6 +1,8 @@
 """Names that users give: their canonical spelling, and what is said of one that nobody knows."""
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 
@@ -21,3 +23,24 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     names = sorted(known)
     hint = did_you_mean(canonical(name), names)
     return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)})")
+
+
+def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for data that are neither known by name nor there; what looks like a path is taken for one."""
+    separators = [separator for separator in (os.sep, os.altsep) if separator is not None]
+    if Path(data).suffix or any(separator in data for separator in separators):
+        return ConfigError(
+            f"{data!r} is neither a known data set nor an existing file or folder; where a run's data have moved, "
+            "correct the line 'data' of its config.yaml"
+        )
+    return unknown_name(kind, data, known)
+
+
+def split_names(text: str | None) -> list[str]:
+    """Return the names of a comma-separated list."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def baseline_names(text: str) -> list[str]:
+    """Return the baselines asked for; 'none' means nothing."""
+    return [] if text.strip().lower() == "none" else split_names(text.lower())

@@ -1,7 +1,6 @@
 """Finds domains, data sets and methods by name, importing a domain only when it is asked for."""
 
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal, NamedTuple
 from mmdistill.errors import ConfigError
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import canonical, unknown_data, unknown_name
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, BudgetKind, Task
 
@@ -148,17 +147,6 @@ class Domain:
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
     conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}
     shortcoming: Callable[[Path], str] = lambda path: ""
-
-
-def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for data that are neither known by name nor there; what looks like a path is taken for one."""
-    separators = [separator for separator in (os.sep, os.altsep) if separator is not None]
-    if Path(data).suffix or any(separator in data for separator in separators):
-        return ConfigError(
-            f"{data!r} is neither a known data set nor an existing file or folder; where a run's data have moved, "
-            "correct the line 'data' of its config.yaml"
-        )
-    return unknown_name(kind, data, known)
 
 
 def get_domain(name: str) -> Domain:

@@ -333,7 +333,7 @@ class Task(Protocol):
         ...
 
 
-Samples = TypeVar("Samples", Batch, ClassBatch)
+Samples = TypeVar("Samples", bound=Batch | ClassBatch)
 
 
 def real_samples(task: Task, draws: Draws, n: int) -> Batch:

@@ -70,3 +70,14 @@ def test_methods_without_experts_are_refused_by_name(capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert "DM matches no experts; methods that do: mtt, tesla" in error
     assert main([*FAST, "--experts", "0"]) == 2
+
+
+def test_what_experts_depend_on_is_said_as_for_distilling(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(cache / "own")
+    options = ["--experts", "2", "--expert-folder", folder, "--expert-steps", "3", "--start-epochs", "4"]
+    assert main([*FAST, *options]) == 0
+    assert "2 expert(s) of 6 epochs" in capsys.readouterr().out
+    assert main([*FAST, "--inductive", "true"]) == 2
+    assert "--inductive is for graphs" in capsys.readouterr().err
+    assert main([*FAST, "--nodes", "0"]) == 2
+    assert "--nodes is at least 1, got 0" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The same GradientMatching instance on images, graphs and text, each against a loop-written float64 oracle."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.distill import distill
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.graph.sets.task import graph_set_task
 from mmdistill.graph.synthetic import label_nodes
 from mmdistill.graph.task import graph_task
 from mmdistill.image.task import image_task
@@ -21,9 +23,11 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, map_inputs
 from mmdistill.testing import as_float64, check_objective
 from mmdistill.text.task import text_task
+from tests.graph.sets.toy import rings
 from tests.graph.toy import FAST, planted_graph
 from tests.oracles import graph as graph_oracle
 from tests.oracles import objectives as oracle
+from tests.text.corpus import token_corpus_task
 from tests.toys import smooth_mlp
 
 
@@ -157,3 +161,38 @@ def test_a_network_that_cuts_gradients_off_is_refused(name: str, at_once: int) -
     task = image_task((torch.rand(30, 1, 8, 8), labels), test=(torch.rand(6, 1, 8, 8), labels[:6]), model=Deaf)
     with pytest.raises(ConfigError, match="no gradient leads from the loss"):
         distill(task, name, ipc=2, settings={"steps": 1, "real_batch": 8, "classes_at_once": at_once})
+
+
+def graphs() -> Task:
+    return graph_task(planted_graph(), "sgc", protocol=FAST)
+
+
+@pytest.mark.parametrize("domain", ["image", "text", "token", "graph", "graph-set"])
+@pytest.mark.parametrize("wrong", ["index", "negative", "wide", "few"])
+def test_labels_of_other_classes_are_refused_before_a_judge_trains(domain: str, wrong: str, tmp_path: Path) -> None:
+    builders = {
+        "image": images,
+        "text": texts,
+        "token": lambda: token_corpus_task(tmp_path),
+        "graph": graphs,
+        "graph-set": lambda: graph_set_task(rings(tmp_path)),
+    }
+    task: Task = builders[domain]()
+    batch = task.select(torch.arange(4))
+    assert isinstance(batch.targets, Tensor)
+    classes = task.num_classes or 0
+    targets = {
+        "index": torch.tensor([0, 1, 0, classes]),
+        "negative": torch.tensor([0, 1, 0, -1]),
+        "wide": torch.eye(classes + 2)[:4],
+        "few": torch.eye(classes)[[0, 1]],
+    }[wrong]
+    with pytest.raises(ShapeError, match=f"has {classes} classes, and the labels are of others"):
+        task.evaluate(Batch(batch.inputs, targets, batch.weight), task.judges[0], Draws(0), 1, {})
+
+
+def test_a_task_that_augments_into_another_view_is_named_and_not_the_objective() -> None:
+    task = images()
+    task.augment = lambda draws, batch, *, shared: batch.batch  # type: ignore[method-assign]
+    with pytest.raises(ShapeError, match="augment of ImageTask must return a ClassBatch"):
+        distill(task, "dsa", ipc=1, settings={"steps": 1})

@@ -13,8 +13,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
-from mmdistill.names import canonical
-from mmdistill.registry import unknown_data
+from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, cache_folder, data_root
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
 from mmdistill.graph.synthetic import raw_features
-from mmdistill.labels import LabelKind, as_probabilities, target_loss, weighted_mean
+from mmdistill.labels import LabelKind, as_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
@@ -247,7 +247,9 @@ class GraphTask:
     def _placed(self, synthetic: Batch) -> LoopSample:
         """Return synthetic nodes as judges train on them, on the device."""
         inputs = {name: tensor.to(self.device) for name, tensor in _named(synthetic.inputs).items()}
-        return LoopSample(inputs, one_tensor(synthetic.targets).to(self.device), synthetic.weight.to(self.device))
+        targets = one_tensor(synthetic.targets)
+        require_targets(targets, len(inputs["x"]), self.graph.num_classes, self.graph.name)
+        return LoopSample(inputs, targets.to(self.device), synthetic.weight.to(self.device))
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""

@@ -22,8 +22,7 @@ from mmdistill.image.known import (
     idx_split,
     load_tiny_imagenet,
 )
-from mmdistill.names import canonical
-from mmdistill.registry import unknown_data
+from mmdistill.names import canonical, unknown_data
 
 LARGEST_SIDE = 4096
 """Pixels of the side to which images are resized at most; networks of no method take larger ones."""

@@ -22,7 +22,7 @@ from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
-from mmdistill.labels import are_probabilities, target_loss, weighted_mean
+from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
@@ -252,10 +252,7 @@ class ImageTask:
         images, targets = image_inputs(batch.inputs).detach(), one_tensor(batch.targets).detach()
         if images.shape[1:] != self.data.shape:
             raise ShapeError(f"images of {self.data.name} are {self.data.shape}, got {tuple(images.shape[1:])}")
-        classes = len(self.data.class_names)
-        wide = targets.shape[1] if targets.is_floating_point() else int(targets.max()) + 1
-        if wide > classes or (not targets.is_floating_point() and int(targets.min()) < 0):
-            raise ShapeError(f"{self.data.name} has {classes} classes, and the labels are of others")
+        require_targets(targets, len(images), len(self.data.class_names), self.data.name)
         return Batch(images.to(self.device), targets.to(self.device), batch.weight.to(self.device))
 
     def judge_name(self, name: str) -> str:

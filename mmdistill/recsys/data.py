@@ -15,7 +15,7 @@ from scipy import sparse
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.names import canonical
+from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
 from mmdistill.recsys.matrices import as_sparse, read_sparse
 from mmdistill.recsys.splits import (
@@ -30,7 +30,6 @@ from mmdistill.recsys.splits import (
     require_way,
     said,
 )
-from mmdistill.registry import unknown_data
 from mmdistill.runtime import Draws, data_root
 
 _FILES = {

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from mmdistill.columns import SPLIT_NAMES, SPLIT_OF
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.names import canonical, unknown_name
-from mmdistill.registry import unknown_data
+from mmdistill.names import canonical, unknown_data, unknown_name
 from mmdistill.runtime import Draws, data_root
 from mmdistill.text import trec
 from mmdistill.text.checks import checked_labels, checked_texts

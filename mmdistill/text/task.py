@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.labels import are_probabilities, collapse_note, target_loss, weighted_mean
+from mmdistill.labels import are_probabilities, collapse_note, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol, fit_networks
@@ -253,8 +253,7 @@ class TextTask:
             raise ShapeError(
                 f"points of shape {tuple(points.shape)} are not of the space of {self.encoder!r}, (n, {self.dim})"
             )
-        if targets.is_floating_point() and targets.shape != (len(points), self.class_count):
-            raise ShapeError(f"expected soft labels ({len(points)}, {self.class_count}), got {tuple(targets.shape)}")
+        require_targets(targets, len(points), self.class_count, self.data.name)
         return Batch(points.to(self.device), targets.to(self.device), synthetic.weight.to(self.device))
 
     def _trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.labels import target_loss, weighted_mean
+from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol
@@ -290,8 +290,7 @@ class TokenTask:
                 f"vectors of shape {tuple(vectors.shape)} are not of the tokens of {self.vocabulary.name!r}, "
                 f"(n, L, {self.vocabulary.dim})"
             )
-        if targets.is_floating_point() and targets.shape != (len(vectors), self.class_count):
-            raise ShapeError(f"expected soft labels ({len(vectors)}, {self.class_count}), got {tuple(targets.shape)}")
+        require_targets(targets, len(vectors), self.class_count, self.data.name)
         return synthetic
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:

@@ -14,8 +14,7 @@ from torch import Tensor
 from mmdistill.errors import DataError
 from mmdistill.graph.files import TORCH, graph_classes, read_saved
 from mmdistill.graph.sets.lists import side_by_side
-from mmdistill.names import canonical
-from mmdistill.registry import unknown_data
+from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, cache_folder, data_root, tensor_digest
 from mmdistill.task import Tensors
 

@@ -15,7 +15,7 @@ from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
 from mmdistill.graph.sets.models import GraphClassifier
 from mmdistill.graph.sets.synthetic import real_graphs
-from mmdistill.labels import LabelKind, target_loss, weighted_mean
+from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import FitProtocol, Selection, fit_networks
 from mmdistill.parameterizations.base import Parameterization
@@ -205,6 +205,7 @@ class GraphSetTask:
         data = synthetic.map(lambda t: t.detach().to(self.device))
         if data.weight.ndim != 1:
             raise ConfigError("judges train on a flat batch of graphs")
+        require_targets(one_tensor(data.targets), len(data.weight), self.graphs.num_classes, self.graphs.name)
 
         def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
             return self.loss(state, batch), state.buffers
