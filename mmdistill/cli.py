@@ -205,10 +205,20 @@ def _compare_parser() -> Parser:
         "a line.",
     )
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of them")
-    parser.add_argument("--judge", type=str | None, default=None, help="judge to show; each run's first by default")
+    parser.add_argument(
+        "--judge",
+        "--judges",
+        type=str | None,
+        default=None,
+        help="judges to show, comma-separated, or 'all'; each run's first by default",
+    )
     parser.add_argument("--metric", type=str | None, default=None, help="score to show; the judge's first by default")
     parser.add_argument(
-        "--to", type=str | None, default=None, metavar="FOLDER", help="folder for a page with pictures; none by default"
+        "--to",
+        type=str | None,
+        default=None,
+        metavar="FOLDER",
+        help="folder for a page with pictures, and comparison.csv for other programs; none by default",
     )
     return parser
 

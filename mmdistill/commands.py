@@ -15,7 +15,7 @@ from mmdistill.allocation import subset_bytes
 from mmdistill.assembly import chosen_method, kept_config, make_task, require_own_config, unmet_conditions
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
-from mmdistill.comparison import LEGEND, draw_budgets, judged_runs, read_runs, repeated, table, without_scores
+from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, without_scores
 from mmdistill.composition import network_unread, without_effect
 from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
@@ -33,6 +33,7 @@ from mmdistill.report import aligned, summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
 from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
+from mmdistill.side_by_side import LEGEND, draw_budgets, table, write_csv
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
 
@@ -334,15 +335,25 @@ def report_command(run: str) -> None:
 
 
 def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, to: str | None) -> None:
-    """Print judged runs side by side and name the folders without; with ``to``, draw them against the budget there."""
+    """Print judged runs side by side and name the folders without; with ``to``, draw and write them there.
+
+    Args:
+        runs: run folders, or folders of them.
+        judge: whose scores: names, comma-separated, or ``all``; None is each run's first.
+        metric: which score; None is the judge's first.
+        to: a folder for the page, its pictures and a table for other programs; None for none.
+    """
     folders, skipped = judged_runs([Path(run) for run in runs])
-    rows = read_runs(folders, judge, metric)
+    judges = judges_of(folders, judge)
+    rows = [row for name in judges for row in read_runs(folders, name, metric)]
     lines = table(rows)
     print(aligned(lines))
     print(LEGEND)
-    if missing := without_scores(folders, judge, metric):
+    lacking = [set(without_scores(folders, name, metric)) for name in judges]
+    if missing := [folder for folder in folders if all(folder in without for without in lacking)]:
         print(f"left out, since they have no such scores: {', '.join(map(str, missing))}")
-    for folder, kept in repeated(folders, judge, metric).items():
+    twice = {folder: kept for name in judges for folder, kept in repeated(folders, name, metric).items()}
+    for folder, kept in twice.items():
         print(f"left out: {folder}, which has the seed of {kept} and no other option that counts")
     for row in rows:
         if row.moved:
@@ -351,6 +362,7 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
         print(f"skipped: {folder} ({reason})")
     if to is not None:
         print(write_comparison(Path(to), lines, draw_budgets(rows, Path(to))))
+        print(write_csv(rows, Path(to) / "comparison.csv"))
 
 
 def export_command(run: str, format: str, to: str | None) -> None:

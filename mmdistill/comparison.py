@@ -1,4 +1,4 @@
-"""Finished runs side by side: a table, and accuracy against the budget."""
+"""Judged runs together: which of them are repetitions of one another, and what these scored."""
 
 import shlex
 import statistics
@@ -9,15 +9,40 @@ from typing import Any
 
 from mmdistill.config import read_settings
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.figures import literal, save_figure
 from mmdistill.judged_run import RECORDED, JudgedRun
 from mmdistill.metrics import judge_in_words, read_metrics
+from mmdistill.names import canonical, split_names
 from mmdistill.run_folder import CONFIG, METRICS, SET, how_to_finish, is_finished
 from mmdistill.store import read_json
 
 NO_RUN = "no run"
-LEGEND = "percent on untouched test data; +/- is the deviation over runs where there are several, else over networks"
-"""What the numbers of :func:`table` are."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What runs scored by one judge and metric.
+
+    Args:
+        values: the mean of each run, fractions.
+        sd: over the networks of a single run, of which nothing else is known; None where it has but one.
+    """
+
+    values: tuple[float, ...]
+    sd: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean over runs, a fraction."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The deviation over runs, or over the networks of the only run; None for one network."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else self.sd
+
+    def __str__(self) -> str:
+        deviation = "" if self.deviation is None else f" +/- {100 * self.deviation:.1f}"
+        return f"{100 * self.mean:.1f}{deviation}"
 
 
 @dataclass(frozen=True)
@@ -31,11 +56,12 @@ class Repetitions:
         unit: of the budget: ipc, nodes or users.
         budget: how many.
         stored_bytes: what the set takes.
-        values: the judge's mean in each run, fractions.
-        sd: over the networks of a single run, of which nothing else is known; None where it has but one.
-        baselines: by name, the mean of each run that judged them.
+        score: of the sets.
+        baselines: by name, of those runs that judged them.
         seconds: to distil, of each run.
-        judged: the metric and the judge, in words, with what the user set of judging.
+        judge: who judged, with what the user set of judging.
+        metric: what is scored.
+        networks: that each run's mean is over, the fewest of any run.
         parameterization: how samples are stored; empty where the set does not say it, as for the next two.
         network: what was distilled with.
         label: the kind of labels.
@@ -51,11 +77,12 @@ class Repetitions:
     unit: str
     budget: int
     stored_bytes: int
-    values: tuple[float, ...]
-    sd: float | None
-    baselines: dict[str, tuple[float, ...]]
+    score: Score
+    baselines: dict[str, Score]
     seconds: tuple[float, ...]
-    judged: str
+    judge: str
+    metric: str
+    networks: int
     parameterization: str = ""
     network: str = ""
     label: str = ""
@@ -65,14 +92,9 @@ class Repetitions:
     fingerprint: str = ""
 
     @property
-    def mean(self) -> float:
-        """The mean over runs, a fraction."""
-        return statistics.fmean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """The deviation over runs, or over the networks of the only run; None for one network."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else self.sd
+    def judged(self) -> str:
+        """The metric and the judge, in words."""
+        return f"{self.metric} by {self.judge}"
 
 
 def judged_runs(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
@@ -147,6 +169,17 @@ def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | N
         )
     found = [_together([runs[0] for runs in seeds.values()]) for seeds in groups]
     return sorted(found, key=lambda row: (row.data, row.method, row.budget, row.name))
+
+
+def judges_of(folders: Sequence[Path], wanted: str | None) -> list[str | None]:
+    """Return the judges whose scores are wanted, comma-separated or ``all`` that runs have; None is each run's first.
+
+    Raises:
+        CheckpointError: a folder without judged results.
+    """
+    if canonical(wanted or "") != "all":
+        return [*split_names(wanted)] or [None]
+    return [*dict.fromkeys(entry["judge"] for folder in folders for entry in _read(folder)["results"])]
 
 
 def repeated(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[Path, Path]:
@@ -236,11 +269,11 @@ def _distilled(folder: Path) -> dict[str, Any]:
 def _together(runs: Sequence[JudgedRun]) -> Repetitions:
     first = runs[0]
     metrics, entry = first.metrics, first.entry
-    baselines: dict[str, list[float]] = {}
+    baselines: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         for name, entries in run.metrics["baselines"].items():
             same = [e for e in entries if (e["judge"], e["metric"]) == (run.entry["judge"], run.entry["metric"])]
-            baselines.setdefault(name, []).extend(e["mean"] for e in same)
+            baselines.setdefault(name, []).extend(same)
     unit = next(key for key in metrics["budget"] if key != "stored_bytes")
     return Repetitions(
         name=first.folder.name,
@@ -249,11 +282,12 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         unit=unit,
         budget=metrics["budget"][unit],
         stored_bytes=metrics["budget"]["stored_bytes"],
-        values=tuple(run.entry["mean"] for run in runs),
-        sd=entry["sd"] if entry["n"] > 1 else None,
-        baselines={name: tuple(values) for name, values in baselines.items() if values},
+        score=_score([run.entry for run in runs]),
+        baselines={name: _score(entries) for name, entries in baselines.items() if entries},
         seconds=tuple(run.metrics["seconds"] for run in runs),
-        judged=f"{entry['metric']} by {judge_in_words(entry)}",
+        judge=judge_in_words(entry),
+        metric=entry["metric"],
+        networks=min(run.entry["n"] for run in runs),
         steps=tuple(run.made["steps"] for run in runs if "steps" in run.made),
         options=first.said(),
         fingerprint=first.fingerprint,
@@ -262,121 +296,7 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
     )
 
 
-def titles(rows: Sequence[Repetitions]) -> list[str]:
-    """Return what each row is called: its method, and what it has that others of this method and data have not.
-
-    Rows that differ by nothing but data of one name have the beginning of the data's fingerprint.
-    """
-
-    def title(row: Repetitions) -> str:
-        alike = [other for other in rows if (other.data, other.method) == (row.data, row.method)]
-        differing = [name for name in RECORDED if len({getattr(other, name) for other in alike}) > 1]
-        words = [getattr(row, name) for name in differing]
-        words += [f"{name.replace('_', '-')} {row.options[name]}" for name in _differing(alike) if name in row.options]
-        own = ", ".join(filter(None, words))
-        return f"{row.method} ({own})" if own else row.method
-
-    found = [title(row) for row in rows]
-    seen = [(row.data, row.unit, row.budget, row.judged, name) for row, name in zip(rows, found, strict=True)]
-    return [
-        f"{name} (data {row.fingerprint[:8]})" if seen.count(key) > 1 and row.fingerprint else name
-        for row, name, key in zip(rows, found, seen, strict=True)
-    ]
-
-
-def _differing(rows: Sequence[Repetitions]) -> list[str]:
-    """Return the options by which rows of one budget differ, in their order."""
-    budgets: dict[tuple[str, int], list[Repetitions]] = {}
-    for row in rows:
-        budgets.setdefault((row.unit, row.budget), []).append(row)
-    names = dict.fromkeys(name for row in rows for name in row.options)
-    return [
-        name for name in names if any(len({row.options.get(name) for row in alike}) > 1 for alike in budgets.values())
-    ]
-
-
-def table(rows: Sequence[Repetitions]) -> list[list[str]]:
-    """Return the comparison in percent, header first; :data:`LEGEND` says what its numbers are."""
-    names = list(dict.fromkeys(name for row in rows for name in row.baselines))
-    head = ["data", "method", "budget", "bytes", "judged", "distilled", *names, "runs", "steps", "seconds", "folder"]
-    lines = [head]
-    for row, title in zip(rows, titles(rows), strict=True):
-        deviation = "" if row.deviation is None else f" +/- {100 * row.deviation:.1f}"
-        means = {name: f"{100 * statistics.fmean(values):.1f}" for name, values in row.baselines.items()}
-        lines.append(
-            [
-                row.data,
-                title,
-                f"{row.unit} {row.budget}",
-                f"{row.stored_bytes:,}",
-                row.judged,
-                f"{100 * row.mean:.1f}{deviation}",
-                *(means.get(name, "-") for name in names),
-                str(len(row.values)),
-                " to ".join(f"{steps:,}" for steps in sorted({min(row.steps), max(row.steps)})) if row.steps else "-",
-                f"{statistics.fmean(row.seconds):.0f}",
-                row.name,
-            ]
-        )
-    return lines
-
-
-def draw_budgets(rows: Sequence[Repetitions], folder: Path) -> list[Path]:
-    """Draw each data set's scores against the budget, baselines dashed; returns the pictures.
-
-    A line joins the means of the budgets of one method, stored, distilled with, labelled and judged alike.
-    """
-    names: dict[str, str] = {}
-    for data in dict.fromkeys(row.data for row in rows):
-        stem, alike = Path(data).stem, sum(Path(other).stem == Path(data).stem for other in names)
-        names[data] = f"{stem}-{alike + 1}" if alike else stem
-    return [
-        _draw([row for row in rows if row.data == data], folder / f"{name}-budgets.png") for data, name in names.items()
-    ]
-
-
-def _means(found: Sequence[tuple[int, Sequence[float]]]) -> tuple[list[int], list[float]]:
-    """Return the budgets in order, and the mean in percent of what was found for each."""
-    seen: dict[int, list[float]] = {}
-    for budget, values in found:
-        seen.setdefault(budget, []).extend(values)
-    points = sorted((budget, 100 * statistics.fmean(values)) for budget, values in seen.items() if values)
-    return [budget for budget, _ in points], [mean for _, mean in points]
-
-
-def _draw(rows: Sequence[Repetitions], target: Path) -> Path:
-    from matplotlib.figure import Figure  # here, since importing it takes half a second
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    several = len({row.judged for row in rows}) > 1
-    names = [f"{title}, {row.judged}" if several else title for row, title in zip(rows, titles(rows), strict=True)]
-    for number, name in enumerate(dict.fromkeys(names)):
-        own = [row for row, other in zip(rows, names, strict=True) if other == name]
-        axes.errorbar(
-            [row.budget for row in own],
-            [100 * row.mean for row in own],
-            [100 * (row.deviation or 0.0) for row in own],
-            marker="o",
-            capsize=3,
-            linestyle="none",
-            color=f"C{number}",
-            label=literal(name),
-        )
-        axes.plot(*_means([(row.budget, (row.mean,)) for row in own]), color=f"C{number}")
-    for name in dict.fromkeys(name for row in rows for name in row.baselines):
-        budgets, means = _means([(row.budget, row.baselines.get(name, ())) for row in rows])
-        axes.plot(budgets, means, linestyle="--", marker=".", color="grey", linewidth=1)
-        axes.annotate(
-            name, (budgets[-1], means[-1]), textcoords="offset points", xytext=(6, -3), fontsize=8, color="grey"
-        )
-    axes.set_xscale("log")
-    axes.set_xticks(sorted({row.budget for row in rows}))
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.minorticks_off()
-    axes.set_xlabel(rows[0].unit)
-    axes.set_ylabel("percent" if several else literal(f"{rows[0].judged}, percent"))
-    axes.set_title(literal(Path(rows[0].data).stem))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return save_figure(figure, target)
+def _score(entries: Sequence[Mapping[str, Any]]) -> Score:
+    """Return what runs scored, from the entry of each."""
+    only = entries[0] if len(entries) == 1 and entries[0]["n"] > 1 else None
+    return Score(tuple(entry["mean"] for entry in entries), None if only is None else only["sd"])

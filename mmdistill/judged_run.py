@@ -12,8 +12,12 @@ RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
 TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "steps")
 """Options and settings that the rest of a row tells."""
-PLACES = ("data", "mirror", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY)
-"""Options in which runs may differ and still be repetitions of one another; the set says what its data are."""
+PLACES = (
+    *("data", "mirror", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY, *BUDGETS),
+    *("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch"),
+)
+"""Options in which runs may differ and still be repetitions of one another: the set says what its data and its budget
+are, and each result who judged and how."""
 
 
 class JudgedRun(NamedTuple):

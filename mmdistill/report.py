@@ -117,10 +117,10 @@ def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: 
     counts = sorted({entry.n for entry in evaluation.results})
     several = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     judged = "1 network" if counts == [1] else f"mean +/- sd of {several} networks"
-    title = f"{distilled.info.data}, {distilled.method}, {budget_in_words(distilled)}: percent, {judged}"
+    made = f"{distilled.info.data}, {distilled.method}, {budget_in_words(distilled)}, seed {distilled.seed}"
     notes = [f"note: {_by(entry.judge, note)}" for entry in evaluation.results for note in entry.notes]
     failed = [f"failed: {name}: {reason}" for name, reason in evaluation.failures.items()]
-    return "\n".join([title, aligned(rows), *dict.fromkeys(notes), *failed])
+    return "\n".join([f"{made}: percent, {judged}", aligned(rows), *dict.fromkeys(notes), *failed])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -418,7 +418,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
             "--model is for images, graphs, texts and interactions",
         ),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--size", "9"], "a size is for the images of"),
-        (["experts", "--data", "digits", "--experts", "0"], "--ipc, --experts, --epochs and --together are at least 1"),
+        (["experts", "--data", "digits", "--experts", "0"], "--experts is at least 1, got 0"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "500"], "fewer than the 500 asked for"),
         (["evaluate", "RUN", "--baselines", "rnadom"], "did you mean 'random'"),
         (["distill", "--method", "dm", "--ipc", "1"], "--data is needed"),

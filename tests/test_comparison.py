@@ -1,16 +1,20 @@
 """Runs side by side: repetitions are pooled, other settings are not, and pictures show the budget."""
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mmdistill.cli import main
-from mmdistill.comparison import draw_budgets, read_runs, repeated, table, titles
+from mmdistill.comparison import Repetitions, read_runs, repeated
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.figures import literal
+from mmdistill.side_by_side import draw_budgets, table, titles, write_csv
 
 ENTRY = {"judge": "convnet", "metric": "accuracy", "mean": 0.5, "sd": 0.01, "n": 5}
 
@@ -37,19 +41,19 @@ def test_repetitions_are_pooled_and_other_settings_are_not(tmp_path: Path) -> No
     runs = [finished(tmp_path / f"s{seed}", 0.8 + 0.02 * seed, seed=seed) for seed in range(3)]
     other = finished(tmp_path / "longer", 0.9, steps=20)
     rows = read_runs([*runs, other])
-    assert [(row.name, len(row.values)) for row in rows] == [("longer", 1), ("s0", 3)]
-    assert rows[1].mean == pytest.approx(0.82)
-    assert rows[1].deviation == pytest.approx(0.02)
-    assert rows[0].deviation == 0.01
-    assert rows[1].baselines["random"] == pytest.approx((0.7, 0.72, 0.74))
+    assert [(row.name, len(row.score.values)) for row in rows] == [("longer", 1), ("s0", 3)]
+    assert rows[1].score.mean == pytest.approx(0.82)
+    assert rows[1].score.deviation == pytest.approx(0.02)
+    assert rows[0].score.deviation == 0.01
+    assert rows[1].baselines["random"].values == pytest.approx((0.7, 0.72, 0.74))
     document = json.loads((runs[2] / "metrics.json").read_text())
     document["results"][0]["judging"] = {"epochs": 20}
     (runs[2] / "metrics.json").write_text(json.dumps(document))
     rows = read_runs(runs)
-    assert [len(row.values) for row in rows] == [2, 1]
+    assert [len(row.score.values) for row in rows] == [2, 1]
     assert [row.judged for row in rows] == ["accuracy by convnet", "accuracy by convnet (epochs 20)"]
     (mlp, _) = read_runs([*runs, other], judge="mlp")
-    assert mlp.mean == pytest.approx(0.45)
+    assert mlp.score.mean == pytest.approx(0.45)
 
 
 def test_one_network_of_one_run_has_no_deviation(tmp_path: Path) -> None:
@@ -185,13 +189,13 @@ def test_a_run_that_is_given_twice_counts_once(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
     (tmp_path / "link").symlink_to(run)
     (row,) = read_runs([run, run, tmp_path / "link"])
-    assert row.values == (0.8,)
+    assert row.score.values == (0.8,)
 
 
 def test_a_seed_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, again, other = (finished(tmp_path / name, 0.8, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     (row,) = read_runs([first, again, other])
-    assert len(row.values) == 2
+    assert len(row.score.values) == 2
     assert main(["compare", *map(str, (first, again, other))]) == 0
     assert f"left out: {again}, which has the seed of {first}" in capsys.readouterr().out
 
@@ -254,7 +258,7 @@ def test_rows_say_by_which_options_they_differ_at_one_budget(tmp_path: Path) -> 
 def test_an_option_that_names_a_default_makes_no_other_run(tmp_path: Path) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
     (runs[1] / "config.yaml").write_text((runs[1] / "config.yaml").read_text() + "steps: 10\n")
-    assert [len(row.values) for row in read_runs(runs)] == [2]
+    assert [len(row.score.values) for row in read_runs(runs)] == [2]
 
 
 def test_pooled_runs_that_held_out_other_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,12 +296,12 @@ def test_other_data_of_the_same_name_are_a_row_of_their_own(
 ) -> None:
     runs = [finished(tmp_path / f"{index}", 0.8, seed=seed) for index, seed in enumerate(seeds)]
     of_data(runs, fingerprints)
-    assert [len(row.values) for row in read_runs(runs)] == expected
+    assert [len(row.score.values) for row in read_runs(runs)] == expected
     assert not repeated(runs, None, None)
     names = titles(read_runs(runs))
     assert len(set(names)) == len(names)
     of_data(runs[:1], "a", num_train=7)  # whatever moves with the seed keeps its size
-    assert next(len(row.values) for row in read_runs(runs)) == 1
+    assert next(len(row.score.values) for row in read_runs(runs)) == 1
 
 
 def test_runs_by_several_judges_say_which(tmp_path: Path) -> None:
@@ -306,3 +310,92 @@ def test_runs_by_several_judges_say_which(tmp_path: Path) -> None:
     (other / "metrics.json").write_text(json.dumps({**document, "results": document["results"][1:]}))
     lines = table(read_runs([run, other]))
     assert [line[4] for line in lines] == ["judged", "accuracy by convnet", "accuracy by mlp"]
+
+
+def changed(run: Path, **parts: object) -> Path:
+    """Change parts of a run's metrics."""
+    document = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**document, **parts}))
+    return run
+
+
+def test_how_a_run_was_judged_makes_no_other_method(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(3)]
+    for run, options in zip(runs, ("baselines: none\n", "networks: 3\njudges: convnet\n", "bytes: 100\n"), strict=True):
+        (run / "config.yaml").write_text((run / "config.yaml").read_text() + options)
+    changed(runs[0], baselines={})
+    (row,) = read_runs(runs)
+    assert len(row.score.values) == 3
+    assert row.baselines["random"].values == pytest.approx((0.7, 0.7))
+    assert titles([row]) == ["dm"]
+
+
+def drawn(rows: list[Repetitions], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    """Draw rows and return the points of the baselines' dashed lines by what stands beside them."""
+    lines: list[list[float]] = []
+    names: list[str] = []
+    plot, annotate = Axes.plot, Axes.annotate
+
+    def noted(self: Axes, x: list[float], y: list[float], **options: object) -> list[Line2D]:
+        if options.get("linestyle") == "--":
+            lines.append(list(y))
+        return plot(self, x, y, **options)  # type: ignore[arg-type]
+
+    def named(self: Axes, text: str, *places: object, **options: object) -> object:
+        names.append(text)
+        return annotate(self, text, *places, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    monkeypatch.setattr(Axes, "annotate", named)
+    draw_budgets(rows, folder)
+    return dict(zip(names, lines, strict=True))
+
+
+def test_each_judge_has_baselines_of_its_own_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = finished(tmp_path / "a", 0.8)
+    other = finished(tmp_path / "b", 0.6)
+    entry = {**ENTRY, "judge": "ntk", "mean": 0.6}
+    changed(other, results=[entry], baselines={"random": [{**entry, "mean": 0.3}]})
+    found = drawn(read_runs([one, other]), tmp_path, monkeypatch)
+    assert found["random by convnet"] == pytest.approx([70.0])
+    assert found["random by ntk"] == pytest.approx([30.0])
+
+
+def test_a_long_legend_leaves_the_axes_their_room(tmp_path: Path) -> None:
+    for index in range(8):
+        run = finished(tmp_path / str(index), 0.8, 1 + index)
+        settings = {"steps": 10, "note": f"{index} " + "of many words " * 20}
+        (run / "distilled.json").write_text(json.dumps({"settings": settings, "seed": 0}))
+    rows = [replace(row, budget=1) for row in read_runs([tmp_path / str(index) for index in range(8)])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (picture,) = draw_budgets(rows, tmp_path)
+    height = int.from_bytes(picture.read_bytes()[20:24], "big")  # of a PNG's header
+    assert height > 120 * 4 + 8 * 20
+
+
+def test_a_table_for_other_programs_has_all_digits(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8 + 0.0123456789 * seed, seed=seed) for seed in range(2)]
+    plain = finished(tmp_path / "plain", 0.5, ipc=10)
+    changed(plain, baselines={})
+    found = pd.read_csv(write_csv(read_runs([*runs, plain]), tmp_path / "comparison.csv"))
+    assert found["budget"].tolist() == [1, 10]
+    first = found.iloc[0]
+    assert [float(value) for value in first["values"].split()] == [0.8, 0.8 + 0.0123456789]
+    assert first["mean"] == pytest.approx(0.8 + 0.0123456789 / 2, abs=1e-15)
+    assert first["sd"] == pytest.approx(0.0123456789 / 2**0.5)
+    assert first["random_mean"] == pytest.approx(0.7 + 0.0123456789 / 2)
+    assert found["random_mean"].isna().tolist() == [False, True]
+    assert first[["runs", "networks", "judge", "metric"]].tolist() == [2, 5, "convnet", "accuracy"]
+
+
+def test_all_judges_are_shown_and_baselines_have_their_deviation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(finished(tmp_path / f"s{seed}", 0.8 + 0.02 * seed, seed=seed)) for seed in range(2)]
+    assert main(["compare", *runs, "--judge", "all"]) == 0
+    said = capsys.readouterr().out
+    assert "accuracy by convnet  81.0 +/- 1.4  71.0 +/- 1.4" in said
+    assert "accuracy by mlp      40.5 +/- 0.7  -" in said
+    assert main(["compare", *runs, "--judges", "mlp,vit"]) == 2
+    assert "by vit (there are: accuracy by convnet, accuracy by mlp)" in capsys.readouterr().err

@@ -164,7 +164,7 @@ def test_what_is_judged_again_keeps_its_place(result: DistilledSet) -> None:
 def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
     one, two = (evaluate(BlobTask(), result, n=n, baselines=("random",)) for n in (1, 2))
     table = summary(result, one, 96)
-    assert table.startswith("blobs, dm, ipc 2: percent, 1 network\n")
+    assert table.startswith("blobs, dm, ipc 2, seed 0: percent, 1 network\n")
     assert "+/-" not in table
     assert "percent, mean +/- sd of 2 networks\n" in summary(result, two, 96)
     mixed = Evaluation([*one.results, *two.results], two.baselines)
