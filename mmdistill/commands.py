@@ -21,7 +21,8 @@ from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks
-from mmdistill.judging import judge_missing, keeping
+from mmdistill.judging import chosen_judging, judge_missing, keep_found, keeping
+from mmdistill.kept_baselines import KeptBaselines
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
@@ -318,7 +319,10 @@ def evaluate_command(
                 robust=scores == "robust",
                 progress=progress,
             )
-    dropped = dropped_baselines(previous, read_metrics(path))
+    metrics = read_metrics(path)
+    kept = KeptBaselines(config, task, chosen_judging(config), networks, networks_at_once, seed)
+    keep_found(kept, evaluation, metrics, distilled.budget)
+    dropped = dropped_baselines(previous, metrics)
     if dropped:
         print(f"dropped, since judged otherwise than the set now is: {', '.join(dropped)}")
     print(summary(distilled, evaluation, subset_bytes(task, distilled.budget)))

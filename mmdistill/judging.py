@@ -9,6 +9,7 @@ from mmdistill.abilities import ROBUST_METRICS, TitlesJudges
 from mmdistill.bars import progress_bar
 from mmdistill.config import DistillConfig
 from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
+from mmdistill.kept_baselines import KeptBaselines
 from mmdistill.metrics import judging_of, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.names import baseline_names
 from mmdistill.networks.fit import watching
@@ -84,22 +85,33 @@ def missing(
     title = task.judge_title if isinstance(task, TitlesJudges) else str
     results = [entry for entry in metrics.get("results", ()) if entry["metric"] not in ROBUST_METRICS]
     how = {entry["judge"]: entry.get("judging", {}) for entry in results}
+    known = metrics.get("baselines", {})
+    beside = {name: {entry["judge"] for entry in known.get(name, ())} for name in baselines}
     unjudged = [judge for judge in judges if title(judge) not in how]
-    found = [Missing(unjudged, list(baselines), False)] if unjudged else []
+    wanted = [name for name in baselines if not beside[name].issuperset(map(title, unjudged))]
+    found = [Missing(unjudged, wanted, False)] if unjudged else []
+    alike = [judge for judge in judges if how.get(title(judge)) == judging_of(task, title(judge), judging)]
     for name in baselines:
-        beside = {entry["judge"] for entry in metrics.get("baselines", {}).get(name, ())}
-        alike = [j for j in judges if how.get(title(j)) == judging_of(task, title(j), judging)]
-        lacking = [judge for judge in alike if title(judge) not in beside]
+        lacking = [judge for judge in alike if title(judge) not in beside[name]]
         found += [Missing(lacking, [name], True)] if lacking else []
     return found
 
 
 def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path) -> Evaluation:
-    """Judge what a run asks for and its metrics lack; returns all that they then hold."""
+    """Judge what a run asks for and its metrics lack; returns all that they then hold.
+
+    Baselines that another run has judged alike are taken from the cache (:class:`KeptBaselines`).
+    """
     path = folder / METRICS
     metrics = of_same_test(read_metrics(path) if path.exists() else {}, task)
     judges, baselines = find_judges(task, config.judge_names(), distilled.judge), baseline_names(config.baselines)
-    lacking = missing(task, judges, baselines, metrics, chosen_judging(config))
+    judging = chosen_judging(config)
+    kept = KeptBaselines(config, task, judging, config.networks, config.networks_at_once, config.seed)
+    former = metrics
+    metrics = _with_kept(metrics, kept, missing(task, judges, baselines, metrics, judging), task, distilled.budget)
+    lacking = missing(task, judges, baselines, metrics, judging)
+    if metrics != former and not lacking:
+        write_json(path, metrics_document(distilled, Evaluation([]), metrics, judging, task))
     if lacking:
         print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
     failures: dict[str, str] = {}
@@ -118,4 +130,31 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
             )
         failures |= evaluation.failures
         metrics = read_metrics(path)
+        keep_found(kept, evaluation, metrics, distilled.budget)
     return recorded(metrics, failures)
+
+
+def keep_found(kept: KeptBaselines, evaluation: Evaluation, metrics: Mapping[str, Any], budget: int) -> None:
+    """Keep the baselines that an evaluation found, as metrics hold them, for other runs."""
+    for name, found in evaluation.baselines.items():
+        judges = {entry.judge for entry in found}
+        kept.keep(name, budget, [entry for entry in metrics["baselines"].get(name, ()) if entry["judge"] in judges])
+
+
+def _with_kept(
+    metrics: Mapping[str, Any], kept: KeptBaselines, lacking: Sequence[Missing], task: Task, budget: int
+) -> Mapping[str, Any]:
+    """Return metrics with those lacking baselines that are known from other runs, and print which these are."""
+    title = task.judge_title if isinstance(task, TitlesJudges) else str
+    baselines = {name: list(entries) for name, entries in metrics.get("baselines", {}).items()}
+    known: list[str] = []
+    for name, judge in ((name, title(judge)) for part in lacking for name in part.baselines for judge in part.judges):
+        own = baselines.setdefault(name, [])  # in the order that they were asked for
+        entries = kept.find(name, budget, judge)
+        if entries and judge not in {entry["judge"] for entry in own}:
+            own += entries
+            known.append(f"{name} by {judge}")
+    if not known:
+        return metrics
+    print(f"judged alike by an earlier run: {', '.join(known)}")
+    return {**metrics, "baselines": baselines}

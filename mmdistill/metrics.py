@@ -92,17 +92,17 @@ def read_metrics(path: Path) -> dict[str, Any]:
         )
     results, baselines = document.get("results"), document.get("baselines")
     lists = [results, *baselines.values()] if isinstance(baselines, Mapping) else [None]
-    entries_fit = all(isinstance(entries, list) and all(_fits(e, ENTRY) for e in entries) for entries in lists)
+    entries_fit = all(isinstance(entries, list) and all(fits(e, ENTRY) for e in entries) for entries in lists)
     sizes = document.get("budget")
     sizes_fit = (
-        isinstance(sizes, Mapping) and {"stored_bytes"} < sizes.keys() and _fits(sizes, dict.fromkeys(sizes, int))
+        isinstance(sizes, Mapping) and {"stored_bytes"} < sizes.keys() and fits(sizes, dict.fromkeys(sizes, int))
     )
-    if not (entries_fit and sizes_fit and _fits(document, DOCUMENT)):
+    if not (entries_fit and sizes_fit and fits(document, DOCUMENT)):
         raise CheckpointError(f"{path} is damaged; move it away to judge anew")
     return document
 
 
-def _fits(found: object, types: Mapping[str, type]) -> bool:
+def fits(found: object, types: Mapping[str, type]) -> bool:
     """Return whether a mapping has values of some types; of what an entry may lack, where it has it."""
     if not isinstance(found, Mapping):
         return False

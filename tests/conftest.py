@@ -3,3 +3,17 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def baselines_of_this_test_alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let runs of a test find none of the baselines that others have judged."""
+    from mmdistill import kept_baselines
+
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(kept_baselines, "cache_folder", lambda: folder)
+    return folder

@@ -1,0 +1,97 @@
+"""Scores of baselines, kept between runs: they depend on data, budget and judge, and on no distilled set."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mmdistill
+from mmdistill.config import DistillConfig
+from mmdistill.errors import CheckpointError
+from mmdistill.metrics import ENTRY, fits, judging_of
+from mmdistill.registry import TaskOptions
+from mmdistill.runtime import cache_folder, describe_device
+from mmdistill.store import read_json, write_json
+from mmdistill.task import Task
+
+Entries = list[dict[str, Any]]
+"""Entries of ``metrics.json``, one for each metric."""
+WITHOUT_BUDGET = ("whole",)
+"""Baselines that are the same whatever the budget is."""
+SHAPING = ("compile", "precision", "deterministic")
+"""Options beside those of the task that decide the bits of a score."""
+
+
+class KeptBaselines:
+    """The scores of baselines that runs with these options have found, in the cache folder.
+
+    A score is found again where all that decides its bits is the same: the data, what was chosen of the task and of
+    judging, the seed, the device, this library's code and torch's version. Only tasks of this package are known well
+    enough for that, and only those that say what they are tested on; of others nothing is kept.
+
+    Args:
+        config: the options of the run.
+        task: that they make.
+        judging: what the user set of judging.
+        n: networks of each judge.
+        at_once: of these, trained together; None is all.
+        seed: of judging.
+    """
+
+    def __init__(
+        self, config: DistillConfig, task: Task, judging: Mapping[str, int], n: int, at_once: int | None, seed: int
+    ) -> None:
+        info = task.describe()
+        self.task, self.judging = task, judging
+        self.usable = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
+        options = {name: getattr(config, name) for name in (*(f.name for f in fields(TaskOptions)), *SHAPING)}
+        self.key = {
+            "data": [info.domain, info.fingerprint, info.test_fingerprint],
+            "options": options | {"device": describe_device(torch.device(task.device))},
+            "judged": [n, at_once, seed],
+            "code": [code_digest(), torch.__version__],
+        }
+
+    def find(self, name: str, budget: int, judge: str) -> Entries:
+        """Return a baseline's entries by a judge (in the spelling of results); none where they are not known."""
+        key = self._key(name, budget, judge)
+        try:
+            found = read_json(self._path(key)) if self.usable else {}
+        except (CheckpointError, OSError):  # missing or damaged: it is judged anew
+            return []
+        entries = found.get("entries")
+        whole = found.get("key") == key and isinstance(entries, list) and all(fits(entry, ENTRY) for entry in entries)
+        return entries if whole and isinstance(entries, list) else []
+
+    def keep(self, name: str, budget: int, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a baseline's entries, of any judges; where the cache folder takes none, nothing is kept."""
+        for judge in dict.fromkeys(str(entry["judge"]) for entry in entries) if self.usable else ():
+            key = self._key(name, budget, judge)
+            path = self._path(key)
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, {"key": key, "entries": [entry for entry in entries if entry["judge"] == judge]})
+
+    def _key(self, name: str, budget: int, judge: str) -> dict[str, Any]:
+        own = {"baseline": [name, None if name in WITHOUT_BUDGET else budget]}
+        return self.key | own | {"judge": [judge, judging_of(self.task, judge, self.judging)]}
+
+    def _path(self, key: Mapping[str, Any]) -> Path:
+        text = json.dumps(key, sort_keys=True, default=str)
+        return cache_folder() / "baselines" / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.json"
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a digest of this package's source, which decides what judges find."""
+    folder = Path(mmdistill.__file__).parent
+    found = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*.py")):
+        found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()

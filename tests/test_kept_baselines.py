@@ -1,0 +1,116 @@
+"""Baselines that one run has judged are not judged again by others that would find the same."""
+
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from mmdistill import kept_baselines
+from mmdistill.cli import main
+
+DIGITS = ["distill", "--data", "digits", "--model", "mlp", "--width", "4", "--networks", "2", "--judge-epochs", "9"]
+Judged = list[str]
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
+    """Return the names of the baselines that are judged in a test."""
+    names: Judged = []
+    judging = import_module("mmdistill.evaluate")._Judging
+    score = judging.of_baseline
+
+    def noted(self: object, name: str, *rest: object) -> object:
+        names.append(name)
+        return score(self, name, *rest)
+
+    monkeypatch.setattr(judging, "of_baseline", noted)
+    return names
+
+
+def distil(folder: Path, *options: str, method: str = "dm", ipc: int = 1, steps: int = 2) -> dict[str, object]:
+    """Distil and judge; return the baselines."""
+    own = ["--method", method, "--ipc", str(ipc), "--steps", str(steps), "--out", str(folder)]
+    assert main([*DIGITS, *own, *options]) == 0
+    found: dict[str, object] = json.loads((folder / "metrics.json").read_text())["baselines"]
+    return found
+
+
+def test_another_method_at_the_same_budget_judges_no_baseline_again(
+    tmp_path: Path, judged: Judged, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = distil(tmp_path / "a")
+    assert judged == ["random", "herding", "whole"]
+    judged.clear()
+    capsys.readouterr()
+    assert distil(tmp_path / "b", method="dc") == first
+    assert list(first) == ["random", "herding", "whole"]
+    assert judged == []
+    said = capsys.readouterr().out
+    assert "judged alike by an earlier run: random by mlp, herding by mlp, whole by mlp" in said
+    assert re.search("distilled +random +herding +whole", said)  # the table has them all
+
+
+def test_another_budget_judges_all_but_the_whole_set_again(tmp_path: Path, judged: Judged) -> None:
+    first = distil(tmp_path / "a")
+    judged.clear()
+    found = distil(tmp_path / "b", ipc=2)
+    assert judged == ["random", "herding"]
+    assert found["whole"] == first["whole"]
+    assert found["random"] != first["random"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--seed", "1"), ("--networks", "1"), ("--networks-at-once", "1"), ("--judge-epochs", "2"), ("--width", "5")],
+)
+def test_whatever_decides_a_score_is_judged_anew(option: tuple[str, str], tmp_path: Path, judged: Judged) -> None:
+    distil(tmp_path / "a", "--baselines", "random")
+    judged.clear()
+    distil(tmp_path / "b", "--baselines", "random", *option)
+    assert judged == ["random"]
+
+
+def test_other_code_is_another_judge(tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+    distil(tmp_path / "a", "--baselines", "random")
+    judged.clear()
+    monkeypatch.setattr(kept_baselines, "code_digest", lambda: "changed")
+    distil(tmp_path / "b", "--baselines", "random")
+    assert judged == ["random"]
+
+
+def test_what_is_damaged_or_cannot_be_kept_is_judged_anew(
+    tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch, baselines_of_this_test_alone: Path
+) -> None:
+    first = distil(tmp_path / "a", "--baselines", "random")
+    (path,) = (baselines_of_this_test_alone / "baselines").iterdir()
+    for text in ("{", "[]", '{"key": 1, "entries": []}', path.read_text().replace('"mean"', '"men"')):
+        path.write_text(text)
+        judged.clear()
+        folder = tmp_path / f"b{len(text)}"
+        assert distil(folder, "--baselines", "random") == first
+        assert judged == ["random"]
+    monkeypatch.setattr(kept_baselines, "cache_folder", lambda: Path("/proc/none"))
+    assert distil(tmp_path / "c", "--baselines", "random") == first
+
+
+def test_a_finished_run_that_lacks_a_known_baseline_gets_it_without_judging(tmp_path: Path, judged: Judged) -> None:
+    first = distil(tmp_path / "a", "--baselines", "random,herding")
+    distil(tmp_path / "b", "--baselines", "random")
+    config = tmp_path / "b" / "config.yaml"
+    config.write_text(config.read_text().replace("baselines: random", "baselines: random,herding"))
+    judged.clear()
+    assert main(["distill", "--resume", str(tmp_path / "b")]) == 0
+    assert judged == []
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["baselines"] == first
+
+
+def test_evaluate_judges_anew_and_others_find_that(tmp_path: Path, judged: Judged) -> None:
+    distil(tmp_path / "a", "--baselines", "none")
+    run = ["evaluate", str(tmp_path / "a"), "--networks", "2", "--baselines", "random"]
+    assert main(run) == 0
+    assert main(run) == 0
+    assert judged == ["random", "random"]
+    distil(tmp_path / "b", "--baselines", "random")
+    assert judged == ["random", "random"]
