@@ -1,6 +1,7 @@
 """Pictures of distilled images, and the files that other tools read."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
 def picture_grid(rows: list[Tensor], names: tuple[str, ...]) -> Image.Image:
     """Return a picture of rows of images with the rows' names at their left.
 
+    Many rows of few images stand in blocks side by side, as many as make the picture about as wide as high.
+
     Shapes:
         each row ``(n, channels, height, width)`` uint8; rows may differ in n.
     """
@@ -77,18 +80,18 @@ def picture_grid(rows: list[Tensor], names: tuple[str, ...]) -> Image.Image:
     size = max(8, min(FONT_SIZE, tile_height))
     font = ImageFont.load_default(size)
     label = int(max(font.getlength(name) for name in names)) + 2 * MARGIN
-    full = (
-        label + columns * (tile_width + GAP) - GAP + MARGIN,
-        2 * MARGIN + len(rows) * (tile_height + GAP) - GAP,
-    )
+    block = label + columns * (tile_width + GAP) - GAP + MARGIN
+    blocks = max(1, round(math.sqrt(len(rows) * (tile_height + GAP) / block)))
+    high = -(-len(rows) // blocks)
+    full = (-(-len(rows) // high) * block, 2 * MARGIN + high * (tile_height + GAP) - GAP)
     picture = Image.new("RGB", full, BACKGROUND)
     pen = ImageDraw.Draw(picture)
     for position, (row, name) in enumerate(zip(rows, names, strict=True)):
-        top = MARGIN + position * (tile_height + GAP)
-        pen.text((label - MARGIN, top + tile_height / 2), name, fill=INK, font=font, anchor="rm")
+        left, top = position // high * block + label, MARGIN + position % high * (tile_height + GAP)
+        pen.text((left - MARGIN, top + tile_height / 2), name, fill=INK, font=font, anchor="rm")
         for column, pixels in enumerate(row):
             tile = to_picture(pixels).resize((tile_width, tile_height), Image.Resampling.NEAREST)
-            picture.paste(tile, (label + column * (tile_width + GAP), top))
+            picture.paste(tile, (left + column * (tile_width + GAP), top))
     return picture
 
 
