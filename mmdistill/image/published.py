@@ -21,6 +21,11 @@ PROTOCOL_OF = {
 """How judges train, where that is not the default protocol."""
 MODEL_OF = {"frepo": "freponet-bn", "rfad": "convnet-w256-nn"}
 """The network, where it is not the ConvNet."""
+MODEL_ON: dict[str, dict[str, tuple[str, ...]]] = {"ld": {"lenet": ("mnist",)}}
+"""The network, where it is not the ConvNet, by method, each with the data sets it is for.
+
+LD's on CIFAR (AlexCifarNet, of two convolutions with local response norm) is not built.
+"""
 Cells = dict[str, tuple[int, ...]]
 """Data sets with their images per class."""
 _CIFAR: Cells = {"cifar10": (1, 10, 50), "cifar100": (1, 10, 50)}
@@ -37,11 +42,12 @@ WHITENING_OF: dict[str, dict[str, Cells]] = {
     "kip": _KIP,
     "kip-conv": _KIP,
     "bptt": {"kip": {"cifar10": (1,)}},
-    "rat-bptt": {"kip": {"cifar10": (10,)}},
+    "rat-bptt": {"kip": {"cifar10": (10,), "cifar100": (1, 10)}},
 }
 """Whitenings by method, each with the cells it is for; where there is no command of TESLA's or HaBa's, MTT's.
 
-RFAD's code does not subtract the mean image, and RaT-BPTT's does not standardise channels before.
+RFAD's code does not subtract the mean image, BPTT's and RaT-BPTT's do not standardise channels before, and FRePo's does
+so by other deviations. RaT-BPTT's commands for Tiny-ImageNet do not whiten, but its code takes images that are.
 """
 
 
@@ -56,8 +62,9 @@ def conditions(method: str, data: str, ipc: int) -> dict[str, str]:
     if data == "digits":
         return {}
     whitenings = WHITENING_OF.get(method, {})
+    models = MODEL_ON.get(method, {})
     found = {
-        "model": MODEL_OF.get(method, ""),
+        "model": next((name for name, places in models.items() if data in places), MODEL_OF.get(method, "")),
         "protocol": PROTOCOL_OF.get(method, ""),
         "whiten": next((kind for kind, cells in whitenings.items() if ipc in cells.get(data, ())), ""),
     }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from torch.nn import functional as F
 
@@ -125,7 +126,9 @@ def _haba_settings(ipc: int, table: Mapping[int, TrajectoryRow] = HABA_CIFAR10) 
 def _addmem_settings(ipc: int, classes: int = 10) -> Settings:
     """Return the published settings: 32 samples of each class per step and 64 real ones, a fixed rate.
 
-    The code's configuration allows 500,000 steps. Minibatches are drawn from all samples, not so many of each class.
+    The code's configuration allows 500,000 steps. Minibatches, of samples and of real ones, are drawn from all, not so
+    many of each class. For more than ten classes there is no published command; those for ten make the code take the
+    samples and real images of ten random classes in each step, where here there are as many as of all classes.
     """
     rate = OptimizerSpec("sgd", 0.1, 0.5)
     return Settings(
@@ -149,24 +152,52 @@ def _bptt_settings(ipc: int, classes: int = 10) -> Settings:
     return replace(_addmem_settings(ipc, classes), inner_batch=10 * classes)
 
 
-def _rat_settings(ipc: int) -> Settings:
-    """Return the published settings for ten images per class of CIFAR-10, which are whitened.
+class WindowRow(NamedTuple):
+    """A published command of RaT-BPTT: a student's longest training, its window and minibatch; the samples' rate."""
 
-    Ten of each class make a minibatch; they are drawn from all samples. The commands allow 600,000 steps. Each step
-    draws a student's length, where the code keeps one for the ten steps of an epoch.
+    inner_steps: int
+    inner_window: int
+    inner_batch: int
+    lr: float
+    real_batch: int = 5000
+
+
+RAT_CIFAR10 = {1: WindowRow(200, 60, 100, 1e-3)}
+"""Of ten images per class, which are whitened; there are no others."""
+RAT_CIFAR100 = {1: WindowRow(130, 90, 100, 3e-4), 10: WindowRow(300, 100, 100, 1e-3)}
+"""Of whitened images; at one per class the command's students all train for 130 steps."""
+RAT_TINY = {1: WindowRow(300, 100, 50, 3e-4, real_batch=1000)}
+"""Of ten images per class; a second command has a window of 90 of 270 steps, which all students take, and 2000 images.
+"""
+
+
+def _rat_settings(ipc: int, table: Mapping[int, WindowRow] = RAT_CIFAR10) -> Settings:
+    """Return a table's settings by ipc; in between, those of the largest tabulated ipc below.
+
+    So many of each class make a minibatch (ten of CIFAR-10, one of others, of 50 random classes of Tiny-ImageNet); they
+    are drawn from all samples. The commands allow ten times the steps (Tiny-ImageNet's a hundred times). Each step
+    draws a student's length, where the code keeps one for the steps of an epoch. Labels that are learned share the
+    images' rate.
     """
+    row = table[max(known for known in table if known <= max(ipc, 1))]
     return Settings(
         steps=60_000,
-        real_batch=5000,
-        optimizers={"codes": OptimizerSpec("adam", 1e-3)},
+        real_batch=row.real_batch,
+        optimizers={"codes": OptimizerSpec("adam", row.lr)},
         init="noise",
         augment=True,
-        inner_steps=200,
-        inner_window=60,
+        inner_steps=row.inner_steps,
+        inner_window=row.inner_window,
         inner_optimizer="adam",
         inner_lr=1e-3,
-        inner_batch=100,
+        inner_batch=row.inner_batch,
     )
+
+
+def _labelled_rat_settings(ipc: int, table: Mapping[int, WindowRow]) -> Settings:
+    """Return a table's settings with learned labels."""
+    settings = _rat_settings(ipc, table)
+    return replace(settings, optimizers={**settings.optimizers, "labels": settings.optimizers["codes"]})
 
 
 def ld_settings(ipc: int) -> Settings:
@@ -214,7 +245,8 @@ UNROLLED_METHODS: dict[str, Method] = {
         settings=_addmem_settings,
         parameterization=addressed(bases=16),
         summary="performance matching with momentum; images are combinations of bases that classes share",
-        source="Deng and Russakovsky, NeurIPS 2022 (fixed labels, as its code has; 16 bases per raw image of a class)",
+        source="Deng and Russakovsky, NeurIPS 2022 (fixed labels, as its code has; 16 bases per raw image of a class; "
+        "minibatches, real ones too, are drawn from all samples, not so many of each class)",
     ),
     "bptt": replace(
         CORE_METHODS["dd"],
@@ -222,8 +254,8 @@ UNROLLED_METHODS: dict[str, Method] = {
         settings=_bptt_settings,
         parameterization=UNIT_NOISE,
         summary="performance matching through a long training with momentum, at a fixed rate",
-        source="Deng and Russakovsky, NeurIPS 2022 (images start at norm 1, for 1.4; minibatches are drawn from all "
-        "samples, not so many of each class); [84] of the survey, whose DD has its momentum",
+        source="Deng and Russakovsky, NeurIPS 2022 (images start at norm 1, for 1.4; minibatches, real ones too, are "
+        "drawn from all samples, not so many of each class); [84] of the survey, whose DD has its momentum",
     ),
     "rat-bptt": replace(
         CORE_METHODS["dd"],
@@ -231,8 +263,9 @@ UNROLLED_METHODS: dict[str, Method] = {
         settings=_rat_settings,
         parameterization=UNIT_NOISE,
         summary="performance matching through a random window of a long training",
-        source="Feng et al., ICLR 2024 (settings of ten images per class of CIFAR-10; DSA's augmentation of synthetic "
-        "images alone, gradients not cut at twice their running norm)",
+        source="Feng et al., ICLR 2024 (without a command of its own, a data set takes the settings of ten images per "
+        "class of CIFAR-10; DSA's augmentation of synthetic images alone, gradients not cut at twice their running "
+        "norm; softmax for learned labels held above 0; ends always random, which its commands fix for some data)",
     ),
     "ld": replace(
         CORE_METHODS["dd"],
@@ -258,6 +291,13 @@ UNROLLED_METHODS: dict[str, Method] = {
 }
 """Relatives of trajectory and performance matching that images have."""
 
+
+def _labelled_rat(table: Mapping[int, WindowRow]) -> Method:
+    """Return RaT-BPTT with a table's settings, whose commands train labels too."""
+    settings = partial(_labelled_rat_settings, table=table)
+    return replace(UNROLLED_METHODS["rat-bptt"], settings=settings, label="soft")
+
+
 UNROLLED_CIFAR100: dict[str, Method] = {
     "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_CIFAR100)),
     "tesla": replace(CORE_METHODS["tesla"], settings=tabulated(TESLA_CIFAR100, TESLA_STEPS)),
@@ -266,6 +306,7 @@ UNROLLED_CIFAR100: dict[str, Method] = {
     "haba": replace(UNROLLED_METHODS["haba"], settings=partial(_haba_settings, table=MTT_CIFAR100)),
     "addmem": replace(UNROLLED_METHODS["addmem"], settings=partial(_addmem_settings, classes=100)),
     "bptt": replace(UNROLLED_METHODS["bptt"], settings=partial(_bptt_settings, classes=100)),
+    "rat-bptt": _labelled_rat(RAT_CIFAR100),
 }
 UNROLLED_TINY: dict[str, Method] = {
     "mtt": replace(CORE_METHODS["mtt"], settings=tabulated(MTT_TINY)),
@@ -275,6 +316,7 @@ UNROLLED_TINY: dict[str, Method] = {
     "haba": replace(UNROLLED_METHODS["haba"], settings=partial(_haba_settings, table=MTT_TINY)),
     "addmem": replace(UNROLLED_METHODS["addmem"], settings=partial(_addmem_settings, classes=200)),
     "bptt": replace(UNROLLED_METHODS["bptt"], settings=partial(_bptt_settings, classes=200)),
+    "rat-bptt": _labelled_rat(RAT_TINY),
 }
 UNROLLED_PRESETS = {"cifar100": UNROLLED_CIFAR100, "tiny-imagenet": UNROLLED_TINY}
 """Published settings by data set name, where they differ from those of CIFAR-10."""

@@ -138,7 +138,8 @@ class Inversion:
     Args:
         steps: of Adam.
         lr: its rate.
-        pixel_weight: lambda, of the squared distance of pixels beside that of features.
+        pixel_weight: lambda, of the squared distance of pixels beside that of features. The published code averages
+            each over its numbers: it has 2/3 for 2048 features of 3072 pixels.
         feature_steps: minibatches of real samples on which the feature extractor is trained before.
     """
 
@@ -160,7 +161,8 @@ def invert(
 
     .. math:: \arg\min_z \lVert h(g(z)) - h(x) \rVert^2 + \lambda \lVert g(z) - x \rVert^2
 
-    The published code averages each distance over its numbers, so its lambda is that of features over that of pixels.
+    The published code averages each distance over its numbers, so its lambda is the number of features over that of
+    pixels.
 
     Args:
         decode: the generator.
@@ -210,7 +212,7 @@ def generated_samples(
         latent_size: numbers in one latent.
         per_class: latents of each class.
         conditional: whether the generator is called with classes.
-        inversion: how latents start; the published way by default.
+        inversion: how latents start; by default with the published steps and rate, but pixels weighed by 1.
         weight: gamma of Eq. 28.
     Raises:
         ConfigError: a generator that makes no images of the task's shape of such latents.

@@ -10,7 +10,7 @@ from mmdistill.config import DistillConfig
 from mmdistill.image import DOMAIN
 from mmdistill.image.models import model_factory
 from mmdistill.image.protocols import PROTOCOLS
-from mmdistill.image.published import MODEL_OF, PROTOCOL_OF, WHITENING_OF, conditions
+from mmdistill.image.published import MODEL_OF, MODEL_ON, PROTOCOL_OF, WHITENING_OF, conditions
 from mmdistill.image.whitening import KINDS
 from mmdistill.registry import domain_methods
 
@@ -18,11 +18,15 @@ PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def test_conditions_name_what_there_is() -> None:
-    assert {*PROTOCOL_OF, *MODEL_OF, *WHITENING_OF} <= set(domain_methods(DOMAIN))
+    assert {*PROTOCOL_OF, *MODEL_OF, *MODEL_ON, *WHITENING_OF} <= set(domain_methods(DOMAIN))
     assert set(PROTOCOL_OF.values()) <= set(PROTOCOLS)
     assert {kind for kinds in WHITENING_OF.values() for kind in kinds} <= set(KINDS)
     for model in MODEL_OF.values():
         assert model_factory(model, (3, 32, 32), 10, None) is not None
+    for models in MODEL_ON.values():
+        for model, places in models.items():
+            assert set(places) <= set(DOMAIN.datasets)
+            assert model_factory(model, (1, 28, 28), 10, None) is not None
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,10 @@ def test_conditions_name_what_there_is() -> None:
         ("rfad", "cifar10", 1, {"model": "convnet-w256-nn", "protocol": "rfad", "whiten": "frepo"}),
         ("rfad", "svhn", 1, {"model": "convnet-w256-nn", "protocol": "rfad", "whiten": "kip"}),
         ("addmem", "mnist", 1, {"protocol": "addmem"}),
+        ("ld", "mnist", 10, {"model": "lenet"}),
+        ("ld", "cifar10", 10, {}),
+        ("rat-bptt", "cifar100", 1, {"whiten": "kip"}),
+        ("rat-bptt", "tiny-imagenet", 10, {}),
         ("dm", "cifar10", 10, {}),
         ("mtt", "digits", 1, {}),
     ],
@@ -57,6 +65,12 @@ def shown() -> dict[str, tuple[str, str, str]]:
     return {name: (row[1], row[2], row[3]) for row in rows for name in re.findall(r"`(.+?)`", row[0])}
 
 
+def shown_model(text: str, data: str) -> str:
+    """Return the network that a cell like "`a`" or "`a`: `x`, `y`" has for data."""
+    name, _, places = text.partition(": ")
+    return name if not places or f"`{data}`" in places.split(", ") else ""
+
+
 def shown_whitening(text: str, data: str, ipc: int) -> str:
     """Return the kind that a cell like "`a`: `x` at ipc 1; `y`, `z` at ipc 1, 10; `b`: `w` at ipc 1" has for data."""
     kind = ""
@@ -69,12 +83,13 @@ def shown_whitening(text: str, data: str, ipc: int) -> str:
     return ""
 
 
-@pytest.mark.parametrize("data", ["mnist", "svhn", "cifar10", "cifar100", "tiny-imagenet"])
+@pytest.mark.parametrize("data", ["mnist", "fashion-mnist", "svhn", "cifar10", "cifar100", "tiny-imagenet"])
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_the_page_shows_what_published_numbers_belong_to(data: str, ipc: int) -> None:
     for method in domain_methods(DOMAIN):
         model, protocol, whitening = shown().get(method, ("", "", ""))
-        found = {"model": model, "protocol": protocol, "whiten": shown_whitening(whitening, data, ipc)}
+        whiten = shown_whitening(whitening, data, ipc)
+        found = {"model": shown_model(model, data), "protocol": protocol, "whiten": whiten}
         assert conditions(method, data, ipc) == {name: text.strip("`") for name, text in found.items() if text}, method
 
 

@@ -205,6 +205,47 @@ def test_every_row_of_the_published_tables(name: str, data: str) -> None:
         assert (*lengths, *rates, found.inner_batch, found.expert_gap, found.ema) == row
 
 
+RAT_ROWS = {
+    ("cifar10", 1): (200, 60, 100, 5000, 1e-3),
+    ("cifar10", 50): (200, 60, 100, 5000, 1e-3),
+    ("mnist", 10): (200, 60, 100, 5000, 1e-3),
+    ("cifar100", 1): (130, 90, 100, 5000, 3e-4),
+    ("cifar100", 5): (130, 90, 100, 5000, 3e-4),
+    ("cifar100", 10): (300, 100, 100, 5000, 1e-3),
+    ("cifar100", 50): (300, 100, 100, 5000, 1e-3),
+    ("tiny-imagenet", 1): (300, 100, 50, 1000, 3e-4),
+    ("tiny-imagenet", 10): (300, 100, 50, 1000, 3e-4),
+}
+"""By data and ipc: a student's longest training, window, minibatch, real images, rate of images and learned labels."""
+
+
+@pytest.mark.parametrize(("data", "ipc"), RAT_ROWS)
+def test_every_command_of_rat_bptt(data: str, ipc: int) -> None:
+    method = get_method(DOMAIN, "rat-bptt", data)
+    found = method.settings(ipc)
+    rate = found.optimizers["codes"]
+    row = (found.inner_steps, found.inner_window, found.inner_batch, found.real_batch, rate.lr)
+    assert row == RAT_ROWS[data, ipc]
+    assert (rate.name, found.init, found.inner_optimizer, found.inner_lr) == ("adam", "noise", "adam", 1e-3)
+    trains_labels = data in ("cifar100", "tiny-imagenet")
+    assert method.label == ("soft" if trains_labels else "hard")
+    assert found.optimizers.get("labels") == (rate if trains_labels else None)
+
+
+def test_labels_of_rat_bptt_are_trained_with_the_images_where_its_commands_train_them(task: ImageTask) -> None:
+    short = {"steps": 2, "real_batch": 8, "inner_steps": 3, "inner_window": 2, "inner_batch": 5}
+    distiller = Distiller(task, get_method(DOMAIN, "rat-bptt", "cifar100").with_settings(**short), 1)
+    start = distiller.start()
+    assert sorted(start.optimizers) == ["codes", "labels"]
+    before = start.parameterization(KEY).targets
+    targets = distill(task, distiller.method, ipc=1).batch.targets
+    assert isinstance(before, Tensor)
+    assert isinstance(targets, Tensor)
+    torch.testing.assert_close(targets.sum(1), torch.ones(10))
+    assert targets.argmax(1).tolist() == list(range(10))
+    assert bool((targets != before).any(1).all())
+
+
 @pytest.mark.parametrize(("name", "flat"), [("mtt", {}), ("ftd", {"sam": 0.01, "sam_gap": 0.3, "sam_adaptive": True})])
 def test_published_experts(name: str, flat: dict[str, float]) -> None:
     method = get_method(DOMAIN, name)

@@ -109,8 +109,12 @@ def test_pairs_in_portions_have_the_value_and_the_gradient_of_all(monkeypatch: p
 
 def test_it_gan_is_as_published() -> None:
     settings = get_method(DOMAIN, "it-gan", "cifar10").settings(10)
-    assert (settings.steps, settings.real_batch, settings.syn_batch, settings.augment) == (10_000, 500, 100, True)
-    assert get_method(DOMAIN, "it-gan", "cifar10").settings(5000).steps == 500_000  # fifty for each pass
+    assert (settings.steps, settings.real_batch, settings.syn_batch, settings.augment) == (10_000, 500, 1250, True)
+    assert get_method(DOMAIN, "it-gan", "cifar10").settings(1250).steps == 10_000
+    assert get_method(DOMAIN, "it-gan", "cifar10").settings(5000).steps == 40_000  # of four splits
+    hundred = get_method(DOMAIN, "it-gan", "cifar100").settings(500)
+    assert hundred.syn_batch >= 500  # all of a class, for so many steps
+    assert hundred.steps == 10_000
     assert settings.optimizers["codes"] == OptimizerSpec("adam", 0.001, betas=(0.9, 0.999))
     assert Inversion() == Inversion(steps=5000, lr=0.1, pixel_weight=1.0)
     assert pytest.approx(0.001) == PAIRED / (1 + PAIRED)  # Eq. 28's lambda
