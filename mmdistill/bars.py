@@ -12,6 +12,9 @@ TERMINAL_SECONDS = 0.1
 LOG_SECONDS = 20.0
 """And in a file, where each is a line of its own."""
 
+UNEVEN = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+"""A bar without a remaining time."""
+
 
 class Show(Protocol):
     """Shows how far a long piece of work has come."""
@@ -21,11 +24,17 @@ class Show(Protocol):
 
 
 @contextmanager
-def progress_bar(title: str, unit: str, *, visible: bool = True) -> Iterator[Show]:
+def progress_bar(title: str, unit: str, *, visible: bool = True, even: bool = True) -> Iterator[Show]:
     """Yield what shows progress in a bar, which appears with the first call: errors before it stand alone.
 
     Rates and remaining times count from the first call's ``done``, so that what an earlier run did is not mistaken
     for speed.
+
+    Args:
+        title: what is done.
+        unit: what is counted.
+        visible: False shows nothing.
+        even: whether each unit takes about as long as another; of others no remaining time is guessed.
     """
     bar: tqdm[Never] | None = None
     every = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
@@ -43,6 +52,7 @@ def progress_bar(title: str, unit: str, *, visible: bool = True) -> Iterator[Sho
                 maxinterval=max(every, 10.0),
                 dynamic_ncols=True,
                 disable=not visible,
+                bar_format=None if even else UNEVEN,
                 postfix=facts,
             )
         bar.set_postfix(facts, refresh=False)

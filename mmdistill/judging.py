@@ -1,5 +1,6 @@
 """Judging a run: what it asks for and lacks, kept in its folder as it is finished."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
 from mmdistill.kept_baselines import KeptBaselines
 from mmdistill.metrics import judging_of, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.names import baseline_names
-from mmdistill.networks.fit import watching
+from mmdistill.networks.watching import watching
 from mmdistill.run_folder import METRICS
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
@@ -48,20 +49,28 @@ def keeping(
 ) -> Iterator[Progress]:
     """Yield what shows judging's progress and keeps the finished judgements in ``metrics.json``, one by one."""
     judging = chosen_judging(config)
-    with progress_bar("judging", "set") as show:
+    with progress_bar("judging", "set", even=False) as show:
         current: tuple[int, int, str] | None = None
+        began = 0.0
 
         def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
-            nonlocal current
+            nonlocal current, began
             if so_far.results or so_far.baselines:
                 write_json(folder / METRICS, metrics_document(distilled, so_far, previous, judging, task))
             show(done, total, **({"now": subject} if subject else {}))
-            current = done, total, subject
+            current, began = (done, total, subject), time.perf_counter()
 
         def epoch(number: int, epochs: int) -> None:
-            if current is not None:
-                done, total, subject = current
+            nonlocal began
+            if current is None:
+                return
+            done, total, subject = current
+            if number == 1 or number == epochs:  # which takes longer, or no time is left
                 show(done, total, now=f"{subject}, epoch {number}/{epochs}")
+                began = time.perf_counter()
+                return
+            left = (time.perf_counter() - began) / (number - 1) * (epochs - number)
+            show(done, total, now=f"{subject}, epoch {number}/{epochs}, {left:.0f} s left")
 
         with watching(epoch):
             yield keep

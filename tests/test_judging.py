@@ -1,11 +1,14 @@
 """What a run asks for and its metrics lack."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmdistill.cli import main
 from mmdistill.judging import Missing, missing
+from tests.graph.toy import planted_fields
 from tests.toys import BlobTask
 
 
@@ -57,4 +60,26 @@ def test_the_bar_tells_the_epochs_of_judges(tmp_path: Path, capsys: pytest.Captu
         assert (
             main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--out", str(tmp_path), *options]) == 0
         )
-    assert "now=the distilled set by convnet, epoch 2/3" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.search(r"0/1 \[\d\d:\d\d, now=the distilled set by convnet, epoch 2/3, \d+ s left\]", said)
+
+
+def test_the_bar_tells_the_epochs_of_judges_of_graphs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(planted_fields(), tmp_path / "graph.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmdistill.bars.LOG_SECONDS", 0.0)
+        options = ["--steps", "1", "--networks", "1", "--judge-epochs", "4", "--baselines", "none"]
+        run = [
+            "--data",
+            str(tmp_path / "graph.pt"),
+            "--method",
+            "gcond-x",
+            "--nodes",
+            "3",
+            "--out",
+            str(tmp_path / "r"),
+        ]
+        assert main(["distill", *run, *options, "--judges", "gcn,gat"]) == 0
+    said = capsys.readouterr().err
+    assert "by gcn, epoch 3/4" in said
+    assert "by gat, epoch 3/4" in said

@@ -19,6 +19,7 @@ from mmdistill.graph.scene import View
 from mmdistill.graph.sources import SOURCES
 from mmdistill.labels import target_loss
 from mmdistill.networks.statistics import copied
+from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Scores, Tensors
 
@@ -170,6 +171,7 @@ class StackedJudges:
             for parameter, gradient in zip(self.params, torch.autograd.grad(loss, self.params), strict=True):
                 parameter.grad = gradient
             optimizer.step()
+            tell_watchers(epoch + 1, protocol.epochs)
             if val is not None and is_validated(epoch, protocol):
                 self._keep_best(best, score, *val)
         return (self.params, score.fill_(torch.nan)) if val is None else (best, score)
@@ -292,6 +294,7 @@ def _fit_one(
         ((losses * sample.weight).sum() / sample.weight.sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         buffers = {**buffers, **{name: buffer.detach() for name, buffer in updated.items()}}
+        tell_watchers(epoch + 1, protocol.epochs)
         if val is None or not is_validated(epoch, protocol):
             continue
         with torch.no_grad():

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states, stacked_gradients
+from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws, keep_freed_memory
 from mmdistill.settings import require_at_least
 from mmdistill.task import Batch, NetworkState, Tensors, shares_inputs, take
@@ -110,21 +109,6 @@ Observer = Callable[[int, NetworkState, torch.optim.Optimizer], None]
 """Called with an epoch's number, the live networks, stacked, and their optimizer."""
 Augment = Callable[[Draws, Batch], Batch]
 """Augments a flat batch, per sample."""
-Watcher = Callable[[int, int], None]
-"""Called after each epoch with its number and how many there are."""
-_watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
-"""Of this thread alone."""
-
-
-@contextmanager
-def watching(watcher: Watcher) -> Iterator[None]:
-    """Let a watcher follow whatever trains meanwhile, without a hand in it."""
-    token = _watchers.set((*_watchers.get(), watcher))
-    try:
-        yield
-    finally:
-        _watchers.reset(token)
-
 
 FACTOR = "factor"
 """Under which an optimizer's group keeps the factor of its rate."""
@@ -338,8 +322,7 @@ def fit_networks(
             training.take_step(key, batch, noise(key.fold("noise"), n) if noise is not None else {})
         if observe is not None:
             observe(epoch + 1, training.state, training.optimizer)
-        for watcher in _watchers.get():
-            watcher(epoch + 1, protocol.epochs)
+        tell_watchers(epoch + 1, protocol.epochs)
         if selection is not None and (epoch % selection.every == 0 or epoch == protocol.epochs - 1):
             best = _better(best, selection.score(training.state), training.state)
     for parameter in training.params.values():
