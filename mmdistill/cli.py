@@ -97,6 +97,11 @@ def _distill_parser() -> Parser:
         help="continue the interrupted run in this folder with its own options; beside it only --classes-at-once and "
         "--kept-steps may be given, which bound memory",
     )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print what the run would do (its settings, network, judges and folder) and do nothing",
+    )
     parser.add_class_arguments(DistillConfig, as_group=False)
     name_values(parser)
     in_groups(parser, GROUPS)
@@ -300,8 +305,8 @@ def run_command(options: Namespace) -> None:
     chosen = vars(options[options.command]) if options.command in options else {}
     plain = {name: value for name, value in chosen.items() if name != "config"}
     if options.command == "distill":
-        resume = plain.pop("resume")
-        commands.distill_command(DistillConfig(**plain), resume)
+        resume, dry_run = plain.pop("resume"), plain.pop("dry_run")
+        commands.distill_command(DistillConfig(**plain), resume, dry_run)
     elif options.command == "experts":
         epochs, together = plain.pop("epochs"), plain.pop("together")
         commands.experts_command(DistillConfig(**plain), epochs, together)

@@ -29,6 +29,7 @@ from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.planning import plan_rows
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import aligned, summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
@@ -39,8 +40,11 @@ from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
 
 
-def distill_command(config: DistillConfig, resume: str | None) -> None:
-    """Distil, judge, draw; or continue an interrupted run. Under torchrun all ranks distil and the first goes on."""
+def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = False) -> None:
+    """Distil, judge, draw; or continue an interrupted run. Under torchrun all ranks distil and the first goes on.
+
+    A dry run reads the data and prints what the run would do.
+    """
     bounds = {name: value for name in MEMORY_ONLY if (value := getattr(config, name)) is not None}
     if resume is not None:
         config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **bounds)
@@ -49,6 +53,10 @@ def distill_command(config: DistillConfig, resume: str | None) -> None:
     if config.deterministic:
         use_deterministic_kernels()
     config = dataclasses.replace(config, data=located(config.data)) if config.data else config
+    if dry_run:
+        _, task, method, budget = _prepared(config, config.device)
+        print(aligned(plan_rows(config, task, method, budget)))
+        return
     with ExitStack() as held:
         with ranks.process_group(config.device) as device:
             if ranks.is_first():  # before the others go on

@@ -12,6 +12,8 @@ from mmdistill.names import split_names
 from mmdistill.run_folder import holds_work
 from mmdistill.settings import InitKind, Settings
 
+ASIDE = {"resume": None, "dry_run": False}
+"""Options of ``distill`` that are no configuration, as they are by default."""
 BUDGETS = ("ipc", "nodes", "users", "bytes")
 """The options that say how large a set may be."""
 
@@ -234,8 +236,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no settings by name")
     kinds = [field.name for field in fields(DistillConfig)]
-    for name, value in content.items():
-        if name not in kinds and (name, value) != ("resume", None):  # which --print-config writes
+    for name, value in ASIDE.items():  # which --print-config writes
+        if content.get(name, ...) == value:
+            del content[name]
+    for name in content:
+        if name not in kinds:
             raise CheckpointError(f"{path} has an unknown setting {name!r}{did_you_mean(str(name), kinds)}")
     for name, nothing in (("judges", None), ("baselines", "none"), ("text_column", None)):
         if isinstance(listed := content.get(name), list):

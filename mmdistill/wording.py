@@ -21,8 +21,8 @@ GROUPS = {
         "label",
     ),
     "the run": (
-        *("out", "overwrite", "resume", "config", "print_config", "seed", "checkpoint_every", "device", "precision"),
-        *("compile", "deterministic"),
+        *("out", "overwrite", "resume", "dry_run", "config", "print_config", "seed", "checkpoint_every", "device"),
+        *("precision", "compile", "deterministic"),
     ),
     "reading the data": (
         *("text_column", "label_column", "encoder", "length", "user_column", "item_column", "rating_column"),

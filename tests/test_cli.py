@@ -997,3 +997,21 @@ def test_experts_take_the_options_that_decide_whose_distilling_looks_for(monkeyp
     monkeypatch.setattr(commands, "experts_command", lambda config, count, together: seen.append(config))
     assert main(["experts", "--data", "mnist", "--schedule", "reduced", "--whiten", "mtt", "--size", "32"]) == 0
     assert (seen[0].schedule, seen[0].whiten, seen[0].size) == ("reduced", "mtt", 32)
+
+
+def test_a_dry_run_says_what_the_run_would_do_and_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["distill", "--data", "digits", "--method", "dc", "--ipc", "2", "--seed", "3", "--steps", "7"]
+    assert main([*options, "--dry-run", "--judges", "mlp", "--networks", "1", "--label", "soft"]) == 0
+    said = capsys.readouterr().out
+    for line in ("DC, 7 steps, seed 3", "ipc 2", "soft", "mlp, 1 network each", "runs/digits-dc-2-seed3"):
+        assert line in said
+    assert list(tmp_path.iterdir()) == []
+    assert main([*options, "--dry-run", "--judges", "mpl"]) == 2
+    with pytest.raises(SystemExit):
+        main([*options, "--print-config"])
+    (tmp_path / "own.yaml").write_text(capsys.readouterr().out)
+    assert main(["distill", "--config", str(tmp_path / "own.yaml"), "--dry-run"]) == 0
+    assert "DC, 7 steps, seed 3" in capsys.readouterr().out
