@@ -209,66 +209,96 @@ class Plan:
     bias_std: float | None = None
 
 
-def plan_for(
-    protocol: Protocol,
-    data: ImageData,
-    images: int,
-    *,
-    scores: bool,
-    whole: bool,
-    own: bool,
-    kind: NetworkKind = "shallow",
-    epochs: int | None = None,
-    batch: int | None = None,
-    augment: bool | None = None,
-) -> Plan:
-    """Return how one judge trains.
+@dataclass(frozen=True)
+class Occasion:
+    """What one judge is to judge.
 
     Args:
-        protocol: the protocol.
-        data: whose defaults count.
         images: in the set.
-        scores: whether targets are no distributions.
-        whole: the set is the whole training set, which takes the few epochs that its data state, by cross entropy.
-        own: the judge is the network distilled with; others always train with DSA.
+        scores: whether its targets are no distributions.
+        whole: whether it is the whole training set, which takes the few epochs that its data state, by cross entropy.
+        own: whether the judge is the network distilled with; others always train with DSA.
         kind: of the judge. A deep one (VGG, ResNet) regresses by Adam at :data:`DEEP_RATE`, a transformer trains by
             Adam at :data:`TRANSFORMER_RATE`, each at the protocol's rate where that is lower.
-        epochs: the user's number instead.
-        batch: the user's minibatch size instead.
-        augment: the user's choice instead: DSA or nothing, not even CutMix.
     """
-    if whole and protocol.squared:  # whose rate and minibatches are for thousands of updates on a few images
+
+    images: int
+    scores: bool = False
+    whole: bool = False
+    own: bool = True
+    kind: NetworkKind = "shallow"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the user chose of judging; None leaves it to the protocol.
+
+    Args:
+        epochs: how long judges train; the whole training set never for longer than its data state.
+        batch: their minibatch size.
+        augment: DSA or nothing, not even CutMix.
+    """
+
+    epochs: int | None = None
+    batch: int | None = None
+    augment: bool | None = None
+
+
+def plan_for(protocol: Protocol, data: ImageData, occasion: Occasion, chosen: Chosen = Chosen()) -> Plan:
+    """Return how one judge trains by a protocol on data whose defaults count, with what the user chose instead."""
+    if occasion.whole and protocol.squared:  # whose rate and minibatches are for thousands of updates on a few images
         protocol = replace(protocol, fit=CLASSIFICATION, squared=False)
-    fit = protocol.scores if scores and protocol.scores is not None else protocol.fit
-    if kind == "transformer":
-        fit = replace(fit, optimizer="adam", lr=min(fit.lr, TRANSFORMER_RATE))
-    elif kind == "deep" and scores and fit.optimizer == "adam":
-        fit = replace(fit, lr=min(fit.lr, DEEP_RATE))
-    augmentation: Augmentation = protocol.augment if own else "dsa"
-    if own and protocol.augments is not None and data.name not in protocol.augments:
-        augmentation = "none"
-    if augment is not None:
-        augmentation = "dsa" if augment else "none"
-    fit = fit if batch is None else replace(fit, batch=batch)
-    length = fit.epochs
-    if protocol.updates:
-        reached = [updates for least, updates in protocol.updates if images >= least] or [protocol.updates[0][1]]
-        length = max(reached[-1] // -(-images // (fit.batch or images)), 1)
-    elif augmentation == "none" and protocol.plain_epochs is not None:
-        length = protocol.plain_epochs
-    if protocol.name == "default" and data.judge_epochs is not None:
-        length = data.judge_epochs
-    if whole:
-        length = min(data.whole_epochs, epochs or data.whole_epochs)
-    elif epochs is not None:
-        length = epochs
-    plain = whole or augment is False or data.name in protocol.unmixed
-    cutmix = 0.0 if plain else protocol.cutmix
+    fit = _fit_for(protocol, occasion, chosen.batch)
+    augment = _augmentation_for(protocol, data.name, occasion.own, chosen.augment)
+    plain = occasion.whole or chosen.augment is False or data.name in protocol.unmixed
     return Plan(
-        replace(fit, epochs=length),
-        augmentation,
-        cutmix,
-        protocol.squared or scores,
+        replace(fit, epochs=_epochs_for(protocol, data, occasion, chosen.epochs, fit, augment)),
+        augment,
+        0.0 if plain else protocol.cutmix,
+        protocol.squared or occasion.scores,
         protocol.label_scale,
-        protocol.bias_std if own and not whole else None,
+        protocol.bias_std if occasion.own and not occasion.whole else None,
     )
+
+
+def _fit_for(protocol: Protocol, occasion: Occasion, batch: int | None) -> FitProtocol:
+    """Return how a judge trains, its length aside."""
+    fit = protocol.scores if occasion.scores and protocol.scores is not None else protocol.fit
+    if occasion.kind == "transformer":
+        fit = replace(fit, optimizer="adam", lr=min(fit.lr, TRANSFORMER_RATE))
+    elif occasion.kind == "deep" and occasion.scores and fit.optimizer == "adam":
+        fit = replace(fit, lr=min(fit.lr, DEEP_RATE))
+    return fit if batch is None else replace(fit, batch=batch)
+
+
+def _augmentation_for(protocol: Protocol, data: str, own: bool, augment: bool | None) -> Augmentation:
+    """Return how a judge's minibatches are augmented."""
+    if augment is not None:
+        return "dsa" if augment else "none"
+    if not own:
+        return "dsa"
+    return protocol.augment if protocol.augments is None or data in protocol.augments else "none"
+
+
+def _epochs_for(
+    protocol: Protocol,
+    data: ImageData,
+    occasion: Occasion,
+    epochs: int | None,
+    fit: FitProtocol,
+    augment: Augmentation,
+) -> int:
+    """Return for how many epochs a judge trains."""
+    if occasion.whole:
+        return min(data.whole_epochs, epochs or data.whole_epochs)
+    if epochs is not None:
+        return epochs
+    if protocol.name == "default" and data.judge_epochs is not None:
+        return data.judge_epochs
+    if protocol.updates:
+        reached = [updates for least, updates in protocol.updates if occasion.images >= least]
+        updates = reached[-1] if reached else protocol.updates[0][1]
+        return max(updates // -(-occasion.images // (fit.batch or occasion.images)), 1)
+    if augment == "none" and protocol.plain_epochs is not None:
+        return protocol.plain_epochs
+    return fit.epochs

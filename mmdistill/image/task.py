@@ -19,7 +19,7 @@ from mmdistill.image.kernel_judge import kernel_judge
 from mmdistill.image.models import model_factory, model_name
 from mmdistill.image.named_judges import NamedJudges
 from mmdistill.image.pixels import Pixels
-from mmdistill.image.protocols import Plan, Protocol, find_protocol, plan_for
+from mmdistill.image.protocols import Chosen, Occasion, Plan, Protocol, find_protocol, plan_for
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
@@ -185,18 +185,9 @@ class ImageTask:
             return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test)
         targets, named = one_tensor(batch.targets), self._named
         own, kind = judge == self.model, named.kind(judge)
-        plan = plan_for(
-            self.protocol,
-            self.data,
-            len(batch.weight),
-            scores=not are_probabilities(targets),
-            whole=whole,
-            own=own,
-            kind=kind,
-            epochs=self.judge_epochs,
-            batch=self.judge_batch,
-            augment=self.judge_augment,
-        )
+        occasion = Occasion(len(batch.weight), not are_probabilities(targets), whole, own, kind)
+        chosen = Chosen(self.judge_epochs, self.judge_batch, self.judge_augment)
+        plan = plan_for(self.protocol, self.data, occasion, chosen)
         usable = learned if own or kind != "transformer" else {}  # rates that ConvNets learned are SGD's
         fit, notes = with_learned_rate(plan.fit, usable)
         steps = None if notes else learned_steps(batch, usable)

@@ -19,6 +19,8 @@ from mmdistill.image.protocols import (
     DEEP_RATE,
     PROTOCOLS,
     REGRESSION,
+    Chosen,
+    Occasion,
     Plan,
     Protocol,
     find_protocol,
@@ -54,9 +56,8 @@ def plan(
     augment: bool | None = None,
     batch: int | None = None,
 ) -> Plan:
-    return plan_for(
-        PROTOCOLS[name], data, images, scores=scores, whole=whole, own=own, kind=kind, augment=augment, batch=batch
-    )
+    occasion = Occasion(images, scores, whole, own, kind)
+    return plan_for(PROTOCOLS[name], data, occasion, Chosen(batch=batch, augment=augment))
 
 
 def test_the_declared_protocol_is_the_fields(photographs: ImageData, digits: ImageTask) -> None:
@@ -140,13 +141,12 @@ def test_judges_of_rfad_start_as_its_networks_do(digits: ImageTask) -> None:
 
 
 def test_the_users_numbers_come_first(photographs: ImageData) -> None:
-    chosen = plan_for(
-        PROTOCOLS["idc"], photographs, 10, scores=False, whole=False, own=True, epochs=7, batch=3, augment=False
-    )
+    idc = PROTOCOLS["idc"]
+    chosen = plan_for(idc, photographs, Occasion(10), Chosen(epochs=7, batch=3, augment=False))
     assert (chosen.fit.epochs, chosen.fit.batch, chosen.augment) == (7, 3, "none")
-    whole = plan_for(PROTOCOLS["idc"], photographs, 10, scores=False, whole=True, own=True, epochs=7)
+    whole = plan_for(idc, photographs, Occasion(10, whole=True), Chosen(epochs=7))
     assert (whole.fit.epochs, whole.cutmix) == (7, 0)
-    long = plan_for(PROTOCOLS["idc"], photographs, 10, scores=False, whole=True, own=True, epochs=10**4)
+    long = plan_for(idc, photographs, Occasion(10, whole=True), Chosen(epochs=10**4))
     assert long.fit.epochs == photographs.whole_epochs
 
 
