@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
-from mmdistill.config import BUDGETS, DistillConfig, read_settings
+from mmdistill.config import BUDGETS, DistillConfig, EvaluateConfig, read_settings
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.run_folder import holds_work
 from mmdistill.settings import MEMORY_ONLY
@@ -158,38 +158,7 @@ def _evaluate_parser() -> Parser:
         help="judges, comma-separated, or 'all'; by default the method's own (such as ntk for kip), else the first of "
         "the data's domain, which for images is the network distilled with",
     )
-    parser.add_argument("--networks", type=int, default=5, help="independently trained networks per judge")
-    parser.add_argument(
-        "--networks_at_once",
-        type=int | None,
-        default=None,
-        help="networks trained together, all by default; fewer need less memory, and are other networks",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the judges")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--baselines", type=str, default="random,herding,whole", help="baselines, comma-separated, or 'none'"
-    )
-    parser.add_argument("--protocol", type=str | None, default=None, help="how judges of images train, as for distill")
-    parser.add_argument(
-        "--judge_epochs",
-        type=int | None,
-        default=None,
-        help="training epochs of judges; those of the run by default, with --protocol the protocol's",
-    )
-    parser.add_argument(
-        "--judge_batch",
-        type=int | None,
-        default=None,
-        help="minibatch size of judges; that of the run by default, with --protocol the protocol's",
-    )
-    parser.add_argument(
-        "--scores",
-        type=str,
-        default="accuracy",
-        metavar="{accuracy,robust}",
-        help="accuracy (or what the data's domain has instead), or the two robust scores of images",
-    )
+    parser.add_class_arguments(EvaluateConfig, as_group=False, skip={"run", "judges"})
     name_values(parser)
     return parser
 
@@ -311,7 +280,7 @@ def run_command(options: Namespace) -> None:
         epochs, together = plain.pop("epochs"), plain.pop("together")
         commands.experts_command(DistillConfig(**plain), epochs, together)
     elif options.command == "evaluate":
-        commands.evaluate_command(**plain)
+        commands.evaluate_command(EvaluateConfig(**plain))
     elif options.command == "report":
         commands.report_command(plain["run"])
     elif options.command == "compare":

@@ -17,7 +17,7 @@ from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, without_scores
 from mmdistill.composition import network_unread, without_effect
-from mmdistill.config import DistillConfig
+from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks
@@ -255,12 +255,13 @@ def _recipe_of_epochs(schedule: ExpertTrajectories, task: Task, title: str, epoc
 
 
 def _open_run(
-    run: str,
-    device: str = "auto",
-    protocol: str | None = None,
-    judge_epochs: int | None = None,
-    judge_batch: int | None = None,
+    run: str, device: str = "cpu", changed: Callable[[DistillConfig], DistillConfig] = lambda config: config
 ) -> tuple[DistillConfig, Domain, Task, DistilledSet]:
+    """Return a finished run's configuration, changed for judging, and the domain, the task and the set that it names.
+
+    Raises:
+        CheckpointError: no run, an unfinished one, or a set of other data than are there.
+    """
     folder = Path(run)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
@@ -269,66 +270,51 @@ def _open_run(
     distilled = DistilledSet.load(folder)
     config = DistillConfig.load(folder / CONFIG)
     require_own_config(config, distilled, folder)
-    if protocol is not None:
-        config = dataclasses.replace(config, protocol=protocol, judge_epochs=None, judge_batch=None)
-    if judge_epochs is not None:
-        config = dataclasses.replace(config, judge_epochs=judge_epochs)
-    if judge_batch is not None:
-        config = dataclasses.replace(config, judge_batch=judge_batch)
+    config = changed(config)
     domain, task = make_task(config, device)
     distilled.require(task.describe())
     return config, domain, task, distilled
 
 
-def evaluate_command(
-    run: str,
-    judges: str | None,
-    networks: int,
-    seed: int,
-    device: str,
-    baselines: str,
-    protocol: str | None,
-    scores: str,
-    judge_epochs: int | None,
-    judge_batch: int | None,
-    networks_at_once: int | None,
-) -> None:
+def evaluate_command(asked: EvaluateConfig) -> None:
     """Judge a finished run again and add to its metrics.
 
-    A protocol replaces what the run says of judging; epochs and a minibatch size replace those of either.
-
     Raises:
-        ConfigError: unknown scores.
+        ConfigError: unknown scores, or a folder that takes no results.
     """
-    if scores not in ("accuracy", "robust"):
-        raise unknown_name("kind of scores", scores, ("accuracy", "robust"))
-    path = Path(run) / METRICS
+    if asked.scores not in ("accuracy", "robust"):
+        raise unknown_name("kind of scores", asked.scores, ("accuracy", "robust"))
+    folder = Path(asked.run)
+    path = folder / METRICS
     if path.exists():
         read_metrics(path)  # before the work, should they be damaged
-    if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{run} cannot be written to, where the results belong; copy the folder and judge the copy")
-    config, _, task, distilled = _open_run(run, device, protocol, judge_epochs, judge_batch)
-    if "inner_parts" in distilled.learned and (judge_epochs or judge_batch or protocol):
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise ConfigError(
+            f"{folder} cannot be written to, where the results belong; copy the folder and judge the copy"
+        )
+    config, _, task, distilled = _open_run(asked.run, asked.device, asked.replaced)
+    if "inner_parts" in distilled.learned and (asked.judge_epochs or asked.judge_batch or asked.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
-    with sole_writer(Path(run)):
+    with sole_writer(folder):
         judged = read_metrics(path) if path.exists() else {}  # again, since another process may have judged
         previous = of_same_test(judged, task)
         if judged and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
-        with keeping(config, task, Path(run), distilled, previous) as progress:
+        with keeping(config, task, folder, distilled, previous) as progress:
             evaluation = evaluate(
                 task,
                 distilled,
-                judges=split_names(judges),
-                n=networks,
-                at_once=networks_at_once,
-                seed=seed,
-                baselines=baseline_names(baselines),
-                robust=scores == "robust",
+                judges=split_names(asked.judges),
+                n=asked.networks,
+                at_once=asked.networks_at_once,
+                seed=asked.seed,
+                baselines=baseline_names(asked.baselines),
+                robust=asked.scores == "robust",
                 progress=progress,
             )
     metrics = read_metrics(path)
-    kept = KeptBaselines(config, task, chosen_judging(config), networks, networks_at_once, seed)
+    judging = chosen_judging(config)
+    kept = KeptBaselines(config, task, judging, asked.networks, asked.networks_at_once, asked.seed)
     keep_found(kept, evaluation, metrics, distilled.budget)
     dropped = dropped_baselines(previous, metrics)
     if dropped:
@@ -338,7 +324,7 @@ def evaluate_command(
 
 def report_command(run: str) -> None:
     """Draw a finished run and write its report."""
-    _, domain, task, distilled = _open_run(run, "cpu")
+    _, domain, task, distilled = _open_run(run)
     folder = Path(run)
     pictures = domain.draw(task, distilled.to("cpu"), folder / "pictures")
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
@@ -385,7 +371,7 @@ def export_command(run: str, format: str, to: str | None) -> None:
     """
     if to is not None and (not to.strip() or os.path.realpath(to) == os.path.realpath(run)):
         raise ConfigError(f"--to names a folder of the export's own, got {to!r}; without it that is {run}/export")
-    _, domain, task, distilled = _open_run(run, "cpu")
+    _, domain, task, distilled = _open_run(run)
     key = canonical(format)
     if key not in domain.exports:
         raise unknown_name(f"export format for {domain.name} data", format, domain.exports)

@@ -1,6 +1,6 @@
 """What a user can set on the command line or in YAML: typed, documented, printable."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -211,6 +211,47 @@ class DistillConfig:
             if not _fits(value, kinds[name]):
                 raise CheckpointError(f"{path} has {name}: {value!r}, which cannot be; mend or remove the line")
         return DistillConfig(**content)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Judge a distilled set again.
+
+    Args:
+        run: run folder
+        judges: judges, comma-separated, or 'all'
+        networks: independently trained networks per judge
+        networks_at_once: networks trained together, all by default; fewer need less memory, and are other networks
+        seed: seed of the judges
+        device: auto, cpu, cuda or cuda:N
+        baselines: baselines, comma-separated, or 'none'
+        protocol: how judges of images train, as for distill
+        judge_epochs: training epochs of judges; those of the run by default, with --protocol the protocol's
+        judge_batch: minibatch size of judges; that of the run by default, with --protocol the protocol's
+        scores: accuracy (or what the data's domain has instead), or the two robust scores of images
+    """
+
+    run: str
+    judges: str | None = None
+    networks: int = 5
+    networks_at_once: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    baselines: str = "random,herding,whole"
+    protocol: str | None = None
+    judge_epochs: int | None = None
+    judge_batch: int | None = None
+    scores: str = "accuracy"
+
+    def replaced(self, config: DistillConfig) -> DistillConfig:
+        """Return a run's configuration with what judging is to do otherwise; a protocol has epochs of its own."""
+        former = config if self.protocol is None else replace(config, judge_epochs=None, judge_batch=None)
+        return replace(
+            former,
+            protocol=self.protocol or former.protocol,
+            judge_epochs=former.judge_epochs if self.judge_epochs is None else self.judge_epochs,
+            judge_batch=former.judge_batch if self.judge_batch is None else self.judge_batch,
+        )
 
 
 SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in Settings.__dataclass_fields__)

@@ -546,7 +546,7 @@ def test_a_run_made_in_python_is_called_that(
 def test_an_interruption_says_what_was_kept_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(config: DistillConfig, resume: str | None) -> None:
+    def interrupted(config: DistillConfig, resume: str | None, dry_run: bool) -> None:
         stop = KeyboardInterrupt()
         stop.add_note("finished experts are kept")
         raise stop
@@ -562,7 +562,7 @@ def test_an_interruption_says_how_to_go_on(
 ) -> None:
     folder = tmp_path / "my run"
 
-    def interrupted(config: DistillConfig, resume: str | None) -> None:
+    def interrupted(config: DistillConfig, resume: str | None, dry_run: bool) -> None:
         (folder / "checkpoints").mkdir(parents=True)
         if kept:
             (folder / "checkpoints" / "step-00000001.safetensors").write_bytes(b"")
