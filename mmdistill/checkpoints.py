@@ -16,6 +16,8 @@ from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import load_tree, save_tree
 
 KEPT_CHECKPOINTS = 2
+DESCRIBED = "described"
+"""Under which an identity says what the objective and the schedule are; earlier versions did not."""
 
 
 class Checkpoints:
@@ -98,6 +100,8 @@ class Checkpoints:
         """Refuse a checkpoint of another run; settings that bound memory alone may differ."""
         saved = _beside_memory(saved)
         for key, value in _beside_memory(self.identity).items():
+            if key == DESCRIBED and key not in saved:
+                continue
             if key not in saved:
                 raise CheckpointError(
                     f"{path} is of an earlier version, which did not note its {key}; begin anew with --overwrite"

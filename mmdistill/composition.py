@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch import nn
 
 from mmdistill.abilities import Validates
 from mmdistill.errors import ConfigError, did_you_mean
-from mmdistill.labels import LearnedLabels, TeacherLabels
+from mmdistill.labels import FixedLabels, LearnedLabels, TeacherLabels
 from mmdistill.method import Method
 from mmdistill.objectives.base import Objective
+from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.run_state import grouped
 from mmdistill.runtime import Draws
@@ -71,6 +73,7 @@ def require_composition(
     Raises:
         ConfigError: saying which do not go together.
     """
+    require_classes(parameterization, objective)
     if "labels" in parameterization.groups() and not objective.reads_labels:
         raise ConfigError(
             f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
@@ -121,6 +124,52 @@ def require_groups(settings: Settings, groups: Iterable[str]) -> None:
                 f"there is an optimizer for {name!r}, which is nothing that a run learns (there are: "
                 f"{', '.join(sorted(known))}){did_you_mean(name, known)}"
             )
+
+
+def make_optimizers(
+    method: Method, settings: Settings, groups: Mapping[str, list[nn.Parameter]]
+) -> dict[str, torch.optim.Optimizer]:
+    """Return an optimizer for each group that is learned.
+
+    Raises:
+        ConfigError: the settings give none for a group.
+    """
+    for name in groups:
+        if name not in settings.optimizers:
+            raise ConfigError(
+                f"{method.title} learns the group {name!r} but its settings give no optimizer for it; "
+                f"there are {sorted(settings.optimizers)}"
+            )
+    return {name: make_optimizer(settings.optimizers[name], parameters) for name, parameters in groups.items()}
+
+
+def require_classes(parameterization: Parameterization, objective: Objective) -> None:
+    """Refuse samples that do not say their classes where they are matched by these, or say others than their labels.
+
+    Args:
+        parameterization: the initial samples.
+        objective: that is to step them.
+    Raises:
+        ConfigError: naming the first sample that differs.
+    """
+    name, classes, labels = type(parameterization).__name__, parameterization.classes, parameterization.labels
+    if classes is None or parameterization.num_classes is None:
+        if objective.view == "classes":
+            raise ConfigError(
+                f"{type(objective).__name__} matches class by class, and {name} says the classes of no samples; give "
+                "its classes (M,) and num_classes to Parameterization.__init__"
+            )
+        return
+    targets = labels.targets if isinstance(labels, FixedLabels) else None
+    if targets is None or targets.is_floating_point() or targets.shape != classes.shape:
+        return
+    differing = (targets.cpu() != classes.cpu()).nonzero().flatten().tolist()
+    if differing:
+        first = differing[0]
+        raise ConfigError(
+            f"{name} says class {int(classes[first])} of sample {first}, whose hard label is {int(targets[first])} "
+            f"({len(differing)} of {len(classes)} samples differ); give the same to its classes and its labels"
+        )
 
 
 def takes_some(settings: Settings, parameterization: Parameterization) -> bool:

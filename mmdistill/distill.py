@@ -11,7 +11,7 @@ from typing import get_args
 
 from mmdistill import ranks
 from mmdistill.budget import find_budget
-from mmdistill.checkpoints import Checkpoints
+from mmdistill.checkpoints import DESCRIBED, Checkpoints
 from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
 from mmdistill.distiller import Distiller
@@ -22,7 +22,7 @@ from mmdistill.memory import explained
 from mmdistill.method import Method, Storage
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_layers
-from mmdistill.parameterizations.codes import CODES, save_codes
+from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.precision import Precision
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
 from mmdistill.run_folder import CHECKPOINTS, require_free
@@ -164,7 +164,7 @@ def distill(
     with sole_writer(folder) if folder is not None and writes else nullcontext():  # before other ranks go on
         if folder is not None and writes and not (resume or overwrite):
             require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
-        return _distilled(distiller, name, folder, resume, compile, checkpoint_every, progress)
+        return _distilled(distiller, name, folder, resume, compile, checkpoint_every, progress, label)
 
 
 def _distilled(
@@ -175,12 +175,17 @@ def _distilled(
     compile: CompileMode,
     checkpoint_every: int,
     progress: Progress | None,
+    label: LabelKind | None,
 ) -> DistilledSet:
     """Return the set of a whole run, begun or resumed in a folder that no other process writes into."""
     began = time.perf_counter()
     with ranks.first_alone(), explained("the start of the distillation", "a smaller budget or network"):
         run = distiller.start()
         distiller.schedule.make_ready(distiller.task)
+    if label not in (None, own := run.parameterization.labels.title) and ranks.is_first():
+        logger.warning("the samples come with labels of their own (%s): label %s is not read", own or "none", label)
+    if folder is not None and (reason := undecodable(run.parameterization, distiller.draws.seed)):
+        raise ConfigError(f"{reason}; mend it, or take the kind out of mmdistill.parameterizations.codes.KINDS")
     run.share()
     keeper = None if folder is None else Keeper(folder, identity(distiller, name), checkpoint_every, began)
     if keeper is not None:
@@ -223,6 +228,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
         "settings": asdict(distiller.settings),
         "precision": distiller.precision,
         "processes": ranks.size(),
+        DESCRIBED: distiller.described,
     }
     plain: dict[str, object] = json.loads(json.dumps(found, default=str))
     return plain

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 from mmdistill import ranks, runtime
 from mmdistill.abilities import Validates
 from mmdistill.compilation import Program, compiled, operations
-from mmdistill.composition import require_composition, require_groups, require_selectable, takes_some
+from mmdistill.composition import (
+    make_optimizers,
+    require_composition,
+    require_groups,
+    require_selectable,
+    takes_some,
+)
+from mmdistill.described import described
 from mmdistill.errors import ConfigError
+from mmdistill.first_step import require_start
 from mmdistill.labels import TeacherLabels
 from mmdistill.method import Method
 from mmdistill.networks.architecture import network_title
-from mmdistill.networks.schedules import EMPTY, ScheduleState
+from mmdistill.networks.schedules import EMPTY, ScheduleState, require_advanced
 from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.objectives.base import (
@@ -24,10 +32,10 @@ from mmdistill.objectives.base import (
     Objective,
     batched_gradients,
     gradient_of_one,
-    require_gradients,
-    require_loss,
 )
-from mmdistill.optimizers import is_active, make_optimizer, rate_at
+from mmdistill.objectives.losses import require_gradients, require_loss
+from mmdistill.objectives.solved import Solved
+from mmdistill.optimizers import is_active, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
 from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.run_state import RunState, follow, grouped
@@ -70,6 +78,8 @@ class Distiller:
         require_selectable(task, method, self.settings)
         self.precision = resolved(precision, task.device)
         self.schedule = method.make_schedule(self.settings)
+        self.described: dict[str, object] = {}
+        """The objective and the schedule as plain values, once the run starts; nothing of a closed form."""
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
         self._compiled: Compiled | None = None
         if task.device.type == "cpu":
@@ -112,7 +122,7 @@ class Distiller:
         Raises:
             ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
         """
-        objective = self._objective() if self.method.solve is None else _Solved()
+        objective = self._objective() if self.method.solve is None else Solved()
         if self.precision == "bf16" and not objective.lowers:
             raise ConfigError(
                 f"{self.method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another"
@@ -126,7 +136,7 @@ class Distiller:
         objective.to(self.task.device)
         groups = grouped(parameterization, objective) if self.steps else {}
         require_groups(self.settings, groups)
-        optimizers = {name: self._optimizer(name, parameters) for name, parameters in groups.items()}
+        optimizers = make_optimizers(self.method, self.settings, groups)
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
         average = copied(parameterization.state_dict()) if self.settings.ema else None
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
@@ -134,6 +144,7 @@ class Distiller:
     def _objective(self) -> Objective:
         """Return the method's objective, once it is known to work with the task and the schedule."""
         objective = self.method.make_objective(self.settings)
+        self.described = {"objective": described(objective), "schedule": described(self.schedule)}
         objective.check(self.task)
         if objective.needs_target and not self.schedule.gives_target:
             raise ConfigError(
@@ -145,15 +156,6 @@ class Distiller:
     def initial(self) -> Parameterization:
         """Build the initialised samples; of a closed form, the finished ones."""
         return self.method.make_parameterization(self.task, self.budget, self.settings, self.draws.fold("start"))
-
-    def _optimizer(self, name: str, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        spec = self.settings.optimizers.get(name)
-        if spec is None:
-            raise ConfigError(
-                f"{self.method.title} learns the group {name!r} but its settings give no optimizer for it; "
-                f"there are {sorted(self.settings.optimizers)}"
-            )
-        return make_optimizer(spec, parameters)
 
     def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
         """Return the real batch of a step, in the objective's view, as it was drawn; where none is read, one sample."""
@@ -266,6 +268,8 @@ class Distiller:
         with self._numerics(run):
             schedule = self.schedule.fetch(self.task, run.schedule, key.fold("network"))
             loss, found = (gradients or self.gradients)(run, schedule, self.real(run, key), key)
+            if run.step == 0:
+                require_start(run, self.active(run), loss, found, key.fold("synthetic"))
             self._update(run, found)
             run.parameterization.project()
             if run.average is not None:
@@ -276,7 +280,8 @@ class Distiller:
                     decoded: Batch = run.parameterization(key.fold("advance"))
                 return decoded
 
-            run.schedule = self.schedule.advance(self.task, schedule, current, key.fold("inner"))
+            advanced = self.schedule.advance(self.task, schedule, current, key.fold("inner"))
+            run.schedule = require_advanced(self.schedule, schedule, advanced)
             run.finite &= torch.isfinite(loss)
         run.step += 1
         return run, loss
@@ -401,17 +406,8 @@ class Distiller:
             network="" if self.method.reads_no_network(self.budget) else network_title(self.task),
             label=run.parameterization.labels.title,
             judge=self.method.judge,
+            described=self.described,
         )
-
-
-class _Solved(Objective):
-    """Stands where a closed form needs no objective."""
-
-    view = "flat"
-
-    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Refuse: there is nothing to step."""
-        raise ConfigError("a closed form has no objective to step")
 
 
 Gradients = Callable[[RunState, ScheduleState, Batch | ClassBatch, Draws], tuple[Tensor, list[Tensor | None]]]

@@ -41,6 +41,12 @@ class JudgedRun(NamedTuple):
         return found if isinstance(found, Mapping) else {}
 
     @property
+    def described(self) -> Mapping[str, Any]:
+        """What the set says of its objective and schedule; nothing in runs of earlier versions."""
+        found = self.made.get("described")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
     def seed(self) -> str:
         """The run's seed, as text; a run that does not say it counts for itself."""
         return str(self.made.get("seed", self.folder))
@@ -72,7 +78,29 @@ class JudgedRun(NamedTuple):
                 found |= {key: str(one) for key, one in groups}
             else:
                 found[name] = str(value)
-        return {name: value for name, value in found.items() if name not in TOLD}
+        found = {name: value for name, value in found.items() if name not in TOLD}
+        return found | self._described()
+
+    def _described(self) -> dict[str, str]:
+        """Return what is set of the run's objective and schedule, in words, where no setting of the name tells it."""
+        found: dict[str, str] = {}
+
+        def note(words: str, value: object) -> None:
+            if isinstance(value, Mapping):
+                for name, one in value.items():
+                    if not self._tells(str(name), one):
+                        note(words if name == "class" else f"{words} {name}", one)
+            else:
+                found[words] = str(value)
+
+        for part, value in self.described.items():
+            note(str(part), value)
+        return found
+
+    def _tells(self, name: str, value: object) -> bool:
+        """Return whether a setting says the same: that of the name, or the network's (``inner_lr`` for ``lr``)."""
+        alike = (value or 0, value or "")  # None stands for a setting that is 0 or empty
+        return any(self.settings[own] in alike for own in (name, f"inner_{name}") if own in self.settings)
 
     def identity(self) -> str:
         """Return what repetitions share, as text; the data by their name, size and classes."""
@@ -83,4 +111,5 @@ class JudgedRun(NamedTuple):
         judged = [entry["judge"], entry["metric"], entry.get("judging")]
         said = [self.made.get(name) for name in RECORDED]
         own = [data, metrics["method"], metrics["budget"], judged, self.options_beside(), settings, said]
+        own += [self.described] if self.described else []
         return json.dumps(own, sort_keys=True)

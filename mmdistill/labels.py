@@ -37,7 +37,12 @@ class FixedLabels(Labels):
     def __init__(self, targets: Tensor) -> None:
         super().__init__()
         self.register_buffer("targets", targets.clone())
-        self.title = "fixed scores" if targets.is_floating_point() else "hard"
+        self.title = "hard"
+        if targets.is_floating_point():
+            rows = targets.ndim == 2 and bool((targets >= 0).all())
+            sums = targets.double().sum(-1)
+            shares = rows and torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=1e-4)
+            self.title = "fixed probabilities" if shares else "fixed scores"
 
     def forward(self) -> Tensor:
         """Return the targets as given."""

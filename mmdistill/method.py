@@ -1,6 +1,7 @@
 """What a method is: a composition of four columns of Table 1, as a value, with its settings."""
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn, get_args
 
@@ -12,7 +13,7 @@ from mmdistill.objectives.base import Objective, RealView
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
-from mmdistill.settings import TRAINING, OptimizerSpec, Settings, WatchedSettings
+from mmdistill.settings import TRAINING, OptimizerSpec, Settings, known_names, own_names, watched
 from mmdistill.task import Task
 
 Parameterizer = Callable[[Task, int, Settings, LabelKind, Draws], Parameterization]
@@ -134,6 +135,12 @@ class Method:
         Raises:
             ConfigError: the method makes something else.
         """
+        made = self.network
+        if isinstance(made, type) and issubclass(made, NetworkSchedule) and made_of_nothing(made):
+            raise ConfigError(
+                f"the network of {self.title} is a function of the settings, such as lambda settings: "
+                f"{made.__name__}(), got the class itself"
+            )
         schedule = self.network(settings)
         require_made(f"the network schedule of {self.title}", schedule, NetworkSchedule)
         return schedule
@@ -156,19 +163,24 @@ class Method:
         return made
 
     def unread(self, budget: int, names: Iterable[str]) -> list[str]:
-        """Return those of some settings that neither the method's networks nor its objective look at."""
+        """Return those of some settings that neither the method's networks nor its objective look at.
+
+        Fields of a user's own count where no builder of samples may read them too.
+        """
         if self.solve is not None:
             return []
-        watched = WatchedSettings.of(self.settings(budget))
-        schedule = self.make_schedule(watched)
-        objective = self.make_objective(watched)
-        idle = {name for name in TRAINING if name not in watched.read}
-        idle |= set() if objective.reads_real or "real_batch" in watched.read else {"real_batch"}
+        own = self.settings(budget)
+        settings, read = watched(own)
+        schedule = self.make_schedule(settings)
+        objective = self.make_objective(settings)
+        idle = {name for name in TRAINING if name not in read}
+        idle |= set() if objective.reads_real or "real_batch" in read else {"real_batch"}
         prepares = getattr(schedule, "prepare", None) is not None  # minibatches in a way of its own
-        idle |= {"augment"} if not objective.siamese and (prepares or "augment" not in watched.read) else set()
+        idle |= {"augment"} if not objective.siamese and (prepares or "augment" not in read) else set()
         idle |= {"classes_at_once"} if objective.view == "flat" else set()
         taught = self.label == "teacher" and not schedule.gives_target
-        idle |= set() if taught or "teacher_epochs" in watched.read else {"teacher_epochs"}
+        idle |= set() if taught or "teacher_epochs" in read else {"teacher_epochs"}
+        idle |= own_names(own) - read if self.parameterization is None else set()
         return [name for name in names if name in idle]
 
     def reads_no_network(self, budget: int) -> bool:
@@ -209,17 +221,17 @@ class Method:
         """Return the method with some settings replaced, whatever the budget.
 
         Raises:
-            ConfigError: an unknown setting.
+            ConfigError: an unknown setting; once the budget is known, one that settings of another class have.
         """
         base = self.settings
-        known = Settings.__dataclass_fields__
-        unknown = [name for name in changes if name not in known]
-        if unknown:
-            hint = did_you_mean(unknown[0], known)
-            if unknown[0] in OptimizerSpec.__dataclass_fields__:
-                hint = f"; it is an optimizer's: optimizers={{'codes': OptimizerSpec('sgd', {unknown[0]}=...)}}"
-            raise ConfigError(f"unknown setting {unknown[0]!r}{hint} (there are: {', '.join(known)})")
-        return replace(self, settings=lambda budget: replace(base(budget), **changes))  # type: ignore[arg-type]
+        require_settings(changes, known_names())
+
+        def settings(budget: int) -> Settings:
+            own = base(budget)
+            require_settings(changes, {**Settings.__dataclass_fields__, **own.__dataclass_fields__})
+            return replace(own, **changes)  # type: ignore[arg-type]
+
+        return replace(self, settings=settings)
 
     def labelled(self, label: LabelKind) -> "Method":
         """Return the method with labels of another kind; where it has no rate for learned ones, they get Adam's 0.01.
@@ -275,6 +287,29 @@ class Method:
             return replace(own, optimizers={**own.optimizers, **storage.optimizers})
 
         return replace(self, parameterization=storage, settings=settings)
+
+
+def require_settings(changes: Iterable[str], known: Collection[str]) -> None:
+    """Refuse to change a setting that there is not.
+
+    Raises:
+        ConfigError: naming the nearest one, or the place of an optimizer's.
+    """
+    for name in changes:
+        if name in known:
+            continue
+        hint = did_you_mean(name, known)
+        if name in OptimizerSpec.__dataclass_fields__:
+            hint = f"; it is an optimizer's: optimizers={{'codes': OptimizerSpec('sgd', {name}=...)}}"
+        raise ConfigError(f"unknown setting {name!r}{hint} (there are: {', '.join(known)})")
+
+
+def made_of_nothing(kind: type) -> bool:
+    """Return whether a class needs nothing to be made, and no settings, so that it is not made of these."""
+    parameters = inspect.signature(kind).parameters
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [one for one in parameters.values() if one.default is one.empty and one.kind not in various]
+    return not needed and "settings" not in parameters
 
 
 def require_made(what: str, made: object, wanted: type) -> None:

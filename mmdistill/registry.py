@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
 from mmdistill.names import canonical, unknown_data, unknown_name
@@ -14,13 +14,14 @@ from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, BudgetKind, Task
 
 Schedule = Literal["published", "reduced"]
-DOMAIN_PACKAGES = {
+DOMAIN_PACKAGES: dict[str, str] = {
     "image": "mmdistill.image",
     "graph": "mmdistill.graph",
     "graph-set": "mmdistill.graph.sets",
     "text": "mmdistill.text",
     "recsys": "mmdistill.recsys",
 }
+"""The modules that export a ``DOMAIN``, by its name; a script may add its own."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,11 @@ def get_domain(name: str) -> Domain:
     """
     key = canonical(name)
     if key not in DOMAIN_PACKAGES:
-        raise unknown_name("domain", name, DOMAIN_PACKAGES)
+        raise UnknownNameError(
+            f"{unknown_name('domain', name, DOMAIN_PACKAGES)}; a task of a domain of your own takes methods as Method "
+            f"values, or by name once mmdistill.registry.DOMAIN_PACKAGES[{key!r}] names the module whose DOMAIN lists "
+            "them"
+        )
     domain = import_module(DOMAIN_PACKAGES[key]).DOMAIN
     if not isinstance(domain, Domain):
         raise ConfigError(f"{DOMAIN_PACKAGES[key]} exports no Domain")
@@ -209,6 +214,13 @@ def domain_methods(domain: Domain) -> MethodTable:
     return MethodTable({**shared, **domain.methods})
 
 
+def has_method(name: str) -> bool:
+    """Return whether any domain has a method of a name, importing them all if none has."""
+    key = canonical(name)
+    domains = map(get_domain, DOMAIN_PACKAGES)
+    return any(key in domain_methods(one) or any(key in own for own in one.presets.values()) for one in domains)
+
+
 def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "published") -> Method:
     """Return a method by name in a domain, with the settings for a data set; an unknown name suggests the nearest.
 
@@ -231,7 +243,10 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
                 f"{key} is a method for {' and '.join(kinds)} data, and {data or 'this'} is {domain.name} data "
                 f"(whose methods are: {', '.join(sorted(methods))})"
             )
-        raise unknown_name(f"method for {domain.name} data", name, methods)
+        unknown = str(unknown_name(f"method for {domain.name} data", name, methods))
+        if not did_you_mean(key, methods):
+            unknown += "; a method that a script of yours adds is known there alone: run it in place of mmdistill"
+        raise UnknownNameError(unknown)
     if schedule == "published":
         return methods[key]
     reduced = domain.reduced.get(canonical(data), domain.reduced.get("*", {}))

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import CheckpointError, ConfigError
 
 SAMPLES = "distilled.safetensors"
 """The set's tensors."""
@@ -32,10 +32,25 @@ def how_to_finish(folder: Path) -> str:
     if is_finished(folder):
         return ""
     if (folder / CONFIG).is_file():
-        return f"it goes on with: mmdistill distill --resume {shlex.quote(str(folder))}"
+        again = f"distill --resume {shlex.quote(str(folder))}"
+        if method := _method_of_a_script(folder):
+            return f"its method {method!r} is that of a script, with which it goes on: python SCRIPT.py {again}"
+        return f"it goes on with: mmdistill {again}"
     if is_started(folder):
         return "distill(task, ..., out=folder, resume=True) in Python continues it"
     return ""
+
+
+def _method_of_a_script(folder: Path) -> str:
+    """Return the method of a run's options if it is none of mmdistill's; empty for others, and for damaged options."""
+    from mmdistill.config import read_settings  # here, as the registry: it imports torch, and this module before it
+    from mmdistill.registry import has_method
+
+    try:
+        method = read_settings(folder / CONFIG).get("method")
+    except CheckpointError:
+        return ""
+    return method if isinstance(method, str) and not has_method(method) else ""
 
 
 def require_free(folder: Path, *, other: str, resume: str = "", overwrite: str = "") -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -147,6 +148,8 @@ class OptimizerSpec:
 class Settings:
     """A method's hyper-parameters; each may be overridden in Python, most by an option and in YAML.
 
+    A method with hyper-parameters of its own may have settings of a frozen dataclass that adds fields to these.
+
     Args:
         steps: updates of the synthetic data.
         real_batch: real samples per class (class-wise objectives) or in all (flat ones) per step.
@@ -233,20 +236,32 @@ class Settings:
                 raise ConfigError(f"the optimizer of {group!r} is an OptimizerSpec, got {type(spec).__name__}")
 
 
-@dataclass(frozen=True)
-class WatchedSettings(Settings):
-    """Settings that note which of them are read, in ``read``."""
+def own_names(settings: Settings) -> set[str]:
+    """Return the names of the fields that a class of a user's adds to those of :class:`Settings`."""
+    return {entry.name for entry in fields(settings)} - set(Settings.__dataclass_fields__)
 
-    read: set[str] = field(default_factory=set)
 
-    @classmethod
-    def of(cls, settings: Settings) -> "WatchedSettings":
-        """Return the same settings, none of them read so far."""
-        watched = cls(**{entry.name: getattr(settings, entry.name) for entry in fields(settings)})
-        watched.read.clear()
-        return watched
+def known_names(kind: type[Settings] = Settings) -> dict[str, None]:
+    """Return the names of all settings that there are, in order: those of :class:`Settings` and of its subclasses."""
+    found = dict.fromkeys(kind.__dataclass_fields__)
+    for own in kind.__subclasses__():
+        found |= known_names(own)
+    return found
 
-    def __getattribute__(self, name: str) -> Any:
-        """Return an attribute, noting that it was read."""
-        object.__getattribute__(self, "read").add(name)
-        return object.__getattribute__(self, name)
+
+def watched(settings: Settings) -> tuple[Settings, set[str]]:
+    """Return the same settings, of a class that notes which of them are read, and the set that it notes these in."""
+    read: set[str] = set()
+
+    class Watched(type(settings)):  # type: ignore[misc]  # of the class that the settings have, with its fields
+        __slots__ = ()
+
+        def __getattribute__(self, name: str) -> Any:
+            """Return an attribute, noting that it was read."""
+            read.add(name)
+            return super().__getattribute__(name)
+
+    found = copy(settings)
+    object.__setattr__(found, "__class__", Watched)
+    read.clear()
+    return found, read

@@ -189,9 +189,11 @@ class DistilledSet:
         precision: the number formats of the steps.
         parameterization: how samples are stored, in words; empty where that is the method's own way, or unknown.
         network: what was distilled with, in words; empty where it was none.
-        label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, as users call labels, or ``fixed scores``, numbers
-            that are not learned; empty where there are none.
+        label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, as users call labels, or, of numbers that are not
+            learned, ``fixed probabilities`` or ``fixed scores``; empty where there are none.
         judge: whose scores the method makes sets for; empty: the task's first judge.
+        described: the objective and the network schedule with what is set of them, as plain values; empty for closed
+            forms, selections, and sets of earlier versions.
     """
 
     batch: Batch
@@ -213,6 +215,7 @@ class DistilledSet:
     network: str = ""
     label: str = ""
     judge: str = ""
+    described: Mapping[str, object] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return in one line what this is a set of, its size and its shapes."""

@@ -201,7 +201,8 @@ class TaskInfo:
     """What a task says of itself: enough for storage, reports and for refusing a set of another task.
 
     Args:
-        domain: ``image``, ``graph``, ``graph-set``, ``text`` or ``recsys``.
+        domain: under which names of methods are looked up: ``image``, ``graph``, ``graph-set``, ``text``, ``recsys``
+            or one of a user's own.
         data: the data set's name or path as the user gave it.
         budget: how synthetic size is counted.
         num_train: the number of real training samples (labelled nodes, users).

@@ -1,14 +1,20 @@
-"""The conformance battery: what every task and every objective must pass, for our tests and for a user's own domain."""
+"""The conformance battery: what tasks, objectives and ways of storing must pass, in our tests and in those of users."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from mmdistill.composition import require_classes
 from mmdistill.errors import MmdistillError
-from mmdistill.labels import hard_labels
+from mmdistill.labels import LabelKind, hard_labels
+from mmdistill.method import Parameterizer
 from mmdistill.objectives.base import Network, Objective, class_gradients
+from mmdistill.objectives.solved import Solved
+from mmdistill.parameterizations.base import Parameterization, require_alike
+from mmdistill.parameterizations.codes import undecodable
 from mmdistill.runtime import Draws
+from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Targets, Task, Tensors
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
@@ -19,7 +25,7 @@ FEW = 2000
 
 
 class ConformanceError(MmdistillError, AssertionError):
-    """A task or objective breaks its contract."""
+    """A task, an objective or a way of storing samples breaks its contract."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -237,6 +243,68 @@ def check_objective(
         return result
 
     torch.autograd.gradcheck(at, (leaf,), eps=1e-6, atol=1e-5, rtol=1e-4)
+
+
+def check_parameterization(
+    task: Task,
+    build: Parameterizer,
+    budget: int = 1,
+    *,
+    label: LabelKind = "hard",
+    settings: Settings | None = None,
+) -> None:
+    """Check a way of storing samples: its shapes, keys, classes and gradients, and that it stores all that it reads.
+
+    Args:
+        task: whose samples it stores.
+        build: the builder, or a :class:`~mmdistill.method.Storage`.
+        budget: in the task's unit.
+        label: the kind of labels.
+        settings: that the builder reads; those of a method that starts from real samples by default.
+    Raises:
+        ConformanceError: a breach, in words.
+    """
+    key, own = Draws(0, ("parameterization",), task.device), settings or Settings(steps=1)
+    made = build(task, budget, own, label, key.fold("start")).to(task.device)
+    decoded: Batch = made(key.fold("decode"))
+    _require(_same(decoded, made(key.fold("decode"))), "forward: one key must give one batch")
+    _check_decoded(task, made, decoded, key)
+    codes = made.groups().get("codes", [])
+    numbers = [t for t in _leaves(decoded.inputs) if t.requires_grad]
+    if codes:
+        found = torch.autograd.grad([t.sum() for t in numbers], codes, allow_unused=True) if numbers else [None]
+        _require(any(g is not None for g in found), "forward: no gradient leads from the samples to the codes")
+    other = build(task, budget, own, label, key.fold("other")).to(task.device)
+    try:
+        other.load_state_dict(made.state_dict())
+    except RuntimeError as error:
+        raise ConformanceError(f"state: what one key built cannot be loaded into what another did: {error}") from error
+    with torch.no_grad():
+        _require(
+            _same(made.finished(key), other.finished(key)),
+            "state: samples differ once all parameters and buffers are loaded, as a resumed run loads them; what "
+            "decoding reads must be among these",
+        )
+    _require(made.stored_bytes() > 0, "stored_bytes: samples must be stored in parameters or buffers")
+    reason = undecodable(made)
+    _require(not reason, f"rebuilt: {reason}")
+
+
+def _check_decoded(task: Task, made: Parameterization, decoded: Batch, key: Draws) -> None:
+    """Check the shapes, weights and classes of decoded samples."""
+    classes = None if task.num_classes is None else torch.arange(task.num_classes)
+    try:
+        require_alike(made, decoded, task.sample_real(key.fold("real"), classes, 1))
+        require_classes(made, Solved())
+    except MmdistillError as error:
+        raise ConformanceError(f"forward: {error}") from error
+    _require(all(bool(t.isfinite().all()) for t in _leaves(decoded.inputs)), "forward: samples must be finite")
+    if classes is None:
+        _require(bool((decoded.weight > 0).any()), "forward: all samples have weight 0")
+        return
+    _require(made.classes is not None, "classes: the class of each decoded sample is needed in a task with classes")
+    weights = made.class_batches(decoded).batch.weight
+    _require(bool((weights > 0).any(1).all()), "forward: every class needs a sample of weight above 0")
 
 
 def as_float64(state: NetworkState) -> NetworkState:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmdistill import runtime
+from mmdistill.composition import make_optimizers
 from mmdistill.distiller import Distiller
 from mmdistill.image.task import ImageTask
 from mmdistill.run_state import RunState
@@ -76,5 +77,5 @@ def on_meta(distiller: Distiller, run: RunState) -> Iterator[None]:
         distiller.draws = distiller.draws.to(META)
         run.finite = run.finite.to(META)
         run.average = None if run.average is None else {name: t.to(META) for name, t in run.average.items()}
-        run.optimizers = {name: distiller._optimizer(name, group) for name, group in run.groups().items()}
+        run.optimizers = make_optimizers(distiller.method, distiller.settings, run.groups())
         yield

@@ -271,7 +271,7 @@ def test_networks_judge_in_groups_where_not_all_fit_at_once() -> None:
 def test_the_command_line_has_the_knobs() -> None:
     line = "distill --data digits --method dc --ipc 1 --classes-at-once 2 --kept-steps 3 --precision bf16 --ridge 0.5"
     options = build_parser().parse_args(spelled([*line.split(), "--networks-at-once", "4"])).distill
-    chosen = {name: value for name, value in vars(options).items() if name not in ("config", "resume")}
+    chosen = {name: value for name, value in vars(options).items() if name not in ("config", "resume", "dry_run")}
     config = DistillConfig(**chosen)
     assert config.overrides() == {"classes_at_once": 2, "kept_steps": 3, "ridge": 0.5}
     assert (config.precision, config.networks_at_once) == ("bf16", 4)

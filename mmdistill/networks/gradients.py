@@ -1,10 +1,11 @@
 """Gradients with respect to a network's parameters, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
+from mmdistill.errors import UnsupportedError
 from mmdistill.task import Tensors
 
 
@@ -23,3 +24,30 @@ def gradients_by_name(loss: Callable[[Tensors], Tensor], params: Tensors, *, kee
         value = loss(leaves)
     found = torch.autograd.grad(value, list(leaves.values()), create_graph=keep_graph, materialize_grads=True)
     return dict(zip(leaves, found, strict=True))
+
+
+def require_reached_from(value: Tensor, known: Iterable[Tensor], advice: str) -> None:
+    """Refuse a value whose gradient leads to other tensors than known ones; only its graph is looked at.
+
+    Args:
+        value: what was computed.
+        known: the leaves that it may depend on.
+        advice: what to do about others, for the error.
+
+    Raises:
+        UnsupportedError: naming the shape of the first other one.
+    """
+    own = {id(tensor) for tensor in known}
+    rest, seen = [value.grad_fn], set()
+    while rest:
+        node = rest.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)  # of the nodes at which gradients arrive
+        if isinstance(leaf, Tensor) and id(leaf) not in own:
+            raise UnsupportedError(
+                f"a tensor of shape {tuple(leaf.shape)} requires a gradient, and reaches this loss by neither its "
+                f"parameters nor its batch, so that its gradient would be lost: {advice}"
+            )
+        rest.extend(following for following, _ in node.next_functions)

@@ -70,7 +70,53 @@ class NetworkSchedule(ABC):
 
     @abstractmethod
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
-        """Return the state after an outer step; ``syn`` decodes the current synthetic set, without a graph."""
+        """Return the state after an outer step.
+
+        A schedule keeps nothing in itself from step to step, since checkpoints hold the returned state alone. To serve
+        again, a network is returned at a higher ``age``: :meth:`fetch` draws another one at age 0. ``EMPTY`` has the
+        next step draw one. ``memory`` maps names to tensors, with no mappings within.
+
+        Args:
+            task: the task.
+            state: what :meth:`fetch` returned for this step.
+            syn: decodes the current synthetic set, without a graph.
+            draws: the key of all that is random here.
+        """
+
+
+def require_advanced(schedule: NetworkSchedule, before: ScheduleState, after: object) -> ScheduleState:
+    """Return the state that a schedule has advanced to, if a run can go on and resume from it.
+
+    Args:
+        schedule: whose it is.
+        before: the state that it advanced from.
+        after: what it returned.
+    Raises:
+        ConfigError: no :class:`ScheduleState`, other memory than tensors by name, or a network that grew no older.
+    """
+    name = f"{type(schedule).__name__}.advance"
+    if not isinstance(after, ScheduleState):
+        raise ConfigError(
+            f"{name} returns a ScheduleState, got {type(after).__name__}; EMPTY has the next step draw a network, "
+            "state._replace(age=state.age + 1) keeps this one"
+        )
+    if after.network is not None and not isinstance(after.network, NetworkState):
+        raise ConfigError(f"{name} returns a network as a NetworkState or None, got {type(after.network).__name__}")
+    if not isinstance(after.memory, dict):
+        raise ConfigError(f"{name} returns memory as a dict of tensors by name, got {type(after.memory).__name__}")
+    for key, value in after.memory.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ConfigError(
+                f"{name} keeps {key!r} in its memory, a {type(value).__name__}, where checkpoints hold tensors by "
+                "name; give each tensor a name of its own ('mean.weight')"
+            )
+    fetches = type(schedule).fetch is NetworkSchedule.fetch
+    if fetches and after.network is not None and (type(after.age) is not int or after.age <= before.age):
+        raise ConfigError(
+            f"{name} keeps the network at age {after.age!r} after {before.age}, so that it would be drawn anew; return "
+            "a higher age, or EMPTY for another network"
+        )
+    return after
 
 
 class FreshNetworks(NetworkSchedule):

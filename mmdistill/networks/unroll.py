@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, require_choice
 from mmdistill.networks.forward_mode import ExactNorms
+from mmdistill.networks.gradients import require_reached_from
 from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
 from mmdistill.runtime import spare_memory_bytes
 from mmdistill.task import Batch, Inputs, Targets, Tensors
@@ -27,6 +28,8 @@ StepLoss = Callable[[Tensors, Batch, int], Tensor]
 """``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
 DiffMode = Literal["auto", "forward", "reverse"]
 InnerOptimizer = Literal["sgd", "adam"]
+CLOSED = "closed"
+"""Noted once a loss has been found to depend on nothing but its arguments to which gradients should go."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,10 @@ class Unrolling:
     momentum: float = 0.0
     truncate: int | None = None
     mode: DiffMode = "auto"
-    keep: int | None = None
+    keep: int | None = field(default=None, compare=False)  # it bounds memory, and changes no result
     optimizer: InnerOptimizer = "sgd"
     _measured: dict[object, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Bytes of a step's activations by the shapes of its parameters and batch, measured once: for one loss alone."""
+    """Of one loss alone: bytes of a step's activations by the shapes of parameters and batch, and :data:`CLOSED`."""
 
     def __post_init__(self) -> None:
         require_choice("the student's optimizer", self.optimizer, get_args(InnerOptimizer))
@@ -79,7 +82,8 @@ def unroll(
     .. math:: m_t = \beta m_{t-1} + \nabla \ell(x_t; \theta_{t-1}), \quad \theta_t = \theta_{t-1} - \eta_t m_t
 
     Gradients are exact with respect to the initial parameters, all floating-point tensors of the step batches, and the
-    rates. They cannot be differentiated again.
+    rates. They cannot be differentiated again. Whatever else the loss closes over is a constant to them, so that
+    tensors which require gradients are refused there.
 
     Args:
         loss: the training loss of one step.
@@ -92,11 +96,13 @@ def unroll(
         steps.inputs ``(T, b, ...)``, steps.targets ``(T, b[, C])``, steps.weight ``(T, b)``; lr ``()`` or ``(T,)``.
     Raises:
         ShapeError: the step axes differ, or the parameters are of several dtypes.
-        UnsupportedError: in the backward pass, a layer without forward-mode derivatives in mode ``forward``.
+        UnsupportedError: the loss closes over a tensor that requires a gradient; in the backward pass, a layer without
+            forward-mode derivatives in mode ``forward``.
     Source: survey Eq. 2, 3 and 12.
     """
-    problem, theta, rates, leaves = _pose(loss, params, steps, lr)
-    result: Tensor = _Unroll.apply(problem, unrolling or Unrolling(), theta, rates, *leaves)  # type: ignore[no-untyped-call]
+    unrolling = unrolling or Unrolling()
+    problem, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling)
+    result: Tensor = _Unroll.apply(problem, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
     return problem.layout.unflatten(result)
 
 
@@ -109,8 +115,9 @@ def unroll_held(loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | floa
 
     Source: Cui et al., ICML 2023, Sec. 3.
     """
-    problem, theta, rates, leaves = _pose(loss, params, steps, lr)
-    result: Tensor = _HeldUnroll.apply(problem, Unrolling(momentum), theta, rates, *leaves)  # type: ignore[no-untyped-call]
+    unrolling = Unrolling(momentum)
+    problem, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling)
+    result: Tensor = _HeldUnroll.apply(problem, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
     return problem.layout.unflatten(result)
 
 
@@ -150,6 +157,8 @@ class _Problem:
     loss: StepLoss
     layout: Layout
     rebuild: Callable[[Sequence[Tensor]], Batch]
+    noted: dict[object, int] | None
+    """Where it is noted that a step's graph has been looked through; None: it need not be."""
 
     def value(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
         return self.loss(self.layout.unflatten(theta), self.rebuild(leaves), step)
@@ -157,15 +166,25 @@ class _Problem:
     def gradient(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.value(theta, [leaf.detach() for leaf in leaves], step), theta)
+            value = self.value(theta, [leaf.detach() for leaf in leaves], step)
+            self.check(value, [theta])
+            (gradient,) = torch.autograd.grad(value, theta)
         return gradient
+
+    def check(self, value: Tensor, known: Sequence[Tensor]) -> None:
+        """Refuse, in the first step of all, a loss that closes over tensors to which gradients should go."""
+        if self.noted is not None and CLOSED not in self.noted:
+            require_reached_from(value, known, "put it into the step's batch, or detach it")
+            self.noted[CLOSED] = 1
 
     def record(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> _Recorded:
         """Return the gradient with its graph to theta and the chosen leaves."""
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             fresh = [t.detach().requires_grad_(index in chosen) for index, t in enumerate(leaves)]
-            (gradient,) = torch.autograd.grad(self.value(theta, fresh, step), theta, create_graph=True)
+            value = self.value(theta, fresh, step)
+            self.check(value, [theta, *fresh])
+            (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
         return _Recorded(gradient, theta, [fresh[index] for index in chosen])
 
     def slope(
@@ -213,7 +232,7 @@ def _pull(recorded: _Recorded, direction: Tensor, sources: list[Tensor]) -> tupl
 
 
 def _pose(
-    loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float
+    loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float, unrolling: Unrolling
 ) -> tuple[_Problem, Tensor, Tensor, list[Tensor]]:
     """Check the arguments and bring them into flat form."""
     dtypes = {tensor.dtype for tensor in params.values()}
@@ -229,7 +248,8 @@ def _pose(
     rates = torch.as_tensor(lr, device=theta.device).to(theta.dtype)
     if rates.shape not in ((), (count,)):
         raise ShapeError(f"learning rates are one number or one for each of {count} steps, got {tuple(rates.shape)}")
-    return _Problem(loss, layout, rebuild), theta, rates.expand(count), leaves
+    noted = unrolling._measured if torch.is_grad_enabled() else None
+    return _Problem(loss, layout, rebuild, noted), theta, rates.expand(count), leaves
 
 
 def _leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:

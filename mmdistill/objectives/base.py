@@ -1,7 +1,7 @@
 """The Objective contract, the network it reads, and per-class gradients."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
@@ -74,8 +74,25 @@ class Network(NamedTuple):
         return lowered(self.precision, batch.batch.weight.device, graph=graph)
 
     def features(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Return one ``(n, d_l)`` tensor per layer, the embedding last."""
-        return (self.task if self.compiled is None else self.compiled).features(self.state, inputs)
+        """Return one ``(n, d_l)`` tensor per layer, the embedding last.
+
+        Raises:
+            ShapeError: inputs with a class axis, which the network cannot take.
+        """
+        try:
+            return (self.task if self.compiled is None else self.compiled).features(self.state, inputs)
+        except RuntimeError as error:
+            if isinstance(inputs, Tensor) and (axes := self._sample_axes()) and inputs.ndim > axes:
+                raise ShapeError(
+                    f"a network takes samples in one axis, got inputs of {tuple(inputs.shape)}; class_summary and "
+                    "class_means give the features of a ClassBatch, class by class"
+                ) from error
+            raise
+
+    def _sample_axes(self) -> int:
+        """Return how many axes a batch of samples has; 0 where these are no tensor."""
+        inputs = self.task.select(torch.tensor([0])).inputs
+        return inputs.ndim if isinstance(inputs, Tensor) else 0
 
 
 class Objective(nn.Module, ABC):
@@ -351,41 +368,6 @@ def _weighted_means(layers: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor,
     if layers[0].ndim == 2:
         return tuple(share @ layer for layer in layers)
     return tuple(torch.einsum("cn,cnd->cd", share, layer) for layer in layers)
-
-
-def require_loss(objective: Objective, loss: object, learns: bool) -> None:
-    """Refuse what is no loss that can be descended.
-
-    Args:
-        objective: whose it is.
-        loss: what it returned.
-        learns: whether anything is learned from it.
-    Raises:
-        ConfigError: no single number, or one that no gradient leads back from.
-    """
-    name = type(objective).__name__
-    if not isinstance(loss, Tensor) or loss.ndim:
-        found = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise ConfigError(f"a loss is a tensor of one number and no axes, and {name} returned {found}")
-    if learns and not loss.requires_grad:
-        raise _cut_off(objective)
-
-
-def require_gradients(objective: Objective, found: Sequence[Tensor | None]) -> None:
-    """Refuse a loss that depends on nothing of what is learned, though on parameters of the network.
-
-    Raises:
-        ConfigError: there are tensors to learn, and none has a gradient.
-    """
-    if found and all(gradient is None for gradient in found):
-        raise _cut_off(objective)
-
-
-def _cut_off(objective: Objective) -> ConfigError:
-    return ConfigError(
-        f"no gradient leads from the loss of {type(objective).__name__} to what is learned; the network or the "
-        "objective cuts it off (no_grad, detach, argmax)"
-    )
 
 
 def flatten_classes(batch: Batch | ClassBatch) -> Batch:

@@ -64,13 +64,15 @@ def fully_connected(
         a ``(n_a, d)``, b ``(n_b, d)``; returns two ``(n_a, n_b)``.
 
     Raises:
-        ShapeError: the inputs are not two matrices with one number of columns.
+        ShapeError: the inputs are not two matrices with one number of columns, or of whole numbers.
         ConfigError: a negative depth.
 
     Source: Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018 (NTK); Sachdeva et al., NeurIPS 2022.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ShapeError(f"two (n, d) matrices of one d are needed, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if dtype is None and not (a.is_floating_point() and b.is_floating_point()):
+        raise ShapeError(f"kernels are of floating-point numbers, got {a.dtype} and {b.dtype}; convert them (.float())")
     if depth < 0:
         raise ConfigError(f"the depth counts hidden layers, so it is 0 or more; got {depth}")
     w2, b2, d = w_std**2, b_std**2, a.shape[1]
@@ -117,7 +119,7 @@ def convolutional(
         a ``(n_a, c, h, w)``, b ``(n_b, c, h, w)``; returns two ``(n_a, n_b)``, in the inputs' dtype.
 
     Raises:
-        ShapeError: the inputs are not two sets of images of one shape.
+        ShapeError: the inputs are not two sets of images of one shape, or of whole numbers.
         ConfigError: no convolution, or no pairs.
 
     Source: Novak et al., ICLR 2019 (NNGP); Arora et al., NeurIPS 2019 (NTK); Nguyen et al., ICLR and NeurIPS 2021.
@@ -127,6 +129,8 @@ def convolutional(
             f"two sets of (n, channels, height, width) images of one shape are needed, got {tuple(a.shape)} and "
             f"{tuple(b.shape)}"
         )
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise ShapeError(f"kernels are of floating-point numbers, got {a.dtype} and {b.dtype}; convert them (.float())")
     if pairs is None:
         pairs = CPU_PAIRS if a.device.type == "cpu" else DEVICE_PAIRS
     if depth < 1 or pairs < 1:

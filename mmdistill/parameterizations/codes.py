@@ -5,7 +5,9 @@ the set claims: floats as they are, classes in the smallest type that holds them
 """
 
 import json
+import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from mmdistill.parameterizations.memory import AddressedMemory
 from mmdistill.parameterizations.upsample import MultiFormation
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.store import DIGEST, detached, digest_of, read_tensors, write_tensors
-from mmdistill.task import Batch, Tensors
+from mmdistill.task import Batch, Inputs, Targets, Tensors
+
+logger = logging.getLogger(__name__)
 
 CODES = "codes.safetensors"
 CODES_VERSION = 1
@@ -36,6 +40,10 @@ KINDS: dict[str, type[Parameterization]] = {
     "combined": CombinedImages,
 }
 """What can be rebuilt from tensors and plain values, by the name that files call it; a user's class may join."""
+OWN_KINDS = frozenset(KINDS.values())
+"""Those of this library, which are known to decode to the samples that they were."""
+CLOSE = 1e-3
+"""How far rebuilt samples may be from their own, of the largest: half-precision decoders round coarsely."""
 LABELS = (FixedLabels, LearnedLabels, SoftmaxLabels, TeacherLabels)
 """The labels that can."""
 
@@ -46,18 +54,74 @@ def save_codes(path: Path, made: Parameterization, seed: int) -> bool:
     Raw samples are their own codes. Generators, decoders and labels of a user's own are modules that no file names, and
     samples that lie in another order than class after class are none of this library's.
 
+    Those of a user's kind that do not decode to the set are not written either, which is warned of.
+
     Args:
         path: the file.
         made: a finished parameterization.
         seed: of the run, from which decoders draw.
     """
+    if reason := undecodable(made, seed):
+        logger.warning("%s; no codes are kept beside the set", reason)
+        return False
+    if (parts := _parts(made, seed)) is None:
+        return False
+    content, tensors = parts
+    about = json.dumps(content, allow_nan=False)
+    write_tensors(path, tensors, {KEY: json.dumps({DIGEST: digest_of(tensors, about), "content": about})})
+    return True
+
+
+def undecodable(made: Parameterization, seed: int = 0) -> str:
+    """Return in words why the codes of a user's kind do not decode to its samples, by rebuilding it; empty if they do.
+
+    It is empty too where no codes are kept, and for this library's kinds.
+
+    Args:
+        made: a parameterization.
+        seed: of the run, from which decoders draw.
+    """
+    if type(made) in OWN_KINDS or (parts := _parts(made, seed)) is None:
+        return ""
+    name, key = type(made).__name__, Draws(seed).fold("decode")
+    content, tensors = parts
+    try:
+        here = made if all(t.device.type == "cpu" for t in made.state_dict().values()) else deepcopy(made).cpu()
+        with torch.no_grad():
+            own = detached(here.finished(key))
+            found = detached(_rebuilt(json.loads(json.dumps(content, allow_nan=False)), tensors).finished(key))
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        return f"{name} cannot be rebuilt from its codes ({type(error).__name__}: {error})"
+    differing = [part for part, a, b in zip(Batch._fields, own, found, strict=True) if not _alike(a, b)]
+    if not differing:
+        return ""
+    return (
+        f"the codes of {name} decode to other {' and '.join(differing)} than its own: what decoding reads must be a "
+        "parameter, a buffer or among its plain_values"
+    )
+
+
+def _alike(own: Inputs | Targets, found: Inputs | Targets) -> bool:
+    """Return whether decoded tensors are the same, up to rounding."""
+    if isinstance(own, dict) or isinstance(found, dict):
+        if not (isinstance(own, dict) and isinstance(found, dict) and own.keys() == found.keys()):
+            return False
+        return all(_alike(tensor, found[name]) for name, tensor in own.items())
+    if own.shape != found.shape or own.is_floating_point() != found.is_floating_point():
+        return False
+    scale = float(own.double().abs().max()) if own.numel() else 0.0
+    return torch.allclose(own.double(), found.double(), rtol=CLOSE, atol=CLOSE * scale)
+
+
+def _parts(made: Parameterization, seed: int) -> tuple[dict[str, object], Tensors] | None:
+    """Return what a file says of a parameterization and its tensors; None where no codes are kept."""
     kind = next((name for name, known in KINDS.items() if type(made) is known), None)
     plain = made.plain_values() if kind and type(made.labels) in LABELS else None
     classes = made.classes
     if plain is None or classes is None or made.num_classes is None or not bool((classes.diff() >= 0).all()):
-        return False
+        return None
     tensors = {name: _compact(tensor) for name, tensor in made.state_dict().items()}
-    content = {
+    content: dict[str, object] = {
         "version": CODES_VERSION,
         "kind": kind,
         "plain": plain,
@@ -65,9 +129,7 @@ def save_codes(path: Path, made: Parameterization, seed: int) -> bool:
         "samples": torch.bincount(classes.cpu(), minlength=made.num_classes).tolist(),
         "seed": seed,
     }
-    about = json.dumps(content, allow_nan=False)
-    write_tensors(path, tensors, {KEY: json.dumps({DIGEST: digest_of(tensors, about), "content": about})})
-    return True
+    return content, tensors
 
 
 def load_codes(path: Path | str) -> tuple[Parameterization, Mapping[str, Any]]:

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.networks import unroll as unroll_module
 from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll, unroll_held
@@ -432,3 +433,38 @@ def test_wrong_arguments_are_refused() -> None:
     mixed = {name: p.float() if "bias" in name else p for name, p in problem.params.items()}
     with pytest.raises(ShapeError, match="one dtype"):
         unroll(problem.loss, mixed, problem.batch, 0.1)
+
+
+@pytest.mark.parametrize("trainer", [unroll, unroll_held])
+def test_a_loss_that_closes_over_what_shall_be_learned_is_refused(trainer: Callable[..., Tensors]) -> None:
+    problem = Problem(lambda: smooth_mlp(6, 16), 16)
+    heat = torch.tensor(1.5, requires_grad=True)
+
+    def heated(params: Tensors, batch: Batch, step: int) -> Tensor:
+        return (2 * heat) * problem.loss(params, batch, step)
+
+    with pytest.raises(UnsupportedError, match=r"shape \(\) requires a gradient.*put it into the step's batch"):
+        trainer(heated, problem.params, problem.batch, 0.1)
+    with torch.no_grad():
+        plain = trainer(heated, problem.params, problem.batch, 0.1)  # nobody asks for gradients
+    heat.requires_grad_(False)
+    assert all(
+        torch.equal(plain[name], end) for name, end in trainer(heated, problem.params, problem.batch, 0.1).items()
+    )
+
+
+@pytest.mark.parametrize("keep", [0, 2, None])
+def test_the_graph_is_looked_through_in_the_first_step_alone(keep: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, options = Problem(lambda: smooth_mlp(6, 16), 16), Unrolling(keep=keep)
+    looked: list[Tensor] = []
+    found = unroll_module.require_reached_from
+
+    def counted(value: Tensor, *rest: object) -> None:
+        looked.append(value)
+        found(value, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(unroll_module, "require_reached_from", counted)
+    ends = [terminal(unroll(problem.loss, problem.params, problem.batch, 0.1, options)) for _ in range(2)]
+    ends[0].backward()  # type: ignore[no-untyped-call]
+    assert len(looked) == 1
+    assert torch.equal(*ends)

@@ -1,0 +1,191 @@
+"""What is set of an objective and a schedule belongs to a run's identity, whatever name its method has."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmdistill.comparison import read_runs
+from mmdistill.described import described
+from mmdistill.distill import distill
+from mmdistill.errors import CheckpointError
+from mmdistill.evaluate import evaluate
+from mmdistill.method import Method
+from mmdistill.methods import CORE_METHODS, fresh
+from mmdistill.metrics import metrics_document
+from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic, TrainedOnS
+from mmdistill.networks.unroll import Unrolling
+from mmdistill.objectives.base import Network, Objective, class_means, class_sides
+from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.side_by_side import titles
+from mmdistill.store import DistilledSet, load_tree, save_tree, write_json
+from mmdistill.task import Batch, ClassBatch, Task
+from tests.toys import BlobTask
+
+
+@dataclass(frozen=True)
+class Options:
+    power: float = 2.0
+    _cache: dict[int, int] = field(default_factory=dict, compare=False)
+
+
+class Powered(Objective):
+    """A power of the distances between class means, times a factor."""
+
+    reads_labels = False
+    offset = 0.5
+
+    def __init__(self, factor: float, options: Options | None = None) -> None:
+        super().__init__()
+        self.factor = factor
+        self.options = options or Options()
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        syn, real = class_sides(syn, real, "powers")
+        apart = class_means(network, syn)[-1] - class_means(network, real)[-1].detach()
+        return self.factor * (apart.abs() ** self.options.power).sum()
+
+
+class Composed(Powered):
+    """Has attributes of all kinds."""
+
+    def __init__(self, factor: float, options: Options | None = None) -> None:
+        super().__init__(factor, options)
+        self.measure = torch.sum
+        self.names = ("a", None, True)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.layer = nn.Linear(2, 3)
+        self.stack = nn.Sequential(nn.Linear(2, 3))
+        self.inner = Powered(1.0)
+        self.cache = {1: torch.ones(2)}
+
+
+class Serving(NetworkSchedule):
+    """One network for some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        return EMPTY if state.age + 1 >= self.steps else state._replace(age=state.age + 1)
+
+
+def settings(ipc: int) -> Settings:
+    return Settings(steps=6, real_batch=8, optimizers={"codes": OptimizerSpec("sgd", 0.1)})
+
+
+def powered(factor: float = 1.0, power: float = 2.0) -> Method:
+    return Method("Powered", lambda: Powered(factor, Options(power)), fresh, settings)
+
+
+def serving(steps: int) -> Method:
+    return Method("Powered", powered().objective, lambda settings: Serving(steps), settings)
+
+
+def test_a_description_says_what_is_set_and_nothing_of_memory() -> None:
+    found = described(Composed(3, Options(1.5)))
+    assert found["class"] == "Composed"
+    assert (found["factor"], found["offset"], found["measure"], found["names"]) == (3, 0.5, "sum", ["a", None, True])
+    assert found["options"] == {"class": "Options", "power": 1.5}
+    assert found["inner"] == described(Powered(1.0))
+    assert isinstance(layer := found["layer"], dict)
+    assert layer["in_features"] == 2
+    assert (found["stack"], found["cache"]) == ("Sequential", {"1": "Tensor"})
+    assert not {"scale", "training", "reads_labels", "view"} & set(found)
+    assert "0x" not in json.dumps(found)
+    assert json.loads(json.dumps(found)) == described(Composed(3, Options(1.5)))
+
+
+def test_descriptions_tell_the_packages_own_schedules_apart() -> None:
+    one, other = described(TrainedOnS(outer_steps=3)), described(TrainedOnS(outer_steps=4))
+    assert {name for name in one if one[name] != other[name]} == {"outer_steps"}
+    assert described(Unrolling(0.5, keep=1)) == described(Unrolling(0.5, keep=7))  # it bounds memory alone
+
+
+def stopped(task: Task, method: Method, out: Path) -> None:
+    def stop(done: int, total: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(task, method, ipc=1, out=out, checkpoint_every=1, progress=stop)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (powered(1.0), powered(8.0), r"its described\.objective\.factor is 1\.0, not 8\.0"),
+        (powered(power=2.0), powered(power=4.0), r"its described\.objective\.options\.power is 2\.0, not 4\.0"),
+        (serving(3), serving(5), r"its described\.schedule\.steps is 3, not 5"),
+        (powered(), serving(5), r"its described\.schedule\.class is FreshNetworks, not Serving"),
+    ],
+)
+def test_a_resume_refuses_another_objective_or_schedule_of_the_same_name(
+    tmp_path: Path, first: Method, second: Method, message: str
+) -> None:
+    task = BlobTask()
+    stopped(task, first, tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        distill(task, second, ipc=1, out=tmp_path, resume=True)
+    assert distill(task, first, ipc=1, out=tmp_path, resume=True).steps == 6
+
+
+def test_checkpoints_without_a_description_resume(tmp_path: Path) -> None:
+    task = BlobTask()
+    stopped(task, powered(), tmp_path)
+    (newest,) = (tmp_path / "checkpoints").iterdir()
+    tree = load_tree(newest)
+    earlier = {name: value for name, value in json.loads(tree["identity"]).items() if name != "described"}
+    save_tree(newest, tree | {"identity": json.dumps(earlier)})
+    assert distill(task, powered(8.0), ipc=1, out=tmp_path, resume=True).steps == 6
+
+
+def test_a_run_resumes_with_other_settings_that_bound_memory(tmp_path: Path) -> None:
+    task, few = BlobTask(), {"steps": 3, "inner_steps": 2}
+    stopped(task, CORE_METHODS["dd"].with_settings(**few, kept_steps=1), tmp_path)
+    assert distill(task, "dd", ipc=1, settings={**few, "kept_steps": 0}, out=tmp_path, resume=True).steps == 3
+
+
+def judged(folder: Path, method: Method, seed: int = 0) -> Path:
+    task = BlobTask()
+    result = distill(task, method, ipc=1, seed=seed, out=folder)
+    document = metrics_document(result, evaluate(task, result, n=1, baselines=[]), task=task)
+    write_json(folder / "metrics.json", document)
+    return folder
+
+
+def test_compared_runs_of_one_name_are_told_apart_by_what_is_set(tmp_path: Path) -> None:
+    made: list[tuple[str, Callable[[], Method], int]] = [
+        ("a", powered, 0),
+        ("b", powered, 1),
+        ("c", lambda: powered(8.0), 0),
+        ("d", lambda: serving(3), 0),
+    ]
+    runs = [judged(tmp_path / name, make(), seed) for name, make, seed in made]
+    rows = read_runs(runs)
+    assert sorted(len(row.score.values) for row in rows) == [1, 1, 2]
+    assert sorted(titles(read_runs(runs[:3]))) == ["powered (objective factor 1.0)", "powered (objective factor 8.0)"]
+    assert "powered (objective factor 1.0, schedule Serving, schedule steps 3)" in titles(rows)
+    assert DistilledSet.load(runs[2]).described["objective"]["factor"] == 8.0  # type: ignore[index]
+
+
+def test_what_settings_say_already_is_not_said_again(tmp_path: Path) -> None:
+    few = {"steps": 2, "real_batch": 4, "outer_steps": 2}
+    runs = [
+        judged(tmp_path / str(lr), CORE_METHODS["dc"].with_settings(**few, inner_steps=1, inner_lr=lr))
+        for lr in (0.1, 0.2)
+    ]
+    assert titles(read_runs(runs)) == ["dc (inner-lr 0.1)", "dc (inner-lr 0.2)"]
+
+
+def test_sets_without_a_description_are_read_and_compared(tmp_path: Path) -> None:
+    run = judged(tmp_path / "a", powered())
+    document = json.loads((run / "distilled.json").read_text())
+    assert document.pop("described")["schedule"] == {"class": "FreshNetworks"}
+    (run / "distilled.json").write_text(json.dumps(document))
+    assert DistilledSet.load(run).described == {}
+    assert titles(read_runs([run])) == ["powered"]

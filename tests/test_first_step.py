@@ -1,0 +1,252 @@
+"""What only the start of a run can tell of its parts is refused there, in words."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmdistill.distill import distill
+from mmdistill.errors import ConfigError, MmdistillError, ShapeError
+from mmdistill.labels import FixedLabels, LabelKind, make_labels
+from mmdistill.method import Method, Storage
+from mmdistill.methods import CORE_METHODS, fresh
+from mmdistill.networks.schedules import (
+    EMPTY,
+    FreshNetworks,
+    NetworkSchedule,
+    ScheduleState,
+    Synthetic,
+    TrainedOnS,
+)
+from mmdistill.objectives.base import Network, Objective, class_means, class_sides
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.objectives.kernels import convolutional, fully_connected
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.raw import Raw
+from mmdistill.runtime import Draws
+from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors
+from tests.toys import BlobTask
+
+
+def settings(ipc: int) -> Settings:
+    return Settings(steps=3, real_batch=8, optimizers={"codes": OptimizerSpec("sgd", 0.1)})
+
+
+class Forgetful(DistributionMatching):
+    """Matches by class and forgets to say that it reads no labels."""
+
+    reads_labels = True
+
+
+class Scaled(DistributionMatching):
+    """Has a parameter that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def test_labels_that_no_gradient_reaches_are_refused() -> None:
+    method = Method("Forgetful", Forgetful, fresh, settings)
+    with pytest.raises(ConfigError, match=r"no gradient to the labels.*say reads_labels = False.*or use hard labels"):
+        distill(BlobTask(), method, ipc=1, label="soft")
+    assert distill(BlobTask(), method, ipc=1).steps == 3
+
+
+def test_an_objectives_unread_parameters_are_refused() -> None:
+    rates = {"codes": OptimizerSpec("sgd", 0.1), "objective": OptimizerSpec("adam", 0.01)}
+    method = Method("Scaled", Scaled, fresh, lambda ipc: replace(settings(ipc), optimizers=rates))
+    with pytest.raises(ConfigError, match=r"Scaled gives no gradient to the objective.*read its parameters in forward"):
+        distill(BlobTask(), method, ipc=1)
+
+
+class CutOff(BlobTask):
+    """A task whose network lets no gradient through to its inputs."""
+
+    def predict(
+        self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        assert isinstance(inputs, Tensor)
+        return super().predict(state, inputs.detach(), train=train, draws=draws)
+
+
+def test_an_unrolled_training_that_is_cut_off_is_refused() -> None:
+    few = {"steps": 2, "inner_steps": 2}
+    with pytest.raises(ConfigError, match=r"to all samples are exactly zero.*detach"):
+        distill(CutOff(), "dd", ipc=1, settings=few)
+    assert distill(BlobTask(), "dd", ipc=1, settings=few).steps == 2
+
+
+class Weighted(Raw):
+    """Raw samples whose weights are set."""
+
+    factors: Tensor
+
+    def forward(self, draws: Draws) -> Batch:
+        decoded = super().forward(draws)
+        return decoded._replace(weight=decoded.weight * self.factors)
+
+
+Classes = Callable[[Tensor], Tensor | None]
+
+
+def storage(change: Classes = lambda classes: classes, weight: Tensor | None = None) -> Storage:
+    def build(task: Task, budget: int, own: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        classes = torch.arange(3).repeat_interleave(budget)
+        inputs = draws.normal(len(classes), 4)
+        made = Weighted(inputs, make_labels(label, classes, 3), change(classes), 3)
+        made.register_buffer("factors", torch.ones(len(classes)) if weight is None else weight)
+        return made
+
+    return Storage(build, "set")
+
+
+def test_classes_that_contradict_the_hard_labels_are_refused() -> None:
+    task = BlobTask()
+    with pytest.raises(ConfigError, match=r"says class 2 of sample 0, whose hard label is 0 \(4 of 6 samples differ\)"):
+        distill(task, CORE_METHODS["dm"].with_settings(steps=2), ipc=2, parameterization=storage(lambda c: c.flip(0)))
+    assert distill(task, "dm", ipc=2, parameterization=storage(), settings={"steps": 2}).steps == 2
+
+
+def test_samples_without_classes_are_refused_where_these_are_matched() -> None:
+    with pytest.raises(ConfigError, match="matches class by class, and Weighted says the classes of no samples"):
+        distill(BlobTask(), "dm", ipc=2, parameterization=storage(lambda classes: None), settings={"steps": 2})
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [(torch.zeros(3), "all samples with"), (torch.tensor([1.0, 0.0, 0.0]), "all samples of class 1 with")],
+)
+def test_samples_that_weigh_nothing_are_refused(weight: Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"Weighted decodes {message} weight 0"):
+        distill(BlobTask(), "dm", ipc=1, parameterization=storage(weight=weight), settings={"steps": 2})
+
+
+class Summed(Objective):
+    """Takes features of all classes at once, as no network does."""
+
+    reads_labels = False
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        syn, real = class_sides(syn, real, "sums")
+        apart = network.features(syn.batch.inputs)[-1] - network.features(real.batch.inputs)[-1]
+        return apart.square().sum()
+
+
+class Flat(BlobTask):
+    """A task whose network takes samples of 2 x 2 numbers in one axis alone."""
+
+    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
+        assert isinstance(inputs, Tensor)
+        return (torch.nn.functional.conv1d(inputs[:, None], torch.ones(1, 1, 2)).flatten(1),)
+
+
+def test_features_of_a_class_axis_name_what_gives_them() -> None:
+    with pytest.raises(ShapeError, match=r"got inputs of \(3, 2, 4\); class_summary and class_means"):
+        distill(Flat(), Method("Summed", Summed, fresh, settings), ipc=2)
+
+
+class Served(NetworkSchedule):
+    """Returns what it is given."""
+
+    def __init__(self, state: Callable[[ScheduleState], object]) -> None:
+        self.state = state
+
+    def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
+        return self.state(state)  # type: ignore[return-value]
+
+
+class Means(Objective):
+    """Matches class means."""
+
+    reads_labels = False
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        syn, real = class_sides(syn, real, "means")
+        return (class_means(network, syn)[-1] - class_means(network, real)[-1].detach()).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda state: None, "Served.advance returns a ScheduleState, got NoneType"),
+        (
+            lambda state: ScheduleState(state.network, 1, {"mean": {}}),
+            "keeps 'mean' in its memory, a dict",
+        ),
+        (lambda state: ScheduleState(state.network, 1, {"count": 3}), "keeps 'count' in its memory, a int"),
+        (lambda state: ScheduleState(state.network, 1, None), "memory as a dict of tensors by name, got NoneType"),
+        (lambda state: ScheduleState({}, 1, {}), "a network as a NetworkState or None, got dict"),
+        (lambda state: state, "keeps the network at age 0 after 0, so that it would be drawn anew"),
+    ],
+)
+def test_schedules_that_cannot_go_on_are_refused(returned: Callable[[ScheduleState], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        distill(BlobTask(), Method("Served", Means, lambda own: Served(returned), settings), ipc=1)
+
+
+@pytest.mark.parametrize(
+    "returned", [lambda state: EMPTY, lambda state: state._replace(age=state.age + 1, memory={"x": torch.ones(2)})]
+)
+def test_schedules_that_can_go_on_do(returned: Callable[[ScheduleState], object]) -> None:
+    assert distill(BlobTask(), Method("Served", Means, lambda own: Served(returned), settings), ipc=1).steps == 3
+
+
+@pytest.mark.parametrize("kind", [FreshNetworks, TrainedOnS])
+def test_a_schedules_class_in_place_of_a_function_is_refused(kind: type[NetworkSchedule]) -> None:
+    with pytest.raises(ConfigError, match=f"such as lambda settings: {kind.__name__}\\(\\), got the class itself"):
+        distill(BlobTask(), Method("Class", Means, kind, settings), ipc=1)
+
+
+class OfSettings(FreshNetworks):
+    """Made of the settings, as a method's network is."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings
+
+
+def test_a_class_that_is_made_of_settings_is_such_a_function() -> None:
+    assert distill(BlobTask(), Method("Class", Means, OfSettings, settings), ipc=1).steps == 3
+
+
+@pytest.mark.parametrize("kernel", [fully_connected, convolutional])
+def test_kernels_of_whole_numbers_are_refused(kernel: Callable[..., object]) -> None:
+    pixels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    given = pixels if kernel is convolutional else pixels.flatten(1)
+    with pytest.raises(MmdistillError, match=r"floating-point numbers, got torch\.uint8"):
+        kernel(given, given)
+
+
+def own_labels(targets: Tensor) -> Storage:
+    def build(task: Task, budget: int, own: Settings, label: LabelKind, draws: Draws) -> Parameterization:
+        return Raw(draws.normal(3, 4), FixedLabels(targets), torch.arange(3), 3)
+
+    return Storage(build, "own labels")
+
+
+def test_labels_asked_for_beside_a_storage_with_its_own_are_noted(caplog: pytest.LogCaptureFixture) -> None:
+    shares = torch.full((3, 3), 0.1) + 0.7 * torch.eye(3)
+    few = {"steps": 2}
+    result = distill(BlobTask(), "dm", ipc=1, parameterization=own_labels(shares), label="teacher", settings=few)
+    assert result.label == "fixed probabilities"
+    assert "labels of their own (fixed probabilities): label teacher is not read" in caplog.text
+    caplog.clear()
+    distill(BlobTask(), "dm", ipc=1, parameterization=own_labels(shares), settings=few)
+    distill(BlobTask(), "dm", ipc=1, label="teacher", settings={**few, "teacher_epochs": 1})
+    assert "labels of their own" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("targets", "title"),
+    [
+        (torch.arange(3), "hard"),
+        (torch.full((2, 4), 0.25), "fixed probabilities"),
+        (torch.tensor([[2.0, -1.0]]), "fixed scores"),
+        (torch.tensor([[2.0, 1.0]]), "fixed scores"),
+    ],
+)
+def test_fixed_labels_say_what_they_are(targets: Tensor, title: str) -> None:
+    assert FixedLabels(targets).title == title

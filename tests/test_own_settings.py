@@ -1,0 +1,76 @@
+"""Settings with fields of a user's own: overridden, recorded, resumed and noted when unread, like the package's."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mmdistill.distill import distill
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.method import Configured, Method
+from mmdistill.methods import fresh
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.settings import OptimizerSpec, Settings, watched
+from tests.toys import BlobTask
+
+CODES = {"codes": OptimizerSpec("sgd", 0.1)}
+
+
+@dataclass(frozen=True)
+class FewLayers(Settings):
+    few: bool = False
+    unread: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted(Settings):
+    few: bool = False
+
+
+def method(kind: type[Settings] = FewLayers) -> Method:
+    return Method(
+        "Few",
+        Configured(lambda own: DistributionMatching("last" if own.few else "all")),  # type: ignore[attr-defined]
+        fresh,
+        lambda ipc: kind(steps=4, real_batch=8, optimizers=CODES),
+    )
+
+
+def test_own_fields_are_settings_like_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = BlobTask()
+    with caplog.at_level(logging.WARNING):
+        result = distill(task, method(), ipc=1, out=tmp_path, settings={"few": True, "steps": 3, "lr": 0.2})
+    assert not caplog.messages
+    assert (result.settings["few"], result.settings["unread"], result.steps) == (True, 3, 3)
+    assert json.loads((tmp_path / "distilled.json").read_text())["settings"]["few"] is True
+    with pytest.raises(CheckpointError, match=r"its settings\.few is True, not False"):
+        distill(task, method(), ipc=1, out=tmp_path, settings={"steps": 3, "lr": 0.2}, resume=True)
+
+
+def test_own_fields_that_nobody_reads_are_noted(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        distill(BlobTask(), method(), ipc=1, settings={"unread": 4})
+    assert caplog.messages == ["Few does not read unread, which changes nothing"]
+
+
+@pytest.mark.parametrize("kind", [FewLayers, Slotted])
+def test_settings_of_any_class_are_watched(kind: type[Settings]) -> None:
+    own = kind(steps=4)
+    found, read = watched(own)
+    assert isinstance(found, kind)
+    assert not read
+    assert found.steps == 4
+    assert found.few is False  # type: ignore[attr-defined]
+    assert {"steps", "few"} <= read
+    assert "real_batch" not in read
+    assert type(own) is kind
+
+
+def test_own_fields_of_other_methods_are_unknown() -> None:
+    with pytest.raises(ConfigError, match="unknown setting 'fews'; did you mean 'few'"):
+        method().with_settings(fews=True)
+    plain = method(Settings).with_settings(few=True)  # known, but to settings of another class
+    with pytest.raises(ConfigError, match="unknown setting 'few'"):
+        plain.settings(1)
