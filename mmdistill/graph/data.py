@@ -18,6 +18,8 @@ LARGE = 50_000
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MASKS = ("train_mask", "val_mask", "test_mask")
 FIELDS = ("x", "edge_index", "y", *MASKS)
+SPLITTING = 'T.RandomNodeSplit("test_rest", num_train_per_class=20, num_val=500)(data) of torch_geometric.transforms'
+"""What gives a graph without masks some, as the field has them."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,10 @@ def _sets(fields: Mapping[str, Any], name: str, nodes: int, split: int) -> tuple
     train = _mask(fields, "train_mask", name, nodes, split)
     test = _mask(fields, "test_mask", name, nodes, split)
     if train is None or not len(train):
-        raise DataError(f"{name} has no training nodes: give a boolean train_mask with at least one True per class")
+        hint = "" if fields.get("train_mask") is not None else f"; {SPLITTING} divides the nodes at random"
+        raise DataError(
+            f"{name} has no training nodes: give a boolean train_mask with at least one True per class{hint}"
+        )
     if test is None or not len(test):
         raise DataError(f"{name} has no test nodes: give a boolean test_mask")
     val = _mask(fields, "val_mask", name, nodes, split)
@@ -163,6 +168,10 @@ def _sets(fields: Mapping[str, Any], name: str, nodes: int, split: int) -> tuple
 
 def _tensor(fields: Mapping[str, Any], key: str, name: str) -> Tensor:
     value = fields.get(key)
+    if key == "edge_index" and value is None and fields.get("adj_t") is not None:
+        raise DataError(
+            f"{name} has adj_t and no edge_index, as T.ToSparseTensor leaves a graph; give it as it was before that"
+        )
     if not isinstance(value, Tensor):
         got = "it is missing" if value is None else f"got {type(value).__name__}"
         raise DataError(f"{name} needs a tensor {key!r}, {got}; a graph has {', '.join(FIELDS)}")

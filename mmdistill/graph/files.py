@@ -172,8 +172,19 @@ def fields_of(source: Any) -> Mapping[str, Any]:
     to_dict = getattr(source, "to_dict", None)
     fields = to_dict() if callable(to_dict) else None
     if not isinstance(fields, Mapping):
-        raise DataError(
-            f"expected a graph with {', '.join(FIELDS)}, got {type(source).__name__}: give a name, a file, or a "
-            "torch_geometric.data.Data (tensors of images go into .safetensors, as 'images' and 'labels')"
-        )
+        raise DataError(f"expected a graph with {', '.join(FIELDS)}, got {type(source).__name__}: {_instead(source)}")
     return fields
+
+
+def _instead(source: Any) -> str:
+    """Return in words what to give instead of something that is no graph."""
+    if type(source).__module__.partition(".")[0] == "networkx":
+        return "torch_geometric.utils.from_networkx makes a graph of it, whose nodes then need features x and labels y"
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, str | bytes):
+        many = "" if len(source) == 1 else ", and graph_set_task takes a list of many"
+        if len(source) and callable(getattr(source[0], "to_dict", None)):
+            return f"of a data set or list of {len(source)}, one graph is dataset[0]{many}"
+    return (
+        "give a name, a file, or a torch_geometric.data.Data (tensors of images go into .safetensors, as 'images' and "
+        "'labels')"
+    )

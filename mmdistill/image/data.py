@@ -1,18 +1,15 @@
 """Image data sets as tensors: what they hold, how they are normalised, and the checks that they pass."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
-from mmdistill.image.files import require_bytes
 from mmdistill.runtime import Draws, tensor_digest
 
 if TYPE_CHECKING:
@@ -24,18 +21,6 @@ SCALES_APART = 100
 """Factor between the largest values of training and test images above which they cannot be of one scale."""
 TEST_SHARE = 0.2
 """Of each class, held out for testing where the data come without a test split."""
-
-
-class MapDataset(Protocol):
-    """A map-style torch data set of (sample, label)."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Any:
-        """Return a sample with its label."""
-        ...
 
 
 @functools.lru_cache
@@ -331,82 +316,3 @@ def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tu
     spreads = (square - mean.square()).clamp_min(0).sqrt().tolist()
     deviations = [round(value, 6) or 1.0 for value in spreads]
     return tuple(means), tuple(deviations)
-
-
-def gather(dataset: MapDataset, what: str) -> tuple[Tensor, Tensor]:
-    """Read every (sample, label) of a map-style data set into tensors.
-
-    Samples may be tensors, PIL images or arrays (``(channels, height, width)``, or ``(height, width)``).
-
-    Raises:
-        DataError: an item that is no (sample, label) pair, or samples of several shapes or types.
-    """
-    images: list[Tensor] = []
-    labels: list[int] = []
-    for index in range(len(dataset)):
-        item = dataset[index]
-        if isinstance(item, Mapping) or not isinstance(item, Sequence) or len(item) != 2:
-            raise DataError(f"{what}: item {index} is no (sample, label) pair but {type(item).__name__}")
-        image = as_tensor(item[0], f"{what}: item {index}")
-        if images and (image.shape != images[0].shape or image.dtype != images[0].dtype):
-            raise DataError(
-                f"{what}: item {index} is {image.dtype} of shape {tuple(image.shape)}, item 0 is {images[0].dtype} of "
-                f"{tuple(images[0].shape)}; bring all samples to one shape and type"
-            )
-        labels.append(class_index(item[1], f"{what}: the label of item {index}"))
-        images.append(image)
-    if not images:
-        raise DataError(f"{what} is empty")
-    return torch.stack(images), torch.tensor(labels)
-
-
-def class_index(label: Any, what: str) -> int:
-    """Return a label as an integer.
-
-    Raises:
-        DataError: it is none.
-    """
-    try:
-        index = int(label)
-        whole = bool(index == label)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise DataError(f"{what} is no class index but {label!r}") from error
-    if not whole:
-        raise DataError(f"{what} is no class index but {label!r}")
-    return index
-
-
-def from_array(array: npt.NDArray[Any], what: str) -> Tensor:
-    """Return a NumPy array as a tensor, whatever its strides and byte order.
-
-    Raises:
-        DataError: an array of no numbers.
-    """
-    try:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
-    except TypeError as error:
-        raise DataError(f"{what} holds an array of {array.dtype}; expected one of numbers") from error
-
-
-def as_tensor(sample: object, what: str) -> Tensor:
-    """Return a sample as a tensor ``(channels, height, width)``.
-
-    Raises:
-        DataError: a sample of another type or shape.
-    """
-    from PIL import Image
-
-    if isinstance(sample, Image.Image):
-        from torchvision.transforms.v2.functional import pil_to_tensor  # here, since importing it takes seconds
-
-        require_bytes(sample, what)
-        sample = pil_to_tensor(sample if sample.mode in ("L", "RGB") else sample.convert("RGB"))
-    elif isinstance(sample, np.ndarray):
-        sample = from_array(sample, what)
-    if not isinstance(sample, Tensor):
-        raise DataError(f"{what} holds a {type(sample).__name__}; expected a tensor, a PIL image or an array")
-    if sample.ndim == 2:
-        sample = sample[None]
-    if sample.ndim != 3:
-        raise DataError(f"{what} has shape {tuple(sample.shape)}; expected (channels, height, width)")
-    return sample

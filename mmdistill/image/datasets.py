@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import files
-from mmdistill.image.data import ImageData, MapDataset, build, class_index, from_array, gather
+from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import (
     DATASETS,
     IDX_SPLITS,
@@ -22,6 +22,7 @@ from mmdistill.image.known import (
     idx_split,
     load_tiny_imagenet,
 )
+from mmdistill.image.samples import MapDataset, class_index, from_array, gather
 from mmdistill.names import canonical, unknown_data
 
 LARGEST_SIDE = 4096

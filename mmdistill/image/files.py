@@ -7,31 +7,26 @@ import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
+from mmdistill.image.pictures import GREY, TRANSPARENT, decode, opened, upright_size
 from mmdistill.runtime import atomic_write, cache_folder
 
 IDX_UNSIGNED_BYTE = 8
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 """How the names of image files end."""
-GREY = ("1", "L")
-"""Modes of pictures with one channel."""
-TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
-"""Modes of pictures with a channel of opacity, which is not read; others may name a transparent colour."""
-WIDE = ("I", "F")
-"""How the modes of pictures start whose values do not fit into a byte; converting them would cut these off at 255."""
+RESIZING = "bilinear, antialiased"
+"""How images are resized."""
 IN_MEMORY = 2**30
 """Bytes of decoded images up to which a folder is read into memory."""
 TRAIN = ("train", "training")
@@ -178,39 +173,41 @@ def read_image_folder(folder: Path, size: int | None) -> FolderImages:
         DataError: no images, an empty class, an unreadable image, or several sizes.
     """
     classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not _is_hidden(sub.name))
-    unread, known = Counter[str](), Image.registered_extensions().keys()
-    listing = [
-        (path, label) for label, name in enumerate(classes) for path in _images_under(folder / name, known, unread)
-    ]
+    unread = Counter[str]()
+    listing = [(path, label) for label, name in enumerate(classes) for path in _images_under(folder / name, unread)]
     paths = [path for path, _ in listing]
-    shape, transparent = _common_shape(folder, paths, size)
+    shape, resized, transparent = _common_shape(folder, paths, size)
     count = len(paths) * math.prod(shape)
     if count > IN_MEMORY:
         images = _mapped(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
     else:
         images = torch.stack([_fitted(path, shape) for path in paths])
-    notes = [f"{folder.name}/: the transparency of {transparent} images is not read"] if transparent else []
+    notes = []
+    if resized:
+        fitted = f"are resized to {size} x {size}, whatever their shape ({RESIZING})"
+        notes.append(f"{folder.name}/: {resized} images {fitted}")
+    if transparent:
+        notes.append(f"{folder.name}/: the transparency of {transparent} images is not read")
     if unread:
-        found = ", ".join(f"{number} {suffix}" for suffix, number in sorted(unread.items()))
-        notes.append(f"{folder.name}/: pictures of other kinds are not read: {found}")
+        found = ", ".join(f"{number} {suffix or 'without an ending'}" for suffix, number in sorted(unread.items()))
+        notes.append(f"{folder.name}/: files of other kinds are not read: {found}")
     return FolderImages(images, torch.tensor([label for _, label in listing]), classes, tuple(notes))
 
 
-def _images_under(folder: Path, known: Collection[str], unread: Counter[str]) -> list[str]:
+def _images_under(folder: Path, unread: Counter[str]) -> list[str]:
     """Return the image files of a class, in a fixed order.
 
     Args:
         folder: of the class; its images may lie deeper.
-        known: endings of pictures of any kind.
-        unread: counts the endings of those pictures that are of another kind than is read.
+        unread: counts the endings of those files that are not read, but of hidden ones.
     Raises:
         DataError: there are none.
     """
     found = []
     for place, names in sorted(_places(folder)):
         found += [os.path.join(place, name) for name in sorted(filter(_is_image, names))]
-        endings = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
-        unread.update(ending for ending in endings if ending in known and ending not in SUFFIXES)
+        others = (name for name in names if not name.startswith(".") and not _is_image(name))
+        unread.update(os.path.splitext(name)[1].lower() for name in others)
     if not found:
         raise DataError(f"{folder} holds no image, so there is nothing of its class; add some ({', '.join(SUFFIXES)})")
     return found
@@ -244,20 +241,22 @@ def _is_hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
-def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tuple[int, int, int], int]:
-    """Return channels, height and width of all images of a folder, and how many have transparency, by their headers.
+def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tuple[int, int, int], int, int]:
+    """Return channels, height and width of all images of a folder, by their headers.
+
+    Then come how many are to be resized, and how many have transparency.
 
     Raises:
         DataError: an unreadable header, or several sizes where none is asked for.
     """
     channels, sizes, transparent = 1, Counter[tuple[int, int]](), 0
     for path in paths:
-        with _opened(path) as image:
+        with opened(path) as image:
             channels = channels if image.mode in GREY else 3
-            sizes[image.height, image.width] += 1
+            sizes[upright_size(image)] += 1
             transparent += image.mode in TRANSPARENT or "transparency" in image.info
     if size is not None:
-        return (channels, size, size), transparent
+        return (channels, size, size), len(paths) - sizes[size, size], transparent
     if len(sizes) > 1:
         found = ", ".join(f"{count} of {h} x {w}" for (h, w), count in sizes.most_common(3))
         raise DataError(
@@ -265,12 +264,12 @@ def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tup
             "size=64 for image_task)"
         )
     height, width = next(iter(sizes))
-    return (channels, height, width), transparent
+    return (channels, height, width), 0, transparent
 
 
 def _fitted(path: str, shape: tuple[int, int, int]) -> Tensor:
     """Return an image of a given shape, resized where it has another size."""
-    image, (channels, height, width) = _decode(path), shape
+    image, (channels, height, width) = decode(path), shape
     if image.shape[1:] != (height, width):
         from torchvision.transforms.v2.functional import resize
 
@@ -280,7 +279,7 @@ def _fitted(path: str, shape: tuple[int, int, int]) -> Tensor:
 
 def _listing_key(paths: list[str], shape: tuple[int, int, int]) -> str:
     """Return a hash of files, by path, size and time, and of what they are decoded to."""
-    digest = hashlib.blake2b(repr(shape).encode(), digest_size=16)
+    digest = hashlib.blake2b(f"upright {shape!r}".encode(), digest_size=16)
     for path in paths:
         state = os.stat(path)
         digest.update(f"{os.path.abspath(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
@@ -300,44 +299,6 @@ def _mapped(paths: list[str], shape: tuple[int, int, int], place: Path) -> Tenso
                 handle.write(_fitted(path, shape).contiguous().numpy().tobytes())
                 show(done, len(paths))
     return torch.from_file(str(place), shared=False, size=count, dtype=torch.uint8).view(len(paths), *shape)
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
-    """Open an image file.
-
-    Raises:
-        DataError: it cannot be read, or not as bytes.
-    """
-    try:
-        with Image.open(path) as image:
-            require_bytes(image, path)
-            yield image
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # a damaged file makes Pillow's readers raise anything
-        raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
-
-
-def require_bytes(image: Image.Image, what: str) -> None:
-    """Refuse a picture whose values a byte cannot hold.
-
-    Raises:
-        DataError: one of 16 or 32 bits or of floats per channel.
-    """
-    if image.mode.startswith(WIDE):
-        raise DataError(
-            f"{what} has more than 8 bits per channel (mode {image.mode}), and images are read as bytes: scale it to 8 "
-            "bits, or give all images as float tensors"
-        )
-
-
-def _decode(path: str) -> Tensor:
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    with _opened(path) as image:
-        pixels: Tensor = pil_to_tensor(image.convert("L" if image.mode in GREY else "RGB"))
-    return pixels
 
 
 def is_tiny_imagenet(folder: Path) -> bool:
@@ -366,7 +327,7 @@ def read_tiny_validation(folder: Path, classes: list[str]) -> tuple[Tensor, Tens
             raise DataError(
                 f"{listing}, line {number}: expected an image and one of the classes under train/, got {line!r}"
             )
-        images.append(_decode(str(folder / "images" / fields[0])).expand(3, -1, -1))
+        images.append(decode(str(folder / "images" / fields[0])).expand(3, -1, -1))
         labels.append(position[fields[1]])
     if not images:
         raise DataError(f"{listing} names no image; fetch it again")

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.names import canonical, unknown_data
+from mmdistill.recsys.cleaning import codes, deduplicate, positive
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
 from mmdistill.recsys.matrices import as_sparse, read_sparse
 from mmdistill.recsys.splits import (
     SPLITS,
-    TRAIN,
     Split,
     SplitBy,
     by_time,
@@ -29,6 +29,7 @@ from mmdistill.recsys.splits import (
     named_parts,
     require_way,
     said,
+    trained,
 )
 from mmdistill.runtime import Draws, data_root
 
@@ -246,41 +247,48 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     """Turn a table of ``user``, ``item`` and optional ``rating``, ``time``, ``split`` into interactions.
 
     ``counts`` says what happened: ``not_positive`` ratings left out, ``duplicates`` and (the same pair in two parts;
-    the earlier part keeps it) ``overlaps`` removed, ``short_users`` dropped for too few interactions or none to train
-    on, ``unused_items`` whose interactions all went, ``cold_items`` that training never sees.
+    the earlier part keeps it) ``overlaps`` removed, ``short_users`` dropped for too few interactions and, where there
+    are any, ``untrained_users`` for none to train on, ``unused_items`` whose interactions all went, ``cold_items`` that
+    training never sees.
 
     Raises:
         ConfigError: no times to split by.
-        DataError: no rows, missing ids, unparsable or no positive ratings, unknown split names or times, nobody left.
+        DataError: no rows, missing ids, unparsable or no positive ratings, unknown split names or times, nobody left,
+            or nobody both to train on and to test with.
     """
     if frame.empty:
         raise DataError(f"{name} has no interactions")
     if reading.split_by == "time":
         frame = by_time(frame, name)
     counts = dict.fromkeys(("not_positive", "duplicates", "overlaps", "short_users", "unused_items", "cold_items"), 0)
-    users, user_ids = _codes(frame["user"], name)
-    items, item_ids = _codes(frame["item"], name)
+    users, user_ids = codes(frame["user"], name)
+    items, item_ids = codes(frame["item"], name)
     given = reading.split_by is None and "split" in frame
     part = named_parts(frame["split"], name) if given else None
     if "rating" in frame:
-        keep = _positive(frame["rating"], reading.min_rating, name)
+        keep = positive(frame["rating"], reading.min_rating, name)
         counts["not_positive"] = int((~keep).sum())
         users, items, part = users[keep], items[keep], None if part is None else part[keep]
     elif reading.min_rating is not None:
         raise ConfigError(f"{name} has no ratings, so none is at least {reading.min_rating}; leave min_rating out")
-    users, items, part = _deduplicate(users, items, part, len(item_ids), counts)
+    users, items, part = deduplicate(users, items, part, len(item_ids), counts)
     keep = np.bincount(users, minlength=len(user_ids))[users] >= reading.min_interactions
     users, items, part = users[keep], items[keep], None if part is None else part[keep]
     if not len(users):
         raise DataError(f"no user of {name} has {reading.min_interactions} or more interactions, so nobody is left")
     key, way = Draws(reading.seed).fold("recsys", "split"), reading.split_by or "random"
-    part = divided(users, way, key) if part is None else completed(part, users, key, name)
-    trained = np.bincount(users[part == TRAIN], minlength=len(user_ids))[users] > 0
-    users, items, part = users[trained], items[trained], part[trained]
-    if not len(users):
-        raise DataError(f"no user of {name} has both {reading.min_interactions} interactions and one to train on")
+    if part is None:
+        part = divided(users, way, key)
+        found = _assemble(name, users, items, part, user_ids, item_ids, counts, given)
+        return replace(found, notes=(said(way, reading.seed),))
+    users, items, part, lost = trained(part, users, items, name)
+    part = completed(part, users, key)
     found = _assemble(name, users, items, part, user_ids, item_ids, counts, given)
-    return found if given else replace(found, notes=(said(way, reading.seed),))
+    if not lost:
+        return found
+    apart = {"short_users": found.counts["short_users"] - lost, "untrained_users": lost}
+    note = f"test or validation: {lost} users have no training rows of their own and are left out"
+    return replace(found, counts={**found.counts, **apart}, notes=(note,))
 
 
 def _assemble(
@@ -306,69 +314,6 @@ def _assemble(
         parts[split].sort_indices()
     counts["cold_items"] = int((np.asarray(parts["train"].sum(0)).ravel() == 0).sum())
     return Interactions(name, parts, user_ids[used_users], item_ids[used_items], counts, given)
-
-
-def _codes(column: "pd.Series[Any]", name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
-    """Return a code per row and the sorted original ids: integers where all are written as integers, else text."""
-    missing = column.isna().to_numpy()
-    if missing.any():
-        raise DataError(
-            f"row {int(missing.argmax()) + 1} of {name} has no {column.name} id ({missing.sum()} such rows)"
-        )
-    try:
-        codes, values = pd.factorize(column)
-    except TypeError as error:
-        raise DataError(f"{name} has {column.name} ids that are no numbers or texts ({error})") from error
-    same, texts = pd.factorize(np.array([str(value) for value in values], dtype=object))
-    codes = same[codes]  # ids of mixed types are one id where they read alike
-    try:
-        numbers = [int(text) for text in texts]
-        plain = all(str(number) == text for number, text in zip(numbers, texts, strict=True))
-        ids = np.array(numbers, dtype=np.int64) if plain else np.array(texts)
-    except (ValueError, OverflowError):
-        ids = np.array(texts)
-    order = np.argsort(ids, kind="stable")
-    place = np.empty(len(ids), dtype=np.int64)
-    place[order] = np.arange(len(ids))
-    return place[codes], ids[order]
-
-
-def _positive(column: "pd.Series[Any]", min_rating: float | None, name: str) -> npt.NDArray[np.bool_]:
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~np.isfinite(values)
-    if bad.any():
-        row = int(bad.argmax())
-        raise DataError(
-            f"row {row + 1} of {name} has rating {str(column.iloc[row])!r}; every rating must be a finite number "
-            f"({int(bad.sum())} are not)"
-        )
-    keep: npt.NDArray[np.bool_] = values > 0 if min_rating is None else values >= min_rating
-    if not keep.any():
-        wanted = "above 0" if min_rating is None else f"at least {min_rating}"
-        raise DataError(f"no rating of {name} is {wanted} (the largest is {values.max():g}), so nobody likes anything")
-    return keep
-
-
-def _deduplicate(
-    users: npt.NDArray[np.int64],
-    items: npt.NDArray[np.int64],
-    part: npt.NDArray[np.int64] | None,
-    num_items: int,
-    counts: dict[str, int],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
-    pair = users * num_items + items
-    if part is None:
-        first = np.unique(pair, return_index=True)[1]
-    else:
-        order = np.lexsort((part, pair))  # the training copy of a pair comes first
-        fresh = np.r_[True, np.diff(pair[order]) != 0]
-        first = order[fresh]
-        repeats = order[~fresh]
-        kept_part = part[first][np.cumsum(fresh)[~fresh] - 1]
-        counts["overlaps"] = int((kept_part != part[repeats]).sum())
-    counts["duplicates"] = len(pair) - len(first) - counts["overlaps"]
-    first = np.sort(first)
-    return users[first], items[first], None if part is None else part[first]
 
 
 def _from_matrix(matrix: sparse.csr_array, name: str, reading: Reading) -> Interactions:

@@ -30,6 +30,7 @@ REMOVED = {
     "duplicates": "repeated interactions",
     "overlaps": "interactions in two parts",
     "short_users": "users with too few interactions",
+    "untrained_users": "users without training rows",
     "unused_items": "items without a remaining interaction",
 }
 

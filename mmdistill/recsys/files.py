@@ -6,21 +6,42 @@ import warnings
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
-from mmdistill.errors import ConfigError, DataError, did_you_mean
+from mmdistill.errors import ConfigError, DataError, did_you_mean, first_line
+from mmdistill.json_rows import first_row, json_rows
+from mmdistill.recsys.cleaning import feedback
 from mmdistill.recsys.splits import split_names
 
 RATING_COLUMNS = ("rating", "ratings", "score", "stars", "overall", "value", "label", "weight", "count")
+FEEDBACK_COLUMNS = (
+    *("book-rating", "click", "clicked", "is_click", "is_clicked", "clicks", "like", "liked", "is_like", "is_liked"),
+    *("target", "feedback", "interaction", "interactions", "response", "is_interacted", "watched", "purchased"),
+    *("play", "plays", "play_count", "playcount", "listen_count", "watch_ratio", "quantity"),
+)
+"""Read as ratings where none of :data:`RATING_COLUMNS` is there and they hold numbers, and no words like view."""
 TIME_COLUMNS = ("timestamp", "time", "ts", "date", "datetime", "unixreviewtime", "unix_timestamp", "created_at")
-ALIASES = {"user": USER_COLUMNS, "item": ITEM_COLUMNS, "rating": RATING_COLUMNS, "time": TIME_COLUMNS}
+ALIASES = {
+    "user": USER_COLUMNS,
+    "item": ITEM_COLUMNS,
+    "rating": (*RATING_COLUMNS, *FEEDBACK_COLUMNS),
+    "time": TIME_COLUMNS,
+}
 ACCEPTED = (
-    "user,item[,rating][,split] tables (.csv, .tsv, .txt, .csv.gz), MovieLens ratings.dat and u.data, RecBole .inter, "
-    "scipy sparse .npz, or a folder with one of them"
+    "user,item[,rating][,split] tables (.csv, .tsv, .txt, .jsonl, .json, plain or .gz; .parquet and .feather with "
+    "pyarrow), MovieLens ratings.dat and u.data, RecBole .inter, scipy sparse .npz, or a folder with one of them"
 )
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+PANDAS_SUFFIXES = (".parquet", ".feather")
+HEAD_BYTES = 65536
+"""Of a file, by which it is told what it is."""
+UNREAD_SHOWN = 8
+"""Names of columns that a note lists."""
 FOLDER_FILES = (
     "interactions.csv.gz",
     "interactions.csv",
@@ -65,11 +86,22 @@ def looks_like_interactions(path: Path) -> bool:
         return True
     if path.suffix == ".npz":  # no other data come in such files
         return path.is_file()
-    if _table_suffix(path) not in TABLE_SUFFIXES:
-        return False
-    try:
-        columns = _split_header(_first_line(path))[0]
-    except DataError:
+    if path.suffix.lower() in PANDAS_SUFFIXES and path.is_file():
+        try:
+            columns = [str(column) for column in _read_by_pandas(path).columns]
+        except DataError:  # the loader says what is wrong
+            return True
+    elif _table_suffix(path) in JSON_SUFFIXES:
+        try:
+            columns = [str(name) for name in first_row(_head(path))]
+        except (DataError, ValueError, RecursionError):
+            return False
+    elif _table_suffix(path) in TABLE_SUFFIXES:
+        try:
+            columns = _split_header(_first_line(path))[0]
+        except DataError:
+            return False
+    else:
         return False
     return _find(columns, USER_COLUMNS) is not None and _find(columns, ITEM_COLUMNS) is not None
 
@@ -112,6 +144,10 @@ def read_table(path: Path, wanted: Columns = Columns()) -> tuple[pd.DataFrame, t
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}; put the interactions there or name another file")
+    if path.suffix.lower() in PANDAS_SUFFIXES:
+        return select_columns(_read_by_pandas(path), str(path), wanted)
+    if _table_suffix(path) in JSON_SUFFIXES:
+        return select_columns(_read_json(path), str(path), wanted)
     first = _first_line(path)
     if path.suffix == ".dat" or "::" in first or path.name == "u.data":
         wanted.require_none(f"{path}, which has no header,")
@@ -135,24 +171,62 @@ def select_columns(
     named = {role: _named(columns, name, origin) for role, name in asdict(wanted).items() if name is not None}
     if len(set(named.values())) < len(named):
         raise ConfigError(f"of {origin} one column is to be two of {', '.join(named)}; name each its own")
-    found = {}
+    found, used = {}, set[int]()
     for role, aliases in ALIASES.items():
         index = named.get(role, _find(columns, aliases))
-        if index is not None:
+        if index is not None and (
+            role != "rating" or role in named or _is_rating(columns[index], frame.iloc[:, index])
+        ):
             found[role] = frame.iloc[:, index]
+            used.add(index)
         elif role in ("user", "item"):
             raise DataError(
                 f"{origin} has no {role} column: expected a header with one of {', '.join(aliases)}; "
                 f"found {', '.join(columns) or 'nothing'}. Name it with --{role}-column ({role}_column)"
             )
-    notes = []
+    notes: list[str] = []
     for index in (_find(columns, (alias,)) for alias in SPLIT_COLUMNS):
-        if index is None:
+        if index is None or index in used:
             continue
+        used.add(index)
         if split_names(frame.iloc[:, index]).isin(list(SPLIT_OF)).any():
-            return pd.DataFrame({**found, "split": frame.iloc[:, index]}), ()
+            found["split"] = frame.iloc[:, index]
+            notes = []
+            break
         notes.append(f"the column {columns[index]!r} names no splits (train, valid, test) and is not read")
-    return pd.DataFrame(found), tuple(notes)
+    known = {index for index, name in enumerate(columns) if _find([name], (*TIME_COLUMNS, *SPLIT_COLUMNS)) is not None}
+    unread = [index for index in range(len(columns)) if index not in used | known]
+    return pd.DataFrame(found), (*notes, *_unread_notes(frame, columns, unread, rated="rating" in found))
+
+
+def _is_rating(name: str, column: "pd.Series[Any]") -> bool:
+    """Return whether a guessed column of ratings is one; of what only may be one, words like view are none."""
+    return _find([name], RATING_COLUMNS) is not None or bool(np.isfinite(feedback(column)).any())
+
+
+def _unread_notes(frame: pd.DataFrame, columns: list[str], unread: list[int], *, rated: bool) -> list[str]:
+    """Return a note on columns that are not read.
+
+    Without ratings (``rated``) it has a hint at a column that may say which rows are no interactions.
+    """
+    if not unread:
+        return []
+    names = [repr(columns[index]) for index in unread]
+    shown = ", ".join(names[:UNREAD_SHOWN]) + f" and {len(names) - UNREAD_SHOWN} more" * (len(names) > UNREAD_SHOWN)
+    zeros = [] if rated else [repr(columns[index]) for index in unread if _marks_some(frame.iloc[:, index])]
+    hint = (
+        f"; {zeros[0]} holds zeros: if these are no interactions, name it with --rating-column (rating_column)"
+        if zeros
+        else ""
+    )
+    return [f"columns that are not read: {shown}{hint}"]
+
+
+def _marks_some(column: "pd.Series[Any]") -> bool:
+    """Return whether a column is of numbers, several of them 0 (one zero has any numbering of rows) and others not."""
+    values = feedback(column)
+    zeros = int((values == 0).sum())
+    return bool(np.isfinite(values).all()) and 1 < zeros < len(values)
 
 
 def _table_suffix(path: Path) -> str:
@@ -162,12 +236,21 @@ def _table_suffix(path: Path) -> str:
 def _first_line(path: Path) -> str:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
-            line = handle.readline(65536).decode("utf-8").strip("\r\n\ufeff")
+            line = handle.readline(HEAD_BYTES).decode("utf-8").strip("\r\n\ufeff")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as (gzipped) UTF-8 text: {error}") from error
     if not line.strip():
         raise DataError(f"{path} is empty or starts with an empty line; a header line was expected")
     return line
+
+
+def _head(path: Path) -> str:
+    """Return the start of a file, whatever character it is cut off in."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
+            return handle.read(HEAD_BYTES).decode("utf-8", "ignore")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _split_header(line: str) -> tuple[list[str], str]:
@@ -191,6 +274,41 @@ def _find(columns: list[str], aliases: tuple[str, ...]) -> int | None:
         if alias in names:
             return names.index(alias)
     return None
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    """Read JSON lines, or an array of objects; values stay as they are.
+
+    Raises:
+        DataError: a damaged or undecodable file, or rows that are no objects.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = raw.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as (gzipped) UTF-8 text: {error}") from error
+    rows = json_rows(content, path)
+    if not rows:
+        raise DataError(f"{path} has no interactions")
+    return pd.DataFrame(rows, dtype=object)
+
+
+def _read_by_pandas(path: Path) -> pd.DataFrame:
+    """Read a Parquet or Feather file.
+
+    Raises:
+        DataError: pandas lacks what it reads them with, or the file is damaged.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    try:
+        return pd.read_parquet(path) if kind == "parquet" else pd.read_feather(path)
+    except ImportError as error:
+        raise DataError(
+            f"{path} needs pyarrow to be read: install pyarrow, or save it as CSV; in Python, give "
+            f"pd.read_{kind}(path) to recsys_task (or, of texts, to text_task)"
+        ) from error
+    except Exception as error:  # a damaged file makes its readers raise anything
+        raise DataError(f"{path} cannot be read as a {kind} table: {first_line(error)}") from error
 
 
 def _parse(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:

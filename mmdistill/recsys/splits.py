@@ -76,8 +76,8 @@ def divided(users: Numbers, split_by: SplitBy, draws: Draws) -> Numbers:
     return part
 
 
-def completed(part: Numbers, users: Numbers, draws: Draws, name: str) -> Numbers:
-    """Check a given split; without validation rows, take a tenth of each user's training rows for them, at random.
+def trained(part: Numbers, users: Numbers, items: Numbers, name: str) -> tuple[Numbers, Numbers, Numbers, int]:
+    """Return the users, items and parts of those users of a given split who have training rows, and how many have none.
 
     Raises:
         DataError: nothing to train on, or nothing to test with.
@@ -86,6 +86,17 @@ def completed(part: Numbers, users: Numbers, draws: Draws, name: str) -> Numbers
         raise DataError(
             f"the split column of {name} needs both train and test rows; without the column, rows are split"
         )
+    keep = np.bincount(users[part == TRAIN], minlength=int(users.max()) + 1)[users] > 0
+    if not (part[keep] == TEST).any():
+        raise DataError(
+            f"the test rows of {name} belong to users with no training rows; give these users some as history, or "
+            "split by random / time (--split-by, split_by)"
+        )
+    return users[keep], items[keep], part[keep], len(np.unique(users[~keep]))
+
+
+def completed(part: Numbers, users: Numbers, draws: Draws) -> Numbers:
+    """Without validation rows, take a tenth of each user's training rows for them, at random."""
     if (part == VALID).any():
         return part
     train = np.flatnonzero(part == TRAIN)

@@ -5,9 +5,10 @@ from mmdistill.method import Storage
 from mmdistill.names import canonical, unknown_name
 from mmdistill.registry import Domain, TaskOptions
 from mmdistill.task import Task
+from mmdistill.text.callables import CallableEncoder
 from mmdistill.text.data import HUB_PREFIX, SOURCES, TextData, TextSplit, accepts, load_text
 from mmdistill.text.draw import draw
-from mmdistill.text.encoder import CallableEncoder, SentenceEncoder, TfidfEncoder, TransformerEncoder
+from mmdistill.text.encoder import SentenceEncoder, TfidfEncoder, TransformerEncoder
 from mmdistill.text.exports import export_embeds, export_tensors, export_texts
 from mmdistill.text.methods import METHODS
 from mmdistill.text.models import MODELS
@@ -66,7 +67,7 @@ DOMAIN = Domain(
     methods={**METHODS, **TOKEN_METHODS},
     draw=draw,
     exports={"tensors": export_tensors, "embeds": export_embeds, "texts": export_texts},
-    accepted="a TSV, CSV or JSON-lines file with a text and a label column, a folder with such train and test files, "
+    accepted="a TSV, CSV or JSON file with a text and a label column, a folder with such train and test files, "
     f"or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
     prefix=HUB_PREFIX,
     options=("encoder", "length", "text_column", "label_column", "model", "judge_batch"),

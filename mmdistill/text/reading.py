@@ -31,7 +31,9 @@ def with_test(data: TextInput, test: tuple[Sequence[Any], Sequence[Any]] | None)
     if test is None:
         return data
     if not isinstance(data, tuple):
-        raise ConfigError("test data go with (texts, labels); other sources bring their own")
+        raise ConfigError(
+            "test data go with (texts, labels); other sources bring their own, as tables by name of split do"
+        )
     return {"train": data, "test": test}
 
 

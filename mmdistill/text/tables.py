@@ -1,10 +1,9 @@
-"""Tables of texts with labels: TSV, CSV and JSON-lines files, read strictly."""
+"""Tables of texts with labels: TSV, CSV and JSON files, read strictly."""
 
 import csv
 import difflib
 import gzip
 import io
-import json
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -14,8 +13,11 @@ import pandas as pd
 
 from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF, USER_COLUMNS
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.json_rows import first_row, json_rows
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+HEAD_BYTES = 65536
+"""Of a JSON file, by which it is told what it is."""
 TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document", "utterance", "tweet", "body")
 PAIR_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -37,19 +39,24 @@ def table_format(path: Path) -> str | None:
 def read_table(path: Path) -> pd.DataFrame:
     """Read a table with a header as text; nothing is guessed of the values, so "NA" stays a text.
 
-    TSV files have no quoting: a quotation mark is part of the text. CSV files quote as usual.
+    TSV files have no quoting: a quotation mark is part of the text. CSV files quote as usual. JSON files hold an object
+    per line, or an array of objects.
 
     Raises:
         DataError: the file is missing, is not UTF-8 (the line is named), is no table, or is empty.
     """
     kind = table_format(path)
     if kind is None:
+        kind = path.suffix.lower().removeprefix(".")
+        hint = f"; in Python, give pd.read_{kind}(path) to text_task" if kind in ("parquet", "feather") else ""
         raise DataError(
-            f"{path} is no table of texts: expected a name that ends in {', '.join(FORMATS)} (or .gz of these)"
+            f"{path} is no table of texts: expected a name that ends in {', '.join(FORMATS)} (or .gz of these){hint}"
         )
     content = _decode(path)
     try:
-        table = _parse_json_lines(content, path) if kind == "jsonl" else _parse_separated(content, kind)
+        table = (
+            pd.DataFrame(json_rows(content, path), dtype=object) if kind == "jsonl" else _parse_separated(content, kind)
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning, csv.Error) as error:
         hint = '; texts that hold commas stand in quotation marks: "so, say"' if kind == "csv" else ""
         raise DataError(f"{path} cannot be read as {kind.upper()}: {' '.join(str(error).split())}{hint}") from error
@@ -90,21 +97,6 @@ def _parse_separated(content: str, kind: str) -> pd.DataFrame:
             skip_blank_lines=True,
         )
     return table.astype(object)
-
-
-def _parse_json_lines(content: str, path: Path) -> pd.DataFrame:
-    rows = []
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # malformed, a number of too many digits, nested too deeply
-            raise DataError(f"{path}, line {number}, is not JSON ({error}); expected one object per line") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}, is a JSON {type(row).__name__}; expected one object per line")
-        rows.append(row)
-    return pd.DataFrame(rows, dtype=object)
 
 
 def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], role: str, source: object) -> str:
@@ -205,9 +197,10 @@ def may_hold_texts(path: Path) -> bool:
         return False
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
-            first = handle.readline().decode("utf-8-sig")
+            first = handle.read(HEAD_BYTES).decode("utf-8", "ignore") if kind == "jsonl" else handle.readline().decode()
+        first = first.lstrip("\ufeff").strip("\r\n")
         separators = {"jsonl": (), "tsv": ("\t",), "csv": (",", ";", "|")}[kind]
-        names = [first.strip("\r\n").split(separator) for separator in separators] or [list(json.loads(first))]
+        names = [first.split(separator) for separator in separators] or [list(first_row(first))]
     except (OSError, ValueError, TypeError, EOFError, RecursionError, zlib.error):
         return True  # damaged: the loader says what is wrong
     lower = [{str(name).strip().strip('"').lower() for name in spelt} for spelt in names]

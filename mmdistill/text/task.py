@@ -100,7 +100,7 @@ class TextTask:
         self.test = Points(test.to(self.device), data.test.labels.to(self.device))
         self.model = model
         self.sentence_encoder = encoder
-        self.space = encoder.identity()
+        self.space = encoder.space(train)
         self.encoder = encoder.name
         self.network_name = network_name
         self.truncated = truncated
@@ -320,7 +320,9 @@ def text_task(
     Args:
         data: a name, a file or folder, ``hf:NAME``, ``(texts, labels)``, or such pairs by split name.
         encoder: ``minilm``, ``tfidf``, ``average``, a transformers model's name or folder, or a function from a list
-            of n texts to an ``(n, d)`` tensor.
+            of n texts to an ``(n, d)`` tensor, or a model with such a function called ``encode``. Functions are told
+            apart by their names and some training points; a name of your own, ``CallableEncoder(function, name)``,
+            identifies one instead and keeps its points in the cache.
         model: the network to distil with: ``mlp``, ``linear``, or a function that returns a module.
         width: hidden units of ``mlp``; 256 by default.
         features: for a network of one's own, the submodules whose activations are its features.

@@ -100,7 +100,7 @@ def test_what_of_a_folder_is_not_read_is_said(tmp_path: Path) -> None:
     data = load(tmp_path / "pets", mirror=False)
     unread = (
         "train/: the transparency of 2 images is not read",
-        "train/: pictures of other kinds are not read: 1 .gif",
+        "train/: files of other kinds are not read: 1 .gif, 1 .xml",
     )
     assert data.notes == (held_out, *unread)
     assert len(data.train_images) == 12
@@ -376,7 +376,7 @@ def test_images_deeper_in_a_class_are_found_in_a_fixed_order(tmp_path: Path) -> 
     ours = files.read_image_folder(tmp_path / "pets", None)
     theirs = published.ImageFolder(str(tmp_path / "pets"))
     assert ours[1].tolist() == theirs.targets
-    assert torch.equal(ours[0], torch.stack([files._decode(path) for path, _ in theirs.samples]))
+    assert torch.equal(ours[0], torch.stack([files.decode(path) for path, _ in theirs.samples]))
 
 
 @pytest.mark.parametrize("values", [np.uint16, np.int32, np.float32])
@@ -435,7 +435,7 @@ def test_a_large_folder_is_mapped_and_decoded_once(tmp_path: Path, monkeypatch: 
     decoded = sorted((tmp_path / "cache" / "images").iterdir())
     assert sorted(path.stat().st_size for path in decoded) == [4 * 192, 13 * 192]
     with monkeypatch.context() as patched:
-        patched.setattr(files, "_decode", lambda path: pytest.fail("decoded again"))
+        patched.setattr(files, "decode", lambda path: pytest.fail("decoded again"))
         load(root, size=8)
     task = make_task(str(root), TaskOptions(size=8, width=4))
     assert torch.equal(task.select(torch.tensor([3])).inputs, data.normalise(data.train_images[3:4]))

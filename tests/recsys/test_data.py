@@ -196,7 +196,7 @@ def test_users_with_few_interactions_are_dropped_and_counted():
 def test_users_without_training_rows_are_dropped():
     rows = [(*row[:2], "train") for row in ROWS] + [(99, i, "test") for i in range(10, 14)] + [(1, 50, "test")]
     data = load_interactions(pd.DataFrame(rows, columns=["user", "item", "split"]))
-    assert data.counts["short_users"] == 1
+    assert data.counts["untrained_users"] == 1
     assert data.counts["cold_items"] >= 1  # item 50 is never trained on
 
 

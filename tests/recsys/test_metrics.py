@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
-from mmdistill.recsys import RankingProtocol, load_interactions
+from mmdistill.recsys import RankingProtocol, load_interactions, metrics
 from mmdistill.recsys.metrics import (
     group_users,
     pooled_auc,
@@ -130,6 +130,21 @@ def test_repeats_differ_only_in_negatives(interactions):
     assert len(set(found["ndcg@5"])) == 1
     assert len(set(found["auc"])) == 3
     assert all(0.3 < value < 1 for value in found["auc"])
+
+
+def test_negatives_and_candidates_of_every_chunk_and_repeat_are_drawn_apart(interactions, monkeypatch):
+    paths = []
+
+    def watched(taken, count, draws):
+        paths.append(draws.path)
+        return sample_negatives(taken, count, draws)
+
+    monkeypatch.setattr(metrics, "sample_negatives", watched)
+    protocol = RankingProtocol(ks=(5,), negatives=5, candidates=5, chunk=7)
+    protocol.evaluate(lambda known: 1 - known, interactions, "test", Draws(0), repeats=2)
+    chunks = -(-len(protocol.users(interactions, "test", Draws(0))) // 7)
+    assert chunks > 1
+    assert len(paths) == len(set(paths)) == 3 * chunks  # one of candidates and two repeats of negatives each
 
 
 def test_held_out_items_are_no_negatives(interactions):

@@ -72,7 +72,7 @@ def test_of_a_repeated_pair_the_earliest_counts_in_a_split_by_time():
 def test_a_way_of_splitting_that_is_asked_for_goes_before_a_column_of_splits():
     table = shop().assign(split="train")
     table.loc[::5, "split"] = "test"
-    named = load_interactions(table, **OWN)
+    named = load_interactions(table, **OWN, time_column="when")
     assert named.given_split
     assert named.notes == ()
     timed = load_interactions(table, **OWN, time_column="when", split_by="time")

@@ -60,6 +60,53 @@ def test_the_check_that_scored_best_is_kept(task):
     assert torch.equal(scorer(known), seen[1])
 
 
+@pytest.mark.parametrize(("steps", "checks", "expected"), [(10, 3, [4, 8, 10]), (9, 4, [3, 6, 9])])
+def test_checks_lie_evenly_and_one_comes_after_the_last_step(task, monkeypatch, steps, checks, expected):
+    taken, checked, loss = [], [], MultVae.loss
+
+    def watched(self, rows, kl, draws):
+        taken.append(draws)
+        return loss(self, rows, kl, draws)
+
+    def score(scorer):
+        checked.append(len(taken))
+        return 0.0
+
+    monkeypatch.setattr(MultVae, "loss", watched)
+    fitted(task, score, VaeProtocol(hidden=4, latent=2, steps=steps, batch=30, checks=checks, epochs=1))
+    assert checked == expected
+
+
+def test_every_step_hides_interactions_of_its_own(task, monkeypatch):
+    keys, loss = [], MultVae.loss
+
+    def watched(self, rows, kl, draws):
+        keys.append(draws.path)
+        return loss(self, rows, kl, draws)
+
+    monkeypatch.setattr(MultVae, "loss", watched)
+    fitted(task, lambda scorer: 0.0)
+    assert len(set(keys)) == SMALL.steps
+
+
+def test_every_epoch_reads_the_users_in_an_order_of_its_own(task):
+    orders = []
+
+    def rows(chosen):
+        orders.append(tuple(chosen.tolist()))
+        return task.select(chosen).inputs
+
+    protocol = VaeProtocol(hidden=4, latent=2, steps=1, batch=60, checks=1, epochs=3)
+    fit_vae(rows, 60, task.data.num_items, protocol, lambda scorer: 0.0, Draws(0), torch.device("cpu"))
+    assert len(set(orders)) == 3
+
+
+def test_layers_of_equal_size_start_from_weights_of_their_own():
+    network = initialised(MultVae(7, VaeProtocol(hidden=5)), Draws(0))
+    assert not torch.equal(network.encoder.weight.flatten(), network.output.weight.flatten())
+    assert not torch.equal(network.encoder.bias, network.decoder[0].bias)
+
+
 def test_many_users_are_read_as_often_as_few():
     assert [VaeProtocol().updates(users) for users in (500, 6_040, 69_878)] == [800, 800, 32 * 280]
 

@@ -87,7 +87,7 @@ def test_a_method_of_its_own_judge_is_judged_by_it_and_held_out_texts_are_named(
     assert main(["distill", *given, "--baselines", "none", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "note: test: 20% of the data, stratified, seed 0\n" in printed
-    assert "ridge-exact, ipc 1, 2 samples: percent" in printed
+    assert "ridge-exact, ipc 1, 2 samples, seed 0: percent" in printed
     metrics = tmp_path / "run" / "metrics.json"
     assert {entry["judge"] for entry in json.loads(metrics.read_text())["results"]} == {"ridge"}
     metrics.unlink()

@@ -11,11 +11,14 @@ import torch
 from safetensors.torch import save
 from scipy import sparse
 
-from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.distill import distill
+from mmdistill.errors import CheckpointError, ConfigError, DataError, ShapeError
+from mmdistill.evaluate import evaluate
 from mmdistill.text import encoder as encoders
+from mmdistill.text.callables import CallableEncoder
 from mmdistill.text.embeddings import MANY, encode
 from mmdistill.text.encoder import (
-    CallableEncoder,
+    EncoderLike,
     Encoding,
     SentenceEncoder,
     TfidfEncoder,
@@ -24,7 +27,7 @@ from mmdistill.text.encoder import (
     mean_pool,
     positions,
 )
-from mmdistill.text.task import text_task
+from mmdistill.text.task import TextTask, text_task
 from tests.text.corpus import tiny_transformer
 
 TEXTS = ["one short text", "another, rather longer text than the first one", "третий текст", "短い"]
@@ -223,3 +226,53 @@ def test_a_long_encoding_is_announced_once(cache: Path, caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records] == ["encoding 1000 texts by counting, which is done once"]
     encode(encoder, texts[:2])
     assert len(caplog.records) == 1
+
+
+class Letters:
+    """A model as those of sentence-transformers are: calling it takes tokens, and its ``encode`` takes texts."""
+
+    def __init__(self, seed: int, dim: int = 6, error: float = 0.0) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        self.rows = torch.randn(256, dim, generator=draw)
+        self.error = error
+
+    def __call__(self, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
+        return tokens["input_ids"]
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        counts = torch.stack([torch.bincount(torch.tensor(list(text.encode())), minlength=256) for text in texts])
+        points = counts.float() @ self.rows
+        return points * (1 + self.error * torch.randn(points.shape, generator=torch.Generator().manual_seed(9)))
+
+
+def lettered(encoder: EncoderLike) -> TextTask:
+    return text_task(([f"{word} {n}" for n in range(10) for word in ("good", "bad")], [1, 0] * 10), encoder=encoder)
+
+
+def test_a_model_with_a_function_encode_is_an_encoder() -> None:
+    model = Letters(0)
+    encoder = make_encoder(model)
+    assert encoder.name == "Letters"
+    torch.testing.assert_close(encoder.encode(TEXTS).points, model.encode(TEXTS))
+
+
+def test_functions_of_one_name_are_told_apart_by_their_points() -> None:
+    task = lettered(Letters(0).encode)
+    other = lettered(Letters(1).encode)
+    assert task.describe().fingerprint != other.describe().fingerprint
+    with pytest.raises(CheckpointError):
+        evaluate(other, distill(task, "krr", ipc=1, settings={"steps": 1}), n=1, baselines=[])
+    assert lettered(Letters(0, dim=7).encode).space != task.space
+    again = lettered(Letters(0, error=1e-6).encode)  # as another device or batch rounds
+    assert again.describe().fingerprint == task.describe().fingerprint
+
+
+def test_a_name_of_the_users_own_identifies_a_space_whatever_the_points(cache: Path) -> None:
+    named = CallableEncoder(Letters(0).encode, "letters")
+    assert named.space(torch.randn(4, 6)) == named.identity() == "callable:letters"
+    assert lettered(named).space == "callable:letters"
+
+
+def test_a_space_is_told_by_few_and_by_zero_points() -> None:
+    for points in (torch.zeros(3, 2), torch.zeros(1, 1)):
+        assert CallableEncoder(len).space(points).startswith(f"callable:len:{points.shape[1]}:")

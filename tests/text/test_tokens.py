@@ -345,8 +345,15 @@ def test_the_attention_loss_against_loops() -> None:
     assert float(attention_loss(labels, labels).abs().max()) < 1e-12
     with pytest.raises(ShapeError, match="against labels"):
         attention_loss(attention, labels[:, :1])
-    own = AttentionLabels(FixedLabels(torch.tensor([0, 1, 2])), torch.zeros(3, 2, 2, 5))
+
+
+def test_attention_labels_learn_their_own_logits_alone() -> None:
+    initial = torch.zeros(3, 2, 2, 5)
+    own = AttentionLabels(FixedLabels(torch.tensor([0, 1, 2])), initial)
     assert {name for name, _ in own.named_parameters()} == {"logits"}
+    with torch.no_grad():
+        own.logits.add_(1)
+    assert not initial.any()
 
 
 def test_the_first_token_s_attention_is_the_transformer_s(transformer: TokenTask) -> None:

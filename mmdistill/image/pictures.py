@@ -1,0 +1,92 @@
+"""Single pictures: which way up they are, of what channels, and their pixels as bytes."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from mmdistill.errors import DataError
+
+GREY = ("1", "L")
+"""Modes of pictures with one channel."""
+TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
+"""Modes of pictures with a channel of opacity, which is not read; others may name a transparent colour."""
+WIDE = ("I", "F")
+"""How the modes of pictures start whose values do not fit into a byte; converting them would cut these off at 255."""
+TURNED = range(5, 9)
+"""EXIF orientations of pictures whose rows are stored as columns."""
+IN_HEADER = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")
+"""Where a PNG file names its orientation before its pixels."""
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a picture, 1 to 8; 1 is how the pixels are stored.
+
+    What a PNG file may say of it behind its pixels is not looked for, since that takes to decode them.
+    """
+    if image.format == "PNG" and not any(name in image.info for name in IN_HEADER):
+        return 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on damaged parts
+            found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF data make Pillow's parser raise anything, and say nothing of the pixels
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width of a picture that is not decoded yet, as viewers show it."""
+    if image.format != "TIFF" and orientation(image) in TURNED:  # of TIFF files Pillow swaps them itself
+        return image.width, image.height
+    return image.height, image.width
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a picture as viewers show it: turned or mirrored as its EXIF data say."""
+    return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """Open an image file.
+
+    Raises:
+        DataError: it cannot be read, or not as bytes.
+    """
+    try:
+        with Image.open(path) as image:
+            require_bytes(image, path)
+            yield image
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes Pillow's readers raise anything
+        raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
+
+
+def require_bytes(image: Image.Image, what: str) -> None:
+    """Refuse a picture whose values a byte cannot hold.
+
+    Raises:
+        DataError: one of 16 or 32 bits or of floats per channel.
+    """
+    if image.mode.startswith(WIDE):
+        raise DataError(
+            f"{what} has more than 8 bits per channel (mode {image.mode}), and images are read as bytes: scale it to 8 "
+            "bits, or give all images as float tensors"
+        )
+
+
+def decode(path: str) -> Tensor:
+    """Return the bytes of an image file, upright: ``(1, height, width)`` where it is grey, else ``(3, height, width)``.
+
+    Raises:
+        DataError: it cannot be read, or not as bytes.
+    """
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    with opened(path) as image:
+        pixels: Tensor = pil_to_tensor(upright(image).convert("L" if image.mode in GREY else "RGB"))
+    return pixels

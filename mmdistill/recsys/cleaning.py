@@ -1,0 +1,101 @@
+"""Ids, ratings and repeats of a log: what becomes a row, a column and an interaction."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mmdistill.errors import DataError
+
+
+def codes(column: "pd.Series[Any]", name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """Return a code per row and the sorted original ids: integers where all are written as integers, else text.
+
+    Raises:
+        DataError: a row without an id, or ids that are neither numbers nor texts.
+    """
+    missing = column.isna().to_numpy()
+    if missing.any():
+        raise DataError(
+            f"row {int(missing.argmax()) + 1} of {name} has no {column.name} id ({missing.sum()} such rows)"
+        )
+    try:
+        codes, values = pd.factorize(column)
+    except TypeError as error:
+        raise DataError(f"{name} has {column.name} ids that are no numbers or texts ({error})") from error
+    same, texts = pd.factorize(np.array([_spelt(value) for value in values], dtype=object))
+    codes = same[codes]  # ids of mixed types are one id where they read alike
+    try:
+        numbers = [int(text) for text in texts]
+        plain = all(str(number) == text for number, text in zip(numbers, texts, strict=True))
+        ids = np.array(numbers, dtype=np.int64) if plain else np.array(texts)
+    except (ValueError, OverflowError):
+        ids = np.array(texts)
+    order = np.argsort(ids, kind="stable")
+    place = np.empty(len(ids), dtype=np.int64)
+    place[order] = np.arange(len(ids))
+    return place[codes], ids[order]
+
+
+def _spelt(value: object) -> str:
+    """Return an id as text; whole numbers that pandas made floats, as it does beside missing ones, as integers."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def feedback(column: "pd.Series[Any]") -> npt.NDArray[np.float64]:
+    """Return feedback as numbers, true as 1 and false as 0, and NaN for what is none."""
+    values = pd.to_numeric(column, errors="coerce")
+    if values.isna().any():
+        spelt = column.astype("string").str.strip().str.lower()
+        values = values.astype(float).mask((spelt == "true").fillna(False), 1.0)
+        values = values.mask((spelt == "false").fillna(False), 0.0)
+    numbers: npt.NDArray[np.float64] = values.to_numpy(dtype=np.float64)
+    return numbers
+
+
+def positive(column: "pd.Series[Any]", min_rating: float | None, name: str) -> npt.NDArray[np.bool_]:
+    """Return which ratings count as interactions.
+
+    Raises:
+        DataError: a rating that is no finite number, or none that counts.
+    """
+    values = feedback(column)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"row {row + 1} of {name} has rating {str(column.iloc[row])!r}; every rating must be a finite number "
+            f"({int(bad.sum())} are not)"
+        )
+    keep: npt.NDArray[np.bool_] = values > 0 if min_rating is None else values >= min_rating
+    if not keep.any():
+        wanted = "above 0" if min_rating is None else f"at least {min_rating}"
+        raise DataError(f"no rating of {name} is {wanted} (the largest is {values.max():g}), so nobody likes anything")
+    return keep
+
+
+def deduplicate(
+    users: npt.NDArray[np.int64],
+    items: npt.NDArray[np.int64],
+    part: npt.NDArray[np.int64] | None,
+    num_items: int,
+    counts: dict[str, int],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+    """Return the users, items and parts of distinct pairs; of those in two parts the earlier part keeps the pair.
+
+    What is removed is counted as ``duplicates`` and ``overlaps``.
+    """
+    pair = users * num_items + items
+    if part is None:
+        first = np.unique(pair, return_index=True)[1]
+    else:
+        order = np.lexsort((part, pair))  # the training copy of a pair comes first
+        fresh = np.r_[True, np.diff(pair[order]) != 0]
+        first = order[fresh]
+        repeats = order[~fresh]
+        kept_part = part[first][np.cumsum(fresh)[~fresh] - 1]
+        counts["overlaps"] = int((kept_part != part[repeats]).sum())
+    counts["duplicates"] = len(pair) - len(first) - counts["overlaps"]
+    first = np.sort(first)
+    return users[first], items[first], None if part is None else part[first]

@@ -1,0 +1,199 @@
+"""Texts and labels as they come: pairs of lists, tables, and data sets with columns."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from mmdistill.columns import SPLIT_COLUMNS, SPLIT_OF
+from mmdistill.errors import DataError
+from mmdistill.names import unknown_name
+from mmdistill.text.encoder import PAIR
+from mmdistill.text.tables import LABEL_COLUMNS, column, require_apart, splits_of_rows, table_format, text_columns
+
+
+class WithColumns(Protocol):
+    """A data set of named columns, as Hugging Face's are."""
+
+    @property
+    def column_names(self) -> list[str]:
+        """The names of the columns."""
+        ...
+
+    def __getitem__(self, name: str, /) -> Any:
+        """Return the values of a column."""
+        ...
+
+
+RawSplit = tuple[list[object], list[object]]
+"""Texts and labels as they came."""
+Pair = tuple[Sequence[Any], Sequence[Any]]
+"""Texts, each of which may be a pair of texts, and labels."""
+Table = pd.DataFrame | list[dict[str, Any]] | WithColumns
+"""Rows with columns of texts and labels: of pandas, a list with a dictionary per row, or a Hugging Face data set."""
+
+
+def is_table(source: object) -> TypeGuard[Table]:
+    """Return whether texts come as rows with columns."""
+    rows = isinstance(source, list) and bool(source) and all(isinstance(row, Mapping) for row in source)
+    return rows or isinstance(source, pd.DataFrame) or _has_columns(source)
+
+
+def _has_columns(source: object) -> TypeGuard[WithColumns]:
+    return isinstance(getattr(source, "column_names", None), list) and hasattr(source, "__getitem__")
+
+
+def split_name(name: str) -> str:
+    """Return train, dev or test for one of their spellings.
+
+    Raises:
+        UnknownNameError: it is none.
+    """
+    spelling = name.strip().lower()
+    if spelling not in SPLIT_OF:
+        raise unknown_name("split", name, list(SPLIT_OF))
+    return SPLIT_OF[spelling]
+
+
+def pair_split(name: str, pair: Pair) -> RawSplit:
+    """Return the texts and labels of a pair ``(texts, labels)``.
+
+    Raises:
+        DataError: something else, or as many texts as labels are not there.
+    """
+    if len(pair) != 2:
+        raise DataError(f"{name}: expected a pair (texts, labels), got {len(pair)} things")
+    texts, labels = pair
+    if isinstance(texts, str):
+        raise DataError(f"{name}: expected a list of texts, got one text")
+    for what, given in (("texts", texts), ("labels", labels)):
+        if not isinstance(given, Iterable) or not hasattr(given, "__len__"):
+            raise DataError(f"{name}: expected a list of {what}, got {type(given).__name__}")
+    values = labels.tolist() if isinstance(labels, Tensor | np.ndarray | pd.Series) else list(labels)
+    if len(texts) != len(values):
+        raise DataError(f"{name}: {len(texts)} texts but {len(values)} labels")
+    rows: list[object] = []
+    for row, text in enumerate(texts, start=1):
+        if isinstance(text, tuple | list) and len(text) != 2:
+            raise DataError(f"{name}: row {row} holds {len(text)} texts; expected one text or a pair")
+        rows.append(joined([[part] for part in text])[0] if isinstance(text, tuple | list) else text)
+    return rows, values
+
+
+def columns_split(table: pd.DataFrame, text_column: str | None, label_column: str | None, source: object) -> RawSplit:
+    """Return the texts and labels of a table, whose columns are named or guessed.
+
+    Raises:
+        ConfigError: no column of a given name, or one for both.
+        DataError: no column looks like the one wanted; or a text of a TSV file seems to go on in the next line.
+    """
+    texts = text_columns(list(table.columns), text_column, source)
+    label = column(list(table.columns), label_column, LABEL_COLUMNS, "label", source)
+    require_apart(texts, label, source)
+    split = joined([table[name].tolist() for name in texts]), table[label].tolist()
+    if isinstance(source, Path) and table_format(source) == "tsv":
+        _require_closed(split, source)
+    return split
+
+
+def _require_closed(split: RawSplit, path: Path) -> None:
+    """Refuse a TSV file of which a text without a label starts with a quotation mark, so that it may be in two lines.
+
+    Raises:
+        DataError: naming the row.
+    """
+    for row, (text, label) in enumerate(zip(*split, strict=True), start=1):
+        if isinstance(text, str) and text.startswith('"') and not (isinstance(label, str) and label.strip()):
+            raise DataError(
+                f"{path}: row {row} has no label, and its text starts with a quotation mark; a line of a TSV file is a "
+                "row, quoted or not: save texts of several lines as CSV or JSON lines"
+            )
+
+
+def joined(columns: Sequence[Sequence[object]]) -> list[object]:
+    """Return one text per row; the two of a pair with :data:`~mmdistill.text.encoder.PAIR` between them.
+
+    Where either is missing or empty, that one stands for the row, so that the check finds it.
+    """
+    if len(columns) == 1:
+        return list(columns[0])
+    rows: list[object] = []
+    for parts in zip(*columns, strict=True):
+        bad = [part for part in parts if not isinstance(part, str) or not part.strip()]
+        rows.append(bad[0] if bad else PAIR.join(str(part) for part in parts))
+    return rows
+
+
+def divided(
+    table: pd.DataFrame, text_column: str | None, label_column: str | None, source: object
+) -> tuple[dict[str, RawSplit], tuple[str, ...]]:
+    """Return the splits that a column of a table names, or ``all``, and notes."""
+    rows, notes = splits_of_rows(table, source)
+    parts = {split: table[[row == split for row in rows]] for split in dict.fromkeys(rows)}
+    return {split: columns_split(part, text_column, label_column, source) for split, part in parts.items()}, notes
+
+
+def frame_of(
+    source: Table, text_column: str | None, label_column: str | None, name: str
+) -> tuple[pd.DataFrame, tuple[str, ...] | None]:
+    """Return a table as a data frame, and the names of its classes where it has them.
+
+    Of a data set with columns only those of texts, labels and splits are read.
+    """
+    if isinstance(source, pd.DataFrame):
+        return source.set_axis([str(each) for each in source.columns], axis=1), None
+    if isinstance(source, list):
+        return pd.DataFrame(source, dtype=object), None
+    columns = [str(each) for each in source.column_names]
+    label = column(columns, label_column, LABEL_COLUMNS, "label", name)
+    splits = [each for each in columns if each.strip().lower() in SPLIT_COLUMNS]
+    wanted = dict.fromkeys((*text_columns(columns, text_column, name), label, *splits))
+    features = getattr(source, "features", None)
+    names = getattr(features[label], "names", None) if isinstance(features, Mapping) and label in features else None
+    frame = pd.DataFrame({each: pd.Series(list(source[each]), dtype=object) for each in wanted})
+    return frame, tuple(names) if names else None
+
+
+def from_parts(
+    parts: Mapping[Any, Any], text_column: str | None, label_column: str | None
+) -> tuple[dict[str, RawSplit], tuple[str, ...] | None, tuple[str, ...]]:
+    """Return the splits of a mapping from their names to pairs or tables, the class names where given, and notes."""
+    if parts and all(_has_columns(part) for part in parts.values()):
+        return from_data_sets(parts, text_column, label_column, "the data set")
+    splits: dict[str, RawSplit] = {}
+    names: tuple[str, ...] | None = None
+    for key, part in parts.items():
+        split = split_name(str(key))
+        if is_table(part):
+            frame, found = frame_of(part, text_column, label_column, str(key))
+            splits[split], names = columns_split(frame, text_column, label_column, str(key)), found or names
+        else:
+            splits[split] = pair_split(str(key), part)
+    return splits, names, ()
+
+
+def from_data_sets(
+    loaded: Mapping[Any, WithColumns], text_column: str | None, label_column: str | None, name: str
+) -> tuple[dict[str, RawSplit], tuple[str, ...] | None, tuple[str, ...]]:
+    """Return the splits of Hugging Face data sets by name, the class names where there are any, and notes.
+
+    Splits of other names are left out, as are those whose labels are hidden (-1, as GLUE has them). Without a test
+    split that of validation is tested on.
+    """
+    splits: dict[str, RawSplit] = {}
+    names: tuple[str, ...] | None = None
+    for key, part in loaded.items():
+        if str(key) not in SPLIT_OF:
+            continue
+        frame, found = frame_of(part, text_column, label_column, name)
+        names = found or names
+        texts, labels = columns_split(frame, text_column, label_column, name)
+        if not all(value == -1 for value in labels):
+            splits[split_name(str(key))] = texts, labels
+    notes: tuple[str, ...] = ()
+    if "test" not in splits and "dev" in splits:
+        splits["test"], notes = splits.pop("dev"), ("test: the published validation split",)
+    return splits, names, notes

@@ -1,0 +1,58 @@
+"""What is noted of texts that are usable and yet not what they should be."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from mmdistill.text.tables import table_format
+
+NAMED = 5
+"""Classes that a note names."""
+
+
+def repeats(texts: Sequence[str]) -> list[str]:
+    """Return a note where texts occur more than once."""
+    more = len(texts) - len(set(texts))
+    return [f"{more:,} of {len(texts):,} texts occur before in the data"] if more else []
+
+
+def leaks(train: Sequence[str], test: Sequence[str]) -> list[str]:
+    """Return a note where test texts that were held out here are also in training."""
+    known = set(train)
+    count = sum(text in known for text in test)
+    said = "so scores are too good; remove repeats, or give a test split"
+    return [f"{count:,} of the {len(test):,} test texts are also in training, {said}"] if count else []
+
+
+def untested(labels: Tensor, names: Sequence[str]) -> list[str]:
+    """Return a note where classes have no test text.
+
+    Args:
+        labels: class indices of the test texts, ``(n,)``.
+        names: by class index.
+    """
+    there = set(labels.tolist())
+    missing = [repr(name) for index, name in enumerate(names) if index not in there]
+    if not missing:
+        return []
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    return [f"no test text is of class {', '.join(missing[:NAMED])}{more}, so scores say nothing of it"]
+
+
+def quoted(texts: Sequence[object], path: Path) -> list[str]:
+    """Return a note where texts of a TSV file are quoted as those of CSV files are."""
+    if table_format(path) != "tsv":
+        return []
+    count = sum(isinstance(text, str) and _is_quoted(text) for text in texts)
+    if not count:
+        return []
+    return [
+        f"{path.name}: {count:,} of {len(texts):,} texts stand in quotation marks, which TSV files have as part of the "
+        "text; where these are not meant, save the table as CSV"
+    ]
+
+
+def _is_quoted(text: str) -> bool:
+    """Return whether a text starts and ends with a quotation mark, and has but doubled ones between them."""
+    return len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1].replace('""', "")

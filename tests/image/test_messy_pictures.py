@@ -1,0 +1,147 @@
+"""Pictures as phones and people store them: turned by EXIF data, of several modes, beside files of other kinds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageOps
+
+from mmdistill.errors import DataError
+from mmdistill.image import files
+from mmdistill.image.datasets import load
+from mmdistill.image.pictures import decode
+from mmdistill.image.samples import gather
+
+HEIGHT, WIDTH = 8, 12
+
+
+def picture(seed: int, mode: str = "RGB", height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+def write(folder: Path, ending: str, orientation: int = 1, **shape: int) -> None:
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for number in range(3):
+            image = picture(number, **shape)
+            image.save(folder / label / f"{number}.{ending}", exif=turned(orientation))
+
+
+class Samples:
+    """A map-style data set."""
+
+    def __init__(self, images: list[Image.Image]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.images[index], index % 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "tiff", "webp"])
+def test_pictures_are_read_as_viewers_show_them(tmp_path: Path, ending: str, orientation: int) -> None:
+    write(tmp_path, ending, orientation)
+    path = tmp_path / "cat" / "0.png"
+    path = path.with_suffix(f".{ending}")
+    with Image.open(path) as stored:
+        shown = np.array(ImageOps.exif_transpose(stored).convert("RGB"))
+    assert torch.equal(decode(str(path)), torch.from_numpy(shown).permute(2, 0, 1))
+    images, *_ = files.read_image_folder(tmp_path, None)
+    assert images.shape[1:] == ((3, WIDTH, HEIGHT) if orientation >= 5 else (3, HEIGHT, WIDTH))
+    assert torch.equal(images[0], decode(str(path)))
+
+
+def test_turned_and_upright_pictures_of_one_shown_size_need_no_resizing(tmp_path: Path) -> None:
+    write(tmp_path, "jpg", 6)
+    write(tmp_path, "png", height=WIDTH, width=HEIGHT)
+    assert load(tmp_path).shape == (3, WIDTH, HEIGHT)
+
+
+def test_damaged_exif_data_are_no_orientation(tmp_path: Path) -> None:
+    write(tmp_path, "png")
+    for label in ("cat", "dog"):
+        picture(9).save(tmp_path / label / "9.jpg", dpi=(72, 72), exif=b"Exif\0\0MM\0*\0\0\xff\xff\xff")
+    assert load(tmp_path).shape == (3, HEIGHT, WIDTH)
+
+
+def test_pictures_of_data_sets_are_turned_too(tmp_path: Path) -> None:
+    write(tmp_path, "jpg", 6)
+    names = sorted(tmp_path.rglob("*.jpg"))
+    found = load(Samples([Image.open(path) for path in names]))
+    assert found.shape == (3, WIDTH, HEIGHT)
+    # As torchvision's own image folder opens them.
+    again = load(Samples([Image.open(path).convert("RGB") for path in names]))
+    assert again.fingerprint == found.fingerprint
+
+
+def test_the_cache_of_pictures_that_were_not_turned_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "IN_MEMORY", 100)
+    write(tmp_path / "photos", "jpg", 3)
+    images, *_ = files.read_image_folder(tmp_path / "photos", None)
+    assert torch.equal(images[0], decode(str(tmp_path / "photos" / "cat" / "0.jpg")))
+    (cached,) = (tmp_path / "cache" / "images").iterdir()
+    paths = [str(path) for path in sorted((tmp_path / "photos").rglob("*.jpg"))]
+    assert cached.stem == files._listing_key(paths, (3, HEIGHT, WIDTH))
+
+
+def test_every_file_that_is_not_read_is_counted_but_hidden_ones(tmp_path: Path) -> None:
+    write(tmp_path, "jpg")
+    for name in ("a.HEIC", "b.heic", "c.dng", "d.npy", "e.svg", "README", ".DS_Store"):
+        (tmp_path / "dog" / name).touch()
+    (tmp_path / "cat" / "f.heic").touch()
+    (note,) = [note for note in load(tmp_path).notes if "not read" in note]
+    assert note.endswith(": 1 without an ending, 1 .dng, 3 .heic, 1 .npy, 1 .svg")
+
+
+def test_other_endings_of_jpeg_files_are_read(tmp_path: Path) -> None:
+    write(tmp_path, "jpg")
+    for ending in ("jfif", "jpe"):
+        (tmp_path / "dog" / "2.jpg").rename(tmp_path / "dog" / f"2.{ending}")
+        write(tmp_path, "jpg")
+    _, labels, *_, notes = files.read_image_folder(tmp_path, None)
+    assert labels.tolist() == [0] * 3 + [1] * 5
+    assert notes == ()
+
+
+def test_resizing_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "png")
+    (note,) = [note for note in load(tmp_path, size=6).notes if "resized" in note]
+    assert note == f"{tmp_path.name}/: 6 images are resized to 6 x 6, whatever their shape (bilinear, antialiased)"
+    write(tmp_path / "square", "png", height=6, width=6)
+    assert not [note for note in load(tmp_path / "square", size=6).notes if "resized" in note]
+
+
+@pytest.mark.parametrize("modes", [("L", "RGB"), ("RGB", "L"), ("1", "L"), ("1", "RGB"), ("P", "L"), ("LA", "L")])
+def test_pictures_of_several_modes_come_as_from_a_folder(tmp_path: Path, modes: tuple[str, str]) -> None:
+    images = [picture(number, modes[number % 2]) for number in range(8)]
+    for number, image in enumerate(images):
+        place = tmp_path / str(number % 2)
+        place.mkdir(exist_ok=True)
+        image.save(place / f"{number}.png")
+    images_of_folder, *_ = files.read_image_folder(tmp_path, None)
+    gathered, labels = gather(Samples(images), "the data")
+    assert torch.equal(gathered[labels.argsort(stable=True)], images_of_folder)
+
+
+def test_pictures_of_one_mode_keep_their_channels() -> None:
+    for mode, channels in (("L", 1), ("RGB", 3), ("1", 3), ("RGBA", 3)):
+        assert load(Samples([picture(number, mode) for number in range(8)])).shape == (channels, HEIGHT, WIDTH)
+
+
+def test_pictures_of_several_sizes_are_refused_still() -> None:
+    with pytest.raises(DataError, match="bring all samples to one shape"):
+        load(Samples([picture(number, height=6 + number) for number in range(8)]))

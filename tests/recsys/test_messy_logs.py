@@ -1,0 +1,173 @@
+"""Logs with feedback of 0 and 1, splits by users, and ids that pandas made floats; and other files than tables."""
+
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mmdistill.errors import DataError
+from mmdistill.recsys import DOMAIN, load_interactions
+from mmdistill.recsys.splits import SPLITS
+
+USERS, ITEMS = 12, 10
+
+
+def log(**columns):
+    """Return a log in which every user has had every item, with further columns."""
+    users, items = np.divmod(np.arange(USERS * ITEMS), ITEMS)
+    return pd.DataFrame({"user": users, "item": items, **columns})
+
+
+def total(data):
+    return sum(data.parts[part].nnz for part in SPLITS)
+
+
+def by_users(train, valid=0):
+    """Return a split column that puts whole users into one part."""
+    users = np.arange(USERS * ITEMS) // ITEMS
+    return np.select([users < train, users < train + valid], ["train", "valid"], "test")
+
+
+@pytest.mark.parametrize("valid", [0, 3])
+def test_a_test_part_of_users_without_history_is_refused(valid):
+    with pytest.raises(DataError, match=r"the test rows .* belong to users with no training rows; give these users"):
+        load_interactions(log(split=by_users(6, valid)))
+
+
+def test_test_users_without_history_are_counted_apart_and_said():
+    split = by_users(9)
+    split[4] = "test"  # of the first user
+    data = load_interactions(log(split=split))
+    assert data.num_users == 9
+    assert data.counts["untrained_users"] == 3
+    assert data.counts["short_users"] == 0
+    assert [note for note in data.notes if "3 users have no training rows" in note]
+    split[:] = np.where(np.arange(len(split)) % ITEMS == 0, "test", "train")
+    fine = load_interactions(log(split=split))
+    assert fine.notes == ()
+    assert "untrained_users" not in fine.counts
+
+
+def test_validation_rows_of_dropped_users_only_are_taken_from_training_instead():
+    split = by_users(9, valid=3)
+    split[: 9 * ITEMS : ITEMS] = "test"
+    data = load_interactions(log(split=split))
+    assert data.parts["valid"].nnz == 9
+
+
+@pytest.mark.parametrize("name", ["clicked", "click", "is_click", "like", "is_like", "target", "Book-Rating", "plays"])
+def test_feedback_of_zero_is_no_interaction_whatever_its_usual_name(name, tmp_path):
+    table = log(**{name: np.arange(USERS * ITEMS) % 2})
+    assert total(load_interactions(table)) == USERS * ITEMS // 2
+    table.to_csv(tmp_path / "log.csv", index=False)
+    assert total(load_interactions(tmp_path / "log.csv")) == USERS * ITEMS // 2
+
+
+def test_feedback_may_be_true_or_false(tmp_path):
+    table = log(clicked=np.arange(USERS * ITEMS) % 2 == 0)
+    table.to_csv(tmp_path / "log.csv", index=False)
+    for source in (table, tmp_path / "log.csv"):
+        assert total(load_interactions(source)) == USERS * ITEMS // 2
+
+
+def test_feedback_in_words_is_not_read_as_ratings_and_said():
+    data = load_interactions(log(interaction="view"))
+    assert total(data) == USERS * ITEMS
+    assert [note for note in data.notes if "'interaction'" in note]
+
+
+def test_columns_that_are_not_read_are_said_with_a_hint_where_they_hold_zeros():
+    table = log(timestamp=1, price=2.5, bought=np.arange(USERS * ITEMS) % 2, place=np.arange(USERS * ITEMS))
+    (note,) = [note for note in load_interactions(table).notes if "not read" in note]
+    assert "'price'" in note
+    assert "'timestamp'" not in note
+    assert "'bought' holds zeros" in note
+    assert "--rating-column" in note
+    assert "'place' holds" not in note  # a number of each row has one zero
+    assert not [note for note in load_interactions(log(timestamp=1)).notes if "not read" in note]
+    named = load_interactions(table, rating_column="bought")
+    assert total(named) == USERS * ITEMS // 2
+    assert not [note for note in named.notes if "holds zeros" in note]
+
+
+def test_columns_of_any_type_may_stand_beside():
+    table = log(mark=pd.Categorical(["a"] * USERS * ITEMS), style=[{"size": 1}] * (USERS * ITEMS))
+    table["seen"] = pd.Timestamp("2020-01-01")
+    table["spans"] = pd.Timedelta("1h")
+    data = load_interactions(table)
+    assert total(data) == USERS * ITEMS
+    assert all(repr(name) in data.notes[0] for name in ("mark", "style", "seen", "spans"))
+
+
+def test_whole_numbers_that_pandas_made_floats_are_integer_ids():
+    table = log()
+    data = load_interactions(table.astype({"user": float}))
+    assert data.user_ids.tolist() == load_interactions(table).user_ids.tolist() == list(range(USERS))
+    halves = load_interactions(table.assign(user=table["user"] / 2))
+    assert set(halves.user_ids.tolist()) == {str(u // 2) if u % 2 == 0 else f"{u / 2}" for u in range(USERS)}
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "log.ndjson", "log.json", "log.json.gz", "array.json"])
+def test_json_is_read(name, tmp_path):
+    # As Amazon and Yelp publish reviews: ids, stars and what is no column of a table.
+    rows = [
+        {"reviewerID": f"0{u}", "asin": f"a{i}", "overall": float(i % 2), "helpful": [0, 1], "reviewText": "fine"}
+        for u in range(USERS)
+        for i in range(ITEMS)
+    ]
+    content = json.dumps(rows, indent=1) if name.startswith("array") else "\n".join(map(json.dumps, rows)) + "\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    assert DOMAIN.accepts(path)
+    data = load_interactions(path)
+    assert total(data) == USERS * ITEMS // 2
+    assert set(data.user_ids.tolist()) == {f"0{u}" for u in range(USERS)}
+    assert [note for note in data.notes if "'reviewText'" in note]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"user": 1, "item": 2}\n{"user": 1', "line 2, is not JSON"),
+        ('{"user": 1, "item": 2}\n[1, 2]\n', "line 2, is a JSON list"),
+        ('[{"user": 1, "item": 2}, 3]', "entry 2, is a JSON int"),
+        ('[{"user": 1, "item": 2}', "is not JSON"),
+        ('{"text": "a", "label": 1}\n', "no user column"),
+        ("[]", "has no interactions"),
+    ],
+)
+def test_json_that_is_no_table(content, message, tmp_path):
+    (tmp_path / "log.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_interactions(tmp_path / "log.json")
+
+
+def test_texts_in_json_are_no_interactions(tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "a", "label": 1}\n')
+    assert not DOMAIN.accepts(tmp_path / "texts.jsonl")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather"])
+def test_tables_that_pandas_reads(suffix, tmp_path, monkeypatch):
+    path, table = tmp_path / f"log.{suffix}", log(rating=np.arange(USERS * ITEMS) % 2)
+    path.write_bytes(b"PAR1")
+    monkeypatch.setattr(pd, f"read_{suffix}", lambda given: table if given == path else None)
+    assert DOMAIN.accepts(path)
+    assert load_interactions(path).fingerprint == load_interactions(table).fingerprint
+    monkeypatch.setattr(pd, f"read_{suffix}", lambda given: pd.DataFrame({"text": ["a"], "label": [1]}))
+    assert not DOMAIN.accepts(path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather"])
+def test_tables_that_pandas_cannot_read_here(suffix, tmp_path, monkeypatch):
+    def missing(path):
+        raise ImportError("pyarrow is missing")
+
+    path = tmp_path / f"log.{suffix}"
+    path.write_bytes(b"PAR1")
+    monkeypatch.setattr(pd, f"read_{suffix}", missing)
+    assert DOMAIN.accepts(path)  # so that the error says what to do
+    with pytest.raises(DataError, match=rf"install pyarrow.*pd.read_{suffix}\(path\) to recsys_task"):
+        load_interactions(path)

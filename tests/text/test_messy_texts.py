@@ -1,0 +1,177 @@
+"""Texts as people have them: in tables of Python, with repeats, with quotation marks, and with rare classes."""
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mmdistill.errors import ConfigError, DataError
+from mmdistill.text.data import TextData, accepts, load_text
+from mmdistill.text.task import text_task
+
+TEXTS = [f"{word} number {n}" for n in range(10) for word in ("good", "bad")]
+LABELS = ["yes", "no"] * 10
+
+
+class Columns:
+    """As much of a data set of Hugging Face as is read."""
+
+    def __init__(self, columns: dict[str, list[Any]], names: list[str] | None = None) -> None:
+        self.columns = columns
+        self.column_names = list(columns)
+        if names is not None:
+            self.features = {name: SimpleNamespace(names=names if name == "label" else None) for name in columns}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, name: str) -> list[Any]:
+        if name == "picture":
+            raise AssertionError("a column that nobody needs is read")
+        return self.columns[name]
+
+
+def table(texts: list[str] = TEXTS, labels: list[Any] = LABELS) -> pd.DataFrame:
+    return pd.DataFrame({"review": texts, "sentiment": labels})
+
+
+def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [dict(row) for _, row in frame.iterrows()]
+
+
+def notes_about(data: TextData, words: str) -> list[str]:
+    return [note for note in data.notes if words in note]
+
+
+def test_tables_of_python_are_read_as_files_are() -> None:
+    expected = load_text((TEXTS, LABELS)).fingerprint
+    columns = {"text": TEXTS, "label": LABELS, "picture": [0] * 20}
+    for source in (table(), rows(table()), Columns(columns)):
+        assert load_text(source).fingerprint == expected
+    named = table().rename(columns={"review": "a", "sentiment": "b"})
+    assert load_text(named, text_column="a", label_column="b").fingerprint == expected
+    with pytest.raises(DataError, match="the table has no column that looks like the text"):
+        load_text(named)
+    with pytest.raises(ConfigError, match="the table has no column 'c'"):
+        load_text(named, text_column="c")
+    assert text_task(table(), encoder="tfidf").data.fingerprint == expected
+
+
+def test_tables_of_python_may_name_splits() -> None:
+    split = ["train"] * 16 + ["test"] * 4
+    for source in (table().assign(split=split), rows(table().assign(split=split))):
+        assert load_text(source).test.texts == tuple(TEXTS[16:])
+    columns = Columns({"text": TEXTS, "label": LABELS, "split": split})
+    assert load_text(columns).test.texts == tuple(TEXTS[16:])
+
+
+def test_tables_of_python_go_by_name_of_split() -> None:
+    train, test = table(TEXTS[:16], LABELS[:16]), table(TEXTS[16:], LABELS[16:])
+    expected = load_text({"train": (TEXTS[:16], LABELS[:16]), "test": (TEXTS[16:], LABELS[16:])})
+    for convert in (lambda frame: frame, rows):
+        found = load_text({"train": convert(train), "test": convert(test)})
+        assert (found.fingerprint, found.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
+    mixed = load_text({"train": train, "test": (TEXTS[16:], LABELS[16:])})
+    assert mixed.test_fingerprint == expected.test_fingerprint
+    with pytest.raises(ConfigError, match="did you mean 'train'"):
+        load_text({"trian": train, "test": test})
+
+
+def test_data_sets_with_columns_bring_class_names_and_hidden_labels() -> None:
+    names = ["bad", "good"]
+    train = Columns({"sentence": TEXTS, "label": [1, 0] * 10}, names)
+    assert load_text(train).class_names == ("bad", "good")
+    parts = {
+        "train": train,
+        "validation": Columns({"sentence": ["x", "y"], "label": [1, 0]}, names),
+        "test": Columns({"sentence": ["z"], "label": [-1]}, names),
+        "unsupervised": Columns({"sentence": ["w"], "label": [-1]}, names),
+    }
+    found = load_text(parts)
+    assert found.class_names == ("bad", "good")
+    assert found.test.texts == ("x", "y")
+    assert notes_about(found, "the published validation split")
+    assert load_text(parts, class_names=("low", "high")).class_names == ("low", "high")
+
+
+def test_bad_cells_of_tables_are_named_by_their_row() -> None:
+    with pytest.raises(DataError, match="row 3 of all has no text"):
+        load_text(table([*TEXTS[:2], float("nan"), *TEXTS[3:]]))  # type: ignore[list-item]
+    with pytest.raises(DataError, match="row 2 of all has the label nan"):
+        load_text([{"text": "a", "label": 1}, {"text": "b"}])
+    for source in ([], [TEXTS, LABELS], list(zip(TEXTS, LABELS, strict=True))):
+        with pytest.raises(ConfigError, match="or a list with a dictionary per row"):
+            load_text(source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_of_json_is_read(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps(rows(table()), indent=indent))
+    assert accepts(path)
+    assert load_text(path).fingerprint == load_text((TEXTS, LABELS)).fingerprint
+    path.write_text(json.dumps([{"user": 1, "item": 2}], indent=indent))
+    assert not accepts(path)  # these are interactions
+    path.write_text("[]")
+    with pytest.raises(DataError, match="holds no rows"):
+        load_text(path)
+
+
+def test_parquet_files_go_by_pandas(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").touch()
+    with pytest.raises(DataError, match=r"pd.read_parquet\(path\) to text_task"):
+        load_text(tmp_path / "x.parquet")
+
+
+def test_repeats_and_test_texts_that_are_also_in_training_are_said() -> None:
+    (repeated, leaked) = load_text((TEXTS * 3, LABELS * 3)).notes[-2:]
+    assert repeated == "40 of 60 texts occur before in the data"
+    assert "test texts are also in training" in leaked
+    data = load_text((TEXTS * 3, LABELS * 3))
+    assert leaked.startswith(f"{sum(text in data.train.texts for text in data.test.texts)} of the ")
+    assert not notes_about(load_text((TEXTS, LABELS)), "texts")
+    given = load_text({"train": (TEXTS, LABELS), "test": (TEXTS, LABELS)})
+    assert not notes_about(given, "also in training")  # as its authors divided them
+
+
+def test_classes_without_test_texts_are_said() -> None:
+    rare = load_text(([*TEXTS, "odd one"], [*LABELS, "maybe"]))
+    (note,) = notes_about(rare, "no test text")
+    assert "'maybe'" in note
+    assert "'yes'" not in note
+    given = load_text({"train": (TEXTS, LABELS), "test": (["x"], ["no"])})
+    assert "'yes'" in notes_about(given, "no test text")[0]
+    many = [str(n) for n in range(12) for _ in (0, 1)]
+    told = load_text({"train": ([f"t{n}" for n in range(24)], many), "test": (["x"], ["0"])})
+    assert "and 6 more" in notes_about(told, "no test text")[0]
+
+
+def test_quoted_fields_of_a_tsv_file_are_said(tmp_path: Path) -> None:
+    quoted = [f'he said "{text}" to me' for text in TEXTS]
+    path = tmp_path / "all.tsv"
+    table(quoted).to_csv(path, sep="\t", index=False)  # which doubles the inner marks and adds some around
+    (note,) = notes_about(load_text(path), "quotation marks")
+    assert note.startswith("all.tsv: 20 of 20 texts")
+    table(quoted).to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE)
+    assert not notes_about(load_text(path), "quotation marks")
+    table([f'"{text}" and "so on"' for text in TEXTS]).to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE)
+    assert not notes_about(load_text(path), "quotation marks")
+    for part in ("train", "test"):
+        table(quoted).to_csv(tmp_path / f"{part}.tsv", sep="\t", index=False)
+    assert [note.split(":")[0] for note in notes_about(load_text(tmp_path), "quotation")] == ["train.tsv", "test.tsv"]
+    table(quoted).to_csv(tmp_path / "all.csv", index=False)
+    assert not notes_about(load_text(tmp_path / "all.csv"), "quotation")
+
+
+def test_a_quoted_text_of_two_lines_in_a_tsv_file_is_what_the_error_says(tmp_path: Path) -> None:
+    path = tmp_path / "all.tsv"
+    table([f"{text}\nand more" for text in TEXTS]).to_csv(path, sep="\t", index=False)
+    with pytest.raises(DataError, match=r"row 1 has no label, .* save texts of several lines as CSV"):
+        load_text(path)
+    path.write_text("text\tlabel\nplain\n")
+    with pytest.raises(DataError, match="row 1 of all has no label"):
+        load_text(path)
