@@ -56,6 +56,36 @@ def test_repetitions_are_pooled_and_other_settings_are_not(tmp_path: Path) -> No
     assert mlp.score.mean == pytest.approx(0.45)
 
 
+def test_a_baseline_is_that_of_the_runs_own_judge_and_metric(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", 0.8)
+    document = json.loads((run / "metrics.json").read_text())
+    document["results"].append({**ENTRY, "metric": "macro F1", "mean": 0.6})
+    document["baselines"]["random"] = [
+        {**ENTRY, "judge": judge, "metric": metric, "mean": mean}
+        for judge, metric, mean in (
+            *(("mlp", "accuracy", 0.1), ("convnet", "macro F1", 0.2), ("convnet", "accuracy", 0.3)),
+        )
+    ]
+    (run / "metrics.json").write_text(json.dumps(document))
+    (row,) = read_runs([run])
+    assert {name: score.values for name, score in row.baselines.items()} == {"random": (0.3,)}
+    (row,) = read_runs([run], metric="macro F1")
+    assert {name: score.values for name, score in row.baselines.items()} == {"random": (0.2,)}
+    (row,) = read_runs([run], judge="mlp")
+    assert {name: score.values for name, score in row.baselines.items()} == {"random": (0.1,)}
+
+
+def test_rows_are_ordered_by_data_then_method_then_budget(tmp_path: Path) -> None:
+    expected = [("cora", "gcond", 9), ("digits", "dc", 2), ("digits", "dc", 10), ("digits", "dm", 1)]
+    folders = []
+    for index, (data, method, budget) in enumerate(reversed(expected)):
+        run = finished(tmp_path / str(index), 0.8, ipc=budget)
+        document = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(json.dumps({**document, "data": data, "method": method}))
+        folders.append(run)
+    assert [(row.data, row.method, row.budget) for row in read_runs(folders)] == expected
+
+
 def test_one_network_of_one_run_has_no_deviation(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
     assert table(read_runs([run]))[1][5] == "80.0 +/- 1.0"

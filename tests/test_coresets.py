@@ -44,6 +44,11 @@ def test_small_classes_keep_a_sample_where_shares_are_rounded() -> None:
     assert allocate(5, "nodes", torch.tensor([0] * 100 + [1, 2, 3]), 4).tolist() == [2, 1, 1, 1]
 
 
+def test_the_largest_remainder_is_rounded_up() -> None:
+    labels = torch.repeat_interleave(torch.arange(2), torch.tensor([53, 7]))
+    assert allocate(12, "nodes", labels, 2).tolist() == [11, 1]  # of 10.6 and 1.4
+
+
 def test_budgets_are_checked() -> None:
     assert allocate(2, "ipc", LABELS, 3).tolist() == [2, 2, 2]
     assert allocate(7, "users", None, None).tolist() == [7]
@@ -199,6 +204,13 @@ def test_craig_is_greedy_facility_location_on_last_layer_gradients() -> None:
     assert labels[few].tolist() == [0, 0, 0, 1, 1]
     sizes = torch.bincount(labels).tolist()
     assert [float(part.sum()) for part in stands_for.split([3, 2])] == pytest.approx(sizes)
+
+
+def test_craig_chooses_no_sample_twice_where_all_are_alike() -> None:
+    alike = torch.ones(5, 3)
+    chosen, weights = craig(alike, alike, None, torch.tensor([3]), Draws(0))
+    assert len(set(chosen.tolist())) == 3
+    assert int(weights.sum()) == 5
 
 
 def test_craigs_samples_weigh_as_many_as_they_stand_for() -> None:

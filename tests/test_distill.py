@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -296,6 +297,77 @@ def test_a_checkpoint_comes_before_long(tmp_path: Path, monkeypatch: pytest.Monk
     distill(BlobTask(), method("dm", steps=30), ipc=1, out=tmp_path / "as asked", checkpoint_every=10)
     often, asked = (len(list((tmp_path / name / "checkpoints").iterdir())) for name in ("often", "as asked"))
     assert (often, asked) == (30, 3)
+
+
+class Ticking:
+    """A clock that is a second later whenever it is read."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        self.seconds += 1
+        return self.seconds
+
+
+def test_a_checkpoint_by_the_clock_comes_an_interval_after_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "time", Ticking())
+    monkeypatch.setattr(keeper, "LONGEST_UNSAVED", 9.5)
+    monkeypatch.setattr(keeper.Keeper, "is_due", lambda *_: False)
+    monkeypatch.setattr("mmdistill.checkpoints.KEPT_CHECKPOINTS", 100)
+    distill(BlobTask(), method("dm", steps=60), ipc=1, out=tmp_path)
+    assert 5 <= len(list((tmp_path / "checkpoints").iterdir())) <= 8
+
+
+def test_a_loss_is_shown_by_the_clock_an_interval_after_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_loop, "time", Ticking())
+    monkeypatch.setattr(run_loop, "LONGEST_UNSHOWN", 9.5)
+    monkeypatch.setattr(run_loop, "READS_PER_RUN", 1)
+    shown: list[int] = []
+    distill(BlobTask(), method("dm", steps=60), ipc=1, progress=lambda done, total, loss: shown.append(done))
+    assert 6 <= len(shown) <= 9
+
+
+@pytest.fixture
+def own_handlers() -> Iterator[dict[signal.Signals, Callable[[int, object], None]]]:
+    """Handlers of this test's own, which stand while it runs."""
+    own: dict[signal.Signals, Callable[[int, object], None]] = {
+        number: lambda *_: None for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
+    yield own
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_gives_signals_back_to_who_handled_them_before(
+    own_handlers: dict[signal.Signals, Callable[[int, object], None]],
+) -> None:
+    def stop(done: int, total: int, loss: float) -> None:
+        assert signal.getsignal(signal.SIGINT) not in own_handlers.values()
+        signal.raise_signal(signal.SIGINT)
+
+    distill(BlobTask(), method("dm"), ipc=1)
+    assert {number: signal.getsignal(number) for number in own_handlers} == own_handlers
+    with pytest.raises(KeyboardInterrupt):
+        distill(BlobTask(), method("dm"), ipc=1, progress=stop)
+    assert {number: signal.getsignal(number) for number in own_handlers} == own_handlers
+
+
+def test_a_second_interruption_ends_the_step_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    survived: list[int] = []
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        for number in (1, 2, 3):
+            signal.raise_signal(signal.SIGINT)
+            survived.append(number)
+
+    monkeypatch.setattr("mmdistill.distiller.Distiller.step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distill(BlobTask(), method("dm"), ipc=1)
+    assert survived == [1]
 
 
 @pytest.mark.parametrize("seconds", [1e9, 0.0])

@@ -85,6 +85,13 @@ def test_the_set_and_every_baseline_have_networks_of_their_own(result: Distilled
     assert len(set(task.keys)) == 4
 
 
+def test_groups_of_networks_that_are_judged_one_after_the_other_are_drawn_apart(result: DistilledSet) -> None:
+    task = Recorded()
+    (entry,) = evaluate(task, result, n=4, at_once=2, baselines=()).results
+    assert len(task.keys) == len(set(task.keys)) == 2
+    assert entry.n == 4
+
+
 def test_entries_are_mean_and_sample_deviation() -> None:
     scores = [Scores("a", {"accuracy": (0.5, 0.7)}, ("odd",)), Scores("a", {"accuracy": (0.9,)})]
     (entry,) = summarise(scores)

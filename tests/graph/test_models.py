@@ -45,6 +45,13 @@ def test_sparse_and_dense_propagation_equal_the_oracle() -> None:
     assert torch.allclose(propagate_columns(sparse(), wide), propagate(sparse(), wide), atol=1e-6)
 
 
+def test_what_is_propagated_in_bfloat16_is_summed_in_float32() -> None:
+    x = GRAPH.x.bfloat16()
+    found = propagate(sparse(), x)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, propagate(sparse(), x.float()))
+
+
 def test_sparse_propagation_has_both_derivatives_and_batches() -> None:
     chain, _ = undirected(torch.tensor([[0, 1], [1, 2]]), None, 3)
     graph = chain.normalised()

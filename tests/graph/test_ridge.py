@@ -63,6 +63,15 @@ def test_real_batches_are_read_where_all_nodes_have_labels() -> None:
     assert objective._taught is None
 
 
+@pytest.mark.parametrize(("labelled", "teaches"), [(59, True), (60, False), (119, False)])
+def test_a_teacher_labels_nodes_where_fewer_have_labels_than_have_none(labelled: int, teaches: bool) -> None:
+    train = torch.arange(120) < labelled
+    own = graph_task(planted_graph(train_mask=train, val_mask=None, test_mask=~train), protocol=FAST)
+    objective = PropagatedRidge(nodes=4, recipe=SHORT)
+    objective(Network(own, own.init(Draws(0))), synthetic(), own.training_batch(), Draws(1))
+    assert (objective._taught is not None) == teaches
+
+
 def test_a_teacher_is_kept_for_its_task_and_seed_alone() -> None:
     first, objective = task(), PropagatedRidge(recipe=SHORT)
     targets = objective.taught(first, Draws(1))

@@ -16,6 +16,11 @@ def test_samples_are_of_their_class_and_small_classes_come_whole() -> None:
     assert torch.equal(few, members.draw(Draws(1), torch.tensor([2]), 3)[0])  # whichever classes are asked for
 
 
+def test_classes_are_drawn_apart() -> None:
+    first, second = ClassMembers(torch.arange(2).repeat_interleave(50), 2).draw(Draws(0), torch.arange(2), 10)
+    assert not torch.equal(first, second - 50)
+
+
 def test_every_sample_is_as_likely() -> None:
     members, counts = ClassMembers(LABELS, 3), torch.zeros(len(LABELS))
     for seed in range(400):

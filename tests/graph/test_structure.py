@@ -64,6 +64,12 @@ def test_edges_of_pairs_equal_the_oracle(depth: int) -> None:
     assert torch.allclose(structure(features(), Draws(0)), torch.from_numpy(expected), atol=1e-10)
 
 
+def test_layers_of_equal_size_start_from_weights_of_their_own() -> None:
+    structure = PairwiseMLP(12, Draws(0), width=5, depth=4)
+    assert not torch.equal(structure.source, structure.target)
+    assert not torch.equal(*structure.hidden)
+
+
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_edges_are_weights_between_different_nodes(name: str) -> None:
     structure = STRUCTURES[name]

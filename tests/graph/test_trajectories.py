@@ -13,6 +13,7 @@ from mmdistill.graph.trajectories import GraphExperts, GraphTrajectoryMatching, 
 from mmdistill.labels import FixedLabels
 from mmdistill.networks.experts import is_complete
 from mmdistill.networks.schedules import EMPTY
+from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws
@@ -65,6 +66,15 @@ def test_the_rate_counts_in_the_lengths_of_propagated_features() -> None:
     assert rate_unit(own) == pytest.approx(1 / float(own.embedding().square().sum(1).mean()))
     assert rate_unit(own) == pytest.approx(100 * rate_unit(larger), rel=1e-4)
     assert rate_unit(BlobTask()) == 1.0
+
+
+def test_a_students_rate_counts_in_the_unit_of_its_graph_in_sgd_alone() -> None:
+    graphs = graph_task(planted_graph()), graph_task(planted_graph(x=10 * planted_graph().x))
+    by_sgd = GraphTrajectoryMatching(4, InnerRate(0.3))
+    by_adam = GraphTrajectoryMatching(4, InnerRate(0.3, learn=False), unrolling=Unrolling(optimizer="adam"))
+    for own in graphs:  # measured anew for another graph
+        assert float(by_sgd.student_rate(own).detach()) == pytest.approx(0.3 * rate_unit(own))
+        assert float(by_adam.student_rate(own).detach()) == pytest.approx(0.3)
 
 
 def test_the_settings_of_experts_and_students_are_heeded(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image.augment import OPERATIONS, WARPS, Operation, Parameters, SiameseAugmentation
-from mmdistill.image.cutmix import MixedMinibatches, cutmix_box
+from mmdistill.image.cutmix import MixedMinibatches, cut_and_mix, cutmix_box
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
 from tests.oracles import augment as oracle
@@ -205,6 +205,23 @@ def test_cutmix_mixes_labels_as_it_mixes_pixels() -> None:
         assert torch.allclose(own[mixed_in_another], kept_pixels[mixed_in_another])
         shares.append(float(cutmix_box(Draws(seed, ("mix",)), 1.0, 32, 32).double().mean()))
     assert 0.25 < sum(shares) / len(shares) < 0.45  # half of the area, less what lies outside
+
+
+def test_cutmix_takes_partners_from_the_own_group_and_draws_them_for_each() -> None:
+    groups, size = 3, 4
+    values = torch.arange(float(groups * size))  # each image is constant, and its value says which one it is
+    batch = Batch(values.view(-1, 1, 1, 1).expand(-1, 1, 8, 8), values.long(), torch.ones(len(values)))
+    alike = 0
+    for seed in range(30):
+        mixed = cut_and_mix(Draws(seed), batch, groups, 1.0, len(values)).inputs
+        box = cutmix_box(Draws(seed), 1.0, 8, 8)
+        if not box.any():
+            continue
+        partner = mixed[:, 0, box][:, 0].long().view(groups, size)  # type: ignore[index]
+        assert torch.equal(partner // size, torch.arange(groups)[:, None].expand(groups, size))
+        assert all(len(row.unique()) == size for row in partner)
+        alike += bool((partner % size == partner[0] % size).all())
+    assert alike < 5
 
 
 def test_unmixed_minibatches_keep_their_labels() -> None:

@@ -48,6 +48,13 @@ def test_whitened_images_may_take_more_memory_since_whitening_is_dear(monkeypatc
         assert task._pixels._images.dtype == expected
 
 
+def test_whitened_images_get_no_less_memory_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "spare_memory_bytes", lambda: 0)
+    task = image_task(digits(), width=8, whiten="mtt")
+    task.select(torch.tensor([1]))
+    assert task._pixels._images.dtype == torch.float32
+
+
 def test_images_on_the_host_are_sampled_there_and_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is another one as far as the pixels know; what is sent there comes back, so that it can be seen."""
     task = image_task(digits(), width=8)

@@ -38,7 +38,7 @@ class Told(ImageTask):
         self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
     ) -> Scores:
         if synthetic is None:
-            return Scores(judge, {"accuracy": (0.9,)})
+            return Scores(judge, {"accuracy": (0.9 - 0.3 * (not self.judge_augment),)})
         targets = synthetic.targets
         assert isinstance(targets, Tensor)
         random = bool((synthetic.weight == 2).all())
@@ -51,6 +51,7 @@ class Told(ImageTask):
 def test_soft_labels_are_compared_with_a_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
     base = image_task("digits", model="mlp", width=8)
     task = Told(base.data, base.network, "mlp", base.device)
+    task.judge_augment = False  # what is compared says itself whether it is augmented
     monkeypatch.setattr(scores, "trained_teacher", lambda task, epochs: task.init(Draws(0)))
     real = task.select(torch.arange(20))
     soft = Batch(real.inputs, torch.full((20, 10), 0.1), real.weight)
@@ -73,13 +74,27 @@ def test_soft_labels_are_compared_with_a_teachers(monkeypatch: pytest.MonkeyPatc
     assert found["hard-label gap"] == pytest.approx([0.4, 0.4])
 
 
-def test_a_distilled_set_is_scored() -> None:
+def test_a_distilled_set_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     task = image_task("digits", model="mlp", width=8, judge_epochs=3)
     result = distill(task, "dm", ipc=1, settings={"steps": 2, "real_batch": 4})
-    found = evaluate(task, result, n=2, robust=True)
-    assert [entry.metric for entry in found.results][:2] == ["label-robust score", "augmentation-robust score"]
-    assert all(0 < entry.mean < 1 and entry.n == 2 for entry in found.results[:2])
-    assert found.results[0].judge == "mlp"
+    with monkeypatch.context() as given:
+
+        def told(self: ImageTask, synthetic: Batch | None, judge: str, *_: object) -> Scores:
+            if synthetic is None:
+                return Scores(judge, {"accuracy": (0.9,)})
+            own = torch.equal(synthetic.inputs, result.batch.inputs)  # type: ignore[arg-type]
+            lost = 0.0 if self.judge_augment else 0.2 if own else 0.05
+            return Scores(judge, {"accuracy": ((0.7 if own else 0.4) - lost,)})
+
+        given.setattr(ImageTask, "evaluate", told)
+        found = evaluate(task, result, n=2, robust=True)
+    assert [(entry.metric, entry.n) for entry in found.results][:2] == [
+        ("label-robust score", 2),
+        ("augmentation-robust score", 2),
+    ]
+    assert found.results[0].mean == pytest.approx(scores.unit_score(0.5 * 0.3 - 0.5 * 0.2))  # 0.7 - 0.4, and 0.9 - 0.7
+    assert found.results[1].mean == pytest.approx(scores.unit_score(0.5 * 0.3 + 0.5 * 0.15))  # and 0.5 - 0.35
+    assert evaluate(task, result, n=1, robust=True).results[0].judge == "mlp"
     named = image_task("digits", model="mlp", width=8, judge_epochs=2, protocol="mtt")
     assert evaluate(named, result, n=1, robust=True).results[0].judge == "mlp [mtt]"
     with pytest.raises(ConfigError, match="no baselines to judge alone"):

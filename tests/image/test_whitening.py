@@ -13,7 +13,7 @@ from mmdistill.image import image_task
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.draw import as_bytes, export_ddranking, export_tensors
 from mmdistill.image.files import read_tensors
-from mmdistill.image.whitening import fit_whitening, whitened, whitening_matrix
+from mmdistill.image.whitening import fit_whitening, unit_images, whitened, whitening_matrix
 from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
 
@@ -57,6 +57,16 @@ def test_each_kind_equals_its_equation_and_is_undone(data: ImageData, kind: str)
         assert float(corner) > 0.95
     else:
         torch.testing.assert_close(shown, pixels, atol=1e-4, rtol=1e-4)
+
+
+def test_what_kip_undoes_has_the_training_images_mean_brightness_and_contrast(data: ImageData) -> None:
+    bright = replace(data, mean=(0.1, 0.1, 0.1))  # so that standardised images have a mean far from 0
+    whitening = fit_whitening(bright, "kip")
+    assert whitening.offset > 1
+    assert abs(whitening.norm - 1) > 0.5
+    images = bright.standardised(bright.train_images)
+    expected = unit_images(images.flatten(1))[0] * whitening.norm + whitening.offset
+    torch.testing.assert_close(whitening.invert(whitening.apply(images)).flatten(1), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_mtts_equals_kornias(data: ImageData) -> None:

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +87,17 @@ def test_what_is_kept_leaves_the_memory(tmp_path: Path) -> None:
     state = task.init(Draws(0))
     group.note(0, state, torch.optim.SGD(state.params.values(), lr=1.0))
     assert not group._pending
+
+
+def test_a_file_by_the_clock_comes_an_interval_after_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count()  # a clock that is a second later whenever it is read
+    monkeypatch.setattr(expert_group, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(expert_group, "KEPT_EVERY", 9.5)
+    group = expert_group.ExpertGroup(tmp_path, [0, 1], "digest")
+    state = BlobTask().init(Draws(0))
+    for epoch in range(60):
+        group.note(epoch, state, torch.optim.SGD(state.params.values(), lr=1.0))
+    assert 4 <= len(list(group.folder.glob("epochs-*.safetensors"))) <= 6
 
 
 @pytest.mark.parametrize("name", [STATE, "epochs-0002-0002.safetensors"])

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import replace
 from functools import partial
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,12 @@ def test_minibatches_are_augmented_expert_by_expert(tmp_path: Path) -> None:
     _, batch, _ = task.augmented[0]
     assert isinstance(batch, ClassBatch)
     assert batch.batch.weight.shape == (2, 32)
+
+
+def test_experts_of_every_group_start_from_weights_of_their_own(tmp_path: Path) -> None:
+    found = train_experts(BlobTask(), tmp_path, 4, RECIPE.of_epochs(1), together=2)
+    starts = [found.snapshot(index, 0).params["0.weight"] for index in range(4)]
+    assert not any(torch.equal(one, other) for one, other in combinations(starts, 2))
 
 
 def test_an_experts_dropout_draws_from_the_seed_of_its_step() -> None:
@@ -274,6 +281,20 @@ def test_the_schedule_gives_starts_and_their_targets(trained: Path) -> None:
         seen.add(own)
     assert len(seen) == 6
     assert schedule.advance(task, state, lambda: task.select(everything(task)), KEY) == EMPTY
+
+
+def test_every_expert_is_met_at_every_start(trained: Path) -> None:
+    task = BlobTask()
+    schedule = ExpertTrajectories(2, 2, 1, RECIPE, trained)
+    found = Experts(trained, task, 2)
+    starts = {pair: found.snapshot(*pair).params["0.weight"] for pair in product(range(2), range(2))}
+    networks = [schedule.fetch(task, EMPTY, KEY.fold(step)).network for step in range(40)]
+    met = {
+        pair
+        for pair, weight in starts.items()
+        if any(network is not None and torch.equal(network.params["0.weight"], weight) for network in networks)
+    }
+    assert met == set(starts)
 
 
 def test_the_schedule_makes_missing_experts_and_says_how_long(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.networks.architecture import described_module
-from mmdistill.networks.fit import FitProtocol, Selection, fit_networks, fit_steps
+from mmdistill.networks.fit import FitProtocol, Selection, epoch_rate, fit_networks, fit_steps
 from mmdistill.networks.module import FunctionalModule, noted_starts
 from mmdistill.networks.schedules import (
     EMPTY,
@@ -140,6 +140,28 @@ def test_selection_keeps_each_network_at_its_own_best_epoch() -> None:
         selection=Selection(select),
     )
     assert torch.equal(best.params["4.bias"], torch.stack([seen[0][0], seen[1][1]]))
+
+
+def test_of_states_that_score_alike_the_earlier_is_kept() -> None:
+    task = BlobTask()
+    seen: list[Tensor] = []
+
+    def select(states: NetworkState) -> Tensor:
+        seen.append(states.params["4.bias"].clone())
+        return torch.ones(2)
+
+    protocol = FitProtocol(3, lr=0.1, batch=None)
+    best = fit_networks(
+        task.init, lambda s, b, z: (task.loss(s, b), s.buffers), data(task), protocol, 2, KEY,
+        selection=Selection(select),
+    )  # fmt: skip
+    assert torch.equal(best.params["4.bias"], seen[0])
+    assert not torch.equal(seen[0], seen[-1])
+
+
+def test_the_rate_does_not_step_down_before_the_first_epoch() -> None:
+    assert epoch_rate(FitProtocol(1, lr=0.1, decay_at=(0.5,)), 0) == 0.1
+    assert epoch_rate(FitProtocol(2, lr=0.1, decay_at=(0.5,)), 1) < 0.1
 
 
 def test_the_last_epoch_is_selected_from_wherever_it_falls() -> None:

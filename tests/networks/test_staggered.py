@@ -1,6 +1,6 @@
 """A pool of networks against Adam by torch, its ages, its resets, and its place in a checkpoint."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ from mmdistill.networks.staggered import NetworkPool
 from mmdistill.objectives.ridge import MarginKernelRidge
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.task import Batch, NetworkState
-from tests.toys import BlobTask
+from mmdistill.task import Batch, Inputs, NetworkState, Tensors
+from tests.toys import BlobTask, RecordedTask
 
 KEY = Draws(6)
 
@@ -98,6 +98,49 @@ def test_minibatches_and_augmentation_are_drawn_from_the_key() -> None:
     assert first is not None
     assert second is not None
     assert torch.equal(first.params["0.weight"], second.params["0.weight"])
+
+
+class SeenTask(RecordedTask):
+    """Blobs that also note what their networks predict for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def predict(
+        self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensors]:
+        assert isinstance(inputs, Tensor)
+        self.seen.append(inputs)
+        return super().predict(state, inputs, train=train, draws=draws)
+
+
+def test_a_member_steps_on_a_few_samples_of_the_whole_set() -> None:
+    task = SeenTask()
+    rows = synthetic(task).inputs
+    assert isinstance(rows, Tensor)
+    walked(NetworkPool(size=1, max_age=99, batch=2), task, 20)
+    assert {len(inputs) for inputs in task.seen} == {2}
+    met = [(inputs[:, None] == rows).all(2).nonzero()[:, 1].tolist() for inputs in task.seen]
+    assert all(len(set(pair)) == 2 for pair in met)
+    assert {row for pair in met for row in pair} == {0, 1, 2}
+
+
+def test_a_member_steps_on_samples_that_are_augmented_one_by_one() -> None:
+    task = SeenTask()
+    walked(NetworkPool(size=1, max_age=9, augment=True), task, 3)
+    assert [shared for *_, shared in task.augmented] == [False] * 3
+    assert not any(torch.equal(inputs, synthetic(task).inputs) for inputs in task.seen)  # type: ignore[arg-type]
+    keys = {draws.path for draws, *_ in task.augmented}
+    assert len(keys) == 3
+    walked(NetworkPool(size=1, max_age=9), task, 3)
+    assert len(task.augmented) == 3
+
+
+def test_members_start_from_weights_of_their_own() -> None:
+    pool = NetworkPool(size=3).fetch(BlobTask(), EMPTY, KEY).memory
+    starts = [pool[f"{member}.params.0.weight"] for member in range(3)]
+    assert not any(torch.equal(one, other) for one, other in combinations(starts, 2))
 
 
 def test_a_run_resumes_bit_identically(tmp_path: Path) -> None:

@@ -50,6 +50,13 @@ def test_relu_moments_are_the_means_of_gaussians():
     assert slope.item() == pytest.approx(((u > 0) & (v > 0)).double().mean().item(), rel=0.01)
 
 
+def test_a_sample_is_parallel_to_itself_whatever_rounding_says():
+    a = samples(300, 5, "a", torch.float32).requires_grad_()
+    slope = relu_moments(a @ a.T, a.square().sum(1), a.square().sum(1))[1].diagonal()
+    torch.testing.assert_close(slope, torch.full_like(slope, 0.5), rtol=0, atol=1e-6)
+    assert not torch.autograd.grad(slope.sum(), a)[0].any()
+
+
 def test_moments_are_batched_over_problems():
     a, b = samples(6, 4, "a").view(2, 3, 4), samples(4, 4, "b").view(2, 2, 4)
 

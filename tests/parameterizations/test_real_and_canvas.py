@@ -81,6 +81,15 @@ def test_learned_labels_of_combinations_take_bytes(task: ImageTask) -> None:
     assert made.stored_bytes() <= room.stored_bytes
 
 
+def test_of_images_that_a_set_names_by_position_as_many_are_combined_as_fit(task: ImageTask) -> None:
+    room = ImageBudget.of(task, 3, "hard")
+    made = learned_coefficients(task, room, "real", KEY, multiple=1, contained=False)
+    samples, images = made.coefficients.shape[1:]
+    assert images < torch.bincount(task.labels).min()
+    each = 2 + 4 * samples  # a position in 16 bits, and a coefficient in each sample
+    assert made.stored_bytes() <= room.stored_bytes < made.stored_bytes() + room.num_classes * each
+
+
 def test_bytes_of_every_value_are_stored_as_they_are() -> None:
     pixels = torch.arange(256).view(4, 1, 8, 8).repeat(2, 1, 1, 1).to(torch.uint8)
     images = pixels, torch.tensor([0, 1] * 4)

@@ -25,7 +25,7 @@ from mmdistill.parameterizations.decoder import (
     hallucinated_bases,
     make_decoders,
 )
-from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation
+from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation, small_start
 from mmdistill.parameterizations.raw import noise_like
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
@@ -123,6 +123,11 @@ def test_every_code_meets_every_decoder() -> None:
     for index in range(6):
         assert torch.allclose(batch.inputs[index], again[index % 3](codes)[index // 3], atol=1e-6)
     assert set(whole.groups()) == {"codes", "decoder"}
+
+
+def test_bases_and_coefficients_of_a_small_start_are_drawn_apart() -> None:
+    memory, addresses = small_start(4, 4, (1, 2, 2), KEY)
+    assert not torch.equal(memory.flatten(), addresses.flatten())
 
 
 def test_the_start_is_exact_where_bases_suffice() -> None:
