@@ -1,6 +1,7 @@
 """How a budget of samples is shared among classes, and what as many real ones take."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +44,35 @@ def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: 
     while int(shares.sum()) < budget:
         shares[int((exact - shares).argmax())] += 1
     return shares
+
+
+class ClassShares(NamedTuple):
+    """How a budget is shared among the classes of a task.
+
+    Args:
+        counts: samples of each class, ``(C,)`` int64.
+        classes: the class of each sample, class after class, ``(M,)`` on the task's device.
+        num_classes: C.
+    """
+
+    counts: Tensor
+    classes: Tensor
+    num_classes: int
+
+
+def shares_of(task: Task, budget: int) -> ClassShares:
+    """Return how a budget in a task's own unit is shared among its classes.
+
+    Raises:
+        ConfigError: a task without classes, or a budget that cannot be shared among them.
+        DataError: a class without training samples.
+    """
+    info = task.describe()
+    if task.labels is None or task.num_classes is None:
+        raise ConfigError(f"{info.data!r} has no classes, and here samples are made class by class")
+    counts = allocate(budget, info.budget, task.labels, task.num_classes)
+    classes = torch.repeat_interleave(torch.arange(task.num_classes), counts).to(task.device)
+    return ClassShares(counts, classes, task.num_classes)
 
 
 def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> None:

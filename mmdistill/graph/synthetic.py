@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdistill.abilities import Embeds
-from mmdistill.allocation import allocate
+from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_samples, k_means, require_centroids
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
@@ -176,9 +176,7 @@ def mean_features(task: Task, budget: int, settings: Settings, label: LabelKind,
             another start, noise excepted.
     """
     require_centroids(settings.init, "noise")
-    if task.labels is None or task.num_classes is None:
-        raise ConfigError(f"{task.describe().data!r} has no classes; synthetic nodes are labelled")
-    counts = allocate(budget, "nodes", task.labels, task.num_classes)
+    counts = shares_of(task, budget).counts
     return _start(task, class_means(task, counts, draws), counts, settings, label, draws)
 
 
@@ -197,9 +195,7 @@ def class_means(task: Task, counts: Tensor, draws: Draws) -> Tensor:
 
 def _choose(task: Task, budget: int, settings: Settings, draws: Draws) -> tuple[Tensor, Tensor]:
     """Return the nodes of each class and the real ones to start from."""
-    if task.labels is None or task.num_classes is None:
-        raise ConfigError(f"{task.describe().data!r} has no classes; synthetic nodes are labelled")
-    counts = allocate(budget, "nodes", task.labels, task.num_classes)
+    counts = shares_of(task, budget).counts
     return counts, choose_samples(task, settings.init, counts, draws)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.allocation import allocate
+from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_repeatedly
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
@@ -46,15 +46,12 @@ class ImageBudget:
         Raises:
             ConfigError: a task of something else than images with classes, or a budget below 1.
         """
-        info = task.describe()
-        if task.labels is None or task.num_classes is None:
-            raise ConfigError(f"{info.data!r} has no classes; this parameterization stores images by class")
+        counts, _, num_classes = shares_of(task, budget)
         channels, height, width = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape[1:]
-        counts = allocate(budget, info.budget, task.labels, task.num_classes)
-        room = cls(int(counts.min()), (channels, height, width), task.num_classes, label, stored_bytes)
+        room = cls(int(counts.min()), (channels, height, width), num_classes, label, stored_bytes)
         if not stored_bytes:
             return room
-        return replace(room, per_class=max(stored_bytes // (task.num_classes * room.sample_bytes(room.numel)), 1))
+        return replace(room, per_class=max(stored_bytes // (num_classes * room.sample_bytes(room.numel)), 1))
 
     @property
     def shared_labels(self) -> bool:

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from mmdistill.allocation import allocate
+from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_start
-from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws
@@ -64,16 +63,12 @@ def raw_samples(task: Task, budget: int, init: InitKind, label: LabelKind, draws
     Raises:
         ConfigError: a task without classes, or a budget that cannot be shared among them.
     """
-    info = task.describe()
-    if task.labels is None or task.num_classes is None:
-        raise ConfigError(f"{info.data!r} has no classes; this method needs a parameterization of its own there")
-    counts = allocate(budget, info.budget, task.labels, task.num_classes)
+    counts, classes, num_classes = shares_of(task, budget)
     indices = choose_start(task, init, counts, draws)
     inputs = task.select(indices).inputs
     if init == "noise":
         inputs = noise_like(inputs, draws.fold("noise").to(task.device))
-    classes = torch.repeat_interleave(torch.arange(task.num_classes), counts).to(task.device)
-    return Raw(inputs, make_labels(label, classes, task.num_classes), classes, task.num_classes)
+    return Raw(inputs, make_labels(label, classes, num_classes), classes, num_classes)
 
 
 def noise_like(inputs: Inputs, draws: Draws) -> Inputs:

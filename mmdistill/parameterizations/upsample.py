@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.allocation import allocate
+from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_repeatedly
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
@@ -196,13 +196,10 @@ def multi_formation(
     Differs from: the published code starts tiles from every second pixel of a class's first images, here from the
         means of neighbouring pixels.
     """
-    if task.labels is None or task.num_classes is None:
-        raise ConfigError(f"{task.describe().data!r} has no classes; multi-formation stores images by class")
+    counts, classes, num_classes = shares_of(task, budget)
     shape = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape
     require_tiles(shape, factor)
     space = pixel_space(task, shape[1])
-    counts = allocate(budget, task.describe().budget, task.labels, task.num_classes)
-    classes = torch.repeat_interleave(torch.arange(task.num_classes), counts).to(task.device)
     if init == "noise":
         low, high = (space.low, space.high) if space.high < float("inf") else (-2.0, 2.0)
         spread = draws.fold("noise").to(task.device).normal(len(classes), *shape[1:]) / 4 + 0.5
@@ -213,5 +210,5 @@ def multi_formation(
         sizes = [tile.shape[2:] for tile in cut_tiles(images[:1], factor)]
         pixels = join_tiles([resized(images[i :: factor**2], size, "area") for i, size in enumerate(sizes)], factor)
     targets = classes if label == "hard" else classes.repeat_interleave(factor**2)
-    labels = make_labels(label, targets, task.num_classes)
-    return MultiFormation(pixels, labels, classes, task.num_classes, factor, space)
+    labels = make_labels(label, targets, num_classes)
+    return MultiFormation(pixels, labels, classes, num_classes, factor, space)

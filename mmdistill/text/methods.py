@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmdistill.allocation import allocate
+from mmdistill.allocation import shares_of
 from mmdistill.coresets import k_means, require_centroids
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
@@ -48,9 +48,8 @@ def as_text_task(task: Task) -> TextTask:
 def centroids(task: Task, budget: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Return the k-means centroids of each class and their classes, ``(C ipc, d)`` and ``(C ipc,)``."""
     text = as_text_task(task)
-    counts = allocate(budget, "ipc", text.data.train.labels, text.class_count)
+    counts, classes, _ = shares_of(text, budget)
     points = k_means(text.embedding(), text.data.train.labels, counts, draws.fold("k-means"))
-    classes = torch.repeat_interleave(torch.arange(text.class_count), counts).to(text.device)
     return points, classes
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import Embeds
-from mmdistill.allocation import allocate
+from mmdistill.allocation import shares_of
 from mmdistill.coresets import random_subset
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels
@@ -66,7 +66,7 @@ def selected_texts(task: Task, budget: int, draws: Draws) -> Raw:
     if not isinstance(task, Embeds) or task.labels is None or task.num_classes is None:
         raise ConfigError(f"texts are chosen by their sentence points, and {task.describe().data!r} has none")
     labels, classes = task.labels, task.num_classes
-    counts = allocate(budget, "ipc", labels, classes)
+    counts = shares_of(task, budget).counts
     pool = torch.arange(len(labels))
     if len(pool) > MOST:
         share = (torch.bincount(labels, minlength=classes) * (MOST / len(labels))).long()

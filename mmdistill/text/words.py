@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmdistill.allocation import allocate
+from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_samples
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.labels import LabelKind, Labels, make_labels
@@ -42,12 +42,11 @@ def token_start(task: Task, budget: int, settings: Settings, draws: Draws) -> tu
     with ``init = "noise"`` all is N(0, 1).
     """
     text = as_token_task(task)
-    counts = allocate(budget, "ipc", text.data.train.labels, text.class_count)
+    counts, classes, _ = shares_of(text, budget)
     indices = choose_samples(text, settings.init, counts, draws)
     inputs = text.named(text.select(indices).inputs)
     if settings.init == "noise":
         inputs = {**inputs, "vectors": draws.fold("noise").to(text.device).normal(*inputs["vectors"].shape)}
-    classes = torch.repeat_interleave(torch.arange(text.class_count), counts).to(text.device)
     return inputs, classes
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmdistill.allocation import allocate
+from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_samples
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.structure import BernoulliEdges, initial_logits
@@ -97,15 +97,12 @@ def real_graphs(task: Task, budget: int, settings: Settings, label: LabelKind, d
     """
     if settings.init == "noise":
         raise ConfigError("synthetic graphs start from real ones, whose nodes they keep; leave --init noise out")
-    if task.labels is None or task.num_classes is None:
-        raise ConfigError(f"{task.describe().data!r} has no classes; synthetic graphs are labelled")
-    counts = allocate(budget, "ipc", task.labels, task.num_classes)
+    counts, classes, num_classes = shares_of(task, budget)
     inputs = task.select(choose_samples(task, settings.init, counts, draws)).inputs
     if not isinstance(inputs, dict) or "present" not in inputs:
         raise ConfigError(f"{task.describe().data!r} is no set of graphs")
-    classes = torch.repeat_interleave(torch.arange(task.num_classes), counts).to(task.device)
     x, present = inputs["x"], inputs["present"]
     structure = BernoulliEdges(initial_logits(inputs), present=present)
-    labels = make_labels(label, classes, task.num_classes)
+    labels = make_labels(label, classes, num_classes)
     scale = float((x.square().sum() / (present.sum() * x.shape[-1])).sqrt()) or 1.0
-    return SyntheticGraphs(x, present, structure, labels, classes, task.num_classes, scale)
+    return SyntheticGraphs(x, present, structure, labels, classes, num_classes, scale)
