@@ -106,8 +106,17 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{path} is of an earlier version, which did not note its {key}; begin anew with --overwrite"
                 )
+            if key == DESCRIBED and _agree(saved[key], value):
+                continue
             if saved[key] != value:
                 raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved[key], value)}")
+
+
+def _agree(saved: object, own: object) -> bool:
+    """Return whether two descriptions agree in all that both have; another version may say more or less."""
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        return all(_agree(saved[name], own[name]) for name in saved.keys() & own.keys())
+    return saved == own
 
 
 def _beside_memory(identity: Mapping[str, object]) -> Mapping[str, object]:
@@ -121,7 +130,7 @@ def _beside_memory(identity: Mapping[str, object]) -> Mapping[str, object]:
 def _difference(name: str, saved: object, own: object) -> str:
     """Return in words how two values differ: of mappings, their first entries that do, of texts their first lines."""
     if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        key = next(key for key in (*own, *saved) if saved.get(key) != own.get(key))
+        key = next(key for key in (*own, *saved) if not _agree(saved.get(key), own.get(key)))
         return _difference(f"{name}.{key}", saved.get(key), own.get(key))
     if isinstance(own, str):
         saved, own = differing_lines(str(saved), own)

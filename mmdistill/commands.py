@@ -271,6 +271,8 @@ def _open_run(
     config = DistillConfig.load(folder / CONFIG)
     require_own_config(config, distilled, folder)
     config = changed(config)
+    if config.deterministic:
+        use_deterministic_kernels()
     domain, task = make_task(config, device)
     distilled.require(task.describe())
     return config, domain, task, distilled

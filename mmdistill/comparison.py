@@ -1,9 +1,10 @@
 """Judged runs together: which of them are repetitions of one another, and what these scored."""
 
+import json
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ class Repetitions:
         network: what was distilled with.
         label: the kind of labels.
         steps: updates of each run; empty where its set is not there.
-        options: settings and other options of the first run.
+        options: of the first run, in words, those that no setting tells; None where it records none.
+        settings: of the first run, in words; None where it records none.
         moved: whether the runs' data differ, each seed having its own.
         fingerprint: of the first run's data; empty where the set does not say it.
     """
@@ -87,7 +89,8 @@ class Repetitions:
     network: str = ""
     label: str = ""
     steps: tuple[int, ...] = ()
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] | None = None
+    settings: Mapping[str, str] | None = None
     moved: bool = False
     fingerprint: str = ""
 
@@ -167,7 +170,7 @@ def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | N
             f"none of the runs has scores of {metric or 'any metric'} by {judge or 'any judge'} (there are: "
             f"{', '.join(sorted(known)) or 'none'})"
         )
-    found = [_together([runs[0] for runs in seeds.values()]) for seeds in groups]
+    found = [_together([_kept(runs) for runs in seeds.values()]) for seeds in groups]
     return sorted(found, key=lambda row: (row.data, row.method, row.budget, row.name))
 
 
@@ -185,7 +188,13 @@ def judges_of(folders: Sequence[Path], wanted: str | None) -> list[str | None]:
 def repeated(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[Path, Path]:
     """Return the runs that :func:`read_runs` leaves out, since another one has their seed, with that one."""
     groups = _repetitions(folders, judge, metric)
-    return {run.folder: runs[0].folder for seeds in groups for runs in seeds.values() for run in runs[1:]}
+    twice = [(run.folder, _kept(runs).folder) for seeds in groups for runs in seeds.values() for run in runs]
+    return {folder: kept for folder, kept in twice if folder != kept}
+
+
+def _kept(runs: Sequence[JudgedRun]) -> JudgedRun:
+    """Return that run of one seed which counts: the one with most baselines, the first of these."""
+    return max(runs, key=lambda run: len(run.metrics["baselines"]))
 
 
 def _repetitions(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[dict[str, list[JudgedRun]]]:
@@ -197,7 +206,21 @@ def _repetitions(folders: Sequence[Path], judge: str | None, metric: str | None)
         if entry is not None:
             run = JudgedRun(folder, metrics, entry, _distilled(folder), _options(folder))
             groups.setdefault(run.identity(), []).append(run)
-    return [_by(alike, lambda run: run.seed) for runs in groups.values() for alike in _of_one_data_set(runs)]
+    return [
+        _by(alike, lambda run: run.seed)
+        for runs in groups.values()
+        for made in _made_alike(runs)
+        for alike in _of_one_data_set(made)
+    ]
+
+
+def _made_alike(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
+    """Return runs in groups of one objective and schedule each; those that say nothing of them fit a single group."""
+    told = _by([run for run in runs if run.described], lambda run: json.dumps(run.described, sort_keys=True))
+    silent = [run for run in runs if not run.described]
+    if len(told) < 2:
+        return [list(runs)]
+    return [*told.values(), *([silent] if silent else [])]
 
 
 def _of_one_data_set(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
@@ -289,7 +312,8 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         metric=entry["metric"],
         networks=min(run.entry["n"] for run in runs),
         steps=tuple(run.made["steps"] for run in runs if "steps" in run.made),
-        options=first.said(),
+        options=first.options_said() if first.options else None,
+        settings=first.settings_said() if first.settings else None,
         fingerprint=first.fingerprint,
         moved=len(set(map(_samples_of(runs), runs))) > 1,
         **{name: str(first.made.get(name) or "") for name in RECORDED},

@@ -4,8 +4,12 @@ import math
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import partial
 from numbers import Integral, Real
+from pathlib import PurePath
 
+import torch
 from torch import nn
 
 OF_MODULES = frozenset(vars(nn.Module()))
@@ -17,13 +21,14 @@ def described(made: object) -> dict[str, object]:
 
     Numbers, texts, booleans and None are as they are, in tuples, lists and mappings too. Dataclasses are described
     likewise, without fields that do not count when two are compared; so are modules that hold no others, and
-    objectives within an objective. Anything else is the name of its class or, of a function, its own.
+    objectives within an objective. Of partial functions their arguments count. Anything else is the name of its class
+    or, of a function, its own. Private attributes (``_name``) are what is kept, not what is set, and do not count.
 
     Args:
         made: an objective or a schedule, as it was made: before it draws or learns.
     """
-    found = {name: _plain(value) for name, value in sorted({**_of_classes(made), **_own(made)}.items())}
-    return {"class": type(made).__name__, **found}
+    values = {name: value for name, value in {**_of_classes(made), **_own(made)}.items() if not name.startswith("_")}
+    return {"class": type(made).__name__, **{name: _plain(values[name]) for name in sorted(values)}}
 
 
 def _own(made: object) -> dict[str, object]:
@@ -48,8 +53,12 @@ def _of_classes(made: object) -> dict[str, object]:
 
 def _plain(value: object) -> object:
     """Return a value as JSON can hold it."""
-    if value is None or isinstance(value, (bool, str)):
+    if value is None or isinstance(value, bool) or type(value) is str:
         return value
+    if isinstance(value, Enum | torch.dtype | PurePath):
+        return str(value)
+    if isinstance(value, partial):
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):

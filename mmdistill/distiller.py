@@ -41,7 +41,7 @@ from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.run_state import RunState, follow, grouped
 from mmdistill.runtime import Draws
 from mmdistill.second_order import differentiable_again
-from mmdistill.settings import Settings
+from mmdistill.settings import Settings, require_plain
 from mmdistill.store import DistilledSet, detached
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, augmented, real_classes, real_samples
 
@@ -75,6 +75,7 @@ class Distiller:
         self.budget = budget
         self.settings = method.settings(budget) if settings is None else settings
         self.draws = Draws(seed, device=task.device)
+        require_plain(self.settings)
         require_selectable(task, method, self.settings)
         self.precision = resolved(precision, task.device)
         self.schedule = method.make_schedule(self.settings)

@@ -67,9 +67,13 @@ class JudgedRun(NamedTuple):
         told = (*PLACES, *(("lr", *SETTINGS) if self.settings else ()))
         return {name: str(value) for name, value in self.options.items() if name not in told}
 
-    def said(self) -> dict[str, str]:
-        """Return the run's settings and its other options, in words."""
-        found = self.options_beside()
+    def options_said(self) -> dict[str, str]:
+        """Return the options that no setting tells, in words."""
+        return {name: value for name, value in self.options_beside().items() if name not in TOLD}
+
+    def settings_said(self) -> dict[str, str]:
+        """Return the run's settings and what is set of its objective and schedule, in words."""
+        found: dict[str, str] = {}
         for name, value in self.settings.items():
             if name in PLACES:
                 continue
@@ -78,8 +82,7 @@ class JudgedRun(NamedTuple):
                 found |= {key: str(one) for key, one in groups}
             else:
                 found[name] = str(value)
-        found = {name: value for name, value in found.items() if name not in TOLD}
-        return found | self._described()
+        return self._described() | {name: value for name, value in found.items() if name not in TOLD}
 
     def _described(self) -> dict[str, str]:
         """Return what is set of the run's objective and schedule, in words, where no setting of the name tells it."""
@@ -94,7 +97,7 @@ class JudgedRun(NamedTuple):
                 found[words] = str(value)
 
         for part, value in self.described.items():
-            note(str(part), value)
+            note("networks" if part == "schedule" else str(part), value)
         return found
 
     def _tells(self, name: str, value: object) -> bool:
@@ -103,7 +106,10 @@ class JudgedRun(NamedTuple):
         return any(self.settings[own] in alike for own in (name, f"inner_{name}") if own in self.settings)
 
     def identity(self) -> str:
-        """Return what repetitions share, as text; the data by their name, size and classes."""
+        """Return what repetitions share, as text; the data by their name, size and classes.
+
+        What the set says of its objective and schedule is not in it, since runs of earlier versions say nothing.
+        """
         metrics, entry = self.metrics, self.entry
         settings = {name: value for name, value in self.settings.items() if name not in MEMORY_ONLY}
         augmentation = dict(self.info.get("preprocessing") or {}).get("augmentation")
@@ -111,5 +117,4 @@ class JudgedRun(NamedTuple):
         judged = [entry["judge"], entry["metric"], entry.get("judging")]
         said = [self.made.get(name) for name in RECORDED]
         own = [data, metrics["method"], metrics["budget"], judged, self.options_beside(), settings, said]
-        own += [self.described] if self.described else []
         return json.dumps(own, sort_keys=True)

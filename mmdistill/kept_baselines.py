@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -52,7 +53,7 @@ class KeptBaselines:
         self.usable = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
         options = {name: getattr(config, name) for name in (*(f.name for f in fields(TaskOptions)), *SHAPING)}
         self.key = {
-            "data": [info.domain, info.fingerprint, info.test_fingerprint],
+            "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
             "options": options | {"device": describe_device(torch.device(task.device))},
             "judged": [n, at_once, seed],
             "code": [code_digest(), torch.__version__],
@@ -66,8 +67,9 @@ class KeptBaselines:
         except (CheckpointError, OSError):  # missing or damaged: it is judged anew
             return []
         entries = found.get("entries")
-        whole = found.get("key") == key and isinstance(entries, list) and all(fits(entry, ENTRY) for entry in entries)
-        return entries if whole and isinstance(entries, list) else []
+        if found.get("key") != key or not isinstance(entries, list):
+            return []
+        return entries if all(fits(entry, ENTRY) and math.isfinite(entry["mean"]) for entry in entries) else []
 
     def keep(self, name: str, budget: int, entries: Sequence[Mapping[str, Any]]) -> None:
         """Keep a baseline's entries, of any judges; where the cache folder takes none, nothing is kept."""
@@ -80,10 +82,12 @@ class KeptBaselines:
 
     def _key(self, name: str, budget: int, judge: str) -> dict[str, Any]:
         own = {"baseline": [name, None if name in WITHOUT_BUDGET else budget]}
-        return self.key | own | {"judge": [judge, judging_of(self.task, judge, self.judging)]}
+        whole = self.key | own | {"judge": [judge, judging_of(self.task, judge, self.judging)]}
+        plain: dict[str, Any] = json.loads(json.dumps(whole, default=str))  # as files give it back
+        return plain
 
     def _path(self, key: Mapping[str, Any]) -> Path:
-        text = json.dumps(key, sort_keys=True, default=str)
+        text = json.dumps(key, sort_keys=True)
         return cache_folder() / "baselines" / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.json"
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import asdict
 
+import torch
+
+from mmdistill.allocation import allocate, require_members
 from mmdistill.config import DistillConfig
 from mmdistill.evaluate import find_judges
 from mmdistill.method import Method
@@ -11,8 +14,21 @@ from mmdistill.task import Task
 
 
 def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) -> list[list[str]]:
-    """Return what a configuration means, as name and value: the settings in effect, who judges, and where it lies."""
+    """Return what a configuration means, as name and value: the settings in effect, who judges, and where it lies.
+
+    Raises:
+        ConfigError: a budget that cannot be shared among the classes.
+        DataError: fewer real samples of a class than the set starts from.
+    """
     info, settings = task.describe(), method.settings(budget)
+    counts = allocate(budget, info.budget, task.labels, task.num_classes)
+    if (
+        task.labels is not None
+        and method.parameterization is None
+        and method.solve is None
+        and settings.init != "noise"
+    ):
+        require_members(torch.bincount(task.labels, minlength=len(counts)), counts, info.class_names)
     judges = find_judges(task, config.judge_names(), method.judge)
     networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
     facts = {
@@ -20,7 +36,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
         "budget": f"{info.budget} {budget}",
         "network": "" if method.reads_no_network(budget) else network_title(task),
-        "stored as": method.storage,
+        "stored as": method.storage or "the method's own way",
         "labels": method.label,
         "settings": settings_in_words(asdict(settings)),
         "judges": f"{', '.join(judges)}, {networks}",

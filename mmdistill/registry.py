@@ -121,6 +121,7 @@ class Domain:
         parameterizations: by name, ways of storing samples that any method can take instead of its own.
         families: ways of storing samples with a number at the end of their name, by what stands before it.
         storages: by data set name, ways of storing samples whose settings differ there.
+        tables: endings of the tables whose columns options name.
         options: which of the options in :data:`~mmdistill.assembly.OPTIONS_OF_DOMAINS` mean something to it.
         protocols: ways of training judges by name, a line each.
         taxonomy: by method name, the rows of Table 1.
@@ -143,6 +144,7 @@ class Domain:
     parameterizations: Mapping[str, Storage] = field(default_factory=dict)
     families: Mapping[str, Callable[[int], Storage]] = field(default_factory=dict)
     storages: Mapping[str, Mapping[str, Storage]] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     protocols: Mapping[str, str] = field(default_factory=dict)
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
@@ -185,9 +187,10 @@ def domain_of(data: str, columns: Collection[str] = ()) -> Domain:
     domains = [get_domain(name) for name in DOMAIN_PACKAGES]
     path = Path(data)
     if path.exists():
-        named = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
         accepting = [domain for domain in domains if domain.accepts(path)]
-        if named and (path.is_file() or not accepting):
+        named = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
+        ending = path.name.lower().removesuffix(".gz")
+        if named and (ending.endswith(named[0].tables) if path.is_file() else not accepting):
             return named[0]
         if accepting:
             return accepting[0]

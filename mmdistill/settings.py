@@ -241,6 +241,28 @@ def own_names(settings: Settings) -> set[str]:
     return {entry.name for entry in fields(settings)} - set(Settings.__dataclass_fields__)
 
 
+def require_plain(settings: Settings) -> None:
+    """Refuse values of a user's own fields that a run cannot note and compare when it resumes.
+
+    Raises:
+        ConfigError: something else than numbers, texts, booleans, None and tuples, lists and mappings of these.
+    """
+    for name in sorted(own_names(settings)):
+        if not _is_plain(value := getattr(settings, name)):
+            raise ConfigError(
+                f"the setting {name!r} is a {type(value).__name__}, and settings are numbers, texts, booleans, None or "
+                "tuples and mappings of these, which runs note and compare"
+            )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(one) for name, one in value.items())
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | OptimizerSpec)
+
+
 def known_names(kind: type[Settings] = Settings) -> dict[str, None]:
     """Return the names of all settings that there are, in order: those of :class:`Settings` and of its subclasses."""
     found = dict.fromkeys(kind.__dataclass_fields__)

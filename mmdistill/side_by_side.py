@@ -3,7 +3,7 @@
 import csv
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmdistill.comparison import Repetitions, Score
@@ -27,7 +27,9 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
         alike = [other for other in rows if (other.data, other.method) == (row.data, row.method)]
         differing = [name for name in RECORDED if len({getattr(other, name) for other in alike}) > 1]
         words = [getattr(row, name) for name in differing]
-        words += [f"{name.replace('_', '-')} {row.options[name]}" for name in _differing(alike) if name in row.options]
+        for kind in ("options", "settings"):
+            values: Mapping[str, str] = getattr(row, kind) or {}
+            words += [f"{name.replace('_', '-')} {values[name]}" for name in _differing(alike, kind) if name in values]
         own = ", ".join(filter(None, words))
         return f"{row.method} ({own})" if own else row.method
 
@@ -39,14 +41,18 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
     ]
 
 
-def _differing(rows: Sequence[Repetitions]) -> list[str]:
-    """Return the options by which rows of one budget differ, in their order."""
-    budgets: dict[tuple[str, int], list[Repetitions]] = {}
+def _differing(rows: Sequence[Repetitions], kind: str) -> list[str]:
+    """Return the ``options`` or ``settings`` by which rows of one budget differ, in their order.
+
+    Rows that record none, as options of runs made in Python, do not differ by them.
+    """
+    budgets: dict[tuple[str, int], list[Mapping[str, str]]] = {}
     for row in rows:
-        budgets.setdefault((row.unit, row.budget), []).append(row)
-    names = dict.fromkeys(name for row in rows for name in row.options)
+        if (values := getattr(row, kind)) is not None:
+            budgets.setdefault((row.unit, row.budget), []).append(values)
+    names = dict.fromkeys(name for alike in budgets.values() for values in alike for name in values)
     return [
-        name for name in names if any(len({row.options.get(name) for row in alike}) > 1 for alike in budgets.values())
+        name for name in names if any(len({values.get(name) for values in alike}) > 1 for alike in budgets.values())
     ]
 
 

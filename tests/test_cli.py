@@ -1015,3 +1015,17 @@ def test_a_dry_run_says_what_the_run_would_do_and_does_nothing(
     (tmp_path / "own.yaml").write_text(capsys.readouterr().out)
     assert main(["distill", "--config", str(tmp_path / "own.yaml"), "--dry-run"]) == 0
     assert "DC, 7 steps, seed 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "digits", "--method", "dm", "--ipc", "0"], "the budget (--ipc) is between 1 and"),
+        (["--data", "digits", "--method", "dm", "--ipc", "1000"], "fewer than the 1000 asked for"),
+    ],
+)
+def test_a_dry_run_refuses_budgets_that_the_run_would(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["distill", *options, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err

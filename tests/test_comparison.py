@@ -429,3 +429,38 @@ def test_all_judges_are_shown_and_baselines_have_their_deviation(
     assert "accuracy by mlp      40.5 +/- 0.7  -" in said
     assert main(["compare", *runs, "--judges", "mlp,vit"]) == 2
     assert "by vit (there are: accuracy by convnet, accuracy by mlp)" in capsys.readouterr().err
+
+
+def test_of_two_runs_of_one_seed_that_with_more_baselines_counts(tmp_path: Path) -> None:
+    poor, rich = changed(finished(tmp_path / "a", 0.8), baselines={}), finished(tmp_path / "b", 0.8)
+    (row,) = read_runs([poor, rich])
+    assert row.name == "b"
+    assert repeated([poor, rich], None, None) == {poor: rich}
+
+
+def test_a_run_that_does_not_record_its_settings_makes_no_titles_long(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / str(index), 0.8, steps=10 + index) for index in range(3)]
+    for run in runs:
+        (run / "config.yaml").write_text((run / "config.yaml").read_text() + "encoder: minilm\n")
+    (runs[0] / "distilled.json").unlink()
+    (runs[1] / "config.yaml").unlink()
+    assert titles(read_runs(runs)) == ["dm", "dm", "dm"]
+
+
+def test_published_and_reduced_schedules_are_told_apart_beside_what_sets_say_of_theirs(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, 0.8) for name in ("published", "reduced")]
+    for run in runs:
+        (run / "config.yaml").write_text((run / "config.yaml").read_text() + f"schedule: {run.name}\n")
+        document = json.loads((run / "distilled.json").read_text())
+        (run / "distilled.json").write_text(json.dumps({**document, "described": {"schedule": {"class": "Fresh"}}}))
+    assert titles(read_runs(runs)) == ["dm (schedule published)", "dm (schedule reduced)"]
+
+
+def test_runs_that_say_nothing_of_their_objective_are_repetitions_of_those_that_do(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(4)]
+    for run, freqs in zip(runs[1:], (8, 8, 9), strict=True):
+        document = json.loads((run / "distilled.json").read_text())
+        own = {"objective": {"class": "Own", "freqs": freqs}}
+        (run / "distilled.json").write_text(json.dumps({**document, "described": own}))
+    assert [len(row.score.values) for row in read_runs(runs[:3])] == [3]
+    assert sorted(len(row.score.values) for row in read_runs(runs)) == [1, 1, 2]

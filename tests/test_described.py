@@ -3,12 +3,16 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mmdistill.checkpoints import Checkpoints
 from mmdistill.comparison import read_runs
 from mmdistill.described import described
 from mmdistill.distill import distill
@@ -169,7 +173,7 @@ def test_compared_runs_of_one_name_are_told_apart_by_what_is_set(tmp_path: Path)
     rows = read_runs(runs)
     assert sorted(len(row.score.values) for row in rows) == [1, 1, 2]
     assert sorted(titles(read_runs(runs[:3]))) == ["powered (objective factor 1.0)", "powered (objective factor 8.0)"]
-    assert "powered (objective factor 1.0, schedule Serving, schedule steps 3)" in titles(rows)
+    assert "powered (objective factor 1.0, networks Serving, networks steps 3)" in titles(rows)
     assert DistilledSet.load(runs[2]).described["objective"]["factor"] == 8.0  # type: ignore[index]
 
 
@@ -189,3 +193,33 @@ def test_sets_without_a_description_are_read_and_compared(tmp_path: Path) -> Non
     (run / "distilled.json").write_text(json.dumps(document))
     assert DistilledSet.load(run).described == {}
     assert titles(read_runs([run])) == ["powered"]
+
+
+class Kind(Enum):
+    ONE = 1
+    OTHER = 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (partial(max, 1), partial(max, 2)),
+        (Kind.ONE, Kind.OTHER),
+        (torch.float32, torch.float64),
+        (Path("a"), Path("b")),
+    ],
+)
+def test_values_of_one_class_are_told_apart(one: object, other: object) -> None:
+    assert described(SimpleNamespace(value=one)) != described(SimpleNamespace(value=other))
+    assert json.loads(json.dumps(described(SimpleNamespace(value=one)))) == described(SimpleNamespace(value=one))
+
+
+def test_what_an_object_keeps_for_itself_is_not_what_it_is() -> None:
+    assert described(SimpleNamespace(a=1, _opened=None)) == described(SimpleNamespace(a=1, _opened=["x"]))
+
+
+def test_a_checkpoint_of_a_version_that_describes_less_or_more_is_resumed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, {"described": {"objective": {"class": "A", "new": 1}}})
+    checkpoints._require_same(tmp_path, {"described": {"objective": {"class": "A", "old": 2}}})
+    with pytest.raises(CheckpointError, match=r"its described.objective.class is"):
+        checkpoints._require_same(tmp_path, {"described": {"objective": {"class": "B", "old": 2}}})

@@ -6,9 +6,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from mmdistill import kept_baselines
 from mmdistill.cli import main
+from mmdistill.image.datasets import load
 
 DIGITS = ["distill", "--data", "digits", "--model", "mlp", "--width", "4", "--networks", "2", "--judge-epochs", "9"]
 Judged = list[str]
@@ -113,4 +115,14 @@ def test_evaluate_judges_anew_and_others_find_that(tmp_path: Path, judged: Judge
     assert main(run) == 0
     assert judged == ["random", "random"]
     distil(tmp_path / "b", "--baselines", "random")
+    assert judged == ["random", "random"]
+
+
+def test_data_of_the_same_numbers_that_are_prepared_otherwise_share_nothing(tmp_path: Path, judged: Judged) -> None:
+    data = load("digits")
+    save_file({"images": data.train_images, "labels": data.train_labels}, tmp_path / "digits.safetensors")
+    distil(tmp_path / "a", "--baselines", "random")
+    judged.clear()
+    distil(tmp_path / "b", "--baselines", "random", "--data", str(tmp_path / "digits.safetensors"))
+    distil(tmp_path / "c", "--baselines", "random", "--data", str(tmp_path / "digits.safetensors"), "--mirror", "false")
     assert judged == ["random", "random"]

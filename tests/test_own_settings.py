@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
@@ -32,7 +33,7 @@ class Slotted(Settings):
 def method(kind: type[Settings] = FewLayers) -> Method:
     return Method(
         "Few",
-        Configured(lambda own: DistributionMatching("last" if own.few else "all")),  # type: ignore[attr-defined]
+        Configured(lambda own: DistributionMatching("last" if getattr(own, "few", False) else "all")),
         fresh,
         lambda ipc: kind(steps=4, real_batch=8, optimizers=CODES),
     )
@@ -74,3 +75,14 @@ def test_own_fields_of_other_methods_are_unknown() -> None:
     plain = method(Settings).with_settings(few=True)  # known, but to settings of another class
     with pytest.raises(ConfigError, match="unknown setting 'few'"):
         plain.settings(1)
+
+
+@dataclass(frozen=True)
+class WithTensor(Settings):
+    points: object = None
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), lambda x: x, (1, {2: 3})])
+def test_values_that_a_run_cannot_note_are_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"the setting 'points' is a \w+, and settings are numbers, texts"):
+        distill(BlobTask(), method(WithTensor), ipc=1, settings={"points": value})

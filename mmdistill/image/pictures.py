@@ -46,7 +46,11 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 def upright(image: Image.Image) -> Image.Image:
     """Return a picture as viewers show it: turned or mirrored as its EXIF data say."""
-    return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
+    if orientation(image) == 1:
+        return image
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on damaged parts
+        return ImageOps.exif_transpose(image)
 
 
 @contextmanager
@@ -57,9 +61,11 @@ def opened(path: str) -> Iterator[Image.Image]:
         DataError: it cannot be read, or not as bytes.
     """
     try:
-        with Image.open(path) as image:
-            require_bytes(image, path)
-            yield image
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?i).*exif")  # on damaged parts, which say nothing of the pixels
+            with Image.open(path) as image:
+                require_bytes(image, path)
+                yield image
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes Pillow's readers raise anything

@@ -28,8 +28,6 @@ StepLoss = Callable[[Tensors, Batch, int], Tensor]
 """``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
 DiffMode = Literal["auto", "forward", "reverse"]
 InnerOptimizer = Literal["sgd", "adam"]
-CLOSED = "closed"
-"""Noted once a loss has been found to depend on nothing but its arguments to which gradients should go."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,14 @@ class Unrolling:
 
     momentum: float = 0.0
     truncate: int | None = None
-    mode: DiffMode = "auto"
+    mode: DiffMode = field(default="auto", compare=False)  # how gradients are found, and not which
     keep: int | None = field(default=None, compare=False)  # it bounds memory, and changes no result
     optimizer: InnerOptimizer = "sgd"
     _measured: dict[object, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Of one loss alone: bytes of a step's activations by the shapes of parameters and batch, and :data:`CLOSED`."""
+    """Bytes of a step's activations by the shapes of its parameters and batch, measured once: for one loss alone."""
+    _closed: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
+    """Holds something once a loss has been found to depend on nothing but its arguments to which gradients should go.
+    """
 
     def __post_init__(self) -> None:
         require_choice("the student's optimizer", self.optimizer, get_args(InnerOptimizer))
@@ -83,7 +84,7 @@ def unroll(
 
     Gradients are exact with respect to the initial parameters, all floating-point tensors of the step batches, and the
     rates. They cannot be differentiated again. Whatever else the loss closes over is a constant to them, so that
-    tensors which require gradients are refused there.
+    tensors which require gradients are refused there, as far as the first step's loss depends on them.
 
     Args:
         loss: the training loss of one step.
@@ -157,7 +158,7 @@ class _Problem:
     loss: StepLoss
     layout: Layout
     rebuild: Callable[[Sequence[Tensor]], Batch]
-    noted: dict[object, int] | None
+    closed: list[bool] | None
     """Where it is noted that a step's graph has been looked through; None: it need not be."""
 
     def value(self, theta: Tensor, leaves: Sequence[Tensor], step: int) -> Tensor:
@@ -173,9 +174,9 @@ class _Problem:
 
     def check(self, value: Tensor, known: Sequence[Tensor]) -> None:
         """Refuse, in the first step of all, a loss that closes over tensors to which gradients should go."""
-        if self.noted is not None and CLOSED not in self.noted:
+        if self.closed is not None and not self.closed:
             require_reached_from(value, known, "put it into the step's batch, or detach it")
-            self.noted[CLOSED] = 1
+            self.closed.append(True)
 
     def record(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> _Recorded:
         """Return the gradient with its graph to theta and the chosen leaves."""
@@ -248,8 +249,8 @@ def _pose(
     rates = torch.as_tensor(lr, device=theta.device).to(theta.dtype)
     if rates.shape not in ((), (count,)):
         raise ShapeError(f"learning rates are one number or one for each of {count} steps, got {tuple(rates.shape)}")
-    noted = unrolling._measured if torch.is_grad_enabled() else None
-    return _Problem(loss, layout, rebuild, noted), theta, rates.expand(count), leaves
+    closed = unrolling._closed if torch.is_grad_enabled() else None
+    return _Problem(loss, layout, rebuild, closed), theta, rates.expand(count), leaves
 
 
 def _leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:

@@ -4,7 +4,7 @@ from mmdistill.recsys.builders import READING_OPTIONS, make_task, recsys_task
 from mmdistill.recsys.data import DATASETS, Interactions, load_interactions
 from mmdistill.recsys.draw import draw
 from mmdistill.recsys.export import EXPORTS
-from mmdistill.recsys.files import ACCEPTED, looks_like_interactions
+from mmdistill.recsys.files import ACCEPTED, JSON_SUFFIXES, PANDAS_SUFFIXES, TABLE_SUFFIXES, looks_like_interactions
 from mmdistill.recsys.methods import METHODS, REDUCED
 from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.storage import (
@@ -36,6 +36,7 @@ DOMAIN = Domain(
     accepted=ACCEPTED,
     parameterizations=STORAGES,
     reduced=REDUCED,
+    tables=(*TABLE_SUFFIXES, *JSON_SUFFIXES, *PANDAS_SUFFIXES),
     options=(*READING_OPTIONS, "interactions_per_user", "model", "judge_batch"),
 )
 

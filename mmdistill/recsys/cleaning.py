@@ -64,9 +64,10 @@ def positive(column: "pd.Series[Any]", min_rating: float | None, name: str) -> n
     bad = ~np.isfinite(values)
     if bad.any():
         row = int(bad.argmax())
+        found = "no rating" if column.isna().iloc[row] else f"rating {str(column.iloc[row])!r}"
         raise DataError(
-            f"row {row + 1} of {name} has rating {str(column.iloc[row])!r}; every rating must be a finite number "
-            f"({int(bad.sum())} are not)"
+            f"row {row + 1} of {name} has {found}; every rating must be a finite number ({int(bad.sum())} are not); "
+            "name another column with --rating-column (rating_column), or remove this one"
         )
     keep: npt.NDArray[np.bool_] = values > 0 if min_rating is None else values >= min_rating
     if not keep.any():

@@ -148,6 +148,8 @@ def read_table(path: Path, wanted: Columns = Columns()) -> tuple[pd.DataFrame, t
         return select_columns(_read_by_pandas(path), str(path), wanted)
     if _table_suffix(path) in JSON_SUFFIXES:
         return select_columns(_read_json(path), str(path), wanted)
+    if _table_suffix(path) not in (*TABLE_SUFFIXES, ".inter", ".dat", ".data"):
+        raise DataError(f"{path} is no table of interactions; read are {ACCEPTED}")
     first = _first_line(path)
     if path.suffix == ".dat" or "::" in first or path.name == "u.data":
         wanted.require_none(f"{path}, which has no header,")
@@ -169,11 +171,13 @@ def select_columns(
     """
     columns = [str(column) for column in frame.columns]
     named = {role: _named(columns, name, origin) for role, name in asdict(wanted).items() if name is not None}
-    if len(set(named.values())) < len(named):
-        raise ConfigError(f"of {origin} one column is to be two of {', '.join(named)}; name each its own")
+    places = {role: named.get(role, _find(columns, aliases)) for role, aliases in ALIASES.items()}
+    twice = [role for role in places if places[role] is not None and [*places.values()].count(places[role]) > 1]
+    if twice:
+        raise ConfigError(f"of {origin} one column is to be {' and '.join(twice)}; name each its own")
     found, used = {}, set[int]()
     for role, aliases in ALIASES.items():
-        index = named.get(role, _find(columns, aliases))
+        index = places[role]
         if index is not None and (
             role != "rating" or role in named or _is_rating(columns[index], frame.iloc[:, index])
         ):
@@ -200,8 +204,8 @@ def select_columns(
 
 
 def _is_rating(name: str, column: "pd.Series[Any]") -> bool:
-    """Return whether a guessed column of ratings is one; of what only may be one, words like view are none."""
-    return _find([name], RATING_COLUMNS) is not None or bool(np.isfinite(feedback(column)).any())
+    """Return whether a guessed column of ratings is one; what only may be one is where it holds nothing but numbers."""
+    return _find([name], RATING_COLUMNS) is not None or bool(np.isfinite(feedback(column)).all())
 
 
 def _unread_notes(frame: pd.DataFrame, columns: list[str], unread: list[int], *, rated: bool) -> list[str]:
@@ -258,8 +262,9 @@ def _split_header(line: str) -> tuple[list[str], str]:
     return [name.strip().strip('"') for name in line.split(separator)], separator
 
 
-def _named(columns: list[str], name: str, origin: str) -> int:
-    """Return the place of a column that the user named."""
+def _named(columns: list[str], given: object, origin: str) -> int:
+    """Return the place of a column that the user named, by a text or by whatever pandas calls it."""
+    name = str(given)
     spelt = [column.split(":")[0].strip() for column in columns]
     for names in (columns, spelt):
         if name in names:
@@ -312,6 +317,8 @@ def _read_by_pandas(path: Path) -> pd.DataFrame:
 
 
 def _parse(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
+    if repeated := [name for name in columns if columns.count(name) > 1]:
+        raise DataError(f"{path} has several columns called {repeated[0]!r}; keep one of them")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose data
@@ -325,6 +332,7 @@ def _parse(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
                 na_values=list(MISSING),
                 encoding="utf-8",
                 index_col=False,
+                skipinitialspace=True,
             )
     except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error

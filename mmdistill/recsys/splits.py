@@ -1,5 +1,7 @@
 """Which interactions train, validate and test: as a column names them, at random, or by time."""
 
+import re
+import warnings
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -112,18 +114,55 @@ def by_time(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
     Raises:
         ConfigError: no column of times.
-        DataError: a time that is neither a number nor a date.
+        DataError: a time that is missing, neither a number nor a date, or a date of which day and month may be meant
+            either way.
     """
     if "time" not in frame:
         raise ConfigError(f"{name} has no times to be split by: name their column with --time-column (time_column)")
-    times = pd.to_numeric(frame["time"], errors="coerce")
-    if times.isna().any():
-        times = pd.to_datetime(frame["time"], errors="coerce", utc=True, format="mixed")
+    times = _times(frame["time"])
     bad = times.isna().to_numpy()
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
-            f"row {row + 1} of {name} has time {str(frame['time'].iloc[row])!r}; every time must be a number or a date "
-            f"({int(bad.sum())} are not)"
+            f"row {row + 1} of {name} has time {str(frame['time'].iloc[row])!r}; every time must be a finite number or "
+            f"a date ({int(bad.sum())} are not)"
         )
     return frame.iloc[np.argsort(times.to_numpy(), kind="stable")]
+
+
+def _times(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Return times in a form that can be sorted, missing where they are none.
+
+    A column is read in one way as a whole: as numbers, as dates of ISO 8601, or as dates of one other form.
+
+    Raises:
+        DataError: the order of the dates depends on whether days or months come first.
+    """
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return column
+    numbers = pd.to_numeric(column, errors="coerce")
+    numbers = numbers.where(np.isfinite(numbers.astype("float64")) & column.notna())
+    if pd.api.types.is_numeric_dtype(column) or numbers.notna().all():
+        return numbers
+    iso = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
+    if iso.notna().all() or column.isna().all():
+        return iso
+    months_first, days_first = _dates(column, False), _dates(column, True)
+    either = months_first.notna().all() and days_first.notna().all()
+    if either and not (months_first.rank() == days_first.rank()).all():
+        raise DataError(
+            f"the times, such as {str(column.iloc[0])!r}, may have days or months first, which order them otherwise; "
+            "write dates as 2020-11-05, or times as numbers"
+        )
+    return max((numbers, iso, months_first, days_first), key=lambda times: int(times.notna().sum()))
+
+
+def _dates(column: "pd.Series[Any]", day_first: bool) -> "pd.Series[Any]":
+    """Return dates that are all of the first one's form, missing where they are not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on a form that is guessed, or that contradicts the order asked for
+        form = pd.tseries.api.guess_datetime_format(str(column.dropna().iloc[0]), dayfirst=day_first)
+        swapped = {"%d": "%m", "%m": "%d"}
+        if form is not None and (form.find("%d") < form.find("%m")) != day_first and "%b" not in form.lower():
+            form = re.sub("%[dm]", lambda part: swapped[part[0]], form)
+        return pd.to_datetime(column, errors="coerce", utc=True, format=form)

@@ -12,6 +12,7 @@ from mmdistill.text.encoder import SentenceEncoder, TfidfEncoder, TransformerEnc
 from mmdistill.text.exports import export_embeds, export_tensors, export_texts
 from mmdistill.text.methods import METHODS
 from mmdistill.text.models import MODELS
+from mmdistill.text.tables import FORMATS
 from mmdistill.text.task import TextTask, text_task
 from mmdistill.text.token_methods import TOKEN_METHODS
 from mmdistill.text.token_models import TOKEN_MODELS
@@ -70,6 +71,7 @@ DOMAIN = Domain(
     accepted="a TSV, CSV or JSON file with a text and a label column, a folder with such train and test files, "
     f"or {HUB_PREFIX}NAME[:CONFIGURATION] for a data set of the Hugging Face hub",
     prefix=HUB_PREFIX,
+    tables=tuple(FORMATS),
     options=("encoder", "length", "text_column", "label_column", "model", "judge_batch"),
     parameterizations={
         "embeddings": Storage(token_samples, "token embeddings, learned freely (--model textcnn, bilstm, ...)"),

@@ -58,6 +58,21 @@ def split_name(name: str) -> str:
     return SPLIT_OF[spelling]
 
 
+def require_one_each(keys: Iterable[object]) -> None:
+    """Refuse two names of one split, of which one would replace the other.
+
+    Raises:
+        DataError: naming both.
+    """
+    seen: dict[str, object] = {}
+    for key in keys:
+        split = SPLIT_OF.get(str(key).strip().lower())
+        if split in seen:
+            raise DataError(f"{seen[split]!r} and {key!r} both name the {split} split; join them")
+        if split is not None:
+            seen[split] = key
+
+
 def pair_split(name: str, pair: Pair) -> RawSplit:
     """Return the texts and labels of a pair ``(texts, labels)``.
 
@@ -90,9 +105,14 @@ def columns_split(table: pd.DataFrame, text_column: str | None, label_column: st
         ConfigError: no column of a given name, or one for both.
         DataError: no column looks like the one wanted; or a text of a TSV file seems to go on in the next line.
     """
-    texts = text_columns(list(table.columns), text_column, source)
-    label = column(list(table.columns), label_column, LABEL_COLUMNS, "label", source)
+    columns = list(table.columns)
+    texts = text_columns(columns, text_column, source)
+    label = column(columns, label_column, LABEL_COLUMNS, "label", source)
     require_apart(texts, label, source)
+    if repeated := [name for name in (*texts, label) if columns.count(name) > 1]:
+        raise DataError(
+            f"{source} has {columns.count(repeated[0])} columns {repeated[0]!r}; keep or rename one of them"
+        )
     split = joined([table[name].tolist() for name in texts]), table[label].tolist()
     if isinstance(source, Path) and table_format(source) == "tsv":
         _require_closed(split, source)
@@ -165,6 +185,7 @@ def from_parts(
         return from_data_sets(parts, text_column, label_column, "the data set")
     splits: dict[str, RawSplit] = {}
     names: tuple[str, ...] | None = None
+    require_one_each(parts)
     for key, part in parts.items():
         split = split_name(str(key))
         if is_table(part):
@@ -185,6 +206,7 @@ def from_data_sets(
     """
     splits: dict[str, RawSplit] = {}
     names: tuple[str, ...] | None = None
+    require_one_each(loaded)
     for key, part in loaded.items():
         if str(key) not in SPLIT_OF:
             continue

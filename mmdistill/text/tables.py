@@ -108,6 +108,7 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
     """
     names = [str(name) for name in columns]
     if given is not None:
+        given = str(given)  # pandas may number its columns
         if given in names:
             return given
         near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
@@ -138,6 +139,7 @@ def text_columns(columns: Sequence[str], given: str | None, source: object) -> t
         DataError: no column looks like one of texts.
     """
     names = [str(name) for name in columns]
+    given = None if given is None else str(given)
     if given is not None and given not in names and "," in given:
         parts = [part.strip() for part in given.split(",")]
         if len(parts) != 2:

@@ -3,12 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 from scipy import sparse
 
 from mmdistill.cli import main
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.image.datasets import load
 from mmdistill.recsys import load_interactions, recsys_task
-from mmdistill.recsys.splits import SPLITS
+from mmdistill.recsys.splits import SPLITS, by_time
 from mmdistill.registry import domain_of
 from tests.recsys.conftest import taste_matrix
 
@@ -98,7 +101,7 @@ def test_times_of_files_without_a_header_are_read(tmp_path):
     ("options", "message"),
     [
         ({**OWN, "user_column": "clients"}, r"no column 'clients'; did you mean 'client'\?"),
-        ({**OWN, "item_column": "client"}, "one column is to be two of user, item, rating"),
+        ({**OWN, "item_column": "client"}, "one column is to be user and item"),
         ({**OWN, "split_by": "time"}, "has no times to be split by: name their column with --time-column"),
         ({**OWN, "split_by": "date"}, "unknown way to split interactions 'date'"),
         ({"user_column": "client", "item_column": "product", "min_rating": 4}, "has no ratings, so none is at least 4"),
@@ -144,3 +147,71 @@ def test_the_command_line_reads_own_columns_and_a_resumed_run_does_too(tmp_path,
     assert main(["evaluate", str(out), "--judges", "ease", "--baselines", "none"]) == 0
     assert main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--min-rating", "4"]) == 2
     assert "--min-rating is for interactions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        ["03/11/2020", "28/11/2020", "01/12/2020", "13/12/2020"],
+        ["11/03/2020", "11/28/2020", "12/01/2020", "12/13/2020"],
+        ["30.11.2020", "01.12.2020", "02.12.2020", "14.12.2020"],
+        ["Mar 5, 2020", "Apr 1, 2020", "Apr 12, 2020"],
+        ["3/5/2020 9:00 AM", "3/5/2020 10:00 PM", "3/15/2020 1:00 PM"],
+        ["2020-01-01T00:00:00+02:00", "2020-01-01T00:00:00Z"],
+        ["20191231", "20200101"],
+        [1_600_000_000_000_000_001, 1_600_000_000_000_000_002],
+    ],
+)
+def test_a_column_of_times_is_read_in_one_way_as_a_whole(written):
+    table = pd.DataFrame({"time": written[::-1]})
+    assert by_time(table, "t")["time"].tolist() == written
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (["05/11/2020", "06/11/2020", "01/12/2020"], "may have days or months first"),
+        (["1", "2", None], r"row 3 of t has time .*\(1 are not\)"),
+        ([1.0, float("inf")], "row 2 of t has time 'inf'"),
+        (pd.to_datetime(["2020-01-02", None]), "row 2 of t has time 'NaT'"),
+        (["13/12/2020", "31/12/2020", "soon"], r"row 3 of t has time 'soon'.*\(1 are not\)"),
+    ],
+)
+def test_times_that_are_none_or_may_be_two_are_refused(times, message):
+    with pytest.raises(DataError, match=message):
+        by_time(pd.DataFrame({"time": times}), "t")
+
+
+@pytest.mark.parametrize(("column", "values"), [("plays", ["3", None, "1"]), ("target", ["7", "t1", "t2"])])
+def test_a_guessed_column_of_feedback_counts_only_if_it_is_all_numbers(column, values):
+    table = pd.DataFrame({"user": np.repeat(range(3), 10), "item": np.tile(range(10), 3)})
+    found = load_interactions(table.assign(**{column: np.resize(np.array(values, dtype=object), 30)}))
+    assert sum(found.parts[part].nnz for part in SPLITS) == 30
+    assert any(repr(column) in note and "not read" in note for note in found.notes)
+
+
+def test_columns_that_pandas_numbers_are_named_by_their_numbers():
+    rows = [(user, item) for user in range(4) for item in range(5)]
+    assert load_interactions(pd.DataFrame(rows), user_column=0, item_column=1).num_users == 4
+    with pytest.raises(ConfigError, match="one column is to be user and item"):
+        load_interactions(pd.DataFrame(rows, columns=["user", "item"]), user_column="item")
+
+
+def test_odd_csv_files(tmp_path):
+    rows = [(user, item) for user in range(4) for item in range(5)]
+    path = tmp_path / "a.csv"
+    path.write_text("user, item\n" + "\n".join(f"u{user}, i{item}" for user, item in rows))
+    assert load_interactions(path).item_ids.tolist() == [f"i{item}" for item in range(5)]
+    path.write_text("user,item,item\n1,2,3\n")
+    with pytest.raises(DataError, match="several columns called 'item'"):
+        load_interactions(path)
+
+
+def test_options_that_name_columns_make_no_table_of_other_files(tmp_path, capsys):
+    torch.save({"x": torch.ones(3)}, tmp_path / "g.pt")
+    data = load("digits")
+    save_file({"images": data.train_images, "labels": data.train_labels}, tmp_path / "d.safetensors")
+    for option in ("--text-column", "--user-column"):
+        run = ["distill", "--data", str(tmp_path / "d.safetensors"), "--method", "dm", "--ipc", "1", option, "a"]
+        assert main(run) == 2
+        assert f"{option} is for" in capsys.readouterr().err

@@ -175,3 +175,20 @@ def test_a_quoted_text_of_two_lines_in_a_tsv_file_is_what_the_error_says(tmp_pat
     path.write_text("text\tlabel\nplain\n")
     with pytest.raises(DataError, match="row 1 of all has no label"):
         load_text(path)
+
+
+def test_two_names_of_one_split_are_refused() -> None:
+    table = pd.DataFrame({"text": ["a b", "c d"] * 20, "label": [0, 1] * 20})
+    with pytest.raises(DataError, match="'train' and 'training' both name the train split"):
+        load_text({"train": table, "training": table, "test": table})
+
+
+def test_repeated_columns_are_named() -> None:
+    table = pd.DataFrame({"text": ["a b", "c d"] * 20, "label": [0, 1] * 20})
+    with pytest.raises(DataError, match=r"has 2 columns 'label'"):
+        load_text(pd.concat([table, table[["label"]]], axis=1))
+
+
+def test_columns_that_pandas_numbers_are_named_by_their_numbers() -> None:
+    rows = [("a b", "x"), ("c d", "y")] * 20
+    assert load_text(pd.DataFrame(rows), text_column=0, label_column=1).class_names == ("x", "y")  # type: ignore[arg-type]
