@@ -130,7 +130,10 @@ def _beside_memory(identity: Mapping[str, object]) -> Mapping[str, object]:
 def _difference(name: str, saved: object, own: object) -> str:
     """Return in words how two values differ: of mappings, their first entries that do, of texts their first lines."""
     if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        key = next(key for key in (*own, *saved) if not _agree(saved.get(key), own.get(key)))
+        if name.partition(".")[0] == DESCRIBED:  # what one version alone says is no difference
+            key = next(key for key in own if key in saved and not _agree(saved[key], own[key]))
+        else:
+            key = next(key for key in (*own, *saved) if saved.get(key) != own.get(key))
         return _difference(f"{name}.{key}", saved.get(key), own.get(key))
     if isinstance(own, str):
         saved, own = differing_lines(str(saved), own)

@@ -53,9 +53,9 @@ def _of_classes(made: object) -> dict[str, object]:
 
 def _plain(value: object) -> object:
     """Return a value as JSON can hold it."""
-    if value is None or isinstance(value, bool) or type(value) is str:
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, Enum | torch.dtype | PurePath):
+    if isinstance(value, str | Enum | torch.dtype | PurePath):
         return str(value)
     if isinstance(value, partial):
         return [_plain(value.func), _plain(value.args), _plain(value.keywords)]

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
 from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 from mmdistill.errors import ConfigError, require_choice
@@ -245,13 +247,14 @@ def require_plain(settings: Settings) -> None:
     """Refuse values of a user's own fields that a run cannot note and compare when it resumes.
 
     Raises:
-        ConfigError: something else than numbers, texts, booleans, None and tuples, lists and mappings of these.
+        ConfigError: something else than numbers, texts, paths, enumerations and None, and tuples, lists,
+            dataclasses and mappings of these.
     """
     for name in sorted(own_names(settings)):
         if not _is_plain(value := getattr(settings, name)):
             raise ConfigError(
                 f"the setting {name!r} is a {type(value).__name__}, and settings are numbers, texts, booleans, None or "
-                "tuples and mappings of these, which runs note and compare"
+                "tuples, dataclasses and mappings of these, with texts as names, which runs note and compare"
             )
 
 
@@ -260,7 +263,9 @@ def _is_plain(value: object) -> bool:
         return all(isinstance(name, str) and _is_plain(one) for name, one in value.items())
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str | OptimizerSpec)
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(_is_plain(getattr(value, entry.name)) for entry in fields(value))
+    return value is None or isinstance(value, Real | str | PurePath | Enum)
 
 
 def known_names(kind: type[Settings] = Settings) -> dict[str, None]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -207,6 +208,7 @@ class Kind(Enum):
         (Kind.ONE, Kind.OTHER),
         (torch.float32, torch.float64),
         (Path("a"), Path("b")),
+        (np.str_("a"), np.str_("b")),
     ],
 )
 def test_values_of_one_class_are_told_apart(one: object, other: object) -> None:
@@ -222,4 +224,10 @@ def test_a_checkpoint_of_a_version_that_describes_less_or_more_is_resumed(tmp_pa
     checkpoints = Checkpoints(tmp_path, {"described": {"objective": {"class": "A", "new": 1}}})
     checkpoints._require_same(tmp_path, {"described": {"objective": {"class": "A", "old": 2}}})
     with pytest.raises(CheckpointError, match=r"its described.objective.class is"):
-        checkpoints._require_same(tmp_path, {"described": {"objective": {"class": "B", "old": 2}}})
+        checkpoints._require_same(tmp_path, {"described": {"objective": {"old": 2, "class": "B"}}})
+
+
+def test_a_checkpoint_of_one_optimizer_more_is_refused_by_name(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, {"settings": {"optimizers": {"codes": {}}}})
+    with pytest.raises(CheckpointError, match=r"its settings.optimizers.objective is None, not \{\}|is \{\}, not None"):
+        checkpoints._require_same(tmp_path, {"settings": {"optimizers": {"codes": {}, "objective": {}}}})

@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,3 +87,11 @@ class WithTensor(Settings):
 def test_values_that_a_run_cannot_note_are_refused(value: object) -> None:
     with pytest.raises(ConfigError, match=r"the setting 'points' is a \w+, and settings are numbers, texts"):
         distill(BlobTask(), method(WithTensor), ipc=1, settings={"points": value})
+
+
+@pytest.mark.parametrize("value", [OptimizerSpec("sgd", 0.1), Path("a"), np.float32(0.5), {"a": (1, "b")}])
+def test_values_that_a_run_can_note_resume(value: object, tmp_path: Path) -> None:
+    own = {"points": value, "steps": 2}
+    first = distill(BlobTask(), method(WithTensor), ipc=1, out=tmp_path, settings=own)
+    again = distill(BlobTask(), method(WithTensor), ipc=1, out=tmp_path, settings=own, resume=True)
+    assert torch.equal(first.batch.weight, again.batch.weight)

@@ -171,7 +171,11 @@ def select_columns(
     """
     columns = [str(column) for column in frame.columns]
     named = {role: _named(columns, name, origin) for role, name in asdict(wanted).items() if name is not None}
-    places = {role: named.get(role, _find(columns, aliases)) for role, aliases in ALIASES.items()}
+    free = ["" if index in named.values() else name for index, name in enumerate(columns)]  # for what may be missing
+    places = {
+        role: named.get(role, _find(columns if role in ("user", "item") else free, aliases))
+        for role, aliases in ALIASES.items()
+    }
     twice = [role for role in places if places[role] is not None and [*places.values()].count(places[role]) > 1]
     if twice:
         raise ConfigError(f"of {origin} one column is to be {' and '.join(twice)}; name each its own")

@@ -18,6 +18,11 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 SplitBy = Literal["random", "time"]
 TRAIN, VALID, TEST = range(len(SPLITS))
 Numbers = npt.NDArray[np.int64]
+NUMERIC_DATE = re.compile(r"\d{1,2}([/.-])\d{1,2}\1(\d{4}|\d{2})(?!\d)")
+"""A date of numbers alone, with the year at its end."""
+TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+CLOCKS = tuple(f"{time}{zone}" for time in TIMES for zone in ("", "%z"))
+"""What may follow it."""
 
 
 def said(split_by: SplitBy, seed: int) -> str:
@@ -144,6 +149,7 @@ def _times(column: "pd.Series[Any]") -> "pd.Series[Any]":
     numbers = numbers.where(np.isfinite(numbers.astype("float64")) & column.notna())
     if pd.api.types.is_numeric_dtype(column) or numbers.notna().all():
         return numbers
+    column = column.map(lambda value: re.sub(r"\s*UTC$", "Z", value) if isinstance(value, str) else value)
     iso = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
     if iso.notna().all() or column.isna().all():
         return iso
@@ -159,10 +165,13 @@ def _times(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 def _dates(column: "pd.Series[Any]", day_first: bool) -> "pd.Series[Any]":
     """Return dates that are all of the first one's form, missing where they are not."""
+    first = str(column.dropna().iloc[0]).strip()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on a form that is guessed, or that contradicts the order asked for
-        form = pd.tseries.api.guess_datetime_format(str(column.dropna().iloc[0]), dayfirst=day_first)
-        swapped = {"%d": "%m", "%m": "%d"}
-        if form is not None and (form.find("%d") < form.find("%m")) != day_first and "%b" not in form.lower():
-            form = re.sub("%[dm]", lambda part: swapped[part[0]], form)
-        return pd.to_datetime(column, errors="coerce", utc=True, format=form)
+        warnings.simplefilter("ignore")  # on a form that is guessed
+        if (numeric := NUMERIC_DATE.match(first)) is None:
+            form = pd.tseries.api.guess_datetime_format(first, dayfirst=day_first)
+            return pd.to_datetime(column, errors="coerce", utc=True, format=form)
+        order = ("%d", "%m") if day_first else ("%m", "%d")
+        date = numeric[1].join((*order, "%Y" if len(numeric[2]) == 4 else "%y"))
+        tries = [pd.to_datetime(column, errors="coerce", utc=True, format=date + clock) for clock in CLOCKS]
+    return max(tries, key=lambda times: int(times.notna().sum()))

@@ -159,6 +159,10 @@ def test_the_command_line_reads_own_columns_and_a_resumed_run_does_too(tmp_path,
         ["3/5/2020 9:00 AM", "3/5/2020 10:00 PM", "3/15/2020 1:00 PM"],
         ["2020-01-01T00:00:00+02:00", "2020-01-01T00:00:00Z"],
         ["20191231", "20200101"],
+        ["13.11.20", "01.12.20", "05.12.20"],
+        ["14/3/2020 9:00 PM", "15/3/2020 1:00 AM"],
+        ["2012-02-01 00:05:55 UTC", "2012-03-01 00:05:55.123 UTC"],
+        ["14/11/2020 10:00:00 UTC", "15/11/2020 09:00:00 UTC"],
         [1_600_000_000_000_000_001, 1_600_000_000_000_000_002],
     ],
 )
@@ -171,6 +175,8 @@ def test_a_column_of_times_is_read_in_one_way_as_a_whole(written):
     ("times", "message"),
     [
         (["05/11/2020", "06/11/2020", "01/12/2020"], "may have days or months first"),
+        (["05/11/20", "06/10/20"], "may have days or months first"),
+        (["5/11/2020 3:02 PM", "6/10/2020 3:02 PM"], "may have days or months first"),
         (["1", "2", None], r"row 3 of t has time .*\(1 are not\)"),
         ([1.0, float("inf")], "row 2 of t has time 'inf'"),
         (pd.to_datetime(["2020-01-02", None]), "row 2 of t has time 'NaT'"),
@@ -215,3 +221,10 @@ def test_options_that_name_columns_make_no_table_of_other_files(tmp_path, capsys
         run = ["distill", "--data", str(tmp_path / "d.safetensors"), "--method", "dm", "--ipc", "1", option, "a"]
         assert main(run) == 2
         assert f"{option} is for" in capsys.readouterr().err
+
+
+def test_a_named_column_is_not_guessed_as_something_else():
+    edges = pd.DataFrame(
+        [(f"a{user}", f"b{item}") for user in range(4) for item in range(5)], columns=["source", "target"]
+    )
+    assert load_interactions(edges, user_column="source", item_column="target").num_items == 5
