@@ -100,14 +100,12 @@ class Checkpoints:
         """Refuse a checkpoint of another run; settings that bound memory alone may differ."""
         saved = _beside_memory(saved)
         for key, value in _beside_memory(self.identity).items():
-            if key == DESCRIBED and key not in saved:
+            if key == DESCRIBED and _agree(saved.get(key, {}), value):
                 continue
             if key not in saved:
                 raise CheckpointError(
                     f"{path} is of an earlier version, which did not note its {key}; begin anew with --overwrite"
                 )
-            if key == DESCRIBED and _agree(saved[key], value):
-                continue
             if saved[key] != value:
                 raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved[key], value)}")
 

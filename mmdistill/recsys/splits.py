@@ -173,5 +173,6 @@ def _dates(column: "pd.Series[Any]", day_first: bool) -> "pd.Series[Any]":
             return pd.to_datetime(column, errors="coerce", utc=True, format=form)
         order = ("%d", "%m") if day_first else ("%m", "%d")
         date = numeric[1].join((*order, "%Y" if len(numeric[2]) == 4 else "%y"))
-        tries = [pd.to_datetime(column, errors="coerce", utc=True, format=date + clock) for clock in CLOCKS]
-    return max(tries, key=lambda times: int(times.notna().sum()))
+        forms = [date + clock for clock in CLOCKS]
+        fitting = (form for form in forms if pd.notna(pd.to_datetime(first, errors="coerce", utc=True, format=form)))
+        return pd.to_datetime(column, errors="coerce", utc=True, format=next(fitting, date))
