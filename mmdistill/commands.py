@@ -203,7 +203,7 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
         return
     print(f"training what is missing of {wanted} expert(s) of {recipe.protocol.epochs} epochs in {folder} ...")
     began = time.perf_counter()
-    with progress_bar(f"{Path(str(config.data)).stem} experts", "epoch") as show:
+    with progress_bar(f"{Path(str(config.data)).stem} experts", "step") as show:
         experts = train_experts(
             task,
             folder,

@@ -1,7 +1,7 @@
 """A group of experts in training: on disk as far as it came, so that an interruption costs no more than a minute.
 
-Snapshots are kept in memory until so many seconds have passed, and then written, together with the optimizer; so the
-memory that they take does not grow with the training either.
+After so many seconds the networks and their optimizer are written as they stand, in the middle of an epoch too, and
+with them the snapshots since; so the memory that these take does not grow with the training either.
 """
 
 import logging
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import CheckpointError
-from mmdistill.networks.fit import Reached
+from mmdistill.networks.fit import Reached, Standing
 from mmdistill.store import digest_of, load_tree, read_tensors, save_tree, write_tensors
 from mmdistill.task import NetworkState, Tensors
 
@@ -29,9 +29,9 @@ One entry, since files write several in any order.
 EPOCH_DIGESTS = "digests"
 """Under which a finished expert's file keeps a digest of each epoch's tensors, ``(epochs + 1, 16)`` bytes."""
 STATE = "state.safetensors"
-"""In a group's folder: how far it came, which files hold its snapshots, and its optimizer."""
+"""In a group's folder: how far it came, its networks and their optimizer, and which files hold its snapshots."""
 KEPT_EVERY = 60.0
-"""Seconds of training that an interruption may cost, beside the epoch that it cuts off."""
+"""Seconds of training that an interruption may cost."""
 
 
 class ExpertGroup:
@@ -59,28 +59,35 @@ class ExpertGroup:
             tree = load_tree(path)
             files = [str(name) for name in tree["files"]]
             for name in files:
-                last, metadata = read_tensors(self.folder / name)
-                if metadata != self.metadata:
+                if read_tensors(self.folder / name)[1] != self.metadata:
                     raise CheckpointError(f"{self.folder / name} is of other experts")
-            placed = {name: tensor[-1].to(device, copy=True) for name, tensor in last.items()}
-            found = Reached(int(tree["epoch"]), state_of(placed), tree["optimizer"])
+            placed = {name: tensor.to(device, copy=True) for name, tensor in tree["networks"].items()}
+            found = Reached(int(tree["epoch"]), int(tree["step"]), state_of(placed), tree["optimizer"])
         except (CheckpointError, KeyError, TypeError) as error:
             logger.warning("experts begin anew, since what is left of them cannot be used: %s", error)
             return None
         self._files = files
         return found
 
-    def note(self, epoch: int, state: NetworkState, optimizer: torch.optim.Optimizer) -> None:
-        """Take the networks' state after an epoch, which goes on changing in place."""
-        # Copies: to("cpu") alone returns the live networks as they are on the CPU.
-        self._pending.append(_named(state))
+    def note(self, at: Standing) -> None:
+        """Take the snapshot of an epoch that is over, and write what there is once it is time."""
+        if not at.step:
+            self._pending.append(_named(at.state))
         if time.monotonic() - self._kept < KEPT_EVERY:
             return
-        name = f"epochs-{epoch + 1 - len(self._pending):04d}-{epoch:04d}.safetensors"
-        stacked = {key: torch.stack([own[key] for own in self._pending]) for key in self._pending[0]}
-        write_tensors(self.folder / name, stacked, self.metadata)
-        files = [*self._files, name]
-        save_tree(self.folder / STATE, {"epoch": epoch, "files": files, "optimizer": optimizer.state_dict()})
+        files = self._files
+        if self._pending:
+            name = f"epochs-{at.epoch + 1 - len(self._pending):04d}-{at.epoch:04d}.safetensors"
+            stacked = {key: torch.stack([own[key] for own in self._pending]) for key in self._pending[0]}
+            write_tensors(self.folder / name, stacked, self.metadata)
+            files = [*files, name]
+        reached = {
+            "epoch": at.epoch,
+            "step": at.step,
+            "networks": _named(at.state),
+            "optimizer": at.optimizer.state_dict(),
+        }
+        save_tree(self.folder / STATE, {**reached, "files": files})
         self._files, self._pending = files, []
         self._kept = time.monotonic()
 
@@ -196,6 +203,7 @@ def _rows(path: Path, position: int) -> Tensors:
 
 def _named(state: NetworkState) -> Tensors:
     """Return copies of a state's tensors on the host, by the names that :func:`state_of` reads."""
+    # Copies: to("cpu") alone returns the live networks as they are on the CPU.
     return {
         f"{kind}.{name}": tensor.detach().to("cpu", copy=True)
         for kind, part in (("params", state.params), ("buffers", state.buffers))

@@ -39,7 +39,7 @@ from mmdistill.networks.expert_manifest import (
     require_same,
     trained_epochs,
 )
-from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.fit import FitProtocol, Standing, fit_networks, steps_of_epoch
 from mmdistill.networks.stacked import Loss, Mode, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws, cache_folder, sole_writer
@@ -52,7 +52,10 @@ PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batc
 """Plain SGD at a constant rate, as trajectory matching trains its experts."""
 
 Progress = Callable[[int, int, float], None]
-"""Called with (epochs done, epochs in all, seconds left by the speed so far); an epoch is one of a group's."""
+"""Called with (steps done, steps in all, seconds left by the speed so far); a group's networks step together."""
+
+FIRST_REPORT = 10.0
+"""Seconds of training after which the log first says how long it will take."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def train_experts(
         together: experts trained at once. Orders and augmentation are drawn for all of them in one call, so another
             number means other experts.
         mode: see :func:`~mmdistill.networks.fit.fit_networks`; None takes ``vmap`` where the network allows it.
-        progress: called after every epoch.
+        progress: called after every step.
     Raises:
         CheckpointError: the folder holds experts of other data, another network or other training.
         ConfigError: count, together or epochs below 1.
@@ -235,15 +238,11 @@ def _train_missing(
 ) -> None:
     """Train the experts that a folder lacks, and remove what is left of groups that are finished."""
     if groups := open_groups(folder, count, together):
-        data = _training_batch(task)
-        clock = _Clock(len(groups) * recipe.protocol.epochs, progress)
-        pure = _batches(task, data)
-        # On the CPU one network keeps the machine busy, and convolutions batched over networks are slow.
-        chosen = mode or ("vmap" if pure and task.device.type != "cpu" else "loop")
-        loss = _expert_loss(task, random=not pure)
+        trainer = _Trainer(task, folder, recipe, mode, manifest)
+        clock = _Clock(len(groups) * trainer.steps, progress)
         for group in groups:
             with explained(f"training {len(group)} networks together", "fewer at once (--together) or less --width"):
-                _train_group(task, data, loss, folder, group, recipe, chosen, pure, clock, manifest)
+                trainer.train(group, clock)
     remove_finished(folder)
 
 
@@ -260,63 +259,82 @@ def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe) -> 
         return Experts(folder, task, count, recipe.protocol.epochs, recipe)
     what = f"the missing ones of {count} networks" if count > 1 else "a network"
     logger.warning("training %s in %s", what, folder)
-    return train_experts(task, folder, count, longer(recipe, folder), progress=_report)
+    return train_experts(task, folder, count, longer(recipe, folder), progress=_Report())
 
 
-def _report(done: int, total: int, seconds: float) -> None:
-    """Say after the first epoch, and then at each tenth of the way, how long training will take."""
-    if done == 1 or done * 10 // total > (done - 1) * 10 // total:
-        logger.warning("experts: %d of %d epochs, about %.0f s left", done, total, seconds)
+class _Report:
+    """Says in the log, after some seconds and then at each tenth of the way, how long training will take."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.said: int | None = None
+
+    def __call__(self, done: int, total: int, seconds: float) -> None:
+        tenths = done * 10 // total
+        early = self.said is None and time.perf_counter() - self.began >= FIRST_REPORT
+        if early or tenths > (self.said or 0):
+            logger.warning("experts: %d %% trained, about %.0f s left", done * 100 // total, seconds)
+            self.said = tenths
 
 
-def _train_group(
-    task: Task,
-    data: Batch,
-    loss: Loss,
-    folder: Path,
-    group: Sequence[int],
-    recipe: ExpertRecipe,
-    mode: Mode,
-    pure: bool,
-    clock: "_Clock",
-    manifest: str,
-) -> None:
-    """Train the experts of a group side by side and write those that are missing; pure ones draw nothing."""
-    kept = ExpertGroup(folder, group, manifest)
-    reached = kept.reached(task.device)
-    if reached is not None:
-        clock.skip(reached.epoch)
+class _Trainer:
+    """Trains groups of experts side by side.
 
-    def observe(epoch: int, state: NetworkState, optimizer: torch.optim.Optimizer) -> None:
-        kept.note(epoch, state, optimizer)
-        if epoch:
-            clock.tick()
+    Args:
+        task: whose network trains on whose real samples.
+        folder: where finished experts go, and those that train meanwhile.
+        recipe: how they train.
+        mode: see :func:`~mmdistill.networks.fit.fit_networks`; None chooses.
+        manifest: the digest of what all experts there are.
+    """
 
-    def augment(draws: Draws, batch: Batch) -> Batch:
-        apart = batch.map(lambda t: t.unflatten(0, (len(group), -1)))
-        found = augmented(task, draws, ClassBatch(apart, Dims(0, 0)), shared=False)
-        return found.batch.map(lambda t: t.flatten(0, 1))
+    def __init__(self, task: Task, folder: Path, recipe: ExpertRecipe, mode: Mode | None, manifest: str) -> None:
+        self.task, self.folder, self.recipe, self.manifest = task, folder, recipe, manifest
+        self.data = _training_batch(task)
+        self.whole = shares_inputs(self.data)  # then networks see all samples at once, as they are
+        self.protocol = replace(recipe.protocol, batch=None, visits=None) if self.whole else recipe.protocol
+        self.steps = self.protocol.epochs * steps_of_epoch(self.protocol, self.data.weight.shape[0])
+        """Of a group's training."""
+        self.pure = _batches(task, self.data)
+        # On the CPU one network keeps the machine busy, and convolutions batched over networks are slow.
+        self.mode: Mode = mode or ("vmap" if self.pure and task.device.type != "cpu" else "loop")
+        self.loss = _expert_loss(task, random=not self.pure)
 
-    draws = Draws(recipe.seed, ("experts", group[0], len(group)), task.device)
-    together = shares_inputs(data)  # then networks see all samples at once, as they are
-    fit_networks(
-        task.init,
-        loss,
-        data,
-        replace(recipe.protocol, batch=None, visits=None) if together else recipe.protocol,
-        len(group),
-        draws,
-        augment=augment if recipe.augment and not together else None,
-        noise=None if pure else lambda key, n: {"seed": key.to("cpu").integers(2**62, n)},
-        observe=observe,
-        reached=reached,
-        mode=mode,
-        compile="auto" if pure else "off",
-    )
-    for position, index in enumerate(group):
-        if not shard(folder, index).exists():
-            kept.finish(position, shard(folder, index))
-    kept.remove()
+    def train(self, group: Sequence[int], clock: "_Clock") -> None:
+        """Train a group's experts and write those that are missing."""
+        kept = ExpertGroup(self.folder, group, self.manifest)
+        reached = kept.reached(self.task.device)
+        if reached is not None:
+            clock.skip(reached.epoch * (self.steps // self.protocol.epochs) + reached.step)
+
+        def observe(at: Standing) -> None:
+            kept.note(at)
+            if at.epoch or at.step:
+                clock.tick()
+
+        def augment(draws: Draws, batch: Batch) -> Batch:
+            apart = batch.map(lambda t: t.unflatten(0, (len(group), -1)))
+            found = augmented(self.task, draws, ClassBatch(apart, Dims(0, 0)), shared=False)
+            return found.batch.map(lambda t: t.flatten(0, 1))
+
+        fit_networks(
+            self.task.init,
+            self.loss,
+            self.data,
+            self.protocol,
+            len(group),
+            Draws(self.recipe.seed, ("experts", group[0], len(group)), self.task.device),
+            augment=augment if self.recipe.augment and not self.whole else None,
+            noise=None if self.pure else lambda key, n: {"seed": key.to("cpu").integers(2**62, n)},
+            observe=observe,
+            reached=reached,
+            mode=self.mode,
+            compile="auto" if self.pure else "off",
+        )
+        for position, index in enumerate(group):
+            if not shard(self.folder, index).exists():
+                kept.finish(position, shard(self.folder, index))
+        kept.remove()
 
 
 def _expert_loss(task: Task, random: bool) -> Loss:
@@ -354,7 +372,7 @@ def _batches(task: Task, data: Batch) -> bool:
 
 
 class _Clock:
-    """Counts epochs and tells how long the rest will take."""
+    """Counts steps and tells how long the rest will take."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.total = total
@@ -362,9 +380,9 @@ class _Clock:
         self.progress = progress
         self.began = time.perf_counter()
 
-    def skip(self, epochs: int) -> None:
-        """Leave out epochs that were trained before."""
-        self.total -= epochs
+    def skip(self, steps: int) -> None:
+        """Leave out steps that were taken before."""
+        self.total -= steps
 
     def tick(self) -> None:
         self.done += 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, require_choice
+from mmdistill.networks.selection import Best, Selection, better_of
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states, stacked_gradients
 from mmdistill.networks.watching import tell_watchers
@@ -74,39 +75,39 @@ class FitProtocol:
 
 @dataclass(frozen=True)
 class Reached:
-    """Where a training stands after an epoch: all that going on from there needs.
+    """Where a training stands: all that going on from there needs.
 
     Args:
         epoch: the epochs behind it.
+        step: the steps behind it of the epoch that it is in.
         state: the networks, stacked along a leading axis.
         optimizer: the optimizer's ``state_dict``.
     """
 
     epoch: int
+    step: int
     state: NetworkState
     optimizer: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which state of each network is returned, chosen on validation data.
+class Standing(NamedTuple):
+    """A training between two steps.
 
     Args:
-        score: scores stacked networks, ``(n,)``, higher is better.
-        every: epochs between scores; the last epoch always has one.
-    Raises:
-        ConfigError: no whole number of epochs.
+        epoch: the epochs behind it.
+        step: the steps behind it of the epoch that it is in; 0 between two epochs.
+        state: the live networks, stacked along a leading axis; they go on changing in place.
+        optimizer: theirs.
     """
 
-    score: Callable[[NetworkState], Tensor]
-    every: int = 1
+    epoch: int
+    step: int
+    state: NetworkState
+    optimizer: torch.optim.Optimizer
 
-    def __post_init__(self) -> None:
-        require_at_least(self, {"every": 1})
 
-
-Observer = Callable[[int, NetworkState, torch.optim.Optimizer], None]
-"""Called with an epoch's number, the live networks, stacked, and their optimizer."""
+Observer = Callable[[Standing], None]
+"""Follows a training, step by step."""
 Augment = Callable[[Draws, Batch], Batch]
 """Augments a flat batch, per sample."""
 
@@ -132,6 +133,18 @@ def epoch_rate(protocol: FitProtocol, epoch: int) -> float:
     for _ in range(sum(0 < at <= epoch for at in _decay_epochs(protocol))):
         rate *= protocol.decay
     return rate
+
+
+def steps_of_epoch(protocol: FitProtocol, count: int) -> int:
+    """Return how many steps an epoch on so many samples takes."""
+    visits, size = _visits_and_size(protocol, count)
+    return math.ceil(visits / size)
+
+
+def _visits_and_size(protocol: FitProtocol, count: int) -> tuple[int, int]:
+    """Return how many of so many samples an epoch draws, and how many a minibatch has."""
+    visits = count if protocol.visits is None else min(protocol.visits, count)
+    return visits, visits if protocol.batch is None else min(protocol.batch, visits)
 
 
 def _decay_epochs(protocol: FitProtocol) -> set[int]:
@@ -184,18 +197,17 @@ class _Minibatches:
     def __init__(self, data: Batch, protocol: FitProtocol, n: int, augment: Augment | None) -> None:
         self.data, self.n, self.augment = data, n, augment
         self.count = data.weight.shape[0]
-        self.visits = self.count if protocol.visits is None else min(protocol.visits, self.count)
-        self.size = self.visits if protocol.batch is None else min(protocol.batch, self.visits)
-        self.per_epoch = math.ceil(self.visits / self.size)
+        self.visits, self.size = _visits_and_size(protocol, self.count)
+        self.per_epoch = steps_of_epoch(protocol, self.count)
         self.apart = self.size < self.count or augment is not None
         """Whether each network has minibatches of its own; else all take the whole data in each step."""
         if self.apart and shares_inputs(data):
             raise ConfigError("samples that share inputs, as a graph's nodes do, train all at once and as they are")
 
-    def of_epoch(self, key: Draws) -> Iterator[tuple[Draws, Batch]]:
-        """Yield each step's key and minibatch, ``(n, b, ...)`` where networks have their own."""
+    def of_epoch(self, key: Draws, step: int = 0) -> Iterator[tuple[Draws, Batch]]:
+        """Yield each step's key and minibatch, ``(n, b, ...)`` where networks have their own, from a step on."""
         order = key.fold("order").uniform(self.n, self.count).argsort(1)[:, : self.visits] if self.apart else None
-        for start in range(0, self.visits, self.size):
+        for start in range(step * self.size, self.visits, self.size):
             step_key = key.fold(start)
             batch = self.data if order is None else take(self.data, order[:, start : start + self.size])
             if self.augment is not None:
@@ -227,10 +239,14 @@ class _Training:
         """The live networks."""
         return NetworkState(self.params, self.buffers)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Step the rate down where that is due."""
+    def standing(self, per_epoch: int) -> Standing:
+        """Return where the training stands, with so many steps in an epoch."""
+        return Standing(*divmod(self.step, per_epoch), self.state, self.optimizer)
+
+    def begin_epoch(self, epoch: int, *, anew: bool) -> None:
+        """Step the rate down where that is due; an epoch that goes on keeps its optimizer."""
         self.rate = epoch_rate(self.protocol, epoch)
-        if self.protocol.restart and epoch > 0 and epoch in _decay_epochs(self.protocol):
+        if anew and self.protocol.restart and epoch > 0 and epoch in _decay_epochs(self.protocol):
             self.optimizer = _optimizer(self.protocol, self.params, self.rate)
 
     def take_step(self, key: Draws, batch: Batch, noise: Tensors) -> None:
@@ -281,8 +297,8 @@ def fit_networks(
         augment: augments a flat batch, per sample.
         noise: draws each step's random tensors with a leading axis n (dropout masks, say).
         selection: returns each network's best state by validation data instead of its last.
-        observe: called before the first epoch with 0, then after each epoch with its number; the networks go on
-            changing in place, so copy what is to stay.
+        observe: called before the first step and after each one; the networks go on changing in place, so copy what is
+            to stay.
         reached: go on from there as if nothing had been between; not with a selection.
         mode: ``vmap`` trains all networks in one batched call, ``loop`` one after the other with the memory of one;
             both see the same streams and agree to rounding.
@@ -305,26 +321,28 @@ def fit_networks(
         state = NetworkState(  # in the order that the optimizer knows
             *({name: there[name] for name in part} for part, there in zip(state, reached.state, strict=True))
         )
-    begin, steps = 0 if reached is None else reached.epoch, protocol.epochs * minibatches.per_epoch
+    begin, skipped = (0, 0) if reached is None else (reached.epoch, reached.step)
+    steps = protocol.epochs * minibatches.per_epoch
     engine = GradientEngine(loss, minibatches.apart, mode, compile, steps)
-    training = _Training(protocol, state, engine, steps, begin * minibatches.per_epoch)
+    training = _Training(protocol, state, engine, steps, begin * minibatches.per_epoch + skipped)
     if reached is not None:
         training.optimizer.load_state_dict(reached.optimizer)
     elif observe is not None:
-        observe(0, training.state, training.optimizer)
+        observe(training.standing(minibatches.per_epoch))
     device = data.weight.device
     if device.type == "cpu":
         keep_freed_memory()
-    best: _Best | None = None
+    best: Best | None = None
     for epoch in range(begin, protocol.epochs):
-        training.begin_epoch(epoch)
-        for key, batch in minibatches.of_epoch(draws.fold("epoch", epoch).to(device)):
+        training.begin_epoch(epoch, anew=not skipped)
+        for key, batch in minibatches.of_epoch(draws.fold("epoch", epoch).to(device), skipped):
             training.take_step(key, batch, noise(key.fold("noise"), n) if noise is not None else {})
-        if observe is not None:
-            observe(epoch + 1, training.state, training.optimizer)
+            if observe is not None:
+                observe(training.standing(minibatches.per_epoch))
+        skipped = 0
         tell_watchers(epoch + 1, protocol.epochs)
         if selection is not None and (epoch % selection.every == 0 or epoch == protocol.epochs - 1):
-            best = _better(best, selection.score(training.state), training.state)
+            best = better_of(best, selection.score(training.state), training.state)
     for parameter in training.params.values():
         parameter.grad = None
     return training.state if best is None else best.state
@@ -370,30 +388,3 @@ def fit_steps(
     for parameter in state.params.values():
         parameter.grad = None
     return NetworkState(state.params, buffers)
-
-
-class _Best(NamedTuple):
-    """The best state of each network so far, with its score ``(n,)``."""
-
-    scores: Tensor
-    state: NetworkState
-
-
-def _better(best: _Best | None, scores: Tensor, state: NetworkState) -> _Best:
-    """Return, per network, the better of two scored states; ties keep the earlier one."""
-    if best is None:
-        return _Best(scores, NetworkState(*({name: t.clone() for name, t in part.items()} for part in state)))
-    better = scores > best.scores
-
-    def choose(now: Tensor, then: Tensor) -> Tensor:
-        return torch.where(better.view(-1, *(1,) * (now.ndim - 1)), now, then)
-
-    return _Best(
-        choose(scores, best.scores),
-        NetworkState(
-            *(
-                {name: choose(tensor, then[name]) for name, tensor in now.items()}
-                for now, then in zip(state, best.state, strict=True)
-            )
-        ),
-    )

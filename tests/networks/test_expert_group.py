@@ -1,4 +1,4 @@
-"""Experts in training on disk: an interruption costs an epoch, and what comes out is what would have."""
+"""Experts in training on disk: an interruption costs little, and what comes out is what would have."""
 
 import subprocess
 import sys
@@ -15,12 +15,14 @@ from mmdistill.image import image_task
 from mmdistill.networks import expert_group
 from mmdistill.networks.expert_group import STATE
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, train_experts
-from mmdistill.networks.fit import FitProtocol
+from mmdistill.networks.fit import FitProtocol, Standing
 from mmdistill.runtime import Draws, sole_writer
 from mmdistill.task import Task
 from tests.toys import BlobTask
 
 EPOCHS = 6
+STEPS = 3
+"""Of an epoch: 90 samples in minibatches of 32."""
 PROTOCOLS = {
     "plain": replace(PUBLISHED, epochs=EPOCHS, lr=0.1, batch=32),
     "momentum": replace(PUBLISHED, epochs=EPOCHS, lr=0.1, batch=32, momentum=0.9, decay_at=(0.2, 0.4), restart=False),
@@ -30,7 +32,7 @@ PROTOCOLS = {
 
 
 @pytest.fixture(autouse=True)
-def kept_after_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def kept_after_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expert_group, "KEPT_EVERY", 0.0)
 
 
@@ -56,15 +58,15 @@ def interrupted(task: Task, folder: Path, recipe: ExpertRecipe, after: int, toge
 
 
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
-@pytest.mark.parametrize("after", [1, 3, EPOCHS, EPOCHS + 2])
+@pytest.mark.parametrize("after", [1, STEPS, 3 * STEPS + 1, 4 * STEPS - 1, EPOCHS * STEPS, (EPOCHS + 2) * STEPS])
 def test_interrupted_experts_end_as_they_would_have(protocol: str, after: int, tmp_path: Path) -> None:
     task, recipe = BlobTask(), ExpertRecipe(PROTOCOLS[protocol])
     train_experts(task, tmp_path / "whole", 3, recipe, together=2)
     interrupted(task, tmp_path / "cut", recipe, after)
     ticks: list[tuple[int, int]] = []
     train_experts(task, tmp_path / "cut", 3, recipe, together=2, progress=lambda *seen: ticks.append(seen[:2]))
-    left = 2 * EPOCHS - after
-    assert ticks == [(epoch + 1, left) for epoch in range(left)]
+    left = 2 * EPOCHS * STEPS - after
+    assert ticks == [(step + 1, left) for step in range(left)]
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert not [path for path in (tmp_path / "cut").iterdir() if path.is_dir()]
 
@@ -72,7 +74,7 @@ def test_interrupted_experts_end_as_they_would_have(protocol: str, after: int, t
 def test_running_statistics_go_on_too(tmp_path: Path) -> None:
     task, recipe = normed(), ExpertRecipe(PROTOCOLS["momentum"])
     train_experts(task, tmp_path / "whole", 3, recipe, together=2)
-    interrupted(task, tmp_path / "cut", recipe, 2)
+    interrupted(task, tmp_path / "cut", recipe, 3)  # of two steps an epoch
     train_experts(task, tmp_path / "cut", 3, recipe, together=2)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -80,12 +82,12 @@ def test_running_statistics_go_on_too(tmp_path: Path) -> None:
 def test_what_is_kept_leaves_the_memory(tmp_path: Path) -> None:
     task = BlobTask()
     recipe = ExpertRecipe(PROTOCOLS["plain"])
-    interrupted(task, tmp_path, recipe, 4)
+    interrupted(task, tmp_path, recipe, 4 * STEPS + 1)
     names = {path.name for path in (tmp_path / "group-0000-2").iterdir()}
     assert names == {STATE, *(f"epochs-000{epoch}-000{epoch}.safetensors" for epoch in range(5))}
     group = expert_group.ExpertGroup(tmp_path, [0, 1], "digest")
     state = task.init(Draws(0))
-    group.note(0, state, torch.optim.SGD(state.params.values(), lr=1.0))
+    group.note(Standing(0, 0, state, torch.optim.SGD(state.params.values(), lr=1.0)))
     assert not group._pending
 
 
@@ -96,15 +98,34 @@ def test_a_file_by_the_clock_comes_an_interval_after_the_last(tmp_path: Path, mo
     group = expert_group.ExpertGroup(tmp_path, [0, 1], "digest")
     state = BlobTask().init(Draws(0))
     for epoch in range(60):
-        group.note(epoch, state, torch.optim.SGD(state.params.values(), lr=1.0))
+        group.note(Standing(epoch, 0, state, torch.optim.SGD(state.params.values(), lr=1.0)))
     assert 4 <= len(list(group.folder.glob("epochs-*.safetensors"))) <= 6
+
+
+def test_a_long_epoch_is_kept_by_the_clock_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count()
+    monkeypatch.setattr(expert_group, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(expert_group, "KEPT_EVERY", 9.5)
+    state = BlobTask().init(Draws(0))
+    optimizer = torch.optim.SGD(state.params.values(), lr=1.0)
+    group = expert_group.ExpertGroup(tmp_path, [0, 1], "digest")
+    for step in range(60):
+        for tensor in state.params.values():
+            tensor.fill_(step)
+        group.note(Standing(0, step, state, optimizer))
+    reached = expert_group.ExpertGroup(tmp_path, [0, 1], "digest").reached(torch.device("cpu"))
+    assert reached is not None
+    assert reached.epoch == 0
+    assert 45 <= reached.step < 60
+    assert all((tensor == reached.step).all() for tensor in reached.state.params.values())
+    assert [path.name for path in group.folder.glob("epochs-*")] == ["epochs-0000-0000.safetensors"]
 
 
 @pytest.mark.parametrize("name", [STATE, "epochs-0002-0002.safetensors"])
 def test_damage_begins_the_group_anew(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     task, recipe = BlobTask(), ExpertRecipe(PROTOCOLS["plain"])
     train_experts(task, tmp_path / "whole", 3, recipe, together=2)
-    interrupted(task, tmp_path / "cut", recipe, 3)
+    interrupted(task, tmp_path / "cut", recipe, 3 * STEPS)
     damaged = tmp_path / "cut" / "group-0000-2" / name
     damaged.write_bytes(damaged.read_bytes()[:100])
     train_experts(task, tmp_path / "cut", 3, recipe, together=2)
@@ -114,7 +135,7 @@ def test_damage_begins_the_group_anew(name: str, tmp_path: Path, caplog: pytest.
 
 def test_a_larger_group_is_left_for_smaller_ones(tmp_path: Path) -> None:
     task, recipe = BlobTask(), ExpertRecipe(PROTOCOLS["plain"])
-    interrupted(task, tmp_path, recipe, 3, together=3)
+    interrupted(task, tmp_path, recipe, 3 * STEPS, together=3)
     assert expert_group.open_groups(tmp_path, 3, 3) == [[0, 1, 2]]
     train_experts(task, tmp_path, 3, recipe, together=1)
     assert sorted(contents(tmp_path)) == [*(f"expert-000{index}.safetensors" for index in range(3)), "experts.json"]
@@ -123,7 +144,7 @@ def test_a_larger_group_is_left_for_smaller_ones(tmp_path: Path) -> None:
 
 def test_files_without_a_state_are_of_no_use_and_do_not_stay(tmp_path: Path) -> None:
     task, recipe = BlobTask(), ExpertRecipe(PROTOCOLS["plain"])
-    interrupted(task, tmp_path, recipe, 3, together=3)
+    interrupted(task, tmp_path, recipe, 3 * STEPS, together=3)
     (tmp_path / "group-0000-3" / STATE).unlink()
     train_experts(task, tmp_path, 3, recipe, together=1)
     assert not (tmp_path / "group-0000-3").exists()

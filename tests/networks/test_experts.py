@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,6 +115,20 @@ def test_batched_experts_equal_looped_ones(trained: Path, tmp_path: Path) -> Non
         assert torch.allclose(tensor, looped.snapshot(1, EPOCHS).params[name], atol=1e-5)
 
 
+def test_the_log_says_early_and_at_tenths_how_long_training_takes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    report = module._Report()
+    for step in range(1, 101):  # of four seconds each
+        now[0] += 4.0
+        report(step, 100, 4.0 * (100 - step))
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "experts: 3 % trained, about 388 s left"  # as soon as ten seconds are over
+    assert said[1:] == [f"experts: {10 * tenth} % trained, about {400 - 40 * tenth} s left" for tenth in range(1, 11)]
+
+
 def test_finished_experts_stay_and_missing_ones_are_made(trained: Path, tmp_path: Path) -> None:
     folder = copied(trained, tmp_path)
     before = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
@@ -123,13 +138,14 @@ def test_finished_experts_stay_and_missing_ones_are_made(trained: Path, tmp_path
     train_experts(
         BlobTask(), folder, 3, RECIPE, together=2, progress=lambda done, total, left: ticks.append((done, total))
     )
-    assert ticks == [(epoch + 1, EPOCHS) for epoch in range(EPOCHS)]  # one group of two
+    steps = EPOCHS * 3  # an epoch is 90 samples in minibatches of 32
+    assert ticks == [(step + 1, steps) for step in range(steps)]  # one group of two
     assert {path.name: path.read_bytes() for path in folder.glob("expert*.safetensors")} == before
     ticks.clear()
     train_experts(
         BlobTask(), folder, 4, RECIPE, together=2, progress=lambda done, total, left: ticks.append((done, total))
     )
-    assert len(ticks) == EPOCHS  # of the new one alone
+    assert len(ticks) == steps  # of the new one alone
     assert before.items() <= {path.name: path.read_bytes() for path in folder.glob("expert*.safetensors")}.items()
     assert open_groups(folder, 6, 2) == [[4, 5]]
     (folder / "expert-0001.safetensors").unlink()

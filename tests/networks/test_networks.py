@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.networks.architecture import described_module
-from mmdistill.networks.fit import FitProtocol, Selection, epoch_rate, fit_networks, fit_steps
+from mmdistill.networks.fit import FitProtocol, epoch_rate, fit_networks, fit_steps
 from mmdistill.networks.module import FunctionalModule, noted_starts
 from mmdistill.networks.schedules import (
     EMPTY,
@@ -26,6 +26,7 @@ from mmdistill.networks.schedules import (
     accuracy,
     sgd_step,
 )
+from mmdistill.networks.selection import Selection
 from mmdistill.networks.stacked import Loss
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.precision import Precision

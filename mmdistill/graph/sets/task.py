@@ -17,7 +17,8 @@ from mmdistill.graph.sets.models import GraphClassifier
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
-from mmdistill.networks.fit import FitProtocol, Selection, fit_networks
+from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.selection import Selection
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, choose_device
 from mmdistill.settings import Settings, require_sizes

@@ -1,0 +1,56 @@
+"""Which of the states that networks in training go through is returned: each network's best by validation data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmdistill.settings import require_at_least
+from mmdistill.task import NetworkState
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which state of each network is returned, chosen on validation data.
+
+    Args:
+        score: scores stacked networks, ``(n,)``, higher is better.
+        every: epochs between scores; the last epoch always has one.
+    Raises:
+        ConfigError: no whole number of epochs.
+    """
+
+    score: Callable[[NetworkState], Tensor]
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        require_at_least(self, {"every": 1})
+
+
+class Best(NamedTuple):
+    """The best state of each network so far, with its score ``(n,)``."""
+
+    scores: Tensor
+    state: NetworkState
+
+
+def better_of(best: Best | None, scores: Tensor, state: NetworkState) -> Best:
+    """Return, per network, the better of two scored states; ties keep the earlier one."""
+    if best is None:
+        return Best(scores, NetworkState(*({name: t.clone() for name, t in part.items()} for part in state)))
+    better = scores > best.scores
+
+    def choose(now: Tensor, then: Tensor) -> Tensor:
+        return torch.where(better.view(-1, *(1,) * (now.ndim - 1)), now, then)
+
+    return Best(
+        choose(scores, best.scores),
+        NetworkState(
+            *(
+                {name: choose(tensor, then[name]) for name, tensor in now.items()}
+                for now, then in zip(state, best.state, strict=True)
+            )
+        ),
+    )
