@@ -1,7 +1,6 @@
 """Labels of synthetic samples: hard, soft, unrestricted or from a teacher (column four of Table 1)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
@@ -206,18 +205,6 @@ def is_distribution(targets: Tensor) -> Tensor:
 def are_probabilities(targets: Tensor) -> bool:
     """Return whether targets are class indices or distributions, rather than scores."""
     return not targets.is_floating_point() or bool(is_distribution(targets).all())
-
-
-def collapse_note(predicted: Iterable[Tensor], classes: int, least: int) -> tuple[str, ...]:
-    """Return a note for readers of a score where a network predicts fewer than so many classes.
-
-    Args:
-        predicted: each network's predicted classes, ``(m,)``.
-        classes: C.
-        least: the number of classes from which there is nothing to be said.
-    """
-    seen = min(int((torch.bincount(own, minlength=classes) > 0).sum()) for own in predicted)
-    return (f"predicts only {seen} of {classes} classes",) if seen < least else ()
 
 
 def target_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmdistill.classification import accuracies, by_class
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, GraphNetwork
 from mmdistill.graph.scene import View
@@ -212,22 +213,19 @@ def is_validated(epoch: int, protocol: JudgeProtocol) -> bool:
 
 
 def scores_of(judge: str, hits: Tensor, truth: Tensor) -> Scores:
-    """Return accuracies, also balanced over the classes that occur, with a warning for each class hardly recognised.
+    """Return accuracies, with a warning for each class hardly recognised.
 
     Args:
         judge: the judge's name.
         hits: ``(S, m)``, 1 where one of S networks is right.
         truth: ``(m,)`` classes.
     """
-    present = torch.unique(truth)
-    by_class = torch.stack([hits[:, truth == index].mean(1) for index in present], 1)
-    values = {"accuracy": tuple(hits.mean(1).tolist()), "balanced_accuracy": tuple(by_class.mean(1).tolist())}
     weak = tuple(
         f"class {index} is nearly never recognised (test accuracy {value:.2f})"
-        for index, value in zip(present.tolist(), by_class.mean(0).tolist(), strict=True)
+        for index, value in zip(torch.unique(truth).tolist(), by_class(hits, truth).mean(0).tolist(), strict=True)
         if value < HARDLY_RECOGNISED
     )
-    return Scores(judge, values, weak)
+    return Scores(judge, accuracies(hits, truth), weak)
 
 
 class LoopSample(NamedTuple):

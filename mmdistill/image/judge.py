@@ -21,9 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mmdistill.classification import accuracies, collapse_note
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Plan
-from mmdistill.labels import collapse_note, regression_targets, target_loss, weighted_mean
+from mmdistill.labels import regression_targets, target_loss, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule, redrawn
@@ -106,7 +107,7 @@ class Judge:
     def score(
         self, data: Batch, normalise: Callable[[Tensor], Tensor], test: tuple[Tensor, Tensor], n: int, draws: Draws
     ) -> Scores:
-        """Train n networks and return their accuracy on raw test images and labels."""
+        """Train n networks and score them on raw test images and labels."""
         modules = list(self.network.module.modules())
         # Dropout masks, and running statistics that torch writes in place, are per network, which a batched call cannot
         # give; and on the CPU nothing is gained by one.
@@ -119,15 +120,15 @@ class Judge:
             states = self._fit(data, n, draws, "loop" if alone else "vmap", "off" if self.network.random else "auto")
         images, labels = test
         found = self.predict([state_at(states, index) for index in range(n)], normalise, images)
-        accuracies = [(predicted == labels).double().mean() for predicted, _ in found]
+        predicted = torch.stack([own for own, _ in found])
         # Of many classes a small set may miss a few, so half of them are enough.
-        notes = self.notes + collapse_note((own for own, _ in found), self.classes, self.classes // 2 + 1)
+        notes = self.notes + collapse_note(predicted, self.classes, self.classes // 2 + 1)
         broken = sum(not bool(finite) for _, finite in found)
         if broken:
             notes += (
                 f"{broken} of {n} networks give NaN or infinite logits: they diverged, or cannot read these images",
             )
-        return Scores(self.name, {"accuracy": tuple(torch.stack(accuracies).tolist())}, notes)
+        return Scores(self.name, accuracies(predicted == labels, labels), notes)
 
     def _start(self, draws: Draws) -> NetworkState:
         """Draw a fresh network as the plan says."""

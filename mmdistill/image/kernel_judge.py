@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdistill.classification import accuracies
 from mmdistill.errors import UnsupportedError
 from mmdistill.image.augment import image_inputs
 from mmdistill.labels import regression_targets
@@ -75,18 +76,15 @@ class KernelJudge:
     def score(
         self, data: Batch, classes: int, normalise: Callable[[Tensor], Tensor], test: tuple[Tensor, Tensor]
     ) -> Scores:
-        """Return the accuracy on raw test images and labels, one value.
+        """Return the scores on raw test images and labels, one value each.
 
         Raises:
             UnsupportedError: more samples than one system is solved for.
         """
         images, labels = test
         predict = self.predictor(data, classes)
-        hits = [
-            (predict(normalise(part)).argmax(1) == own).sum()
-            for part, own in zip(torch.split(images, TEST_CHUNK), torch.split(labels, TEST_CHUNK), strict=True)
-        ]
-        return Scores(self.name, {"accuracy": (int(torch.stack(hits).sum()) / len(labels),)}, (NOTE,))
+        predicted = torch.cat([predict(normalise(part)).argmax(1) for part in torch.split(images, TEST_CHUNK)])
+        return Scores(self.name, accuracies((predicted == labels)[None], labels), (NOTE,))
 
     def predictor(self, data: Batch, classes: int) -> Callable[[Tensor], Tensor]:
         """Return the regression that fits a flat batch: from ``(m, *shape)`` images to ``(m, C)`` float64 scores.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmdistill.classification import accuracies
 from mmdistill.errors import ConfigError
 from mmdistill.task import Batch, Scores
 from mmdistill.text.data import TextData, TextInput
@@ -84,7 +85,7 @@ class Reader:
         return self._encoders[judge]
 
     def score(self, judge: str, texts: Sequence[str], labels: Tensor, weight: Tensor | None) -> Scores:
-        """Return the test accuracy of a logistic regression fitted on texts with (soft) labels.
+        """Return the test scores of a logistic regression fitted on texts with (soft) labels.
 
         Args:
             judge: one of :data:`READERS`.
@@ -97,5 +98,6 @@ class Reader:
         weights = torch.ones(len(texts)) if weight is None else weight.cpu()
         batch = Batch(points, labels.cpu(), weights)
         predicted, penalty = logistic_predictions(batch, len(self.data.class_names), dev, self.data.dev.labels, test)
-        accuracy = float((predicted == self.data.test.labels).double().mean())
-        return Scores(judge, {"accuracy": (accuracy,)}, (f"C = {penalty:g}, chosen on development data",))
+        truth = self.data.test.labels
+        hits = (predicted == truth)[None]
+        return Scores(judge, accuracies(hits, truth), (f"C = {penalty:g}, chosen on development data",))

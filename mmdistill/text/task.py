@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.abilities import JUDGING
+from mmdistill.classification import accuracies, collapse_note
 from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.labels import are_probabilities, collapse_note, require_targets, target_loss, weighted_mean
+from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.fit import FitProtocol, fit_networks
@@ -211,8 +212,7 @@ class TextTask:
         if synthetic is not None and key in ("logreg", "knn") and not are_probabilities(one_tensor(batch.targets)):
             notes.append("labels are scores; shifted, clipped at 0 and normalised for this judge")
         notes += collapse_note(predictions, self.class_count, self.class_count)
-        accuracy = (predictions == self.test.labels).double().mean(1)
-        return Scores(key, {"accuracy": tuple(accuracy.tolist())}, tuple(notes))
+        return Scores(key, accuracies(predictions == self.test.labels, self.test.labels), tuple(notes))
 
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of ``epochs`` and ``batch``: all but networks nothing."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmdistill.labels import collapse_note
+from mmdistill.classification import accuracies, collapse_note
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps, learned_steps
 from mmdistill.networks.module import FunctionalModule
@@ -87,10 +87,9 @@ class TokenJudge:
         with self.network.drawn(draws):
             states = self._fit(data, n, draws) if steps is None else self._take(steps, n, draws)
         labels = queries[1].to(device)
-        found = [self.predict(state_at(states, index), queries[0]) for index in range(n)]
-        accuracy = tuple(float((predicted == labels).double().mean()) for predicted in found)
+        found = torch.stack([self.predict(state_at(states, index), queries[0]) for index in range(n)])
         classes = self.task.class_count
-        return Scores(self.name, {"accuracy": accuracy}, collapse_note(found, classes, classes))
+        return Scores(self.name, accuracies(found == labels, labels), collapse_note(found, classes, classes))
 
     def _take(self, steps: LearnedSteps, n: int, draws: Draws) -> NetworkState:
         """Train by the learned steps, with the loss that they were learned for (attention labels included)."""

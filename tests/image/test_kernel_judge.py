@@ -53,7 +53,7 @@ def test_scores_are_those_of_ridge_regression(name: str, soft: bool, digits: Ima
     test = digits.data.test_images[:60], digits.data.test_labels[:60]
     scores = judge.score(batch, 10, digits.data.normalise, test)
     expected = by_hand(judge.kernel, digits, batch)
-    assert scores.values == {"accuracy": pytest.approx((expected,))}
+    assert scores.values["accuracy"] == pytest.approx((expected,))
     assert scores.judge == name
     assert scores.notes == (NOTE,)
     if not soft:

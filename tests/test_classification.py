@@ -1,0 +1,45 @@
+"""Accuracy and balanced accuracy of predicted classes, against scikit-learn's."""
+
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+
+from mmdistill.classification import accuracies, by_class, collapse_note
+from mmdistill.image import image_task
+from mmdistill.runtime import Draws
+
+
+def test_both_accuracies_are_scikit_learns() -> None:
+    draws = Draws(3)
+    truth = torch.tensor([0] * 5 + [2] * 40 + [7] * 12)[draws.permutation(57)]
+    predicted = torch.stack([truth.where(draws.fold("keep", k).uniform(57) < 0.6, 2) for k in range(4)])
+    found = accuracies(predicted == truth, truth)
+    assert found["accuracy"] == tuple((own == truth).double().mean().item() for own in predicted)
+    expected = [balanced_accuracy_score(truth, own) for own in predicted]
+    assert found["balanced_accuracy"] == pytest.approx(expected, rel=1e-12)
+    assert len(set(found["balanced_accuracy"])) == 4
+
+
+@pytest.mark.parametrize(("sizes", "uneven"), [((4, 6), False), ((4, 7), True), ((3, 3, 3), False)])
+def test_even_classes_need_no_second_number(sizes: tuple[int, ...], uneven: bool) -> None:
+    truth = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    assert ("balanced_accuracy" in accuracies(truth[None] == 0, truth)) == uneven
+
+
+def test_classes_without_a_sample_do_not_count() -> None:
+    hits, truth = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([5, 5, 9])
+    assert by_class(hits, truth).tolist() == [[0.5, 1.0]]
+
+
+def test_a_network_that_predicts_few_classes_is_named() -> None:
+    predicted = torch.tensor([[0, 1, 2], [1, 1, 1]])
+    assert collapse_note(predicted, 3, 3) == ("predicts only 1 of 3 classes",)
+    assert collapse_note(predicted[:1], 3, 3) == ()
+
+
+@pytest.mark.parametrize("judge", ["mlp", "ntk"])
+def test_judges_of_uneven_images_give_both(judge: str) -> None:
+    images, labels = Draws(0).normal(40, 1, 4, 4), torch.tensor([0] * 30 + [1] * 10)
+    task = image_task((images, labels), test=(images, labels))
+    values = task.evaluate(None, judge, Draws(1), 1, {}).values
+    assert set(values) == {"accuracy", "balanced_accuracy"}
