@@ -4,14 +4,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.labels import LabelKind
 from mmdistill.method import Method
 from mmdistill.names import canonical
 from mmdistill.registry import Domain, TaskOptions, domain_of, get_method, get_parameterization
 from mmdistill.run_folder import CONFIG, holds_work
 from mmdistill.runtime import atomic_write, choose_device
+from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import DistilledSet
 from mmdistill.task import Task
 
@@ -87,15 +90,16 @@ def _parts(config: DistillConfig, option: str) -> set[str]:
 def require_own_config(config: DistillConfig, distilled: DistilledSet, folder: Path) -> None:
     """Refuse options of another run than the set beside them, as one leaves that is cut off while it replaces another.
 
-    The method, the seed, the budget, the kind of labels and the steps are compared.
+    The method, the seed, the budget, the kind of labels and the settings are compared.
 
     Raises:
         CheckpointError: naming what differs.
     """
     said = {"method": canonical(str(config.method)), "seed": config.seed, "ipc": config.ipc}
-    said |= {"nodes": config.nodes, "users": config.users, "label": config.label, "steps": config.steps}
+    said |= {"nodes": config.nodes, "users": config.users, "label": config.label, **config.overrides()}
     found = {"method": distilled.method, "seed": distilled.seed, distilled.info.budget: distilled.budget}
-    found |= {"label": distilled.label or None, "steps": distilled.settings.get("steps")}
+    found |= {"label": distilled.label} if distilled.label in get_args(LabelKind) else {}
+    found |= {name: value for name, value in distilled.settings.items() if name not in MEMORY_ONLY}
     for name, value in found.items():
         if said.get(name) not in (None, value) and value is not None:
             raise CheckpointError(

@@ -35,7 +35,7 @@ from mmdistill.report import aligned, summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
 from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
-from mmdistill.side_by_side import LEGEND, draw_budgets, table, write_csv
+from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
 
@@ -177,6 +177,7 @@ def _distill_with_bar(
             checkpoint_every=config.checkpoint_every,
             progress=progress,
             name=name,
+            label=config.label,
             compile=config.compile,
             precision=config.precision,
         )
@@ -355,13 +356,13 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
     twice = {folder: kept for name in judges for folder, kept in repeated(folders, name, metric).items()}
     for folder, kept in twice.items():
         print(f"left out: {folder}, which has the seed of {kept} and no other option that counts")
-    for row in rows:
-        if row.moved:
-            print(f"note: the runs of {row.name} held out different data, since --seed moves what is held out")
+    said = notes(rows)
+    for note in said:
+        print(f"note: {note}")
     for folder, reason in skipped.items():
         print(f"skipped: {folder} ({reason})")
     if to is not None:
-        print(write_comparison(Path(to), lines, draw_budgets(rows, Path(to))))
+        print(write_comparison(Path(to), lines, said, draw_budgets(rows, Path(to))))
         print(write_csv(rows, Path(to) / "comparison.csv"))
 
 

@@ -71,6 +71,7 @@ class Repetitions:
         settings: of the first run, in words; None where it records none.
         moved: whether the runs' data differ, each seed having its own.
         fingerprint: of the first run's data; empty where the set does not say it.
+        notes: what readers of the runs' scores must know.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Repetitions:
     settings: Mapping[str, str] | None = None
     moved: bool = False
     fingerprint: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def judged(self) -> str:
@@ -316,6 +318,7 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         settings=first.settings_said() if first.settings else None,
         fingerprint=first.fingerprint,
         moved=len(set(map(_samples_of(runs), runs))) > 1,
+        notes=tuple(dict.fromkeys(note for run in runs for note in run.entry.get("notes") or ())),
         **{name: str(first.made.get(name) or "") for name in RECORDED},
     )
 

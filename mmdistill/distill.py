@@ -182,7 +182,9 @@ def _distilled(
     with ranks.first_alone(), explained("the start of the distillation", "a smaller budget or network"):
         run = distiller.start()
         distiller.schedule.make_ready(distiller.task)
-    if label not in (None, own := run.parameterization.labels.title) and ranks.is_first():
+    labels = run.parameterization.labels
+    if label not in (None, labels.kind) and ranks.is_first():
+        own = labels.title
         logger.warning("the samples come with labels of their own (%s): label %s is not read", own or "none", label)
     if folder is not None and (reason := undecodable(run.parameterization, distiller.draws.seed)):
         raise ConfigError(f"{reason}; mend it, or take the kind out of mmdistill.parameterizations.codes.KINDS")

@@ -398,7 +398,7 @@ class Distiller:
             learned={name: tensor.to("cpu", copy=True) for name, tensor in run.objective.learned().items()},
             seed=self.draws.seed,
             steps=step,
-            settings=asdict(self.settings) | ({"steps": run.step} if self.steps else {}),  # fewer if patience ended it
+            settings=asdict(self.settings),
             seconds=seconds,
             peak_memory_bytes=runtime.peak_memory_bytes(self.task.device),
             device=runtime.describe_device(self.task.device),
@@ -408,6 +408,7 @@ class Distiller:
             label=run.parameterization.labels.title,
             judge=self.method.judge,
             described=self.described,
+            taken=run.step,
         )
 
 

@@ -19,6 +19,11 @@ class Labels(nn.Module, ABC):
     title = ""
     """What users call this kind; empty where there is nothing to say."""
 
+    @property
+    def kind(self) -> str:
+        """What was asked for where these came of it, else the title."""
+        return self.title
+
     @abstractmethod
     def forward(self) -> Tensor:
         """Return ``(M,)`` class indices or ``(M, C)`` soft labels."""
@@ -29,12 +34,14 @@ class FixedLabels(Labels):
 
     Args:
         targets: ``(M,)`` int64 class indices or ``(M, C)`` probabilities or scores.
+        kind: what was asked for, where these are how a method writes it; None: they came with the samples.
     """
 
     targets: Tensor
 
-    def __init__(self, targets: Tensor) -> None:
+    def __init__(self, targets: Tensor, kind: LabelKind | None = None) -> None:
         super().__init__()
+        self._kind = kind
         self.register_buffer("targets", targets.clone())
         self.title = "hard"
         if targets.is_floating_point():
@@ -42,6 +49,11 @@ class FixedLabels(Labels):
             sums = targets.double().sum(-1)
             shares = rows and torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=1e-4)
             self.title = "fixed probabilities" if shares else "fixed scores"
+
+    @property
+    def kind(self) -> str:
+        """What was asked for where these came of it, else the title."""
+        return self._kind or self.title
 
     def forward(self) -> Tensor:
         """Return the targets as given."""

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mmdistill.coresets import CORESETS
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluate import Evaluation
 from mmdistill.figures import save_figure
@@ -38,11 +39,17 @@ def result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     for entry in metrics.get("results", []):
         key = (entry["judge"], entry["metric"])
         beside = [
-            next((percent(e) for e in entries if (e["judge"], e["metric"]) == key), "–")
+            next((_beside(e, entry["n"]) for e in entries if (e["judge"], e["metric"]) == key), "–")
             for entries in baselines.values()
         ]
         rows.append([judge_in_words(entry), entry["metric"], percent(entry), *beside, str(entry["n"])])
     return rows
+
+
+def _beside(baseline: Mapping[str, Any], networks: int) -> str:
+    """Return a baseline's entry in percent, and how many networks it is of where these are not as many."""
+    own = baseline["n"]
+    return percent(baseline) if own == networks else f"{percent(baseline)} (of {own})"
 
 
 def fact_rows(distilled: DistilledSet) -> list[list[str]]:
@@ -113,7 +120,8 @@ def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: 
         key = (entry.judge, entry.metric)
         rows.append([*key, *(str(table[key]) if key in table else "-" for table in tables)])
     sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes}
-    rows.append(["", "bytes", *(f"{sizes.get(name, equal_count_bytes):,}" for name in columns)])
+    sizes |= dict.fromkeys(("random", *CORESETS), equal_count_bytes)  # others are no samples as they come
+    rows.append(["", "bytes", *(f"{sizes[name]:,}" if name in sizes else "-" for name in columns)])
     counts = sorted({entry.n for entry in evaluation.results})
     several = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     judged = "1 network" if counts == [1] else f"mean +/- sd of {several} networks"
@@ -162,16 +170,17 @@ def draw_curve(folder: Path) -> Path | None:
     return save_figure(figure, folder / "pictures" / "loss.png")
 
 
-def write_comparison(folder: Path, rows: Sequence[Sequence[str]], pictures: Sequence[Path]) -> Path:
-    """Write ``comparison.html``, a table of several runs and their pictures, into a folder; returns its path."""
+def write_comparison(
+    folder: Path, rows: Sequence[Sequence[str]], notes: Sequence[str], pictures: Sequence[Path]
+) -> Path:
+    """Write ``comparison.html``, a table of several runs, notes and pictures, into a folder; returns its path."""
     page = folder / "comparison.html"
     caption = (
         "Percent on untouched test data, mean ± standard deviation: over runs where there are several, else networks."
     )
+    results = [list(row) for row in rows]
     with atomic_write(page) as handle:
-        handle.write(
-            _html("Distilled sets side by side", [], [list(row) for row in rows], caption, [], pictures).encode()
-        )
+        handle.write(_html("Distilled sets side by side", [], results, caption, list(notes), pictures).encode())
     return page
 
 

@@ -13,6 +13,8 @@ from mmdistill.runtime import atomic_write
 
 LEGEND = "percent on untouched test data; +/- is the deviation over runs where there are several, else over networks"
 """What the numbers of :func:`table` are."""
+NAMED_MOST = 3
+"""Rows that a note names."""
 NAME_WIDTH, NAME_HEIGHT = 88, 0.19
 """Characters in a line of a picture's legend, and its height in inches."""
 
@@ -80,22 +82,43 @@ def table(rows: Sequence[Repetitions]) -> list[list[str]]:
     return lines
 
 
+def notes(rows: Sequence[Repetitions]) -> list[str]:
+    """Return what readers of the scores must know, each with the rows that it is of."""
+    found: dict[str, list[str]] = {}
+    for row, title in zip(rows, titles(rows), strict=True):
+        for note in row.notes:
+            found.setdefault(note, []).append(f"{title}, {row.unit} {row.budget}, {row.judge}")
+        if row.moved:
+            moved = "the runs held out different data, since --seed moves what is held out"
+            found.setdefault(moved, []).append(row.name)
+    return [f"{note} ({_whose(named, len(rows))})" for note, named in found.items()]
+
+
+def _whose(named: Sequence[str], rows: int) -> str:
+    """Return which of so many rows are named, in words."""
+    if len(named) == rows > 1:
+        return "all rows"
+    more = len(named) - NAMED_MOST
+    return "; ".join(named[:NAMED_MOST]) + (f"; and {more} more" if more > 0 else "")
+
+
 def write_csv(rows: Sequence[Repetitions], target: Path) -> Path:
     """Write the comparison for other programs, a line for each row; scores are fractions in full precision.
 
-    ``values`` are those of the runs, with spaces between them. A deviation is empty where there is none.
+    ``values`` are those of the runs, with spaces between them, ``notes`` what readers of them must know, with
+    semicolons. A deviation is empty where there is none.
     """
     names = _baselines(rows)
     head = ["data", "method", "title", "unit", "budget", "stored_bytes", "judge", "metric", "networks", "runs"]
     head += ["mean", "sd", "values", *(f"{name}_{what}" for name in names for what in ("mean", "sd"))]
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*head, "steps", "seconds", "folder"])
+    lines.writerow([*head, "steps", "seconds", "folder", "notes"])
     for row, title in zip(rows, titles(rows), strict=True):
         said = [row.data, row.method, title, row.unit, row.budget, row.stored_bytes, row.judge, row.metric]
         scores = [part for name in names for part in _cells(row.baselines.get(name))]
         own = [row.networks, len(row.score.values), *_cells(row.score), " ".join(map(repr, row.score.values))]
-        cost = [max(row.steps, default=""), sum(row.seconds) / len(row.seconds), row.name]
+        cost = [max(row.steps, default=""), sum(row.seconds) / len(row.seconds), row.name, "; ".join(row.notes)]
         lines.writerow([*said, *own, *scores, *cost])
     with atomic_write(target) as handle:
         handle.write(text.getvalue().encode("utf-8", "backslashreplace"))

@@ -178,8 +178,8 @@ class DistilledSet:
         stored_bytes: bytes of what must be kept to regenerate the samples, decoder and labels included.
         learned: what was learned beside the samples (ridge, inner learning rates).
         seed: the run's seed.
-        steps: updates made; for a set kept by validation, those up to the best.
-        settings: the method's settings as plain values.
+        steps: the updates behind the samples; for a set kept by validation, those up to the best.
+        settings: the method's settings as plain values, as they were asked for.
         seconds: wall time of the distillation.
         peak_memory_bytes: peak of the process, or of the CUDA device.
         device: in words.
@@ -194,6 +194,7 @@ class DistilledSet:
         judge: whose scores the method makes sets for; empty: the task's first judge.
         described: the objective and the network schedule with what is set of them, as plain values; empty for closed
             forms, selections, and sets of earlier versions.
+        taken: updates made, of which patience may have left out some that were asked for; 0 where there are none.
     """
 
     batch: Batch
@@ -216,6 +217,7 @@ class DistilledSet:
     label: str = ""
     judge: str = ""
     described: Mapping[str, object] = field(default_factory=dict)
+    taken: int = 0
 
     def __repr__(self) -> str:
         """Return in one line what this is a set of, its size and its shapes."""
@@ -233,8 +235,7 @@ class DistilledSet:
     @property
     def seconds_per_step(self) -> float | None:
         """Seconds of an update, set-up and checkpoints shared out; None where the method has no steps."""
-        steps = self.settings.get("steps")  # a set kept by validation has fewer in ``self.steps``
-        made = steps if isinstance(steps, int) and self.steps else self.steps
+        made = self.taken or self.steps  # which alone sets of earlier versions have
         return self.seconds / made if made else None
 
     def save(self, folder: Path | str) -> None:

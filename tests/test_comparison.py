@@ -302,7 +302,7 @@ def test_pooled_runs_that_held_out_other_data_are_named(tmp_path: Path, capsys: 
     assert "held out" not in capsys.readouterr().out
     of_data(runs, "abc")
     assert main(["compare", *map(str, runs)]) == 0
-    assert "the runs of s0 held out different data, since --seed moves what is held out" in capsys.readouterr().out
+    assert "the runs held out different data, since --seed moves what is held out (s0)" in capsys.readouterr().out
 
 
 def of_data(runs: list[Path], fingerprints: str, **info: object) -> None:
@@ -417,6 +417,28 @@ def test_a_table_for_other_programs_has_all_digits(tmp_path: Path) -> None:
     assert first["random_mean"] == pytest.approx(0.7 + 0.0123456789 / 2)
     assert found["random_mean"].isna().tolist() == [False, True]
     assert first[["runs", "networks", "judge", "metric"]].tolist() == [2, 5, "convnet", "accuracy"]
+
+
+def test_notes_of_scores_are_named_with_their_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
+    runs += [finished(tmp_path / f"n{ipc}", 0.8, ipc=ipc) for ipc in range(2, 7)]
+    for run in runs[1:]:  # of the first two, which are repetitions, one has a note
+        changed(run, results=[{**ENTRY, "notes": ["predicts only 3 of 10 classes"]}])
+    changed(runs[-1], results=[{**ENTRY, "notes": ["predicts only 3 of 10 classes", "cannot train"]}])
+    assert main(["compare", *map(str, runs[2:]), "--to", str(tmp_path / "page")]) == 0
+    assert "\nnote: predicts only 3 of 10 classes (all rows)\n" in capsys.readouterr().out
+    page = (tmp_path / "page" / "comparison.html").read_text()
+    assert "predicts only 3 of 10 classes (all rows)" in page
+    assert "cannot train (dm, ipc 6, convnet)" in page
+    found = pd.read_csv(tmp_path / "page" / "comparison.csv")
+    assert found["notes"].tolist() == [
+        *["predicts only 3 of 10 classes"] * 4,
+        "predicts only 3 of 10 classes; cannot train",
+    ]
+    plain = finished(tmp_path / "plain", 0.8, ipc=7)
+    assert main(["compare", *map(str, [*runs, plain])]) == 0
+    named = "; ".join(f"dm, ipc {ipc}, convnet" for ipc in (1, 2, 3))
+    assert f"note: predicts only 3 of 10 classes ({named}; and 3 more)" in capsys.readouterr().out
 
 
 def test_all_judges_are_shown_and_baselines_have_their_deviation(

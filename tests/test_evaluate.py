@@ -178,6 +178,19 @@ def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
     assert "percent, mean +/- sd of 1 to 2 networks\n" in summary(result, mixed, 96)
     assert "±" not in " ".join(result_rows(metrics_document(result, one))[1])
     assert " ".join(result_rows(metrics_document(result, two))[1]).count("±") == 2
+    mixed = Evaluation(one.results, two.baselines)
+    assert result_rows(metrics_document(result, mixed))[1][-2:] == [
+        f"{two.baselines['random'][0]} (of 2)".replace("+/-", "±"),
+        "1",
+    ]
+
+
+def test_only_samples_as_they_come_have_the_bytes_of_an_equal_count(result: DistilledSet) -> None:
+    names = ("random", "k-means", "clusters", "whole")
+    entry = Entry("mlp", "accuracy", 0.5, 0.1, 2)
+    found = Evaluation([entry], dict.fromkeys(names, [entry]))
+    (row,) = (line.split() for line in summary(result, found, 1234).splitlines() if line.split()[0] == "bytes")
+    assert row[1:] == [f"{result.stored_bytes:,}", "1,234", "1,234", "-", f"{result.info.stored_bytes:,}"]
 
 
 def test_baselines_stay_where_they_were_judged_as_the_set_is(result: DistilledSet) -> None:

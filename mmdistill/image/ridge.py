@@ -86,7 +86,7 @@ def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind,
             "with classes"
         )
     values = centred_one_hot(found.classes, found.num_classes) / math.sqrt(found.num_classes / 10)
-    found.labels = LearnedLabels(values) if label == "unrestricted" else FixedLabels(values)
+    found.labels = LearnedLabels(values) if label == "unrestricted" else FixedLabels(values, "hard")
     return found
 
 

@@ -179,7 +179,7 @@ class RankingProtocol:
     ) -> dict[str, tuple[float, ...]]:
         """Return the mean of each metric over the users with held-out interactions, as fractions.
 
-        Each metric has one value per repeat; repeats differ only in the AUC's negatives. Coverage@k is the share of the
+        Each metric has one value but the AUC, which has one for each draw of negatives. Coverage@k is the share of the
         items that are among somebody's first k. The scorer sees, and the ranking leaves out, the training interactions,
         and at test the validation ones too.
 
@@ -217,8 +217,8 @@ class RankingProtocol:
                     chosen = sample_negatives(known + held, self.negatives, key)
                     drawn.append(scores.gather(1, chosen.clamp(min=0))[chosen >= 0].cpu())
         per_user = {name: torch.cat(parts) for name, parts in found.items()}
-        result = {name: (float(values.mean()),) * repeats for name, values in per_user.items()}
-        result |= {f"coverage@{k}": (float(seen.double().mean()),) * repeats for k, seen in shown.items()}
+        result: dict[str, tuple[float, ...]] = {name: (float(own.mean()),) for name, own in per_user.items()}
+        result |= {f"coverage@{k}": (float(seen.double().mean()),) for k, seen in shown.items()}
         if self.negatives:
             result["auc"] = tuple(pooled_auc(torch.cat(positives), torch.cat(drawn)) for drawn in negatives)
         headline = f"ndcg@{self.ks[0]}"
@@ -227,7 +227,7 @@ class RankingProtocol:
         for name, members in group_users(np.asarray(lengths), self.groups).items():
             judged = torch.from_numpy(np.isin(users, everyone[members]))
             if judged.any():
-                result[f"{headline} {name}"] = (float(per_user[headline][judged].mean()),) * repeats
+                result[f"{headline} {name}"] = (float(per_user[headline][judged].mean()),)
         return result
 
     def _hidden(self, known: Tensor, held: Tensor, draws: Draws) -> Tensor:

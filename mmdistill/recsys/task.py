@@ -208,8 +208,8 @@ class RecsysTask:
         """Fit a judge and score its rankings of the test items.
 
         The ridge is the best on validation, out of the judge's own and the one that was learned with the set; a
-        trained judge's step is chosen so, too. Judges in closed form have no randomness of their own: their n
-        values differ only in sampled items.
+        trained judge's step is chosen so, too. Judges in closed form have no randomness of their own: of
+        n values they give one, but of the AUC, whose negatives are drawn n times.
         """
         if judge not in RANDOM_JUDGES:
             scorer = self._solved(synthetic, judge, draws, learned)

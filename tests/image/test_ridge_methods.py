@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
@@ -17,6 +18,7 @@ from mmdistill.objectives.ridge import MarginKernelRidge
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
+from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 
 NAMES = ("frepo", "rfad", "kip", "kip-conv")
@@ -57,6 +59,17 @@ def test_fixed_labels_are_scaled_alike_and_probabilities_refused(digits: ImageTa
     torch.testing.assert_close(batch.targets, (torch.eye(10) - 0.1).repeat_interleave(2, 0))
     with pytest.raises(ConfigError, match="takes hard or unrestricted labels"):
         Distiller(digits, replace(frepo, label="soft"), 1).start()
+
+
+def test_a_run_with_fixed_labels_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = ["--method", "frepo", "--label", "hard", "--ipc", "1", "--steps", "2", "--width", "8", "--networks", "1"]
+    out = str(tmp_path / "run")
+    judging = ["--baselines", "none", "--judge-epochs", "1"]
+    assert main(["distill", "--data", "digits", *options, *judging, "--out", out]) == 0
+    assert "is not read" not in caplog.text
+    for command in (["report"], ["evaluate"], ["export"], ["distill", "--resume"]):
+        assert main([*command, out]) == 0
+    assert DistilledSet.load(out).label == "fixed scores"
 
 
 @pytest.mark.parametrize(

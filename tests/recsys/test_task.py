@@ -11,6 +11,7 @@ from torch import nn
 
 from mmdistill.abilities import Validates
 from mmdistill.cli import main
+from mmdistill.comparison import read_runs
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
@@ -26,6 +27,7 @@ from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
+from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 from mmdistill.testing import check_objective, check_task
 from tests.oracles import recsys as oracle
@@ -447,6 +449,24 @@ def test_the_command_line_makes_binary_users_and_their_report(tmp_path, capsys):
     assert text.count("users of whom a to b interactions are known") == 1
     assert main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--interactions-per-user", "6"]) == 2
     assert "--interactions-per-user is for interactions" in capsys.readouterr().err
+
+
+def test_runs_that_patience_ended_are_read_again_and_are_repetitions(tmp_path, capsys):
+    path = tmp_path / "m.npz"
+    sparse.save_npz(path, sparse.csr_array(taste_matrix(60, 20)))
+    options = ["--users", "4", "--steps", "40", "--validate-every", "1", "--patience", "2", "--lr", "0.3"]
+    steps = []
+    for seed in range(3):
+        out = str(tmp_path / f"run{seed}")
+        plain = ["distill", "--data", str(path), "--method", "distill-cf-meanfield", "--networks", "1"]
+        assert main([*plain, *options, "--baselines", "none", "--seed", str(seed), "--out", out]) == 0
+        for command in (["report"], ["evaluate"], ["export"], ["distill", "--resume"]):
+            assert main([*command, out]) == 0
+        steps.append(DistilledSet.load(out).taken)
+    assert len(set(steps)) > 1
+    assert max(steps) < 40
+    (row,) = read_runs([tmp_path / f"run{seed}" for seed in range(3)])
+    assert len(row.score.values) == 3
 
 
 def test_only_the_trained_judge_reads_epochs_and_minibatches(task):
