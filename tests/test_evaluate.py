@@ -188,7 +188,7 @@ def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
 def test_only_samples_as_they_come_have_the_bytes_of_an_equal_count(result: DistilledSet) -> None:
     names = ("random", "k-means", "clusters", "whole")
     entry = Entry("mlp", "accuracy", 0.5, 0.1, 2)
-    found = Evaluation([entry], dict.fromkeys(names, [entry]))
+    found = Evaluation([entry], {name: [entry] for name in names})
     (row,) = (line.split() for line in summary(result, found, 1234).splitlines() if line.split()[0] == "bytes")
     assert row[1:] == [f"{result.stored_bytes:,}", "1,234", "1,234", "-", f"{result.info.stored_bytes:,}"]
 
