@@ -18,10 +18,10 @@ import torch
 from quality import parse_options
 
 from mmdistill.abilities import Validates
+from mmdistill.choices import Precision, Schedule
 from mmdistill.distiller import Distiller
 from mmdistill.image.data import ImageData
 from mmdistill.image.task import ImageTask, image_task
-from mmdistill.precision import Precision
 from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--settings", default="", help="others of the method's settings: inner_steps=60,init=noise")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--seeds", default="10,11")
-    parser.add_argument("--schedule", choices=("published", "reduced"), default="published")
+    parser.add_argument("--schedule", choices=get_args(Schedule), default="published")
     parser.add_argument("--width", type=int, default=None)
     parser.add_argument("--judge-epochs", type=int, default=None)
     parser.add_argument("--judge-batch", type=int, default=None)

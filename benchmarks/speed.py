@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import graph_speed
@@ -407,7 +407,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=5, help="judges, for evaluate")
     parser.add_argument("--epochs", type=int, default=30, help="their epochs")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--compile", choices=get_args(CompileMode), default="auto")
     parser.add_argument(
         "--precision",
         choices=("float32", "tf32", "mixed", "bf16"),

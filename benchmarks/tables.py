@@ -27,12 +27,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from cells import CELLS, REDUCED_MODELS, REDUCED_WIDTH, TABLE_3, TABLE_5, Cell, cost, network_of, row
 from pages import draw_figure_8, page
 from quality import prepared
 
+from mmdistill.choices import Schedule
 from mmdistill.errors import MmdistillError
 from mmdistill.evaluate import evaluate
 from mmdistill.metrics import metrics_document
@@ -196,7 +198,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", default="mnist", help="comma-separated")
     parser.add_argument("--methods", default="", help="comma-separated; all by default")
     parser.add_argument("--ipc", default="1,10", help="comma-separated")
-    parser.add_argument("--schedule", choices=("published", "reduced"), default="published")
+    parser.add_argument("--schedule", choices=get_args(Schedule), default="published")
     parser.add_argument("--width", type=int, default=REDUCED_WIDTH, help="of a reduced schedule's ConvNet")
     parser.add_argument("--seeds", default="0", help="of distillation, comma-separated")
     parser.add_argument("--networks", type=int, default=5, help="judges of each kind for each seed")

@@ -10,36 +10,21 @@ from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
-from mmdistill.names import canonical
-from mmdistill.registry import Domain, TaskOptions, domain_of, get_method, get_parameterization
+from mmdistill.names import canonical, in_words
+from mmdistill.registry import (
+    OF_SOME_DOMAINS,
+    Domain,
+    TaskOptions,
+    domain_of,
+    get_method,
+    get_parameterization,
+    takers,
+)
 from mmdistill.run_folder import CONFIG, holds_work
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import DistilledSet
 from mmdistill.task import Task
-
-OPTIONS_OF_DOMAINS = {
-    "protocol": "images",
-    "whiten": "images",
-    "size": "images",
-    "mirror": "images",
-    "augment": "images",
-    "encoder": "texts",
-    "length": "texts",
-    "text_column": "texts",
-    "label_column": "texts",
-    "user_column": "interactions",
-    "item_column": "interactions",
-    "rating_column": "interactions",
-    "time_column": "interactions",
-    "min_rating": "interactions",
-    "split_by": "interactions",
-    "interactions_per_user": "interactions",
-    "inductive": "graphs",
-    "model": "images, graphs, texts and interactions",
-    "judge_batch": "images, texts and interactions",
-}
-"""Options that mean something to the domains that list them, with what they are for."""
 
 
 def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:
@@ -49,13 +34,13 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
         ConfigError: an option that means nothing to the data's domain.
     """
     data, _ = require_data_and_method(config)
-    options = [option for option in OPTIONS_OF_DOMAINS if getattr(config, option) is not None]
+    options = [option for option in OF_SOME_DOMAINS if getattr(config, option) is not None]
     domain = domain_of(data, [option for option in options if option.endswith("_column")])
     for option in options:
         if option not in domain.options:
             raise ConfigError(
-                f"--{option.replace('_', '-')} is for {OPTIONS_OF_DOMAINS[option]}, and {data!r} is {domain.name} "
-                "data; leave it out"
+                f"--{option.replace('_', '-')} is for {in_words(takers(option)) or 'no'} data, and {data!r} is "
+                f"{domain.name} data; leave it out"
             )
     chosen = {field.name: getattr(config, field.name) for field in fields(TaskOptions)}
     chosen |= {"device": str(choose_device(device or config.device))}

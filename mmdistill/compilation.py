@@ -8,18 +8,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from mmdistill.choices import CompileMode as CompileMode
 from mmdistill.runtime import cache_folder
 
 P = ParamSpec("P")
 R = TypeVar("R")
-CompileMode = Literal["auto", "on", "off"]
 
 WORTH_OPERATIONS = 2e12
 """Operations per CPU thread from which compiling pays: about three minutes eager, of which compiling saves half."""

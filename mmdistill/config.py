@@ -7,10 +7,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
 from mmdistill.names import split_names
 from mmdistill.run_folder import holds_work
-from mmdistill.settings import InitKind, Settings
+from mmdistill.settings import Settings
 
 ASIDE = {"resume": None, "dry_run": False}
 """Options of ``distill`` that are no configuration, as they are by default."""
@@ -119,8 +120,8 @@ class DistillConfig:
     seed: int = 0
     device: str = "auto"
     deterministic: bool = False
-    compile: Literal["auto", "on", "off"] = "auto"
-    precision: Literal["auto", "float32", "tf32", "mixed", "bf16"] = "auto"
+    compile: CompileMode = "auto"
+    precision: Precision = "auto"
     model: str | None = None
     width: int | None = None
     encoder: str | None = None
@@ -132,14 +133,14 @@ class DistillConfig:
     rating_column: str | None = None
     time_column: str | None = None
     min_rating: float | None = None
-    split_by: Literal["random", "time"] | None = None
-    schedule: Literal["published", "reduced"] = "published"
+    split_by: SplitBy | None = None
+    schedule: Schedule = "published"
     steps: int | None = None
     lr: float | None = None
     real_batch: int | None = None
     syn_batch: int | None = None
     init: InitKind | None = None
-    label: Literal["hard", "soft", "unrestricted", "teacher"] | None = None
+    label: LabelKind | None = None
     augment: bool | None = None
     outer_steps: int | None = None
     inner_steps: int | None = None

@@ -1,16 +1,14 @@
 """Labels of synthetic samples: hard, soft, unrestricted or from a teacher (column four of Table 1)."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from mmdistill.choices import LabelKind as LabelKind
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.names import unknown_name
-
-LabelKind = Literal["hard", "soft", "unrestricted", "teacher"]
-"""What a method or ``--label`` asks for; see :func:`make_labels`."""
 
 
 class Labels(nn.Module, ABC):

@@ -1,7 +1,7 @@
 """Names that users give: their canonical spelling, and what is said of one that nobody knows."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
@@ -34,6 +34,11 @@ def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
             "correct the line 'data' of its config.yaml"
         )
     return unknown_name(kind, data, known)
+
+
+def in_words(names: Sequence[str]) -> str:
+    """Return names as a sentence lists them: "a, b and c"; nothing where there are none."""
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + "".join(names[-1:])
 
 
 def split_names(text: str | None) -> list[str]:

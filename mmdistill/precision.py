@@ -4,13 +4,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from mmdistill.choices import Precision as Precision
 from mmdistill.errors import ConfigError
-
-Precision = Literal["auto", "float32", "tf32", "mixed", "bf16"]
 
 
 def resolved(precision: Precision, device: torch.device) -> Precision:

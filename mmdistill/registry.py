@@ -1,19 +1,20 @@
 """Finds domains, data sets and methods by name, importing a domain only when it is asked for."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from mmdistill.choices import Schedule as Schedule
+from mmdistill.choices import SplitBy
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
-from mmdistill.names import canonical, unknown_data, unknown_name
+from mmdistill.names import canonical, in_words, unknown_data, unknown_name
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, BudgetKind, Task
 
-Schedule = Literal["published", "reduced"]
 DOMAIN_PACKAGES: dict[str, str] = {
     "image": "mmdistill.image",
     "graph": "mmdistill.graph",
@@ -62,7 +63,7 @@ class TaskOptions:
     rating_column: str | None = None
     time_column: str | None = None
     min_rating: float | None = None
-    split_by: Literal["random", "time"] | None = None
+    split_by: SplitBy | None = None
     encoder: str | None = None
     length: int | None = None
     judge_epochs: int | None = None
@@ -82,6 +83,15 @@ class TaskOptions:
         """
         names = ("width", "length", "judge_epochs", "judge_batch", "size")
         require_sizes(**{f"--{name.replace('_', '-')}": getattr(self, name) for name in names})
+
+
+EVERYWHERE = ("width", "device", "judge_epochs", "seed")
+"""What tasks of every domain are told."""
+OF_SOME_DOMAINS = (
+    *(option.name for option in fields(TaskOptions) if option.name not in EVERYWHERE),
+    *("augment", "interactions_per_user"),  # settings of methods
+)
+"""The options that only some domains take, those whose ``options`` name them."""
 
 
 class Row(NamedTuple):
@@ -122,7 +132,7 @@ class Domain:
         families: ways of storing samples with a number at the end of their name, by what stands before it.
         storages: by data set name, ways of storing samples whose settings differ there.
         tables: endings of the tables whose columns options name.
-        options: which of the options in :data:`~mmdistill.assembly.OPTIONS_OF_DOMAINS` mean something to it.
+        options: which of the options in :data:`OF_SOME_DOMAINS` mean something to it.
         protocols: ways of training judges by name, a line each.
         taxonomy: by method name, the rows of Table 1.
         conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
@@ -169,6 +179,11 @@ def get_domain(name: str) -> Domain:
     if not isinstance(domain, Domain):
         raise ConfigError(f"{DOMAIN_PACKAGES[key]} exports no Domain")
     return domain
+
+
+def takers(option: str) -> list[str]:
+    """Return the names of the domains that take an option, importing them all."""
+    return [name for name in DOMAIN_PACKAGES if option in get_domain(name).options]
 
 
 def domain_of(data: str, columns: Collection[str] = ()) -> Domain:
@@ -243,7 +258,7 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
         kinds = [other for other in DOMAIN_PACKAGES if key in domain_methods(get_domain(other))]
         if kinds:
             raise ConfigError(
-                f"{key} is a method for {' and '.join(kinds)} data, and {data or 'this'} is {domain.name} data "
+                f"{key} is a method for {in_words(kinds)} data, and {data or 'this'} is {domain.name} data "
                 f"(whose methods are: {', '.join(sorted(methods))})"
             )
         unknown = str(unknown_name(f"method for {domain.name} data", name, methods))

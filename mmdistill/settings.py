@@ -9,10 +9,9 @@ from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any, Literal, get_args
 
+from mmdistill.choices import InitKind as InitKind
 from mmdistill.errors import ConfigError, require_choice
 
-InitKind = Literal["real", "noise", "herding", "k-center", "k-means", "craig"]
-"""What synthetic samples start from: noise, or real samples chosen in some way."""
 LARGEST, LARGEST_WHOLE = 3e38, 2.0**62
 """What no number of a run exceeds, and no whole one: float32 holds the first, int64 the second."""
 LEAST: Mapping[str, float] = {

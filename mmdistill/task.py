@@ -300,7 +300,11 @@ class Task(Protocol):
         ...
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        """Draw n real samples of each class as a :class:`ClassBatch`, or, with classes None, n of all as a Batch."""
+        """Draw n real samples of each class as a :class:`ClassBatch`, or, with classes None, n of all as a Batch.
+
+        A class of fewer gives them all, the missing ones with weight 0; networks compute on these too, so no more of
+        them than the largest class needs.
+        """
         ...
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:

@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import mmdistill
+from mmdistill.config import DistillConfig
 
 PACKAGE = Path(mmdistill.__file__).parent
 DOMAINS = ("image", "graph", "text", "recsys")
@@ -58,6 +61,23 @@ def test_lower_layers_do_not_import_upper_ones() -> None:
         for path in [place] if place.is_file() else place.rglob("*.py"):
             parts = {module.split(".")[1] for module in imported(path) if "." in module}
             assert not parts & banned, f"{path.relative_to(PACKAGE)} imports {parts & banned}"
+
+
+def words(kind: object) -> tuple[object, ...]:
+    """Return the words that an option of a type takes; none where it takes anything."""
+    return next((get_args(one) for one in (kind, *get_args(kind)) if get_origin(one) is Literal), ())
+
+
+def test_the_words_of_an_option_are_written_once() -> None:
+    known = {entry.name: found for entry in fields(DistillConfig) if (found := words(entry.type))}
+    assert known.keys() >= {"compile", "init", "label", "precision", "schedule", "split_by"}
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "choices.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "Literal":
+                found = ast.literal_eval(node.slice)
+                assert found not in known.values(), f"{path.relative_to(PACKAGE)} repeats {found}; see choices.py"
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -403,19 +403,19 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--device", "mps"], "use cpu or cuda"),
         (
             ["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--encoder", "tfidf"],
-            "--encoder is for texts",
+            "--encoder is for text data, and 'digits' is image data; leave it out",
         ),
         (
             ["distill", "--data", "cora", "--method", "dm", "--nodes", "70", "--augment", "true"],
-            "--augment is for images",
+            "--augment is for image data",
         ),
         (
             ["distill", "--data", "cora", "--method", "dm", "--nodes", "70", "--judge-batch", "3"],
-            "--judge-batch is for images, texts and interactions",
+            "--judge-batch is for image, text and recsys data",
         ),
         (
             ["distill", "--data", "mutag", "--method", "doscond", "--ipc", "1", "--model", "gin"],
-            "--model is for images, graphs, texts and interactions",
+            "--model is for image, graph, text and recsys data",
         ),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--size", "9"], "a size is for the images of"),
         (["experts", "--data", "digits", "--experts", "0"], "--experts is at least 1, got 0"),

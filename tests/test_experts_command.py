@@ -78,6 +78,6 @@ def test_what_experts_depend_on_is_said_as_for_distilling(cache: Path, capsys: p
     assert main([*FAST, *options]) == 0
     assert "2 expert(s) of 6 epochs" in capsys.readouterr().out
     assert main([*FAST, "--inductive", "true"]) == 2
-    assert "--inductive is for graphs" in capsys.readouterr().err
+    assert "--inductive is for graph data" in capsys.readouterr().err
     assert main([*FAST, "--nodes", "0"]) == 2
     assert "--nodes is at least 1, got 0" in capsys.readouterr().err

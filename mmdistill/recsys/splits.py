@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mmdistill.choices import SplitBy as SplitBy
 from mmdistill.columns import SPLIT_NAMES, SPLIT_OF
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.names import unknown_name
@@ -15,7 +16,6 @@ from mmdistill.runtime import Draws
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-SplitBy = Literal["random", "time"]
 TRAIN, VALID, TEST = range(len(SPLITS))
 Numbers = npt.NDArray[np.int64]
 NUMERIC_DATE = re.compile(r"\d{1,2}([/.-])\d{1,2}\1(\d{4}|\d{2})(?!\d)")

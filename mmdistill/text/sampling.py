@@ -21,21 +21,17 @@ class ClassRows:
         self.table, self.present = table.to(device), present.to(device)
 
     def draw(self, draws: Draws, classes: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Draw n texts of each class without replacement, all classes in one call.
+        """Draw up to n texts of each class without replacement, all classes in one call.
 
-        A class of fewer than n texts comes whole, padded with weight 0.
+        A class of fewer texts comes whole, padded with weight 0 to n texts, or to the largest class where that has
+        fewer.
 
         Shapes:
-            Returns indices and weights, both ``(len(classes), n)``.
+            Returns indices and weights, both ``(len(classes), min(n, largest class))``.
         """
         rows = classes.to(self.table.device)
         table, present = self.table[rows], self.present[rows]
         keys = draws.uniform(*self.table.shape)[rows] + (1 - present)  # absent entries sort last
         order = keys.argsort(1)[:, :n]
         weight = present.gather(1, order)
-        index = torch.where(weight > 0, table.gather(1, order), table[:, :1])
-        if n > index.shape[1]:
-            missing = n - index.shape[1]
-            index = torch.cat([index, index[:, :1].expand(-1, missing)], 1)
-            weight = torch.cat([weight, weight.new_zeros(len(weight), missing)], 1)
-        return index, weight
+        return torch.where(weight > 0, table.gather(1, order), table[:, :1]), weight

@@ -163,9 +163,9 @@ class TextTask:
         return Batch(self.train.inputs[indices], self.train.labels[indices], weight)
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        """Draw n training points of each class without replacement, or n of all.
+        """Draw up to n training points of each class, or of all, without replacement.
 
-        A class of fewer than n points comes whole, padded with weight 0. All classes are drawn in one call.
+        A class of fewer points comes whole, padded with weight 0. All classes are drawn in one call.
         """
         draws = draws.to(self.device)
         if classes is None:

@@ -205,7 +205,7 @@ class TokenTask:
         return {"vectors": vectors, "mask": mask}
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        """Draw n training texts of each class without replacement (padded with weight 0), or n of all."""
+        """Draw up to n training texts of each class (padded with weight 0), or of all, without replacement."""
         draws = draws.to(self.device)
         if classes is None:
             total = len(self._train)

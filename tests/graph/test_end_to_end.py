@@ -51,7 +51,7 @@ def test_a_file_can_be_condensed_inductively(tmp_path: Path, capsys: pytest.Capt
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     assert read_json(tmp_path / "run" / "distilled.json")["info"]["preprocessing"]["setting"] == "inductive"
     assert main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--inductive", "true"]) == 2
-    assert "--inductive is for graphs" in capsys.readouterr().err
+    assert "--inductive is for graph data" in capsys.readouterr().err
 
 
 def test_a_budget_below_the_number_of_classes_is_an_error_in_words(

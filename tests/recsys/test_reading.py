@@ -146,7 +146,7 @@ def test_the_command_line_reads_own_columns_and_a_resumed_run_does_too(tmp_path,
     assert "each user's last tenth by time" in capsys.readouterr().out
     assert main(["evaluate", str(out), "--judges", "ease", "--baselines", "none"]) == 0
     assert main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--min-rating", "4"]) == 2
-    assert "--min-rating is for interactions" in capsys.readouterr().err
+    assert "--min-rating is for recsys data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

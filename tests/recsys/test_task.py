@@ -448,7 +448,7 @@ def test_the_command_line_makes_binary_users_and_their_report(tmp_path, capsys):
     assert "| inf-ae | ndcg@10 |" in text
     assert text.count("users of whom a to b interactions are known") == 1
     assert main(["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--interactions-per-user", "6"]) == 2
-    assert "--interactions-per-user is for interactions" in capsys.readouterr().err
+    assert "--interactions-per-user is for recsys data" in capsys.readouterr().err
 
 
 def test_runs_that_patience_ended_are_read_again_and_are_repetitions(tmp_path, capsys):

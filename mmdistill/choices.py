@@ -1,0 +1,16 @@
+"""The words that options take where they take a few: written once, where ``--help`` reads them without torch."""
+
+from typing import Literal
+
+InitKind = Literal["real", "noise", "herding", "k-center", "k-means", "craig"]
+"""What synthetic samples start from: noise, or real samples chosen in some way."""
+LabelKind = Literal["hard", "soft", "unrestricted", "teacher"]
+"""The targets of synthetic samples; see :func:`mmdistill.labels.make_labels`."""
+Schedule = Literal["published", "reduced"]
+"""Whose settings a method has: its paper's, or short ones for a CPU."""
+CompileMode = Literal["auto", "on", "off"]
+"""Whether steps are compiled (see :mod:`mmdistill.compilation`)."""
+Precision = Literal["auto", "float32", "tf32", "mixed", "bf16"]
+"""The number formats that a step computes in (see :mod:`mmdistill.precision`)."""
+SplitBy = Literal["random", "time"]
+"""What divides interactions into those that train and those that test."""
