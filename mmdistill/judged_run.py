@@ -18,6 +18,8 @@ PLACES = (
 )
 """Options in which runs may differ and still be repetitions of one another: the set says what its data and its budget
 are, and each result who judged and how."""
+VALIDATING = ("judge_epochs", "judge_batch")
+"""Those of them by which validation trains its networks, and so what it keeps."""
 
 
 class JudgedRun(NamedTuple):
@@ -64,7 +66,9 @@ class JudgedRun(NamedTuple):
 
     def options_beside(self) -> dict[str, str]:
         """Return the options that the run was given and that none of its recorded settings tells."""
-        told = (*PLACES, *(("lr", *SETTINGS) if self.settings else ()))
+        told = {*PLACES, *(("lr", *SETTINGS) if self.settings else ())}
+        if self.settings.get("validate_every"):
+            told -= {*VALIDATING}
         return {name: str(value) for name, value in self.options.items() if name not in told}
 
     def options_said(self) -> dict[str, str]:

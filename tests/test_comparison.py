@@ -360,6 +360,20 @@ def test_how_a_run_was_judged_makes_no_other_method(tmp_path: Path) -> None:
     assert titles([row]) == ["dm"]
 
 
+def test_what_validation_trains_by_tells_runs_apart(tmp_path: Path) -> None:
+    def row_counts(validate_every: int) -> list[int]:
+        runs = [finished(tmp_path / f"{validate_every}-{seed}", 0.8, seed=seed) for seed in range(2)]
+        for run, epochs in zip(runs, (10, 20), strict=True):
+            made = json.loads((run / "distilled.json").read_text())
+            made["settings"] |= {"validate_every": validate_every}
+            (run / "distilled.json").write_text(json.dumps(made))
+            (run / "config.yaml").write_text((run / "config.yaml").read_text() + f"judge_epochs: {epochs}\n")
+        return [len(row.score.values) for row in read_runs(runs)]
+
+    assert row_counts(0) == [2]
+    assert row_counts(5) == [1, 1]
+
+
 def drawn(rows: list[Repetitions], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     """Draw rows and return the points of the baselines' dashed lines by what stands beside them."""
     lines: list[list[float]] = []
