@@ -1,6 +1,7 @@
 """How large a set may be: a count in the task's own unit, or bytes, which become the largest count that fits."""
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral
@@ -21,15 +22,15 @@ def parse_bytes(text: str | int) -> int:
     """Return a number of bytes: ``100KB`` are 100,000, ``100KiB`` 102,400, a bare number is itself.
 
     Raises:
-        ConfigError: anything else, or less than one byte.
+        ConfigError: anything else, less than one byte, or more than any file can have.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     if found is None or found[2].upper() not in UNITS:
         raise ConfigError(f"bytes are a number with B, KB, MB, GB, KiB, MiB or GiB, such as 100KB; got {text!r}")
-    size = int(float(found[1]) * UNITS[found[2].upper()])
-    if size < 1:
-        raise ConfigError(f"a budget is at least one byte, got {text!r}")
-    return size
+    size = float(found[1]) * UNITS[found[2].upper()]  # infinite where there are too many digits
+    if not 1 <= size <= sys.maxsize:
+        raise ConfigError(f"a budget is at least one byte and less than 8 EiB, got {text!r:.40}")
+    return int(size)
 
 
 def find_budget(

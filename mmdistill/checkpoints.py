@@ -18,6 +18,8 @@ from mmdistill.store import load_tree, save_tree
 KEPT_CHECKPOINTS = 2
 DESCRIBED = "described"
 """Under which an identity says what the objective and the schedule are; earlier versions did not."""
+AUGMENTATION = "augmentation"
+"""Under which an identity says how the task changes samples at random; None where it does not."""
 
 
 class Checkpoints:
@@ -127,6 +129,8 @@ def _beside_memory(identity: Mapping[str, object]) -> Mapping[str, object]:
 
 def _difference(name: str, saved: object, own: object) -> str:
     """Return in words how two values differ: of mappings, their first entries that do, of texts their first lines."""
+    if name == AUGMENTATION:  # of which a task that sets nothing says nothing
+        saved, own = saved or {}, own or {}
     if isinstance(saved, Mapping) and isinstance(own, Mapping):
         if name.partition(".")[0] == DESCRIBED:  # what one version alone says is no difference
             key = next(key for key in own if key in saved and not _agree(saved[key], own[key]))

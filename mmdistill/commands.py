@@ -22,7 +22,7 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks
 from mmdistill.judging import chosen_judging, judge_missing, keep_found, keeping
-from mmdistill.kept_baselines import KeptBaselines
+from mmdistill.kept_baselines import KeptBaselines, code_digest
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
@@ -45,6 +45,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
 
     A dry run reads the data and prints what the run would do.
     """
+    code_digest()  # of the code that runs, which may be edited meanwhile
     bounds = {name: value for name in MEMORY_ONLY if (value := getattr(config, name)) is not None}
     if resume is not None:
         config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **bounds)
@@ -285,6 +286,7 @@ def evaluate_command(asked: EvaluateConfig) -> None:
     Raises:
         ConfigError: unknown scores, or a folder that takes no results.
     """
+    code_digest()  # of the code that runs, which may be edited meanwhile
     if asked.scores not in ("accuracy", "robust"):
         raise unknown_name("kind of scores", asked.scores, ("accuracy", "robust"))
     folder = Path(asked.run)

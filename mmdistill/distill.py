@@ -11,7 +11,7 @@ from typing import get_args
 
 from mmdistill import ranks
 from mmdistill.budget import find_budget
-from mmdistill.checkpoints import DESCRIBED, Checkpoints
+from mmdistill.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints
 from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
 from mmdistill.distiller import Distiller
@@ -219,7 +219,7 @@ def identity(distiller: Distiller, name: str) -> dict[str, object]:
     found = {
         "fingerprint": info.fingerprint,
         "units": info.units,
-        "augmentation": info.preprocessing.get("augmentation"),
+        AUGMENTATION: info.preprocessing.get("augmentation"),
         "method": name,
         "parameterization": distiller.method.storage,
         "label": distiller.method.label,

@@ -273,7 +273,7 @@ def _placed(task: Task, distilled: DistilledSet | Batch) -> tuple[Batch, int | N
         return distilled.to(task.device), distilled.budget, learned
     if not isinstance(distilled, Batch):
         raise ConfigError(f"a DistilledSet or a Batch of samples is judged, got {type(distilled).__name__}")
-    return checked_samples(distilled), None, {}
+    return checked_samples(distilled).map(lambda tensor: tensor.to(task.device)), None, {}
 
 
 @dataclass

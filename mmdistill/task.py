@@ -209,7 +209,8 @@ class TaskInfo:
         stored_bytes: bytes of the whole training set as a user stores it.
         fingerprint: a hash of the training data; checkpoints of other data are refused.
         class_names: names by class index; empty where there are no classes.
-        preprocessing: plain values or tensors-as-lists that must travel with the set (normalisation, vocabulary).
+        preprocessing: plain values or tensors-as-lists that must travel with the set (normalisation, vocabulary); under
+            ``augmentation``, what is set of how real samples are changed at random, by which trainings are told apart.
         sample_bytes: bytes of one real sample alone, where that is not its share of the whole (a graph stores far
             more nodes than it has labels); 0 means the share.
         tensors: preprocessing too large for plain values (a whitening matrix), which is stored in the set's file.

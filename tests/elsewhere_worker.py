@@ -97,6 +97,7 @@ def main(folder: Path, domain: str) -> None:
             loaded = DistilledSet.load(place).batch
             assert not isinstance(loaded.weight, There)
             task.evaluate(loaded, task.judges[0], Draws(0), 1, {})
+            evaluate(task, loaded, n=1, baselines=())
             if isinstance(task, Validates):
                 task.validate(loaded, Draws(0), {})
         torch.testing.assert_close(loaded.inputs, expected.batch.inputs, rtol=1e-3, atol=1e-4)

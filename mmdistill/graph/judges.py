@@ -19,6 +19,7 @@ from mmdistill.graph.models import GCN, SGC, GraphNetwork
 from mmdistill.graph.scene import View
 from mmdistill.graph.sources import SOURCES
 from mmdistill.labels import target_loss
+from mmdistill.networks.selection import is_scored
 from mmdistill.networks.statistics import copied
 from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws
@@ -173,7 +174,7 @@ class StackedJudges:
                 parameter.grad = gradient
             optimizer.step()
             tell_watchers(epoch + 1, protocol.epochs)
-            if val is not None and is_validated(epoch, protocol):
+            if val is not None and is_scored(epoch + 1, protocol.epochs, protocol.validate_every):
                 self._keep_best(best, score, *val)
         return (self.params, score.fill_(torch.nan)) if val is None else (best, score)
 
@@ -205,11 +206,6 @@ def protocol_for(graph: GraphData) -> JudgeProtocol:
         return protocol
     decay = protocol.weight_decay if source.weight_decay is None else source.weight_decay
     return replace(protocol, weight_decay=decay, dropout=source.dropout)
-
-
-def is_validated(epoch: int, protocol: JudgeProtocol) -> bool:
-    """Return whether an epoch is among those that validation picks from."""
-    return (epoch + 1) % protocol.validate_every == 0 or epoch + 1 == protocol.epochs
 
 
 def scores_of(judge: str, hits: Tensor, truth: Tensor) -> Scores:
@@ -293,7 +289,7 @@ def _fit_one(
         optimizer.step()
         buffers = {**buffers, **{name: buffer.detach() for name, buffer in updated.items()}}
         tell_watchers(epoch + 1, protocol.epochs)
-        if val is None or not is_validated(epoch, protocol):
+        if val is None or not is_scored(epoch + 1, protocol.epochs, protocol.validate_every):
             continue
         with torch.no_grad():
             predicted = network.logits(NetworkState(params, buffers), val.inputs)[0][val.nodes].argmax(1)

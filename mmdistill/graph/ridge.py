@@ -75,14 +75,14 @@ class PropagatedRidge(RandomFeatureRidge):
         return self._taught[2]
 
     def kernels(self, network: Network, real: Inputs, syn: Inputs, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)``; the real side keeps no graph."""
+        """Return K_ts ``(n_t, n_s)`` and K_ss ``(n_s, n_s)`` in float64; the real side keeps no graph."""
         features = network.task.features  # not compiled: of SGC it is one copy
         embedded = features(network.state, syn)[-1]
         key = draws.fold("perceptron").to(embedded.device)
         weight = glorot(key, self.width, embedded.shape[1]).to(embedded) / math.sqrt(self.width)
         with torch.no_grad():
-            phi_real = (features(network.state, real)[-1] @ weight.mT).relu()
-        phi_syn = (embedded @ weight.mT).relu()
+            phi_real = (features(network.state, real)[-1] @ weight.mT).relu().double()
+        phi_syn = (embedded @ weight.mT).relu().double()  # whose products CUDA does not round to TF32
         return phi_real @ phi_syn.mT, phi_syn @ phi_syn.mT
 
 

@@ -13,6 +13,7 @@ from mmdistill.graph.models import glorot
 from mmdistill.graph.propagation import propagate, propagate_columns
 from mmdistill.graph.scene import Part, Scene, compact
 from mmdistill.labels import one_hot
+from mmdistill.networks.selection import is_scored
 from mmdistill.runtime import Draws
 
 BATCH = 8192
@@ -99,7 +100,7 @@ def _train(part: Part, val: Part | None, num_classes: int, draws: Draws, recipe:
         for parameter, gradient in zip(perceptron.params, torch.autograd.grad(loss, perceptron.params), strict=True):
             parameter.grad = gradient
         optimizer.step()
-        if epoch % recipe.validate_every and epoch < recipe.epochs:
+        if not is_scored(epoch, recipe.epochs, recipe.validate_every):
             continue
         found = perceptron.read()
         score = (0.0, float(epoch)) if val is None else _score(found[val.nodes], val.classes)

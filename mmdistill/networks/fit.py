@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, require_choice
-from mmdistill.networks.selection import Best, Selection, better_of
+from mmdistill.networks.selection import Best, Selection, better_of, is_scored
 from mmdistill.networks.sharpness import uphill, without_gap
 from mmdistill.networks.stacked import GradientEngine, Loss, Mode, stack_states, stacked_gradients
 from mmdistill.networks.watching import tell_watchers
@@ -341,7 +341,7 @@ def fit_networks(
                 observe(training.standing(minibatches.per_epoch))
         skipped = 0
         tell_watchers(epoch + 1, protocol.epochs)
-        if selection is not None and (epoch % selection.every == 0 or epoch == protocol.epochs - 1):
+        if selection is not None and is_scored(epoch + 1, protocol.epochs, selection.every):
             best = better_of(best, selection.score(training.state), training.state)
     for parameter in training.params.values():
         parameter.grad = None

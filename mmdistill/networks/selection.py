@@ -17,7 +17,7 @@ class Selection:
 
     Args:
         score: scores stacked networks, ``(n,)``, higher is better.
-        every: epochs between scores; the last epoch always has one.
+        every: epochs between scores, see :func:`is_scored`.
     Raises:
         ConfigError: no whole number of epochs.
     """
@@ -27,6 +27,11 @@ class Selection:
 
     def __post_init__(self) -> None:
         require_at_least(self, {"every": 1})
+
+
+def is_scored(done: int, epochs: int, every: int) -> bool:
+    """Return whether networks are scored after so many of their epochs: after each ``every``-th, and after the last."""
+    return done % every == 0 or done == epochs
 
 
 class Best(NamedTuple):

@@ -288,6 +288,7 @@ class RecsysTask:
                     "item_ids": self.data.item_ids.tolist(),
                     "dropped": dict(self.data.counts),
                     **({"splits": list(self.data.notes)} if self.data.notes else {}),
+                    **({"augmentation": {"hold_out": self.hold_out}} if self.hold_out else {}),
                 },
             )
         return self._info

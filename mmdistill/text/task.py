@@ -294,6 +294,7 @@ class TextTask:
                 "dim": self.dim,
                 "truncated_texts": self.truncated,
                 "splits": list(self.data.notes),
+                **({"augmentation": {"noise": self.noise}} if self.noise else {}),
             },
         )
 

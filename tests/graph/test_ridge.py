@@ -52,6 +52,15 @@ def test_the_objective_is_the_ridge_regression_on_random_perceptrons() -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_more_samples_than_hidden_units_have_a_singular_kernel_to_double_precision() -> None:
+    own = task()
+    objective, inputs = PropagatedRidge(width=4, recipe=SHORT), synthetic().inputs
+    between, within = objective.kernels(Network(own, own.init(Draws(0))), inputs, inputs, Draws(7))
+    assert torch.equal(between, within)
+    values = torch.linalg.eigvalsh(within.detach().double())
+    assert bool((values[:2].abs() < 1e-13 * values[-1]).all())  # products in float32 leave 1e-8, in TF32 1e-4
+
+
 def test_real_batches_are_read_where_all_nodes_have_labels() -> None:
     own = task(inductive=True)
     assert len(own.graph.train) == len(own.scene)

@@ -14,7 +14,7 @@ from mmdistill.cli import main
 from mmdistill.comparison import read_runs
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.errors import CheckpointError, ConfigError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.base import Network
@@ -79,6 +79,23 @@ def test_targets_are_full_rows_and_inputs_may_be_held_out(interactions):
     assert 0.5 < float(real.inputs.sum() / real.targets.sum()) < 0.7
     everybody = task.sample_real(Draws(0), None, 10_000)
     assert len(everybody.weight) == interactions.num_users
+
+
+def test_what_is_held_out_is_part_of_what_checkpoints_are(interactions, tmp_path):
+    whole, little, much = (RecsysTask(interactions, hold_out=share) for share in (0.0, 0.1, 0.5))
+    assert "augmentation" not in whole.describe().preprocessing  # checkpoints of tasks that hide nothing stay theirs
+
+    def stop(done, steps, loss):
+        raise KeyboardInterrupt
+
+    settings = {"steps": 3, "validate_every": 0}
+    with pytest.raises(KeyboardInterrupt):
+        distill(little, "distill-cf", users=4, settings=settings, out=tmp_path, checkpoint_every=1, progress=stop)
+    with pytest.raises(CheckpointError, match=r"augmentation\.hold_out is 0\.1, not 0\.5"):
+        distill(much, "distill-cf", users=4, settings=settings, out=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"augmentation\.hold_out is 0\.1, not None"):
+        distill(whole, "distill-cf", users=4, settings=settings, out=tmp_path, resume=True)
+    assert distill(little, "distill-cf", users=4, settings=settings, out=tmp_path, resume=True).steps == 3
 
 
 def test_objective_passes_the_battery_and_equals_the_oracle():

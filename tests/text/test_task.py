@@ -11,6 +11,9 @@ from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError, ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import soft_cross_entropy, weighted_mean
+from mmdistill.networks import experts
+from mmdistill.networks.experts import ExpertRecipe
+from mmdistill.networks.teacher import trained_teacher
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
@@ -127,6 +130,32 @@ def test_augmentation_is_shared_or_per_sample() -> None:
     shift = flat.inputs - batch.one_class(0).inputs  # type: ignore[operator]
     assert not torch.allclose(shift[0], shift[1])
     assert float(shift.norm(dim=1).mean()) == pytest.approx(0.5, rel=0.3)
+
+
+def test_noise_is_part_of_what_experts_and_checkpoints_are(tmp_path: Path) -> None:
+    weak, strong, none = small_task(noise=0.1), small_task(noise=2.0), small_task()
+    assert experts.identity(weak, ExpertRecipe()) != experts.identity(strong, ExpertRecipe())
+    assert "augmentation" not in none.describe().preprocessing  # what is kept of tasks without noise stays theirs
+
+    def stop(done: int, steps: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    for first in (weak, none):
+        folder = tmp_path / str(first.noise)
+        with pytest.raises(KeyboardInterrupt):
+            distill(first, "dm", ipc=1, settings={"steps": 3}, out=folder, checkpoint_every=1, progress=stop)
+        with pytest.raises(CheckpointError, match=rf"augmentation\.noise is {first.noise or None}, not 2\.0"):
+            distill(strong, "dm", ipc=1, settings={"steps": 3}, out=folder, resume=True)
+        if first.noise:
+            with pytest.raises(CheckpointError, match=r"augmentation\.noise is 0\.1, not None"):
+                distill(none, "dm", ipc=1, settings={"steps": 3}, out=folder, resume=True)
+        assert distill(first, "dm", ipc=1, settings={"steps": 3}, out=folder, resume=True).steps == 3
+
+
+def test_a_teacher_belongs_to_its_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    clear, noisy = (trained_teacher(small_task(width=4, noise=noise), 1) for noise in (0.0, 5.0))
+    assert any(not torch.equal(tensor, noisy.params[name]) for name, tensor in clear.params.items())
 
 
 def test_own_network_judges_first() -> None:
