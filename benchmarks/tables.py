@@ -114,11 +114,23 @@ def distil_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], n
     if reason:
         return f"{reason}; the same command resumes it"
     lines = (place / "log.txt").read_text().strip().splitlines()
+    if process.returncode < 0:  # as the system does without memory, whatever the log's last line is
+        reason = f"killed by {signal_name(-process.returncode)}"
+        cell.fail(places.cells, reason)
+        return f"failed: {reason}"
     if process.returncode:
         reason = lines[-1].rpartition("Error: ")[2] if lines else f"ended with {process.returncode}"
         cell.fail(places.cells, reason)
         return f"failed: {reason}"
     return " | ".join(lines[-2:])
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as SIGKILL; its number where it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def waited(process: "subprocess.Popen[bytes]", until: float) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -10,7 +10,7 @@ from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
-from mmdistill.names import canonical, in_words
+from mmdistill.names import OWN_ENCODERS, canonical, in_words
 from mmdistill.registry import (
     OF_SOME_DOMAINS,
     Domain,
@@ -25,6 +25,19 @@ from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.store import DistilledSet
 from mmdistill.task import Task
+
+
+def placed(config: DistillConfig) -> DistillConfig:
+    """Return a configuration whose folders of experts and of an encoder are absolute, so that a run always finds them.
+
+    The folder of experts may not be there yet. An encoder that is no folder is a model's name.
+    """
+    experts, encoder = config.expert_folder, config.encoder
+    if experts:
+        experts = str(Path(experts).absolute())
+    if encoder and encoder.strip().lower() not in OWN_ENCODERS and Path(encoder).is_dir():
+        encoder = str(Path(encoder).absolute())
+    return replace(config, expert_folder=experts, encoder=encoder)
 
 
 def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:

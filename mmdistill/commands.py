@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdistill import exports, ranks
 from mmdistill.allocation import subset_bytes
-from mmdistill.assembly import chosen_method, kept_config, make_task, require_own_config, unmet_conditions
+from mmdistill.assembly import chosen_method, kept_config, make_task, placed, require_own_config, unmet_conditions
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, without_scores
@@ -54,6 +54,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
     if config.deterministic:
         use_deterministic_kernels()
     config = dataclasses.replace(config, data=located(config.data)) if config.data else config
+    config = placed(config) if resume is None else config  # its checkpoints are of the paths that it began with
     if dry_run:
         _, task, method, budget = _prepared(config, config.device)
         print(aligned(plan_rows(config, task, method, budget)))
@@ -194,6 +195,7 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
     for option, number in {**counts, "--together": together}.items():
         if number is not None and number < 1:
             raise ConfigError(f"{option} is at least 1, got {number}")
+    config = placed(config)
     domain, task = make_task(config)
     method = chosen_method(config, domain)
     schedule = _expert_schedule(domain, method, config.ipc or config.nodes or 1)
@@ -381,14 +383,15 @@ def export_command(run: str, format: str, to: str | None) -> None:
     if key not in domain.exports:
         raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
     folder, identity = Path(run) / "export" if to is None else Path(to), exports.set_identity(Path(run))
-    exports.require_own(folder, identity)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = domain.exports[key](task, distilled.to("cpu"), folder)
-    if distilled.learned:
-        learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
-        write_json(folder / "learned.json", learned)
-        written = [*written, folder / "learned.json"]
-    exports.record(folder, identity, written)
+    with sole_writer(folder):
+        sweep(folder)
+        exports.require_own(folder, identity)
+        written = domain.exports[key](task, distilled.to("cpu"), folder)
+        if distilled.learned:
+            learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
+            write_json(folder / "learned.json", learned)
+            written = [*written, folder / "learned.json"]
+        exports.record(folder, identity, written)
     if key == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()
         lost = "; pictures have no soft labels, but the class that each stands for" if soft else ""

@@ -7,6 +7,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
 from types import FunctionType
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from mmdistill.choices import CompileMode as CompileMode
+from mmdistill.errors import ConfigError
 from mmdistill.runtime import cache_folder
 
 P = ParamSpec("P")
@@ -132,8 +135,22 @@ def _prepare_compiler() -> None:
 
     # Torch writes its own default, a temporary folder, into the variable.
     if os.environ.get(CACHE_VARIABLE, default_cache_dir()) == default_cache_dir():
-        os.environ[CACHE_VARIABLE] = str(cache_folder() / "compiled")
+        try:
+            os.environ[CACHE_VARIABLE] = str(_writable(cache_folder() / "compiled"))
+        except (ConfigError, OSError) as error:
+            warnings.warn(f"compiled code is kept in torch's temporary folder: {error}", stacklevel=3)
     limits.recompile_limit = max(limits.recompile_limit, DYNAMO_LIMIT)
+
+
+def _writable(folder: Path) -> Path:
+    """Return a folder that can be written into, made where it is missing.
+
+    Raises:
+        OSError: it cannot be made or written into.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder):
+        return folder
 
 
 def has_compiler() -> bool:

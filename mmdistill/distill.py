@@ -181,6 +181,8 @@ def _distilled(
     began = time.perf_counter()
     with ranks.first_alone(), explained("the start of the distillation", "a smaller budget or network"):
         run = distiller.start()
+        if resume:
+            distiller.schedule.require_ready(distiller.task)
         distiller.schedule.make_ready(distiller.task)
     labels = run.parameterization.labels
     if label not in (None, labels.kind) and ranks.is_first():

@@ -14,10 +14,10 @@ import torch
 
 import mmdistill
 from mmdistill.config import DistillConfig
-from mmdistill.errors import CheckpointError
+from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import ENTRY, fits, judging_of
 from mmdistill.registry import TaskOptions
-from mmdistill.runtime import cache_folder, describe_device
+from mmdistill.runtime import cache_folder, describe_device, sweep_stale
 from mmdistill.store import package_versions, read_json, write_json
 from mmdistill.task import Task
 
@@ -64,7 +64,7 @@ class KeptBaselines:
         key = self._key(name, budget, judge)
         try:
             found = read_json(self._path(key)) if self.usable else {}
-        except (CheckpointError, OSError):  # missing or damaged: it is judged anew
+        except (CheckpointError, ConfigError, OSError):  # no cache; missing or damaged: it is judged anew
             return []
         entries = found.get("entries")
         if found.get("key") != key or not isinstance(entries, list):
@@ -75,8 +75,9 @@ class KeptBaselines:
         """Keep a baseline's entries, of any judges; where the cache folder takes none, nothing is kept."""
         for judge in dict.fromkeys(str(entry["judge"]) for entry in entries) if self.usable else ():
             key = self._key(name, budget, judge)
-            path = self._path(key)
-            with suppress(OSError):
+            with suppress(ConfigError, OSError):
+                path = self._path(key)
+                sweep_stale(path.parent)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, {"key": key, "entries": [entry for entry in entries if entry["judge"] == judge]})
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 
+OWN_ENCODERS = ("minilm", "tfidf", "average")
+"""The text encoders that go by a name of this package; any other name is that of a model, or its folder."""
+
 
 def canonical(name: str) -> str:
     """Return a name in its canonical spelling: lower case with hyphens.

@@ -75,6 +75,12 @@ def require_free(folder: Path, *, other: str, resume: str = "", overwrite: str =
         )
 
 
+def traces(folder: Path) -> dict[str, int]:
+    """Return what a run folder holds of work by name, each with its time, by which is seen whether it was replaced."""
+    paths = [folder / SET, *(folder / CHECKPOINTS).glob("step-*.safetensors")]
+    return {path.name: path.stat().st_mtime_ns for path in paths if path.is_file()}
+
+
 def holds_work(folder: Path) -> bool:
     """Return whether a run folder holds a distilled set or a checkpoint."""
     return is_finished(folder) or is_started(folder)

@@ -8,6 +8,7 @@ import os
 import platform
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 """Where Linux says what a container may take."""
 UNFINISHED = ".mmdistill-part"
 """How the names of files end that are being written."""
+STALE = 86_400.0
+"""Seconds after which nobody goes on writing what was last written to before them."""
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 """glibc's names for two settings of its allocator, from malloc.h."""
 
@@ -264,11 +267,21 @@ def tensor_digest(*tensors: Tensor) -> str:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder for mmdistill (``MMDISTILL_CACHE``, else ``XDG_CACHE_HOME``/mmdistill)."""
+    """Return the user's cache folder for mmdistill (``MMDISTILL_CACHE``, else ``XDG_CACHE_HOME``/mmdistill).
+
+    Raises:
+        ConfigError: neither is set, and the user has no home folder.
+    """
     chosen = os.environ.get("MMDISTILL_CACHE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmdistill"
+    place = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not place.is_absolute():  # which its standard has ignored
+        try:
+            place = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise ConfigError("there is no home folder for a cache: set MMDISTILL_CACHE to another one") from error
+    return place / "mmdistill"
 
 
 def data_root() -> Path:
@@ -281,6 +294,17 @@ def sweep(folder: Path) -> None:
     """Remove what killed processes left of the files that they were writing in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def sweep_stale(folder: Path) -> None:
+    """Remove such files where other processes may be writing: those that none has written to for a day.
+
+    What cannot be removed stays, as another user's in a cache folder that several share.
+    """
+    for path in folder.glob(f".*{UNFINISHED}"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
 
 
 @contextmanager

@@ -112,6 +112,8 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     """Read a safetensors file; returns its tensors by name and its metadata.
 
+    They are copies: tensors that map the file would keep it from being replaced on Windows.
+
     Raises:
         CheckpointError: the file is missing, truncated or damaged.
     """
@@ -119,7 +121,8 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         raise CheckpointError(f"{path} is no file")
     try:
         with safetensors.safe_open(path, framework="pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+            tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
+            return tensors, handle.metadata() or {}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
     except (safetensors.SafetensorError, OSError) as error:

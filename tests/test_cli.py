@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from unittest.mock import Mock
 
 import pytest
@@ -27,6 +29,7 @@ from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillE
 from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, Domain, get_domain, get_method
 from mmdistill.run_state import RunState
+from mmdistill.runtime import atomic_write, sole_writer
 from mmdistill.settings import Settings
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, Task
@@ -273,6 +276,23 @@ def test_exports_of_two_sets_do_not_mix(
     assert main(["export", str(run), "--format", format, "--to", str(target)]) == 2
     assert f"{target} holds the export of another set (images.safetensors and more)" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_killed_export_left_hinders_no_later_one(run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run), "--format", "folder", "--to", str(tmp_path)]) == 0
+    made = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for place in (tmp_path, tmp_path / "images", tmp_path / "images" / "0"):
+        (place / ".000000.png.abcd.mmdistill-part").write_bytes(b"half a pic")
+    assert main(["export", str(run), "--format", "folder", "--to", str(tmp_path)]) == 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == made
+
+
+def test_one_export_at_a_time_writes_into_a_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sole_writer(tmp_path / "to"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, ["export", str(run), "--to", str(tmp_path / "to")]).result() == 2
+    assert f"another process is at work in {tmp_path / 'to'}" in capsys.readouterr().err
 
 
 def test_pictures_of_other_origin_are_not_exported_over(
@@ -554,6 +574,70 @@ def test_an_interruption_says_what_was_kept_before_the_first_step(
     monkeypatch.setattr(commands, "distill_command", interrupted)
     assert distil(tmp_path / "run") == 130
     assert capsys.readouterr().err == "mmdistill: stopped; finished experts are kept\n"
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_an_interruption_before_the_former_run_is_replaced_does_not_offer_to_resume_it(
+    replaced: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "kept"
+    shutil.copytree(run, folder)
+    interrupted = Mock(side_effect=KeyboardInterrupt)
+    with monkeypatch.context() as patched:  # in the first step, or when the set that it led to is judged
+        patched.setattr(Distiller, "step", Distiller.step if replaced else interrupted)
+        patched.setattr(commands, "judge_missing", interrupted)
+        assert distil(folder, "--overwrite", "--lr", "3") == 130
+    printed = capsys.readouterr().err
+    assert ("continue with" in printed) == replaced
+    assert (f"the former run in {folder} is untouched" in printed) != replaced
+    assert ("nothing of the new run is finished yet" in printed) != replaced
+
+
+def test_sigterm_ends_a_command_as_an_interruption_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminated(*arguments: object) -> None:
+        with atomic_write(tmp_path / "made" / "file"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(commands, "export_command", terminated)
+    assert main(["export", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "mmdistill: stopped; finished work is kept\n"
+    assert not any((tmp_path / "made").iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_sigterm_that_is_ignored_or_handled_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+
+    monkeypatch.setattr("mmdistill.listings.data_command", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        assert main(["data"]) == 0
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert main(["data"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+
+
+def test_a_cache_that_cannot_be_written_to_is_named_with_its_remedy(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "file" / "cache"))
+    common = ["--data", "digits", "--model", "mlp", "--width", "4", "--ipc", "1"]
+    assert main(["distill", *common, "--method", "mtt", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "file" / "cache") in said
+    assert "set MMDISTILL_CACHE to a folder that can be written to" in said
+    assert main(["export", str(run), "--to", str(tmp_path / "file" / "to")]) == 2
+    assert "MMDISTILL_CACHE" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -77,6 +77,17 @@ def test_compiled_code_is_kept_in_the_users_cache_folder(
     assert os.environ[CACHE_VARIABLE] == (chosen or str(tmp_path / "compiled"))
 
 
+def test_where_the_cache_takes_nothing_compiled_code_is_kept_where_torch_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, default_cache_dir())
+    with pytest.warns(UserWarning, match="torch's temporary folder: .*file/cache"):
+        _prepare_compiler.__wrapped__()
+    assert os.environ[CACHE_VARIABLE] == default_cache_dir()
+
+
 def test_operations_count_products_and_leave_the_run_alone() -> None:
     distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=3, augment=False), 1)
     run = distiller.start()

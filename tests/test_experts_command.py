@@ -1,13 +1,17 @@
 """``mmdistill experts``: trains what is missing, says how long it took, and is what distilling then uses."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from mmdistill.checkpoints import Checkpoints
 from mmdistill.cli import main
+from mmdistill.config import DistillConfig
 from mmdistill.networks import experts
 
 FAST = ["experts", "--data", "digits", "--model", "mlp", "--width", "4", "--device", "cpu", "--together", "2"]
+OWN = ["--experts", "2", "--expert-steps", "1", "--start-epochs", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +63,55 @@ def test_a_folder_of_fewer_longer_experts_is_distilled_from(cache: Path, capsys:
     assert "trained for 30 epochs, 60 are needed" in capsys.readouterr().err
     assert main([*FAST, *own, "--experts", "3"]) == 0
     assert "3 expert(s) of 30 epochs" in capsys.readouterr().out
+
+
+@pytest.fixture
+def begun(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a run, begun in its parent with experts beside it, that was interrupted after its first step."""
+    place, save = cache / "place", Checkpoints.save
+    place.mkdir()
+    monkeypatch.chdir(place)
+    common = ["--data", "digits", "--model", "mlp", "--width", "4", "--device", "cpu", "--ipc", "1", "--steps", "3"]
+    quick = ["--networks", "1", "--judge-epochs", "1", "--baselines", "none", "--checkpoint-every", "1"]
+    own = ["--method", "mtt", *OWN, "--expert-folder", "own"]
+    assert main(["distill", *common, *quick, *own, "--out", "whole"]) == 0
+
+    def saved(self: Checkpoints, *rest: object) -> None:
+        save(self, *rest)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", saved)
+        assert main(["distill", *common, *quick, *own, "--out", "cut"]) == 130
+    (cache / "elsewhere").mkdir()
+    monkeypatch.chdir(cache / "elsewhere")
+    return place / "cut"
+
+
+def samples(run: Path) -> bytes:
+    return (run / "distilled.safetensors").read_bytes()
+
+
+def test_a_run_finds_its_experts_from_anywhere(begun: Path) -> None:
+    assert DistillConfig.load(begun / "config.yaml").expert_folder == str(begun.parent / "own")
+    assert main(["distill", "--resume", str(begun)]) == 0
+    assert samples(begun) == samples(begun.parent / "whole")
+    assert not any(Path.cwd().iterdir())
+
+
+def test_a_run_does_not_go_on_with_other_experts_than_it_began_with(
+    begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = begun.parent / "own"
+    shutil.rmtree(own)
+    assert main(["distill", "--resume", str(begun)]) == 2
+    said = capsys.readouterr().err
+    assert f"2 experts in {own}" in said
+    assert "mmdistill experts" in said
+    assert not own.exists()
+    assert main([*FAST[:-2], *OWN, "--expert-folder", str(own)]) == 0  # as many together as distilling trains
+    assert main(["distill", "--resume", str(begun)]) == 0
+    assert samples(begun) == samples(begun.parent / "whole")
 
 
 def stopped(*arguments: object, **options: object) -> None:

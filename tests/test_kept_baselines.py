@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from safetensors.torch import save_file
 
-from mmdistill import commands, kept_baselines
+from mmdistill import commands, kept_baselines, runtime
 from mmdistill.cli import main
 from mmdistill.image.datasets import load
 
@@ -39,6 +40,16 @@ def distil(folder: Path, *options: str, method: str = "dm", ipc: int = 1, steps:
     assert main([*DIGITS, *own, *options]) == 0
     found: dict[str, object] = json.loads((folder / "metrics.json").read_text())["baselines"]
     return found
+
+
+def test_without_a_home_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: Judged) -> None:
+    for name in ("MMDISTILL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    monkeypatch.setattr(kept_baselines, "cache_folder", runtime.cache_folder)
+    for folder in ("a", "b"):
+        distil(tmp_path / folder, "--baselines", "random")
+    assert judged == ["random", "random"]
 
 
 def test_another_method_at_the_same_budget_judges_no_baseline_again(

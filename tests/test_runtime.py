@@ -157,6 +157,40 @@ def test_folders_follow_the_environment(tmp_path: Path, monkeypatch: pytest.Monk
     assert runtime.data_root() == tmp_path / "d"
 
 
+def test_the_cache_is_where_the_environment_says_or_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MMDISTILL_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    for ignored in ("", "relative/place", None):
+        if ignored is None:
+            monkeypatch.delenv("XDG_CACHE_HOME")
+        else:
+            monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert runtime.cache_folder() == tmp_path / "home" / ".cache" / "mmdistill"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ConfigError, match="set MMDISTILL_CACHE"):
+        runtime.cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert runtime.cache_folder() == tmp_path / "xdg" / "mmdistill"
+
+
+def test_what_killed_processes_left_goes_where_nobody_can_be_writing(tmp_path: Path) -> None:
+    fresh, stale, whole = (tmp_path / f".{name}{runtime.UNFINISHED}" for name in ("fresh", "stale", "whole"))
+    whole = whole.with_name("whole")
+    for path in (fresh, stale, whole):
+        path.write_bytes(b"")
+    for path in (stale, whole):
+        os.utime(path, (time.time() - 2 * runtime.STALE,) * 2)
+    runtime.sweep_stale(tmp_path)
+    assert set(tmp_path.iterdir()) == {fresh, whole}
+    runtime.sweep_stale(tmp_path / "missing")
+    runtime.sweep(tmp_path)
+    assert set(tmp_path.iterdir()) == {whole}
+
+
 def test_keeping_freed_memory_is_harmless_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -142,6 +142,20 @@ def test_trees_keep_their_shape(tmp_path: Path) -> None:
         save_tree(tmp_path / "bad", {"a": {1, 2}})
 
 
+def test_what_is_read_leaves_its_file_alone(tmp_path: Path) -> None:
+    """Tensors that map their file keep it from being replaced on Windows, and change with it elsewhere."""
+    saved, tree = make_set(), {"state": torch.rand(5000)}
+    saved.save(tmp_path)
+    save_tree(tmp_path / "tree", tree)
+    loaded, state = DistilledSet.load(tmp_path), load_tree(tmp_path / "tree")["state"]
+    for path in (tmp_path / "distilled.safetensors", tmp_path / "tree"):
+        size = path.stat().st_size
+        with path.open("r+b") as handle:
+            handle.write(bytes(size))
+    assert torch.equal(loaded.batch.inputs["x"], saved.batch.inputs["x"])  # type: ignore[index]
+    assert torch.equal(state, tree["state"])
+
+
 def test_a_changed_byte_of_a_tree_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "tree"
     save_tree(path, {"step": 5, "codes": torch.rand(3)})

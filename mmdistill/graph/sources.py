@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -239,7 +240,7 @@ def find_root(folder: str, files: tuple[str, ...]) -> Path:
     """Return the root below which its library shall look for a data set.
 
     What it derives from files it writes beside them, and the data root may be read-only; so files that are there are
-    linked into the cache folder.
+    linked into the cache folder, or copied where links are refused.
 
     Raises:
         ConfigError: the cache folder cannot be written.
@@ -251,15 +252,33 @@ def find_root(folder: str, files: tuple[str, ...]) -> Path:
         linked = cache / folder / part
         if linked.exists():
             continue
+        made = linked.with_name(f".{part}-{os.getpid()}")  # another process may be making the same
         try:
             linked.parent.mkdir(parents=True, exist_ok=True)
-            made = linked.with_name(f".{part}-{os.getpid()}")  # another process may be making the same
             made.unlink(missing_ok=True)
-            made.symlink_to((own / part).resolve(), target_is_directory=(own / part).is_dir())
+            _link_or_copy((own / part).resolve(), made)
             made.replace(linked)  # also a link to a data root that is gone
         except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
+            if linked.exists():  # since another process has copied it meanwhile
+                continue
             raise ConfigError(f"{linked} cannot be made ({error}): set MMDISTILL_CACHE to a writable folder") from error
     return cache
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Make a link to a file or folder, or a copy where links are refused, as on Windows without the right to make them.
+
+    Raises:
+        OSError: neither can be made.
+    """
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except (OSError, NotImplementedError):
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
 
 
 def random_split(y: Tensor, seed: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import classes_of
-from mmdistill.runtime import atomic_write
+from mmdistill.runtime import atomic_write, sweep
 from mmdistill.store import write_json, write_tensors
 from mmdistill.task import Batch, Task
 
@@ -140,6 +140,8 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
         digits = len(str(len(names) - 1))
         names = [f"{index:0{digits}d}-{name}" for index, name in enumerate(names)]
     paths = [folder / "images" / names[label] / f"{index:06d}.png" for index, label in enumerate(classes.tolist())]
+    for place in {folder / "images", *(path.parent for path in paths)}:
+        sweep(place)
     others = sorted({path for path in (folder / "images").rglob("*") if path.is_file()} - set(paths))
     if others:
         raise ConfigError(f"{others[0]} is no picture of this set, and would be read as one; choose another folder")

@@ -20,7 +20,7 @@ from torch import Tensor
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
 from mmdistill.image.pictures import GREY, TRANSPARENT, decode, opened, upright_size
-from mmdistill.runtime import atomic_write, cache_folder
+from mmdistill.runtime import atomic_write, cache_folder, sole_writer, sweep
 
 IDX_UNSIGNED_BYTE = 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -289,16 +289,28 @@ def _listing_key(paths: list[str], shape: tuple[int, int, int]) -> str:
 def _mapped(paths: list[str], shape: tuple[int, int, int], place: Path) -> Tensor:
     """Return images mapped from a file of decoded bytes, which is written first where it is missing."""
     count = len(paths) * math.prod(shape)
-    if not (place.is_file() and place.stat().st_size == count):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_write(place) as handle,
-            progress_bar("decoding images", "image", visible=sys.stderr.isatty()) as show,
-        ):
-            for done, path in enumerate(paths, start=1):
-                handle.write(_fitted(path, shape).contiguous().numpy().tobytes())
-                show(done, len(paths))
+    if not _is_decoded(place, count):
+        with sole_writer(place.parent, wait="decode images"):
+            sweep(place.parent)  # what is left there may be as large as the images
+            if not _is_decoded(place, count):  # by the process that this one waited for
+                _decode_into(place, paths, shape)
     return torch.from_file(str(place), shared=False, size=count, dtype=torch.uint8).view(len(paths), *shape)
+
+
+def _is_decoded(place: Path, count: int) -> bool:
+    """Return whether a file holds so many decoded bytes."""
+    return place.is_file() and place.stat().st_size == count
+
+
+def _decode_into(place: Path, paths: list[str], shape: tuple[int, int, int]) -> None:
+    """Write the decoded bytes of images into a file, one after the other."""
+    with (
+        atomic_write(place) as handle,
+        progress_bar("decoding images", "image", visible=sys.stderr.isatty()) as show,
+    ):
+        for done, path in enumerate(paths, start=1):
+            handle.write(_fitted(path, shape).contiguous().numpy().tobytes())
+            show(done, len(paths))
 
 
 def is_tiny_imagenet(folder: Path) -> bool:

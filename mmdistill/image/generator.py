@@ -15,7 +15,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import one_hot
 from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
-from mmdistill.runtime import Draws, cache_folder, host_draws_from
+from mmdistill.runtime import Draws, cache_folder, host_draws_from, sweep_stale
 from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Task, one_tensor, real_samples
 
@@ -171,6 +171,7 @@ def trained_generator(
     if file.exists():
         players.load(file)
     if players.step < recipe.steps:
+        sweep_stale(file.parent)
         logger.warning("training a generator for %d steps (%s)", recipe.steps - players.step, file)
     first, began, due = players.step, time.perf_counter(), 10.0
     try:

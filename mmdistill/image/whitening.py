@@ -13,6 +13,7 @@ The matrix is fitted to the training images once and kept in the user's cache fo
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -24,8 +25,10 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.files import read_tensors
 from mmdistill.names import canonical, unknown_name
 from mmdistill.precision import matrix_products
-from mmdistill.runtime import cache_folder
+from mmdistill.runtime import cache_folder, sweep_stale
 from mmdistill.store import write_tensors
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["mtt", "frepo", "kip"]
 KINDS: tuple[Kind, ...] = ("mtt", "frepo", "kip")
@@ -169,11 +172,15 @@ def whitened(data: ImageData, kind: str) -> ImageData:
         tensors = read_tensors(path) if path.exists() else {}
         scalars = tensors["scalars"].tolist() if tensors else []
         kept = Whitening(found, tensors["mean"], tensors["matrix"], tensors["inverse"], *scalars) if tensors else None
-    except (DataError, KeyError, TypeError):
+    except (DataError, KeyError, TypeError, OSError):
         kept = None  # a damaged cache is made anew
     if kept is None:
         kept = fit_whitening(data, found)
         scalars_tensor = torch.tensor([kept.offset, kept.norm], dtype=torch.float64)
         content = {"mean": kept.mean, "matrix": kept.matrix, "inverse": kept.inverse, "scalars": scalars_tensor}
-        write_tensors(path, content)
+        sweep_stale(path.parent)
+        try:
+            write_tensors(path, content)
+        except OSError as error:
+            logger.warning("the whitening could not be cached at %s (%s); it will be fitted again", path, error)
     return replace(data, whitening=kept)

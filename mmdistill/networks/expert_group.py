@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.fit import Reached, Standing
-from mmdistill.store import digest_of, load_tree, read_tensors, save_tree, write_tensors
+from mmdistill.store import digest_of, load_tree, save_tree, write_tensors
 from mmdistill.task import NetworkState, Tensors
 
 logger = logging.getLogger(__name__)
@@ -59,11 +59,12 @@ class ExpertGroup:
             tree = load_tree(path)
             files = [str(name) for name in tree["files"]]
             for name in files:
-                if read_tensors(self.folder / name)[1] != self.metadata:
-                    raise CheckpointError(f"{self.folder / name} is of other experts")
+                with safetensors.safe_open(self.folder / name, framework="pt") as handle:
+                    if handle.metadata() != self.metadata:
+                        raise CheckpointError(f"{self.folder / name} is of other experts")
             placed = {name: tensor.to(device, copy=True) for name, tensor in tree["networks"].items()}
             found = Reached(int(tree["epoch"]), int(tree["step"]), state_of(placed), tree["optimizer"])
-        except (CheckpointError, KeyError, TypeError) as error:
+        except (CheckpointError, safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
             logger.warning("experts begin anew, since what is left of them cannot be used: %s", error)
             return None
         self._files = files

@@ -42,7 +42,7 @@ from mmdistill.networks.expert_manifest import (
 from mmdistill.networks.fit import FitProtocol, Standing, fit_networks, steps_of_epoch
 from mmdistill.networks.stacked import Loss, Mode, stack_states
 from mmdistill.networks.statistics import copied
-from mmdistill.runtime import Draws, cache_folder, sole_writer
+from mmdistill.runtime import Draws, cache_folder, sole_writer, sweep
 from mmdistill.store import write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, shares_inputs, take
 
@@ -218,6 +218,7 @@ def train_experts(
         )
     wanted = identity(task, recipe)
     with sole_writer(folder, wait="train experts"):
+        sweep(folder)
         if (folder / MANIFEST).exists():
             require_same(folder, read_manifest(folder), wanted, training=True)
         else:

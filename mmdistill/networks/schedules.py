@@ -62,6 +62,13 @@ class NetworkSchedule(ABC):
     def make_ready(self, task: Task) -> None:  # noqa: B027 - most schedules need nothing
         """Make what the schedule needs from the cache, before the first step; nothing by default."""
 
+    def require_ready(self, task: Task) -> None:  # noqa: B027 - most schedules need nothing
+        """Refuse that a run goes on where what :meth:`make_ready` made for it is gone and would become something else.
+
+        Raises:
+            CheckpointError: naming what is gone.
+        """
+
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return a state that holds a network: the live one, or a fresh one at age 0, with norms of real statistics."""
         if state.network is None or state.age == 0:

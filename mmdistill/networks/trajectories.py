@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mmdistill.errors import ConfigError
-from mmdistill.networks.experts import ExpertRecipe, Experts, default_folder, open_experts
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.networks.experts import ExpertRecipe, Experts, default_folder, is_complete, open_experts
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
@@ -52,6 +52,21 @@ class ExpertTrajectories(NetworkSchedule):
         except KeyboardInterrupt as stop:
             stop.add_note("experts are kept as they were a minute ago or less, and the same command goes on from there")
             raise
+
+    def require_ready(self, task: Task) -> None:
+        """Refuse that a run goes on without the experts that it began with, since others might be trained instead.
+
+        Raises:
+            CheckpointError: some of them are missing.
+        """
+        folder = self.folder_for(task)
+        if not is_complete(folder, self.experts):
+            raise CheckpointError(
+                f"the run began with {self.experts} experts in {folder.absolute()}, of which some or all are missing, "
+                "and goes on with the same ones only; put them back, or train them again with 'mmdistill experts' and "
+                "the options of the run: on a CPU they are the same bit by bit where as many train together "
+                "(--together) as before"
+            )
 
     def recipe_for(self, task: Task) -> ExpertRecipe:
         """Return how a task's missing experts train."""

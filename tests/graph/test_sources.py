@@ -94,6 +94,19 @@ def test_files_without_a_split_get_a_random_one(root: Path, name: str, folder: s
     assert not (root / folder / "processed").exists()
 
 
+def test_where_links_are_refused_files_are_copied(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError("a required privilege is not held by the client")
+
+    own = write_npz(root / "Photo" / "raw", "amazon_electronics_photo.npz")
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    assert torch.equal(load_graph("amazon-photo").x, own["x"])
+    copies = root.parent / "cache" / "data" / "Photo"
+    assert not (copies / "raw").is_symlink()
+    assert {path.name for path in copies.iterdir()} == {"raw", "processed"}
+    assert not (root / "Photo" / "processed").exists()
+
+
 @pytest.mark.parametrize(("name", "folder"), [("flickr", "Flickr"), ("reddit", "Reddit2")])
 def test_flickr_and_reddit_are_inductive_and_standardised_on_training_nodes(root: Path, name: str, folder: str) -> None:
     own = write_saint(root / folder / "raw")

@@ -420,6 +420,19 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
         load(pair, "digits")
 
 
+def test_what_a_killed_decoding_left_goes_with_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "IN_MEMORY", 100)
+    write_images(tmp_path / "net" / "train", n=6)
+    write_images(tmp_path / "net" / "test", n=2)
+    left = tmp_path / "cache" / "images" / ".some.bin.abcd.mmdistill-part"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half of the images")
+    load(tmp_path / "net", size=8)
+    assert not left.exists()
+    assert len(list(left.parent.iterdir())) == 2
+
+
 def test_a_large_folder_is_mapped_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "net"

@@ -1,6 +1,7 @@
 """The scripts that fill the survey's tables: how cells are spelled, and the page of what they found."""
 
 import json
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -216,6 +217,21 @@ def test_judges_are_known_by_their_network_whatever_protocol_trained_them(
     row = next(line for line in pages.across(cell, tmp_path, ["frepo"], 10, 3) if line.startswith("| frepo"))
     assert row.startswith("| frepo | 60.0 ± 1.0 (65.6 ± 0.6) | - ")
     assert "| 50.0 ± 1.0 (35.0 ± 0.7) | - " in row
+
+
+def test_a_cell_that_a_signal_ended_is_said_to_be_killed(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tables
+
+    process = tmp_path / "process"
+    process.write_text("#!/bin/sh\necho step 7 of 10, loss 0.5\nkill -KILL $$\n")
+    process.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(process))
+    cell, places = scripts[0].Cell("mnist", "dm", 1, "reduced"), tables.Places(tmp_path, tmp_path / "kept")
+    said = tables.distil_cell(cell, places, "cpu", [0], 1, time.time() + 60)
+    assert said == "failed: killed by SIGKILL"
+    assert cell.failure(places.cells) == "killed by SIGKILL"
 
 
 def test_other_networks_judge_sets_and_real_images_side_by_side(scripts: Any, tmp_path: Path) -> None:

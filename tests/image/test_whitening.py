@@ -105,6 +105,17 @@ def test_the_matrix_is_kept_and_a_damaged_one_made_anew(data: ImageData, tmp_pat
     torch.testing.assert_close(anew.matrix, first.matrix)
 
 
+def test_a_cache_that_takes_no_matrix_is_no_hindrance(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "file" / "cache"))
+    found = whitened(data, "mtt").whitening
+    assert found is not None
+    assert torch.equal(found.matrix, fit_whitening(data, "mtt").matrix)
+    assert "could not be cached" in caplog.text
+
+
 def test_it_travels_with_the_set(data: ImageData, tmp_path: Path) -> None:
     task = image_task(data, whiten="frepo", width=4, judge_epochs=2)
     result = distill(task, "dm", ipc=1, out=tmp_path / "run", settings={"steps": 2, "real_batch": 4})

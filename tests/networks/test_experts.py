@@ -154,6 +154,14 @@ def test_finished_experts_stay_and_missing_ones_are_made(trained: Path, tmp_path
     assert Experts(folder, BlobTask(), 4).snapshot(3, 0).params["0.weight"].shape == (8, 4)
 
 
+def test_what_a_killed_training_left_half_written_goes(trained: Path, tmp_path: Path) -> None:
+    folder = copied(trained, tmp_path)
+    (folder / "expert-0002.safetensors").unlink()
+    (folder / ".expert-0002.safetensors.x.mmdistill-part").write_bytes(b"cut off")
+    train_experts(BlobTask(), folder, 3, RECIPE, together=2)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in trained.iterdir()}
+
+
 def test_a_failed_write_leaves_no_expert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> bytes:
         raise OSError(28, "No space left on device")

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mmdistill.cli import main
+from mmdistill.config import DistillConfig
 from mmdistill.store import DistilledSet
 from mmdistill.text.encoder import TfidfEncoder
 from tests.text.corpus import sentences, tiny_transformer, write_tsv
@@ -44,6 +45,21 @@ def tokens(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     fast = ["--steps", "2", "--width", "8", "--length", "7", "--real-batch", "8", "--judge-epochs", "2"]
     assert distil(corpus_folder, out, "--method", "sldd", "--model", "TextCNN", *fast) == 0
     return out
+
+
+def test_a_run_finds_its_encoder_from_anywhere(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tfidf").mkdir()  # a name of this package's own stays one, whatever lies there
+    shutil.copytree(corpus_folder / "bert", tmp_path / "bert")
+    monkeypatch.chdir(tmp_path)
+    common = ["--data", str(corpus_folder), "--method", "dm", "--ipc", "1", "--steps", "2", "--networks", "1"]
+    quick = ["--judge-epochs", "1", "--baselines", "none"]
+    for encoder, kept in (("bert", str(tmp_path / "bert")), ("TFIDF", "TFIDF")):
+        assert main(["distill", *common, *quick, "--encoder", encoder, "--out", f"run-{encoder}"]) == 0
+        assert DistillConfig.load(tmp_path / f"run-{encoder}" / "config.yaml").encoder == kept
+    monkeypatch.chdir("/")
+    assert main(["evaluate", str(tmp_path / "run-bert"), "--networks", "1", "--baselines", "none"]) == 0
 
 
 def test_token_embeddings_from_the_command_line(tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
