@@ -1,6 +1,7 @@
 """The imports point one way: the core imports no domain, and no domain imports the command line or the distiller."""
 
 import ast
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -9,6 +10,7 @@ from typing import Literal, get_args, get_origin
 
 import mmdistill
 from mmdistill.config import DistillConfig
+from tests.image.test_data import write_cifar_binary, write_idx
 
 PACKAGE = Path(mmdistill.__file__).parent
 DOMAINS = ("image", "graph", "text", "recsys")
@@ -92,6 +94,15 @@ def test_listing_methods_imports_no_library_that_takes_seconds() -> None:
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "torch" in loaded
     assert not loaded & {"sklearn", "torchvision", "matplotlib", "transformers", "torch_geometric", "scipy.stats"}
+
+
+def test_images_that_are_there_are_read_without_what_downloads_them(tmp_path: Path) -> None:
+    write_idx(tmp_path / "MNIST" / "raw", zipped=True)
+    write_cifar_binary(tmp_path / "cifar-10-batches-bin")
+    code = "import sys; from mmdistill.image import load; data = [load('mnist'), load('cifar10')]; print(*sys.modules)"
+    place = {**os.environ, "MMDISTILL_DATA": str(tmp_path), "MMDISTILL_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=place)
+    assert not set(done.stdout.split()) & {"torchvision", "torch._dynamo"}
 
 
 def test_files_stay_short() -> None:

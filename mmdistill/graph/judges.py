@@ -108,14 +108,14 @@ class StackedJudges:
 
     def logits(self, params: Sequence[Tensor], view: View, epoch: int | None = None) -> Tensor:
         """Return ``(S, m, C)`` logits, with dropout in a training epoch."""
-        out = self._own(params, view.first, epoch)
+        out = self._own(params, view, epoch)
         if isinstance(self.network, SGC):
             return out
         return self._joined(out, view) + params[3].unsqueeze(1)
 
-    def _own(self, params: Sequence[Tensor], features: Tensor, epoch: int | None) -> Tensor:
+    def _own(self, params: Sequence[Tensor], view: View, epoch: int | None) -> Tensor:
         """Return ``(S, r, C)`` logits before the last propagation and bias, for SGC the logits."""
-        first = (features @ params[0].flatten(1)).reshape(-1, *params[0].shape[1:]) + params[1]
+        first = view.times(params[0].flatten(1)).reshape(-1, *params[0].shape[1:]) + params[1]
         if isinstance(self.network, SGC):
             return first.transpose(0, 1)
         hidden = first.relu()
@@ -127,9 +127,9 @@ class StackedJudges:
     def read(self, params: Sequence[Tensor], view: View) -> Tensor:
         """Return the same without a gradient, some nodes at a time, so that large graphs need no large memory."""
         rows = max(READ_BYTES // (4 * params[0].shape[1] * params[0].shape[2]), 1)
-        if view.first.is_sparse or len(view.first) <= rows:
+        if view.first.layout != torch.strided or len(view.first) <= rows:
             return self.logits(params, view)
-        out = torch.cat([self._own(params, part, None) for part in torch.split(view.first, rows)], 1)
+        out = torch.cat([self._own(params, View(part), None) for part in torch.split(view.first, rows)], 1)
         if isinstance(self.network, SGC):
             return out
         return self._joined(out, view) + params[3].unsqueeze(1)

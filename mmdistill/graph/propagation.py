@@ -85,6 +85,52 @@ def propagate(graph: Tensors, x: Tensor) -> Tensor:
     return result
 
 
+class _ConstantProduct(torch.autograd.Function):
+    """A constant sparse matrix times a dense one; the backward pass reads the transpose that it is given."""
+
+    @staticmethod
+    def forward(matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
+        """Return the product."""
+        return matrix @ x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep the transpose."""
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
+        """Multiply by the transpose."""
+        (transposed,) = ctx.saved_tensors
+        return None, None, transposed @ gradients[0]
+
+
+def constant_product(matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
+    """Return a constant matrix of compressed rows times ``x``, with a gradient to ``x`` once.
+
+    Torch's own gradient of that product is for coordinates alone, which one thread multiplies.
+
+    Args:
+        matrix: compressed rows.
+        transposed: the compressed rows of its transpose.
+        x: what is multiplied.
+
+    Shapes:
+        matrix ``(r, d)``; transposed ``(d, r)``; x ``(d, h)``; returns ``(r, h)``.
+    """
+    product: Tensor = _ConstantProduct.apply(matrix, transposed, x)  # type: ignore[no-untyped-call]
+    return product
+
+
+def compressed_rows(matrix: Tensor) -> Tensor:
+    """Return a dense or sparse matrix as compressed rows of its non-zeros."""
+    coordinates = matrix.to_sparse().coalesce()
+    row, column = coordinates.indices()
+    counts = torch.bincount(row, minlength=len(matrix))
+    pointer = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return sparse_rows(pointer, column, coordinates.values(), (len(matrix), matrix.shape[1]))
+
+
 @torch.no_grad()
 def propagate_columns(graph: Tensors, x: Tensor) -> Tensor:
     """Return what :func:`propagate` does, without a gradient and a few columns at a time.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
 import torch
@@ -16,7 +16,7 @@ from mmdistill.image.data import ImageData, build
 from mmdistill.runtime import cache_folder, data_root
 
 if TYPE_CHECKING:  # torchvision takes seconds to import, and is imported where it is used
-    from torchvision import datasets as published
+    from torchvision.datasets import CIFAR10
 
 DATASETS = {
     "digits": "scikit-learn's handwritten digits, 8 x 8 grey, 10 classes, 1,297 + 500; needs no download",
@@ -35,6 +35,10 @@ IDX_SPLITS = (
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
+FASHION_NAMES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 DIGITS_TEST = 50
 """Test images per class of the embedded digits."""
 MNIST_MOMENTS = ((0.1307,), (0.3081,))
@@ -78,37 +82,39 @@ def idx_split(folder: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
     return files.read_idx(files.find_idx(folder, images)), files.read_idx(files.find_idx(folder, labels))
 
 
+def _published(name: str) -> Any:
+    """Return torchvision's class of a data set by its name there; importing it takes more than a second."""
+    from torchvision import datasets
+
+    return getattr(datasets, name)
+
+
 def _load_idx(
     name: str,
-    source: "type[published.MNIST]",
+    published: str,
     class_names: tuple[str, ...],
     moments: tuple[tuple[float, ...], tuple[float, ...]],
     mirror: bool,
     whole_epochs: int,
 ) -> ImageData:
-    """Load MNIST or a data set in its layout, downloading it through torchvision where it is missing."""
-    layout = Path(source.__name__) / "raw"
+    """Load MNIST or a data set in its layout, downloading it as torchvision's class where it is missing."""
+    layout = Path(published) / "raw"
     folder = next((root / layout for root in _roots() if has_idx(root / layout)), None)
     if folder is None:
         root = _writable_root()
         wanted = f"{IDX_SPLITS[0][0]}.gz and its three companions in {data_root() / layout}"
-        _download(lambda: source(str(root), download=True), name, wanted)
+        _download(lambda: _published(published)(str(root), download=True), name, wanted)
         folder = root / layout
     train, test = (idx_split(folder, *split) for split in IDX_SPLITS)
     return build(name, train, test, class_names=class_names, moments=moments, mirror=mirror, whole_epochs=whole_epochs)
 
 
 def _mnist() -> ImageData:
-    from torchvision.datasets import MNIST
-
-    return _load_idx("mnist", MNIST, DIGIT_NAMES, MNIST_MOMENTS, mirror=False, whole_epochs=5)
+    return _load_idx("mnist", "MNIST", DIGIT_NAMES, MNIST_MOMENTS, mirror=False, whole_epochs=5)
 
 
 def _fashion_mnist() -> ImageData:
-    from torchvision.datasets import FashionMNIST
-
-    names = tuple(FashionMNIST.classes)
-    return _load_idx("fashion-mnist", FashionMNIST, names, FASHION_MOMENTS, mirror=True, whole_epochs=15)
+    return _load_idx("fashion-mnist", "FashionMNIST", FASHION_NAMES, FASHION_MOMENTS, mirror=True, whole_epochs=15)
 
 
 def _load_cifar10_binary(folder: Path) -> ImageData:
@@ -142,7 +148,7 @@ def cifar_layout(folder: Path) -> Callable[[Path], ImageData] | None:
 
 def _load_cifar(
     name: str,
-    source: "type[published.CIFAR10]",
+    published: str,
     binary: str,
     moments: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> ImageData:
@@ -151,6 +157,7 @@ def _load_cifar(
         layout = cifar_layout(root / binary)
         if layout is not None:
             return layout(root / binary)
+    source: type[CIFAR10] = _published(published)
     present = [root for root in _roots() if (root / source.base_folder).is_dir()]
     root = present[0] if present else _writable_root()
     if not present:
@@ -167,15 +174,11 @@ def _load_cifar(
 
 
 def _cifar10() -> ImageData:
-    from torchvision.datasets import CIFAR10
-
-    return _load_cifar("cifar10", CIFAR10, "cifar-10-batches-bin", CIFAR10_MOMENTS)
+    return _load_cifar("cifar10", "CIFAR10", "cifar-10-batches-bin", CIFAR10_MOMENTS)
 
 
 def _cifar100() -> ImageData:
-    from torchvision.datasets import CIFAR100
-
-    return _load_cifar("cifar100", CIFAR100, "cifar-100-binary", CIFAR100_MOMENTS)
+    return _load_cifar("cifar100", "CIFAR100", "cifar-100-binary", CIFAR100_MOMENTS)
 
 
 def _svhn() -> ImageData:

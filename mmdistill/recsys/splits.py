@@ -44,7 +44,9 @@ def require_way(split_by: str | None) -> None:
 
 def split_names(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Return the names of splits in lower case."""
-    return column.astype("string").str.strip().str.lower()
+    codes, found = pd.factorize(column.astype("string"))
+    names = pd.Series(found).str.strip().str.lower().array  # a handful, of as many rows as there are interactions
+    return pd.Series(names.take(codes, allow_fill=True), index=column.index, name=column.name)  # code -1 is missing
 
 
 def named_parts(column: "pd.Series[Any]", name: str) -> Numbers:

@@ -11,6 +11,7 @@ from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import LoopSample, StackedJudges
 from mmdistill.graph.models import GCN
+from mmdistill.graph.propagation import compressed_rows, constant_product
 from mmdistill.graph.scene import Part, Scene, View, parts_of
 from mmdistill.graph.task import GraphTask, graph_task
 from mmdistill.runtime import Draws
@@ -107,6 +108,38 @@ def test_large_graphs_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = judges.logits(judges.params, view)
     monkeypatch.setattr("mmdistill.graph.judges.READ_BYTES", 4 * 3 * 16 * 7)
     assert torch.allclose(judges.read(judges.params, View(*view)), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("judge", ["gcn", "sgc", "mlp"])
+def test_judges_train_on_sparse_real_features_as_on_dense_ones(judge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, views = [], []
+    for below in (0.0, 1.1):
+        monkeypatch.setattr("mmdistill.graph.scene.SPARSE_BELOW", below)
+        judging = graph_task(planted_graph(), protocol=FAST).judging
+        fitted.append(judging.fit(None, judge, Draws(3), 2, FAST))
+        views.append(judging._real_view(judge, "train"))
+    assert [view.first.layout for view in views] == [torch.strided, torch.sparse_csr]
+    assert torch.allclose(fitted[0].test, fitted[1].test, atol=1e-3, rtol=1e-3)
+    assert torch.equal(views[0].first, views[1].first.to_dense())
+
+
+def test_only_sparse_features_on_a_cpu_are_trained_on_in_compressed_rows() -> None:
+    x = torch.zeros(120, 12)
+    for features, device, layout in (
+        (x.index_fill(1, torch.tensor([0]), 1.0), CPU, torch.sparse_csr),
+        (x.index_fill(1, torch.tensor([0, 1]), 1.0), CPU, torch.strided),
+        (x, torch.device("meta"), torch.strided),
+    ):
+        scene = Scene(features, planted_graph().adjacency, torch.zeros(120, dtype=torch.long), device)
+        assert scene.rows(torch.arange(5, device=device), 0, trains=True).first.layout == layout
+
+
+def test_a_constant_product_has_the_gradient_of_the_dense_one() -> None:
+    dense = torch.rand(5, 4, dtype=torch.float64) * (torch.rand(5, 4) < 0.4)
+    weight = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    matrix, transposed = compressed_rows(dense), compressed_rows(dense.mT)
+    assert torch.allclose(constant_product(matrix, transposed, weight), dense @ weight)
+    assert torch.autograd.gradcheck(partial(constant_product, matrix, transposed), (weight,))
 
 
 def test_judges_in_groups_are_the_same_judges(monkeypatch: pytest.MonkeyPatch) -> None:
