@@ -2,11 +2,9 @@
 
 import io
 import json
+import logging
 import os
-import shlex
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +16,8 @@ from typing import Any
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
 from mmdistill.config import BUDGETS, DistillConfig, EvaluateConfig, read_settings
+from mmdistill.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
 from mmdistill.errors import ConfigError, MmdistillError
-from mmdistill.run_folder import holds_work, traces
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.wording import GROUPS, Parser, in_groups, name_values
 
@@ -271,8 +269,15 @@ def require_resume_alone(arguments: Sequence[str]) -> None:
 
 
 def run_command(options: Namespace) -> None:
-    """Run the chosen command."""
-    from mmdistill import commands, listings  # imports torch, which --help should not wait for
+    """Run the chosen command, all of it as one public call."""
+    from mmdistill.isolation import own_state  # imports torch, which --help should not wait for
+
+    with own_state():
+        _run_alone(options)
+
+
+def _run_alone(options: Namespace) -> None:
+    from mmdistill import commands, listings
 
     chosen = vars(options[options.command]) if options.command in options else {}
     plain = {name: value for name, value in chosen.items() if name != "config"}
@@ -296,39 +301,6 @@ def run_command(options: Namespace) -> None:
         listings.data_command()
 
 
-def _folder(options: Namespace) -> Path:
-    """Return the run folder that options of ``distill`` mean."""
-    chosen = options["distill"]
-    names = ("data", "method", *BUDGETS, "parameterization", "out", "seed")
-    return Path(chosen["resume"] or DistillConfig(**{name: chosen[name] for name in names}).folder())
-
-
-def _former(options: Namespace) -> Mapping[str, int]:
-    """Return what the folder holds of a run that a command is to replace; nothing where it replaces none."""
-    replaces = options.command == "distill" and options["distill"]["overwrite"] and not options["distill"]["resume"]
-    return traces(_folder(options)) if replaces else {}
-
-
-def _kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[str] = ()) -> str:
-    """Return in words what an interrupted command keeps and how to go on.
-
-    Args:
-        options: of the command.
-        former: what its folder held of a run that it was to replace.
-        notes: what the interrupted code says that it keeps.
-    """
-    command = None if options is None else options.command
-    if options is None or command != "distill":
-        return "finished work is kept" + ("; call it again" if command == "experts" else "")
-    folder = _folder(options)
-    if former and traces(folder) == former:
-        own = ", ".join(notes) or "nothing of the new run is finished yet"
-        return f"{own}; the former run in {folder} is untouched"
-    if not holds_work(folder):
-        return ", ".join(notes) or "nothing is finished yet"
-    return f"continue with: mmdistill distill --resume {shlex.quote(str(folder))}"
-
-
 def _ready_streams() -> None:
     """Let output neither fail where it is closed nor where its encoding lacks a character, such as one of a path."""
     for name in ("stdout", "stderr"):
@@ -340,42 +312,28 @@ def _ready_streams() -> None:
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: what is half written goes, and a line says what is kept.
+def _shown_log() -> Iterator[None]:
+    """Show on the terminal what the library logs of its progress, beside its warnings.
 
-    It gets Python's own handler of Ctrl-C, in whose place the steps of a run have theirs. Where it is ignored or has a
-    handler already, and in threads, which cannot have one, it stays as it is.
+    Where a program that calls :func:`main` shows logs itself, they go there.
     """
-    own = threading.current_thread() is threading.main_thread()
-    if not own or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log = logging.getLogger("mmdistill")
+    level, shown = log.level, logging.StreamHandler()
+    if log.getEffectiveLevel() > logging.INFO:
+        log.setLevel(logging.INFO)
+    if not log.hasHandlers():
+        log.addHandler(shown)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _remedy(path: object) -> str:
-    """Return what to do where a path of the cache folder can be neither read nor written; nothing of other paths."""
-    from mmdistill.runtime import cache_folder  # imports torch, as the command has by then
-
-    if not isinstance(path, str | os.PathLike):
-        return ""
-    try:
-        cache = cache_folder().absolute()
-    except ConfigError:
-        return ""
-    failed = Path(path).absolute()
-    above = failed in cache.parents and not failed.exists()  # one that could not be made
-    return "; set MMDISTILL_CACHE to a folder that can be written to" if above or failed.is_relative_to(cache) else ""
+        log.removeHandler(shown)
+        log.setLevel(level)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, also by SIGTERM."""
     _ready_streams()
-    with _sigterm_as_ctrl_c():
+    with sigterm_as_ctrl_c():
         return _exit_code(config_first(spelled(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -389,8 +347,9 @@ def _exit_code(given: Sequence[str]) -> int:
         options = build_parser().parse_args(given or ["--help"])
         require_resume_alone(given)
         keep_given_budget(options, given)
-        former = _former(options)
-        run_command(options)
+        former = replaced_by(options)
+        with _shown_log():
+            run_command(options)
     except MmdistillError as error:
         print(f"mmdistill: error: {error}", file=sys.stderr)
         return 2
@@ -402,12 +361,12 @@ def _exit_code(given: Sequence[str]) -> int:
     except OSError as error:
         reason = error.strerror or error
         print(
-            f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {reason}{_remedy(error.filename)}",
+            f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {reason}{remedy(error.filename)}",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt as stop:
-        print(f"mmdistill: stopped; {_kept(options, former, getattr(stop, '__notes__', ()))}", file=sys.stderr)
+        print(f"mmdistill: stopped; {kept(options, former, getattr(stop, '__notes__', ()))}", file=sys.stderr)
         return 130
     return 0
 

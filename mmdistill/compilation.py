@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from mmdistill.choices import CompileMode as CompileMode
 from mmdistill.errors import ConfigError
+from mmdistill.isolation import at_last
 from mmdistill.runtime import cache_folder
 
 P = ParamSpec("P")
@@ -49,7 +50,7 @@ class Program(Generic[P, R]):
     """
 
     def __init__(self, function: Callable[P, R]) -> None:
-        _prepare_compiler()
+        _Compiler.prepare()
         functools.update_wrapper(self, function)
         self.function = function
         self.seconds = 0.0
@@ -62,6 +63,7 @@ class Program(Generic[P, R]):
         """Call the compiled function, or the plain one where that is not possible."""
         if self.broken:
             return self.function(*args, **kwargs)
+        _Compiler.prepare()
         kind = _kind(args, kwargs)
         if kind in self._seen:
             return self._program(*args, **kwargs)
@@ -127,19 +129,43 @@ def _note_leaves(tree: object, found: list[object]) -> None:
         found.append(None)
 
 
-@functools.cache
-def _prepare_compiler() -> None:
-    """Keep compiled code in the user's cache folder, unless the user says where, and let tasks have theirs."""
-    import torch._dynamo.config as limits  # takes a second
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+class _Compiler:
+    """What torch's compiler is told of this process while public calls run, and a host's settings meanwhile."""
 
-    # Torch writes its own default, a temporary folder, into the variable.
-    if os.environ.get(CACHE_VARIABLE, default_cache_dir()) == default_cache_dir():
-        try:
-            os.environ[CACHE_VARIABLE] = str(_writable(cache_folder() / "compiled"))
-        except (ConfigError, OSError) as error:
-            warnings.warn(f"compiled code is kept in torch's temporary folder: {error}", stacklevel=3)
-    limits.recompile_limit = max(limits.recompile_limit, DYNAMO_LIMIT)
+    ready = False
+    _folder: str | None
+    _limit: int
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Keep compiled code in the user's cache folder, unless the user says where, and let tasks have theirs."""
+        if cls.ready:
+            return
+        import torch._dynamo.config as limits  # takes a second
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+        cls._folder, cls._limit = os.environ.get(CACHE_VARIABLE), limits.recompile_limit
+        # Torch writes its own default, a temporary folder, into the variable.
+        if cls._folder in (None, default_cache_dir()):
+            try:
+                os.environ[CACHE_VARIABLE] = str(_writable(cache_folder() / "compiled"))
+            except (ConfigError, OSError) as error:
+                warnings.warn(f"compiled code is kept in torch's temporary folder: {error}", stacklevel=3)
+        limits.recompile_limit = max(limits.recompile_limit, DYNAMO_LIMIT)
+        cls.ready = True
+        at_last(cls._give_back)
+
+    @classmethod
+    def _give_back(cls) -> None:
+        """Let the host compile as before; what has been compiled here is found again, for it does not depend on it."""
+        import torch._dynamo.config as limits
+
+        limits.recompile_limit = cls._limit
+        if cls._folder is None:
+            os.environ.pop(CACHE_VARIABLE, None)
+        else:
+            os.environ[CACHE_VARIABLE] = cls._folder
+        cls.ready = False
 
 
 def _writable(folder: Path) -> Path:

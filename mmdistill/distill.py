@@ -16,6 +16,7 @@ from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.isolation import isolated
 from mmdistill.keeper import Keeper
 from mmdistill.labels import LabelKind
 from mmdistill.memory import explained
@@ -65,6 +66,7 @@ def find_parameterization(task: Task, parameterization: Storage | str) -> Storag
     return get_parameterization(get_domain(info.domain), parameterization, info.data)
 
 
+@isolated
 def distill(
     task: Task,
     method: Method | str,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill import ranks, runtime
 from mmdistill.abilities import Validates
+from mmdistill.allocator import keep_freed_memory
 from mmdistill.compilation import Program, compiled, operations
 from mmdistill.composition import (
     make_optimizers,
@@ -84,7 +85,7 @@ class Distiller:
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
         self._compiled: Compiled | None = None
         if task.device.type == "cpu":
-            runtime.keep_freed_memory()
+            keep_freed_memory()
         self._teacher: NetworkState | None = None
 
     def compile(self) -> None:

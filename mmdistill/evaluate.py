@@ -11,6 +11,7 @@ from mmdistill.abilities import NamesJudges, ScoresRobustness, Selects
 from mmdistill.allocation import allocate
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
+from mmdistill.isolation import isolated
 from mmdistill.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.runtime import Draws, checked_seed
@@ -165,6 +166,7 @@ def require_networks(n: int, at_once: int | None) -> None:
     require_sizes(**{"the number of networks": n, "the number of networks at once": at_once})
 
 
+@isolated
 def evaluate(
     task: Task,
     distilled: DistilledSet | Batch,

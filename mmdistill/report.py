@@ -58,7 +58,7 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     percentage = 100 * distilled.stored_bytes / max(info.stored_bytes, 1)
     share = f"{percentage:.2g}" if percentage < 99.5 else f"{percentage:,.0f}"
     share += " % of the whole"
-    memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB"
+    memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB" if distilled.peak_memory_bytes else "unknown"
     path = distilled.path + (f" ({distilled.compile_seconds:.0f} s of it)" if distilled.compile_seconds >= 1 else "")
     pace = "" if distilled.seconds_per_step is None else f" ({1000 * distilled.seconds_per_step:.1f} ms a step)"
     made = (

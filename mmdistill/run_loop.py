@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -44,6 +44,9 @@ def take_steps(
 ) -> None:
     """Step a run to its end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM.
 
+    Where the program has a handler of its own for these, a checkpoint is written and the handler called; if it returns,
+    the run goes on.
+
     Raises:
         KeyboardInterrupt: after the step in which it was asked to stop.
         NonFiniteError: a loss or what is learned became NaN or infinite.
@@ -52,7 +55,7 @@ def take_steps(
     read_every = max(steps // READS_PER_RUN, 1)
     compiling, shown = run.compile_seconds, time.perf_counter()
     validate_every = distiller.settings.validate_every
-    with _stop_requests() as stop:
+    with _signals() as asked:
         while run.step < steps and not distiller.exhausted(run):
             with explained(f"step {run.step + 1} of the distillation", LOWER):
                 run, loss = stepper(run)
@@ -63,7 +66,9 @@ def take_steps(
                 distiller.validate(run)
             ending = last or distiller.exhausted(run)
             reading = run.step % read_every == 0 or run.step == 1 or ending
-            stopping, overdue = _agreed((stop.is_set(), keeper is not None and keeper.overdue()), reading)
+            stopping, leaving, overdue = _agreed(
+                (asked.stop, asked.is_pending, keeper is not None and keeper.overdue()), reading
+            )
             showing = progress is not None and ranks.size() == 1 and time.perf_counter() - shown > LONGEST_UNSHOWN
             if reading or stopping or showing:
                 value = float(ranks.averages([loss.clone()])[0])
@@ -72,7 +77,7 @@ def take_steps(
                     _warn_of_divergence(run, value)
                     run.history.append((run.step, value))
             due = keeper is not None and (overdue or keeper.is_due(run.step, steps))
-            if ending or stopping or due:
+            if ending or stopping or leaving or due:
                 _require_finite_state(run, loss, keeper)
                 if keeper is not None:
                     keeper.save(run)
@@ -81,14 +86,15 @@ def take_steps(
                 shown = time.perf_counter()
             if stopping:
                 raise KeyboardInterrupt
+            if leaving:
+                asked.pass_on()
 
 
-def _agreed(own: tuple[bool, bool], reading: bool) -> tuple[bool, bool]:
+def _agreed(own: tuple[bool, bool, bool], reading: bool) -> tuple[bool, ...]:
     """Return what any rank says: at once when alone, and in a group where all wait for each other anyway."""
     if ranks.size() == 1:
         return own
-    first, second = zip(*ranks.gathered(own), strict=True) if reading else ((), ())
-    return any(first), any(second)
+    return tuple(map(any, zip(*ranks.gathered(own), strict=True))) if reading else (False,) * len(own)
 
 
 def _require_finite_state(run: RunState, loss: Tensor, keeper: Keeper | None) -> None:
@@ -121,22 +127,69 @@ def _warn_of_divergence(run: RunState, loss: float) -> None:
         logger.warning("the loss grew from %.3g to %.3g by step %d. %s", losses[0], loss, run.step, LOWER_RATE)
 
 
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event, so that a step ends whole; a second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
+Handler = Callable[[int, FrameType | None], object]
 
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+
+class _Signals:
+    """What signals ask of a run, which ends its step first.
+
+    Args:
+        own: handlers that the program has installed, by the signal's number.
+
+    Attributes:
+        stop: whether a signal asks to stop that the program leaves to Python or to the system.
+    """
+
+    def __init__(self, own: Mapping[int, Handler]) -> None:
+        self.stop = False
+        self._own = own
+        self._pending: list[tuple[int, FrameType | None]] = []
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a handler of the program's is still to be called."""
+        return bool(self._pending)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal; the same one again has its effect at once."""
+        if number in self._own:
+            if any(number == earlier for earlier, _ in self._pending):
+                self._own[number](number, frame)
+            else:
+                self._pending.append((number, frame))
+        elif self.stop:
             raise KeyboardInterrupt
-        stop.set()
+        else:
+            self.stop = True
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    def pass_on(self) -> None:
+        """Call the program's handlers of the signals that came."""
+        while self._pending:
+            number, frame = self._pending.pop(0)
+            self._own[number](number, frame)
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    """Take Ctrl-C and SIGTERM over, so that a step ends whole; what is ignored, or handled outside Python, stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield _Signals({})
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: handler for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)}
+    own: dict[int, Handler] = {
+        number: handler
+        for number, handler in previous.items()
+        if callable(handler) and handler is not signal.default_int_handler
+    }
+    asked = _Signals(own)
+    take = asked.receive  # one object, by which it is known again
+    for number in previous:
+        signal.signal(number, take)
     try:
-        yield stop
+        yield asked
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is take:  # not what a handler has installed meanwhile
+                signal.signal(number, handler)
+        asked.pass_on()

@@ -1,6 +1,5 @@
 """Randomness as values, devices and atomic files: what a run needs from its machine."""
 
-import ctypes
 import functools
 import hashlib
 import logging
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
 from typing import IO
@@ -31,8 +31,6 @@ UNFINISHED = ".mmdistill-part"
 """How the names of files end that are being written."""
 STALE = 86_400.0
 """Seconds after which nobody goes on writing what was last written to before them."""
-MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
-"""glibc's names for two settings of its allocator, from malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ class Draws:
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Draw float32 from U[low, high)."""
-        return low + (high - low) * torch.rand(shape, generator=self.generator(), device=self.device)
+        uniform = torch.rand(shape, generator=self.generator(), device=self.device, dtype=torch.float32)
+        return low + (high - low) * uniform
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Draw int64 from {0, ..., high - 1}, with replacement."""
@@ -91,8 +90,9 @@ class Draws:
         return torch.randperm(n, generator=self.generator(), device=self.device)
 
     def gumbel(self, *shape: int) -> Tensor:
-        """Draw from the standard Gumbel distribution."""
-        uniform = torch.rand(shape, generator=self.generator(), device=self.device)  # thrice as fast as exponential_
+        """Draw float32 from the standard Gumbel distribution."""
+        # thrice as fast as exponential_
+        uniform = torch.rand(shape, generator=self.generator(), device=self.device, dtype=torch.float32)
         return uniform.log_().neg_().log_().neg_().clamp_(min=GUMBEL_LOWEST)
 
 
@@ -188,22 +188,6 @@ def use_deterministic_kernels() -> None:
 
 
 @functools.cache
-def keep_freed_memory() -> None:
-    """Let this process keep freed memory for its next tensors, instead of returning it to the kernel each time.
-
-    A step on the CPU allocates the same tensors over and over. By default glibc maps every large one afresh, and the
-    kernel clears its pages first, which takes up to half of a step. Nothing happens without glibc.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    if not libc.mallopt(MALLOC_MMAP_THRESHOLD, 1 << 30):
-        libc.mallopt(MALLOC_MMAP_THRESHOLD, 32 << 20)  # the most that older ones take
-    libc.mallopt(MALLOC_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-@functools.cache
 def spare_memory_bytes() -> int:
     """Return the memory that the CPU may spend to save time: an eighth of the machine's, at most 4 GiB.
 
@@ -227,11 +211,16 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak of this process: allocated device memory on CUDA, resident memory on the CPU, in bytes."""
+    """Return the peak of this process: allocated device memory on CUDA, resident memory on the CPU, in bytes.
+
+    It is 0 where the system does not tell it, as on Windows.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    import resource  # not on Windows, hence here
-
+    try:
+        import resource
+    except ImportError:  # on Windows, say
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if platform.system() == "Darwin" else peak * 1024)
 
@@ -357,7 +346,7 @@ def sole_writer(folder: Path, wait: str = "") -> Iterator[None]:
         ConfigError: another process or thread has the folder, and is not waited for.
     """
     place = Path(os.path.realpath(folder))
-    if os.name != "posix" or place in _kept.places:
+    if find_spec("fcntl") is None or place in _kept.places:
         yield
         return
     handle, made = _locked(place, wait)

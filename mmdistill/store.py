@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import CheckpointError, NonFiniteError
+from mmdistill.isolation import isolated
 from mmdistill.run_folder import SAMPLES, SET, is_finished
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors
@@ -258,6 +259,7 @@ class DistilledSet:
         write_json(folder / SET, content)
 
     @staticmethod
+    @isolated
     def load(folder: Path | str) -> "DistilledSet":
         """Read a set from its folder.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.isolation import recordable
 from mmdistill.runtime import Draws
 
 Tensors = dict[str, Tensor]
@@ -146,7 +147,7 @@ def checked_samples(batch: Batch) -> Batch:
         raise ShapeError("targets are class indices (n,) as whole numbers, or a row of numbers for each sample")
     if not all(bool(tensor.isfinite().all()) for tensor in (*inputs, *targets)):
         raise DataError("inputs and targets hold NaN or infinite values")
-    return batch.map(lambda tensor: tensor.float() if tensor.dtype == torch.float64 else tensor)
+    return batch.map(lambda tensor: tensor.float() if tensor.dtype == torch.float64 else recordable(tensor))
 
 
 def shares_inputs(batch: Batch) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.config
 import torch._inductor.config
 from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
@@ -18,12 +19,13 @@ from mmdistill.compilation import (
     CACHE_VARIABLE,
     SHAPES,
     Program,
-    _prepare_compiler,
+    _Compiler,
     compiled,
     compiled_once,
     operations,
 )
 from mmdistill.distiller import Distiller
+from mmdistill.isolation import own_state
 from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import get_domain, get_method
 from tests.toys import BlobTask
@@ -67,14 +69,50 @@ def test_shapes_that_keep_changing_compile_a_few_times_only(monkeypatch: pytest.
     assert (asked[-1], caught) == (2, [])
 
 
+@pytest.fixture
+def unprepared() -> None:
+    """End what programs that other tests have called outside of public calls have left."""
+    with own_state():
+        pass
+
+
+@pytest.mark.usefixtures("unprepared")
 @pytest.mark.parametrize("chosen", [None, "elsewhere"])
 def test_compiled_code_is_kept_in_the_users_cache_folder(
     chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
-    monkeypatch.setenv(CACHE_VARIABLE, chosen or default_cache_dir())
-    _prepare_compiler.__wrapped__()
-    assert os.environ[CACHE_VARIABLE] == (chosen or str(tmp_path / "compiled"))
+    before = chosen or default_cache_dir()
+    monkeypatch.setenv(CACHE_VARIABLE, before)
+    with own_state():
+        _Compiler.prepare()
+        assert os.environ[CACHE_VARIABLE] == (chosen or str(tmp_path / "compiled"))
+    assert os.environ[CACHE_VARIABLE] == before
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_a_host_compiles_as_before_and_programs_stay_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler is told meanwhile is no part of what a program is found by."""
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    graphs, folders = [], []
+    limit = torch._dynamo.config.recompile_limit
+
+    def counted(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(module)
+        return module.forward
+
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: plain(function, backend=counted, dynamic=dynamic))
+    program = Program(double)
+    for size in (2, 3, 2, 3):
+        with own_state():
+            assert torch.equal(program(torch.ones(size)), torch.full((size,), 2.0))
+            folders.append(os.environ[CACHE_VARIABLE])
+            assert torch._dynamo.config.recompile_limit > limit
+        assert torch._dynamo.config.recompile_limit == limit
+        assert CACHE_VARIABLE not in os.environ
+    assert len(graphs) == 2
+    assert len(set(folders)) == 1
 
 
 def test_where_the_cache_takes_nothing_compiled_code_is_kept_where_torch_keeps_it(
@@ -83,9 +121,10 @@ def test_where_the_cache_takes_nothing_compiled_code_is_kept_where_torch_keeps_i
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setenv(CACHE_VARIABLE, default_cache_dir())
-    with pytest.warns(UserWarning, match="torch's temporary folder: .*file/cache"):
-        _prepare_compiler.__wrapped__()
-    assert os.environ[CACHE_VARIABLE] == default_cache_dir()
+    with own_state():
+        with pytest.warns(UserWarning, match="torch's temporary folder: .*file/cache"):
+            _Compiler.prepare()
+        assert os.environ[CACHE_VARIABLE] == default_cache_dir()
 
 
 def test_operations_count_products_and_leave_the_run_alone() -> None:

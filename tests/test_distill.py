@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -37,6 +38,7 @@ from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.report import fact_rows
+from mmdistill.run_loop import Progress
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
@@ -345,15 +347,90 @@ def own_handlers() -> Iterator[dict[signal.Signals, Callable[[int, object], None
 def test_a_run_gives_signals_back_to_who_handled_them_before(
     own_handlers: dict[signal.Signals, Callable[[int, object], None]],
 ) -> None:
-    def stop(done: int, total: int, loss: float) -> None:
+    def fail(done: int, total: int, loss: float) -> None:
         assert signal.getsignal(signal.SIGINT) not in own_handlers.values()
-        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("of the program's own")
 
     distill(BlobTask(), method("dm"), ipc=1)
     assert {number: signal.getsignal(number) for number in own_handlers} == own_handlers
-    with pytest.raises(KeyboardInterrupt):
-        distill(BlobTask(), method("dm"), ipc=1, progress=stop)
+    with pytest.raises(RuntimeError, match="own"):
+        distill(BlobTask(), method("dm"), ipc=1, progress=fail)
     assert {number: signal.getsignal(number) for number in own_handlers} == own_handlers
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, object], None] | signal.Handlers) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def at_three(done: int, total: int, loss: float) -> None:
+    if done == 3:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def checkpointed(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "checkpoints").glob("step-*")}
+
+
+def test_a_programs_own_handler_is_called_when_the_step_is_kept(tmp_path: Path) -> None:
+    calls: list[tuple[int, set[str]]] = []
+
+    def run(name: str, progress: Progress | None = at_three) -> DistilledSet:
+        return distill(BlobTask(), method("dm"), ipc=1, out=tmp_path / name, checkpoint_every=1000, progress=progress)
+
+    whole = run("whole", None)
+
+    def handler(number: int, frame: object) -> None:
+        calls.append((number, checkpointed(tmp_path / "run")))
+        if len(calls) > 1:
+            raise SystemExit(3)
+
+    with handled_by(handler):
+        assert torch.equal(samples(run("run")), samples(whole))
+        ((number, kept),) = calls
+        assert (number, len(kept)) == (signal.SIGTERM, 1)
+        assert (tmp_path / "run/history.json").read_text() == (tmp_path / "whole/history.json").read_text()
+        with pytest.raises(SystemExit):
+            run("other")
+        assert signal.getsignal(signal.SIGTERM) is handler
+    resumed = distill(BlobTask(), method("dm"), ipc=1, out=tmp_path / "other", resume=True)
+    assert torch.equal(samples(resumed), samples(whole))
+
+
+def test_a_signal_that_comes_again_is_the_programs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    survived: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        raise SystemExit(3)
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        for number in (1, 2, 3):
+            signal.raise_signal(signal.SIGTERM)
+            survived.append(number)
+
+    monkeypatch.setattr("mmdistill.distiller.Distiller.step", interrupted)
+    with handled_by(handler), pytest.raises(SystemExit):
+        distill(BlobTask(), method("dm"), ipc=1)
+    assert survived == [1]
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    with handled_by(signal.SIG_IGN):
+        assert samples(distill(BlobTask(), method("dm"), ipc=1, progress=at_three)).isfinite().all()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_handlers_that_python_does_not_know_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those are that another language has installed, for which ``getsignal`` returns None."""
+    taken: list[int] = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: taken.append(number))
+    distill(BlobTask(), method("dm"), ipc=1)
+    assert not taken
 
 
 def test_a_second_interruption_ends_the_step_itself(monkeypatch: pytest.MonkeyPatch) -> None:

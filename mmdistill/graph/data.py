@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.graph.adjacency import Adjacency, undirected
+from mmdistill.isolation import recordable
 from mmdistill.runtime import tensor_digest
 
 LARGE = 50_000
@@ -177,7 +178,7 @@ def _tensor(fields: Mapping[str, Any], key: str, name: str) -> Tensor:
         raise DataError(f"{name} needs a tensor {key!r}, {got}; a graph has {', '.join(FIELDS)}")
     if value.is_meta or value.is_quantized:
         raise DataError(f"{name} needs a tensor {key!r} of plain numbers, got {value.dtype} on {value.device}")
-    return value.detach().cpu()
+    return recordable(value.detach().cpu())
 
 
 def _features(fields: Mapping[str, Any], name: str) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
+from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, cache_folder, data_root
 
@@ -168,6 +169,7 @@ SOURCES = {
 DATASETS = {name: f"{source.summary}; downloaded" for name, source in SOURCES.items()}
 
 
+@isolated
 def load_graph(
     source: "str | Path | Any", *, split: int = 0, seed: int = 0, inductive: bool | None = None
 ) -> GraphData:

@@ -18,6 +18,7 @@ from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
 from mmdistill.graph.synthetic import raw_features
+from mmdistill.isolation import isolated
 from mmdistill.labels import LabelKind, as_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
@@ -286,6 +287,7 @@ def _marked(nodes: Tensor, count: int) -> Tensor:
     return torch.zeros(count, device=nodes.device).index_fill_(0, nodes, 1.0)
 
 
+@isolated
 def graph_task(
     data: "str | Path | GraphData | Any",
     model: str | ModuleFactory = "sgc",

@@ -23,6 +23,7 @@ from mmdistill.image.known import (
     load_tiny_imagenet,
 )
 from mmdistill.image.samples import MapDataset, class_index, from_array, gather
+from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
 
 LARGEST_SIDE = 4096
@@ -33,6 +34,7 @@ Source = str | Path | Pair | MapDataset
 """A known name, a file or folder, (images, labels), or a map-style torch data set of (sample, label)."""
 
 
+@isolated
 def load(
     source: Source,
     test: Source | None = None,

@@ -172,7 +172,7 @@ def trained_generator(
         players.load(file)
     if players.step < recipe.steps:
         sweep_stale(file.parent)
-        logger.warning("training a generator for %d steps (%s)", recipe.steps - players.step, file)
+        logger.info("training a generator for %d steps (%s)", recipe.steps - players.step, file)
     first, began, due = players.step, time.perf_counter(), 10.0
     try:
         while players.step < recipe.steps:
@@ -181,7 +181,7 @@ def trained_generator(
             if seconds > due:
                 due = seconds + 60
                 left = seconds / (players.step - first) * (recipe.steps - players.step)
-                logger.warning("generator: %d of %d steps, about %.0f s left", players.step, recipe.steps, left)
+                logger.info("generator: %d of %d steps, about %.0f s left", players.step, recipe.steps, left)
             if players.step % save_every == 0 or players.step == recipe.steps:
                 players.save(file)
     except KeyboardInterrupt as stop:

@@ -22,6 +22,7 @@ from mmdistill.image.pixels import Pixels
 from mmdistill.image.protocols import Chosen, Occasion, Plan, Protocol, find_protocol, plan_for
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
+from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.minibatches import learned_steps
@@ -30,7 +31,7 @@ from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
-from mmdistill.runtime import Draws, Elsewhere, choose_device
+from mmdistill.runtime import Draws, Elsewhere, choose_device, host_draws_from
 from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 
@@ -286,6 +287,7 @@ class ImageTask:
         )
 
 
+@isolated
 def image_task(
     data: Source | ImageData,
     *,
@@ -348,7 +350,9 @@ def image_task(
     if model is None or isinstance(model, str):
         name = model_name(model or "convnet")
         factory = model_factory(name, loaded.shape, len(loaded.class_names), width)
-        features = features or getattr(factory(), "feature_names", ())
+        if not features:
+            with host_draws_from(0):  # of which nothing is kept
+                features = getattr(factory(), "feature_names", ())
     else:
         require_no_width(width, "a module of your own")
         name, factory = OWN_MODEL, model

@@ -259,7 +259,7 @@ def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe) -> 
     if is_complete(folder, count):
         return Experts(folder, task, count, recipe.protocol.epochs, recipe)
     what = f"the missing ones of {count} networks" if count > 1 else "a network"
-    logger.warning("training %s in %s", what, folder)
+    logger.info("training %s in %s", what, folder)
     return train_experts(task, folder, count, longer(recipe, folder), progress=_Report())
 
 
@@ -274,7 +274,7 @@ class _Report:
         tenths = done * 10 // total
         early = self.said is None and time.perf_counter() - self.began >= FIRST_REPORT
         if early or tenths > (self.said or 0):
-            logger.warning("experts: %d %% trained, about %.0f s left", done * 100 // total, seconds)
+            logger.info("experts: %d %% trained, about %.0f s left", done * 100 // total, seconds)
             self.said = tenths
 
 

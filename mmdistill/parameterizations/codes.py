@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import CheckpointError, UnsupportedError
+from mmdistill.isolation import isolated
 from mmdistill.labels import FixedLabels, Labels, LearnedLabels, SoftmaxLabels, TeacherLabels
 from mmdistill.parameterizations.base import Parameterization, smallest_type
 from mmdistill.parameterizations.canvas import Canvases
@@ -162,6 +163,7 @@ def load_codes(path: Path | str) -> tuple[Parameterization, Mapping[str, Any]]:
         raise CheckpointError(f"{path} is damaged ({error})") from error
 
 
+@isolated
 def decode(path: Path | str, seed: int | None = None) -> Batch:
     """Decode the samples of a set from its codes, in the normalised units of the set, without the real data.
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.recsys.data import Interactions, Source, load_interactions
@@ -23,6 +24,7 @@ READING_OPTIONS = ("user_column", "item_column", "rating_column", "time_column",
 """The options that say how a log is read, as they are called in Python and on the command line."""
 
 
+@isolated
 def recsys_task(
     data: Source | Interactions,
     *,

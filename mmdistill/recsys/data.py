@@ -15,6 +15,7 @@ from scipy import sparse
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.cleaning import codes, deduplicate, positive
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
@@ -163,6 +164,7 @@ class Reading:
         require_way(self.split_by)
 
 
+@isolated
 def load_interactions(
     source: Source,
     *,

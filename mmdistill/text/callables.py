@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, MmdistillError, ShapeError, first_line
+from mmdistill.isolation import recordable
 from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder
 
 SKETCHED = (4, 8)
@@ -67,7 +68,8 @@ class CallableEncoder(SentenceEncoder):
         """
         plain = [text.replace(PAIR, "\n") for text in texts]
         try:
-            found = self.function(plain)
+            with torch.no_grad():
+                found = self.function(plain)
         except (MmdistillError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a function of the user's raises
@@ -78,7 +80,7 @@ class CallableEncoder(SentenceEncoder):
                 "a projection to a few hundred dimensions (sklearn's TruncatedSVD)"
             )
         try:
-            points = torch.as_tensor(found).detach().float().cpu()
+            points = recordable(torch.as_tensor(found).detach().float().cpu())
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"the encoder {self.name!r} returned {type(found).__name__}, which is no array of numbers: {error}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmdistill.columns import SPLIT_NAMES
 from mmdistill.errors import ConfigError, DataError
+from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, data_root
 from mmdistill.text import trec
@@ -127,6 +128,7 @@ TextInput = str | Path | TextData | Pair | Table | Mapping[str, Pair | Table]
 or tables; each text may be a pair of texts."""
 
 
+@isolated
 def load_text(
     source: TextInput,
     *,

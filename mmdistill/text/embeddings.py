@@ -37,7 +37,7 @@ def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
     if found is not None:
         return found
     if len(texts) >= MANY:
-        logger.warning("encoding %d texts by %s, which is done once", len(texts), encoder.name)
+        logger.info("encoding %d texts by %s, which is done once", len(texts), encoder.name)
     fresh = _checked(encoder, encoder.encode(texts))
     sweep_stale(path.parent)
     try:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mmdistill.abilities import JUDGING
 from mmdistill.classification import accuracies, collapse_note
 from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
@@ -299,6 +300,7 @@ class TextTask:
         )
 
 
+@isolated
 def text_task(
     data: TextInput,
     *,

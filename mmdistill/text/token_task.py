@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.isolation import isolated
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module
@@ -336,6 +337,7 @@ class _WithAttention(torch.nn.Module):
         return self.model.with_attention(inputs)
 
 
+@isolated
 def token_task(
     data: TextInput,
     *,

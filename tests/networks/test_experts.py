@@ -120,6 +120,7 @@ def test_the_log_says_early_and_at_tenths_how_long_training_takes(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    caplog.set_level(logging.INFO, "mmdistill")
     report = module._Report()
     for step in range(1, 101):  # of four seconds each
         now[0] += 4.0
@@ -327,9 +328,10 @@ def test_the_schedule_makes_missing_experts_and_says_how_long(
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
     task = BlobTask()
     schedule = ExpertTrajectories(2, 2, 2, RECIPE)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "mmdistill"):
         schedule.fetch(task, EMPTY, KEY)
     assert "s left" in caplog.text
+    assert {record.levelname for record in caplog.records} == {"INFO"}  # which alarms no host
     folder = default_folder(task, RECIPE)
     assert folder.parent == tmp_path / "experts"
     assert len(list(folder.glob("*.safetensors"))) == 2

@@ -219,7 +219,20 @@ def test_what_an_encoder_of_the_users_own_raises_is_told() -> None:
         CallableEncoder(lambda texts: 1 // 0).encode(TEXTS)
 
 
+def test_an_encoder_of_the_users_own_records_no_gradients_and_its_points_can_be_learned_from() -> None:
+    def lengths(texts: list[str]) -> torch.Tensor:
+        assert not torch.is_grad_enabled()
+        with torch.inference_mode():
+            return torch.tensor([[float(len(text)), 1.0] for text in texts])
+
+    points = CallableEncoder(lengths).encode(TEXTS).points
+    weight = torch.ones(2, requires_grad=True)
+    (points * weight).sum().backward()
+    assert torch.equal(weight.grad, points.sum(0))  # type: ignore[arg-type]
+
+
 def test_a_long_encoding_is_announced_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mmdistill")
     texts, encoder = [f"text {index}" for index in range(MANY)], Counting("many")
     for _ in range(2):
         encode(encoder, texts)

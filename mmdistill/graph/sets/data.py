@@ -14,6 +14,7 @@ from torch import Tensor
 from mmdistill.errors import DataError
 from mmdistill.graph.files import TORCH, graph_classes, read_saved
 from mmdistill.graph.sets.lists import side_by_side
+from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, cache_folder, data_root, tensor_digest
 from mmdistill.task import Tensors
@@ -160,6 +161,7 @@ class GraphSet:
         return {"x": self.x[table] * present[..., None], "adjacency": adjacency, "present": present.float()}
 
 
+@isolated
 def load_graph_set(source: "str | Path | Sequence[Any]", *, seed: int = 0) -> GraphSet:
     """Return a set of graphs from a name, a folder in the TU layout, or a list of graphs.
 

@@ -15,6 +15,7 @@ from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
 from mmdistill.graph.sets.models import GraphClassifier
 from mmdistill.graph.sets.synthetic import real_graphs
+from mmdistill.isolation import isolated
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.fit import FitProtocol, fit_networks
@@ -234,6 +235,7 @@ class GraphSetTask:
         return torch.cat(found, 1)
 
 
+@isolated
 def graph_set_task(
     data: "str | Path | Sequence[Any] | GraphSet",
     *,
