@@ -1,4 +1,4 @@
-"""Progress bars of the commands, on the terminal's error stream."""
+"""Progress bars, on the terminal's error stream or in a notebook."""
 
 import sys
 from collections.abc import Iterator
@@ -23,6 +23,13 @@ class Show(Protocol):
         """Show so many units done of all, and facts beside them."""
 
 
+def in_notebook() -> bool:
+    """Return whether this runs in a notebook's kernel, whose output redraws a bar though it is no terminal."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
 @contextmanager
 def progress_bar(title: str, unit: str, *, visible: bool = True, even: bool = True) -> Iterator[Show]:
     """Yield what shows progress in a bar, which appears with the first call: errors before it stand alone.
@@ -37,12 +44,16 @@ def progress_bar(title: str, unit: str, *, visible: bool = True, even: bool = Tr
         even: whether each unit takes about as long as another; of others no remaining time is guessed.
     """
     bar: tqdm[Never] | None = None
-    every = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
+    kind, every = tqdm, TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
+    if in_notebook():
+        from tqdm.auto import tqdm as kind  # draws with ipywidgets, where they are there
+
+        every = TERMINAL_SECONDS
 
     def show(done: int, total: int, **facts: str) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(
+            bar = kind(
                 desc=title,
                 unit=unit,
                 total=total,

@@ -91,25 +91,44 @@ class Checkpoints:
         everywhere = set.intersection(*(set(names) for names in ranks.gathered(list(trees))))
         if everywhere:
             newest = max(everywhere)
-            self._require_same(self.folder / newest, json.loads(trees[newest]["identity"]))
+            require_same(self.folder / newest, json.loads(trees[newest]["identity"]), self.identity)
             run.load(trees[newest]["run"], device)
             return float(trees[newest]["seconds"])
         if damage:
             raise CheckpointError("no readable checkpoint: " + "; ".join(damage) + "; begin anew with --overwrite")
         raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")
 
-    def _require_same(self, path: Path, saved: Mapping[str, object]) -> None:
-        """Refuse a checkpoint of another run; settings that bound memory alone may differ."""
-        saved = _beside_memory(saved)
-        for key, value in _beside_memory(self.identity).items():
-            if key == DESCRIBED and _agree(saved.get(key, {}), value):
+    def require_own(self) -> None:
+        """Refuse a folder whose newest readable checkpoint is of another run; there may be none.
+
+        Raises:
+            CheckpointError: naming what differs.
+        """
+        for path in reversed(self.paths()):
+            try:
+                saved = load_tree(path)
+            except CheckpointError:
                 continue
-            if key not in saved:
-                raise CheckpointError(
-                    f"{path} is of an earlier version, which did not note its {key}; begin anew with --overwrite"
-                )
-            if saved[key] != value:
-                raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved[key], value)}")
+            require_same(path, json.loads(saved["identity"]), self.identity)
+            return
+
+
+def require_same(path: Path, saved: Mapping[str, object], own: Mapping[str, object]) -> None:
+    """Refuse what a file says of its run, unless that is this one; settings that bound memory alone may differ.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    saved = _beside_memory(saved)
+    for key, value in _beside_memory(own).items():
+        if key == DESCRIBED and _agree(saved.get(key, {}), value):
+            continue
+        if key not in saved:
+            raise CheckpointError(
+                f"{path} is of an earlier version, which did not note its {key}; begin anew with --overwrite"
+            )
+        if saved[key] != value:
+            raise CheckpointError(f"{path} belongs to another run: its {_difference(key, saved[key], value)}")
 
 
 def _agree(saved: object, own: object) -> bool:

@@ -31,12 +31,13 @@ from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longe
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.planning import plan_rows
 from mmdistill.registry import Domain, domain_methods, located
-from mmdistill.report import aligned, summary, write_comparison, write_report
+from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
 from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
 from mmdistill.store import DistilledSet, write_json
+from mmdistill.tabular import aligned
 from mmdistill.task import Task
 
 

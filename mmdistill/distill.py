@@ -3,15 +3,16 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from numbers import Integral
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from mmdistill import ranks
 from mmdistill.budget import find_budget
-from mmdistill.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints
+from mmdistill.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same
 from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
 from mmdistill.distiller import Distiller
@@ -25,9 +26,10 @@ from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_layers
 from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.precision import Precision
+from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
-from mmdistill.run_folder import CHECKPOINTS, require_free
-from mmdistill.run_loop import Progress, take_steps
+from mmdistill.run_folder import CHECKPOINTS, SET, is_finished, is_started, require_free
+from mmdistill.run_loop import take_steps
 from mmdistill.runtime import Draws, checked_seed, sole_writer
 from mmdistill.stepper import Stepper
 from mmdistill.store import DistilledSet, write_json
@@ -82,10 +84,10 @@ def distill(
     seed: int = 0,
     settings: Mapping[str, object] | None = None,
     out: Path | str | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     overwrite: bool = False,
     checkpoint_every: int = 0,
-    progress: Progress | None = None,
+    progress: StepProgress | bool | None = None,
     name: str | None = None,
     compile: CompileMode = "auto",
     precision: Precision = "auto",
@@ -107,11 +109,12 @@ def distill(
         settings: overrides of these settings, by field name of :class:`Settings`; ``lr`` is the learning rate of the
             samples.
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
-        resume: continue from the newest checkpoint in ``out``.
+        resume: continue from the newest checkpoint in ``out``; ``"auto"`` does so where there is one, begins where
+            there is none, and returns the set of a finished run, so that one call serves all three.
         overwrite: replace a run in ``out``.
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run, at least every ten minutes, and
             more often at first.
-        progress: called with (steps done, steps in all, loss) whenever the loss is read back.
+        progress: called with (steps done, steps in all, loss) whenever the loss is read back; True shows a bar.
         name: how the set calls the method; its registered name or lower-case title by default.
         compile: ``auto`` compiles what the network does in runs long enough to repay it, ``on`` always; both capture
             steps on CUDA; ``off`` stays eager.
@@ -124,8 +127,9 @@ def distill(
         DataError: more samples than a class has.
         UnsupportedError: a network that cannot give what the method reads.
         MemoryExhaustedError: out of memory; the message says what to lower.
-        CheckpointError: nothing to resume from, damaged checkpoints, or those of another run.
+        CheckpointError: nothing to resume from, damaged checkpoints, or those or a finished set of another run.
         NonFiniteError: a loss became NaN or infinite; with ``out``, the last good checkpoint is kept.
+        KeyboardInterrupt: Ctrl-C, after the step it came in; with ``out``, a note says where the checkpoint is.
     """
     require_task(task)
     for option, value, known in (
@@ -136,14 +140,13 @@ def distill(
         if value not in known:
             raise unknown_name(option, str(value), known)
     seed = checked_seed(seed)
-    if type(checkpoint_every) is not int or checkpoint_every < 0:
+    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, Integral) or checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {checkpoint_every}")
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"settings are a mapping from names to values, got {type(settings).__name__}")
-    if progress is not None and not callable(progress):
-        raise ConfigError(
-            f"progress is called with (steps done, steps in all, loss), got {type(progress).__name__}, which cannot be"
-        )
+    told = own_progress(progress, "steps done, steps in all, loss")
+    if resume not in (True, False, "auto"):
+        raise ConfigError(f"resume is True, False or 'auto', got {resume!r}")
     if out == "":
         raise ConfigError("out is a folder, got ''; None keeps nothing on disk, and '.' is the current folder")
     if resume and out is None:
@@ -160,13 +163,53 @@ def distill(
     folder = None if out is None else Path(out)
     if folder is not None:
         require_free(folder, other="another folder")
-    if resume and folder is not None and ranks.size() == 1 and not Checkpoints(folder / CHECKPOINTS, {}).paths():
+    if resume is True and folder is not None and ranks.size() == 1 and not is_started(folder):
         raise CheckpointError(f"{folder} holds no checkpoint to resume from")  # ranks compare theirs when they restore
     writes = folder is not None and ranks.is_first()
     with sole_writer(folder) if folder is not None and writes else nullcontext():  # before other ranks go on
         if folder is not None and writes and not (resume or overwrite):
             require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
-        return _distilled(distiller, name, folder, resume, compile, checkpoint_every, progress, label)
+        if folder is not None and resume == "auto":
+            finished, started = ranks.gathered((is_finished(folder), is_started(folder)))[0]
+            if finished:
+                return _finished(distiller, name, folder)
+            resume = started
+        with step_bar(f"{Path(task.describe().data).stem} {name}", visible=progress is True) as show:
+            return _distilled(
+                distiller,
+                name,
+                folder,
+                bool(resume),
+                compile,
+                int(checkpoint_every),
+                show if progress is True else told,
+                label,
+            )
+
+
+def _finished(distiller: Distiller, name: str, folder: Path) -> DistilledSet:
+    """Return the set of a run that its folder holds, once it is known to be the one that is asked for.
+
+    Raises:
+        CheckpointError: it is another one's.
+    """
+    if distiller.method.solve is None:
+        distiller.make_objective()  # by whose description runs of one name are told apart
+    found, own = DistilledSet.load(folder), identity(distiller, name)
+    saved = {
+        "fingerprint": found.info.fingerprint,
+        "units": found.info.units,
+        AUGMENTATION: found.info.preprocessing.get("augmentation"),
+        "method": found.method,
+        "budget": found.budget,
+        "seed": found.seed,
+        "settings": found.settings,
+        "precision": found.precision,
+        DESCRIBED: found.described,
+    }
+    require_same(folder / SET, saved, {key: own[key] for key in saved})
+    Checkpoints(folder / CHECKPOINTS, own).require_own()  # which note the network, the storage and the labels too
+    return found
 
 
 def _distilled(
@@ -176,7 +219,7 @@ def _distilled(
     resume: bool,
     compile: CompileMode,
     checkpoint_every: int,
-    progress: Progress | None,
+    progress: StepProgress | None,
     label: LabelKind | None,
 ) -> DistilledSet:
     """Return the set of a whole run, begun or resumed in a folder that no other process writes into."""
@@ -199,7 +242,8 @@ def _distilled(
             keeper.resume(run, distiller.task.device)
         else:
             keeper.begin()
-    take_steps(distiller, Stepper(distiller, compile), run, keeper, progress)
+    with _interruptions_noted(keeper):
+        take_steps(distiller, Stepper(distiller, compile), run, keeper, progress)
     seconds = time.perf_counter() - began if keeper is None else keeper.seconds
     result = distiller.result(run, name, seconds)
     result.require_finite()
@@ -215,6 +259,17 @@ def _distilled(
     if keeper is not None:
         keeper.finish(write)
     return result
+
+
+@contextmanager
+def _interruptions_noted(keeper: Keeper | None) -> Iterator[None]:
+    """Have an interruption say where the run is kept, and how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if keeper is not None and not keeper.replaces and (kept := keeper.checkpoints.paths()):
+            stop.add_note(f"{kept[-1]} holds the run so far; the same call with resume=True goes on from there")
+        raise
 
 
 def identity(distiller: Distiller, name: str) -> dict[str, object]:

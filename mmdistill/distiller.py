@@ -124,7 +124,7 @@ class Distiller:
         Raises:
             ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
         """
-        objective = self._objective() if self.method.solve is None else Solved()
+        objective = self.make_objective() if self.method.solve is None else Solved()
         if self.precision == "bf16" and not objective.lowers:
             raise ConfigError(
                 f"{self.method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another"
@@ -143,7 +143,7 @@ class Distiller:
         average = copied(parameterization.state_dict()) if self.settings.ema else None
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
 
-    def _objective(self) -> Objective:
+    def make_objective(self) -> Objective:
         """Return the method's objective, once it is known to work with the task and the schedule."""
         objective = self.method.make_objective(self.settings)
         self.described = {"objective": described(objective), "schedule": described(self.schedule)}

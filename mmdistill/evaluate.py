@@ -1,8 +1,7 @@
 """Train on S, test on T: judges, and the baselines that stand beside every result."""
 
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -11,9 +10,13 @@ from mmdistill.abilities import NamesJudges, ScoresRobustness, Selects
 from mmdistill.allocation import allocate
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
+from mmdistill.evaluation import Entry as Entry  # these three also under the names that they have had here
+from mmdistill.evaluation import Evaluation as Evaluation
+from mmdistill.evaluation import summarise as summarise
 from mmdistill.isolation import isolated
 from mmdistill.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
+from mmdistill.progress import judging_bar, own_progress
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.settings import require_sizes
 from mmdistill.store import DistilledSet
@@ -22,86 +25,12 @@ from mmdistill.task import Batch, Scores, Task, checked_samples, require_task
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
 KNOWN_BASELINES = ("random", *CORESETS, "whole")
-Progress = Callable[[int, int, str, "Evaluation"], None]
+Progress = Callable[[int, int, str, Evaluation], None]
 """Called with (judgements done, in all, what is judged next, the results so far); in the end nothing is next."""
 Tell = Callable[[int, str | None], None]
 """Called with a judge's place and name before it judges a source of samples, without a name before they are chosen."""
 LOWER = "fewer networks at once (--networks-at-once), smaller minibatches (--judge-batch) or a narrower judge"
 """What takes less memory in judging."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One number of ``metrics.json``: mean and standard deviation over n independently drawn judges, as fractions.
-
-    Args:
-        judge: who judged.
-        metric: ``accuracy``, ``ndcg@10``, ...
-        mean: over the runs.
-        sd: sample standard deviation over the runs, 0 for a single one.
-        n: runs.
-        notes: warnings that belong to the number.
-    """
-
-    judge: str
-    metric: str
-    mean: float
-    sd: float
-    n: int
-    notes: tuple[str, ...] = ()
-
-    def plain(self) -> dict[str, object]:
-        """Return the entry as ``metrics.json`` holds it; notes only where there are any."""
-        found: dict[str, object] = {
-            "judge": self.judge,
-            "metric": self.metric,
-            "mean": self.mean,
-            "sd": self.sd,
-            "n": self.n,
-        }
-        if self.notes:
-            found["notes"] = list(self.notes)
-        return found
-
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} +/- {100 * self.sd:.1f}" if self.n > 1 else f"{100 * self.mean:.1f}"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Results of one set with its baselines.
-
-    Args:
-        results: of the distilled set.
-        baselines: by name: ``random`` and ``herding`` real samples at equal count, the ``whole`` training set.
-        seconds: of judging, all together.
-        failures: judges that could not judge and baselines that could not be had, with the reason.
-    """
-
-    results: list[Entry]
-    baselines: dict[str, list[Entry]] = field(default_factory=dict)
-    seconds: float = 0.0
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def headline(self) -> Entry:
-        """Return the first judge's first metric."""
-        return self.results[0]
-
-
-def summarise(scores: Iterable[Scores]) -> list[Entry]:
-    """Return one entry per judge and metric; runs of one judge are pooled."""
-    pooled: dict[tuple[str, str], list[float]] = {}
-    notes: dict[tuple[str, str], tuple[str, ...]] = {}
-    for score in scores:
-        for metric, values in score.values.items():
-            pooled.setdefault((score.judge, metric), []).extend(values)
-            notes[score.judge, metric] = tuple(dict.fromkeys((*notes.get((score.judge, metric), ()), *score.notes)))
-    return [
-        Entry(
-            judge, metric, statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0, len(v), notes[judge, metric]
-        )
-        for (judge, metric), v in pooled.items()
-    ]
 
 
 def find_judges(
@@ -178,7 +107,7 @@ def evaluate(
     baselines: Sequence[str] = BASELINES,
     robust: bool = False,
     baselines_only: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Evaluation:
     """Judge a distilled set on untouched test data, with baselines at equal count.
 
@@ -200,13 +129,28 @@ def evaluate(
         robust: give the label-robust and the augmentation-robust score instead, which have their own comparisons.
         baselines_only: judge the baselines alone, where results of the set itself are known.
         progress: called before samples are chosen, before each judgement and in the end, so that what is finished can
-            be shown and kept.
+            be shown and kept; True shows a bar.
     Raises:
         ConfigError: an unknown judge or baseline, or n below 1.
         UnsupportedError: robust scores of a task that has none.
         CheckpointError: the set belongs to another task.
         MmdistillError: no judge can judge, with the last one's reason.
     """
+    if progress is True:
+        with judging_bar() as show:
+            return evaluate(
+                task,
+                distilled,
+                judges=judges,
+                n=n,
+                at_once=at_once,
+                seed=seed,
+                baselines=baselines,
+                robust=robust,
+                baselines_only=baselines_only,
+                progress=lambda done, total, subject, so_far: show(done, total, subject),
+            )
+    told = own_progress(progress, "judgements done, in all, what is judged next, the results so far")
     require_task(task)
     if robust and baselines_only:
         raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
@@ -229,9 +173,9 @@ def evaluate(
 
     def begins(source: int, subject: str) -> Tell:
         def tell(index: int, judge: str | None) -> None:
-            if progress is not None:
+            if told is not None:
                 what = subject if judge is None else f"{subject} by {judge}"
-                progress(source * len(names) + index, sources * len(names), what, so_far())
+                told(source * len(names) + index, sources * len(names), what, so_far())
 
         return tell
 
@@ -246,8 +190,8 @@ def evaluate(
             if entries is not None:
                 found[name] = entries
     evaluation = so_far()
-    if progress is not None:
-        progress(sources * len(names), sources * len(names), "", evaluation)
+    if told is not None:
+        told(sources * len(names), sources * len(names), "", evaluation)
     return evaluation
 
 

@@ -1,16 +1,30 @@
 """What exports leave in a folder, written down so that two distilled sets never mix there."""
 
+import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.run_folder import SAMPLES
 from mmdistill.store import read_json, write_json
+from mmdistill.task import Batch, Task
 
 LISTING = "export.json"
 """Says of which set the exports in a folder are, and which files they wrote."""
+
+
+def into_folder(
+    write: Callable[[Task, Batch, Path], list[Path]],
+) -> Callable[[Task, Batch, Path | str], list[Path]]:
+    """Let what writes a batch into a folder take the folder as text too."""
+
+    @functools.wraps(write)
+    def written(task: Task, batch: Batch, folder: Path | str) -> list[Path]:
+        return write(task, batch, Path(folder) if isinstance(folder, str) else folder)
+
+    return written
 
 
 def set_identity(run: Path) -> str:

@@ -1,19 +1,17 @@
 """Judging a run: what it asks for and lacks, kept in its folder as it is finished."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdistill.abilities import ROBUST_METRICS, TitlesJudges
-from mmdistill.bars import progress_bar
 from mmdistill.config import DistillConfig
 from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
 from mmdistill.kept_baselines import KeptBaselines
 from mmdistill.metrics import judging_of, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.names import baseline_names
-from mmdistill.networks.watching import watching
+from mmdistill.progress import judging_bar
 from mmdistill.run_folder import METRICS
 from mmdistill.store import DistilledSet, write_json
 from mmdistill.task import Task
@@ -49,31 +47,14 @@ def keeping(
 ) -> Iterator[Progress]:
     """Yield what shows judging's progress and keeps the finished judgements in ``metrics.json``, one by one."""
     judging = chosen_judging(config)
-    with progress_bar("judging", "set", even=False) as show:
-        current: tuple[int, int, str] | None = None
-        began = 0.0
+    with judging_bar() as show:
 
         def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
-            nonlocal current, began
             if so_far.results or so_far.baselines:
                 write_json(folder / METRICS, metrics_document(distilled, so_far, previous, judging, task))
-            show(done, total, **({"now": subject} if subject else {}))
-            current, began = (done, total, subject), time.perf_counter()
+            show(done, total, subject)
 
-        def epoch(number: int, epochs: int) -> None:
-            nonlocal began
-            if current is None:
-                return
-            done, total, subject = current
-            if number == 1 or number == epochs:  # which takes longer, or no time is left
-                show(done, total, now=f"{subject}, epoch {number}/{epochs}")
-                began = time.perf_counter()
-                return
-            left = (time.perf_counter() - began) / (number - 1) * (epochs - number)
-            show(done, total, now=f"{subject}, epoch {number}/{epochs}, {left:.0f} s left")
-
-        with watching(epoch):
-            yield keep
+        yield keep
 
 
 def missing(

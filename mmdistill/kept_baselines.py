@@ -18,8 +18,9 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import ENTRY, fits, judging_of
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import cache_folder, describe_device, sweep_stale
-from mmdistill.store import package_versions, read_json, write_json
+from mmdistill.store import read_json, write_json
 from mmdistill.task import Task
+from mmdistill.versions import package_versions
 
 Entries = list[dict[str, Any]]
 """Entries of ``metrics.json``, one for each metric."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmdistill.abilities import JUDGING, LimitsJudging
 from mmdistill.errors import CheckpointError
-from mmdistill.evaluate import Entry, Evaluation
+from mmdistill.evaluation import Entry, Evaluation
 from mmdistill.store import DistilledSet, read_json
 from mmdistill.task import Task
 

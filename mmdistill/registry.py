@@ -15,6 +15,8 @@ from mmdistill.names import canonical, in_words, unknown_data, unknown_name
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, BudgetKind, Task
 
+Writer = Callable[[Task, Batch, Path | str], list[Path]]
+"""Writes a batch of a task into a folder, see :func:`~mmdistill.exports.into_folder`; returns the files' paths."""
 DOMAIN_PACKAGES: dict[str, str] = {
     "image": "mmdistill.image",
     "graph": "mmdistill.graph",
@@ -145,8 +147,8 @@ class Domain:
     accepts: Callable[[Path], bool]
     make_task: Callable[[str, TaskOptions], Task]
     methods: Mapping[str, Method]
-    draw: Callable[[Task, Batch, Path], list[Path]]
-    exports: Mapping[str, Callable[[Task, Batch, Path], list[Path]]] = field(default_factory=dict)
+    draw: Writer
+    exports: Mapping[str, Writer] = field(default_factory=dict)
     accepted: str = "a file or folder of your own"
     prefix: str = ""
     presets: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)

@@ -13,12 +13,13 @@ from typing import Any
 
 from mmdistill.coresets import CORESETS
 from mmdistill.errors import CheckpointError
-from mmdistill.evaluate import Evaluation
+from mmdistill.evaluation import Evaluation, named_note
 from mmdistill.figures import save_figure
 from mmdistill.metrics import judge_in_words
 from mmdistill.runtime import atomic_write
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import DistilledSet, read_json
+from mmdistill.tabular import aligned, html_row, html_table
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left}
@@ -112,35 +113,12 @@ def _changed(
 
 def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: int) -> str:
     """Return the results as a table for the terminal: the distilled set beside its baselines."""
-    columns = ["distilled", *evaluation.baselines]
-    sources = [evaluation.results, *evaluation.baselines.values()]
-    tables = [{(e.judge, e.metric): e for e in entries} for entries in sources]
-    rows = [["judge", "metric", *columns]]
-    for entry in evaluation.results:
-        key = (entry.judge, entry.metric)
-        rows.append([*key, *(str(table[key]) if key in table else "-" for table in tables)])
+    rows = evaluation.rows()
     sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes}
     sizes |= dict.fromkeys(("random", *CORESETS), equal_count_bytes)  # others are no samples as they come
-    rows.append(["", "bytes", *(f"{sizes[name]:,}" if name in sizes else "-" for name in columns)])
-    counts = sorted({entry.n for entry in evaluation.results})
-    several = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    judged = "1 network" if counts == [1] else f"mean +/- sd of {several} networks"
+    rows.append(["", "bytes", *(f"{sizes[name]:,}" if name in sizes else "-" for name in rows[0][2:])])
     made = f"{distilled.info.data}, {distilled.method}, {budget_in_words(distilled)}, seed {distilled.seed}"
-    notes = [f"note: {_by(entry.judge, note)}" for entry in evaluation.results for note in entry.notes]
-    failed = [f"failed: {name}: {reason}" for name, reason in evaluation.failures.items()]
-    return "\n".join([f"{made}: percent, {judged}", aligned(rows), *dict.fromkeys(notes), *failed])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text in columns."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
-
-
-def _by(judge: str, note: str) -> str:
-    """Return a note with its judge, whom those of earlier versions name themselves."""
-    return note if note.startswith(f"{judge} ") else f"{judge}: {note}"
+    return "\n".join([f"{made}: {evaluation.units()}", aligned(rows), *evaluation.remarks()])
 
 
 def draw_curve(folder: Path) -> Path | None:
@@ -200,7 +178,7 @@ def write_report(
     title = f"{distilled.info.data} distilled with {distilled.method}"
     facts, results = fact_rows(distilled), result_rows(metrics)
     results_notes = [(entry["judge"], entry.get("notes", [])) for entry in metrics.get("results", [])]
-    notes = list(dict.fromkeys(_by(judge, note) for judge, own in results_notes for note in own))
+    notes = list(dict.fromkeys(named_note(judge, note) for judge, own in results_notes for note in own))
     if not metrics.get("results"):
         notes = [f"not judged yet: mmdistill evaluate {shlex.quote(str(folder))}"]
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))
@@ -245,14 +223,10 @@ def _md_row(cells: Sequence[str]) -> str:
 def _html(
     title: str, facts: list[list[str]], results: list[list[str]], caption: str, notes: list[str], shown: Sequence[Path]
 ) -> str:
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-    head, *body = results
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
-    parts += [f"<h1>{html.escape(title)}</h1>", "<table>", *(cells(row, "td") for row in facts), "</table>"]
-    parts += [f"<p class=q>{html.escape(caption)}</p>", "<table>", cells(head, "th"), *(cells(r, "td") for r in body)]
-    parts += ["</table>", *(f"<p><b>Note</b>: {html.escape(note)}</p>" for note in notes)]
+    parts += [f"<h1>{html.escape(title)}</h1>", "<table>", *(html_row(row, "td") for row in facts), "</table>"]
+    parts += [f"<p class=q>{html.escape(caption)}</p>", *html_table(results)]
+    parts += [*(f"<p><b>Note</b>: {html.escape(note)}</p>" for note in notes)]
     for path in shown:
         parts.append(f"<h2>{html.escape(path.stem)}</h2>")
         if path.suffix == ".png":

@@ -16,13 +16,12 @@ from mmdistill.distiller import Distiller
 from mmdistill.errors import NonFiniteError
 from mmdistill.keeper import Keeper
 from mmdistill.memory import explained
+from mmdistill.progress import StepProgress
 from mmdistill.run_state import RunState
 from mmdistill.stepper import Stepper
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, loss), 200 times in a run and every two seconds."""
 LOWER = (
     "fewer classes at once (--classes-at-once 1) or no kept activations (--kept-steps 0), both also with --resume, a "
     "smaller real batch (--real-batch), fewer inner steps in the method's settings, a smaller synthetic budget, or a "
@@ -40,7 +39,7 @@ LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 
 
 def take_steps(
-    distiller: Distiller, stepper: Stepper, run: RunState, keeper: Keeper | None, progress: Progress | None
+    distiller: Distiller, stepper: Stepper, run: RunState, keeper: Keeper | None, progress: StepProgress | None
 ) -> None:
     """Step a run to its end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM.
 

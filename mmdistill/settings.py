@@ -45,7 +45,7 @@ LEAST: Mapping[str, float] = {
 
 
 def require_at_least(owner: object, least: Mapping[str, float]) -> None:
-    """Refuse numbers that are too small, infinite or none at all.
+    """Refuse numbers that are too small, infinite or none at all; those of numpy become Python's, which JSON holds.
 
     Args:
         owner: whose attributes they are.
@@ -60,6 +60,9 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
         if float(value) > (LARGEST_WHOLE if isinstance(lowest, int) else LARGEST):
             raise ConfigError(f"{name} is too large, got {value!r}")
+        kept: type = type(value)
+        if kept not in (int, float):
+            object.__setattr__(owner, name, int(value) if isinstance(value, Integral) else float(value))
 
 
 MEMORY_ONLY = ("classes_at_once", "kept_steps")

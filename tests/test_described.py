@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdistill.checkpoints import Checkpoints
+from mmdistill.checkpoints import require_same
 from mmdistill.comparison import read_runs
 from mmdistill.described import described
 from mmdistill.distill import distill
@@ -221,13 +221,13 @@ def test_what_an_object_keeps_for_itself_is_not_what_it_is() -> None:
 
 
 def test_a_checkpoint_of_a_version_that_describes_less_or_more_is_resumed(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, {"described": {"objective": {"class": "A", "new": 1}}})
-    checkpoints._require_same(tmp_path, {"described": {"objective": {"class": "A", "old": 2}}})
+    own = {"described": {"objective": {"class": "A", "new": 1}}}
+    require_same(tmp_path, {"described": {"objective": {"class": "A", "old": 2}}}, own)
     with pytest.raises(CheckpointError, match=r"its described.objective.class is"):
-        checkpoints._require_same(tmp_path, {"described": {"objective": {"old": 2, "class": "B"}}})
+        require_same(tmp_path, {"described": {"objective": {"old": 2, "class": "B"}}}, own)
 
 
 def test_a_checkpoint_of_one_optimizer_more_is_refused_by_name(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, {"settings": {"optimizers": {"codes": {}}}})
+    own = {"settings": {"optimizers": {"codes": {}}}}
     with pytest.raises(CheckpointError, match=r"its settings.optimizers.objective is None, not \{\}|is \{\}, not None"):
-        checkpoints._require_same(tmp_path, {"settings": {"optimizers": {"codes": {}, "objective": {}}}})
+        require_same(tmp_path, {"settings": {"optimizers": {"codes": {}, "objective": {}}}}, own)

@@ -35,10 +35,10 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import Raw, raw_samples
+from mmdistill.progress import StepProgress
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.report import fact_rows
-from mmdistill.run_loop import Progress
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
@@ -379,7 +379,7 @@ def checkpointed(folder: Path) -> set[str]:
 def test_a_programs_own_handler_is_called_when_the_step_is_kept(tmp_path: Path) -> None:
     calls: list[tuple[int, set[str]]] = []
 
-    def run(name: str, progress: Progress | None = at_three) -> DistilledSet:
+    def run(name: str, progress: StepProgress | None = at_three) -> DistilledSet:
         return distill(BlobTask(), method("dm"), ipc=1, out=tmp_path / name, checkpoint_every=1000, progress=progress)
 
     whole = run("whole", None)

@@ -207,6 +207,36 @@ def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
     ]
 
 
+def test_an_evaluation_is_shown_as_a_table() -> None:
+    entries = [Entry("mlp<x>", "accuracy", 0.5, 0.1, 2, ("few classes",)), Entry("knn", "accuracy", 0.25, 0.0, 2)]
+    found = Evaluation(entries, {"random": [Entry("knn", "accuracy", 0.125, 0.0, 2)]}, failures={"vit": "too small"})
+    head, columns, first, second, *remarks = repr(found).splitlines()
+    assert head == "Evaluation: percent, mean +/- sd of 2 networks"
+    assert columns.split() == ["judge", "metric", "distilled", "random"]
+    assert first.split() == ["mlp<x>", "accuracy", "50.0", "+/-", "10.0", "-"]
+    assert second.split() == ["knn", "accuracy", "25.0", "+/-", "0.0", "12.5", "+/-", "0.0"]
+    assert columns.index("random") == first.index("-", first.index("10.0"))
+    assert remarks == ["note: mlp<x>: few classes", "failed: vit: too small"]
+    page = found._repr_html_()
+    assert page.count("<tr>") == 3
+    assert "<td>mlp&lt;x&gt;</td>" in page
+    assert "mlp<x>" not in page
+    only = Evaluation([], found.baselines)
+    assert repr(only).splitlines()[-1].split() == ["knn", "accuracy", "-", "12.5", "+/-", "0.0"]
+    assert "no networks" in repr(Evaluation([]))
+
+
+def test_an_evaluation_becomes_a_data_frame(result: DistilledSet) -> None:
+    found = evaluate(BlobTask(), result, n=2, baselines=("random", "whole"))
+    frame = found.frame()
+    assert list(frame["samples"]) == ["distilled", "random", "whole"]
+    entries = [found.headline(), *(entries[0] for entries in found.baselines.values())]
+    for row, entry in zip(frame.to_dict("records"), entries, strict=True):
+        row.pop("samples")
+        assert row == entry.plain()
+    assert list(Evaluation([]).frame()) == list(frame)
+
+
 def test_only_samples_as_they_come_have_the_bytes_of_an_equal_count(result: DistilledSet) -> None:
     names = ("random", "k-means", "clusters", "whole")
     entry = Entry("mlp", "accuracy", 0.5, 0.1, 2)

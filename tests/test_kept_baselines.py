@@ -140,7 +140,7 @@ def test_another_version_of_a_library_is_another_judge(
 ) -> None:
     distil(tmp_path / "a", "--baselines", "random")
     judged.clear()
-    monkeypatch.setattr("mmdistill.store.version", lambda name: "0" if name == library else version(name))
+    monkeypatch.setattr("mmdistill.versions.version", lambda name: "0" if name == library else version(name))
     distil(tmp_path / "b", "--baselines", "random")
     assert judged == ["random"]
 

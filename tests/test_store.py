@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import os
@@ -7,8 +8,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from mmdistill.errors import CheckpointError
+from mmdistill.errors import CheckpointError, ShapeError, UnsupportedError
 from mmdistill.store import DistilledSet, digest_of, load_tree, save_tree
 from mmdistill.task import Batch, TaskInfo
 
@@ -239,3 +243,45 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tree.safetensors")
     with pytest.raises(CheckpointError, match="is no file"):
         load_tree(tmp_path / "tree.safetensors")
+
+
+def make_samples(targets: Tensor, class_names: tuple[str, ...] = ("x", "y")) -> DistilledSet:
+    info = dataclasses.replace(INFO, domain="image", budget="ipc", class_names=class_names)
+    return DistilledSet(Batch(torch.rand(len(targets), 5), targets, torch.ones(len(targets))), info, "dm", 2, 1)
+
+
+def test_a_set_is_equal_to_itself_alone() -> None:
+    found = make_set()
+    assert found == found
+    assert found != copy.deepcopy(found)
+    assert {found: "kept"}[found] == "kept"
+
+
+def test_samples_come_from_a_loader() -> None:
+    found = make_samples(torch.tensor([0, 1, 1]))
+    inputs, targets = next(iter(DataLoader(found.dataset(), batch_size=3)))
+    assert torch.equal(inputs, found.batch.inputs)  # type: ignore[arg-type]
+    assert torch.equal(targets, found.batch.targets)  # type: ignore[arg-type]
+    named = {"vectors": torch.rand(3, 4, 2), "mask": torch.ones(3, 4)}
+    labels = {"labels": torch.tensor([0, 1, 1]), "attention": torch.rand(3, 6)}
+    several = dataclasses.replace(found, batch=Batch(named, labels, torch.ones(3)))
+    first, second = DataLoader(several.dataset(), batch_size=2)
+    assert torch.equal(torch.cat([first[0]["vectors"], second[0]["vectors"]]), named["vectors"])
+    assert torch.equal(torch.cat([first[1]["attention"], second[1]["attention"]]), labels["attention"])
+    with pytest.raises(UnsupportedError, match="nodes of one graph come together"):
+        make_set().dataset()
+
+
+def test_the_loss_is_what_labels_ask_for() -> None:
+    outputs = torch.randn(3, 2)
+    classes, shares, scores = torch.tensor([0, 1, 1]), torch.tensor([[0.2, 0.8]]).expand(3, 2), torch.randn(3, 2)
+    found = make_samples(classes)
+    torch.testing.assert_close(found.loss(outputs, classes), F.cross_entropy(outputs, classes))
+    torch.testing.assert_close(found.loss(outputs, shares), F.cross_entropy(outputs, shares))
+    torch.testing.assert_close(found.loss(outputs, scores), F.mse_loss(outputs, scores))  # of two classes, half of both
+    with pytest.raises(ShapeError, match=r"expected outputs \(3, 2\)"):
+        found.loss(torch.randn(3, 4), classes)
+    with pytest.raises(ShapeError, match=r"got \(3, 2\) and \(3, 1\)"):
+        found.loss(outputs, classes[:, None])
+    with pytest.raises(UnsupportedError, match="have no classes"):
+        make_samples(torch.rand(3, 5), class_names=()).loss(outputs, outputs)

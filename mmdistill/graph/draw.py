@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import UnsupportedError
+from mmdistill.exports import into_folder
 from mmdistill.figures import literal, save_figure
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
@@ -50,6 +51,7 @@ def node_classes(batch: Batch) -> Tensor:
     return hard_labels(one_tensor(batch.targets, "a distilled graph").detach().cpu())
 
 
+@into_folder
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw the synthetic nodes among the real ones, and the synthetic graph where it has edges; returns the paths.
 
@@ -222,6 +224,7 @@ def write_preprocessing(task: Task, folder: Path) -> Path:
     return path
 
 
+@into_folder
 def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``graph.pt``, plain tensors by name.
 
@@ -234,6 +237,7 @@ def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [path, write_preprocessing(task, folder)]
 
 
+@into_folder
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``graph.safetensors`` with the same fields."""
     path = folder / "graph.safetensors"

@@ -38,6 +38,10 @@ class View(NamedTuple):
             return self.first @ weight
         return constant_product(self.first, self.transposed, weight)
 
+    def __deepcopy__(self, memo: object) -> "View":
+        """Return the view itself, which nothing changes: torch cannot copy sparse matrices by rows."""
+        return self
+
 
 class Scene:
     """Nodes with features and edges.

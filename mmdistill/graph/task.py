@@ -21,6 +21,7 @@ from mmdistill.graph.synthetic import raw_features
 from mmdistill.isolation import isolated
 from mmdistill.labels import LabelKind, as_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
+from mmdistill.networks.architecture import task_line
 from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
 from mmdistill.networks.trial import try_network
@@ -81,6 +82,10 @@ class GraphTask:
         self.judging = GraphJudges(self.parts, graph.num_classes, own)
         self.judges: Sequence[str] = self.judging.names
         self.selections: Sequence[str] = SELECTIONS
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.graph.train):,} training and {len(self.graph.test):,} test nodes"
+        return task_line(self, self.graph.name, sizes)
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""

@@ -15,6 +15,7 @@ from mmdistill.image.reduced import REDUCED
 from mmdistill.image.storage import PARAMETERIZATIONS, tiled
 from mmdistill.image.task import ImageTask, image_task, make_task
 from mmdistill.image.taxonomy import TABLE_1
+from mmdistill.image.units import normalised, to_pixels
 from mmdistill.registry import Domain
 
 DOMAIN = Domain(
@@ -54,5 +55,7 @@ __all__ = [
     "ViT",
     "image_task",
     "load",
+    "normalised",
     "of_generator",
+    "to_pixels",
 ]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.exports import into_folder
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import classes_of
 from mmdistill.runtime import atomic_write, sweep
@@ -22,6 +23,10 @@ LARGEST_TILE = 112
 GAP = 3
 MARGIN = 12
 FONT_SIZE = 20
+UNUSABLE = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+"""Characters that some system does not have in names."""
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "123456789¹²³")}
+"""Names that Windows keeps for devices, whatever follows them after a dot."""
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -52,6 +57,7 @@ def _rounded(task: ImageTask, images: Tensor) -> Tensor:
     return (task.data.denormalise(images) * 255).round().to(torch.uint8)
 
 
+@into_folder
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw all synthetic images, one class per row, enlarged without smoothing; returns the path of the picture."""
     image_task = _image_task(task)
@@ -100,6 +106,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels[0].numpy() if pixels.shape[0] == 1 else pixels.permute(1, 2, 0).contiguous().numpy())
 
 
+@into_folder
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``images.safetensors``: normalised images, labels, the normalisation as metadata, whitening as tensors."""
     image_task = _image_task(task)
@@ -114,11 +121,18 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [path]
 
 
+def folder_name(name: str) -> str:
+    """Return a class's name as one of a folder that every system can have: Windows lacks some names and characters."""
+    found = UNUSABLE.sub("-", name).lstrip(".").rstrip(". ") or "_"
+    return f"_{found}" if found.partition(".")[0].rstrip().casefold() in DEVICES else found
+
+
+@into_folder
 def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write one PNG per image into a folder per class, as torchvision's ``ImageFolder`` reads them.
 
     Pixels are rounded to bytes and clamped, and soft labels become their largest class: the other exports keep both.
-    Folders are numbered where the alphabet would reorder the classes.
+    Folders are numbered where the alphabet would reorder the classes, or a disk could take two names for one.
 
     Raises:
         ConfigError: other pictures lie there already, which would be read as samples of this set.
@@ -135,8 +149,8 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
             f"class {image_task.data.class_names[counts.index(0)]!r} is the largest label of no image, so it has "
             "no folder, and those of the others would be read as other classes; export pt or tensors"
         )
-    names = [name.replace("/", "-").lstrip(".") or "_" for name in image_task.data.class_names]
-    if sorted(names) != names or len(set(names)) < len(names):
+    names = [folder_name(name) for name in image_task.data.class_names]
+    if sorted(names) != names or len({name.casefold() for name in names}) < len(names):
         digits = len(str(len(names) - 1))
         names = [f"{index:0{digits}d}-{name}" for index, name in enumerate(names)]
     paths = [folder / "images" / names[label] / f"{index:06d}.png" for index, label in enumerate(classes.tolist())]
@@ -151,6 +165,7 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return paths
 
 
+@into_folder
 def export_pt(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``images.pt`` and ``labels.pt``, plain class-major tensors as the field's evaluators read them.
 
@@ -161,6 +176,7 @@ def export_pt(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [*_save_pair(images, targets, folder), _save_units(found, folder)]
 
 
+@into_folder
 def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``ddranking/images.pt`` and ``ddranking/labels.pt`` as the package ``ddranking`` reads them.
 
@@ -213,7 +229,7 @@ def _save_units(task: ImageTask, folder: Path) -> Path:
     return path
 
 
-EXPORTS: dict[str, Callable[[Task, Batch, Path], list[Path]]] = {
+EXPORTS = {
     "tensors": export_tensors,
     "folder": export_folder,
     "pt": export_pt,

@@ -24,7 +24,7 @@ from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
-from mmdistill.networks.architecture import described_module
+from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
@@ -94,6 +94,10 @@ class ImageTask:
         self._test = data.test_images.to(device), data.test_labels.to(device)
         table, present = class_table(data.train_labels, len(data.class_names))
         self._table, self._present = table.to(self._pixels.place), present.to(self._pixels.place)
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self._classes):,} training and {len(self._test[1]):,} test samples"
+        return task_line(self, self.data.name, sizes)
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""

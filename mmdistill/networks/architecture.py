@@ -77,11 +77,21 @@ def described_layers(task: Task) -> str:
 
 def network_title(task: Task) -> str:
     """Return a task's network in few words: its name, or what it calls itself, and how many numbers it learns."""
-    named = task.network_name if isinstance(task, NamesNetwork) else ""
-    name = named or described_layers(task).partition("\n")[0].removesuffix("(")
     params = task.init(Draws(0, device=task.device)).params  # of an infinitely wide one none
     count = f"{sum(tensor.numel() for tensor in params.values()):,} parameters" if params else ""
-    return ", ".join(filter(None, (name, count)))
+    return ", ".join(filter(None, (_network_name(task), count)))
+
+
+def task_line(task: Task, data: str, sizes: str) -> str:
+    """Return a task in one line: its kind, its data and how large they are, its network and its device."""
+    parts = (data, sizes, _network_name(task), str(task.device))
+    return f"{type(task).__name__}({', '.join(filter(None, parts))})"
+
+
+def _network_name(task: Task) -> str:
+    """Return the name of a task's network, or what that calls itself."""
+    named = task.network_name if isinstance(task, NamesNetwork) else ""
+    return named or described_layers(task).partition("\n")[0].removesuffix("(")
 
 
 def differing_lines(old: str, new: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from inspect import isfunction
 from typing import Any
 
@@ -105,23 +106,18 @@ class FunctionalModule:
         if missing:
             raise ConfigError(f"no submodule named {missing[0]!r}; there are {sorted(n for n in submodules if n)}")
         self.losses: dict[float | None, Any] = {}
-        self._captured: dict[str, Tensor] = {}
+        self._captured: Tensors = {}
         for name in self.feature_names[:-1]:
-            submodules[name].register_forward_hook(self._capture(name, is_input=False))
+            submodules[name].register_forward_hook(partial(_keep_output, self._captured, name))
         for name in self.feature_names[-1:] if features else linear:  # under one name, so that the last to run counts
-            submodules[name].register_forward_pre_hook(self._capture(self.feature_names[-1], is_input=True))
+            submodules[name].register_forward_pre_hook(partial(_keep_input, self._captured, self.feature_names[-1]))
         for submodule in submodules.values():
             if isinstance(submodule, (nn.modules.batchnorm._NormBase, nn.LayerNorm)):
                 submodule.register_forward_pre_hook(_in_full)
 
-    def _capture(self, name: str, is_input: bool) -> Callable[..., None]:
-        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._captured[name] = args[0]
-
-        def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            self._captured[name] = output
-
-        return before if is_input else after
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts with: the judges' losses, which run this very network, stay here."""
+        return {**self.__dict__, "losses": {}}
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw fresh parameters as the module's own constructor distributes them.
@@ -233,6 +229,20 @@ class FunctionalModule:
         layers = tuple(self._captured[name].flatten(1) for name in self.feature_names)
         self._captured.clear()
         return layers
+
+
+def _keep_input(captured: Tensors, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Keep what a submodule is given.
+
+    As :func:`_keep_output` a function of the module's top level, whose partial follows copies: a copied network's hooks
+    write into its own dict.
+    """
+    captured[name] = args[0]
+
+
+def _keep_output(captured: Tensors, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    """Keep what a submodule returns."""
+    captured[name] = output
 
 
 def _in_full(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

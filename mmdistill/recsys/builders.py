@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -114,10 +115,14 @@ def network(name: str, num_items: int, width: int | None) -> tuple[ModuleFactory
     if name not in MODELS:
         raise unknown_name("model for recsys data", name, MODELS)
     if name == "autoencoder":
-        units = width or 600
-        return lambda: nn.Sequential(nn.Linear(num_items, units), nn.Tanh(), nn.Linear(units, num_items)), 1
+        return partial(autoencoder, num_items, width or 600), 1
     require_no_width(width, name)
     return None, int(name.partition("-d")[2] or 1)
+
+
+def autoencoder(num_items: int, width: int) -> nn.Module:
+    """Return a network of one hidden layer from rows ``(n, items)`` to logits."""
+    return nn.Sequential(nn.Linear(num_items, width), nn.Tanh(), nn.Linear(width, num_items))
 
 
 def make_task(data: str, options: TaskOptions) -> RecsysTask:

@@ -8,6 +8,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from mmdistill.exports import into_folder
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.draw import SMALLEST_WEIGHT, rows_of
 from mmdistill.recsys.factorisation import heaviest
@@ -16,12 +17,14 @@ from mmdistill.store import write_tensors
 from mmdistill.task import Batch, Task
 
 
+@into_folder
 def export_csr(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write the weighted users x items matrix for ``scipy.sparse.load_npz``, and the original id of each column."""
     data, rows = rows_of(task, batch)
     return [_matrix(folder / "users.npz", sparse.csr_array(rows.numpy())), _columns(data, folder)]
 
 
+@into_folder
 def export_binary(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write binary users as a CSR matrix and as ``user,item`` lines; of a weighted row, its heaviest items."""
     data, rows = rows_of(task, batch)
@@ -32,6 +35,7 @@ def export_binary(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [_matrix(folder / "binary.npz", binary), written, _columns(data, folder)]
 
 
+@into_folder
 def export_csv(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``user,item,weight`` with original item ids, without weights below :data:`SMALLEST_WEIGHT`."""
     data, rows = rows_of(task, batch)
@@ -39,6 +43,7 @@ def export_csv(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [_table(folder / "users.csv", pd.DataFrame({"user": users, "item": items, "weight": weights}))]
 
 
+@into_folder
 def export_recbole(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write RecBole's atomic file, ``distilled/distilled.inter``: typed header, tabs, original item ids.
 
@@ -51,6 +56,7 @@ def export_recbole(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [_table(folder / "distilled" / "distilled.inter", table, "\t")]
 
 
+@into_folder
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write the dense rows as ``users`` in a safetensors file, and the original id of each column."""
     data, rows = rows_of(task, batch)

@@ -11,7 +11,7 @@ from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import weighted_mean
 from mmdistill.names import unknown_name
-from mmdistill.networks.architecture import described_module
+from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.recsys.data import Interactions
@@ -85,6 +85,10 @@ class RecsysTask:
         self.vae = vae or VaeProtocol()
         self.module = None if model is None else FunctionalModule(model, features, self.device)
         self._info: TaskInfo | None = None
+
+    def __repr__(self) -> str:
+        sizes = f"{self.data.num_users:,} users and {self.data.num_items:,} items"
+        return task_line(self, self.data.name, sizes)
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a network; the infinitely wide one has nothing to draw."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mmdistill.exports import into_folder
 from mmdistill.labels import are_probabilities
 from mmdistill.runtime import atomic_write
 from mmdistill.store import write_tensors
@@ -19,6 +20,7 @@ LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """What ends a line to some readers, and not in JSON, is written as escapes."""
 
 
+@into_folder
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write inputs and targets as they are, and weights, as ``tensors.safetensors``."""
     tensors = {"weight": batch.weight}
@@ -28,6 +30,7 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [_write(folder / "tensors.safetensors", tensors, as_text_like(task))]
 
 
+@into_folder
 def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``embeds.safetensors`` with soft labels as probabilities.
 
@@ -62,6 +65,7 @@ def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return written
 
 
+@into_folder
 def export_texts(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``texts.jsonl``: a line per sample with its text, its class and the probability of each class.
 

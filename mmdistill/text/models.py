@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,5 +59,5 @@ def make_module(
         raise unknown_name("text model", model, MODELS)
     if key == "linear":
         require_no_width(width, key)
-        return FunctionalModule(lambda: linear_head(dim, num_classes), device=device)
-    return FunctionalModule(lambda: mlp_head(dim, num_classes, width or 256), device=device)
+        return FunctionalModule(partial(linear_head, dim, num_classes), device=device)
+    return FunctionalModule(partial(mlp_head, dim, num_classes, width or 256), device=device)

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
-from mmdistill.networks.architecture import described_module
+from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Mode, state_at
@@ -111,7 +112,7 @@ class TextTask:
         self.judges: Sequence[str] = ("model",) * own_model + ("mlp", "logreg", "knn", "ridge", *READERS)
         self.dim = train.shape[1]
         self._rows = ClassRows(data.train.labels, self.class_count, self.device)
-        self._mlp = FunctionalModule(lambda: mlp_head(self.dim, self.class_count), device=self.device)
+        self._mlp = FunctionalModule(partial(mlp_head, self.dim, self.class_count), device=self.device)
         self._ridge: float | None = None
         self._reader = Reader(data, self.device)
         points = f"points of shape (n, {self.dim}) of the encoder {self.encoder!r}"
@@ -124,6 +125,10 @@ class TextTask:
             targets = centred_targets(self.train.labels, self.class_count)
             self._ridge = choose_ridge(self.train.inputs, targets, self.dev.inputs, self.dev.labels)
         return self._ridge
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.data.train.labels):,} training and {len(self.data.test.labels):,} test texts"
+        return task_line(self, self.data.name, sizes)
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -234,16 +235,13 @@ class PretrainedModule(FunctionalModule):
         return NetworkState(params, {name: b.detach().clone() for name, b in self.module.named_buffers()})
 
 
-def _transformer(encoder: TransformerEncoder, vocabulary: Vocabulary, num_classes: int) -> ModuleFactory:
-    def load() -> nn.Module:
-        # Fused attention has no second derivatives, which gradient matching and unrolled training take.
-        body = encoder.load_body(attn_implementation="eager")
-        for module in body.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        return TransformerClassifier(body, num_classes, vocabulary)
-
-    return load
+def _transformer(encoder: TransformerEncoder, vocabulary: Vocabulary, num_classes: int) -> nn.Module:
+    # Fused attention has no second derivatives, which gradient matching and unrolled training take.
+    body = encoder.load_body(attn_implementation="eager")
+    for module in body.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return TransformerClassifier(body, num_classes, vocabulary)
 
 
 def named_module(
@@ -273,12 +271,12 @@ def named_module(
     if key == "transformer":
         if width is not None:
             raise ConfigError("the width of a transformer is its own; leave it out")
-        return PretrainedModule(_transformer(encoder, vocabulary, num_classes), device=device)
+        return PretrainedModule(partial(_transformer, encoder, vocabulary, num_classes), device=device)
     chosen = width or WIDTHS[key]
     dim = vocabulary.dim
     makers: dict[str, Callable[[], nn.Module]] = {
-        "textcnn": lambda: TextCNN(dim, num_classes, chosen),
-        "bilstm": lambda: Recurrent(dim, num_classes, chosen, 4),
-        "bigru": lambda: Recurrent(dim, num_classes, chosen, 3),
+        "textcnn": partial(TextCNN, dim, num_classes, chosen),
+        "bilstm": partial(Recurrent, dim, num_classes, chosen, 4),
+        "bigru": partial(Recurrent, dim, num_classes, chosen, 3),
     }
     return FunctionalModule(makers[key], device=device)

@@ -14,7 +14,7 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.isolation import isolated
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
-from mmdistill.networks.architecture import described_module
+from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
@@ -115,6 +115,10 @@ class TokenTask:
         used = torch.zeros(len(self.vocabulary.vectors), dtype=torch.bool, device=self.device)
         used[self._ids[self._mask]] = True
         return (used & ~self.vocabulary.special).nonzero().flatten()
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.data.train.labels):,} training and {len(self.data.test.labels):,} test texts"
+        return task_line(self, self.data.name, sizes)
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network; of a pre-trained one, a fresh head."""

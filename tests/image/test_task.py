@@ -19,6 +19,7 @@ from mmdistill.evaluate import evaluate, find_judges
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image.data import build
 from mmdistill.image.datasets import load
+from mmdistill.image.draw import folder_name
 from mmdistill.labels import centred_one_hot, is_distribution, target_loss
 from mmdistill.registry import TaskOptions, get_method
 from mmdistill.runtime import Draws
@@ -305,6 +306,33 @@ def test_folders_are_numbered_where_the_alphabet_would_reorder_classes(tmp_path:
     task = image_task(data, test=data, width=4)
     DOMAIN.exports["folder"](task, task.select(torch.arange(12)), tmp_path)
     assert [int(name.split("-")[1]) for name in ImageFolder(str(tmp_path / "images")).classes] == list(range(12))
+
+
+def test_folders_differ_where_disks_ignore_case(tmp_path: Path) -> None:
+    data = tiny(n=24, classes=4)
+    task = image_task(data, test=data, width=4, class_names=["A", "B", "a", "b"])
+    DOMAIN.exports["folder"](task, task.select(torch.arange(12)), str(tmp_path))
+    assert [path.name for path in sorted((tmp_path / "images").iterdir())] == ["0-A", "1-B", "2-a", "3-b"]
+    assert len(ImageFolder(str(tmp_path / "images"))) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ('a<>:"/\\|?*b', "a---------b"),
+        ("tab\there", "tab-here"),
+        ("etc...", "etc"),
+        ("..", "_"),
+        ("NUL", "_NUL"),
+        ("con.fusion", "_con.fusion"),
+        ("COM1 ", "_COM1"),
+        ("lpt¹", "_lpt¹"),
+        ("console", "console"),
+        ("été 2", "été 2"),
+    ],
+)
+def test_class_folders_are_named_so_that_every_system_can_have_them(name: str, folder: str) -> None:
+    assert folder_name(name) == folder
 
 
 @pytest.mark.parametrize("method", DIGITS_METHODS)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from mmdistill.errors import UnsupportedError
+from mmdistill.exports import into_folder
 from mmdistill.figures import save_figure
 from mmdistill.graph.draw import write_preprocessing
 from mmdistill.labels import hard_labels
@@ -34,6 +35,7 @@ def graph_list(batch: Batch) -> list[Tensors]:
     return found
 
 
+@into_folder
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw the first graphs, each node coloured by its largest feature; returns the path."""
     import networkx as nx  # here, since importing these takes long
@@ -59,6 +61,7 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [save_figure(figure, folder / "graphs.png", dpi=130)]
 
 
+@into_folder
 def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``graphs.pt``, a list of plain tensors by name.
 
@@ -70,6 +73,7 @@ def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [path, write_preprocessing(task, folder)]
 
 
+@into_folder
 def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Write ``graphs.safetensors``, all graphs as one with the fields of torch-geometric's ``Batch``.
 

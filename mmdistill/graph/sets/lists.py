@@ -1,6 +1,7 @@
 """Lists of torch-geometric's graphs, each with a class of its own, put side by side."""
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def _checked(graph: object, name: str) -> dict[str, Any]:
         raise DataError(f"{name} needs edge_index (2, E) of whole numbers")
     if x is not None and (not isinstance(x, Tensor) or x.ndim != 2):
         raise DataError(f"{name} needs node features x (n, d), or none")
-    label = torch.as_tensor(y).flatten() if isinstance(y, Tensor | int) else None
+    label = torch.as_tensor(y).flatten() if isinstance(y, Tensor | Integral) else None
     if label is None or label.numel() != 1:
         raise DataError(f"{name} needs a class, one whole number y")
     named = int(edges.max()) + 1 if edges.numel() else 0

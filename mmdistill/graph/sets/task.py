@@ -18,6 +18,7 @@ from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.isolation import isolated
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
+from mmdistill.networks.architecture import task_line
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.selection import Selection
 from mmdistill.parameterizations.base import Parameterization
@@ -72,6 +73,10 @@ class GraphSetTask:
         self.labels: Tensor | None = self._labels
         self._members = ClassMembers(self._labels, graphs.num_classes)
         self._largest = int(graphs.sizes[graphs.train].max())
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.graphs.train):,} training and {len(self.graphs.test):,} test graphs"
+        return task_line(self, self.graphs.name, sizes)
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""

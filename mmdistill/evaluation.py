@@ -1,0 +1,134 @@
+"""What judging gives: one entry for each judge and metric, of the distilled set and of its baselines."""
+
+import html
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mmdistill.tabular import aligned, html_table
+from mmdistill.task import Scores
+
+if TYPE_CHECKING:  # importing it takes a quarter of a second
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of ``metrics.json``: mean and standard deviation over n independently drawn judges, as fractions.
+
+    Args:
+        judge: who judged.
+        metric: ``accuracy``, ``ndcg@10``, ...
+        mean: over the runs.
+        sd: sample standard deviation over the runs, 0 for a single one.
+        n: runs.
+        notes: warnings that belong to the number.
+    """
+
+    judge: str
+    metric: str
+    mean: float
+    sd: float
+    n: int
+    notes: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, object]:
+        """Return the entry as ``metrics.json`` holds it; notes only where there are any."""
+        found: dict[str, object] = {
+            "judge": self.judge,
+            "metric": self.metric,
+            "mean": self.mean,
+            "sd": self.sd,
+            "n": self.n,
+        }
+        if self.notes:
+            found["notes"] = list(self.notes)
+        return found
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} +/- {100 * self.sd:.1f}" if self.n > 1 else f"{100 * self.mean:.1f}"
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """Results of one set with its baselines; printed as a table, in notebooks too.
+
+    Args:
+        results: of the distilled set.
+        baselines: by name: ``random`` and ``herding`` real samples at equal count, the ``whole`` training set.
+        seconds: of judging, all together.
+        failures: judges that could not judge and baselines that could not be had, with the reason.
+    """
+
+    results: list[Entry]
+    baselines: dict[str, list[Entry]] = field(default_factory=dict)
+    seconds: float = 0.0
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def headline(self) -> Entry:
+        """Return the first judge's first metric."""
+        return self.results[0]
+
+    def rows(self) -> list[list[str]]:
+        """Return the results beside those of the baselines, in percent, as a table, header first."""
+        sources = {"distilled": self.results, **self.baselines}
+        tables = [{(entry.judge, entry.metric): entry for entry in entries} for entries in sources.values()]
+        shown = self.results or [entry for entries in self.baselines.values() for entry in entries]
+        keys = dict.fromkeys((entry.judge, entry.metric) for entry in shown)
+        body = [[*key, *(str(table[key]) if key in table else "-" for table in tables)] for key in keys]
+        return [["judge", "metric", *sources], *body]
+
+    def units(self) -> str:
+        """Return what the numbers of :meth:`rows` are, in words."""
+        entries = self.results or [entry for entries in self.baselines.values() for entry in entries]
+        counts = sorted({entry.n for entry in entries})
+        several = " to ".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
+        return "percent, " + ("1 network" if counts == [1] else f"mean +/- sd of {several or 'no'} networks")
+
+    def remarks(self) -> list[str]:
+        """Return the notes of the results, and what failed, a line each."""
+        notes = [f"note: {named_note(entry.judge, note)}" for entry in self.results for note in entry.notes]
+        failed = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
+        return [*dict.fromkeys(notes), *failed]
+
+    def frame(self) -> "pd.DataFrame":
+        """Return all entries as a data frame of a row each: samples, judge, metric, mean, sd (as fractions) and n."""
+        import pandas as pd
+
+        sources = {"distilled": self.results, **self.baselines}
+        records = [
+            (name, entry.judge, entry.metric, entry.mean, entry.sd, entry.n)
+            for name, entries in sources.items()
+            for entry in entries
+        ]
+        return pd.DataFrame.from_records(records, columns=["samples", "judge", "metric", "mean", "sd", "n"])
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Evaluation: {self.units()}", aligned(self.rows()), *self.remarks()])
+
+    def _repr_html_(self) -> str:
+        """Return the table as notebooks show it."""
+        remarks = [f"<p>{html.escape(remark)}</p>" for remark in self.remarks()]
+        return "\n".join([f"<p>{self.units()}</p>", *html_table(self.rows()), *remarks])
+
+
+def named_note(judge: str, note: str) -> str:
+    """Return a note with its judge, whom those of earlier versions name themselves."""
+    return note if note.startswith(f"{judge} ") else f"{judge}: {note}"
+
+
+def summarise(scores: Iterable[Scores]) -> list[Entry]:
+    """Return one entry per judge and metric; runs of one judge are pooled."""
+    pooled: dict[tuple[str, str], list[float]] = {}
+    notes: dict[tuple[str, str], tuple[str, ...]] = {}
+    for score in scores:
+        for metric, values in score.values.items():
+            pooled.setdefault((score.judge, metric), []).extend(values)
+            notes[score.judge, metric] = tuple(dict.fromkeys((*notes.get((score.judge, metric), ()), *score.notes)))
+    return [
+        Entry(
+            judge, metric, statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0, len(v), notes[judge, metric]
+        )
+        for (judge, metric), v in pooled.items()
+    ]

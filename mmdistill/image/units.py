@@ -1,0 +1,111 @@
+"""A distilled set's own account of its units, for use without the task: raw images normalised, and its pixels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdistill.errors import DataError, ShapeError, UnsupportedError
+from mmdistill.image.data import SCALES_APART, moments_on
+from mmdistill.image.whitening import Whitening
+from mmdistill.store import DistilledSet
+from mmdistill.task import one_tensor
+
+
+def normalised(images: Any, found: DistilledSet) -> Tensor:
+    """Return raw images, test images say, as networks that train on a set of images expect them.
+
+    The same numbers as the task's own normalisation, whitening included.
+
+    Args:
+        images: as the data came, on the scale of the training images: a tensor or an array.
+        found: the set.
+
+    Shapes:
+        images ``(..., channels, height, width)``, or ``(n, height, width)`` of one channel; returns them with their
+        channel, float32.
+    Raises:
+        UnsupportedError: a set of other data than images.
+        ShapeError: images of another shape than the set's.
+        DataError: pixels on another scale than the set's.
+    """
+    units, whitening, mean, std = _units(found)
+    raw = torch.as_tensor(images)
+    shape = tuple(units["shape"])
+    raw = raw[:, None] if raw.ndim == 3 and raw.shape[-3:] != shape and shape[0] == 1 else raw
+    if raw.shape[-3:] != shape:
+        hint = "; give images.permute(0, 3, 1, 2)" if raw.shape[1:] == (*shape[1:], shape[0]) else ""
+        raise ShapeError(
+            f"images of {found.info.data} are (..., channels, height, width) and end with {shape}, got "
+            f"{tuple(raw.shape)}{hint}"
+        )
+    _require_scale(raw, units, found)
+    scaled: Tensor = raw.to(torch.float32) / units["scale"]
+    if mean:
+        shift, spread = moments_on(mean, std, raw.device)
+        scaled = (scaled - shift) / spread
+    return scaled if whitening is None else whitening.apply(scaled)
+
+
+def to_pixels(found: DistilledSet) -> Tensor:
+    """Return a set's images as pixels on the scale of the data that it was distilled from, clamped to their range.
+
+    Data of bytes give bytes. The range of whitened floats is not known to a set, and taken to be 0 to 1.
+
+    Shapes:
+        returns ``(n, channels, height, width)``, uint8 or float32; :func:`normalised` turns them back, but for what
+        rounding and clamping lose.
+    Raises:
+        UnsupportedError: a set of other data than images; images whitened by ``kip``, each of which has lost its
+            brightness and contrast.
+    """
+    units, whitening, mean, std = _units(found)
+    if whitening is not None and whitening.kind == "kip":
+        raise UnsupportedError(
+            "whitening by 'kip' takes each image's brightness and contrast away; with the task, the export 'folder' "
+            "gives pictures of the training images' mean ones"
+        )
+    images = one_tensor(found.batch.inputs).float()
+    if whitening is not None:
+        flat = torch.linalg.solve(whitening.matrix.double(), images.flatten(1).double().T).T
+        images = (flat.float() + whitening.mean).view_as(images)
+    if mean:
+        shift, spread = moments_on(mean, std, images.device)
+        images = images * spread + shift
+    low, high = units.get("range", (0.0, 1.0))
+    raw: Tensor = images.clamp(low, high) * units["scale"]
+    return raw if units["scale"] == 1 else raw.round().to(torch.uint8)
+
+
+def _units(found: DistilledSet) -> tuple[dict[str, Any], Whitening | None, tuple[float, ...], tuple[float, ...]]:
+    """Return a set's preprocessing, its whitening, and the moments of the channels that are standardised.
+
+    Raises:
+        UnsupportedError: a set of other data than images.
+    """
+    if found.info.domain != "image":
+        raise UnsupportedError(f"this set is of {found.info.domain} data, which have no pixels")
+    units: dict[str, Any] = dict(found.info.preprocessing)
+    made = units.get("whitening")
+    moments = units if made is None else made
+    mean, std = (tuple(moments.get(name, ())) for name in ("mean", "std"))
+    if made is None:
+        return units, None, mean, std
+    tensors = found.info.tensors
+    nothing = torch.empty(0)  # pixels are solved for, so that nobody waits for the inverse who does not ask for them
+    return units, Whitening(made["kind"], tensors["whitening.mean"], tensors["whitening.matrix"], nothing), mean, std
+
+
+def _require_scale(images: Tensor, units: dict[str, Any], found: DistilledSet) -> None:
+    """Refuse pixels that are clearly on another scale than those of a set's data, such as bytes as floats up to 1."""
+    if not images.numel():
+        return
+    scale, limits = units["scale"], units.get("range", (0.0, 1.0))
+    largest, limit = float(images.abs().max()), scale * max(abs(limits[0]), abs(limits[1]))
+    floats_of_bytes = images.is_floating_point() and scale > 1
+    rescaled = floats_of_bytes and (largest <= 1 or bool((images < 0).any()))
+    if largest and (rescaled or largest > SCALES_APART * limit or limit > SCALES_APART * largest):
+        raise DataError(
+            f"raw images of {found.info.data} reach up to {limit:g}, and these up to {largest:g}; give them as the "
+            "training images were, neither scaled nor normalised"
+        )

@@ -1,0 +1,75 @@
+"""Progress of distilling and judging in Python: a user's own function, or a bar where ``progress=True``."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from mmdistill import ranks
+from mmdistill.bars import progress_bar
+from mmdistill.errors import ConfigError
+from mmdistill.networks.watching import watching
+
+StepProgress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, loss), 200 times in a run and every two seconds."""
+Told = TypeVar("Told", bound=Callable[..., None])
+
+
+class ShowJudging(Protocol):
+    """Shows how far judging has come."""
+
+    def __call__(self, done: int, total: int, subject: str) -> None:
+        """Show so many judgements done of all, and what is judged next."""
+
+
+def own_progress(progress: Told | bool | None, called_with: str) -> Told | None:
+    """Return the function of a user who gives one, None where a bar shall stand for it or nothing is shown.
+
+    Args:
+        progress: a function, or whether to show a bar.
+        called_with: what a function is called with, for the error.
+    Raises:
+        ConfigError: something that cannot be called.
+    """
+    if progress is None or isinstance(progress, bool):
+        return None
+    if not callable(progress):
+        raise ConfigError(
+            f"progress is called with ({called_with}), got {type(progress).__name__}, which cannot be; True shows a bar"
+        )
+    return progress
+
+
+@contextmanager
+def step_bar(title: str, visible: bool) -> Iterator[StepProgress]:
+    """Yield what shows the steps of a run in a bar; of several processes the first one's does."""
+    with progress_bar(title, "step", visible=visible and ranks.is_first()) as show:
+        yield lambda done, total, loss: show(done, total, loss=f"{loss:.4g}")
+
+
+@contextmanager
+def judging_bar() -> Iterator[ShowJudging]:
+    """Yield what shows judgements in a bar, with the epochs of the networks that train meanwhile."""
+    with progress_bar("judging", "set", even=False) as show:
+        current: tuple[int, int, str] | None = None
+        began = 0.0
+
+        def begin(done: int, total: int, subject: str) -> None:
+            nonlocal current, began
+            show(done, total, **({"now": subject} if subject else {}))
+            current, began = (done, total, subject), time.perf_counter()
+
+        def epoch(number: int, epochs: int) -> None:
+            nonlocal began
+            if current is None:
+                return
+            done, total, subject = current
+            if number == 1 or number == epochs:  # which takes longer, or no time is left
+                show(done, total, now=f"{subject}, epoch {number}/{epochs}")
+                began = time.perf_counter()
+                return
+            left = (time.perf_counter() - began) / (number - 1) * (epochs - number)
+            show(done, total, now=f"{subject}, epoch {number}/{epochs}, {left:.0f} s left")
+
+        with watching(epoch):
+            yield begin

@@ -1,0 +1,240 @@
+"""Use from notebooks and a user's own scripts: cells that run twice, copies of tasks, bars, tables to look at."""
+
+import copy
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from mmdistill.checkpoints import Checkpoints
+from mmdistill.distill import distill
+from mmdistill.distiller import Distiller
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.evaluate import evaluate
+from mmdistill.graph.sets.task import graph_set_task
+from mmdistill.graph.task import graph_task
+from mmdistill.image import ImageTask, image_task
+from mmdistill.method import Method
+from mmdistill.methods import CORE_METHODS
+from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.recsys import recsys_task
+from mmdistill.runtime import Draws
+from mmdistill.store import DistilledSet
+from mmdistill.task import Task, TaskInfo
+from mmdistill.text.task import text_task
+from tests.toys import BlobTask
+
+SHORT = {"steps": 12, "real_batch": 8, "augment": False}
+
+
+def a_graph(nodes: int = 60, seed: int = 0) -> Data:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(nodes) % 3
+    x = torch.randn(nodes, 8, generator=generator) + nn.functional.one_hot(y, 8)
+    place = torch.arange(nodes)
+    return Data(
+        x=x,
+        edge_index=torch.randint(nodes, (2, 3 * nodes), generator=generator),
+        y=y,
+        train_mask=place < 30,
+        val_mask=(place >= 30) & (place < 45),
+        test_mask=place >= 45,
+    )
+
+
+def an_image_task() -> ImageTask:
+    return image_task("digits", model="convnet-w8", judge_epochs=2)
+
+
+def a_graph_task() -> Task:
+    return graph_task(a_graph(), model="sgc")
+
+
+def a_graph_set_task() -> Task:
+    def one(index: int) -> Data:
+        found = a_graph(6, index)
+        return Data(x=found.x, edge_index=found.edge_index, y=torch.tensor([index % 2]))
+
+    return graph_set_task([one(index) for index in range(40)])
+
+
+def a_text_task() -> Task:
+    texts = [f"{'good fine' if index % 2 else 'bad poor'} film number {index}" for index in range(80)]
+    return text_task((texts, [index % 2 for index in range(80)]), encoder="tfidf")
+
+
+def a_recsys_task(model: str = "infinite") -> Task:
+    matrix = sparse.csr_matrix((np.random.default_rng(0).random((80, 30)) < 0.3).astype(np.float32))
+    return recsys_task(matrix, model=model)
+
+
+TASKS: list[tuple[Callable[[], Task], str, int]] = [
+    (an_image_task, "dm", 1),
+    (a_graph_task, "gcond-x", 6),
+    (a_graph_set_task, "doscond", 1),
+    (a_text_task, "dm", 1),
+    (a_recsys_task, "distill-cf-meanfield", 5),
+]
+
+
+def parts(distilled: DistilledSet) -> list[Tensor]:
+    inputs = distilled.batch.inputs
+    return list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+
+
+@pytest.mark.parametrize(("make", "method", "budget"), TASKS)
+def test_a_copied_task_is_distilled_as_the_original(make: Callable[[], Task], method: str, budget: int) -> None:
+    original = make()
+    unused = copy.deepcopy(original)
+    expected = distill(original, method, budget, settings={"steps": 2})
+    copies = [unused, copy.deepcopy(original), pickle.loads(pickle.dumps(original))]
+    del original  # on which no copy may rest
+    for other in copies:
+        found = distill(other, method, budget, settings={"steps": 2})
+        assert all(torch.equal(one, two) for one, two in zip(parts(found), parts(expected), strict=True))
+
+
+def test_a_copied_task_judges_as_the_original_by_its_own_network() -> None:
+    original = an_image_task()
+    distilled = distill(original, "dm", ipc=1, settings={"steps": 2})
+    expected = evaluate(original, distilled, n=1, baselines=()).results
+    for other in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        original.network.module = nn.Identity()  # which a copy that ran it would stumble over
+        assert evaluate(other, distilled, n=1, baselines=()).results == expected
+
+
+def test_an_autoencoder_comes_through_a_pickle_too() -> None:
+    task = a_recsys_task("autoencoder")
+    (first, _), (second, _) = (one.init(Draws(0)) for one in (task, pickle.loads(pickle.dumps(task))))
+    assert first
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (an_image_task, "ImageTask(digits, 1,297 training and 500 test samples, convnet-w8, cpu)"),
+        (a_graph_task, "GraphTask(user graph, 30 training and 15 test nodes, SGC(hops=2), cpu)"),
+        (a_graph_set_task, "GraphSetTask(list, 32 training and 4 test graphs, cpu)"),
+        (a_text_task, "TextTask(texts, 58 training and 16 test texts, mlp, cpu)"),
+        (a_recsys_task, "RecsysTask(matrix, 80 users and 30 items, infinitely wide, depth 1, cpu)"),
+    ],
+)
+def test_tasks_say_in_one_line_what_they_are(make: Callable[[], Task], line: str) -> None:
+    assert repr(make()) == line
+
+
+def interrupted(done: int, total: int, loss: float) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_one_call_begins_continues_and_returns_a_run(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = BlobTask()
+    expected = distill(task, "dm", ipc=2, settings=SHORT)
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            distill(task, "dm", ipc=2, settings=SHORT, out=tmp_path, resume="auto", progress=interrupted)
+    found = distill(task, "dm", ipc=2, settings=SHORT, out=tmp_path, resume="auto")
+    assert torch.equal(parts(found)[0], parts(expected)[0])
+    monkeypatch.delattr(Distiller, "step")  # a finished run takes none
+    again = distill(task, "dm", ipc=2, settings=SHORT, out=tmp_path, resume="auto")
+    assert torch.equal(parts(again)[0], parts(expected)[0])
+    assert again.seconds == found.seconds
+
+
+class OtherBlobs(BlobTask):
+    def describe(self) -> TaskInfo:
+        return replace(super().describe(), fingerprint="others")
+
+
+def test_a_finished_run_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+    distill(BlobTask(), "dm", ipc=2, settings=SHORT, out=tmp_path, resume="auto")
+    before = (tmp_path / "distilled.safetensors").read_bytes()
+    for change, message in (
+        ({"seed": 1}, "its seed is 0, not 1"),
+        ({"ipc": 3}, "its budget is 2, not 3"),
+        ({"settings": {**SHORT, "steps": 13}}, "its settings.steps is 12, not 13"),
+        ({"label": "soft"}, "its label is hard, not soft|its settings.optimizers.labels is None"),
+        ({"task": BlobTask(width=16)}, "its network"),
+        ({"task": OtherBlobs()}, "its fingerprint is blobs-7, not others"),
+    ):
+        options = {"task": BlobTask(), "method": "dm", "ipc": 2, "settings": SHORT, **change}
+        with pytest.raises(CheckpointError, match=message):
+            distill(**options, out=tmp_path, resume="auto")  # type: ignore[arg-type]
+    own = Method("DM", lambda: DistributionMatching("all"), CORE_METHODS["dm"].network, CORE_METHODS["dm"].settings)
+    with pytest.raises(CheckpointError, match=r"its described\.objective"):
+        distill(BlobTask(), own.with_settings(**SHORT), ipc=2, out=tmp_path, resume="auto")
+    assert (tmp_path / "distilled.safetensors").read_bytes() == before
+
+
+def test_a_finished_closed_form_is_loaded_and_told_apart_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = a_text_task()
+    found = distill(task, "k-means", ipc=1, out=tmp_path, resume="auto")
+    assert not Checkpoints(tmp_path / "checkpoints", {}).paths()
+    monkeypatch.delattr(Distiller, "start")  # nothing is solved again
+    assert torch.equal(parts(distill(task, "k-means", ipc=1, out=tmp_path, resume="auto"))[0], parts(found)[0])
+    with pytest.raises(CheckpointError, match="its budget is 1, not 2"):
+        distill(task, "k-means", ipc=2, out=tmp_path, resume="auto")
+
+
+def test_other_words_for_resuming_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="resume is True, False or 'auto', got 'always'"):
+        distill(BlobTask(), "dm", ipc=1, out=tmp_path, resume="always")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="needs the folder"):
+        distill(BlobTask(), "dm", ipc=1, resume="auto")
+
+
+def test_an_interruption_says_where_the_run_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        distill(BlobTask(), "dm", ipc=2, settings=SHORT, out=tmp_path, progress=interrupted)
+    (note,) = stopped.value.__notes__
+    assert str(Checkpoints(tmp_path / "checkpoints", {}).paths()[-1]) in note
+    assert "resume=True" in note
+    with pytest.raises(KeyboardInterrupt) as unkept:
+        distill(BlobTask(), "dm", ipc=2, settings=SHORT, progress=interrupted)
+    assert not hasattr(unkept.value, "__notes__")
+
+
+def test_progress_may_be_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    task = BlobTask()
+    distilled = distill(task, "dm", ipc=1, settings=SHORT, progress=True)
+    printed = capsys.readouterr().err
+    assert "blobs dm" in printed
+    assert "12/12" in printed
+    shown = evaluate(task, distilled, n=1, baselines=("random",), progress=True)
+    printed = capsys.readouterr().err
+    assert "judging" in printed
+    assert "2/2" in printed
+    assert shown.results == evaluate(task, distilled, n=1, baselines=("random",), progress=False).results
+    distill(task, "dm", ipc=1, settings=SHORT, progress=False)
+    assert not capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"progress is called with .* got int, which cannot be; True shows a bar"):
+        evaluate(task, distilled, progress=3)  # type: ignore[arg-type]
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path: Path) -> None:
+    task = BlobTask()
+    numbers = {"steps": np.int64(12), "real_batch": np.int32(8), "augment": False, "lr": np.float32(0.5)}
+    distill(task, "dm", ipc=np.int64(2), settings=numbers, out=tmp_path, checkpoint_every=np.int64(5))  # type: ignore[arg-type]
+    plain = {**SHORT, "lr": 0.5}
+    loaded = distill(task, "dm", ipc=2, settings=plain, out=tmp_path, resume="auto")  # which compares what was noted
+    assert torch.equal(parts(loaded)[0], parts(distill(task, "dm", ipc=2, settings=plain))[0])
+    assert [path.name for path in Checkpoints(tmp_path / "checkpoints", {}).paths()] == [
+        "step-00000010.safetensors",
+        "step-00000012.safetensors",
+    ]
+    for wrong in (True, 1.5, -1):
+        with pytest.raises(ConfigError, match="checkpoint_every is a number of steps"):
+            distill(task, "dm", ipc=1, checkpoint_every=wrong)  # type: ignore[arg-type]
