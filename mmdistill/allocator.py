@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import time
 
 from mmdistill.isolation import at_last
 
@@ -9,6 +10,8 @@ MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 """glibc's names for two settings of its allocator, from malloc.h."""
 ADJUSTED = 32 << 20
 """The size of blocks, in bytes, up to which glibc by itself comes to keep what is freed, where large ones are."""
+WORTH_TRIMMING = 1.0
+"""Seconds of a call from which all that is free goes back at once, which takes a fifth of one on a large heap."""
 
 
 class _Allocator:
@@ -35,10 +38,10 @@ def keep_freed_memory() -> None:
         libc.mallopt(MALLOC_MMAP_THRESHOLD, 32 << 20)  # the most that older ones take
     libc.mallopt(MALLOC_TRIM_THRESHOLD, (1 << 31) - 1)
     _Allocator.keeps = True
-    at_last(functools.partial(_return_freed_memory, libc))
+    at_last(functools.partial(_return_freed_memory, libc, time.monotonic()))
 
 
-def _return_freed_memory(libc: ctypes.CDLL) -> None:
+def _return_freed_memory(libc: ctypes.CDLL, began: float) -> None:
     """Give memory back to the kernel, now and whenever much of it is freed.
 
     Thresholds that have been set no longer adjust themselves, so they get the values that they come to in a program of
@@ -46,5 +49,6 @@ def _return_freed_memory(libc: ctypes.CDLL) -> None:
     """
     libc.mallopt(MALLOC_MMAP_THRESHOLD, ADJUSTED)
     libc.mallopt(MALLOC_TRIM_THRESHOLD, 2 * ADJUSTED)
-    libc.malloc_trim(0)
+    if time.monotonic() - began > WORTH_TRIMMING:
+        libc.malloc_trim(0)
     _Allocator.keeps = False

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from mmdistill.choices import CompileMode as CompileMode
 from mmdistill.errors import ConfigError
-from mmdistill.isolation import at_last
+from mmdistill.isolation import at_last, at_last_here
 from mmdistill.runtime import cache_folder
 
 P = ParamSpec("P")
@@ -50,7 +50,7 @@ class Program(Generic[P, R]):
     """
 
     def __init__(self, function: Callable[P, R]) -> None:
-        _Compiler.prepare()
+        _prepare_compiler()
         functools.update_wrapper(self, function)
         self.function = function
         self.seconds = 0.0
@@ -63,7 +63,7 @@ class Program(Generic[P, R]):
         """Call the compiled function, or the plain one where that is not possible."""
         if self.broken:
             return self.function(*args, **kwargs)
-        _Compiler.prepare()
+        _prepare_compiler()
         kind = _kind(args, kwargs)
         if kind in self._seen:
             return self._program(*args, **kwargs)
@@ -129,42 +129,46 @@ def _note_leaves(tree: object, found: list[object]) -> None:
         found.append(None)
 
 
-class _Compiler:
-    """What torch's compiler is told of this process while public calls run, and a host's settings meanwhile."""
+def _prepare_compiler() -> None:
+    """Let programs of many shapes compile, and keep what is compiled; the host's settings come back with the call."""
+    import torch._dynamo.config as limits  # takes a second
+
+    if (before := limits.recompile_limit) < DYNAMO_LIMIT:  # newer torch keeps it for each thread, older ones for all
+        limits.recompile_limit = DYNAMO_LIMIT
+        at_last_here(lambda: setattr(limits, "recompile_limit", before))
+    _Folder.prepare()
+
+
+class _Folder:
+    """Where this process keeps compiled code while public calls run, and where its host did."""
 
     ready = False
-    _folder: str | None
-    _limit: int
+    _before: str | None
 
     @classmethod
     def prepare(cls) -> None:
-        """Keep compiled code in the user's cache folder, unless the user says where, and let tasks have theirs."""
+        """Keep compiled code in the user's cache folder, unless the user says where."""
         if cls.ready:
             return
-        import torch._dynamo.config as limits  # takes a second
         from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-        cls._folder, cls._limit = os.environ.get(CACHE_VARIABLE), limits.recompile_limit
+        cls._before = os.environ.get(CACHE_VARIABLE)
         # Torch writes its own default, a temporary folder, into the variable.
-        if cls._folder in (None, default_cache_dir()):
+        if cls._before in (None, default_cache_dir()):
             try:
                 os.environ[CACHE_VARIABLE] = str(_writable(cache_folder() / "compiled"))
             except (ConfigError, OSError) as error:
-                warnings.warn(f"compiled code is kept in torch's temporary folder: {error}", stacklevel=3)
-        limits.recompile_limit = max(limits.recompile_limit, DYNAMO_LIMIT)
+                warnings.warn(f"compiled code is kept in torch's temporary folder: {error}", stacklevel=4)
         cls.ready = True
         at_last(cls._give_back)
 
     @classmethod
     def _give_back(cls) -> None:
         """Let the host compile as before; what has been compiled here is found again, for it does not depend on it."""
-        import torch._dynamo.config as limits
-
-        limits.recompile_limit = cls._limit
-        if cls._folder is None:
+        if cls._before is None:
             os.environ.pop(CACHE_VARIABLE, None)
         else:
-            os.environ[CACHE_VARIABLE] = cls._folder
+            os.environ[CACHE_VARIABLE] = cls._before
         cls.ready = False
 
 

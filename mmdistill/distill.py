@@ -23,7 +23,7 @@ from mmdistill.labels import LabelKind
 from mmdistill.memory import explained
 from mmdistill.method import Method, Storage
 from mmdistill.names import canonical, unknown_name
-from mmdistill.networks.architecture import described_layers
+from mmdistill.networks.architecture import described_layers, network_title
 from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.precision import Precision
 from mmdistill.progress import StepProgress, own_progress, step_bar
@@ -110,7 +110,8 @@ def distill(
             samples.
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
         resume: continue from the newest checkpoint in ``out``; ``"auto"`` does so where there is one, begins where
-            there is none, and returns the set of a finished run, so that one call serves all three.
+            there is none, and returns the set of a finished run, so that one call serves all three. It replaces
+            nothing, so ``overwrite`` does not go with it.
         overwrite: replace a run in ``out``.
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run, at least every ten minutes, and
             more often at first.
@@ -147,6 +148,8 @@ def distill(
     told = own_progress(progress, "steps done, steps in all, loss")
     if resume not in (True, False, "auto"):
         raise ConfigError(f"resume is True, False or 'auto', got {resume!r}")
+    if resume == "auto" and overwrite:
+        raise ConfigError("resume='auto' keeps what there is, which overwrite=True replaces: leave one of them out")
     if out == "":
         raise ConfigError("out is a folder, got ''; None keeps nothing on disk, and '.' is the current folder")
     if resume and out is None:
@@ -165,14 +168,14 @@ def distill(
         require_free(folder, other="another folder")
     if resume is True and folder is not None and ranks.size() == 1 and not is_started(folder):
         raise CheckpointError(f"{folder} holds no checkpoint to resume from")  # ranks compare theirs when they restore
-    writes = folder is not None and ranks.is_first()
+    writes, resume_auto = folder is not None and ranks.is_first(), resume == "auto"
     with sole_writer(folder) if folder is not None and writes else nullcontext():  # before other ranks go on
         if folder is not None and writes and not (resume or overwrite):
             require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
         if folder is not None and resume == "auto":
             finished, started = ranks.gathered((is_finished(folder), is_started(folder)))[0]
             if finished:
-                return _finished(distiller, name, folder)
+                return _finished(distiller, name, folder, precision == "auto")
             resume = started
         with step_bar(f"{Path(task.describe().data).stem} {name}", visible=progress is True) as show:
             return _distilled(
@@ -184,12 +187,18 @@ def distill(
                 int(checkpoint_every),
                 show if progress is True else told,
                 label,
+                again="with resume='auto'" if resume_auto else "with resume=True",
             )
 
 
-def _finished(distiller: Distiller, name: str, folder: Path) -> DistilledSet:
+def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool) -> DistilledSet:
     """Return the set of a run that its folder holds, once it is known to be the one that is asked for.
 
+    Args:
+        distiller: of the run that is asked for.
+        name: what its set calls the method.
+        folder: of the run.
+        any_precision: whether none was asked for; another device may have had another one.
     Raises:
         CheckpointError: it is another one's.
     """
@@ -200,15 +209,27 @@ def _finished(distiller: Distiller, name: str, folder: Path) -> DistilledSet:
         "fingerprint": found.info.fingerprint,
         "units": found.info.units,
         AUGMENTATION: found.info.preprocessing.get("augmentation"),
+        **({"network": found.network} if found.network else {}),
         "method": found.method,
+        "parameterization": found.parameterization,
+        **({"label": found.label} if found.label in get_args(LabelKind) else {}),  # others say what labels are
         "budget": found.budget,
         "seed": found.seed,
         "settings": found.settings,
-        "precision": found.precision,
         DESCRIBED: found.described,
+        **({} if any_precision else {"precision": found.precision}),
     }
-    require_same(folder / SET, saved, {key: own[key] for key in saved})
-    Checkpoints(folder / CHECKPOINTS, own).require_own()  # which note the network, the storage and the labels too
+    compared = {key: own[key] for key in saved}
+    if found.network:
+        compared["network"] = network_title(distiller.task)
+    try:
+        require_same(folder / SET, saved, compared)
+        # Checkpoints know the network's layers too. How many processes there were, and in which formats they computed,
+        # matters to a run that goes on.
+        going_on = ("processes", "precision")
+        Checkpoints(folder / CHECKPOINTS, {key: own[key] for key in own if key not in going_on}).require_own()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; choose another folder, or leave resume out with overwrite=True") from None
     return found
 
 
@@ -221,6 +242,7 @@ def _distilled(
     checkpoint_every: int,
     progress: StepProgress | None,
     label: LabelKind | None,
+    again: str,
 ) -> DistilledSet:
     """Return the set of a whole run, begun or resumed in a folder that no other process writes into."""
     began = time.perf_counter()
@@ -242,8 +264,8 @@ def _distilled(
             keeper.resume(run, distiller.task.device)
         else:
             keeper.begin()
-    with _interruptions_noted(keeper):
-        take_steps(distiller, Stepper(distiller, compile), run, keeper, progress)
+    with _interruptions_noted(keeper, again):
+        interrupted = take_steps(distiller, Stepper(distiller, compile), run, keeper, progress)
     seconds = time.perf_counter() - began if keeper is None else keeper.seconds
     result = distiller.result(run, name, seconds)
     result.require_finite()
@@ -258,17 +280,19 @@ def _distilled(
 
     if keeper is not None:
         keeper.finish(write)
+    if interrupted:
+        raise KeyboardInterrupt
     return result
 
 
 @contextmanager
-def _interruptions_noted(keeper: Keeper | None) -> Iterator[None]:
-    """Have an interruption say where the run is kept, and how it goes on."""
+def _interruptions_noted(keeper: Keeper | None, again: str) -> Iterator[None]:
+    """Have an interruption say where the run is kept, and in which way the same call goes on."""
     try:
         yield
     except KeyboardInterrupt as stop:
         if keeper is not None and not keeper.replaces and (kept := keeper.checkpoints.paths()):
-            stop.add_note(f"{kept[-1]} holds the run so far; the same call with resume=True goes on from there")
+            stop.add_note(f"{kept[-1]} holds the run so far; the same call {again} goes on from there")
         raise
 
 

@@ -1,6 +1,7 @@
 """What judging gives: one entry for each judge and metric, of the distilled set and of its baselines."""
 
 import html
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -93,12 +94,15 @@ class Evaluation:
         return [*dict.fromkeys(notes), *failed]
 
     def frame(self) -> "pd.DataFrame":
-        """Return all entries as a data frame of a row each: samples, judge, metric, mean, sd (as fractions) and n."""
+        """Return all entries as a data frame of a row each: samples, judge, metric, mean, sd and n.
+
+        Scores are fractions; a single network has no sd (NaN).
+        """
         import pandas as pd
 
         sources = {"distilled": self.results, **self.baselines}
         records = [
-            (name, entry.judge, entry.metric, entry.mean, entry.sd, entry.n)
+            (name, entry.judge, entry.metric, entry.mean, entry.sd if entry.n > 1 else math.nan, entry.n)
             for name, entries in sources.items()
             for entry in entries
         ]

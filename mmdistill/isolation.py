@@ -32,9 +32,25 @@ class _Open:
 _open = _Open()
 
 
+class _OfThread(threading.local):
+    """The public calls that are open in this thread, and what is put back when the outermost one ends."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.undo: list[Callable[[], None]] = []
+
+
+_of_thread = _OfThread()
+
+
 def at_last(undo: Callable[[], None]) -> None:
     """Let something be undone when the last open public call ends; if none is open, that of the next ones."""
     _open.undo.append(undo)
+
+
+def at_last_here(undo: Callable[[], None]) -> None:
+    """Let something be undone when the last open public call of this thread ends."""
+    _of_thread.undo.append(undo)
 
 
 def isolated(function: Callable[P, R]) -> Callable[P, R]:
@@ -61,6 +77,7 @@ def own_state() -> Iterator[None]:
     """
     with ExitStack() as held:
         held.enter_context(_of_the_process())
+        held.enter_context(_of_this_thread())
         if torch.is_inference_mode_enabled():
             held.enter_context(torch.inference_mode(False))
         if not torch.is_grad_enabled():
@@ -88,3 +105,15 @@ def _of_the_process() -> Iterator[None]:
             _open.count -= 1
             while not _open.count and _open.undo:
                 _open.undo.pop()()
+
+
+@contextmanager
+def _of_this_thread() -> Iterator[None]:
+    """Put back what calls of this thread have set for it alone when the last of them ends."""
+    _of_thread.count += 1
+    try:
+        yield
+    finally:
+        _of_thread.count -= 1
+        while not _of_thread.count and _of_thread.undo:
+            _of_thread.undo.pop()()

@@ -241,6 +241,8 @@ class Method:
         """
         if self.solve is not None:
             raise ConfigError(f"{self.title} has a closed form, whose labels are its own")
+        if label == self.label:
+            return self
         base = self.settings
 
         def settings(budget: int) -> Settings:

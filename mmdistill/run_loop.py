@@ -40,12 +40,14 @@ LOWER_RATE = "Lower the learning rate (--lr, or lr among the settings)"
 
 def take_steps(
     distiller: Distiller, stepper: Stepper, run: RunState, keeper: Keeper | None, progress: StepProgress | None
-) -> None:
+) -> bool:
     """Step a run to its end; stop cleanly, with a checkpoint, on Ctrl-C and SIGTERM.
 
     Where the program has a handler of its own for these, a checkpoint is written and the handler called; if it returns,
     the run goes on.
 
+    Returns:
+        Whether it was asked to stop when the last step was over, so that nothing was left to stop.
     Raises:
         KeyboardInterrupt: after the step in which it was asked to stop.
         NonFiniteError: a loss or what is learned became NaN or infinite.
@@ -87,6 +89,7 @@ def take_steps(
                 raise KeyboardInterrupt
             if leaving:
                 asked.pass_on()
+    return asked.stop
 
 
 def _agreed(own: tuple[bool, bool, bool], reading: bool) -> tuple[bool, ...]:

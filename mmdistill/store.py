@@ -11,11 +11,12 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset, StackDataset, TensorDataset
 
 from mmdistill.errors import CheckpointError, NonFiniteError, ShapeError, UnsupportedError
 from mmdistill.isolation import isolated
-from mmdistill.labels import target_loss
+from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.run_folder import SAMPLES, SET, is_finished
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, shares_inputs
@@ -347,9 +348,7 @@ class DistilledSet:
         return StackDataset(*parts)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss that labels like this set's ask for, the mean of :func:`~mmdistill.labels.target_loss`.
-
-        It is the cross entropy of classes and distributions, and half the squared error of scores.
+        """Return the loss that this set's labels ask for: cross entropy, or of scores the mean squared error.
 
         Shapes:
             outputs ``(n, C)`` logits; targets ``(n,)`` or ``(n, C)``, as the set's are; returns a scalar.
@@ -363,7 +362,10 @@ class DistilledSet:
         if outputs.shape != wanted or targets.shape not in (wanted, wanted[:1]):
             found = f"{tuple(outputs.shape)} and {tuple(targets.shape)}"
             raise ShapeError(f"expected outputs {wanted} and a label, or a row of them, for each; got {found}")
-        return target_loss(outputs, targets).mean()
+        own = self.batch.targets if isinstance(self.batch.targets, Tensor) else targets
+        if are_probabilities(own):
+            return soft_cross_entropy(outputs, targets).mean()
+        return functional.mse_loss(outputs, targets)
 
 
 def broken_tensors(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from mmdistill.compilation import (
     CACHE_VARIABLE,
     SHAPES,
     Program,
-    _Compiler,
+    _prepare_compiler,
     compiled,
     compiled_once,
     operations,
@@ -85,9 +86,34 @@ def test_compiled_code_is_kept_in_the_users_cache_folder(
     before = chosen or default_cache_dir()
     monkeypatch.setenv(CACHE_VARIABLE, before)
     with own_state():
-        _Compiler.prepare()
+        _prepare_compiler()
         assert os.environ[CACHE_VARIABLE] == (chosen or str(tmp_path / "compiled"))
     assert os.environ[CACHE_VARIABLE] == before
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_each_thread_may_compile_many_shapes_and_has_its_own_limit_back() -> None:
+    """Newer torch keeps the limit for each thread."""
+    limit, seen, ready, done = torch._dynamo.config.recompile_limit, [], threading.Event(), threading.Event()
+
+    def other() -> None:
+        with own_state():
+            _prepare_compiler()
+            seen.append(torch._dynamo.config.recompile_limit)
+            ready.set()
+            done.wait(10)
+        seen.append(torch._dynamo.config.recompile_limit)
+
+    thread = threading.Thread(target=other)
+    with own_state():
+        thread.start()
+        assert ready.wait(10)
+        _prepare_compiler()
+        seen.append(torch._dynamo.config.recompile_limit)
+    done.set()
+    thread.join()
+    assert min(seen[:2]) > limit
+    assert seen[2] == torch._dynamo.config.recompile_limit == limit
 
 
 @pytest.mark.usefixtures("unprepared")
@@ -123,7 +149,7 @@ def test_where_the_cache_takes_nothing_compiled_code_is_kept_where_torch_keeps_i
     monkeypatch.setenv(CACHE_VARIABLE, default_cache_dir())
     with own_state():
         with pytest.warns(UserWarning, match="torch's temporary folder: .*file/cache"):
-            _Compiler.prepare()
+            _prepare_compiler()
         assert os.environ[CACHE_VARIABLE] == default_cache_dir()
 
 

@@ -401,6 +401,16 @@ def test_a_programs_own_handler_is_called_when_the_step_is_kept(tmp_path: Path) 
     assert torch.equal(samples(resumed), samples(whole))
 
 
+def test_a_signal_during_the_last_step_ends_what_comes_after_the_run(tmp_path: Path) -> None:
+    def at_the_end(done: int, total: int, loss: float) -> None:
+        if done == total:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, progress=at_the_end)
+    assert torch.equal(samples(DistilledSet.load(tmp_path)), samples(distill(BlobTask(), method("dm"), ipc=1)))
+
+
 def test_a_signal_that_comes_again_is_the_programs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     survived: list[int] = []
 

@@ -204,6 +204,7 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
     with own_state():  # which ends what calls of other tests outside of it have left
         pass
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: made)
+    monkeypatch.setattr(allocator, "WORTH_TRIMMING", -1.0)
     return made
 
 
@@ -218,6 +219,14 @@ def test_freed_memory_is_kept_until_the_outermost_call_ends(libc: Libc) -> None:
         assert libc.trims == calls
         assert len(libc.told) == 4 * calls
         assert 1 << 17 <= dict(libc.told)[MALLOC_MMAP_THRESHOLD] < dict(libc.told)[MALLOC_TRIM_THRESHOLD] <= 64 << 20
+
+
+def test_short_calls_do_not_wait_for_their_memory_to_go(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "WORTH_TRIMMING", 1000.0)
+    with own_state():
+        allocator.keep_freed_memory()
+    assert libc.trims == 0
+    assert dict(libc.told)[MALLOC_TRIM_THRESHOLD] <= 64 << 20
 
 
 def test_a_run_gives_its_memory_back(libc: Libc) -> None:

@@ -3,9 +3,11 @@
 import copy
 import os
 import pickle
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from mmdistill.checkpoints import Checkpoints
-from mmdistill.distill import distill
+from mmdistill.distill import distill, identity
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate
@@ -187,6 +189,29 @@ def test_a_finished_closed_form_is_loaded_and_told_apart_too(tmp_path: Path, mon
     assert torch.equal(parts(distill(task, "k-means", ipc=1, out=tmp_path, resume="auto"))[0], parts(found)[0])
     with pytest.raises(CheckpointError, match="its budget is 1, not 2"):
         distill(task, "k-means", ipc=2, out=tmp_path, resume="auto")
+
+
+def test_what_replaces_does_not_keep(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        distill(BlobTask(), "dm", ipc=1, out=tmp_path, resume="auto", overwrite=True)
+
+
+def test_a_finished_run_of_another_network_is_refused_without_checkpoints_too(tmp_path: Path) -> None:
+    distill(BlobTask(), "dm", ipc=1, settings=SHORT, out=tmp_path, resume="auto", label="hard")
+    shutil.rmtree(tmp_path / "checkpoints")
+    distill(BlobTask(), "dm", ipc=1, settings=SHORT, out=tmp_path, resume="auto")  # whose labels are hard anyway
+    with pytest.raises(CheckpointError, match=r"its network is .*; choose another folder, or leave resume out"):
+        distill(BlobTask(width=9), "dm", ipc=1, settings=SHORT, out=tmp_path, resume="auto")
+    with pytest.raises(CheckpointError, match="its label is hard, not teacher"):
+        distill(BlobTask(), "dm", ipc=1, settings=SHORT, out=tmp_path, resume="auto", label="teacher")
+
+
+def test_a_run_of_several_processes_is_loaded_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(import_module("mmdistill.distill"), "identity", lambda *own: {**identity(*own), "processes": 2})
+        found = distill(BlobTask(), "dm", ipc=1, settings=SHORT, out=tmp_path)
+    again = distill(BlobTask(), "dm", ipc=1, settings=SHORT, out=tmp_path, resume="auto")
+    assert torch.equal(parts(again)[0], parts(found)[0])
 
 
 def test_other_words_for_resuming_are_refused(tmp_path: Path) -> None:

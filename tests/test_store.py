@@ -277,8 +277,9 @@ def test_the_loss_is_what_labels_ask_for() -> None:
     classes, shares, scores = torch.tensor([0, 1, 1]), torch.tensor([[0.2, 0.8]]).expand(3, 2), torch.randn(3, 2)
     found = make_samples(classes)
     torch.testing.assert_close(found.loss(outputs, classes), F.cross_entropy(outputs, classes))
-    torch.testing.assert_close(found.loss(outputs, shares), F.cross_entropy(outputs, shares))
-    torch.testing.assert_close(found.loss(outputs, scores), F.mse_loss(outputs, scores))  # of two classes, half of both
+    torch.testing.assert_close(make_samples(shares).loss(outputs, shares), F.cross_entropy(outputs, shares))
+    scored = make_samples(torch.cat([shares[:1], scores[1:]]))  # one of whose rows could be a distribution
+    torch.testing.assert_close(scored.loss(outputs, scored.batch.targets), F.mse_loss(outputs, scored.batch.targets))  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"expected outputs \(3, 2\)"):
         found.loss(torch.randn(3, 4), classes)
     with pytest.raises(ShapeError, match=r"got \(3, 2\) and \(3, 1\)"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def _loaded(
         path = Path(source)
         if size is not None and (_is_known(source) or not files.is_image_folder(path)):
             raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
-        if size is not None and not 1 <= size <= LARGEST_SIDE:
+        if size is not None and not (isinstance(size, Integral) and 1 <= size <= LARGEST_SIDE):
             raise ConfigError(f"images are resized to a side (--size) of 1 to {LARGEST_SIDE:,} pixels, got {size:,}")
         if _is_known(source):
             return LOADERS[canonical(str(source))]()

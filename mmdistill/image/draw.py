@@ -25,6 +25,8 @@ MARGIN = 12
 FONT_SIZE = 20
 UNUSABLE = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 """Characters that some system does not have in names."""
+LONGEST_NAME = 60
+"""Characters of a folder's name, each of which may take four of the 255 bytes that systems allow."""
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "123456789¹²³")}
 """Names that Windows keeps for devices, whatever follows them after a dot."""
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
@@ -123,7 +125,7 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
 
 def folder_name(name: str) -> str:
     """Return a class's name as one of a folder that every system can have: Windows lacks some names and characters."""
-    found = UNUSABLE.sub("-", name).lstrip(".").rstrip(". ") or "_"
+    found = UNUSABLE.sub("-", name)[:LONGEST_NAME].lstrip(".").rstrip(". ") or "_"
     return f"_{found}" if found.partition(".")[0].rstrip().casefold() in DEVICES else found
 
 

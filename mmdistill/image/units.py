@@ -1,17 +1,24 @@
 """A distilled set's own account of its units, for use without the task: raw images normalised, and its pixels."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError, ShapeError, UnsupportedError
 from mmdistill.image.data import SCALES_APART, moments_on
 from mmdistill.image.whitening import Whitening
+from mmdistill.isolation import isolated, recordable
 from mmdistill.store import DistilledSet
 from mmdistill.task import one_tensor
 
+_whitenings: WeakKeyDictionary[DistilledSet, Whitening] = WeakKeyDictionary()
+"""Of the sets that were asked for, since each keeps its matrix on the devices that it was used on."""
 
+
+@isolated
 def normalised(images: Any, found: DistilledSet) -> Tensor:
     """Return raw images, test images say, as networks that train on a set of images expect them.
 
@@ -30,7 +37,7 @@ def normalised(images: Any, found: DistilledSet) -> Tensor:
         DataError: pixels on another scale than the set's.
     """
     units, whitening, mean, std = _units(found)
-    raw = torch.as_tensor(images)
+    raw = recordable(_tensor(images).detach())
     shape = tuple(units["shape"])
     raw = raw[:, None] if raw.ndim == 3 and raw.shape[-3:] != shape and shape[0] == 1 else raw
     if raw.shape[-3:] != shape:
@@ -40,13 +47,14 @@ def normalised(images: Any, found: DistilledSet) -> Tensor:
             f"{tuple(raw.shape)}{hint}"
         )
     _require_scale(raw, units, found)
-    scaled: Tensor = raw.to(torch.float32) / units["scale"]
+    scaled = raw.to(torch.float32) / units["scale"]
     if mean:
         shift, spread = moments_on(mean, std, raw.device)
         scaled = (scaled - shift) / spread
     return scaled if whitening is None else whitening.apply(scaled)
 
 
+@isolated
 def to_pixels(found: DistilledSet) -> Tensor:
     """Return a set's images as pixels on the scale of the data that it was distilled from, clamped to their range.
 
@@ -77,6 +85,21 @@ def to_pixels(found: DistilledSet) -> Tensor:
     return raw if units["scale"] == 1 else raw.round().to(torch.uint8)
 
 
+def _tensor(images: Any) -> Tensor:
+    """Return a tensor as it is, and other images as one.
+
+    Raises:
+        DataError: what is no array of numbers, or of other ones than pixels.
+    """
+    try:
+        found = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images), device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"images are a tensor or an array, got {type(images).__name__}") from error
+    if found.dtype != torch.uint8 and not found.is_floating_point():
+        raise DataError(f"pixels are bytes (uint8) or floats, got {found.dtype}")
+    return found
+
+
 def _units(found: DistilledSet) -> tuple[dict[str, Any], Whitening | None, tuple[float, ...], tuple[float, ...]]:
     """Return a set's preprocessing, its whitening, and the moments of the channels that are standardised.
 
@@ -91,9 +114,12 @@ def _units(found: DistilledSet) -> tuple[dict[str, Any], Whitening | None, tuple
     mean, std = (tuple(moments.get(name, ())) for name in ("mean", "std"))
     if made is None:
         return units, None, mean, std
-    tensors = found.info.tensors
-    nothing = torch.empty(0)  # pixels are solved for, so that nobody waits for the inverse who does not ask for them
-    return units, Whitening(made["kind"], tensors["whitening.mean"], tensors["whitening.matrix"], nothing), mean, std
+    if found not in _whitenings:
+        tensors = found.info.tensors
+        nothing = torch.empty(0)  # pixels are solved for, so that nobody waits for the inverse without asking for them
+        own = Whitening(made["kind"], tensors["whitening.mean"], tensors["whitening.matrix"], nothing)
+        _whitenings[found] = own
+    return units, _whitenings[found], mean, std
 
 
 def _require_scale(images: Tensor, units: dict[str, Any], found: DistilledSet) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmdistill.abilities import TrainsWhole
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.isolation import isolated
 from mmdistill.memory import explained
 from mmdistill.networks.architecture import described_layers
 from mmdistill.networks.expert_group import (
@@ -182,6 +183,7 @@ def is_complete(folder: Path, count: int) -> bool:
     return (folder / MANIFEST).exists() and all(shard(folder, index).exists() for index in range(count))
 
 
+@isolated
 def train_experts(
     task: Task,
     folder: Path,

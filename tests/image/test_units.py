@@ -1,6 +1,8 @@
 """What a set of images tells of its units, without the task."""
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +51,21 @@ def test_floats_keep_their_own_range(tmp_path: Path) -> None:
     assert to_pixels(beyond).max() == pytest.approx(float(task.data.train_images.max()))
 
 
+@pytest.mark.parametrize("host", [lambda: torch.autocast("cpu", torch.bfloat16), lambda: torch.device("meta")])
+def test_what_a_host_has_set_changes_no_units(
+    host: Callable[[], AbstractContextManager[object]], tmp_path: Path
+) -> None:
+    task = image_task("digits", width=4, whiten="mtt")
+    test = task.data.test_images[:20]
+    found = saved(task, test, tmp_path)
+    expected = task.data.normalise(test)
+    with host():
+        own, pixels = normalised(test, found), to_pixels(found)
+    assert torch.equal(own, expected)
+    assert torch.equal(pixels, test)
+    assert not normalised(test.float().requires_grad_(), found).requires_grad
+
+
 def test_images_in_other_units_or_forms_are_refused(tmp_path: Path) -> None:
     task = image_task("digits", width=4)
     test = task.data.test_images[:20]
@@ -61,6 +78,9 @@ def test_images_in_other_units_or_forms_are_refused(tmp_path: Path) -> None:
         normalised(test[:, :, 1:], found)
     with pytest.raises(ShapeError, match="permute"):
         normalised(np.transpose(test.numpy(), (0, 2, 3, 1)), found)
+    for odd, given in ((test > 3, r"pixels are .* got torch.bool"), ("digits", "a tensor or an array, got str")):
+        with pytest.raises(DataError, match=given):
+            normalised(odd, found)
     with pytest.raises(UnsupportedError, match="of text data"):
         to_pixels(replace(found, info=replace(found.info, domain="text")))
 
