@@ -1,8 +1,11 @@
 """Tests run side by side: one thread each, since threads that wait for each other's cores cost many times the work."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell's script starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
 
