@@ -215,7 +215,7 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
             wanted,
             recipe,
             together=together,
-            progress=lambda done, total, seconds: show(done, total, left=f"{seconds:.0f} s"),
+            progress=lambda done, total, seconds: show(done, total),  # the bar tells itself how long it will take
         )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
     seconds = time.perf_counter() - began
