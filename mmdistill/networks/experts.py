@@ -274,8 +274,7 @@ class _Report:
 
     def __call__(self, done: int, total: int, seconds: float) -> None:
         tenths = done * 10 // total
-        early = self.said is None and time.perf_counter() - self.began >= FIRST_REPORT
-        if early or tenths > (self.said or 0):
+        if time.perf_counter() - self.began >= FIRST_REPORT if self.said is None else tenths > self.said:
             logger.info("experts: %d %% trained, about %.0f s left", done * 100 // total, seconds)
             self.said = tenths
 

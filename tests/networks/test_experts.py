@@ -128,6 +128,12 @@ def test_the_log_says_early_and_at_tenths_how_long_training_takes(
     said = [record.getMessage() for record in caplog.records]
     assert said[0] == "experts: 3 % trained, about 388 s left"  # as soon as ten seconds are over
     assert said[1:] == [f"experts: {10 * tenth} % trained, about {400 - 40 * tenth} s left" for tenth in range(1, 11)]
+    caplog.clear()
+    short = module._Report()
+    for step in range(1, 101):
+        now[0] += 0.09
+        short(step, 100, 0.0)
+    assert not caplog.records  # nobody waits for nine seconds
 
 
 def test_finished_experts_stay_and_missing_ones_are_made(trained: Path, tmp_path: Path) -> None:
@@ -328,6 +334,7 @@ def test_the_schedule_makes_missing_experts_and_says_how_long(
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
     task = BlobTask()
     schedule = ExpertTrajectories(2, 2, 2, RECIPE)
+    monkeypatch.setattr(module, "FIRST_REPORT", 0.0)
     with caplog.at_level(logging.INFO, "mmdistill"):
         schedule.fetch(task, EMPTY, KEY)
     assert "s left" in caplog.text
