@@ -73,17 +73,15 @@ class Evaluation:
 
     def rows(self) -> list[list[str]]:
         """Return the results beside those of the baselines, in percent, as a table, header first."""
-        sources = {"distilled": self.results, **self.baselines}
+        sources = self._sources()
         tables = [{(entry.judge, entry.metric): entry for entry in entries} for entries in sources.values()]
-        shown = self.results or [entry for entries in self.baselines.values() for entry in entries]
-        keys = dict.fromkeys((entry.judge, entry.metric) for entry in shown)
+        keys = dict.fromkeys((entry.judge, entry.metric) for entry in self._shown())
         body = [[*key, *(str(table[key]) if key in table else "-" for table in tables)] for key in keys]
         return [["judge", "metric", *sources], *body]
 
     def units(self) -> str:
         """Return what the numbers of :meth:`rows` are, in words."""
-        entries = self.results or [entry for entries in self.baselines.values() for entry in entries]
-        counts = sorted({entry.n for entry in entries})
+        counts = sorted({entry.n for entry in self._shown()})
         several = " to ".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
         return "percent, " + ("1 network" if counts == [1] else f"mean +/- sd of {several or 'no'} networks")
 
@@ -100,13 +98,20 @@ class Evaluation:
         """
         import pandas as pd
 
-        sources = {"distilled": self.results, **self.baselines}
         records = [
             (name, entry.judge, entry.metric, entry.mean, entry.sd if entry.n > 1 else math.nan, entry.n)
-            for name, entries in sources.items()
+            for name, entries in self._sources().items()
             for entry in entries
         ]
         return pd.DataFrame.from_records(records, columns=["samples", "judge", "metric", "mean", "sd", "n"])
+
+    def _sources(self) -> dict[str, list[Entry]]:
+        """Return the entries of the set and of the baselines, by the name of what was judged."""
+        return {"distilled": self.results, **self.baselines}
+
+    def _shown(self) -> list[Entry]:
+        """Return the entries whose judges and metrics are shown: of the set, where it was judged."""
+        return self.results or [entry for entries in self.baselines.values() for entry in entries]
 
     def __repr__(self) -> str:
         return "\n".join([f"Evaluation: {self.units()}", aligned(self.rows()), *self.remarks()])

@@ -20,27 +20,27 @@ CAST_ON = ("cpu", "cuda")
 """The types of devices on which calls run, and a host may have its tensors cast."""
 
 
-class _Open:
-    """The public calls that are open in this process, and what is put back when the last one ends."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.count = 0
-        self.undo: list[Callable[[], None]] = []
-
-
-_open = _Open()
-
-
-class _OfThread(threading.local):
-    """The public calls that are open in this thread, and what is put back when the outermost one ends."""
+class _Calls:
+    """The public calls that are open, and what is put back when the last one ends."""
 
     def __init__(self) -> None:
         self.count = 0
         self.undo: list[Callable[[], None]] = []
 
+    def end(self) -> None:
+        """Close a call."""
+        self.count -= 1
+        while not self.count and self.undo:
+            self.undo.pop()()
 
-_of_thread = _OfThread()
+
+class _CallsOfThread(_Calls, threading.local):
+    """Those of each thread, which sees its own alone."""
+
+
+_open, _lock = _Calls(), threading.RLock()
+"""The calls of all threads, which change under the lock."""
+_open_here = _CallsOfThread()
 
 
 def at_last(undo: Callable[[], None]) -> None:
@@ -50,7 +50,7 @@ def at_last(undo: Callable[[], None]) -> None:
 
 def at_last_here(undo: Callable[[], None]) -> None:
     """Let something be undone when the last open public call of this thread ends."""
-    _of_thread.undo.append(undo)
+    _open_here.undo.append(undo)
 
 
 def isolated(function: Callable[P, R]) -> Callable[P, R]:
@@ -93,7 +93,7 @@ def own_state() -> Iterator[None]:
 @contextmanager
 def _of_the_process() -> Iterator[None]:
     """Set what all threads share when the first call of any of them begins, and put it back when the last one ends."""
-    with _open.lock:
+    with _lock:
         if not _open.count and (dtype := torch.get_default_dtype()) is not torch.float32:
             torch.set_default_dtype(torch.float32)
             at_last(functools.partial(torch.set_default_dtype, dtype))
@@ -101,19 +101,15 @@ def _of_the_process() -> Iterator[None]:
     try:
         yield
     finally:
-        with _open.lock:
-            _open.count -= 1
-            while not _open.count and _open.undo:
-                _open.undo.pop()()
+        with _lock:
+            _open.end()
 
 
 @contextmanager
 def _of_this_thread() -> Iterator[None]:
     """Put back what calls of this thread have set for it alone when the last of them ends."""
-    _of_thread.count += 1
+    _open_here.count += 1
     try:
         yield
     finally:
-        _of_thread.count -= 1
-        while not _of_thread.count and _of_thread.undo:
-            _of_thread.undo.pop()()
+        _open_here.end()
