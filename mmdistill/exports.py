@@ -22,7 +22,7 @@ def into_folder(
 
     @functools.wraps(write)
     def written(task: Task, batch: Batch, folder: Path | str) -> list[Path]:
-        return write(task, batch, Path(folder))
+        return write(task, batch, Path(folder) if isinstance(folder, str) else folder)
 
     return written
 
