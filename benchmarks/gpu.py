@@ -105,7 +105,7 @@ def table() -> list[Row]:
     rows += [Row("dsa", ipc, target) for ipc, target in ((1, 25), (50, 18))]
     rows += [Row("mtt", ipc, target, "tf32") for ipc, target in ((1, 20), (50, 3.5))]
     rows += [Row("mtt", ipc, target, "bf16") for ipc, target in ((1, 25), (10, 10), (50, 4.5))]
-    rows += [Row("evaluate-dsa", 10, 30)]
+    rows += [Row("evaluate-dsa", 10, 30), Row("evaluate", 10, 8, "bf16")]
     rows += [Row("dm", ipc, 1, changes={"classes_at_once": 1}, note="one class at once") for ipc in (1, 10, 50)]
     rows += [Row("dc", ipc, 1, changes={"classes_at_once": 10}, note="all classes at once") for ipc in (1, 10, 50)]
     rows += [Row(name, 10, 1, "float32") for name in ("dm", "dc", "mtt")]
@@ -189,7 +189,7 @@ def measured(task: ImageTask, row: Row, sizes: Sizes, limits: tuple[float, float
 def evaluation(task: ImageTask, row: Row, sizes: Sizes) -> dict[str, Any]:
     """Return the numbers of training many networks; the second call counts, and the textbook's few are scaled."""
     siamese = row.method.endswith("dsa")
-    made = speed.judging(task, row.ipc, sizes.networks, sizes.epochs, siamese, sizes.compile)
+    made = speed.judging(task, row.ipc, sizes.networks, sizes.epochs, siamese, sizes.compile, row.precision)
     ours = made.ours
     first = speed.timed(ours, task.device)
     seconds = speed.timed(ours, task.device)

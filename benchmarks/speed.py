@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmdistill import compilation
 from mmdistill.capture import CudaGraph, Function, Graph, Replay
+from mmdistill.choices import TrainingPrecision
 from mmdistill.compilation import CompileMode, operations
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import evaluate
@@ -184,8 +185,17 @@ def contest(
     return Contest(lambda: stepper(run), plain[name], lambda: stepper.path)
 
 
-def judging(task: ImageTask, ipc: int, networks: int, epochs: int, siamese: bool, compile: str) -> Contest:
-    """Return the two ways of training networks on a set."""
+def judging(
+    task: ImageTask,
+    ipc: int,
+    networks: int,
+    epochs: int,
+    siamese: bool,
+    compile: str,
+    precision: Precision = "float32",
+) -> Contest:
+    """Return the two ways of training networks on a set; of precisions, bf16 alone is of judges."""
+    lowered: TrainingPrecision = "bf16" if precision == "bf16" else "float32"
     if compile == "on":
         always_compile()
     replays: list[Replay] = []
@@ -197,7 +207,14 @@ def judging(task: ImageTask, ipc: int, networks: int, epochs: int, siamese: bool
 
     ways: set[str] = set()
     p = problem_of(task, ipc, 1)
-    judge = image_task(task.data, width=width_of(task), device=task.device, judge_epochs=epochs, judge_augment=siamese)
+    judge = image_task(
+        task.data,
+        width=width_of(task),
+        device=task.device,
+        judge_epochs=epochs,
+        judge_augment=siamese,
+        judge_precision=lowered,
+    )
     batch = Batch(p.synthetic.detach(), p.targets, torch.ones(len(p.targets), device=task.device))
 
     def ours() -> None:
@@ -209,7 +226,7 @@ def judging(task: ImageTask, ipc: int, networks: int, epochs: int, siamese: bool
     return Contest(
         ours,
         lambda: textbook.evaluation(p, networks, epochs, 256, siamese),
-        lambda: path_of(judge, ways),
+        lambda: path_of(judge, ways, lowered),
     )
 
 
@@ -219,9 +236,9 @@ def always_compile() -> None:
     stacked.WORTH_COMPILING = 0
 
 
-def path_of(judge: ImageTask, ways: set[str]) -> str:
+def path_of(judge: ImageTask, ways: set[str], precision: TrainingPrecision) -> str:
     """Return how judges' steps ran, by what was compiled and captured in fact."""
-    program = compilation.compiled_once(training_loss(judge.network, None))
+    program = compilation.compiled_once(training_loss(judge.network, None, precision))
     return " and ".join(["compiled"] * (program.seconds > 0) + sorted(ways)) or "eager"
 
 
@@ -431,7 +448,8 @@ def main() -> None:
     for ipc in (int(text) for text in chosen.ipc.split(",")):
         for name in chosen.methods.split(","):
             if name.startswith("evaluate"):
-                found = judging(task, ipc, chosen.networks, chosen.epochs, name.endswith("dsa"), chosen.compile)
+                siamese = name.endswith("dsa")
+                found = judging(task, ipc, chosen.networks, chosen.epochs, siamese, chosen.compile, chosen.precision)
                 row = measure(found, device, chosen.repeats, 0)
             else:
                 found = contest(task, name, ipc, chosen.real_batch, chosen.compile, chosen.precision)

@@ -121,15 +121,15 @@ class TitlesJudges(Protocol):
 
 @runtime_checkable
 class LimitsJudging(Protocol):
-    """A task not all of whose judges train for the epochs and by the minibatches that a user sets."""
+    """A task not all of whose judges train as a user sets it."""
 
     def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge, by name or title, reads of ``epochs`` and ``batch``; nothing where it is solved."""
+        """Return what a judge, by name or title, reads of :data:`JUDGING`; nothing where it is solved."""
         ...
 
 
-JUDGING = ("epochs", "batch")
-"""What a user can set of judging: epochs, and the size of minibatches."""
+JUDGING = ("epochs", "batch", "precision")
+"""What a user can set of judging: epochs, the size of minibatches and, of images, the number formats."""
 ROBUST_METRICS = (
     "label-robust score",
     "augmentation-robust score",

@@ -12,7 +12,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.run_state import RunState
 from mmdistill.runtime import sweep
-from mmdistill.settings import MEMORY_ONLY
+from mmdistill.settings import MEMORY_ONLY, defaults
 from mmdistill.store import load_tree, save_tree
 
 KEPT_CHECKPOINTS = 2
@@ -119,8 +119,8 @@ def require_same(path: Path, saved: Mapping[str, object], own: Mapping[str, obje
     Raises:
         CheckpointError: naming what differs.
     """
-    saved = _beside_memory(saved)
-    for key, value in _beside_memory(own).items():
+    saved = _comparable(saved)
+    for key, value in _comparable(own).items():
         if key == DESCRIBED and _agree(saved.get(key, {}), value):
             continue
         if key not in saved:
@@ -138,12 +138,16 @@ def _agree(saved: object, own: object) -> bool:
     return saved == own
 
 
-def _beside_memory(identity: Mapping[str, object]) -> Mapping[str, object]:
-    """Return an identity without the settings that bound memory."""
+def _comparable(identity: Mapping[str, object]) -> Mapping[str, object]:
+    """Return an identity without the settings that bound memory, and with those that its version did not have yet.
+
+    A setting that is new is made so that its default does what was done before.
+    """
     settings = identity.get("settings")
     if not isinstance(settings, Mapping):
         return identity
-    return {**identity, "settings": {name: value for name, value in settings.items() if name not in MEMORY_ONLY}}
+    whole = {**defaults(), **settings}
+    return {**identity, "settings": {name: value for name, value in whole.items() if name not in MEMORY_ONLY}}
 
 
 def _difference(name: str, saved: object, own: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy
+from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
 from mmdistill.names import split_names
 from mmdistill.run_folder import holds_work
@@ -85,6 +85,8 @@ class DistillConfig:
         expert_steps: epochs of an expert's training that a student must follow
         start_epochs: students start at a random one of an expert's first N epochs, the first being its initialisation
         expert_folder: folder that experts are read from and saved to; the cache by default
+        expert_precision: number formats that missing experts train in - float32, or bf16, which is faster on GPUs and
+            on CPUs with AMX or AVX512-BF16
         teacher_epochs: training epochs of the network that labels samples (--label teacher)
         ema: decay of a running average of the samples, which becomes the result; 0 takes the last samples as they are
         validate_every: steps between validations, the best of which decides what step is kept; 0 keeps the last step
@@ -97,6 +99,7 @@ class DistillConfig:
         networks_at_once: networks trained together, all by default; fewer need less memory, and are other networks
         judge_epochs: training epochs of judges; the protocol's by default
         judge_batch: minibatch size of judges; the protocol's by default
+        judge_precision: number formats that judges of images train in, float32 or bf16; they are tested in float32
         protocol: how judges of images train: default, dc, cafe, dsa, dm, mtt, frepo, rfad, kip, idc or addmem (see
             'mmdistill methods')
         whiten: ZCA whitening of images, in one paper's version: mtt, frepo or kip; none by default
@@ -156,6 +159,7 @@ class DistillConfig:
     expert_steps: int | None = None
     start_epochs: int | None = None
     expert_folder: str | None = None
+    expert_precision: TrainingPrecision | None = None
     teacher_epochs: int | None = None
     ema: float | None = None
     validate_every: int | None = None
@@ -167,6 +171,7 @@ class DistillConfig:
     networks_at_once: int | None = None
     judge_epochs: int | None = None
     judge_batch: int | None = None
+    judge_precision: TrainingPrecision | None = None
     protocol: str | None = None
     whiten: str | None = None
     mirror: bool | None = None
@@ -229,6 +234,7 @@ class EvaluateConfig:
         protocol: how judges of images train, as for distill
         judge_epochs: training epochs of judges; those of the run by default, with --protocol the protocol's
         judge_batch: minibatch size of judges; that of the run by default, with --protocol the protocol's
+        judge_precision: number formats that judges of images train in, float32 or bf16; that of the run by default
         scores: accuracy (or what the data's domain has instead), or the two robust scores of images
     """
 
@@ -242,6 +248,7 @@ class EvaluateConfig:
     protocol: str | None = None
     judge_epochs: int | None = None
     judge_batch: int | None = None
+    judge_precision: TrainingPrecision | None = None
     scores: str = "accuracy"
 
     def replaced(self, config: DistillConfig) -> DistillConfig:
@@ -252,6 +259,7 @@ class EvaluateConfig:
             protocol=self.protocol or former.protocol,
             judge_epochs=former.judge_epochs if self.judge_epochs is None else self.judge_epochs,
             judge_batch=former.judge_batch if self.judge_batch is None else self.judge_batch,
+            judge_precision=self.judge_precision or former.judge_precision,
         )
 
 

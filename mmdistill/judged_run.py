@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdistill.config import BUDGETS, SETTINGS
-from mmdistill.settings import MEMORY_ONLY
+from mmdistill.settings import MEMORY_ONLY, defaults
 
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
@@ -14,11 +14,11 @@ TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "step
 """Options and settings that the rest of a row tells."""
 PLACES = (
     *("data", "mirror", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY, *BUDGETS),
-    *("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch"),
+    *("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "judge_precision"),
 )
 """Options in which runs may differ and still be repetitions of one another: the set says what its data and its budget
 are, and each result who judged and how."""
-VALIDATING = ("judge_epochs", "judge_batch")
+VALIDATING = ("judge_epochs", "judge_batch", "judge_precision")
 """Those of them by which validation trains its networks, and so what it keeps."""
 
 
@@ -127,7 +127,8 @@ class JudgedRun(NamedTuple):
         What the set says of its objective and schedule is not in it, since runs of earlier versions say nothing.
         """
         metrics, entry = self.metrics, self.entry
-        settings = {name: value for name, value in self.settings.items() if name not in MEMORY_ONLY}
+        whole = defaults() | self.settings if self.settings else {}
+        settings = {name: value for name, value in whole.items() if name not in MEMORY_ONLY}
         data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names"), self.augmentation]
         judged = [entry["judge"], entry["metric"], entry.get("judging")]
         said = [self.made.get(name) for name in RECORDED]

@@ -15,7 +15,7 @@ import torch
 import mmdistill
 from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.metrics import ENTRY, fits, judging_of
+from mmdistill.metrics import ENTRY, Judging, fits, judging_of
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import cache_folder, describe_device, sweep_stale
 from mmdistill.store import read_json, write_json
@@ -47,7 +47,7 @@ class KeptBaselines:
     """
 
     def __init__(
-        self, config: DistillConfig, task: Task, judging: Mapping[str, int], n: int, at_once: int | None, seed: int
+        self, config: DistillConfig, task: Task, judging: Judging, n: int, at_once: int | None, seed: int
     ) -> None:
         info = task.describe()
         self.task, self.judging = task, judging

@@ -226,6 +226,7 @@ def target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Shapes:
         logits ``(..., C)``; targets ``(...,)`` int64 or ``(..., C)`` float; returns ``(...,)``.
     """
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits  # which a logarithm of 8 bits would coarsen
     entropy = soft_cross_entropy(logits, targets)
     if not targets.is_floating_point():
         return entropy

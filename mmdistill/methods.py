@@ -67,7 +67,7 @@ def experts_by(
     def make(settings: Settings) -> NetworkSchedule:
         epochs = needed_epochs(settings.start_epochs, settings.expert_steps)
         own = replace(protocol, epochs=epochs, sam=settings.expert_sam, sam_gap=settings.expert_gap)
-        recipe = ExpertRecipe(own, settings.augment)
+        recipe = ExpertRecipe(own, settings.augment, precision=settings.expert_precision)
         folder = Path(settings.expert_folder) if settings.expert_folder else None
         return kind(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)
 

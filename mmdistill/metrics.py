@@ -11,6 +11,9 @@ from mmdistill.evaluation import Entry, Evaluation
 from mmdistill.store import DistilledSet, read_json
 from mmdistill.task import Task
 
+Judging = Mapping[str, int | str]
+"""What the user set of judging, by the names of :data:`~mmdistill.abilities.JUDGING`."""
+
 METRICS_VERSION = 1
 ENTRY = {"judge": str, "metric": str, "mean": Real, "sd": Real, "n": int}
 DOCUMENT = {"data": str, "method": str, "seconds": Real}
@@ -21,7 +24,7 @@ def metrics_document(
     distilled: DistilledSet,
     evaluation: Evaluation,
     previous: Mapping[str, object] | None = None,
-    judging: Mapping[str, int] | None = None,
+    judging: Judging | None = None,
     task: Task | None = None,
 ) -> dict[str, object]:
     """Return the content of ``metrics.json``.
@@ -33,8 +36,8 @@ def metrics_document(
         distilled: the set.
         evaluation: its results and baselines.
         previous: what the file held before.
-        judging: what the user set of judging (epochs, batch), kept with every entry whose judge reads it; None or empty
-            where nothing.
+        judging: what the user set of judging (epochs, batch, precision), kept with every entry whose judge reads it;
+            None or empty where nothing.
         task: which says what its judges read, and what they are tested on; without one, all read everything.
     """
     previous = of_same_test(previous or {}, task)
@@ -114,7 +117,7 @@ def fits(found: object, types: Mapping[str, type]) -> bool:
     )
 
 
-def judging_of(task: Task | None, judge: str, judging: Mapping[str, int]) -> dict[str, int]:
+def judging_of(task: Task | None, judge: str, judging: Judging) -> dict[str, int | str]:
     """Return what a judge reads of what the user set of judging."""
     read = task.judging_read(judge) if isinstance(task, LimitsJudging) else JUDGING
     return {name: value for name, value in judging.items() if name in read}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmdistill.choices import Schedule as Schedule
-from mmdistill.choices import SplitBy
+from mmdistill.choices import SplitBy, TrainingPrecision
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
@@ -47,6 +47,7 @@ class TaskOptions:
         length: tokens kept of each text; None is the domain's default.
         judge_epochs: training epochs of trained judges; None is the protocol's own number.
         judge_batch: minibatch size of trained judges; None is the protocol's own number.
+        judge_precision: number formats that trained judges of images train in; None is float32.
         protocol: how judges are trained, by name; None is the domain's default.
         whiten: the whitening of images, by name; None is none.
         mirror: whether augmentation may mirror images; None is what suits a known data set, and yes for others.
@@ -70,6 +71,7 @@ class TaskOptions:
     length: int | None = None
     judge_epochs: int | None = None
     judge_batch: int | None = None
+    judge_precision: TrainingPrecision | None = None
     protocol: str | None = None
     whiten: str | None = None
     mirror: bool | None = None

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 from mmdistill.choices import InitKind as InitKind
+from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import ConfigError, require_choice
 
 LARGEST, LARGEST_WHOLE = 3e38, 2.0**62
@@ -70,7 +71,7 @@ MEMORY_ONLY = ("classes_at_once", "kept_steps")
 TRAINING = (
     *("outer_steps", "inner_steps", "inner_lr", "inner_batch", "inner_momentum", "inner_window", "kept_steps"),
     "ridge",
-    *("experts", "expert_steps", "start_epochs", "expert_folder"),
+    *("experts", "expert_steps", "start_epochs", "expert_folder", "expert_precision"),
 )
 """Settings of the networks' training, which mean something only to schedules and objectives that read them."""
 
@@ -180,6 +181,7 @@ class Settings:
         expert_folder: where experts are or shall be; the cache folder by default.
         expert_sam: rho of sharpness-aware training of experts; 0 trains them plainly.
         expert_gap: weight of the surrogate gap in sharpness-aware training of experts.
+        expert_precision: number formats in which missing experts train: ``float32`` or ``bf16``.
         teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
         ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
         clip: the norm of all active groups' gradients together at which a step's gradients are cut; 0 never cuts.
@@ -216,6 +218,7 @@ class Settings:
     expert_folder: str = ""
     expert_sam: float = 0.0
     expert_gap: float = 0.0
+    expert_precision: TrainingPrecision = "float32"
     teacher_epochs: int = 10
     ema: float = 0.0
     clip: float = 0.0
@@ -231,6 +234,7 @@ class Settings:
         if self.inner_momentum >= 1:
             raise ConfigError(f"inner_momentum is at least 0 and below 1, got {self.inner_momentum:g}")
         require_choice("the start (init)", self.init, get_args(InitKind))
+        require_choice("the experts' precision (expert_precision)", self.expert_precision, get_args(TrainingPrecision))
         if not isinstance(self.augment, bool):
             raise ConfigError(f"augment is true or false, got {self.augment!r}")
         if not isinstance(self.optimizers, Mapping):
@@ -238,6 +242,11 @@ class Settings:
         for group, spec in self.optimizers.items():
             if not isinstance(spec, OptimizerSpec):
                 raise ConfigError(f"the optimizer of {group!r} is an OptimizerSpec, got {type(spec).__name__}")
+
+
+def defaults() -> dict[str, object]:
+    """Return the settings' defaults by name, of those that have a plain one."""
+    return {entry.name: entry.default for entry in fields(Settings) if entry.default is not MISSING}
 
 
 def own_names(settings: Settings) -> set[str]:

@@ -28,12 +28,15 @@ GROUPS = {
         *("text_column", "label_column", "encoder", "length", "user_column", "item_column", "rating_column"),
         *("time_column", "min_rating", "split_by", "size", "mirror", "whiten", "inductive"),
     ),
-    "judging": (*("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "protocol"),),
+    "judging": (
+        *("judges", "baselines", "networks", "networks_at_once"),
+        *("judge_epochs", "judge_batch", "judge_precision", "protocol"),
+    ),
     "settings in place of the method's own": (
         *("steps", "lr", "real_batch", "syn_batch", "init", "augment", "outer_steps", "inner_steps", "inner_lr"),
         *("inner_batch", "inner_momentum", "inner_window", "clip", "ridge"),
         *("validate_every", "patience", "classes_at_once", "kept_steps", "interactions_per_user"),
-        *("experts", "expert_steps", "start_epochs", "expert_folder", "teacher_epochs", "ema"),
+        *("experts", "expert_steps", "start_epochs", "expert_folder", "expert_precision", "teacher_epochs", "ema"),
     ),
 }
 """The options of ``distill``, as its help shows them."""

@@ -227,6 +227,10 @@ def test_judging_again_goes_as_the_run_says(run: Path, tmp_path: Path) -> None:
     assert judging() == [("convnet", {"epochs": 2, "batch": 5})]
     assert main([*judge, "--protocol", "dm", "--judge-epochs", "1"]) == 0
     assert judging()[1:] == [("convnet [dm]", {"epochs": 1})]
+    assert main([*judge, "--judge-precision", "bf16"]) == 0
+    assert judging()[0] == ("convnet", {"epochs": 2, "precision": "bf16"})
+    assert main([*judge, "--judge-precision", "float32"]) == 0
+    assert judging()[0] == ("convnet", {"epochs": 2})
 
 
 def test_the_report_is_one_page(run: Path) -> None:
@@ -433,6 +437,10 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["distill", "--data", "cora", "--method", "dm", "--nodes", "70", "--judge-batch", "3"],
             "--judge-batch is for image, text and recsys data",
+        ),
+        (
+            ["distill", "--data", "cora", "--method", "dm", "--nodes", "70", "--judge-precision", "bf16"],
+            "--judge-precision is for image data",
         ),
         (
             ["distill", "--data", "mutag", "--method", "doscond", "--ipc", "1", "--model", "gin"],

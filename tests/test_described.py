@@ -231,3 +231,10 @@ def test_a_checkpoint_of_one_optimizer_more_is_refused_by_name(tmp_path: Path) -
     own = {"settings": {"optimizers": {"codes": {}}}}
     with pytest.raises(CheckpointError, match=r"its settings.optimizers.objective is None, not \{\}|is \{\}, not None"):
         require_same(tmp_path, {"settings": {"optimizers": {"codes": {}, "objective": {}}}}, own)
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_had_its_default(tmp_path: Path) -> None:
+    earlier = {"settings": {"steps": 3}}
+    require_same(tmp_path, earlier, {"settings": {"steps": 3, "expert_precision": "float32"}})
+    with pytest.raises(CheckpointError, match=r"its settings.expert_precision is float32, not bf16"):
+        require_same(tmp_path, earlier, {"settings": {"steps": 3, "expert_precision": "bf16"}})

@@ -31,7 +31,7 @@ DOMAIN = Domain(
     "files, or a .safetensors file with images and labels",
     presets=PRESETS,
     reduced=REDUCED,
-    options=("protocol", "whiten", "size", "mirror", "augment", "model", "judge_batch"),
+    options=("protocol", "whiten", "size", "mirror", "augment", "model", "judge_batch", "judge_precision"),
     protocols={name: protocol.line() for name, protocol in PROTOCOLS.items()},
     taxonomy=TABLE_1,
     conditions=conditions,

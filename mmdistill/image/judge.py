@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mmdistill.choices import TrainingPrecision
 from mmdistill.classification import accuracies, collapse_note
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Plan
@@ -29,6 +30,7 @@ from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps
 from mmdistill.networks.module import FunctionalModule, redrawn
 from mmdistill.networks.stacked import Loss, Mode, state_at
+from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors, one_tensor
 
@@ -59,22 +61,24 @@ def with_learned_rate(protocol: FitProtocol, learned: Mapping[str, Tensor]) -> t
     return replace(protocol, optimizer="sgd", lr=float(rates.mean()), momentum=0.9), ()
 
 
-def training_loss(network: FunctionalModule, scale: float | None) -> Loss:
+def training_loss(network: FunctionalModule, scale: float | None, precision: TrainingPrecision = "float32") -> Loss:
     """Return the loss that a network trains by, the same function each time, so that it is compiled once.
 
     Args:
         network: what trains, and keeps its losses.
         scale: of targets under the squared error; None is cross entropy.
+        precision: what the network computes in; its loss is in float32.
     """
-    if scale not in network.losses:
-        network.losses[scale] = _training_loss(network, scale)
-    loss: Loss = network.losses[scale]
+    if (scale, precision) not in network.losses:
+        network.losses[scale, precision] = _training_loss(network, scale, precision)
+    loss: Loss = network.losses[scale, precision]
     return loss
 
 
-def _training_loss(network: FunctionalModule, scale: float | None) -> Loss:
+def _training_loss(network: FunctionalModule, scale: float | None, precision: TrainingPrecision) -> Loss:
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-        output, buffers = network(state, batch.inputs, train=True)
+        with lowered(precision, batch.weight.device, graph=True):
+            output, buffers = network(state, batch.inputs, train=True)
         targets = one_tensor(batch.targets)
         losses = target_loss(output, targets) if scale is None else squared_loss(output, targets, scale)
         return weighted_mean(losses, batch.weight), buffers
@@ -137,7 +141,8 @@ class Judge:
 
     def _fit(self, data: Batch, n: int, draws: Draws, mode: Mode, compile: Literal["auto", "off"]) -> NetworkState:
         """Train n networks by the learned steps or by the protocol."""
-        loss = training_loss(self.network, self.plan.label_scale if self.plan.squared else None)
+        scale = self.plan.label_scale if self.plan.squared else None
+        loss = training_loss(self.network, scale, self.plan.precision)
         if self.steps is not None:
             batches, rates, momentum = self.steps
             return fit_steps(self._start, loss, batches, rates, momentum, n, draws, mode=mode)

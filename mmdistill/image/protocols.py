@@ -11,6 +11,7 @@ ResNets regress at one.
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import ConfigError
 from mmdistill.image.data import ImageData
 from mmdistill.image.models import NetworkKind
@@ -199,6 +200,7 @@ class Plan:
         squared: regress all targets.
         label_scale: of targets that are regressed.
         bias_std: how networks start, as of a :class:`Protocol`.
+        precision: what networks train in.
     """
 
     fit: FitProtocol
@@ -207,6 +209,7 @@ class Plan:
     squared: bool = False
     label_scale: float = 1.0
     bias_std: float | None = None
+    precision: TrainingPrecision = "float32"
 
 
 @dataclass(frozen=True)
@@ -237,11 +240,13 @@ class Chosen:
         epochs: how long judges train; the whole training set never for longer than its data state.
         batch: their minibatch size.
         augment: DSA or nothing, not even CutMix.
+        precision: number formats; float32 where nothing is chosen.
     """
 
     epochs: int | None = None
     batch: int | None = None
     augment: bool | None = None
+    precision: TrainingPrecision | None = None
 
 
 def plan_for(protocol: Protocol, data: ImageData, occasion: Occasion, chosen: Chosen = Chosen()) -> Plan:
@@ -258,6 +263,7 @@ def plan_for(protocol: Protocol, data: ImageData, occasion: Occasion, chosen: Ch
         protocol.squared or occasion.scores,
         protocol.label_scale,
         protocol.bias_std if occasion.own and not occasion.whole else None,
+        chosen.precision or "float32",
     )
 
 

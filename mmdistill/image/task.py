@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.choices import TrainingPrecision
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, require_choice
 from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
@@ -59,6 +61,7 @@ class ImageTask:
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.
         judge_augment: whether judges train with per-sample augmentation; None is the protocol's own choice.
+        judge_precision: number formats that judges train in; None is float32, in which they are tested.
         protocol: how judges train, or its name in :data:`~mmdistill.image.protocols.PROTOCOLS`.
     """
 
@@ -72,6 +75,7 @@ class ImageTask:
         judge_epochs: int | None = None,
         judge_batch: int | None = None,
         judge_augment: bool | None = None,
+        judge_precision: TrainingPrecision | None = None,
         protocol: str | Protocol | None = None,
     ) -> None:
         self.data = data
@@ -85,6 +89,7 @@ class ImageTask:
         self.judge_augment = judge_augment
         self.judge_epochs = judge_epochs
         self.judge_batch = judge_batch
+        self.judge_precision = judge_precision
         self.protocol = find_protocol(protocol)
         self._named = NamedJudges(data, network, model, self.protocol, device)
         self.judges: Sequence[str] = self._named.usual
@@ -191,7 +196,7 @@ class ImageTask:
         targets, named = one_tensor(batch.targets), self._named
         own, kind = judge == self.model, named.kind(judge)
         occasion = Occasion(len(batch.weight), not are_probabilities(targets), whole, own, kind)
-        chosen = Chosen(self.judge_epochs, self.judge_batch, self.judge_augment)
+        chosen = Chosen(self.judge_epochs, self.judge_batch, self.judge_augment, self.judge_precision)
         plan = plan_for(self.protocol, self.data, occasion, chosen)
         usable = learned if own or kind != "transformer" else {}  # rates that ConvNets learned are SGD's
         fit, notes = with_learned_rate(plan.fit, usable)
@@ -306,6 +311,7 @@ def image_task(
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
     judge_augment: bool | None = None,
+    judge_precision: TrainingPrecision | None = None,
     protocol: str | Protocol | None = None,
     whiten: str | None = None,
     seed: int = 0,
@@ -329,6 +335,8 @@ def image_task(
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.
         judge_augment: whether judges train with augmentation; None is the protocol's own choice.
+        judge_precision: number formats that judges train in, ``float32`` (None) or ``bf16``; they are tested in
+            float32.
         protocol: how judges train: ``default``, a paper's (``dc``, ``cafe``, ``dsa``, ``dm``, ``mtt``, ``frepo``,
             ``rfad``, ``kip``, ``idc``, ``addmem``), or one of your own.
         whiten: ZCA whitening as a paper has it: ``mtt``, ``frepo`` or ``kip``; None normalises channels alone.
@@ -340,6 +348,8 @@ def image_task(
         UnsupportedError: a network for larger images.
     """
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    if judge_precision is not None:
+        require_choice("the judges' precision", judge_precision, get_args(TrainingPrecision))
     if mirror is not None and not isinstance(mirror, bool):
         raise ConfigError(f"mirror is True or False, got {mirror!r}")
     place = choose_device(device)
@@ -368,6 +378,7 @@ def image_task(
         judge_epochs=judge_epochs,
         judge_batch=judge_batch,
         judge_augment=judge_augment,
+        judge_precision=judge_precision,
         protocol=protocol,
     )
     images = loaded.normalise(loaded.train_images[:2].to(place))
@@ -386,6 +397,7 @@ def make_task(data: str, options: TaskOptions) -> ImageTask:
         device=options.device,
         judge_epochs=options.judge_epochs,
         judge_batch=options.judge_batch,
+        judge_precision=options.judge_precision,
         protocol=options.protocol,
         whiten=options.whiten,
         seed=options.seed,

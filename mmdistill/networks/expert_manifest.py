@@ -11,6 +11,8 @@ from mmdistill.store import read_json
 
 EXPERTS_VERSION = 3
 MANIFEST = "experts.json"
+PRECISION = "precision"
+"""Under which a training's number formats are, if they are others than float32."""
 
 
 def digest(manifest: dict[str, Any]) -> str:
@@ -62,14 +64,15 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *,
                 f"and {new.get(name)} in the task's network"
             )
     if found["layers"] != wanted["layers"]:
-        there, here = differing_lines(found["layers"], wanted["layers"])
+        those, these = differing_lines(found["layers"], wanted["layers"])
         raise CheckpointError(
             f"the experts in {folder} are of another network: its parameters have the same shapes, but its layers are "
-            f"{there} there and {here} in the task's network"
+            f"{those} there and {these} in the task's network"
         )
-    for key, value in wanted["training"].items() if training else ():
-        if found["training"].get(key) != value:
+    there: dict[str, Any] = {PRECISION: "float32", **found["training"]}
+    here: dict[str, Any] = {PRECISION: "float32", **wanted["training"]}
+    for key, value in here.items() if training else ():
+        if there.get(key) != value:
             raise CheckpointError(
-                f"the experts in {folder} trained with {key} = {found['training'].get(key)}, not {value}; "
-                "use another folder"
+                f"the experts in {folder} trained with {key} = {there.get(key)}, not {value}; use another folder"
             )

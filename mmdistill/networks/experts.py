@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import TrainsWhole
+from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.isolation import isolated
 from mmdistill.memory import explained
@@ -35,6 +36,7 @@ from mmdistill.networks.expert_group import (
 from mmdistill.networks.expert_manifest import (
     EXPERTS_VERSION,
     MANIFEST,
+    PRECISION,
     digest,
     read_manifest,
     require_same,
@@ -43,6 +45,7 @@ from mmdistill.networks.expert_manifest import (
 from mmdistill.networks.fit import FitProtocol, Standing, fit_networks, steps_of_epoch
 from mmdistill.networks.stacked import Loss, Mode, stack_states
 from mmdistill.networks.statistics import copied
+from mmdistill.precision import lowered
 from mmdistill.runtime import Draws, cache_folder, sole_writer, sweep
 from mmdistill.store import write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, shares_inputs, take
@@ -67,11 +70,13 @@ class ExpertRecipe:
         protocol: epochs, optimizer, minibatches.
         augment: augment the real minibatches per sample.
         seed: of initialisations, orders and augmentation; the experts do not depend on the distillation's seed.
+        precision: what their networks compute in; parameters are float32.
     """
 
     protocol: FitProtocol = PUBLISHED
     augment: bool = True
     seed: int = 0
+    precision: TrainingPrecision = "float32"
 
     def of_epochs(self, epochs: int) -> "ExpertRecipe":
         """Return the same training for so many epochs."""
@@ -82,6 +87,9 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
     """Return what experts are, as plain values: the data, their preprocessing, the network, the training."""
     info = task.describe()
     state = task.init(Draws(0, device=task.device))
+    training: dict[str, Any] = {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed}
+    if recipe.precision != "float32":  # what has no precision is of float32, as all were once
+        training[PRECISION] = recipe.precision
     found = {
         "version": EXPERTS_VERSION,
         "data": Path(info.data).name,
@@ -89,7 +97,7 @@ def identity(task: Task, recipe: ExpertRecipe) -> dict[str, Any]:
         "preprocessing": info.prepared,
         "architecture": state.shapes(),
         "layers": described_layers(task),
-        "training": {**asdict(recipe.protocol), "augment": recipe.augment, "seed": recipe.seed},
+        "training": training,
     }
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
     return plain
@@ -300,7 +308,7 @@ class _Trainer:
         self.pure = _batches(task, self.data)
         # On the CPU one network keeps the machine busy, and convolutions batched over networks are slow.
         self.mode: Mode = mode or ("vmap" if self.pure and task.device.type != "cpu" else "loop")
-        self.loss = _expert_loss(task, random=not self.pure)
+        self.loss = _expert_loss(task, random=not self.pure, precision=recipe.precision)
 
     def train(self, group: Sequence[int], clock: "_Clock") -> None:
         """Train a group's experts and write those that are missing."""
@@ -339,13 +347,14 @@ class _Trainer:
         kept.remove()
 
 
-def _expert_loss(task: Task, random: bool) -> Loss:
+def _expert_loss(task: Task, random: bool, precision: TrainingPrecision = "float32") -> Loss:
     """Return the training loss; dropout, which cannot be batched over networks, draws from each step's own seed."""
 
     def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
         own = NetworkState(state.params, copied(state.buffers))
         draws = Draws(int(noise["seed"]), device=task.device) if random else None
-        return task.loss(own, batch, train=True, draws=draws), own.buffers
+        with lowered(precision, task.device, graph=True):
+            return task.loss(own, batch, train=True, draws=draws), own.buffers
 
     return loss
 

@@ -86,7 +86,7 @@ class FunctionalModule:
         ConfigError: a module that cannot be trained whole, or ``features`` that are none of its submodules.
 
     Attributes:
-        losses: that judges train it by, by the scale of their targets.
+        losses: that judges train it by, by the scale of their targets and the number formats.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class FunctionalModule:
         missing = [name for name in self.feature_names if name not in submodules]
         if missing:
             raise ConfigError(f"no submodule named {missing[0]!r}; there are {sorted(n for n in submodules if n)}")
-        self.losses: dict[float | None, Any] = {}
+        self.losses: dict[tuple[float | None, str], Any] = {}
         self._captured: Tensors = {}
         for name in self.feature_names[:-1]:
             submodules[name].register_forward_hook(partial(_keep_output, self._captured, name))

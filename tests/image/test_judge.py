@@ -6,7 +6,8 @@ import torch
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.image import ImageTask, image_task
-from mmdistill.image.judge import Judge, with_learned_rate
+from mmdistill.image import judge as judge_module
+from mmdistill.image.judge import Judge, training_loss, with_learned_rate
 from mmdistill.image.protocols import CLASSIFICATION, Plan
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.fit import fit_steps
@@ -14,7 +15,7 @@ from mmdistill.networks.minibatches import fixed_order, gather_steps, learned_st
 from mmdistill.networks.stacked import state_at
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Tensors
+from mmdistill.task import Batch, NetworkState, Tensors, one_tensor
 from tests.oracles import unroll as oracle
 from tests.toys import BlobTask
 
@@ -140,6 +141,39 @@ def plain_steps(task: ImageTask, params: Tensors, steps: Batch, rates: tuple[flo
         velocity = {name: beta * velocity[name] + gradient[name] for name in params}
         params = {name: params[name] - rate * velocity[name] for name in params}
     return params
+
+
+@pytest.mark.parametrize(("scale", "soft"), [(None, False), (None, True), (8.0, False)])
+def test_judges_train_in_bfloat16_with_a_loss_in_float32(
+    scale: float | None, soft: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = image_task("digits", model="mlp", width=64)
+    batch = task.select(torch.arange(32))
+    targets = one_tensor(batch.targets)
+    if soft:
+        batch = batch._replace(targets=torch.nn.functional.one_hot(targets, 10).float() * 0.9 + 0.01)
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(
+        judge_module, "weighted_mean", lambda losses, weight: seen.append(losses.dtype) or losses.mean()
+    )
+    state, gradients = task.init(KEY), {}
+    for precision in ("float32", "bf16"):
+        loss = training_loss(task.network, scale, precision)  # type: ignore[arg-type]
+        (gradient, _) = torch.func.grad(lambda p, loss=loss: loss(NetworkState(p, {}), batch, {}), has_aux=True)(
+            state.params
+        )
+        gradients[precision] = torch.cat([g.flatten() for g in gradient.values()])
+    apart = (gradients["bf16"] - gradients["float32"]).norm() / gradients["float32"].norm()
+    assert 0 < apart < 0.05  # roundings to 8 bits, each of up to 0.4 %
+    assert seen == [torch.float32] * 2
+
+
+def test_the_precision_of_judges_is_chosen_by_name() -> None:
+    task = image_task("digits", model="mlp", width=8, judge_epochs=3, judge_precision="bf16")
+    batch, plain = task.select(torch.arange(32)), image_task("digits", model="mlp", width=8, judge_epochs=3)
+    assert accuracy(task, batch, {}) == pytest.approx(accuracy(plain, batch, {}), abs=0.05)
+    with pytest.raises(ConfigError, match="the judges' precision"):
+        image_task("digits", judge_precision="float16")  # type: ignore[arg-type]
 
 
 def test_without_an_order_there_are_no_steps_to_take(digits: ImageTask) -> None:

@@ -207,6 +207,23 @@ def test_experts_that_do_not_fit_are_refused_by_name(trained: Path, tmp_path: Pa
         train_experts(BlobTask(), tmp_path, 0, RECIPE)
 
 
+def test_experts_in_bfloat16_train_alike_and_stand_apart(trained: Path, tmp_path: Path) -> None:
+    task, lowered = BlobTask(), replace(RECIPE, precision="bf16")
+    found = train_experts(task, tmp_path, 3, lowered, together=2)
+    plain = Experts(trained, task, 3, EPOCHS)
+    for name, tensor in found.snapshot(1, EPOCHS).params.items():
+        assert tensor.dtype == torch.float32
+        way = plain.snapshot(1, EPOCHS).params[name] - plain.snapshot(1, 0).params[name]
+        apart = (tensor - plain.snapshot(1, EPOCHS).params[name]).norm() / way.norm()
+        assert 0 < apart < 0.05  # bfloat16 has 8 bits: a step is off by 1e-3 to 1e-2
+    assert torch.equal(found.snapshot(1, 0).params["0.weight"], plain.snapshot(1, 0).params["0.weight"])
+    assert default_folder(task, lowered) != default_folder(task, RECIPE)
+    with pytest.raises(CheckpointError, match="precision = bf16, not float32; use another folder"):
+        open_experts(task, tmp_path, 3, RECIPE)
+    with pytest.raises(CheckpointError, match="precision = float32, not bf16; use another folder"):
+        open_experts(task, trained, 3, lowered)
+
+
 def test_experts_of_other_layers_are_refused(tmp_path: Path) -> None:
     def make(layer: type[nn.Module]) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(16, 3), layer(), nn.Linear(3, 3))
