@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import ttest_1samp
 
+from mmdistill.abilities import JUDGING
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
 from mmdistill.method import Method
-from mmdistill.metrics import metrics_document
+from mmdistill.metrics import Judging, metrics_document
 from mmdistill.precision import Precision
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
@@ -42,7 +43,7 @@ from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task
 
-TASK_OPTIONS = ("model", "width", "encoder", "judge_epochs", "judge_batch", "protocol", "whiten")
+TASK_OPTIONS = ("model", "width", "encoder", "judge_epochs", "judge_batch", "judge_precision", "protocol", "whiten")
 
 
 class Prepared(NamedTuple):
@@ -56,7 +57,7 @@ class Prepared(NamedTuple):
     method: Method
     schedule: str
     precision: Precision
-    judging: dict[str, int]
+    judging: Judging
 
 
 def prepared(row: str, device: str = "cpu") -> Prepared:
@@ -111,9 +112,9 @@ def folder_of(out: Path, row: str, seed: int) -> Path:
     return out / row.replace(":", "_").replace("=", "").replace(",", "_") / f"seed-{seed}"
 
 
-def judging_of(task_options: Mapping[str, Any]) -> dict[str, int]:
+def judging_of(task_options: Mapping[str, Any]) -> Judging:
     """Return what a row sets of judging, as entries of ``metrics.json`` carry it."""
-    return {name: task_options[f"judge_{name}"] for name in ("epochs", "batch") if f"judge_{name}" in task_options}
+    return {name: task_options[f"judge_{name}"] for name in JUDGING if f"judge_{name}" in task_options}
 
 
 def run_row(
