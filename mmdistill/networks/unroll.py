@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, require_choice
+from mmdistill.networks.convolutions import TwiceDifferentiable
 from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.gradients import require_reached_from
 from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
@@ -183,7 +184,8 @@ class _Problem:
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             fresh = [t.detach().requires_grad_(index in chosen) for index, t in enumerate(leaves)]
-            value = self.value(theta, fresh, step)
+            with TwiceDifferentiable():
+                value = self.value(theta, fresh, step)
             self.check(value, [theta, *fresh])
             (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
         return _Recorded(gradient, theta, [fresh[index] for index in chosen])
