@@ -32,19 +32,8 @@ EXAMPLES = """examples:
 """
 EXPERT_OPTIONS = (
     *("data", "method", "ipc", "nodes", "schedule", "model", "width", "seed", "device", "augment", "expert_steps"),
-    *(
-        "start_epochs",
-        "expert_folder",
-        "expert_precision",
-        "text_column",
-        "label_column",
-        "encoder",
-        "length",
-        "size",
-        "mirror",
-        "whiten",
-    ),
-    "inductive",
+    *("start_epochs", "expert_folder", "expert_precision", "text_column", "label_column", "encoder", "length"),
+    *("size", "mirror", "whiten", "inductive"),
 )
 """The options of ``distill`` on which experts depend, and where they are made and kept."""
 FORMATS = (

@@ -33,8 +33,9 @@ class JudgedRun(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The method's settings, where the set says them."""
-        return dict(self.made.get("settings") or {})
+        """The method's settings, where the set says them; those that its version did not have are at their defaults."""
+        found = dict(self.made.get("settings") or {})
+        return {**found, **defaults(), **found} if found else {}  # in the order of the set's own
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -127,8 +128,7 @@ class JudgedRun(NamedTuple):
         What the set says of its objective and schedule is not in it, since runs of earlier versions say nothing.
         """
         metrics, entry = self.metrics, self.entry
-        whole = defaults() | self.settings if self.settings else {}
-        settings = {name: value for name, value in whole.items() if name not in MEMORY_ONLY}
+        settings = {name: value for name, value in self.settings.items() if name not in MEMORY_ONLY}
         data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names"), self.augmentation]
         judged = [entry["judge"], entry["metric"], entry.get("judging")]
         said = [self.made.get(name) for name in RECORDED]

@@ -56,6 +56,15 @@ def test_repetitions_are_pooled_and_other_settings_are_not(tmp_path: Path) -> No
     assert mlp.score.mean == pytest.approx(0.45)
 
 
+def test_a_run_of_a_version_without_a_setting_had_its_default(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, 0.8, seed=seed) for seed, name in enumerate(("earlier", "plain", "lowered"))]
+    for run, precision in zip(runs[1:], ("float32", "bf16"), strict=True):
+        made = json.loads((run / "distilled.json").read_text())
+        made["settings"]["expert_precision"] = precision
+        (run / "distilled.json").write_text(json.dumps(made))
+    assert sorted(len(row.score.values) for row in read_runs(runs)) == [1, 2]
+
+
 def test_a_baseline_is_that_of_the_runs_own_judge_and_metric(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
     document = json.loads((run / "metrics.json").read_text())
