@@ -16,18 +16,16 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import ttest_1samp
 
-from mmdistill.abilities import JUDGING
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
 from mmdistill.method import Method
-from mmdistill.metrics import Judging, metrics_document
+from mmdistill.metrics import Judging, judging_set, metrics_document
 from mmdistill.precision import Precision
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
@@ -73,7 +71,7 @@ def prepared(row: str, device: str = "cpu") -> Prepared:
         label,
         overrides,
     )
-    return Prepared(domain, data, name, budget, task, method, schedule, precision, judging_of(options))
+    return Prepared(domain, data, name, budget, task, method, schedule, precision, judging_set(options))
 
 
 def parse_row(row: str) -> tuple[str, str, int, dict[str, Any]]:
@@ -110,11 +108,6 @@ def _plain(text: str) -> object:
 def folder_of(out: Path, row: str, seed: int) -> Path:
     """Return the folder in which a row keeps what it found with a seed."""
     return out / row.replace(":", "_").replace("=", "").replace(",", "_") / f"seed-{seed}"
-
-
-def judging_of(task_options: Mapping[str, Any]) -> Judging:
-    """Return what a row sets of judging, as entries of ``metrics.json`` carry it."""
-    return {name: task_options[f"judge_{name}"] for name in JUDGING if f"judge_{name}" in task_options}
 
 
 def run_row(

@@ -12,7 +12,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.run_state import RunState
 from mmdistill.runtime import sweep
-from mmdistill.settings import MEMORY_ONLY, defaults
+from mmdistill.settings import MEMORY_ONLY, completed
 from mmdistill.store import load_tree, save_tree
 
 KEPT_CHECKPOINTS = 2
@@ -139,15 +139,12 @@ def _agree(saved: object, own: object) -> bool:
 
 
 def _comparable(identity: Mapping[str, object]) -> Mapping[str, object]:
-    """Return an identity without the settings that bound memory, and with those that its version did not have yet.
-
-    A setting that is new is made so that its default does what was done before.
-    """
+    """Return an identity without the settings that bound memory, and with those that its version did not have yet."""
     settings = identity.get("settings")
     if not isinstance(settings, Mapping):
         return identity
-    whole = {**defaults(), **settings}
-    return {**identity, "settings": {name: value for name, value in whole.items() if name not in MEMORY_ONLY}}
+    compared = {name: value for name, value in completed(settings).items() if name not in MEMORY_ONLY}
+    return {**identity, "settings": compared}
 
 
 def _difference(name: str, saved: object, own: object) -> str:

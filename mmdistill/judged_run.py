@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdistill.config import BUDGETS, SETTINGS
-from mmdistill.settings import MEMORY_ONLY, defaults
+from mmdistill.settings import MEMORY_ONLY, completed
 
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
@@ -34,8 +34,8 @@ class JudgedRun(NamedTuple):
     @property
     def settings(self) -> dict[str, Any]:
         """The method's settings, where the set says them; those that its version did not have are at their defaults."""
-        found = dict(self.made.get("settings") or {})
-        return {**found, **defaults(), **found} if found else {}  # in the order of the set's own
+        found = self.made.get("settings")
+        return completed(found) if found else {}
 
     @property
     def info(self) -> Mapping[str, Any]:

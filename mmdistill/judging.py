@@ -9,7 +9,7 @@ from mmdistill.abilities import ROBUST_METRICS, TitlesJudges
 from mmdistill.config import DistillConfig
 from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
 from mmdistill.kept_baselines import KeptBaselines
-from mmdistill.metrics import Judging, judging_of, metrics_document, of_same_test, read_metrics, recorded
+from mmdistill.metrics import Judging, judging_of, judging_set, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.names import baseline_names
 from mmdistill.progress import judging_bar
 from mmdistill.run_folder import METRICS
@@ -33,9 +33,7 @@ class Missing(NamedTuple):
 
 def chosen_judging(config: DistillConfig) -> dict[str, int | str]:
     """Return what the user set of judging, by which results may differ; a protocol is in the judge's name."""
-    lowered = config.judge_precision if config.judge_precision != "float32" else None
-    chosen = {"epochs": config.judge_epochs, "batch": config.judge_batch, "precision": lowered}
-    return {name: value for name, value in chosen.items() if value is not None}
+    return judging_set(vars(config))
 
 
 @contextmanager

@@ -117,6 +117,12 @@ def fits(found: object, types: Mapping[str, type]) -> bool:
     )
 
 
+def judging_set(options: Mapping[str, Any]) -> dict[str, int | str]:
+    """Return what options (``judge_epochs``, ...) set of judging; float32, in which judges train anyway, is nothing."""
+    found = {name: options.get(f"judge_{name}") for name in JUDGING}
+    return {name: value for name, value in found.items() if value not in (None, "float32")}
+
+
 def judging_of(task: Task | None, judge: str, judging: Judging) -> dict[str, int | str]:
     """Return what a judge reads of what the user set of judging."""
     read = task.judging_read(judge) if isinstance(task, LimitsJudging) else JUDGING

@@ -244,9 +244,13 @@ class Settings:
                 raise ConfigError(f"the optimizer of {group!r} is an OptimizerSpec, got {type(spec).__name__}")
 
 
-def defaults() -> dict[str, object]:
-    """Return the settings' defaults by name, of those that have a plain one."""
-    return {entry.name: entry.default for entry in fields(Settings) if entry.default is not MISSING}
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded settings, in their order, and then those that their version did not have, at their defaults.
+
+    A setting that is new is made so that its default does what was done before.
+    """
+    defaults = {entry.name: entry.default for entry in fields(Settings) if entry.default is not MISSING}
+    return {**settings, **defaults, **settings}
 
 
 def own_names(settings: Settings) -> set[str]:
