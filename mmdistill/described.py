@@ -1,16 +1,27 @@
-"""What an objective and a network schedule are, as plain values: by these, runs of one name are told apart."""
+"""What an objective and a network schedule are, as plain values: by these, runs of one name are told apart.
 
+Users may edit their functions and classes without renaming them, so digests say what these compute.
+"""
+
+import hashlib
 import math
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
+from inspect import isfunction, ismethod
 from numbers import Integral, Real
 from pathlib import PurePath
+from types import CodeType, FunctionType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from mmdistill.store import digest_of
+
+LIBRARIES = ("builtins", "mmdistill", "torch", "torch_geometric", "torchvision", "transformers")
+"""Packages whose functions and classes are what their names say; those of others are a user's, who may edit them."""
 
 OF_MODULES = frozenset(vars(nn.Module()))
 """What torch keeps in every module, beside what its class says of itself."""
@@ -21,8 +32,9 @@ def described(made: object) -> dict[str, object]:
 
     Numbers, texts, booleans and None are as they are, in tuples, lists and mappings too. Dataclasses are described
     likewise, without fields that do not count when two are compared; so are modules that hold no others, and
-    objectives within an objective. Of partial functions their arguments count. Anything else is the name of its class
-    or, of a function, its own. Private attributes (``_name``) are what is kept, not what is set, and do not count.
+    objectives within an objective. Of partial functions their arguments count, of methods their object, of a user's
+    functions without a name what they compute. Anything else is the name of its class or, of a function, its own.
+    Private attributes (``_name``) are what is kept, not what is set, and do not count.
 
     Args:
         made: an objective or a schedule, as it was made: before it draws or learns.
@@ -59,6 +71,10 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, partial):
         return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if ismethod(value):
+        return [_plain(value.__self__), value.__name__]
+    if isfunction(value) and value.__name__ == "<lambda>" and is_users(value):
+        return f"lambda {code_digest(value)}"
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
@@ -71,3 +87,64 @@ def _plain(value: object) -> object:
     if simple or (is_dataclass(value) and not isinstance(value, type)):
         return described(value)
     return str(getattr(value, "__name__", type(value).__name__))
+
+
+def is_users(made: type | FunctionType) -> bool:
+    """Return whether a class or function is a user's."""
+    return made.__module__.partition(".")[0] not in LIBRARIES
+
+
+def code_digest(made: type | FunctionType) -> str:
+    """Return a digest of what a function, or a class's own functions, compute: the same in any process."""
+    functions = vars(made) if isinstance(made, type) else {"": made}
+    values = {name: _computed(function) for name, function in functions.items() if isfunction(function)}
+    return hashlib.blake2b(repr(sorted(values.items())).encode(), digest_size=4).hexdigest()
+
+
+def code_value(value: object) -> object:
+    """Return a constant of a piece of code, or an attribute, as plain values; what has none by its type.
+
+    Sets, whose order is chance, are in order; of functions the code counts, of tensors a digest.
+    """
+    if isinstance(value, CodeType):
+        return _code(value)
+    if isfunction(value):
+        return value.__qualname__, _computed(value)
+    if isinstance(value, Tensor):
+        return digest_of({"value": value.detach().cpu()})
+    if isinstance(value, partial):
+        return code_value([value.func, value.args, value.keywords])
+    if isinstance(value, set | frozenset):
+        return sorted(repr(code_value(entry)) for entry in value)
+    if isinstance(value, list | tuple):
+        return [code_value(entry) for entry in value]
+    if isinstance(value, dict):
+        return [(code_value(key), code_value(entry)) for key, entry in value.items()]
+    if value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _code(code: CodeType) -> tuple[object, ...]:
+    """Return what a piece of code computes as plain values, the same in any process."""
+    return code.co_code, code.co_names, [code_value(value) for value in code.co_consts]
+
+
+def _computed(function: FunctionType) -> tuple[object, ...]:
+    """Return a function's code, with the values that it holds: its defaults, and what it takes from around it."""
+    held = [code_value(value) for value in (function.__defaults__, function.__kwdefaults__) if value]
+    return _code(function.__code__), *held, *_enclosed(function)
+
+
+def _enclosed(function: FunctionType) -> list[object]:
+    """Return what a function has from those around it, by name: values, and of functions, as of itself, their names."""
+    found: list[object] = []
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            value = cell.cell_contents
+        except ValueError:  # it is not set yet
+            continue
+        if name == "__class__":  # what super() reads
+            continue
+        found.append((name, value.__qualname__ if isfunction(value) else code_value(value)))
+    return found

@@ -19,12 +19,15 @@ from mmdistill.described import described
 from mmdistill.distill import distill
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluate import evaluate
+from mmdistill.image.matching import COLOR_CROP, COLOR_CROP_CUTOUT
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS, fresh
 from mmdistill.metrics import metrics_document
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic, TrainedOnS
 from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides
+from mmdistill.objectives.distances import row_cosine
+from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.side_by_side import titles
@@ -37,6 +40,9 @@ from tests.toys import BlobTask
 class Options:
     power: float = 2.0
     _cache: dict[int, int] = field(default_factory=dict, compare=False)
+
+    def taken(self, x: Tensor) -> Tensor:
+        return x**self.power
 
 
 class Powered(Objective):
@@ -104,6 +110,29 @@ def test_a_description_says_what_is_set_and_nothing_of_memory() -> None:
     assert not {"scale", "training", "reads_labels", "view"} & set(found)
     assert "0x" not in json.dumps(found)
     assert json.loads(json.dumps(found)) == described(Composed(3, Options(1.5)))
+
+
+def scaled(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: factor * x
+
+
+def test_methods_and_functions_without_a_name_are_told_apart_by_what_they_hold() -> None:
+    def own(measure: object) -> object:
+        made = Powered(1.0)
+        made.measure = measure  # type: ignore[assignment]
+        return described(made)["measure"]
+
+    assert own(Options(1.5).taken) == [{"class": "Options", "power": 1.5}, "taken"]
+    assert own(Options(1.5).taken) != own(Options(2.5).taken)
+    assert own(lambda x: x.abs()) != own(lambda x: x.square())
+    assert own(scaled(2.0)) == own(scaled(2.0)) != own(scaled(3.0))
+    assert own(lambda x, n=2: x * n) != own(lambda x, n=3: x * n)
+
+
+def test_matching_under_other_augmentations_is_another_objective() -> None:
+    one, other = (GradientMatching(row_cosine, augment=kind.of_classes) for kind in (COLOR_CROP, COLOR_CROP_CUTOUT))
+    assert described(one) != described(other)
+    assert described(one) == described(GradientMatching(row_cosine, augment=COLOR_CROP.of_classes))
 
 
 def test_descriptions_tell_the_packages_own_schedules_apart() -> None:

@@ -1,73 +1,27 @@
 """What a task's network is made of, in words: what networks must share that go on from each other's states."""
 
-import hashlib
-from functools import partial
-from inspect import isfunction
 from itertools import zip_longest
-from types import CodeType
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmdistill.abilities import DescribesNetwork, NamesNetwork
+from mmdistill.described import code_digest, code_value, is_users
 from mmdistill.runtime import Draws
-from mmdistill.store import digest_of
 from mmdistill.task import Task
-
-LIBRARIES = ("builtins", "mmdistill", "torch", "torch_geometric", "torchvision", "transformers")
-"""Packages whose classes are what their names say; those of others are a user's, who may edit them."""
 
 
 def described_module(module: nn.Module) -> str:
     """Return a module as it describes itself, with a user's classes: a digest of their code, and their attributes."""
-    kinds = {kind for part in module.modules() for kind in type(part).__mro__ if _is_users(kind)}
-    codes = sorted(f"code of {kind.__qualname__}: {_digest(kind)}" for kind in kinds)
+    kinds = {kind for part in module.modules() for kind in type(part).__mro__ if is_users(kind)}
+    codes = sorted(f"code of {kind.__qualname__}: {code_digest(kind)}" for kind in kinds)
     attributes = [
-        f"{name or 'network'}.{attribute} = {_constant(value)!r}"
+        f"{name or 'network'}.{attribute} = {code_value(value)!r}"
         for name, part in module.named_modules()
-        if _is_users(type(part))
+        if is_users(type(part))
         for attribute, value in sorted(vars(part).items())
         if not attribute.startswith("_") and attribute != "training"
     ]
     return "\n".join([str(module), *codes, *attributes])
-
-
-def _is_users(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] not in LIBRARIES
-
-
-def _digest(kind: type) -> str:
-    """Return a digest of what a class's own functions do."""
-    codes = {name: _plain(function.__code__) for name, function in vars(kind).items() if isfunction(function)}
-    return hashlib.blake2b(repr(sorted(codes.items())).encode(), digest_size=4).hexdigest()
-
-
-def _plain(code: CodeType) -> tuple[object, ...]:
-    """Return what a piece of code computes as plain values, the same in any process."""
-    return code.co_code, code.co_names, [_constant(value) for value in code.co_consts]
-
-
-def _constant(value: object) -> object:
-    """Return a constant of a piece of code, or an attribute, as plain values; what has none by its type.
-
-    Sets, whose order is chance, are in order; of functions the code counts, of tensors a digest.
-    """
-    if isinstance(value, CodeType):
-        return _plain(value)
-    if isfunction(value):
-        return value.__qualname__, _plain(value.__code__)
-    if isinstance(value, Tensor):
-        return digest_of({"value": value.detach().cpu()})
-    if isinstance(value, partial):
-        return _constant([value.func, value.args, value.keywords])
-    if isinstance(value, set | frozenset):
-        return sorted(repr(_constant(entry)) for entry in value)
-    if isinstance(value, list | tuple):
-        return [_constant(entry) for entry in value]
-    if isinstance(value, dict):
-        return [(_constant(key), _constant(entry)) for key, entry in value.items()]
-    if value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes):
-        return value
-    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def described_layers(task: Task) -> str:
