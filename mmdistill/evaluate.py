@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from mmdistill.abilities import NamesJudges, ScoresRobustness, Selects
+from mmdistill.abilities import LimitsJudging, NamesJudges, ScoresRobustness, Selects
 from mmdistill.allocation import allocate
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
@@ -302,16 +302,15 @@ class _Judging:
         return entries
 
     def _judged(self, batch: Batch | None, judge: str, key: Draws, learned: Mapping[str, Tensor]) -> Scores:
-        """Return a judge's scores, its networks trained in groups where not all shall train at once."""
-        n, at_once = self.n, self.at_once
-        if at_once is None or at_once >= n:
-            return self.task.evaluate(batch, judge, key, n, learned)
-        parts: list[Scores] = []
-        for first in range(0, n, at_once):
-            parts.append(self.task.evaluate(batch, judge, key.fold("group", first), min(at_once, n - first), learned))
-            if at_once > 1 and all(len(values) == 1 for values in parts[0].values.values()):
-                return parts[0]  # of a judge that nothing is drawn for
-        return _pooled(parts)
+        """Return a judge's scores; where not all of its networks shall train at once, they train in groups."""
+        n, at_once, task = self.n, self.at_once, self.task
+        solved = isinstance(task, LimitsJudging) and not task.judging_read(judge)
+        if at_once is None or at_once >= n or solved:  # a group of what is solved would be another network to count
+            return task.evaluate(batch, judge, key, n, learned)
+        sizes = {first: min(at_once, n - first) for first in range(0, n, at_once)}
+        return _pooled(
+            [task.evaluate(batch, judge, key.fold("group", at), size, learned) for at, size in sizes.items()]
+        )
 
     def _scorer(self, name: str, budget: int) -> Callable[[str], Scores]:
         """Return what judges a baseline by one judge.

@@ -92,6 +92,28 @@ def test_groups_of_networks_that_are_judged_one_after_the_other_are_drawn_apart(
     assert entry.n == 4
 
 
+class Solved(Recorded):
+    """A task whose judges are solved, and draw nothing."""
+
+    def evaluate(
+        self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
+    ) -> Scores:
+        super().evaluate(synthetic, judge, draws, n, learned)
+        return Scores(judge, {"accuracy": (0.5,)})
+
+    def judging_read(self, judge: str) -> tuple[str, ...]:
+        return ()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_a_solved_judge_counts_once_however_many_networks_would_train_at_once(
+    result: DistilledSet, at_once: int
+) -> None:
+    task = Solved()
+    (entry,) = evaluate(task, result, n=4, at_once=at_once, baselines=()).results
+    assert (len(task.keys), entry.n) == (1, 1)
+
+
 def test_entries_are_mean_and_sample_deviation() -> None:
     scores = [Scores("a", {"accuracy": (0.5, 0.7)}, ("odd",)), Scores("a", {"accuracy": (0.9,)})]
     (entry,) = summarise(scores)
