@@ -155,12 +155,16 @@ def centred_one_hot(classes: Tensor, num_classes: int, dtype: torch.dtype = torc
 
 
 def regression_targets(targets: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return what the kernel ridge family regresses: class indices as centred one-hot, soft labels as they are.
+    """Return what the kernel ridge family regresses: classes and probabilities minus 1/C, scores as they are.
+
+    Soft labels are probabilities where all of them are. Nothing waits for the device to tell.
 
     Shapes:
-        targets ``(...,)`` int64 or ``(..., C)`` float; returns ``(..., C)``.
+        targets ``(...,)`` int64 or ``(..., C)`` float, whose dtype stays; returns ``(..., C)``.
     """
-    return targets if targets.is_floating_point() else centred_one_hot(targets, num_classes, dtype)
+    if not targets.is_floating_point():
+        return centred_one_hot(targets, num_classes, dtype)
+    return targets - is_distribution(targets).all().to(targets.dtype) / num_classes
 
 
 def as_probabilities(targets: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -41,7 +41,7 @@ TEST_CHUNK = {"cuda": 1000, "cpu": 100}
 def squared_loss(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
     """Return the mean squared error over classes from scaled targets, divided by the scale's square.
 
-    Class indices stand for centred one-hot targets.
+    Class indices and probabilities count less 1/C.
 
     Shapes:
         logits ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float; returns ``(n,)``.

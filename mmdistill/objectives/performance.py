@@ -216,7 +216,7 @@ class KernelRidgeMatching(Objective):
         view: ``flat`` draws real samples of all classes together, ``classes`` the same number of each.
         readout: from the ridge system to predictions; :func:`without_diagonal` makes the linear kernel EASE.
     Shapes:
-        flat batches; class indices count as one-hot minus 1/C; returns a scalar.
+        flat batches; class indices and probabilities count less 1/C; returns a scalar.
     Raises:
         ConfigError: a ridge that is not positive, or another scale or view than these.
     Source: Nguyen et al., ICLR 2021; Zhou et al., NeurIPS 2022; survey Sec. 3.3.2.
@@ -265,16 +265,18 @@ class KernelRidgeMatching(Objective):
 
     @staticmethod
     def regression_targets(syn: Batch, network: Network) -> Tensor:
-        """Return ``(n, k)`` targets: soft ones as they are, class indices as one-hot minus 1/C.
+        """Return ``(n, k)`` targets, by :func:`~mmdistill.labels.regression_targets`; without classes, as they are.
 
         Raises:
             ConfigError: class indices in a task without classes.
             ShapeError: targets that are a named dict.
         """
         targets, classes = one_tensor(syn.targets, "kernel ridge matching"), network.task.num_classes
-        if classes is None and not targets.is_floating_point():
+        if classes is not None:
+            return regression_targets(targets, classes, torch.float64)
+        if not targets.is_floating_point():
             raise ConfigError("class indices as targets need a task with classes")
-        return regression_targets(targets, classes or 0, torch.float64)
+        return targets
 
     def learned(self) -> Tensors:
         """Return the ridge where it is learned, as ``ridge`` (times the mean diagonal) or ``absolute_ridge``."""

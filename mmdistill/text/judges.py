@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.labels import are_probabilities, as_probabilities, is_distribution, soft_cross_entropy, weighted_mean
+from mmdistill.labels import are_probabilities, as_probabilities, regression_targets, soft_cross_entropy, weighted_mean
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Loss
 from mmdistill.task import Batch, Inputs, NetworkState, Tensors, one_tensor
@@ -28,10 +28,8 @@ CHUNK_NUMBERS = 16_000_000
 
 
 def centred_targets(targets: Tensor, num_classes: int) -> Tensor:
-    """Return ``(n, C)`` float64 targets: probabilities minus 1/C, scores as they are; nothing waits for the device."""
-    if not targets.is_floating_point():
-        return as_probabilities(targets, num_classes).double() - 1 / num_classes
-    return targets.double() - is_distribution(targets).all().double() / num_classes
+    """Return :func:`~mmdistill.labels.regression_targets` in float64, ``(n, C)``."""
+    return regression_targets(targets, num_classes, torch.float64).double()
 
 
 def distributions(targets: Tensor, num_classes: int) -> Tensor:

@@ -21,7 +21,7 @@ from mmdistill.objectives.performance import Kernel, KernelRidgeMatching
 from mmdistill.parameterizations.raw import Raw, raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.task import Batch, Inputs, Task, one_tensor
+from mmdistill.task import Inputs, Task, one_tensor
 from mmdistill.text.judges import centred_targets, ridge_weights
 from mmdistill.text.selection import selected_texts
 from mmdistill.text.task import TextTask
@@ -128,22 +128,6 @@ class PointKernel(Kernel):
         super().check(task)
 
 
-class CentredRidgeMatching(KernelRidgeMatching):
-    """Kernel ridge matching whose learned labels are probabilities: they enter the regression minus 1/C."""
-
-    @staticmethod
-    def regression_targets(syn: Batch, network: Network) -> Tensor:
-        """Return ``(n, C)`` targets that sum to 0.
-
-        Raises:
-            ConfigError: a task without classes.
-        """
-        classes = network.task.num_classes
-        if classes is None:
-            raise ConfigError("labels as probabilities need a task with classes")
-        return centred_targets(one_tensor(syn.targets), classes)
-
-
 def _optimizers(codes: float, labels: float | None = None) -> dict[str, OptimizerSpec]:
     rates = {"codes": codes} if labels is None else {"codes": codes, "labels": labels}
     return {group: OptimizerSpec("adam", lr, cosine=True) for group, lr in rates.items()}
@@ -177,7 +161,7 @@ METHODS = MethodTable(
         ),
         "krr": Method(
             "KRR",
-            ridge_matching(partial(CentredRidgeMatching, PointKernel()), 1e-2),
+            ridge_matching(partial(KernelRidgeMatching, PointKernel()), 1e-2),
             unread,
             lambda ipc: Settings(500, 1024, _optimizers(0.003, 0.02), init="k-means"),
             from_centroids,

@@ -12,16 +12,16 @@ from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
-from mmdistill.objectives.performance import FeatureKernel
+from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.unrolled import flat
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, ClassBatch, Task
-from mmdistill.text.methods import CentredRidgeMatching, PointKernel
+from mmdistill.text.methods import PointKernel
 from mmdistill.text.words import as_token_task, attended_samples, token_samples
 
 
-class EncodedRidgeMatching(CentredRidgeMatching):
+class EncodedRidgeMatching(KernelRidgeMatching):
     """Kernel ridge matching on the points of a pre-trained encoder, through which only the synthetic samples pass.
 
     The body of a pre-trained network is the same in every step, so the points of the real texts are too: they are
@@ -174,7 +174,7 @@ TOKEN_METHODS = MethodTable(
         ),
         "krr-tokens": Method(
             "KRR of token embeddings",
-            ridge_matching(partial(CentredRidgeMatching, FeatureKernel()), 1e-2),
+            ridge_matching(partial(KernelRidgeMatching, FeatureKernel()), 1e-2),
             trained_on_s,
             lambda ipc: Settings(
                 300,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.labels import one_hot
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.objectives.base import Network, Objective, class_gradients, class_means, flatten_classes
 from mmdistill.objectives.distances import flat_cosine, row_cosine, row_cosine_euclidean, squared_error
@@ -102,6 +103,19 @@ def test_kernel_ridge_matching_equals_the_normal_equations(task: BlobTask, netwo
         KernelRidgeMatching(LinearKernel(), ridge=1e-2), network, syn, real,
         oracle=lambda: oracle.kernel_ridge(real.inputs.numpy(), y_t, syn.inputs.numpy(), y_s, 1e-2),  # type: ignore[union-attr]
     )  # fmt: skip
+
+
+def test_probabilities_are_regressed_as_the_classes_that_they_are(task: BlobTask, network: Network) -> None:
+    syn, real = flatten_classes(class_batch(task, 2, "syn")), flatten_classes(class_batch(task, 9, "real"))
+    objective = KernelRidgeMatching(FeatureKernel(), ridge=1e-3)
+
+    def value(targets: Tensor) -> Tensor:
+        return objective(network, syn._replace(targets=targets), real, Draws(3))
+
+    assert isinstance(syn.targets, Tensor)
+    certain = one_hot(syn.targets, 3, torch.float64)
+    torch.testing.assert_close(value(certain), value(syn.targets))
+    torch.testing.assert_close(value(certain - 1 / 3), value(syn.targets))  # scores are as they are
 
 
 def test_ridge_scales_and_learned_ridge(task: BlobTask, network: Network) -> None:

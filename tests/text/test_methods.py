@@ -8,11 +8,12 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import SoftmaxLabels
 from mmdistill.objectives.base import Network
+from mmdistill.objectives.performance import KernelRidgeMatching
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch
 from mmdistill.text.judges import centred_targets, ridge_weights
-from mmdistill.text.methods import METHODS, CentredRidgeMatching, distil_ridge, from_centroids, ridge_set
+from mmdistill.text.methods import METHODS, distil_ridge, from_centroids, ridge_set
 from mmdistill.text.task import TextTask
 from tests.text.corpus import small_task
 from tests.toys import BlobTask
@@ -78,7 +79,7 @@ def test_labels_start_soft_where_learned(task: TextTask) -> None:
 
 def test_ridge_matching_with_probabilities_is_the_closed_form(task: TextTask) -> None:
     objective = METHODS["krr"].make_objective(METHODS["krr"].settings(1))
-    assert isinstance(objective, CentredRidgeMatching)
+    assert isinstance(objective, KernelRidgeMatching)
     network = Network(task, task.init(Draws(0)))
     points = Draws(1).normal(4, task.dim, dtype=torch.float64)
     labels = Draws(2).normal(4, 3, dtype=torch.float64).softmax(1)

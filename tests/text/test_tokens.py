@@ -15,6 +15,7 @@ from mmdistill.labels import FixedLabels
 from mmdistill.method import Method
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.objectives.base import Network, class_gradients
+from mmdistill.objectives.performance import KernelRidgeMatching
 from mmdistill.runtime import Draws
 from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, ClassBatch
@@ -23,7 +24,7 @@ from mmdistill.text.attention import AttentionLabels, attention_loss
 from mmdistill.text.draw import draw, nearest_texts
 from mmdistill.text.encoder import PAIR, TransformerEncoder
 from mmdistill.text.exports import export_embeds, export_tensors, export_texts
-from mmdistill.text.methods import CentredRidgeMatching, PointKernel, as_text_task
+from mmdistill.text.methods import PointKernel, as_text_task
 from mmdistill.text.reading import Reader
 from mmdistill.text.token_methods import TOKEN_METHODS, EncodedRidgeMatching
 from mmdistill.text.token_models import INPUT_SCALE, Recurrent, SequenceClassifier, TextCNN, TransformerClassifier
@@ -326,7 +327,7 @@ def test_ridge_matching_through_the_encoder(transformer: TokenTask, task: TokenT
     value = EncodedRidgeMatching(1e-2)(network, syn, syn, Draws(0))
     own = nn.functional.normalize(transformer.features(network.state, syn.inputs)[-1], dim=1)
     everything = transformer.select(torch.arange(90))._replace(inputs=transformer.embedding())
-    same = CentredRidgeMatching(PointKernel(), 1e-2)(network, syn._replace(inputs=own), everything, Draws(0))
+    same = KernelRidgeMatching(PointKernel(), 1e-2)(network, syn._replace(inputs=own), everything, Draws(0))
     torch.testing.assert_close(value, same, rtol=1e-5, atol=1e-6)
     assert float(torch.autograd.grad(value, vectors)[0].abs().max()) > 0
     before, after = (distill(transformer, quick("krr-encoder", steps=steps), ipc=1).batch for steps in (0, 3))
