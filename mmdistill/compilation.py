@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FunctionType
@@ -194,11 +195,12 @@ def worth_compiling(total: float) -> bool:
     return total >= WORTH_OPERATIONS * torch.get_num_threads() and has_compiler()
 
 
+_resting = ContextVar("resting", default=False)
+"""Whether this thread's operations count for nothing: see :func:`uncounted`."""
+
+
 class _Counter(TorchDispatchMode):
     """Adds up the floating-point operations of matrix products and convolutions."""
-
-    rests = False
-    """Whether none counts: see :func:`uncounted`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -210,7 +212,7 @@ class _Counter(TorchDispatchMode):
         """Run an operator and count it."""
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
-        if count is not None and not _Counter.rests:
+        if count is not None and not _resting.get():
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
 
@@ -218,11 +220,11 @@ class _Counter(TorchDispatchMode):
 @contextmanager
 def uncounted() -> Iterator[None]:
     """Let :func:`operations` leave out what is done meanwhile, which a run does once and not in every step."""
-    before, _Counter.rests = _Counter.rests, True
+    token = _resting.set(True)
     try:
         yield
     finally:
-        _Counter.rests = before
+        _resting.reset(token)
 
 
 def operations(call: Callable[[], R]) -> tuple[R, int]:

@@ -109,12 +109,27 @@ def recording(recorder: Callable[[Draws], torch.Generator]) -> Iterator[None]:
         _recorders.pop()
 
 
+_constructing = threading.RLock()
+"""Held by the thread that constructs something by the CPU's global generator.
+
+Dropout draws by it too, without the lock: a backward pass may run on another thread than its forward pass, which would
+wait for itself.
+"""
+
+
 @contextmanager
 def host_draws_from(seed: int) -> Iterator[None]:
     """Let torch's global generator on the CPU start from a seed meanwhile, and put its state back; no other is touched.
 
+    What is constructed so, by whatever thread, is the same for the same seed: threads take turns.
     ``torch.manual_seed`` seeds all devices' generators, and ``fork_rng`` puts back those alone that it is told.
     """
+    with _constructing, _host_seeded(seed):
+        yield
+
+
+@contextmanager
+def _host_seeded(seed: int) -> Iterator[None]:
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
@@ -126,7 +141,7 @@ def host_draws_from(seed: int) -> Iterator[None]:
 @contextmanager
 def global_draws_from(seed: int, device: torch.device) -> Iterator[None]:
     """Let torch's global generators on the CPU and on one device start from a seed meanwhile; no other is touched."""
-    with host_draws_from(seed):
+    with _host_seeded(seed):
         if device.type != "cuda":
             yield
             return

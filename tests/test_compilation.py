@@ -6,6 +6,8 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from mmdistill.compilation import (
     compiled,
     compiled_once,
     operations,
+    uncounted,
 )
 from mmdistill.distiller import Distiller
 from mmdistill.isolation import own_state
@@ -194,3 +197,10 @@ def test_a_program_goes_with_its_function() -> None:
     del function
     gc.collect()
     assert gone() is None
+
+
+def test_operations_of_one_thread_count_while_those_of_another_do_not() -> None:
+    product = partial(torch.mm, torch.ones(4, 4), torch.ones(4, 4))
+    with ThreadPoolExecutor(1) as pool, uncounted():
+        assert operations(product)[1] == 0
+        assert pool.submit(operations, product).result()[1] == 2 * 4**3

@@ -12,7 +12,7 @@ import torch
 
 from mmdistill import runtime
 from mmdistill.errors import ConfigError
-from mmdistill.runtime import Draws, Elsewhere, atomic_write, choose_device, sole_writer
+from mmdistill.runtime import Draws, Elsewhere, atomic_write, choose_device, host_draws_from, sole_writer
 
 
 def test_a_key_is_a_value() -> None:
@@ -242,3 +242,16 @@ def test_a_constant_is_copied_once() -> None:
     assert there(other, torch.device("cpu")) is other
     with torch.inference_mode():
         assert there(torch.arange(3), meta).device == meta
+
+
+def test_threads_that_construct_by_the_global_generator_take_turns() -> None:
+    def constructed(seed: int) -> torch.Tensor:
+        with host_draws_from(seed):
+            first = torch.rand(2)
+            time.sleep(0.02)  # in which another thread would draw
+            return torch.cat([first, torch.rand(2)])
+
+    alone = [constructed(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(constructed, range(4)))
+    assert torch.equal(torch.stack(together), torch.stack(alone))
