@@ -15,9 +15,10 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
-from mmdistill.config import BUDGETS, DistillConfig, EvaluateConfig, read_settings
+from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, read_settings
 from mmdistill.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
 from mmdistill.errors import ConfigError, MmdistillError
+from mmdistill.names import canonical
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.wording import GROUPS, Parser, in_groups, name_values
 
@@ -222,13 +223,19 @@ def _data_parser() -> Parser:
 
 
 def spelled(arguments: Sequence[str]) -> list[str]:
-    """Return arguments with option names in the parser's spelling: lower case with underscores."""
-
-    def fix(argument: str) -> str:
+    """Return arguments in the parser's spelling: options with underscores, words of those that choose with hyphens."""
+    found: list[str] = []
+    chosen = False
+    for argument in arguments:
+        if not argument.startswith("--"):
+            found.append(canonical(argument) if chosen else argument)
+            chosen = False
+            continue
         name, equals, value = argument.partition("=")
-        return "--" + name[2:].lower().replace("-", "_") + equals + value if name.startswith("--") else argument
-
-    return [fix(argument) for argument in arguments]
+        option = name[2:].lower().replace("-", "_")
+        chosen = option in CHOICES
+        found.append(f"--{option}{equals}{canonical(value) if chosen else value}")
+    return found
 
 
 def config_first(arguments: Sequence[str]) -> list[str]:

@@ -290,7 +290,8 @@ def evaluate_command(asked: EvaluateConfig) -> None:
         ConfigError: unknown scores, or a folder that takes no results.
     """
     code_digest()  # of the code that runs, which may be edited meanwhile
-    if asked.scores not in ("accuracy", "robust"):
+    scores = canonical(asked.scores)
+    if scores not in ("accuracy", "robust"):
         raise unknown_name("kind of scores", asked.scores, ("accuracy", "robust"))
     folder = Path(asked.run)
     path = folder / METRICS
@@ -317,7 +318,7 @@ def evaluate_command(asked: EvaluateConfig) -> None:
                 at_once=asked.networks_at_once,
                 seed=asked.seed,
                 baselines=baseline_names(asked.baselines),
-                robust=asked.scores == "robust",
+                robust=scores == "robust",
                 progress=progress,
             )
     metrics = read_metrics(path)

@@ -263,10 +263,9 @@ def without_scores(folders: Sequence[Path], judge: str | None, metric: str | Non
 
 def _chosen(metrics: dict[str, Any], judge: str | None, metric: str | None) -> dict[str, Any] | None:
     """Return the first of a run's results that is of a judge and a metric, where these are given."""
+    wanted = {kind: canonical(name) for kind, name in (("judge", judge), ("metric", metric)) if name is not None}
     fitting = (
-        entry
-        for entry in metrics["results"]
-        if (judge is None or entry["judge"] == judge) and (metric is None or entry["metric"] == metric)
+        entry for entry in metrics["results"] if all(canonical(entry[kind]) == name for kind, name in wanted.items())
     )
     return next(fitting, None)
 

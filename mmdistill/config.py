@@ -9,7 +9,7 @@ import yaml
 
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
-from mmdistill.names import split_names
+from mmdistill.names import canonical, split_names
 from mmdistill.run_folder import holds_work
 from mmdistill.settings import Settings
 
@@ -267,6 +267,15 @@ SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in 
 """Options that replace a method's own settings."""
 
 
+def _chooses(kind: Any) -> bool:
+    """Return whether values of a type are a few words."""
+    return get_origin(kind) is Literal or any(map(_chooses, get_args(kind) if get_origin(kind) is not Literal else ()))
+
+
+CHOICES = {entry.name for kind in (DistillConfig, EvaluateConfig) for entry in fields(kind) if _chooses(entry.type)}
+"""Options whose values are a few words, which count however they are spelled."""
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Read the settings of a YAML file, whose values are not looked at; those left empty are as if they were not there.
 
@@ -292,6 +301,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     for name in content:
         if name not in kinds:
             raise CheckpointError(f"{path} has an unknown setting {name!r}{did_you_mean(str(name), kinds)}")
+    for name in CHOICES & set(content):
+        if isinstance(content[name], bool):  # as YAML reads off and on
+            content[name] = "on" if content[name] else "off"
+        if isinstance(content[name], str):
+            content[name] = canonical(content[name])
     for name, nothing in (("judges", None), ("baselines", "none"), ("text_column", None)):
         if isinstance(listed := content.get(name), list):
             content[name] = ",".join(map(str, listed)) or nothing

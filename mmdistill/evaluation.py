@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mmdistill.errors import ConfigError
 from mmdistill.tabular import aligned, html_table
 from mmdistill.task import Scores
 
@@ -68,8 +69,15 @@ class Evaluation:
     failures: dict[str, str] = field(default_factory=dict)
 
     def headline(self) -> Entry:
-        """Return the first judge's first metric."""
-        return self.results[0]
+        """Return the first judge's first metric, of the set or, where baselines alone were judged, of the first one.
+
+        Raises:
+            ConfigError: nothing was judged.
+        """
+        shown = self._shown()
+        if not shown:
+            raise ConfigError("nothing was judged, so there is no score; see remarks() for what failed")
+        return shown[0]
 
     def rows(self) -> list[list[str]]:
         """Return the results beside those of the baselines, in percent, as a table, header first."""

@@ -51,4 +51,4 @@ def split_names(text: str | None) -> list[str]:
 
 def baseline_names(text: str) -> list[str]:
     """Return the baselines asked for; 'none' means nothing."""
-    return [] if text.strip().lower() == "none" else split_names(text.lower())
+    return [] if canonical(text) == "none" else [canonical(name) for name in split_names(text)]

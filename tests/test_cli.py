@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mmdistill import commands, distill, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.cli import FORMATS, build_parser, main, spelled
-from mmdistill.config import SETTINGS, DistillConfig
+from mmdistill.config import SETTINGS, DistillConfig, read_settings
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
 from mmdistill.image import load
@@ -890,6 +890,21 @@ def test_both_spellings_of_options() -> None:
     assert spelled(["--real-batch", "3", "--Judge_Epochs=2", "runs/my-Run"]) == [
         "--real_batch", "3", "--judge_epochs=2", "runs/my-Run",
     ]  # fmt: skip
+    words = ["--init", "K_Center", "--compile=OFF", "--expert-precision", "BF16", "--out", "My_Run", "My_Run"]
+    assert spelled(words) == [
+        "--init", "k-center", "--compile=off", "--expert_precision", "bf16", "--out", "My_Run", "My_Run",
+    ]  # fmt: skip
+
+
+def test_words_count_however_they_are_spelled(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("compile: off\ninit: K_Center\nbaselines: [K_center]\n")
+    assert read_settings(file) == {"compile": "off", "init": "k-center", "baselines": "K_center"}
+    assert distil(tmp_path / "run", "--config", str(file)) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert list(metrics["baselines"]) == ["k-center"]
+    assert main(["compare", str(run), "--judge", "ConvNet", "--metric", "Accuracy"]) == 0
+    assert main(["evaluate", str(run), "--scores", "Robust", "--networks", "1", "--judge-epochs", "1"]) == 0
 
 
 def start(folder: Path, *extra: str) -> "subprocess.Popen[str]":

@@ -125,6 +125,14 @@ def test_entries_are_mean_and_sample_deviation() -> None:
     assert (single.sd, str(single)) == (0, "50.0")
 
 
+def test_the_headline_of_baselines_alone_is_the_first_ones(result: DistilledSet) -> None:
+    found = evaluate(BlobTask(), result, n=1, baselines=["Random", "k_center"], baselines_only=True)
+    assert list(found.baselines) == ["random", "k-center"]
+    assert found.headline() is found.baselines["random"][0]
+    with pytest.raises(ConfigError, match="nothing was judged"):
+        evaluate(BlobTask(), result, n=1, baselines=[], baselines_only=True).headline()
+
+
 def test_a_bare_batch_has_no_baselines_at_equal_count() -> None:
     task = BlobTask()
     found = evaluate(task, task.select(torch.tensor([0, 30, 60])), n=1)
