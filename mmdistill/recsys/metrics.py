@@ -17,6 +17,8 @@ from mmdistill.runtime import Draws
 
 Scorer = Callable[[Tensor], Tensor]
 """Maps the known interactions of some users ``(n, items)`` to scores of all items ``(n, items)``."""
+Judged = Callable[[Scorer], float]
+"""Scores a scorer on validation data, higher is better."""
 
 METRICS = ("ndcg@10", "hr@10", "hr@100", "recall@100", "psp@10", "coverage@10", "auc")
 """What is reported, the headline first; then the headline in each group of users."""

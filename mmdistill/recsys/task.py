@@ -16,7 +16,7 @@ from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import Factorisation, heaviest
-from mmdistill.recsys.metrics import METRICS, RankingProtocol, Scorer
+from mmdistill.recsys.metrics import METRICS, Judged, RankingProtocol, Scorer
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import VaeProtocol, fit_vae
@@ -34,6 +34,8 @@ VALIDATION_USERS = 10_000
 CLOSED_FORM_NOTE = (
     "closed-form judges have no randomness of their own: only the AUC's sampled negatives differ between runs"
 )
+UNCHOSEN_NOTE = "no validation rows: the ridge is the one learned with the set, or the middle one of the judge's own"
+LAST_NOTE = "no validation rows: the last step of mult-vae is kept"
 GROUPS_NOTE = "ndcg@10 [a-b] is that of users of whom a to b interactions are known"
 
 
@@ -185,8 +187,8 @@ class RecsysTask:
         return Ease(rows) if name == "ease" else Popularity(rows.sum(0))
 
     def chosen_ridge(self, synthetic: Batch, draws: Draws) -> float:
-        """Return the infinite autoencoder's ridge that validation data choose on users."""
-        return self.judge(synthetic, "inf-ae").pick(self.data, self._validation(), draws)
+        """Return the infinite autoencoder's ridge that validation data choose on users; its middle one without any."""
+        return self.judge(synthetic, "inf-ae").pick(self._judged(draws))
 
     def _fitted_rows(self, synthetic: Batch) -> Tensor:
         return self.rows(synthetic.inputs).to(self.device)[synthetic.weight.to(self.device) > 0]
@@ -212,13 +214,14 @@ class RecsysTask:
         """Fit a judge and score its rankings of the test items.
 
         The ridge is the best on validation, out of the judge's own and the one that was learned with the set; a
-        trained judge's step is chosen so, too. Judges in closed form have no randomness of their own: of
+        trained judge's step is chosen so, too. Without validation data it is the learned one, or the middle one of the
+        judge's own, and the step the last; a note says so. Judges in closed form have no randomness of their own: of
         n values they give one, but of the AUC, whose negatives are drawn n times.
         """
         if judge not in RANDOM_JUDGES:
             scorer = self._solved(synthetic, judge, draws, learned)
             found = self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), repeats=n)
-            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *self._notes(found)))
+            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *self._notes(judge, found)))
         runs: dict[str, tuple[float, ...]] = {}
         for index in range(n):
             key = draws.fold("run", index)
@@ -226,11 +229,13 @@ class RecsysTask:
             scorer = train(synthetic, judge, key, learned)
             for name, values in self.protocol.evaluate(scorer, self.data, "test", key.fold("test")).items():
                 runs[name] = (*runs.get(name, ()), *values)
-        return Scores(judge, _reported(runs), self._notes(runs))
+        return Scores(judge, _reported(runs), self._notes(judge, runs))
 
-    def _notes(self, found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
-        """Return what a reader of the metrics must know."""
+    def _notes(self, judge: str, found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
+        """Return what a reader of a judge's metrics must know."""
         notes: tuple[str, ...] = (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
+        if not self.data.validates and judge != "popularity":
+            notes += (LAST_NOTE if judge == "mult-vae" else UNCHOSEN_NOTE,)
         known = self.data.lengths("train") + self.data.lengths("valid")
         left = self.data.num_items - int(np.median(known))
         if wide := [k for k in self.protocol.ks if k >= left]:
@@ -245,32 +250,38 @@ class RecsysTask:
         model = self.judge(synthetic, judge, draws)
         own = LEARNED_RIDGES.get(judge, "")
         others = (float(learned[own]),) if own in learned else ()
-        ridge = model.pick(self.data, self._validation(), draws.fold("validate"), others)
+        ridge = model.pick(self._judged(draws.fold("validate")), others)
         return model.scorer(ridge)
 
     def _trained(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
-        protocol, key = self._validation(), draws.fold("validate")
-
-        def score(scorer: Scorer) -> float:
-            return protocol.evaluate(scorer, self.data, "valid", key)[f"ndcg@{protocol.ks[0]}"][0]
-
+        judged = self._judged(draws.fold("validate"))
         if synthetic is None:
             users, rows = self.data.num_users, lambda chosen: self.data.rows(chosen, device=self.device)
         else:
             fitted = self._fitted_rows(synthetic)
             users, rows = len(fitted), lambda chosen: fitted[chosen.to(fitted.device)]
-        return fit_vae(rows, users, self.data.num_items, self.vae, score, draws.fold("train"), self.device)
+        return fit_vae(rows, users, self.data.num_items, self.vae, judged, draws.fold("train"), self.device)
 
-    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
-        """Return the validation NDCG@10 of the inner model on synthetic users.
+    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
+        """Return the validation NDCG@10 of the inner model on synthetic users; None without validation data.
 
         That is EASE where a ridge of EASE's was learned with them, else the infinite autoencoder. Ten times a learned
         ridge is tried as well: the likelihood of whole rows, known items included, likes smaller ones than rankings do.
         """
+        judged = self._judged(draws)
+        if judged is None:
+            return None
         name = "ease" if LEARNED_RIDGES["ease"] in learned else "inf-ae"
         model, own = self.judge(synthetic, name), LEARNED_RIDGES[name]
         ridges = (float(learned[own]), 10 * float(learned[own])) if own in learned else model.ridges
-        return max(model.validate(ridge, self.data, self._validation(), draws) for ridge in ridges)
+        return max(model.validate(ridge, judged) for ridge in ridges)
+
+    def _judged(self, draws: Draws) -> Judged | None:
+        """Return what scores recommenders on validation data by NDCG at the first cut-off; None without such data."""
+        if not self.data.validates:
+            return None
+        protocol = self._validation()
+        return lambda scorer: protocol.evaluate(scorer, self.data, "valid", draws)[f"ndcg@{protocol.ks[0]}"][0]
 
     def _validation(self) -> RankingProtocol:
         """Return how validation data are judged: one metric, of at most as many users as tell steps apart."""
