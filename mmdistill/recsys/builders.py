@@ -117,12 +117,13 @@ def network(name: str, num_items: int, width: int | None) -> tuple[ModuleFactory
     Raises:
         ConfigError: an unknown name, or a width of an infinitely wide one.
     """
-    if name not in MODELS:
+    key = canonical(name)
+    if key not in MODELS:
         raise unknown_name("model for recsys data", name, MODELS)
-    if name == "autoencoder":
+    if key == "autoencoder":
         return partial(autoencoder, num_items, width or 600), 1
-    require_no_width(width, name)
-    return None, int(name.partition("-d")[2] or 1)
+    require_no_width(width, key)
+    return None, int(key.partition("-d")[2] or 1)
 
 
 def autoencoder(num_items: int, width: int) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import weighted_mean
-from mmdistill.names import unknown_name
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
@@ -175,16 +175,17 @@ class RecsysTask:
             ShapeError: the synthetic users have another number of items.
             UnsupportedError: data too large for the judge, or a missing package.
         """
-        if name not in self.judges or name == "mult-vae":
+        key = canonical(name)
+        if key not in self.judges or key == "mult-vae":
             raise unknown_name("judge", name, [judge for judge in self.judges if judge != "mult-vae"])
         if synthetic is None:
-            return self._judge_of_all(name, draws)
+            return self._judge_of_all(key, draws)
         rows = self._fitted_rows(synthetic)
-        if name == "inf-ae":
+        if key == "inf-ae":
             return InfiniteAutoencoder(rows, self.kernel)
-        if name == "als":
+        if key == "als":
             return Factorisation(heaviest(rows), draws.integer() % 2**31)
-        return Ease(rows) if name == "ease" else Popularity(rows.sum(0))
+        return Ease(rows) if key == "ease" else Popularity(rows.sum(0))
 
     def chosen_ridge(self, synthetic: Batch, draws: Draws) -> float:
         """Return the infinite autoencoder's ridge that validation data choose on users; its middle one without any."""
@@ -217,7 +218,13 @@ class RecsysTask:
         trained judge's step is chosen so, too. Without validation data it is the learned one, or the middle one of the
         judge's own, and the step the last; a note says so. Judges in closed form have no randomness of their own: of
         n values they give one, but of the AUC, whose negatives are drawn n times.
+
+        Raises:
+            ConfigError: an unknown judge.
+            ShapeError: the synthetic users have another number of items.
+            UnsupportedError: data too large for the judge, or a missing package.
         """
+        judge = canonical(judge)
         if judge not in RANDOM_JUDGES:
             scorer = self._solved(synthetic, judge, draws, learned)
             found = self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), repeats=n)

@@ -419,6 +419,14 @@ def test_options_of_the_command_line(tmp_path):
             DOMAIN.make_task(str(path), TaskOptions(model=model, width=5))
 
 
+def test_names_ignore_case_and_underscores(task):
+    assert recsys_task(task.data, model="Infinite_D2").kernel.depth == 2
+    assert recsys_task(task.data, model="AutoEncoder", width=3).module is not None
+    assert task.evaluate(None, "EASE", Draws(0), 1, {}) == task.evaluate(None, "ease", Draws(0), 1, {})
+    assert task.evaluate(None, "Mult_VAE", Draws(0), 1, {}).judge == "mult-vae"
+    assert torch.equal(task.judge(None, "Inf_AE").gram, task.judge(None, "inf-ae").gram)
+
+
 def test_bad_arguments(task):
     with pytest.raises(ConfigError, match="unknown judge"):
         task.evaluate(None, "lightgcn", Draws(0), 1, {})
