@@ -91,7 +91,7 @@ def recsys_task(
         require_no_width(width, MODELS[0] if model is None else "a module of your own")
         factory, depth = model, 1
     device = choose_device(device)
-    protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users, device=device)
+    protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users)
     vae = VaeProtocol() if judge_batch is None else VaeProtocol(batch=judge_batch)
     if judge_epochs is not None:
         vae = replace(vae, steps=judge_epochs * -(-data.num_users // vae.batch), epochs=judge_epochs)

@@ -83,7 +83,7 @@ class RecsysTask:
         self.device = torch.device(device)
         self.hold_out = hold_out
         self.kernel = FullyConnectedKernel(depth=depth)
-        self.protocol = protocol or RankingProtocol(groups=3, device=self.device)
+        self.protocol = protocol or RankingProtocol(groups=3)
         self.vae = vae or VaeProtocol()
         self.module = None if model is None else FunctionalModule(model, features, self.device)
         self._info: TaskInfo | None = None
@@ -227,16 +227,19 @@ class RecsysTask:
         judge = canonical(judge)
         if judge not in RANDOM_JUDGES:
             scorer = self._solved(synthetic, judge, draws, learned)
-            found = self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), repeats=n)
+            found = self._tested(scorer, draws, n)
             return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *self._notes(judge, found)))
         runs: dict[str, tuple[float, ...]] = {}
         for index in range(n):
             key = draws.fold("run", index)
             train = self._trained if judge == "mult-vae" else self._solved
             scorer = train(synthetic, judge, key, learned)
-            for name, values in self.protocol.evaluate(scorer, self.data, "test", key.fold("test")).items():
+            for name, values in self._tested(scorer, key, 1).items():
                 runs[name] = (*runs.get(name, ()), *values)
         return Scores(judge, _reported(runs), self._notes(judge, runs))
+
+    def _tested(self, scorer: Scorer, draws: Draws, n: int) -> dict[str, tuple[float, ...]]:
+        return self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), n, self.device)
 
     def _notes(self, judge: str, found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
         """Return what a reader of a judge's metrics must know."""
@@ -288,7 +291,12 @@ class RecsysTask:
         if not self.data.validates:
             return None
         protocol = self._validation()
-        return lambda scorer: protocol.evaluate(scorer, self.data, "valid", draws)[f"ndcg@{protocol.ks[0]}"][0]
+
+        def judged(scorer: Scorer) -> float:
+            found = protocol.evaluate(scorer, self.data, "valid", draws, device=self.device)
+            return found[f"ndcg@{protocol.ks[0]}"][0]
+
+        return judged
 
     def _validation(self) -> RankingProtocol:
         """Return how validation data are judged: one metric, of at most as many users as tell steps apart."""
