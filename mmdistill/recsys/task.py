@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,11 +21,13 @@ from mmdistill.recsys.factorisation import Factorisation, heaviest
 from mmdistill.recsys.metrics import METRICS, Judged, RankingProtocol, Scorer
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
-from mmdistill.recsys.vae import VaeProtocol, fit_vae
+from mmdistill.recsys.vae import Rows, VaeProtocol, fit_vae
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
+KEPT_NUMBERS = 2**26
+"""Of users x items, up to which the real rows stay on a device other than the CPU: 256 MB."""
 FIXED = Draws(0, ("recsys",))
 """The key where nothing is random."""
 RANDOM_JUDGES = ("mult-vae", "als")
@@ -87,6 +91,12 @@ class RecsysTask:
         self.vae = vae or VaeProtocol()
         self.module = None if model is None else FunctionalModule(model, features, self.device)
         self._info: TaskInfo | None = None
+        self._points: npt.NDArray[np.float32] | None = None
+        self._kept: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts with: rows that are kept on a device stay here."""
+        return {**self.__dict__, "_kept": None}
 
     def __repr__(self) -> str:
         sizes = f"{self.data.num_users:,} users and {self.data.num_items:,} items"
@@ -130,9 +140,20 @@ class RecsysTask:
 
     def select(self, indices: Tensor) -> Batch:
         """Return real users' training rows, as inputs and as targets."""
-        flat = indices.flatten().cpu().numpy()
-        rows = self.data.rows(flat, device=self.device).reshape(*indices.shape, self.data.num_items)
+        rows = self._users(indices)
         return Batch(rows, rows, torch.ones(indices.shape, device=self.device))
+
+    def _users(self, indices: Tensor) -> Tensor:
+        """Return real users' training rows, ``(*indices.shape, items)``.
+
+        They are made anew on a CPU, where this takes no longer than to copy them out of a dense matrix.
+        """
+        if self.device.type == "cpu" or self.data.num_users * self.data.num_items > KEPT_NUMBERS:
+            flat = indices.flatten().cpu().numpy()
+            return self.data.rows(flat, device=self.device).reshape(*indices.shape, self.data.num_items)
+        if self._kept is None:
+            self._kept = self.data.rows(np.arange(self.data.num_users), device=self.device)
+        return self._kept[indices.to(self.device)]
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw n different users (all of them where n is larger); targets are their whole training rows.
@@ -155,11 +176,16 @@ class RecsysTask:
 
     def embedding(self) -> Tensor:
         """Return every user's leading coordinates in the singular space of the rows, each row at unit length."""
-        return torch.from_numpy(embed_users(self.data.parts["train"], EMBEDDING_DIMENSIONS)).to(self.device)
+        return torch.from_numpy(self._embedded()).to(self.device)
+
+    def _embedded(self) -> npt.NDArray[np.float32]:
+        if self._points is None:
+            self._points = embed_users(self.data.parts["train"], EMBEDDING_DIMENSIONS)
+        return self._points
 
     def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
         """Return one of this domain's own baselines at equal count; see :func:`select_users`."""
-        rows = select_users(self.data, kind, int(counts.sum()), EMBEDDING_DIMENSIONS, draws).to(self.device)
+        rows = select_users(self.data, kind, int(counts.sum()), self._embedded, draws).to(self.device)
         return Batch(rows, rows, torch.ones(len(rows), device=self.device))
 
     def judge(self, synthetic: Batch | None, name: str, draws: Draws = FIXED) -> Recommender:
@@ -265,9 +291,9 @@ class RecsysTask:
 
     def _trained(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
         judged = self._judged(draws.fold("validate"))
-        if synthetic is None:
-            users, rows = self.data.num_users, lambda chosen: self.data.rows(chosen, device=self.device)
-        else:
+        rows: Rows = self._users
+        users = self.data.num_users
+        if synthetic is not None:
             fitted = self._fitted_rows(synthetic)
             users, rows = len(fitted), lambda chosen: fitted[chosen.to(fitted.device)]
         return fit_vae(rows, users, self.data.num_items, self.vae, judged, draws.fold("train"), self.device)

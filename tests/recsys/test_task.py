@@ -1,4 +1,6 @@
+import copy
 import dataclasses
+import pickle
 import warnings
 from importlib.util import find_spec
 
@@ -22,6 +24,8 @@ from mmdistill.objectives.base import Network
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
 from mmdistill.recsys import DOMAIN, RecsysTask, load_interactions, methods, models, recsys_task
+from mmdistill.recsys import task as recsys_module
+from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.draw import storage_lines
 from mmdistill.recsys.methods import METHODS, ChosenRidgeMatching, learned_ridge
 from mmdistill.recsys.vae import VaeProtocol
@@ -85,6 +89,26 @@ def test_targets_are_full_rows_and_inputs_may_be_held_out(interactions):
     assert 0.5 < float(real.inputs.sum() / real.targets.sum()) < 0.7
     everybody = task.sample_real(Draws(0), None, 10_000)
     assert len(everybody.weight) == interactions.num_users
+
+
+def test_real_users_stay_on_another_device_where_they_fit(interactions, monkeypatch):
+    made, rows = [], Interactions.rows
+    monkeypatch.setattr(
+        Interactions, "rows", lambda self, *given, **named: made.append(1) or rows(self, *given, **named)
+    )
+    task = RecsysTask(interactions, device="meta")
+    for index in range(3):
+        assert task.sample_real(Draws(index), None, 5).inputs.shape == (5, interactions.num_items)
+    assert task.select(torch.zeros(2, 3, dtype=torch.long)).inputs.shape == (2, 3, interactions.num_items)
+    assert len(made) == 1
+    assert len(pickle.dumps(task)) < 2 * len(pickle.dumps(RecsysTask(interactions)))
+    copy.deepcopy(task).sample_real(Draws(0), None, 5)
+    monkeypatch.setattr(recsys_module, "KEPT_NUMBERS", interactions.num_users * interactions.num_items - 1)
+    many = RecsysTask(interactions, device="meta")
+    made.clear()
+    for index in range(3):
+        many.sample_real(Draws(index), None, 5)
+    assert len(made) == 3
 
 
 def test_what_is_held_out_is_part_of_what_checkpoints_are(interactions, tmp_path):
