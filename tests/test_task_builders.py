@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from torch import nn
 
 from mmdistill import graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.errors import ConfigError
+from mmdistill.runtime import Draws
 from tests.graph.toy import planted_graph
 from tests.text.corpus import corpus
 
@@ -34,6 +36,17 @@ def test_judges_train_for_an_epoch_at_least(kind: str) -> None:
     for name in ("judge_epochs", "judge_batch"):
         with pytest.raises(ConfigError, match=f"{name} is a whole number of at least 1, got 0"):
             BUILDERS[kind](**{name: 0})
+
+
+def test_networks_of_interactions_are_tried_when_the_task_is_made() -> None:
+    for network, message in (
+        (lambda: nn.Linear(6, 4), r"the network returned \(2, 4\) for users with rows of 6 items; expected \(2, 6\)"),
+        (lambda: nn.Linear(5, 6), "the network cannot run on users with rows of 6 items: mat1 and mat2"),
+        (lambda: nn.Linear(6, 6).double(), "networks learn in float32, and weight of this one is float64"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            recsys_task(MATRIX, model=network)
+    assert recsys_task(MATRIX, model=lambda: nn.Linear(6, 6)).init(Draws(0)).params
 
 
 def test_two_arrays_in_a_list_are_images_and_labels() -> None:

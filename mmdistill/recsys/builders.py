@@ -10,6 +10,7 @@ from torch import nn
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
+from mmdistill.networks.trial import try_network
 from mmdistill.recsys.data import Interactions, Source, load_interactions
 from mmdistill.recsys.metrics import RankingProtocol
 from mmdistill.recsys.splits import SplitBy
@@ -68,7 +69,7 @@ def recsys_task(
         seed: of a random split.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
     Raises:
-        ConfigError: an unknown name or model, or a size out of range.
+        ConfigError: an unknown name or model, a size out of range, or a network that cannot run on rows of these items.
         DataError: missing, damaged or unusable data.
     """
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
@@ -90,11 +91,11 @@ def recsys_task(
         require_no_width(width, MODELS[0] if model is None else "a module of your own")
         factory, depth = model, 1
     device = choose_device(device)
-    protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users, device=device)
+    protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users)
     vae = VaeProtocol() if judge_batch is None else VaeProtocol(batch=judge_batch)
     if judge_epochs is not None:
         vae = replace(vae, steps=judge_epochs * -(-data.num_users // vae.batch), epochs=judge_epochs)
-    return RecsysTask(
+    task = RecsysTask(
         data,
         model=factory,
         features=features,
@@ -104,6 +105,10 @@ def recsys_task(
         vae=vae,
         device=device,
     )
+    if factory is not None and not isinstance(model, str):
+        users = task.select(torch.arange(min(2, data.num_users))).inputs
+        try_network(task, users, f"users with rows of {data.num_items} items", data.num_items)
+    return task
 
 
 def network(name: str, num_items: int, width: int | None) -> tuple[ModuleFactory | None, int]:
@@ -112,12 +117,13 @@ def network(name: str, num_items: int, width: int | None) -> tuple[ModuleFactory
     Raises:
         ConfigError: an unknown name, or a width of an infinitely wide one.
     """
-    if name not in MODELS:
+    key = canonical(name)
+    if key not in MODELS:
         raise unknown_name("model for recsys data", name, MODELS)
-    if name == "autoencoder":
+    if key == "autoencoder":
         return partial(autoencoder, num_items, width or 600), 1
-    require_no_width(width, name)
-    return None, int(name.partition("-d")[2] or 1)
+    require_no_width(width, key)
+    return None, int(key.partition("-d")[2] or 1)
 
 
 def autoencoder(num_items: int, width: int) -> nn.Module:

@@ -46,6 +46,12 @@ DATASETS = {
     for name, (line, files) in _FILES.items()
 }
 
+UNVALIDATED = (
+    "no validation rows, and too few training rows a user to take some: runs keep their last step, and judges do not "
+    "choose their ridges; a column that names valid rows, or --split-by random (split_by), gives some"
+)
+"""The note on a split by which nothing can be chosen."""
+
 Source = str | Path | pd.DataFrame | sparse.sparray | sparse.spmatrix | npt.NDArray[Any] | Tensor
 
 
@@ -109,6 +115,11 @@ class Interactions:
     def users_with(self, part: Split) -> npt.NDArray[np.int64]:
         """Return the rows that have at least one interaction in a part."""
         return np.flatnonzero(self.lengths(part)).astype(np.int64)
+
+    @property
+    def validates(self) -> bool:
+        """Whether anybody has validation interactions, by which steps and ridges are chosen."""
+        return self.parts["valid"].nnz > 0
 
     @functools.cached_property
     def stored_bytes(self) -> int:
@@ -286,11 +297,13 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     users, items, part, lost = trained(part, users, items, name)
     part = completed(part, users, key)
     found = _assemble(name, users, items, part, user_ids, item_ids, counts, given)
+    if not found.validates:
+        found = replace(found, notes=(UNVALIDATED,))
     if not lost:
         return found
     apart = {"short_users": found.counts["short_users"] - lost, "untrained_users": lost}
     note = f"test or validation: {lost} users have no training rows of their own and are left out"
-    return replace(found, counts={**found.counts, **apart}, notes=(note,))
+    return replace(found, counts={**found.counts, **apart}, notes=(*found.notes, note))
 
 
 def _assemble(

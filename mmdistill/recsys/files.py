@@ -1,6 +1,5 @@
 """Reads interaction tables as they are published: MovieLens, RecBole, delimited files with a header."""
 
-import gzip
 import io
 import warnings
 import zlib
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
+from mmdistill.decoding import decoded
 from mmdistill.errors import ConfigError, DataError, did_you_mean, first_line
 from mmdistill.json_rows import first_row, json_rows
 from mmdistill.recsys.cleaning import feedback
@@ -33,7 +33,8 @@ ALIASES = {
 }
 ACCEPTED = (
     "user,item[,rating][,split] tables (.csv, .tsv, .txt, .jsonl, .json, plain or .gz; .parquet and .feather with "
-    "pyarrow), MovieLens ratings.dat and u.data, RecBole .inter, scipy sparse .npz, or a folder with one of them"
+    "pyarrow), MovieLens ratings.dat and u.data, RecBole .inter (plain or .gz), scipy sparse .npz, or a folder with "
+    "one of them"
 )
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -47,7 +48,9 @@ FOLDER_FILES = (
     "interactions.csv",
     "interactions.npz",
     "ratings.dat",
+    "ratings.dat.gz",
     "u.data",
+    "u.data.gz",
     "ratings.csv.gz",
     "ratings.csv",
 )
@@ -82,7 +85,7 @@ def looks_like_interactions(path: Path) -> bool:
             path = find_file(path)
         except DataError:
             return False
-    if path.suffix == ".inter" or path.name in ("u.data", "ratings.dat"):
+    if _table_suffix(path) == ".inter" or path.name.removesuffix(".gz") in ("u.data", "ratings.dat"):
         return True
     if path.suffix == ".npz":  # no other data come in such files
         return path.is_file()
@@ -93,7 +96,7 @@ def looks_like_interactions(path: Path) -> bool:
             return True
     elif _table_suffix(path) in JSON_SUFFIXES:
         try:
-            columns = [str(name) for name in first_row(_head(path))]
+            columns = [str(name) for name in first_row(decoded(path, HEAD_BYTES))]
         except (DataError, ValueError, RecursionError):
             return False
     elif _table_suffix(path) in TABLE_SUFFIXES:
@@ -151,9 +154,10 @@ def read_table(path: Path, wanted: Columns = Columns()) -> tuple[pd.DataFrame, t
     if _table_suffix(path) not in (*TABLE_SUFFIXES, ".inter", ".dat", ".data"):
         raise DataError(f"{path} is no table of interactions; read are {ACCEPTED}")
     first = _first_line(path)
-    if path.suffix == ".dat" or "::" in first or path.name == "u.data":
+    tabs = path.name.removesuffix(".gz") == "u.data"
+    if _table_suffix(path) == ".dat" or "::" in first or tabs:
         wanted.require_none(f"{path}, which has no header,")
-        return _headerless(path, "\t" if path.name == "u.data" else "::"), ()
+        return _headerless(path, "\t" if tabs else "::"), ()
     columns, separator = _split_header(first)
     return select_columns(_parse(path, separator, columns), str(path), wanted)
 
@@ -242,23 +246,11 @@ def _table_suffix(path: Path) -> str:
 
 
 def _first_line(path: Path) -> str:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
-            line = handle.readline(HEAD_BYTES).decode("utf-8").strip("\r\n\ufeff")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as (gzipped) UTF-8 text: {error}") from error
+    """Return the first line of a file, of what is UTF-8 in it: whoever reads the rest says what is not."""
+    line = decoded(path, HEAD_BYTES).partition("\n")[0].strip("\r")
     if not line.strip():
         raise DataError(f"{path} is empty or starts with an empty line; a header line was expected")
     return line
-
-
-def _head(path: Path) -> str:
-    """Return the start of a file, whatever character it is cut off in."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
-            return handle.read(HEAD_BYTES).decode("utf-8", "ignore")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _split_header(line: str) -> tuple[list[str], str]:
@@ -291,12 +283,7 @@ def _read_json(path: Path) -> pd.DataFrame:
     Raises:
         DataError: a damaged or undecodable file, or rows that are no objects.
     """
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        content = raw.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as (gzipped) UTF-8 text: {error}") from error
-    rows = json_rows(content, path)
+    rows = json_rows(decoded(path), path)
     if not rows:
         raise DataError(f"{path} has no interactions")
     return pd.DataFrame(rows, dtype=object)
@@ -338,15 +325,17 @@ def _parse(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
                 index_col=False,
                 skipinitialspace=True,
             )
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 throughout: {error}; save the file as UTF-8") from error
     except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
 
 def _headerless(path: Path, separator: str) -> pd.DataFrame:
     """Read MovieLens' user, item, rating, timestamp lines."""
+    text = decoded(path).replace(separator, "\t")  # one character: pandas' fast parser
+    names = ["user", "item", "rating", "time"][: max(3, text.partition("\n")[0].count("\t") + 1)]
     try:
-        text = path.read_text(encoding="utf-8").replace(separator, "\t")  # one character: pandas' fast parser
-        names = ["user", "item", "rating", "time"][: max(3, text.partition("\n")[0].count("\t") + 1)]
         return pd.read_csv(
             io.StringIO(text),
             sep="\t",
@@ -357,7 +346,7 @@ def _headerless(path: Path, separator: str) -> pd.DataFrame:
             keep_default_na=False,
             na_values=list(MISSING),
         )
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(
             f"{path} cannot be read as user{separator}item{separator}rating{separator}timestamp lines: {error}"
         ) from error

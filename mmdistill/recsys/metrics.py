@@ -17,6 +17,8 @@ from mmdistill.runtime import Draws
 
 Scorer = Callable[[Tensor], Tensor]
 """Maps the known interactions of some users ``(n, items)`` to scores of all items ``(n, items)``."""
+Judged = Callable[[Scorer], float]
+"""Scores a scorer on validation data, higher is better."""
 
 METRICS = ("ndcg@10", "hr@10", "hr@100", "recall@100", "psp@10", "coverage@10", "auc")
 """What is reported, the headline first; then the headline in each group of users."""
@@ -140,7 +142,6 @@ class RankingProtocol:
             is known of them; 1 leaves them out.
         chunk: users scored at once, at most; fewer where there are many items.
         max_users: judge only this many users, drawn at random; None is all.
-        device: where scoring happens.
 
     Raises:
         ConfigError: values out of range.
@@ -152,7 +153,6 @@ class RankingProtocol:
     groups: int = 1
     chunk: int = 1024
     max_users: int | None = None
-    device: torch.device = torch.device("cpu")
 
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1 or self.chunk < 1 or self.groups < 1:
@@ -175,7 +175,13 @@ class RankingProtocol:
         return users
 
     def evaluate(
-        self, scorer: Scorer, data: Interactions, part: Split, draws: Draws, repeats: int = 1
+        self,
+        scorer: Scorer,
+        data: Interactions,
+        part: Split,
+        draws: Draws,
+        repeats: int = 1,
+        device: torch.device | str = "cpu",
     ) -> dict[str, tuple[float, ...]]:
         """Return the mean of each metric over the users with held-out interactions, as fractions.
 
@@ -189,19 +195,20 @@ class RankingProtocol:
             part: ``valid`` or ``test``.
             draws: the key of sampled items.
             repeats: how often negatives are drawn.
+            device: where the scorer computes.
         """
         context = contexts(part)
-        weights = propensity_weights(data.item_counts()).to(self.device)
+        weights = propensity_weights(data.item_counts()).to(device)
         users = self.users(data, part, draws)
         found: dict[str, list[Tensor]] = {}
-        shown = {k: torch.zeros(data.num_items, dtype=torch.bool, device=self.device) for k in self.ks}
+        shown = {k: torch.zeros(data.num_items, dtype=torch.bool, device=device) for k in self.ks}
         positives: list[Tensor] = []
         negatives: list[list[Tensor]] = [[] for _ in range(repeats)]
         size = max(1, min(self.chunk, CHUNK_NUMBERS // data.num_items))
         for start in range(0, len(users), size):
             chunk = users[start : start + size]
-            known = data.rows(chunk, context, self.device)
-            held = data.rows(chunk, (part,), self.device)
+            known = data.rows(chunk, context, device)
+            held = data.rows(chunk, (part,), device)
             scores = scorer(known)
             hidden = self._hidden(known, held, draws.fold("candidates", start))
             best = top_items(scores, hidden, max(self.ks))

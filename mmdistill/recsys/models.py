@@ -8,9 +8,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, NonFiniteError, UnsupportedError
 from mmdistill.objectives.kernels import FullyConnectedKernel
-from mmdistill.recsys.data import Interactions
-from mmdistill.recsys.metrics import RankingProtocol, Scorer
-from mmdistill.runtime import Draws
+from mmdistill.recsys.metrics import Judged, Scorer
 
 MAX_EXACT = 20_000
 """The largest dense system that is solved: its float64 matrix has 3.2 GB."""
@@ -26,19 +24,25 @@ class Recommender(ABC):
     def scorer(self, ridge: float) -> Scorer:
         """Fit with a ridge and return the scoring function."""
 
-    def pick(
-        self, data: Interactions, protocol: RankingProtocol, draws: Draws, others: tuple[float, ...] = ()
-    ) -> float:
-        """Return the ridge of :attr:`ridges` and some others with the best validation NDCG at the first cut-off."""
+    def pick(self, judged: Judged | None, others: tuple[float, ...] = ()) -> float:
+        """Return the ridge of :attr:`ridges` and some others that scores best.
+
+        Args:
+            judged: scores on validation data; None where there are none: the first of the others is returned then, or
+                the middle one of :attr:`ridges`.
+            others: ridges that were learned with a set.
+        """
+        if judged is None:
+            return others[0] if others else self.ridges[len(self.ridges) // 2]
         ridges = (*self.ridges, *others)
         if len(ridges) == 1:
             return ridges[0]
-        return max(ridges, key=lambda ridge: self.validate(ridge, data, protocol, draws))
+        return max(ridges, key=lambda ridge: self.validate(ridge, judged))
 
-    def validate(self, ridge: float, data: Interactions, protocol: RankingProtocol, draws: Draws) -> float:
-        """Return the validation NDCG at the first cut-off; a system that cannot be solved scores 0."""
+    def validate(self, ridge: float, judged: Judged) -> float:
+        """Return the score on validation data; a system that cannot be solved scores 0."""
         try:
-            return protocol.evaluate(self.scorer(ridge), data, "valid", draws)[f"ndcg@{protocol.ks[0]}"][0]
+            return judged(self.scorer(ridge))
         except NonFiniteError:
             return 0.0
 

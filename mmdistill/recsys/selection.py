@@ -1,5 +1,7 @@
 """Selections of real users as baselines: those who do most, cluster means, and those whom a proxy finds hardest."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -28,7 +30,9 @@ def embed_users(train: sparse.csr_array, dimensions: int) -> npt.NDArray[np.floa
     return np.ascontiguousarray(TruncatedSVD(kept, random_state=0).fit_transform(scaled), dtype=np.float32)
 
 
-def select_users(data: Interactions, kind: str, count: int, dimensions: int, draws: Draws) -> Tensor:
+def select_users(
+    data: Interactions, kind: str, count: int, points: Callable[[], npt.NDArray[np.float32]], draws: Draws
+) -> Tensor:
     """Return the rows of a selection, ``(count, items)`` in [0, 1].
 
     Args:
@@ -36,7 +40,7 @@ def select_users(data: Interactions, kind: str, count: int, dimensions: int, dra
         kind: ``head`` (the users with most interactions), ``clusters`` (the mean rows of k-means clusters) or ``svp``
             (selection via proxy: the users whom a small factorisation ranks worst).
         count: how many.
-        dimensions: of the space in which users are clustered.
+        points: gives what :func:`embed_users` does, in which users are clustered.
         draws: the key.
 
     Raises:
@@ -47,17 +51,16 @@ def select_users(data: Interactions, kind: str, count: int, dimensions: int, dra
     if count > data.num_users:
         raise DataError(f"{count} users were asked for, but {data.name!r} has {data.num_users}")
     if kind == "clusters":
-        return cluster_means(data, count, dimensions, draws)
+        return cluster_means(data, count, points(), draws)
     order = -data.lengths("train") if kind == "head" else proxy_auc(data, draws)
     return data.rows(np.argsort(order, kind="stable")[:count])
 
 
-def cluster_means(data: Interactions, count: int, dimensions: int, draws: Draws) -> Tensor:
-    """Return the mean training row of each k-means cluster of users, ``(count, items)``."""
+def cluster_means(data: Interactions, count: int, points: npt.NDArray[np.float32], draws: Draws) -> Tensor:
+    """Return the mean training row of each k-means cluster of users' points, ``(count, items)``."""
     from sklearn.cluster import KMeans
 
     train = data.parts["train"]
-    points = embed_users(train, dimensions)
     labels = KMeans(count, n_init=1, random_state=draws.integer() % 2**32).fit_predict(points)
     sizes = np.maximum(np.bincount(labels, minlength=count), 1)
     pick = sparse.csr_array((1 / sizes[labels], (labels, np.arange(len(labels)))), shape=(count, len(labels)))

@@ -2,28 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import weighted_mean
-from mmdistill.names import unknown_name
+from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import Factorisation, heaviest
-from mmdistill.recsys.metrics import METRICS, RankingProtocol, Scorer
+from mmdistill.recsys.metrics import METRICS, Judged, RankingProtocol, Scorer
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
-from mmdistill.recsys.vae import VaeProtocol, fit_vae
+from mmdistill.recsys.vae import Rows, VaeProtocol, fit_vae
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
+KEPT_NUMBERS = 2**26
+"""Of users x items, up to which the real rows stay on a device other than the CPU: 256 MB."""
 FIXED = Draws(0, ("recsys",))
 """The key where nothing is random."""
 RANDOM_JUDGES = ("mult-vae", "als")
@@ -34,6 +38,8 @@ VALIDATION_USERS = 10_000
 CLOSED_FORM_NOTE = (
     "closed-form judges have no randomness of their own: only the AUC's sampled negatives differ between runs"
 )
+UNCHOSEN_NOTE = "no validation rows: the ridge is the one learned with the set, or the middle one of the judge's own"
+LAST_NOTE = "no validation rows: the last step of mult-vae is kept"
 GROUPS_NOTE = "ndcg@10 [a-b] is that of users of whom a to b interactions are known"
 
 
@@ -81,10 +87,16 @@ class RecsysTask:
         self.device = torch.device(device)
         self.hold_out = hold_out
         self.kernel = FullyConnectedKernel(depth=depth)
-        self.protocol = protocol or RankingProtocol(groups=3, device=self.device)
+        self.protocol = protocol or RankingProtocol(groups=3)
         self.vae = vae or VaeProtocol()
         self.module = None if model is None else FunctionalModule(model, features, self.device)
         self._info: TaskInfo | None = None
+        self._points: npt.NDArray[np.float32] | None = None
+        self._kept: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts with: rows that are kept on a device stay here."""
+        return {**self.__dict__, "_kept": None}
 
     def __repr__(self) -> str:
         sizes = f"{self.data.num_users:,} users and {self.data.num_items:,} items"
@@ -128,9 +140,20 @@ class RecsysTask:
 
     def select(self, indices: Tensor) -> Batch:
         """Return real users' training rows, as inputs and as targets."""
-        flat = indices.flatten().cpu().numpy()
-        rows = self.data.rows(flat, device=self.device).reshape(*indices.shape, self.data.num_items)
+        rows = self._users(indices)
         return Batch(rows, rows, torch.ones(indices.shape, device=self.device))
+
+    def _users(self, indices: Tensor) -> Tensor:
+        """Return real users' training rows, ``(*indices.shape, items)``.
+
+        They are made anew on a CPU, where this takes no longer than to copy them out of a dense matrix.
+        """
+        if self.device.type == "cpu" or self.data.num_users * self.data.num_items > KEPT_NUMBERS:
+            flat = indices.flatten().cpu().numpy()
+            return self.data.rows(flat, device=self.device).reshape(*indices.shape, self.data.num_items)
+        if self._kept is None:
+            self._kept = self.data.rows(np.arange(self.data.num_users), device=self.device)
+        return self._kept[indices.to(self.device)]
 
     def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
         """Draw n different users (all of them where n is larger); targets are their whole training rows.
@@ -153,11 +176,16 @@ class RecsysTask:
 
     def embedding(self) -> Tensor:
         """Return every user's leading coordinates in the singular space of the rows, each row at unit length."""
-        return torch.from_numpy(embed_users(self.data.parts["train"], EMBEDDING_DIMENSIONS)).to(self.device)
+        return torch.from_numpy(self._embedded()).to(self.device)
+
+    def _embedded(self) -> npt.NDArray[np.float32]:
+        if self._points is None:
+            self._points = embed_users(self.data.parts["train"], EMBEDDING_DIMENSIONS)
+        return self._points
 
     def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
         """Return one of this domain's own baselines at equal count; see :func:`select_users`."""
-        rows = select_users(self.data, kind, int(counts.sum()), EMBEDDING_DIMENSIONS, draws).to(self.device)
+        rows = select_users(self.data, kind, int(counts.sum()), self._embedded, draws).to(self.device)
         return Batch(rows, rows, torch.ones(len(rows), device=self.device))
 
     def judge(self, synthetic: Batch | None, name: str, draws: Draws = FIXED) -> Recommender:
@@ -173,20 +201,21 @@ class RecsysTask:
             ShapeError: the synthetic users have another number of items.
             UnsupportedError: data too large for the judge, or a missing package.
         """
-        if name not in self.judges or name == "mult-vae":
+        key = canonical(name)
+        if key not in self.judges or key == "mult-vae":
             raise unknown_name("judge", name, [judge for judge in self.judges if judge != "mult-vae"])
         if synthetic is None:
-            return self._judge_of_all(name, draws)
+            return self._judge_of_all(key, draws)
         rows = self._fitted_rows(synthetic)
-        if name == "inf-ae":
+        if key == "inf-ae":
             return InfiniteAutoencoder(rows, self.kernel)
-        if name == "als":
+        if key == "als":
             return Factorisation(heaviest(rows), draws.integer() % 2**31)
-        return Ease(rows) if name == "ease" else Popularity(rows.sum(0))
+        return Ease(rows) if key == "ease" else Popularity(rows.sum(0))
 
     def chosen_ridge(self, synthetic: Batch, draws: Draws) -> float:
-        """Return the infinite autoencoder's ridge that validation data choose on users."""
-        return self.judge(synthetic, "inf-ae").pick(self.data, self._validation(), draws)
+        """Return the infinite autoencoder's ridge that validation data choose on users; its middle one without any."""
+        return self.judge(synthetic, "inf-ae").pick(self._judged(draws))
 
     def _fitted_rows(self, synthetic: Batch) -> Tensor:
         return self.rows(synthetic.inputs).to(self.device)[synthetic.weight.to(self.device) > 0]
@@ -212,25 +241,37 @@ class RecsysTask:
         """Fit a judge and score its rankings of the test items.
 
         The ridge is the best on validation, out of the judge's own and the one that was learned with the set; a
-        trained judge's step is chosen so, too. Judges in closed form have no randomness of their own: of
+        trained judge's step is chosen so, too. Without validation data it is the learned one, or the middle one of the
+        judge's own, and the step the last; a note says so. Judges in closed form have no randomness of their own: of
         n values they give one, but of the AUC, whose negatives are drawn n times.
+
+        Raises:
+            ConfigError: an unknown judge.
+            ShapeError: the synthetic users have another number of items.
+            UnsupportedError: data too large for the judge, or a missing package.
         """
+        judge = canonical(judge)
         if judge not in RANDOM_JUDGES:
             scorer = self._solved(synthetic, judge, draws, learned)
-            found = self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), repeats=n)
-            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *self._notes(found)))
+            found = self._tested(scorer, draws, n)
+            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *self._notes(judge, found)))
         runs: dict[str, tuple[float, ...]] = {}
         for index in range(n):
             key = draws.fold("run", index)
             train = self._trained if judge == "mult-vae" else self._solved
             scorer = train(synthetic, judge, key, learned)
-            for name, values in self.protocol.evaluate(scorer, self.data, "test", key.fold("test")).items():
+            for name, values in self._tested(scorer, key, 1).items():
                 runs[name] = (*runs.get(name, ()), *values)
-        return Scores(judge, _reported(runs), self._notes(runs))
+        return Scores(judge, _reported(runs), self._notes(judge, runs))
 
-    def _notes(self, found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
-        """Return what a reader of the metrics must know."""
+    def _tested(self, scorer: Scorer, draws: Draws, n: int) -> dict[str, tuple[float, ...]]:
+        return self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), n, self.device)
+
+    def _notes(self, judge: str, found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
+        """Return what a reader of a judge's metrics must know."""
         notes: tuple[str, ...] = (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
+        if not self.data.validates and judge != "popularity":
+            notes += (LAST_NOTE if judge == "mult-vae" else UNCHOSEN_NOTE,)
         known = self.data.lengths("train") + self.data.lengths("valid")
         left = self.data.num_items - int(np.median(known))
         if wide := [k for k in self.protocol.ks if k >= left]:
@@ -245,32 +286,43 @@ class RecsysTask:
         model = self.judge(synthetic, judge, draws)
         own = LEARNED_RIDGES.get(judge, "")
         others = (float(learned[own]),) if own in learned else ()
-        ridge = model.pick(self.data, self._validation(), draws.fold("validate"), others)
+        ridge = model.pick(self._judged(draws.fold("validate")), others)
         return model.scorer(ridge)
 
     def _trained(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
-        protocol, key = self._validation(), draws.fold("validate")
-
-        def score(scorer: Scorer) -> float:
-            return protocol.evaluate(scorer, self.data, "valid", key)[f"ndcg@{protocol.ks[0]}"][0]
-
-        if synthetic is None:
-            users, rows = self.data.num_users, lambda chosen: self.data.rows(chosen, device=self.device)
-        else:
+        judged = self._judged(draws.fold("validate"))
+        rows: Rows = self._users
+        users = self.data.num_users
+        if synthetic is not None:
             fitted = self._fitted_rows(synthetic)
             users, rows = len(fitted), lambda chosen: fitted[chosen.to(fitted.device)]
-        return fit_vae(rows, users, self.data.num_items, self.vae, score, draws.fold("train"), self.device)
+        return fit_vae(rows, users, self.data.num_items, self.vae, judged, draws.fold("train"), self.device)
 
-    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
-        """Return the validation NDCG@10 of the inner model on synthetic users.
+    def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
+        """Return the validation NDCG@10 of the inner model on synthetic users; None without validation data.
 
         That is EASE where a ridge of EASE's was learned with them, else the infinite autoencoder. Ten times a learned
         ridge is tried as well: the likelihood of whole rows, known items included, likes smaller ones than rankings do.
         """
+        judged = self._judged(draws)
+        if judged is None:
+            return None
         name = "ease" if LEARNED_RIDGES["ease"] in learned else "inf-ae"
         model, own = self.judge(synthetic, name), LEARNED_RIDGES[name]
         ridges = (float(learned[own]), 10 * float(learned[own])) if own in learned else model.ridges
-        return max(model.validate(ridge, self.data, self._validation(), draws) for ridge in ridges)
+        return max(model.validate(ridge, judged) for ridge in ridges)
+
+    def _judged(self, draws: Draws) -> Judged | None:
+        """Return what scores recommenders on validation data by NDCG at the first cut-off; None without such data."""
+        if not self.data.validates:
+            return None
+        protocol = self._validation()
+
+        def judged(scorer: Scorer) -> float:
+            found = protocol.evaluate(scorer, self.data, "valid", draws, device=self.device)
+            return found[f"ndcg@{protocol.ks[0]}"][0]
+
+        return judged
 
     def _validation(self) -> RankingProtocol:
         """Return how validation data are judged: one metric, of at most as many users as tell steps apart."""

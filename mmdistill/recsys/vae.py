@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, NonFiniteError
-from mmdistill.recsys.metrics import Scorer
+from mmdistill.recsys.metrics import Judged, Scorer
 from mmdistill.runtime import Draws
 
 Rows = Callable[[Tensor], Tensor]
@@ -113,18 +113,18 @@ def fit_vae(
     users: int,
     items: int,
     protocol: VaeProtocol,
-    score: Callable[[Scorer], float],
+    judged: Judged | None,
     draws: Draws,
     device: torch.device,
 ) -> Scorer:
-    """Train Mult-VAE and return the scoring function of the check that scored best.
+    """Train Mult-VAE and return the scoring function of the check that scored best, or of the last one.
 
     Args:
         rows: gives the rows of users to train on.
         users: how many there are.
         items: the number of items.
         protocol: how to train.
-        score: judges a scoring function on validation data.
+        judged: scores a scoring function on validation data; None, where there are none, keeps the last check.
         draws: the key of everything random.
         device: where to train.
 
@@ -156,8 +156,8 @@ def fit_vae(
         if step % every == 0 or step == steps:
             if not bool(torch.isfinite(loss)):
                 raise NonFiniteError(f"Mult-VAE's loss became {float(loss.detach())} by step {step}; lower its rate")
-            found = score(scorer)
-            if found > best:
+            found = best if judged is None else judged(scorer)
+            if judged is None or found > best:
                 best, kept = found, {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(kept)
     return scorer

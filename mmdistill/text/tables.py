@@ -2,22 +2,21 @@
 
 import csv
 import difflib
-import gzip
 import io
 import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF, USER_COLUMNS
+from mmdistill.decoding import decoded
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.json_rows import first_row, json_rows
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 HEAD_BYTES = 65536
-"""Of a JSON file, by which it is told what it is."""
+"""Of a file, by which it is told what it is."""
 TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document", "utterance", "tweet", "body")
 PAIR_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -52,7 +51,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise DataError(
             f"{path} is no table of texts: expected a name that ends in {', '.join(FORMATS)} (or .gz of these){hint}"
         )
-    content = _decode(path)
+    content = decoded(path)
     try:
         table = (
             pd.DataFrame(json_rows(content, path), dtype=object) if kind == "jsonl" else _parse_separated(content, kind)
@@ -63,23 +62,6 @@ def read_table(path: Path) -> pd.DataFrame:
     if not len(table):
         raise DataError(f"{path} holds no rows")
     return table
-
-
-def _decode(path: Path) -> str:
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is a damaged gzip file: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path} is not UTF-8 throughout: line {line} holds the byte 0x{raw[error.start]:02x}; "
-            "save the file as UTF-8"
-        ) from error
 
 
 def _parse_separated(content: str, kind: str) -> pd.DataFrame:
@@ -198,12 +180,11 @@ def may_hold_texts(path: Path) -> bool:
     if kind is None:
         return False
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
-            first = handle.read(HEAD_BYTES).decode("utf-8", "ignore") if kind == "jsonl" else handle.readline().decode()
-        first = first.lstrip("\ufeff").strip("\r\n")
+        first = decoded(path, HEAD_BYTES)
+        first = first if kind == "jsonl" else first.partition("\n")[0].strip("\r")
         separators = {"jsonl": (), "tsv": ("\t",), "csv": (",", ";", "|")}[kind]
         names = [first.split(separator) for separator in separators] or [list(first_row(first))]
-    except (OSError, ValueError, TypeError, EOFError, RecursionError, zlib.error):
+    except (DataError, ValueError, TypeError, RecursionError):
         return True  # damaged: the loader says what is wrong
     lower = [{str(name).strip().strip('"').lower() for name in spelt} for spelt in names]
     interactions = any(spelt.intersection(USER_COLUMNS) and spelt.intersection(ITEM_COLUMNS) for spelt in lower)

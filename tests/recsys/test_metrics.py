@@ -1,5 +1,5 @@
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
-from mmdistill.recsys import RankingProtocol, load_interactions, metrics
+from mmdistill.recsys import RankingProtocol, RecsysTask, load_interactions, metrics
 from mmdistill.recsys.metrics import (
     group_users,
     pooled_auc,
@@ -236,6 +236,21 @@ def test_coverage_leaves_out_what_is_not_ranked():
     protocol = RankingProtocol(ks=(10,), negatives=0, candidates=1)
     found = protocol.evaluate(lambda known: torch.zeros_like(known), data, "test", Draws(0))
     assert found["coverage@10"][0] <= 4 / data.num_items  # each of two users ranks one held-out item and one candidate
+
+
+def test_protocols_are_the_same_on_every_machine(interactions):
+    assert "device" not in {field.name for field in fields(RankingProtocol)}
+    own = RecsysTask(interactions, protocol=RankingProtocol(ks=(5,)), device="meta")  # where there are no numbers
+    seen = []
+
+    def scorer(known):
+        seen.append(known.device.type)
+        raise KeyboardInterrupt
+
+    for score in (own._judged(Draws(0)), lambda scorer: own.protocol.evaluate(scorer, interactions, "test", Draws(0))):
+        with pytest.raises(KeyboardInterrupt):
+            score(scorer)
+    assert seen == ["meta", "cpu"]
 
 
 def test_bad_arguments(interactions):

@@ -66,20 +66,30 @@ def test_popularity_is_the_same_for_everybody():
     assert torch.equal(scores, torch.tensor([[3.0, 1.0, 2.0]] * 3))
 
 
-def test_the_ridge_is_picked_on_validation_not_on_test(interactions):
+def on_validation(data):
     protocol = RankingProtocol(ks=(5,), negatives=0)
+    return lambda scorer: protocol.evaluate(scorer, data, "valid", Draws(0))["ndcg@5"][0]
+
+
+def test_the_ridge_is_picked_on_validation_not_on_test(interactions):
     train, valid = interactions.parts["train"], interactions.parts["valid"]
     model = Ease(gram=torch.tensor((train.T @ train).toarray()))
-    scores = {ridge: model.validate(ridge, interactions, protocol, Draws(0)) for ridge in model.ridges}
-    best = model.pick(interactions, protocol, Draws(0))
+    scores = {ridge: model.validate(ridge, on_validation(interactions)) for ridge in model.ridges}
+    best = model.pick(on_validation(interactions))
     assert best == max(scores, key=scores.__getitem__)
     assert len(set(scores.values())) > 1
     reversed_test = interactions.parts["test"][::-1]
     other_test = replace(interactions, parts={**interactions.parts, "test": reversed_test})
-    assert {ridge: model.validate(ridge, other_test, protocol, Draws(0)) for ridge in model.ridges} == scores
-    assert model.pick(other_test, protocol, Draws(0)) == best
+    assert {ridge: model.validate(ridge, on_validation(other_test)) for ridge in model.ridges} == scores
+    assert model.pick(on_validation(other_test)) == best
     other_valid = replace(interactions, parts={**interactions.parts, "valid": valid[::-1]})
-    assert model.validate(best, other_valid, protocol, Draws(0)) != scores[best]
+    assert model.validate(best, on_validation(other_valid)) != scores[best]
+
+
+def test_without_validation_a_learned_ridge_or_the_middle_one_is_taken(interactions):
+    model = Ease(rows(6, 9), ridges=(1.0, 5.0, 20.0))
+    assert model.pick(None) == 5.0
+    assert model.pick(None, (3.0,)) == 3.0
 
 
 def test_equal_users_need_a_ridge(interactions):
@@ -88,7 +98,7 @@ def test_equal_users_need_a_ridge(interactions):
     with pytest.raises(NonFiniteError, match="larger ridge"):
         model.scorer(-0.1)
     assert torch.isfinite(model.scorer(1.0)(x)).all()
-    assert model.validate(-0.1, interactions, RankingProtocol(ks=(5,), negatives=0), Draws(0)) == 0
+    assert model.validate(-0.1, on_validation(interactions)) == 0
 
 
 def test_systems_too_large_to_solve_are_refused(monkeypatch):
@@ -136,7 +146,7 @@ def test_heaviest_items_of_weighted_rows():
 def test_factorisation_folds_users_in(interactions):
     train = interactions.parts["train"]
     model = Factorisation(train, seed=1, factors=8, ridges=(5.0,))
-    assert model.pick(interactions, RankingProtocol(ks=(5,), negatives=0), Draws(0)) == 5.0
+    assert model.pick(on_validation(interactions)) == 5.0
     score = model.scorer(5.0)
     known = interactions.rows(range(20))
     found = score(known)

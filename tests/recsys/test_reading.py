@@ -1,5 +1,7 @@
 """Logs as people have them: with columns of their own, ratings, and times to split by."""
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from mmdistill.cli import main
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.image.datasets import load
 from mmdistill.recsys import load_interactions, recsys_task
+from mmdistill.recsys.files import looks_like_interactions
 from mmdistill.recsys.splits import SPLITS, by_time
 from mmdistill.registry import domain_of
 from tests.recsys.conftest import taste_matrix
@@ -62,6 +65,34 @@ def test_a_split_by_time_tests_with_the_latest_interactions(dates):
         late = rows.sort_values("when")["product"].tolist()
         for part, expected in (("test", late[-1:]), ("valid", late[-2:-1]), ("train", late[:-2])):
             assert {item for owner, item in entries(data, part) if owner == user} == set(expected)
+
+
+@pytest.mark.parametrize(("name", "separator"), [("ratings.dat", "::"), ("u.data", "\t")])
+def test_movielens_files_are_read_gzipped_too(tmp_path, name, separator):
+    rows = [(user, item, 5, 1000 - item) for user in range(4) for item in range(5)]
+    content = "\r\n".join(separator.join(map(str, row)) for row in rows).encode()
+    (tmp_path / name).write_bytes(content)
+    plain = load_interactions(tmp_path / name, split_by="time")
+    (tmp_path / name).unlink()
+    zipped = tmp_path / f"{name}.gz"
+    zipped.write_bytes(gzip.compress(content))
+    assert looks_like_interactions(zipped)
+    for source in (zipped, tmp_path):
+        assert load_interactions(source, split_by="time").fingerprint == plain.fingerprint
+    zipped.write_bytes(gzip.compress(content)[:40])
+    with pytest.raises(DataError, match="is a damaged gzip file"):
+        load_interactions(zipped)
+    zipped.write_bytes(gzip.compress(content + b"\n\xfc"))
+    with pytest.raises(DataError, match="not UTF-8 throughout: line 21 holds the byte 0xfc"):
+        load_interactions(zipped)
+
+
+def test_recbole_files_are_read_gzipped_too(tmp_path):
+    path = tmp_path / "log.inter.gz"
+    lines = ["user_id:token\titem_id:token", *(f"u{user}\ti{item}" for user in range(4) for item in range(5))]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    assert looks_like_interactions(path)
+    assert load_interactions(path).num_users == 4
 
 
 def test_of_a_repeated_pair_the_earliest_counts_in_a_split_by_time():

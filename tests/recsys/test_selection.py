@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -7,21 +10,38 @@ from sklearn.decomposition import TruncatedSVD
 from mmdistill.abilities import Selects
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.evaluate import evaluate
+from mmdistill.recsys import RecsysTask
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.privacy import nearness
-from mmdistill.recsys.selection import SELECTIONS, cluster_means, proxy_auc, select_users
+from mmdistill.recsys.selection import SELECTIONS, cluster_means, embed_users, proxy_auc, select_users
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
 
 
+def points(data):
+    return lambda: embed_users(data.parts["train"], 16)
+
+
+def test_users_are_embedded_once_for_all_selections(interactions, monkeypatch):
+    made = []
+    monkeypatch.setattr("mmdistill.recsys.task.embed_users", lambda *given: made.append(1) or embed_users(*given))
+    task = RecsysTask(interactions)
+    first = task.embedding()
+    for kind in SELECTIONS:
+        task.selection(kind, torch.tensor([5]), Draws(0))
+    for other in (task, copy.deepcopy(task), pickle.loads(pickle.dumps(task))):
+        assert torch.equal(other.embedding(), first)
+    assert len(made) == 1
+
+
 def test_head_users_have_the_most_interactions(interactions):
-    rows = select_users(interactions, "head", 7, 16, Draws(0))
+    rows = select_users(interactions, "head", 7, points(interactions), Draws(0))
     lengths = np.sort(interactions.lengths("train"))[::-1]
     assert rows.sum(1).tolist() == lengths[:7].tolist()
 
 
 def test_cluster_means_are_means_of_a_partition(interactions):
-    rows = cluster_means(interactions, 5, 16, Draws(0))
+    rows = cluster_means(interactions, 5, points(interactions)(), Draws(0))
     train = interactions.parts["train"].toarray()
     assert rows.shape == (5, interactions.num_items)
     assert ((rows >= 0) & (rows <= 1)).all()
@@ -35,7 +55,7 @@ def test_the_proxy_finds_users_of_random_taste_hard(interactions):
     auc = proxy_auc(interactions, Draws(0), dimensions=4)
     assert auc.shape == (interactions.num_users,)
     assert 0.5 < np.median(auc) <= 1
-    hard = select_users(interactions, "svp", 10, 16, Draws(0))
+    hard = select_users(interactions, "svp", 10, points(interactions), Draws(0))
     chosen = np.argsort(proxy_auc(interactions, Draws(0)), kind="stable")[:10]
     assert torch.equal(hard, interactions.rows(chosen))
 

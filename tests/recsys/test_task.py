@@ -1,5 +1,8 @@
+import copy
 import dataclasses
+import pickle
 import warnings
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -20,7 +23,9 @@ from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
-from mmdistill.recsys import DOMAIN, RecsysTask, methods, models, recsys_task
+from mmdistill.recsys import DOMAIN, RecsysTask, load_interactions, methods, models, recsys_task
+from mmdistill.recsys import task as recsys_module
+from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.draw import storage_lines
 from mmdistill.recsys.methods import METHODS, ChosenRidgeMatching, learned_ridge
 from mmdistill.recsys.vae import VaeProtocol
@@ -34,6 +39,11 @@ from tests.oracles import recsys as oracle
 from tests.oracles.kernels import wide_relu
 from tests.recsys.conftest import ML1M, taste_matrix
 from tests.toys import BlobTask
+
+
+def on_validation(task, draws):
+    protocol = dataclasses.replace(task.protocol, negatives=0)
+    return lambda scorer: protocol.evaluate(scorer, task.data, "valid", draws)["ndcg@10"][0]
 
 
 @pytest.mark.parametrize("judge", ["inf-ae", "ease", "popularity"])
@@ -79,6 +89,27 @@ def test_targets_are_full_rows_and_inputs_may_be_held_out(interactions):
     assert 0.5 < float(real.inputs.sum() / real.targets.sum()) < 0.7
     everybody = task.sample_real(Draws(0), None, 10_000)
     assert len(everybody.weight) == interactions.num_users
+
+
+def test_real_users_stay_on_another_device_where_they_fit(interactions, monkeypatch):
+    made, rows = [], Interactions.rows
+    monkeypatch.setattr(
+        Interactions, "rows", lambda self, *given, **named: made.append(1) or rows(self, *given, **named)
+    )
+    task = RecsysTask(interactions, device="meta")
+    for index in range(3):
+        assert task.sample_real(Draws(index), None, 5).inputs.shape == (5, interactions.num_items)
+    assert task.select(torch.zeros(2, 3, dtype=torch.long)).inputs.shape == (2, 3, interactions.num_items)
+    assert len(made) == 1
+    for other in (copy.deepcopy(task), pickle.loads(pickle.dumps(task))):  # which may go where there is no such device
+        assert other._kept is None
+        assert other.sample_real(Draws(0), None, 5).inputs.shape == (5, interactions.num_items)
+    monkeypatch.setattr(recsys_module, "KEPT_NUMBERS", interactions.num_users * interactions.num_items - 1)
+    many = RecsysTask(interactions, device="meta")
+    made.clear()
+    for index in range(3):
+        many.sample_real(Draws(index), None, 5)
+    assert len(made) == 3
 
 
 def test_what_is_held_out_is_part_of_what_checkpoints_are(interactions, tmp_path):
@@ -217,8 +248,7 @@ def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
 
     def chosen(batch, draws):
         model = task.judge(batch, "inf-ae")
-        protocol = dataclasses.replace(task.protocol, negatives=0)
-        scores = {r: model.validate(r, task.data, protocol, draws) for r in model.ridges}
+        scores = {r: model.validate(r, on_validation(task, draws)) for r in model.ridges}
         return max(scores, key=scores.get)
 
     for step, batch in ((0, syn), (3, other), (4, other)):
@@ -230,7 +260,7 @@ def test_validation_chooses_the_published_methods_ridge_on_the_way(task):
     assert chosen(syn, key) != chosen(other, key)
     assert objective.learned() == {}
     # Steps are validated, and the set judged, at the ridge that the method distils with.
-    best = task.judge(other, "inf-ae").validate(float(objective.log_ridge.exp()), task.data, task._validation(), key)
+    best = task.judge(other, "inf-ae").validate(float(objective.log_ridge.exp()), on_validation(task, key))
     assert task.validate(other, key, {}) >= best
 
 
@@ -287,10 +317,9 @@ def test_a_learned_ridge_is_used_where_validation_prefers_it(task, monkeypatch):
 
 def test_validation_scores_the_inner_model_whose_ridge_was_learned(task):
     batch = task.select(torch.arange(10))
-    protocol = dataclasses.replace(task.protocol, negatives=0)
     for judge, name in (("inf-ae", "ridge"), ("ease", "absolute_ridge")):
         model = task.judge(batch, judge)
-        expected = max(model.validate(ridge, task.data, protocol, Draws(0)) for ridge in (2.0, 20.0))
+        expected = max(model.validate(ridge, on_validation(task, Draws(0))) for ridge in (2.0, 20.0))
         assert task.validate(batch, Draws(0), {name: torch.tensor(2.0)}) == pytest.approx(expected)
 
 
@@ -415,6 +444,14 @@ def test_options_of_the_command_line(tmp_path):
             DOMAIN.make_task(str(path), TaskOptions(model=model, width=5))
 
 
+def test_names_ignore_case_and_underscores(task):
+    assert recsys_task(task.data, model="Infinite_D2").kernel.depth == 2
+    assert recsys_task(task.data, model="AutoEncoder", width=3).module is not None
+    assert task.evaluate(None, "EASE", Draws(0), 1, {}) == task.evaluate(None, "ease", Draws(0), 1, {})
+    assert task.evaluate(None, "Mult_VAE", Draws(0), 1, {}).judge == "mult-vae"
+    assert torch.equal(task.judge(None, "Inf_AE").gram, task.judge(None, "inf-ae").gram)
+
+
 def test_bad_arguments(task):
     with pytest.raises(ConfigError, match="unknown judge"):
         task.evaluate(None, "lightgcn", Draws(0), 1, {})
@@ -511,3 +548,42 @@ def test_cut_offs_beyond_what_is_left_to_rank_are_noted(task):
         own = RecsysTask(task.data, protocol=dataclasses.replace(task.protocol, ks=ks))
         notes = own.evaluate(batch, "popularity", Draws(0), 1, {}).notes
         assert any(f"at most {left} items left to rank, so metrics at {left}" in note for note in notes) == noted
+
+
+@pytest.fixture
+def unvalidated():
+    """Returns interactions whose users have too few training rows for validation ones."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (user, item, "test" if place == 2 else "train")
+        for user in range(60)
+        for place, item in enumerate(rng.choice(12, 3, replace=False))
+    ]
+    return load_interactions(pd.DataFrame(rows, columns=["user", "item", "split"]))
+
+
+@pytest.mark.parametrize("method", ["distill-ease", "distill-cf", "distill-cf-meanfield"])
+def test_without_validation_rows_runs_keep_their_last_step(unvalidated, method):
+    task = RecsysTask(unvalidated)
+    assert any("no validation rows" in note for note in task.describe().notes)
+    assert task.validate(task.select(torch.arange(4)), Draws(0), {}) is None
+    found = distill(task, method, users=4, settings={"steps": 4, "validate_every": 2})
+    assert (found.steps, found.taken) == (4, 4)
+
+
+def test_without_validation_rows_judges_say_what_they_did_not_choose(unvalidated):
+    task = RecsysTask(unvalidated, vae=VaeProtocol(hidden=6, latent=2, steps=6, batch=20, checks=2, epochs=1))
+    batch = task.select(torch.arange(8))
+    for judge in task.judges:
+        if judge == "als" and find_spec("implicit") is None:
+            continue
+        scores = task.evaluate(batch, judge, Draws(0), 1, {})
+        assert 0 <= scores.values["ndcg@10"][0] <= 1
+        said = [note for note in scores.notes if note.startswith("no validation rows")]
+        assert len(said) == (judge != "popularity")
+    learned = {"absolute_ridge": torch.tensor(2.5)}
+    model = task.judge(batch, "ease")
+    for ridge, own in ((model.ridges[len(model.ridges) // 2], {}), (2.5, learned)):
+        values = task.evaluate(batch, "ease", Draws(0), 1, own).values
+        expected = task.protocol.evaluate(model.scorer(ridge), task.data, "test", Draws(0).fold("test"))
+        assert values["ndcg@10"] == expected["ndcg@10"]

@@ -1,0 +1,34 @@
+"""Text files as people have them: plain or gzipped, with or without a byte order mark."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+from mmdistill.errors import DataError
+
+
+def decoded(path: Path, most: int | None = None) -> str:
+    """Return what a text file holds, unzipped where its name ends in ``.gz``, without a byte order mark.
+
+    Args:
+        path: the file.
+        most: the bytes that are read, of which those that are no UTF-8 are left out, since the last character may be
+            cut; None reads, and checks, the whole file.
+    Raises:
+        DataError: the file cannot be read, is damaged, or is not UTF-8 (the line is named).
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
+            raw = handle.read() if most is None else handle.read(most)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is a damaged gzip file and cannot be read: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        return raw.decode("utf-8-sig", "strict" if most is None else "ignore")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path} is not UTF-8 throughout: line {line} holds the byte 0x{raw[error.start]:02x}; "
+            "save the file as UTF-8"
+        ) from error
