@@ -1,12 +1,17 @@
 """What every builder of a task refuses alike: sizes and devices that cannot be."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmdistill import graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.errors import ConfigError
+from mmdistill.graph.judges import JudgeProtocol, protocol_for
+from mmdistill.graph.sets.task import PROTOCOL
+from tests.graph.sets.toy import FAST, write_rings
 from tests.graph.toy import planted_graph
 from tests.text.corpus import corpus
 
@@ -19,6 +24,9 @@ BUILDERS: dict[str, Callable[..., object]] = {
     "recsys": lambda **options: recsys_task(MATRIX, **options),
 }
 
+WHOLE = ("graph", "graph-set")
+"""Whose judges see all samples in each step."""
+
 
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_sizes_and_devices_that_cannot_be_are_refused(kind: str) -> None:
@@ -29,11 +37,22 @@ def test_sizes_and_devices_that_cannot_be_are_refused(kind: str) -> None:
         BUILDERS[kind](device="xpu9")
 
 
-@pytest.mark.parametrize("kind", ["image", "text"])
+@pytest.mark.parametrize("kind", BUILDERS)
 def test_judges_train_for_an_epoch_at_least(kind: str) -> None:
-    for name in ("judge_epochs", "judge_batch"):
+    for name in ("judge_epochs",) if kind in WHOLE else ("judge_epochs", "judge_batch"):
         with pytest.raises(ConfigError, match=f"{name} is a whole number of at least 1, got 0"):
             BUILDERS[kind](**{name: 0})
+
+
+def test_judges_of_graphs_train_for_the_epochs_asked_for(tmp_path: Path) -> None:
+    protocol = JudgeProtocol(epochs=7, lr=0.02)
+    assert graph_task(planted_graph(), judge_epochs=5).protocol == replace(protocol_for(planted_graph()), epochs=5)
+    assert graph_task(planted_graph(), protocol=protocol, judge_epochs=5).protocol == replace(protocol, epochs=5)
+    assert graph_task(planted_graph(), protocol=protocol).protocol == protocol
+    rings = write_rings(tmp_path / "RINGS")
+    assert graph_set_task(rings, judge_epochs=5).protocol == replace(PROTOCOL, epochs=5)
+    assert graph_set_task(rings, protocol=FAST, judge_epochs=5).protocol == replace(FAST, epochs=5)
+    assert graph_set_task(rings).protocol == PROTOCOL
 
 
 def test_two_arrays_in_a_list_are_images_and_labels() -> None:
