@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import one_hot
+from mmdistill.networks.clock import LoggedProgress, TrainingClock
 from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
 from mmdistill.runtime import Draws, cache_folder, host_draws_from, sole_writer, sweep_stale
@@ -181,19 +181,15 @@ def trained_generator(
 
 def _train(players: "_Players", file: Path, save_every: int) -> None:
     """Take the steps that players have left, kept every so many and at the end."""
-    first, steps = players.step, players.recipe.steps
-    if first < steps:
+    steps = players.recipe.steps
+    if players.step < steps:
         sweep_stale(file.parent)
-        logger.info("training a generator for %d steps (%s)", steps - first, file)
-    began, due = time.perf_counter(), 10.0
+        logger.info("training a generator for %d steps (%s)", steps - players.step, file)
+    clock = TrainingClock(steps - players.step, LoggedProgress("generator"))
     try:
         while players.step < steps:
             players.advance()
-            seconds = time.perf_counter() - began
-            if seconds > due:
-                due = seconds + 60
-                left = seconds / (players.step - first) * (steps - players.step)
-                logger.info("generator: %d of %d steps, about %.0f s left", players.step, steps, left)
+            clock.tick()
             if players.step % save_every == 0 or players.step == steps:
                 players.save(file)
     except KeyboardInterrupt as stop:

@@ -1,5 +1,6 @@
 """Latents of a generator, its training, and IT-GAN."""
 
+import logging
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from mmdistill.image.generator import (
     untrained_generator,
 )
 from mmdistill.labels import FixedLabels
+from mmdistill.networks import clock
 from mmdistill.networks.experts import ExpertRecipe, default_folder
 from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.budget import ImageBudget
@@ -216,12 +218,15 @@ def test_of_several_that_need_a_generator_one_trains_it_and_the_others_wait(
         advance(players)
 
     monkeypatch.setattr(_Players, "advance", slow)
+    monkeypatch.setattr(clock, "FIRST_REPORT", 0.1)
+    caplog.set_level(logging.INFO, "mmdistill")
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: trained_generator(task, RECIPE, file, save_every=1), range(3)))
     assert taken == [RECIPE.steps]
     for name, tensor in found[0].state_dict().items():
         assert all(torch.equal(tensor, other.state_dict()[name]) for other in found[1:])
     assert "waiting for another process, which is there to train a generator in" in caplog.text
+    assert caplog.text.count("generator: 100 % trained, about 0 s left") == 1
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
