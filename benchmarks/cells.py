@@ -27,6 +27,8 @@ REDUCED_MODELS = {"kip": "mlp-w1024"}
 """Networks that belong to a reduced schedule in place of a narrow ConvNet."""
 REDUCED_WIDTH = 16
 """Of a reduced schedule's ConvNet, where no other is asked for; wider ones run in mixed precision."""
+OF_TABLES = (3, 32, 32)
+"""Images of the size to which those of Tables 3 and 5 are padded, by which networks have their default width."""
 WIDER = {"alexnet": 2}
 """By how much judges of Tables 3 and 5 are wider than a reduced schedule's ConvNet, where they are."""
 
@@ -88,7 +90,7 @@ class Cell:
         if self.schedule == "published" or column not in (*TABLE_3, *TABLE_5):
             return column
         factor = next((factor for family, factor in WIDER.items() if column.startswith(family)), 1)
-        return model_name(f"{column}-w{factor * self.width}")
+        return model_name(f"{column}-w{factor * self.width}", shape=OF_TABLES)
 
     def folder(self, out: Path, seed: int = 0) -> Path:
         """Return where the cell runs with a seed, and leaves the set and its metrics."""

@@ -66,6 +66,30 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
             object.__setattr__(owner, name, int(value) if isinstance(value, Integral) else float(value))
 
 
+def require_positive(owner: object, *names: str) -> None:
+    """Refuse attributes that are no finite numbers above 0.
+
+    Raises:
+        ConfigError: naming the first such number.
+    """
+    require_at_least(owner, dict.fromkeys(names, 0.0))
+    for name in names:
+        if getattr(owner, name) == 0:
+            raise ConfigError(f"{name} is above 0, got 0")
+
+
+def require_below_one(owner: object, *names: str) -> None:
+    """Refuse attributes that are no numbers of at least 0 and below 1.
+
+    Raises:
+        ConfigError: naming the first such number.
+    """
+    require_at_least(owner, dict.fromkeys(names, 0.0))
+    for name in names:
+        if getattr(owner, name) >= 1:
+            raise ConfigError(f"{name} is at least 0 and below 1, got {getattr(owner, name):g}")
+
+
 MEMORY_ONLY = ("classes_at_once", "kept_steps")
 """Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
 TRAINING = (
@@ -141,9 +165,8 @@ class OptimizerSpec:
             raise ConfigError(f"active is (start, stop, period) with 0 <= start < stop <= period, got {self.active}")
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"floor is a share of the rate between 0 and 1, got {self.floor}")
-        require_at_least(self, {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0})
-        if self.momentum >= 1:
-            raise ConfigError(f"momentum is at least 0 and below 1, got {self.momentum:g}")
+        require_at_least(self, {"lr": 0.0, "weight_decay": 0.0})
+        require_below_one(self, "momentum")
         pair = isinstance(self.betas, (tuple, list)) and len(self.betas) == 2
         if not pair or not all(isinstance(beta, Real) and 0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas are two numbers of at least 0 and below 1, got {self.betas!r}")
@@ -231,8 +254,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_at_least(self, LEAST)
-        if self.inner_momentum >= 1:
-            raise ConfigError(f"inner_momentum is at least 0 and below 1, got {self.inner_momentum:g}")
+        require_below_one(self, "inner_momentum")
         require_choice("the start (init)", self.init, get_args(InitKind))
         require_choice("the experts' precision (expert_precision)", self.expert_precision, get_args(TrainingPrecision))
         if not isinstance(self.augment, bool):

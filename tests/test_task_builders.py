@@ -1,6 +1,8 @@
 """What every builder of a task refuses alike: sizes and devices that cannot be."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ from torch import nn
 
 from mmdistill import graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.errors import ConfigError
+from mmdistill.graph.judges import JudgeProtocol, protocol_for
+from mmdistill.graph.sets.task import PROTOCOL
 from mmdistill.runtime import Draws
+from tests.graph.sets.toy import FAST, write_rings
 from tests.graph.toy import planted_graph
 from tests.text.corpus import corpus
 
@@ -21,6 +26,9 @@ BUILDERS: dict[str, Callable[..., object]] = {
     "recsys": lambda **options: recsys_task(MATRIX, **options),
 }
 
+WHOLE = ("graph", "graph-set")
+"""Whose judges see all samples in each step."""
+
 
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_sizes_and_devices_that_cannot_be_are_refused(kind: str) -> None:
@@ -31,9 +39,9 @@ def test_sizes_and_devices_that_cannot_be_are_refused(kind: str) -> None:
         BUILDERS[kind](device="xpu9")
 
 
-@pytest.mark.parametrize("kind", ["image", "text"])
+@pytest.mark.parametrize("kind", BUILDERS)
 def test_judges_train_for_an_epoch_at_least(kind: str) -> None:
-    for name in ("judge_epochs", "judge_batch"):
+    for name in ("judge_epochs",) if kind in WHOLE else ("judge_epochs", "judge_batch"):
         with pytest.raises(ConfigError, match=f"{name} is a whole number of at least 1, got 0"):
             BUILDERS[kind](**{name: 0})
 
@@ -47,6 +55,17 @@ def test_networks_of_interactions_are_tried_when_the_task_is_made() -> None:
         with pytest.raises(ConfigError, match=message):
             recsys_task(MATRIX, model=network)
     assert recsys_task(MATRIX, model=lambda: nn.Linear(6, 6)).init(Draws(0)).params
+
+
+def test_judges_of_graphs_train_for_the_epochs_asked_for(tmp_path: Path) -> None:
+    protocol = JudgeProtocol(epochs=7, lr=0.02)
+    assert graph_task(planted_graph(), judge_epochs=5).protocol == replace(protocol_for(planted_graph()), epochs=5)
+    assert graph_task(planted_graph(), protocol=protocol, judge_epochs=5).protocol == replace(protocol, epochs=5)
+    assert graph_task(planted_graph(), protocol=protocol).protocol == protocol
+    rings = write_rings(tmp_path / "RINGS")
+    assert graph_set_task(rings, judge_epochs=5).protocol == replace(PROTOCOL, epochs=5)
+    assert graph_set_task(rings, protocol=FAST, judge_epochs=5).protocol == replace(FAST, epochs=5)
+    assert graph_set_task(rings).protocol == PROTOCOL
 
 
 def test_two_arrays_in_a_list_are_images_and_labels() -> None:

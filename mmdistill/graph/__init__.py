@@ -1,11 +1,9 @@
 """Graphs: node classification, distilled into a few labelled nodes."""
 
-from dataclasses import replace
-
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.draw import draw, export_pyg, export_tensors
 from mmdistill.graph.files import looks_like_graph
-from mmdistill.graph.judges import JudgeProtocol, protocol_for
+from mmdistill.graph.judges import JudgeProtocol
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.sources import DATASETS, load_graph
 from mmdistill.graph.task import GraphTask, graph_task
@@ -13,11 +11,15 @@ from mmdistill.registry import Domain, TaskOptions
 
 
 def _make_task(data: str, options: TaskOptions) -> GraphTask:
-    graph = load_graph(data, seed=options.seed, inductive=options.inductive)
-    protocol = protocol_for(graph)
-    if options.judge_epochs is not None:
-        protocol = replace(protocol, epochs=options.judge_epochs)
-    return graph_task(graph, options.model or "sgc", width=options.width, protocol=protocol, device=options.device)
+    return graph_task(
+        data,
+        options.model or "sgc",
+        width=options.width,
+        seed=options.seed,
+        inductive=options.inductive,
+        judge_epochs=options.judge_epochs,
+        device=options.device,
+    )
 
 
 DOMAIN = Domain(

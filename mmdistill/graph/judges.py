@@ -23,6 +23,7 @@ from mmdistill.networks.selection import is_scored
 from mmdistill.networks.statistics import copied
 from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws
+from mmdistill.settings import require_at_least, require_below_one, require_positive
 from mmdistill.task import NetworkState, Scores, Tensors
 
 READ_BYTES = 2**28
@@ -45,6 +46,8 @@ class JudgeProtocol:
         width: hidden units.
         validate_every: epochs between validations, the last epoch always among them. The published code validates
             each epoch; every fifth picks from a fifth of the candidates at a fifth of the cost.
+    Raises:
+        ConfigError: a value out of range.
     """
 
     epochs: int = 600
@@ -53,6 +56,11 @@ class JudgeProtocol:
     dropout: float = 0.5
     width: int = 256
     validate_every: int = 5
+
+    def __post_init__(self) -> None:
+        require_at_least(self, {"epochs": 1, "width": 1, "validate_every": 1, "weight_decay": 0.0})
+        require_positive(self, "lr")
+        require_below_one(self, "dropout")
 
 
 class Sample(NamedTuple):

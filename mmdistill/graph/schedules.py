@@ -12,6 +12,7 @@ from mmdistill.methods import trained_by
 from mmdistill.networks.schedules import ScheduleState, Synthetic, TrainedOnS
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
+from mmdistill.settings import require_below_one, require_positive
 from mmdistill.task import Batch, NetworkState, Task, Tensors, share_classes
 
 LINKS = frozenset({"adjacency", "edge_index"})
@@ -29,11 +30,18 @@ class TrainedOnGraph(TrainedOnS):
     are linked.
 
     Args: as for :class:`~mmdistill.networks.schedules.TrainedNetworks`, ``momentum`` being the first moment's decay.
+    Raises:
+        ConfigError: as there, or a decay or an epsilon out of range.
     Source: Jin et al., ICLR 2022, Algorithm 1.
     """
 
     second_decay: float = 0.999
     epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_below_one(self, "momentum", "second_decay")
+        require_positive(self, "epsilon")
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
         """Train for ``inner_steps`` on the propagated graph, or forget the network after its last outer step."""

@@ -303,6 +303,7 @@ def graph_task(
     split: int = 0,
     seed: int = 0,
     inductive: bool | None = None,
+    judge_epochs: int | None = None,
     protocol: JudgeProtocol | None = None,
     device: torch.device | str = "auto",
 ) -> GraphTask:
@@ -319,6 +320,7 @@ def graph_task(
         split: the column of masks that hold several splits.
         seed: of the random split of data sets that come without one.
         inductive: whether condensing sees the training nodes alone; None is what the field does with the data set.
+        judge_epochs: epochs of judges; None is the protocol's own number.
         protocol: how judges are trained; by default that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
 
@@ -327,7 +329,7 @@ def graph_task(
         DataError: a graph that cannot be used.
         UnsupportedError: a data set whose library is not installed.
     """
-    require_sizes(width=width)
+    require_sizes(width=width, judge_epochs=judge_epochs)
     if hops < 0:
         raise ConfigError(f"hops are not negative, got {hops}")
     device = choose_device(device)
@@ -342,6 +344,8 @@ def graph_task(
         if name == "sgc":
             require_no_width(width, name)
         network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.5, hops, device)
+    if judge_epochs is not None:
+        protocol = replace(protocol or protocol_for(graph), epochs=judge_epochs)
     task = GraphTask(graph, network, protocol, device)
     try_network(task, {"x": task.scene.x[:2]}, f"nodes of {graph.x.shape[1]} features", graph.num_classes)
     return task

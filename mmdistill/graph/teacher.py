@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError
 from mmdistill.graph.data import LARGE
 from mmdistill.graph.models import glorot
 from mmdistill.graph.propagation import propagate, propagate_columns
@@ -15,6 +14,7 @@ from mmdistill.graph.scene import Part, Scene, compact
 from mmdistill.labels import one_hot
 from mmdistill.networks.selection import is_scored
 from mmdistill.runtime import Draws
+from mmdistill.settings import require_at_least, require_below_one, require_positive
 
 BATCH = 8192
 """Nodes, at most half of them labelled, that an epoch reads of a large graph."""
@@ -37,7 +37,7 @@ class TeacherRecipe:
         temperature: below 1, it sharpens the mean prediction that all S shall agree with.
         validate_every: epochs between the validations that choose one.
     Raises:
-        ConfigError: a number below 1, or a share outside [0, 1).
+        ConfigError: a value out of range.
     """
 
     networks: int = 2
@@ -53,9 +53,10 @@ class TeacherRecipe:
     validate_every: int = 5
 
     def __post_init__(self) -> None:
-        counts = (self.networks, self.epochs, self.hops, self.samples, self.width, self.validate_every)
-        if min(counts) < 1 or not 0 <= self.dropped < 1 or self.temperature <= 0:
-            raise ConfigError(f"counts are at least 1, dropped lies in [0, 1), the temperature above 0; got {self}")
+        require_at_least(self, dict.fromkeys(("networks", "epochs", "hops", "samples", "width", "validate_every"), 1))
+        require_at_least(self, {"weight_decay": 0.0, "consistency": 0.0})
+        require_positive(self, "lr", "temperature")
+        require_below_one(self, "dropped")
 
 
 def teach(part: Part, val: Part, num_classes: int, draws: Draws, recipe: TeacherRecipe | None = None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from mmdistill.image.known import (
 from mmdistill.image.samples import MapDataset, class_index, from_array, gather
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
+from mmdistill.settings import require_sizes
 
 LARGEST_SIDE = 4096
 """Pixels of the side to which images are resized at most; networks of no method take larger ones."""
@@ -83,8 +83,7 @@ def _loaded(
         path = Path(source)
         if size is not None and (_is_known(source) or not files.is_image_folder(path)):
             raise ConfigError(f"a size is for the images of a folder; those of {str(source)!r} have one: leave it out")
-        if size is not None and not (isinstance(size, Integral) and 1 <= size <= LARGEST_SIDE):
-            raise ConfigError(f"images are resized to a side (--size) of 1 to {LARGEST_SIDE:,} pixels, got {size:,}")
+        require_sizes(LARGEST_SIDE, size=size)
         if _is_known(source):
             return LOADERS[canonical(str(source))]()
         if not path.exists():

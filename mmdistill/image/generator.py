@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from torch.nn import functional as F
 
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import one_hot
+from mmdistill.networks.clock import LoggedProgress, TrainingClock
 from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
-from mmdistill.runtime import Draws, cache_folder, host_draws_from, sweep_stale
+from mmdistill.runtime import Draws, cache_folder, host_draws_from, sole_writer, sweep_stale
 from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Task, one_tensor, real_samples
 
@@ -155,7 +155,8 @@ def trained_generator(
 ) -> ConditionalGenerator:
     """Return a generator trained on a task's real images, from its file where it is there already.
 
-    An interrupted training continues at the last multiple of ``save_every`` steps, as if it had not stopped.
+    An interrupted training continues at the last multiple of ``save_every`` steps, as if it had not stopped. Of several
+    processes one trains, and the others wait for it.
 
     Args:
         task: a task of images with classes.
@@ -171,23 +172,29 @@ def trained_generator(
     if file.exists():
         players.load(file)
     if players.step < recipe.steps:
+        with sole_writer(file.with_suffix(".training"), wait="train a generator"):
+            if file.exists():  # where the process that this one waited for has come further
+                players.load(file)
+            _train(players, file, save_every)
+    return players.generator.eval()
+
+
+def _train(players: "_Players", file: Path, save_every: int) -> None:
+    """Take the steps that players have left, kept every so many and at the end."""
+    steps = players.recipe.steps
+    if players.step < steps:
         sweep_stale(file.parent)
-        logger.info("training a generator for %d steps (%s)", recipe.steps - players.step, file)
-    first, began, due = players.step, time.perf_counter(), 10.0
+        logger.info("training a generator for %d steps (%s)", steps - players.step, file)
+    clock = TrainingClock(steps - players.step, LoggedProgress("generator"))
     try:
-        while players.step < recipe.steps:
+        while players.step < steps:
             players.advance()
-            seconds = time.perf_counter() - began
-            if seconds > due:
-                due = seconds + 60
-                left = seconds / (players.step - first) * (recipe.steps - players.step)
-                logger.info("generator: %d of %d steps, about %.0f s left", players.step, recipe.steps, left)
-            if players.step % save_every == 0 or players.step == recipe.steps:
+            clock.tick()
+            if players.step % save_every == 0 or players.step == steps:
                 players.save(file)
     except KeyboardInterrupt as stop:
         stop.add_note(f"the generator is kept every {save_every} steps, and the same command goes on from there")
         raise
-    return players.generator.eval()
 
 
 def untrained_generator(task: Task, recipe: GeneratorRecipe) -> ConditionalGenerator:

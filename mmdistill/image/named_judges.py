@@ -5,7 +5,16 @@ import torch
 from mmdistill.errors import MmdistillError, UnsupportedError
 from mmdistill.image.data import ImageData
 from mmdistill.image.kernel_judge import KERNELS, kernel_judge
-from mmdistill.image.models import FAMILIES, NetworkKind, fitting_models, model_factory, model_name, refusal
+from mmdistill.image.models import (
+    FAMILIES,
+    NetworkKind,
+    fitting_models,
+    model_factory,
+    model_name,
+    parse_model,
+    refusal,
+    spelling,
+)
 from mmdistill.image.protocols import Protocol
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule
@@ -20,22 +29,30 @@ class NamedJudges:
         model: its name, which is also the first judge's.
         protocol: how networks train, which may state a ConvNet of its own.
         device: where they do.
+        width: of what is distilled with, where it is not in its name.
     """
 
     def __init__(
-        self, data: ImageData, network: FunctionalModule, model: str, protocol: Protocol, device: torch.device
+        self,
+        data: ImageData,
+        network: FunctionalModule,
+        model: str,
+        protocol: Protocol,
+        device: torch.device,
+        width: int | None = None,
     ) -> None:
         self.data = data
         self.own = network
         self.model = model
         self.protocol = protocol
         self.device = device
+        self.width = width
         self.usual = (model, *(name for name in fitting_models(data.shape) if name != model), "ntk")
         self._others: dict[str, FunctionalModule] = {}
         self._fitting: set[str] = set()
 
     def spelled(self, name: str) -> str:
-        """Return a judge's name in its one spelling.
+        """Return a judge's name in its one spelling, the own network's for that network.
 
         Raises:
             ConfigError: an unknown network.
@@ -48,7 +65,7 @@ class NamedJudges:
             return closed_form.name
         if canonical(name).split("-")[0] not in FAMILIES:
             raise unknown_name("judge", name, (*FAMILIES, *KERNELS))
-        spelled = model_name(name, "judge")
+        spelled = self._beside_own(name)
         reason = refusal(spelled, self.data.shape)
         if reason:
             raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
@@ -60,6 +77,17 @@ class NamedJudges:
                 raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {error}") from error
             self._fitting.add(spelled)
         return spelled
+
+    def _beside_own(self, name: str) -> str:
+        """Return a name in its one spelling, where a width that the own network's name leaves out may stand in it."""
+        spelled = model_name(name, "judge", self.data.shape)
+        if self.width is None:
+            return spelled
+        family, options = parse_model(name)
+        width = options.pop("width", self.width)
+        if model_name(spelling(family, options), shape=self.data.shape) != self.model:
+            return spelled
+        return self.model if width == self.width else spelling(family, {**parse_model(self.model)[1], "width": width})
 
     def title(self, name: str) -> str:
         """Return a judge's name for the scores, with the protocol's where it trains by another than the default one."""

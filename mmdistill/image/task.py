@@ -63,6 +63,7 @@ class ImageTask:
         judge_augment: whether judges train with per-sample augmentation; None is the protocol's own choice.
         judge_precision: number formats that judges train in; None is float32, in which they are tested.
         protocol: how judges train, or its name in :data:`~mmdistill.image.protocols.PROTOCOLS`.
+        width: the network's, where it is a named one of another width than its name says.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class ImageTask:
         judge_augment: bool | None = None,
         judge_precision: TrainingPrecision | None = None,
         protocol: str | Protocol | None = None,
+        width: int | None = None,
     ) -> None:
         self.data = data
         self.network = network
@@ -91,7 +93,7 @@ class ImageTask:
         self.judge_batch = judge_batch
         self.judge_precision = judge_precision
         self.protocol = find_protocol(protocol)
-        self._named = NamedJudges(data, network, model, self.protocol, device)
+        self._named = NamedJudges(data, network, model, self.protocol, device, width)
         self.judges: Sequence[str] = self._named.usual
         self._pixels = Pixels(data, device)
         self._beside_pixels = Elsewhere()
@@ -194,7 +196,7 @@ class ImageTask:
         if closed_form is not None:
             return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test)
         targets, named = one_tensor(batch.targets), self._named
-        own, kind = judge == self.model, named.kind(judge)
+        own, kind = named.spelled(judge) == self.model, named.kind(judge)
         occasion = Occasion(len(batch.weight), not are_probabilities(targets), whole, own, kind)
         chosen = Chosen(self.judge_epochs, self.judge_batch, self.judge_augment, self.judge_precision)
         plan = plan_for(self.protocol, self.data, occasion, chosen)
@@ -362,8 +364,8 @@ def image_task(
     if whiten is not None:
         loaded = whitened(loaded, whiten)
     if model is None or isinstance(model, str):
-        name = model_name(model or "convnet")
-        factory = model_factory(name, loaded.shape, len(loaded.class_names), width)
+        name = model_name(model or "convnet", shape=loaded.shape)
+        factory = model_factory(model or "convnet", loaded.shape, len(loaded.class_names), width)
         if not features:
             with host_draws_from(0):  # of which nothing is kept
                 features = getattr(factory(), "feature_names", ())
@@ -380,6 +382,7 @@ def image_task(
         judge_augment=judge_augment,
         judge_precision=judge_precision,
         protocol=protocol,
+        width=width,
     )
     images = loaded.normalise(loaded.train_images[:2].to(place))
     try_network(task, images, f"images of shape {loaded.shape}", len(loaded.class_names))

@@ -6,8 +6,7 @@ tensors have a leading axis of epochs; reading one snapshot reads one row of eac
 
 import json
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.isolation import isolated
 from mmdistill.memory import explained
 from mmdistill.networks.architecture import described_layers
+from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock
 from mmdistill.networks.expert_group import (
     EPOCH_DIGESTS,
     OWN,
@@ -54,12 +54,6 @@ logger = logging.getLogger(__name__)
 
 PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batch=256, decay_at=())
 """Plain SGD at a constant rate, as trajectory matching trains its experts."""
-
-Progress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, seconds left by the speed so far); a group's networks step together."""
-
-FIRST_REPORT = 10.0
-"""Seconds of training after which the log first says how long it will take."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +244,7 @@ def _train_missing(
     """Train the experts that a folder lacks, and remove what is left of groups that are finished."""
     if groups := open_groups(folder, count, together):
         trainer = _Trainer(task, folder, recipe, mode, manifest)
-        clock = _Clock(len(groups) * trainer.steps, progress)
+        clock = TrainingClock(len(groups) * trainer.steps, progress)
         for group in groups:
             with explained(f"training {len(group)} networks together", "fewer at once (--together) or less --width"):
                 trainer.train(group, clock)
@@ -270,21 +264,7 @@ def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe) -> 
         return Experts(folder, task, count, recipe.protocol.epochs, recipe)
     what = f"the missing ones of {count} networks" if count > 1 else "a network"
     logger.info("training %s in %s", what, folder)
-    return train_experts(task, folder, count, longer(recipe, folder), progress=_Report())
-
-
-class _Report:
-    """Says in the log, after some seconds and then at each tenth of the way, how long training will take."""
-
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
-        self.said: int | None = None
-
-    def __call__(self, done: int, total: int, seconds: float) -> None:
-        tenths = done * 10 // total
-        if time.perf_counter() - self.began >= FIRST_REPORT if self.said is None else tenths > self.said:
-            logger.info("experts: %d %% trained, about %.0f s left", done * 100 // total, seconds)
-            self.said = tenths
+    return train_experts(task, folder, count, longer(recipe, folder), progress=LoggedProgress("experts"))
 
 
 class _Trainer:
@@ -310,7 +290,7 @@ class _Trainer:
         self.mode: Mode = mode or ("vmap" if self.pure and task.device.type != "cpu" else "loop")
         self.loss = _expert_loss(task, random=not self.pure, precision=recipe.precision)
 
-    def train(self, group: Sequence[int], clock: "_Clock") -> None:
+    def train(self, group: Sequence[int], clock: TrainingClock) -> None:
         """Train a group's experts and write those that are missing."""
         kept = ExpertGroup(self.folder, group, self.manifest)
         reached = kept.reached(self.task.device)
@@ -380,25 +360,6 @@ def _batches(task: Task, data: Batch) -> bool:
     except RuntimeError:  # whatever else is wrong shows when they train one by one
         return False
     return True
-
-
-class _Clock:
-    """Counts steps and tells how long the rest will take."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.total = total
-        self.done = 0
-        self.progress = progress
-        self.began = time.perf_counter()
-
-    def skip(self, steps: int) -> None:
-        """Leave out steps that were taken before."""
-        self.total -= steps
-
-    def tick(self) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total, (time.perf_counter() - self.began) * (self.total / self.done - 1))
 
 
 def _listed(indices: Sequence[int]) -> str:

@@ -219,6 +219,17 @@ def test_inner_training_is_full_batch_adam(model: str) -> None:
         assert torch.allclose(state.network.params["weight"].double(), torch.from_numpy(weight), atol=1e-4)
 
 
+def test_schedules_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match="second_decay is at least 0 and below 1, got 1"):
+        TrainedOnGraph(second_decay=1.0)
+    with pytest.raises(ConfigError, match="momentum is at least 0 and below 1, got 1"):
+        TrainedOnGraph(momentum=1.0)
+    with pytest.raises(ConfigError, match="epsilon is above 0, got 0"):
+        TrainedOnGraph(epsilon=0.0)
+    with pytest.raises(ConfigError, match="at least 1 outer step"):
+        TrainedOnGraph(outer_steps=0)
+
+
 def test_linked_nodes_are_never_cut_into_minibatches_and_settled_rows_may_be() -> None:
     own, graph = task("gcn"), structured(40)
     schedule = TrainedOnGraph(batch=8)

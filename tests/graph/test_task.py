@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,16 @@ from torch import nn
 from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.graph.judges import LoopSample, Sample, Seen, StackedJudges, fit_one_by_one, protocol_for, scores_of
+from mmdistill.graph.judges import (
+    JudgeProtocol,
+    LoopSample,
+    Sample,
+    Seen,
+    StackedJudges,
+    fit_one_by_one,
+    protocol_for,
+    scores_of,
+)
 from mmdistill.graph.models import GCN, SGC
 from mmdistill.graph.scene import View
 from mmdistill.graph.synthetic import Structure, SyntheticGraph, label_nodes
@@ -335,6 +345,26 @@ def test_sizes_that_cannot_be_are_refused() -> None:
     for sizes in ({"width": 0}, {"hops": -1}):
         with pytest.raises(ConfigError, match=r"width is a whole number of at least 1|hops are not negative"):
             graph_task(GRAPH, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is a whole number of at least 1, got 0"),
+        ({"epochs": -3}, "epochs is a whole number of at least 1, got -3"),
+        ({"epochs": 2.5}, "epochs is a whole number of at least 1, got 2.5"),
+        ({"width": "8"}, "width is a whole number of at least 1, got '8'"),
+        ({"validate_every": 0}, "validate_every is a whole number of at least 1, got 0"),
+        ({"lr": 0.0}, "lr is above 0, got 0"),
+        ({"lr": float("inf")}, "lr is a number of at least 0, got inf"),
+        ({"weight_decay": -1.0}, "weight_decay is a number of at least 0, got -1.0"),
+        ({"dropout": 1.0}, "dropout is at least 0 and below 1, got 1"),
+        ({"dropout": -0.1}, "dropout is a number of at least 0, got -0.1"),
+    ],
+)
+def test_protocols_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        JudgeProtocol(**changes)
 
 
 def test_judges_train_by_the_published_protocol_of_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,8 +109,15 @@ def test_validation_nodes_choose_the_epoch_in_the_same_graph_alone() -> None:
 
 
 def test_recipes_out_of_range_are_refused() -> None:
-    for changes in ({"networks": 0}, {"dropped": 1.0}, {"temperature": 0.0}):
-        with pytest.raises(ConfigError, match="counts are at least 1"):
+    for changes, message in (
+        ({"networks": 0}, "networks is a whole number of at least 1, got 0"),
+        ({"hops": 1.5}, "hops is a whole number of at least 1, got 1.5"),
+        ({"dropped": 1.0}, "dropped is at least 0 and below 1, got 1"),
+        ({"temperature": 0.0}, "temperature is above 0, got 0"),
+        ({"lr": float("nan")}, "lr is a number of at least 0, got nan"),
+        ({"consistency": -1.0}, "consistency is a number of at least 0, got -1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             TeacherRecipe(**changes)  # type: ignore[arg-type]
 
 

@@ -399,9 +399,16 @@ def test_a_picture_too_large_to_decode_is_named(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [(0, "1 to 4,096 pixels"), (-3, "got -3"), (10**5, r"\(--size\) of 1 to 4,096 pixels, got 100,000")],
+    [
+        (0, "size is a whole number of at least 1, got 0"),
+        (-3, "got -3"),
+        (10**5, "size is at most 4,096, got 100,000"),
+        ("16", "got '16'"),
+        (1.5, "got 1.5"),
+        (True, "got True"),
+    ],
 )
-def test_sizes_that_no_image_has(tmp_path: Path, size: int, message: str) -> None:
+def test_sizes_that_no_image_has(tmp_path: Path, size: Any, message: str) -> None:
     write_images(tmp_path / "pets")
     with pytest.raises(ConfigError, match=message):
         load(tmp_path / "pets", size=size)

@@ -115,10 +115,30 @@ def test_options_make_the_network_that_they_name() -> None:
 
 def test_a_network_has_one_name() -> None:
     assert model_name("convnet-BN-w64-d4") == "convnet-d4-w64-bn"
-    assert model_name("convnet-in") == model_name("convnet-avgpool-relu").split("-")[0] == "convnet"
+    assert model_name("convnet-in") == model_name("convnet-avgpool-relu") == "convnet"
     assert model_name("alexnet-nn") == "alexnet"
     assert parse_model("resnet18-bn") == ("resnet18", {"norm": "batch"})
     assert [model_name(name) for name in JUDGES] == list(JUDGES)
+
+
+@pytest.mark.parametrize("name", ["mlp-d2-w128", "vit-w128-d4", "lenet-w6", "alexnet-w128-nn", "vgg11-in-w64"])
+def test_options_that_are_the_default_are_no_part_of_a_name(name: str) -> None:
+    family = name.split("-")[0]
+    assert model_name(name) == model_name(name, shape=(3, 32, 32)) == family
+    plain, spelled = (model_factory(own, (3, 32, 32), 10)() for own in (family, name))
+    assert repr(plain) == repr(spelled)
+
+
+def test_the_default_depth_and_width_of_convnets_are_those_of_the_images_size() -> None:
+    assert model_name("convnet-d3-w128") == "convnet-d3-w128"  # the default of some images alone
+    assert model_name("convnet-d3-w128", shape=(1, 28, 28)) == "convnet"
+    assert model_name("convnet-d3-w128", shape=(1, 8, 8)) == "convnet-d3-w128"
+    assert model_name("freponet-d2-w32-nn", shape=(1, 8, 8)) == "freponet"
+    assert model_name("convnet-w32-x2", shape=(3, 32, 32)) == "convnet-w32-x2"
+    for shape in ((1, 8, 8), (1, 28, 28), (3, 64, 64)):
+        network = model_factory("convnet", shape, 10)()
+        full = f"convnet-d{network.depth}-w{network.get_submodule('block1.0').out_channels}-in-relu-avgpool"
+        assert model_name(full, shape=shape) == "convnet"
 
 
 def test_bad_input() -> None:

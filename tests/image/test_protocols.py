@@ -335,6 +335,7 @@ def test_idcs_judges_colour_and_warp_each_minibatch(digits: ImageTask) -> None:
 def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:
     assert digits.judge_name("ConvNet") == "convnet"
     assert digits.judge_name("MLP-w8-d1") == "mlp-d1-w8"
+    assert digits.judge_name("mlp-w128-d2") == "mlp"
     with pytest.raises(
         UnsupportedError, match="resnet18 cannot judge digits: resnet18 needs images of at least 16 x 16"
     ):
@@ -343,6 +344,40 @@ def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:
         digits.judge_name("convnet-d9")
     with pytest.raises(ConfigError, match="unknown judge"):
         digits.judge_name("resnet17")
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "own", "others"),
+    [
+        ("convnet", None, ["convnet-relu", "convnet-w32-in", "convnet-avgpool-d2"], {"convnet-w8": "convnet-w8"}),
+        ("convnet-relu-w32", None, ["convnet", "convnet-w32"], {}),
+        ("convnet", 8, ["convnet-relu", "convnet-w8", "convnet-d2-w8"], {"convnet-w32-relu": "convnet-w32"}),
+        ("convnet-bn", 8, ["convnet-bn-w8"], {"convnet-w8": "convnet-w8", "convnet-bn-w32": "convnet-w32-bn"}),
+        ("mlp", 4, ["mlp-d2", "mlp-w4"], {"mlp-w128": "mlp-w128", "mlp-d1-w4": "mlp-d1-w4"}),
+        ("mlp", 128, ["mlp-w128"], {"mlp-w4": "mlp-w4", "vit-w128": "vit"}),
+        ("mlp-w4", None, ["mlp-w4-d2"], {"mlp": "mlp", "mlp-w128": "mlp"}),
+    ],
+)
+def test_a_judge_that_is_the_network_distilled_with_has_its_name(
+    model: str, width: int | None, own: list[str], others: dict[str, str]
+) -> None:
+    task = image_task("digits", model=model, width=width)
+    assert {task.judge_name(name) for name in own} == {task.judges[0]}
+    assert {name: task.judge_name(name) for name in others} == others
+    for name in own:
+        assert task._named.network(name) is task.network
+    for name in others:
+        assert task._named.network(name) is not task.network
+
+
+def test_own_judges_are_own_by_any_spelling(digits: ImageTask) -> None:
+    task = image_task("digits", model="mlp", width=4, judge_epochs=2)
+    batch, rate = task.select(torch.arange(20)), {"inner_lr": torch.tensor(0.02)}
+    plain, spelled = (task.evaluate(batch, name, KEY, 2, rate) for name in ("mlp", "mlp-w4-d2"))
+    assert plain.judge == spelled.judge == "mlp"
+    assert plain.values == spelled.values
+    with pytest.raises(ConfigError, match="the width is given twice"):
+        image_task("digits", model="mlp-w128", width=4)
 
 
 def test_frepo_judges_its_own_network_without_norm() -> None:

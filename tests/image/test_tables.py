@@ -242,7 +242,8 @@ def test_other_networks_judge_sets_and_real_images_side_by_side(scripts: Any, tm
     assert cell.judge("mlp") == "mlp"
     assert cells.Cell("mnist", "kip", 1, "reduced").judge("convnet") == "convnet-w16"
     assert cells.Cell("mnist", "dm", 1, "published").judge("vgg11") == "vgg11"
-    assert cells.Cell("mnist", "dm", 1, "reduced", width=64).judge("alexnet-in") == "alexnet-w128-in"
+    assert cells.Cell("mnist", "dm", 1, "reduced", width=64).judge("alexnet-in") == "alexnet-in"
+    assert cells.Cell("mnist", "dm", 1, "reduced", width=128).judge("convnet-nn") == "convnet-nn"
     assert cells.Cell("mnist", "dm", 1, "reduced").judge("alexnet-in") == "alexnet-w32-in"
     write_json(cell.record(tmp_path / "kept"), document(0.8, {"random": 0.5}))
     vgg = {"results": [finding(0.8, 0.01), finding(0.6, 0.02, judge="vgg11-w16")]}

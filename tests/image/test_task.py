@@ -488,7 +488,7 @@ def test_a_judge_that_does_not_fit_takes_no_other_scores_with_it() -> None:
     task = image_task("digits", model="mlp", width=4, judge_epochs=1)
     batch = task.select(torch.arange(10))
     found = evaluate(task, batch, judges=["mlp-w4", "resnet18"], n=1, baselines=[])
-    assert [entry.judge for entry in found.results] == ["mlp-w4"]
+    assert [entry.judge for entry in found.results] == ["mlp"]  # the network distilled with is 4 units wide
     assert "at least 16 x 16 pixels" in found.failures["resnet18"]
     with pytest.raises(UnsupportedError, match="at least 16 x 16 pixels"):
         evaluate(task, batch, judges=["resnet18", "vgg11"], n=1, baselines=[])

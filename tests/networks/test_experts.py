@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.image import image_task
+from mmdistill.networks import clock, trajectories
 from mmdistill.networks import experts as module
-from mmdistill.networks import trajectories
 from mmdistill.networks.expert_group import open_groups
 from mmdistill.networks.experts import (
     PUBLISHED,
@@ -119,9 +119,9 @@ def test_the_log_says_early_and_at_tenths_how_long_training_takes(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     caplog.set_level(logging.INFO, "mmdistill")
-    report = module._Report()
+    report = clock.LoggedProgress("experts")
     for step in range(1, 101):  # of four seconds each
         now[0] += 4.0
         report(step, 100, 4.0 * (100 - step))
@@ -129,7 +129,7 @@ def test_the_log_says_early_and_at_tenths_how_long_training_takes(
     assert said[0] == "experts: 3 % trained, about 388 s left"  # as soon as ten seconds are over
     assert said[1:] == [f"experts: {10 * tenth} % trained, about {400 - 40 * tenth} s left" for tenth in range(1, 11)]
     caplog.clear()
-    short = module._Report()
+    short = clock.LoggedProgress("experts")
     for step in range(1, 101):
         now[0] += 0.09
         short(step, 100, 0.0)
@@ -351,7 +351,7 @@ def test_the_schedule_makes_missing_experts_and_says_how_long(
     monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
     task = BlobTask()
     schedule = ExpertTrajectories(2, 2, 2, RECIPE)
-    monkeypatch.setattr(module, "FIRST_REPORT", 0.0)
+    monkeypatch.setattr(clock, "FIRST_REPORT", 0.0)
     with caplog.at_level(logging.INFO, "mmdistill"):
         schedule.fetch(task, EMPTY, KEY)
     assert "s left" in caplog.text

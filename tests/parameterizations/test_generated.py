@@ -1,6 +1,11 @@
 """Latents of a generator, its training, and IT-GAN."""
 
+import logging
 import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +26,7 @@ from mmdistill.image.generator import (
     untrained_generator,
 )
 from mmdistill.labels import FixedLabels
+from mmdistill.networks import clock
 from mmdistill.networks.experts import ExpertRecipe, default_folder
 from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.budget import ImageBudget
@@ -199,6 +205,49 @@ def test_an_interrupted_training_says_what_is_kept(
     with pytest.raises(KeyboardInterrupt) as stop:
         trained_generator(task, RECIPE, tmp_path / "g.safetensors", save_every=7)
     assert stop.value.__notes__ == ["the generator is kept every 7 steps, and the same command goes on from there"]
+
+
+def test_of_several_that_need_a_generator_one_trains_it_and_the_others_wait(
+    task: ImageTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, taken, advance = tmp_path / "kept" / "g.safetensors", [0], _Players.advance
+
+    def slow(players: _Players) -> None:
+        taken[0] += 1
+        time.sleep(0.1)
+        advance(players)
+
+    monkeypatch.setattr(_Players, "advance", slow)
+    monkeypatch.setattr(clock, "FIRST_REPORT", 0.1)
+    caplog.set_level(logging.INFO, "mmdistill")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: trained_generator(task, RECIPE, file, save_every=1), range(3)))
+    assert taken == [RECIPE.steps]
+    for name, tensor in found[0].state_dict().items():
+        assert all(torch.equal(tensor, other.state_dict()[name]) for other in found[1:])
+    assert "waiting for another process, which is there to train a generator in" in caplog.text
+    assert caplog.text.count("generator: 100 % trained, about 0 s left") == 1
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_what_another_process_has_trained_meanwhile_is_not_trained_again(
+    task: ImageTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, file = tmp_path / "elsewhere.safetensors", tmp_path / "g.safetensors"
+    whole = trained_generator(task, RECIPE, elsewhere)
+    keeper = (
+        "import sys, time; from pathlib import Path; from mmdistill.runtime import sole_writer\n"
+        "with sole_writer(Path(sys.argv[1])):\n"
+        "    print('kept', flush=True); time.sleep(1); Path(sys.argv[2]).rename(sys.argv[3])"
+    )
+    command = [sys.executable, "-c", keeper, str(file.with_suffix(".training")), str(elsewhere), str(file)]
+    monkeypatch.setattr(_Players, "advance", lambda players: pytest.fail("trained again"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "kept\n"
+        found = trained_generator(task, RECIPE, file)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, found.state_dict()[name])
 
 
 def test_steps_of_the_game_draw_apart_and_judge_images_by_their_own_classes(

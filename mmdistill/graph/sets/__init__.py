@@ -1,13 +1,12 @@
 """Sets of graphs: graph classification, distilled into a few labelled graphs."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from mmdistill.graph.files import TORCH, holds_list
 from mmdistill.graph.sets.data import TU, GraphSet, load_graph_set, tu_prefix
 from mmdistill.graph.sets.draw import draw, export_pyg, export_tensors
 from mmdistill.graph.sets.synthetic import real_graphs
-from mmdistill.graph.sets.task import PROTOCOL, GraphSetTask, graph_set_task
+from mmdistill.graph.sets.task import GraphSetTask, graph_set_task
 from mmdistill.method import Method, MethodTable
 from mmdistill.methods import fresh
 from mmdistill.objectives.distances import relative_squared_error
@@ -23,9 +22,10 @@ def _accepts(path: Path) -> bool:
 
 
 def _make_task(data: str, options: TaskOptions) -> GraphSetTask:
-    protocol = PROTOCOL if options.judge_epochs is None else replace(PROTOCOL, epochs=options.judge_epochs)
     width = 128 if options.width is None else options.width
-    return graph_set_task(data, width=width, seed=options.seed, protocol=protocol, device=options.device)
+    return graph_set_task(
+        data, width=width, seed=options.seed, judge_epochs=options.judge_epochs, device=options.device
+    )
 
 
 def _doscond_settings(graphs: int) -> Settings:

@@ -246,6 +246,7 @@ def graph_set_task(
     *,
     width: int = 128,
     seed: int = 0,
+    judge_epochs: int | None = None,
     protocol: FitProtocol = PROTOCOL,
     device: torch.device | str = "auto",
 ) -> GraphSetTask:
@@ -256,14 +257,17 @@ def graph_set_task(
             list) of torch-geometric's ``Data`` with a class ``y`` each.
         width: units of the network's layers.
         seed: of the random split.
+        judge_epochs: epochs of judges; None is the protocol's own number.
         protocol: how judges are trained.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or a size below 1.
         DataError: files that are missing or cannot be used.
     """
-    require_sizes(width=width)
+    require_sizes(width=width, judge_epochs=judge_epochs)
     device = choose_device(device)
     graphs = data if isinstance(data, GraphSet) else load_graph_set(data, seed=seed)
+    if judge_epochs is not None:
+        protocol = replace(protocol, epochs=judge_epochs)
     return GraphSetTask(graphs, width, protocol, device)

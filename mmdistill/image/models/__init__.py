@@ -16,9 +16,10 @@ and norm (not ``ln``).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Literal
 
 from torch import nn
@@ -63,28 +64,37 @@ class Family:
         build: takes the image shape, the number of classes and the options.
         smallest: the smallest image side that it takes; one-channel images of 28 x 28 count as 32 x 32.
         options: the builder's arguments that a name may set.
-        norm: the norm without an option, where it has one.
         kind: by which judges of it have rates of their own, see :func:`mmdistill.image.protocols.plan_for`.
+        by_size: whether default depth and width go by the images' size.
     """
 
     build: Builder
     smallest: int
     options: tuple[str, ...]
-    norm: str = ""
     kind: NetworkKind = "shallow"
+    by_size: bool = False
+
+    def defaults(self, shape: ImageShape | None = None) -> dict[str, Option]:
+        """Return what holds where a name says nothing, for images of a shape; None: what holds for all images."""
+        arguments = signature(self.build).parameters
+        found: dict[str, Option] = {key: arguments[key].default for key in self.options}
+        if not self.by_size:
+            return found
+        if shape is None:
+            return {key: value for key, value in found.items() if key not in ("depth", "width")}
+        tiny: dict[str, Option] = {"width": TINY_WIDTH} if min(shape[1:]) < 16 else {}
+        return {**found, "depth": convnet_depth(*shape[1:]), **tiny}
 
 
+CONVNET_OPTIONS = ("depth", "width", "norm", "activation", "pooling", "doubling")
 FAMILIES: dict[str, Family] = {
-    "convnet": Family(ConvNet, 1, ("depth", "width", "norm", "activation", "pooling", "doubling"), "instance"),
-    "freponet": Family(PreNormConvNet, 1, ("depth", "width", "norm"), "none"),
+    "convnet": Family(ConvNet, 1, CONVNET_OPTIONS, by_size=True),
+    "freponet": Family(PreNormConvNet, 1, ("depth", "width", "norm"), by_size=True),
     "mlp": Family(MLP, 1, ("depth", "width")),
     "lenet": Family(LeNet, 16, ("width",)),
-    "alexnet": Family(AlexNet, 16, ("width", "norm"), "none"),
-    "vgg11": Family(VGG11, 32, ("width", "norm"), "instance", "deep"),
-    **{
-        f"resnet{layers}": Family(partial(ResNet, layers=layers), 16, ("width", "norm"), "instance", "deep")
-        for layers in STAGES
-    },
+    "alexnet": Family(AlexNet, 16, ("width", "norm")),
+    "vgg11": Family(VGG11, 32, ("width", "norm"), "deep"),
+    **{f"resnet{layers}": Family(partial(ResNet, layers=layers), 16, ("width", "norm"), "deep") for layers in STAGES},
     "vit": Family(ViT, 8, ("depth", "width"), kind="transformer"),
 }
 """Networks by name."""
@@ -105,7 +115,7 @@ JUDGES = (
 
 
 def parse_model(name: str, what: str = "model") -> tuple[str, dict[str, Option]]:
-    """Return the family of a name and its options as the builder's arguments; what is the default is left out.
+    """Return the family of a name and the options in it as the builder's arguments.
 
     Args:
         name: see the module's description.
@@ -131,21 +141,27 @@ def parse_model(name: str, what: str = "model") -> tuple[str, dict[str, Option]]
         if key in options:
             raise ConfigError(f"the model {name!r} sets its {key} twice")
         options[key] = value
-    if options.get("norm") == known.norm:
-        del options["norm"]
     return family, options
 
 
-def model_name(name: str, what: str = "model") -> str:
+def model_name(name: str, what: str = "model", shape: ImageShape | None = None) -> str:
     """Return a name in its one spelling: options in a fixed order, without those that are the default.
 
     Args:
         name: see the module's description.
         what: what errors call it.
+        shape: channels, height, width of an image, by which ConvNets have their default depth and width; without it
+            these stay.
     Raises:
         ConfigError: see :func:`parse_model`.
     """
     family, options = parse_model(name, what)
+    defaults = FAMILIES[family].defaults(shape)
+    return spelling(family, {key: value for key, value in options.items() if value != defaults.get(key)})
+
+
+def spelling(family: str, options: Mapping[str, Option]) -> str:
+    """Return the name of a family with options, all of them, in a fixed order."""
     words = [f"{letter}{options[key]}" for letter, key in NUMBERS.items() if key in options]
     words += [word for word, (key, value) in WORDS.items() if key in options and options[key] == value]
     return "-".join([family, *words])
@@ -173,9 +189,8 @@ def model_factory(name: str, shape: ImageShape, num_classes: int, width: int | N
         raise ConfigError(f"the width is given twice, as {width} and in {name!r}")
     if width is not None:
         options["width"] = width
-    elif family in ("convnet", "freponet") and min(shape[1:]) < 16:
-        options.setdefault("width", TINY_WIDTH)
-    return partial(FAMILIES[family].build, shape, num_classes, **options)
+    known = FAMILIES[family]
+    return partial(known.build, shape, num_classes, **{**known.defaults(shape), **options})
 
 
 def refusal(name: str, shape: ImageShape) -> str:
@@ -215,4 +230,5 @@ __all__ = [
     "norm_layer",
     "parse_model",
     "refusal",
+    "spelling",
 ]
