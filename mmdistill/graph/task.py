@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -330,8 +331,8 @@ def graph_task(
         UnsupportedError: a data set whose library is not installed.
     """
     require_sizes(width=width, judge_epochs=judge_epochs)
-    if hops < 0:
-        raise ConfigError(f"hops are not negative, got {hops}")
+    if isinstance(hops, bool) or not isinstance(hops, Integral) or hops < 0:
+        raise ConfigError(f"hops is a whole number of at least 0, got {hops!r}")
     device = choose_device(device)
     graph = data if isinstance(data, GraphData) else load_graph(data, split=split, seed=seed, inductive=inductive)
     if callable(model):

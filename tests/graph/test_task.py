@@ -342,9 +342,9 @@ def test_modules_that_cannot_work_are_refused_when_the_task_is_built(
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
-    for sizes in ({"width": 0}, {"hops": -1}):
-        with pytest.raises(ConfigError, match=r"width is a whole number of at least 1|hops are not negative"):
-            graph_task(GRAPH, **sizes)
+    for sizes in ({"width": 0}, {"hops": -1}, {"hops": "2"}):
+        with pytest.raises(ConfigError, match="is a whole number of at least"):
+            graph_task(GRAPH, **sizes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
