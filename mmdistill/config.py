@@ -272,8 +272,10 @@ def _chooses(kind: Any) -> bool:
     return get_origin(kind) is Literal or any(map(_chooses, get_args(kind) if get_origin(kind) is not Literal else ()))
 
 
+NAMED = {"method", "model", "parameterization", "protocol", "whiten", "scores"}
+"""Options whose values are names that this package gives."""
 CHOICES = {entry.name for kind in (DistillConfig, EvaluateConfig) for entry in fields(kind) if _chooses(entry.type)}
-"""Options whose values are a few words, which count however they are spelled."""
+CHOICES |= NAMED  # all of which count however they are spelled, and are recorded in one spelling
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -890,16 +890,27 @@ def test_both_spellings_of_options() -> None:
     assert spelled(["--real-batch", "3", "--Judge_Epochs=2", "runs/my-Run"]) == [
         "--real_batch", "3", "--judge_epochs=2", "runs/my-Run",
     ]  # fmt: skip
-    words = ["--init", "K_Center", "--compile=OFF", "--expert-precision", "BF16", "--out", "My_Run", "My_Run"]
+    words = [
+        "--method",
+        "GCond_X",
+        "--init",
+        "K_Center",
+        "--compile=OFF",
+        "--expert-precision",
+        "BF16",
+        "--out",
+        "My_Run",
+        "My_Run",
+    ]
     assert spelled(words) == [
-        "--init", "k-center", "--compile=off", "--expert_precision", "bf16", "--out", "My_Run", "My_Run",
+        "--method", "gcond-x", "--init", "k-center", "--compile=off", "--expert_precision", "bf16", "--out", "My_Run", "My_Run",
     ]  # fmt: skip
 
 
 def test_words_count_however_they_are_spelled(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
-    file.write_text("compile: off\ninit: K_Center\nbaselines: [K_center]\n")
-    assert read_settings(file) == {"compile": "off", "init": "k-center", "baselines": "K_center"}
+    file.write_text("compile: off\ninit: K_Center\nmethod: DM\nbaselines: [K_center]\n")
+    assert read_settings(file) == {"compile": "off", "init": "k-center", "method": "dm", "baselines": "K_center"}
     assert distil(tmp_path / "run", "--config", str(file)) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert list(metrics["baselines"]) == ["k-center"]
