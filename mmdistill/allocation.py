@@ -90,10 +90,18 @@ def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> 
     short = (have < counts).nonzero().flatten()
     if len(short):
         index = int(short[have[short].argmin()])  # the smallest, so that what fits it fits all
+        name, number = names[index] if names else str(index), int(have[index])
+        meant = [repr(other) for other in names if other != name and _folded(other) == _folded(name)]
+        advice = f"; is {name!r} the class {meant[0]}, spelt otherwise?" if meant else "; lower the budget"
         raise DataError(
-            f"class {names[index] if names else index} has {int(have[index])} samples, fewer than the "
-            f"{int(counts[index])} asked for; lower the budget"
+            f"class {name} has {number} sample{'s' * (number != 1)}, "
+            f"fewer than the {int(counts[index])} asked for{advice}"
         )
+
+
+def _folded(name: str) -> str:
+    """Return a class's name without what people spell differently by mistake."""
+    return "".join(name.split()).casefold()
 
 
 def subset_bytes(task: Task, budget: int) -> int:

@@ -358,7 +358,9 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
     print(LEGEND)
     lacking = [set(without_scores(folders, name, metric)) for name in judges]
     if missing := [folder for folder in folders if all(folder in without for without in lacking)]:
-        print(f"left out, since they have no such scores: {', '.join(map(str, missing))}")
+        more = f" and {len(missing) - 3} more" if len(missing) > 4 else ""
+        named = missing[: 3 if more else None]
+        print(f"left out, since they have no such scores: {', '.join(map(str, named))}{more}")
     twice = {folder: kept for name in judges for folder, kept in repeated(folders, name, metric).items()}
     for folder, kept in twice.items():
         print(f"left out: {folder}, which has the seed of {kept} and no other option that counts")

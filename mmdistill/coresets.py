@@ -38,7 +38,7 @@ def _members(labels: Tensor | None, total: int, counts: Tensor) -> list[Tensor]:
     return groups
 
 
-def _require_members(task: Task, counts: Tensor) -> None:
+def require_samples(task: Task, counts: Tensor) -> None:
     """Refuse to choose more samples of a class than the task has, by the class's name."""
     if task.labels is not None:
         have = torch.bincount(task.labels, minlength=len(counts))
@@ -288,7 +288,7 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
     require_choice("the start (init)", kind, get_args(InitKind))
     if kind == "noise":
         return choose_repeatedly(task, "real", counts, draws)
-    _require_members(task, counts)
+    require_samples(task, counts)
     if kind == "real":
         return random_subset(task.labels, counts, draws.fold("subset"), task.describe().num_train)
     if kind == "craig":
@@ -328,7 +328,7 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
     if not looks or task.labels is None or not (torch.bincount(task.labels) > most).any():
         return choose_samples(task, kind, counts, draws)
     require_choice("the start (init)", kind, get_args(InitKind))  # before a network trains to look at samples
-    _require_members(task, counts)
+    require_samples(task, counts)
     sizes = torch.bincount(task.labels, minlength=len(counts))
     candidates = random_subset(task.labels, sizes.clamp(max=most).maximum(counts), draws.fold("candidates"))
     network = briefly_trained(task, draws.fold("embed"), batch=START_BATCH)

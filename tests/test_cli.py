@@ -890,20 +890,10 @@ def test_both_spellings_of_options() -> None:
     assert spelled(["--real-batch", "3", "--Judge_Epochs=2", "runs/my-Run"]) == [
         "--real_batch", "3", "--judge_epochs=2", "runs/my-Run",
     ]  # fmt: skip
-    words = [
-        "--method",
-        "GCond_X",
-        "--init",
-        "K_Center",
-        "--compile=OFF",
-        "--expert-precision",
-        "BF16",
-        "--out",
-        "My_Run",
-        "My_Run",
-    ]
-    assert spelled(words) == [
-        "--method", "gcond-x", "--init", "k-center", "--compile=off", "--expert_precision", "bf16", "--out", "My_Run", "My_Run",
+    names = ["--method", "GCond_X", "--init", "K_Center", "--compile=OFF", "--expert-precision", "BF16"]
+    assert spelled([*names, "--out", "My_Run", "My_Run"]) == [
+        "--method", "gcond-x", "--init", "k-center", "--compile=off", "--expert_precision", "bf16",
+        "--out", "My_Run", "My_Run",
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Runs side by side: repetitions are pooled, other settings are not, and pictures show the budget."""
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,12 @@ def test_runs_that_lack_the_scores_are_named(tmp_path: Path, capsys: pytest.Capt
     assert f"left out, since they have no such scores: {other}" in capsys.readouterr().out
     assert main(["compare", str(run), str(other)]) == 0
     assert "left out" not in capsys.readouterr().out
+    many = [shutil.copytree(other, tmp_path / f"c{number}") for number in range(5)]
+    assert main(["compare", str(run), *map(str, many), "--judge", "mlp"]) == 0
+    assert (
+        f"left out, since they have no such scores: {many[0]}, {many[1]}, {many[2]} and 2 more"
+        in capsys.readouterr().out
+    )
 
 
 def test_data_of_one_file_name_have_pictures_of_their_own(tmp_path: Path) -> None:

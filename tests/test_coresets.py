@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdistill.allocation import allocate
+from mmdistill.allocation import allocate, require_members
 from mmdistill.coresets import (
     CORESETS,
     briefly_trained,
@@ -60,6 +60,10 @@ def test_budgets_are_checked() -> None:
         allocate(1, "ipc", LABELS, 4)
     with pytest.raises(DataError, match="class 2 has 2 samples, fewer than the 3"):
         random_subset(LABELS, torch.tensor([3, 3, 3]), Draws(0))
+    with pytest.raises(
+        DataError, match=r"class Billing  has 1 sample, .* asked for; is 'Billing ' the class 'billing'"
+    ):
+        require_members(torch.tensor([9, 1]), torch.tensor([5, 5]), ("billing", "Billing "))
 
 
 def test_random_subsets_are_class_major_and_without_repeats() -> None:

@@ -234,8 +234,11 @@ def _mask(fields: Mapping[str, Any], key: str, name: str, nodes: int, split: int
             raise DataError(f"{name}: {key} has {mask.shape[1]} splits, there is no split {split}")
         mask = mask[:, split]
     if mask.shape != (nodes,) or mask.dtype not in (torch.bool, torch.uint8):
-        of_ids = mask.ndim == 1 and not mask.is_floating_point()
-        hint = "; torch.zeros(n, dtype=torch.bool).index_fill_(0, ids, True) makes one of node numbers" * of_ids
+        hint = ""
+        if mask.shape == (nodes,) and bool(((mask == 0) | (mask == 1)).all()):
+            hint = f"; {key}.bool() makes one of zeros and ones"
+        elif mask.ndim == 1 and not mask.is_floating_point():
+            hint = "; torch.zeros(n, dtype=torch.bool).index_fill_(0, ids, True) makes one of node numbers"
         raise DataError(f"{name}: {key} must be boolean ({nodes},), got {mask.dtype} {tuple(mask.shape)}{hint}")
     return mask.bool().nonzero().flatten()
 

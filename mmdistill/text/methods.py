@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.allocation import shares_of
-from mmdistill.coresets import k_means, require_centroids
+from mmdistill.coresets import k_means, require_centroids, require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
 from mmdistill.method import Method, MethodTable
@@ -49,6 +49,7 @@ def centroids(task: Task, budget: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Return the k-means centroids of each class and their classes, ``(C ipc, d)`` and ``(C ipc,)``."""
     text = as_text_task(task)
     counts, classes, _ = shares_of(text, budget)
+    require_samples(text, counts)
     points = k_means(text.embedding(), text.data.train.labels, counts, draws.fold("k-means"))
     return points, classes
 

@@ -120,7 +120,8 @@ def labels(**at: int) -> torch.Tensor:
         ({"edge_weight": planted_fields()["edge_index"][0] + 1j}, "edge_weight must be real"),
         ({"edge_index": planted_fields()["edge_index"] > 5}, "integer \\(2, edges\\)"),
         ({"edge_index": planted_fields()["edge_index"] + 0j}, "integer \\(2, edges\\)"),
-        ({"train_mask": torch.arange(120)}, "must be boolean"),
+        ({"train_mask": torch.arange(120)}, r"must be boolean .*index_fill_\(0, ids, True\) makes one of node numbers"),
+        ({"test_mask": torch.arange(120) % 2}, r"must be boolean .*test_mask\.bool\(\) makes one of zeros and ones"),
         ({"test_mask": torch.ones(120, dtype=torch.bool)}, "both the training and the test mask"),
     ],
 )
