@@ -95,9 +95,9 @@ class Evaluation:
 
     def remarks(self) -> list[str]:
         """Return the notes of the results, and what failed, a line each."""
-        notes = [f"note: {named_note(entry.judge, note)}" for entry in self.results for note in entry.notes]
+        notes = named_notes((entry.judge, entry.notes) for entry in self.results)
         failed = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
-        return [*dict.fromkeys(notes), *failed]
+        return [*(f"note: {note}" for note in notes), *failed]
 
     def frame(self) -> "pd.DataFrame":
         """Return all entries as a data frame of a row each: samples, judge, metric, mean, sd and n.
@@ -130,9 +130,16 @@ class Evaluation:
         return "\n".join([f"<p>{self.units()}</p>", *html_table(self.rows()), *remarks])
 
 
-def named_note(judge: str, note: str) -> str:
-    """Return a note with its judge, whom those of earlier versions name themselves."""
-    return note if note.startswith(f"{judge} ") else f"{judge}: {note}"
+def named_notes(noted: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    """Return the notes of some judges, each once with all judges whom it is of; those of old name theirs themselves."""
+    judges: dict[str, dict[str, None]] = {}
+    for judge, notes in noted:
+        for note in notes:
+            judges.setdefault(note, {})[judge] = None
+    return [
+        note if any(note.startswith(f"{judge} ") for judge in own) else f"{', '.join(own)}: {note}"
+        for note, own in judges.items()
+    ]
 
 
 def summarise(scores: Iterable[Scores]) -> list[Entry]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmdistill.coresets import CORESETS
 from mmdistill.errors import CheckpointError
-from mmdistill.evaluation import Evaluation, named_note
+from mmdistill.evaluation import Evaluation, named_notes
 from mmdistill.figures import save_figure
 from mmdistill.metrics import judge_in_words
 from mmdistill.runtime import atomic_write
@@ -177,8 +177,7 @@ def write_report(
     shown = [*pictures, *([curve] if curve is not None else [])]
     title = f"{distilled.info.data} distilled with {distilled.method}"
     facts, results = fact_rows(distilled), result_rows(metrics)
-    results_notes = [(entry["judge"], entry.get("notes", [])) for entry in metrics.get("results", [])]
-    notes = list(dict.fromkeys(named_note(judge, note) for judge, own in results_notes for note in own))
+    notes = named_notes((entry["judge"], entry.get("notes", [])) for entry in metrics.get("results", []))
     if not metrics.get("results"):
         notes = [f"not judged yet: mmdistill evaluate {shlex.quote(str(folder))}"]
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))

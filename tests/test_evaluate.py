@@ -238,7 +238,10 @@ def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
 
 
 def test_an_evaluation_is_shown_as_a_table() -> None:
-    entries = [Entry("mlp<x>", "accuracy", 0.5, 0.1, 2, ("few classes",)), Entry("knn", "accuracy", 0.25, 0.0, 2)]
+    entries = [
+        Entry("mlp<x>", "accuracy", 0.5, 0.1, 2, ("few classes", "mlp<x> is slow")),
+        Entry("knn", "accuracy", 0.25, 0.0, 2, ("few classes",)),
+    ]
     found = Evaluation(entries, {"random": [Entry("knn", "accuracy", 0.125, 0.0, 2)]}, failures={"vit": "too small"})
     head, columns, first, second, *remarks = repr(found).splitlines()
     assert head == "Evaluation: percent, mean +/- sd of 2 networks"
@@ -246,7 +249,7 @@ def test_an_evaluation_is_shown_as_a_table() -> None:
     assert first.split() == ["mlp<x>", "accuracy", "50.0", "+/-", "10.0", "-"]
     assert second.split() == ["knn", "accuracy", "25.0", "+/-", "0.0", "12.5", "+/-", "0.0"]
     assert columns.index("random") == first.index("-", first.index("10.0"))
-    assert remarks == ["note: mlp<x>: few classes", "failed: vit: too small"]
+    assert remarks == ["note: mlp<x>, knn: few classes", "note: mlp<x> is slow", "failed: vit: too small"]
     page = found._repr_html_()
     assert page.count("<tr>") == 3
     assert "<td>mlp&lt;x&gt;</td>" in page
