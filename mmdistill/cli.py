@@ -202,7 +202,8 @@ def _compare_parser() -> Parser:
 def _export_parser() -> Parser:
     parser = Parser(
         usage="mmdistill export RUN [options]",
-        description="Write a distilled set in a format that other tools read.",
+        description="Write a distilled set in a format that other tools read. The real data are read only where the "
+        "format holds something of them: texts, embeds of the encoder tfidf, and folders of whitened images.",
     )
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--format", type=str, default="tensors", help=f"what is written - {FORMATS}")

@@ -30,7 +30,7 @@ from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.planning import plan_rows
-from mmdistill.registry import Domain, domain_methods, located
+from mmdistill.registry import Domain, domain_methods, get_domain, located
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
 from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
@@ -259,6 +259,19 @@ def _recipe_of_epochs(schedule: ExpertTrajectories, task: Task, title: str, epoc
     return recipe.of_epochs(epochs)
 
 
+def _finished_set(folder: Path) -> DistilledSet:
+    """Return the set of a finished run.
+
+    Raises:
+        CheckpointError: no run, or an unfinished one.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder")
+    if ending := how_to_finish(folder):
+        raise CheckpointError(f"the run in {folder} is unfinished; {ending}")
+    return DistilledSet.load(folder)
+
+
 def _open_run(
     run: str, device: str = "cpu", changed: Callable[[DistillConfig], DistillConfig] = lambda config: config
 ) -> tuple[DistillConfig, Domain, Task, DistilledSet]:
@@ -268,11 +281,7 @@ def _open_run(
         CheckpointError: no run, an unfinished one, or a set of other data than are there.
     """
     folder = Path(run)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder")
-    if ending := how_to_finish(folder):
-        raise CheckpointError(f"the run in {folder} is unfinished; {ending}")
-    distilled = DistilledSet.load(folder)
+    distilled = _finished_set(folder)
     config = DistillConfig.load(folder / CONFIG)
     require_own_config(config, distilled, folder)
     config = changed(config)
@@ -377,20 +386,24 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
 def export_command(run: str, format: str, to: str | None) -> None:
     """Write a finished run's set for other tools, and what was learned beside the samples, with which it is used.
 
+    The real data are read only where the format says something of them that the set does not hold.
+
     Raises:
         ConfigError: a format that data of this domain are not exported in, or the run's own folder as its place.
     """
     if to is not None and (not to.strip() or os.path.realpath(to) == os.path.realpath(run)):
         raise ConfigError(f"--to names a folder of the export's own, got {to!r}; without it that is {run}/export")
-    _, domain, task, distilled = _open_run(run)
-    key = canonical(format)
+    distilled = _finished_set(Path(run))
+    if (Path(run) / CONFIG).exists():  # of a run that was made in Python there is none
+        require_own_config(DistillConfig.load(Path(run) / CONFIG), distilled, Path(run))
+    domain, key = get_domain(distilled.info.domain), canonical(format)
     if key not in domain.exports:
         raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
     folder, identity = Path(run) / "export" if to is None else Path(to), exports.set_identity(Path(run))
     with sole_writer(folder):
         sweep(folder)
         exports.require_own(folder, identity)
-        written = domain.exports[key](task, distilled.to("cpu"), folder)
+        written = domain.exports[key](distilled, folder, lambda: _open_run(run)[2])
         if distilled.learned:
             learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
             write_json(folder / "learned.json", learned)

@@ -1,18 +1,72 @@
-"""What exports leave in a folder, written down so that two distilled sets never mix there."""
+"""What writes sets for other tools, and what exports leave in a folder, so that two sets never mix there."""
 
 import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.run_folder import SAMPLES
-from mmdistill.store import read_json, write_json
+from mmdistill.store import DistilledSet, read_json, write_json
 from mmdistill.task import Batch, Task
 
 LISTING = "export.json"
 """Says of which set the exports in a folder are, and which files they wrote."""
+
+
+class Exporter(Protocol):
+    """Writes a distilled set for other tools into a folder and returns the files' paths."""
+
+    def __call__(
+        self, distilled: DistilledSet, folder: Path | str, task: Task | Callable[[], Task] | None = None
+    ) -> list[Path]:
+        """Write the files.
+
+        Args:
+            distilled: the set.
+            folder: where they go.
+            task: that the set was distilled from, or what makes it: asked for only where the set does not hold all
+                that the format says.
+        Raises:
+            ConfigError: it does not, and there is no task.
+            CheckpointError: the task is another one.
+        """
+        ...
+
+
+def exporter(write: Callable[[DistilledSet, Path], list[Path]]) -> Exporter:
+    """Make an :class:`Exporter` of what writes a set, which holds all that is written, into a folder."""
+
+    @task_exporter
+    @functools.wraps(write)
+    def written(distilled: DistilledSet, folder: Path, task: Callable[[], Task]) -> list[Path]:
+        return write(distilled, folder)
+
+    return written
+
+
+def task_exporter(write: Callable[[DistilledSet, Path, Callable[[], Task]], list[Path]]) -> Exporter:
+    """Make an :class:`Exporter` of what also calls its last argument for the task, where the set does not suffice."""
+
+    @functools.wraps(write)
+    def written(
+        distilled: DistilledSet, folder: Path | str, task: Task | Callable[[], Task] | None = None
+    ) -> list[Path]:
+        def real() -> Task:
+            if task is None:
+                raise ConfigError(
+                    f"the set of {distilled.info.data!r} does not hold all that this format says of the real data; "
+                    "give the task that it was distilled from too"
+                )
+            found = task if isinstance(task, Task) else task()
+            distilled.require(found.describe())
+            return found
+
+        return write(distilled, Path(folder), real)
+
+    return written
 
 
 def into_folder(

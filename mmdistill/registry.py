@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mmdistill.choices import Schedule as Schedule
 from mmdistill.choices import SplitBy, TrainingPrecision
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
+from mmdistill.exports import Exporter
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
 from mmdistill.names import canonical, in_words, unknown_data, unknown_name
@@ -126,8 +127,7 @@ class Domain:
         make_task: builds the task for a data set name or path.
         methods: methods of this domain alone, and refinements of shared ones.
         draw: draws a synthetic batch for the report into a folder and returns the pictures' paths.
-        exports: by format name, writes a batch for other tools and returns the paths; arguments are task, batch,
-            folder.
+        exports: by format name, writes a set for other tools, see :func:`~mmdistill.exports.exporter`.
         accepted: one line on the files and folders of the user's own that it reads.
         prefix: names that start so (``hf:``, say) belong to this domain.
         presets: by data set name, methods whose settings differ there.
@@ -150,7 +150,7 @@ class Domain:
     make_task: Callable[[str, TaskOptions], Task]
     methods: Mapping[str, Method]
     draw: Writer
-    exports: Mapping[str, Writer] = field(default_factory=dict)
+    exports: Mapping[str, Exporter] = field(default_factory=dict)
     accepted: str = "a file or folder of your own"
     prefix: str = ""
     presets: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)

@@ -27,6 +27,7 @@ CHECKPOINT_VERSION = 1
 TREE_KEY = "tree"
 DIGEST = "digest"
 """Under which a file keeps the digest of what it holds, by which damage is known that leaves it readable."""
+AS_THEY_WERE = "; bring the data back as they were, or name a copy of these in the line 'data' of the run's config.yaml"
 
 
 def write_json(path: Path, content: object) -> None:
@@ -306,7 +307,7 @@ class DistilledSet:
         if info.fingerprint != self.info.fingerprint and info.data == self.info.data:
             raise CheckpointError(
                 f"this set was distilled from {info.data!r} as it was with fingerprint {self.info.fingerprint}; it has "
-                f"{info.fingerprint} now{self._differences(info)}"
+                f"{info.fingerprint} now{self._differences(info) or AS_THEY_WERE}"
             )
         if info.fingerprint != self.info.fingerprint:
             raise CheckpointError(

@@ -560,7 +560,7 @@ def test_a_table_without_texts_names_the_columns_of_interactions(
     assert "if these are interactions, call their columns user and item" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["report", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["report", "evaluate"])
 def test_a_run_made_in_python_is_called_that(
     command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -115,7 +115,7 @@ def test_sets_of_another_task_are_refused() -> None:
     saved.require(INFO)
     with pytest.raises(CheckpointError, match="distilled from graph data, the task is text"):
         saved.require(TaskInfo("text", "toy", "ipc", 10, 400, "abc"))
-    with pytest.raises(CheckpointError, match="from 'toy' as it was with fingerprint abc; it has other now"):
+    with pytest.raises(CheckpointError, match="from 'toy' as it was with fingerprint abc; it has other now; bring"):
         saved.require(TaskInfo("graph", "toy", "nodes", 10, 400, "other"))
     with pytest.raises(CheckpointError, match="the task's data 'else' has fingerprint other"):
         saved.require(TaskInfo("graph", "else", "nodes", 10, 400, "other"))

@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import UnsupportedError
-from mmdistill.exports import into_folder
+from mmdistill.exports import exporter, into_folder
 from mmdistill.figures import literal, save_figure
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import EMBED_HOPS, GraphTask
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import Draws, atomic_write
-from mmdistill.store import write_json, write_tensors
-from mmdistill.task import Batch, Task, Tensors, one_tensor
+from mmdistill.store import DistilledSet, write_json, write_tensors
+from mmdistill.task import Batch, Task, TaskInfo, Tensors, one_tensor
 
 if TYPE_CHECKING:  # drawing libraries are imported where they draw, since importing them takes seconds
     from matplotlib.axes import Axes
@@ -215,31 +215,31 @@ def graph_tensors(batch: Batch) -> Tensors:
     }
 
 
-def write_preprocessing(task: Task, folder: Path) -> Path:
+def write_preprocessing(info: TaskInfo, folder: Path) -> Path:
     """Write ``preprocessing.json``: class names, how real features became what they are here, and by which numbers."""
-    info = task.describe()
     path = folder / "preprocessing.json"
-    numbers = {name: tensor.tolist() for name, tensor in info.tensors.items()}
+    names = sorted(info.tensors, reverse=True)  # the mean first; sets that were read have them in an order of their own
+    numbers = {name: info.tensors[name].tolist() for name in names}
     write_json(path, {"data": info.data, "class_names": info.class_names, "notes": info.notes, **numbers})
     return path
 
 
-@into_folder
-def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
+@exporter
+def export_pyg(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``graph.pt``, plain tensors by name.
 
     ``Data.from_dict(torch.load("graph.pt", weights_only=True))`` makes it a torch-geometric ``Data`` again without
     running code from the file.
     """
-    path = folder / "graph.pt"
+    fields, path = graph_tensors(distilled.batch), folder / "graph.pt"
     with atomic_write(path) as handle:
-        torch.save(graph_tensors(batch), handle)
-    return [path, write_preprocessing(task, folder)]
+        torch.save(fields, handle)
+    return [path, write_preprocessing(distilled.info, folder)]
 
 
-@into_folder
-def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
+@exporter
+def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``graph.safetensors`` with the same fields."""
-    path = folder / "graph.safetensors"
-    write_tensors(path, graph_tensors(batch))
-    return [path, write_preprocessing(task, folder)]
+    fields, path = graph_tensors(distilled.batch), folder / "graph.safetensors"
+    write_tensors(path, fields)
+    return [path, write_preprocessing(distilled.info, folder)]

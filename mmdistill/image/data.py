@@ -29,6 +29,18 @@ def moments_on(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
     return torch.tensor(mean, device=device).view(-1, 1, 1), torch.tensor(std, device=device).view(-1, 1, 1)
 
 
+def destandardised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return standardised images ``(..., channels, height, width)`` with channels of this mean and deviation."""
+    shift, spread = moments_on(mean, std, images.device)
+    return images * spread + shift
+
+
+def shown(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Return scaled pixels of a range as ones in [0, 1], clamped, for pictures."""
+    low, high = value_range
+    return ((images - low) / (high - low)).clamp(0, 1)
+
+
 @dataclass(frozen=True)
 class ImageData:
     """Training and test images with labels.
@@ -118,10 +130,8 @@ class ImageData:
         if self.whitening is not None:
             images = self.whitening.invert(images)
         if self.whitening is None or self.whitening.standardises:
-            mean, std = moments_on(self.mean, self.std, images.device)
-            images = images * std + mean
-        low, high = self.value_range
-        return ((images - low) / (high - low)).clamp(0, 1)
+            images = destandardised(images, self.mean, self.std)
+        return shown(images, self.value_range)
 
 
 def build(

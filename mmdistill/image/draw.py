@@ -3,19 +3,22 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, UnsupportedError
-from mmdistill.exports import into_folder
+from mmdistill.exports import exporter, into_folder, task_exporter
+from mmdistill.image.data import destandardised, shown
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import classes_of
 from mmdistill.runtime import atomic_write, sweep
-from mmdistill.store import write_json, write_tensors
-from mmdistill.task import Batch, Task
+from mmdistill.store import DistilledSet, write_json, write_tensors
+from mmdistill.task import Batch, Task, TaskInfo
 
 TARGET_WIDTH = 1600
 """Pixels across that a picture grid may take; images are enlarged by whole factors up to it."""
@@ -38,33 +41,33 @@ def _image_task(task: Task) -> ImageTask:
     return task
 
 
-def _contents(task: ImageTask, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images, targets and the classes that images stand for, on the CPU, class-major."""
-    if isinstance(batch.inputs, dict) or isinstance(batch.targets, dict):
-        raise UnsupportedError("distilled images are one tensor with one target tensor")
+def _contents(batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images, targets and the classes, of so many, that images stand for, on the CPU, class-major."""
+    if isinstance(batch.inputs, dict) or isinstance(batch.targets, dict) or batch.inputs.ndim != 4:
+        raise UnsupportedError("distilled images are one tensor of four axes with one target tensor")
     images, targets = batch.inputs.detach().float().cpu(), batch.targets.detach().cpu()
-    classes = classes_of(targets, len(task.data.class_names))
+    classes = classes_of(targets, count)
     order = classes.argsort(stable=True)
     return images[order].contiguous(), targets[order].contiguous(), classes[order]
 
 
 def as_bytes(task: ImageTask, images: Tensor) -> Tensor:
     """Return normalised images as uint8 pixels of one or three channels, ``(n, channels, height, width)``."""
-    pixels = _rounded(task, images)
+    pixels = _rounded(task.data.denormalise(images))
     return pixels if pixels.shape[1] in (1, 3) else pixels[:, :1]
 
 
-def _rounded(task: ImageTask, images: Tensor) -> Tensor:
-    """Return normalised images as uint8 pixels of all their channels."""
-    return (task.data.denormalise(images) * 255).round().to(torch.uint8)
+def _rounded(pixels: Tensor) -> Tensor:
+    """Return pixels in [0, 1] as uint8."""
+    return (pixels * 255).round().to(torch.uint8)
 
 
 @into_folder
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw all synthetic images, one class per row, enlarged without smoothing; returns the path of the picture."""
     image_task = _image_task(task)
-    images, _, classes = _contents(image_task, batch)
     names = image_task.data.class_names
+    images, _, classes = _contents(batch, len(names))
     rows = [as_bytes(image_task, images[classes == index]) for index in range(len(names))]
     picture = picture_grid(rows, names)
     path = folder / "images.png"
@@ -108,12 +111,11 @@ def to_picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels[0].numpy() if pixels.shape[0] == 1 else pixels.permute(1, 2, 0).contiguous().numpy())
 
 
-@into_folder
-def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
+@exporter
+def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``images.safetensors``: normalised images, labels, the normalisation as metadata, whitening as tensors."""
-    image_task = _image_task(task)
-    images, targets, _ = _contents(image_task, batch)
-    info = image_task.describe()
+    info = distilled.info
+    images, targets, _ = _contents(distilled.batch, len(info.class_names))
     metadata = {
         "class_names": json.dumps(list(info.class_names)),
         "preprocessing": json.dumps(dict(info.preprocessing)),
@@ -129,8 +131,8 @@ def folder_name(name: str) -> str:
     return f"_{found}" if found.partition(".")[0].rstrip().casefold() in DEVICES else found
 
 
-@into_folder
-def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
+@task_exporter
+def export_folder(distilled: DistilledSet, folder: Path, task: Callable[[], Task]) -> list[Path]:
     """Write one PNG per image into a folder per class, as torchvision's ``ImageFolder`` reads them.
 
     Pixels are rounded to bytes and clamped, and soft labels become their largest class: the other exports keep both.
@@ -141,45 +143,53 @@ def export_folder(task: Task, batch: Batch, folder: Path) -> list[Path]:
         UnsupportedError: images of other than 1, 3 or 4 channels, or a class without any, by which the folders of
             others would be numbered otherwise.
     """
-    image_task = _image_task(task)
-    images, _, classes = _contents(image_task, batch)
+    called = distilled.info.class_names
+    images, _, classes = _contents(distilled.batch, len(called))
     if images.shape[1] not in (1, 3, 4):
         raise UnsupportedError(f"pictures have 1, 3 or 4 channels, these {images.shape[1]}; export pt or tensors")
-    counts = classes.bincount(minlength=len(image_task.data.class_names)).tolist()
+    counts = classes.bincount(minlength=len(called)).tolist()
     if 0 in counts:
         raise UnsupportedError(
-            f"class {image_task.data.class_names[counts.index(0)]!r} is the largest label of no image, so it has "
+            f"class {called[counts.index(0)]!r} is the largest label of no image, so it has "
             "no folder, and those of the others would be read as other classes; export pt or tensors"
         )
-    names = [folder_name(name) for name in image_task.data.class_names]
+    names = [folder_name(name) for name in called]
     if sorted(names) != names or len({name.casefold() for name in names}) < len(names):
         digits = len(str(len(names) - 1))
         names = [f"{index:0{digits}d}-{name}" for index, name in enumerate(names)]
+    pixels = _rounded(_shown(images, distilled.info, task))
     paths = [folder / "images" / names[label] / f"{index:06d}.png" for index, label in enumerate(classes.tolist())]
     for place in {folder / "images", *(path.parent for path in paths)}:
         sweep(place)
     others = sorted({path for path in (folder / "images").rglob("*") if path.is_file()} - set(paths))
     if others:
         raise ConfigError(f"{others[0]} is no picture of this set, and would be read as one; choose another folder")
-    for path, pixels in zip(paths, _rounded(image_task, images), strict=True):
+    for path, image in zip(paths, pixels, strict=True):
         with atomic_write(path) as handle:
-            to_picture(pixels).save(handle, format="PNG")
+            to_picture(image).save(handle, format="PNG")
     return paths
 
 
-@into_folder
-def export_pt(task: Task, batch: Batch, folder: Path) -> list[Path]:
+def _shown(images: Tensor, info: TaskInfo, task: Callable[[], Task]) -> Tensor:
+    """Return normalised images as pixels in [0, 1]; the task knows how whitened ones become such."""
+    units: Any = info.preprocessing
+    if not {"mean", "std", "range"} <= units.keys():
+        return _image_task(task()).data.denormalise(images)
+    return shown(destandardised(images, tuple(units["mean"]), tuple(units["std"])), units["range"])
+
+
+@exporter
+def export_pt(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``images.pt`` and ``labels.pt``, plain class-major tensors as the field's evaluators read them.
 
     ``preprocessing.json`` beside them says what turns raw images into the units of ``images.pt``.
     """
-    found = _image_task(task)
-    images, targets, _ = _contents(found, batch)
-    return [*_save_pair(images, targets, folder), _save_units(found, folder)]
+    images, targets, _ = _contents(distilled.batch, len(distilled.info.class_names))
+    return [*_save_pair(images, targets, folder), _save_units(distilled.info, folder)]
 
 
-@into_folder
-def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
+@exporter
+def export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``ddranking/images.pt`` and ``ddranking/labels.pt`` as the package ``ddranking`` reads them.
 
     Images are ``(K * ipc, 3, height, width)``, normalised, class after class; grey ones repeat their channel.
@@ -190,15 +200,16 @@ def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
         UnsupportedError: whitened images, since it tests on others, classes of different sizes, or images that cannot
             have three channels.
     """
-    found = _image_task(task)
-    if found.data.whitening is not None:
+    info, count = distilled.info, len(distilled.info.class_names)
+    if "whitening" in info.preprocessing:
+        made: Any = info.preprocessing["whitening"]
         raise UnsupportedError(
             f"ddranking tests on images that are normalised channel by channel, and this set is whitened "
-            f"({found.data.whitening.kind}): its scores would be those of chance. Use 'mmdistill evaluate --scores "
+            f"({made['kind']}): its scores would be those of chance. Use 'mmdistill evaluate --scores "
             "robust', or export tensors, which hold the matrix for test images"
         )
-    images, targets, classes = _contents(found, batch)
-    counts = classes.bincount(minlength=len(found.data.class_names))
+    images, targets, classes = _contents(distilled.batch, count)
+    counts = classes.bincount(minlength=count)
     if int(counts.min()) != int(counts.max()):
         raise UnsupportedError(
             f"ddranking takes equally many images of each class, this set {int(counts.min())} to {int(counts.max())}"
@@ -206,7 +217,7 @@ def export_ddranking(task: Task, batch: Batch, folder: Path) -> list[Path]:
     if images.shape[1] not in (1, 3):
         raise UnsupportedError(f"ddranking takes colour images, these have {images.shape[1]} channels")
     inner = folder / "ddranking"  # beside those of ``pt``, whose images may have one channel
-    return [*_save_pair(images.expand(-1, 3, -1, -1).contiguous(), targets, inner), _save_units(found, inner)]
+    return [*_save_pair(images.expand(-1, 3, -1, -1).contiguous(), targets, inner), _save_units(info, inner)]
 
 
 def _save_pair(images: Tensor, labels: Tensor, folder: Path) -> list[Path]:
@@ -220,9 +231,8 @@ def _save_pair(images: Tensor, labels: Tensor, folder: Path) -> list[Path]:
     return paths
 
 
-def _save_units(task: ImageTask, folder: Path) -> Path:
+def _save_units(info: TaskInfo, folder: Path) -> Path:
     """Write the preprocessing of the data and their class names: the units of normalised images, for test images."""
-    info = task.describe()
     units = {**info.preprocessing, "class_names": list(info.class_names)}
     if info.tensors:
         units["note"] = "images are whitened; the matrix for test images is in the export 'tensors'"

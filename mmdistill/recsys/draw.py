@@ -45,11 +45,20 @@ def rows_of(task: Task, batch: Batch) -> tuple[Interactions, Tensor]:
     """
     if not isinstance(task, RecsysTask):
         raise ConfigError(f"user rows belong to a task of interactions, not to a {type(task).__name__}")
+    return task.data, synthetic_rows(batch, task.data.num_items)
+
+
+def synthetic_rows(batch: Batch, items: int) -> Tensor:
+    """Return synthetic rows on the CPU.
+
+    Raises:
+        ShapeError: they have another number of items.
+    """
     rows = batch.inputs
-    if isinstance(rows, dict) or rows.ndim != 2 or rows.shape[1] != task.data.num_items:
+    if isinstance(rows, dict) or rows.ndim != 2 or rows.shape[1] != items:
         shape = list(rows) if isinstance(rows, dict) else tuple(rows.shape)
-        raise ShapeError(f"synthetic users are (n, {task.data.num_items}) rows, got {shape}")
-    return task.data, rows.detach().cpu().float()
+        raise ShapeError(f"synthetic users are (n, {items}) rows, got {shape}")
+    return rows.detach().cpu().float()
 
 
 def is_binary(rows: Tensor) -> bool:

@@ -1,37 +1,44 @@
 """A distilled text set for other tools: plain tensors, embeddings with soft labels, readable texts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
-from mmdistill.exports import into_folder
+from mmdistill.errors import UnsupportedError
+from mmdistill.exports import exporter, task_exporter
 from mmdistill.labels import are_probabilities
 from mmdistill.runtime import atomic_write
-from mmdistill.store import write_tensors
-from mmdistill.task import Batch, Task, one_tensor
+from mmdistill.store import DistilledSet, write_tensors
+from mmdistill.task import Task, TaskInfo
 from mmdistill.text.attention import class_labels
-from mmdistill.text.draw import TextLike, as_text_like, read
+from mmdistill.text.draw import as_text_like, read
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.judges import distributions
-from mmdistill.text.token_task import TokenTask
+from mmdistill.text.task import TextTask
+from mmdistill.text.vocabulary import in_model_units, token_inputs
 
 LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """What ends a line to some readers, and not in JSON, is written as escapes."""
+UNFITTED = ("transformer:", "tokens:", "callable:")
+"""How the spaces begin of encoders that learn nothing from the training texts."""
 
 
-@into_folder
-def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
+@exporter
+def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write inputs and targets as they are, and weights, as ``tensors.safetensors``."""
+    batch = distilled.batch
     tensors = {"weight": batch.weight}
     for name, value in (("inputs", batch.inputs), ("targets", batch.targets)):
         named = value if isinstance(value, dict) else {"": value}
         tensors |= {f"{name}.{part}" if part else name: tensor for part, tensor in named.items()}
-    return [_write(folder / "tensors.safetensors", tensors, as_text_like(task))]
+    return [_write(folder / "tensors.safetensors", tensors, _text_info(distilled))]
 
 
-@into_folder
-def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
+@task_exporter
+def export_embeds(distilled: DistilledSet, folder: Path, task: Callable[[], Task]) -> list[Path]:
     """Write ``embeds.safetensors`` with soft labels as probabilities.
 
     Sentence points are ``embeds`` ``(n, d)``, ready for a classifier; token embeddings are ``inputs_embeds``
@@ -40,42 +47,43 @@ def export_embeds(task: Task, batch: Batch, folder: Path) -> list[Path]:
     probabilities are ``labels`` ``(n, C)`` besides, as the set's own steps regress them. What an encoder learned from
     the training texts is written beside them as ``encoder.safetensors``.
     """
-    text = as_text_like(task)
+    batch, info = distilled.batch, _text_info(distilled)
     own = class_labels(batch.targets)
-    labels = {"soft_labels": distributions(own, text.class_count)}
+    labels = {"soft_labels": distributions(own, len(info.class_names))}
     if not are_probabilities(own):
         labels["labels"] = own
-    if isinstance(text, TokenTask):
-        inputs = text.named(batch.inputs)
+    learned: dict[str, Tensor | str] = {}
+    if isinstance(batch.inputs, dict):
+        inputs, scale = token_inputs(batch.inputs), cast(float, info.preprocessing["scale"])
         tensors = {
-            "inputs_embeds": text.vocabulary.embeds(inputs["vectors"]),
+            "inputs_embeds": in_model_units(inputs["vectors"], scale, info.tensors["mean"]),
             "attention_mask": inputs["mask"].long(),
         }
         if isinstance(batch.targets, dict):
             tensors["attention_labels"] = batch.targets["attention"]
-        learned = {}
     else:
-        tensors = {"embeds": one_tensor(batch.inputs)}
-        learned = text.sentence_encoder.learned()
-    written = [_write(folder / "embeds.safetensors", {**tensors, **labels}, text)]
+        tensors = {"embeds": batch.inputs}
+        if not str(info.preprocessing.get("space")).startswith(UNFITTED):
+            text = as_text_like(task())
+            learned = text.sentence_encoder.learned() if isinstance(text, TextTask) else {}
+    written = [_write(folder / "embeds.safetensors", {**tensors, **labels}, info)]
     if learned:
         arrays = {name: value for name, value in learned.items() if isinstance(value, Tensor)}
         words = {name: value for name, value in learned.items() if isinstance(value, str)}
-        written.append(_write(folder / "encoder.safetensors", arrays, text, words))
+        written.append(_write(folder / "encoder.safetensors", arrays, info, words))
     return written
 
 
-@into_folder
-def export_texts(task: Task, batch: Batch, folder: Path) -> list[Path]:
+@task_exporter
+def export_texts(distilled: DistilledSet, folder: Path, task: Callable[[], Task]) -> list[Path]:
     """Write ``texts.jsonl``: a line per sample with its text, its class and the probability of each class.
 
     The text of a sentence point is the nearest training text (of pairs, ``text`` and ``text_pair``), that of token
     embeddings their nearest tokens.
     """
-    text = as_text_like(task)
-    names = text.data.class_names
+    text, batch, names = as_text_like(task()), distilled.batch, distilled.info.class_names
     lines = []
-    probabilities = distributions(class_labels(batch.targets), text.class_count)
+    probabilities = distributions(class_labels(batch.targets), len(names))
     for words, row in zip(read(text, batch), probabilities.tolist(), strict=True):
         label = names[max(range(len(row)), key=row.__getitem__)]
         soft = {name: round(value, 6) for name, value in zip(names, row, strict=True)}
@@ -89,9 +97,19 @@ def export_texts(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [path]
 
 
-def _write(path: Path, tensors: dict[str, Tensor], task: TextLike, words: dict[str, str] | None = None) -> Path:
+def _text_info(distilled: DistilledSet) -> TaskInfo:
+    """Return what a set says of its texts.
+
+    Raises:
+        UnsupportedError: a set of other data.
+    """
+    if not {"encoder", "space"} <= distilled.info.preprocessing.keys():
+        raise UnsupportedError(f"this writes sets of texts, not of {distilled.info.domain} data")
+    return distilled.info
+
+
+def _write(path: Path, tensors: dict[str, Tensor], info: TaskInfo, words: dict[str, str] | None = None) -> Path:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    info = task.describe()
     metadata = {
         "encoder": str(info.preprocessing["encoder"]),
         "space": str(info.preprocessing["space"]),

@@ -29,7 +29,7 @@ from mmdistill.text.reading import READERS, Reader, encode_splits, with_test
 from mmdistill.text.sampling import ClassRows
 from mmdistill.text.token_judges import TokenJudge, protocol_for
 from mmdistill.text.token_models import TOKEN_MODELS, TransformerClassifier, named_module
-from mmdistill.text.vocabulary import Tokens, Vocabulary, load_vocabulary
+from mmdistill.text.vocabulary import Tokens, Vocabulary, load_vocabulary, token_inputs
 
 PROJECTED = "projected"
 """The judge that trains the network on the nearest real tokens instead of the vectors."""
@@ -177,10 +177,7 @@ class TokenTask:
         Raises:
             ShapeError: inputs of another.
         """
-        if not isinstance(inputs, dict) or not {"vectors", "mask"} <= inputs.keys():
-            found = ", ".join(inputs) if isinstance(inputs, dict) else f"one tensor {tuple(inputs.shape)}"
-            raise ShapeError(f"token embeddings are a dict of 'vectors' (n, L, H) and 'mask' (n, L), got {found}")
-        return inputs
+        return token_inputs(inputs)
 
     def embedding(self) -> Tensor:
         """Return the encoder's sentence points of the training texts, ``(N, d)``, for selection by distance."""

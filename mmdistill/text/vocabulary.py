@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.task import Inputs, Tensors
 from mmdistill.text.encoder import PAIR, Encoding, SentenceEncoder, TransformerEncoder
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Vocabulary:
 
     def embeds(self, vectors: Tensor) -> Tensor:
         """Return vectors in the model's own units, as its ``inputs_embeds``."""
-        return vectors * self.scale + self.mean.to(vectors)
+        return in_model_units(vectors, self.scale, self.mean)
 
     def nearest(self, vectors: Tensor, candidates: Tensor) -> Tensor:
         """Return, per vector, the nearest token (Euclidean) out of some candidates.
@@ -144,6 +145,23 @@ class Vocabulary:
         self.mean, self.vectors = self.mean.to(device), self.vectors.to(device)
         self.special = self.special.to(device)
         return self
+
+
+def token_inputs(inputs: Inputs) -> Tensors:
+    """Return inputs that are token embeddings as they are.
+
+    Raises:
+        ShapeError: other inputs.
+    """
+    if not isinstance(inputs, dict) or not {"vectors", "mask"} <= inputs.keys():
+        found = ", ".join(inputs) if isinstance(inputs, dict) else f"one tensor {tuple(inputs.shape)}"
+        raise ShapeError(f"token embeddings are a dict of 'vectors' (n, L, H) and 'mask' (n, L), got {found}")
+    return inputs
+
+
+def in_model_units(vectors: Tensor, scale: float, mean: Tensor) -> Tensor:
+    """Return token vectors in the units of the model whose tokens have a scale and a mean, as its ``inputs_embeds``."""
+    return vectors * scale + mean.to(vectors)
 
 
 def load_vocabulary(encoder: TransformerEncoder) -> Vocabulary:

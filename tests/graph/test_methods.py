@@ -21,8 +21,9 @@ from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import Draws, data_root
 from mmdistill.settings import OptimizerSpec
+from mmdistill.store import DistilledSet
 from tests.graph.toy import FAST, planted_fields, planted_graph
-from tests.toys import BlobTask
+from tests.toys import BlobTask, held
 
 METHODS = ("gcond-x", "gcdm-x", "propagated-means")
 needs_cora = pytest.mark.skipif(
@@ -87,16 +88,28 @@ def test_exports_are_read_by_torch_geometric_and_by_this_package(tmp_path: Path)
     plain = distill(own, "propagated-means", nodes=6).batch
     structured = own.select(torch.arange(6))
     for batch in (plain, structured):
-        path, preprocessing = DOMAIN.exports["pyg"](own, batch, tmp_path)
+        path, preprocessing = DOMAIN.exports["pyg"](held(own, batch), tmp_path)
         data = Data.from_dict(torch.load(path, weights_only=True))
         assert data.validate()
         assert data.num_nodes == 6
         assert torch.equal(data.y, batch.targets)
         assert json.loads(preprocessing.read_text())["notes"] == list(own.graph.notes)
-        path, _ = DOMAIN.exports["tensors"](own, batch, tmp_path)
+        path, _ = DOMAIN.exports["tensors"](held(own, batch), tmp_path)
         found = safetensors.torch.load_file(path)
         assert all(torch.equal(found[name], tensor) for name, tensor in graph_tensors(batch).items())
     assert graph_tensors(structured)["edge_index"].shape[1] == int((structured.inputs["adjacency"] > 0).sum())  # type: ignore[call-overload]
+
+
+def test_what_features_were_standardised_by_is_written_alike_from_a_set_that_was_read(tmp_path: Path) -> None:
+    own = task()
+    scaling = {"feature_mean": torch.rand(12), "feature_deviation": torch.rand(12)}
+    found = held(own, own.select(torch.arange(6)))
+    found = replace(found, info=replace(found.info, tensors=scaling))
+    found.save(tmp_path)
+    _, written = DOMAIN.exports["pyg"](found, tmp_path / "made")
+    _, read = DOMAIN.exports["pyg"](DistilledSet.load(tmp_path), tmp_path / "read")
+    assert written.read_bytes() == read.read_bytes()
+    assert list(json.loads(read.read_text()))[-2:] == list(scaling)
 
 
 def test_pictures_are_drawn_and_other_tasks_refused(tmp_path: Path) -> None:

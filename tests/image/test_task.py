@@ -25,6 +25,7 @@ from mmdistill.registry import TaskOptions, get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims
 from mmdistill.testing import check_task
+from tests.toys import held
 
 DIGITS_METHODS = ("dm", "dc", "dsa", "krr")
 
@@ -189,14 +190,14 @@ def test_pictures_keep_four_channels_and_refuse_what_they_would_lose(tmp_path: P
     images = torch.randint(0, 256, (8, 4, 6, 5), dtype=torch.uint8)
     task = image_task((images, torch.arange(8) % 2), model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(120, 2)))
     batch = task.select(torch.arange(len(task.data.train_images)))
-    paths = DOMAIN.exports["folder"](task, batch, tmp_path / "four")
+    paths = DOMAIN.exports["folder"](held(task, batch), tmp_path / "four")
     with Image.open(paths[0]) as picture:
         assert (picture.mode, len(paths)) == ("RGBA", len(task.data.train_images))
     with pytest.raises(UnsupportedError, match="class '1' is the largest label of no image"):
-        DOMAIN.exports["folder"](task, task.select(task.labels.eq(0).nonzero().flatten()), tmp_path / "one")
+        DOMAIN.exports["folder"](held(task, task.select(task.labels.eq(0).nonzero().flatten())), tmp_path / "one")
     two = image_task((images[:, :2], torch.arange(8) % 2), model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(60, 2)))
     with pytest.raises(UnsupportedError, match="pictures have 1, 3 or 4 channels, these 2"):
-        DOMAIN.exports["folder"](two, two.select(torch.arange(2)), tmp_path / "two")
+        DOMAIN.exports["folder"](held(two, two.select(torch.arange(2))), tmp_path / "two")
 
 
 class Shifting(nn.Module):
@@ -267,7 +268,7 @@ def test_the_domain_builds_tasks_and_knows_digits_settings() -> None:
 def test_pictures_stay_in_their_folder_whatever_classes_are_called(name: str, tmp_path: Path) -> None:
     task = image_task(replace(load("digits"), class_names=(name, *(f"z{index}" for index in range(9)))), width=4)
     batch = task.select(torch.tensor([int((task.data.train_labels == index).nonzero()[0]) for index in range(10)]))
-    paths = DOMAIN.exports["folder"](task, batch, tmp_path / "export")
+    paths = DOMAIN.exports["folder"](held(task, batch), tmp_path / "export")
     assert all(path.resolve().parent.parent == (tmp_path / "export" / "images").resolve() for path in paths)
 
 
@@ -277,10 +278,10 @@ def test_pictures_and_exports(digits: ImageTask, tmp_path: Path) -> None:
     (picture,) = DOMAIN.draw(digits, batch, tmp_path)
     with Image.open(picture) as image:
         assert min(image.size) > 200
-    (tensors,) = DOMAIN.exports["tensors"](digits, batch, tmp_path)
+    (tensors,) = DOMAIN.exports["tensors"](held(digits, batch), tmp_path)
     stored = safetensors.torch.load_file(tensors)
     assert stored["labels"].tolist() == sorted(batch.targets.tolist())
-    DOMAIN.exports["pt"](digits, batch, tmp_path)
+    DOMAIN.exports["pt"](held(digits, batch), tmp_path)
     images, labels = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("images", "labels"))
     assert torch.equal(images, stored["images"])
     assert torch.equal(labels, stored["labels"])
@@ -289,7 +290,7 @@ def test_pictures_and_exports(digits: ImageTask, tmp_path: Path) -> None:
     raw = digits.data.test_images[:5]
     torch.testing.assert_close((raw / units["scale"] - mean) / std, digits.data.normalise(raw))
     assert units["class_names"] == list(digits.data.class_names)
-    assert len(DOMAIN.exports["folder"](digits, batch, tmp_path)) == 30
+    assert len(DOMAIN.exports["folder"](held(digits, batch), tmp_path)) == 30
     folder = ImageFolder(str(tmp_path / "images"))
     assert folder.classes == list(digits.data.class_names)
     pixels = digits.data.denormalise(images)
@@ -297,21 +298,21 @@ def test_pictures_and_exports(digits: ImageTask, tmp_path: Path) -> None:
         shown = torch.from_numpy(np.array(image)) / 255
     torch.testing.assert_close(shown, pixels[4, 0], atol=0.003, rtol=0)
     soft = Batch(batch.inputs, centred_one_hot(batch.targets, 10), batch.weight)
-    DOMAIN.exports["pt"](digits, soft, tmp_path / "soft")
+    DOMAIN.exports["pt"](held(digits, soft), tmp_path / "soft")
     assert torch.load(tmp_path / "soft" / "labels.pt", weights_only=True).shape == (30, 10)
 
 
 def test_folders_are_numbered_where_the_alphabet_would_reorder_classes(tmp_path: Path) -> None:
     data = tiny(n=24, classes=12)
     task = image_task(data, test=data, width=4)
-    DOMAIN.exports["folder"](task, task.select(torch.arange(12)), tmp_path)
+    DOMAIN.exports["folder"](held(task, task.select(torch.arange(12))), tmp_path)
     assert [int(name.split("-")[1]) for name in ImageFolder(str(tmp_path / "images")).classes] == list(range(12))
 
 
 def test_folders_differ_where_disks_ignore_case(tmp_path: Path) -> None:
     data = tiny(n=24, classes=4)
     task = image_task(data, test=data, width=4, class_names=["A", "B", "a", "b"])
-    DOMAIN.exports["folder"](task, task.select(torch.arange(12)), str(tmp_path))
+    DOMAIN.exports["folder"](held(task, task.select(torch.arange(12))), str(tmp_path))
     assert [path.name for path in sorted((tmp_path / "images").iterdir())] == ["0-A", "1-B", "2-a", "3-b"]
     assert len(ImageFolder(str(tmp_path / "images"))) == 12
 
@@ -353,14 +354,14 @@ def test_the_export_for_ddranking_has_its_layout(tmp_path: Path) -> None:
     task = image_task("digits", model="mlp", width=4)
     assert task.labels is not None
     shuffled = torch.cat([(task.labels == label).nonzero().flatten()[:2] for label in reversed(range(10))])
-    paths = DOMAIN.exports["ddranking"](task, task.select(shuffled), tmp_path)
+    paths = DOMAIN.exports["ddranking"](held(task, task.select(shuffled)), tmp_path)
     images, labels = (torch.load(path, weights_only=True) for path in paths[:2])
     assert paths[2].name == "preprocessing.json"
     assert (images.shape, images.dtype) == ((20, 3, 8, 8), torch.float32)
     assert labels.tolist() == [label for label in range(10) for _ in range(2)]
     assert torch.equal(images[:, 0], images[:, 2])
     with pytest.raises(UnsupportedError, match="equally many"):
-        DOMAIN.exports["ddranking"](task, task.select(torch.arange(15)), tmp_path)
+        DOMAIN.exports["ddranking"](held(task, task.select(torch.arange(15))), tmp_path)
 
 
 @pytest.mark.parametrize("format", ["ddranking", "pt"])
@@ -369,12 +370,12 @@ def test_images_are_exported_by_the_class_they_stand_for_whatever_their_soft_lab
     batch = task.select(torch.arange(20))
     targets = centred_one_hot(torch.arange(10).repeat_interleave(2), 10)
     targets[[0, 7, 8]] = targets[[18, 8, 7]]  # one image of another label, two that have each other's
-    written = DOMAIN.exports[format](task, batch._replace(targets=targets), tmp_path)
+    written = DOMAIN.exports[format](held(task, batch._replace(targets=targets)), tmp_path)
     images, labels = (torch.load(path, weights_only=True) for path in written[:2])
     assert torch.equal(images[:, :1], batch.inputs)  # type: ignore[arg-type]
     assert torch.equal(labels, targets)
     with pytest.raises(UnsupportedError, match="equally many"):
-        DOMAIN.exports["ddranking"](task, Batch(batch.inputs[:19], targets[:19], batch.weight[:19]), tmp_path)  # type: ignore[index]
+        DOMAIN.exports["ddranking"](held(task, Batch(batch.inputs[:19], targets[:19], batch.weight[:19])), tmp_path)  # type: ignore[index]
 
 
 def test_pictures_show_a_class_in_each_row_whatever_soft_labels_say(tmp_path: Path) -> None:

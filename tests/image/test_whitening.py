@@ -129,10 +129,10 @@ def test_it_travels_with_the_set(data: ImageData, tmp_path: Path) -> None:
     for other in (None, "mtt"):
         with pytest.raises(CheckpointError, match="fingerprint"):
             loaded.require(image_task(data, whiten=other, width=4).describe())
-    (path,) = export_tensors(task, result.batch, tmp_path / "export")
+    (path,) = export_tensors(result, tmp_path / "export")
     assert torch.equal(read_tensors(path)["whitening.matrix"], matrix)
     with pytest.raises(UnsupportedError, match=r"tests on images that are normalised .* whitened \(frepo\)"):
-        export_ddranking(task, result.batch, tmp_path / "ddranking")
+        export_ddranking(result, tmp_path / "ddranking")
     assert not (tmp_path / "ddranking").exists()
     shown = as_bytes(task, task.select(torch.arange(5)).inputs)  # type: ignore[arg-type]
     assert int((shown.int() - data.train_images[:5].int()).abs().max()) <= 1

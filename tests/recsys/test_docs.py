@@ -19,7 +19,7 @@ def test_the_snippets_run_on_what_is_exported(tmp_path, monkeypatch, capsys):
     task = recsys_task(pd.DataFrame({"user": users, "item": [f"film-{i}" for i in items]}))
     found = distill(task, "distill-cf-binary", users=6, settings={"steps": 5})
     for name, folder in (("binary", "export"), ("recbole", "export"), ("csr", "weighted")):
-        DOMAIN.exports[name](task, found.batch, tmp_path / folder)
+        DOMAIN.exports[name](found, tmp_path / folder)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     assert len(blocks) == 3

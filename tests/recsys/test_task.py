@@ -38,7 +38,7 @@ from mmdistill.testing import check_objective, check_task
 from tests.oracles import recsys as oracle
 from tests.oracles.kernels import wide_relu
 from tests.recsys.conftest import ML1M, taste_matrix
-from tests.toys import BlobTask
+from tests.toys import BlobTask, held
 
 
 def on_validation(task, draws):
@@ -368,15 +368,15 @@ def test_a_set_larger_than_the_log_is_called_so(named):
 def test_exports_keep_the_original_ids(named, tmp_path):
     task, batch = named
     weights = batch.inputs
-    matrix, ids = DOMAIN.exports["csr"](task, batch, tmp_path / "csr")
+    matrix, ids = DOMAIN.exports["csr"](held(task, batch), tmp_path / "csr")
     np.testing.assert_allclose(sparse.load_npz(matrix).toarray(), weights.numpy())
     assert pd.read_csv(ids).item_id.tolist() == task.data.item_ids.tolist()
-    (table,) = DOMAIN.exports["csv"](task, batch, tmp_path / "csv")
+    (table,) = DOMAIN.exports["csv"](held(task, batch), tmp_path / "csv")
     read = pd.read_csv(table)
     assert list(read.columns) == ["user", "item", "weight"]
     heaviest = read[read.user == 2].sort_values("weight").item.iloc[-1]
     assert heaviest == task.data.item_ids[int(weights[2].argmax())]
-    tensors, _ = DOMAIN.exports["tensors"](task, batch, tmp_path / "tensors")
+    tensors, _ = DOMAIN.exports["tensors"](held(task, batch), tmp_path / "tensors")
     assert torch.equal(load_file(tensors)["users"], weights)
     again = recsys_task(table)  # what was exported can be read back
     assert set(again.data.item_ids) <= set(task.data.item_ids)
@@ -384,7 +384,7 @@ def test_exports_keep_the_original_ids(named, tmp_path):
 
 def test_binary_export_is_each_users_heaviest_items(named, tmp_path):
     task, batch = named
-    matrix, table, _ = DOMAIN.exports["binary"](task, batch, tmp_path)
+    matrix, table, _ = DOMAIN.exports["binary"](held(task, batch), tmp_path)
     assert (matrix.name, table.name) == ("binary.npz", "binary.csv")
     found = sparse.load_npz(matrix).toarray()
     for weights, row in zip(batch.inputs, found, strict=True):
@@ -398,7 +398,7 @@ def test_binary_export_is_each_users_heaviest_items(named, tmp_path):
 
 def test_recbole_reads_its_atomic_file(named, tmp_path):
     task, batch = named
-    (path,) = DOMAIN.exports["recbole"](task, batch, tmp_path)
+    (path,) = DOMAIN.exports["recbole"](held(task, batch), tmp_path)
     assert path == tmp_path / "distilled" / "distilled.inter"  # RecBole wants DATASET/DATASET.inter
     header, *lines = path.read_text().splitlines()
     assert header == "user_id:token\titem_id:token\trating:float"
@@ -412,7 +412,7 @@ def test_recbole_reads_its_atomic_file(named, tmp_path):
 def test_implicit_fits_on_the_exported_users(named, tmp_path):
     implicit = pytest.importorskip("implicit.cpu.als")
     task, batch = named
-    matrix, _, ids = DOMAIN.exports["binary"](task, batch, tmp_path)
+    matrix, _, ids = DOMAIN.exports["binary"](held(task, batch), tmp_path)
     users, items = sparse.load_npz(matrix), pd.read_csv(ids).item_id.to_numpy()
     model = implicit.AlternatingLeastSquares(factors=3, iterations=3, random_state=0, num_threads=1)
     with warnings.catch_warnings():
@@ -463,7 +463,7 @@ def test_bad_arguments(task):
     with pytest.raises(ShapeError, match="rows of interactions"):
         task.evaluate(wrong, "ease", Draws(0), 1, {})
     with pytest.raises(ShapeError, match="synthetic users are"):
-        DOMAIN.exports["csr"](task, wrong, None)
+        DOMAIN.exports["csr"](held(task, wrong), "never written")
     with pytest.raises(ConfigError, match="users=N"):
         distill(task, "distill-cf-meanfield", ipc=3)
 

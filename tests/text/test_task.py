@@ -36,6 +36,7 @@ from mmdistill.text.judges import (
 from mmdistill.text.task import TextTask, text_task
 from tests.oracles import text as oracle
 from tests.text.corpus import corpus, sentences, small_task
+from tests.toys import held
 
 OWN_JUDGES = ("mlp", "logreg", "knn", "ridge")
 
@@ -335,13 +336,13 @@ def test_pictures_and_exports(task: TextTask, tmp_path: Path) -> None:
         content = table.read_text()
         assert words in content
         assert task.data.train.texts[0] in content
-    path, encoder = export_embeds(task, hard, tmp_path)
+    path, encoder = export_embeds(held(task, hard), tmp_path, task)
     assert encoder.name == "encoder.safetensors"
     with safe_open(path, "pt") as stored:
         assert stored.metadata()["encoder"] == "tfidf"
         assert stored.get_tensor("soft_labels").tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
         torch.testing.assert_close(stored.get_tensor("embeds"), hard.inputs)
-    (path,) = export_tensors(task, scored, tmp_path)
+    (path,) = export_tensors(held(task, scored), tmp_path)
     with safe_open(path, "pt") as stored:
         torch.testing.assert_close(stored.get_tensor("targets"), scored.targets)
 

@@ -33,6 +33,7 @@ from mmdistill.text.vocabulary import AverageEncoder, Vocabulary, load_vocabular
 from mmdistill.text.words import Words, as_token_task, word_samples
 from tests.oracles import text as oracle
 from tests.text.corpus import corpus, sentences, small_task, tiny_transformer, token_corpus_task
+from tests.toys import held
 
 
 @pytest.fixture(scope="module")
@@ -457,17 +458,17 @@ def test_pictures_and_exports(task: TokenTask, tmp_path: Path) -> None:
     similarity, texts = nearest_texts(task, batch)
     assert [row[0] for row in texts] == [task.data.train.texts[i] for i in (0, 40, 80)]
     torch.testing.assert_close(similarity[:, 0], torch.ones(3))
-    (path,) = export_embeds(task, batch, tmp_path)
+    (path,) = export_embeds(held(task, batch), tmp_path)
     stored = load_file(path)
     table = load_file(Path(task.encoder.model) / "model.safetensors")["embeddings.word_embeddings.weight"]
     mask = task.tokens.train.mask[[0, 40, 80]]
     torch.testing.assert_close(stored["inputs_embeds"][mask], table[task.tokens.train.ids[[0, 40, 80]][mask]])
     assert stored["soft_labels"].argmax(1).tolist() == task.data.train.labels[[0, 40, 80]].tolist()
-    (path,) = export_texts(task, batch, tmp_path)
+    (path,) = export_texts(held(task, batch), tmp_path, task)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["text"] for line in lines] == [task.data.train.texts[i] for i in (0, 40, 80)]
     assert lines[0]["label"] == "food"
-    (path,) = export_tensors(task, batch, tmp_path)
+    (path,) = export_tensors(held(task, batch), tmp_path)
     assert set(load_file(path)) == {"inputs.vectors", "inputs.mask", "targets", "weight"}
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from mmdistill.errors import UnsupportedError
-from mmdistill.exports import into_folder
+from mmdistill.exports import exporter, into_folder
 from mmdistill.figures import save_figure
 from mmdistill.graph.draw import write_preprocessing
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import atomic_write
-from mmdistill.store import write_tensors
+from mmdistill.store import DistilledSet, write_tensors
 from mmdistill.task import Batch, Task, Tensors
 
 SHOWN = 24
@@ -61,26 +61,26 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     return [save_figure(figure, folder / "graphs.png", dpi=130)]
 
 
-@into_folder
-def export_pyg(task: Task, batch: Batch, folder: Path) -> list[Path]:
+@exporter
+def export_pyg(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``graphs.pt``, a list of plain tensors by name.
 
     ``[Data.from_dict(fields) for fields in torch.load("graphs.pt", weights_only=True)]`` makes them torch-geometric's.
     """
-    path = folder / "graphs.pt"
+    graphs, path = graph_list(distilled.batch), folder / "graphs.pt"
     with atomic_write(path) as handle:
-        torch.save(graph_list(batch), handle)
-    return [path, write_preprocessing(task, folder)]
+        torch.save(graphs, handle)
+    return [path, write_preprocessing(distilled.info, folder)]
 
 
-@into_folder
-def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
+@exporter
+def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``graphs.safetensors``, all graphs as one with the fields of torch-geometric's ``Batch``.
 
     ``x`` holds the nodes of one graph after the other, ``batch`` says which graph each node is of, ``edge_index``
     counts nodes through all graphs, and ``y`` has one target per graph.
     """
-    graphs = graph_list(batch)
+    graphs = graph_list(distilled.batch)
     sizes = torch.tensor([len(fields["x"]) for fields in graphs])
     first = sizes.cumsum(0) - sizes
     whole = {
@@ -91,4 +91,4 @@ def export_tensors(task: Task, batch: Batch, folder: Path) -> list[Path]:
     }
     path = folder / "graphs.safetensors"
     write_tensors(path, whole)
-    return [path, write_preprocessing(task, folder)]
+    return [path, write_preprocessing(distilled.info, folder)]

@@ -28,6 +28,7 @@ from mmdistill.task import Batch, ClassBatch, NetworkState
 from mmdistill.testing import as_float64, check_class_gradients, check_objective, check_task
 from tests.graph.sets.toy import FAST, rings, write_rings
 from tests.oracles import graph as oracle
+from tests.toys import held
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +333,7 @@ def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
     batch = own.select(torch.arange(5))
     [picture] = DOMAIN.draw(own, batch, tmp_path)
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    path, preprocessing = DOMAIN.exports["pyg"](own, batch, tmp_path)
+    path, preprocessing = DOMAIN.exports["pyg"](held(own, batch), tmp_path)
     told = json.loads(preprocessing.read_text())
     assert told["class_names"] == list(own.describe().class_names)
     assert told["notes"] == list(graphs.notes) == list(own.describe().notes)
@@ -342,7 +343,7 @@ def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
         assert data.validate()
         assert torch.equal(data.x, fields["x"])
         assert data.is_undirected()
-    path, _ = DOMAIN.exports["tensors"](own, batch, tmp_path)
+    path, _ = DOMAIN.exports["tensors"](held(own, batch), tmp_path)
     stored = load_file(path)
     together = Collated.from_data_list(loaded)
     assert {name: tensor.tolist() for name, tensor in stored.items()} == {
