@@ -8,10 +8,10 @@ Of sets with more images than one per class the first ones of each class in turn
 import argparse
 from pathlib import Path
 
+from mmdistill.distilled import DistilledSet
 from mmdistill.image.draw import as_bytes, picture_grid
 from mmdistill.image.task import image_task
 from mmdistill.labels import classes_of
-from mmdistill.store import DistilledSet
 
 
 def main() -> None:

@@ -35,13 +35,14 @@ from pages import draw_figure_8, page
 from quality import prepared
 
 from mmdistill.choices import Schedule
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import MmdistillError
 from mmdistill.evaluate import evaluate
 from mmdistill.metrics import metrics_document
 from mmdistill.registry import domain_methods, get_domain
 from mmdistill.run_folder import METRICS
 from mmdistill.runtime import choose_device
-from mmdistill.store import DistilledSet, read_json, write_json
+from mmdistill.store import read_json, write_json
 
 GRACE = 120
 """Seconds in which a cell that is asked to stop may end its step and keep a checkpoint."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmdistill.distill import distill as distill
+    from mmdistill.distilled import DistilledSet as DistilledSet
     from mmdistill.evaluate import evaluate as evaluate
     from mmdistill.graph.sets.task import graph_set_task as graph_set_task
     from mmdistill.graph.task import graph_task as graph_task
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mmdistill.methods import CORE_METHODS as METHODS
     from mmdistill.parameterizations.codes import decode as decode
     from mmdistill.recsys.builders import recsys_task as recsys_task
-    from mmdistill.store import DistilledSet as DistilledSet
     from mmdistill.text.task import text_task as text_task
     from mmdistill.text.token_task import token_task as token_task
 
@@ -31,7 +31,7 @@ _HOMES = {
     "distill": ("mmdistill.distill", "distill"),
     "evaluate": ("mmdistill.evaluate", "evaluate"),
     "decode": ("mmdistill.parameterizations.codes", "decode"),
-    "DistilledSet": ("mmdistill.store", "DistilledSet"),
+    "DistilledSet": ("mmdistill.distilled", "DistilledSet"),
     "METHODS": ("mmdistill.methods", "CORE_METHODS"),
     "image_task": ("mmdistill.image.task", "image_task"),
     "graph_set_task": ("mmdistill.graph.sets.task", "graph_set_task"),

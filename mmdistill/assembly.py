@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from mmdistill.config import DistillConfig, require_data_and_method
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method
@@ -23,7 +24,6 @@ from mmdistill.registry import (
 from mmdistill.run_folder import CONFIG, holds_work
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
-from mmdistill.store import DistilledSet
 from mmdistill.task import Task
 
 

@@ -19,6 +19,7 @@ from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, wi
 from mmdistill.composition import network_unread, without_effect
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks
 from mmdistill.judging import chosen_judging, judge_missing, keep_found, keeping
@@ -36,7 +37,7 @@ from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is
 from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
-from mmdistill.store import DistilledSet, write_json
+from mmdistill.store import write_json
 from mmdistill.tabular import aligned
 from mmdistill.task import Task
 

@@ -15,6 +15,7 @@ from mmdistill.budget import find_budget
 from mmdistill.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same
 from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.isolation import isolated
@@ -32,7 +33,7 @@ from mmdistill.run_folder import CHECKPOINTS, SET, is_finished, is_started, requ
 from mmdistill.run_loop import take_steps
 from mmdistill.runtime import Draws, checked_seed, sole_writer
 from mmdistill.stepper import Stepper
-from mmdistill.store import DistilledSet, write_json
+from mmdistill.store import write_json
 from mmdistill.task import Task, require_task
 
 logger = logging.getLogger(__name__)

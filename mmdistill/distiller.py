@@ -20,6 +20,7 @@ from mmdistill.composition import (
     takes_some,
 )
 from mmdistill.described import described
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.first_step import require_start
 from mmdistill.labels import TeacherLabels
@@ -44,7 +45,7 @@ from mmdistill.run_state import RunState, follow, grouped
 from mmdistill.runtime import Draws
 from mmdistill.second_order import differentiable_again
 from mmdistill.settings import Settings, require_plain
-from mmdistill.store import DistilledSet, detached
+from mmdistill.store import detached
 from mmdistill.task import Batch, ClassBatch, NetworkState, Task, Tensors, augmented, real_classes, real_samples
 
 

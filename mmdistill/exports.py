@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.run_folder import SAMPLES
-from mmdistill.store import DistilledSet, read_json, write_json
+from mmdistill.store import read_json, write_json
 from mmdistill.task import Batch, Task
 
 LISTING = "export.json"

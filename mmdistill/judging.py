@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from mmdistill.abilities import ROBUST_METRICS, TitlesJudges
 from mmdistill.config import DistillConfig
+from mmdistill.distilled import DistilledSet
 from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
 from mmdistill.kept_baselines import KeptBaselines
 from mmdistill.metrics import Judging, judging_of, judging_set, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.names import baseline_names
 from mmdistill.progress import judging_bar
 from mmdistill.run_folder import METRICS
-from mmdistill.store import DistilledSet, write_json
+from mmdistill.store import write_json
 from mmdistill.task import Task
 
 

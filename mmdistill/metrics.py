@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mmdistill.abilities import JUDGING, LimitsJudging
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluation import Entry, Evaluation
-from mmdistill.store import DistilledSet, read_json
+from mmdistill.store import read_json
 from mmdistill.task import Task
 
 Judging = Mapping[str, int | str]

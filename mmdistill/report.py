@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mmdistill.coresets import CORESETS
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluation import Evaluation, named_notes
 from mmdistill.figures import save_figure
 from mmdistill.metrics import judge_in_words
 from mmdistill.runtime import atomic_write
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
-from mmdistill.store import DistilledSet, read_json
+from mmdistill.store import read_json
 from mmdistill.tabular import aligned, html_row, html_table
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}

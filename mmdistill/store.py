@@ -1,33 +1,24 @@
-"""Distilled sets and checkpoints on disk: safetensors and JSON, written atomically, never unpickled."""
+"""Checkpoints and other files on disk: safetensors and JSON, written atomically, never unpickled."""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.data import Dataset, StackDataset, TensorDataset
 
-from mmdistill.errors import CheckpointError, NonFiniteError, ShapeError, UnsupportedError
-from mmdistill.isolation import isolated
-from mmdistill.labels import are_probabilities, soft_cross_entropy
-from mmdistill.run_folder import SAMPLES, SET, is_finished
+from mmdistill.errors import CheckpointError
 from mmdistill.runtime import atomic_write
-from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, shares_inputs
-from mmdistill.versions import package_versions
+from mmdistill.task import Batch, Tensors
 
-SET_VERSION = 1
 CHECKPOINT_VERSION = 1
 TREE_KEY = "tree"
 DIGEST = "digest"
 """Under which a file keeps the digest of what it holds, by which damage is known that leaves it readable."""
-AS_THEY_WERE = "; bring the data back as they were, or name a copy of these in the line 'data' of the run's config.yaml"
 
 
 def write_json(path: Path, content: object) -> None:
@@ -151,267 +142,6 @@ def load_tree(path: Path) -> dict[str, Any]:
     if not isinstance(root, dict):
         raise CheckpointError(f"{path} is no checkpoint of mmdistill")
     return root
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class DistilledSet:
-    """A distilled set: the decoded samples and everything that must travel with them. It is equal to itself alone.
-
-    Args:
-        batch: the samples, on the CPU.
-        info: the task they were distilled from.
-        method: the method's name.
-        budget: ipc, nodes or users, by ``info.budget``.
-        stored_bytes: bytes of what must be kept to regenerate the samples, decoder and labels included.
-        learned: what was learned beside the samples (ridge, inner learning rates).
-        seed: the run's seed.
-        steps: the updates behind the samples; for a set kept by validation, those up to the best.
-        settings: the method's settings as plain values, as they were asked for.
-        seconds: wall time of the distillation.
-        peak_memory_bytes: peak of the process, or of the CUDA device.
-        device: in words.
-        path: how the steps ran: ``eager``, ``compiled`` (what the network does), ``captured`` (loss and gradients, in a
-            CUDA graph), or ``compiled and captured``.
-        compile_seconds: what compiling took of ``seconds``.
-        precision: the number formats of the steps.
-        parameterization: how samples are stored, in words; empty where that is the method's own way, or unknown.
-        network: what was distilled with, in words; empty where it was none.
-        label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, as users call labels, or, of numbers that are not
-            learned, ``fixed probabilities`` or ``fixed scores``; empty where there are none.
-        judge: whose scores the method makes sets for; empty: the task's first judge.
-        described: the objective and the network schedule with what is set of them, as plain values; empty for closed
-            forms, selections, and sets of earlier versions.
-        taken: updates made, of which patience may have left out some that were asked for; 0 where there are none.
-    """
-
-    batch: Batch
-    info: TaskInfo
-    method: str
-    budget: int
-    stored_bytes: int
-    learned: Mapping[str, Tensor] = field(default_factory=dict)
-    seed: int = 0
-    steps: int = 0
-    settings: Mapping[str, object] = field(default_factory=dict)
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    device: str = ""
-    path: str = "eager"
-    compile_seconds: float = 0.0
-    precision: str = "float32"
-    parameterization: str = ""
-    network: str = ""
-    label: str = ""
-    judge: str = ""
-    described: Mapping[str, object] = field(default_factory=dict)
-    taken: int = 0
-
-    def __repr__(self) -> str:
-        """Return in one line what this is a set of, its size and its shapes."""
-
-        def shape(part: Inputs | Targets) -> str:
-            if isinstance(part, dict):
-                return "{" + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in part.items()) + "}"
-            return str(tuple(part.shape))
-
-        return (
-            f"DistilledSet({self.info.data} by {self.method}, {self.info.budget} {self.budget}, "
-            f"inputs {shape(self.batch.inputs)}, targets {shape(self.batch.targets)}, {self.stored_bytes:,} bytes)"
-        )
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """Seconds of an update, set-up and checkpoints shared out; None where the method has no steps."""
-        made = self.taken or self.steps  # which alone sets of earlier versions have
-        return self.seconds / made if made else None
-
-    def save(self, folder: Path | str) -> None:
-        """Write ``distilled.safetensors`` and ``distilled.json`` into a folder; targets that are the inputs once."""
-        folder = Path(folder)
-        tensors: Tensors = {"weight": self.batch.weight}
-        tensors |= _named("inputs", self.batch.inputs)
-        if not _same(self.batch.inputs, self.batch.targets):
-            tensors |= _named("targets", self.batch.targets)
-        tensors |= {f"learned.{name}": tensor for name, tensor in self.learned.items()}
-        tensors |= {f"info.{name}": tensor for name, tensor in self.info.tensors.items()}
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        content = {name: value for name, value in self.__dict__.items() if name not in ("batch", "learned", "info")}
-        content |= {
-            "version": SET_VERSION,
-            DIGEST: digest_of(tensors),
-            "info": asdict(replace(self.info, tensors={})),
-            "packages": package_versions(),
-        }
-        write_tensors(folder / SAMPLES, tensors, {"format": "mmdistill"})
-        write_json(folder / SET, content)
-
-    @staticmethod
-    @isolated
-    def load(folder: Path | str) -> "DistilledSet":
-        """Read a set from its folder.
-
-        Raises:
-            CheckpointError: a file is missing, damaged, or of another version.
-        """
-        folder = Path(folder)
-        if not is_finished(folder):
-            raise CheckpointError(f"{folder} holds no distilled set (distilled.json is missing)")
-        content = read_json(folder / SET)
-        if content.pop("version", None) != SET_VERSION:
-            raise CheckpointError(f"{folder} holds a set of another version; this mmdistill reads {SET_VERSION}")
-        content.pop("packages", None)
-        digest = content.pop(DIGEST, None)
-        path = folder / SAMPLES
-        tensors, _ = read_tensors(path)
-        if broken := broken_tensors(tensors):
-            raise CheckpointError(f"{path} holds NaN or infinite values ({', '.join(broken)})")
-        if digest is not None and digest != digest_of(tensors):
-            raise CheckpointError(f"{path} is damaged, or of another set than distilled.json beside it")
-        try:
-            info = content.pop("info")
-            info["class_names"] = tuple(info["class_names"])
-            info["tensors"] = _with_prefix("info.", tensors)
-            learned = _with_prefix("learned.", tensors)
-            inputs = _unnamed("inputs", tensors)
-            own = any(name.partition(".")[0] == "targets" for name in tensors)
-            batch = Batch(inputs, _unnamed("targets", tensors) if own else inputs, tensors["weight"])
-            found = DistilledSet(batch, TaskInfo(**info), learned=learned, **content)
-            _require_types(found)
-            _require_types(found.info)
-            return found
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder} holds an incomplete set: {error}") from error
-
-    def require_finite(self) -> None:
-        """Refuse a set of which no step has seen all: that of a closed form or of no step, and a teacher's labels.
-
-        Raises:
-            NonFiniteError: it holds NaN or infinite values.
-        """
-        if broken := broken_tensors({**_named("inputs", self.batch.inputs), **_named("targets", self.batch.targets)}):
-            raise NonFiniteError(
-                f"the set of {self.method} holds NaN or infinite values ({', '.join(broken)}): the data's are too "
-                "large (scale them), or the network gives such"
-            )
-        if broken := broken_tensors(self.learned):
-            raise NonFiniteError(f"{', '.join(broken)} of {self.method} became NaN or infinite: lower the rates")
-
-    def require(self, info: TaskInfo) -> None:
-        """Refuse a task that this set was not distilled from.
-
-        Raises:
-            CheckpointError: another domain, other training samples, or the same ones in other units.
-        """
-        if info.domain != self.info.domain:
-            raise CheckpointError(f"this set was distilled from {self.info.domain} data, the task is {info.domain}")
-        if info.fingerprint != self.info.fingerprint and info.data == self.info.data:
-            raise CheckpointError(
-                f"this set was distilled from {info.data!r} as it was with fingerprint {self.info.fingerprint}; it has "
-                f"{info.fingerprint} now{self._differences(info) or AS_THEY_WERE}"
-            )
-        if info.fingerprint != self.info.fingerprint:
-            raise CheckpointError(
-                f"this set was distilled from {self.info.data!r} (fingerprint {self.info.fingerprint}), "
-                f"the task's data {info.data!r} has fingerprint {info.fingerprint}{self._differences(info)}"
-            )
-        if info.units != self.info.units:
-            raise CheckpointError(
-                f"this set is in the units of {self.info.units}, the task's data {info.data!r} in those of {info.units}"
-            )
-
-    def _differences(self, info: TaskInfo) -> str:
-        """Return in words what differs between the set's preprocessing and a task's: an encoder, a length."""
-        found = [
-            f"{name} {self.info.preprocessing[name]!r} there, {info.preprocessing[name]!r} here"
-            for name in self.info.preprocessing.keys() & info.preprocessing.keys()
-            if isinstance(info.preprocessing[name], str | int)
-            and name != "space"
-            and self.info.preprocessing[name] != info.preprocessing[name]
-        ]
-        return f" ({'; '.join(sorted(found))})" if found else ""
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the samples on a device."""
-        return self.batch.map(lambda t: t.to(device))
-
-    def dataset(self) -> Dataset[Any]:
-        """Return the samples as a torch data set of (inputs, targets) for a ``DataLoader``; named parts are dicts.
-
-        Raises:
-            UnsupportedError: the nodes of one graph, which are no samples of their own.
-        """
-        if self.info.budget == "nodes" or shares_inputs(self.batch):
-            raise UnsupportedError("the nodes of one graph come together: train on all of them, which are in 'batch'")
-        inputs, targets = self.batch.inputs, self.batch.targets
-        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
-            return TensorDataset(inputs, targets)
-        parts: list[Any] = [StackDataset(**t) if isinstance(t, dict) else t for t in (inputs, targets)]  # type: ignore[arg-type]
-        return StackDataset(*parts)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss that this set's labels ask for: cross entropy, or of scores the mean squared error.
-
-        Shapes:
-            outputs ``(n, C)`` logits; targets ``(n,)`` or ``(n, C)``, as the set's are; returns a scalar.
-        Raises:
-            UnsupportedError: a set without classes, whose samples are their own targets.
-            ShapeError: outputs or targets of other shapes.
-        """
-        if not self.info.class_names:
-            raise UnsupportedError(f"{self.info.domain} data have no classes, and a loss of their own")
-        wanted = (len(targets), len(self.info.class_names))
-        if outputs.shape != wanted or targets.shape not in (wanted, wanted[:1]):
-            found = f"{tuple(outputs.shape)} and {tuple(targets.shape)}"
-            raise ShapeError(f"expected outputs {wanted} and a label, or a row of them, for each; got {found}")
-        own = self.batch.targets if isinstance(self.batch.targets, Tensor) else targets
-        if are_probabilities(own):
-            return soft_cross_entropy(outputs, targets).mean()
-        return functional.mse_loss(outputs, targets)
-
-
-def broken_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of those tensors that hold NaN or infinite values."""
-    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-
-
-def _require_types(record: "DistilledSet | TaskInfo") -> None:
-    """Check the plain fields of what was read from JSON, which a person may have edited.
-
-    Raises:
-        TypeError: naming a field of another type.
-    """
-    for entry in fields(record):
-        kind: Any = get_origin(entry.type) or entry.type
-        wanted = (int, float) if kind is float else kind
-        value = getattr(record, entry.name)
-        if kind in (int, float, str, Mapping) and not isinstance(value, wanted):
-            raise TypeError(f"{entry.name} is {value!r}, and no {kind.__name__}")
-
-
-def _same(inputs: Inputs, targets: Targets) -> bool:
-    """Return whether samples are their own targets, as interactions are."""
-    if isinstance(inputs, dict) or isinstance(targets, dict) or inputs.dtype != targets.dtype:
-        return False
-    return torch.equal(inputs, targets)
-
-
-def _named(prefix: str, value: Inputs | Targets) -> Tensors:
-    if isinstance(value, dict):
-        return {f"{prefix}.{name}": tensor for name, tensor in value.items()}
-    return {prefix: value}
-
-
-def _with_prefix(prefix: str, tensors: Tensors) -> Tensors:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _unnamed(prefix: str, tensors: Tensors) -> Inputs | Targets:
-    if prefix in tensors:
-        return tensors[prefix]
-    found = _with_prefix(f"{prefix}.", tensors)
-    if not found:
-        raise KeyError(prefix)
-    return found
 
 
 def detached(batch: Batch) -> Batch:

@@ -14,13 +14,13 @@ from torch_geometric.data import Data
 
 from mmdistill import distill, evaluate, graph_task, image_task, recsys_task
 from mmdistill.abilities import Validates
+from mmdistill.distilled import DistilledSet
 from mmdistill.evaluate import Evaluation
 from mmdistill.graph.judges import JudgeProtocol
 from mmdistill.graph.sets import graph_set_task
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet
 from mmdistill.task import Task
 from tests.elsewhere import There, elsewhere
 from tests.graph.sets.toy import rings

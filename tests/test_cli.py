@@ -24,6 +24,7 @@ from torch import Tensor
 from mmdistill import commands, distill, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.cli import FORMATS, build_parser, main, spelled
 from mmdistill.config import SETTINGS, DistillConfig, read_settings
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
 from mmdistill.image import load
@@ -31,7 +32,6 @@ from mmdistill.registry import DOMAIN_PACKAGES, Domain, get_domain, get_method
 from mmdistill.run_state import RunState
 from mmdistill.runtime import atomic_write, sole_writer
 from mmdistill.settings import Settings
-from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, Task
 from mmdistill.wording import GROUPS
 

@@ -17,6 +17,7 @@ from mmdistill.checkpoints import require_same
 from mmdistill.comparison import read_runs
 from mmdistill.described import described
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluate import evaluate
 from mmdistill.image.matching import COLOR_CROP, COLOR_CROP_CUTOUT
@@ -31,7 +32,7 @@ from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.side_by_side import titles
-from mmdistill.store import DistilledSet, load_tree, save_tree, write_json
+from mmdistill.store import load_tree, save_tree, write_json
 from mmdistill.task import Batch, ClassBatch, Task
 from tests.toys import BlobTask
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mmdistill import keeper, run_loop
 from mmdistill.budget import find_budget
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from mmdistill.image import image_task
@@ -42,7 +43,7 @@ from mmdistill.report import fact_rows
 from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.store import DistilledSet, load_tree, save_tree
+from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Batch, ClassBatch
 from tests.toys import BlobTask
 
@@ -930,7 +931,7 @@ def test_a_former_run_stays_where_the_disk_is_too_full_for_a_closed_form(
 
     for writer in ("write_tensors", "write_json"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"mmdistill.store.{writer}", full)
+            patch.setattr(f"mmdistill.distilled.{writer}", full)
             with pytest.raises(OSError, match="No space left"):
                 distill(BlobTask(), closed, ipc=1, seed=1, out=tmp_path, overwrite=True)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmdistill.allocation import subset_bytes
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import (
     CheckpointError,
     ConfigError,
@@ -32,7 +33,6 @@ from mmdistill.methods import CORE_METHODS
 from mmdistill.metrics import dropped_baselines, metrics_document
 from mmdistill.report import result_rows, summary
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, Scores
 from tests.toys import BlobTask
 

@@ -14,10 +14,11 @@ from PIL import Image
 from mmdistill.assembly import make_task
 from mmdistill.cli import main
 from mmdistill.config import DistillConfig
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
 from mmdistill.exports import task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
-from mmdistill.store import DistilledSet, read_tensors
+from mmdistill.store import read_tensors
 from mmdistill.task import Task
 from tests.graph.sets.toy import write_rings
 from tests.graph.toy import planted_fields

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mmdistill import allocator, cli, decode, distill, evaluate, graph_task, image_task, recsys_task, text_task
 from mmdistill.allocator import MALLOC_MMAP_THRESHOLD, MALLOC_TRIM_THRESHOLD
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.isolation import own_state
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet
 from mmdistill.task import Task, num_samples
 from tests.graph.toy import FAST, planted_fields, planted_graph
 from tests.text.corpus import corpus

@@ -19,6 +19,7 @@ from torch_geometric.data import Data
 
 from mmdistill.checkpoints import Checkpoints
 from mmdistill.distill import distill, identity
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate
@@ -30,7 +31,6 @@ from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.recsys import recsys_task
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet
 from mmdistill.task import Task, TaskInfo
 from mmdistill.text.task import text_task
 from tests.toys import BlobTask

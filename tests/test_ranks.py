@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mmdistill import ranks
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.schedules import EMPTY
-from mmdistill.store import DistilledSet
 from tests.test_distill import method, samples
 from tests.toys import BlobTask
 

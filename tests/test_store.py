@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ShapeError, UnsupportedError
-from mmdistill.store import DistilledSet, digest_of, load_tree, save_tree
+from mmdistill.store import digest_of, load_tree, save_tree
 from mmdistill.task import Batch, TaskInfo
 
 INFO = TaskInfo("graph", "toy", "nodes", 10, 400, "abc", ("x", "y"), {"mean": [0.5]})

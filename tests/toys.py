@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mmdistill.distilled import DistilledSet
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.schedules import FreshNetworks, ScheduleState
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet
 from mmdistill.task import (
     Batch,
     ClassBatch,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter, into_folder
 from mmdistill.figures import literal, save_figure
@@ -16,7 +17,7 @@ from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import EMBED_HOPS, GraphTask
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import Draws, atomic_write
-from mmdistill.store import DistilledSet, write_json, write_tensors
+from mmdistill.store import write_json, write_tensors
 from mmdistill.task import Batch, Task, TaskInfo, Tensors, one_tensor
 
 if TYPE_CHECKING:  # drawing libraries are imported where they draw, since importing them takes seconds

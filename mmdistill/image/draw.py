@@ -11,13 +11,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.exports import exporter, into_folder, task_exporter
 from mmdistill.image.data import destandardised, shown
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import classes_of
 from mmdistill.runtime import atomic_write, sweep
-from mmdistill.store import DistilledSet, write_json, write_tensors
+from mmdistill.store import write_json, write_tensors
 from mmdistill.task import Batch, Task, TaskInfo
 
 TARGET_WIDTH = 1600

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import DataError, ShapeError, UnsupportedError
 from mmdistill.image.data import SCALES_APART, moments_on
 from mmdistill.image.whitening import Whitening
 from mmdistill.isolation import isolated, recordable
-from mmdistill.store import DistilledSet
 from mmdistill.task import one_tensor
 
 _whitenings: WeakKeyDictionary[DistilledSet, Whitening] = WeakKeyDictionary()

@@ -10,12 +10,13 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter
 from mmdistill.recsys.draw import SMALLEST_WEIGHT, synthetic_rows
 from mmdistill.recsys.factorisation import heaviest
 from mmdistill.runtime import atomic_write
-from mmdistill.store import DistilledSet, write_tensors
+from mmdistill.store import write_tensors
 
 Ids = npt.NDArray[Any]
 

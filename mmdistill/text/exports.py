@@ -7,11 +7,12 @@ from typing import cast
 
 from torch import Tensor
 
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter, task_exporter
 from mmdistill.labels import are_probabilities
 from mmdistill.runtime import atomic_write
-from mmdistill.store import DistilledSet, write_tensors
+from mmdistill.store import write_tensors
 from mmdistill.task import Task, TaskInfo
 from mmdistill.text.attention import class_labels
 from mmdistill.text.draw import as_text_like, read

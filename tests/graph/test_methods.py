@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 
 from mmdistill.allocation import subset_bytes
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.evaluate import evaluate
@@ -21,7 +22,6 @@ from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import TaskOptions, domain_of, get_method
 from mmdistill.runtime import Draws, data_root
 from mmdistill.settings import OptimizerSpec
-from mmdistill.store import DistilledSet
 from tests.graph.toy import FAST, planted_fields, planted_graph
 from tests.toys import BlobTask, held
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmdistill.cli import main
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.image import DOMAIN, ImageTask, image_task
@@ -18,7 +19,6 @@ from mmdistill.objectives.ridge import MarginKernelRidge
 from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
-from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 
 NAMES = ("frepo", "rfad", "kip", "kip-conv")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import DataError, ShapeError, UnsupportedError
 from mmdistill.image import ImageTask, image_task, normalised, to_pixels
-from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from mmdistill.image import image_task
 from mmdistill.image.data import ImageData, build
@@ -15,7 +16,6 @@ from mmdistill.image.draw import as_bytes, export_ddranking, export_tensors
 from mmdistill.image.files import read_tensors
 from mmdistill.image.whitening import fit_whitening, unit_images, whitened, whitening_matrix
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet
 
 
 @pytest.fixture

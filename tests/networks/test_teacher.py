@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN
@@ -17,7 +18,6 @@ from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.teacher import soft_labels, trained_teacher
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.registry import get_method
-from mmdistill.store import DistilledSet
 from mmdistill.task import NetworkState
 from tests.objectives.test_trajectory import small
 from tests.toys import BlobTask

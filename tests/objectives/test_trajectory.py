@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.evaluate import evaluate
@@ -23,7 +24,6 @@ from mmdistill.objectives.trajectory import TrajectoryMatching, TrajectoryMatchi
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance, student_loss
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
-from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 from mmdistill.testing import check_objective
 from tests.oracles import objectives as networks

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import mmdistill
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.generative import of_generator
@@ -22,7 +23,6 @@ from mmdistill.parameterizations.canvas import Canvases
 from mmdistill.parameterizations.codes import CODES, decode, load_codes, save_codes
 from mmdistill.parameterizations.decoder import DecodedCodes, LatentDecoder
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 
 STORAGES: dict[str, Storage | str] = {

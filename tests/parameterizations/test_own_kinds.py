@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.image import image_task
 from mmdistill.image.storage import hallucinated, latent
@@ -19,7 +20,6 @@ from mmdistill.parameterizations.codes import CODES, KINDS, decode, save_codes
 from mmdistill.registry import get_domain
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, Task, Tensors
 from mmdistill.testing import ConformanceError, check_parameterization
 from tests.toys import BlobTask

@@ -16,6 +16,7 @@ from mmdistill.abilities import Validates
 from mmdistill.cli import main
 from mmdistill.comparison import read_runs
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
@@ -32,7 +33,6 @@ from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.store import DistilledSet
 from mmdistill.task import Batch
 from mmdistill.testing import check_objective, check_task
 from tests.oracles import recsys as oracle

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mmdistill.cli import main
 from mmdistill.config import DistillConfig
-from mmdistill.store import DistilledSet
+from mmdistill.distilled import DistilledSet
 from mmdistill.text.encoder import TfidfEncoder
 from tests.text.corpus import sentences, tiny_transformer, write_tsv
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, DataError, ShapeError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import soft_cross_entropy, weighted_mean
@@ -16,7 +17,6 @@ from mmdistill.networks.experts import ExpertRecipe
 from mmdistill.networks.teacher import trained_teacher
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState
 from mmdistill.testing import as_float64, check_task
 from mmdistill.text import judges

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, ShapeError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import FixedLabels
@@ -17,7 +18,6 @@ from mmdistill.networks.schedules import sgd_step
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.objectives.performance import KernelRidgeMatching
 from mmdistill.runtime import Draws
-from mmdistill.store import DistilledSet
 from mmdistill.task import Batch, ClassBatch
 from mmdistill.testing import check_task
 from mmdistill.text.attention import AttentionLabels, attention_loss

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter, into_folder
 from mmdistill.figures import save_figure
 from mmdistill.graph.draw import write_preprocessing
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import atomic_write
-from mmdistill.store import DistilledSet, write_tensors
+from mmdistill.store import write_tensors
 from mmdistill.task import Batch, Task, Tensors
 
 SHOWN = 24
