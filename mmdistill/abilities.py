@@ -152,6 +152,7 @@ class ScoresRobustness(Protocol):
         n: int,
         learned: Mapping[str, Tensor],
         subset: Callable[[Draws], Batch] | None,
+        classes: Tensor | None = None,
     ) -> Scores:
         """Score a synthetic batch against the whole training set and random subsets at equal count.
 
@@ -163,5 +164,6 @@ class ScoresRobustness(Protocol):
             learned: as for :meth:`Task.evaluate`.
             subset: draws a random subset of real samples at equal count; None where a class has too few of them, which
                 leaves what needs no such subset.
+            classes: that the samples stand for, where their labels need not say it.
         """
         ...

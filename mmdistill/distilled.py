@@ -19,6 +19,8 @@ from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, shares_inp
 from mmdistill.versions import package_versions
 
 SET_VERSION = 1
+KEPT_APART = ("batch", "learned", "info", "classes")
+"""What is not among the plain values of a set's file."""
 AS_THEY_WERE = "; bring the data back as they were, or name a copy of these in the line 'data' of the run's config.yaml"
 
 
@@ -51,6 +53,8 @@ class DistilledSet:
         described: the objective and the network schedule with what is set of them, as plain values; empty for closed
             forms, selections, and sets of earlier versions.
         taken: updates made, of which patience may have left out some that were asked for; 0 where there are none.
+        classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not say it; else None,
+            as in sets of earlier versions.
     """
 
     batch: Batch
@@ -74,6 +78,7 @@ class DistilledSet:
     judge: str = ""
     described: Mapping[str, object] = field(default_factory=dict)
     taken: int = 0
+    classes: Tensor | None = None
 
     def __repr__(self) -> str:
         """Return in one line what this is a set of, its size and its shapes."""
@@ -101,10 +106,12 @@ class DistilledSet:
         tensors |= _named("inputs", self.batch.inputs)
         if not _same(self.batch.inputs, self.batch.targets):
             tensors |= _named("targets", self.batch.targets)
+        if self.classes is not None:
+            tensors["classes"] = self.classes
         tensors |= {f"learned.{name}": tensor for name, tensor in self.learned.items()}
         tensors |= {f"info.{name}": tensor for name, tensor in self.info.tensors.items()}
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        content = {name: value for name, value in self.__dict__.items() if name not in ("batch", "learned", "info")}
+        content = {name: value for name, value in self.__dict__.items() if name not in KEPT_APART}
         content |= {
             "version": SET_VERSION,
             DIGEST: digest_of(tensors),
@@ -144,7 +151,8 @@ class DistilledSet:
             inputs = _unnamed("inputs", tensors)
             own = any(name.partition(".")[0] == "targets" for name in tensors)
             batch = Batch(inputs, _unnamed("targets", tensors) if own else inputs, tensors["weight"])
-            found = DistilledSet(batch, TaskInfo(**info), learned=learned, **content)
+            classes = tensors.get("classes")
+            found = DistilledSet(batch, TaskInfo(**info), learned=learned, classes=classes, **content)
             _require_types(found)
             _require_types(found.info)
             return found
@@ -236,6 +244,12 @@ class DistilledSet:
         if are_probabilities(own):
             return soft_cross_entropy(outputs, targets).mean()
         return functional.mse_loss(outputs, targets)
+
+
+def unsaid(classes: Tensor | None, targets: Targets) -> Tensor | None:
+    """Return the classes that samples stand for, on the CPU, where their targets are soft; class indices say them."""
+    soft = isinstance(targets, dict) or targets.is_floating_point()
+    return classes.cpu() if soft and classes is not None else None
 
 
 def broken_tensors(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -20,7 +20,7 @@ from mmdistill.composition import (
     takes_some,
 )
 from mmdistill.described import described
-from mmdistill.distilled import DistilledSet
+from mmdistill.distilled import DistilledSet, unsaid
 from mmdistill.errors import ConfigError
 from mmdistill.first_step import require_start
 from mmdistill.labels import TeacherLabels
@@ -412,6 +412,7 @@ class Distiller:
             judge=self.method.judge,
             described=self.described,
             taken=run.step,
+            classes=unsaid(run.parameterization.classes, batch.targets),
         )
 
 

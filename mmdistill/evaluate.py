@@ -181,7 +181,8 @@ def evaluate(
 
     tell = begins(0, "the distilled set")
     if robust:
-        results += judging.of_robustness(batch, budget, learned, tell)
+        classes = distilled.classes if isinstance(distilled, DistilledSet) else None
+        results += judging.of_robustness(batch, budget, learned, classes, tell)
     else:
         if not baselines_only:
             results += judging.of_set(batch, learned, tell)
@@ -252,7 +253,9 @@ class _Judging:
             self.judges, lambda judge: self._judged(batch, judge, self.key.fold(judge), learned), self.failures, tell
         )
 
-    def of_robustness(self, batch: Batch, budget: int | None, learned: Mapping[str, Tensor], tell: Tell) -> list[Entry]:
+    def of_robustness(
+        self, batch: Batch, budget: int | None, learned: Mapping[str, Tensor], classes: Tensor | None, tell: Tell
+    ) -> list[Entry]:
         """Return both robust scores; without random samples at equal count, of the gap at hard labels alone.
 
         Raises:
@@ -281,7 +284,7 @@ class _Judging:
             self.failures["the robust scores"] = f"they compare with random samples at equal count, and {error}"
         return _each(
             self.judges,
-            lambda judge: scorer(batch, judge, key.fold(judge), self.n, learned, beside),
+            lambda judge: scorer(batch, judge, key.fold(judge), self.n, learned, beside, classes),
             self.failures,
             tell,
         )

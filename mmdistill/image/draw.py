@@ -42,12 +42,15 @@ def _image_task(task: Task) -> ImageTask:
     return task
 
 
-def _contents(batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images, targets and the classes, of so many, that images stand for, on the CPU, class-major."""
+def _contents(batch: Batch, count: int, classes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images, targets and the classes, of so many, that images stand for, on the CPU, class-major.
+
+    Where the set does not say the classes, they are :func:`~mmdistill.labels.classes_of` the targets.
+    """
     if isinstance(batch.inputs, dict) or isinstance(batch.targets, dict) or batch.inputs.ndim != 4:
         raise UnsupportedError("distilled images are one tensor of four axes with one target tensor")
     images, targets = batch.inputs.detach().float().cpu(), batch.targets.detach().cpu()
-    classes = classes_of(targets, count)
+    classes = classes_of(targets, count) if classes is None else classes
     order = classes.argsort(stable=True)
     return images[order].contiguous(), targets[order].contiguous(), classes[order]
 
@@ -116,7 +119,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
 def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write ``images.safetensors``: normalised images, labels, the normalisation as metadata, whitening as tensors."""
     info = distilled.info
-    images, targets, _ = _contents(distilled.batch, len(info.class_names))
+    images, targets, _ = _contents(distilled.batch, len(info.class_names), distilled.classes)
     metadata = {
         "class_names": json.dumps(list(info.class_names)),
         "preprocessing": json.dumps(dict(info.preprocessing)),
@@ -145,7 +148,7 @@ def export_folder(distilled: DistilledSet, folder: Path, task: Callable[[], Task
             others would be numbered otherwise.
     """
     called = distilled.info.class_names
-    images, _, classes = _contents(distilled.batch, len(called))
+    images, _, classes = _contents(distilled.batch, len(called), distilled.classes)
     if images.shape[1] not in (1, 3, 4):
         raise UnsupportedError(f"pictures have 1, 3 or 4 channels, these {images.shape[1]}; export pt or tensors")
     counts = classes.bincount(minlength=len(called)).tolist()
@@ -185,7 +188,7 @@ def export_pt(distilled: DistilledSet, folder: Path) -> list[Path]:
 
     ``preprocessing.json`` beside them says what turns raw images into the units of ``images.pt``.
     """
-    images, targets, _ = _contents(distilled.batch, len(distilled.info.class_names))
+    images, targets, _ = _contents(distilled.batch, len(distilled.info.class_names), distilled.classes)
     return [*_save_pair(images, targets, folder), _save_units(distilled.info, folder)]
 
 
@@ -209,7 +212,7 @@ def export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
             f"({made['kind']}): its scores would be those of chance. Use 'mmdistill evaluate --scores "
             "robust', or export tensors, which hold the matrix for test images"
         )
-    images, targets, classes = _contents(distilled.batch, count)
+    images, targets, classes = _contents(distilled.batch, count, distilled.classes)
     counts = classes.bincount(minlength=count)
     if int(counts.min()) != int(counts.max()):
         raise UnsupportedError(

@@ -55,6 +55,7 @@ def robust_scores(
     n: int,
     learned: Mapping[str, Tensor],
     subset: Callable[[Draws], Batch] | None,
+    classes: Tensor | None = None,
 ) -> Scores:
     """Return both scores and the differences that they are made of, for each of n networks.
 
@@ -69,6 +70,7 @@ def robust_scores(
         n: networks, and random subsets.
         learned: what was learned with the set.
         subset: draws random real images at equal count; without it the gap at hard labels is all that is returned.
+        classes: that the images stand for, their hard labels; None: as the labels say it.
     Raises:
         ShapeError: labels that are a named dict.
 
@@ -78,7 +80,8 @@ def robust_scores(
     """
     targets = one_tensor(synthetic.targets, "a robust score")
     soft = targets.is_floating_point()
-    hard = synthetic._replace(targets=classes_of(targets, len(task.data.class_names)))
+    known = classes_of(targets, len(task.data.class_names)) if classes is None else classes.to(targets.device)
+    hard = synthetic._replace(targets=known)
     teacher = trained_teacher(task, task.data.whole_epochs) if soft and subset is not None else None
     augmented, plain = (_with_augmentation(task, wanted) for wanted in (True, False))
 

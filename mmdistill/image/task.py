@@ -234,6 +234,7 @@ class ImageTask:
         n: int,
         learned: Mapping[str, Tensor],
         subset: Callable[[Draws], Batch] | None,
+        classes: Tensor | None = None,
     ) -> Scores:
         """Return the label-robust and the augmentation-robust score, see :mod:`mmdistill.image.robust`.
 
@@ -244,7 +245,7 @@ class ImageTask:
             raise UnsupportedError(
                 f"robust scores compare trainings with and without augmentation, and {judge} does not train"
             )
-        return robust_scores(self, self._placed(synthetic), judge, draws, n, learned, subset)
+        return robust_scores(self, self._placed(synthetic), judge, draws, n, learned, subset, classes)
 
     def _placed(self, batch: Batch) -> Batch:
         """Return a flat batch of images, detached, on the device.

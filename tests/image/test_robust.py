@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -9,11 +11,13 @@ import torch
 from torch import Tensor
 
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
-from mmdistill.image import ImageTask, image_task
+from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.image import robust as scores
 from mmdistill.labels import classes_of
+from mmdistill.methods import CORE_METHODS
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Scores
 
@@ -112,6 +116,21 @@ def test_classes_smaller_than_the_set_leave_the_gap_at_hard_labels() -> None:
     found = evaluate(task, result, n=2, robust=True)
     assert [(entry.metric, entry.n) for entry in found.results] == [("hard-label gap", 2)]
     assert "class 0 has 2 samples, fewer than the 3" in found.failures["the robust scores"]
+
+
+def test_a_set_knows_what_its_samples_stand_for_whatever_their_labels_say(tmp_path: Path) -> None:
+    task = image_task("digits", model="mlp", width=8, judge_epochs=1)
+    few = {"steps": 1, "real_batch": 4, "inner_steps": 1}
+    made = distill(task, CORE_METHODS["dc"].labelled("soft"), ipc=2, settings=few, out=tmp_path / "run")
+    assert made.classes is not None
+    assert made.classes.tolist() == sorted(made.classes.tolist())
+    read = DistilledSet.load(tmp_path / "run")
+    assert read.classes is not None
+    assert torch.equal(read.classes, made.classes)
+    misled = replace(read, batch=read.batch._replace(targets=torch.eye(10)[(read.classes + 1) % 10]))
+    paths = DOMAIN.exports["folder"](misled, tmp_path / "export")
+    assert [path.parent.name for path in paths] == [str(index // 2) for index in range(20)]
+    assert distill(task, "dc", ipc=1, settings=few).classes is None  # class indices say it
 
 
 def test_weak_soft_labels_leave_a_set_in_its_order() -> None:
