@@ -140,8 +140,8 @@ def load_text(
     """Load, check and split labelled texts.
 
     A development split that the source lacks is 10 % of the training split, stratified; a test split that a
-    single table or pair lacks is 20 % of it. A folder must hold its own test file. Where a Hugging Face set has no
-    test labels, its validation split is tested on.
+    single table or pair lacks is 20 % of it. Repeats of a text stay on one side of the splits made here. A folder must
+    hold its own test file. Where a Hugging Face set has no test labels, its validation split is tested on.
 
     Args:
         source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
@@ -286,6 +286,7 @@ def _finish(
     if "test" not in done:
         train, done["test"] = _hold_out(train, TEST_SHARE, Draws(seed, ("text", "test split")))
         notes.append(f"test: {TEST_SHARE:.0%} of the data, stratified, seed {seed}")
+    else:
         doubtful += leaks(train.texts, done["test"].texts)
     if "dev" not in done:
         train, done["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")))
@@ -293,9 +294,10 @@ def _finish(
     for split, part in done.items():
         if not part.texts:
             many = ", which look like numbers to predict and not like classes" if len(train.texts) <= len(names) else ""
-            counts = f"{len(train.texts)} of {len(names)} classes{many}"
+            counts = f"{len(set(train.texts))} of {len(names)} classes{many}"
             raise DataError(
-                f"{name}: too few texts ({counts}) to hold out a {split} split; give one, or name another label column"
+                f"{name}: too few different texts ({counts}) to hold out a {split} split; give one, or name another "
+                "label column"
             )
     doubtful += untested(done["test"].labels, names)
     return TextData(name, train, done["dev"], done["test"], names, (*notes, *doubtful))
@@ -327,13 +329,32 @@ def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...], n
 
 
 def _hold_out(split: TextSplit, share: float, draws: Draws) -> tuple[TextSplit, TextSplit]:
-    """Move a share of each class, at most all but one of its texts, into a second split; order is kept."""
+    """Move a share of each class, at most all but one of its texts, into a second split; order is kept.
+
+    Repeats of a text stay together, and texts of several classes where they are.
+    """
     held = torch.zeros(len(split.texts), dtype=torch.bool)
+    classes = dict[str, set[int]]()
+    for text, label in zip(split.texts, split.labels.tolist(), strict=True):
+        classes.setdefault(text, set()).add(label)
     for label in torch.bincount(split.labels).nonzero().flatten().tolist():
         members = (split.labels == label).nonzero().flatten()
         count = min(max(round(share * len(members)), 1), len(members) - 1)
-        held[members[draws.fold(label).permutation(len(members))[:count]]] = True
+        rows = dict[str, list[int]]()  # of each text, in the order in which they are drawn
+        for row in members[draws.fold(label).permutation(len(members))].tolist():
+            if len(classes[split.texts[row]]) == 1:
+                rows.setdefault(split.texts[row], []).append(row)
+        held[_filled(list(rows.values()), count)] = True
     return _take(split, ~held), _take(split, held)
+
+
+def _filled(groups: list[list[int]], count: int) -> list[int]:
+    """Return the rows of the first groups that fit into a count; where none does, of the smallest of several."""
+    chosen: list[int] = []
+    for group in groups:
+        if len(chosen) + len(group) <= count:
+            chosen += group
+    return chosen or (min(groups, key=len) if len(groups) > 1 else [])
 
 
 def _take(split: TextSplit, mask: Tensor) -> TextSplit:

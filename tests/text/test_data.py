@@ -74,7 +74,8 @@ def test_class_names_take_indices_or_names() -> None:
         (["a", "b", "c", "d"], None, "expected a list of labels, got NoneType"),
         (["a", "b"], [0, 1, 1], "2 texts but 3 labels"),
         ([], [], "no texts"),
-        (["a", "b"], [0, 1], "too few texts"),
+        (["a", "b"], [0, 1], "too few different texts"),
+        (["a", "b"] * 9, [0, 1] * 9, r"too few different texts \(2 of 2 classes\)"),
     ],
 )
 def test_unusable_rows(texts: list[str], labels: list[object], message: str) -> None:
@@ -166,7 +167,7 @@ def test_folder_with_own_dev(tmp_path: Path) -> None:
     for name in ("train", "validation", "test"):
         write_tsv(tmp_path / f"{name}.tsv", TEXTS, LABELS)
     data = load_text(tmp_path)
-    assert data.notes == ()
+    assert not any("split, stratified" in note for note in data.notes)
     assert len(data.dev.texts) == 20
     assert accepts(tmp_path)
 
@@ -381,8 +382,8 @@ def test_trec_as_published() -> None:
 
 def test_trec_in_its_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
-        f"{label} What is {index} caf\xe9 ?"
-        for label in ("DESC:manner", "ENTY:cremat", "ABBR:exp", "HUM:ind", "LOC:city", "NUM:date")
+        f"{label} What is {12 * number + index} caf\xe9 ?"
+        for number, label in enumerate(("DESC:manner", "ENTY:cremat", "ABBR:exp", "HUM:ind", "LOC:city", "NUM:date"))
         for index in range(12)
     ]
     folder = tmp_path / "trec"
@@ -404,7 +405,11 @@ def test_trec_in_its_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_text("trec")
 
 
-QNLI = ([("what is it", "it is a star"), ("who was it", "it was a singer")] * 6, ["yes", "no"] * 6)
+SINGERS = [("who was it", f"it was singer {number}") for number in range(5)]
+QNLI = (
+    [*[("what is it", "it is a star"), ("who was it", "it was a singer")] * 6, *SINGERS, ("what", "a sun")],
+    [*["yes", "no"] * 6, *["no"] * 5, "yes"],
+)
 
 
 def test_pairs_of_texts(tmp_path: Path) -> None:
@@ -422,7 +427,7 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no column 'c'"):
         load_text(path, text_column="a,c")
     path.write_text("\n".join(["a\tb\tlabel", *rows, "only\t \tyes"]) + "\n")
-    with pytest.raises(DataError, match="row 13 of all is empty"):
+    with pytest.raises(DataError, match="row 19 of all is empty"):
         load_text(path, text_column="a,b")
     with pytest.raises(DataError, match="row 1 holds 3 texts"):
         load_text(([("a", "b", "c")] * 4, [0, 1, 0, 1]))
