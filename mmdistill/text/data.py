@@ -274,7 +274,13 @@ def _finish(
     names = tuple(class_names) if class_names else _class_names(labels[first])
     if len(names) < 2:
         raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")
-    numbers = _numbers(names, set().union(*labels.values()), given=bool(class_names))
+    distinct = set().union(*labels.values())
+    if class_names and str(len(names)) in distinct <= {str(number) for number in range(1, len(names) + 1)} - {*names}:
+        raise DataError(
+            f"{name}: the labels run from 1 to {len(names)}, but indices into the {len(names)} class names start at 0; "
+            "subtract 1 from each label"
+        )
+    numbers = _numbers(names, distinct, given=bool(class_names))
     done = {
         split: TextSplit(tuple(texts[split]), _indices(name, split, labels[split], names, numbers)) for split in splits
     }
