@@ -16,7 +16,7 @@ from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, data_root
 from mmdistill.text import trec
-from mmdistill.text.checks import checked_labels, checked_texts
+from mmdistill.text.checks import checked_rows
 from mmdistill.text.inputs import (
     Pair,
     RawSplit,
@@ -269,8 +269,7 @@ def _finish(
         raise DataError(f"{name} has no training split; there are: {', '.join(splits) or 'none'}")
     notes = list(given)
     first = "all" if "all" in splits else "train"
-    texts = {split: checked_texts(name, split, pair[0]) for split, pair in splits.items()}
-    labels = {split: checked_labels(name, split, pair[1]) for split, pair in splits.items()}
+    texts, labels = checked_rows(name, splits)
     names = tuple(class_names) if class_names else _class_names(labels[first])
     if len(names) < 2:
         raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")

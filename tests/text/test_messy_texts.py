@@ -101,7 +101,7 @@ def test_data_sets_with_columns_bring_class_names_and_hidden_labels() -> None:
 def test_bad_cells_of_tables_are_named_by_their_row() -> None:
     with pytest.raises(DataError, match="row 3 of all has no text"):
         load_text(table([*TEXTS[:2], float("nan"), *TEXTS[3:]]))  # type: ignore[list-item]
-    with pytest.raises(DataError, match="row 2 of all has the label nan"):
+    with pytest.raises(DataError, match="row 2 of all has no label"):
         load_text([{"text": "a", "label": 1}, {"text": "b"}])
     for source in ([], [TEXTS, LABELS], list(zip(TEXTS, LABELS, strict=True))):
         with pytest.raises(ConfigError, match="or a list with a dictionary per row"):
