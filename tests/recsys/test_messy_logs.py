@@ -51,6 +51,23 @@ def test_test_users_without_history_are_counted_apart_and_said():
     assert "untrained_users" not in fine.counts
 
 
+def test_a_list_with_a_dictionary_per_row_is_a_table():
+    table = log(rating=[5, 0, 3, 4, 1] * (USERS * ITEMS // 5), split=np.tile(["train"] * 8 + ["valid", "test"], USERS))
+    rows = table.to_dict("records")
+    expected, found = load_interactions(table), recsys_task(rows).data
+    assert (found.fingerprint, found.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
+    assert found.counts == expected.counts
+    named = [{"client": row["user"], "product": row["item"]} for row in rows]
+    assert load_interactions(named, user_column="client", item_column="product").num_users == USERS
+    with pytest.raises(DataError, match="the table has no user column"):
+        load_interactions(named)
+    with pytest.raises(DataError, match="row 1 of table has no item id"):
+        load_interactions([{"user": 1}, *rows])
+    for wrong in ([], [*rows, 3], [("a", "b")] * 4):
+        with pytest.raises(DataError, match=r"expected a users x items matrix|list with a dictionary per row"):
+            load_interactions(wrong)
+
+
 def test_what_reading_removed_is_among_the_notes(tmp_path, capsys):
     few = pd.DataFrame({"user": [50, 51, 51], "item": [1, 2, 77]})
     data = load_interactions(pd.concat([log(), log()[:7], few]))
