@@ -24,7 +24,7 @@ from mmdistill.registry import (
 from mmdistill.run_folder import CONFIG, holds_work
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
-from mmdistill.task import Task
+from mmdistill.task import BudgetKind, Task
 
 
 def placed(config: DistillConfig) -> DistillConfig:
@@ -46,9 +46,10 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     Raises:
         ConfigError: an option that means nothing to the data's domain.
     """
-    data, _ = require_data_and_method(config)
+    data, method = require_data_and_method(config)
     options = [option for option in OF_SOME_DOMAINS if getattr(config, option) is not None]
-    domain = domain_of(data, [option for option in options if option.endswith("_column")])
+    budget = next((kind for kind in get_args(BudgetKind) if getattr(config, kind) is not None), None)
+    domain = domain_of(data, [option for option in options if option.endswith("_column")], budget, method)
     for option in options:
         if option not in domain.options:
             raise ConfigError(

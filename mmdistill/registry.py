@@ -190,12 +190,16 @@ def takers(option: str) -> list[str]:
     return [name for name in DOMAIN_PACKAGES if option in get_domain(name).options]
 
 
-def domain_of(data: str, columns: Collection[str] = ()) -> Domain:
+def domain_of(
+    data: str, columns: Collection[str] = (), budget: BudgetKind | None = None, method: str | None = None
+) -> Domain:
     """Return the domain of a data set name or of a path.
 
     Args:
         data: the name or path.
         columns: the options by which a user named columns: a table belongs to the domain that has them.
+        budget: what a user counts samples in: without named columns a table belongs to the one domain that does so.
+        method: what a user distils by: else a table belongs to the one domain that has it.
     Raises:
         ConfigError: neither a known name nor an existing path, or a path that no domain reads.
     """
@@ -208,6 +212,9 @@ def domain_of(data: str, columns: Collection[str] = ()) -> Domain:
     if path.exists():
         accepting = [domain for domain in domains if domain.accepts(path)]
         named = [domain for domain in domains if columns and set(columns) <= set(domain.options)]
+        if not named and path.is_file():
+            named = _only([domain for domain in domains if domain.budget == budget])
+            named = named or _only([domain for domain in domains if canonical(method or "") in domain_methods(domain)])
         ending = path.name.lower().removesuffix(".gz")
         if named and (ending.endswith(named[0].tables) if path.is_file() else not accepting):
             return named[0]
@@ -216,6 +223,11 @@ def domain_of(data: str, columns: Collection[str] = ()) -> Domain:
         near = next(filter(None, (domain.shortcoming(path) for domain in domains)), "")
         raise ConfigError(near or f"no domain reads {data!r}; see 'mmdistill data' for the accepted files and folders")
     raise unknown_data("data set", data, [name for domain in domains for name in domain.datasets])
+
+
+def _only(domains: list[Domain]) -> list[Domain]:
+    """Return the one domain that there is; none of several."""
+    return domains if len(domains) == 1 else []
 
 
 def located(data: str) -> str:

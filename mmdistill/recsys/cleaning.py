@@ -1,5 +1,6 @@
 """Ids, ratings and repeats of a log: what becomes a row, a column and an interaction."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,30 @@ import numpy.typing as npt
 import pandas as pd
 
 from mmdistill.errors import DataError
+
+REMOVED = {
+    "not_positive": "ratings that are not positive",
+    "duplicates": "repeated interactions",
+    "overlaps": "interactions in two parts",
+    "short_users": "users with too few interactions",
+    "untrained_users": "users without training rows",
+    "unused_items": "items without a remaining interaction",
+}
+"""What reading may remove, by the key of its count."""
+SAID_ELSEWHERE = ("untrained_users", "unused_items")
+"""Of these, what has a note of its own, and what but follows from the rest."""
+
+
+def removed_in_words(counts: Mapping[str, int]) -> str:
+    """Return how much of what reading removed; nothing where nothing was."""
+    return ", ".join(f"{counts[key]:,} {what}" for key, what in REMOVED.items() if counts.get(key))
+
+
+def removal_notes(counts: Mapping[str, int]) -> list[str]:
+    """Return a note on what reading removed, where that is more than has been said."""
+    if not any(count for key, count in counts.items() if key in REMOVED and key not in SAID_ELSEWHERE):
+        return []
+    return [f"left out when reading: {removed_in_words(counts)}"]
 
 
 def codes(column: "pd.Series[Any]", name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,17 @@ UNVALIDATED = (
 )
 """The note on a split by which nothing can be chosen."""
 
-Source = str | Path | pd.DataFrame | sparse.sparray | sparse.spmatrix | npt.NDArray[Any] | Tensor
+Source = (
+    str
+    | Path
+    | pd.DataFrame
+    | Sequence[Mapping[str, Any]]
+    | sparse.sparray
+    | sparse.spmatrix
+    | npt.NDArray[Any]
+    | Tensor
+)
+"""What a user may give as data: a name, a path, a table (of pandas, or a list with a dictionary per row), a matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +205,8 @@ def load_interactions(
     one for validation and one for testing, unless a column names splits.
 
     Args:
-        source: a name of :data:`DATASETS`, a path, a data frame, or a matrix (scipy sparse, numpy, torch).
+        source: a name of :data:`DATASETS`, a path, a table (a data frame, or a list with a dictionary per row), or a
+            matrix (scipy sparse, numpy, torch).
         user_column: the column of users in a table; guessed by default, as the others are.
         item_column: the column of items.
         rating_column: the column of ratings.
@@ -219,14 +230,20 @@ def load_interactions(
             columns.require_none(f"{path}, a matrix,")
             return _from_matrix(read_sparse(path), name, reading)
         frame, notes = read_table(path, columns)
-    elif isinstance(source, pd.DataFrame):
+    elif isinstance(source, pd.DataFrame) or _is_rows(source):
         name = "table"
-        frame, notes = select_columns(source, "the table", columns)
+        table = source if isinstance(source, pd.DataFrame) else pd.DataFrame(source, dtype=object)
+        frame, notes = select_columns(table, "the table", columns)
     else:
         columns.require_none("a matrix")
         return _from_matrix(as_sparse(source), "matrix", reading)
     found = build(frame, name, reading)
     return replace(found, notes=(*notes, *found.notes))
+
+
+def _is_rows(source: object) -> TypeGuard[list[dict[str, Any]]]:
+    """Return whether a source is a list with a dictionary per row."""
+    return isinstance(source, list) and bool(source) and all(isinstance(row, Mapping) for row in source)
 
 
 def _is_known(source: str | Path) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.exports import into_folder
 from mmdistill.figures import save_figure
+from mmdistill.recsys.cleaning import removed_in_words
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import heaviest
 from mmdistill.recsys.privacy import Nearness, nearness
@@ -26,14 +27,6 @@ USERS_SHOWN = 12
 ITEMS_SHOWN = 8
 SMALLEST_WEIGHT = 1e-3
 """Lighter interactions are left out of weighted tables; the CSR and tensor exports hold all."""
-REMOVED = {
-    "not_positive": "ratings that are not positive",
-    "duplicates": "repeated interactions",
-    "overlaps": "interactions in two parts",
-    "short_users": "users with too few interactions",
-    "untrained_users": "users without training rows",
-    "unused_items": "items without a remaining interaction",
-}
 
 
 def rows_of(task: Task, batch: Batch) -> tuple[Interactions, Tensor]:
@@ -152,9 +145,8 @@ def reading_lines(data: Interactions) -> list[str]:
     """Return what was read and what reading removed."""
     sizes = ", ".join(f"{data.parts[part].nnz:,} for {name}" for part, name in zip(data.parts, PART_NAMES, strict=True))
     lines = [f"{data.num_users:,} users, {data.num_items:,} items; interactions: {sizes}."]
-    removed = [f"{data.counts[key]:,} {what}" for key, what in REMOVED.items() if data.counts.get(key)]
-    if removed:
-        lines.append(f"Left out when reading: {', '.join(removed)}.")
+    if removed := removed_in_words(data.counts):
+        lines.append(f"Left out when reading: {removed}.")
     if data.counts.get("cold_items"):
         lines.append(f"{data.counts['cold_items']:,} items occur in no training row, so no judge can learn them.")
     return lines

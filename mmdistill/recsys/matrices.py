@@ -68,7 +68,10 @@ def as_sparse(source: Any) -> sparse.csr_array:
             ) from error
     if source.ndim != 2 or source.dtype.kind not in "biuf":
         got = f"{source.dtype} {source.shape}" if source.ndim else given
-        raise DataError(f"expected a users x items matrix of numbers, a data frame or a path, got {got}")
+        raise DataError(
+            f"expected a users x items matrix of numbers, a table or a path, got {got}; a table is a data frame, or a "
+            "list with a dictionary per row"
+        )
     if source.dtype == np.float16:  # which SciPy lacks
         source = source.astype(np.float32)
     if isinstance(source, np.ndarray) and source.shape[1] in TABLE_COLUMNS and source.size and source.max() > RATED:

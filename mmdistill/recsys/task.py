@@ -16,6 +16,7 @@ from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
+from mmdistill.recsys.cleaning import removal_notes
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.factorisation import Factorisation, heaviest
 from mmdistill.recsys.metrics import METRICS, Judged, RankingProtocol, Scorer
@@ -332,6 +333,7 @@ class RecsysTask:
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the item ids travel with the set."""
         if self._info is None:
+            removed = removal_notes(self.data.counts)
             self._info = TaskInfo(
                 domain="recsys",
                 data=self.data.name,
@@ -344,6 +346,7 @@ class RecsysTask:
                     "item_ids": self.data.item_ids.tolist(),
                     "dropped": dict(self.data.counts),
                     **({"splits": list(self.data.notes)} if self.data.notes else {}),
+                    **({"notes": removed} if removed else {}),
                     **({"augmentation": {"hold_out": self.hold_out}} if self.hold_out else {}),
                 },
             )

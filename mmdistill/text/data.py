@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, data_root
 from mmdistill.text import trec
-from mmdistill.text.checks import checked_labels, checked_texts
+from mmdistill.text.checks import checked_rows
 from mmdistill.text.inputs import (
     Pair,
     RawSplit,
@@ -139,9 +139,9 @@ def load_text(
 ) -> TextData:
     """Load, check and split labelled texts.
 
-    A development split that the source lacks is 10 % of the training split, stratified; a test split that a
-    single table or pair lacks is 20 % of it. A folder must hold its own test file. Where a Hugging Face set has no
-    test labels, its validation split is tested on.
+    A development split that the source lacks is 10 % of the training split, stratified; a test split that a single
+    table or pair lacks is 20 % of it, and there repeats of a text stay in one split. A folder must hold its own test
+    file. Where a Hugging Face set has no test labels, its validation split is tested on.
 
     Args:
         source: ``sst2`` or ``trec`` under the data root, a file or a folder with train and test files (and dev),
@@ -269,12 +269,17 @@ def _finish(
         raise DataError(f"{name} has no training split; there are: {', '.join(splits) or 'none'}")
     notes = list(given)
     first = "all" if "all" in splits else "train"
-    texts = {split: checked_texts(name, split, pair[0]) for split, pair in splits.items()}
-    labels = {split: checked_labels(name, split, pair[1]) for split, pair in splits.items()}
+    texts, labels = checked_rows(name, splits)
     names = tuple(class_names) if class_names else _class_names(labels[first])
     if len(names) < 2:
         raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")
-    numbers = _numbers(names, set().union(*labels.values()), given=bool(class_names))
+    distinct = set().union(*labels.values())
+    if class_names and str(len(names)) in distinct <= {str(number) for number in range(1, len(names) + 1)} - {*names}:
+        raise DataError(
+            f"{name}: the labels run from 1 to {len(names)}, but indices into the {len(names)} class names start at 0; "
+            "subtract 1 from each label"
+        )
+    numbers = _numbers(names, distinct, given=bool(class_names))
     done = {
         split: TextSplit(tuple(texts[split]), _indices(name, split, labels[split], names, numbers)) for split in splits
     }
@@ -283,19 +288,24 @@ def _finish(
         raise DataError(f"{name}: the class {names[missing[0]]!r} has no training text; remove it or add some")
     train = done.pop(first)
     doubtful = repeats(train.texts)
-    if "test" not in done:
-        train, done["test"] = _hold_out(train, TEST_SHARE, Draws(seed, ("text", "test split")))
+    made_here = "test" not in done
+    if made_here:
+        train, done["test"] = _hold_out(train, TEST_SHARE, Draws(seed, ("text", "test split")), train.texts)
         notes.append(f"test: {TEST_SHARE:.0%} of the data, stratified, seed {seed}")
+    else:
         doubtful += leaks(train.texts, done["test"].texts)
     if "dev" not in done:
-        train, done["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")))
+        # Beside a given test split, repeats in both cost nobody a fair score, and known data keep their split.
+        alike: Sequence[Hashable] = train.texts if made_here else range(len(train.texts))
+        train, done["dev"] = _hold_out(train, DEV_SHARE, Draws(seed, ("text", "dev split")), alike)
         notes.append(f"dev: {DEV_SHARE:.0%} of the training split, stratified, seed {seed}")
     for split, part in done.items():
         if not part.texts:
             many = ", which look like numbers to predict and not like classes" if len(train.texts) <= len(names) else ""
-            counts = f"{len(train.texts)} of {len(names)} classes{many}"
+            counts = f"{len(set(train.texts))} of {len(names)} classes{many}"
             raise DataError(
-                f"{name}: too few texts ({counts}) to hold out a {split} split; give one, or name another label column"
+                f"{name}: too few different texts ({counts}) to hold out a {split} split; give one, or name another "
+                "label column"
             )
     doubtful += untested(done["test"].labels, names)
     return TextData(name, train, done["dev"], done["test"], names, (*notes, *doubtful))
@@ -326,14 +336,33 @@ def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...], n
     return torch.tensor([numbers[label] for label in labels])
 
 
-def _hold_out(split: TextSplit, share: float, draws: Draws) -> tuple[TextSplit, TextSplit]:
-    """Move a share of each class, at most all but one of its texts, into a second split; order is kept."""
+def _hold_out(split: TextSplit, share: float, draws: Draws, names: Sequence[Hashable]) -> tuple[TextSplit, TextSplit]:
+    """Move a share of each class, at most all but one of its texts, into a second split; order is kept.
+
+    Texts of one name stay together and, where they are of several classes, where they are.
+    """
     held = torch.zeros(len(split.texts), dtype=torch.bool)
+    classes = dict[Hashable, set[int]]()
+    for name, label in zip(names, split.labels.tolist(), strict=True):
+        classes.setdefault(name, set()).add(label)
     for label in torch.bincount(split.labels).nonzero().flatten().tolist():
         members = (split.labels == label).nonzero().flatten()
         count = min(max(round(share * len(members)), 1), len(members) - 1)
-        held[members[draws.fold(label).permutation(len(members))[:count]]] = True
+        rows = dict[Hashable, list[int]]()  # of each name, in the order in which they are drawn
+        for row in members[draws.fold(label).permutation(len(members))].tolist():
+            if len(classes[names[row]]) == 1:
+                rows.setdefault(names[row], []).append(row)
+        held[_filled(list(rows.values()), count)] = True
     return _take(split, ~held), _take(split, held)
+
+
+def _filled(groups: list[list[int]], count: int) -> list[int]:
+    """Return the rows of the first groups that fit into a count; where none does, of the smallest of several."""
+    chosen: list[int] = []
+    for group in groups:
+        if len(chosen) + len(group) <= count:
+            chosen += group
+    return chosen or (min(groups, key=len) if len(groups) > 1 else [])
 
 
 def _take(split: TextSplit, mask: Tensor) -> TextSplit:

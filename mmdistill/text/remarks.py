@@ -18,10 +18,10 @@ def repeats(texts: Sequence[str]) -> list[str]:
 
 
 def leaks(train: Sequence[str], test: Sequence[str]) -> list[str]:
-    """Return a note where test texts that were held out here are also in training."""
+    """Return a note where test texts, as they were given, are also in training."""
     known = set(train)
     count = sum(text in known for text in test)
-    said = "so scores are too good; remove repeats, or give a test split"
+    said = "as the splits were given, so scores may be too good"
     return [f"{count:,} of the {len(test):,} test texts are also in training, {said}"] if count else []
 
 

@@ -104,8 +104,9 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
     hint = f" (is it {lower[near[0]]!r}?)" if near else ""
     raise DataError(
         f"{source} has no column that looks like the {role}{hint}; there are: {', '.join(map(repr, names))}. Name it "
-        f"with {role}_column (--{role}-column); or, if these are interactions, call their columns user and item. The "
-        "first line must be a header"
+        f"with {role}_column (--{role}-column); or, if these are interactions, name their columns with --user-column "
+        "and --item-column (in Python recsys_task(data, user_column=..., item_column=...)). The first line must be a "
+        "header"
     )
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mmdistill.cli import main
 from mmdistill.errors import DataError
-from mmdistill.recsys import DOMAIN, load_interactions
+from mmdistill.recsys import DOMAIN, load_interactions, recsys_task
 from mmdistill.recsys.splits import SPLITS
 
 USERS, ITEMS = 12, 10
@@ -48,6 +49,38 @@ def test_test_users_without_history_are_counted_apart_and_said():
     fine = load_interactions(log(split=split))
     assert fine.notes == ()
     assert "untrained_users" not in fine.counts
+
+
+def test_a_list_with_a_dictionary_per_row_is_a_table():
+    table = log(rating=[5, 0, 3, 4, 1] * (USERS * ITEMS // 5), split=np.tile(["train"] * 8 + ["valid", "test"], USERS))
+    rows = table.to_dict("records")
+    expected, found = load_interactions(table), recsys_task(rows).data
+    assert (found.fingerprint, found.test_fingerprint) == (expected.fingerprint, expected.test_fingerprint)
+    assert found.counts == expected.counts
+    named = [{"client": row["user"], "product": row["item"]} for row in rows]
+    assert load_interactions(named, user_column="client", item_column="product").num_users == USERS
+    with pytest.raises(DataError, match="the table has no user column"):
+        load_interactions(named)
+    with pytest.raises(DataError, match="row 1 of table has no item id"):
+        load_interactions([{"user": 1}, *rows])
+    for wrong in ([], [*rows, 3], [("a", "b")] * 4):
+        with pytest.raises(DataError, match=r"expected a users x items matrix|list with a dictionary per row"):
+            load_interactions(wrong)
+
+
+def test_what_reading_removed_is_among_the_notes(tmp_path, capsys):
+    few = pd.DataFrame({"user": [50, 51, 51], "item": [1, 2, 77]})
+    data = load_interactions(pd.concat([log(), log()[:7], few]))
+    (note,) = [note for note in recsys_task(data).describe().notes if "left out" in note]
+    said = "7 repeated interactions, 2 users with too few interactions, 1 items without a remaining interaction"
+    assert note == f"left out when reading: {said}"
+    assert not [note for note in recsys_task(log()).describe().notes if "left out" in note]
+    wide = np.pad(np.ones((USERS, ITEMS)), ((0, 0), (0, 3)))  # items that nobody had
+    assert not [note for note in recsys_task(wide).describe().notes if "left out" in note]
+    pd.concat([log(), log()[:7]]).to_csv(tmp_path / "log.csv", index=False)
+    given = ["--data", str(tmp_path / "log.csv"), "--method", "distill-cf-binary", "--users", "2", "--dry-run"]
+    assert main(["distill", *given]) == 0
+    assert "note: left out when reading: 7 repeated interactions\n" in capsys.readouterr().out
 
 
 def test_validation_rows_of_dropped_users_only_are_taken_from_training_instead():

@@ -56,30 +56,51 @@ def test_class_names_take_indices_or_names() -> None:
 @pytest.mark.parametrize(
     ("texts", "labels", "message"),
     [
-        (["a", "  ", "c", ""], [0, 1, 0, 1], r"row 2 of all is empty \(2 such rows\)"),
+        (["a", "  ", "c", ""], [0, 1, 0, 1], r"row 2 of all has no text \(2 such rows\)"),
         (["a", None, "c", "d"], [0, 1, 0, 1], "row 2 of all has no text"),
         (["a", 3, "c", "d"], [0, 1, 0, 1], "row 2 of all has no text but 3"),
         (["a", "b", "c", "d"], [0, 0, 0, 0], "single class"),
-        (["a", "b", "c", "d"], [0, float("nan"), 1, 0], "row 2 of all has the label nan"),
+        (["a", "b", "c", "d"], [0, float("nan"), 1, 0], "row 2 of all has no label"),
         (["a", "b", "c", "d"], [0, None, 1, 0], "row 2 of all has no label"),
         (["a", "b", "c", "d"], pd.array([0, None, 1, 0], dtype="Int64"), "row 2 of all has no label"),
         (["a", "b", "c", "d"], pd.Series(["x", None, "y", "x"], dtype="string"), "row 2 of all has no label"),
         (["a", "b", "c", "d"], pd.to_datetime(["2020", None, "2021", "2020"]), "row 2 of all has no label"),
         (["a", "b", "c", "d"], ["x", " ", "y", "x"], "row 2 of all has no label"),
+        (["a", "b", "c", "d"], [0, float("inf"), 1, 0], "row 2 of all has the label inf, which is no class"),
         (["a", "b", "c", "d"], list(torch.eye(4)), "one class per text"),
         (["a", "b", "c", "d"], [[0, 1], [1], [0], [1]], "one class per text"),
-        (["a", "b \ud83d", "c", "d"], [0, 1, 0, 1], "row 2 of all holds '.ud83d', which is half of a character"),
-        (["a", "b", "c", "d"], ["x", "\ud83d", "x", "y"], "the label of .* row 2 of all holds"),
+        (["a", "b \ud83d", "c", "d"], [0, 1, 0, 1], "row 2 of all holds '.ud83d' in its text, which is half"),
+        (["a", "b", "c", "d"], ["x", "\ud83d", "x", "y"], "row 2 of all holds .* in its label"),
         ((text for text in "abcd"), [0, 1, 0, 1], "expected a list of texts, got generator"),
         (["a", "b", "c", "d"], None, "expected a list of labels, got NoneType"),
         (["a", "b"], [0, 1, 1], "2 texts but 3 labels"),
         ([], [], "no texts"),
-        (["a", "b"], [0, 1], "too few texts"),
+        (["a", "b"], [0, 1], "too few different texts"),
+        (["a", "b"] * 9, [0, 1] * 9, r"too few different texts \(2 of 2 classes\)"),
     ],
 )
 def test_unusable_rows(texts: list[str], labels: list[object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_text((texts, labels))
+
+
+def test_all_kinds_of_unusable_rows_are_named_at_once_and_alike_for_csv_and_json(tmp_path: Path) -> None:
+    texts, labels = ["a", "", "c", " ", "e", "f"], ["x", "y", "", "", "x", ""]
+    said = r"row 2 of all has no text \(2 such rows\); row 3 of all has no label \(3 such rows\). Rows count"
+    table = pd.DataFrame({"text": texts, "label": labels})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.replace({"": None}).to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    for source in (tmp_path / "a.csv", tmp_path / "a.jsonl", table, (texts, labels)):
+        with pytest.raises(DataError, match=said):
+            load_text(source)
+    parts = {"train": (["a", 3], [0, None]), "test": ([None, "b"], [0, [1]])}
+    with pytest.raises(DataError) as found:
+        load_text(parts)
+    assert str(found.value) == (
+        "texts: row 2 of train has no text but 3; row 2 of train has no label; row 1 of test has no text; row 2 of "
+        "test has the label [1], where one class per text is expected. Rows count from 1, without a header; remove or "
+        "mend them"
+    )
 
 
 def test_label_out_of_range_and_empty_class() -> None:
@@ -166,7 +187,7 @@ def test_folder_with_own_dev(tmp_path: Path) -> None:
     for name in ("train", "validation", "test"):
         write_tsv(tmp_path / f"{name}.tsv", TEXTS, LABELS)
     data = load_text(tmp_path)
-    assert data.notes == ()
+    assert not any("split, stratified" in note for note in data.notes)
     assert len(data.dev.texts) == 20
     assert accepts(tmp_path)
 
@@ -189,7 +210,7 @@ def test_other_scripts_are_texts_like_any_other(tmp_path: Path) -> None:
             DataError,
             "line 3",
         ),
-        (lambda p: p.write_text("label\ttext\n0\ta\n1\t \n"), DataError, "row 2 of all is empty"),
+        (lambda p: p.write_text("label\ttext\n0\ta\n1\t \n"), DataError, "row 2 of all has no text"),
         (lambda p: p.write_text("label\ttext\n0\ta\n\tb\n"), DataError, "row 2 of all has no label"),
     ],
 )
@@ -236,7 +257,7 @@ def test_damaged_json_lines_and_gzip(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2, is a JSON list"):
         load_text(path)
     path.write_text('{"text": "a", "label": 0}\n{"text": "b"}\n')
-    with pytest.raises(DataError, match="row 2 of all has the label nan"):
+    with pytest.raises(DataError, match="row 2 of all has no label"):
         load_text(path)
     broken = tmp_path / "x.csv.gz"
     broken.write_bytes(b"no gzip")
@@ -381,8 +402,8 @@ def test_trec_as_published() -> None:
 
 def test_trec_in_its_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
-        f"{label} What is {index} caf\xe9 ?"
-        for label in ("DESC:manner", "ENTY:cremat", "ABBR:exp", "HUM:ind", "LOC:city", "NUM:date")
+        f"{label} What is {12 * number + index} caf\xe9 ?"
+        for number, label in enumerate(("DESC:manner", "ENTY:cremat", "ABBR:exp", "HUM:ind", "LOC:city", "NUM:date"))
         for index in range(12)
     ]
     folder = tmp_path / "trec"
@@ -404,7 +425,24 @@ def test_trec_in_its_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_text("trec")
 
 
-QNLI = ([("what is it", "it is a star"), ("who was it", "it was a singer")] * 6, ["yes", "no"] * 6)
+def test_labels_from_one_on_are_no_indices_of_class_names() -> None:
+    texts, names = [f"text {number}" for number in range(30)], ["bad", "fair", "good"]
+    labels = [number % 3 + 1 for number in range(30)]
+    for given in (labels, [str(label) for label in labels], torch.tensor(labels)):
+        with pytest.raises(DataError, match="labels run from 1 to 3, but indices into the 3 class names start at 0"):
+            load_text((texts, given), class_names=names)
+    assert load_text((texts, [label - 1 for label in labels]), class_names=names).class_names == ("bad", "fair", "good")
+    assert load_text((texts, labels), class_names=["1", "2", "3"]).class_names == ("1", "2", "3")
+    assert load_text((texts, labels)).class_names == ("1", "2", "3")
+    with pytest.raises(DataError, match="has the label '3'"):
+        load_text((texts, [*labels[1:], 4]), class_names=names)
+
+
+SINGERS = [("who was it", f"it was singer {number}") for number in range(5)]
+QNLI = (
+    [*[("what is it", "it is a star"), ("who was it", "it was a singer")] * 6, *SINGERS, ("what", "a sun")],
+    [*["yes", "no"] * 6, *["no"] * 5, "yes"],
+)
 
 
 def test_pairs_of_texts(tmp_path: Path) -> None:
@@ -422,7 +460,7 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no column 'c'"):
         load_text(path, text_column="a,c")
     path.write_text("\n".join(["a\tb\tlabel", *rows, "only\t \tyes"]) + "\n")
-    with pytest.raises(DataError, match="row 13 of all is empty"):
+    with pytest.raises(DataError, match="row 19 of all has no text"):
         load_text(path, text_column="a,b")
     with pytest.raises(DataError, match="row 1 holds 3 texts"):
         load_text(([("a", "b", "c")] * 4, [0, 1, 0, 1]))

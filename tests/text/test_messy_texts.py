@@ -101,7 +101,7 @@ def test_data_sets_with_columns_bring_class_names_and_hidden_labels() -> None:
 def test_bad_cells_of_tables_are_named_by_their_row() -> None:
     with pytest.raises(DataError, match="row 3 of all has no text"):
         load_text(table([*TEXTS[:2], float("nan"), *TEXTS[3:]]))  # type: ignore[list-item]
-    with pytest.raises(DataError, match="row 2 of all has the label nan"):
+    with pytest.raises(DataError, match="row 2 of all has no label"):
         load_text([{"text": "a", "label": 1}, {"text": "b"}])
     for source in ([], [TEXTS, LABELS], list(zip(TEXTS, LABELS, strict=True))):
         with pytest.raises(ConfigError, match="or a list with a dictionary per row"):
@@ -127,15 +127,34 @@ def test_parquet_files_go_by_pandas(tmp_path: Path) -> None:
         load_text(tmp_path / "x.parquet")
 
 
-def test_repeats_and_test_texts_that_are_also_in_training_are_said() -> None:
-    (repeated, leaked) = load_text((TEXTS * 3, LABELS * 3)).notes[-2:]
-    assert repeated == "40 of 60 texts occur before in the data"
-    assert "test texts are also in training" in leaked
+def test_repeats_are_said_and_stay_on_one_side_of_splits_made_here() -> None:
     data = load_text((TEXTS * 3, LABELS * 3))
-    assert leaked.startswith(f"{sum(text in data.train.texts for text in data.test.texts)} of the ")
+    assert data.notes[-1] == "40 of 60 texts occur before in the data"
+    parts = [set(part.texts) for part in (data.train, data.dev, data.test)]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set(TEXTS))
+    assert sum(len(part.texts) for part in (data.train, data.dev, data.test)) == 60
+    pairs = [("the same", text) for text in TEXTS]  # which are other pairs
+    assert not notes_about(load_text((pairs, LABELS)), "texts")
     assert not notes_about(load_text((TEXTS, LABELS)), "texts")
-    given = load_text({"train": (TEXTS, LABELS), "test": (TEXTS, LABELS)})
-    assert not notes_about(given, "also in training")  # as its authors divided them
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_of_one_repeated_text_stays_in_training(seed: int) -> None:
+    texts, labels = [*TEXTS, "rare", "rare", "rare", "both", "both"], [*LABELS, "odd", "odd", "odd", "yes", "no"]
+    data = load_text((texts, labels), seed=seed)
+    assert data.train.texts.count("rare") == 3
+    parts = [set(part.texts) for part in (data.train, data.dev, data.test)]
+    assert sum(map(len, parts)) == len(set(texts))
+    assert notes_about(data, "no test text is of class 'odd'")
+
+
+def test_leaks_of_given_splits_are_said() -> None:
+    given = load_text({"train": (TEXTS, LABELS), "test": (TEXTS[:3], LABELS[:3])})
+    assert notes_about(given, "also in training") == [
+        "3 of the 3 test texts are also in training, as the splits were given, so scores may be too good"
+    ]
+    assert len(given.train.texts) + len(given.dev.texts) == 20
 
 
 def test_classes_without_test_texts_are_said() -> None:
@@ -190,5 +209,5 @@ def test_repeated_columns_are_named() -> None:
 
 
 def test_columns_that_pandas_numbers_are_named_by_their_numbers() -> None:
-    rows = [("a b", "x"), ("c d", "y")] * 20
+    rows = [row for n in range(20) for row in ((f"a {n}", "x"), (f"c {n}", "y"))]
     assert load_text(pd.DataFrame(rows), text_column=0, label_column=1).class_names == ("x", "y")  # type: ignore[arg-type]
