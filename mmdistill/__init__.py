@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmdistill.distill import distill as distill
     from mmdistill.distilled import DistilledSet as DistilledSet
     from mmdistill.evaluate import evaluate as evaluate
+    from mmdistill.export import export as export
     from mmdistill.graph.sets.task import graph_set_task as graph_set_task
     from mmdistill.graph.task import graph_task as graph_task
     from mmdistill.image.task import image_task as image_task
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "distill": ("mmdistill.distill", "distill"),
     "evaluate": ("mmdistill.evaluate", "evaluate"),
+    "export": ("mmdistill.export", "export"),
     "decode": ("mmdistill.parameterizations.codes", "decode"),
     "DistilledSet": ("mmdistill.distilled", "DistilledSet"),
     "METHODS": ("mmdistill.methods", "CORE_METHODS"),
@@ -48,6 +50,7 @@ __all__ = [
     "decode",
     "distill",
     "evaluate",
+    "export",
     "graph_set_task",
     "graph_task",
     "image_task",

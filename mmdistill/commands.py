@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mmdistill import exports, ranks
+from mmdistill import ranks
 from mmdistill.allocation import subset_bytes
 from mmdistill.assembly import chosen_method, kept_config, make_task, placed, require_own_config, unmet_conditions
 from mmdistill.bars import progress_bar
@@ -22,6 +22,7 @@ from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks
+from mmdistill.export import export
 from mmdistill.judging import chosen_judging, judge_missing, keep_found, keeping
 from mmdistill.kept_baselines import KeptBaselines, code_digest
 from mmdistill.memory import explained
@@ -31,13 +32,12 @@ from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.planning import plan_rows
-from mmdistill.registry import Domain, domain_methods, get_domain, located
+from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
 from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
-from mmdistill.store import write_json
 from mmdistill.tabular import aligned
 from mmdistill.task import Task
 
@@ -397,20 +397,9 @@ def export_command(run: str, format: str, to: str | None) -> None:
     distilled = _finished_set(Path(run))
     if (Path(run) / CONFIG).exists():  # of a run that was made in Python there is none
         require_own_config(DistillConfig.load(Path(run) / CONFIG), distilled, Path(run))
-    domain, key = get_domain(distilled.info.domain), canonical(format)
-    if key not in domain.exports:
-        raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
-    folder, identity = Path(run) / "export" if to is None else Path(to), exports.set_identity(Path(run))
-    with sole_writer(folder):
-        sweep(folder)
-        exports.require_own(folder, identity)
-        written = domain.exports[key](distilled, folder, lambda: _open_run(run)[2])
-        if distilled.learned:
-            learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
-            write_json(folder / "learned.json", learned)
-            written = [*written, folder / "learned.json"]
-        exports.record(folder, identity, written)
-    if key == "folder":
+    folder = Path(run) / "export" if to is None else Path(to)
+    written = export(distilled, format, folder, lambda: _open_run(run)[2])
+    if canonical(format) == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()
         lost = "; pictures have no soft labels, but the class that each stands for" if soft else ""
         print(f"{len(written)} files are in {folder}{lost}")

@@ -19,6 +19,7 @@ from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, shares_inp
 from mmdistill.versions import package_versions
 
 SET_VERSION = 1
+METADATA = {"format": "mmdistill"}
 KEPT_APART = ("batch", "learned", "info", "classes")
 """What is not among the plain values of a set's file."""
 AS_THEY_WERE = "; bring the data back as they were, or name a copy of these in the line 'data' of the run's config.yaml"
@@ -101,7 +102,19 @@ class DistilledSet:
 
     def save(self, folder: Path | str) -> None:
         """Write ``distilled.safetensors`` and ``distilled.json`` into a folder; targets that are the inputs once."""
-        folder = Path(folder)
+        folder, tensors = Path(folder), self.tensors()
+        content = {name: value for name, value in self.__dict__.items() if name not in KEPT_APART}
+        content |= {
+            "version": SET_VERSION,
+            DIGEST: digest_of(tensors),
+            "info": asdict(replace(self.info, tensors={})),
+            "packages": package_versions(),
+        }
+        write_tensors(folder / SAMPLES, tensors, METADATA)
+        write_json(folder / SET, content)
+
+    def tensors(self) -> Tensors:
+        """Return copies of all tensors of the set on the CPU, by the names that they have in its file."""
         tensors: Tensors = {"weight": self.batch.weight}
         tensors |= _named("inputs", self.batch.inputs)
         if not _same(self.batch.inputs, self.batch.targets):
@@ -110,16 +123,7 @@ class DistilledSet:
             tensors["classes"] = self.classes
         tensors |= {f"learned.{name}": tensor for name, tensor in self.learned.items()}
         tensors |= {f"info.{name}": tensor for name, tensor in self.info.tensors.items()}
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        content = {name: value for name, value in self.__dict__.items() if name not in KEPT_APART}
-        content |= {
-            "version": SET_VERSION,
-            DIGEST: digest_of(tensors),
-            "info": asdict(replace(self.info, tensors={})),
-            "packages": package_versions(),
-        }
-        write_tensors(folder / SAMPLES, tensors, {"format": "mmdistill"})
-        write_json(folder / SET, content)
+        return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
     @staticmethod
     @isolated

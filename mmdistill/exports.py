@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from mmdistill.distilled import DistilledSet
+import safetensors.torch
+
+from mmdistill.distilled import METADATA, DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.run_folder import SAMPLES
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Batch, Task
 
@@ -82,9 +83,10 @@ def into_folder(
     return written
 
 
-def set_identity(run: Path) -> str:
-    """Return a hash of the distilled set of a run folder."""
-    return hashlib.blake2b((run / SAMPLES).read_bytes(), digest_size=16).hexdigest()
+def set_identity(distilled: DistilledSet) -> str:
+    """Return a hash of a set's samples, as their file holds them."""
+    content = safetensors.torch.save(distilled.tensors(), METADATA)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def require_own(folder: Path, identity: str) -> None:
@@ -99,7 +101,7 @@ def require_own(folder: Path, identity: str) -> None:
     if there:
         raise ConfigError(
             f"{folder} holds the export of another set ({there[0]}{' and more' if len(there) > 1 else ''}); choose "
-            "another --to, or remove it"
+            "another folder (--to), or remove it"
         )
 
 

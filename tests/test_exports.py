@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mmdistill import distill, export, image_task
 from mmdistill.assembly import make_task
 from mmdistill.cli import main
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
+from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, UnknownNameError
 from mmdistill.exports import task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.store import read_tensors
@@ -174,3 +175,17 @@ def test_sets_of_other_data_are_refused(domain: str, tmp_path: Path) -> None:
         with pytest.raises(MmdistillError):
             write(flat, tmp_path / name, own)
         assert not (tmp_path / name).exists()
+
+
+def test_sets_are_exported_from_python(tmp_path: Path) -> None:
+    task = image_task("digits", model="mlp", width=8)
+    one, other = (distill(task, "dd", ipc=1, seed=seed, settings={"steps": 1, "inner_steps": 2}) for seed in (0, 1))
+    written = export(one, "PT", tmp_path / "to")
+    assert {path.name for path in written} == {"images.pt", "labels.pt", "preprocessing.json", "learned.json"}
+    export(one, "tensors", str(tmp_path / "to"))  # beside it
+    one.save(tmp_path / "run")
+    export(DistilledSet.load(tmp_path / "run"), "folder", tmp_path / "to")
+    with pytest.raises(ConfigError, match="holds the export of another set"):
+        export(other, "pt", tmp_path / "to")
+    with pytest.raises(UnknownNameError, match="unknown export format for image data 'pyg'"):
+        export(one, "pyg", tmp_path / "to")

@@ -1,0 +1,53 @@
+"""A distilled set for other tools, from Python."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mmdistill import exports
+from mmdistill.distilled import DistilledSet
+from mmdistill.isolation import isolated
+from mmdistill.names import canonical, unknown_name
+from mmdistill.registry import get_domain
+from mmdistill.runtime import sole_writer, sweep
+from mmdistill.store import write_json
+from mmdistill.task import Task
+
+
+@isolated
+def export(
+    distilled: DistilledSet, format: str, folder: Path | str, task: Task | Callable[[], Task] | None = None
+) -> list[Path]:
+    """Write a set for other tools, and what was learned beside the samples, with which it is used (``learned.json``).
+
+    Several formats of one set may share a folder.
+
+    Args:
+        distilled: the set.
+        format: one of those of its kind of data, such as ``tensors``; an error lists them.
+        folder: where the files go.
+        task: that the set was distilled from, or what makes it: few formats need it, and say so.
+
+    Returns:
+        The files' paths.
+
+    Raises:
+        ConfigError: an unknown format, a missing task, or a folder that holds exports of another set.
+        UnsupportedError: a set that the format cannot hold.
+    """
+    domain, key, folder = get_domain(distilled.info.domain), canonical(format), Path(folder)
+    if key not in domain.exports:
+        raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
+    identity = exports.set_identity(distilled)
+    with sole_writer(folder):
+        sweep(folder)
+        exports.require_own(folder, identity)
+        written = domain.exports[key](distilled, folder, task)
+        if distilled.learned:
+            learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
+            write_json(folder / "learned.json", learned)
+            written = [*written, folder / "learned.json"]
+        exports.record(folder, identity, written)
+    return written
+
+
+__all__ = ["export"]
