@@ -91,7 +91,7 @@ def _plain(value: object) -> object:
 
 def is_users(made: type | FunctionType) -> bool:
     """Return whether a class or function is a user's."""
-    return made.__module__.partition(".")[0] not in LIBRARIES
+    return (made.__module__ or "").partition(".")[0] not in LIBRARIES
 
 
 def code_digest(made: type | FunctionType) -> str:
