@@ -108,10 +108,6 @@ class Vocabulary:
         numbers: list[int] = list(found)
         return numbers
 
-    def embeds(self, vectors: Tensor) -> Tensor:
-        """Return vectors in the model's own units, as its ``inputs_embeds``."""
-        return in_model_units(vectors, self.scale, self.mean)
-
     def nearest(self, vectors: Tensor, candidates: Tensor) -> Tensor:
         """Return, per vector, the nearest token (Euclidean) out of some candidates.
 

@@ -29,7 +29,7 @@ from mmdistill.text.reading import Reader
 from mmdistill.text.token_methods import TOKEN_METHODS, EncodedRidgeMatching
 from mmdistill.text.token_models import INPUT_SCALE, Recurrent, SequenceClassifier, TextCNN, TransformerClassifier
 from mmdistill.text.token_task import TokenTask, token_task
-from mmdistill.text.vocabulary import AverageEncoder, Vocabulary, load_vocabulary
+from mmdistill.text.vocabulary import AverageEncoder, Vocabulary, in_model_units, load_vocabulary
 from mmdistill.text.words import Words, as_token_task, word_samples
 from tests.oracles import text as oracle
 from tests.text.corpus import corpus, sentences, small_task, tiny_transformer, token_corpus_task
@@ -70,7 +70,7 @@ def test_vectors_are_the_standardised_input_embeddings(folder: Path, vocabulary:
     table = load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"]
     assert float(vocabulary.vectors.mean(0).abs().max()) < 1e-5
     assert float(vocabulary.vectors.square().mean()) == pytest.approx(1.0, rel=1e-5)
-    torch.testing.assert_close(vocabulary.embeds(vocabulary.vectors), table)
+    torch.testing.assert_close(in_model_units(vocabulary.vectors, vocabulary.scale, vocabulary.mean), table)
 
 
 def test_tokens_are_cut_counted_and_masked(vocabulary: Vocabulary) -> None:
