@@ -28,7 +28,7 @@ from mmdistill.kept_baselines import KeptBaselines, code_digest
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
-from mmdistill.names import baseline_names, canonical, split_names, unknown_name
+from mmdistill.names import baseline_names, canonical, first_few, split_names, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.planning import plan_rows
@@ -300,8 +300,7 @@ def evaluate_command(asked: EvaluateConfig) -> None:
         ConfigError: unknown scores, or a folder that takes no results.
     """
     code_digest()  # of the code that runs, which may be edited meanwhile
-    scores = canonical(asked.scores)
-    if scores not in ("accuracy", "robust"):
+    if asked.scores not in ("accuracy", "robust"):
         raise unknown_name("kind of scores", asked.scores, ("accuracy", "robust"))
     folder = Path(asked.run)
     path = folder / METRICS
@@ -328,7 +327,7 @@ def evaluate_command(asked: EvaluateConfig) -> None:
                 at_once=asked.networks_at_once,
                 seed=asked.seed,
                 baselines=baseline_names(asked.baselines),
-                robust=scores == "robust",
+                robust=asked.scores == "robust",
                 progress=progress,
             )
     metrics = read_metrics(path)
@@ -368,9 +367,7 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
     print(LEGEND)
     lacking = [set(without_scores(folders, name, metric)) for name in judges]
     if missing := [folder for folder in folders if all(folder in without for without in lacking)]:
-        more = f" and {len(missing) - 3} more" if len(missing) > 4 else ""
-        named = missing[: 3 if more else None]
-        print(f"left out, since they have no such scores: {', '.join(map(str, named))}{more}")
+        print(f"left out, since they have no such scores: {first_few(missing, 3)}")
     twice = {folder: kept for name in judges for folder, kept in repeated(folders, name, metric).items()}
     for folder, kept in twice.items():
         print(f"left out: {folder}, which has the seed of {kept} and no other option that counts")

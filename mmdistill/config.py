@@ -269,7 +269,7 @@ SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in 
 
 def _chooses(kind: Any) -> bool:
     """Return whether values of a type are a few words."""
-    return get_origin(kind) is Literal or any(map(_chooses, get_args(kind) if get_origin(kind) is not Literal else ()))
+    return get_origin(kind) is Literal or any(map(_chooses, get_args(kind)))
 
 
 NAMED = {"method", "model", "parameterization", "protocol", "whiten", "scores"}

@@ -155,7 +155,10 @@ def evaluate(
     if robust and baselines_only:
         raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
     judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())
-    baselines = baseline_names(baselines if isinstance(baselines, str) else ",".join(_names("baselines", baselines)))
+    if isinstance(baselines, str):
+        baselines = baseline_names(baselines)
+    else:
+        baselines = [canonical(name) for name in _names("baselines", baselines)]
     require_networks(n, at_once)
     seed = checked_seed(seed)
     require_baselines(task, baselines)

@@ -1,11 +1,17 @@
-"""Rows of JSON: an object per line, or an array of objects."""
+"""Rows with names: of JSON an object per line, or an array of objects; of Python a list of dictionaries."""
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 from mmdistill.errors import DataError
 
 Row = dict[str, Any]
+
+
+def is_rows(source: object) -> TypeGuard[list[Row]]:
+    """Return whether a source is a list with a dictionary per row."""
+    return isinstance(source, list) and bool(source) and all(isinstance(row, Mapping) for row in source)
 
 
 def json_rows(content: str, source: object) -> list[Row]:

@@ -21,6 +21,7 @@ from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.isolation import isolated
 from mmdistill.memory import explained
+from mmdistill.names import first_few
 from mmdistill.networks.architecture import described_layers
 from mmdistill.networks.clock import LoggedProgress, Progress, TrainingClock
 from mmdistill.networks.expert_group import (
@@ -141,7 +142,8 @@ class Experts:
         missing = [index for index in range(count) if not shard(folder, index).exists()]
         if missing:
             raise CheckpointError(
-                f"of {count} experts in {folder}, {_listed(missing)} are missing; train_experts makes the missing ones"
+                f"of {count} experts in {folder}, experts {first_few(missing)} are missing; "
+                "train_experts makes the missing ones"
             )
         for index in range(count):
             self._read(index, None)
@@ -360,9 +362,3 @@ def _batches(task: Task, data: Batch) -> bool:
     except RuntimeError:  # whatever else is wrong shows when they train one by one
         return False
     return True
-
-
-def _listed(indices: Sequence[int]) -> str:
-    """Return the first few of some numbers in words."""
-    shown = ", ".join(map(str, indices[:5]))
-    return f"experts {shown}" + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.isolation import isolated
+from mmdistill.json_rows import is_rows
 from mmdistill.names import canonical, unknown_data
 from mmdistill.recsys.cleaning import codes, deduplicate, positive
 from mmdistill.recsys.files import Columns, find_file, read_table, select_columns
@@ -230,7 +231,7 @@ def load_interactions(
             columns.require_none(f"{path}, a matrix,")
             return _from_matrix(read_sparse(path), name, reading)
         frame, notes = read_table(path, columns)
-    elif isinstance(source, pd.DataFrame) or _is_rows(source):
+    elif isinstance(source, pd.DataFrame) or is_rows(source):
         name = "table"
         table = source if isinstance(source, pd.DataFrame) else pd.DataFrame(source, dtype=object)
         frame, notes = select_columns(table, "the table", columns)
@@ -239,11 +240,6 @@ def load_interactions(
         return _from_matrix(as_sparse(source), "matrix", reading)
     found = build(frame, name, reading)
     return replace(found, notes=(*notes, *found.notes))
-
-
-def _is_rows(source: object) -> TypeGuard[list[dict[str, Any]]]:
-    """Return whether a source is a list with a dictionary per row."""
-    return isinstance(source, list) and bool(source) and all(isinstance(row, Mapping) for row in source)
 
 
 def _is_known(source: str | Path) -> bool:

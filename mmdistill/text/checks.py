@@ -10,7 +10,6 @@ from torch import Tensor
 from mmdistill.errors import DataError
 
 MISSING = (None, pd.NA, pd.NaT)
-NO_TEXT, NO_LABEL = "has no text", "has no label"
 
 
 class Found:
@@ -65,7 +64,7 @@ def checked_rows(
 def _text(text: object, row: int, split: str, found: Found) -> str:
     """Return a text as it is; what is none is added to the rows found."""
     if _is_missing(text):
-        found.add(NO_TEXT, row, split)
+        found.add("has no text", row, split)
     elif not isinstance(text, str):
         found.add("no string", row, split, f"has no text but {text!r}")
     elif half := half_character(text):
@@ -78,7 +77,7 @@ def _label(label: object, row: int, split: str, found: Found) -> str:
     if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
         label = label.item()
     if _is_missing(label):
-        found.add(NO_LABEL, row, split)
+        found.add("has no label", row, split)
         return ""
     if not isinstance(label, Hashable) or isinstance(label, Tensor):
         found.add("several", row, split, f"has the label {label!r}, where one class per text is expected")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdistill.columns import SPLIT_COLUMNS, SPLIT_OF
 from mmdistill.errors import DataError
+from mmdistill.json_rows import is_rows
 from mmdistill.names import unknown_name
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import LABEL_COLUMNS, column, require_apart, splits_of_rows, table_format, text_columns
@@ -38,8 +39,7 @@ Table = pd.DataFrame | list[dict[str, Any]] | WithColumns
 
 def is_table(source: object) -> TypeGuard[Table]:
     """Return whether texts come as rows with columns."""
-    rows = isinstance(source, list) and bool(source) and all(isinstance(row, Mapping) for row in source)
-    return rows or isinstance(source, pd.DataFrame) or _has_columns(source)
+    return is_rows(source) or isinstance(source, pd.DataFrame) or _has_columns(source)
 
 
 def _has_columns(source: object) -> TypeGuard[WithColumns]:

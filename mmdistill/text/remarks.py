@@ -5,10 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mmdistill.names import first_few
 from mmdistill.text.tables import table_format
-
-NAMED = 5
-"""Classes that a note names."""
 
 
 def repeats(texts: Sequence[str]) -> list[str]:
@@ -36,8 +34,7 @@ def untested(labels: Tensor, names: Sequence[str]) -> list[str]:
     missing = [repr(name) for index, name in enumerate(names) if index not in there]
     if not missing:
         return []
-    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-    return [f"no test text is of class {', '.join(missing[:NAMED])}{more}, so scores say nothing of it"]
+    return [f"no test text is of class {first_few(missing)}, so scores say nothing of it"]
 
 
 def quoted(texts: Sequence[object], path: Path) -> list[str]:
