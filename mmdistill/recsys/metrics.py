@@ -135,7 +135,8 @@ class RankingProtocol:
 
     Args:
         ks: cut-offs of HR, NDCG, recall, PSP and coverage.
-        negatives: sampled items per user for the AUC, which pools all users; 0 leaves the AUC out.
+        negatives: sampled items per user for the AUC, which pools all users; 0 leaves the AUC out. They are none of
+            the user's items of any split; Distill-CF's code draws validation items too.
         candidates: rank the held-out items among only so many sampled items that the user does not know, as part of
             the field does (the scores are far higher, and not comparable); 0 ranks all items.
         groups: give NDCG at the first cut-off also for so many groups of users, of equal size, by the length of what

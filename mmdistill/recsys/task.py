@@ -39,6 +39,7 @@ VALIDATION_USERS = 10_000
 CLOSED_FORM_NOTE = (
     "closed-form judges have no randomness of their own: only the AUC's sampled negatives differ between runs"
 )
+HEAVIEST_NOTE = "als reads binary rows: each user stands for its heaviest items, as many as its weights sum to"
 UNCHOSEN_NOTE = "no validation rows: the ridge is the one learned with the set, or the middle one of the judge's own"
 LAST_NOTE = "no validation rows: the last step of mult-vae is kept"
 GROUPS_NOTE = "ndcg@10 [a-b] is that of users of whom a to b interactions are known"
@@ -255,7 +256,7 @@ class RecsysTask:
         if judge not in RANDOM_JUDGES:
             scorer = self._solved(synthetic, judge, draws, learned)
             found = self._tested(scorer, draws, n)
-            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *self._notes(judge, found)))
+            return Scores(judge, _reported(found), (CLOSED_FORM_NOTE, *self._notes(synthetic, judge, found)))
         runs: dict[str, tuple[float, ...]] = {}
         for index in range(n):
             key = draws.fold("run", index)
@@ -263,14 +264,17 @@ class RecsysTask:
             scorer = train(synthetic, judge, key, learned)
             for name, values in self._tested(scorer, key, 1).items():
                 runs[name] = (*runs.get(name, ()), *values)
-        return Scores(judge, _reported(runs), self._notes(judge, runs))
+        return Scores(judge, _reported(runs), self._notes(synthetic, judge, runs))
 
     def _tested(self, scorer: Scorer, draws: Draws, n: int) -> dict[str, tuple[float, ...]]:
         return self.protocol.evaluate(scorer, self.data, "test", draws.fold("test"), n, self.device)
 
-    def _notes(self, judge: str, found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
+    def _notes(self, synthetic: Batch | None, judge: str, found: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
         """Return what a reader of a judge's metrics must know."""
         notes: tuple[str, ...] = (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
+        if judge == "als" and synthetic is not None:
+            rows = self._fitted_rows(synthetic)
+            notes += () if bool(((rows == 0) | (rows == 1)).all()) else (HEAVIEST_NOTE,)
         if not self.data.validates and judge != "popularity":
             notes += (LAST_NOTE if judge == "mult-vae" else UNCHOSEN_NOTE,)
         known = self.data.lengths("train") + self.data.lengths("valid")

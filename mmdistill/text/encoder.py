@@ -252,15 +252,20 @@ class TfidfEncoder(SentenceEncoder):
         """Learn vocabulary, document frequencies and singular vectors.
 
         Raises:
-            DataError: texts of one word alone, in which no direction can be told from another.
+            DataError: texts without words, or of one word alone, in which no direction can be told from another.
         """
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS)
-        matrix = vectorizer.fit_transform(texts)
+        try:
+            matrix = vectorizer.fit_transform(texts)
+        except ValueError as error:  # an empty vocabulary
+            raise DataError(f"TF-IDF cannot be learned of these {len(texts):,} texts, which hold no word") from error
         if matrix.shape[1] < 2:
-            raise DataError(f"the training texts hold but one word, {vectorizer.get_feature_names_out()[0]!r}")
+            raise DataError(
+                f"TF-IDF is learned of texts that hold but one word, {vectorizer.get_feature_names_out()[0]!r}"
+            )
         dim = min(self.dim, matrix.shape[0], matrix.shape[1])
         svd = TruncatedSVD(dim, random_state=self.seed)
         with np.errstate(divide="ignore", invalid="ignore"):  # the explained-variance ratio of constant texts

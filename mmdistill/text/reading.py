@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 MANY = 0.5
 """Of texts that get the zero vector, a share above which that is warned of."""
-READERS = {"read-tfidf": "tfidf", "read-average": "average", "read-minilm": "minilm"}
+ALONE = "read-alone"
+"""The judge whose encoder is learned from the set's own texts; those of the others know more than these say."""
+READERS = {ALONE: "tfidf", "read-tfidf": "tfidf", "read-average": "average", "read-minilm": "minilm"}
 """Judges that see a set only through its texts, with the encoder each of them reads with."""
 
 
@@ -66,7 +68,9 @@ def encode_splits(encoder: SentenceEncoder, data: TextData) -> Encoded:
 
 
 class Reader:
-    """Judges texts by logistic regression on the points of an encoder, which is fitted on the training texts.
+    """Judges texts by logistic regression on the points of an encoder.
+
+    That is fitted on all training texts, but that of :data:`ALONE` on the texts that are judged.
 
     Args:
         data: the texts, split.
@@ -93,8 +97,14 @@ class Reader:
             labels: ``(n,)`` or ``(n, C)``.
             weight: ``(n,)``; None is 1.
         """
-        encoder, (train, dev, test, _) = self._encoder(judge)
-        points = train if texts is self.data.train.texts else encoder.encode(texts).points
+        if judge == ALONE:
+            encoder = make_encoder(READERS[judge], self.device)
+            encoder.fit(texts)
+            parts = (texts, self.data.dev.texts, self.data.test.texts)
+            points, dev, test = (encoder.encode(part).points for part in parts)
+        else:
+            encoder, (train, dev, test, _) = self._encoder(judge)
+            points = train if texts is self.data.train.texts else encoder.encode(texts).points
         weights = torch.ones(len(texts)) if weight is None else weight.cpu()
         batch = Batch(points, labels.cpu(), weights)
         predicted, penalty = logistic_predictions(batch, len(self.data.class_names), dev, self.data.dev.labels, test)

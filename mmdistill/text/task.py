@@ -60,9 +60,9 @@ class TextTask:
     A synthetic sample is a point of the encoder's space with a label, soft or hard. Judges are ``mlp`` (one hidden
     layer, trained with the soft cross entropy, or with the squared error where labels are scores), ``logreg`` (its C
     chosen on development data), ``knn`` (cosine-weighted votes), ``ridge`` (no bias; lambda chosen once on development
-    data for the whole training set), ``read-tfidf``, ``read-average`` and ``read-minilm`` (each point's nearest
-    training text, read by another encoder, with logistic regression), and first ``model``, the user's own network,
-    where one is given.
+    data for the whole training set), ``read-alone``, ``read-tfidf``, ``read-average`` and ``read-minilm`` (each point's
+    nearest training text, read by another encoder, with logistic regression; that of ``read-alone`` is learned from
+    these texts and no others), and first ``model``, the user's own network, where one is given.
 
     Args:
         data: the texts, split.

@@ -58,8 +58,8 @@ class TokenTask:
     A synthetic sample is a sequence of L vectors with a label: ``inputs`` are the dict of ``vectors`` ``(n, L, H)``, in
     the standard units of the vocabulary, and ``mask`` ``(n, L)``. Judges are the network distilled with, the others of
     ``textcnn``, ``bilstm``, ``bigru`` and ``transformer``, ``projected`` (the first network on the nearest real
-    tokens), and ``read-tfidf``, ``read-average``, ``read-minilm``: the nearest tokens read as texts by another encoder,
-    with logistic regression.
+    tokens), and ``read-alone``, ``read-tfidf``, ``read-average``, ``read-minilm``: the nearest tokens read as texts by
+    another encoder, with logistic regression.
 
     Args:
         data: the texts, split.

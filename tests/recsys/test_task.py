@@ -424,6 +424,15 @@ def test_implicit_fits_on_the_exported_users(named, tmp_path):
     assert not set(best) & set(history.indices)
 
 
+def test_factorisation_says_that_it_reads_weighted_users_as_binary_ones(task):
+    pytest.importorskip("implicit.cpu.als")
+    weighted = task.rows(task.select(torch.arange(6)).inputs) * 0.7
+    for rows, said in ((weighted, True), ((weighted > 0).float(), False)):
+        notes = task.evaluate(Batch(rows, None, torch.ones(6)), "als", Draws(0), 1, {}).notes
+        assert any("als reads binary rows" in note for note in notes) == said
+    assert not any("binary rows" in note for note in task.evaluate(None, "als", Draws(0), 1, {}).notes)
+
+
 def test_describe_carries_the_item_ids(task):
     info = task.describe()
     assert info.budget == "users"

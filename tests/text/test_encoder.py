@@ -185,8 +185,10 @@ def test_tfidf_reads_scripts_without_spaces() -> None:
 
 
 def test_texts_of_one_word_are_no_data_for_tfidf() -> None:
-    with pytest.raises(DataError, match="the training texts hold but one word, 'hello'"):
+    with pytest.raises(DataError, match="texts that hold but one word, 'hello'"):
         TfidfEncoder().fit(["hello", "hello"])
+    with pytest.raises(DataError, match="these 2 texts, which hold no word"):
+        TfidfEncoder().fit(["", " "])
 
 
 def test_test_texts_of_unknown_words_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

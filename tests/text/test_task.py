@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
 
 from mmdistill.distill import distill
@@ -20,9 +23,12 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState
 from mmdistill.testing import as_float64, check_task
 from mmdistill.text import judges
+from mmdistill.text.data import TextData
 from mmdistill.text.draw import draw
+from mmdistill.text.encoder import TOKENS
 from mmdistill.text.exports import export_embeds, export_tensors
 from mmdistill.text.judges import (
+    INVERSE_PENALTIES,
     centred_targets,
     choose_ridge,
     distributions,
@@ -33,12 +39,14 @@ from mmdistill.text.judges import (
     one_tensor,
     ridge_weights,
 )
+from mmdistill.text.reading import Reader
 from mmdistill.text.task import TextTask, text_task
 from tests.oracles import text as oracle
 from tests.text.corpus import corpus, sentences, small_task
 from tests.toys import held
 
 OWN_JUDGES = ("mlp", "logreg", "knn", "ridge")
+TFIDF = ("read-alone", "read-tfidf")
 
 
 @pytest.fixture(scope="module")
@@ -198,17 +206,38 @@ def test_networks_that_do_not_fit() -> None:
 
 
 def test_judges_agree_on_easy_data(task: TextTask) -> None:
-    for judge in (*OWN_JUDGES, "read-tfidf"):
+    for judge in (*OWN_JUDGES, *TFIDF):
         scores = task.evaluate(None, judge, Draws(0), 2, {})
         assert min(scores.values["accuracy"]) > 0.75, judge
     with pytest.raises(ConfigError, match="did you mean 'logreg'"):
         task.evaluate(None, "logregs", Draws(0), 1, {})
 
 
+def test_read_alone_knows_the_words_of_the_sets_texts_and_no_others() -> None:
+    data = corpus()
+    other = replace(data, train=replace(data.train, texts=tuple(reversed(data.train.texts))))
+    texts, labels = list(data.train.texts[::9]), data.train.labels[::9]
+
+    def found(data: TextData, judge: str) -> float:
+        return Reader(data, torch.device("cpu")).score(judge, texts, labels, None).values["accuracy"][0]
+
+    def alone(inverse_penalty: float) -> tuple[float, float]:
+        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS)
+        model = make_pipeline(words, LogisticRegression(C=inverse_penalty, max_iter=1000)).fit(texts, labels)
+        return model.score(data.dev.texts, data.dev.labels), model.score(data.test.texts, data.test.labels)
+
+    assert found(data, "read-alone") == found(other, "read-alone")
+    tried = [alone(inverse_penalty) for inverse_penalty in INVERSE_PENALTIES]
+    # the points of dev and test texts have unit norm within the span of the set's, so a few of them change sides
+    assert found(data, "read-alone") == pytest.approx(max(tried)[1], abs=0.1)
+    every = [Reader(data, torch.device("cpu")).score(j, data.train.texts, data.train.labels, None) for j in TFIDF]
+    assert every[0].values == every[1].values
+
+
 def test_hard_labels_and_their_one_hot_soft_labels_are_judged_alike(task: TextTask) -> None:
     hard = task.select(torch.arange(0, 180, 9))
     labels = nn.functional.one_hot(hard.targets, 3).float()  # type: ignore[arg-type]
-    for judge in (*OWN_JUDGES, "read-tfidf"):
+    for judge in (*OWN_JUDGES, *TFIDF):
         a = task.evaluate(hard, judge, Draws(0), 2, {})
         b = task.evaluate(hard._replace(targets=labels), judge, Draws(0), 2, {})
         assert a.values == b.values, judge
