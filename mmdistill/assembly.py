@@ -1,10 +1,10 @@
 """From a configuration to the task and the method that it names, and to its place in a run folder."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.distilled import DistilledSet
@@ -21,7 +21,7 @@ from mmdistill.registry import (
     get_parameterization,
     takers,
 )
-from mmdistill.run_folder import CONFIG, holds_work
+from mmdistill.run_folder import CONFIG, holds_work, how_to_go_on, traces
 from mmdistill.runtime import atomic_write, choose_device
 from mmdistill.settings import MEMORY_ONLY
 from mmdistill.task import BudgetKind, Task
@@ -89,7 +89,8 @@ def _parts(config: DistillConfig, option: str) -> set[str]:
 def require_own_config(config: DistillConfig, distilled: DistilledSet, folder: Path) -> None:
     """Refuse options of another run than the set beside them, as one leaves that is cut off while it replaces another.
 
-    The method, the seed, the budget, the kind of labels and the settings are compared.
+    The method, the seed, the budget, the kind of labels and the settings are compared; but options may say more steps,
+    as those of a run do that is being taken further, and leaves its former set until it is finished.
 
     Raises:
         CheckpointError: naming what differs.
@@ -99,12 +100,28 @@ def require_own_config(config: DistillConfig, distilled: DistilledSet, folder: P
     found = {"method": distilled.method, "seed": distilled.seed, distilled.info.budget: distilled.budget}
     found |= {"label": distilled.label} if distilled.label in get_args(LabelKind) else {}
     found |= {name: value for name, value in distilled.settings.items() if name not in MEMORY_ONLY}
+    if _is_longer(config, distilled):
+        del found["steps"]
     for name, value in found.items():
         if said.get(name) not in (None, value) and value is not None:
             raise CheckpointError(
                 f"{folder / CONFIG} is of another run than the set beside it: its {name} is {said[name]}, the set's "
                 f"{value}; begin anew with --overwrite"
             )
+
+
+def note_of_more_steps(config: DistillConfig, distilled: DistilledSet, folder: Path) -> str:
+    """Return in words that a run is being taken further than the set beside its options; empty where it is not."""
+    if not _is_longer(config, distilled):
+        return ""
+    made = distilled.settings["steps"]
+    return f"this set is of {made:,} steps, and its run to {config.steps:,} is unfinished; {how_to_go_on(folder)}"
+
+
+def _is_longer(config: DistillConfig, distilled: DistilledSet) -> bool:
+    """Return whether options say more steps than the run of a set had."""
+    made = distilled.settings.get("steps")
+    return config.steps is not None and isinstance(made, int) and config.steps > made
 
 
 @contextmanager
@@ -118,12 +135,30 @@ def kept_config(config: DistillConfig, folder: Path) -> Iterator[Callable[[], No
         yield lambda: config.save(path)
         config.save(path)  # of a closed form, which takes no step
         return
-    former = path.read_bytes() if path.exists() else None
+    with _saved(config, folder):
+        yield lambda: None
+
+
+@contextmanager
+def kept_options(given: Mapping[str, Any], folder: Path) -> Iterator[Callable[[], None]]:
+    """Keep in a run's configuration what is given anew where it resumes, so that the next time needs no options.
+
+    Where it cannot go on, the configuration stays what it was; gives what is to be called then, as :func:`kept_config`.
+    """
+    with _saved(replace(DistillConfig.load(folder / CONFIG), **given), folder) if given else nullcontext():
+        yield lambda: None
+
+
+@contextmanager
+def _saved(config: DistillConfig, folder: Path) -> Iterator[None]:
+    """Keep a configuration in a folder; if an error comes before any new work, the former one is put back."""
+    path = folder / CONFIG
+    former, before = path.read_bytes() if path.exists() else None, traces(folder)
     try:
         config.save(path)
-        yield lambda: None
+        yield
     except Exception:  # what was interrupted can be resumed
-        if not holds_work(folder):
+        if traces(folder) == before:
             _put_back(path, former)
         raise
 

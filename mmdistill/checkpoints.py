@@ -1,18 +1,19 @@
 """The checkpoints of a run, and which run each belongs to."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from mmdistill import ranks
 from mmdistill.errors import CheckpointError
+from mmdistill.names import in_words
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.run_state import RunState
 from mmdistill.runtime import sweep
-from mmdistill.settings import MEMORY_ONLY, completed
+from mmdistill.settings import MEMORY_ONLY, annealed, completed
 from mmdistill.store import load_tree, save_tree
 
 KEPT_CHECKPOINTS = 2
@@ -72,7 +73,7 @@ class Checkpoints:
         return path
 
     def restore(self, run: RunState, device: torch.device) -> float:
-        """Load the newest readable checkpoint into a run; returns the seconds spent before it.
+        """Load the newest readable checkpoint that the run comes by into it; returns the seconds spent before it.
 
         Raises:
             CheckpointError: there is none, all are damaged, or they belong to another run.
@@ -86,17 +87,39 @@ class Checkpoints:
             except CheckpointError as error:
                 damage.append(str(error))
                 continue
-            if ranks.size() == 1:
+            if ranks.size() == 1 and self._comes_by(path, trees[path.name]):
                 break
         everywhere = set.intersection(*(set(names) for names in ranks.gathered(list(trees))))
+        for name in sorted(everywhere, reverse=True):
+            if self._comes_by(self.folder / name, trees[name]):
+                run.load(trees[name]["run"], device)
+                return float(trees[name]["seconds"])
         if everywhere:
-            newest = max(everywhere)
-            require_same(self.folder / newest, json.loads(trees[newest]["identity"]), self.identity)
-            run.load(trees[newest]["run"], device)
-            return float(trees[newest]["seconds"])
+            raise CheckpointError(
+                f"{self.folder / max(everywhere)} has its run's last step as the best one, which more steps would not "
+                "have validated there, and no earlier checkpoint is left; begin the longer run in another folder"
+            )
         if damage:
             raise CheckpointError("no readable checkpoint: " + "; ".join(damage) + "; begin anew with --overwrite")
         raise CheckpointError(f"{self.folder} holds no checkpoint to resume from")
+
+    def _comes_by(self, path: Path, tree: Mapping[str, Any]) -> bool:
+        """Refuse a checkpoint of another run; return whether this run, which may be longer, comes by its state.
+
+        The last step is validated wherever it falls. Where it was the best, a longer run has another best step by then.
+        """
+        require_begun_alike(path, json.loads(tree["identity"]), self.identity, tree["run"]["optimizers"])
+        best, settings = tree["run"]["best"], cast(Mapping[str, Any], self.identity["settings"])
+        return best is None or best["step"] % settings["validate_every"] == 0 or best["step"] == settings["steps"]
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return the newest readable checkpoint and what it says of its run; None where there is none."""
+        for path in reversed(self.paths()):
+            try:
+                return path, json.loads(load_tree(path)["identity"])
+            except CheckpointError:
+                continue
+        return None
 
     def require_own(self) -> None:
         """Refuse a folder whose newest readable checkpoint is of another run; there may be none.
@@ -104,13 +127,51 @@ class Checkpoints:
         Raises:
             CheckpointError: naming what differs.
         """
-        for path in reversed(self.paths()):
-            try:
-                saved = load_tree(path)
-            except CheckpointError:
-                continue
-            require_same(path, json.loads(saved["identity"]), self.identity)
-            return
+        if found := self.newest():
+            require_same(*found, self.identity)
+
+
+def steps_of(said: Mapping[str, Any]) -> int | None:
+    """Return of how many steps a run is by what a checkpoint or a set says of it; None where it does not."""
+    steps: int | None = dict(said.get("settings") or {}).get("steps")
+    return steps
+
+
+def require_begun_alike(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any], learned: Collection[str]) -> None:
+    """Refuse what a checkpoint says of its run, unless this one comes by its state: the same, or one of more steps.
+
+    Args:
+        path: of the checkpoint.
+        saved: what it says.
+        own: what it would say, were it this run's.
+        learned: the groups that its steps learn.
+    Raises:
+        CheckpointError: naming what differs, or what depends on how many steps the run will have taken in the end.
+    """
+    steps, asked = steps_of(saved), steps_of(own)
+    if steps is None or asked is None or steps == asked:
+        require_same(path, saved, own)
+        return
+    alike = {**saved, "settings": {**saved["settings"], "steps": asked}, DESCRIBED: own[DESCRIBED]}
+    require_same(path, alike, own)
+    if asked < steps:
+        raise CheckpointError(
+            f"{path} is of a run of {steps:,} steps, which can only be taken further; {asked:,} are fewer: begin the "
+            "shorter run in another folder"
+        )
+    rates = [group for group in annealed(saved["settings"]) if group in learned]
+    if rates:
+        reason = f"the rate of its {in_words(rates)} is annealed over its steps"
+    elif DESCRIBED not in saved:
+        reason = "an earlier version did not note what depends on its steps"
+    elif not _agree(saved[DESCRIBED], own[DESCRIBED]):
+        reason = f"its {_difference(DESCRIBED, saved[DESCRIBED], own[DESCRIBED])}"
+    else:
+        return
+    raise CheckpointError(
+        f"{path} is of a run of {steps:,} steps, which cannot be taken to {asked:,}: {reason}, so a longer run is "
+        "another one from the first step; begin it in another folder"
+    )
 
 
 def require_same(path: Path, saved: Mapping[str, object], own: Mapping[str, object]) -> None:

@@ -19,12 +19,13 @@ from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, re
 from mmdistill.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.names import canonical
-from mmdistill.settings import MEMORY_ONLY
+from mmdistill.settings import AT_RESUME
 from mmdistill.wording import GROUPS, Parser, in_groups, name_values
 
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
   mmdistill distill --resume runs/digits
+  mmdistill distill --resume runs/digits --steps 2000
   mmdistill experts --data digits --method mtt --ipc 1
   mmdistill evaluate runs/digits --judges convnet,mlp --networks 5
   mmdistill report runs/digits
@@ -83,7 +84,7 @@ def _distill_parser() -> Parser:
     parser = Parser(
         usage="mmdistill distill --data NAME --method NAME\n"
         "           (--ipc N | --nodes N | --users N | --bytes SIZE) [options]\n"
-        "       mmdistill distill --resume FOLDER [--classes-at-once N] [--kept-steps N]",
+        "       mmdistill distill --resume FOLDER [--steps N] [--classes-at-once N] [--kept-steps N]",
         description="Distil a data set, judge the result beside its baselines, and draw it.",
     )
     parser.add_argument(
@@ -96,8 +97,9 @@ def _distill_parser() -> Parser:
         type=str | None,
         default=None,
         metavar="FOLDER",
-        help="continue the interrupted run in this folder with its own options; beside it only --classes-at-once and "
-        "--kept-steps may be given, which bound memory",
+        help="continue the interrupted run in this folder with its own options; beside it only --steps may be given, "
+        "which takes a run further, finished or not (but none whose rates are annealed over its steps), and "
+        "--classes-at-once and --kept-steps, which bound memory",
     )
     parser.add_argument(
         "--dry_run",
@@ -261,13 +263,13 @@ def keep_given_budget(options: Namespace, given: Sequence[str]) -> None:
 
 
 def require_resume_alone(arguments: Sequence[str]) -> None:
-    """Refuse options beside ``--resume``, since a run continues with its own; those that bound memory may change.
+    """Refuse options beside ``--resume``, since a run continues with its own; steps and bounds of memory may change.
 
     Raises:
         ConfigError: there are some.
     """
     names = list(dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--")))
-    free = ("--resume", *(f"--{name.replace('_', '-')}" for name in MEMORY_ONLY))
+    free = ("--resume", *(f"--{name.replace('_', '-')}" for name in AT_RESUME))
     beside = [name for name in (name.replace("_", "-") for name in names) if name not in free]
     if "--resume" in names and beside:
         raise ConfigError(

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from mmdistill import ranks
 from mmdistill.allocation import subset_bytes
-from mmdistill.assembly import chosen_method, kept_config, make_task, placed, require_own_config, unmet_conditions
+from mmdistill.assembly import (
+    chosen_method,
+    kept_config,
+    kept_options,
+    make_task,
+    note_of_more_steps,
+    placed,
+    require_own_config,
+    unmet_conditions,
+)
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, without_scores
@@ -36,21 +45,21 @@ from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
 from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
-from mmdistill.settings import MEMORY_ONLY
+from mmdistill.settings import AT_RESUME
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned
 from mmdistill.task import Task
 
 
 def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = False) -> None:
-    """Distil, judge, draw; or continue an interrupted run. Under torchrun all ranks distil and the first goes on.
+    """Distil, judge, draw; or continue a run, perhaps to more steps. Under torchrun all ranks distil, and one judges.
 
     A dry run reads the data and prints what the run would do.
     """
     code_digest()  # of the code that runs, which may be edited meanwhile
-    bounds = {name: value for name in MEMORY_ONLY if (value := getattr(config, name)) is not None}
+    given = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
     if resume is not None:
-        config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **bounds)
+        config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
     folder = config.folder()
     _require_free(config, folder, resume)
     if config.deterministic:
@@ -66,22 +75,20 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
             if ranks.is_first():  # before the others go on
                 held.enter_context(sole_writer(folder))
                 _require_free(config, folder, resume)
-                if resume is not None and bounds and not is_finished(folder):
-                    saved = DistillConfig.load(folder / CONFIG)
-                    dataclasses.replace(saved, **bounds).save(folder / CONFIG)  # the next time needs no options
             domain, task, method, budget = _prepared(config, device)
-            if is_finished(folder) and resume is not None:
-                distilled = DistilledSet.load(folder)
+            done = DistilledSet.load(folder) if resume is not None and is_finished(folder) else None
+            if done is not None and config.steps in (None, done.settings.get("steps", config.steps)):
+                distilled = done
                 require_own_config(config, distilled, folder)
                 distilled.require(task.describe())
                 if ranks.is_first():
                     print(f"{folder} is already distilled")
             else:
-                started = is_started(folder)
+                started = is_started(folder) or done is not None
                 if resume is not None and not started and ranks.is_first():
                     print(f"{folder} has no checkpoint yet; beginning with the first step")
-                keeping_config = resume is None and ranks.is_first()
-                with kept_config(config, folder) if keeping_config else nullcontext(lambda: None) as begun:
+                saving = kept_config(config, folder) if resume is None else kept_options(given, folder)
+                with saving if ranks.is_first() else nullcontext(lambda: None) as begun:
                     distilled = _distill_with_bar(
                         config, task, method, budget, folder, resume is not None and started, begun
                     )
@@ -285,6 +292,8 @@ def _open_run(
     distilled = _finished_set(folder)
     config = DistillConfig.load(folder / CONFIG)
     require_own_config(config, distilled, folder)
+    if note := note_of_more_steps(config, distilled, folder):
+        print(f"note: {note}")
     config = changed(config)
     if config.deterministic:
         use_deterministic_kernels()

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from mmdistill import ranks
 from mmdistill.budget import find_budget
-from mmdistill.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same
+from mmdistill.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same, steps_of
 from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
 from mmdistill.distilled import DistilledSet
@@ -33,7 +33,7 @@ from mmdistill.run_folder import CHECKPOINTS, SET, is_finished, is_started, requ
 from mmdistill.run_loop import take_steps
 from mmdistill.runtime import Draws, checked_seed, sole_writer
 from mmdistill.stepper import Stepper
-from mmdistill.store import write_json
+from mmdistill.store import read_json, write_json
 from mmdistill.task import Task, require_task
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,10 @@ def distill(
         settings: overrides of these settings, by field name of :class:`Settings`; ``lr`` is the learning rate of the
             samples.
         out: a folder for checkpoints and the finished set; None keeps nothing on disk.
-        resume: continue from the newest checkpoint in ``out``; ``"auto"`` does so where there is one, begins where
-            there is none, and returns the set of a finished run, so that one call serves all three. It replaces
-            nothing, so ``overwrite`` does not go with it.
+        resume: continue from the newest checkpoint in ``out``, also to more steps than its run had, where these change
+            nothing before it; ``"auto"`` does so where a run is unfinished, begins where there is none, and returns the
+            set of a finished one, so that one call serves all three. It replaces nothing, so ``overwrite`` does not go
+            with it.
         overwrite: replace a run in ``out``.
         checkpoint_every: steps between checkpoints; 0 means every tenth of the run, at least every ten minutes, and
             more often at first.
@@ -175,7 +176,7 @@ def distill(
             require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
         if folder is not None and resume == "auto":
             finished, started = ranks.gathered((is_finished(folder), is_started(folder)))[0]
-            if finished:
+            if finished and not ranks.gathered(_goes_further(folder, distiller.settings.steps))[0]:
                 return _finished(distiller, name, folder, precision == "auto")
             resume = started
         with step_bar(f"{Path(task.describe().data).stem} {name}", visible=progress is True) as show:
@@ -190,6 +191,14 @@ def distill(
                 label,
                 again="with resume='auto'" if resume_auto else "with resume=True",
             )
+
+
+def _goes_further(folder: Path, steps: int) -> bool:
+    """Return whether the finished run of a folder is on its way to so many steps, by its newest checkpoint."""
+    if steps_of(read_json(folder / SET)) == steps:
+        return False
+    newest = Checkpoints(folder / CHECKPOINTS, {}).newest()
+    return newest is not None and steps_of(newest[1]) == steps
 
 
 def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool) -> DistilledSet:
@@ -225,12 +234,15 @@ def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool
         compared["network"] = network_title(distiller.task)
     try:
         require_same(folder / SET, saved, compared)
-        # Checkpoints know the network's layers too. How many processes there were, and in which formats they computed,
-        # matters to a run that goes on.
-        going_on = ("processes", "precision")
+        # Checkpoints know the network's layers too. How many processes there were, in which formats they computed, and
+        # how many steps there shall be, matters to a run that goes on.
+        going_on = ("processes", "precision", "settings")
         Checkpoints(folder / CHECKPOINTS, {key: own[key] for key in own if key not in going_on}).require_own()
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; choose another folder, or leave resume out with overwrite=True") from None
+        fewer = (steps_of(saved) or 0) < distiller.settings.steps
+        further = "take the run further with resume=True, " if fewer and steps_of(saved) else ""
+        ways = f"{further}choose another folder, or leave resume out with overwrite=True"
+        raise CheckpointError(f"{error}; {ways}") from None
     return found
 
 
@@ -263,6 +275,8 @@ def _distilled(
     if keeper is not None:
         if resume:
             keeper.resume(run, distiller.task.device)
+            if run.step < distiller.steps and distiller.exhausted(run) and ranks.is_first():
+                logger.info("patience ended this run at step %d, so it takes no further ones", run.step)
         else:
             keeper.begin()
     with _interruptions_noted(keeper, again):

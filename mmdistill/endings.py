@@ -38,7 +38,9 @@ def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[s
         return f"{own}; the former run in {folder} is untouched"
     if not holds_work(folder):
         return ", ".join(notes) or "nothing is finished yet"
-    return f"continue with: mmdistill distill --resume {shlex.quote(str(folder))}"
+    chosen = options["distill"]
+    further = f" --steps {steps}" if chosen["resume"] and (steps := chosen["steps"]) is not None else ""
+    return f"continue with: mmdistill distill --resume {shlex.quote(str(folder))}{further}"
 
 
 def folder_of(options: Namespace) -> Path:

@@ -3,28 +3,32 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from mmdistill import exports, ranks
-from mmdistill.checkpoints import Checkpoints
+from mmdistill.checkpoints import Checkpoints, steps_of
+from mmdistill.errors import CheckpointError
 from mmdistill.parameterizations.codes import CODES
-from mmdistill.run_folder import CHECKPOINTS, METRICS, SAMPLES, SET, holds_work
+from mmdistill.run_folder import CHECKPOINTS, METRICS, SAMPLES, SET, holds_work, is_finished
 from mmdistill.run_state import RunState
 from mmdistill.runtime import sweep
+from mmdistill.store import read_json
 
 LONGEST_UNSAVED = 600.0
 """Seconds after which a checkpoint is written, unless the user says when."""
 STAGED = ".finished"
-"""Where a run that takes no step is written before it replaces a former one."""
+"""Where a finished run is written before it replaces what the folder holds of a former one."""
 FORMER = (
-    *(SET, SAMPLES, CODES, METRICS, "history.json", "report.md", "report.html"),
-    *("pictures/*.png", "pictures/*.md"),
+    *("pictures/*.png", "pictures/*.md", "report.md", "report.html", METRICS, "history.json"),
+    *(SET, SAMPLES, CODES),
 )
-"""What a run removes of a former one in its folder when it begins, so that nobody takes it for its own.
+"""What a run removes of a former one in its folder, so that nobody takes it for its own.
 
-Its exports go too, by what they wrote down.
+Its exports go too, by what they wrote down. The set goes after all that was made of it, so that no other set is ever
+beside these, and the file that says so goes before the samples.
 """
 
 
@@ -44,6 +48,8 @@ class Keeper:
         self.every = every
         self.replaces = False
         """Whether the folder still holds a former run."""
+        self._longer = False
+        """Whether it holds this run as it was finished with fewer steps."""
         self._began, self._saved = began, time.perf_counter()
 
     @property
@@ -58,13 +64,19 @@ class Keeper:
         self._forget_staged()
 
     def resume(self, run: RunState, device: torch.device) -> None:
-        """Load the newest readable checkpoint into a run.
+        """Load the newest readable checkpoint into a run, which may have more steps than the one that wrote it.
+
+        What that left when it was finished stays until this one is.
 
         Raises:
             CheckpointError: there is none, all are damaged, or they belong to another run.
         """
         self._began -= self.checkpoints.restore(run, device)
         self._forget_staged()
+        if is_finished(self.folder):
+            with suppress(CheckpointError):  # a damaged set is written anew
+                made = steps_of(read_json(self.folder / SET))
+                self._longer = made not in (None, steps_of(self.checkpoints.identity))
 
     def overdue(self) -> bool:
         """Return whether the last checkpoint is too old, where the user did not say when to write them."""
@@ -91,14 +103,14 @@ class Keeper:
             self.checkpoints.save(run, self.seconds)
 
     def finish(self, write: Callable[[Path], None]) -> None:
-        """Have what a finished run leaves written into a folder; that of a run without steps replaces a former one's.
+        """Have what a finished run leaves written into a folder, in the place of what a former one left.
 
-        Of several processes the first one writes.
+        Only a run without steps, or one taken further, finds that still there. Of several processes the first writes.
         """
         with ranks.first_alone():  # the others wait, and fail with it
             if ranks.is_first():
                 sweep(self.folder)
-                if self.replaces:
+                if self.replaces or self._longer:
                     self._staged(write)
                 else:
                     write(self.folder)
@@ -119,14 +131,14 @@ class Keeper:
             shutil.rmtree(place, ignore_errors=True)
 
     def _forget_staged(self) -> None:
-        """Remove what a process left that was killed while a run without steps replaced another one."""
+        """Remove what a process left that was killed while it replaced a former run's set."""
         if ranks.is_first():
             shutil.rmtree(self.folder / STAGED, ignore_errors=True)
 
     def _remove_former(self) -> None:
         """Remove what the former run, its report and its exports left beside its checkpoints."""
         if ranks.is_first():
+            exports.remove(self.folder / "export")
             for pattern in FORMER:
                 for path in self.folder.glob(pattern):
                     path.unlink()
-            exports.remove(self.folder / "export")

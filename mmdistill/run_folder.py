@@ -29,8 +29,11 @@ def is_started(folder: Path) -> bool:
 
 def how_to_finish(folder: Path) -> str:
     """Return how the unfinished run of a folder goes on, in words; nothing where it holds none."""
-    if is_finished(folder):
-        return ""
+    return "" if is_finished(folder) else how_to_go_on(folder)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Return how the run of a folder goes on that is not finished, or is being taken further, in words."""
     if (folder / CONFIG).is_file():
         again = f"distill --resume {shlex.quote(str(folder))}"
         if method := _method_of_a_script(folder):

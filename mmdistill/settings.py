@@ -92,6 +92,8 @@ def require_below_one(owner: object, *names: str) -> None:
 
 MEMORY_ONLY = ("classes_at_once", "kept_steps")
 """Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
+AT_RESUME = ("steps", *MEMORY_ONLY)
+"""Settings that may be given anew when a run resumes: it can be taken further, to more steps, within other bounds."""
 TRAINING = (
     *("outer_steps", "inner_steps", "inner_lr", "inner_batch", "inner_momentum", "inner_window", "kept_steps"),
     "ridge",
@@ -273,6 +275,11 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     defaults = {entry.name: entry.default for entry in fields(Settings) if entry.default is not MISSING}
     return {**settings, **defaults, **settings}
+
+
+def annealed(settings: Mapping[str, Any]) -> list[str]:
+    """Return the groups of recorded settings whose rates depend on how many steps a run will have taken."""
+    return [group for group, spec in settings["optimizers"].items() if spec["cosine"]]
 
 
 def own_names(settings: Settings) -> set[str]:

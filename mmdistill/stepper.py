@@ -56,11 +56,13 @@ class Stepper:
         return wanted and self.distiller.task.device.type == "cuda" and run.objective.steady
 
     def _repays(self, run: RunState) -> bool:
-        """Return whether compiling repays its time; a resumed run decides as the whole one did."""
+        """Return whether compiling repays its time; on a CPU a run goes on as its steps ran so far, to the bit."""
         if self.mode != "auto" or self.distiller.steps < FEWEST_STEPS:
             return self.mode == "on"
         if self.distiller.task.device.type == "cuda":
             return self.distiller.steps >= WORTH_COMPILING
+        if run.step:
+            return "compiled" in run.path
         return worth_compiling(float(self.distiller.steps) * self.distiller.operations(run))
 
     def __call__(self, run: RunState) -> tuple[RunState, Tensor]:

@@ -1,6 +1,6 @@
 """What each process of ``tests/test_ranks.py`` runs: distil toy blobs, perhaps stopped half-way.
 
-torchrun starts it: ``-m tests.rank_worker FOLDER METHOD whole|stop|resume|patience|labels|apart|averages``.
+torchrun starts it: ``-m tests.rank_worker FOLDER METHOD HOW``, with one of the words below.
 """
 
 import os
@@ -44,6 +44,8 @@ def main(folder: Path, name: str, how: str) -> None:
     task, own = BlobTask(), method(name)
     if how == "patience":
         task, own = Disagreeing(), method(name, steps=40, validate_every=2, patience=4)
+    if how in ("longer", "further"):
+        own = method(name, steps=20)
     if how == "labels":
         own = replace(own, label="teacher", network=lambda settings: RandomTargets())
     if how == "apart":
@@ -71,7 +73,7 @@ def main(folder: Path, name: str, how: str) -> None:
                 ipc=2,
                 seed=4,
                 out=folder / "run",
-                resume=how == "resume",
+                resume=how in ("resume", "further"),
                 progress=stop,
             )
         except KeyboardInterrupt:

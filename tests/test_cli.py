@@ -883,8 +883,8 @@ def test_scores_are_printed_before_pictures_are_drawn(
 
 def test_options_beside_resume_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert main(["distill", "--resume", str(run), "--steps", "500", "--judge-epochs=3"]) == 2
-    assert "a run resumes with its own options; leave --steps, --judge-epochs out" in capsys.readouterr().err
+    assert main(["distill", "--resume", str(run), "--steps", "500", "--lr", "5", "--judge-epochs=3"]) == 2
+    assert "a run resumes with its own options; leave --lr, --judge-epochs out" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

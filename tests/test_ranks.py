@@ -116,6 +116,19 @@ def test_ranks_stop_together_and_resume_bit_identically(tmp_path: Path) -> None:
 
 
 @pytest.mark.ddp
+def test_ranks_take_a_run_further_together(tmp_path: Path) -> None:
+    whole, taken = tmp_path / "whole", tmp_path / "taken"
+    for folder, ways in ((whole, ["longer"]), (taken, ["whole", "further"])):
+        folder.mkdir()
+        for how in ways:
+            torchrun("-m", "tests.rank_worker", str(folder), "dc", how)
+    expected = load_file(whole / "longer-0.safetensors")["samples"]
+    for rank in range(2):
+        assert torch.equal(load_file(taken / f"further-{rank}.safetensors")["samples"], expected)
+    assert DistilledSet.load(taken / "run").steps == 20
+
+
+@pytest.mark.ddp
 def test_ranks_whose_validations_differ_lose_patience_together(tmp_path: Path) -> None:
     torchrun("-m", "tests.rank_worker", str(tmp_path), "dc", "patience")
     one, other = (load_file(tmp_path / f"patience-{rank}.safetensors")["samples"] for rank in range(2))
