@@ -495,7 +495,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["distill", "more"], "unexpected argument 'more'"),
         (["evaluate"], "required: run (see mmdistill evaluate --help)"),
         (["distill", "--config", "absent.yaml"], "--config: File does not exist"),
-        (["destill"], "unknown command 'destill'; did you mean 'distill'? (there are: distill, experts, "),
+        (["destill"], "unknown command 'destill'; did you mean 'distill'? (there are: distill, sweep, "),
     ],
 )
 def test_arguments_that_cannot_be_are_one_line(
