@@ -39,13 +39,12 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import MmdistillError
 from mmdistill.evaluate import evaluate
 from mmdistill.metrics import metrics_document
+from mmdistill.processes import start, stop, why_failed
 from mmdistill.registry import domain_methods, get_domain
-from mmdistill.run_folder import METRICS
+from mmdistill.run_folder import LOG, METRICS
 from mmdistill.runtime import choose_device
 from mmdistill.store import read_json, write_json
 
-GRACE = 120
-"""Seconds in which a cell that is asked to stop may end its step and keep a checkpoint."""
 INTERRUPTED = threading.Event()
 """Set by Ctrl-C: running cells stop, and no further one starts."""
 
@@ -106,54 +105,31 @@ def distil_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], n
     command += ["--seeds", ",".join(map(str, seeds)), "--baselines", cell.baselines]
     place = cell.folder(places.out).parent
     place.mkdir(parents=True, exist_ok=True)
-    with (place / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    with (place / LOG).open("wb") as log:
+        process = start(command, log)
         try:
             reason = waited(process, until)
         finally:
             cell.keep(places.out, places.cells, seeds)
     if reason:
         return f"{reason}; the same command resumes it"
-    lines = (place / "log.txt").read_text().strip().splitlines()
-    if process.returncode < 0:  # as the system does without memory, whatever the log's last line is
-        reason = f"killed by {signal_name(-process.returncode)}"
-        cell.fail(places.cells, reason)
-        return f"failed: {reason}"
     if process.returncode:
-        reason = lines[-1].rpartition("Error: ")[2] if lines else f"ended with {process.returncode}"
+        reason = why_failed(process.returncode, place / LOG)
         cell.fail(places.cells, reason)
         return f"failed: {reason}"
-    return " | ".join(lines[-2:])
-
-
-def signal_name(number: int) -> str:
-    """Return the name of a signal, such as SIGKILL; its number where it has none."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return " | ".join((place / LOG).read_text().strip().splitlines()[-2:])
 
 
 def waited(process: "subprocess.Popen[bytes]", until: float) -> str:
     """Wait for a cell, and stop it at a time or an interrupt; returns why it did not end by itself, or nothing."""
     while process.poll() is None:
         if INTERRUPTED.is_set() or time.time() >= until:
-            stop(process)
+            stop([process])
             return "interrupted" if INTERRUPTED.is_set() else "stopped when the time was over"
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=min(max(until - time.time(), 0.1), 1))
-    # A terminal interrupts the cell as well, which then may end before this process knows.
+    # Somebody else may have interrupted the cell.
     return "interrupted" if INTERRUPTED.is_set() or process.returncode in (-signal.SIGINT, 130) else ""
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """Ask a cell to end its step and keep a checkpoint; end it where it does not."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=GRACE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def judge_cells(

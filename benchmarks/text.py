@@ -39,8 +39,9 @@ def run(data: str, ipc: int, chosen: argparse.Namespace) -> None:
             judged = evaluate(task, result, judges=judges, n=chosen.networks, seed=seed, baselines=baselines)
             for source, entries in {name: judged.results, **judged.baselines}.items():
                 for entry in entries:
-                    found[entry.judge].setdefault(source, []).append(entry.mean)
-            shown = ", ".join(f"{entry.judge} {100 * entry.mean:.1f}" for entry in judged.results)
+                    if entry.metric == "accuracy":  # beside which uneven test classes have a balanced one
+                        found[entry.judge].setdefault(source, []).append(entry.mean)
+            shown = ", ".join(f"{entry.judge} {entry.metric} {100 * entry.mean:.1f}" for entry in judged.results)
             size = f"{result.stored_bytes:,} of {result.info.stored_bytes:,} bytes"
             print(f"# {data} ipc {ipc} seed {seed} {name}: {shown}; {result.seconds:.0f} s, {size}", flush=True)
     for judge, rows in found.items():

@@ -1,7 +1,6 @@
-"""The command line: ``mmdistill distill | experts | evaluate | report | compare | export | methods | data``."""
+"""The command line: ``mmdistill distill | sweep | experts | evaluate | report | compare | export | methods | data``."""
 
 import io
-import json
 import logging
 import os
 import sys
@@ -10,22 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
-from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from jsonargparse import Namespace
 
-from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, read_settings
+from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.names import canonical
 from mmdistill.settings import AT_RESUME
-from mmdistill.wording import GROUPS, Parser, in_groups, name_values
+from mmdistill.wording import GROUPS, ConfigFile, Parser, in_groups, name_values
 
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
   mmdistill distill --resume runs/digits
   mmdistill distill --resume runs/digits --steps 2000
+  mmdistill sweep --data digits --methods dm,dc --ipc 1,10 --seeds 0,1,2 --out sweeps/digits
   mmdistill experts --data digits --method mtt --ipc 1
   mmdistill evaluate runs/digits --judges convnet,mlp --networks 5
   mmdistill report runs/digits
@@ -45,16 +43,6 @@ FORMATS = (
 """Names of export formats by domain, here since --help imports no domain."""
 
 
-class ConfigFile(ActionConfigFile):
-    """An option for a file of settings, whose errors name the file."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Read the file; that it is not there is the parser's to say."""
-        if Path(values).is_file():
-            values = json.dumps(read_settings(Path(values)), default=str)  # YAML whose texts stay texts
-        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
-
-
 def build_parser() -> Parser:
     """Return the whole command-line parser."""
     parser = Parser(
@@ -68,6 +56,7 @@ def build_parser() -> Parser:
     commands = parser.add_subcommands(dest="command", title="commands", description=more, prog="mmdistill")
     for name, make, line in (
         ("distill", _distill_parser, "distil a data set, judge the result beside its baselines, and draw it"),
+        ("sweep", _sweep_parser, "distil by several methods, with several budgets and seeds, and compare"),
         ("experts", _experts_parser, "train the experts of mtt and its relatives, ahead of distilling"),
         ("evaluate", _evaluate_parser, "judge a distilled set again, by other judges or more networks"),
         ("report", _report_parser, "write a page with the tables and pictures of a run"),
@@ -112,6 +101,35 @@ def _distill_parser() -> Parser:
     return parser
 
 
+def _sweep_parser() -> Parser:
+    parser = Parser(
+        usage="mmdistill sweep --data NAME --methods NAME,NAME\n"
+        "           (--ipc N,N | --nodes N,N | --users N,N | --bytes SIZE,SIZE) [--seeds N,N] --out FOLDER [options]",
+        description="Distil by each of several methods with each of several budgets and seeds, every run in a process "
+        "of its own, and put all runs in the folder side by side, as 'compare' does. The other options are those of "
+        "'distill', and of every run. The same command called again goes on: it makes what is missing.",
+    )
+    parser.add_argument(
+        "--config",
+        action=ConfigFile,
+        help="a YAML file of options, in which several names or numbers may be a list; options on the command line "
+        "override those in it",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the runs, and which are finished, unfinished or new; do nothing"
+    )
+    parser.add_class_arguments(SweepConfig, as_group=False)
+    skipped = {"method", "seed", "device", "overwrite", *_names(SweepConfig)}
+    parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
+    name_values(parser)
+    in_groups(parser, GROUPS)
+    return parser
+
+
+def _names(kind: type) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
 def _experts_parser() -> Parser:
     parser = Parser(
         usage="mmdistill experts --data NAME [options]",
@@ -119,7 +137,7 @@ def _experts_parser() -> Parser:
         "'distill' trains missing ones by itself; this command trains them ahead of it, and continues where an earlier "
         "call ended.",
     )
-    skipped = {field.name for field in fields(DistillConfig)} - set(EXPERT_OPTIONS)
+    skipped = {*_names(DistillConfig)} - set(EXPERT_OPTIONS)
     parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
     parser.set_defaults(method="mtt")
     parser.add_argument(
@@ -196,7 +214,8 @@ def _compare_parser() -> Parser:
         type=str | None,
         default=None,
         metavar="FOLDER",
-        help="folder for a page with pictures, and comparison.csv for other programs; none by default",
+        help="folder for a page with pictures, comparison.csv for other programs and comparison.tex for papers; none "
+        "by default",
     )
     return parser
 
@@ -287,13 +306,17 @@ def run_command(options: Namespace) -> None:
 
 
 def _run_alone(options: Namespace) -> None:
-    from mmdistill import commands, listings
+    from mmdistill import commands, listings, sweep
 
     chosen = vars(options[options.command]) if options.command in options else {}
     plain = {name: value for name, value in chosen.items() if name != "config"}
     if options.command == "distill":
         resume, dry_run = plain.pop("resume"), plain.pop("dry_run")
         commands.distill_command(DistillConfig(**plain), resume, dry_run)
+    elif options.command == "sweep":
+        own = {name: plain.pop(name) for name in _names(SweepConfig)}
+        dry_run = plain.pop("dry_run")
+        sweep.sweep_command(SweepConfig(**own), DistillConfig(**plain), dry_run)
     elif options.command == "experts":
         epochs, together = plain.pop("epochs"), plain.pop("together")
         commands.experts_command(DistillConfig(**plain), epochs, together)

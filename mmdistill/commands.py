@@ -40,6 +40,7 @@ from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
 from mmdistill.names import baseline_names, canonical, first_few, split_names, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
+from mmdistill.pivot import pivot, write_latex
 from mmdistill.planning import plan_rows
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary, write_comparison, write_report
@@ -366,7 +367,7 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
         runs: run folders, or folders of them.
         judge: whose scores: names, comma-separated, or ``all``; None is each run's first.
         metric: which score; None is the judge's first.
-        to: a folder for the page, its pictures and a table for other programs; None for none.
+        to: a folder for the page, its pictures and tables for other programs and for LaTeX; None for none.
     """
     folders, skipped = judged_runs([Path(run) for run in runs])
     judges = judges_of(folders, judge)
@@ -386,8 +387,10 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
     for folder, reason in skipped.items():
         print(f"skipped: {folder} ({reason})")
     if to is not None:
-        print(write_comparison(Path(to), lines, said, draw_budgets(rows, Path(to))))
+        scores = pivot(rows)
+        print(write_comparison(Path(to), scores.lines(), lines, said, draw_budgets(rows, Path(to))))
         print(write_csv(rows, Path(to) / "comparison.csv"))
+        print(write_latex(scores, Path(to) / "comparison.tex"))
 
 
 def export_command(run: str, format: str, to: str | None) -> None:

@@ -1,5 +1,6 @@
 """What a user can set on the command line or in YAML: typed, documented, printable."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -263,6 +264,31 @@ class EvaluateConfig:
         )
 
 
+@dataclass(frozen=True)
+class SweepConfig:
+    """Distil by several methods, with several budgets and seeds.
+
+    Args:
+        methods: method names, comma-separated (see 'mmdistill methods')
+        ipc: samples per class, comma-separated (images, texts, sets of graphs)
+        nodes: nodes in all, comma-separated (graphs)
+        users: users in all, comma-separated (recommender data)
+        bytes: budgets in bytes instead of counts, comma-separated, such as 10KB,100KB
+        seeds: seeds of everything random, comma-separated
+        devices: auto, cpu, cuda or cuda:N, comma-separated; each has one run at a time, one that is named twice two
+        out: folder of the runs, one each, and of their comparison
+    """
+
+    methods: str | None = None
+    ipc: str | int | None = None
+    nodes: str | int | None = None
+    users: str | int | None = None
+    bytes: str | int | None = None
+    seeds: str | int = "0"
+    devices: str = "auto"
+    out: str | None = None
+
+
 SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in Settings.__dataclass_fields__)
 """Options that replace a method's own settings."""
 
@@ -272,17 +298,22 @@ def _chooses(kind: Any) -> bool:
     return get_origin(kind) is Literal or any(map(_chooses, get_args(kind)))
 
 
-NAMED = {"method", "model", "parameterization", "protocol", "whiten", "scores"}
+NAMED = {"method", "methods", "model", "parameterization", "protocol", "whiten", "scores"}
 """Options whose values are names that this package gives."""
 CHOICES = {entry.name for kind in (DistillConfig, EvaluateConfig) for entry in fields(kind) if _chooses(entry.type)}
 CHOICES |= NAMED  # all of which count however they are spelled, and are recorded in one spelling
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+LISTED = {field.name for field in fields(SweepConfig)} - {"out"} | {"judges", "baselines", "text_column"}
+"""Options that take a comma-separated list, in place of which a file may have one of its own."""
+
+
+def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dataclass_fields__)) -> dict[str, Any]:
     """Read the settings of a YAML file, whose values are not looked at; those left empty are as if they were not there.
 
-    Names of judges and baselines and the columns of a pair of texts may be a list.
-
+    Args:
+        path: the file.
+        kinds: the names of settings that it may have.
     Raises:
         CheckpointError: the file is missing or damaged, or a setting in it is unknown.
     """
@@ -296,7 +327,6 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no settings by name")
-    kinds = [field.name for field in fields(DistillConfig)]
     for name, value in ASIDE.items():  # which --print-config writes
         if content.get(name, ...) == value:
             del content[name]
@@ -308,9 +338,9 @@ def read_settings(path: Path) -> dict[str, Any]:
             content[name] = "on" if content[name] else "off"
         if isinstance(content[name], str):
             content[name] = canonical(content[name])
-    for name, nothing in (("judges", None), ("baselines", "none"), ("text_column", None)):
-        if isinstance(listed := content.get(name), list):
-            content[name] = ",".join(map(str, listed)) or nothing
+    for name in LISTED & set(content):
+        if isinstance(listed := content[name], list):
+            content[name] = ",".join(map(str, listed)) or ("none" if name == "baselines" else None)
     return {name: value for name, value in content.items() if value is not None}
 
 

@@ -31,7 +31,7 @@ def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[s
     """
     command = None if options is None else options.command
     if options is None or command != "distill":
-        return "finished work is kept" + ("; call it again" if command == "experts" else "")
+        return "finished work is kept" + ("; call it again" if command in ("experts", "sweep") else "")
     folder = folder_of(options)
     if former and traces(folder) == former:
         own = ", ".join(notes) or "nothing of the new run is finished yet"

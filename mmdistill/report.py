@@ -150,16 +150,29 @@ def draw_curve(folder: Path) -> Path | None:
 
 
 def write_comparison(
-    folder: Path, rows: Sequence[Sequence[str]], notes: Sequence[str], pictures: Sequence[Path]
+    folder: Path,
+    scores: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    pictures: Sequence[Path],
 ) -> Path:
-    """Write ``comparison.html``, a table of several runs, notes and pictures, into a folder; returns its path."""
+    """Write ``comparison.html`` into a folder; returns its path.
+
+    Args:
+        folder: where it goes.
+        scores: of several runs by data and budget, header first.
+        rows: all that is said of each, header first.
+        notes: what readers of the scores must know.
+        pictures: of the scores.
+    """
     page = folder / "comparison.html"
     caption = (
         "Percent on untouched test data, mean ± standard deviation: over runs where there are several, else networks."
     )
     results = [list(row) for row in rows]
     with atomic_write(page) as handle:
-        handle.write(_html("Distilled sets side by side", [], results, caption, list(notes), pictures).encode())
+        head = html_table(scores)
+        handle.write(_html("Distilled sets side by side", head, results, caption, list(notes), pictures).encode())
     return page
 
 
@@ -188,7 +201,8 @@ def write_report(
     with atomic_write(markdown) as handle:
         handle.write(_markdown(folder, title, facts, results, caption, notes, shown).encode())
     with atomic_write(page) as handle:
-        handle.write(_html(title, facts, results, caption, notes, shown).encode())
+        head = ["<table>", *(html_row(row, "td") for row in facts), "</table>"]
+        handle.write(_html(title, head, results, caption, notes, shown).encode())
     return [markdown, page]
 
 
@@ -221,10 +235,10 @@ def _md_row(cells: Sequence[str]) -> str:
 
 
 def _html(
-    title: str, facts: list[list[str]], results: list[list[str]], caption: str, notes: list[str], shown: Sequence[Path]
+    title: str, head: list[str], results: list[list[str]], caption: str, notes: list[str], shown: Sequence[Path]
 ) -> str:
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
-    parts += [f"<h1>{html.escape(title)}</h1>", "<table>", *(html_row(row, "td") for row in facts), "</table>"]
+    parts += [f"<h1>{html.escape(title)}</h1>", *head]
     parts += [f"<p class=q>{html.escape(caption)}</p>", *html_table(results)]
     parts += [*(f"<p><b>Note</b>: {html.escape(note)}</p>" for note in notes)]
     for path in shown:

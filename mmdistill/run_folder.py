@@ -13,6 +13,8 @@ METRICS = "metrics.json"
 """The scores."""
 CONFIG = "config.yaml"
 """The options of the command line."""
+LOG = "log.txt"
+"""What a run printed that was started by another program."""
 CHECKPOINTS = "checkpoints"
 """The folder of the run's states on the way."""
 

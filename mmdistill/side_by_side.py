@@ -153,12 +153,12 @@ def draw_budgets(rows: Sequence[Repetitions], folder: Path) -> list[Path]:
 def _lines(rows: Sequence[Repetitions]) -> dict[str, list[tuple[int, Score]]]:
     """Return the points of each method's line by its name, which says the judge where there are several."""
     found: dict[str, list[tuple[int, Score]]] = {}
-    for row, title, told in zip(rows, titles(rows), _judges_told(rows), strict=True):
+    for row, title, told in zip(rows, titles(rows), judges_told(rows), strict=True):
         found.setdefault(f"{title}{told}", []).append((row.budget, row.score))
     return found
 
 
-def _judges_told(rows: Sequence[Repetitions]) -> list[str]:
+def judges_told(rows: Sequence[Repetitions]) -> list[str]:
     """Return what follows the name of a line of each row: nothing where all have one judge and metric."""
     if len({row.judged for row in rows}) == 1:
         return [""] * len(rows)
@@ -169,7 +169,7 @@ def _judges_told(rows: Sequence[Repetitions]) -> list[str]:
 def _baseline_lines(rows: Sequence[Repetitions]) -> dict[str, list[tuple[int, Score]]]:
     """Return the points of each baseline's line, of every judge apart."""
     found: dict[str, list[tuple[int, Score]]] = {}
-    for row, told in zip(rows, _judges_told(rows), strict=True):
+    for row, told in zip(rows, judges_told(rows), strict=True):
         for name, score in row.baselines.items():
             found.setdefault(f"{name}{told}", []).append((row.budget, score))
     return found

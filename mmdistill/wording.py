@@ -1,28 +1,53 @@
 """What the command line says: help in groups, and errors in one line."""
 
+import json
 import re
 import sys
 from argparse import PARSER, Action, HelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
-from mmdistill.config import DistillConfig
+from mmdistill.config import DistillConfig, SweepConfig, read_settings
 from mmdistill.errors import did_you_mean
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 """What options take, in words."""
 GROUPS = {
     "what is distilled, and how": (
-        *("data", "method", "ipc", "nodes", "users", "bytes", "schedule", "model", "width", "parameterization"),
+        *(
+            "data",
+            "method",
+            "methods",
+            "ipc",
+            "nodes",
+            "users",
+            "bytes",
+            "schedule",
+            "model",
+            "width",
+            "parameterization",
+        ),
         "label",
     ),
     "the run": (
-        *("out", "overwrite", "resume", "dry_run", "config", "print_config", "seed", "checkpoint_every", "device"),
-        *("precision", "compile", "deterministic"),
+        *(
+            "out",
+            "overwrite",
+            "resume",
+            "dry_run",
+            "config",
+            "print_config",
+            "seed",
+            "seeds",
+            "checkpoint_every",
+            "device",
+        ),
+        *("devices", "precision", "compile", "deterministic"),
     ),
     "reading the data": (
         *("text_column", "label_column", "encoder", "length", "user_column", "item_column", "rating_column"),
@@ -39,7 +64,7 @@ GROUPS = {
         *("experts", "expert_steps", "start_epochs", "expert_folder", "expert_precision", "teacher_epochs", "ema"),
     ),
 }
-"""The options of ``distill``, as its help shows them."""
+"""The options of ``distill`` and ``sweep``, as their help shows them."""
 VALUES = {int: "N", float: "X", bool: "{true,false}"}
 """How help calls the values of an option."""
 ELSEWHERE = {
@@ -50,7 +75,7 @@ ELSEWHERE = {
     **dict.fromkeys(("epochs", "iteration", "iterations", "niter"), ("steps", "judge-epochs")),
     "images-per-class": ("ipc",),
     **dict.fromkeys(("n", "num-eval", "repeats"), ("networks",)),
-    **dict.fromkeys(("gpu", "cuda"), ("device",)),
+    **dict.fromkeys(("gpu", "cuda"), ("device", "devices")),
     **dict.fromkeys(("net", "arch", "architecture", "network"), ("model",)),
     **dict.fromkeys(("out", "output", "output-dir", "save-path", "to"), ("out", "to")),
 }
@@ -107,6 +132,18 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
 
+class ConfigFile(ActionConfigFile):
+    """An option for a file of settings, those of its parser; errors name the file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Read the file; that it is not there is the parser's to say."""
+        if Path(values).is_file():
+            own = {action.dest for action in parser._actions}
+            kinds = {field.name for kind in (DistillConfig, SweepConfig) for field in fields(kind)} & own
+            values = json.dumps(read_settings(Path(values), kinds), default=str)  # YAML whose texts stay texts
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+
+
 def in_one_line(message: str, known: Sequence[str]) -> str:
     """Return an error of the parser in the words of the command line.
 
@@ -146,13 +183,13 @@ def in_groups(parser: ArgumentParser, groups: Mapping[str, Sequence[str]]) -> No
 
     Args:
         parser: with all its options.
-        groups: the names of the options by the groups' titles; those that are named nowhere stay where they are.
+        groups: the names of options by the groups' titles; options that are named nowhere stay where they are.
     """
     plain = next(group for group in parser._action_groups if group.title == "options")
     by_name = {action.dest: action for action in plain._group_actions}
     for title, names in groups.items():
         group = parser.add_argument_group(title)
-        for name in names:
+        for name in filter(by_name.get, names):
             plain._group_actions.remove(by_name[name])
             group._group_actions.append(by_name[name])
 

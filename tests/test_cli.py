@@ -355,18 +355,21 @@ def test_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
     commands = shown()
     distill = shown("distill")
-    for text in (commands, distill, *(shown(name) for name in ("experts", "evaluate", "compare", "export", "data"))):
+    sweep = shown("sweep")
+    others = ("experts", "evaluate", "compare", "export", "data")
+    for text in (commands, distill, sweep, *(shown(name) for name in others)):
         assert "type:" not in text
         assert "null" not in text
         assert "mmdistill [options]" not in text
         assert not re.search(r"--\w+_", text)
     assert "--bytes SIZE) [options]\n" in distill
     assert re.search(r"commands:\n.*--help' for a command's options\.\n\n    distill +distil a data set", commands)
-    plain = distill.partition("\noptions:\n")[2].partition("\n\n")[0]
-    assert plain.strip().startswith("-h, --help")
-    assert "--" not in plain.partition("--help")[2]  # every option stands in a group
-    for title in GROUPS:
-        assert f"\n{title}:\n" in distill
+    for text in (distill, sweep):
+        plain = text.partition("\noptions:\n")[2].partition("\n\n")[0]
+        assert plain.strip().startswith("-h, --help")
+        assert "--" not in plain.partition("--help")[2]  # every option stands in a group
+        for title in GROUPS:
+            assert f"\n{title}:\n" in text
     assert "--init {real,noise,herding,k-center,k-means,craig}" in distill
     assert "--ipc N" in distill
     for name in DOMAIN_PACKAGES:
@@ -492,7 +495,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["distill", "more"], "unexpected argument 'more'"),
         (["evaluate"], "required: run (see mmdistill evaluate --help)"),
         (["distill", "--config", "absent.yaml"], "--config: File does not exist"),
-        (["destill"], "unknown command 'destill'; did you mean 'distill'? (there are: distill, experts, "),
+        (["destill"], "unknown command 'destill'; did you mean 'distill'? (there are: distill, sweep, "),
     ],
 )
 def test_arguments_that_cannot_be_are_one_line(

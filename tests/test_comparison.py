@@ -15,6 +15,7 @@ from mmdistill.cli import main
 from mmdistill.comparison import Repetitions, read_runs, repeated
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.figures import literal
+from mmdistill.pivot import pivot, write_latex
 from mmdistill.side_by_side import draw_budgets, table, titles, write_csv
 
 ENTRY = {"judge": "convnet", "metric": "accuracy", "mean": 0.5, "sd": 0.01, "n": 5}
@@ -174,7 +175,10 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert "ipc 10  1,000  accuracy by convnet  80.0 +/- 1.0  70.0" in said
     assert (tmp_path / "page" / "digits-budgets.png").stat().st_size > 5000
-    assert "data:image/png;base64," in (tmp_path / "page" / "comparison.html").read_text()
+    page = (tmp_path / "page" / "comparison.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "<th>digits, ipc 10</th></tr>\n<tr><td>random</td><td>61.0 ± 1.0</td>" in page
+    assert r"\begin{tabular}" in (tmp_path / "page" / "comparison.tex").read_text()
     assert main(["compare", str(tmp_path / "absent"), *runs]) == 2
     assert f"no such folder: {tmp_path / 'absent'}" in capsys.readouterr().err
 
@@ -456,6 +460,63 @@ def test_a_table_for_other_programs_has_all_digits(tmp_path: Path) -> None:
     assert first["random_mean"] == pytest.approx(0.7 + 0.0123456789 / 2)
     assert found["random_mean"].isna().tolist() == [False, True]
     assert first[["runs", "networks", "judge", "metric"]].tolist() == [2, 5, "convnet", "accuracy"]
+
+
+def test_a_papers_table_has_methods_as_rows_and_budgets_as_columns(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}-{ipc}", 0.5 + ipc / 100, ipc, seed) for seed in (0, 1) for ipc in (10, 2)]
+    poorer = changed(finished(tmp_path / "dc", 0.4), method="d_c", budget={"ipc": 2, "stored_bytes": 100})
+    changed(poorer, baselines={"random": [{**ENTRY, "mean": 0.1}], "whole": [{**ENTRY, "mean": 0.9}]})
+    other = changed(finished(tmp_path / "mnist", 0.9, ipc=2), data="/of/mnist 50%.pt", baselines={})
+    found = pivot(read_runs([*runs, poorer, other]))
+    assert found.lines() == [
+        ["", "mnist 50%, ipc 2", "digits, ipc 2", "digits, ipc 10"],
+        ["random", "–", "42.0 ± 0.0", "50.0 ± 0.0"],  # of two runs, not of the other method's one
+        ["dm", "90.0 ± 1.0", "52.0 ± 0.0", "60.0 ± 0.0"],
+        ["d_c", "–", "40.0 ± 1.0", "–"],
+        ["whole", "–", "90.0 ± 1.0", "–"],
+    ]
+    assert write_latex(found, tmp_path / "comparison.tex").read_text().splitlines()[3:] == [
+        r"\begin{tabular}{lccc}",
+        r"\toprule",
+        r" & \multicolumn{1}{c}{mnist 50\%} & \multicolumn{2}{c}{digits} \\",
+        r"\cmidrule(lr){2-2}\cmidrule(lr){3-4}",
+        r" & ipc 2 & ipc 2 & ipc 10 \\",
+        r"\midrule",
+        r"random & -- & $42.0 \pm 0.0$ & $50.0 \pm 0.0$ \\",
+        r"\midrule",
+        r"dm & $90.0 \pm 1.0$ & $\mathbf{52.0} \pm 0.0$ & $\mathbf{60.0} \pm 0.0$ \\",  # a single one is not the best
+        r"d\_c & -- & $40.0 \pm 1.0$ & -- \\",
+        r"\midrule",
+        r"whole & -- & $90.0 \pm 1.0$ & -- \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_equal_means_and_better_baselines_are_bold_too(tmp_path: Path) -> None:
+    runs = [changed(finished(tmp_path / name, 0.5), method=name, baselines={}) for name in "ab"]
+    tex = pivot(read_runs(runs)).latex()
+    assert tex.count(r"\mathbf{50.0}") == 2
+    assert "; runs: 1\n" in tex
+    changed(runs[0], baselines={"herding": [{**ENTRY, "mean": 0.6, "n": 1}]})
+    tex = pivot(read_runs(runs)).latex()
+    assert tex.count(r"\mathbf") == 1
+    assert r"herding & $\mathbf{60.0}$ \\" in tex
+    for run in runs:  # of which a lower one is better
+        changed(run, results=[{**ENTRY, "metric": "hard-label gap"}], baselines={})
+    assert r"\mathbf" not in pivot(read_runs(runs)).latex()
+
+
+def test_each_judge_has_columns_of_its_own_and_no_score_is_lost(tmp_path: Path) -> None:
+    one, same = (
+        finished(tmp_path / "a", 0.8),
+        changed(finished(tmp_path / "b", 0.6), budget={"ipc": 1, "stored_bytes": 1}),
+    )
+    rows = [row for judge in ("convnet", "mlp") for row in read_runs([one, same], judge)]
+    head, random, *methods = pivot(rows).lines()
+    assert head[1:] == ["digits by convnet, ipc 1", "digits by mlp, ipc 1"]
+    assert random[1:] == ["70.0 ± 1.0", "–"]
+    assert methods == [["dm", "80.0 ± 1.0", "40.0 ± 1.0"], ["dm (b)", "60.0 ± 1.0", "30.0 ± 1.0"]]
 
 
 def test_notes_of_scores_are_named_with_their_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

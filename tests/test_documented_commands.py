@@ -14,6 +14,7 @@ import pytest
 
 from mmdistill.cli import build_parser, spelled
 from mmdistill.errors import ConfigError
+from mmdistill.names import split_names
 from mmdistill.registry import domain_of, get_method, get_parameterization
 from mmdistill.settings import Settings
 
@@ -89,6 +90,9 @@ def check_mmdistill(arguments: list[str]) -> None:
         require_method(own.data, own.method, own.schedule)
         if own.parameterization is not None:
             get_parameterization(domain_of(own.data), own.parameterization)
+    if chosen.command == "sweep":
+        for method in split_names(chosen.sweep.methods):
+            require_method(chosen.sweep.data, method, chosen.sweep.schedule)
 
 
 def check_script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
@@ -164,6 +168,8 @@ def test_commands_are_found_wherever_they_stand() -> None:
 def test_commands_that_are_not_taken_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError):
         check_mmdistill(["distill", "--data", "mnist", "--method", "dmm", "--ipc", "1"])
+    with pytest.raises(ConfigError):
+        check_mmdistill(["sweep", "--data", "mnist", "--methods", "dm,dmm", "--ipc", "1", "--out", "x"])
     with pytest.raises(SystemExit):
         check_mmdistill(["distill", "--data", "mnist", "--metod", "dm"])
     with pytest.raises(SystemExit):

@@ -1,0 +1,68 @@
+"""Runs in processes of their own: how they are started, how they are stopped with a checkpoint, and why they failed."""
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+GRACE = 120
+"""Seconds in which processes that are asked to stop may end their step and keep a checkpoint."""
+
+
+def own_program(command: str) -> list[str]:
+    """Return the words that start again what runs here, for another of its commands.
+
+    Where a script or a module of the user's was started with a command (``python SCRIPT.py sweep ...``), it is that
+    one, which knows methods of its own; else ``python -m mmdistill``.
+
+    Args:
+        command: the one that runs here.
+    """
+    python, main = [sys.executable, "-u"], sys.modules["__main__"]  # unbuffered: what a log ends with came last
+    if sys.argv[1:2] == [command]:
+        if main.__spec__ is not None:
+            return [*python, "-m", main.__spec__.name.removesuffix(".__main__")]
+        if Path(script := str(getattr(main, "__file__", ""))).suffix == ".py":
+            return [*python, script]
+    return [*python, "-m", "mmdistill"]
+
+
+def start(command: Sequence[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    """Start a process that writes into a log; a terminal's Ctrl-C is left to :func:`stop`, since two end it at once."""
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, process_group=0)
+
+
+def stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Let processes end their steps and keep checkpoints; end those that take too long, or all on another Ctrl-C."""
+    until = time.monotonic() + GRACE
+    try:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(until - time.monotonic(), 0))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def why_failed(code: int, log: Path) -> str:
+    """Return why a process failed: by its exit code the signal that ended it, else what its log says last."""
+    if code < 0:  # as the system does without memory, whatever the log's last line is
+        return f"killed by {_signal_name(-code)}"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return re.split("[Ee]rror: ", lines[-1], maxsplit=1)[-1] if lines else f"ended with {code}"
+
+
+def _signal_name(number: int) -> str:
+    """Return the name of a signal, such as SIGKILL; its number where it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
