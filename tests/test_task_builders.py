@@ -49,7 +49,7 @@ def test_judges_train_for_an_epoch_at_least(kind: str) -> None:
 def test_networks_of_interactions_are_tried_when_the_task_is_made() -> None:
     for network, message in (
         (lambda: nn.Linear(6, 4), r"the network returned \(2, 4\) for users with rows of 6 items; expected \(2, 6\)"),
-        (lambda: nn.Linear(5, 6), "the network cannot run on users with rows of 6 items: mat1 and mat2"),
+        (lambda: nn.Linear(5, 6), "the network cannot run on users with rows of 6 items: .*mat1 and mat2"),
         (lambda: nn.Linear(6, 6).double(), "networks learn in float32, and weight of this one is float64"),
     ):
         with pytest.raises(ConfigError, match=message):
