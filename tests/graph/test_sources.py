@@ -37,7 +37,9 @@ def fields() -> dict[str, Any]:
 def adjacency(of: dict[str, Any]) -> sp.csr_matrix:
     row, column = of["edge_index"].numpy()
     nodes = len(of["x"])
-    return sp.csr_matrix((np.ones(len(row), np.float32), (row, column)), shape=(nodes, nodes))
+    found = sp.csr_matrix((np.ones(len(row), np.float32), (row, column)), shape=(nodes, nodes))
+    found.sort_indices()  # as scipy does by itself from 1.14 on
+    return found
 
 
 def write_npz(folder: Path, file: str) -> dict[str, Any]:
