@@ -204,7 +204,7 @@ def test_no_code_is_run_from_what_torch_geometric_keeps(root: Path) -> None:
 
 def test_ogb_is_an_extra(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ogb.nodeproppred", None)
-    with pytest.raises(UnsupportedError, match=r"ogbn-arxiv needs ogb: pip install ogb"):
+    with pytest.raises(UnsupportedError, match=r'ogbn-arxiv needs ogb: pip install "mmdistill\[ogb\]"'):
         load_graph("ogbn-arxiv")
     assert "ogbn-products" in DOMAIN.datasets
 
