@@ -1,4 +1,4 @@
-"""What the package says of itself: every library that it imports is declared."""
+"""What the package says of itself: what it imports, and its version."""
 
 import ast
 import re
@@ -6,12 +6,30 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import mmdistill
+from mmdistill.cli import main
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 """Names of packages in a registry, where they are imported under others."""
+
+
+def test_the_version_is_one_literal() -> None:
+    assert "version" not in PROJECT
+    module = Path(mmdistill.__file__).read_text(encoding="utf-8")
+    assert re.findall(r'^__version__ = "(.*)"$', module, re.MULTILINE) == [mmdistill.__version__]
+
+
+def test_a_checkout_that_is_not_installed_knows_its_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: pytest.fail(f"{name} is looked up"))
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"mmdistill {mmdistill.__version__}\n"
 
 
 def distribution(requirement: str) -> str:
