@@ -12,9 +12,12 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from mmdistill import errors as errors
+
 if TYPE_CHECKING:
     from mmdistill.distill import distill as distill
     from mmdistill.distilled import DistilledSet as DistilledSet
+    from mmdistill.errors import MmdistillError as MmdistillError
     from mmdistill.evaluate import evaluate as evaluate
     from mmdistill.export import export as export
     from mmdistill.graph.sets.task import graph_set_task as graph_set_task
@@ -34,6 +37,7 @@ _HOMES = {
     "export": ("mmdistill.export", "export"),
     "decode": ("mmdistill.parameterizations.codes", "decode"),
     "DistilledSet": ("mmdistill.distilled", "DistilledSet"),
+    "MmdistillError": ("mmdistill.errors", "MmdistillError"),
     "METHODS": ("mmdistill.methods", "CORE_METHODS"),
     "image_task": ("mmdistill.image.task", "image_task"),
     "graph_set_task": ("mmdistill.graph.sets.task", "graph_set_task"),
@@ -47,8 +51,10 @@ _HOMES = {
 __all__ = [
     "METHODS",
     "DistilledSet",
+    "MmdistillError",
     "decode",
     "distill",
+    "errors",
     "evaluate",
     "export",
     "graph_set_task",
@@ -68,7 +74,8 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    modules = {name for name in globals() if f"{__name__}.{name}" in sys.modules}
+    return sorted({*modules, *__all__, *(name for name in globals() if name[:2] == name[-2:] == "__")})
 
 
 class _Package(ModuleType):

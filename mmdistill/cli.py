@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from importlib.metadata import version
 
 from jsonargparse import Namespace
 
+from mmdistill import __version__
 from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
 from mmdistill.errors import ConfigError, MmdistillError
@@ -51,7 +51,7 @@ def build_parser() -> Parser:
         description="Distil a large training set into a tiny one that trains models nearly as well.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("--version", action="version", version=f"mmdistill {version('mmdistill')}")
+    parser.add_argument("--version", action="version", version=f"mmdistill {__version__}")
     more = "Run 'mmdistill COMMAND --help' for a command's options."
     commands = parser.add_subcommands(dest="command", title="commands", description=more, prog="mmdistill")
     for name, make, line in (

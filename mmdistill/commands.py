@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -37,7 +36,7 @@ from mmdistill.kept_baselines import KeptBaselines, code_digest
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
-from mmdistill.names import baseline_names, canonical, first_few, split_names, unknown_name
+from mmdistill.names import as_argument, baseline_names, canonical, first_few, split_names, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.pivot import pivot, write_latex
@@ -105,7 +104,7 @@ def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> No
     if resume is not None or config.overwrite:
         require_free(folder, other="another --out")
     else:
-        again = f"--resume {shlex.quote(str(folder))}"
+        again = f"--resume {as_argument(folder)}"
         require_free(folder, other="another --out", resume=again, overwrite="--overwrite")
 
 
@@ -156,7 +155,7 @@ def _judge_and_draw(
     pictures = domain.draw(task, distilled.to(task.device), folder / "pictures")
     print(
         f"set, metrics and {len(pictures)} picture(s) are in {folder}; "
-        f"'mmdistill report {shlex.quote(str(folder))}' makes a page of them"
+        f"'mmdistill report {as_argument(folder)}' makes a page of them"
     )
 
 

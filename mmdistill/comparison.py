@@ -1,7 +1,6 @@
 """Judged runs together: which of them are repetitions of one another, and what these scored."""
 
 import json
-import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from mmdistill.config import read_settings
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.judged_run import RECORDED, JudgedRun
 from mmdistill.metrics import judge_in_words, read_metrics
-from mmdistill.names import canonical, split_names
+from mmdistill.names import as_argument, canonical, split_names
 from mmdistill.run_folder import CONFIG, METRICS, SET, how_to_finish, is_finished
 from mmdistill.store import read_json
 
@@ -148,7 +147,7 @@ def _unjudged(folder: Path) -> str:
     if is_finished(folder) and not (folder / CONFIG).is_file():
         return "not judged; made in Python, it is judged there: docs/formats.md shows how"
     if is_finished(folder):
-        return f"not judged; that does: mmdistill evaluate {shlex.quote(str(folder))}"
+        return f"not judged; that does: mmdistill evaluate {as_argument(folder)}"
     if ending := how_to_finish(folder):
         return f"unfinished; {ending}"
     return NO_RUN

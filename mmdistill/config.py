@@ -10,7 +10,7 @@ import yaml
 
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
-from mmdistill.names import canonical, split_names
+from mmdistill.names import as_file_name, canonical, split_names
 from mmdistill.run_folder import holds_work
 from mmdistill.settings import Settings
 
@@ -187,7 +187,9 @@ class DistillConfig:
         budget = next((b for b in (self.ipc, self.nodes, self.users, self.bytes) if b is not None), 0)
         name = self.method if self.parameterization is None else f"{self.method}-{self.parameterization}"
         seed = f"-seed{self.seed}" if self.seed else ""
-        return Path("runs") / f"{Path(str(self.data)).stem}-{name}-{budget}{seed}"
+        data = Path(str(self.data))
+        stem = data.stem if data.name not in ("", "..") else data.resolve().stem  # ./ has no name of its own
+        return Path("runs") / as_file_name(f"{stem}-{name}-{budget}{seed}")
 
     def overrides(self) -> dict[str, object]:
         """Return the settings that replace the method's own."""

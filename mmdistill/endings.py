@@ -1,7 +1,6 @@
 """How a command ends that does not end by itself: what it keeps, what to do next, and SIGTERM like Ctrl-C."""
 
 import os
-import shlex
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from jsonargparse import Namespace
 
 from mmdistill.config import BUDGETS, DistillConfig
 from mmdistill.errors import ConfigError
+from mmdistill.names import as_argument
 from mmdistill.run_folder import holds_work, traces
 
 
@@ -40,7 +40,7 @@ def kept(options: Namespace | None, former: Mapping[str, int], notes: Sequence[s
         return ", ".join(notes) or "nothing is finished yet"
     chosen = options["distill"]
     further = f" --steps {steps}" if chosen["resume"] and (steps := chosen["steps"]) is not None else ""
-    return f"continue with: mmdistill distill --resume {shlex.quote(str(folder))}{further}"
+    return f"continue with: mmdistill distill --resume {as_argument(folder)}{further}"
 
 
 def folder_of(options: Namespace) -> Path:

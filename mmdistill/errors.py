@@ -61,6 +61,11 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ConfigError(f"{name} is {' or '.join(choices)}, got {value!r}{did_you_mean(str(value), choices)}")
 
 
+def to_install(extra: str) -> str:
+    """Return the command that installs an extra of this package, whose lower bounds it heeds."""
+    return f'pip install "mmdistill[{extra}]"'
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean ...?" with the known names nearest to one, at most three, or nothing.
 

@@ -1,11 +1,16 @@
 """Names that users give: their canonical spelling, and what is said of one that nobody knows."""
 
 import os
+import re
+import shlex
+import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 
+WINDOWS = os.name == "nt"
+"""Whether commands are typed into cmd.exe, whose quotes are others than those of Unix shells."""
 OWN_ENCODERS = ("minilm", "tfidf", "average")
 """The text encoders that go by a name of this package; any other name is that of a model, or its folder."""
 
@@ -48,6 +53,16 @@ def first_few(names: Sequence[object], most: int = 5) -> str:
     """Return the first of some names as a sentence lists them, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(str, names[:most])) + more
+
+
+def as_argument(value: object) -> str:
+    """Return a value as one argument of a command that a user may copy into the shell."""
+    return subprocess.list2cmdline([str(value)]) if WINDOWS else shlex.quote(str(value))
+
+
+def as_file_name(text: str) -> str:
+    """Return a name for a file or folder with a hyphen for each character that some file system does not take."""
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", text)
 
 
 def split_names(text: str | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import shlex
 import shutil
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.evaluation import Evaluation, named_notes
 from mmdistill.figures import save_figure
 from mmdistill.metrics import judge_in_words
+from mmdistill.names import as_argument
 from mmdistill.runtime import atomic_write
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import read_json
@@ -193,7 +193,7 @@ def write_report(
     facts, results = fact_rows(distilled), result_rows(metrics)
     notes = named_notes((entry["judge"], entry.get("notes", [])) for entry in metrics.get("results", []))
     if not metrics.get("results"):
-        notes = [f"not judged yet: mmdistill evaluate {shlex.quote(str(folder))}"]
+        notes = [f"not judged yet: mmdistill evaluate {as_argument(folder)}"]
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))
     over = ", mean ± standard deviation over independently trained networks" if deviations else ""
     caption = f"Percent{over}, on untouched test data."
@@ -220,7 +220,7 @@ def _markdown(
     lines += [_md_row(head), _md_row(["---"] * len(head)), *(_md_row(row) for row in body), ""]
     lines += [line for note in notes for line in (f"> {note}", "")]
     for path in shown:
-        name = path.relative_to(folder) if path.is_relative_to(folder) else path
+        name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
         lines += [f"## {path.stem}", "", f"![{path.stem}]({name})" if path.suffix == ".png" else _text(path), ""]
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
 """What a run's folder holds, by name; without torch, for which the command line's help does not wait."""
 
-import shlex
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.names import as_argument
 
 SAMPLES = "distilled.safetensors"
 """The set's tensors."""
@@ -37,7 +37,7 @@ def how_to_finish(folder: Path) -> str:
 def how_to_go_on(folder: Path) -> str:
     """Return how the run of a folder goes on that is not finished, or is being taken further, in words."""
     if (folder / CONFIG).is_file():
-        again = f"distill --resume {shlex.quote(str(folder))}"
+        again = f"distill --resume {as_argument(folder)}"
         if method := _method_of_a_script(folder):
             return f"its method {method!r} is that of a script, with which it goes on: python SCRIPT.py {again}"
         return f"it goes on with: mmdistill {again}"

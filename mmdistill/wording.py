@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from argparse import PARSER, Action, HelpFormatter
+from argparse import PARSER, Action
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -117,9 +117,9 @@ class Parser(ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=Formatter, **options)
 
-    def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        """Return the help with hyphens in option names."""
-        text = super().format_help(formatter).replace(f"mmdistill{BETWEEN} ", "mmdistill ")
+    def format_help(self, *given: Any) -> str:
+        """Return the help with hyphens in option names; newer versions of the parser give a formatter."""
+        text = super().format_help(*given).replace(f"mmdistill{BETWEEN} ", "mmdistill ")
         return re.sub(r"--[a-z][a-z_.]*", lambda match: match[0].replace("_", "-"), text)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

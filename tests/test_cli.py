@@ -969,6 +969,25 @@ def test_runs_of_other_seeds_have_folders_of_their_own(seed: list[str], name: st
     assert config.folder() == Path("runs") / name
 
 
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("hf:ag_news", "hf-ag_news-krr-10"),
+        ("hf:glue:sst2", "hf-glue-sst2-krr-10"),
+        ("./", "here-krr-10"),
+        ("../here/..", "{above}-krr-10"),
+        ("a b/my_table.v2.csv", "my_table.v2-krr-10"),
+    ],
+)
+def test_run_folders_have_names_that_every_system_takes(
+    data: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    expected = Path("runs") / name.format(above=tmp_path.name)
+    assert DistillConfig(data=data, method="krr", ipc=10).folder() == expected
+
+
 def test_settings_that_a_method_does_not_read_are_named() -> None:
     given = {"inner_lr": 0.1, "inner_window": 3, "real_batch": 2, "outer_steps": 2}
 

@@ -30,6 +30,24 @@ def test_every_public_name_is_there() -> None:
         mmdistill.distil  # noqa: B018
 
 
+def fresh(code: str) -> str:
+    """Return what code prints in a process of its own."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_errors_are_there_after_the_import_of_the_package_alone() -> None:
+    code = "import sys, mmdistill; print(mmdistill.errors.DataError.__mro__[1] is mmdistill.MmdistillError)"
+    assert fresh(f"{code}; print('torch' in sys.modules)").split() == ["True", "False"]
+
+
+def test_only_names_that_are_promised_are_listed() -> None:
+    shown = fresh("import mmdistill, mmdistill.image.task; print(*dir(mmdistill))").split()
+    others = {name for name in shown if not (name.startswith("__") and name.endswith("__"))} - {*mmdistill.__all__}
+    modules = {name.split(".")[1] for name in sys.modules if name.startswith("mmdistill.")}
+    assert "image" in others
+    assert others <= modules
+
+
 def test_unknown_methods_are_named_with_their_neighbours() -> None:
     with pytest.raises(ConfigError, match=r"no method 'gcond' in this table.*get_method"):
         mmdistill.METHODS["gcond"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.errors import ConfigError, DataError, UnsupportedError, to_install
 from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
 from mmdistill.isolation import isolated
@@ -91,7 +91,7 @@ def _ogb(root: Path, name: str) -> Mapping[str, Any]:
     try:
         from ogb.nodeproppred import PygNodePropPredDataset
     except ImportError as error:
-        raise UnsupportedError(f"{name.replace('_', '-')} needs ogb: pip install ogb") from error
+        raise UnsupportedError(f"{name.replace('_', '-')} needs ogb: {to_install('ogb')}") from error
     found = PygNodePropPredDataset(name.replace("_", "-"), str(root))
     fields = dict(fields_of(found[0]))
     for part, ids in found.get_idx_split().items():

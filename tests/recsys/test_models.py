@@ -164,7 +164,7 @@ def test_without_implicit_the_error_says_what_to_install(monkeypatch, interactio
         raise ImportError(name)
 
     monkeypatch.setattr("mmdistill.recsys.factorisation.import_module", missing)
-    with pytest.raises(UnsupportedError, match="pip install implicit"):
+    with pytest.raises(UnsupportedError, match=r'pip install "mmdistill\[recsys\]"'):
         Factorisation(interactions.parts["train"])
 
 

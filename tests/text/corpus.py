@@ -1,5 +1,6 @@
 """A tiny generated corpus: three topics with their own words among shared ones."""
 
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -91,7 +92,8 @@ def tiny_transformer(folder: Path, layers: int = 2) -> Path:
     words = sorted({*SHARED, *(word for topic in TOPICS.values() for word in topic)})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    newer = "vocab" in signature(BertTokenizerFast.__init__).parameters  # transformers 5
+    BertTokenizerFast(**{"vocab" if newer else "vocab_file": str(folder / "vocab.txt")}).save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = BertConfig(

