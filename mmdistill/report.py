@@ -17,9 +17,8 @@ from mmdistill.errors import CheckpointError
 from mmdistill.evaluation import Evaluation, named_notes
 from mmdistill.figures import save_figure
 from mmdistill.metrics import judge_in_words
-from mmdistill.runtime import atomic_write
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
-from mmdistill.store import read_json
+from mmdistill.store import read_json, write_text
 from mmdistill.tabular import aligned, html_row, html_table
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
@@ -158,8 +157,7 @@ def write_comparison(
         "Percent on untouched test data, mean ± standard deviation: over runs where there are several, else networks."
     )
     results = [list(row) for row in rows]
-    with atomic_write(page) as handle:
-        handle.write(_html("Distilled sets side by side", [], results, caption, list(notes), pictures).encode())
+    write_text(page, _html("Distilled sets side by side", [], results, caption, list(notes), pictures))
     return page
 
 
@@ -185,10 +183,8 @@ def write_report(
     over = ", mean ± standard deviation over independently trained networks" if deviations else ""
     caption = f"Percent{over}, on untouched test data."
     markdown, page = folder / "report.md", folder / "report.html"
-    with atomic_write(markdown) as handle:
-        handle.write(_markdown(folder, title, facts, results, caption, notes, shown).encode())
-    with atomic_write(page) as handle:
-        handle.write(_html(title, facts, results, caption, notes, shown).encode())
+    write_text(markdown, _markdown(folder, title, facts, results, caption, notes, shown))
+    write_text(page, _html(title, facts, results, caption, notes, shown))
     return [markdown, page]
 
 

@@ -1,5 +1,6 @@
 """Sets are exported from their run's folder alone, whatever became of the data, but where these are exported too."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,21 @@ def test_exports_need_no_data_but_those_of_real_samples(
             assert content(tmp_path / "gone" / format) == kept
         own = {path: kept[path] for path in kept if path not in ("export.json", "learned.json")}
         assert content(tmp_path / "task" / format) == own
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode elsewhere")
+@pytest.mark.parametrize("name", ["pictures", "graph.pt", "log.csv", "points"])
+def test_names_of_files_need_be_no_utf8(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    KINDS[name].write(tmp_path / f"\udcff{name}")
+    kept = ["--networks", "1", "--judge-epochs", "1", "--baselines", "none", "--out", "run\udcff"]
+    assert main(["distill", "--data", f"\udcff{name}", *KINDS[name].options.split(), *kept]) == 0
+    for command in (["evaluate", *kept[:-2]], ["report"], ["compare", "--to", "page\udcff"]):
+        assert main([command[0], "run\udcff", *command[1:]]) == 0
+    assert r"\udcff" in (tmp_path / "run\udcff" / "report.md").read_text(encoding="utf-8")
+    domain = get_domain(DistilledSet.load("run\udcff").info.domain)
+    for format in [format for format in domain.exports if format != "ddranking"]:
+        assert main(["export", "run\udcff", "--format", format]) == 0
 
 
 def test_data_that_have_grown_are_named_with_a_remedy(

@@ -17,7 +17,7 @@ from mmdistill.recsys.factorisation import heaviest
 from mmdistill.recsys.privacy import Nearness, nearness
 from mmdistill.recsys.synthetic import index_bytes
 from mmdistill.recsys.task import RecsysTask
-from mmdistill.runtime import atomic_write
+from mmdistill.store import write_text
 from mmdistill.task import Batch, Task
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws, since importing it takes long
@@ -136,8 +136,7 @@ def list_users(data: Interactions, rows: Tensor, near: Nearness, target: Path) -
         half = int((row.sort(descending=True).values.cumsum(0) < 0.5 * row.sum()).sum()) + 1
         user = f"{data.user_ids[near.user[index]]} ({near.cosine[index]:.2f}{', a copy' * int(near.copies[index])})"
         lines.append(f"| {index} | {float(row.sum()):.1f} | {half} | {user} | {items} |")
-    with atomic_write(target) as handle:
-        handle.write("\n".join([*lines, ""]).encode())
+    write_text(target, "\n".join([*lines, ""]))
     return target
 
 

@@ -16,7 +16,7 @@ from mmdistill.exports import exporter
 from mmdistill.recsys.draw import SMALLEST_WEIGHT, synthetic_rows
 from mmdistill.recsys.factorisation import heaviest
 from mmdistill.runtime import atomic_write
-from mmdistill.store import write_tensors
+from mmdistill.store import write_tensors, write_text
 
 Ids = npt.NDArray[Any]
 
@@ -97,8 +97,7 @@ def _columns(ids: Ids, folder: Path) -> Path:
 
 
 def _table(path: Path, table: pd.DataFrame, separator: str = ",") -> Path:
-    with atomic_write(path) as handle:
-        handle.write(table.to_csv(index=False, sep=separator, float_format="%.6g").encode())
+    write_text(path, table.to_csv(index=False, sep=separator, float_format="%.6g"))
     return path
 
 

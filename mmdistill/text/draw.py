@@ -12,7 +12,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.exports import into_folder
 from mmdistill.figures import literal, save_figure
 from mmdistill.labels import are_probabilities
-from mmdistill.runtime import atomic_write
+from mmdistill.store import write_text
 from mmdistill.task import Batch, Task, one_tensor
 from mmdistill.text.attention import class_labels
 from mmdistill.text.encoder import PAIR
@@ -121,8 +121,7 @@ def write_nearest(task: TextLike, batch: Batch, folder: Path) -> Path:
             first = (str(number + 1), _cell(label)) if rank == 0 else ("", "")
             lines.append(f"| {first[0]} | {first[1]} | {value} | {text} |")
     path = folder / "nearest.md"
-    with atomic_write(path) as handle:
-        handle.write(("\n".join(lines) + "\n").encode())
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 

@@ -11,8 +11,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter, task_exporter
 from mmdistill.labels import are_probabilities
-from mmdistill.runtime import atomic_write
-from mmdistill.store import write_tensors
+from mmdistill.store import write_tensors, write_text
 from mmdistill.task import Task, TaskInfo
 from mmdistill.text.attention import class_labels
 from mmdistill.text.draw import as_text_like, read
@@ -93,8 +92,7 @@ def export_texts(distilled: DistilledSet, folder: Path, task: Callable[[], Task]
         line = json.dumps({**text_of, "label": label, "soft_label": soft}, ensure_ascii=False)
         lines.append(line.translate(LINE_ENDS))
     path = folder / "texts.jsonl"
-    with atomic_write(path) as handle:
-        handle.write(("\n".join(lines) + "\n").encode())
+    write_text(path, "\n".join(lines) + "\n")
     return [path]
 
 
