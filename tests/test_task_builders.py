@@ -10,11 +10,16 @@ from torch import nn
 
 from mmdistill import graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.errors import ConfigError
+from mmdistill.graph import load_graph
 from mmdistill.graph.judges import JudgeProtocol, protocol_for
+from mmdistill.graph.sets.data import load_graph_set
 from mmdistill.graph.sets.task import PROTOCOL
+from mmdistill.image import load
+from mmdistill.recsys import load_interactions
 from mmdistill.runtime import Draws
+from mmdistill.text import load_text
 from tests.graph.sets.toy import FAST, write_rings
-from tests.graph.toy import planted_graph
+from tests.graph.toy import planted_fields, planted_graph
 from tests.text.corpus import corpus
 
 MATRIX = np.triu(np.ones((6, 6)))
@@ -24,6 +29,14 @@ BUILDERS: dict[str, Callable[..., object]] = {
     "graph-set": lambda **options: graph_set_task("mutag", **options),
     "text": lambda **options: text_task(corpus(), encoder="tfidf", **options),
     "recsys": lambda **options: recsys_task(MATRIX, **options),
+}
+
+LOADERS: dict[str, Callable[..., object]] = {
+    "image": lambda **options: load("digits", **options),
+    "graph": lambda **options: load_graph(planted_fields(), **options),
+    "graph-set": lambda **options: load_graph_set("mutag", **options),
+    "text": lambda **options: load_text(corpus(), **options),
+    "recsys": lambda **options: load_interactions(MATRIX, **options),
 }
 
 WHOLE = ("graph", "graph-set")
@@ -37,6 +50,22 @@ def test_sizes_and_devices_that_cannot_be_are_refused(kind: str) -> None:
             BUILDERS[kind](width=width)
     with pytest.raises(ConfigError, match="unknown device 'xpu9': use auto, cpu, cuda or cuda:N"):
         BUILDERS[kind](device="xpu9")
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_seeds_are_whole_numbers(kind: str) -> None:
+    for seed in (0.0, False, None, "0"):
+        with pytest.raises(ConfigError, match="seed is a whole number, got"):
+            BUILDERS[kind](seed=seed)
+        with pytest.raises(ConfigError, match="seed is a whole number, got"):
+            LOADERS[kind](seed=seed)
+
+
+def test_a_seed_of_numpy_splits_as_one_of_python() -> None:
+    images = np.random.default_rng(0).random((20, 8, 8), dtype=np.float32), np.arange(20) % 2
+    one, other = (load(images, seed=seed) for seed in (3, np.int64(3)))  # type: ignore[arg-type]
+    assert one.test_fingerprint == other.test_fingerprint
+    assert one.notes == other.notes
 
 
 @pytest.mark.parametrize("kind", BUILDERS)

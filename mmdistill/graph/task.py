@@ -27,7 +27,7 @@ from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.runtime import Draws, choose_device
+from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.settings import Settings, require_no_width, require_sizes
 from mmdistill.task import (
     Batch,
@@ -330,6 +330,7 @@ def graph_task(
         DataError: a graph that cannot be used.
         UnsupportedError: a data set whose library is not installed.
     """
+    seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs)
     if isinstance(hops, bool) or not isinstance(hops, Integral) or hops < 0:
         raise ConfigError(f"hops is a whole number of at least 0, got {hops!r}")

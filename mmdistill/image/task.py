@@ -33,7 +33,7 @@ from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
-from mmdistill.runtime import Draws, Elsewhere, choose_device, host_draws_from
+from mmdistill.runtime import Draws, Elsewhere, checked_seed, choose_device, host_draws_from
 from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 
@@ -350,6 +350,7 @@ def image_task(
         DataError: missing, damaged or unusable data.
         UnsupportedError: a network for larger images.
     """
+    seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     if judge_precision is not None:
         require_choice("the judges' precision", judge_precision, get_args(TrainingPrecision))

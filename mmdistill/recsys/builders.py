@@ -17,7 +17,7 @@ from mmdistill.recsys.splits import SplitBy
 from mmdistill.recsys.task import RecsysTask
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
-from mmdistill.runtime import choose_device
+from mmdistill.runtime import checked_seed, choose_device
 from mmdistill.settings import require_no_width, require_sizes
 
 MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
@@ -73,6 +73,7 @@ def recsys_task(
         ConfigError: an unknown name or model, a size out of range, or a network that cannot run on rows of these items.
         DataError: missing, damaged or unusable data.
     """
+    seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     require_sizes(sys.maxsize, max_users=max_users)
     if not isinstance(data, Interactions):

@@ -19,7 +19,7 @@ from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
-from mmdistill.runtime import Draws, choose_device
+from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.settings import require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
@@ -378,6 +378,7 @@ def token_task(
         ConfigError: an unknown name, an encoder without tokens, or a network that does not fit.
         DataError: unusable data, see :func:`~mmdistill.text.data.load_text`.
     """
+    seed = checked_seed(seed)
     require_sizes(length=length, width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     device = choose_device(device)
     given = with_test(data, test)

@@ -22,7 +22,7 @@ from mmdistill.networks.architecture import task_line
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.selection import Selection
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.runtime import Draws, choose_device
+from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.settings import Settings, require_sizes
 from mmdistill.task import (
     Batch,
@@ -265,6 +265,7 @@ def graph_set_task(
         ConfigError: an unknown name, or a size below 1.
         DataError: files that are missing or cannot be used.
     """
+    seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs)
     device = choose_device(device)
     graphs = data if isinstance(data, GraphSet) else load_graph_set(data, seed=seed)
