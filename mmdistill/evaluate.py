@@ -19,7 +19,7 @@ from mmdistill.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.progress import judging_bar, own_progress
 from mmdistill.runtime import Draws, checked_seed
-from mmdistill.settings import require_sizes
+from mmdistill.settings import require_kind, require_sizes
 from mmdistill.task import Batch, Scores, Task, checked_samples, require_task
 
 BASELINES = ("random", "herding", "whole")
@@ -152,6 +152,7 @@ def evaluate(
             )
     told = own_progress(progress, "judgements done, in all, what is judged next, the results so far")
     require_task(task)
+    require_kind(bool, robust=robust, baselines_only=baselines_only)
     if robust and baselines_only:
         raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
     judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())

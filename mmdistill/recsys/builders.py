@@ -1,6 +1,7 @@
 """Makes tasks of interactions, from data and from what the command line gives."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -31,7 +32,7 @@ def recsys_task(
     data: Source | Interactions,
     *,
     model: ModuleFactory | str | None = None,
-    features: tuple[str, ...] = (),
+    features: str | Sequence[str] = (),
     width: int | None = None,
     hold_out: float = 0.0,
     user_column: str | None = None,
