@@ -203,5 +203,8 @@ def test_sets_are_exported_from_python(tmp_path: Path) -> None:
     export(DistilledSet.load(tmp_path / "run"), "folder", tmp_path / "to")
     with pytest.raises(ConfigError, match="holds the export of another set"):
         export(other, "pt", tmp_path / "to")
+    for found in (str(tmp_path / "run"), one.batch):
+        with pytest.raises(ConfigError, match=r"a DistilledSet is exported, got \w+; DistilledSet.load\(folder\)"):
+            export(found, "pt", tmp_path / "to")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="unknown export format for image data 'pyg'"):
         export(one, "pyg", tmp_path / "to")

@@ -78,7 +78,7 @@ def test_judges_train_for_an_epoch_at_least(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["image", "graph", "text", "recsys"])
 def test_features_that_are_of_no_module_are_refused(kind: str) -> None:
-    with pytest.raises(ConfigError, match="no submodule named 'nonsense'|features name submodules of a module of your"):
+    with pytest.raises(ConfigError, match=r"no submodule named 'nonsense'|features name submodules of a module of"):
         BUILDERS[kind](features="nonsense")
     with pytest.raises(ConfigError, match="no submodule named 'nonsense'"):
         BUILDERS[kind](model=lambda: nn.Sequential(nn.Linear(6, 6)), features="nonsense")
@@ -95,6 +95,15 @@ def test_features_are_those_of_the_modules_that_have_some() -> None:
         recsys_task(MATRIX, model="autoencoder", features="nonsense")
     own = recsys_task(MATRIX, model=lambda: nn.Sequential(nn.Linear(6, 6)), features="0")
     assert own.features(own.init(Draws(0)), own.select(torch.arange(2)).inputs)[0].shape == (2, 6)
+
+
+@pytest.mark.parametrize("kind", ["image", "graph", "text", "recsys"])
+def test_networks_are_names_or_functions(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"got 3, which is int"):
+        BUILDERS[kind](model=3)
+    for features in (3, ["none"]):
+        with pytest.raises(ConfigError, match=r"features is the name of a submodule, or a list of such, got 3|'none'"):
+            BUILDERS[kind](model=lambda: nn.Sequential(nn.Linear(6, 6)), features=features)
 
 
 def test_protocols_of_other_kinds_are_refused(tmp_path: Path) -> None:
