@@ -19,7 +19,7 @@ from mmdistill.figures import save_figure
 from mmdistill.metrics import judge_in_words
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import read_json, write_text
-from mmdistill.tabular import aligned, html_row, html_table
+from mmdistill.tabular import aligned, html_row, html_table, markdown_cell, markdown_row
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left}
@@ -197,10 +197,11 @@ def _markdown(
     notes: list[str],
     shown: Sequence[Path],
 ) -> str:
-    lines = [f"# {title}", "", *(f"- **{name}**: {value}" for name, value in facts), "", caption, ""]
+    listed = [f"- **{markdown_cell(name)}**: {markdown_cell(value)}" for name, value in facts]
+    lines = [f"# {markdown_cell(title)}", "", *listed, "", caption, ""]
     head, *body = results
-    lines += [_md_row(head), _md_row(["---"] * len(head)), *(_md_row(row) for row in body), ""]
-    lines += [line for note in notes for line in (f"> {note}", "")]
+    lines += [markdown_row(row) for row in (head, ["---"] * len(head), *body)]
+    lines += ["", *(line for note in notes for line in (f"> {markdown_cell(note)}", ""))]
     for path in shown:
         name = path.relative_to(folder) if path.is_relative_to(folder) else path
         lines += [f"## {path.stem}", "", f"![{path.stem}]({name})" if path.suffix == ".png" else _text(path), ""]
@@ -210,10 +211,6 @@ def _markdown(
 def _text(path: Path) -> str:
     """Return what was drawn in words."""
     return path.read_text(encoding="utf-8")
-
-
-def _md_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _html(
