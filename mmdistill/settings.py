@@ -299,6 +299,17 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **defaults, **settings}
 
 
+def damage_of(settings: object) -> str:
+    """Return what is damaged of recorded settings, in words; nothing where they can be read."""
+    if not isinstance(settings, Mapping):
+        return f"settings is {settings!r}, and no Mapping"
+    groups = settings.get("optimizers", {})
+    if not isinstance(groups, Mapping):
+        return f"settings.optimizers is {groups!r}, and no Mapping"
+    broken = [name for name, spec in groups.items() if not isinstance(spec, Mapping) or "name" not in spec]
+    return f"settings.optimizers.{broken[0]} is {groups[broken[0]]!r}, and no optimizer" if broken else ""
+
+
 def annealed(settings: Mapping[str, Any]) -> list[str]:
     """Return the groups of recorded settings whose rates depend on how many steps a run will have taken."""
     return [group for group, spec in settings["optimizers"].items() if spec["cosine"]]

@@ -1,5 +1,6 @@
 """Sets are exported from their run's folder alone, whatever became of the data, but where these are exported too."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from mmdistill.cli import main
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, UnknownNameError
-from mmdistill.exports import task_exporter
+from mmdistill.exports import remove, require_own, task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.store import read_tensors
 from mmdistill.task import Task
@@ -191,6 +192,25 @@ def test_sets_of_other_data_are_refused(domain: str, tmp_path: Path) -> None:
         with pytest.raises(MmdistillError):
             write(flat, tmp_path / name, own)
         assert not (tmp_path / name).exists()
+
+
+def test_damaged_preprocessing_is_named(tmp_path: Path) -> None:
+    found = distill(image_task("digits", model="mlp", width=8), "dm", ipc=1, settings={"steps": 1})
+    for name, value in (("mean", "x"), ("std", [0.5, 0.5]), ("range", [1]), ("scale", None)):
+        own = replace(found.info, preprocessing={**found.info.preprocessing, name: value})
+        with pytest.raises(CheckpointError, match=rf"distilled.json .* is damaged: info.preprocessing.{name} is"):
+            export(replace(found, info=own), "folder", tmp_path)
+
+
+def test_listings_name_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a.bin").touch()
+    names = [".", "", "inner", "a\0b", "n" * 5000, "../a.bin", "a.bin/b", 3, "a.bin"]
+    (tmp_path / "export.json").write_text(json.dumps({"set": "one", "files": names}))
+    with pytest.raises(ConfigError, match=r"holds the export of another set \(a.bin\)"):
+        require_own(tmp_path, "other")
+    remove(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 
 
 def test_sets_are_exported_from_python(tmp_path: Path) -> None:

@@ -220,6 +220,18 @@ def test_sets_of_nan_are_refused(tmp_path: Path) -> None:
         ("stored_bytes", [3], "stored_bytes is"),
         ("info", {**INFO.__dict__, "tensors": {}, "stored_bytes": "some"}, "stored_bytes is 'some'"),
         ("info", None, "incomplete"),
+        ("settings", {"optimizers": 3}, "distilled.json is .*settings.optimizers is 3, and no Mapping"),
+        ("settings", {"optimizers": {"codes": 3}}, "settings.optimizers.codes is 3, and no optimizer"),
+        (
+            "info",
+            {**INFO.__dict__, "tensors": {}, "class_names": [1, 2]},
+            "info.class_names is .*, and no list of texts",
+        ),
+        (
+            "info",
+            {**INFO.__dict__, "tensors": {}, "class_names": "ab"},
+            "info.class_names is 'ab', and no list of texts",
+        ),
     ],
 )
 def test_what_a_person_edited_is_named(tmp_path: Path, name: str, value: object, message: str) -> None:

@@ -3,11 +3,10 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
-from mmdistill.distilled import DistilledSet
+from mmdistill.distilled import DistilledSet, is_number, stored_value
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter, task_exporter
 from mmdistill.labels import are_probabilities
@@ -54,7 +53,7 @@ def export_embeds(distilled: DistilledSet, folder: Path, task: Callable[[], Task
         labels["labels"] = own
     learned: dict[str, Tensor | str] = {}
     if isinstance(batch.inputs, dict):
-        inputs, scale = token_inputs(batch.inputs), cast(float, info.preprocessing["scale"])
+        inputs, scale = token_inputs(batch.inputs), stored_value(info, "scale", is_number, "number")
         tensors = {
             "inputs_embeds": in_model_units(inputs["vectors"], scale, info.tensors["mean"]),
             "attention_mask": inputs["mask"].long(),
