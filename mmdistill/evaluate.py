@@ -130,6 +130,8 @@ def evaluate(
         baselines_only: judge the baselines alone, where results of the set itself are known.
         progress: called before samples are chosen, before each judgement and in the end, so that what is finished can
             be shown and kept; True shows a bar.
+    Returns:
+        The scores of the set and of its baselines by judge and metric, as fractions; ``print`` shows them as a table.
     Raises:
         ConfigError: an unknown judge or baseline, or n below 1.
         UnsupportedError: robust scores of a task that has none.

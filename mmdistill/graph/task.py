@@ -325,6 +325,9 @@ def graph_task(
         protocol: how judges are trained; by default that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
 
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
+
     Raises:
         ConfigError: an unknown name, a width of what takes none, or a module that cannot run on this graph.
         DataError: a graph that cannot be used.

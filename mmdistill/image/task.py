@@ -345,6 +345,9 @@ def image_task(
         whiten: ZCA whitening as a paper has it: ``mtt``, ``frepo`` or ``kip``; None normalises channels alone.
         seed: of the split that data without a test set get.
 
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
+
     Raises:
         ConfigError: an unknown name or submodule, or a network that does not take these images.
         DataError: missing, damaged or unusable data.

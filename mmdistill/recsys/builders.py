@@ -70,6 +70,8 @@ def recsys_task(
         judge_batch: users in its minibatches; None is its own number.
         seed: of a random split.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
     Raises:
         ConfigError: an unknown name or model, a size out of range, or a network that cannot run on rows of these items.
         DataError: missing, damaged or unusable data.

@@ -343,6 +343,8 @@ def text_task(
         judge_epochs: epochs of trained judges; by default every set gets the same number of updates.
         judge_batch: their minibatch size.
         seed: of the splits that the data do not come with.
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
     Raises:
         ConfigError: an unknown name, or a network that does not fit the points.
         DataError: unusable data, see :func:`~mmdistill.text.data.load_text`.

@@ -374,6 +374,8 @@ def token_task(
         judge_epochs: epochs of trained judges, for sets that carry no steps of their own.
         judge_batch: their minibatch size.
         seed: of the splits that the data do not come with.
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
     Raises:
         ConfigError: an unknown name, an encoder without tokens, or a network that does not fit.
         DataError: unusable data, see :func:`~mmdistill.text.data.load_text`.

@@ -261,6 +261,9 @@ def graph_set_task(
         protocol: how judges are trained; None is :data:`PROTOCOL`.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
 
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
+
     Raises:
         ConfigError: an unknown name, or a size below 1.
         DataError: files that are missing or cannot be used.
