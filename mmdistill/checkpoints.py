@@ -133,7 +133,8 @@ class Checkpoints:
 
 def steps_of(said: Mapping[str, Any]) -> int | None:
     """Return of how many steps a run is by what a checkpoint or a set says of it; None where it does not."""
-    steps: int | None = dict(said.get("settings") or {}).get("steps")
+    settings = said.get("settings")
+    steps: int | None = settings.get("steps") if isinstance(settings, Mapping) else None
     return steps
 
 

@@ -13,6 +13,7 @@ from mmdistill.judged_run import RECORDED, JudgedRun
 from mmdistill.metrics import judge_in_words, read_metrics
 from mmdistill.names import as_argument, canonical, split_names
 from mmdistill.run_folder import CONFIG, METRICS, SET, how_to_finish, is_finished
+from mmdistill.settings import damage_of
 from mmdistill.store import read_json
 
 NO_RUN = "no run"
@@ -136,7 +137,7 @@ def _damage(folder: Path) -> str:
         _options(folder)
     except CheckpointError as error:
         return str(error)
-    fits = isinstance(made.get("steps", 0), int) and isinstance(made.get("settings") or {}, Mapping)
+    fits = isinstance(made.get("steps", 0), int) and not damage_of(made.get("settings") or {})
     return "" if fits else "distilled.json is damaged"
 
 

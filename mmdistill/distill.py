@@ -32,6 +32,7 @@ from mmdistill.registry import Schedule, get_domain, get_method, get_parameteriz
 from mmdistill.run_folder import CHECKPOINTS, SET, is_finished, is_started, require_free
 from mmdistill.run_loop import take_steps
 from mmdistill.runtime import Draws, checked_seed, sole_writer
+from mmdistill.settings import require_kind
 from mmdistill.stepper import Stepper
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task, require_task
@@ -150,6 +151,7 @@ def distill(
     told = own_progress(progress, "steps done, steps in all, loss")
     if resume not in (True, False, "auto"):
         raise ConfigError(f"resume is True, False or 'auto', got {resume!r}")
+    require_kind(bool, overwrite=overwrite)
     if resume == "auto" and overwrite:
         raise ConfigError("resume='auto' keeps what there is, which overwrite=True replaces: leave one of them out")
     if out == "":

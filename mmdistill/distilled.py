@@ -1,6 +1,6 @@
 """The distilled set: its samples and everything that must travel with them, on disk as safetensors and JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_origin
@@ -14,6 +14,7 @@ from mmdistill.errors import CheckpointError, NonFiniteError, ShapeError, Unsupp
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.run_folder import SAMPLES, SET, is_finished
+from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors
 from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, shares_inputs
 from mmdistill.versions import package_versions
@@ -149,7 +150,11 @@ class DistilledSet:
             raise CheckpointError(f"{path} is damaged, or of another set than distilled.json beside it")
         try:
             info = content.pop("info")
-            info["class_names"] = tuple(info["class_names"])
+            if broken := damage_of(content.get("settings", {})):
+                raise TypeError(broken)
+            if not isinstance(names := info["class_names"], list) or not all(isinstance(name, str) for name in names):
+                raise TypeError(f"info.class_names is {names!r}, and no list of texts")
+            info["class_names"] = tuple(names)
             info["tensors"] = _with_prefix("info.", tensors)
             learned = _with_prefix("learned.", tensors)
             inputs = _unnamed("inputs", tensors)
@@ -161,7 +166,7 @@ class DistilledSet:
             _require_types(found.info)
             return found
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder} holds an incomplete set: {error}") from error
+            raise CheckpointError(f"{folder / SET} is damaged or incomplete: {error}") from error
 
     def require_finite(self) -> None:
         """Refuse a set of which no step has seen all: that of a closed form or of no step, and a teacher's labels.
@@ -259,6 +264,30 @@ def unsaid(classes: Tensor | None, targets: Targets) -> Tensor | None:
 def broken_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of those tensors that hold NaN or infinite values."""
     return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+
+
+def stored_value(info: TaskInfo, name: str, fits: Callable[[Any], bool], words: str) -> Any:
+    """Return a value of a set's preprocessing, which a person may have edited in its file.
+
+    Raises:
+        CheckpointError: it is missing, or of another kind than a function says and words name.
+    """
+    value = info.preprocessing.get(name)
+    if not fits(value):
+        raise CheckpointError(
+            f"{SET} of the set of {info.data!r} is damaged: info.preprocessing.{name} is {value!r:.80}, and no {words}"
+        )
+    return value
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value that was read from JSON is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def are_numbers(value: object, count: int) -> bool:
+    """Return whether a value that was read from JSON is a list of so many numbers."""
+    return isinstance(value, list | tuple) and len(value) == count and all(map(is_number, value))
 
 
 def _require_types(record: "DistilledSet | TaskInfo") -> None:

@@ -19,7 +19,7 @@ from mmdistill.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.progress import judging_bar, own_progress
 from mmdistill.runtime import Draws, checked_seed
-from mmdistill.settings import require_sizes
+from mmdistill.settings import require_kind, require_sizes
 from mmdistill.task import Batch, Scores, Task, checked_samples, require_task
 
 BASELINES = ("random", "herding", "whole")
@@ -130,6 +130,8 @@ def evaluate(
         baselines_only: judge the baselines alone, where results of the set itself are known.
         progress: called before samples are chosen, before each judgement and in the end, so that what is finished can
             be shown and kept; True shows a bar.
+    Returns:
+        The scores of the set and of its baselines by judge and metric, as fractions; ``print`` shows them as a table.
     Raises:
         ConfigError: an unknown judge or baseline, or n below 1.
         UnsupportedError: robust scores of a task that has none.
@@ -152,6 +154,7 @@ def evaluate(
             )
     told = own_progress(progress, "judgements done, in all, what is judged next, the results so far")
     require_task(task)
+    require_kind(bool, robust=robust, baselines_only=baselines_only)
     if robust and baselines_only:
         raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
     judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmdistill import exports
 from mmdistill.distilled import DistilledSet
+from mmdistill.errors import ConfigError
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_name
 from mmdistill.registry import get_domain
@@ -24,16 +25,20 @@ def export(
     Args:
         distilled: the set.
         format: one of those of its kind of data, such as ``tensors``; an error lists them.
-        folder: where the files go.
+        folder: where the files go; the command ``mmdistill export`` puts them into ``export`` in the run's folder.
         task: that the set was distilled from, or what makes it: few formats need it, and say so.
 
     Returns:
         The files' paths.
 
     Raises:
-        ConfigError: an unknown format, a missing task, or a folder that holds exports of another set.
+        ConfigError: no set, an unknown format, a missing task, or a folder that holds exports of another set.
         UnsupportedError: a set that the format cannot hold.
     """
+    if not isinstance(distilled, DistilledSet):
+        raise ConfigError(
+            f"a DistilledSet is exported, got {type(distilled).__name__}; DistilledSet.load(folder) reads that of a run"
+        )
     domain, key, folder = get_domain(distilled.info.domain), canonical(format), Path(folder)
     if key not in domain.exports:
         raise unknown_name(f"export format for {domain.name} data", format, domain.exports)

@@ -97,7 +97,7 @@ def require_own(folder: Path, identity: str) -> None:
     """
     if not (folder / LISTING).is_file() or read_json(folder / LISTING).get("set") == identity:
         return
-    there = [name for name in _listed(folder) if (folder / name).is_file()]
+    there = _listed(folder)
     if there:
         raise ConfigError(
             f"{folder} holds the export of another set ({there[0]}{' and more' if len(there) > 1 else ''}); choose "
@@ -131,11 +131,15 @@ def remove(folder: Path) -> None:
 
 
 def _listed(folder: Path) -> list[str]:
-    """Return the files of the exports in a folder; none that lie outside of it."""
+    """Return the files of the exports in a folder; none that lie outside of it, and no folders."""
     names = read_json(folder / LISTING).get("files")
-    inside = Path(os.path.realpath(folder))
-    return [
-        name
-        for name in (names if isinstance(names, list) else [])
-        if isinstance(name, str) and Path(os.path.realpath(folder / name)).is_relative_to(inside)
-    ]
+    return [name for name in (names if isinstance(names, list) else []) if _is_inside(folder, name)]
+
+
+def _is_inside(folder: Path, name: object) -> bool:
+    """Return whether a name in a listing, which may be damaged, is that of a file in its folder."""
+    try:
+        path = folder / name if isinstance(name, str) else folder
+        return path.is_file() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except (OSError, ValueError):  # a name that no file can have
+        return False

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmdistill.names import encodable
 from mmdistill.runtime import atomic_write
 
 if TYPE_CHECKING:  # importing it takes half a second
@@ -11,7 +12,7 @@ if TYPE_CHECKING:  # importing it takes half a second
 
 def literal(text: str) -> str:
     """Return a user's text so that matplotlib shows it as it is: dollars are no mathematics, all of it is UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+    return encodable(text).replace("$", r"\$")
 
 
 def save_figure(figure: "Figure", target: Path, dpi: int = 120) -> Path:

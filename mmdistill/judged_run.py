@@ -46,7 +46,8 @@ class JudgedRun(NamedTuple):
     @property
     def augmentation(self) -> Mapping[str, Any]:
         """How samples are changed at random, as the set says; nothing where they are not."""
-        found = dict(self.info.get("preprocessing") or {}).get("augmentation")
+        preprocessing = self.info.get("preprocessing")
+        found = preprocessing.get("augmentation") if isinstance(preprocessing, Mapping) else None
         return found if isinstance(found, Mapping) else {}
 
     @property

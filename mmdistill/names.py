@@ -44,6 +44,11 @@ def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
     return unknown_name(kind, data, known)
 
 
+def encodable(text: str) -> str:
+    """Return a text that UTF-8 can hold: bytes of a file's name that are none, as Linux allows, stand as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def in_words(names: Sequence[str]) -> str:
     """Return names as a sentence lists them: "a, b and c"; nothing where there are none."""
     return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + "".join(names[-1:])

@@ -17,10 +17,9 @@ from mmdistill.evaluation import Evaluation, named_notes
 from mmdistill.figures import save_figure
 from mmdistill.metrics import judge_in_words
 from mmdistill.names import as_argument
-from mmdistill.runtime import atomic_write
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
-from mmdistill.store import read_json
-from mmdistill.tabular import aligned, html_row, html_table
+from mmdistill.store import read_json, write_text
+from mmdistill.tabular import aligned, html_row, html_table, markdown_cell, markdown_row
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left}
@@ -170,9 +169,8 @@ def write_comparison(
         "Percent on untouched test data, mean ± standard deviation: over runs where there are several, else networks."
     )
     results = [list(row) for row in rows]
-    with atomic_write(page) as handle:
-        head = html_table(scores)
-        handle.write(_html("Distilled sets side by side", head, results, caption, list(notes), pictures).encode())
+    head = html_table(scores)
+    write_text(page, _html("Distilled sets side by side", head, results, caption, list(notes), pictures))
     return page
 
 
@@ -198,11 +196,9 @@ def write_report(
     over = ", mean ± standard deviation over independently trained networks" if deviations else ""
     caption = f"Percent{over}, on untouched test data."
     markdown, page = folder / "report.md", folder / "report.html"
-    with atomic_write(markdown) as handle:
-        handle.write(_markdown(folder, title, facts, results, caption, notes, shown).encode())
-    with atomic_write(page) as handle:
-        head = ["<table>", *(html_row(row, "td") for row in facts), "</table>"]
-        handle.write(_html(title, head, results, caption, notes, shown).encode())
+    write_text(markdown, _markdown(folder, title, facts, results, caption, notes, shown))
+    head = ["<table>", *(html_row(row, "td") for row in facts), "</table>"]
+    write_text(page, _html(title, head, results, caption, notes, shown))
     return [markdown, page]
 
 
@@ -215,10 +211,11 @@ def _markdown(
     notes: list[str],
     shown: Sequence[Path],
 ) -> str:
-    lines = [f"# {title}", "", *(f"- **{name}**: {value}" for name, value in facts), "", caption, ""]
+    listed = [f"- **{markdown_cell(name)}**: {markdown_cell(value)}" for name, value in facts]
+    lines = [f"# {markdown_cell(title)}", "", *listed, "", caption, ""]
     head, *body = results
-    lines += [_md_row(head), _md_row(["---"] * len(head)), *(_md_row(row) for row in body), ""]
-    lines += [line for note in notes for line in (f"> {note}", "")]
+    lines += [markdown_row(row) for row in (head, ["---"] * len(head), *body)]
+    lines += ["", *(line for note in notes for line in (f"> {markdown_cell(note)}", ""))]
     for path in shown:
         name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
         lines += [f"## {path.stem}", "", f"![{path.stem}]({name})" if path.suffix == ".png" else _text(path), ""]
@@ -228,10 +225,6 @@ def _markdown(
 def _text(path: Path) -> str:
     """Return what was drawn in words."""
     return path.read_text(encoding="utf-8")
-
-
-def _md_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _html(

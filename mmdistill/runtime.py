@@ -61,7 +61,8 @@ class Draws:
 
     def integer(self) -> int:
         """Return the key's own 63-bit integer, of which generators on a CPU read the lower 32 bits."""
-        text = repr((self.seed, self.path)).encode()
+        parts = (int(p) if isinstance(p, Integral) and not isinstance(p, int) else p for p in (self.seed, *self.path))
+        text = repr((next(parts), tuple(parts))).encode()  # numpy's integers draw what Python's do
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
     def generator(self) -> torch.Generator:

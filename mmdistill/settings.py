@@ -1,7 +1,7 @@
 """A method's hyper-parameters as plain values."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -130,6 +130,28 @@ def require_no_width(width: int | None, model: str) -> None:
     """
     if width is not None:
         raise ConfigError(f"{model} takes no width; leave it out")
+
+
+def require_no_features(features: str | Sequence[str], model: str) -> None:
+    """Refuse names of submodules beside a model whose features are its own.
+
+    Raises:
+        ConfigError: naming the model.
+    """
+    if features:
+        raise ConfigError(f"features name submodules of a module of your own, and {model} takes none; leave them out")
+
+
+def require_kind(kind: type, **values: object) -> None:
+    """Refuse values of another type; None stands for a default.
+
+    Raises:
+        ConfigError: naming the first such value.
+    """
+    for name, value in values.items():
+        if value is not None and not isinstance(value, kind):
+            wanted = "True or False" if kind is bool else f"a {kind.__name__}"
+            raise ConfigError(f"{name} is {wanted}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -275,6 +297,17 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     defaults = {entry.name: entry.default for entry in fields(Settings) if entry.default is not MISSING}
     return {**settings, **defaults, **settings}
+
+
+def damage_of(settings: object) -> str:
+    """Return what is damaged of recorded settings, in words; nothing where they can be read."""
+    if not isinstance(settings, Mapping):
+        return f"settings is {settings!r}, and no Mapping"
+    groups = settings.get("optimizers", {})
+    if not isinstance(groups, Mapping):
+        return f"settings.optimizers is {groups!r}, and no Mapping"
+    broken = [name for name, spec in groups.items() if not isinstance(spec, Mapping) or "name" not in spec]
+    return f"settings.optimizers.{broken[0]} is {groups[broken[0]]!r}, and no optimizer" if broken else ""
 
 
 def annealed(settings: Mapping[str, Any]) -> list[str]:

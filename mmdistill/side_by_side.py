@@ -9,7 +9,7 @@ from pathlib import Path
 from mmdistill.comparison import Repetitions, Score
 from mmdistill.figures import literal, save_figure
 from mmdistill.judged_run import RECORDED
-from mmdistill.runtime import atomic_write
+from mmdistill.store import write_text
 
 LEGEND = "percent on untouched test data; +/- is the deviation over runs where there are several, else over networks"
 """What the numbers of :func:`table` are."""
@@ -120,8 +120,7 @@ def write_csv(rows: Sequence[Repetitions], target: Path) -> Path:
         own = [row.networks, len(row.score.values), *_cells(row.score), " ".join(map(repr, row.score.values))]
         cost = [max(row.steps, default=""), sum(row.seconds) / len(row.seconds), row.name, "; ".join(row.notes)]
         lines.writerow([*said, *own, *scores, *cost])
-    with atomic_write(target) as handle:
-        handle.write(text.getvalue().encode("utf-8", "backslashreplace"))
+    write_text(target, text.getvalue())
     return target
 
 

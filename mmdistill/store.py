@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import CheckpointError
+from mmdistill.names import encodable
 from mmdistill.runtime import atomic_write
 from mmdistill.task import Batch, Tensors
 
@@ -19,6 +21,12 @@ CHECKPOINT_VERSION = 1
 TREE_KEY = "tree"
 DIGEST = "digest"
 """Under which a file keeps the digest of what it holds, by which damage is known that leaves it readable."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 atomically; what it cannot hold of files' names is escaped."""
+    with atomic_write(path) as handle:
+        handle.write(encodable(text).encode())
 
 
 def write_json(path: Path, content: object) -> None:
@@ -95,8 +103,20 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
     Of metadata give one entry alone where files shall be equal: safetensors writes several in an order that differs
     from run to run.
     """
+    said = None if metadata is None else {name: encodable(value) for name, value in metadata.items()}
     with atomic_write(path) as handle:
-        handle.write(safetensors.torch.save(tensors, metadata=metadata))
+        handle.write(safetensors.torch.save(tensors, metadata=said))
+
+
+@contextmanager
+def opened_tensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; its library takes names in UTF-8 alone, so one of another name by a descriptor."""
+    if encodable(str(path)) == str(path):
+        with safetensors.safe_open(path, framework="pt") as handle:
+            yield handle
+        return
+    with path.open("rb") as file, safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as handle:
+        yield handle
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -110,7 +130,7 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise CheckpointError(f"{path} is no file")
     try:
-        with safetensors.safe_open(path, framework="pt") as handle:
+        with opened_tensors(path) as handle:
             tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
             return tensors, handle.metadata() or {}
     except FileNotFoundError as error:

@@ -1,7 +1,11 @@
-"""Rows of text as tables: in columns for the terminal, in HTML for pages and notebooks."""
+"""Rows of text as tables: in columns for the terminal, in HTML for pages and notebooks, in Markdown."""
 
 import html
+import re
 from collections.abc import Sequence
+
+MARKED = re.compile(r"[\\|`*]|\](?=[(\[])")
+"""What has a meaning in Markdown wherever it stands; a bracket has one where a link's address follows."""
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -9,6 +13,17 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
+
+
+def markdown_cell(text: str) -> str:
+    """Return a text in a line of Markdown, in a table or not, where it is shown as it is: no code, markup or link."""
+    line = MARKED.sub(r"\\\g<0>", " ".join(text.splitlines()))
+    return line.replace("<", "&lt;")
+
+
+def markdown_row(row: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
+    return "| " + " | ".join(map(markdown_cell, row)) + " |"
 
 
 def html_row(row: Sequence[str], tag: str) -> str:

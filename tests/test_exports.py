@@ -1,5 +1,7 @@
 """Sets are exported from their run's folder alone, whatever became of the data, but where these are exported too."""
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from mmdistill.cli import main
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, UnknownNameError
-from mmdistill.exports import task_exporter
+from mmdistill.exports import remove, require_own, task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.store import read_tensors
 from mmdistill.task import Task
@@ -117,6 +119,21 @@ def test_exports_need_no_data_but_those_of_real_samples(
         assert content(tmp_path / "task" / format) == own
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode elsewhere")
+@pytest.mark.parametrize("name", ["pictures", "graph.pt", "log.csv", "points"])
+def test_names_of_files_need_be_no_utf8(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    KINDS[name].write(tmp_path / f"\udcff{name}")
+    kept = ["--networks", "1", "--judge-epochs", "1", "--baselines", "none", "--out", "run\udcff"]
+    assert main(["distill", "--data", f"\udcff{name}", *KINDS[name].options.split(), *kept]) == 0
+    for command in (["evaluate", *kept[:-2]], ["report"], ["compare", "--to", "page\udcff"]):
+        assert main([command[0], "run\udcff", *command[1:]]) == 0
+    assert r"\udcff" in (tmp_path / "run\udcff" / "report.md").read_text(encoding="utf-8")
+    domain = get_domain(DistilledSet.load("run\udcff").info.domain)
+    for format in [format for format in domain.exports if format != "ddranking"]:
+        assert main(["export", "run\udcff", "--format", format]) == 0
+
+
 def test_data_that_have_grown_are_named_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +194,25 @@ def test_sets_of_other_data_are_refused(domain: str, tmp_path: Path) -> None:
         assert not (tmp_path / name).exists()
 
 
+def test_damaged_preprocessing_is_named(tmp_path: Path) -> None:
+    found = distill(image_task("digits", model="mlp", width=8), "dm", ipc=1, settings={"steps": 1})
+    for name, value in (("mean", "x"), ("std", [0.5, 0.5]), ("range", [1]), ("scale", None)):
+        own = replace(found.info, preprocessing={**found.info.preprocessing, name: value})
+        with pytest.raises(CheckpointError, match=rf"distilled.json .* is damaged: info.preprocessing.{name} is"):
+            export(replace(found, info=own), "folder", tmp_path)
+
+
+def test_listings_name_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a.bin").touch()
+    names = [".", "", "inner", "a\0b", "n" * 5000, "../a.bin", "a.bin/b", 3, "a.bin"]
+    (tmp_path / "export.json").write_text(json.dumps({"set": "one", "files": names}))
+    with pytest.raises(ConfigError, match=r"holds the export of another set \(a.bin\)"):
+        require_own(tmp_path, "other")
+    remove(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["inner"]
+
+
 def test_sets_are_exported_from_python(tmp_path: Path) -> None:
     task = image_task("digits", model="mlp", width=8)
     one, other = (distill(task, "dd", ipc=1, seed=seed, settings={"steps": 1, "inner_steps": 2}) for seed in (0, 1))
@@ -187,5 +223,8 @@ def test_sets_are_exported_from_python(tmp_path: Path) -> None:
     export(DistilledSet.load(tmp_path / "run"), "folder", tmp_path / "to")
     with pytest.raises(ConfigError, match="holds the export of another set"):
         export(other, "pt", tmp_path / "to")
+    for found in (str(tmp_path / "run"), one.batch):
+        with pytest.raises(ConfigError, match=r"a DistilledSet is exported, got \w+; DistilledSet.load\(folder\)"):
+            export(found, "pt", tmp_path / "to")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="unknown export format for image data 'pyg'"):
         export(one, "pyg", tmp_path / "to")

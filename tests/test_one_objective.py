@@ -90,7 +90,7 @@ def test_images_and_texts_equal_the_oracle(build: object) -> None:
 
 def test_graphs_equal_the_oracle() -> None:
     graph = planted_graph()
-    task = graph_task(graph, "sgc", protocol=FAST)
+    task = graph_task(graph, model="sgc", protocol=FAST)
     nodes = label_nodes(KEY.fold("nodes").normal(6, 12), torch.full((3,), 2), 3)
     syn = wide(nodes.class_batches(nodes(KEY)))
     real = wide(task.sample_real(KEY.fold("real"), torch.arange(3), 5))
@@ -164,7 +164,7 @@ def test_a_network_that_cuts_gradients_off_is_refused(name: str, at_once: int) -
 
 
 def graphs() -> Task:
-    return graph_task(planted_graph(), "sgc", protocol=FAST)
+    return graph_task(planted_graph(), model="sgc", protocol=FAST)
 
 
 @pytest.mark.parametrize("domain", ["image", "text", "token", "graph", "graph-set"])

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,11 @@ def test_a_key_is_a_value() -> None:
     assert not torch.equal(key.normal(5), key.fold("other").normal(5))
     assert not torch.equal(key.normal(5), Draws(2, ("step", 3)).normal(5))
     assert Draws(0).fold("a", 1).integer() != Draws(0).fold("a1").integer()
+
+
+def test_keys_of_numpys_integers_are_those_of_pythons() -> None:
+    assert Draws(np.int64(3)).fold("step", np.int32(2)).integer() == Draws(3).fold("step", 2).integer()  # type: ignore[arg-type]
+    assert Draws(0, ("step", 3)).integer() == 1408448647129807148
 
 
 def test_keys_leave_the_global_generator_alone() -> None:

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ShapeError, UnsupportedError
-from mmdistill.store import digest_of, load_tree, save_tree
+from mmdistill.store import digest_of, load_tree, read_tensors, save_tree, write_tensors, write_text
 from mmdistill.task import Batch, TaskInfo
 
 INFO = TaskInfo("graph", "toy", "nodes", 10, 400, "abc", ("x", "y"), {"mean": [0.5]})
@@ -219,6 +220,18 @@ def test_sets_of_nan_are_refused(tmp_path: Path) -> None:
         ("stored_bytes", [3], "stored_bytes is"),
         ("info", {**INFO.__dict__, "tensors": {}, "stored_bytes": "some"}, "stored_bytes is 'some'"),
         ("info", None, "incomplete"),
+        ("settings", {"optimizers": 3}, "distilled.json is .*settings.optimizers is 3, and no Mapping"),
+        ("settings", {"optimizers": {"codes": 3}}, "settings.optimizers.codes is 3, and no optimizer"),
+        (
+            "info",
+            {**INFO.__dict__, "tensors": {}, "class_names": [1, 2]},
+            "info.class_names is .*, and no list of texts",
+        ),
+        (
+            "info",
+            {**INFO.__dict__, "tensors": {}, "class_names": "ab"},
+            "info.class_names is 'ab', and no list of texts",
+        ),
     ],
 )
 def test_what_a_person_edited_is_named(tmp_path: Path, name: str, value: object, message: str) -> None:
@@ -287,3 +300,15 @@ def test_the_loss_is_what_labels_ask_for() -> None:
         found.loss(outputs, classes[:, None])
     with pytest.raises(UnsupportedError, match="have no classes"):
         make_samples(torch.rand(3, 5), class_names=()).loss(outputs, outputs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode elsewhere")
+def test_what_is_no_utf8_is_escaped_in_texts_and_read_by_its_own_name(tmp_path: Path) -> None:
+    folder = tmp_path / "\udcff"
+    write_text(folder / "page", "grün \udcff")
+    assert (folder / "page").read_bytes() == "grün \\udcff".encode()
+    write_tensors(folder / "held", {"x": torch.ones(2)}, {"data": str(folder)})
+    tensors, metadata = read_tensors(folder / "held")
+    assert (tensors["x"].tolist(), metadata) == ([1.0, 1.0], {"data": rf"{tmp_path}/\udcff"})
+    with pytest.raises(CheckpointError, match="is missing"):
+        read_tensors(folder / "other")

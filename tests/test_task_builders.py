@@ -6,15 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
-from mmdistill import graph_set_task, graph_task, image_task, recsys_task, text_task
+from mmdistill import distill, evaluate, graph_set_task, graph_task, image_task, recsys_task, text_task
 from mmdistill.errors import ConfigError
+from mmdistill.graph import load_graph
 from mmdistill.graph.judges import JudgeProtocol, protocol_for
+from mmdistill.graph.sets.data import load_graph_set
 from mmdistill.graph.sets.task import PROTOCOL
+from mmdistill.image import load
+from mmdistill.recsys import RecsysTask, load_interactions
 from mmdistill.runtime import Draws
+from mmdistill.text import load_text
 from tests.graph.sets.toy import FAST, write_rings
-from tests.graph.toy import planted_graph
+from tests.graph.toy import planted_fields, planted_graph
 from tests.text.corpus import corpus
 
 MATRIX = np.triu(np.ones((6, 6)))
@@ -24,6 +30,14 @@ BUILDERS: dict[str, Callable[..., object]] = {
     "graph-set": lambda **options: graph_set_task("mutag", **options),
     "text": lambda **options: text_task(corpus(), encoder="tfidf", **options),
     "recsys": lambda **options: recsys_task(MATRIX, **options),
+}
+
+LOADERS: dict[str, Callable[..., object]] = {
+    "image": lambda **options: load("digits", **options),
+    "graph": lambda **options: load_graph(planted_fields(), **options),
+    "graph-set": lambda **options: load_graph_set("mutag", **options),
+    "text": lambda **options: load_text(corpus(), **options),
+    "recsys": lambda **options: load_interactions(MATRIX, **options),
 }
 
 WHOLE = ("graph", "graph-set")
@@ -40,10 +54,78 @@ def test_sizes_and_devices_that_cannot_be_are_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
+def test_seeds_are_whole_numbers(kind: str) -> None:
+    for seed in (0.0, False, None, "0"):
+        with pytest.raises(ConfigError, match="seed is a whole number, got"):
+            BUILDERS[kind](seed=seed)
+        with pytest.raises(ConfigError, match="seed is a whole number, got"):
+            LOADERS[kind](seed=seed)
+
+
+def test_a_seed_of_numpy_splits_as_one_of_python() -> None:
+    images = np.random.default_rng(0).random((20, 8, 8), dtype=np.float32), np.arange(20) % 2
+    one, other = (load(images, seed=seed) for seed in (3, np.int64(3)))  # type: ignore[arg-type]
+    assert one.test_fingerprint == other.test_fingerprint
+    assert one.notes == other.notes
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
 def test_judges_train_for_an_epoch_at_least(kind: str) -> None:
     for name in ("judge_epochs",) if kind in WHOLE else ("judge_epochs", "judge_batch"):
         with pytest.raises(ConfigError, match=f"{name} is a whole number of at least 1, got 0"):
             BUILDERS[kind](**{name: 0})
+
+
+@pytest.mark.parametrize("kind", ["image", "graph", "text", "recsys"])
+def test_features_that_are_of_no_module_are_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"no submodule named 'nonsense'|features name submodules of a module of"):
+        BUILDERS[kind](features="nonsense")
+    with pytest.raises(ConfigError, match="no submodule named 'nonsense'"):
+        BUILDERS[kind](model=lambda: nn.Sequential(nn.Linear(6, 6)), features="nonsense")
+
+
+def test_features_are_those_of_the_modules_that_have_some() -> None:
+    for model in ("gcn", "sgc", "mlp"):
+        with pytest.raises(ConfigError, match=f"and {model} takes none; leave them out"):
+            graph_task(planted_graph(), model=model, features="nonsense")
+    for network in ("linear", "mlp"):
+        with pytest.raises(ConfigError, match=f"and {network} takes none"):
+            text_task(corpus(), encoder="tfidf", model=network, features="nonsense")
+    with pytest.raises(ConfigError, match="no submodule named 'nonsense'"):
+        recsys_task(MATRIX, model="autoencoder", features="nonsense")
+    own = recsys_task(MATRIX, model=lambda: nn.Sequential(nn.Linear(6, 6)), features="0")
+    assert own.features(own.init(Draws(0)), own.select(torch.arange(2)).inputs)[0].shape == (2, 6)
+
+
+@pytest.mark.parametrize("kind", ["image", "graph", "text", "recsys"])
+def test_networks_are_names_or_functions(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"got 3, which is int"):
+        BUILDERS[kind](model=3)
+    for features in (3, ["none"]):
+        with pytest.raises(ConfigError, match=r"features is the name of a submodule, or a list of such, got 3|'none'"):
+            BUILDERS[kind](model=lambda: nn.Sequential(nn.Linear(6, 6)), features=features)
+
+
+def test_protocols_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="protocol is a JudgeProtocol, got 'dm'"):
+        graph_task(planted_graph(), protocol="dm")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="protocol is a FitProtocol, got JudgeProtocol"):
+        graph_set_task("mutag", protocol=JudgeProtocol())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="protocol is a RankingProtocol, got 'dm'"):
+        RecsysTask(recsys_task(MATRIX).data, protocol="dm")  # type: ignore[arg-type]
+    assert graph_set_task(write_rings(tmp_path / "RINGS"), protocol=None).protocol == PROTOCOL
+
+
+def test_switches_are_true_or_false() -> None:
+    with pytest.raises(ConfigError, match="judge_augment is True or False, got 'no'"):
+        image_task("digits", judge_augment="no")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="inductive is True or False, got 'no'"):
+        graph_task(planted_graph(), inductive="no")  # type: ignore[arg-type]
+    task = graph_task(planted_graph())
+    with pytest.raises(ConfigError, match="overwrite is True or False, got 'no'"):
+        distill(task, "gcond", nodes=6, overwrite="no")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="robust is True or False, got 'no'"):
+        evaluate(task, task.select(torch.arange(2)), robust="no")  # type: ignore[arg-type]
 
 
 def test_networks_of_interactions_are_tried_when_the_task_is_made() -> None:

@@ -13,7 +13,7 @@ from mmdistill.registry import Domain, TaskOptions
 def _make_task(data: str, options: TaskOptions) -> GraphTask:
     return graph_task(
         data,
-        options.model or "sgc",
+        model=options.model or "sgc",
         width=options.width,
         seed=options.seed,
         inductive=options.inductive,

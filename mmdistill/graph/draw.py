@@ -17,7 +17,7 @@ from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import EMBED_HOPS, GraphTask
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import Draws, atomic_write
-from mmdistill.store import write_json, write_tensors
+from mmdistill.store import write_json, write_tensors, write_text
 from mmdistill.task import Batch, Task, TaskInfo, Tensors, one_tensor
 
 if TYPE_CHECKING:  # drawing libraries are imported where they draw, since importing them takes seconds
@@ -158,8 +158,7 @@ def _write_properties(task: GraphTask, batch: Batch, path: Path) -> Path:
     real = real_properties(task.graph)
     names = ("density", "mean degree", "homophily", "spectral energy")
     rows = [f"| {name} | {a:.3g} | {b:.3g} |" for name, a, b in zip(names, own, real, strict=True)]
-    with atomic_write(path) as handle:
-        handle.write("\n".join(["| property | condensed | real |", "|---|---|---|", *rows, ""]).encode())
+    write_text(path, "\n".join(["| property | condensed | real |", "|---|---|---|", *rows, ""]))
     return path
 
 

@@ -229,7 +229,7 @@ class ModuleNetwork(GraphNetwork):
     normalised = False
 
     def __init__(
-        self, factory: ModuleFactory, features: Sequence[str] = (), device: torch.device | str = "cpu"
+        self, factory: ModuleFactory, features: str | Sequence[str] = (), device: torch.device | str = "cpu"
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             module = made_by(factory)

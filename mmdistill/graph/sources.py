@@ -16,7 +16,7 @@ from mmdistill.graph.data import GraphData, graph_from_fields
 from mmdistill.graph.files import fields_of, graph_classes, plainly_unpickled, read_fields
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
-from mmdistill.runtime import Draws, cache_folder, data_root
+from mmdistill.runtime import Draws, cache_folder, checked_seed, data_root
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +188,7 @@ def load_graph(
         DataError: a missing or damaged file, or a graph that cannot be used.
         UnsupportedError: a data set whose library is not installed.
     """
+    seed = checked_seed(seed)
     if not isinstance(source, str | Path):
         return graph_from_fields(fields_of(source), "user graph", split, inductive=bool(inductive))
     key = canonical(str(source))

@@ -27,8 +27,8 @@ from mmdistill.networks.module import ModuleFactory
 from mmdistill.networks.statistics import BY_CLASS
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.runtime import Draws, choose_device
-from mmdistill.settings import Settings, require_no_width, require_sizes
+from mmdistill.runtime import Draws, checked_seed, choose_device
+from mmdistill.settings import Settings, require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.task import (
     Batch,
     ClassBatch,
@@ -296,9 +296,9 @@ def _marked(nodes: Tensor, count: int) -> Tensor:
 @isolated
 def graph_task(
     data: "str | Path | GraphData | Any",
-    model: str | ModuleFactory = "sgc",
     *,
-    features: Sequence[str] = (),
+    model: str | ModuleFactory = "sgc",
+    features: str | Sequence[str] = (),
     width: int | None = None,
     hops: int = 2,
     split: int = 0,
@@ -325,12 +325,18 @@ def graph_task(
         protocol: how judges are trained; by default that of :func:`~mmdistill.graph.judges.protocol_for`.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
 
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
+
     Raises:
         ConfigError: an unknown name, a width of what takes none, or a module that cannot run on this graph.
         DataError: a graph that cannot be used.
         UnsupportedError: a data set whose library is not installed.
     """
+    seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs)
+    require_kind(JudgeProtocol, protocol=protocol)
+    require_kind(bool, inductive=inductive)
     if isinstance(hops, bool) or not isinstance(hops, Integral) or hops < 0:
         raise ConfigError(f"hops is a whole number of at least 0, got {hops!r}")
     device = choose_device(device)
@@ -342,6 +348,7 @@ def graph_task(
         name = canonical(model)
         if name not in MODELS:
             raise unknown_name("graph model", model, MODELS)
+        require_no_features(features, name)
         if name == "sgc":
             require_no_width(width, name)
         network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.5, hops, device)

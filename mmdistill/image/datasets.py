@@ -25,6 +25,7 @@ from mmdistill.image.known import (
 from mmdistill.image.samples import MapDataset, class_index, from_array, gather
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
+from mmdistill.runtime import checked_seed
 from mmdistill.settings import require_sizes
 
 LARGEST_SIDE = 4096
@@ -61,7 +62,7 @@ def load(
             a folder of images.
         DataError: missing, damaged or unusable data; the message says which and what to do.
     """
-    found = _loaded(source, test, class_names, size, seed)
+    found = _loaded(source, test, class_names, size, checked_seed(seed))
     if mirror is not None:
         return replace(found, mirror=mirror)
     return found if _is_known(source) else replace(found, mirror_known=False)

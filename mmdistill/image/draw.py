@@ -16,6 +16,7 @@ from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.exports import exporter, into_folder, task_exporter
 from mmdistill.image.data import destandardised, shown
 from mmdistill.image.task import ImageTask
+from mmdistill.image.units import stored_units
 from mmdistill.labels import classes_of
 from mmdistill.runtime import atomic_write, sweep
 from mmdistill.store import write_json, write_tensors
@@ -176,9 +177,9 @@ def export_folder(distilled: DistilledSet, folder: Path, task: Callable[[], Task
 
 def _shown(images: Tensor, info: TaskInfo, task: Callable[[], Task]) -> Tensor:
     """Return normalised images as pixels in [0, 1]; the task knows how whitened ones become such."""
-    units: Any = info.preprocessing
-    if not {"mean", "std", "range"} <= units.keys():
+    if not {"mean", "std", "range"} <= info.preprocessing.keys():
         return _image_task(task()).data.denormalise(images)
+    units = stored_units(info)
     return shown(destandardised(images, tuple(units["mean"]), tuple(units["std"])), units["range"])
 
 

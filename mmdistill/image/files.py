@@ -282,7 +282,7 @@ def _listing_key(paths: list[str], shape: tuple[int, int, int]) -> str:
     digest = hashlib.blake2b(f"upright {shape!r}".encode(), digest_size=16)
     for path in paths:
         state = os.stat(path)
-        digest.update(f"{os.path.abspath(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(os.path.abspath(path)) + f" {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -33,8 +33,8 @@ from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
-from mmdistill.runtime import Draws, Elsewhere, choose_device, host_draws_from
-from mmdistill.settings import require_no_width, require_sizes
+from mmdistill.runtime import Draws, Elsewhere, checked_seed, choose_device, host_draws_from
+from mmdistill.settings import require_kind, require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 
 WHOLE_MOST = 2**34
@@ -345,16 +345,19 @@ def image_task(
         whiten: ZCA whitening as a paper has it: ``mtt``, ``frepo`` or ``kip``; None normalises channels alone.
         seed: of the split that data without a test set get.
 
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
+
     Raises:
         ConfigError: an unknown name or submodule, or a network that does not take these images.
         DataError: missing, damaged or unusable data.
         UnsupportedError: a network for larger images.
     """
+    seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     if judge_precision is not None:
         require_choice("the judges' precision", judge_precision, get_args(TrainingPrecision))
-    if mirror is not None and not isinstance(mirror, bool):
-        raise ConfigError(f"mirror is True or False, got {mirror!r}")
+    require_kind(bool, mirror=mirror, judge_augment=judge_augment)
     place = choose_device(device)
     if isinstance(data, ImageData):
         if test is not None or class_names is not None or size is not None:

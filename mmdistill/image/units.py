@@ -1,5 +1,6 @@
 """A distilled set's own account of its units, for use without the task: raw images normalised, and its pixels."""
 
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -7,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdistill.distilled import DistilledSet
+from mmdistill.distilled import DistilledSet, are_numbers, is_number, stored_value
 from mmdistill.errors import DataError, ShapeError, UnsupportedError
 from mmdistill.image.data import SCALES_APART, moments_on
 from mmdistill.image.whitening import Whitening
 from mmdistill.isolation import isolated, recordable
-from mmdistill.task import one_tensor
+from mmdistill.task import TaskInfo, one_tensor
 
 _whitenings: WeakKeyDictionary[DistilledSet, Whitening] = WeakKeyDictionary()
 """Of the sets that were asked for, since each keeps its matrix on the devices that it was used on."""
@@ -105,10 +106,11 @@ def _units(found: DistilledSet) -> tuple[dict[str, Any], Whitening | None, tuple
 
     Raises:
         UnsupportedError: a set of other data than images.
+        CheckpointError: a damaged one.
     """
     if found.info.domain != "image":
         raise UnsupportedError(f"this set is of {found.info.domain} data, which have no pixels")
-    units: dict[str, Any] = dict(found.info.preprocessing)
+    units = stored_units(found.info)
     made = units.get("whitening")
     moments = units if made is None else made
     mean, std = (tuple(moments.get(name, ())) for name in ("mean", "std"))
@@ -120,6 +122,20 @@ def _units(found: DistilledSet) -> tuple[dict[str, Any], Whitening | None, tuple
         own = Whitening(made["kind"], tensors["whitening.mean"], tensors["whitening.matrix"], nothing)
         _whitenings[found] = own
     return units, _whitenings[found], mean, std
+
+
+def stored_units(info: TaskInfo) -> dict[str, Any]:
+    """Return a set's preprocessing.
+
+    Raises:
+        CheckpointError: one of its values is of another kind, as in a file that was edited.
+    """
+    stored_value(info, "scale", is_number, "number")
+    channels = stored_value(info, "shape", partial(are_numbers, count=3), "list of 3 numbers")[0]
+    for name, count in (("mean", channels), ("std", channels), ("range", 2)):
+        if name in info.preprocessing:
+            stored_value(info, name, partial(are_numbers, count=count), f"list of {count} numbers")
+    return dict(info.preprocessing)
 
 
 def _require_scale(images: Tensor, units: dict[str, Any], found: DistilledSet) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.fit import Reached, Standing
-from mmdistill.store import digest_of, load_tree, save_tree, write_tensors
+from mmdistill.store import digest_of, load_tree, opened_tensors, save_tree, write_tensors
 from mmdistill.task import NetworkState, Tensors
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class ExpertGroup:
                 raise CheckpointError(f"{path} is of an earlier version")
             files = [str(name) for name in tree["files"]]
             for name in files:
-                with safetensors.safe_open(self.folder / name, framework="pt") as handle:
+                with opened_tensors(self.folder / name) as handle:
                     if handle.metadata() != self.metadata:
                         raise CheckpointError(f"{self.folder / name} is of other experts")
             placed = {name: tensor.to(device, copy=True) for name, tensor in tree["networks"].items()}
@@ -161,7 +161,7 @@ def numbers_in(path: Path) -> list[int]:
     if path.is_dir():
         return next((found for inner in sorted(path.glob("epochs-*.safetensors")) if (found := numbers_in(inner))), [])
     try:
-        with safetensors.safe_open(path, framework="pt") as handle:
+        with opened_tensors(path) as handle:
             numbers = (handle.metadata() or {}).get(OWN, "").partition(" ")[2]
         return [int(number) for number in numbers.split(",") if number]
     except (safetensors.SafetensorError, OSError, ValueError):
@@ -198,7 +198,7 @@ def _rows(path: Path, position: int) -> Tensors:
         CheckpointError: it is missing or damaged.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as handle:
+        with opened_tensors(path) as handle:
             return {name: handle.get_slice(name)[:, position].clone() for name in handle.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); remove its folder, to train its experts anew") from error

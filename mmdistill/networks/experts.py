@@ -48,7 +48,7 @@ from mmdistill.networks.stacked import Loss, Mode, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.precision import lowered
 from mmdistill.runtime import Draws, cache_folder, sole_writer, sweep
-from mmdistill.store import write_json
+from mmdistill.store import opened_tensors, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, shares_inputs, take
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Experts:
         """Return one epoch's tensors, or with None check the file alone."""
         path = shard(self.folder, expert)
         try:
-            with safetensors.safe_open(path, framework="pt") as handle:
+            with opened_tensors(path) as handle:
                 if not (handle.metadata() or {}).get(OWN, "").startswith(self._digest):
                     raise CheckpointError(f"{path} belongs to other experts than {MANIFEST} beside it describes")
                 if epoch is None:

@@ -29,13 +29,18 @@ def made_by(factory: ModuleFactory) -> nn.Module:
     """Return a module that a factory makes.
 
     Raises:
-        ConfigError: the factory is a module itself, makes none, or one with frozen parameters, unknown shapes or no
+        ConfigError: the factory is no function, or makes no module, or one with frozen parameters, unknown shapes or no
             parameters.
     """
     if isinstance(factory, nn.Module):
         raise ConfigError(
             f"model is a function that makes a fresh network each time it is called, such as "
             f"lambda: {type(factory).__name__}(...), and not one network"
+        )
+    if not callable(factory):
+        raise ConfigError(
+            f"model is the name of a network or a function that makes one, got {factory!r:.80}, which is "
+            f"{type(factory).__name__}"
         )
     module = factory()
     if not isinstance(module, nn.Module):
@@ -101,6 +106,8 @@ class FunctionalModule:
         submodules = dict(self.module.named_modules())
         self.random = any(_may_draw(module) for module in submodules.values())
         linear = [name for name, module in submodules.items() if isinstance(module, nn.Linear)]
+        if not isinstance(features, str | Sequence):
+            raise ConfigError(f"features is the name of a submodule, or a list of such, got {features!r}")
         self.feature_names = ((features,) if isinstance(features, str) else tuple(features)) or tuple(linear[-1:])
         missing = [name for name in self.feature_names if name not in submodules]
         if missing:

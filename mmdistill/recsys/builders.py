@@ -1,6 +1,7 @@
 """Makes tasks of interactions, from data and from what the command line gives."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +18,7 @@ from mmdistill.recsys.splits import SplitBy
 from mmdistill.recsys.task import RecsysTask
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
-from mmdistill.runtime import choose_device
+from mmdistill.runtime import checked_seed, choose_device
 from mmdistill.settings import require_no_width, require_sizes
 
 MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
@@ -31,7 +32,7 @@ def recsys_task(
     data: Source | Interactions,
     *,
     model: ModuleFactory | str | None = None,
-    features: tuple[str, ...] = (),
+    features: str | Sequence[str] = (),
     width: int | None = None,
     hold_out: float = 0.0,
     user_column: str | None = None,
@@ -69,10 +70,13 @@ def recsys_task(
         judge_batch: users in its minibatches; None is its own number.
         seed: of a random split.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
     Raises:
         ConfigError: an unknown name or model, a size out of range, or a network that cannot run on rows of these items.
         DataError: missing, damaged or unusable data.
     """
+    seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     require_sizes(sys.maxsize, max_users=max_users)
     if not isinstance(data, Interactions):

@@ -33,7 +33,7 @@ from mmdistill.recsys.splits import (
     said,
     trained,
 )
-from mmdistill.runtime import Draws, data_root
+from mmdistill.runtime import Draws, checked_seed, data_root
 
 _FILES = {
     "ml-100k": ("MovieLens 100K: 943 users, 1,682 films", "u.data"),
@@ -222,7 +222,7 @@ def load_interactions(
         DataError: missing, damaged, empty or unusable data; the message says what was expected.
         ConfigError: an unknown name or column, or no times to split by.
     """
-    reading = Reading(min_interactions, min_rating, split_by, seed)
+    reading = Reading(min_interactions, min_rating, split_by, checked_seed(seed))
     columns = Columns(user_column, item_column, rating_column, time_column)
     if isinstance(source, (str, Path)):
         path = resolve(source)

@@ -17,7 +17,8 @@ from mmdistill.recsys.factorisation import heaviest
 from mmdistill.recsys.privacy import Nearness, nearness
 from mmdistill.recsys.synthetic import index_bytes
 from mmdistill.recsys.task import RecsysTask
-from mmdistill.runtime import atomic_write
+from mmdistill.store import write_text
+from mmdistill.tabular import markdown_cell
 from mmdistill.task import Batch, Task
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws, since importing it takes long
@@ -134,10 +135,10 @@ def list_users(data: Interactions, rows: Tensor, near: Nearness, target: Path) -
         top = row.topk(min(ITEMS_SHOWN, len(row)))
         items = _items(data.item_ids, top.indices, top.values, "" if is_binary(rows) else ".2f")
         half = int((row.sort(descending=True).values.cumsum(0) < 0.5 * row.sum()).sum()) + 1
-        user = f"{data.user_ids[near.user[index]]} ({near.cosine[index]:.2f}{', a copy' * int(near.copies[index])})"
+        nearest = markdown_cell(str(data.user_ids[near.user[index]]))
+        user = f"{nearest} ({near.cosine[index]:.2f}{', a copy' * int(near.copies[index])})"
         lines.append(f"| {index} | {float(row.sum()):.1f} | {half} | {user} | {items} |")
-    with atomic_write(target) as handle:
-        handle.write("\n".join([*lines, ""]).encode())
+    write_text(target, "\n".join([*lines, ""]))
     return target
 
 
@@ -187,4 +188,5 @@ def privacy_lines(near: Nearness) -> list[str]:
 
 def _items(ids: npt.NDArray[np.generic], indices: Tensor, values: Tensor, style: str) -> str:
     pairs: Sequence[tuple[int, float]] = list(zip(indices.tolist(), values.tolist(), strict=True))
-    return ", ".join(f"{ids[index]} ({value:{style}})" if style else str(ids[index]) for index, value in pairs)
+    named = ((markdown_cell(str(ids[index])), value) for index, value in pairs)
+    return ", ".join(f"{name} ({value:{style}})" if style else name for name, value in named)

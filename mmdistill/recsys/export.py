@@ -10,13 +10,13 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from mmdistill.distilled import DistilledSet
+from mmdistill.distilled import DistilledSet, stored_value
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter
 from mmdistill.recsys.draw import SMALLEST_WEIGHT, synthetic_rows
 from mmdistill.recsys.factorisation import heaviest
 from mmdistill.runtime import atomic_write
-from mmdistill.store import write_tensors
+from mmdistill.store import write_tensors, write_text
 
 Ids = npt.NDArray[Any]
 
@@ -74,10 +74,12 @@ def _ids_and_rows(distilled: DistilledSet) -> tuple[Ids, Tensor]:
 
     Raises:
         UnsupportedError: a set of other data than interactions.
+        CheckpointError: a damaged one.
     """
     ids: Any = distilled.info.preprocessing.get("item_ids")
     if ids is None:
         raise UnsupportedError(f"this writes sets of interactions, not of {distilled.info.domain} data")
+    stored_value(distilled.info, "item_ids", lambda ids: isinstance(ids, list), "list")
     return np.array(ids), synthetic_rows(distilled.batch, len(ids))
 
 
@@ -97,8 +99,7 @@ def _columns(ids: Ids, folder: Path) -> Path:
 
 
 def _table(path: Path, table: pd.DataFrame, separator: str = ",") -> Path:
-    with atomic_write(path) as handle:
-        handle.write(table.to_csv(index=False, sep=separator, float_format="%.6g").encode())
+    write_text(path, table.to_csv(index=False, sep=separator, float_format="%.6g"))
     return path
 
 

@@ -24,6 +24,7 @@ from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recom
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import Rows, VaeProtocol, fit_vae
 from mmdistill.runtime import Draws
+from mmdistill.settings import require_kind, require_no_features
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
@@ -63,7 +64,7 @@ class RecsysTask:
         vae: how the trained judge is trained.
         device: where everything runs.
     Raises:
-        ConfigError: hold_out outside [0, 1).
+        ConfigError: hold_out outside [0, 1), or features of the infinitely wide network.
     """
 
     num_classes: int | None = None
@@ -76,7 +77,7 @@ class RecsysTask:
         data: Interactions,
         *,
         model: ModuleFactory | None = None,
-        features: tuple[str, ...] = (),
+        features: str | Sequence[str] = (),
         hold_out: float = 0.0,
         depth: int = 1,
         protocol: RankingProtocol | None = None,
@@ -85,6 +86,10 @@ class RecsysTask:
     ) -> None:
         if not 0 <= hold_out < 1:
             raise ConfigError(f"hold_out is a fraction below 1, got {hold_out}")
+        require_kind(RankingProtocol, protocol=protocol)
+        require_kind(VaeProtocol, vae=vae)
+        if model is None:
+            require_no_features(features, "the infinitely wide network")
         self.data = data
         self.device = torch.device(device)
         self.hold_out = hold_out

@@ -14,7 +14,7 @@ from mmdistill.columns import SPLIT_NAMES
 from mmdistill.errors import ConfigError, DataError, to_install
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
-from mmdistill.runtime import Draws, data_root
+from mmdistill.runtime import Draws, checked_seed, data_root
 from mmdistill.text import trec
 from mmdistill.text.checks import checked_rows
 from mmdistill.text.inputs import (
@@ -155,6 +155,7 @@ def load_text(
         ConfigError: an unknown name or column.
         DataError: missing or unreadable files, empty texts, missing or unknown labels, fewer than two classes.
     """
+    seed = checked_seed(seed)
     if isinstance(source, TextData):
         return source
     name = str(source) if isinstance(source, str | Path) else "texts"

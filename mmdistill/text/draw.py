@@ -12,7 +12,8 @@ from mmdistill.errors import ConfigError
 from mmdistill.exports import into_folder
 from mmdistill.figures import literal, save_figure
 from mmdistill.labels import are_probabilities
-from mmdistill.runtime import atomic_write
+from mmdistill.store import write_text
+from mmdistill.tabular import markdown_cell
 from mmdistill.task import Batch, Task, one_tensor
 from mmdistill.text.attention import class_labels
 from mmdistill.text.encoder import PAIR
@@ -105,8 +106,8 @@ def write_nearest(task: TextLike, batch: Batch, folder: Path) -> Path:
     own = task.readable(batch.inputs) if isinstance(task, TokenTask) else None
     cut = task.describe().preprocessing["truncated_texts"]
     lines = [
-        f"Each synthetic sample of {task.data.name} with its label and the training texts nearest to it "
-        f"(cosine, {_space(task)}).",
+        f"Each synthetic sample of {markdown_cell(task.data.name)} with its label and the training texts nearest to it "
+        f"(cosine, {markdown_cell(_space(task))}).",
         *(["Its own words, in bold, are the nearest tokens of its vectors."] if own is not None else []),
         *([f"{cut:,} texts are longer than what is read of each; their ends were cut off."] if cut else []),
         "",
@@ -121,15 +122,14 @@ def write_nearest(task: TextLike, batch: Batch, folder: Path) -> Path:
             first = (str(number + 1), _cell(label)) if rank == 0 else ("", "")
             lines.append(f"| {first[0]} | {first[1]} | {value} | {text} |")
     path = folder / "nearest.md"
-    with atomic_write(path) as handle:
-        handle.write(("\n".join(lines) + "\n").encode())
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 
 def _cell(text: str) -> str:
     line = " ".join(text.replace(PAIR, " | ").split())
     short = line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"
-    return short.replace("\\", "\\\\").replace("|", "\\|")
+    return markdown_cell(short)
 
 
 def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:

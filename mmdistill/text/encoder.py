@@ -7,6 +7,7 @@ enters the cache's key and the task's fingerprint.
 
 import hashlib
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -384,7 +385,7 @@ def hash_texts(texts: Sequence[str]) -> str:
 def _hash_files(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".safetensors", ".model")):
-        digest.update(path.name.encode())
+        digest.update(os.fsencode(path.name))
         with path.open("rb") as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)

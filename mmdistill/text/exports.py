@@ -3,16 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
-from mmdistill.distilled import DistilledSet
+from mmdistill.distilled import DistilledSet, is_number, stored_value
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter, task_exporter
 from mmdistill.labels import are_probabilities
-from mmdistill.runtime import atomic_write
-from mmdistill.store import write_tensors
+from mmdistill.store import write_tensors, write_text
 from mmdistill.task import Task, TaskInfo
 from mmdistill.text.attention import class_labels
 from mmdistill.text.draw import as_text_like, read
@@ -55,7 +53,7 @@ def export_embeds(distilled: DistilledSet, folder: Path, task: Callable[[], Task
         labels["labels"] = own
     learned: dict[str, Tensor | str] = {}
     if isinstance(batch.inputs, dict):
-        inputs, scale = token_inputs(batch.inputs), cast(float, info.preprocessing["scale"])
+        inputs, scale = token_inputs(batch.inputs), stored_value(info, "scale", is_number, "number")
         tensors = {
             "inputs_embeds": in_model_units(inputs["vectors"], scale, info.tensors["mean"]),
             "attention_mask": inputs["mask"].long(),
@@ -93,8 +91,7 @@ def export_texts(distilled: DistilledSet, folder: Path, task: Callable[[], Task]
         line = json.dumps({**text_of, "label": label, "soft_label": soft}, ensure_ascii=False)
         lines.append(line.translate(LINE_ENDS))
     path = folder / "texts.jsonl"
-    with atomic_write(path) as handle:
-        handle.write(("\n".join(lines) + "\n").encode())
+    write_text(path, "\n".join(lines) + "\n")
     return [path]
 
 

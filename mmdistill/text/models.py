@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
-from mmdistill.settings import require_no_width
+from mmdistill.settings import require_no_features, require_no_width
 
 MODELS = ("linear", "mlp")
 ModelLike = str | ModuleFactory
@@ -43,13 +43,13 @@ def make_module(
     dim: int,
     num_classes: int,
     width: int | None,
-    features: Sequence[str],
+    features: str | Sequence[str],
     device: torch.device | str,
 ) -> FunctionalModule:
     """Return the network that a name or a function means, for points of ``dim`` numbers.
 
     Raises:
-        ConfigError: an unknown name, or a width of anything but ``mlp``.
+        ConfigError: an unknown name, a width of anything but ``mlp``, or features of a named one.
     """
     if not isinstance(model, str):
         require_no_width(width, "a module of your own")
@@ -57,6 +57,7 @@ def make_module(
     key = canonical(model)
     if key not in MODELS:
         raise unknown_name("text model", model, MODELS)
+    require_no_features(features, key)
     if key == "linear":
         require_no_width(width, key)
         return FunctionalModule(partial(linear_head, dim, num_classes), device=device)

@@ -23,7 +23,7 @@ from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
-from mmdistill.runtime import Draws, choose_device
+from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 from mmdistill.text.data import TextData, TextInput, load_text
@@ -343,11 +343,14 @@ def text_task(
         judge_epochs: epochs of trained judges; by default every set gets the same number of updates.
         judge_batch: their minibatch size.
         seed: of the splits that the data do not come with.
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
     Raises:
         ConfigError: an unknown name, or a network that does not fit the points.
         DataError: unusable data, see :func:`~mmdistill.text.data.load_text`.
         ShapeError: an encoder that returns no ``(n, d)``.
     """
+    seed = checked_seed(seed)
     if noise < 0:
         raise ConfigError(f"the noise is a norm, so it is 0 or more; got {noise}")
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)

@@ -19,8 +19,8 @@ from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
-from mmdistill.runtime import Draws, choose_device
-from mmdistill.settings import require_no_width, require_sizes
+from mmdistill.runtime import Draws, checked_seed, choose_device
+from mmdistill.settings import require_no_features, require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.data import TextData, TextInput, load_text
@@ -374,10 +374,13 @@ def token_task(
         judge_epochs: epochs of trained judges, for sets that carry no steps of their own.
         judge_batch: their minibatch size.
         seed: of the splits that the data do not come with.
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
     Raises:
         ConfigError: an unknown name, an encoder without tokens, or a network that does not fit.
         DataError: unusable data, see :func:`~mmdistill.text.data.load_text`.
     """
+    seed = checked_seed(seed)
     require_sizes(length=length, width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     device = choose_device(device)
     given = with_test(data, test)
@@ -392,10 +395,13 @@ def token_task(
     dev, held_out = (vocabulary.tokenize(split.texts, train.ids.shape[1]) for split in (loaded.dev, loaded.test))
     if isinstance(model, str):
         name = canonical(model)
+        require_no_features(features, name)
         module = named_module(name, vocabulary, len(loaded.class_names), encoder=source, width=width, device=device)
     else:
         require_no_width(width, "a module of your own")
         name = "model"
+        if isinstance(model, FunctionalModule):
+            require_no_features(features, f"a {type(model).__name__}")
         module = model if isinstance(model, FunctionalModule) else FunctionalModule(model, features, device)
     protocol = None
     if judge_epochs is not None or judge_batch is not None:

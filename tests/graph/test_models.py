@@ -201,7 +201,7 @@ def test_a_module_without_weights_reads_strong_edges_and_teaches_no_weights() ->
     by_matrix, _ = network.logits(state, network.precomputed({"x": GRAPH.x, "adjacency": weak}))
     assert torch.allclose(by_matrix, network.logits(state, raw)[0], atol=1e-5)
     with pytest.raises(UnsupportedError, match="method without structure"):
-        distill(graph_task(GRAPH, PlainConvolutions), "gcond", nodes=6, settings={"steps": 1})
+        distill(graph_task(GRAPH, model=PlainConvolutions), "gcond", nodes=6, settings={"steps": 1})
 
 
 @pytest.mark.parametrize("kind", [basic_gnn.GraphSAGE, basic_gnn.GAT, basic_gnn.GIN])
@@ -317,7 +317,7 @@ class NormedConvolutions(nn.Module):
 def test_a_batch_norm_takes_the_statistics_of_real_nodes(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmdistill.graph.data.LARGE", 0 if large else 10_000)
     monkeypatch.setattr("mmdistill.graph.task.FANOUTS", (10_000, 10_000))  # every node within two hops
-    task = graph_task(GRAPH, NormedConvolutions)
+    task = graph_task(GRAPH, model=NormedConvolutions)
     assert task.graph.is_large == large
     network = FreshNetworks().fetch(task, EMPTY, Draws(0)).network
     assert network is not None
@@ -352,7 +352,7 @@ class WeightedNormed(nn.Module):
 
 
 def test_a_network_with_batch_norms_trains_on_a_learned_graph() -> None:
-    task = graph_task(GRAPH, WeightedNormed)
+    task = graph_task(GRAPH, model=WeightedNormed)
     settings = {"steps": 3, "inner_steps": 2, "validate_every": 0}
     made = distill(task, "gcond", nodes=6, settings=settings)
     assert made.batch.inputs["x"].isfinite().all()  # type: ignore[call-overload]
@@ -364,5 +364,7 @@ def test_a_network_with_batch_norms_trains_on_a_learned_graph() -> None:
 
 
 def test_ridge_matching_reads_networks_that_take_no_edge_weights() -> None:
-    made = distill(graph_task(GRAPH, NormedConvolutions), "krr", nodes=6, settings={"steps": 2, "validate_every": 0})
+    made = distill(
+        graph_task(GRAPH, model=NormedConvolutions), "krr", nodes=6, settings={"steps": 2, "validate_every": 0}
+    )
     assert made.batch.inputs["x"].isfinite().all()  # type: ignore[call-overload]

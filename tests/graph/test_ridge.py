@@ -25,7 +25,7 @@ SHORT = TeacherRecipe(networks=1, epochs=20, hops=3, width=16)
 
 def task(model: str = "sgc", inductive: bool = False) -> GraphTask:
     graph = graph_from_fields(planted_fields(), "planted", inductive=inductive)
-    return graph_task(graph, model, width=8 if model in ("gcn", "mlp") else None, protocol=FAST)
+    return graph_task(graph, model=model, width=8 if model in ("gcn", "mlp") else None, protocol=FAST)
 
 
 def synthetic(inputs: Tensors | None = None) -> Batch:

@@ -81,7 +81,7 @@ def test_inductive_condensing_reads_nothing_of_other_nodes(model: str) -> None:
     x[~planted_fields()["train_mask"]] += 5.0
 
     def condensed(graph: GraphData) -> Tensor:
-        task = graph_task(graph, model, width=8 if model in ("gcn", "mlp") else None, protocol=FAST)
+        task = graph_task(graph, model=model, width=8 if model in ("gcn", "mlp") else None, protocol=FAST)
         return distill(task, "gcond-x", nodes=6, settings={"steps": 3, "inner_steps": 2}).batch.inputs["x"]  # type: ignore[call-overload,no-any-return]
 
     assert torch.equal(condensed(inductive_graph()), condensed(inductive_graph(x=x)))
@@ -182,7 +182,7 @@ def test_class_batches_of_a_large_graph_are_its_sampled_neighbourhood(
 ) -> None:
     """Where all neighbours are reached, the logits of the drawn nodes are those in the whole graph."""
     kind = model if model == "gcn" else partial(basic_gnn.GCN, 12, 8, 2, 3, norm=None)
-    own = graph_task(planted_graph(), kind, width=8 if kind in ("gcn", "mlp") else None, protocol=FAST)
+    own = graph_task(planted_graph(), model=kind, width=8 if kind in ("gcn", "mlp") else None, protocol=FAST)
     whole = own.sample_real(Draws(1), torch.arange(3), 2)
     monkeypatch.setattr("mmdistill.graph.data.LARGE", 100)
     monkeypatch.setattr("mmdistill.graph.task.FANOUTS", (500, 500, 500))

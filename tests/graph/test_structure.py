@@ -28,7 +28,7 @@ NODES = 7
 
 
 def task(model: str = "sgc") -> GraphTask:
-    return graph_task(planted_graph(), model, width=16 if model in ("gcn", "mlp") else None, protocol=FAST)
+    return graph_task(planted_graph(), model=model, width=16 if model in ("gcn", "mlp") else None, protocol=FAST)
 
 
 def features() -> Tensor:

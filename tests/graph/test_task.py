@@ -42,7 +42,7 @@ def pyg_gcn() -> nn.Module:
 
 
 def task(model: str | Callable[[], nn.Module] = "sgc") -> GraphTask:
-    return graph_task(GRAPH, model, width=16 if model in ("gcn", "mlp") else None, protocol=FAST)
+    return graph_task(GRAPH, model=model, width=16 if model in ("gcn", "mlp") else None, protocol=FAST)
 
 
 @pytest.mark.parametrize("model", ["sgc", "gcn", "mlp", pyg_gcn], ids=["sgc", "gcn", "mlp", "module"])
@@ -298,7 +298,7 @@ def test_bad_calls_are_refused_in_words() -> None:
     with pytest.raises(ShapeError, match="node features 'x'"):
         own.predict(own.init(Draws(0)), torch.zeros(3, 12))
     with pytest.raises(ConfigError, match="graph model"):
-        graph_task(GRAPH, "transformer")
+        graph_task(GRAPH, model="transformer")
     with pytest.raises(ShapeError, match="6 nodes as labelled"):
         SyntheticGraph(torch.zeros(4, 12), FixedLabels(torch.zeros(6).long()), torch.zeros(6).long(), 3)
     with pytest.raises(DataError):

@@ -30,7 +30,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def task(model: str = "sgc") -> GraphTask:
-    return graph_task(planted_graph(), model, width=8 if model in ("gcn", "mlp") else None, protocol=FAST)
+    return graph_task(planted_graph(), model=model, width=8 if model in ("gcn", "mlp") else None, protocol=FAST)
 
 
 def test_the_labelled_nodes_themselves_leave_nothing_to_match() -> None:

@@ -465,6 +465,14 @@ def test_a_large_folder_is_mapped_and_decoded_once(tmp_path: Path, monkeypatch: 
         load(root / "train", size=8)
 
 
+def test_images_are_decoded_once_whatever_bytes_their_names_are(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b\udcff"]
+    for path in paths:
+        path.touch()
+    keys = {files._listing_key([str(path)], (1, 8, 8)) for path in paths}
+    assert len(keys) == 2
+
+
 def test_the_whole_of_a_huge_set_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmdistill.image.task.WHOLE_MOST", 1000)
     task = image_task("digits", width=4)

@@ -16,7 +16,7 @@ from mmdistill.graph.files import TORCH, graph_classes, read_saved
 from mmdistill.graph.sets.lists import side_by_side
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
-from mmdistill.runtime import Draws, cache_folder, data_root, tensor_digest
+from mmdistill.runtime import Draws, cache_folder, checked_seed, data_root, tensor_digest
 from mmdistill.task import Tensors
 
 TU = {
@@ -175,6 +175,7 @@ def load_graph_set(source: "str | Path | Sequence[Any]", *, seed: int = 0) -> Gr
         ConfigError: an unknown name.
         DataError: missing or damaged files, or graphs that cannot be used.
     """
+    seed = checked_seed(seed)
     if not isinstance(source, str | Path):
         if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, Mapping):
             raise DataError(

@@ -22,8 +22,8 @@ from mmdistill.networks.architecture import task_line
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.selection import Selection
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.runtime import Draws, choose_device
-from mmdistill.settings import Settings, require_sizes
+from mmdistill.runtime import Draws, checked_seed, choose_device
+from mmdistill.settings import Settings, require_kind, require_sizes
 from mmdistill.task import (
     Batch,
     ClassBatch,
@@ -247,7 +247,7 @@ def graph_set_task(
     width: int = 128,
     seed: int = 0,
     judge_epochs: int | None = None,
-    protocol: FitProtocol = PROTOCOL,
+    protocol: FitProtocol | None = None,
     device: torch.device | str = "auto",
 ) -> GraphSetTask:
     """Return the task of distilling a set of graphs.
@@ -258,16 +258,22 @@ def graph_set_task(
         width: units of the network's layers.
         seed: of the random split.
         judge_epochs: epochs of judges; None is the protocol's own number.
-        protocol: how judges are trained.
+        protocol: how judges are trained; None is :data:`PROTOCOL`.
         device: where everything lies; ``auto`` is a CUDA device where there is one, else the CPU.
+
+    Returns:
+        The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
 
     Raises:
         ConfigError: an unknown name, or a size below 1.
         DataError: files that are missing or cannot be used.
     """
+    seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs)
+    require_kind(FitProtocol, protocol=protocol)
     device = choose_device(device)
     graphs = data if isinstance(data, GraphSet) else load_graph_set(data, seed=seed)
+    protocol = protocol or PROTOCOL
     if judge_epochs is not None:
         protocol = replace(protocol, epochs=judge_epochs)
     return GraphSetTask(graphs, width, protocol, device)
