@@ -150,8 +150,8 @@ class DistilledSet:
             raise CheckpointError(f"{path} is damaged, or of another set than distilled.json beside it")
         try:
             info = content.pop("info")
-            if broken := damage_of(content.get("settings", {})):
-                raise TypeError(broken)
+            if damage := damage_of(content.get("settings", {})):
+                raise TypeError(damage)
             if not isinstance(names := info["class_names"], list) or not all(isinstance(name, str) for name in names):
                 raise TypeError(f"info.class_names is {names!r}, and no list of texts")
             info["class_names"] = tuple(names)
