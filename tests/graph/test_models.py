@@ -219,7 +219,7 @@ def test_models_that_ignore_weights_see_no_edge_where_there_is_none(kind: type[n
 
 
 def test_a_judge_that_ignores_weights_trains_on_the_edges_that_there_are() -> None:
-    own = graph_task(GRAPH, lambda: basic_gnn.GraphSAGE(12, 8, 2, 3), protocol=JudgeProtocol(epochs=4))
+    own = graph_task(GRAPH, model=lambda: basic_gnn.GraphSAGE(12, 8, 2, 3), protocol=JudgeProtocol(epochs=4))
     chosen = own.select(torch.arange(6))
     assert isinstance(chosen.inputs, dict)
     unlinked = chosen._replace(inputs={"x": chosen.inputs["x"]})
