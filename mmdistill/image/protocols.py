@@ -267,6 +267,19 @@ def plan_for(protocol: Protocol, data: ImageData, occasion: Occasion, chosen: Ch
     )
 
 
+def whole_note(plan: Plan, images: int, usual: int | None) -> tuple[str, ...]:
+    """Return a note on how long networks trained on all images, where small sets' networks train for other epochs.
+
+    Args:
+        plan: how they trained.
+        images: in the whole set.
+        usual: epochs of networks on a small set.
+    """
+    epochs = plan.fit.epochs
+    updates = epochs * -(-images // (plan.fit.batch or images))
+    return () if epochs == usual else (f"trained for {epochs:,} epochs ({updates:,} updates)",)
+
+
 def _fit_for(protocol: Protocol, occasion: Occasion, batch: int | None) -> FitProtocol:
     """Return how a judge trains, its length aside."""
     fit = protocol.scores if occasion.scores and protocol.scores is not None else protocol.fit

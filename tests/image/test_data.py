@@ -627,6 +627,13 @@ def test_arrays_and_tensors_of_a_graph_are_taken_as_they_are() -> None:
     assert load((images.clone().requires_grad_(), labels)).fingerprint == expected
 
 
+@pytest.mark.parametrize(("images", "epochs"), [(200, 1000), (257, 500), (2000, 125), (50_000, 30)])
+def test_a_whole_set_of_ones_own_trains_for_a_thousand_updates(images: int, epochs: int) -> None:
+    pair = bytes_like(images, 2, 2), labels_of(images)
+    assert build("custom", pair, pair).whole_epochs == epochs
+    assert build("custom", pair, pair, whole_epochs=5).whole_epochs == 5
+
+
 def test_float_images_keep_their_range_in_pictures() -> None:
     images = torch.linspace(-3, 5, 160).view(10, 1, 4, 4)
     data = load((images, labels_of(10, 2)))
