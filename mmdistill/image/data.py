@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.labels import from_one
 from mmdistill.runtime import Draws, tensor_digest
 
 if TYPE_CHECKING:
@@ -181,6 +182,8 @@ def build(
             f"{name} has {len(labels)} training images, and labels up to {count - 1}; number the classes without gaps"
         )
     empty = (torch.bincount(labels, minlength=count) == 0).nonzero().flatten().tolist()
+    if empty == [0] and class_names is None:
+        raise DataError(f"{name} has no training image of class 0: {from_one(count - 1)}")
     if empty:
         named = [class_names[index] if class_names is not None else str(index) for index in empty]
         raise DataError(
@@ -286,7 +289,8 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         limit = "" if num_classes is None else f" up to {num_classes - 1}"
-        raise DataError(f"{what}: labels must be class indices from 0{limit}, got {low} to {high}")
+        hint = f": {from_one(high)}" if (low, high) == (1, num_classes) else ""
+        raise DataError(f"{what}: labels must be class indices from 0{limit}, got {low} to {high}{hint}")
     return images, labels
 
 

@@ -606,14 +606,23 @@ def test_bad_tensors() -> None:
         load((images, labels), (pixels.float(), labels))
     with pytest.raises(DataError, match="no training image of class b"):
         build("named", (images, labels * 2), None, class_names=("a", "b", "c"))
+    with pytest.raises(DataError, match=r"class 0: the labels run from 1 to 2, .* subtract 1 from each label"):
+        load((images, labels + 1))
+    with pytest.raises(DataError, match=r"up to 1, got 1 to 2: the labels run from 1 to 2"):
+        load((images, labels + 1), class_names=["a", "b"])
     assert torch.equal(load((images, labels.tolist()), (images, labels.tolist())).test_labels, labels)
     with pytest.raises(DataError, match=r"the training data: label 1 is no class index but 0\.5"):
         load((images, [0, 0.5] * 5))  # type: ignore[arg-type,list-item]
 
 
-def test_unknown_names_and_places(tmp_path: Path) -> None:
+def test_unknown_names_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="did you mean 'mnist'"):
         load("mnits")
+    (tmp_path / "photos").mkdir()
+    for name, said in (("photo", "nor is there a file or folder 'photo'"), ("./photo", "an existing file or folder")):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ConfigError, match=f"{said}.*did you mean 'photos'"):
+            load(name)
     (tmp_path / "nothing").mkdir()
     assert not accepts(tmp_path / "nothing")
     with pytest.raises(DataError, match="holds no image data"):
@@ -625,6 +634,20 @@ def test_arrays_and_tensors_of_a_graph_are_taken_as_they_are() -> None:
     expected = load((images, labels)).fingerprint
     assert load((images.numpy(), labels.numpy())).fingerprint == expected
     assert load((images.clone().requires_grad_(), labels)).fingerprint == expected
+
+
+def test_names_for_labels_are_numbered_as_the_error_says() -> None:
+    images, given = bytes_like(12, 3, 3), ["cat", "dog", "emu"] * 4
+    remedy = r"numpy\.unique\(labels, return_inverse=True\), and pass class_names=list\(names\)"
+    arrays = [np.array(given), np.array(given, dtype=object)]
+    for labels in (given, *arrays):
+        with pytest.raises(DataError, match=remedy):
+            load((images, labels))  # type: ignore[arg-type]
+        names, numbers = np.unique(labels, return_inverse=True)
+        found = load((images, numbers), class_names=list(names))
+        assert found.class_names == ("cat", "dog", "emu")
+    with pytest.raises(DataError, match=r"array of complex|pixels must be"):
+        load((images.numpy().astype(complex), [0, 1, 2] * 4))
 
 
 @pytest.mark.parametrize(("images", "epochs"), [(200, 1000), (257, 500), (2000, 125), (50_000, 30)])
