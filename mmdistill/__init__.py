@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmdistill.methods import CORE_METHODS as METHODS
     from mmdistill.parameterizations.codes import decode as decode
     from mmdistill.recsys.builders import recsys_task as recsys_task
+    from mmdistill.saving import save_evaluation as save_evaluation
     from mmdistill.text.task import text_task as text_task
     from mmdistill.text.token_task import token_task as token_task
 
@@ -32,6 +33,7 @@ _HOMES = {
     "distill": ("mmdistill.distill", "distill"),
     "evaluate": ("mmdistill.evaluate", "evaluate"),
     "export": ("mmdistill.export", "export"),
+    "save_evaluation": ("mmdistill.saving", "save_evaluation"),
     "decode": ("mmdistill.parameterizations.codes", "decode"),
     "DistilledSet": ("mmdistill.distilled", "DistilledSet"),
     "METHODS": ("mmdistill.methods", "CORE_METHODS"),
@@ -55,6 +57,7 @@ __all__ = [
     "graph_task",
     "image_task",
     "recsys_task",
+    "save_evaluation",
     "text_task",
     "token_task",
 ]

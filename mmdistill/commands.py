@@ -44,7 +44,8 @@ from mmdistill.planning import plan_rows
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
-from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
+from mmdistill.runtime import sole_writer, use_deterministic_kernels
+from mmdistill.saving import draw
 from mmdistill.settings import AT_RESUME
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned
@@ -67,7 +68,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
     config = dataclasses.replace(config, data=located(config.data)) if config.data else config
     config = placed(config) if resume is None else config  # its checkpoints are of the paths that it began with
     if dry_run:
-        _, task, method, budget = _prepared(config, config.device)
+        task, method, budget = _prepared(config, config.device)
         print(aligned(plan_rows(config, task, method, budget)))
         return
     with ExitStack() as held:
@@ -75,7 +76,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
             if ranks.is_first():  # before the others go on
                 held.enter_context(sole_writer(folder))
                 _require_free(config, folder, resume)
-            domain, task, method, budget = _prepared(config, device)
+            task, method, budget = _prepared(config, device)
             done = DistilledSet.load(folder) if resume is not None and is_finished(folder) else None
             if done is not None and config.steps in (None, done.settings.get("steps", config.steps)):
                 distilled = done
@@ -96,7 +97,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
                     print(f"distilled in {distilled.seconds:.1f} s")
             first = ranks.is_first()
         if first:
-            _judge_and_draw(config, domain, task, distilled, folder, budget)
+            _judge_and_draw(config, task, distilled, folder, budget)
 
 
 def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
@@ -108,8 +109,8 @@ def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> No
         require_free(folder, other="another --out", resume=again, overwrite="--overwrite")
 
 
-def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method, int]:
-    """Return what a configuration names and its budget; print what is to be noted."""
+def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
+    """Return the task and the method that a configuration names and its budget; print what is to be noted."""
     with ranks.first_alone(), explained("reading the data and making the network", "less of them (--width, --size)"):
         domain, task = make_task(config, device)
     chosen = chosen_method(config, domain)
@@ -136,7 +137,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method,
             options = " ".join(f"--{option} {value}" for option, value in unmet.items())
             print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
     require_networks(config.networks, config.networks_at_once)
-    return domain, task, method, budget
+    return task, method, budget
 
 
 def _print_notes(task: Task) -> None:
@@ -145,14 +146,11 @@ def _print_notes(task: Task) -> None:
         print(f"note: {note}")
 
 
-def _judge_and_draw(
-    config: DistillConfig, domain: Domain, task: Task, distilled: DistilledSet, folder: Path, budget: int
-) -> None:
+def _judge_and_draw(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path, budget: int) -> None:
     """Judge what is not judged yet of a distilled set, draw it, and print what came out."""
     evaluation = judge_missing(config, task, distilled, folder)
     print(summary(distilled, evaluation, subset_bytes(task, budget)))
-    sweep(folder / "pictures")
-    pictures = domain.draw(task, distilled.to(task.device), folder / "pictures")
+    pictures = draw(task, distilled, folder)
     print(
         f"set, metrics and {len(pictures)} picture(s) are in {folder}; "
         f"'mmdistill report {shlex.quote(str(folder))}' makes a page of them"
@@ -351,9 +349,9 @@ def evaluate_command(asked: EvaluateConfig) -> None:
 
 def report_command(run: str) -> None:
     """Draw a finished run and write its report."""
-    _, domain, task, distilled = _open_run(run)
+    _, _, task, distilled = _open_run(run)
     folder = Path(run)
-    pictures = domain.draw(task, distilled.to("cpu"), folder / "pictures")
+    pictures = draw(task, distilled, folder)
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
     for path in write_report(folder, distilled, metrics, pictures):
         print(path)

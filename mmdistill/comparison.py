@@ -146,7 +146,7 @@ def _unjudged(folder: Path) -> str:
     if (folder / METRICS).is_file():
         return ""
     if is_finished(folder) and not (folder / CONFIG).is_file():
-        return "not judged; made in Python, it is judged there: docs/formats.md shows how"
+        return "not judged; made in Python, it is judged there: evaluate, then save_evaluation(..., folder)"
     if is_finished(folder):
         return f"not judged; that does: mmdistill evaluate {shlex.quote(str(folder))}"
     if ending := how_to_finish(folder):
