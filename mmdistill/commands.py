@@ -62,14 +62,16 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
     if resume is not None:
         config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
     folder = config.folder()
-    _require_free(config, folder, resume)
+    if not dry_run:
+        _require_free(config, folder, resume)
     if config.deterministic:
         use_deterministic_kernels()
     config = dataclasses.replace(config, data=located(config.data)) if config.data else config
     config = placed(config) if resume is None else config  # its checkpoints are of the paths that it began with
     if dry_run:
         task, method, budget = _prepared(config, config.device)
-        print(aligned(plan_rows(config, task, method, budget)))
+        free = resume is None and not config.overwrite
+        print(aligned(plan_rows(config, task, method, budget, free=free)))
         return
     with ExitStack() as held:
         with ranks.process_group(config.device) as device:

@@ -78,6 +78,16 @@ def require_free(folder: Path, *, other: str, resume: str = "", overwrite: str =
         )
 
 
+def occupied(folder: Path) -> str:
+    """Return what is in the way of a new run in a folder, and what to do, in words; nothing where none is."""
+    ways = "--overwrite replaces it, another --out keeps it"
+    if folder.exists() and not folder.is_dir():
+        return "is a file, and a run needs a folder: choose another --out"
+    if is_finished(folder):
+        return f"holds a finished run: {ways}"
+    return f"holds an unfinished run: --resume {folder} continues it, {ways}" if is_started(folder) else ""
+
+
 def traces(folder: Path) -> dict[str, int]:
     """Return what a run folder holds of work by name, each with its time, by which is seen whether it was replaced."""
     paths = [folder / SET, *(folder / CHECKPOINTS).glob("step-*.safetensors")]

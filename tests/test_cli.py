@@ -1144,6 +1144,40 @@ def test_a_dry_run_says_what_the_run_would_do_and_does_nothing(
     assert "DC, 7 steps, seed 3" in capsys.readouterr().out
 
 
+def planned(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    given = ("distill", "--data", "digits", "--ipc", "1", *options, "--dry-run")
+    assert main(list(given)) == 0
+    return capsys.readouterr().out
+
+
+def test_a_dry_run_says_for_how_long_networks_train(capsys: pytest.CaptureFixture[str]) -> None:
+    said = planned(capsys, "--method", "dm")
+    assert "convnet, 5 networks each, 300 epochs\n" in said
+    assert "random, herding, whole (60 epochs)\n" in said
+    said = planned(capsys, "--method", "dm", "--judges", "ntk,mlp", "--judge-epochs", "2", "--baselines", "random")
+    assert "ntk, mlp (2 epochs), 5 networks each\n" in said
+    assert "whole" not in said
+    assert "convnet, 5 networks each\n" in planned(capsys, "--method", "dd")  # whose sets carry their own steps
+
+
+def test_a_dry_run_says_what_is_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--method", "dm", "--out", str(tmp_path))
+    (tmp_path / "distilled.json").write_text("{}")
+    way = "holds a finished run: --overwrite replaces it, another --out keeps it"
+    assert f"{tmp_path} {way}" in planned(capsys, *options)
+    assert way not in planned(capsys, *options, "--overwrite")
+    assert (
+        main(["distill", "--data", "digits", "--ipc", "1", "--method", "dn", "--out", str(tmp_path), "--dry-run"]) == 2
+    )
+    assert "did you mean" in capsys.readouterr().err
+    (tmp_path / "distilled.json").unlink()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-1.safetensors").write_text("")
+    assert f"holds an unfinished run: --resume {tmp_path} continues it" in planned(capsys, *options)
+    (tmp_path / "file").write_text("")
+    assert "is a file" in planned(capsys, "--method", "dm", "--out", str(tmp_path / "file"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
