@@ -28,7 +28,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
 from mmdistill.image import load
-from mmdistill.registry import DOMAIN_PACKAGES, Domain, get_domain, get_method
+from mmdistill.registry import DOMAIN_PACKAGES, Domain, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
 from mmdistill.runtime import atomic_write, sole_writer
 from mmdistill.settings import Settings
@@ -377,7 +377,7 @@ def test_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods"]) == 0
+    assert main(["methods", "--long"]) == 0
     methods = capsys.readouterr().out
     assert "  Table 1 of the survey: what is matched | on which networks" in methods
     rows = re.findall(r"^ {25}(\S.*)$", methods.partition("\ngraph ")[0], re.MULTILINE)
@@ -393,9 +393,29 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
             assert any(words in line for words in ("; downloaded", "; bring ", "needs no download")), line
 
 
+def test_methods_are_listed_in_a_line_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*given: str) -> list[str]:
+        assert main(["methods", *given]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    short = shown("image")
+    assert shown("--domain", "image") == short
+    rows = [line for line in short if line.startswith("  ") and "--" not in line]
+    assert len(rows) == len(domain_methods(get_domain("image")))
+    (cafe,) = [row for row in rows if row.startswith("  cafe ")]
+    assert cafe.endswith(" classify real samples [Wang et al., CVPR 2022]")  # departures are for --long
+    assert not any("Table 1: " in row for row in rows)
+    assert "--long" in short[-1]
+    assert {"graph (budget: --nodes)", "recsys (budget: --users)"} <= set(shown())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert all(len(line) <= 100 for line in shown("image") if "--" not in line)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["methods", "imag"], "did you mean 'image'"),
         (["distill", "--data", "digit", "--method", "dm", "--ipc", "1"], "did you mean 'digits'"),
         (["distill", "--data", "digits", "--method", "dmm", "--ipc", "1"], "did you mean 'dm'?"),
         (["distill", "--data", "digits", "--method", "dn", "--ipc", "1"], "did you mean 'dc' or 'dd' or 'dm'?"),
