@@ -390,10 +390,33 @@ def test_pictures_of_more_than_a_byte_are_refused_rather_than_cut_off(tmp_path: 
         load(Pairs([deep] * 4, [0, 1, 0, 1]))
 
 
+@pytest.mark.parametrize("most", [2**30, 0])
+def test_all_damaged_pictures_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(files, "IN_MEMORY", most)
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    write_images(tmp_path / "pets")
+    whole = (tmp_path / "pets" / "cat" / "0.png").read_bytes()
+    for name in ("cat/1.png", "dog/0.png"):  # whose headers are whole
+        (tmp_path / "pets" / name).write_bytes(whole[: len(whole) - 30])
+    with pytest.raises(DataError, match=r"2 files in .*pets cannot be read as images: cat/1\.png \(.*, dog/0\.png \("):
+        files.read_image_folder(tmp_path / "pets", None)
+    for name in ("cat/1.png", "dog/0.png"):
+        (tmp_path / "pets" / name).write_text("no image")
+    said = r"cat/1\.png \(cannot identify image file\), dog/0\.png .*\); replace or remove them"
+    with pytest.raises(DataError, match=f"{said}$"):
+        files.read_image_folder(tmp_path / "pets", None)
+    Image.new("RGB", (9, 9)).save(tmp_path / "pets" / "dog" / "9.png")
+    with pytest.raises(DataError, match=f"{said}; besides, images in .* have 2 sizes"):
+        files.read_image_folder(tmp_path / "pets", None)
+    assert not list((tmp_path / "cache").rglob("*.bin*"))
+
+
 def test_a_picture_too_large_to_decode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "pets")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
+    with pytest.raises(
+        DataError, match=r"10 files in .* cannot be read as images: cat/0\.png \(.* and 5 more; replace"
+    ):
         load(tmp_path / "pets")
 
 
@@ -715,7 +738,7 @@ def test_a_picture_with_a_damaged_header_is_named(header: bytes, tmp_path: Path)
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
         (tmp_path / name / "2.ppm").write_bytes(header)
-    with pytest.raises(DataError, match=r"2.ppm cannot be read as an image"):
+    with pytest.raises(DataError, match=r"2 files in .* cannot be read as images: a/2\.ppm \(.*b/2\.ppm"):
         load(tmp_path)
 
 
