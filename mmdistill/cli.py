@@ -283,7 +283,7 @@ def require_resume_alone(arguments: Sequence[str]) -> None:
     beside = [name for name in (name.replace("_", "-") for name in names) if name not in free]
     if "--resume" in names and beside:
         raise ConfigError(
-            f"a run resumes with its own options; leave {', '.join(beside)} out, or begin another run "
+            f"a run resumes with its own options; omit {', '.join(beside)}, or begin another run "
             "in a new --out, or in its place with --out and --overwrite instead of --resume"
         )
 

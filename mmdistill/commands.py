@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import get_args
 
 from torch import Tensor
 
 from mmdistill import ranks
-from mmdistill.allocation import subset_bytes
+from mmdistill.allocation import require_budget, subset_bytes
 from mmdistill.assembly import (
     chosen_method,
     kept_config,
@@ -49,7 +50,7 @@ from mmdistill.saving import draw
 from mmdistill.settings import AT_RESUME
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned
-from mmdistill.task import Task
+from mmdistill.task import BudgetKind, Task
 
 
 def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = False) -> None:
@@ -113,6 +114,10 @@ def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> No
 
 def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
     """Return the task and the method that a configuration names and its budget; print what is to be noted."""
+    require_networks(config.networks, config.networks_at_once)  # before the data are read
+    for unit in get_args(BudgetKind):
+        if (asked := getattr(config, unit)) is not None:
+            require_budget(unit, asked)
     with ranks.first_alone(), explained("reading the data and making the network", "less of them (--width, --size)"):
         domain, task = make_task(config, device)
     chosen = chosen_method(config, domain)
@@ -127,8 +132,10 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
         bytes=config.bytes,
         seed=config.seed,
     )
+    method.settings(budget)  # which says what none of its values can be
     if ranks.is_first():
-        _print_notes(task)
+        for note in task.describe().notes:
+            print(f"note: {note}")
         for name in without_effect(task, method, budget, config.overrides()):
             print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
         if method.judge and not config.judges and network_unread(method, budget):
@@ -138,14 +145,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
         if unmet := unmet_conditions(config, domain, budget):
             options = " ".join(f"--{option} {value}" for option, value in unmet.items())
             print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
-    require_networks(config.networks, config.networks_at_once)
     return task, method, budget
-
-
-def _print_notes(task: Task) -> None:
-    """Print what was held out of the data or changed on the way in."""
-    for note in task.describe().notes:
-        print(f"note: {note}")
 
 
 def _judge_and_draw(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path, budget: int) -> None:

@@ -95,7 +95,7 @@ class Evaluation:
 
     def remarks(self) -> list[str]:
         """Return the notes of the results, and what failed, a line each."""
-        failed = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
+        failed = [f"failed: {_named(name, reason)}" for name, reason in self.failures.items()]
         return [*(f"note: {note}" for note in self.notes()), *failed]
 
     def notes(self) -> list[str]:
@@ -147,6 +147,11 @@ def named_notes(noted: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
         note if any(note.startswith(f"{judge} ") for judge in own) else f"{', '.join(own)}: {note}"
         for note, own in judges.items()
     ]
+
+
+def _named(name: str, reason: str) -> str:
+    """Return why something failed with its name, which the reason may say itself."""
+    return reason if reason.startswith(f"{name} ") else f"{name}: {reason}"
 
 
 def summarise(scores: Iterable[Scores]) -> list[Entry]:

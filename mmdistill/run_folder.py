@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.names import first_few
 
 SAMPLES = "distilled.safetensors"
 """The set's tensors."""
@@ -86,6 +87,12 @@ def occupied(folder: Path) -> str:
     if is_finished(folder):
         return f"holds a finished run: {ways}"
     return f"holds an unfinished run: --resume {folder} continues it, {ways}" if is_started(folder) else ""
+
+
+def runs_within(folder: Path) -> str:
+    """Return "; it holds the runs ..." for a folder of runs, nothing for others."""
+    names = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and holds_work(sub)) if folder.is_dir() else []
+    return f"; it holds the run{'s' if len(names) > 1 else ''} {first_few(names)}" if names else ""
 
 
 def traces(folder: Path) -> dict[str, int]:

@@ -19,6 +19,7 @@ from unittest.mock import Mock
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mmdistill import commands, distill, graph_set_task, graph_task, image_task, recsys_task, text_task
@@ -494,6 +495,29 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize("option", [("--ipc", "0"), ("--ipc", "1", "--lr", "-1"), ("--ipc", "1", "--networks", "0")])
+def test_values_that_cannot_be_are_refused_before_anything_is_noted(
+    option: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("L", (8, 8), 20 * index).save(tmp_path / "pets" / name / f"{index}.png")
+    given = ["distill", "--data", str(tmp_path / "pets"), "--method", "dm", "--out", str(tmp_path / "run")]
+    assert main([*given, *option]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_of_runs_is_answered_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("digits", "mnist"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "distilled.json").write_text("{}")
+    for command in ("report", "evaluate", "export"):
+        assert main([command, str(tmp_path)]) == 2
+        assert f"{tmp_path} holds no distilled set" in (said := capsys.readouterr().err)
+        assert said.endswith("; it holds the runs digits, mnist\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -904,7 +928,7 @@ def test_scores_are_printed_before_pictures_are_drawn(
 def test_options_beside_resume_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["distill", "--resume", str(run), "--steps", "500", "--lr", "5", "--judge-epochs=3"]) == 2
-    assert "a run resumes with its own options; leave --lr, --judge-epochs out" in capsys.readouterr().err
+    assert "a run resumes with its own options; omit --lr, --judge-epochs, or begin another" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

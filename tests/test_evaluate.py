@@ -131,6 +131,11 @@ def test_notes_of_baselines_are_said_once() -> None:
 
     found = Evaluation([entry("odd")], {"random": [entry("odd")], "whole": [entry("odd", "trained for 5 epochs")]})
     assert found.remarks() == ["note: mlp: odd", "note: whole by mlp: trained for 5 epochs"]
+    failures = {"vit": "vit cannot judge these", "knn": "too large"}
+    assert Evaluation([], {}, failures=failures).remarks() == [
+        "failed: vit cannot judge these",
+        "failed: knn: too large",
+    ]
 
 
 def test_the_headline_of_baselines_alone_is_the_first_ones(result: DistilledSet) -> None:

@@ -68,6 +68,7 @@ class NamedJudges:
         spelled = self._beside_own(name)
         reason = refusal(spelled, self.data.shape)
         if reason:
+            reason = reason.removeprefix(f"{spelled} ")
             raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
         if spelled not in self._fitting:  # a name is looked up several times for each judging
             try:
