@@ -29,11 +29,11 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
 from mmdistill.image import load
-from mmdistill.registry import DOMAIN_PACKAGES, Domain, domain_methods, get_domain, get_method
+from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
 from mmdistill.runtime import atomic_write, sole_writer
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, Task
+from mmdistill.task import Task
 from mmdistill.wording import GROUPS
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
@@ -909,16 +909,11 @@ def test_scores_are_printed_before_pictures_are_drawn(
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(run, folder)
-    make = commands.make_task
 
-    def undrawn(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:
-        def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
-            raise DataError("no pictures of these")
+    def undrawn(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
+        raise DataError("no pictures of these")
 
-        domain, task = make(config, device)
-        return replace(domain, draw=draw), task
-
-    monkeypatch.setattr(commands, "make_task", undrawn)
+    monkeypatch.setattr(commands, "draw", undrawn)
     assert main(["distill", "--resume", str(folder)]) == 2
     told = capsys.readouterr()
     assert "no pictures of these" in told.err
