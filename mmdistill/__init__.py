@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mmdistill.methods import CORE_METHODS as METHODS
     from mmdistill.parameterizations.codes import decode as decode
     from mmdistill.recsys.builders import recsys_task as recsys_task
+    from mmdistill.saving import save_evaluation as save_evaluation
     from mmdistill.text.task import text_task as text_task
     from mmdistill.text.token_task import token_task as token_task
 
@@ -35,6 +36,7 @@ _HOMES = {
     "distill": ("mmdistill.distill", "distill"),
     "evaluate": ("mmdistill.evaluate", "evaluate"),
     "export": ("mmdistill.export", "export"),
+    "save_evaluation": ("mmdistill.saving", "save_evaluation"),
     "decode": ("mmdistill.parameterizations.codes", "decode"),
     "DistilledSet": ("mmdistill.distilled", "DistilledSet"),
     "MmdistillError": ("mmdistill.errors", "MmdistillError"),
@@ -61,6 +63,7 @@ __all__ = [
     "graph_task",
     "image_task",
     "recsys_task",
+    "save_evaluation",
     "text_task",
     "token_task",
 ]

@@ -128,6 +128,15 @@ class LimitsJudging(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsEpochs(Protocol):
+    """A task that can tell for how long judges will train."""
+
+    def judging_epochs(self, judge: str, samples: int | None) -> int | None:
+        """Return for how many epochs a judge trains on so many samples, None: on all; None where it does not train."""
+        ...
+
+
 JUDGING = ("epochs", "batch", "precision")
 """What a user can set of judging: epochs, the size of minibatches and, of images, the number formats."""
 ROBUST_METRICS = (

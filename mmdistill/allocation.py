@@ -23,8 +23,7 @@ def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: 
         ConfigError: a budget below one, or a total below the number of classes.
         DataError: a class without training samples.
     """
-    if not 1 <= budget <= MOST:
-        raise ConfigError(f"the budget (--{kind}) is between 1 and {MOST:,}, got {budget}")
+    require_budget(kind, budget)
     if labels is None or num_classes is None:
         return torch.tensor([budget])
     counts = torch.bincount(labels, minlength=num_classes)
@@ -44,6 +43,16 @@ def allocate(budget: int, kind: BudgetKind, labels: Tensor | None, num_classes: 
     while int(shares.sum()) < budget:
         shares[int((exact - shares).argmax())] += 1
     return shares
+
+
+def require_budget(kind: BudgetKind, budget: int) -> None:
+    """Refuse a budget that no data have.
+
+    Raises:
+        ConfigError: it is below one, or so large that it is a slip.
+    """
+    if not 1 <= budget <= MOST:
+        raise ConfigError(f"the budget (--{kind}) is between 1 and {MOST:,}, got {budget}")
 
 
 class ClassShares(NamedTuple):

@@ -235,8 +235,18 @@ def _export_parser() -> Parser:
 
 
 def _methods_parser() -> Parser:
-    parser = Parser(description="List the methods by domain, and the ways to store samples that most of them can take.")
-    parser.add_argument("--domain", type=str | None, default=None, help="image, graph, graph-set, text or recsys")
+    parser = Parser(
+        usage="mmdistill methods [DOMAIN] [--long]",
+        description="List the methods by domain, and the ways to store samples that most of them can take.",
+    )
+    known = "image, graph, graph-set, text or recsys; all by default"
+    parser.add_argument("kind", type=str | None, nargs="?", default=None, metavar="DOMAIN", help=known)
+    parser.add_argument("--domain", type=str | None, default=None, help="the same as an option")
+    parser.add_argument(
+        "--long",
+        action="store_true",
+        help="all that is said of them: departures from the papers, and rows of the survey's Table 1",
+    )
     return parser
 
 
@@ -292,7 +302,7 @@ def require_resume_alone(arguments: Sequence[str]) -> None:
     beside = [name for name in (name.replace("_", "-") for name in names) if name not in free]
     if "--resume" in names and beside:
         raise ConfigError(
-            f"a run resumes with its own options; leave {', '.join(beside)} out, or begin another run "
+            f"a run resumes with its own options; omit {', '.join(beside)}, or begin another run "
             "in a new --out, or in its place with --out and --overwrite instead of --resume"
         )
 
@@ -329,7 +339,7 @@ def _run_alone(options: Namespace) -> None:
     elif options.command == "export":
         commands.export_command(plain["run"], plain["format"], plain["to"])
     elif options.command == "methods":
-        listings.methods_command(plain["domain"])
+        listings.methods_command([name for name in (plain["kind"], plain["domain"]) if name], long=plain["long"])
     else:
         listings.data_command()
 

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import get_args
 
 from torch import Tensor
 
 from mmdistill import ranks
-from mmdistill.allocation import subset_bytes
+from mmdistill.allocation import require_budget, subset_bytes
 from mmdistill.assembly import (
     chosen_method,
     kept_config,
@@ -44,11 +45,12 @@ from mmdistill.planning import plan_rows
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
-from mmdistill.runtime import sole_writer, sweep, use_deterministic_kernels
+from mmdistill.runtime import sole_writer, use_deterministic_kernels
+from mmdistill.saving import draw
 from mmdistill.settings import AT_RESUME
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned
-from mmdistill.task import Task
+from mmdistill.task import BudgetKind, Task
 
 
 def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = False) -> None:
@@ -61,21 +63,23 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
     if resume is not None:
         config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
     folder = config.folder()
-    _require_free(config, folder, resume)
+    if not dry_run:
+        _require_free(config, folder, resume)
     if config.deterministic:
         use_deterministic_kernels()
     config = dataclasses.replace(config, data=located(config.data)) if config.data else config
     config = placed(config) if resume is None else config  # its checkpoints are of the paths that it began with
     if dry_run:
-        _, task, method, budget = _prepared(config, config.device)
-        print(aligned(plan_rows(config, task, method, budget)))
+        task, method, budget = _prepared(config, config.device)
+        free = resume is None and not config.overwrite
+        print(aligned(plan_rows(config, task, method, budget, free=free)))
         return
     with ExitStack() as held:
         with ranks.process_group(config.device) as device:
             if ranks.is_first():  # before the others go on
                 held.enter_context(sole_writer(folder))
                 _require_free(config, folder, resume)
-            domain, task, method, budget = _prepared(config, device)
+            task, method, budget = _prepared(config, device)
             done = DistilledSet.load(folder) if resume is not None and is_finished(folder) else None
             if done is not None and config.steps in (None, done.settings.get("steps", config.steps)):
                 distilled = done
@@ -96,7 +100,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
                     print(f"distilled in {distilled.seconds:.1f} s")
             first = ranks.is_first()
         if first:
-            _judge_and_draw(config, domain, task, distilled, folder, budget)
+            _judge_and_draw(config, task, distilled, folder, budget)
 
 
 def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> None:
@@ -108,8 +112,12 @@ def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> No
         require_free(folder, other="another --out", resume=again, overwrite="--overwrite")
 
 
-def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method, int]:
-    """Return what a configuration names and its budget; print what is to be noted."""
+def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
+    """Return the task and the method that a configuration names and its budget; print what is to be noted."""
+    require_networks(config.networks, config.networks_at_once)  # before the data are read
+    for unit in get_args(BudgetKind):
+        if (asked := getattr(config, unit)) is not None:
+            require_budget(unit, asked)
     with ranks.first_alone(), explained("reading the data and making the network", "less of them (--width, --size)"):
         domain, task = make_task(config, device)
     chosen = chosen_method(config, domain)
@@ -124,8 +132,10 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method,
         bytes=config.bytes,
         seed=config.seed,
     )
+    method.settings(budget)  # which says what none of its values can be
     if ranks.is_first():
-        _print_notes(task)
+        for note in task.describe().notes:
+            print(f"note: {note}")
         for name in without_effect(task, method, budget, config.overrides()):
             print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
         if method.judge and not config.judges and network_unread(method, budget):
@@ -135,24 +145,14 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Domain, Task, Method,
         if unmet := unmet_conditions(config, domain, budget):
             options = " ".join(f"--{option} {value}" for option, value in unmet.items())
             print(f"note: {method.title}'s published numbers on {config.data} belong to {options}")
-    require_networks(config.networks, config.networks_at_once)
-    return domain, task, method, budget
+    return task, method, budget
 
 
-def _print_notes(task: Task) -> None:
-    """Print what was held out of the data or changed on the way in."""
-    for note in task.describe().notes:
-        print(f"note: {note}")
-
-
-def _judge_and_draw(
-    config: DistillConfig, domain: Domain, task: Task, distilled: DistilledSet, folder: Path, budget: int
-) -> None:
+def _judge_and_draw(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path, budget: int) -> None:
     """Judge what is not judged yet of a distilled set, draw it, and print what came out."""
     evaluation = judge_missing(config, task, distilled, folder)
     print(summary(distilled, evaluation, subset_bytes(task, budget)))
-    sweep(folder / "pictures")
-    pictures = domain.draw(task, distilled.to(task.device), folder / "pictures")
+    pictures = draw(task, distilled, folder)
     print(
         f"set, metrics and {len(pictures)} picture(s) are in {folder}; "
         f"'mmdistill report {as_argument(folder)}' makes a page of them"
@@ -351,9 +351,9 @@ def evaluate_command(asked: EvaluateConfig) -> None:
 
 def report_command(run: str) -> None:
     """Draw a finished run and write its report."""
-    _, domain, task, distilled = _open_run(run)
+    _, _, task, distilled = _open_run(run)
     folder = Path(run)
-    pictures = domain.draw(task, distilled.to("cpu"), folder / "pictures")
+    pictures = draw(task, distilled, folder)
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
     for path in write_report(folder, distilled, metrics, pictures):
         print(path)

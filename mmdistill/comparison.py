@@ -146,7 +146,7 @@ def _unjudged(folder: Path) -> str:
     if (folder / METRICS).is_file():
         return ""
     if is_finished(folder) and not (folder / CONFIG).is_file():
-        return "not judged; made in Python, it is judged there: docs/formats.md shows how"
+        return "not judged; made in Python, it is judged there: evaluate, then save_evaluation(..., folder)"
     if is_finished(folder):
         return f"not judged; that does: mmdistill evaluate {as_argument(folder)}"
     if ending := how_to_finish(folder):
@@ -298,6 +298,10 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         for name, entries in run.metrics["baselines"].items():
             same = [e for e in entries if (e["judge"], e["metric"]) == (run.entry["judge"], run.entry["metric"])]
             baselines.setdefault(name, []).extend(same)
+    notes = dict.fromkeys(note for run in runs for note in run.entry.get("notes") or ())
+    for name, entries in baselines.items():
+        beside = [note for entry in entries for note in entry.get("notes") or ()]
+        notes |= dict.fromkeys(f"{name}: {note}" for note in beside if note not in notes)
     unit = next(key for key in metrics["budget"] if key != "stored_bytes")
     return Repetitions(
         name=first.folder.name,
@@ -317,7 +321,7 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         settings=first.settings_said() if first.settings else None,
         fingerprint=first.fingerprint,
         moved=len(set(map(_samples_of(runs), runs))) > 1,
-        notes=tuple(dict.fromkeys(note for run in runs for note in run.entry.get("notes") or ())),
+        notes=tuple(notes),
         **{name: str(first.made.get(name) or "") for name in RECORDED},
     )
 

@@ -353,8 +353,8 @@ def _no_configuration(path: Path) -> str:
         return f"{folder} is no run folder: {path.name} is missing"
     return (
         f"{folder} holds no {path.name}: it was removed, or the run was made in Python, where its task is known "
-        "alone; there use distill(task, ..., out=folder, resume=True), evaluate(task, DistilledSet.load(folder)) and "
-        "the calls that docs/formats.md shows for exports and reports"
+        "alone; there use distill(task, ..., out=folder, resume=True), evaluate(task, DistilledSet.load(folder)), "
+        "save_evaluation for its metrics and report, and export"
     )
 
 

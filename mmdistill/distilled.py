@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, StackDataset, TensorDataset
 from mmdistill.errors import CheckpointError, NonFiniteError, ShapeError, UnsupportedError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, soft_cross_entropy
-from mmdistill.run_folder import SAMPLES, SET, is_finished
+from mmdistill.run_folder import SAMPLES, SET, is_finished, runs_within
 from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors
 from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, shares_inputs
@@ -136,7 +136,7 @@ class DistilledSet:
         """
         folder = Path(folder)
         if not is_finished(folder):
-            raise CheckpointError(f"{folder} holds no distilled set (distilled.json is missing)")
+            raise CheckpointError(f"{folder} holds no distilled set (distilled.json is missing){runs_within(folder)}")
         content = read_json(folder / SET)
         if content.pop("version", None) != SET_VERSION:
             raise CheckpointError(f"{folder} holds a set of another version; this mmdistill reads {SET_VERSION}")

@@ -95,9 +95,16 @@ class Evaluation:
 
     def remarks(self) -> list[str]:
         """Return the notes of the results, and what failed, a line each."""
-        notes = named_notes((entry.judge, entry.notes) for entry in self.results)
-        failed = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
-        return [*(f"note: {note}" for note in notes), *failed]
+        failed = [f"failed: {_named(name, reason)}" for name, reason in self.failures.items()]
+        return [*(f"note: {note}" for note in self.notes()), *failed]
+
+    def notes(self) -> list[str]:
+        """Return what readers of the numbers must know, each note once: a baseline's where no result has the same."""
+        known = {note for entry in self.results for note in entry.notes}
+        found = [(entry.judge, entry.notes) for entry in self.results]
+        for name, entries in self.baselines.items():
+            found += [(f"{name} by {e.judge}", tuple(note for note in e.notes if note not in known)) for e in entries]
+        return named_notes(found)
 
     def frame(self) -> "pd.DataFrame":
         """Return all entries as a data frame of a row each: samples, judge, metric, mean, sd and n.
@@ -140,6 +147,11 @@ def named_notes(noted: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
         note if any(note.startswith(f"{judge} ") for judge in own) else f"{', '.join(own)}: {note}"
         for note, own in judges.items()
     ]
+
+
+def _named(name: str, reason: str) -> str:
+    """Return why something failed with its name, which the reason may say itself."""
+    return reason if reason.startswith(f"{name} ") else f"{name}: {reason}"
 
 
 def summarise(scores: Iterable[Scores]) -> list[Entry]:

@@ -144,6 +144,11 @@ class TeacherLabels(Labels):
         self.targets.copy_(probabilities)
 
 
+def from_one(last: int) -> str:
+    """Return what is wrong with labels that count classes from 1, and what to do."""
+    return f"the labels run from 1 to {last}, but class indices start at 0; subtract 1 from each label"
+
+
 def one_hot(classes: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return one-hot targets ``(..., C)``; unlike torch's own, it can be batched by vmap."""
     return (classes[..., None] == torch.arange(num_classes, device=classes.device)).to(dtype)

@@ -1,5 +1,11 @@
 """What there is to choose from, printed for a person: methods, storages, protocols and data sets."""
 
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain
 from mmdistill.report import entry
 from mmdistill.runtime import data_root
@@ -8,29 +14,55 @@ TABLE_1 = (
     "Table 1 of the survey: what is matched | on which networks | how samples are stored | labels "
     "(S: the synthetic set, T: the real training set; DSA: both augmented alike)"
 )
-"""What the columns of a method's row say, for ``mmdistill methods``."""
+"""What the columns of a method's row say, for ``mmdistill methods --long``."""
 NO_ROW = "no row of its own in Table 1"
 
 
-def methods_command(domain: str | None) -> None:
-    """List the methods, a line each, with their rows in the survey's Table 1."""
-    for name in [domain] if domain else DOMAIN_PACKAGES:
+def methods_command(domains: Sequence[str] = (), *, long: bool = False) -> None:
+    """List the methods, a line each; where it shall be long, all of what is said of them.
+
+    Args:
+        domains: whose; none: of all.
+        long: name departures from the sources too, and the rows in the survey's Table 1.
+    """
+    show = entry if long else short_entry
+    for name in domains or DOMAIN_PACKAGES:
         found = get_domain(name)
         print(f"{found.name} (budget: --{found.budget})")
-        if found.taxonomy:
+        if found.taxonomy and long:
             print(f"  {TABLE_1}")
         for key, method in domain_methods(found).items():
-            source = f" [{method.source}]" if method.source else ""
-            print(entry(key, f"{method.title}: {method.summary}{source}"))
-            if found.taxonomy:
+            source = method.source if long else re.split(r" \(|; ", method.source)[0]
+            cited = f" [{source}]" if source else ""
+            said = f"{method.title}: {method.summary}"
+            print(entry(key, said + cited) if long else short_entry(key, said, end=cited))
+            if found.taxonomy and long:
                 row = f"Table 1: {' | '.join(found.taxonomy[key])}" if key in found.taxonomy else NO_ROW
                 print(entry("", row))
         for key, storage in found.parameterizations.items():
-            print(entry(key, storage.summary, "--parameterization "))
+            print(show(key, storage.summary, "--parameterization "))
         for stem in found.families:
-            print(entry(f"{stem}-N", "images of N x N tiles, for any N", "--parameterization "))
+            print(show(f"{stem}-N", "images of N x N tiles, for any N", "--parameterization "))
         for key, line in found.protocols.items():
-            print(entry(key, line, "--protocol "))
+            print(show(key, line, "--protocol "))
+    if not long:
+        print("in full, with departures from the papers and places in the survey's Table 1: mmdistill methods --long")
+
+
+def short_entry(name: str, text: str, option: str = "", end: str = "") -> str:
+    """Return an entry of a list in a line; on a terminal the text is cut where it is wider than that.
+
+    Args:
+        name: of the entry.
+        text: what is said of it.
+        option: the option that takes the name, where there is one.
+        end: what stays behind the text, cut or not.
+    """
+    start = f"  {option}{name:22} "
+    if not sys.stdout.isatty():
+        return start + text + end
+    width = max(shutil.get_terminal_size().columns - len(start) - len(end), 24)
+    return start + textwrap.shorten(text, width, placeholder=" ...") + end
 
 
 def data_command() -> None:

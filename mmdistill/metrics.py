@@ -142,8 +142,8 @@ def recorded(document: Mapping[str, Any], failures: Mapping[str, str] | None = N
     def entries(plain: Sequence[Mapping[str, Any]]) -> list[Entry]:
         return [Entry(e["judge"], e["metric"], e["mean"], e["sd"], e["n"], tuple(e.get("notes", ()))) for e in plain]
 
-    baselines = {name: entries(plain) for name, plain in document["baselines"].items()}
-    return Evaluation(entries(document["results"]), baselines, failures=dict(failures or {}))
+    baselines = {name: entries(plain) for name, plain in document.get("baselines", {}).items()}
+    return Evaluation(entries(document.get("results", [])), baselines, failures=dict(failures or {}))
 
 
 def _entries(value: object) -> list[dict[str, object]]:

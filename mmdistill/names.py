@@ -39,9 +39,20 @@ def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
     if Path(data).suffix or any(separator in data for separator in separators):
         return ConfigError(
             f"{data!r} is neither a known data set nor an existing file or folder; where a run's data have moved, "
-            "correct the line 'data' of its config.yaml"
+            f"correct the line 'data' of its config.yaml{_near_paths(data)}"
         )
-    return unknown_name(kind, data, known)
+    return UnknownNameError(
+        f"{unknown_name(kind, data, known)}; nor is there a file or folder {data!r}{_near_paths(data)}"
+    )
+
+
+def _near_paths(data: str) -> str:
+    """Return "; did you mean ...?" with the names nearest to a path's where it would lie, or nothing."""
+    path = Path(data)
+    try:
+        return did_you_mean(path.name, [name for name in os.listdir(path.parent) if not name.startswith(".")])
+    except OSError:
+        return ""
 
 
 def encodable(text: str) -> str:

@@ -4,19 +4,29 @@ from dataclasses import asdict
 
 import torch
 
+from mmdistill.abilities import TellsEpochs
 from mmdistill.allocation import allocate, require_members
 from mmdistill.composition import network_unread
 from mmdistill.config import DistillConfig
 from mmdistill.evaluate import find_judges
 from mmdistill.method import Method
+from mmdistill.names import baseline_names
 from mmdistill.networks.architecture import network_title
 from mmdistill.report import settings_in_words
+from mmdistill.run_folder import occupied
+from mmdistill.settings import Settings
 from mmdistill.task import Task
 
 
-def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) -> list[list[str]]:
+def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int, *, free: bool) -> list[list[str]]:
     """Return what a configuration means, as name and value: the settings in effect, who judges, and where it lies.
 
+    Args:
+        config: the configuration.
+        task: that it names.
+        method: that it names.
+        budget: in the task's unit.
+        free: whether its folder shall hold no run yet.
     Raises:
         ConfigError: a budget that cannot be shared among the classes.
         DataError: fewer real samples of a class than the set starts from.
@@ -31,7 +41,8 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
     ):
         require_members(torch.bincount(task.labels, minlength=len(counts)), counts, info.class_names)
     judges = find_judges(task, config.judge_names(), method.judge)
-    networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
+    folder = config.folder()
+    taken = occupied(folder) if free else ""
     facts = {
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
@@ -40,8 +51,42 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "stored as": method.storage or "the method's own way",
         "labels": method.label,
         "settings": settings_in_words(asdict(settings)),
-        "judges": f"{', '.join(judges)}, {networks}",
-        "baselines": config.baselines,
-        "run folder": str(config.folder()),
+        "judges": _judged(config, task, judges, None if _carries_steps(method, settings) else int(counts.sum())),
+        "baselines": _baselines(config, task, judges),
+        "run folder": f"{folder} {taken}".strip(),
     }
     return [[name, value] for name, value in facts.items() if value]
+
+
+def _judged(config: DistillConfig, task: Task, judges: list[str], samples: int | None) -> str:
+    """Return who judges, how many networks of each, and for how many epochs these train where the task tells.
+
+    Args:
+        config: the configuration.
+        task: the task.
+        judges: their names.
+        samples: in the set; None where it carries its own steps.
+    """
+    epochs = {judge: None if samples is None else _epochs(task, judge, samples) for judge in judges}
+    networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
+    if len(set(epochs.values())) == 1:
+        return ", ".join([*judges, networks, *([own] if (own := epochs[judges[0]]) else [])])
+    return f"{', '.join(f'{judge} ({own})' if own else judge for judge, own in epochs.items())}, {networks}"
+
+
+def _baselines(config: DistillConfig, task: Task, judges: list[str]) -> str:
+    """Return the baselines, the whole set with the epochs for which networks train on it where the task tells them."""
+    told = dict.fromkeys(filter(None, (_epochs(task, judge, None) for judge in judges)))
+    whole = f"whole ({', '.join(told)})" if told else "whole"
+    return ", ".join(whole if name == "whole" else name for name in baseline_names(config.baselines)) or "none"
+
+
+def _epochs(task: Task, judge: str, samples: int | None) -> str:
+    """Return for how many epochs a judge trains on so many samples (None: on all), in words; empty if unknown."""
+    epochs = task.judging_epochs(judge, samples) if isinstance(task, TellsEpochs) else None
+    return "" if epochs is None else f"{epochs:,} epoch{'' if epochs == 1 else 's'}"
+
+
+def _carries_steps(method: Method, settings: Settings) -> bool:
+    """Return whether the method's sets carry the steps that students take, which judges then take too."""
+    return method.solve is None and "inner_parts" in method.make_objective(settings).learned()

@@ -13,9 +13,9 @@ from typing import Any
 from mmdistill.coresets import CORESETS
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
-from mmdistill.evaluation import Evaluation, named_notes
+from mmdistill.evaluation import Evaluation
 from mmdistill.figures import save_figure
-from mmdistill.metrics import judge_in_words
+from mmdistill.metrics import judge_in_words, recorded
 from mmdistill.names import as_argument
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import read_json, write_text
@@ -189,7 +189,7 @@ def write_report(
     shown = [*pictures, *([curve] if curve is not None else [])]
     title = f"{distilled.info.data} distilled with {distilled.method}"
     facts, results = fact_rows(distilled), result_rows(metrics)
-    notes = named_notes((entry["judge"], entry.get("notes", [])) for entry in metrics.get("results", []))
+    notes = recorded(metrics).notes()
     if not metrics.get("results"):
         notes = [f"not judged yet: mmdistill evaluate {as_argument(folder)}"]
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.names import as_argument
+from mmdistill.names import as_argument, first_few
 
 SAMPLES = "distilled.safetensors"
 """The set's tensors."""
@@ -78,6 +78,22 @@ def require_free(folder: Path, *, other: str, resume: str = "", overwrite: str =
             f"{folder} holds an unfinished run; continue it with {resume}, choose {other} or begin anew with "
             f"{overwrite}"
         )
+
+
+def occupied(folder: Path) -> str:
+    """Return what is in the way of a new run in a folder, and what to do, in words; nothing where none is."""
+    ways = "--overwrite replaces it, another --out keeps it"
+    if folder.exists() and not folder.is_dir():
+        return "is a file, and a run needs a folder: choose another --out"
+    if is_finished(folder):
+        return f"holds a finished run: {ways}"
+    return f"holds an unfinished run: --resume {as_argument(folder)} continues it, {ways}" if is_started(folder) else ""
+
+
+def runs_within(folder: Path) -> str:
+    """Return "; it holds the runs ..." for a folder of runs, nothing for others."""
+    names = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and holds_work(sub)) if folder.is_dir() else []
+    return f"; it holds the run{'s' if len(names) > 1 else ''} {first_few(names)}" if names else ""
 
 
 def traces(folder: Path) -> dict[str, int]:

@@ -20,6 +20,8 @@ from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Targ
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 """Relative error allowed between two ways of computing one thing, by dtype."""
 
+MANY = 500
+"""Numbers of a synthetic batch above which gradients are compared along one direction, not number by number."""
 FEW = 2000
 """Samples of a class that are looked at."""
 
@@ -242,7 +244,49 @@ def check_objective(
         )
         return result
 
-    torch.autograd.gradcheck(at, (leaf,), eps=1e-6, atol=1e-5, rtol=1e-4)
+    torch.autograd.gradcheck(at, (leaf,), eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=leaf.numel() > MANY)
+
+
+def check_objective_on(
+    task: Task,
+    build: Callable[[], Objective],
+    *,
+    n: int = 2,
+    oracle: Callable[[Network, Batch | ClassBatch, Batch | ClassBatch], float] | None = None,
+) -> None:
+    """Check an objective as :func:`check_objective` does, on a fresh network and real samples of a task, in float64.
+
+    Args:
+        task: whose network should be smooth: finite differences do not confirm gradients at the kink of a ReLU.
+        build: makes the objective, as a method's ``objective`` does without settings.
+        n: samples of each class, on both sides; of a task without classes, in all.
+        oracle: the same value of a network and both sides, computed independently.
+    Raises:
+        ConformanceError: a breach, in words.
+        ConfigError: an objective that cannot work on the task.
+    """
+    key, objective = Draws(0, ("objective",), task.device), build().to(task.device, torch.float64)
+    objective.check(task)
+    objective.begin(task, key.fold("begin"))
+    classes = None if task.num_classes is None or objective.view == "flat" else torch.arange(task.num_classes)
+    count = n * (task.num_classes or 1) if classes is None else n
+    syn, real = (_wide(task.sample_real(key.fold(side), classes, count)) for side in ("syn", "real"))
+    target = as_float64(task.init(key.fold("target"))).params if objective.needs_target else None
+    network = Network(task, as_float64(task.init(key.fold("network"))), target)
+    check_objective(
+        objective, network, syn, real, oracle=None if oracle is None else lambda: oracle(network, syn, real)
+    )
+
+
+def _wide(batch: Batch | ClassBatch) -> Batch | ClassBatch:
+    """Return a batch whose floats are in float64."""
+    if isinstance(batch, ClassBatch):
+        return ClassBatch(batch.batch.map(_doubled), batch.dims)
+    return batch.map(_doubled)
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def check_parameterization(
@@ -311,6 +355,6 @@ def as_float64(state: NetworkState) -> NetworkState:
     """Return a network state in float64."""
 
     def wide(tensors: Tensors) -> Tensors:
-        return {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+        return {name: _doubled(tensor) for name, tensor in tensors.items()}
 
     return NetworkState(wide(state.params), wide(state.buffers))

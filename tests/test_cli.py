@@ -19,6 +19,7 @@ from unittest.mock import Mock
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mmdistill import commands, distill, graph_set_task, graph_task, image_task, recsys_task, text_task
@@ -28,11 +29,11 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
 from mmdistill.image import load
-from mmdistill.registry import DOMAIN_PACKAGES, Domain, get_domain, get_method
+from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
 from mmdistill.runtime import atomic_write, sole_writer
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, Task
+from mmdistill.task import Task
 from mmdistill.wording import GROUPS
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
@@ -380,7 +381,7 @@ def test_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods"]) == 0
+    assert main(["methods", "--long"]) == 0
     methods = capsys.readouterr().out
     assert "  Table 1 of the survey: what is matched | on which networks" in methods
     rows = re.findall(r"^ {25}(\S.*)$", methods.partition("\ngraph ")[0], re.MULTILINE)
@@ -396,9 +397,29 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
             assert any(words in line for words in ("; downloaded", "; bring ", "needs no download")), line
 
 
+def test_methods_are_listed_in_a_line_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*given: str) -> list[str]:
+        assert main(["methods", *given]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    short = shown("image")
+    assert shown("--domain", "image") == short
+    rows = [line for line in short if line.startswith("  ") and "--" not in line]
+    assert len(rows) == len(domain_methods(get_domain("image")))
+    (cafe,) = [row for row in rows if row.startswith("  cafe ")]
+    assert cafe.endswith(" classify real samples [Wang et al., CVPR 2022]")  # departures are for --long
+    assert not any("Table 1: " in row for row in rows)
+    assert "--long" in short[-1]
+    assert {"graph (budget: --nodes)", "recsys (budget: --users)"} <= set(shown())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert all(len(line) <= 100 for line in shown("image") if "--" not in line)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["methods", "imag"], "did you mean 'image'"),
         (["distill", "--data", "digit", "--method", "dm", "--ipc", "1"], "did you mean 'digits'"),
         (["distill", "--data", "digits", "--method", "dmm", "--ipc", "1"], "did you mean 'dm'?"),
         (["distill", "--data", "digits", "--method", "dn", "--ipc", "1"], "did you mean 'dc' or 'dd' or 'dm'?"),
@@ -475,6 +496,29 @@ def test_bad_input_is_one_line_and_exit_code_2(
     printed = capsys.readouterr().err
     assert message in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("option", [("--ipc", "0"), ("--ipc", "1", "--lr", "-1"), ("--ipc", "1", "--networks", "0")])
+def test_values_that_cannot_be_are_refused_before_anything_is_noted(
+    option: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("L", (8, 8), 20 * index).save(tmp_path / "pets" / name / f"{index}.png")
+    given = ["distill", "--data", str(tmp_path / "pets"), "--method", "dm", "--out", str(tmp_path / "run")]
+    assert main([*given, *option]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_of_runs_is_answered_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("digits", "mnist"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "distilled.json").write_text("{}")
+    for command in ("report", "evaluate", "export"):
+        assert main([command, str(tmp_path)]) == 2
+        assert f"{tmp_path} holds no distilled set" in (said := capsys.readouterr().err)
+        assert said.endswith("; it holds the runs digits, mnist\n")
 
 
 @pytest.mark.parametrize(
@@ -868,16 +912,11 @@ def test_scores_are_printed_before_pictures_are_drawn(
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(run, folder)
-    make = commands.make_task
 
-    def undrawn(config: DistillConfig, device: str | None = None) -> tuple[Domain, Task]:
-        def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
-            raise DataError("no pictures of these")
+    def undrawn(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
+        raise DataError("no pictures of these")
 
-        domain, task = make(config, device)
-        return replace(domain, draw=draw), task
-
-    monkeypatch.setattr(commands, "make_task", undrawn)
+    monkeypatch.setattr(commands, "draw", undrawn)
     assert main(["distill", "--resume", str(folder)]) == 2
     told = capsys.readouterr()
     assert "no pictures of these" in told.err
@@ -887,7 +926,7 @@ def test_scores_are_printed_before_pictures_are_drawn(
 def test_options_beside_resume_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["distill", "--resume", str(run), "--steps", "500", "--lr", "5", "--judge-epochs=3"]) == 2
-    assert "a run resumes with its own options; leave --lr, --judge-epochs out" in capsys.readouterr().err
+    assert "a run resumes with its own options; omit --lr, --judge-epochs, or begin another" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -1164,6 +1203,40 @@ def test_a_dry_run_says_what_the_run_would_do_and_does_nothing(
     (tmp_path / "own.yaml").write_text(capsys.readouterr().out)
     assert main(["distill", "--config", str(tmp_path / "own.yaml"), "--dry-run"]) == 0
     assert "DC, 7 steps, seed 3" in capsys.readouterr().out
+
+
+def planned(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    given = ("distill", "--data", "digits", "--ipc", "1", *options, "--dry-run")
+    assert main(list(given)) == 0
+    return capsys.readouterr().out
+
+
+def test_a_dry_run_says_for_how_long_networks_train(capsys: pytest.CaptureFixture[str]) -> None:
+    said = planned(capsys, "--method", "dm")
+    assert "convnet, 5 networks each, 300 epochs\n" in said
+    assert "random, herding, whole (60 epochs)\n" in said
+    said = planned(capsys, "--method", "dm", "--judges", "ntk,mlp", "--judge-epochs", "2", "--baselines", "random")
+    assert "ntk, mlp (2 epochs), 5 networks each\n" in said
+    assert "whole" not in said
+    assert "convnet, 5 networks each\n" in planned(capsys, "--method", "dd")  # whose sets carry their own steps
+
+
+def test_a_dry_run_says_what_is_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--method", "dm", "--out", str(tmp_path))
+    (tmp_path / "distilled.json").write_text("{}")
+    way = "holds a finished run: --overwrite replaces it, another --out keeps it"
+    assert f"{tmp_path} {way}" in planned(capsys, *options)
+    assert way not in planned(capsys, *options, "--overwrite")
+    assert (
+        main(["distill", "--data", "digits", "--ipc", "1", "--method", "dn", "--out", str(tmp_path), "--dry-run"]) == 2
+    )
+    assert "did you mean" in capsys.readouterr().err
+    (tmp_path / "distilled.json").unlink()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-1.safetensors").write_text("")
+    assert f"holds an unfinished run: --resume {tmp_path} continues it" in planned(capsys, *options)
+    (tmp_path / "file").write_text("")
+    assert "is a file" in planned(capsys, "--method", "dm", "--out", str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize(

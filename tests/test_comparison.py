@@ -541,6 +541,16 @@ def test_notes_of_scores_are_named_with_their_rows(tmp_path: Path, capsys: pytes
     assert f"note: predicts only 3 of 10 classes ({named}; and 3 more)" in capsys.readouterr().out
 
 
+def test_notes_of_baselines_are_compared_by_their_names(tmp_path: Path) -> None:
+    known, other = "predicts only 3 of 10 classes", "trained for 5 epochs (30 updates)"
+    run = changed(
+        finished(tmp_path / "a", 0.8),
+        results=[{**ENTRY, "notes": [known]}],
+        baselines={"random": [{**ENTRY, "notes": [known]}], "whole": [{**ENTRY, "notes": [other]}]},
+    )
+    assert read_runs([run])[0].notes == (known, f"whole: {other}")
+
+
 def test_all_judges_are_shown_and_baselines_have_their_deviation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

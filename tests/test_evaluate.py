@@ -125,6 +125,19 @@ def test_entries_are_mean_and_sample_deviation() -> None:
     assert (single.sd, str(single)) == (0, "50.0")
 
 
+def test_notes_of_baselines_are_said_once() -> None:
+    def entry(*notes: str) -> Entry:
+        return Entry("mlp", "accuracy", 0.5, 0.1, 5, notes)
+
+    found = Evaluation([entry("odd")], {"random": [entry("odd")], "whole": [entry("odd", "trained for 5 epochs")]})
+    assert found.remarks() == ["note: mlp: odd", "note: whole by mlp: trained for 5 epochs"]
+    failures = {"vit": "vit cannot judge these", "knn": "too large"}
+    assert Evaluation([], {}, failures=failures).remarks() == [
+        "failed: vit cannot judge these",
+        "failed: knn: too large",
+    ]
+
+
 def test_the_headline_of_baselines_alone_is_the_first_ones(result: DistilledSet) -> None:
     found = evaluate(BlobTask(), result, n=1, baselines=["Random", "k_center"], baselines_only=True)
     assert list(found.baselines) == ["random", "k-center"]

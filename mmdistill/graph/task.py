@@ -243,6 +243,10 @@ class GraphTask:
         """Return what a judge reads of ``epochs`` and ``batch``: the former, since it sees all samples in each step."""
         return ("epochs",)
 
+    def judging_epochs(self, judge: str, samples: int | None) -> int:
+        """Return for how many epochs a judge trains, on however many samples."""
+        return self.protocol.epochs
+
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float | None:
         """Return the mean validation accuracy of a few GCNs trained for a third of the judges' epochs."""
         if not len(self.graph.val):

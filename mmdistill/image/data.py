@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.labels import from_one
 from mmdistill.runtime import Draws, tensor_digest
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ MOMENTS_CHUNK = 1000
 """Images that are read at once for the moments of channels."""
 SCALES_APART = 100
 """Factor between the largest values of training and test images above which they cannot be of one scale."""
+WHOLE_EPOCHS, WHOLE_UPDATES, WHOLE_BATCH = 30, 1000, 256
+"""Epochs for which judges of a whole training set train at least, and the updates, of minibatches of so many images,
+for which they train at least, where the data state no epochs of their own."""
 TEST_SHARE = 0.2
 """Of each class, held out for testing where the data come without a test split."""
 
@@ -73,7 +77,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mirror: bool = True
-    whole_epochs: int = 30
+    whole_epochs: int = WHOLE_EPOCHS
     judge_epochs: int | None = None
     whitening: "Whitening | None" = None
     notes: tuple[str, ...] = ()
@@ -143,7 +147,7 @@ def build(
     scale: float | None = None,
     moments: tuple[Sequence[float], Sequence[float]] | None = None,
     mirror: bool = True,
-    whole_epochs: int = 30,
+    whole_epochs: int | None = None,
     judge_epochs: int | None = None,
     seed: int = 0,
     notes: tuple[str, ...] = (),
@@ -158,7 +162,7 @@ def build(
         scale: divides raw values; None is 255 for bytes and 1 for floats.
         moments: mean and deviation per channel; None computes them from the training images.
         mirror: whether augmentation may flip.
-        whole_epochs: epochs of a judge of the whole training set.
+        whole_epochs: epochs of a judge of the whole training set; None is what :func:`enough_epochs` says.
         judge_epochs: epochs of a judge of a small set; None is the protocol's own number.
         seed: of the split.
         notes: what was not read, in words.
@@ -178,6 +182,8 @@ def build(
             f"{name} has {len(labels)} training images, and labels up to {count - 1}; number the classes without gaps"
         )
     empty = (torch.bincount(labels, minlength=count) == 0).nonzero().flatten().tolist()
+    if empty == [0] and class_names is None:
+        raise DataError(f"{name} has no training image of class 0: {from_one(count - 1)}")
     if empty:
         named = [class_names[index] if class_names is not None else str(index) for index in empty]
         raise DataError(
@@ -220,10 +226,15 @@ def build(
         tuple(mean),
         tuple(std),
         mirror,
-        whole_epochs,
+        enough_epochs(len(labels)) if whole_epochs is None else whole_epochs,
         judge_epochs,
         notes=notes,
     )
+
+
+def enough_epochs(images: int) -> int:
+    """Return for how many epochs a judge trains on a whole set of so many images: 30, or 1,000 updates if more."""
+    return max(WHOLE_EPOCHS, -(-WHOLE_UPDATES // -(-images // WHOLE_BATCH)))
 
 
 def _scales_differ(*extremes: Sequence[float]) -> bool:
@@ -278,7 +289,8 @@ def check(what: str, images: Tensor, labels: Tensor, num_classes: int | None = N
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         limit = "" if num_classes is None else f" up to {num_classes - 1}"
-        raise DataError(f"{what}: labels must be class indices from 0{limit}, got {low} to {high}")
+        hint = f": {from_one(high)}" if (low, high) == (1, num_classes) else ""
+        raise DataError(f"{what}: labels must be class indices from 0{limit}, got {low} to {high}{hint}")
     return images, labels
 
 

@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
-from mmdistill.image.pictures import GREY, TRANSPARENT, decode, opened, upright_size
+from mmdistill.image.pictures import GREY, TRANSPARENT, decode, each_readable, opened, upright_size
 from mmdistill.runtime import atomic_write, cache_folder, sole_writer, sweep
 
 IDX_UNSIGNED_BYTE = 8
@@ -49,6 +50,20 @@ class FolderImages(NamedTuple):
     labels: Tensor
     classes: list[str]
     notes: tuple[str, ...]
+
+
+class _Head(NamedTuple):
+    """What the header of an image file says.
+
+    Args:
+        grey: whether it has one channel.
+        size: height and width.
+        transparent: whether it says what is transparent.
+    """
+
+    grey: bool
+    size: tuple[int, int]
+    transparent: bool
 
 
 def find_idx(folder: Path, name: str) -> Path:
@@ -170,7 +185,7 @@ def read_image_folder(folder: Path, size: int | None) -> FolderImages:
         images of one channel where every image is grey, and else of three.
 
     Raises:
-        DataError: no images, an empty class, an unreadable image, or several sizes.
+        DataError: no images, an empty class, unreadable images, or several sizes.
     """
     classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not _is_hidden(sub.name))
     unread = Counter[str]()
@@ -181,7 +196,7 @@ def read_image_folder(folder: Path, size: int | None) -> FolderImages:
     if count > IN_MEMORY:
         images = _mapped(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
     else:
-        images = torch.stack([_fitted(path, shape) for path in paths])
+        images = torch.stack(list(each_readable(paths, partial(_fitted, shape=shape))))
     notes = []
     if resized:
         fitted = f"are resized to {size} x {size}, whatever their shape ({RESIZING})"
@@ -247,24 +262,36 @@ def _common_shape(folder: Path, paths: list[str], size: int | None) -> tuple[tup
     Then come how many are to be resized, and how many have transparency.
 
     Raises:
-        DataError: an unreadable header, or several sizes where none is asked for.
+        DataError: unreadable headers, or several sizes where none is asked for.
     """
-    channels, sizes, transparent = 1, Counter[tuple[int, int]](), 0
-    for path in paths:
-        with opened(path) as image:
-            channels = channels if image.mode in GREY else 3
-            sizes[upright_size(image)] += 1
-            transparent += image.mode in TRANSPARENT or "transparency" in image.info
+    channels, sizes, transparent, broken = 1, Counter[tuple[int, int]](), 0, None
+    try:
+        for head in each_readable(paths, _head):
+            channels = channels if head.grey else 3
+            sizes[head.size] += 1
+            transparent += head.transparent
+    except DataError as error:
+        broken = error
+    if broken is not None and (size is not None or len(sizes) < 2):
+        raise broken
     if size is not None:
         return (channels, size, size), len(paths) - sizes[size, size], transparent
     if len(sizes) > 1:
         found = ", ".join(f"{count} of {h} x {w}" for (h, w), count in sizes.most_common(3))
+        besides = "" if broken is None else f"{broken}; besides, "
         raise DataError(
-            f"images in {folder} have {len(sizes)} sizes ({found}); resize them, or ask for one size (--size 64, or "
-            "size=64 for image_task)"
-        )
+            f"{besides}images in {folder} have {len(sizes)} sizes ({found}); resize them, or ask for one size "
+            "(--size 64, or size=64 for image_task)"
+        ) from broken
     height, width = next(iter(sizes))
     return (channels, height, width), 0, transparent
+
+
+def _head(path: str) -> _Head:
+    """Return what an image file's header says."""
+    with opened(path) as image:
+        transparent = image.mode in TRANSPARENT or "transparency" in image.info
+        return _Head(image.mode in GREY, upright_size(image), transparent)
 
 
 def _fitted(path: str, shape: tuple[int, int, int]) -> Tensor:
@@ -308,8 +335,8 @@ def _decode_into(place: Path, paths: list[str], shape: tuple[int, int, int]) -> 
         atomic_write(place) as handle,
         progress_bar("decoding images", "image", visible=sys.stderr.isatty()) as show,
     ):
-        for done, path in enumerate(paths, start=1):
-            handle.write(_fitted(path, shape).contiguous().numpy().tobytes())
+        for done, image in enumerate(each_readable(paths, partial(_fitted, shape=shape)), start=1):
+            handle.write(image.contiguous().numpy().tobytes())
             show(done, len(paths))
 
 

@@ -1,7 +1,7 @@
 """How a set of images is judged: train fresh networks on it, score their last epoch on test images (Sec. 4.1).
 
 How they train is a :mod:`protocol <mmdistill.image.protocols>`. The whole training set takes the few epochs that its
-data state: digits 60, mnist 5, fashion-mnist 15, all others 30.
+data state: digits 60, mnist 5, fashion-mnist 15; all others 30, or as many as give about 1,000 updates if that is more.
 
 A learning rate that was learned with the set is part of it (``learned["inner_lr"]``), and judges train with it:
 

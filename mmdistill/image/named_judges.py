@@ -15,7 +15,7 @@ from mmdistill.image.models import (
     refusal,
     spelling,
 )
-from mmdistill.image.protocols import Protocol
+from mmdistill.image.protocols import Occasion, Protocol
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule
 
@@ -68,6 +68,7 @@ class NamedJudges:
         spelled = self._beside_own(name)
         reason = refusal(spelled, self.data.shape)
         if reason:
+            reason = reason.removeprefix(f"{spelled} ")
             raise UnsupportedError(f"{spelled} cannot judge {self.data.name}: {reason}")
         if spelled not in self._fitting:  # a name is looked up several times for each judging
             try:
@@ -99,6 +100,10 @@ class NamedJudges:
         """Return the kind of a judge's network, by which it may have a rate of its own; a user's is shallow."""
         family = FAMILIES.get(self.spelled(name).split("-")[0])
         return "shallow" if family is None else family.kind
+
+    def occasion(self, name: str, images: int, *, scores: bool = False, whole: bool = False) -> Occasion:
+        """Return what a judge is to judge: so many images, whose targets may be scores, or the whole training set."""
+        return Occasion(images, scores, whole, self.spelled(name) == self.model, self.kind(name))
 
     def network_name(self, name: str) -> str:
         """Return the name of a judge's network, which is the protocol's where it states one for ConvNets."""

@@ -1,14 +1,18 @@
 """Single pictures: which way up they are, of what channels, and their pixels as bytes."""
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from mmdistill.errors import DataError
+from mmdistill.names import first_few
 
+Found = TypeVar("Found")
 GREY = ("1", "L")
 """Modes of pictures with one channel."""
 TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
@@ -53,6 +57,41 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
 
 
+class UnreadableImageError(DataError):
+    """A file that is no image, or a damaged one.
+
+    Args:
+        path: of the file.
+        reason: in words.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path} cannot be read as an image ({reason}); replace or remove it")
+        self.path, self.reason = path, reason
+
+
+def each_readable(paths: Iterable[str], read: Callable[[str], Found]) -> Iterator[Found]:
+    """Yield what is read of image files, one after the other, and in the end refuse those that cannot be read.
+
+    Raises:
+        DataError: naming the unreadable files together.
+    """
+    broken: list[UnreadableImageError] = []
+    for path in paths:
+        try:
+            found = read(path)
+        except UnreadableImageError as error:
+            broken.append(error)
+        else:
+            yield found
+    if len(broken) == 1:
+        raise broken[0]
+    if broken:
+        folder = os.path.commonpath([os.path.dirname(error.path) for error in broken])
+        named = first_few([f"{os.path.relpath(error.path, folder)} ({error.reason})" for error in broken])
+        raise DataError(f"{len(broken)} files in {folder} cannot be read as images: {named}; replace or remove them")
+
+
 @contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
     """Open an image file.
@@ -69,7 +108,7 @@ def opened(path: str) -> Iterator[Image.Image]:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes Pillow's readers raise anything
-        raise DataError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
+        raise UnreadableImageError(path, str(error).replace(f" {path!r}", "")) from error
 
 
 def require_bytes(image: Image.Image, what: str) -> None:

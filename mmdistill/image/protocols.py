@@ -267,6 +267,20 @@ def plan_for(protocol: Protocol, data: ImageData, occasion: Occasion, chosen: Ch
     )
 
 
+def whole_note(plan: Plan, occasion: Occasion, usual: int | None) -> tuple[str, ...]:
+    """Return a note on how long networks trained on all images, where small sets' networks train for other epochs.
+
+    Args:
+        plan: how they trained.
+        occasion: what for; there is nothing to note of small sets.
+        usual: epochs of networks on a small set.
+    """
+    epochs, images = plan.fit.epochs, occasion.images
+    if not occasion.whole or epochs == usual:
+        return ()
+    return (f"trained for {epochs:,} epochs ({epochs * -(-images // (plan.fit.batch or images)):,} updates)",)
+
+
 def _fit_for(protocol: Protocol, occasion: Occasion, batch: int | None) -> FitProtocol:
     """Return how a judge trains, its length aside."""
     fit = protocol.scores if occasion.scores and protocol.scores is not None else protocol.fit

@@ -12,6 +12,11 @@ from torch import Tensor
 from mmdistill.errors import DataError
 from mmdistill.image.pictures import GREY, require_bytes, upright
 
+NUMBERED = (
+    "; number the classes: names, labels = numpy.unique(labels, return_inverse=True), and pass class_names=list(names)"
+)
+"""What to do with labels that are names."""
+
 
 class MapDataset(Protocol):
     """A map-style torch data set of (sample, label)."""
@@ -69,7 +74,8 @@ def class_index(label: Any, what: str) -> int:
         index = int(label)
         whole = bool(index == label)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise DataError(f"{what} is no class index but {label!r}") from error
+        hint = NUMBERED if isinstance(label, str) else ""
+        raise DataError(f"{what} is no class index but {label!r}{hint}") from error
     if not whole:
         raise DataError(f"{what} is no class index but {label!r}")
     return index
@@ -84,7 +90,9 @@ def from_array(array: npt.NDArray[Any], what: str) -> Tensor:
     try:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
     except TypeError as error:
-        raise DataError(f"{what} holds an array of {array.dtype}; expected one of numbers") from error
+        texts = array.dtype.kind in "US" or (array.dtype.kind == "O" and array.size and isinstance(array.flat[0], str))
+        hint = NUMBERED if texts else ""
+        raise DataError(f"{what} holds an array of {array.dtype}; expected one of numbers{hint}") from error
 
 
 def as_tensor(sample: object, what: str) -> Tensor:

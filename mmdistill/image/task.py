@@ -21,7 +21,7 @@ from mmdistill.image.kernel_judge import kernel_judge
 from mmdistill.image.models import model_factory, model_name
 from mmdistill.image.named_judges import NamedJudges
 from mmdistill.image.pixels import Pixels
-from mmdistill.image.protocols import Chosen, Occasion, Plan, Protocol, find_protocol, plan_for
+from mmdistill.image.protocols import Chosen, Occasion, Plan, Protocol, find_protocol, plan_for, whole_note
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
 from mmdistill.isolation import isolated
@@ -184,8 +184,7 @@ class ImageTask:
             UnsupportedError: the whole training set, where it is too large to hold in normalised units.
         """
         whole = synthetic is None
-        size = 4 * self.data.train_images.numel()
-        if whole and size > WHOLE_MOST:
+        if whole and (size := 4 * self.data.train_images.numel()) > WHOLE_MOST:
             raise UnsupportedError(
                 f"training on all of {self.data.name} takes {size / 2**30:.0f} GiB; leave the baseline 'whole' out"
             )
@@ -195,12 +194,10 @@ class ImageTask:
         batch = self.select(torch.arange(len(self._classes))) if synthetic is None else self._placed(synthetic)
         if closed_form is not None:
             return closed_form.score(batch, len(self.data.class_names), self.data.normalise, self._test)
-        targets, named = one_tensor(batch.targets), self._named
-        own, kind = named.spelled(judge) == self.model, named.kind(judge)
-        occasion = Occasion(len(batch.weight), not are_probabilities(targets), whole, own, kind)
-        chosen = Chosen(self.judge_epochs, self.judge_batch, self.judge_augment, self.judge_precision)
-        plan = plan_for(self.protocol, self.data, occasion, chosen)
-        usable = learned if own or kind != "transformer" else {}  # rates that ConvNets learned are SGD's
+        named, scores = self._named, not are_probabilities(one_tensor(batch.targets))
+        occasion = named.occasion(judge, len(batch.weight), scores=scores, whole=whole)
+        plan = self._plan(occasion)
+        usable = learned if occasion.own or occasion.kind != "transformer" else {}  # ConvNets learned rates of SGD
         fit, notes = with_learned_rate(plan.fit, usable)
         steps = None if notes else learned_steps(batch, usable)
         if "inner_lr" in learned and not usable:
@@ -208,9 +205,21 @@ class ImageTask:
         # A learned rate belongs to the loss that students trained by, which does not scale labels.
         plan = replace(plan, fit=fit, squared=plan.squared if fit is plan.fit else self.protocol.squared)
         augment = partial(self._minibatches, plan, n) if plan.augment != "none" or plan.cutmix else None
-        network, title, classes = named.network(judge), named.title(judge), len(self.data.class_names)
-        scorer = Judge(network, title, classes, plan, augment, steps, notes)
+        classes = len(self.data.class_names)
+        notes += whole_note(plan, occasion, self.judging_epochs(judge, classes))
+        scorer = Judge(named.network(judge), named.title(judge), classes, plan, augment, steps, notes)
         return scorer.score(batch, self.data.normalise, self._test, n, draws.to(self.device))
+
+    def _plan(self, occasion: Occasion) -> Plan:
+        """Return how a judge trains by the protocol and what the user chose."""
+        chosen = Chosen(self.judge_epochs, self.judge_batch, self.judge_augment, self.judge_precision)
+        return plan_for(self.protocol, self.data, occasion, chosen)
+
+    def judging_epochs(self, judge: str, samples: int | None) -> int | None:
+        """Return for how many epochs a judge trains on so many images, None: on all of them; None of a kernel."""
+        if kernel_judge(judge) is not None:
+            return None
+        return self._plan(self._named.occasion(judge, samples or len(self._classes), whole=samples is None)).fit.epochs
 
     def _minibatches(self, plan: Plan, networks: int, draws: Draws, flat: Batch) -> Batch:
         """Augment the minibatches of so many networks, one after the other in a flat batch, as a plan says."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmdistill.columns import SPLIT_NAMES
 from mmdistill.errors import ConfigError, DataError, to_install
 from mmdistill.isolation import isolated
+from mmdistill.labels import from_one
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, checked_seed, data_root
 from mmdistill.text import trec
@@ -276,10 +277,7 @@ def _finish(
         raise DataError(f"{name} has the single class {', '.join(names)!r}; a classification set needs at least two")
     distinct = set().union(*labels.values())
     if class_names and str(len(names)) in distinct <= {str(number) for number in range(1, len(names) + 1)} - {*names}:
-        raise DataError(
-            f"{name}: the labels run from 1 to {len(names)}, but indices into the {len(names)} class names start at 0; "
-            "subtract 1 from each label"
-        )
+        raise DataError(f"{name}: {from_one(len(names))}")
     numbers = _numbers(names, distinct, given=bool(class_names))
     done = {
         split: TextSplit(tuple(texts[split]), _indices(name, split, labels[split], names, numbers)) for split in splits

@@ -224,6 +224,15 @@ class TextTask:
         """Return what a judge reads of ``epochs`` and ``batch``: all but networks nothing."""
         return JUDGING if judge in ("mlp", "model") else ()
 
+    def judging_epochs(self, judge: str, samples: int | None) -> int | None:
+        """Return for how many epochs a judge trains on so many texts, None: on all; None of what is solved."""
+        return self._epochs(samples or len(self.train.labels)) if self.judging_read(judge) else None
+
+    def _epochs(self, samples: int) -> int:
+        """Return the protocol's epochs, or as many as make the usual number of updates."""
+        updates_per_epoch = math.ceil(samples / (self.protocol.batch or samples))
+        return self.protocol.epochs or max(1, round(JUDGE_STEPS / updates_per_epoch))
+
     def _read(self, synthetic: Batch | None, judge: str) -> Scores:
         if synthetic is None:
             return self._reader.score(judge, self.data.train.texts, self.train.labels, None)
@@ -265,9 +274,7 @@ class TextTask:
     def _trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:
         """Return ``(n, m)`` predictions of n networks fitted to a batch."""
         module = self._mlp if judge == "mlp" else self.model
-        size = self.protocol.batch or len(batch.weight)
-        updates_per_epoch = math.ceil(len(batch.weight) / size)
-        epochs = self.protocol.epochs or max(1, round(JUDGE_STEPS / updates_per_epoch))
+        epochs = self._epochs(len(batch.weight))
         loss = judge_loss(module, one_tensor, one_tensor(batch.targets))
         # A user's network may do what a batched call cannot: drop units, write its running statistics, recur.
         mode: Mode = "vmap" if module is self._mlp else "loop"

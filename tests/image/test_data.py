@@ -390,10 +390,33 @@ def test_pictures_of_more_than_a_byte_are_refused_rather_than_cut_off(tmp_path: 
         load(Pairs([deep] * 4, [0, 1, 0, 1]))
 
 
+@pytest.mark.parametrize("most", [2**30, 0])
+def test_all_damaged_pictures_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(files, "IN_MEMORY", most)
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    write_images(tmp_path / "pets")
+    whole = (tmp_path / "pets" / "cat" / "0.png").read_bytes()
+    for name in ("cat/1.png", "dog/0.png"):  # whose headers are whole
+        (tmp_path / "pets" / name).write_bytes(whole[: len(whole) - 30])
+    with pytest.raises(DataError, match=r"2 files in .*pets cannot be read as images: cat/1\.png \(.*, dog/0\.png \("):
+        files.read_image_folder(tmp_path / "pets", None)
+    for name in ("cat/1.png", "dog/0.png"):
+        (tmp_path / "pets" / name).write_text("no image")
+    said = r"cat/1\.png \(cannot identify image file\), dog/0\.png .*\); replace or remove them"
+    with pytest.raises(DataError, match=f"{said}$"):
+        files.read_image_folder(tmp_path / "pets", None)
+    Image.new("RGB", (9, 9)).save(tmp_path / "pets" / "dog" / "9.png")
+    with pytest.raises(DataError, match=f"{said}; besides, images in .* have 2 sizes"):
+        files.read_image_folder(tmp_path / "pets", None)
+    assert not list((tmp_path / "cache").rglob("*.bin*"))
+
+
 def test_a_picture_too_large_to_decode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "pets")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
+    with pytest.raises(
+        DataError, match=r"10 files in .* cannot be read as images: cat/0\.png \(.* and 5 more; replace"
+    ):
         load(tmp_path / "pets")
 
 
@@ -614,14 +637,23 @@ def test_bad_tensors() -> None:
         load((images, labels), (pixels.float(), labels))
     with pytest.raises(DataError, match="no training image of class b"):
         build("named", (images, labels * 2), None, class_names=("a", "b", "c"))
+    with pytest.raises(DataError, match=r"class 0: the labels run from 1 to 2, .* subtract 1 from each label"):
+        load((images, labels + 1))
+    with pytest.raises(DataError, match=r"up to 1, got 1 to 2: the labels run from 1 to 2"):
+        load((images, labels + 1), class_names=["a", "b"])
     assert torch.equal(load((images, labels.tolist()), (images, labels.tolist())).test_labels, labels)
     with pytest.raises(DataError, match=r"the training data: label 1 is no class index but 0\.5"):
         load((images, [0, 0.5] * 5))  # type: ignore[arg-type,list-item]
 
 
-def test_unknown_names_and_places(tmp_path: Path) -> None:
+def test_unknown_names_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="did you mean 'mnist'"):
         load("mnits")
+    (tmp_path / "photos").mkdir()
+    for name, said in (("photo", "nor is there a file or folder 'photo'"), ("./photo", "an existing file or folder")):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ConfigError, match=f"{said}.*did you mean 'photos'"):
+            load(name)
     (tmp_path / "nothing").mkdir()
     assert not accepts(tmp_path / "nothing")
     with pytest.raises(DataError, match="holds no image data"):
@@ -633,6 +665,27 @@ def test_arrays_and_tensors_of_a_graph_are_taken_as_they_are() -> None:
     expected = load((images, labels)).fingerprint
     assert load((images.numpy(), labels.numpy())).fingerprint == expected
     assert load((images.clone().requires_grad_(), labels)).fingerprint == expected
+
+
+def test_names_for_labels_are_numbered_as_the_error_says() -> None:
+    images, given = bytes_like(12, 3, 3), ["cat", "dog", "emu"] * 4
+    remedy = r"numpy\.unique\(labels, return_inverse=True\), and pass class_names=list\(names\)"
+    arrays = [np.array(given), np.array(given, dtype=object)]
+    for labels in (given, *arrays):
+        with pytest.raises(DataError, match=remedy):
+            load((images, labels))  # type: ignore[arg-type]
+        names, numbers = np.unique(labels, return_inverse=True)
+        found = load((images, numbers), class_names=list(names))
+        assert found.class_names == ("cat", "dog", "emu")
+    with pytest.raises(DataError, match=r"array of complex|pixels must be"):
+        load((images.numpy().astype(complex), [0, 1, 2] * 4))
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(200, 1000), (257, 500), (2000, 125), (50_000, 30)])
+def test_a_whole_set_of_ones_own_trains_for_a_thousand_updates(images: int, epochs: int) -> None:
+    pair = bytes_like(images, 2, 2), labels_of(images)
+    assert build("custom", pair, pair).whole_epochs == epochs
+    assert build("custom", pair, pair, whole_epochs=5).whole_epochs == 5
 
 
 def test_float_images_keep_their_range_in_pictures() -> None:
@@ -693,7 +746,7 @@ def test_a_picture_with_a_damaged_header_is_named(header: bytes, tmp_path: Path)
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
         (tmp_path / name / "2.ppm").write_bytes(header)
-    with pytest.raises(DataError, match=r"2.ppm cannot be read as an image"):
+    with pytest.raises(DataError, match=r"2 files in .* cannot be read as images: a/2\.ppm \(.*b/2\.ppm"):
         load(tmp_path)
 
 

@@ -298,6 +298,18 @@ def test_idcs_judges_mix_no_digits_whatever_else_augments_them(photographs: Imag
         assert plan("idc", photographs, own=own, augment=augment).cutmix == (0 if augment is False else 0.5)
 
 
+def test_a_whole_set_says_how_long_it_trained_where_small_sets_train_otherwise(digits: ImageTask) -> None:
+    data = replace(digits.data, whole_epochs=2)
+    task = ImageTask(data, digits.network, "own", digits.device)
+    updates = 2 * -(-len(data.train_labels) // 256)
+    assert task.judging_epochs("own", None) == 2
+    assert task.judging_epochs("own", 10) == data.judge_epochs
+    assert task.judging_epochs("ntk", None) is None
+    assert task.evaluate(None, "own", KEY, 1, {}).notes[0] == f"trained for 2 epochs ({updates} updates)"
+    alike = ImageTask(data, digits.network, "own", digits.device, judge_epochs=2)
+    assert not [note for note in alike.evaluate(None, "own", KEY, 1, {}).notes if "trained" in note]
+
+
 @pytest.mark.parametrize("name", ["frepo", "rfad", "kip"])
 def test_whole_sets_take_no_small_sets_rates(photographs: ImageData, name: str) -> None:
     """A warm-up of 500 steps may be all that the few epochs of a whole set take."""
@@ -336,9 +348,7 @@ def test_any_network_of_the_grammar_can_judge(digits: ImageTask) -> None:
     assert digits.judge_name("ConvNet") == "convnet"
     assert digits.judge_name("MLP-w8-d1") == "mlp-d1-w8"
     assert digits.judge_name("mlp-w128-d2") == "mlp"
-    with pytest.raises(
-        UnsupportedError, match="resnet18 cannot judge digits: resnet18 needs images of at least 16 x 16"
-    ):
+    with pytest.raises(UnsupportedError, match="resnet18 cannot judge digits: needs images of at least 16 x 16"):
         digits.judge_name("resnet18")
     with pytest.raises(UnsupportedError, match="convnet-d9 cannot judge digits: images of 8 x 8 vanish in 9 poolings"):
         digits.judge_name("convnet-d9")

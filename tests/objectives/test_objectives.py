@@ -21,7 +21,7 @@ from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, share_classes
-from mmdistill.testing import ConformanceError, check_class_gradients, check_objective, check_task
+from mmdistill.testing import ConformanceError, check_class_gradients, check_objective, check_objective_on, check_task
 from tests.oracles import objectives as oracle
 from tests.toys import BlobTask
 
@@ -43,6 +43,35 @@ def per_class(batch: ClassBatch) -> list[tuple[oracle.Array, oracle.Array]]:
     assert isinstance(batch.batch.inputs, Tensor)
     assert isinstance(batch.batch.targets, Tensor)
     return [(x.numpy(), eye[y.numpy()]) for x, y in zip(batch.batch.inputs, batch.batch.targets, strict=True)]
+
+
+class Drifting(Objective):
+    """An objective of the flat view, whose gradient is not that of its value where it is ``wrong``."""
+
+    view = "flat"
+
+    def __init__(self, wrong: bool = False) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        assert isinstance(syn, Batch)
+        assert isinstance(real, Batch)
+        s, r = (network.features(side.inputs)[-1].mean(0) for side in (syn, real))
+        return (s - r).square().sum() + (s.detach().sum() if self.wrong else 0)
+
+
+def short_trajectory() -> TrajectoryMatching:
+    return TrajectoryMatching(2, InnerRate(0.1))
+
+
+@pytest.mark.parametrize("build", [GradientMatching, DistributionMatching, Drifting, short_trajectory])
+def test_an_objective_is_checked_on_a_task_alone(task: BlobTask, build: Callable[[], Objective]) -> None:
+    check_objective_on(BlobTask(), build)  # in float32, as tasks are
+    with pytest.raises(ConformanceError, match="differs from the oracle's -1"):
+        check_objective_on(task, build, oracle=lambda network, syn, real: -1.0)
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        check_objective_on(task, lambda: Drifting(wrong=True))
 
 
 @pytest.mark.parametrize("reduction", ["per-class", "class-sum"])

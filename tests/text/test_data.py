@@ -429,7 +429,7 @@ def test_labels_from_one_on_are_no_indices_of_class_names() -> None:
     texts, names = [f"text {number}" for number in range(30)], ["bad", "fair", "good"]
     labels = [number % 3 + 1 for number in range(30)]
     for given in (labels, [str(label) for label in labels], torch.tensor(labels)):
-        with pytest.raises(DataError, match="labels run from 1 to 3, but indices into the 3 class names start at 0"):
+        with pytest.raises(DataError, match="labels run from 1 to 3, but class indices start at 0; subtract 1"):
             load_text((texts, given), class_names=names)
     assert load_text((texts, [label - 1 for label in labels]), class_names=names).class_names == ("bad", "fair", "good")
     assert load_text((texts, labels), class_names=["1", "2", "3"]).class_names == ("1", "2", "3")

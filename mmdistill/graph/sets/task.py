@@ -187,6 +187,10 @@ class GraphSetTask:
         """Return what a judge reads of ``epochs`` and ``batch``: the former, since it sees all samples in each step."""
         return ("epochs",)
 
+    def judging_epochs(self, judge: str, samples: int | None) -> int:
+        """Return for how many epochs a judge trains, on however many samples."""
+        return self.protocol.epochs
+
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean validation accuracy of a few networks trained for a third of the judges' epochs."""
         protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))

@@ -1,0 +1,87 @@
+"""What judging gave, kept in a run's folder: metrics, pictures and the report."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from mmdistill.distilled import DistilledSet
+from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
+from mmdistill.evaluation import Evaluation
+from mmdistill.isolation import isolated
+from mmdistill.metrics import Judging, metrics_document, read_metrics
+from mmdistill.registry import DOMAIN_PACKAGES, get_domain
+from mmdistill.report import write_report
+from mmdistill.run_folder import METRICS, SET, how_to_finish, is_finished, require_free
+from mmdistill.runtime import sole_writer, sweep
+from mmdistill.store import DIGEST, digest_of, read_json, write_json
+from mmdistill.task import Task, require_task
+
+
+@isolated
+def save_evaluation(
+    task: Task, distilled: DistilledSet, evaluation: Evaluation, folder: Path | str, *, judging: Judging | None = None
+) -> list[Path]:
+    """Keep what judging a set gave in its run's folder: add it to ``metrics.json``, draw, and write the report.
+
+    It does for runs made in Python what ``mmdistill evaluate`` and ``mmdistill report`` do for those of the command
+    line, so that ``mmdistill compare`` takes them. Entries of the same judge and metric replace earlier ones.
+
+    Args:
+        task: that judged.
+        distilled: the set.
+        evaluation: what :func:`~mmdistill.evaluate.evaluate` returned.
+        folder: of the run; where it holds no set yet, the set is saved too.
+        judging: what the task was told of judging, by which results differ: ``{"epochs": 5, "batch": 32}``.
+
+    Returns:
+        The report's pages, ``report.md`` and ``report.html``.
+
+    Raises:
+        ConfigError: a set, results or a folder that are none.
+        CheckpointError: a set of another task; a folder that holds another set, an unfinished run or damaged metrics.
+    """
+    require_task(task)
+    for given, kind in ((distilled, DistilledSet), (evaluation, Evaluation)):
+        if not isinstance(given, kind):
+            raise ConfigError(f"a task, its DistilledSet and an Evaluation are saved, got {type(given).__name__}")
+    distilled.require(task.describe())
+    folder = Path(folder)
+    require_free(folder, other="another folder")
+    with sole_writer(folder):
+        _keep_set(distilled, folder)
+        path = folder / METRICS
+        previous = read_metrics(path) if path.exists() else {}
+        write_json(path, metrics_document(distilled, evaluation, previous, judging, task))
+        pictures: list[Path] = []
+        with suppress(UnsupportedError):  # a task of one's own, whose report has no pictures
+            pictures = draw(task, distilled, folder)
+        return write_report(folder, distilled, read_metrics(path), pictures)
+
+
+def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
+    """Draw a set into its folder's ``pictures``; nothing of a task of no registered domain.
+
+    Raises:
+        UnsupportedError: a task of one's own that the domain cannot draw.
+    """
+    name = task.describe().domain
+    if name not in DOMAIN_PACKAGES:
+        return []
+    sweep(folder / "pictures")
+    return get_domain(name).draw(task, distilled.to(task.device), folder / "pictures")
+
+
+def _keep_set(distilled: DistilledSet, folder: Path) -> None:
+    """Save a set into a folder that holds none.
+
+    Raises:
+        CheckpointError: it holds another one, or an unfinished run.
+    """
+    if ending := how_to_finish(folder):
+        raise CheckpointError(f"the run in {folder} is unfinished; {ending}")
+    if not is_finished(folder):
+        distilled.save(folder)
+    elif read_json(folder / SET).get(DIGEST) not in (None, digest_of(distilled.tensors())):
+        raise CheckpointError(f"{folder} holds another set than was judged; name its own folder, or a new one")
+
+
+__all__ = ["save_evaluation"]

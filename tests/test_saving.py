@@ -1,0 +1,52 @@
+"""What judging gave is kept in a run's folder, for runs made in Python."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdistill import DistilledSet, distill, evaluate, save_evaluation
+from mmdistill.comparison import read_runs
+from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.run_folder import METRICS
+from tests.toys import BlobTask
+
+
+def made(folder: Path | None = None, seed: int = 0) -> DistilledSet:
+    return distill(BlobTask(), "dm", ipc=1, settings={"steps": 1, "real_batch": 4}, seed=seed, out=folder)
+
+
+def test_results_are_added_to_those_that_are_there(tmp_path: Path) -> None:
+    task, found = BlobTask(), made(tmp_path)
+    pages = save_evaluation(task, found, evaluate(task, found, n=2, baselines=["random"]), tmp_path)
+    assert [page.name for page in pages] == ["report.md", "report.html"]
+    save_evaluation(task, found, evaluate(task, found, n=1, baselines=["whole"], baselines_only=True), str(tmp_path))
+    metrics = json.loads((tmp_path / METRICS).read_text())
+    assert [entry["n"] for entry in metrics["results"]] == [2]
+    assert list(metrics["baselines"]) == ["random", "whole"]
+
+
+def test_a_set_without_a_folder_gets_one_and_is_compared(tmp_path: Path) -> None:
+    task, found = BlobTask(), made()
+    evaluation = evaluate(task, found, n=1, baselines=())
+    save_evaluation(task, found, evaluation, tmp_path / "new", judging={"epochs": 5})
+    assert torch.equal(DistilledSet.load(tmp_path / "new").batch.weight, found.batch.weight)
+    (row,) = read_runs([tmp_path / "new"])
+    assert row.judge.endswith("(epochs 5)")
+
+
+def test_another_sets_folder_and_what_is_no_result_are_refused(tmp_path: Path) -> None:
+    task, found, other = BlobTask(), made(tmp_path / "one"), made(seed=1)
+    evaluation = evaluate(task, other, n=1, baselines=())
+    with pytest.raises(CheckpointError, match="holds another set than was judged"):
+        save_evaluation(task, other, evaluation, tmp_path / "one")
+    (tmp_path / "one" / "distilled.json").unlink()
+    with pytest.raises(CheckpointError, match="is unfinished"):
+        save_evaluation(task, found, evaluation, tmp_path / "one")
+    with pytest.raises(ConfigError, match="got dict"):
+        save_evaluation(task, found, {}, tmp_path / "two")  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="is a file"):
+        save_evaluation(task, found, evaluation, tmp_path / "file")
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "file"}
