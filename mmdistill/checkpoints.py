@@ -12,7 +12,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.names import in_words
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.run_state import RunState
-from mmdistill.runtime import sweep
+from mmdistill.runtime import remove_parts
 from mmdistill.settings import MEMORY_ONLY, annealed, completed
 from mmdistill.store import load_tree, save_tree
 
@@ -43,7 +43,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove the checkpoints of an earlier run in this folder."""
-        sweep(self.folder)
+        remove_parts(self.folder)
         for path in self.paths():
             path.unlink(missing_ok=True)
 
@@ -78,7 +78,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none, all are damaged, or they belong to another run.
         """
-        sweep(self.folder)
+        remove_parts(self.folder)
         damage: list[str] = []
         trees: dict[str, dict[str, Any]] = {}
         for path in reversed(self.paths()):

@@ -116,7 +116,9 @@ def _sweep_parser() -> Parser:
         "override those in it",
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="print the runs, and which are finished, unfinished or new; do nothing"
+        "--dry_run",
+        action="store_true",
+        help="print which runs are finished, not judged, unfinished or new; do nothing",
     )
     parser.add_class_arguments(SweepConfig, as_group=False)
     skipped = {"method", "seed", "device", "overwrite", *_names(SweepConfig)}

@@ -44,9 +44,9 @@ from mmdistill.pivot import pivot, write_latex
 from mmdistill.planning import plan_rows
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary, write_comparison, write_report
-from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free
+from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free, ways_out
 from mmdistill.runtime import sole_writer, use_deterministic_kernels
-from mmdistill.saving import draw
+from mmdistill.saving import draw, require_held
 from mmdistill.settings import AT_RESUME
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned
@@ -71,8 +71,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
     config = placed(config) if resume is None else config  # its checkpoints are of the paths that it began with
     if dry_run:
         task, method, budget = _prepared(config, config.device)
-        free = resume is None and not config.overwrite
-        print(aligned(plan_rows(config, task, method, budget, free=free)))
+        print(aligned(plan_rows(config, task, method, budget)))
         return
     with ExitStack() as held:
         with ranks.process_group(config.device) as device:
@@ -87,6 +86,8 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
                 distilled.require(task.describe())
                 if ranks.is_first():
                     print(f"{folder} is already distilled")
+                    with kept_options(given, folder):  # also where more steps were asked for and never begun
+                        pass
             else:
                 started = is_started(folder) or done is not None
                 if resume is not None and not started and ranks.is_first():
@@ -108,8 +109,7 @@ def _require_free(config: DistillConfig, folder: Path, resume: str | None) -> No
     if resume is not None or config.overwrite:
         require_free(folder, other="another --out")
     else:
-        again = f"--resume {as_argument(folder)}"
-        require_free(folder, other="another --out", resume=again, overwrite="--overwrite")
+        require_free(folder, **ways_out(folder))
 
 
 def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
@@ -323,6 +323,7 @@ def evaluate_command(asked: EvaluateConfig) -> None:
     if "inner_parts" in distilled.learned and (asked.judge_epochs or asked.judge_batch or asked.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     with sole_writer(folder):
+        require_held(distilled, folder)  # which another process may have replaced
         judged = read_metrics(path) if path.exists() else {}  # again, since another process may have judged
         previous = of_same_test(judged, task)
         if judged and not previous:

@@ -9,7 +9,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_name
 from mmdistill.registry import get_domain
-from mmdistill.runtime import sole_writer, sweep
+from mmdistill.runtime import remove_parts, sole_writer
 from mmdistill.store import write_json
 from mmdistill.task import Task
 
@@ -44,7 +44,7 @@ def export(
         raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
     identity = exports.set_identity(distilled)
     with sole_writer(folder):
-        sweep(folder)
+        remove_parts(folder)
         exports.require_own(folder, identity)
         written = domain.exports[key](distilled, folder, task)
         if distilled.learned:

@@ -14,7 +14,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.parameterizations.codes import CODES
 from mmdistill.run_folder import CHECKPOINTS, METRICS, SAMPLES, SET, holds_work, is_finished
 from mmdistill.run_state import RunState
-from mmdistill.runtime import sweep
+from mmdistill.runtime import remove_parts
 from mmdistill.store import read_json
 
 LONGEST_UNSAVED = 600.0
@@ -60,7 +60,7 @@ class Keeper:
     def begin(self) -> None:
         """Note whether the folder holds a former run, and remove what a killed process left half written."""
         self.replaces = holds_work(self.folder)
-        sweep(self.checkpoints.folder)
+        remove_parts(self.checkpoints.folder)
         self._forget_staged()
 
     def resume(self, run: RunState, device: torch.device) -> None:
@@ -109,7 +109,7 @@ class Keeper:
         """
         with ranks.first_alone():  # the others wait, and fail with it
             if ranks.is_first():
-                sweep(self.folder)
+                remove_parts(self.folder)
                 if self.replaces or self._longer:
                     self._staged(write)
                 else:

@@ -17,7 +17,7 @@ from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import ENTRY, Judging, fits, judging_of
 from mmdistill.registry import TaskOptions
-from mmdistill.runtime import cache_folder, describe_device, sweep_stale
+from mmdistill.runtime import cache_folder, describe_device, remove_stale_parts
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task
 from mmdistill.versions import package_versions
@@ -78,7 +78,7 @@ class KeptBaselines:
             key = self._key(name, budget, judge)
             with suppress(ConfigError, OSError):
                 path = self._path(key)
-                sweep_stale(path.parent)
+                remove_stale_parts(path.parent)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, {"key": key, "entries": [entry for entry in entries if entry["judge"] == judge]})
 

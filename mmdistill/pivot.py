@@ -9,8 +9,8 @@ from typing import NamedTuple
 from mmdistill.abilities import ROBUST_METRICS
 from mmdistill.comparison import Repetitions, Score
 from mmdistill.kept_baselines import WITHOUT_BUDGET
-from mmdistill.runtime import atomic_write
-from mmdistill.side_by_side import LEGEND, judges_told, titles
+from mmdistill.side_by_side import LEGEND, data_names, judges_told, titles
+from mmdistill.store import write_text
 
 ESCAPED = str.maketrans(
     {
@@ -102,15 +102,16 @@ def pivot(rows: Sequence[Repetitions]) -> Pivot:
 
     A baseline that several rows of a column have judged is that of the row with most runs.
     """
-    data, judged = [*dict.fromkeys(row.data for row in rows)], [*dict.fromkeys(row.judged for row in rows)]
+    data, judged = data_names(rows), [*dict.fromkeys(row.judged for row in rows)]
     methods: dict[str, Scores] = {}
     baselines: dict[str, Scores] = {}
     for row, title, told in zip(rows, titles(rows), judges_told(rows), strict=True):
-        place = (data.index(row.data), judged.index(row.judged))
-        name, ranked = f"{Path(row.data).stem}{told}", row.metric not in ROBUST_METRICS
-        column = Column(place, row.unit, row.budget, name, ranked)
-        known = column in methods.get(title, {})
-        methods.setdefault(f"{title} ({row.name})" if known else title, {})[column] = row.score
+        place = ([*data].index(row.data), judged.index(row.judged))
+        ranked = row.metric not in ROBUST_METRICS
+        column = Column(place, row.unit, row.budget, f"{data[row.data]}{told}", ranked)
+        others = (f"{title} ({row.name}{f', {number}' * (number > 1)})" for number in range(1, len(rows) + 1))
+        name = next(one for one in (title, *others) if column not in methods.get(one, {}))
+        methods.setdefault(name, {})[column] = row.score
         for baseline, score in row.baselines.items():
             own = baselines.setdefault(baseline, {})
             if column not in own or len(score.values) > len(own[column].values):
@@ -123,8 +124,7 @@ def pivot(rows: Sequence[Repetitions]) -> Pivot:
 
 def write_latex(found: Pivot, target: Path) -> Path:
     """Write scores as a LaTeX table, :data:`BOLD` ones in bold; returns the path."""
-    with atomic_write(target) as handle:
-        handle.write(found.latex().encode("utf-8", "backslashreplace"))
+    write_text(target, found.latex())
     return target
 
 

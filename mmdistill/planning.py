@@ -13,12 +13,12 @@ from mmdistill.method import Method
 from mmdistill.names import baseline_names
 from mmdistill.networks.architecture import network_title
 from mmdistill.report import settings_in_words
-from mmdistill.run_folder import occupied
+from mmdistill.run_folder import occupied, ways_out
 from mmdistill.settings import Settings
 from mmdistill.task import Task
 
 
-def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int, *, free: bool) -> list[list[str]]:
+def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) -> list[list[str]]:
     """Return what a configuration means, as name and value: the settings in effect, who judges, and where it lies.
 
     Args:
@@ -26,7 +26,6 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int, *,
         task: that it names.
         method: that it names.
         budget: in the task's unit.
-        free: whether its folder shall hold no run yet.
     Raises:
         ConfigError: a budget that cannot be shared among the classes.
         DataError: fewer real samples of a class than the set starts from.
@@ -42,7 +41,8 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int, *,
         require_members(torch.bincount(task.labels, minlength=len(counts)), counts, info.class_names)
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
-    taken = occupied(folder) if free else ""
+    taken = "" if config.overwrite else occupied(folder, **ways_out(folder))
+    known = method.parameterization is None and method.label != "unrestricted" and not _carries_steps(method, settings)
     facts = {
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
@@ -51,7 +51,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int, *,
         "stored as": method.storage or "the method's own way",
         "labels": method.label,
         "settings": settings_in_words(asdict(settings)),
-        "judges": _judged(config, task, judges, None if _carries_steps(method, settings) else int(counts.sum())),
+        "judges": _judged(config, task, judges, int(counts.sum()) if known else None),
         "baselines": _baselines(config, task, judges),
         "run folder": f"{folder} {taken}".strip(),
     }
@@ -65,7 +65,7 @@ def _judged(config: DistillConfig, task: Task, judges: list[str], samples: int |
         config: the configuration.
         task: the task.
         judges: their names.
-        samples: in the set; None where it carries its own steps.
+        samples: of classes in the set; None where they are decoded, or labelled by scores, or come with steps.
     """
     epochs = {judge: None if samples is None else _epochs(task, judge, samples) for judge in judges}
     networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"

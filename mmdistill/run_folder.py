@@ -59,35 +59,38 @@ def _method_of_a_script(folder: Path) -> str:
 
 
 def require_free(folder: Path, *, other: str, resume: str = "", overwrite: str = "") -> None:
-    """Refuse a file in a run folder's place and, unless it shall be resumed or replaced, a folder that holds a run.
+    """Refuse a folder in which something is in the way of a run, see :func:`occupied`.
+
+    Raises:
+        ConfigError: saying what, and what to do.
+    """
+    if reason := occupied(folder, other=other, resume=resume, overwrite=overwrite):
+        raise ConfigError(f"{folder} {reason}")
+
+
+def occupied(folder: Path, *, other: str, resume: str = "", overwrite: str = "") -> str:
+    """Return what is in the way of a run in a folder: a file and, unless resumed or replaced, a run.
 
     Args:
         folder: which.
         other: how users name another one.
         resume: how they go on with an unfinished run; empty, as is the next one, if the folder may hold a run.
         overwrite: how they replace a run.
-    Raises:
-        ConfigError: saying what to do.
+    Returns:
+        That in words, with what to do; nothing where nothing is.
     """
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file, and a run needs a folder; choose {other}")
+        return f"is a file, and a run needs a folder; choose {other}"
     if resume and is_finished(folder):
-        raise ConfigError(f"{folder} already holds a finished run; choose {other} or begin anew with {overwrite}")
+        return f"already holds a finished run; choose {other} or begin anew with {overwrite}"
     if resume and is_started(folder):
-        raise ConfigError(
-            f"{folder} holds an unfinished run; continue it with {resume}, choose {other} or begin anew with "
-            f"{overwrite}"
-        )
+        return f"holds an unfinished run; continue it with {resume}, choose {other} or begin anew with {overwrite}"
+    return ""
 
 
-def occupied(folder: Path) -> str:
-    """Return what is in the way of a new run in a folder, and what to do, in words; nothing where none is."""
-    ways = "--overwrite replaces it, another --out keeps it"
-    if folder.exists() and not folder.is_dir():
-        return "is a file, and a run needs a folder: choose another --out"
-    if is_finished(folder):
-        return f"holds a finished run: {ways}"
-    return f"holds an unfinished run: --resume {as_argument(folder)} continues it, {ways}" if is_started(folder) else ""
+def ways_out(folder: Path) -> dict[str, str]:
+    """Return what a command's user does where a run is in the way, for :func:`occupied`."""
+    return {"other": "another --out", "resume": f"--resume {as_argument(folder)}", "overwrite": "--overwrite"}
 
 
 def runs_within(folder: Path) -> str:

@@ -295,13 +295,13 @@ def data_root() -> Path:
     return Path(chosen) if chosen else cache_folder() / "data"
 
 
-def sweep(folder: Path) -> None:
+def remove_parts(folder: Path) -> None:
     """Remove what killed processes left of the files that they were writing in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
-def sweep_stale(folder: Path) -> None:
+def remove_stale_parts(folder: Path) -> None:
     """Remove such files where other processes may be writing: those that none has written to for a day.
 
     What cannot be removed stays, as another user's in a cache folder that several share.

@@ -11,7 +11,7 @@ from mmdistill.metrics import Judging, metrics_document, read_metrics
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.report import write_report
 from mmdistill.run_folder import METRICS, SET, how_to_finish, is_finished, require_free
-from mmdistill.runtime import sole_writer, sweep
+from mmdistill.runtime import remove_parts, sole_writer
 from mmdistill.store import DIGEST, digest_of, read_json, write_json
 from mmdistill.task import Task, require_task
 
@@ -47,9 +47,9 @@ def save_evaluation(
     folder = Path(folder)
     require_free(folder, other="another folder")
     with sole_writer(folder):
+        path, held = folder / METRICS, is_finished(folder)
         _keep_set(distilled, folder)
-        path = folder / METRICS
-        previous = read_metrics(path) if path.exists() else {}
+        previous = read_metrics(path) if held and path.exists() else {}  # not what is left of a set that is gone
         write_json(path, metrics_document(distilled, evaluation, previous, judging, task))
         pictures: list[Path] = []
         with suppress(UnsupportedError):  # a task of one's own, whose report has no pictures
@@ -66,7 +66,7 @@ def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
     name = task.describe().domain
     if name not in DOMAIN_PACKAGES:
         return []
-    sweep(folder / "pictures")
+    remove_parts(folder / "pictures")
     return get_domain(name).draw(task, distilled.to(task.device), folder / "pictures")
 
 
@@ -78,10 +78,20 @@ def _keep_set(distilled: DistilledSet, folder: Path) -> None:
     """
     if ending := how_to_finish(folder):
         raise CheckpointError(f"the run in {folder} is unfinished; {ending}")
-    if not is_finished(folder):
+    if is_finished(folder):
+        require_held(distilled, folder)
+    else:
         distilled.save(folder)
-    elif read_json(folder / SET).get(DIGEST) not in (None, digest_of(distilled.tensors())):
-        raise CheckpointError(f"{folder} holds another set than was judged; name its own folder, or a new one")
+
+
+def require_held(distilled: DistilledSet, folder: Path) -> None:
+    """Refuse to keep what is found of a set in a folder that holds another one, such as that of a run taken further.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if read_json(folder / SET).get(DIGEST) not in (None, digest_of(distilled.tensors())):
+        raise CheckpointError(f"{folder} holds another set than was judged; judge that one, or name this one's folder")
 
 
 __all__ = ["save_evaluation"]

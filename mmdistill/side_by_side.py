@@ -140,13 +140,21 @@ def draw_budgets(rows: Sequence[Repetitions], folder: Path) -> list[Path]:
     A line joins the means of the budgets of one method, stored, distilled with, labelled and judged alike; each judge
     has baselines of its own.
     """
+    return [
+        _draw([row for row in rows if row.data == data], folder / f"{name}-budgets.png")
+        for data, name in data_names(rows).items()
+    ]
+
+
+def data_names(rows: Iterable[Repetitions]) -> dict[str, str]:
+    """Return short names of the data of rows, all different: files without their ending, numbered where two are one."""
     names: dict[str, str] = {}
     for data in dict.fromkeys(row.data for row in rows):
-        stem, alike = Path(data).stem, sum(Path(other).stem == Path(data).stem for other in names)
-        names[data] = f"{stem}-{alike + 1}" if alike else stem
-    return [
-        _draw([row for row in rows if row.data == data], folder / f"{name}-budgets.png") for data, name in names.items()
-    ]
+        path = Path(data)
+        name = path.stem if path.suffix[1:].isalpha() else path.name  # a version's number is no ending
+        numbered = (f"{name}-{number}" for number in range(2, len(names) + 3))
+        names[data] = next(one for one in (name, *numbered) if one not in names.values())
+    return names
 
 
 def _lines(rows: Sequence[Repetitions]) -> dict[str, list[tuple[int, Score]]]:

@@ -6,12 +6,12 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdistill.allocation import allocate
-from mmdistill.assembly import make_task, placed
+from mmdistill.assembly import make_task, note_of_more_steps, placed
 from mmdistill.budget import find_budget, parse_bytes
 from mmdistill.commands import compare_command
 from mmdistill.config import BUDGETS, DistillConfig, SweepConfig
@@ -20,7 +20,7 @@ from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.evaluate import find_judges, require_baselines, require_networks
 from mmdistill.judging import chosen_judging, missing
 from mmdistill.metrics import read_metrics, recorded
-from mmdistill.names import baseline_names, canonical, split_names
+from mmdistill.names import as_argument, baseline_names, canonical, split_names
 from mmdistill.processes import own_program, start, stop, why_failed
 from mmdistill.registry import get_method, get_parameterization, located
 from mmdistill.run_folder import CONFIG, LOG, METRICS, holds_work, is_finished, is_started, require_free
@@ -60,8 +60,11 @@ def sweep_command(asked: SweepConfig, common: DistillConfig, dry_run: bool = Fal
         raise ConfigError("a sweep starts a process for each run by itself; start it without torchrun")
     configs = planned(asked, common)
     devices = split_names(asked.devices) or ["auto"]
-    for device in devices:
-        choose_device(device)
+    kinds = {choose_device(device).type for device in devices}
+    if len(kinds) > 1 and common.precision == "auto":
+        raise ConfigError(f"--precision is another one on {' and '.join(sorted(kinds))}; name the one of all runs")
+    if holds_work(Path(str(asked.out))):
+        raise ConfigError(f"{asked.out} holds a run of its own, and a sweep's folder holds those of its runs")
     for config in configs:
         require_own_folder(config)
     task = require_possible(configs)
@@ -135,14 +138,14 @@ def require_own_folder(config: DistillConfig) -> None:
     folder = config.folder()
     require_free(folder, other="another --out")
     saved = DistillConfig.load(folder / CONFIG) if holds_work(folder) else config
-    names = [field.name for field in fields(config) if field.name not in FREE]
-    differing = [
-        f"{name.replace('_', '-')} {getattr(saved, name)} in place of {getattr(config, name)}"
-        for name in names
-        if getattr(saved, name) != getattr(config, name)
-    ]
+    asked, there = asdict(config), asdict(saved)
+    differing = [name for name in asked if name not in FREE and there[name] != asked[name]]
     if differing:
-        raise ConfigError(f"{folder} holds another run, of {', '.join(differing)}; choose another --out or remove it")
+        said = ", ".join(f"{name.replace('_', '-')} {there[name]} in place of {asked[name]}" for name in differing)
+        ways = "choose another --out or remove it"
+        if differing == ["steps"]:
+            ways = f"mmdistill distill --resume {as_argument(folder)} --steps N takes a run further; else {ways}"
+        raise ConfigError(f"{folder} holds another run, of {said}; {ways}")
 
 
 def require_possible(configs: Sequence[DistillConfig]) -> Task:
@@ -175,8 +178,11 @@ def state(config: DistillConfig, task: Task) -> str:
     folder = config.folder()
     if not is_finished(folder):
         return "unfinished" if is_started(folder) else "new"
+    found = DistilledSet.load(folder)
+    if note_of_more_steps(config, found, folder):
+        return "unfinished"
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
-    judges = find_judges(task, config.judge_names(), DistilledSet.load(folder).judge)
+    judges = find_judges(task, config.judge_names(), found.judge)
     lacking = missing(task, judges, baseline_names(config.baselines), metrics, chosen_judging(config))
     return "not judged" if lacking else FINISHED
 

@@ -4,8 +4,8 @@ import html
 import re
 from collections.abc import Sequence
 
-MARKED = re.compile(r"[\\|`*]|\](?=[(\[])")
-"""What has a meaning in Markdown wherever it stands; a bracket has one where a link's address follows."""
+MARKED = re.compile(r"[\\|`*~]|(?<!\w)_|_(?!\w)|\](?=[(\[])")
+"""What has a meaning in Markdown: wherever it stands, or at a word's end, or, a bracket, where an address follows."""
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -18,7 +18,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def markdown_cell(text: str) -> str:
     """Return a text in a line of Markdown, in a table or not, where it is shown as it is: no code, markup or link."""
     line = MARKED.sub(r"\\\g<0>", " ".join(text.splitlines()))
-    return line.replace("<", "&lt;")
+    return line.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def markdown_row(row: Sequence[str]) -> str:

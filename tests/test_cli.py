@@ -1224,7 +1224,7 @@ def test_a_dry_run_says_for_how_long_networks_train(capsys: pytest.CaptureFixtur
 def test_a_dry_run_says_what_is_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--method", "dm", "--out", str(tmp_path))
     (tmp_path / "distilled.json").write_text("{}")
-    way = "holds a finished run: --overwrite replaces it, another --out keeps it"
+    way = "already holds a finished run; choose another --out or begin anew with --overwrite"
     assert f"{tmp_path} {way}" in planned(capsys, *options)
     assert way not in planned(capsys, *options, "--overwrite")
     assert (

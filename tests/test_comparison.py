@@ -519,6 +519,24 @@ def test_each_judge_has_columns_of_its_own_and_no_score_is_lost(tmp_path: Path) 
     assert methods == [["dm", "80.0 ± 1.0", "40.0 ± 1.0"], ["dm (b)", "60.0 ± 1.0", "30.0 ± 1.0"]]
 
 
+def test_data_of_one_file_name_and_versions_have_columns_of_their_own(tmp_path: Path) -> None:
+    places = ("one/train.csv", "other/train.csv", "photos-v1.5", "photos-v1.6")
+    runs = [changed(finished(tmp_path / str(index), 0.5), data=place) for index, place in enumerate(places)]
+    found = pivot(read_runs(runs))
+    assert found.lines()[0][1:] == [f"{name}, ipc 1" for name in ("train", "train-2", "photos-v1.5", "photos-v1.6")]
+    assert found.latex().count(r"\multicolumn") == 4
+
+
+def test_runs_of_one_name_in_several_folders_all_have_rows(tmp_path: Path) -> None:
+    alike = [
+        changed(finished(tmp_path / name / "run", mean), budget={"ipc": 1, "stored_bytes": size})
+        for name, mean, size in (("a", 0.1, 1), ("b", 0.2, 2), ("c", 0.3, 3))
+    ]
+    names, scores = zip(*((row[0], row[1]) for row in pivot(read_runs(alike)).lines()[2:]), strict=True)
+    assert names == ("dm", "dm (run)", "dm (run, 2)")
+    assert scores == ("10.0 ± 1.0", "20.0 ± 1.0", "30.0 ± 1.0")
+
+
 def test_notes_of_scores_are_named_with_their_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
     runs += [finished(tmp_path / f"n{ipc}", 0.8, ipc=ipc) for ipc in range(2, 7)]

@@ -190,10 +190,10 @@ def test_what_killed_processes_left_goes_where_nobody_can_be_writing(tmp_path: P
         path.write_bytes(b"")
     for path in (stale, whole):
         os.utime(path, (time.time() - 2 * runtime.STALE,) * 2)
-    runtime.sweep_stale(tmp_path)
+    runtime.remove_stale_parts(tmp_path)
     assert set(tmp_path.iterdir()) == {fresh, whole}
-    runtime.sweep_stale(tmp_path / "missing")
-    runtime.sweep(tmp_path)
+    runtime.remove_stale_parts(tmp_path / "missing")
+    runtime.remove_parts(tmp_path)
     assert set(tmp_path.iterdir()) == {whole}
 
 

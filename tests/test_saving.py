@@ -36,6 +36,14 @@ def test_a_set_without_a_folder_gets_one_and_is_compared(tmp_path: Path) -> None
     assert row.judge.endswith("(epochs 5)")
 
 
+def test_what_is_left_of_a_set_that_is_gone_is_not_taken_over(tmp_path: Path) -> None:
+    task, one, other = BlobTask(), made(), made(seed=1)
+    save_evaluation(task, one, evaluate(task, one, n=1, baselines=["random"]), tmp_path)
+    (tmp_path / "distilled.json").unlink()
+    save_evaluation(task, other, evaluate(task, other, n=1, baselines=()), tmp_path)
+    assert json.loads((tmp_path / METRICS).read_text())["baselines"] == {}
+
+
 def test_another_sets_folder_and_what_is_no_result_are_refused(tmp_path: Path) -> None:
     task, found, other = BlobTask(), made(tmp_path / "one"), made(seed=1)
     evaluation = evaluate(task, other, n=1, baselines=())

@@ -16,8 +16,8 @@ from tests.recsys.conftest import taste_matrix
 from tests.text.corpus import small_task
 from tests.toys import BlobTask, held
 
-EVIL = "<img src=x onerror=alert(1)> a|b\n[here](http://x.y) `code` *bold*"
-SHOWN = r"&lt;img src=x onerror=alert(1)> a\|b [here\](http://x.y) \`code\` \*bold\*"
+EVIL = "<img src=x onerror=alert(1)> a|b\n[here](http://x.y) `code` *bold* __init__ ~~x~~ &lt;b"
+SHOWN = r"&lt;img src=x onerror=alert(1)> a\|b [here\](http://x.y) \`code\` \*bold\* \__init_\_ \~\~x\~\~ &amp;lt;b"
 
 
 def test_ordinary_cells_stay_as_they_are() -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -459,6 +460,33 @@ def test_a_command_that_is_killed_as_it_finishes_is_finished_by_the_next(
     assert (folder / SET).read_bytes() == (commanded / "whole" / SET).read_bytes()
     metrics = (json.loads((run / "metrics.json").read_text()) for run in (folder, commanded / "whole"))
     assert next(metrics)["results"] == next(metrics)["results"]
+
+
+def test_a_set_that_is_replaced_while_it_is_judged_keeps_no_scores(
+    commanded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(commanded / "run", folder)
+    read = commands.make_task
+
+    def slowly(*given: Any) -> Any:  # while another process takes the run further
+        for path in (commanded / "whole").glob("*.*"):
+            shutil.copy(path, folder)
+        return read(*given)
+
+    monkeypatch.setattr(commands, "make_task", slowly)
+    assert main(["evaluate", str(folder), "--networks", "1", "--baselines", "none"]) == 2
+    assert "holds another set than was judged" in capsys.readouterr().err
+    assert (folder / "metrics.json").read_bytes() == (commanded / "whole" / "metrics.json").read_bytes()
+
+
+def test_steps_that_were_asked_for_and_never_begun_can_be_taken_back(commanded: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(commanded / "run", folder)
+    replace(DistillConfig.load(folder / "config.yaml"), steps=9).save(folder / "config.yaml")  # as a kill leaves it
+    assert resumed(folder, "--steps", "6") == 0
+    assert DistillConfig.load(folder / "config.yaml").steps == 6
+    assert content(folder) == content(commanded / "run")
 
 
 def test_an_unfinished_run_is_taken_further_too(

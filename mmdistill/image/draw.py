@@ -18,7 +18,7 @@ from mmdistill.image.data import destandardised, shown
 from mmdistill.image.task import ImageTask
 from mmdistill.image.units import stored_units
 from mmdistill.labels import classes_of
-from mmdistill.runtime import atomic_write, sweep
+from mmdistill.runtime import atomic_write, remove_parts
 from mmdistill.store import write_json, write_tensors
 from mmdistill.task import Batch, Task, TaskInfo
 
@@ -165,7 +165,7 @@ def export_folder(distilled: DistilledSet, folder: Path, task: Callable[[], Task
     pixels = _rounded(_shown(images, distilled.info, task))
     paths = [folder / "images" / names[label] / f"{index:06d}.png" for index, label in enumerate(classes.tolist())]
     for place in {folder / "images", *(path.parent for path in paths)}:
-        sweep(place)
+        remove_parts(place)
     others = sorted({path for path in (folder / "images").rglob("*") if path.is_file()} - set(paths))
     if others:
         raise ConfigError(f"{others[0]} is no picture of this set, and would be read as one; choose another folder")

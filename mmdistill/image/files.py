@@ -21,7 +21,7 @@ from torch import Tensor
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
 from mmdistill.image.pictures import GREY, TRANSPARENT, decode, each_readable, opened, upright_size
-from mmdistill.runtime import atomic_write, cache_folder, sole_writer, sweep
+from mmdistill.runtime import atomic_write, cache_folder, remove_parts, sole_writer
 
 IDX_UNSIGNED_BYTE = 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -318,7 +318,7 @@ def _mapped(paths: list[str], shape: tuple[int, int, int], place: Path) -> Tenso
     count = len(paths) * math.prod(shape)
     if not _is_decoded(place, count):
         with sole_writer(place.parent, wait="decode images"):
-            sweep(place.parent)  # what is left there may be as large as the images
+            remove_parts(place.parent)  # what is left there may be as large as the images
             if not _is_decoded(place, count):  # by the process that this one waited for
                 _decode_into(place, paths, shape)
     return torch.from_file(str(place), shared=False, size=count, dtype=torch.uint8).view(len(paths), *shape)

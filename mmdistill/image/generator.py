@@ -15,7 +15,7 @@ from mmdistill.labels import one_hot
 from mmdistill.networks.clock import LoggedProgress, TrainingClock
 from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
-from mmdistill.runtime import Draws, cache_folder, host_draws_from, sole_writer, sweep_stale
+from mmdistill.runtime import Draws, cache_folder, host_draws_from, remove_stale_parts, sole_writer
 from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Task, one_tensor, real_samples
 
@@ -183,7 +183,7 @@ def _train(players: "_Players", file: Path, save_every: int) -> None:
     """Take the steps that players have left, kept every so many and at the end."""
     steps = players.recipe.steps
     if players.step < steps:
-        sweep_stale(file.parent)
+        remove_stale_parts(file.parent)
         logger.info("training a generator for %d steps (%s)", steps - players.step, file)
     clock = TrainingClock(steps - players.step, LoggedProgress("generator"))
     try:

@@ -25,7 +25,7 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.files import read_tensors
 from mmdistill.names import canonical, unknown_name
 from mmdistill.precision import matrix_products
-from mmdistill.runtime import cache_folder, sweep_stale
+from mmdistill.runtime import cache_folder, remove_stale_parts
 from mmdistill.store import write_tensors
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def whitened(data: ImageData, kind: str) -> ImageData:
         kept = fit_whitening(data, found)
         scalars_tensor = torch.tensor([kept.offset, kept.norm], dtype=torch.float64)
         content = {"mean": kept.mean, "matrix": kept.matrix, "inverse": kept.inverse, "scalars": scalars_tensor}
-        sweep_stale(path.parent)
+        remove_stale_parts(path.parent)
         try:
             write_tensors(path, content)
         except OSError as error:

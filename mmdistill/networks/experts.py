@@ -47,7 +47,7 @@ from mmdistill.networks.fit import FitProtocol, Standing, fit_networks, steps_of
 from mmdistill.networks.stacked import Loss, Mode, stack_states
 from mmdistill.networks.statistics import copied
 from mmdistill.precision import lowered
-from mmdistill.runtime import Draws, cache_folder, sole_writer, sweep
+from mmdistill.runtime import Draws, cache_folder, remove_parts, sole_writer
 from mmdistill.store import opened_tensors, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, shares_inputs, take
 
@@ -224,7 +224,7 @@ def train_experts(
         )
     wanted = identity(task, recipe)
     with sole_writer(folder, wait="train experts"):
-        sweep(folder)
+        remove_parts(folder)
         if (folder / MANIFEST).exists():
             require_same(folder, read_manifest(folder), wanted, training=True)
         else:

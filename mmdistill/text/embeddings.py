@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from mmdistill.errors import DataError
-from mmdistill.runtime import cache_folder, sweep_stale
+from mmdistill.runtime import cache_folder, remove_stale_parts
 from mmdistill.store import write_tensors
 from mmdistill.text.encoder import Encoding, SentenceEncoder, hash_texts
 
@@ -39,7 +39,7 @@ def encode(encoder: SentenceEncoder, texts: Sequence[str]) -> Encoding:
     if len(texts) >= MANY:
         logger.info("encoding %d texts by %s, which is done once", len(texts), encoder.name)
     fresh = _checked(encoder, encoder.encode(texts))
-    sweep_stale(path.parent)
+    remove_stale_parts(path.parent)
     try:
         write_tensors(path, {"points": fresh.points.contiguous(), "truncated": torch.tensor(fresh.truncated)})
     except OSError as error:

@@ -91,9 +91,9 @@ def test_the_documented_training_on_a_set(tmp_path: Path, capsys: pytest.Capture
     page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
     section = page.partition("## Training on a set in Python")[2].partition("\n## ")[0]
     (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert '"runs/digits-dm"' in block
+    assert '"runs/digits"' in block
     own = {"test_images": task.data.test_images, "test_labels": task.data.test_labels}
     torch.manual_seed(0)
-    exec(block.replace('"runs/digits-dm"', repr(str(tmp_path / "run"))), own)
+    exec(block.replace('"runs/digits"', repr(str(tmp_path / "run"))), own)
     assert float(capsys.readouterr().out.split()[-1]) > 0.6
     assert own["to_pixels"](own["found"]).shape == (50, 1, 8, 8)  # type: ignore[operator]
