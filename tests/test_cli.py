@@ -1234,7 +1234,7 @@ def test_a_dry_run_says_what_is_in_its_folder(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "distilled.json").unlink()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-1.safetensors").write_text("")
-    assert f"holds an unfinished run: --resume {tmp_path} continues it" in planned(capsys, *options)
+    assert f"holds an unfinished run; continue it with --resume {tmp_path}, choose" in planned(capsys, *options)
     (tmp_path / "file").write_text("")
     assert "is a file" in planned(capsys, "--method", "dm", "--out", str(tmp_path / "file"))
 
