@@ -77,11 +77,6 @@ def _distill_parser() -> Parser:
         description="Distil a data set, judge the result beside its baselines, and draw it.",
     )
     parser.add_argument(
-        "--config",
-        action=ConfigFile,
-        help="a YAML file of options, such as a run's config.yaml; options on the command line override those in it",
-    )
-    parser.add_argument(
         "--resume",
         type=str | None,
         default=None,
@@ -90,10 +85,10 @@ def _distill_parser() -> Parser:
         "which takes a run further, finished or not (but none whose rates are annealed over its steps), and "
         "--classes-at-once and --kept-steps, which bound memory",
     )
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="print what the run would do (its settings, network, judges and folder) and do nothing",
+    _add_file_and_plan(
+        parser,
+        "a YAML file of options, such as a run's config.yaml; options on the command line override those in it",
+        "print what the run would do (its settings, network, judges and folder) and do nothing",
     )
     parser.add_class_arguments(DistillConfig, as_group=False)
     name_values(parser)
@@ -109,16 +104,11 @@ def _sweep_parser() -> Parser:
         "of its own, and put all runs in the folder side by side, as 'compare' does. The other options are those of "
         "'distill', and of every run. The same command called again goes on: it makes what is missing.",
     )
-    parser.add_argument(
-        "--config",
-        action=ConfigFile,
-        help="a YAML file of options, in which several names or numbers may be a list; options on the command line "
-        "override those in it",
-    )
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="print which runs are finished, not judged, unfinished or new; do nothing",
+    _add_file_and_plan(
+        parser,
+        "a YAML file of options, in which several names or numbers may be a list; options on the command line override "
+        "those in it",
+        "print which runs are finished, not judged, unfinished or new; do nothing",
     )
     parser.add_class_arguments(SweepConfig, as_group=False)
     skipped = {"method", "seed", "device", "overwrite", *_names(SweepConfig)}
@@ -126,6 +116,12 @@ def _sweep_parser() -> Parser:
     name_values(parser)
     in_groups(parser, GROUPS)
     return parser
+
+
+def _add_file_and_plan(parser: Parser, file: str, plan: str) -> None:
+    """Add the options of commands that distil: a file of options, and to say what would be done; each with its help."""
+    parser.add_argument("--config", action=ConfigFile, help=file)
+    parser.add_argument("--dry_run", action="store_true", help=plan)
 
 
 def _names(kind: type) -> list[str]:

@@ -19,7 +19,7 @@ from mmdistill.metrics import judge_in_words, recorded
 from mmdistill.names import as_argument
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import read_json, write_text
-from mmdistill.tabular import aligned, html_row, html_table, markdown_cell, markdown_row
+from mmdistill.tabular import aligned, html_row, html_table, markdown_cell, markdown_row, unmarked
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left}
@@ -240,7 +240,7 @@ def _html(
             data = base64.b64encode(path.read_bytes()).decode()
             parts.append(f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">')
         else:
-            parts.append(f"<pre>{html.escape(_text(path))}</pre>")
+            parts.append(f"<pre>{html.escape(unmarked(_text(path)))}</pre>")
     return "\n".join(parts) + "\n"
 
 

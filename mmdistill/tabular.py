@@ -21,6 +21,11 @@ def markdown_cell(text: str) -> str:
     return line.replace("&", "&amp;").replace("<", "&lt;")
 
 
+def unmarked(text: str) -> str:
+    """Return Markdown with the texts of :func:`markdown_cell` as they were, for where it is shown unread."""
+    return html.unescape(re.sub(r"\\([\\|`*~_\]])", r"\1", text))
+
+
 def markdown_row(row: Sequence[str]) -> str:
     """Return a row of a Markdown table."""
     return "| " + " | ".join(map(markdown_cell, row)) + " |"

@@ -19,35 +19,12 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 """What options take, in words."""
 GROUPS = {
     "what is distilled, and how": (
-        *(
-            "data",
-            "method",
-            "methods",
-            "ipc",
-            "nodes",
-            "users",
-            "bytes",
-            "schedule",
-            "model",
-            "width",
-            "parameterization",
-        ),
-        "label",
+        *("data", "method", "methods", "ipc", "nodes", "users", "bytes"),
+        *("schedule", "model", "width", "parameterization", "label"),
     ),
     "the run": (
-        *(
-            "out",
-            "overwrite",
-            "resume",
-            "dry_run",
-            "config",
-            "print_config",
-            "seed",
-            "seeds",
-            "checkpoint_every",
-            "device",
-        ),
-        *("devices", "precision", "compile", "deterministic"),
+        *("out", "overwrite", "resume", "dry_run", "config", "print_config", "seed", "seeds", "checkpoint_every"),
+        *("device", "devices", "precision", "compile", "deterministic"),
     ),
     "reading the data": (
         *("text_column", "label_column", "encoder", "length", "user_column", "item_column", "rating_column"),

@@ -10,7 +10,7 @@ import torch
 from mmdistill.recsys import load_interactions, recsys_task
 from mmdistill.recsys.draw import draw as draw_users
 from mmdistill.report import write_report
-from mmdistill.tabular import markdown_cell, markdown_row
+from mmdistill.tabular import markdown_cell, markdown_row, unmarked
 from mmdistill.text.draw import write_nearest
 from tests.recsys.conftest import taste_matrix
 from tests.text.corpus import small_task
@@ -32,6 +32,7 @@ def test_ordinary_cells_stay_as_they_are() -> None:
     ):
         assert markdown_cell(text) == text
     assert markdown_cell(EVIL) == SHOWN
+    assert unmarked(SHOWN) == EVIL.replace("\n", " ")
     assert markdown_cell(r"C:\data") == r"C:\\data"
     assert markdown_row(["a|b", "1"]) == r"| a\|b | 1 |"
 
