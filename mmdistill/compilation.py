@@ -92,11 +92,6 @@ class Program(Generic[P, R]):
         return result
 
 
-def compiled(function: Callable[P, R]) -> Program[P, R]:
-    """Return a function compiled for fixed shapes; where compiling fails it stays as it is, with one warning."""
-    return Program(function)
-
-
 def compiled_once(function: Callable[P, R]) -> Program[P, R]:
     """Return a function compiled, the same program each time, which the function keeps and takes with it.
 

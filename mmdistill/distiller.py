@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmdistill import ranks, runtime
 from mmdistill.abilities import Validates
 from mmdistill.allocator import keep_freed_memory
-from mmdistill.compilation import Program, compiled, operations
+from mmdistill.compilation import Program, operations
 from mmdistill.composition import (
     make_optimizers,
     network_unread,
@@ -101,7 +101,7 @@ class Distiller:
             return gradient_of_one(task, state, batch)
 
         self._compiled = Compiled(
-            compiled(task.features), compiled(task.loss), compiled(class_gradients), compiled(gradient)
+            Program(task.features), Program(task.loss), Program(class_gradients), Program(gradient)
         )
 
     @property

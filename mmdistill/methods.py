@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mmdistill.method import Configured, Method, MethodTable
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe
@@ -129,11 +129,19 @@ class TrajectoryRow(NamedTuple):
     ema: float = 0.0
 
 
+Row = TypeVar("Row")
+
+
+def row_of(table: Mapping[int, Row], ipc: int) -> Row:
+    """Return the row of an ipc, or of the largest tabulated one below it."""
+    return table[max(known for known in table if known <= max(ipc, 1))]
+
+
 def tabulated(table: Mapping[int, TrajectoryRow], steps: int = 5000) -> Callable[[int], Settings]:
     """Return the settings of a table by ipc, of so many steps; in between, those of the largest tabulated ipc below."""
 
     def settings(ipc: int) -> Settings:
-        row = table[max(known for known in table if known <= max(ipc, 1))]
+        row = row_of(table, ipc)
         return Settings(
             steps=steps,
             real_batch=1,
@@ -197,7 +205,7 @@ def _dm_settings(ipc: int) -> Settings:
 def _dc_loops(ipc: int) -> tuple[int, int]:
     """Return the published (outer, inner) loop counts; in between, those of the largest tabulated ipc below."""
     table = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-    return table[max(known for known in table if known <= max(ipc, 1))]
+    return row_of(table, ipc)
 
 
 def _dc_settings(ipc: int, augment: bool = False) -> Settings:

@@ -83,6 +83,10 @@ class NetworkState(NamedTuple):
     params: Tensors
     buffers: Tensors
 
+    def map(self, function: "TensorMap") -> "NetworkState":
+        """Return the state with a function applied to each of its tensors."""
+        return NetworkState(*({name: function(tensor) for name, tensor in part.items()} for part in self))
+
     def shapes(self) -> dict[str, list[int]]:
         """Return the parameters' shapes as plain values: what tells one architecture from another on disk."""
         return {name: list(tensor.shape) for name, tensor in self.params.items()}

@@ -15,7 +15,7 @@ from mmdistill.parameterizations.base import Parameterization, require_alike
 from mmdistill.parameterizations.codes import undecodable
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Targets, Task, Tensors
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Targets, Task
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 """Relative error allowed between two ways of computing one thing, by dtype."""
@@ -164,7 +164,10 @@ def check_class_gradients(task: Task, state: NetworkState, batch: ClassBatch) ->
     bare = Network(_without_closed_form(task), state)
     with torch.no_grad():
         default = class_gradients(network, batch)
-        trees = {"vmap": class_gradients(bare, batch, "vmap"), "loop": class_gradients(bare, batch, "loop")}
+        trees = {
+            "vmap": class_gradients(bare._replace(classes_at_once=batch.num_classes), batch),
+            "loop": class_gradients(bare._replace(classes_at_once=1), batch),
+        }
     for mode, tree in trees.items():
         whole = float(torch.stack([gradient.double().norm() for gradient in tree.values()]).norm())
         for name, gradient in tree.items():
@@ -353,8 +356,4 @@ def _check_decoded(task: Task, made: Parameterization, decoded: Batch, key: Draw
 
 def as_float64(state: NetworkState) -> NetworkState:
     """Return a network state in float64."""
-
-    def wide(tensors: Tensors) -> Tensors:
-        return {name: _doubled(tensor) for name, tensor in tensors.items()}
-
-    return NetworkState(wide(state.params), wide(state.buffers))
+    return state.map(_doubled)

@@ -23,7 +23,6 @@ from mmdistill.compilation import (
     SHAPES,
     Program,
     _prepare_compiler,
-    compiled,
     compiled_once,
     operations,
     uncounted,
@@ -40,7 +39,7 @@ def double(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_broken_compiler_leaves_functions_eager_with_one_warning_that_says_why() -> None:
-    program = compiled(double)
+    program = Program(double)
     with (
         torch._inductor.config.patch("cpp.cxx", ("no-such-compiler",)),
         pytest.warns(UserWarning, match="stays eager: .*no-such-compiler"),

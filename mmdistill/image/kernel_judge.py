@@ -50,7 +50,7 @@ def kernel_judge(name: str) -> "KernelJudge | None":
 class KernelJudge:
     r"""Predicts test images by :math:`K_{ts} (K_{ss} + \lambda \mathrm{tr}(K_{ss})/n\, I)^{-1} Y_s` in float64.
 
-    Class indices count as one-hot minus 1/C, soft labels as they are.
+    Class indices and probabilities count less 1/C, other soft labels as they are.
 
     Args:
         name: for the scores.

@@ -109,14 +109,6 @@ def _load_idx(
     return build(name, train, test, class_names=class_names, moments=moments, mirror=mirror, whole_epochs=whole_epochs)
 
 
-def _mnist() -> ImageData:
-    return _load_idx("mnist", "MNIST", DIGIT_NAMES, MNIST_MOMENTS, mirror=False, whole_epochs=5)
-
-
-def _fashion_mnist() -> ImageData:
-    return _load_idx("fashion-mnist", "FashionMNIST", FASHION_NAMES, FASHION_MOMENTS, mirror=True, whole_epochs=15)
-
-
 def _load_cifar10_binary(folder: Path) -> ImageData:
     train = files.read_cifar_binary([folder / f"data_batch_{part}.bin" for part in range(1, 6)], 1)
     test = files.read_cifar_binary([folder / "test_batch.bin"], 1)
@@ -171,14 +163,6 @@ def _load_cifar(
         ) from error
     train, test = ((torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in splits)
     return build(name, train, test, class_names=tuple(splits[0].classes), moments=moments)
-
-
-def _cifar10() -> ImageData:
-    return _load_cifar("cifar10", "CIFAR10", "cifar-10-batches-bin", CIFAR10_MOMENTS)
-
-
-def _cifar100() -> ImageData:
-    return _load_cifar("cifar100", "CIFAR100", "cifar-100-binary", CIFAR100_MOMENTS)
 
 
 def _svhn() -> ImageData:
@@ -245,10 +229,12 @@ def _download(fetch: Callable[[], object], name: str, wanted: str) -> None:
 
 LOADERS: dict[str, Callable[[], ImageData]] = {
     "digits": _digits,
-    "mnist": _mnist,
-    "fashion-mnist": _fashion_mnist,
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
+    "mnist": partial(_load_idx, "mnist", "MNIST", DIGIT_NAMES, MNIST_MOMENTS, mirror=False, whole_epochs=5),
+    "fashion-mnist": partial(
+        _load_idx, "fashion-mnist", "FashionMNIST", FASHION_NAMES, FASHION_MOMENTS, mirror=True, whole_epochs=15
+    ),
+    "cifar10": partial(_load_cifar, "cifar10", "CIFAR10", "cifar-10-batches-bin", CIFAR10_MOMENTS),
+    "cifar100": partial(_load_cifar, "cifar100", "CIFAR100", "cifar-100-binary", CIFAR100_MOMENTS),
     "svhn": _svhn,
     "tiny-imagenet": _tiny_imagenet,
 }

@@ -233,7 +233,7 @@ class Occasion:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class JudgingChoices:
     """What the user chose of judging; None leaves it to the protocol.
 
     Args:
@@ -249,7 +249,9 @@ class Chosen:
     precision: TrainingPrecision | None = None
 
 
-def plan_for(protocol: Protocol, data: ImageData, occasion: Occasion, chosen: Chosen = Chosen()) -> Plan:
+def plan_for(
+    protocol: Protocol, data: ImageData, occasion: Occasion, chosen: JudgingChoices = JudgingChoices()
+) -> Plan:
     """Return how one judge trains by a protocol on data whose defaults count, with what the user chose instead."""
     if occasion.whole and protocol.squared:  # whose rate and minibatches are for thousands of updates on a few images
         protocol = replace(protocol, fit=CLASSIFICATION, squared=False)

@@ -5,6 +5,9 @@ beside soft labels stores one for each of its ``factor ** 2`` samples per image,
 pixels, the storage brings the rates of its groups ``codes`` and ``decoder`` along.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 from mmdistill.labels import LabelKind
 from mmdistill.method import Storage
 from mmdistill.parameterizations.base import Parameterization
@@ -16,7 +19,7 @@ from mmdistill.parameterizations.memory import addressed_memory
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.upsample import multi_formation
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.settings import InitKind, OptimizerSpec, Settings
 from mmdistill.task import Task
 
 
@@ -41,63 +44,49 @@ def tiled(factor: int = 2) -> Storage:
 
 def latent(factor: int = 4, count: int = 2, width: int = 8) -> Storage:
     """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_codes`."""
-
-    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        return latent_codes(task, _room(task, budget, settings, label), settings.init, draws, factor, count, width)
-
     rates = {"codes": OptimizerSpec("adam", 0.03), "decoder": OptimizerSpec("adam", 0.003)}
-    return Storage(
-        build, f"codes of 1/{factor} the side, each through {count} small decoders that all share", rates, fills=True
-    )
+    summary = f"codes of 1/{factor} the side, each through {count} small decoders that all share"
+    return _filling(partial(latent_codes, factor=factor, count=count, width=width), summary, rates)
 
 
 def hallucinated(count: int = 5) -> Storage:
     """Bases in several styles, see :func:`~mmdistill.parameterizations.decoder.hallucinated_bases`."""
-
-    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        return hallucinated_bases(task, _room(task, budget, settings, label), settings.init, draws, count)
-
     rates = {"codes": OptimizerSpec("adam", 0.01), "decoder": OptimizerSpec("adam", 0.003)}
-    return Storage(build, f"full-size bases, each rendered by {count} hallucinators that all share", rates, fills=True)
+    summary = f"full-size bases, each rendered by {count} hallucinators that all share"
+    return _filling(partial(hallucinated_bases, count=count), summary, rates)
 
 
 def addressed(factor: int = 2, multiple: int = 4, bases: int = 0) -> Storage:
     """Combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_memory`."""
-
-    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        room = _room(task, budget, settings, label)
-        return addressed_memory(task, room, settings.init, draws, factor, multiple, bases)
-
-    rates = {"codes": OptimizerSpec("adam", 0.01)}
     what = f"combinations of {bases} bases" if bases else f"{multiple} combinations per raw image of bases"
-    return Storage(build, f"{what} of 1/{factor} the side", rates, fills=True)
+    build = partial(addressed_memory, factor=factor, multiple=multiple, bases=bases)
+    return _filling(build, f"{what} of 1/{factor} the side", {"codes": OptimizerSpec("adam", 0.01)})
 
 
 def coefficients(multiple: int = 4, contained: bool = True) -> Storage:
     """Combinations of real images, see :func:`~mmdistill.parameterizations.combination.learned_coefficients`."""
-
-    def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        room = _room(task, budget, settings, label)
-        return learned_coefficients(task, room, settings.init, draws, multiple, contained)
-
     what = "the images are stored" if contained else "only their positions are stored: for those who have the data"
-    return Storage(
-        build, f"learned combinations of real images; {what}", {"codes": OptimizerSpec("adam", 0.01)}, fills=True
-    )
+    build = partial(learned_coefficients, multiple=multiple, contained=contained)
+    return _filling(build, f"learned combinations of real images; {what}", {"codes": OptimizerSpec("adam", 0.01)})
 
 
 def canvas(multiple: int = 4) -> Storage:
     """Crops of one tileable canvas per class, see :func:`~mmdistill.parameterizations.canvas.class_canvases`."""
+    summary = f"{multiple} random crops per raw image of one canvas per class whose edges meet"
+    return _filling(partial(class_canvases, multiple=multiple), summary, {})
+
+
+def _filling(
+    make: Callable[[Task, ImageBudget, InitKind, Draws], Parameterization],
+    summary: str,
+    rates: Mapping[str, OptimizerSpec],
+) -> Storage:
+    """Return a storage that fits as many codes as it can into a budget."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        return class_canvases(task, _room(task, budget, settings, label), settings.init, draws, multiple)
+        return make(task, ImageBudget.of(task, budget, label, settings.stored_bytes), settings.init, draws)
 
-    summary = f"{multiple} random crops per raw image of one canvas per class whose edges meet"
-    return Storage(build, summary, fills=True)
-
-
-def _room(task: Task, budget: int, settings: Settings, label: LabelKind) -> ImageBudget:
-    return ImageBudget.of(task, budget, label, settings.stored_bytes)
+    return Storage(build, summary, rates, fills=True)
 
 
 PARAMETERIZATIONS: dict[str, Storage] = {

@@ -21,7 +21,7 @@ from mmdistill.image.kernel_judge import kernel_judge
 from mmdistill.image.models import model_factory, model_name
 from mmdistill.image.named_judges import NamedJudges
 from mmdistill.image.pixels import Pixels
-from mmdistill.image.protocols import Chosen, Occasion, Plan, Protocol, find_protocol, plan_for, whole_note
+from mmdistill.image.protocols import JudgingChoices, Occasion, Plan, Protocol, find_protocol, plan_for, whole_note
 from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
 from mmdistill.isolation import isolated
@@ -212,7 +212,7 @@ class ImageTask:
 
     def _plan(self, occasion: Occasion) -> Plan:
         """Return how a judge trains by the protocol and what the user chose."""
-        chosen = Chosen(self.judge_epochs, self.judge_batch, self.judge_augment, self.judge_precision)
+        chosen = JudgingChoices(self.judge_epochs, self.judge_batch, self.judge_augment, self.judge_precision)
         return plan_for(self.protocol, self.data, occasion, chosen)
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:

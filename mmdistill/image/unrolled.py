@@ -17,6 +17,7 @@ from mmdistill.methods import (
     TrajectoryRow,
     experts_by,
     fresh,
+    row_of,
     stepped_on_s,
     tabulated,
     trajectory_matching,
@@ -179,7 +180,7 @@ def _rat_settings(ipc: int, table: Mapping[int, WindowRow] = RAT_CIFAR10) -> Set
     draws a student's length, where the code keeps one for the steps of an epoch. Labels that are learned share the
     images' rate.
     """
-    row = table[max(known for known in table if known <= max(ipc, 1))]
+    row = row_of(table, ipc)
     return Settings(
         steps=60_000,
         real_batch=row.real_batch,

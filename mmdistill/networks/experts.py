@@ -132,7 +132,6 @@ class Experts:
         self.manifest = read_manifest(folder)
         self._digest = digest(self.manifest)
         self._checked: set[tuple[int, int]] = set()
-        self.count = count
         self.device = task.device
         self.epochs = trained_epochs(self.manifest)
         wanted = identity(task, (recipe or ExpertRecipe()).of_epochs(self.epochs))
@@ -229,28 +228,16 @@ def train_experts(
             require_same(folder, read_manifest(folder), wanted, training=True)
         else:
             write_json(folder / MANIFEST, wanted)
-        _train_missing(task, folder, count, recipe, together, mode, progress, digest(wanted))
+        if groups := open_groups(folder, count, together):
+            trainer = _Trainer(task, folder, recipe, mode, digest(wanted))
+            clock = TrainingClock(len(groups) * trainer.steps, progress)
+            for group in groups:
+                with explained(
+                    f"training {len(group)} networks together", "fewer at once (--together) or less --width"
+                ):
+                    trainer.train(group, clock)
+        remove_finished(folder)
         return Experts(folder, task, count, recipe.protocol.epochs)
-
-
-def _train_missing(
-    task: Task,
-    folder: Path,
-    count: int,
-    recipe: ExpertRecipe,
-    together: int,
-    mode: Mode | None,
-    progress: Progress | None,
-    manifest: str,
-) -> None:
-    """Train the experts that a folder lacks, and remove what is left of groups that are finished."""
-    if groups := open_groups(folder, count, together):
-        trainer = _Trainer(task, folder, recipe, mode, manifest)
-        clock = TrainingClock(len(groups) * trainer.steps, progress)
-        for group in groups:
-            with explained(f"training {len(group)} networks together", "fewer at once (--together) or less --width"):
-                trainer.train(group, clock)
-    remove_finished(folder)
 
 
 def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:

@@ -109,7 +109,9 @@ class Adam(UpdateRule):
         """Return two moments of zero."""
         return torch.zeros_like(theta), torch.zeros_like(theta)
 
-    def step(self, theta: Tensor, memory: Memory, gradient: Tensor, rate: Tensor, index: int) -> tuple[Tensor, Memory]:
+    def step(
+        self, theta: Tensor, memory: Memory, gradient: Tensor, rate: Tensor | float, index: Tensor | int
+    ) -> tuple[Tensor, Memory]:
         """Take the step."""
         first, second = self.betas
         m = first * memory[0] + (1 - first) * gradient
@@ -132,7 +134,7 @@ class Adam(UpdateRule):
         direction = (1 - first) * by_m + 2 * (1 - second) * gradient * by_v
         return Cotangent(direction, 1.0, (first * by_m, second * by_v), -(scaled @ mean))
 
-    def _corrected(self, m: Tensor, v: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    def _corrected(self, m: Tensor, v: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
         """Return the corrected mean, and the root of the corrected second moment."""
         first, second = (1 - beta ** (index + 1) for beta in self.betas)
         return m / first, (v / second).sqrt()

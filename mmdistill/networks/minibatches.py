@@ -48,7 +48,7 @@ def _cut(order: Tensor, steps: int, batch: int) -> Order:
     epochs, count = order.shape
     width = -(-count // batch) * batch
     column = torch.arange(width, device=order.device)
-    table = order[:, column % count].reshape(-1, min(batch, width))
+    table = order[:, column % count].reshape(-1, batch)
     present = (column < count).float().expand(epochs, width).reshape(table.shape)
     return Order(table[:steps], present[:steps])
 

@@ -44,7 +44,7 @@ class Best(NamedTuple):
 def better_of(best: Best | None, scores: Tensor, state: NetworkState) -> Best:
     """Return, per network, the better of two scored states; ties keep the earlier one."""
     if best is None:
-        return Best(scores, NetworkState(*({name: t.clone() for name, t in part.items()} for part in state)))
+        return Best(scores, state.map(torch.clone))
     better = scores > best.scores
 
     def choose(now: Tensor, then: Tensor) -> Tensor:

@@ -35,10 +35,7 @@ def stack_states(states: list[NetworkState]) -> NetworkState:
 
 def state_at(state: NetworkState, index: int) -> NetworkState:
     """Return one network of a stacked state."""
-    return NetworkState(
-        {name: t[index] for name, t in state.params.items()},
-        {name: t[index] for name, t in state.buffers.items()},
-    )
+    return state.map(lambda t: t[index])
 
 
 def stacked_gradients(
@@ -110,10 +107,7 @@ class GradientEngine:
     def _operations_of(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
         """Return the floating-point operations of the first network's gradient."""
         # Layers of torch write their running statistics in place, and counting must not train them.
-        first = NetworkState(
-            {name: t[:1] for name, t in state.params.items()},
-            {name: t[:1].clone() for name, t in state.buffers.items()},
-        )
+        first = state.map(lambda t: t[:1].clone())
         own = take(batch, slice(1)) if self.batched else batch
         own_noise = {name: t[:1] for name, t in noise.items()}
         return operations(lambda: self._plain(first, own, own_noise))[1]

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import regression_targets, weighted_mean
+from mmdistill.networks.gradients import gradients_by_name
+from mmdistill.networks.inner import Adam
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
+from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Task, Tensors, augmented, num_samples, one_tensor, take
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-"""Adam's own constants."""
 AGES = "ages"
 MEMBER = "member"
 
@@ -99,31 +99,26 @@ class NetworkPool(NetworkSchedule):
         if self.augment:
             syn = augmented(task, draws.fold("augment"), syn, shared=False)
         gradients, buffers = regression_gradients(task, network, syn, draws)
-        steps = pool[f"{member}.steps"] + 1
-        updated: Tensors = {f"{member}.steps": steps}
+        steps, adam = pool[f"{member}.steps"], Adam()
+        updated: Tensors = {f"{member}.steps": steps + 1}
         for name, parameter in network.params.items():
-            gradient = gradients[name]
-            first = pool[f"{member}.first.{name}"].lerp(gradient, 1 - BETAS[0])
-            second = pool[f"{member}.second.{name}"].lerp(gradient.square(), 1 - BETAS[1])
-            root = (second / (1 - BETAS[1] ** steps)).sqrt() + EPSILON
-            moved = parameter - self.lr * (first / (1 - BETAS[0] ** steps)) / root
-            updated[f"{member}.first.{name}"], updated[f"{member}.second.{name}"] = first, second
-            updated[f"{member}.params.{name}"] = moved
+            first, second = f"{member}.first.{name}", f"{member}.second.{name}"
+            moved, moments = adam.step(parameter, (pool[first], pool[second]), gradients[name], self.lr, steps)
+            updated[f"{member}.params.{name}"], (updated[first], updated[second]) = moved, moments
         return updated | {f"{member}.buffers.{name}": buffer for name, buffer in buffers.items()}
 
 
 def regression_gradients(task: Task, network: NetworkState, batch: Batch, draws: Draws) -> tuple[Tensors, Tensors]:
     """Return the gradients of half the summed squared error per sample, averaged, and the updated buffers."""
+    buffers = copied(network.buffers)
 
-    def loss(params: Tensors) -> tuple[Tensor, Tensors]:
-        own = NetworkState(params, {name: buffer.clone() for name, buffer in network.buffers.items()})
-        output, buffers = task.predict(own, batch.inputs, train=True, draws=draws)
+    def loss(params: Tensors) -> Tensor:
+        output, _ = task.predict(NetworkState(params, buffers), batch.inputs, train=True, draws=draws)
         goal = regression_targets(one_tensor(batch.targets, "a pool's regression"), output.shape[1], output.dtype)
-        return weighted_mean(0.5 * (output - goal).square().sum(1), batch.weight), buffers
+        return weighted_mean(0.5 * (output - goal).square().sum(1), batch.weight)
 
-    with torch.no_grad():
-        gradients, buffers = torch.func.grad(loss, has_aux=True)(network.params)
-    return gradients, buffers
+    gradients = gradients_by_name(loss, network.params)
+    return gradients, {name: buffer.detach() for name, buffer in buffers.items()}
 
 
 def _member(index: int, network: NetworkState) -> Tensors:

@@ -108,7 +108,9 @@ def unroll(
     return problem.layout.unflatten(result)
 
 
-def unroll_held(loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float, momentum: float = 0.0) -> Tensors:
+def unroll_held(
+    loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | float, unrolling: Unrolling | None = None
+) -> Tensors:
     """Train like :func:`unroll`, with TESLA's approximate gradient: later states are held fixed.
 
     Each step's batch is taken to move the end point directly, through its own gradient, but not through the
@@ -117,7 +119,7 @@ def unroll_held(loss: StepLoss, params: Tensors, steps: Batch, lr: Tensor | floa
 
     Source: Cui et al., ICML 2023, Sec. 3.
     """
-    unrolling = Unrolling(momentum)
+    unrolling = unrolling or Unrolling()
     problem, theta, rates, leaves = _pose(loss, params, steps, lr, unrolling)
     result: Tensor = _HeldUnroll.apply(problem, unrolling, theta, rates, *leaves)  # type: ignore[no-untyped-call]
     return problem.layout.unflatten(result)

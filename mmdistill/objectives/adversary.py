@@ -7,8 +7,7 @@ from torch.nn import functional as F
 from mmdistill.errors import ConfigError
 from mmdistill.labels import hard_labels
 from mmdistill.networks.gradients import gradients_by_name
-from mmdistill.objectives.base import Network, Objective, require_features
-from mmdistill.objectives.unrolled import flat
+from mmdistill.objectives.base import Network, Objective, flatten_classes, require_features
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Targets, Task, Tensors, map_inputs, one_tensor, take
 
@@ -85,7 +84,7 @@ class StyleAdversary(Objective):
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the objective plus the likeness, and take a step of the adversary."""
         key = draws.fold("adversary")
-        two = self._pairs(flat(syn), key.fold("styles"))
+        two = self._pairs(flatten_classes(syn), key.fold("styles"))
         # A copy: the step below moves the adversary in place, before the samples' gradient has passed through it.
         adversary = NetworkState({name: p.clone() for name, p in self._part("params").items()}, self._part("buffers"))
         likeness = (1 + _cosine(_embedding(network.task, adversary, two.inputs))).mean() / 2

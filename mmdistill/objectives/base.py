@@ -18,7 +18,6 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Task, Tensors, map_inputs, num_samples, real_samples
 
 RealView = Literal["classes", "flat"]
-ClassMode = Literal["auto", "vmap", "loop"]
 
 LOOP_FROM = 16_384
 """Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
@@ -196,19 +195,17 @@ def class_sides(syn: Batch | ClassBatch, real: Batch | ClassBatch, matching: str
     return syn, real
 
 
-def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto") -> Tensors:
+def class_gradients(network: Network, batch: ClassBatch) -> Tensors:
     """Return the gradient of each class's loss with respect to the parameters.
 
-    Where the inputs are shared between classes, the forward pass runs once in mode ``vmap``. Without gradients enabled
-    (the real side) no graph of the gradients is kept.
+    Classes are batched in one call or taken one at a time with the memory of one, see :func:`classes_at_once`; they
+    agree to rounding. Where the inputs are shared between classes, the forward pass of a batched call runs once.
+    Without gradients enabled (the real side) no graph of the gradients is kept. A task's own closed form takes
+    precedence.
 
     Args:
         network: the network, at whose parameters the gradient is taken.
         batch: one batch per class.
-        mode: ``vmap`` batches the classes in one call, ``loop`` takes them one at a time with the memory of one;
-            they agree to rounding. ``auto`` loops where one class is compiled for CUDA, and on the CPU where a class is
-            large (grouped convolutions and vmapped norms are slow), and batches everywhere else, as many classes
-            at once as the network says. A task's own closed form takes precedence.
 
     Shapes:
         Each parameter of shape ``s`` gives ``(C, *s)``, differentiable with respect to the batch.
@@ -217,7 +214,7 @@ def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto
         gradients = network.task.class_gradients(network.state, batch)
         if gradients is not None:
             return gradients
-    size = classes_at_once(network, batch, mode)
+    size = classes_at_once(network, batch)
     with network.lowered(batch):
         if size > 1 and size >= batch.num_classes:
             return _together(network, batch)
@@ -228,12 +225,14 @@ def class_gradients(network: Network, batch: ClassBatch, mode: ClassMode = "auto
     return {name: torch.stack([tree[name] for tree in trees]) for name in network.state.params}
 
 
-def classes_at_once(network: Network, batch: ClassBatch, mode: ClassMode) -> int:
-    """Return how many classes' gradients one call takes."""
-    if mode == "loop":
-        return 1
-    if network.classes_at_once or mode == "vmap":
-        return network.classes_at_once or batch.num_classes
+def classes_at_once(network: Network, batch: ClassBatch) -> int:
+    """Return how many classes' gradients one call takes: as many as the network says, or as is fastest.
+
+    That is one where a class is compiled for CUDA, and where it is large on a CPU (grouped convolutions and vmapped
+    norms are slow there).
+    """
+    if network.classes_at_once:
+        return network.classes_at_once
     if batch.dims.inputs is None:  # the classes share their inputs
         return batch.num_classes
     if batch.batch.weight.device.type == "cpu":

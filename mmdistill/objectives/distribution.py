@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ShapeError, require_choice
+from mmdistill.errors import require_choice
 from mmdistill.objectives.base import Network, Objective, class_means, class_sides, features_at_once, require_features
 from mmdistill.portions import sum_by_classes
 from mmdistill.runtime import Draws
@@ -17,27 +17,25 @@ Layers = Literal["last", "all"]
 class DistributionMatching(Objective):
     r"""Match the mean feature of each class (Eq. 14, 15; every layer: Eq. 16).
 
-    .. math:: \sum_c \sum_l w_l \lVert \mu_{\theta,S,c,l} - \mu_{\theta,T,c,l} \rVert^2
+    .. math:: \sum_c \sum_l \lVert \mu_{\theta,S,c,l} - \mu_{\theta,T,c,l} \rVert^2
 
     Args:
         layers: ``last`` compares the embedding before the linear head (DM), ``all`` every layer the task gives (CAFE).
-        weights: one weight per layer, with ``layers="all"``; all 1 by default.
     Shapes:
         class batches on both sides; returns a scalar.
     Raises:
         ConfigError: other layers than these.
-        ShapeError: the class axes differ, or the number of weights is not that of layers.
+        ShapeError: the class axes differ.
     Source: Zhao and Bilen, WACV 2023, Eq. 3-5; survey Sec. 3.3.4.
     """
 
     reads_labels = False
     lowers = True
 
-    def __init__(self, layers: Layers = "last", weights: tuple[float, ...] = ()) -> None:
+    def __init__(self, layers: Layers = "last") -> None:
         super().__init__()
         require_choice("layers", layers, get_args(Layers))
         self.layers = layers
-        self.weights = weights
 
     def check(self, task: Task) -> None:
         """Refuse tasks without classes, and networks without features."""
@@ -45,21 +43,14 @@ class DistributionMatching(Objective):
         require_features(type(self).__name__, task)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
-        """Return the summed squared distance of class means; one forward pass a side.
-
-        Raises:
-            ShapeError: another number of layer weights than of layers.
-        """
+        """Return the summed squared distance of class means; one forward pass a side."""
         syn, real = class_sides(syn, real, "distribution matching")
         first = -1 if self.layers == "last" else 0
         with torch.no_grad():
             real_means = class_means(network, real, first)
-        weights = self.weights if self.layers == "all" and self.weights else (1.0,) * len(real_means)
-        if len(weights) != len(real_means):
-            raise ShapeError(f"{len(weights)} layer weights for {len(real_means)} layers")
 
         def term(part: ClassBatch, rows: slice) -> Tensor:
-            pairs = zip(weights, class_means(network, part, first), real_means, strict=True)
-            return torch.stack([weight * (s - r[rows]).square().sum() for weight, s, r in pairs]).sum()
+            pairs = zip(class_means(network, part, first), real_means, strict=True)
+            return torch.stack([(s - r[rows]).square().sum() for s, r in pairs]).sum()
 
         return sum_by_classes(term, syn, features_at_once(network, syn))

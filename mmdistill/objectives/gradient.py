@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_map
 
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.objectives.base import (
-    ClassMode,
     Network,
     Objective,
     class_gradients,
@@ -56,7 +55,6 @@ class GradientMatching(Objective):
         distance: maps two parameter trees with a leading class axis to a ``(C,)`` tensor.
         reduction: ``per-class`` compares class by class and sums (Eq. 8); ``class-sum`` compares the mean gradients
             over classes (Eq. 9).
-        mode: how per-class gradients are computed, see :func:`class_gradients`.
         weights: ``equal`` sets every w_c to 1; ``share`` to the class's synthetic samples over the largest class's, as
             sets with uneven classes need it.
         augment: an augmentation of its own instead of the task's, the same for both sides of a class.
@@ -64,7 +62,7 @@ class GradientMatching(Objective):
     Shapes:
         class batches on both sides with one number of classes; returns a scalar.
     Raises:
-        ConfigError: another reduction, mode or weights than these.
+        ConfigError: another reduction or weights than these.
         ShapeError: the class axes differ.
     Source: Zhao et al., ICLR 2021, Sec. 3; Lee et al., ICML 2022 (Eq. 9); weights: Jin et al., ICLR 2022; survey
         Sec. 3.3.3.
@@ -77,7 +75,6 @@ class GradientMatching(Objective):
         self,
         distance: Distance = row_cosine,
         reduction: Reduction = "per-class",
-        mode: ClassMode = "auto",
         *,
         weights: ClassWeights = "equal",
         augment: Siamese | None = None,
@@ -85,11 +82,9 @@ class GradientMatching(Objective):
     ) -> None:
         super().__init__()
         require_choice("reduction", reduction, get_args(Reduction))
-        require_choice("mode", mode, get_args(ClassMode))
         require_choice("weights", weights, get_args(ClassWeights))
         self.distance = distance
         self.reduction = reduction
-        self.mode = mode
         self.weights = weights
         self.augment = augment
         self.siamese = augment is None
@@ -109,16 +104,16 @@ class GradientMatching(Objective):
         if self.augment is not None:
             syn, real = self.augment(draws, syn), self.augment(draws, real)
         with torch.no_grad():
-            real_gradients = class_gradients(network, real, self.mode)
+            real_gradients = class_gradients(network, real)
         shares = class_shares(syn) if self.weights == "share" else None
         if self.additive(network):
 
             def term(part: ClassBatch, rows: slice) -> Tensor:
                 own = {name: gradient[rows] for name, gradient in real_gradients.items()}
                 some = None if shares is None else shares[rows]
-                return self.within(class_gradients(network, part, self.mode), own, some)
+                return self.within(class_gradients(network, part), own, some)
 
-            return sum_by_classes(term, syn, classes_at_once(network, syn, self.mode))
+            return sum_by_classes(term, syn, classes_at_once(network, syn))
         return self.across(network, syn, real_gradients, shares)
 
     def additive(self, network: Network) -> bool:
@@ -130,14 +125,18 @@ class GradientMatching(Objective):
         return self.distance(self.mean_gradient(network, syn, shares), _class_mean(real, shares)).sum()
 
     def mean_gradient(self, network: Network, batch: ClassBatch, shares: Tensor | None) -> Tensors:
-        """Return the (weighted) mean of the classes' gradients, with a class axis of one, from one batch of all."""
+        """Return the (weighted) mean of the classes' gradients (Eq. 9), with a class axis of one.
+
+        Where losses are means over samples, it is the gradient of one batch of all classes whose samples weigh
+        1/(C n_c), up to the loss's own normalisation.
+        """
         if batch.dims.inputs is None:
-            return _class_mean(class_gradients(network, batch, self.mode), shares)
+            return _class_mean(class_gradients(network, batch), shares)
         flat = flatten_classes(batch)
         weight = batch.batch.weight / batch.batch.weight.sum(1, keepdim=True)
         weight = weight if shares is None else shares[:, None] * weight
         one = tree_map(lambda tensor: tensor[None], tuple(flat._replace(weight=weight.flatten())))
-        return class_gradients(network, ClassBatch(Batch(*one), Dims(0, 0)), self.mode)
+        return class_gradients(network, ClassBatch(Batch(*one), Dims(0, 0)))
 
     def within(self, syn: Tensors, real: Tensors, shares: Tensor | None) -> Tensor:
         """Return the sum of the classes' distances (Eq. 8)."""
@@ -153,7 +152,6 @@ class MultiLevelGradientMatching(GradientMatching):
     Args:
         distance: by default angle and length of each row (Eq. 11).
         balance: lambda; None is the number of classes, as in the published code, so that both levels weigh alike.
-        mode: how per-class gradients are computed.
     Shapes:
         as :class:`GradientMatching`.
     Raises:
@@ -165,9 +163,8 @@ class MultiLevelGradientMatching(GradientMatching):
         self,
         distance: Distance = row_cosine_euclidean,
         balance: float | None = None,
-        mode: ClassMode = "auto",
     ) -> None:
-        super().__init__(distance, "per-class", mode)
+        super().__init__(distance, "per-class")
         if balance is not None and balance < 0:
             raise ConfigError(f"the balance of the two levels must not be negative, got {balance}")
         self.balance = balance
@@ -177,8 +174,8 @@ class MultiLevelGradientMatching(GradientMatching):
         return False
 
     def across(self, network: Network, syn: ClassBatch, real: Tensors, shares: Tensor | None) -> Tensor:
-        """Return the distance within classes plus the weighted one between their means."""
-        own = class_gradients(network, syn, self.mode)
+        """Return the distance within classes plus the weighted one between their means (Eq. 10)."""
+        own = class_gradients(network, syn)
         balance = syn.num_classes if self.balance is None else self.balance
         means = self.distance(_class_mean(own, shares), _class_mean(real, shares)).sum()
         return self.within(own, real, shares) + balance * means

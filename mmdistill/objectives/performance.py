@@ -251,32 +251,16 @@ class KernelRidgeMatching(Objective):
 
     def check(self, task: Task) -> None:
         """Accept tasks without classes when reading flat batches; refuse what the kernel cannot read."""
-        if self.view == "classes":
-            super().check(task)
+        super().check(task)
         self.kernel.check(task)
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the loss of the ridge prediction on the real batch."""
         syn, real = flatten_classes(syn), flatten_classes(real)
         k_ts, k_ss = self.kernel.grams(network, real.inputs, syn.inputs)
-        targets = self.regression_targets(syn, network)
+        targets = synthetic_targets(syn, network)
         system = RidgeSystem(k_ts, k_ss, targets, self.log_ridge.exp(), self.scale, real.inputs, syn.inputs)
         return self.loss(self.readout(system), real.targets, real.weight)
-
-    @staticmethod
-    def regression_targets(syn: Batch, network: Network) -> Tensor:
-        """Return ``(n, k)`` targets, by :func:`~mmdistill.labels.regression_targets`; without classes, as they are.
-
-        Raises:
-            ConfigError: class indices in a task without classes.
-            ShapeError: targets that are a named dict.
-        """
-        targets, classes = one_tensor(syn.targets, "kernel ridge matching"), network.task.num_classes
-        if classes is not None:
-            return regression_targets(targets, classes, torch.float64)
-        if not targets.is_floating_point():
-            raise ConfigError("class indices as targets need a task with classes")
-        return targets
 
     def learned(self) -> Tensors:
         """Return the ridge where it is learned, as ``ridge`` (times the mean diagonal) or ``absolute_ridge``."""
@@ -284,17 +268,16 @@ class KernelRidgeMatching(Objective):
         return {name: self.log_ridge.detach().exp()} if isinstance(self.log_ridge, nn.Parameter) else {}
 
 
-__all__ = [
-    "FeatureKernel",
-    "Kernel",
-    "KernelRidgeMatching",
-    "LinearKernel",
-    "Readout",
-    "RidgeSystem",
-    "half_squared_error",
-    "multinomial",
-    "require_one_tensor",
-    "ridge_prediction",
-    "ridge_solution",
-    "without_diagonal",
-]
+def synthetic_targets(syn: Batch, network: Network) -> Tensor:
+    """Return ``(n, k)`` targets, by :func:`~mmdistill.labels.regression_targets`; without classes, as they are.
+
+    Raises:
+        ConfigError: class indices in a task without classes.
+        ShapeError: targets that are a named dict.
+    """
+    targets, classes = one_tensor(syn.targets, "kernel ridge matching"), network.task.num_classes
+    if classes is not None:
+        return regression_targets(targets, classes, torch.float64)
+    if not targets.is_floating_point():
+        raise ConfigError("class indices as targets need a task with classes")
+    return targets

@@ -13,6 +13,7 @@ from mmdistill.objectives.performance import (
     FeatureKernel,
     KernelRidgeMatching,
     ridge_solution,
+    synthetic_targets,
 )
 from mmdistill.portions import features_by_portions
 from mmdistill.runtime import Draws
@@ -57,10 +58,8 @@ class MarginKernelRidge(KernelRidgeMatching):
 
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the squared error of the ridge prediction and the margin term."""
-        syn = flatten_classes(syn)
-        targets = self.regression_targets(syn, network)
-        error = super().forward(network, syn._replace(targets=targets), real, draws)
-        return error + label_margin(targets).to(error.dtype)
+        error = super().forward(network, syn, real, draws)
+        return error + label_margin(synthetic_targets(flatten_classes(syn), network)).to(error.dtype)
 
 
 class RandomFeatureRidge(Objective):
@@ -113,7 +112,7 @@ class RandomFeatureRidge(Objective):
         syn, real = flatten_classes(syn), flatten_classes(real)
         classes = one_tensor(real.targets, "the cross entropy")
         k_ts, k_ss = self.kernels(network, real.inputs, syn.inputs, draws)
-        targets = KernelRidgeMatching.regression_targets(syn, network)
+        targets = synthetic_targets(syn, network)
         prediction = k_ts @ ridge_solution(k_ss, targets, self.ridge, "trace").to(k_ts.dtype)
         scores = self.log_scale.exp() * prediction
         return weighted_mean(soft_cross_entropy(scores, classes), real.weight.to(scores))

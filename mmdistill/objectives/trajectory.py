@@ -62,7 +62,7 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
 
     def unrolled(self, loss: StepLoss, start: Tensors, steps: Batch, rate: Tensor) -> Tensors:
         """Return the parameters after all steps, with the approximate gradient."""
-        return unroll_held(loss, start, steps, rate, self.unrolling.momentum)
+        return unroll_held(loss, start, steps, rate, self.unrolling)
 
 
 class PrunedTrajectoryMatching(TrajectoryMatching):

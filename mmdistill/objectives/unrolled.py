@@ -10,13 +10,13 @@ from mmdistill.errors import ConfigError, require_choice
 from mmdistill.networks.minibatches import fixed_order, gather_steps, repeat_steps, shuffled_order
 from mmdistill.networks.statistics import copied, has_statistics
 from mmdistill.networks.unroll import StepLoss, Unrolling, unroll
-from mmdistill.objectives.base import Network, Objective
+from mmdistill.objectives.base import Network, Objective, flatten_classes
 from mmdistill.portions import loss_by_portions
 from mmdistill.precision import lowered
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented
 
-RateForm = Literal["raw", "softplus", "exp"]
+RateForm = Literal["raw", "softplus"]
 
 
 class InnerRate(nn.Module):
@@ -25,8 +25,8 @@ class InnerRate(nn.Module):
     Args:
         initial: its first value.
         steps: learn one rate for each of so many steps; None: one for all.
-        form: what is learned: the rate itself (``raw``, which may turn negative), or a number that ``softplus`` or
-            ``exp`` maps to the rate. The optimizer's own rate means something else in each.
+        form: what is learned: the rate itself (``raw``, which may turn negative), or a number that ``softplus`` maps to
+            it. The optimizer's own rate means something else in each.
         learn: False keeps it.
     Raises:
         ConfigError: an unknown form, or an initial rate that is not positive.
@@ -41,8 +41,6 @@ class InnerRate(nn.Module):
         self.form = form
         if form == "softplus":
             value = value.expm1().log()
-        elif form == "exp":
-            value = value.log()
         self.value: Tensor
         if learn:
             self.value = nn.Parameter(value)
@@ -51,9 +49,7 @@ class InnerRate(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the rate, ``()`` or ``(steps,)``."""
-        if self.form == "softplus":
-            return nn.functional.softplus(self.value)
-        return self.value.exp() if self.form == "exp" else self.value
+        return nn.functional.softplus(self.value) if self.form == "softplus" else self.value
 
 
 class StudentOptions(TypedDict, total=False):
@@ -153,7 +149,7 @@ class UnrolledObjective(Objective):
 
     def train_student(self, network: Network, syn: Batch | ClassBatch, draws: Draws) -> Tensors:
         """Return the parameters of a student that started at the network and took all steps, differentiably."""
-        steps = self.step_batches(network.task, flat(syn), draws)
+        steps = self.step_batches(network.task, flatten_classes(syn), draws)
         loss = student_loss(network, draws.fold("student"))
         return self.unrolled(loss, network.state.params, steps, self.student_rate(network.task))
 
@@ -237,7 +233,7 @@ class UnrolledPerformance(UnrolledObjective):
                 return network.task.loss(student, batch, train=has_statistics(student), draws=own)
 
         by_batch = has_statistics(NetworkState(end, network.state.buffers))
-        return loss(end, flat(real)) if by_batch else loss_by_portions(loss, end, flat(real))
+        return loss(end, flatten_classes(real)) if by_batch else loss_by_portions(loss, end, flatten_classes(real))
 
 
 def student_loss(network: Network, draws: Draws) -> StepLoss:
@@ -250,14 +246,3 @@ def student_loss(network: Network, draws: Draws) -> StepLoss:
             return task.loss(own, batch, train=True, draws=draws.fold(step))
 
     return loss
-
-
-def flat(batch: Batch | ClassBatch) -> Batch:
-    """Return a flat batch as it is.
-
-    Raises:
-        ConfigError: a batch by classes.
-    """
-    if isinstance(batch, ClassBatch):
-        raise ConfigError("unrolled objectives read flat batches, not one per class")
-    return batch

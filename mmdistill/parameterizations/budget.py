@@ -51,7 +51,7 @@ class ImageBudget:
         room = cls(int(counts.min()), (channels, height, width), num_classes, label, stored_bytes)
         if not stored_bytes:
             return room
-        return replace(room, per_class=max(stored_bytes // (num_classes * room.sample_bytes(room.numel)), 1))
+        return replace(room, per_class=max(stored_bytes // (num_classes * room.image_bytes), 1))
 
     @property
     def shared_labels(self) -> bool:
@@ -65,9 +65,10 @@ class ImageBudget:
             return 1 if self.num_classes <= 256 else 2
         return FLOAT_BYTES * self.num_classes
 
-    def sample_bytes(self, numel: int) -> int:
-        """Return the bytes of one code of so many numbers, with a label of its own."""
-        return FLOAT_BYTES * numel + self.label_bytes
+    @property
+    def image_bytes(self) -> int:
+        """The bytes of one raw image with a label of its own."""
+        return FLOAT_BYTES * self.numel + self.label_bytes
 
     @property
     def numel(self) -> int:
@@ -78,7 +79,7 @@ class ImageBudget:
     @property
     def stored_bytes(self) -> int:
         """The whole budget in bytes."""
-        return self.given or self.per_class * self.num_classes * self.sample_bytes(self.numel)
+        return self.given or self.per_class * self.num_classes * self.image_bytes
 
     def codes_per_class(self, code_numel: int, shared: Sequence[nn.Module], samples: int) -> int:
         """Return how many codes per class fit beside what all codes share.
@@ -96,7 +97,7 @@ class ImageBudget:
         found = (self.stored_bytes - taken) // each
         if found < 1:
             least = taken + each
-            images = -(-least // (self.num_classes * self.sample_bytes(self.numel)))
+            images = -(-least // (self.num_classes * self.image_bytes))
             enough = f"--bytes {least}" if self.given else f"--ipc {images}"
             raise ConfigError(
                 f"the budget is {self.stored_bytes:,} bytes, of which {taken:,} go to what codes share, and too few "

@@ -12,16 +12,16 @@ from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError
 from mmdistill.method import Configured, Method, MethodTable
 from mmdistill.methods import fresh
-from mmdistill.objectives.base import Network
+from mmdistill.objectives.base import Network, flatten_classes
 from mmdistill.objectives.performance import (
     Kernel,
     KernelRidgeMatching,
     LinearKernel,
     multinomial,
     ridge_solution,
+    synthetic_targets,
     without_diagonal,
 )
-from mmdistill.objectives.unrolled import flat
 from mmdistill.portions import with_gradients
 from mmdistill.recsys.storage import (
     binary_interactions,
@@ -90,14 +90,14 @@ class ChosenRidgeMatching(KernelRidgeMatching):
     def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
         """Return the loss of the ridge prediction, after a choice of the ridge where it is due."""
         if network.step % self.every == 0:
-            task, batch = _recsys(network.task), flat(syn)
+            task, batch = _recsys(network.task), flatten_classes(syn)
             rows = batch._replace(inputs=task.rows(batch.inputs).detach())
             with uncounted():
                 own = task.chosen_ridge(rows, draws.fold("ridge"))
             self.log_ridge.fill_(math.log(ranks.gathered(own)[0]))
-        target = flat(real)
+        target = flatten_classes(real)
         if _recsys(network.task).rows(target.inputs).numel() > CHUNK_NUMBERS:
-            return self._in_chunks(network, flat(syn), target)
+            return self._in_chunks(network, flatten_classes(syn), target)
         return super().forward(network, syn, real, draws)
 
     def _in_chunks(self, network: Network, syn: Batch, real: Batch) -> Tensor:
@@ -105,7 +105,7 @@ class ChosenRidgeMatching(KernelRidgeMatching):
         task = _recsys(network.task)
         rows, inputs, targets = task.rows(syn.inputs), task.rows(real.inputs), task.rows(real.targets)
         k_ss = self.kernel(network, rows, rows)
-        solved = ridge_solution(k_ss, self.regression_targets(syn, network), self.log_ridge.exp(), self.scale)
+        solved = ridge_solution(k_ss, synthetic_targets(syn, network), self.log_ridge.exp(), self.scale)
         sources = rows, solved.to(k_ss.dtype)
         leaves = [source.detach().requires_grad_() for source in sources]
         total, gradients = torch.zeros_like(real.weight.sum()), [torch.zeros_like(leaf) for leaf in leaves]

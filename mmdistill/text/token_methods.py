@@ -8,12 +8,11 @@ from torch.nn import functional as F
 
 from mmdistill.method import Configured, Method, MethodTable
 from mmdistill.methods import fresh, ridge_matching, trained_on_s, unrolled_performance
-from mmdistill.objectives.base import Network
+from mmdistill.objectives.base import Network, flatten_classes
 from mmdistill.objectives.distances import flat_cosine
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
-from mmdistill.objectives.unrolled import flat
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Batch, ClassBatch, Task
@@ -53,9 +52,9 @@ class EncodedRidgeMatching(KernelRidgeMatching):
         task = as_token_task(network.task)
         points = task.embedding()
         rows = draws.to(points.device).permutation(len(points))[: self.batch]
-        encoded = F.normalize(network.features(flat(syn).inputs)[-1], dim=1)
+        encoded = F.normalize(network.features(flatten_classes(syn).inputs)[-1], dim=1)
         goal = Batch(points[rows], task.classes(rows), torch.ones(len(rows), device=points.device))
-        return super().forward(network, flat(syn)._replace(inputs=encoded), goal, draws)
+        return super().forward(network, flatten_classes(syn)._replace(inputs=encoded), goal, draws)
 
 
 LEARNED = (0.5, 0.999)

@@ -19,7 +19,7 @@ from mmdistill.image.protocols import (
     DEEP_RATE,
     PROTOCOLS,
     REGRESSION,
-    Chosen,
+    JudgingChoices,
     Occasion,
     Plan,
     Protocol,
@@ -57,7 +57,7 @@ def plan(
     batch: int | None = None,
 ) -> Plan:
     occasion = Occasion(images, scores, whole, own, kind)
-    return plan_for(PROTOCOLS[name], data, occasion, Chosen(batch=batch, augment=augment))
+    return plan_for(PROTOCOLS[name], data, occasion, JudgingChoices(batch=batch, augment=augment))
 
 
 def test_the_declared_protocol_is_the_fields(photographs: ImageData, digits: ImageTask) -> None:
@@ -142,11 +142,11 @@ def test_judges_of_rfad_start_as_its_networks_do(digits: ImageTask) -> None:
 
 def test_the_users_numbers_come_first(photographs: ImageData) -> None:
     idc = PROTOCOLS["idc"]
-    chosen = plan_for(idc, photographs, Occasion(10), Chosen(epochs=7, batch=3, augment=False))
+    chosen = plan_for(idc, photographs, Occasion(10), JudgingChoices(epochs=7, batch=3, augment=False))
     assert (chosen.fit.epochs, chosen.fit.batch, chosen.augment) == (7, 3, "none")
-    whole = plan_for(idc, photographs, Occasion(10, whole=True), Chosen(epochs=7))
+    whole = plan_for(idc, photographs, Occasion(10, whole=True), JudgingChoices(epochs=7))
     assert (whole.fit.epochs, whole.cutmix) == (7, 0)
-    long = plan_for(idc, photographs, Occasion(10, whole=True), Chosen(epochs=10**4))
+    long = plan_for(idc, photographs, Occasion(10, whole=True), JudgingChoices(epochs=10**4))
     assert long.fit.epochs == photographs.whole_epochs
 
 

@@ -254,7 +254,7 @@ def test_two_linear_steps_by_hand_exactly_and_with_held_states() -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.6])
 def test_held_states_drop_the_influence_on_later_gradients(beta: float) -> None:
     problem = Problem(lambda: smooth_mlp(6, 16), 16)
-    held = terminal(unroll_held(problem.loss, problem.params, problem.batch, problem.rates, beta))
+    held = terminal(unroll_held(problem.loss, problem.params, problem.batch, problem.rates, Unrolling(beta)))
     states, theta, velocity = [], {n: p.detach() for n, p in problem.params.items()}, None
     with torch.no_grad():
         for step in range(STEPS):

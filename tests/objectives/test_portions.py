@@ -174,17 +174,19 @@ def class_sides(task: BlobTask, n: int) -> tuple[ClassBatch, ClassBatch]:
 @pytest.mark.parametrize(
     "objective",
     [
-        GradientMatching(row_cosine, mode="loop"),
-        GradientMatching(squared_error, mode="loop", weights="share"),
-        GradientMatching(row_cosine, "class-sum", mode="loop", warm_up=WarmUp(9, 9)),
+        GradientMatching(row_cosine),
+        GradientMatching(squared_error, weights="share"),
+        GradientMatching(row_cosine, "class-sum", warm_up=WarmUp(9, 9)),
         DistributionMatching("last"),
-        DistributionMatching("all", (0.1, 2.0)),
+        DistributionMatching("all"),
     ],
 )
 def test_terms_of_classes_keep_one_graph_and_the_gradient(
     objective: Objective, task: BlobTask, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syn, real = class_sides(task, 4)
+    if isinstance(objective, GradientMatching):  # the other takes what fits the caches
+        network = network._replace(classes_at_once=1)
     seen: list[int] = []
 
     def run() -> tuple[Tensor, list[Tensor]]:

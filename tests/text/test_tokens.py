@@ -207,7 +207,7 @@ def test_gradients_of_transformers_can_be_differentiated(transformer: TokenTask)
     vectors = real.batch.inputs["vectors"].clone().requires_grad_()  # type: ignore[call-overload,index]
     inputs = {**real.batch.inputs, "vectors": vectors}  # type: ignore[dict-item]
     batch = ClassBatch(real.batch._replace(inputs=inputs), real.dims)
-    gradients = class_gradients(Network(transformer, transformer.init(Draws(0))), batch, "loop")
+    gradients = class_gradients(Network(transformer, transformer.init(Draws(0)), classes_at_once=1), batch)
     total = torch.stack([g.square().sum() for g in gradients.values()]).sum()
     (second,) = torch.autograd.grad(total, vectors)
     assert second.isfinite().all()
