@@ -147,10 +147,10 @@ class CudaGraph:
     def capture(self, call: Callable[[], Any], generators: list[torch.Generator]) -> Any:
         """Note the launches of a call and return where its results will be; other threads capture later.
 
-        What other threads do on the device meanwhile neither breaks the capture nor fails. Where capturing fails, torch's
-        current stream and default generator are put back, and what broke it is raised. Ending a broken capture raises
-        too, before torch has left the capturing stream, and in some versions leaves the generator refusing every later
-        draw, and the allocator returning nothing to the device.
+        What other threads do on the device meanwhile neither breaks the capture nor fails. Where capturing fails,
+        torch's current stream and default generator are put back, and what broke it is raised. Ending a broken capture
+        raises too, before torch has left the capturing stream, and in some versions leaves the generator refusing every
+        later draw, and the allocator returning nothing to the device.
         """
         with _alone:
             return self._capture(call, generators)
