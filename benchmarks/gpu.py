@@ -2,18 +2,28 @@
 
     python benchmarks/gpu.py --minutes 8 --out results/gpu          # call it again to go on; finished rows are kept
 
-``results/gpu.json`` and ``results/gpu.md``, a few kilobytes, are written before and after each check and each row. What
-a stop cut short is tried again after all others, and what leaves the device in an error ends the call. Rows are
-ConvNet-D3 of width 128 on random images of 3 x 32 x 32, 10 classes, 256 real ones of each, as in the targets beside
-them. The textbook loop runs at torch's TF32 speed. Judges of the loop are timed on a few networks and epochs, and
-scaled. A first call compiles for some minutes; ``first_s`` says how long, and a second run finds it cached.
+``results/gpu.json`` and ``results/gpu.md``, a few kilobytes, are written before and after each check and each row, with
+what was warned of meanwhile, such as why a step could not be captured. What a stop cut short is tried again after all
+others. What leaves the device in an error ends the call with status 3, so that a loop can go on in a new process:
+
+    for _ in 1 2 3 4 5; do python benchmarks/gpu.py --minutes 8 && break; done
+
+What takes longer than four minutes prints where it is. The script imports the package: installed (``pip install -e
+.``), or by ``PYTHONPATH=.`` on a machine that has its dependencies alone.
+
+Rows are ConvNet-D3 of width 128 on random images of 3 x 32 x 32, 10 classes, 256 real ones of each, as in the targets
+beside them. The textbook loop runs at torch's TF32 speed. Judges of the loop are timed on a few networks and epochs,
+and scaled. A first call compiles for some minutes; ``first_s`` says how long, and a second run finds it cached.
 """
 
 import argparse
+import faulthandler
 import gc
 import json
+import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,12 +44,19 @@ from mmdistill.store import read_json, write_json
 
 FEW_NETWORKS, FEW_EPOCHS = 2, 50
 """Of the textbook's evaluation; its time is proportional to both."""
-
+LONG = 240
+"""Seconds after which a check or row prints where it is, and again after as many."""
+DEVICE_ERROR = 3
+"""The status that the call ends with where the device is left in an error."""
 
 UNCOMPILED = {"steps": 1000}
 """Runs that ``auto`` captures and does not compile, which would take the checks some minutes."""
 MOVING = {name: {"optimizers": {"codes": OptimizerSpec("sgd", 100.0)}} for name in ("frepo", "kip")}
 """Rates by which checked steps move images that stand still where they are timed."""
+CHECKED_STEPS, LONG_CHECKED_STEPS = capture.WARM_UP_CALLS + 2 + capture.LATER_CHECK + 5, 12
+"""Steps of a check, past the later comparison of a replay, and of methods whose steps take 50 inner ones."""
+FIRST_ROWS = {"judges": "evaluate", "waiting of dm": "dm", "waiting of dc": "dc"}
+"""Methods whose first row is measured directly after one of their checks."""
 UNFINISHED: dict[str, Any] = {"checks": "did not finish", "rows": {"failed": "did not finish"}}
 """What stands for a check and for a row while it runs."""
 
@@ -113,15 +130,16 @@ def table() -> list[Row]:
 
 
 def check_replays(task: ImageTask, name: str) -> str:
-    """Return how far forty captured steps are from eager ones in float32, and whether they were captured."""
+    """Return how far captured steps are from eager ones in float32, how many these were, and whether captured."""
+    steps = LONG_CHECKED_STEPS if name in ("mtt", "dd") else CHECKED_STEPS
     found, changes = [], {**UNCOMPILED, **MOVING.get(name, {})}
     for mode in ("off", "auto"):
         made = speed.contest(task, name, 1, 16, mode, "float32", changes)  # type: ignore[arg-type]
-        for _ in range(40):
+        for _ in range(steps):
             state, _ = made.ours()  # type: ignore[misc]
         found.append([p.detach().clone() for p in state.parameterization.parameters()])
         path = made.path()
-    return f"{path}, relative difference {capture.difference(*found):.1e}"
+    return f"{path}, {steps} steps, relative difference {capture.difference(*found):.1e}"
 
 
 def check_waiting(task: ImageTask, name: str) -> str:
@@ -157,20 +175,36 @@ def check_judges(task: ImageTask) -> str:
 
 def checks(task: ImageTask) -> dict[str, Callable[[], str]]:
     """Return all checks by name."""
-    calls: dict[str, Callable[[], str]] = {"judges": lambda: check_judges(task)}
+    calls: dict[str, Callable[[], str]] = {}
     for name in ("dm", "dc", "dsa", "mtt", "dd", "frepo", "kip"):
+        if name == "dsa":
+            calls["judges"] = lambda: check_judges(task)
         calls[f"replays of {name}"] = lambda name=name: check_replays(task, name)  # type: ignore[misc]
         calls[f"waiting of {name}"] = lambda name=name: check_waiting(task, name)  # type: ignore[misc]
     return calls
 
 
-def attempt(call: Callable[[], Any]) -> Any:
-    """Return what a call returns, or its error in a line."""
-    try:
-        return call()
-    except Exception as error:  # what fails shall cost itself alone
-        traceback.print_exc()
-        return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+def attempt(call: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """Return what a call returns, or its error in a line, and what was warned of meanwhile, each once and in a line."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            found = call()
+        except Exception as error:  # what fails shall cost itself alone
+            traceback.print_exc()
+            found = f"failed: {type(error).__name__}: {first_line(error)}"
+    return found, list(dict.fromkeys(first_line(warning.message) for warning in heard))
+
+
+def first_line(said: object) -> str:
+    """Return the first line of an error or a warning."""
+    return str(said).splitlines()[0] if str(said) else ""
+
+
+def checked(call: Callable[[], str]) -> str:
+    """Return what a check finds, with what was warned of meanwhile."""
+    found, warned = attempt(call)
+    return "; warned: ".join([found, *warned])
 
 
 def measured(task: ImageTask, row: Row, sizes: Sizes, limits: tuple[float, float], repeats: int) -> dict[str, Any]:
@@ -222,6 +256,8 @@ def markdown(content: Mapping[str, Any]) -> str:
             f"| {name} | {row['ours_ms']:.2f} | {row['textbook_ms']:.1f} | {row['ratio']:.1f} | {row['target']} | "
             f"{row['ours_mib']:.0f} / {row['textbook_mib']:.0f} | {error} | {row['path']}, +{row['first_s']:.0f} s |"
         )
+    warned = [(name, said) for name, row in content["rows"].items() for said in row.get("warned", ())]
+    lines += ["", *(f"- {name} warned: {said}" for name, said in warned)] if warned else []
     return "\n".join(lines) + "\n"
 
 
@@ -231,7 +267,8 @@ def write(out: Path, content: Mapping[str, Any]) -> None:
     out.with_suffix(".md").write_text(markdown(content))
 
 
-def main() -> None:
+def main() -> int:
+    """Measure what is left, and return the status that the call ends with."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0, help="start no row after so many")
     parser.add_argument("--repeats", type=int, default=9)
@@ -252,15 +289,20 @@ def main() -> None:
     task = speed.make_task(sizes.shape, sizes.width, sizes.per_class, device)
 
     def row_of(row: Row) -> dict[str, Any]:
-        found = attempt(lambda: measured(task, row, sizes, limits, chosen.repeats))
-        return {"failed": found} if isinstance(found, str) else {**found, "target": row.target}
+        found, warned = attempt(lambda: measured(task, row, sizes, limits, chosen.repeats))
+        told = {"warned": warned} if warned else {}
+        return {"failed": found, **told} if isinstance(found, str) else {**found, "target": row.target, **told}
 
-    work: list[tuple[str, str, Callable[[], Any]]] = []
-    if device.type == "cuda":
-        small = speed.make_task((3, 8, 8), 16, 64, device)
-        work += [("checks", name, partial(attempt, call)) for name, call in checks(small).items()]
     rows = [row for row in table() if device.type == "cuda" or row.precision != "tf32"]
-    work += [("rows", row.name, partial(row_of, row)) for row in rows if chosen.only in row.name]
+    rows = [row for row in rows if chosen.only in row.name]
+    calls = checks(speed.make_task((3, 8, 8), 16, 64, device)) if device.type == "cuda" else {}
+    work: list[tuple[str, str, Callable[[], Any]]] = []
+    for name, call in calls.items():
+        work.append(("checks", name, partial(checked, call)))
+        for row in [row for row in rows if row.method == FIRST_ROWS.get(name)][:1]:
+            rows.remove(row)
+            work.append(("rows", row.name, partial(row_of, row)))
+    work += [("rows", row.name, partial(row_of, row)) for row in rows]
     left = [item for item in work if content[item[0]].get(item[1], UNFINISHED[item[0]]) == UNFINISHED[item[0]]]
     for part, name, call in sorted(left, key=lambda item: item[1] in content[item[0]]):
         if time.monotonic() - began > 60 * chosen.minutes:
@@ -268,17 +310,20 @@ def main() -> None:
             break
         content[part][name] = UNFINISHED[part]
         write(chosen.out, content)
+        faulthandler.dump_traceback_later(LONG, repeat=True, file=sys.__stderr__)
         content[part][name] = call()
+        faulthandler.cancel_dump_traceback_later()
         print(name, content[part][name], flush=True)
         write(chosen.out, content)
         torch._dynamo.reset()
-        if device.type == "cuda" and isinstance(attempt(torch.cuda.synchronize), str):
+        if device.type == "cuda" and isinstance(attempt(torch.cuda.synchronize)[0], str):
             print("the device is in an error; call again to go on", flush=True)
-            break
+            return DEVICE_ERROR
         gc.collect()  # what an error's traceback held
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ graph and set, before a replay, to the seed that the new key gives. So a replay 
 """
 
 import gc
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -27,6 +28,13 @@ Function = Callable[[Draws, Any], Any]
 
 A step whose replay is checked computes it more than once.
 """
+
+BROKEN = "due to a previous error during capture"
+"""What CUDA says of all that is tried in a capture that something else has broken."""
+_alone = threading.Lock()
+"""Held by the thread that captures: torch has one capture at a time in a process."""
+_kept: list[torch.cuda.CUDAGraph] = []
+"""Graphs that broke, which torch's allocator of host memory may go on asking: see :func:`abandon`."""
 
 WARM_UP_CALLS = 3
 """Eager calls before the recording one: they compile, choose algorithms and fill caches."""
@@ -56,13 +64,18 @@ class Generators:
         self.names: list[tuple[str | int, ...]] = []
         self.generators: list[torch.Generator] = []
         self._position: int | None = None
+        self._thread = threading.get_ident()
 
-    def record(self, key: Draws) -> torch.Generator:
+    def record(self, key: Draws) -> torch.Generator | None:
         """Return a generator for a key: a new one in the recording call, the same one while capturing.
+
+        None where another thread draws from a key of its own. Threads of a backward pass draw from the call's.
 
         Raises:
             RuntimeError: the key is of the host or of another call, or not the one that was recorded here.
         """
+        if threading.get_ident() != self._thread and not self._derives(key):
+            return None
         name = self._name(key)
         if self._position is None:
             generator = torch.Generator(device=key.device)
@@ -77,7 +90,7 @@ class Generators:
 
     def _name(self, key: Draws) -> tuple[str | int, ...]:
         start = len(self.base.path)
-        if key.path[:start] != self.base.path or key.seed != self.base.seed:
+        if not self._derives(key):
             raise RuntimeError(f"the call drew {key.path}, which does not derive from its own key {self.base.path}")
         if key.device.type != self.base.device.type:
             raise RuntimeError(
@@ -85,10 +98,14 @@ class Generators:
             )
         return key.path[start:]
 
+    def _derives(self, key: Draws) -> bool:
+        return key.path[: len(self.base.path)] == self.base.path and key.seed == self.base.seed
+
     def rewind(self, base: Draws) -> None:
-        """Hand out the recorded generators again, from the first, to a call with another key."""
+        """Hand out the recorded generators again, from the first, to a call of this thread with another key."""
         self.base = base
         self._position = 0
+        self._thread = threading.get_ident()
 
     def seed(self, base: Draws) -> None:
         """Set every generator to what it gives under another key."""
@@ -128,12 +145,17 @@ class CudaGraph:
         self.graph = torch.cuda.CUDAGraph()
 
     def capture(self, call: Callable[[], Any], generators: list[torch.Generator]) -> Any:
-        """Note the launches of a call and return where its results will be.
+        """Note the launches of a call and return where its results will be; other threads capture later.
 
-        Where that fails, torch's current stream and default generator are put back, and what the call raised is raised.
-        Ending a broken capture raises too, before torch has left the capturing stream, and in some versions leaves the
-        generator refusing every later draw, and the allocator returning nothing to the device.
+        What other threads do on the device meanwhile neither breaks the capture nor fails. Where capturing fails,
+        torch's current stream and default generator are put back, and what broke it is raised. Ending a broken capture
+        raises too, before torch has left the capturing stream, and in some versions leaves the generator refusing every
+        later draw, and the allocator returning nothing to the device.
         """
+        with _alone:
+            return self._capture(call, generators)
+
+    def _capture(self, call: Callable[[], Any], generators: list[torch.Generator]) -> Any:
         for generator in generators:
             self.graph.register_generator_state(generator)
         torch.cuda.synchronize()
@@ -142,7 +164,8 @@ class CudaGraph:
         drawn, reason = default.get_state(), None
         try:
             own = lent_stream(stream.device, self)
-            with uncollected(), torch.cuda.graph(self.graph, pool=pool, stream=own):
+            begun = torch.cuda.graph(self.graph, pool=pool, stream=own, capture_error_mode="thread_local")
+            with uncollected(), begun:
                 try:
                     return call()
                 except BaseException as error:
@@ -154,11 +177,18 @@ class CudaGraph:
             fresh = torch.Generator(device=default.device)
             fresh.set_state(drawn)
             default.graphsafe_set_state(fresh.graphsafe_get_state())
-            raise (reason or error) from None
+            raise cause(reason or error) from None
 
     def replay(self) -> None:
         """Repeat the launches."""
         self.graph.replay()
+
+
+def cause(error: BaseException) -> BaseException:
+    """Return what broke a capture, where the error is that cleaning up after it failed in the broken capture."""
+    while BROKEN in str(error) and error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 @contextmanager
@@ -178,14 +208,17 @@ def abandon(graph: torch.cuda.CUDAGraph, index: int, pool: tuple[int, int]) -> N
     """Give back the memory of a broken capture, which torch does by itself from 2.14 on.
 
     Up to 2.11 it leaves the allocator in the capture (pytorch issue 180395); up to 2.13 the graph never releases the
-    memory of a capture that it did not end (pytorch issue 190348). Where torch has other names for what it keeps to
-    itself, nothing is done.
+    memory of a capture that it did not end (pytorch issue 190348). Up to 2.11 the allocator of host memory goes on
+    asking the graph what belongs to it, so the graph is kept. Where torch has other names for what it keeps to itself,
+    nothing is done.
     """
     with suppress(RuntimeError):
         graph.pool()  # which a graph has whose capture was ended, as where memory ran out in it
         return
     with suppress(RuntimeError, AttributeError):
         torch._C._cuda_endAllocateToPool(index, pool)
+    if TorchVersion(torch.__version__) < TorchVersion("2.12"):
+        _kept.append(graph)
     if TorchVersion(torch.__version__) < TorchVersion("2.14"):
         with suppress(RuntimeError, AttributeError):
             torch._C._cuda_releasePool(index, pool)
@@ -297,14 +330,15 @@ class _Capture:
                 "may have; run again with --compile off"
             )
         self.trusted = True
+        with _alone:
+            torch.cuda.empty_cache()  # of what eager calls took beside the graph, which has memory of its own
         return expected
 
     def _replayed(self, generators: Generators, key: Draws, inputs: Any) -> Any:
         """Return the results of a replay with other inputs and another key."""
-        leaves = _tensors(inputs)
-        with torch.no_grad():
-            for own, leaf in zip(self._inputs, leaves, strict=True):
-                own.copy_(leaf, non_blocking=True)
+        if leaves := _tensors(inputs):
+            with torch.no_grad():
+                torch._foreach_copy_(self._inputs, leaves, non_blocking=True)
         generators.seed(key)
         assert self._graph is not None
         self._graph.replay()

@@ -13,6 +13,6 @@ CompileMode = Literal["auto", "on", "off"]
 Precision = Literal["auto", "float32", "tf32", "mixed", "bf16"]
 """The number formats that a step computes in (see :mod:`mmdistill.precision`)."""
 TrainingPrecision = Literal["float32", "bf16"]
-"""What experts and judges train in: float32, which on CUDA multiplies as torch is set to, or bfloat16."""
+"""What experts and judges train in: float32, of which CUDA computes convolutions in TF32, or bfloat16."""
 SplitBy = Literal["random", "time"]
 """What divides interactions into those that train and those that test."""

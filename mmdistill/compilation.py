@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from mmdistill.choices import CompileMode as CompileMode
 from mmdistill.errors import ConfigError
 from mmdistill.isolation import at_last, at_last_here
+from mmdistill.memory import exhausted
 from mmdistill.runtime import cache_folder
 
 P = ParamSpec("P")
@@ -80,9 +81,9 @@ class Program(Generic[P, R]):
         began = time.perf_counter()
         try:
             result = self._program(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, ImportError, OSError) as error:
+            if exhausted(error):
+                raise
             self.broken = True
             reason = str(error).strip().split("\n", 1)[0]
             warnings.warn(f"compiling failed, this function stays eager: {reason}", stacklevel=3)

@@ -1,7 +1,8 @@
 """What a host program has set of torch does not reach into public calls, and what these set ends with them.
 
 A public call runs with torch's own defaults: tensors are float32 and on the CPU unless a device is named, gradients are
-recorded, nothing is cast. So one seed gives one result, whatever program the call is a part of.
+recorded, nothing is cast, and float32 is computed as :data:`~mmdistill.precision.PLAIN` says. So one seed gives one
+result, whatever program the call is a part of.
 """
 
 import functools
@@ -12,6 +13,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from mmdistill.precision import choose_plain
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,6 +100,8 @@ def _of_the_process() -> Iterator[None]:
         if not _open.count and (dtype := torch.get_default_dtype()) is not torch.float32:
             torch.set_default_dtype(torch.float32)
             at_last(functools.partial(torch.set_default_dtype, dtype))
+        if not _open.count and (restore := choose_plain()) is not None:
+            at_last(restore)
         _open.count += 1
     try:
         yield

@@ -11,8 +11,18 @@ MARKS = (
     *("can't allocate memory", "not enough memory"),
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED"),
+    *("CUDA driver error: out of memory", "Triton Error [CUDA]: out of memory"),
 )
 """How torch's CPU allocator words it in a plain RuntimeError, and how CUDA and its libraries do, which need it too."""
+PROBABLY = "unable to find an engine to execute this computation"
+"""What convolutions on CUDA say where there is no memory for any way to compute them (pytorch issue 108645), and,
+seldom, for other reasons."""
+
+
+def exhausted(error: BaseException) -> bool:
+    """Return whether an error says, or probably means, that memory ran out."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or (isinstance(error, RuntimeError) and any(mark in str(error) for mark in (*MARKS, PROBABLY)))
 
 
 @contextmanager
@@ -29,8 +39,8 @@ def explained(what: str, lower: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not exhausted and not any(mark in str(error) for mark in MARKS):
+        if not exhausted(error):
             raise
         reason = str(error).split("\n", 1)[0]
-        raise MemoryExhaustedError(f"out of memory in {what}; try {lower} ({reason or 'no more memory'})") from error
+        said = f"{'probably ' * (PROBABLY in str(error))}out of memory in {what}"
+        raise MemoryExhaustedError(f"{said}; try {lower} ({reason or 'no more memory'})") from error

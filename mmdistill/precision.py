@@ -1,7 +1,7 @@
 """The number formats that a step computes in: float32, TF32, and bfloat16 where it was found to be safe."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -10,6 +10,9 @@ import torch
 
 from mmdistill.choices import Precision as Precision
 from mmdistill.errors import ConfigError
+
+PLAIN = "highest", True
+"""What float32 means outside of steps, as torch has it: convolutions on CUDA use TF32, and matrix products do not."""
 
 
 def resolved(precision: Precision, device: torch.device) -> Precision:
@@ -44,22 +47,49 @@ def lowered(precision: Precision, device: torch.device, *, graph: bool) -> Abstr
 @contextmanager
 def matrix_products(precision: Precision, device: torch.device) -> Iterator[None]:
     """Let CUDA's matrix products and convolutions in float32 use TF32, or with ``float32`` forbid it, meanwhile."""
-    if device.type != "cuda":
-        yield
-        return
     exact = precision == "float32"
-    before = _chosen()
-    if before is None:
-        named = [place.fp32_precision for place in _places()]
-        restore = partial(_set_named, named)
-        _set_named(["ieee" if exact else "tf32"] * len(named))
-    else:
-        restore = partial(_set_tf32, *before)
-        _set_tf32("highest" if exact else "high", not exact)
+    restore = _choose("highest" if exact else "high", not exact) if device.type == "cuda" else None
     try:
         yield
     finally:
-        restore()
+        if restore is not None:
+            restore()
+
+
+def choose_plain() -> Callable[[], None] | None:
+    """Set what :data:`PLAIN` says; return what puts back what was set before, None where nothing differs."""
+    return _choose(*PLAIN)
+
+
+def _choose(products: str, convolutions: bool) -> Callable[[], None] | None:
+    """Set formats and return what puts back those before; None where these are the same, which most calls find."""
+    before = _chosen()
+    if before is not None:
+        if before == (products, convolutions):
+            return None
+        _set_tf32(products, convolutions)
+        return partial(_set_tf32, *before)
+    named = [place.fp32_precision for place in _places()]
+    # The format of convolutions is that of recurrent layers too.
+    wanted = ["ieee" if products == "highest" else "tf32", *["tf32" if convolutions else "ieee"] * (len(named) - 1)]
+    if named == wanted:
+        return None
+    _set_named(wanted)
+    return partial(_set_named, named)
+
+
+_unheard = {"read", "set"}
+
+
+def _deaf(use: str) -> AbstractContextManager[object]:
+    """Return a context in which it is not heard that torch prefers its newer names, which it says once in a process.
+
+    A step that is deaf each time would make Python forget which other warnings it has shown.
+    """
+    if use not in _unheard:
+        return nullcontext()
+    _unheard.discard(use)
+    return warnings.catch_warnings(action="ignore")
 
 
 def _chosen() -> tuple[str, bool] | None:
@@ -71,14 +101,14 @@ def _chosen() -> tuple[str, bool] | None:
     if getattr(torch.backends, "fp32_precision", "none") != "none":
         return None
     try:
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        with _deaf("read"):
+            return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:
         return None
 
 
 def _set_tf32(products: str, convolutions: bool) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer torch prefers its newer names
+    with _deaf("set"):
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
 

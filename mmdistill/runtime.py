@@ -67,8 +67,9 @@ class Draws:
 
     def generator(self) -> torch.Generator:
         """Return a new generator on the key's device that starts from this key."""
-        if _recorders:
-            return _recorders[-1](self)
+        for recorder in _recorders[::-1]:
+            if (found := recorder(self)) is not None:
+                return found
         generator = torch.Generator(device=self.device)
         generator.manual_seed(self.integer())
         return generator
@@ -97,17 +98,17 @@ class Draws:
         return uniform.log_().neg_().log_().neg_().clamp_(min=GUMBEL_LOWEST)
 
 
-_recorders: list[Callable[[Draws], torch.Generator]] = []
+_recorders: list[Callable[[Draws], torch.Generator | None]] = []
 
 
 @contextmanager
-def recording(recorder: Callable[[Draws], torch.Generator]) -> Iterator[None]:
-    """Let a recorder give the generators of all keys meanwhile, as capturing a call in a graph needs."""
+def recording(recorder: Callable[[Draws], torch.Generator | None]) -> Iterator[None]:
+    """Let a recorder give the generators of all keys meanwhile but those for which it gives None; threads share it."""
     _recorders.append(recorder)
     try:
         yield
     finally:
-        _recorders.pop()
+        _recorders.remove(recorder)
 
 
 _constructing = threading.RLock()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from mmdistill.capture import CudaGraph, Graph, Replay
@@ -41,6 +42,7 @@ class Stepper:
         self.mode = mode
         self._graph = graph
         self._replays: dict[tuple[str, ...], Replay] = {}
+        self._read: tuple[object, ...] = ()
         self._began = False
 
     @property
@@ -76,9 +78,16 @@ class Stepper:
     def _gradients(
         self, run: RunState, schedule: ScheduleState, real: Batch | ClassBatch, key: Draws
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """Return what :meth:`Distiller.gradients` does, replayed; one graph for each set of groups that learns."""
+        """Return what :meth:`Distiller.gradients` does, replayed; one graph for each set of groups that learns.
+
+        Graphs read a run where it lay when they were captured: for another run, or one that has moved, they are made
+        anew.
+        """
         if schedule.network is None:
             return self.distiller.gradients(run, schedule, real, key)
+        if (read := _places(run)) != self._read:
+            self._replays.clear()
+            self._read = read
         active = self.distiller.active(run)
         if active not in self._replays:
             distiller = self.distiller  # not self, which keeps the graph: cycles, and their memory, are freed late
@@ -92,3 +101,10 @@ class Stepper:
             self._replays[active] = Replay(function, self._graph)
         loss, found = self._replays[active](key, (schedule.network, schedule.target, real))
         return loss.clone(), found
+
+
+def _places(run: RunState) -> tuple[object, ...]:
+    """Return what a graph of a run reads, and where it lies."""
+    modules = run.parameterization, run.objective
+    tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    return *modules, *(tensor.data_ptr() for tensor in tensors if tensor.layout is torch.strided)

@@ -11,6 +11,10 @@ import torch
 
 STREAMS = 4
 """Networks of the field's size that a large device can train side by side."""
+TORCHS_STREAMS = 32
+"""Those of a device that torch hands out in turn, again and again."""
+_TAKEN: dict[torch.device, set[int]] = defaultdict(set)
+"""Which of them serve something here."""
 _SPARE: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 """Streams that were lent, and whose owners are gone."""
 
@@ -39,12 +43,22 @@ def side_streams(device: torch.device) -> Iterator[Iterator[AbstractContextManag
 @functools.cache
 def kept_stream(device: torch.device, use: int) -> torch.cuda.Stream:
     """Return a device's stream for one use, the same one each time, since memory that it freed is its own."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call,no-any-return,unused-ignore]
+    return _new_stream(device)
 
 
 def lent_stream(device: torch.device, owner: object) -> torch.cuda.Stream:
     """Return a device's stream that is an object's own for as long as it lives."""
     spare = _SPARE[device]
-    stream = spare.pop() if spare else torch.cuda.Stream(device)  # type: ignore[no-untyped-call,unused-ignore]
+    stream = spare.pop() if spare else _new_stream(device)
     weakref.finalize(owner, spare.append, stream)
-    return stream  # type: ignore[no-any-return,unused-ignore]
+    return stream
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return a stream that serves nothing else here, as long as torch has such a one."""
+    for _ in range(TORCHS_STREAMS):
+        stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call,unused-ignore]
+        if stream.cuda_stream not in _TAKEN[device]:
+            break
+    _TAKEN[device].add(stream.cuda_stream)
+    return stream

@@ -63,7 +63,7 @@ def on_meta(distiller: Distiller, run: RunState) -> Iterator[None]:
     moments = patch(
         "mmdistill.image.data.moments_on", lambda mean, std, device: (torch.ones(1, 1, 1, device=META),) * 2
     )
-    with moments, runtime.recording(lambda key: None):  # type: ignore[arg-type,return-value]
+    with moments, patch.object(runtime.Draws, "generator", lambda key: None):  # it has none
         task.device = task.network.device = META
         task._pixels.device, task._pixels._images = META, task._pixels._images.to(META)
         if task.data.whitening is not None:  # its matrix is brought to a device once as well

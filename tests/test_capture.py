@@ -1,6 +1,7 @@
 """Replays without a device: their bookkeeping, under a stand-in for CUDA graphs that repeats the captured call."""
 
 import gc
+import threading
 import warnings
 import weakref
 from collections import defaultdict
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmdistill import runtime, streams
+from mmdistill import capture, runtime, streams
 from mmdistill.capture import LATER_CHECK, SHAPES, WARM_UP_CALLS, CudaGraph, Generators, Graph, Replay, difference
 from mmdistill.errors import MmdistillError
 from mmdistill.runtime import Draws
@@ -79,6 +80,34 @@ def test_a_call_that_draws_otherwise_than_recorded_is_refused() -> None:
         record.record(later.fold("real").to("meta"))
 
 
+def test_another_thread_draws_from_keys_of_its_own_while_a_call_is_recorded() -> None:
+    base, other = Draws(5).fold("step", 3), Draws(6).fold("step", 3)
+    record, found = Generators(base), []
+
+    def beside() -> None:
+        found.append(other.normal(4))
+        with runtime.recording(Generators(other).record):
+            entered.set()
+            assert left.wait(60)
+
+    entered, left = threading.Event(), threading.Event()
+    with runtime.recording(record.record):
+        thread = threading.Thread(target=beside)
+        thread.start()
+        assert entered.wait(60)
+        drawn = base.fold("real").normal(4)  # while the other thread records too, later
+        left.set()
+        thread.join()
+        backward = threading.Thread(target=lambda: found.append(base.fold("again").normal(4)))  # as of autograd's own
+        backward.start()
+        backward.join()
+        with pytest.raises(RuntimeError, match="does not derive"):
+            other.generator()
+    assert torch.equal(found[0], other.normal(4))
+    assert torch.equal(drawn, base.fold("real").normal(4))
+    assert record.names == [("real",), ("again",)]
+
+
 def noisy(key: Draws, inputs: Any) -> Any:
     x, rest = inputs
     return {"sum": x + key.fold("a").normal(3), "rest": [rest["y"] * key.fold("b").uniform(1), None]}
@@ -102,6 +131,24 @@ def test_replays_equal_eager_calls_of_any_key_and_input() -> None:
         other = torch.ones(size, 3), {"y": torch.ones(1)}
         assert replay(Draws(3).fold("step", 99), other)["sum"].shape == (size, 3)
     assert (len(graphs), graphs[0].replays) == (1, 4)
+
+
+def test_a_function_of_its_key_alone_is_replayed() -> None:
+    replay = Replay(lambda key, inputs: key.normal(2), RepeatedCall)
+    for step in range(EAGER + 3):
+        key = Draws(3).fold("step", step)
+        assert torch.equal(replay(key, None), key.normal(2))
+    assert replay.captured
+
+
+def test_checks_leave_no_memory_of_eager_calls_beside_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(step))
+    replay = Replay(noisy, RepeatedCall)
+    inputs = torch.zeros(3), {"y": torch.ones(2)}
+    for step in range(EAGER + LATER_CHECK + 5):
+        replay(Draws(1).fold("step", step), inputs)
+    assert emptied == [EAGER + 1, EAGER + LATER_CHECK]
 
 
 @pytest.mark.parametrize("fault", ["host", "frozen", "broken"])
@@ -201,7 +248,10 @@ class BrokenDevice:
             call = partial(self.settle, name)
             monkeypatch.setattr(torch._C, name, call, raising=False)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(pool=self.pool))
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
+        monkeypatch.setattr(torch.cuda, "Stream", RoundRobin())
+        monkeypatch.setattr(streams, "_SPARE", defaultdict(list))
+        monkeypatch.setattr(streams, "_TAKEN", defaultdict(set))
+        monkeypatch.setattr(capture, "_kept", [])
         monkeypatch.setattr(torch, "Generator", SwappedGenerator)
 
     def settle(self, name: str, index: int, pool: tuple[int, int]) -> None:
@@ -228,8 +278,11 @@ class BrokenDevice:
         self.stream = stream
 
     @contextmanager
-    def graph(self, graph: object, pool: tuple[int, int], stream: SimpleNamespace) -> Iterator[None]:
+    def graph(
+        self, graph: object, pool: tuple[int, int], stream: SimpleNamespace, capture_error_mode: str
+    ) -> Iterator[None]:
         assert (stream.device, pool) == (self.stream.device, (0, 7))
+        assert capture_error_mode == "thread_local"  # what other threads do breaks nothing
         assert not gc.isenabled()
         self.stream = stream
         self.default_generators[0].refuses = True
@@ -239,6 +292,17 @@ class BrokenDevice:
             self.stream = self.main if self.whole else stream
             if not self.whole:
                 raise RuntimeError("operation failed due to a previous error during capture")
+
+
+class RoundRobin:
+    """Hands out streams of a device as torch does: so many, in turn."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __call__(self, device: torch.device) -> SimpleNamespace:
+        self.drawn += 1
+        return SimpleNamespace(device=device, cuda_stream=self.drawn % streams.TORCHS_STREAMS)
 
 
 class SwappedGenerator(torch.Generator):
@@ -256,7 +320,8 @@ class SwappedGenerator(torch.Generator):
 
 def test_streams_that_are_lent_serve_one_living_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_SPARE", defaultdict(list))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
+    monkeypatch.setattr(streams, "_TAKEN", defaultdict(set))
+    monkeypatch.setattr(torch.cuda, "Stream", RoundRobin())
     device = torch.device("cuda", 1)
     first, second = RepeatedCall(), RepeatedCall()
     lent = streams.lent_stream(device, first), streams.lent_stream(device, second)
@@ -264,6 +329,20 @@ def test_streams_that_are_lent_serve_one_living_owner(monkeypatch: pytest.Monkey
     del first
     assert streams.lent_stream(device, owner := RepeatedCall()) is lent[0]
     assert streams.lent_stream(torch.device("cuda", 0), owner).device.index == 0
+
+
+def test_streams_serve_one_thing_as_long_as_torch_has_such_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_SPARE", defaultdict(list))
+    monkeypatch.setattr(streams, "_TAKEN", defaultdict(set))
+    turns = RoundRobin()
+    monkeypatch.setattr(torch.cuda, "Stream", turns)
+    device, owners = torch.device("cuda", 1), [RepeatedCall() for _ in range(streams.TORCHS_STREAMS + 1)]
+    lent = []
+    for owner in owners:
+        lent.append(streams.lent_stream(device, owner).cuda_stream)
+        for _ in range(7):  # which others take
+            turns(device)
+    assert len(set(lent)) == streams.TORCHS_STREAMS
 
 
 @pytest.mark.parametrize(
@@ -287,9 +366,46 @@ def test_a_broken_capture_leaves_torch_as_it_was(
         CudaGraph().capture(waiting, [])
     assert device.stream is device.main
     assert device.allocator == left
+    assert len(capture._kept) == ("_cuda_endAllocateToPool" in left)  # which torch may go on asking
     assert gc.isenabled()
     assert not device.default_generators[0].refuses
     assert torch.equal(device.default_generators[0].get_state(), before)
+
+
+def test_what_broke_a_capture_is_said_and_not_what_cleaning_up_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waiting() -> None:
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            torch.cuda.current_stream().wait_stream()
+
+    def refuse() -> None:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nand more")
+
+    device = BrokenDevice(monkeypatch, "2.14.0")
+    device.main.wait_stream = refuse
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: device.main)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CudaGraph().capture(waiting, [])
+
+
+def test_threads_capture_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def slow() -> None:
+        inside.append(1)
+        most.append(len(inside))
+        threading.Event().wait(0.05)
+        inside.pop()
+
+    BrokenDevice(monkeypatch, "2.14.0", whole=True)
+    threads = [threading.Thread(target=lambda: CudaGraph().capture(slow, [])) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
 
 
 def test_a_capture_that_was_ended_keeps_its_memory_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:

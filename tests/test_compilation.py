@@ -49,6 +49,19 @@ def test_a_broken_compiler_leaves_functions_eager_with_one_warning_that_says_why
     assert (program.broken, program.seconds) == (True, 0.0)
 
 
+def test_a_function_whose_memory_runs_out_while_it_compiles_is_not_taken_for_broken() -> None:
+    program = Program(double)
+    for words in ("GET was unable to find an engine to execute this computation", "CUDA driver error: out of memory"):
+
+        def full(x: Tensor, words: str = words) -> Tensor:
+            raise RuntimeError(words)
+
+        program._program = full  # type: ignore[assignment]
+        with pytest.raises(RuntimeError, match=words):
+            program(torch.ones(2))
+    assert not program.broken
+
+
 def test_shapes_that_keep_changing_compile_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 

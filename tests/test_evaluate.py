@@ -375,6 +375,8 @@ def test_out_of_memory_says_what_to_lower() -> None:
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ..."),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
         MemoryError(),
     ):
         with (
@@ -382,6 +384,11 @@ def test_out_of_memory_says_what_to_lower() -> None:
             explained("a step", "less"),
         ):
             raise error
+    with (
+        pytest.raises(MemoryExhaustedError, match=r"^probably out of memory in a step; try less"),
+        explained("a step", "less"),
+    ):
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
     with pytest.raises(RuntimeError, match="another"), explained("a step", "less"):
         raise RuntimeError("another")
 

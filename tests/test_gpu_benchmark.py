@@ -1,14 +1,15 @@
 """The script that measures on a GPU, which may get one short chance: it writes as it goes and goes on where it was."""
 
+import warnings
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mmdistill.capture import WARM_UP_CALLS
+from mmdistill.capture import LATER_CHECK, WARM_UP_CALLS
 from mmdistill.networks.stacked import GradientEngine
 from mmdistill.run_state import RunState
 from mmdistill.stepper import Stepper
@@ -73,6 +74,80 @@ def test_what_a_stop_cut_short_is_tried_again_after_all_others(
     assert called == []
 
 
+def on_a_device(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the script take itself to be on a device, of which nothing is asked."""
+    for name in ("throughput", "bandwidth"):
+        monkeypatch.setattr(gpu.speed, name, lambda device: 1.0)
+    monkeypatch.setattr(gpu.speed, "make_task", lambda *sizes: None)
+    monkeypatch.setattr(gpu, "describe_device", str)
+    monkeypatch.setattr(gpu, "measured", lambda *inputs: {**FOUND, "textbook_mib": 3.0})
+    monkeypatch.setattr(gpu, "check_judges", lambda task: "fine")
+    monkeypatch.setattr(gpu, "check_replays", lambda task, name: "fine")
+    monkeypatch.setattr(gpu, "check_waiting", lambda task, name: "fine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: None)  # which takes a second
+    monkeypatch.setattr(gpu, "gc", SimpleNamespace(collect=lambda: None))
+
+
+def test_a_device_in_an_error_ends_the_call_with_a_status_of_its_own(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    on_a_device(gpu, monkeypatch)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--only", "dm ipc 10 auto", "--out", str(tmp_path / "gpu")])
+    assert gpu.main() == 3
+    assert list(read_json(tmp_path / "gpu.json")["checks"]) == ["replays of dm"]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert gpu.main() == 0
+
+
+def test_the_most_telling_rows_come_directly_after_their_checks(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_a_device(gpu, monkeypatch)
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--out", str(tmp_path / "gpu")])
+    gpu.main()
+    done = capsys.readouterr().out.splitlines()
+    first = "replays of dm", "waiting of dm", "dm ipc 10 auto", "replays of dc", "waiting of dc", "dc ipc 10 auto"
+    for name, line in zip((*first, "judges", "evaluate ipc 10 auto", "replays of dsa"), done, strict=False):
+        assert line.startswith(name)
+    assert len(done) == 15 + len(gpu.table())
+
+
+def test_what_was_warned_of_stands_beside_what_was_found(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*inputs: Any) -> dict[str, Any]:
+        for _ in range(2):
+            warnings.warn("a step could not be captured and stays as it is: why\nand where", stacklevel=2)
+        return {**FOUND, "textbook_mib": 3.0}
+
+    monkeypatch.setattr(gpu, "measured", measured)
+    rows = call(gpu, tmp_path / "gpu", monkeypatch, "--only", "dm ipc 10 auto")
+    said = "a step could not be captured and stays as it is: why"
+    assert rows["dm ipc 10 auto"]["warned"] == [said]
+    assert f"- dm ipc 10 auto warned: {said}\n" in (tmp_path / "gpu.md").read_text()
+    assert gpu.checked(lambda: warnings.warn("odd", stacklevel=2) or "eager") == "eager; warned: odd"
+
+
+@pytest.mark.parametrize(("name", "steps"), [("dm", 110), ("mtt", 12)])
+def test_checks_go_past_the_later_comparison_where_steps_are_cheap(
+    name: str, steps: int, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    state = SimpleNamespace(parameterization=torch.nn.Linear(1, 1)), None
+    contest = SimpleNamespace(ours=lambda: taken.append(name) or state, path=lambda: "captured")
+    monkeypatch.setattr(gpu.speed, "contest", lambda *inputs: contest)
+    assert gpu.check_replays(None, name) == f"captured, {steps} steps, relative difference 0.0e+00"
+    assert len(taken) == 2 * steps
+    assert (steps >= WARM_UP_CALLS + 2 + LATER_CHECK) == (name == "dm")
+
+
 class WrongReplays(Stepper):
     """Steps by gradients that are a hundredth too large, where they would be replayed."""
 
@@ -87,7 +162,7 @@ class WrongReplays(Stepper):
 @pytest.mark.parametrize("name", ["frepo", "kip"])
 def test_checks_of_replays_find_wrong_gradients(name: str, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     task = gpu.speed.make_task((3, 8, 8), 16, 64, torch.device("cpu"))
-    assert gpu.check_replays(task, name) == "eager, relative difference 0.0e+00"
+    assert gpu.check_replays(task, name) == "eager, 110 steps, relative difference 0.0e+00"
     monkeypatch.setattr(gpu.speed, "Stepper", WrongReplays)
     assert float(gpu.check_replays(task, name).split()[-1]) > 1e-4
 

@@ -19,6 +19,7 @@ from mmdistill.allocator import MALLOC_MMAP_THRESHOLD, MALLOC_TRIM_THRESHOLD
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.isolation import own_state
+from mmdistill.precision import PLAIN
 from mmdistill.runtime import Draws
 from mmdistill.task import Task, num_samples
 from tests.graph.toy import FAST, planted_fields, planted_graph
@@ -53,6 +54,17 @@ def default_device() -> Iterator[None]:
         torch.set_default_device(None)  # type: ignore[arg-type]
 
 
+@contextmanager
+def coarse_products() -> Iterator[None]:
+    torch.set_float32_matmul_precision("medium")  # bfloat16 on CPUs that multiply it
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = True
+
+
 HOSTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "float64": default_dtype,
@@ -60,6 +72,7 @@ HOSTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "no-grad": torch.no_grad,
     "device": default_device,
     "device-within": lambda: torch.device("meta"),
+    "coarse": coarse_products,
 }
 
 
@@ -71,7 +84,12 @@ def host_state() -> tuple[object, ...]:
         torch.is_autocast_enabled("cuda"),
         torch.get_default_dtype(),
         torch.get_default_device(),
+        *formats(),
     )
+
+
+def formats() -> tuple[object, ...]:
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
 
 def found(kind: str) -> list[object]:
@@ -97,6 +115,12 @@ def test_what_a_host_sets_changes_no_result(host: str, expected: dict[str, list[
         results = {kind: found(kind) for kind in BUILDERS}
         assert host_state() == before
     assert results == expected
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_public_calls_compute_float32_as_torch_does_by_itself(host: str) -> None:
+    with HOSTS[host](), own_state():
+        assert formats() == PLAIN
 
 
 @pytest.mark.parametrize("host", HOSTS)

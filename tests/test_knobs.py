@@ -1,5 +1,6 @@
 """The knobs of memory and precision: what they change, and that they change nothing else."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -170,6 +171,26 @@ def test_products_mix_with_what_the_user_chose_by_torchs_newer_names(place: str 
         backends.cudnn.conv.fp32_precision = backends.cudnn.rnn.fp32_precision = "tf32"  # torch's own defaults
         torch.set_float32_matmul_precision(kept[0])
         backends.cudnn.allow_tf32 = kept[1]
+
+
+def test_the_formats_of_a_step_are_set_where_others_were_and_are_heard_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdistill.precision._unheard", {"read", "set"})
+    changed: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", changed.append)
+    registry: dict[Any, Any] = {}
+    cuda = torch.device("cuda")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            with matrix_products("mixed", cuda):
+                pass
+            warnings.warn_explicit("of the host", UserWarning, "host", 1, registry=registry)
+    assert changed == ["high", "highest"] * 3
+    assert len(heard) == 1
+    changed.clear()
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    with matrix_products("mixed", cuda), matrix_products("tf32", cuda):
+        assert changed == []
 
 
 def test_a_step_takes_some_samples_of_each_class_and_moves_no_other() -> None:

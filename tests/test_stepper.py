@@ -47,6 +47,51 @@ def test_graphs_are_freed_with_the_stepper(name: str) -> None:
         gc.enable()
 
 
+def test_what_moves_or_is_another_run_is_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[FixedPlaces] = []
+
+    def graph() -> FixedPlaces:
+        made.append(FixedPlaces(run))
+        return made[-1]
+
+    captured = WARM_UP_CALLS + 2
+    found = []
+    for stepped in ("eager", "captured"):
+        distiller = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=50, augment=False, real_batch=8), 2)
+        run, other = distiller.start(), distiller.start()
+        stepper = CapturingStepper(distiller, "off", graph) if stepped == "captured" else Stepper(distiller, "off")
+        for _ in range(captured + 2):
+            run, _ = stepper(run)
+        for parameter in run.parameterization.parameters():
+            parameter.data = 2 * parameter.data  # as a project() may
+        for _ in range(captured + 2):
+            run, _ = stepper(run)
+        run = other
+        for _ in range(captured + 2):
+            run, _ = stepper(run)
+        found.append(next(run.parameterization.parameters()).detach())
+    assert len(made) == 3
+    assert torch.equal(*found)
+
+
+class FixedPlaces(RepeatedCall):
+    """Reads a run where it lay when it was captured, as a CUDA graph does."""
+
+    def __init__(self, run: RunState) -> None:
+        super().__init__()
+        self.run = run
+        self.places = [parameter.data for parameter in run.parameterization.parameters()]
+
+    def replay(self) -> None:
+        parameters = list(self.run.parameterization.parameters())
+        now = [parameter.data for parameter in parameters]
+        for parameter, place in zip(parameters, self.places, strict=True):
+            parameter.data = place
+        super().replay()
+        for parameter, place in zip(parameters, now, strict=True):
+            parameter.data = place
+
+
 class Attending(nn.Module):
     """Reads four numbers as a sequence, by attention whose fused kernel cannot be differentiated twice."""
 

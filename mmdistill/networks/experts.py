@@ -149,7 +149,10 @@ class Experts:
 
     def snapshot(self, expert: int, epoch: int) -> NetworkState:
         """Return an expert's network after an epoch; 0 is the initialisation."""
-        found = state_of({name: tensor.to(self.device) for name, tensor in self._read(expert, epoch).items()})
+        read = self._read(expert, epoch)
+        if self.device.type == "cuda":  # so that no copy waits for what was launched before
+            read = {name: tensor.pin_memory() for name, tensor in read.items()}
+        found = state_of({name: tensor.to(self.device, non_blocking=True) for name, tensor in read.items()})
         for name, shape in self.manifest["architecture"].items():
             tensor = found.params.get(name)
             if tensor is None or list(tensor.shape) != shape:

@@ -27,7 +27,13 @@ B_STD = 0.1
 CPU_PAIRS = 256
 """Pairs of images held at once on a CPU: the fastest of five numbers from 100 to 1024 that were tried."""
 DEVICE_PAIRS = 2048
-"""The same on other devices, where few pairs would leave launches the limit; not measured."""
+"""The same on other devices, where few pairs would leave launches the limit; CUDA's hold more."""
+DEVICE_SHARE = 4
+"""The part of a CUDA device's memory that the pairs held at once may take; not measured."""
+NUMBERS = 20
+"""Numbers held for each pair, pixel and layer."""
+MOST_CAPTURED = 100
+"""Tiles of which the launches, some 700 each, are captured in a graph; not measured."""
 
 
 class WideKernels(NamedTuple):
@@ -112,8 +118,8 @@ def convolutional(
         w_std: standard deviation of the weights before the 1/sqrt(fan-in) scale.
         b_std: standard deviation of the biases.
         pairs: how many pairs of images are held at once. With more than that, the backward pass computes each part
-            again; memory is about 20 ``pairs`` numbers per pixel and layer. None is :data:`CPU_PAIRS` or
-            :data:`DEVICE_PAIRS`.
+            again; memory is about 20 ``pairs`` numbers per pixel and layer. None is :data:`CPU_PAIRS`, on CUDA as many
+            as a quarter of the memory holds, and elsewhere :data:`DEVICE_PAIRS`.
 
     Shapes:
         a ``(n_a, c, h, w)``, b ``(n_b, c, h, w)``; returns two ``(n_a, n_b)``, in the inputs' dtype.
@@ -121,6 +127,7 @@ def convolutional(
     Raises:
         ShapeError: the inputs are not two sets of images of one shape, or of whole numbers.
         ConfigError: no convolution, or no pairs.
+        RuntimeError: more than :data:`MOST_CAPTURED` parts in a CUDA graph's capture, which then is given up.
 
     Source: Novak et al., ICLR 2019 (NNGP); Arora et al., NeurIPS 2019 (NTK); Nguyen et al., ICLR and NeurIPS 2021.
     """
@@ -132,13 +139,34 @@ def convolutional(
     if not (a.is_floating_point() and b.is_floating_point()):
         raise ShapeError(f"kernels are of floating-point numbers, got {a.dtype} and {b.dtype}; convert them (.float())")
     if pairs is None:
-        pairs = CPU_PAIRS if a.device.type == "cpu" else DEVICE_PAIRS
+        pairs = pairs_at_once(a, depth)
     if depth < 1 or pairs < 1:
         raise ConfigError(f"the kernel takes at least 1 convolution and 1 pair at a time, got {depth} and {pairs}")
     tile = partial(_pixel_kernels, depth=depth, w2=w_std**2, b2=b_std**2)
     if a.shape[0] * b.shape[0] <= pairs:
         return tile(a, b)
-    return WideKernels(*_Tiled.apply(a, b, tile, math.isqrt(pairs)))  # type: ignore[no-untyped-call]
+    side = math.isqrt(pairs)
+    require_short(math.ceil(a.shape[0] / side) * math.ceil(b.shape[0] / side), a.device)
+    return WideKernels(*_Tiled.apply(a, b, tile, side))  # type: ignore[no-untyped-call]
+
+
+def require_short(tiles: int, device: torch.device) -> None:
+    """Give up capturing kernels of too many parts.
+
+    Raises:
+        RuntimeError: there are more than :data:`MOST_CAPTURED` while a CUDA graph is captured.
+    """
+    if tiles > MOST_CAPTURED and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"a kernel in {tiles} parts is too long for a graph; fewer samples at once make fewer parts")
+
+
+def pairs_at_once(images: Tensor, depth: int) -> int:
+    """Return how many pairs of images of this shape and dtype are held at once where nobody says it."""
+    if images.device.type != "cuda":
+        return CPU_PAIRS if images.device.type == "cpu" else DEVICE_PAIRS
+    memory = torch.cuda.get_device_properties(images.device).total_memory // DEVICE_SHARE
+    held = memory // (NUMBERS * images.shape[-2:].numel() * depth * images.element_size())
+    return 1 << max(held, 1).bit_length() - 1  # a power of two, as devices like it
 
 
 class _Tiled(torch.autograd.Function):

@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from kornia.geometry import transform as kornia
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.image import augment
 from mmdistill.image.augment import OPERATIONS, WARPS, Operation, Parameters, SiameseAugmentation
 from mmdistill.image.cutmix import MixedMinibatches, cut_and_mix, cutmix_box
 from mmdistill.runtime import Draws
@@ -235,3 +237,15 @@ def test_unmixed_minibatches_keep_their_labels() -> None:
     assert 60 < sum(drawn) < 130
     with pytest.raises(ConfigError, match="a probability"):
         MixedMinibatches(None, cutmix=1.5)
+
+
+def test_places_are_computed_in_float32_whatever_a_step_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    formats: list[str] = []
+
+    def noted(precision: str, device: torch.device) -> nullcontext[None]:
+        formats.append(precision)
+        return nullcontext()
+
+    monkeypatch.setattr(augment, "matrix_products", noted)
+    SiameseAugmentation().augmented(Draws(0), torch.ones(4, 1, 8, 8), 2, shared=True)
+    assert formats == ["float32"]

@@ -252,6 +252,28 @@ def test_an_epoch_may_visit_a_part_of_the_data() -> None:
     assert seen == [4, 4, 2] * 2
 
 
+def test_snapshots_go_to_a_device_without_a_wait(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[bool, bool]] = []
+    pinned: list[int] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(id(tensor))
+        return tensor
+
+    def send(tensor: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
+        sent.append((id(tensor) in pinned, non_blocking))
+        return tensor
+
+    experts = Experts(trained, BlobTask(), 1)
+    here = experts.snapshot(0, 1)
+    experts.device = torch.device("cuda")
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(Tensor, "to", send)
+    there = experts.snapshot(0, 1)
+    assert sent == [(True, True)] * len(sent) != []
+    assert all(torch.equal(there.params[name], tensor) for name, tensor in here.params.items())
+
+
 def test_damaged_and_foreign_files_are_refused(trained: Path, tmp_path: Path) -> None:
     folder = copied(trained, tmp_path)
     shard = folder / "expert-0002.safetensors"

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,6 +199,32 @@ def test_a_set_with_itself_in_parts_is_computed_half_and_equals_the_whole(monkey
     for found in (half, both):
         for one, other in zip(found, whole, strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_a_cuda_device_holds_as_many_pairs_as_a_quarter_of_its_memory(monkeypatch):
+    def pairs(memory, shape, depth=3, kind="cuda", size=8):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
+        there = SimpleNamespace(device=torch.device(kind), shape=torch.Size(shape), element_size=lambda: size)
+        return kernels.pairs_at_once(there, depth)
+
+    assert pairs(80 << 30, (10, 3, 32, 32)) == 32_768
+    assert pairs(80 << 30, (10, 3, 32, 32), size=4) == 65_536
+    assert pairs(24 << 30, (10, 3, 32, 32)) == 8192
+    assert pairs(1 << 20, (0, 3, 224, 224)) == 1
+    assert pairs(80 << 30, (10, 3, 32, 32), kind="cpu") == kernels.CPU_PAIRS
+
+
+def test_a_kernel_in_too_many_parts_is_not_captured(monkeypatch):
+    asked = []
+    monkeypatch.setattr(kernels, "require_short", lambda tiles, device: asked.append(tiles))
+    convolutional(images(3, "x"), images(11, "y"), depth=1, pairs=4)
+    monkeypatch.undo()
+    assert asked == [12]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    kernels.require_short(kernels.MOST_CAPTURED, torch.device("cuda"))
+    kernels.require_short(121, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="in 121 parts is too long for a graph"):
+        kernels.require_short(121, torch.device("cuda"))
 
 
 def test_bad_images():
