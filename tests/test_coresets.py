@@ -102,6 +102,20 @@ def test_k_center_covers() -> None:
     assert sorted(k_center(repeated, None, torch.tensor([4])).tolist()) == [0, 1, 2, 3]
 
 
+def test_k_center_starts_at_the_mean_and_goes_on_to_the_farthest() -> None:
+    points, counts = Draws(4).normal(9, 2), [3, 2, 1]
+    expected = []
+    for index, wanted in enumerate(counts):
+        members = [row for row, label in enumerate(LABELS.tolist()) if label == index]
+        mean = points[members].mean(0)
+        own = [min(members, key=lambda row, mean=mean: float((points[row] - mean).norm()))]  # type: ignore[misc]
+        while len(own) < wanted:
+            left = [row for row in members if row not in own]
+            own.append(max(left, key=lambda row, own=own: min(float((points[row] - points[c]).norm()) for c in own)))  # type: ignore[misc]
+        expected += own
+    assert k_center(points, LABELS, torch.tensor(counts)).tolist() == expected
+
+
 def test_k_means_gives_centroids_by_class() -> None:
     points = torch.tensor([[0.0], [0.2], [4.0], [4.2], [9.0], [9.0], [9.0], [1.0], [3.0]])
     centroids = k_means(points, LABELS, torch.tensor([2, 1, 1]), Draws(0))
