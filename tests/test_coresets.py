@@ -79,11 +79,11 @@ def test_random_subsets_of_classes_are_drawn_apart() -> None:
 
 
 def test_herding_follows_the_greedy_rule() -> None:
-    points = Draws(0).normal(9, 3).double()
-    chosen = herding(points, LABELS, torch.tensor([3, 2, 1]))
+    points, labels = Draws(0).normal(30, 3).double() + 1, torch.arange(30) % 3
+    chosen = herding(points, labels, torch.tensor([6, 3, 1]))
     expected: list[int] = []
-    for label, wanted in ((0, 3), (1, 2), (2, 1)):
-        members = [i for i, y in enumerate(LABELS.tolist()) if y == label]
+    for label, wanted in ((0, 6), (1, 3), (2, 1)):
+        members = [i for i, y in enumerate(labels.tolist()) if y == label]
         mean = sum(points[i] for i in members) / len(members)
         picked: list[int] = []
         for _ in range(wanted):
