@@ -79,11 +79,11 @@ def test_random_subsets_of_classes_are_drawn_apart() -> None:
 
 
 def test_herding_follows_the_greedy_rule() -> None:
-    points = Draws(0).normal(9, 3).double()
-    chosen = herding(points, LABELS, torch.tensor([3, 2, 1]))
+    points, labels = Draws(0).normal(30, 3).double() + 1, torch.arange(30) % 3
+    chosen = herding(points, labels, torch.tensor([6, 3, 1]))
     expected: list[int] = []
-    for label, wanted in ((0, 3), (1, 2), (2, 1)):
-        members = [i for i, y in enumerate(LABELS.tolist()) if y == label]
+    for label, wanted in ((0, 6), (1, 3), (2, 1)):
+        members = [i for i, y in enumerate(labels.tolist()) if y == label]
         mean = sum(points[i] for i in members) / len(members)
         picked: list[int] = []
         for _ in range(wanted):
@@ -100,6 +100,20 @@ def test_k_center_covers() -> None:
     assert set(chosen.tolist()) == {2, 3, 0}
     repeated = torch.tensor([[0.0], [0.0], [1.0], [0.0]])
     assert sorted(k_center(repeated, None, torch.tensor([4])).tolist()) == [0, 1, 2, 3]
+
+
+def test_k_center_starts_at_the_mean_and_goes_on_to_the_farthest() -> None:
+    points, counts = Draws(4).normal(9, 2), [3, 2, 1]
+    expected = []
+    for index, wanted in enumerate(counts):
+        members = [row for row, label in enumerate(LABELS.tolist()) if label == index]
+        mean = points[members].mean(0)
+        own = [min(members, key=lambda row, mean=mean: float((points[row] - mean).norm()))]  # type: ignore[misc]
+        while len(own) < wanted:
+            left = [row for row in members if row not in own]
+            own.append(max(left, key=lambda row, own=own: min(float((points[row] - points[c]).norm()) for c in own)))  # type: ignore[misc]
+        expected += own
+    assert k_center(points, LABELS, torch.tensor(counts)).tolist() == expected
 
 
 def test_k_means_gives_centroids_by_class() -> None:

@@ -211,6 +211,7 @@ def test_metrics_have_their_documented_layout(result: DistilledSet, tmp_path: Pa
     document = json.loads(json.dumps(metrics_document(result, found)))
     assert document["version"] == 1
     assert document["budget"] == {"ipc": 2, "stored_bytes": 6 * 4 * 4 + 6}
+    assert document["whole_bytes"] == BlobTask().describe().stored_bytes > document["budget"]["stored_bytes"]
     assert set(document["results"][0]) == {"judge", "metric", "mean", "sd", "n"}
     assert set(document["baselines"]) == {"random", "herding", "whole"}
     assert {"data", "method", "seconds", "seconds_per_step", "peak_memory_bytes", "device"} <= set(document)

@@ -8,7 +8,7 @@ import torch
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.methods import CORE_METHODS
-from mmdistill.optimizers import LAMB, AdaBelief
+from mmdistill.optimizers import LAMB, AdaBelief, is_active
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
 from tests.toys import BlobTask
@@ -138,6 +138,11 @@ def test_the_annealed_rate_ends_at_its_floor() -> None:
     assert rates == pytest.approx(expected)
     with pytest.raises(ConfigError, match="floor is a share"):
         OptimizerSpec(floor=1.5)
+
+
+def test_a_group_is_active_in_its_part_of_every_period() -> None:
+    steps = [step for step in range(9) if is_active(OptimizerSpec(active=(1, 3, 4)), step)]
+    assert steps == [1, 2, 5, 6]
 
 
 def test_optimizers_that_cannot_be_are_refused() -> None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from mmdistill.objectives.base import Network
 from mmdistill.objectives.distances import row_cosine
 from mmdistill.objectives.gradient import GradientMatching
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch
+from mmdistill.task import Batch, ClassBatch, TaskInfo
 from mmdistill.testing import as_float64, check_objective
 from tests.graph.toy import FAST, planted_graph
 from tests.oracles import graph as oracle
@@ -289,3 +290,17 @@ def test_any_structure_makes_a_method() -> None:
         graph = with_structure(kind)(task(), 6, settings, "hard", Draws(0))
         assert graph(Draws(0)).inputs["adjacency"].shape == (6, 6)  # type: ignore[call-overload]
         assert set(graph.groups()) == {"codes", "decoder"}
+
+
+@pytest.mark.parametrize(("nodes", "width", "cut"), [(2708, 128, 0.05), (50_000, 256, 0.01)])
+def test_large_graphs_have_a_wider_mlp_and_keep_lighter_edges(nodes: int, width: int, cut: float) -> None:
+    class Sized(GraphTask):
+        def __init__(self) -> None:
+            self.device = torch.device("cpu")
+
+        def describe(self) -> TaskInfo:
+            return replace(task().describe(), preprocessing={"nodes": nodes})
+
+    made = pairwise_mlp(Sized(), {"x": features()}, Draws(0))
+    assert isinstance(made, PairwiseMLP)
+    assert (made.source.shape, made.cut) == ((width, 12), cut)

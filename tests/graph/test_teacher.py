@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,27 @@ def test_features_are_averaged_over_hops_sparse_and_dense() -> None:
         dropping_nothing = _Perceptron(scene, 3, Draws(2), replace(SHORT, dropped=0.0))
         assert torch.allclose(dropping_nothing([Draws(5), Draws(6)])[1], perceptron.read(), atol=1e-6)
         assert not torch.allclose(perceptron([Draws(5)])[0], perceptron.read(), atol=1e-2)
+
+
+def test_what_dropout_keeps_is_scaled_up() -> None:
+    scene = parts()[0].scene
+    perceptron = _Perceptron(scene, 3, Draws(2), replace(SHORT, dropped=0.75))
+    units = perceptron._kept_units(torch.full((40, 50), 2.0), Draws(3))
+    assert set(units.unique().tolist()) == {0.0, 8.0}
+    assert float(units.mean()) == pytest.approx(2.0, rel=0.1)
+
+
+def test_every_prediction_of_every_epoch_drops_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, taught = [], _Perceptron.taught
+
+    def watched(self: _Perceptron, part: Part, keys: Sequence[Draws]) -> tuple[Tensor, Tensor, Tensor]:
+        paths.extend(key.path for key in keys)
+        return taught(self, part, keys)
+
+    monkeypatch.setattr(_Perceptron, "taught", watched)
+    train, val = parts()
+    teach(train, val, 3, Draws(0), replace(SHORT, networks=2, epochs=3, samples=2))
+    assert len(set(paths)) == len(paths) == 2 * 3 * 2
 
 
 def test_a_teacher_keeps_known_labels_and_knows_most_others() -> None:

@@ -71,6 +71,8 @@ def test_the_published_ranges() -> None:
     assert span(drawn["color"].contrast) == (0.5, 1.5)
     assert span(drawn["crop"].shift) == (-4, 4)
     assert drawn["crop"].shift.unique().numel() == 9
+    down, right = SiameseAugmentation(("crop",)).draw(Draws(1), 28, 16, 1, n).shift.unbind(1)
+    assert (span(down), span(right)) == ((-4, 4), (-2, 2))  # an eighth of each side, halves rounded up
     assert span(drawn["cutout"].hole) == (-8, 24)
     assert 0.45 < float((drawn["flip"].matrix[:, 1, 1] < 0).float().mean()) < 0.55
     assert span(drawn["scale"].matrix[:, 0, 0]) == (0.83, 1.2)

@@ -13,6 +13,7 @@ from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.fit import fit_steps
 from mmdistill.networks.minibatches import fixed_order, gather_steps, learned_steps
 from mmdistill.networks.stacked import state_at
+from mmdistill.networks.statistics import copied
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Tensors, one_tensor
@@ -85,6 +86,18 @@ def test_one_learned_rate_replaces_the_protocols(digits: ImageTask) -> None:
     trained = image_task("digits", model="mlp", width=8, judge_epochs=40, judge_augment=False)
     untrained = {"inner_lr": torch.tensor(1e-9)}
     assert accuracy(trained, batch, untrained) < accuracy(trained, batch, {"inner_lr": torch.tensor(0.1)}) - 0.2
+
+
+def test_judges_train_by_the_statistics_of_their_minibatches() -> None:
+    task = image_task("digits", model="convnet-bn-w4")
+    state, batch = task.network.init(KEY), task.select(torch.arange(20))
+    one, other = (NetworkState(state.params, copied(state.buffers)) for _ in range(2))
+    loss, buffers = training_loss(task.network, None)(one, batch, {})
+    logits, moved = task.network(other, batch.inputs, train=True)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, one_tensor(batch.targets)))
+    for name, tensor in moved.items():
+        torch.testing.assert_close(buffers[name], tensor)
+    assert any(not torch.equal(buffers[name], tensor) for name, tensor in state.buffers.items())
 
 
 @pytest.mark.parametrize("rate", [-0.01, 0.0, float("nan")])

@@ -72,9 +72,15 @@ def test_a_run_with_fixed_labels_is_read_again(tmp_path: Path, caplog: pytest.Lo
     assert DistilledSet.load(out).label == "fixed scores"
 
 
+@pytest.mark.parametrize(("data", "classes"), [("cifar10", 10), ("cifar100", 100), ("tiny-imagenet", 200)])
+def test_kip_regresses_5000_real_images_of_all_classes_together(data: str, classes: int) -> None:
+    for name in ("kip", "kip-conv"):
+        assert get_method(DOMAIN, name, data).settings(1).real_batch * classes == 5000
+
+
 @pytest.mark.parametrize(
     ("mirror", "channels", "limit", "joined"),
-    [(True, 3, 500, True), (True, 3, 9, False), (False, 3, 500, False), (True, 1, 500, False)],
+    [(True, 3, 500, True), (True, 3, 10, True), (True, 3, 9, False), (False, 3, 500, False), (True, 1, 500, False)],
 )
 def test_mirror_images_join_small_sets_of_data_that_may_be_mirrored(
     mirror: bool, channels: int, limit: int, joined: bool

@@ -85,6 +85,24 @@ def test_students_in_bfloat16_have_the_right_adjoint() -> None:
     assert apart < 0.03  # roundings to 8 bits
 
 
+def test_students_in_bfloat16_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every CPU, since on most of them torch's own formula is right too."""
+    shapes = []
+
+    def watched(x: Tensor, weight: Tensor, shape: Shape) -> Tensor:
+        shapes.append(tuple(weight.shape))
+        return convolution(x, weight, shape)
+
+    monkeypatch.setattr("mmdistill.networks.convolutions.convolution", watched)
+    params = {"first": torch.ones(2, 1, 3, 3), "second": torch.ones(2, 2, 3, 3)}
+    batch = Batch(torch.ones(1, 1, 1, 4, 4).requires_grad_(), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
+    for lowered in (False, True):
+        end = unroll(two_layers(lowered), params, batch, 1.0, Unrolling(keep=0, mode="reverse"))["first"]
+        assert shapes == []
+        torch.autograd.grad(end.sum(), batch.inputs)
+        assert shapes == [(2, 1, 3, 3), (2, 2, 3, 3)] * lowered
+
+
 def test_networks_of_modules_use_them() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU())
     with TwiceDifferentiable(), torch.autocast("cpu", torch.bfloat16):

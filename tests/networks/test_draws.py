@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -76,12 +77,23 @@ def test_inner_steps_on_the_real_set_draw_apart() -> None:
     assert apart(task.drawn)
 
 
-def test_minibatches_of_an_inner_epoch_are_augmented_apart() -> None:
+@pytest.mark.parametrize("kind", [TrainedOnS, AccuracyDriven])
+def test_minibatches_of_inner_epochs_are_augmented_apart(kind: type[TrainedOnS]) -> None:
     task = RecordedTask()
-    schedule = TrainedOnS(outer_steps=5, inner_steps=1, lr=0.1, batch=3, augment=True)
+    schedule = kind(outer_steps=5, inner_steps=2, lr=0.1, batch=3, augment=True)
     schedule.advance(task, schedule.fetch(task, EMPTY, KEY), lambda: task.select(torch.arange(9)), KEY)
-    assert len(task.augmented) == 3
+    assert len(task.augmented) == 6
     assert apart([draws for draws, *_ in task.augmented])
+
+
+def test_inner_epochs_shuffle_the_synthetic_set_anew() -> None:
+    task = RecordedTask()
+    schedule = TrainedOnS(outer_steps=5, inner_steps=4, lr=0.1, batch=3)
+    batch = Batch(torch.arange(9.0)[:, None].expand(-1, 4), torch.arange(9) % 3, torch.ones(9))
+    schedule.advance(task, schedule.fetch(task, EMPTY, KEY), lambda: batch, KEY)
+    orders = torch.stack([seen.inputs[:, 0] for _, seen in task.losses]).view(4, 9)  # type: ignore[call-overload, index]
+    assert torch.equal(orders.sort(1).values, torch.arange(9.0).expand(4, -1))
+    assert len({*map(tuple, orders.tolist()), tuple(range(9))}) == 5
 
 
 def test_accuracies_that_drive_a_training_are_those_of_fresh_real_samples() -> None:

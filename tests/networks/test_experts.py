@@ -404,3 +404,19 @@ def test_impossible_schedules_are_refused() -> None:
 def test_the_task_description_is_plain() -> None:
     assert isinstance(BlobTask().describe(), TaskInfo)
     json.dumps(module.identity(BlobTask(), RECIPE))
+
+
+class OneByOne(RecordedTask):
+    """Blobs whose loss cannot be batched over networks."""
+
+    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
+        state.params["0.weight"].sum().item()
+        return super().loss(state, batch, train=train, draws=draws)
+
+
+def test_experts_that_train_together_drop_out_apart(tmp_path: Path) -> None:
+    task = OneByOne()
+    recipe = ExpertRecipe(replace(PUBLISHED, epochs=2, batch=45), augment=False)
+    train_experts(task, tmp_path, 2, recipe, together=2)
+    seeds = [draws.seed for draws, _ in task.losses if draws is not None]
+    assert len(set(seeds)) == len(seeds) == 2 * 2 * 2

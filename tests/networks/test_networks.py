@@ -160,6 +160,13 @@ def test_of_states_that_score_alike_the_earlier_is_kept() -> None:
     assert not torch.equal(seen[0], seen[-1])
 
 
+def test_the_rate_steps_down_at_whole_epochs_as_the_published_milestones_do() -> None:
+    """IDC's are ``2 * epochs // 3`` and ``5 * epochs // 6``."""
+    protocol = FitProtocol(1000, lr=1.0, decay_at=(2 / 3, 5 / 6), decay=0.2)
+    rates = [epoch_rate(protocol, epoch) for epoch in (665, 666, 832, 833)]
+    assert rates == pytest.approx([1.0, 0.2, 0.2, 0.04])
+
+
 def test_the_rate_does_not_step_down_before_the_first_epoch() -> None:
     assert epoch_rate(FitProtocol(1, lr=0.1, decay_at=(0.5,)), 0) == 0.1
     assert epoch_rate(FitProtocol(2, lr=0.1, decay_at=(0.5,)), 1) < 0.1
@@ -360,6 +367,9 @@ def test_fresh_networks_differ_by_step_and_forget() -> None:
     assert first.network is not None
     assert second.network is not None
     assert not torch.equal(first.network.params["0.weight"], second.network.params["0.weight"])
+    anew = schedule.fetch(task, first, KEY.fold(2)).network  # which has not aged
+    assert anew is not None
+    assert torch.equal(anew.params["0.weight"], second.network.params["0.weight"])
 
 
 def test_a_network_that_nothing_reads_is_drawn_once() -> None:
@@ -514,10 +524,11 @@ def test_accuracy_drives_both_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ages == len(seen["outer"]) == by_hand(schedule, seen["outer"], inner=False) < 40
 
 
-def test_accuracies_are_watched_over_the_last_window(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("inner", [[0.0, 0.0, 0.0, 0.0, 0.1, 0.5], [0.5, 0.1, 0.5, 0.5]])
+def test_accuracies_are_watched_over_the_last_window(monkeypatch: pytest.MonkeyPatch, inner: list[float]) -> None:
     task, syn = BlobTask(), data(BlobTask())
     schedule = AccuracyDriven(outer_steps=40, inner_steps=12, lr=0.05, window=4, settled=0.1, moved=0.3, watched=30)
-    scripts = {"outer": [0.0, 0.9, 0.5, 0.5, 0.5, 0.5], "inner": [0.0, 0.0, 0.0, 0.0, 0.1, 0.5]}
+    scripts = {"outer": [0.0, 0.9, 0.5, 0.5, 0.5, 0.5], "inner": inner}
     left = {"outer": list(scripts["outer"]), "inner": list[float]()}
 
     def scripted(self: AccuracyDriven, task: Task, network: NetworkState, draws: Draws) -> Tensor:

@@ -22,6 +22,7 @@ from mmdistill.networks.schedules import (
     accuracy,
     sgd_step,
 )
+from mmdistill.networks.staggered import NetworkPool
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance, student_loss
@@ -70,6 +71,17 @@ def test_a_training_step_moves_them_by_the_batch(task: ImageTask) -> None:
 
 def syn(task: ImageTask) -> Batch:
     return task.select(torch.arange(10))
+
+
+def test_a_step_of_a_pools_member_moves_them_by_the_synthetic_set(task: ImageTask) -> None:
+    pool = NetworkPool(size=1, max_age=9)
+    before = pool.fetch(task, EMPTY, KEY)
+    assert before.network is not None
+    mean, variance = statistics(task, before.network, syn(task).inputs)  # type: ignore[arg-type]
+    after = pool.fetch(task, pool.advance(task, before, lambda: syn(task), KEY), KEY)
+    assert after.network is not None
+    torch.testing.assert_close(first(after.network, "running_mean"), 0.1 * mean)
+    torch.testing.assert_close(first(after.network, "running_var"), 0.9 + 0.1 * variance)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def test_matching_the_sum_over_classes_warms_up_class_by_class(task: BlobTask, n
         float(GradientMatching(row_cosine, r)(network, *sides, KEY)) for r in ("per-class", "class-sum")
     )  # type: ignore[arg-type]
     objective = GradientMatching(row_cosine, "class-sum", warm_up=WarmUp(steps=20, age=3))
+    assert not objective.steady  # a captured step would go on as it began
     for step, age, expected in ((0, 0, by_class), (19, 2, by_class), (19, 3, summed), (20, 0, summed)):
         value = objective(network._replace(step=step, age=age), *sides, KEY)
         assert float(value) == pytest.approx(expected, rel=1e-12)

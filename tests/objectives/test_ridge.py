@@ -8,12 +8,20 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.labels import centred_one_hot
 from mmdistill.networks.module import redrawn
-from mmdistill.objectives.base import Network, Objective
+from mmdistill.objectives.base import Network, Objective, class_means
 from mmdistill.objectives.kernels import ConvolutionalKernel, FullyConnectedKernel
-from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching, LinearKernel, multinomial
+from mmdistill.objectives.performance import (
+    FeatureKernel,
+    KernelRidgeMatching,
+    LinearKernel,
+    RidgeScale,
+    RidgeSystem,
+    multinomial,
+    ridge_prediction,
+)
 from mmdistill.objectives.ridge import MarginKernelRidge, RandomFeatureRidge, label_margin
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, Inputs, NetworkState
+from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState
 from mmdistill.testing import check_objective
 from tests.oracles import objectives as oracle
 from tests.oracles.kernels import wide_relu
@@ -208,3 +216,30 @@ def test_features_in_float32_are_multiplied_in_float64() -> None:
     features = KEY.normal(5, 12)
     found = RandomFeatureRidge(networks=3, offset=0.0)._gram(features, features)
     torch.testing.assert_close(found, 2 * features.double() @ features.double().T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", ["trace", "absolute"])
+@pytest.mark.parametrize("columns", [2, 9])
+def test_the_prediction_is_the_same_from_whichever_side_it_is_solved(scale: RidgeScale, columns: int) -> None:
+    real, syn, targets = (KEY.fold(rows).normal(rows, width).double() for rows, width in ((3, 4), (5, 4), (6, columns)))
+    k_ts, k_ss, goal = real @ syn.T, syn @ syn.T, targets[:5]
+    amount = 0.3 * (k_ss.diagonal().mean() if scale == "trace" else 1.0)
+    expected = k_ts @ torch.linalg.inv(k_ss + amount * torch.eye(5).double()) @ goal
+    system = RidgeSystem(k_ts, k_ss, goal, torch.tensor(0.3).double(), scale, real, syn)
+    torch.testing.assert_close(ridge_prediction(system), expected)
+
+
+def test_mixed_precision_lowers_the_real_side_alone_and_means_stay_in_float32() -> None:
+    task = BlobTask()
+    batch = task.sample_real(KEY, torch.arange(3), 4)
+    assert isinstance(batch, ClassBatch)
+    plain = class_means(Network(task, task.init(KEY)), batch)
+    for precision, kept in (("mixed", True), ("bf16", False)):
+        network = Network(task, task.init(KEY), precision=precision)  # type: ignore[arg-type]
+        with torch.no_grad():
+            lowered = class_means(network, batch)
+        graph = class_means(network, batch)
+        assert all(mean.dtype == torch.float32 for mean in (*lowered, *graph))
+        assert torch.equal(graph[-1], plain[-1]) == kept
+        assert not torch.equal(lowered[-1], plain[-1])
+        torch.testing.assert_close(lowered[-1], plain[-1], rtol=0.05, atol=0.05)

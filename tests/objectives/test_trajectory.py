@@ -136,6 +136,15 @@ def test_constant_memory_has_the_published_gradient_and_not_the_exact_one(task: 
         assert torch.allclose(a, b, rtol=1e-10)
 
 
+def test_constant_memory_trains_the_same_student_with_momentum(task: BlobTask, network: Network) -> None:
+    syn = flat(task, 6, "syn")
+    start, target = numpy_of(network.state.params), numpy_of(network.target or {})
+    wanted = oracle.trajectory(start, target, [samples(syn)] * 4, [RATE] * 4, 0.9)
+    for kind in (TrajectoryMatching, TrajectoryMatchingConstantMemory):
+        found = kind(4, rate(), unrolling=Unrolling(0.9))(network, syn, syn, DRAWS)
+        assert float(found.detach()) == pytest.approx(wanted, rel=1e-9)
+
+
 def test_a_student_that_reaches_the_target_has_zero_loss(task: BlobTask, network: Network) -> None:
     syn = flat(task, 6, "syn")
     objective = TrajectoryMatching(3, rate())
@@ -156,6 +165,9 @@ def test_minibatches_and_augmentation_derive_from_the_key(task: BlobTask) -> Non
     assert torch.equal(steps.inputs, again.inputs)  # type: ignore[arg-type]
     assert not torch.equal(steps.inputs, objective.step_batches(task, syn, DRAWS.fold(1)).inputs)  # type: ignore[arg-type]
     assert steps.weight.sum(1).tolist() == [3, 3, 1, 3, 3, 1, 3, 3]
+    plain = UnrolledPerformance(8, rate(), batch=3)
+    first, other = (plain.step_batches(task, syn, key).inputs for key in (DRAWS, DRAWS.fold(1)))
+    assert not torch.equal(first, other)  # type: ignore[arg-type]
     whole = UnrolledPerformance(2, rate(), batch=7).step_batches(task, syn, DRAWS)
     assert torch.equal(whole.inputs[1], syn.inputs)  # type: ignore[arg-type]
 
@@ -184,6 +196,14 @@ def test_rates_start_where_they_are_told(form: str) -> None:
     fixed = InnerRate(0.02, form=form, learn=False)  # type: ignore[arg-type]
     assert not list(fixed.parameters())
     assert float(fixed()) == pytest.approx(0.02, rel=1e-5)
+
+
+def test_steps_that_can_be_taken_again_alone_are_carried() -> None:
+    whole = UnrolledPerformance(2, rate(), parts=2, unrolling=Unrolling(0.9)).learned()
+    assert set(whole) == {"inner_lr", "inner_parts", "inner_momentum"}
+    assert (int(whole["inner_parts"]), float(whole["inner_momentum"])) == (2, pytest.approx(0.9))
+    for drawn in (UnrolledPerformance(2, rate(), batch=3), UnrolledPerformance(2, rate(), augment=True)):
+        assert set(drawn.learned()) == {"inner_lr"}
 
 
 def test_wrong_compositions_are_refused(task: BlobTask, network: Network) -> None:

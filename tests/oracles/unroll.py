@@ -32,9 +32,9 @@ def performance(params: Params, steps: Steps, rates: list[float], beta: float, x
     return total / len(xs)
 
 
-def trajectory(params: Params, target: Params, steps: Steps, rates: list[float]) -> float:
+def trajectory(params: Params, target: Params, steps: Steps, rates: list[float], beta: float = 0.0) -> float:
     """Eq. 12 and 13: the student's squared distance to the expert's end over that of the start."""
-    end = student(params, steps, rates)
+    end = student(params, steps, rates, beta)
     reached = sum(float(((end[name] - target[name]) ** 2).sum()) for name in params)
     moved = sum(float(((params[name] - target[name]) ** 2).sum()) for name in params)
     return reached / moved

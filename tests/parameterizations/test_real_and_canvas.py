@@ -70,6 +70,12 @@ def test_combinations_start_as_real_images_and_means_of_two(task: ImageTask) -> 
     assert many.coefficients.shape[2] > images
 
 
+def test_combinations_are_single_images_then_means_of_other_two_in_every_round() -> None:
+    rounds = _first_coefficients(2, 20, 5, "real", KEY)[1].unflatten(0, (4, 5))
+    single = torch.eye(5)
+    assert torch.equal(rounds, torch.stack([(single + single.roll(turn, 1)) / 2 for turn in range(4)]))
+
+
 def test_combinations_of_noise_vary_as_their_images_do() -> None:
     found = _first_coefficients(10, 40, 25, "noise", KEY)
     assert float(found.var()) == pytest.approx(1 / 25, rel=0.1)

@@ -46,6 +46,16 @@ def test_user_metrics_equal_the_oracle(k):
         assert got[f"psp@{k}"][user].item() == pytest.approx(psp, rel=1e-6)
 
 
+def test_known_items_that_fill_a_list_are_no_hits():
+    scores, known, held = (
+        torch.tensor([[3.0, 2.0, 1.0]]),
+        torch.tensor([[1.0, 0.0, 0.0]]),
+        torch.tensor([[1.0, 1.0, 0.0]]),
+    )
+    found = user_metrics(scores, known, held, torch.ones(3), (3,))
+    assert found["hr@3"].tolist() == found["recall@3"].tolist() == [0.5]
+
+
 def test_a_perfect_ranking_scores_one_and_known_items_never_count():
     _, known, held = random_case()
     perfect = user_metrics(held + 5 * known, known, held, torch.ones(30), (5,))

@@ -8,16 +8,18 @@ from mmdistill.runtime import Draws
 SMALL = VaeProtocol(hidden=12, latent=4, steps=40, batch=16, checks=4, epochs=1, lr=1e-2)
 
 
-def test_loss_is_its_formula():
-    protocol = VaeProtocol(hidden=5, latent=3, dropout=0.0)
+@pytest.mark.parametrize("dropout", [0.0, 0.75])
+def test_loss_is_its_formula(dropout):
+    protocol = VaeProtocol(hidden=5, latent=3, dropout=dropout)
     network = initialised(MultVae(7, protocol), Draws(0)).double()
     rows = (Draws(1).uniform(4, 7) < 0.5).double()
     rows[:, 0] = 1
     key, total = Draws(2), 0.0
     noise = key.fold("code").normal(4, 3).double()
+    kept = (key.fold("dropout").uniform(4, 7) >= dropout).double() / (1 - dropout)
     w = {name: p.detach() for name, p in network.named_parameters()}
-    for row, e in zip(rows, noise, strict=True):
-        h = torch.tanh(w["encoder.weight"] @ (row / row.norm()) + w["encoder.bias"])
+    for row, e, mask in zip(rows, noise, kept, strict=True):
+        h = torch.tanh(w["encoder.weight"] @ (row / row.norm() * mask) + w["encoder.bias"])
         code = w["code.weight"] @ h + w["code.bias"]
         mean, log_variance = code[:3], code[3:]
         z = mean + e * torch.exp(log_variance / 2)
@@ -27,6 +29,17 @@ def test_loss_is_its_formula():
         divergence = 0.5 * sum(mean[j] ** 2 + log_variance[j].exp() - 1 - log_variance[j] for j in range(3))
         total += float(-likelihood + 0.3 * divergence) / 4
     assert network.loss(rows, 0.3, key).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_scores_are_of_the_mean_code_of_unit_rows():
+    network = initialised(MultVae(7, VaeProtocol(hidden=5, latent=3)), Draws(0)).double()
+    rows = (Draws(1).uniform(4, 7) < 0.5).double()
+    rows[:, 0] = 1
+    w = dict(network.named_parameters())
+    hidden = torch.tanh(rows / rows.norm(dim=1, keepdim=True) @ w["encoder.weight"].T + w["encoder.bias"])
+    code = (hidden @ w["code.weight"].T + w["code.bias"])[:, :3]
+    decoded = torch.tanh(code @ w["decoder.0.weight"].T + w["decoder.0.bias"])
+    torch.testing.assert_close(network(rows), decoded @ w["output.weight"].T + w["output.bias"])
 
 
 def fitted(task, score, protocol=SMALL, seed=0):

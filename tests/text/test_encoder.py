@@ -209,8 +209,10 @@ def test_a_model_is_asked_for_no_more_places_than_it_has(tmp_path: Path) -> None
     folder = tiny_transformer(tmp_path / "bert")
     config = json.loads((folder / "config.json").read_text())
     encoder = TransformerEncoder(folder)
-    long = " ".join(["bread"] * (2 * config["max_position_embeddings"]))
-    assert encoder.encode([long, "bread"]).truncated == 1
+    places = config["max_position_embeddings"]
+    long, fitting = (" ".join(["bread"] * words) for words in (2 * places, places - 2))  # beside [CLS] and [SEP]
+    assert encoder.encode([long, fitting, "bread"]).truncated == 1
+    assert encoder.encode([f"{fitting} bread"]).truncated == 1
     kind = SimpleNamespace(max_position_embeddings=514, model_type="xlm-roberta", pad_token_id=1)
     assert positions(kind) == 512
     assert positions(SimpleNamespace()) > 10**6
