@@ -306,7 +306,7 @@ def test_a_device_takes_no_more_classes_at_once_than_fit_its_memory(classes: int
     batch = ClassBatch(Batch(inputs, torch.empty(classes, 256, device="meta"), weight), Dims(0, 0))
     network = Network(BlobTask(), BlobTask().init(Draws(1)))
     assert features_at_once(network, batch) == at_once
-    assert classes_at_once(network, batch, "auto") == at_once
+    assert classes_at_once(network, batch) == at_once
 
 
 @pytest.mark.parametrize(

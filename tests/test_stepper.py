@@ -166,7 +166,7 @@ def test_a_run_compiles_where_its_operations_repay_it(monkeypatch: pytest.Monkey
 
         return call
 
-    monkeypatch.setattr("mmdistill.distiller.compiled", kept)
+    monkeypatch.setattr("mmdistill.distiller.Program", kept)
     losses = []
     for worth, path in ((1e30, "eager"), (1.0, "compiled")):
         monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", worth)
