@@ -25,7 +25,7 @@ from mmdistill.assembly import (
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, without_scores
-from mmdistill.composition import network_unread, without_effect
+from mmdistill.composition import without_effect
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
@@ -47,7 +47,7 @@ from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free, ways_out
 from mmdistill.runtime import sole_writer, use_deterministic_kernels
 from mmdistill.saving import draw, require_held
-from mmdistill.settings import AT_RESUME
+from mmdistill.settings import AT_RESUME, require_sizes
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned
 from mmdistill.task import BudgetKind, Task
@@ -138,7 +138,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
             print(f"note: {note}")
         for name in without_effect(task, method, budget, config.overrides()):
             print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
-        if method.judge and not config.judges and network_unread(method, budget):
+        if method.judge and not config.judges and method.reads_no_network(budget):
             for name in ("model", "width"):
                 if getattr(config, name) is not None:
                     print(f"note: {method.title} reads no network, nor does its judge: --{name} changes nothing")
@@ -201,9 +201,7 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
         ConfigError: a method without experts, or epochs that are too few or belong to no folder of the user's.
     """
     counts = {"--ipc": config.ipc, "--nodes": config.nodes, "--experts": config.experts, "--epochs": epochs}
-    for option, number in {**counts, "--together": together}.items():
-        if number is not None and number < 1:
-            raise ConfigError(f"{option} is at least 1, got {number}")
+    require_sizes(**counts, **{"--together": together})
     config = placed(config)
     domain, task = make_task(config)
     method = chosen_method(config, domain)

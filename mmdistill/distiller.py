@@ -13,7 +13,6 @@ from mmdistill.allocator import keep_freed_memory
 from mmdistill.compilation import Program, compiled, operations
 from mmdistill.composition import (
     make_optimizers,
-    network_unread,
     require_composition,
     require_groups,
     require_selectable,
@@ -407,7 +406,7 @@ class Distiller:
             device=runtime.describe_device(self.task.device),
             precision=self.precision,
             parameterization=self.method.storage,
-            network="" if network_unread(self.method, self.budget) else network_title(self.task),
+            network="" if self.method.reads_no_network(self.budget) else network_title(self.task),
             label=run.parameterization.labels.title,
             judge=self.method.judge,
             described=self.described,

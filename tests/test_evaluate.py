@@ -115,8 +115,7 @@ def test_a_solved_judge_counts_once_however_many_networks_would_train_at_once(
 
 
 def test_entries_are_mean_and_sample_deviation() -> None:
-    scores = [Scores("a", {"accuracy": (0.5, 0.7)}, ("odd",)), Scores("a", {"accuracy": (0.9,)})]
-    (entry,) = summarise(scores)
+    (entry,) = summarise([Scores("a", {"accuracy": (0.5, 0.7, 0.9)}, ("odd",))])
     assert entry.mean == pytest.approx(0.7)
     assert entry.sd == pytest.approx(statistics.stdev([0.5, 0.7, 0.9]))
     assert (entry.n, entry.notes) == (3, ("odd",))

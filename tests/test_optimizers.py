@@ -105,27 +105,6 @@ def test_a_loaded_state_lies_where_its_parameter_does(optimizer: type[LAMB | Ada
     )
 
 
-def test_a_closure_is_evaluated() -> None:
-    parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = LAMB([parameter], lr=0.1)
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = parameter.square().sum()
-        loss.backward()
-        return float(loss.detach())
-
-    assert optimizer.step(closure) == 2.0
-    assert optimizer.step(closure) < 2.0  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}])
-@pytest.mark.parametrize("optimizer", [LAMB, AdaBelief])
-def test_values_out_of_range_are_refused(optimizer: type[LAMB | AdaBelief], wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=f"{optimizer.__name__} needs"):
-        optimizer([torch.nn.Parameter(torch.ones(1))], **wrong)  # type: ignore[arg-type]
-
-
 def test_the_annealed_rate_ends_at_its_floor() -> None:
     rate = OptimizerSpec("adabelief", 0.1, cosine=True, floor=0.1)
     method = CORE_METHODS["dm"].with_settings(steps=4, real_batch=4, augment=False, optimizers={"codes": rate})
