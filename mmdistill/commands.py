@@ -30,9 +30,9 @@ from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks
+from mmdistill.evaluate import find_judges, require_baselines, require_networks
 from mmdistill.export import export
-from mmdistill.judging import chosen_judging, judge_missing, keep_found, keeping
+from mmdistill.judging import chosen_judging, judge_and_keep, judge_missing
 from mmdistill.kept_baselines import KeptBaselines, code_digest
 from mmdistill.memory import explained
 from mmdistill.method import Method
@@ -326,23 +326,18 @@ def evaluate_command(asked: EvaluateConfig) -> None:
         previous = of_same_test(judged, task)
         if judged and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
-        with keeping(config, task, folder, distilled, previous) as progress:
-            evaluation = evaluate(
-                task,
-                distilled,
-                judges=split_names(asked.judges),
-                n=asked.networks,
-                at_once=asked.networks_at_once,
-                seed=asked.seed,
-                baselines=baseline_names(asked.baselines),
-                robust=asked.scores == "robust",
-                progress=progress,
-            )
-    metrics = read_metrics(path)
-    judging = chosen_judging(config)
-    kept = KeptBaselines(config, task, judging, asked.networks, asked.networks_at_once, asked.seed)
-    keep_found(kept, evaluation, metrics, distilled.budget)
-    dropped = dropped_baselines(previous, metrics)
+        judging = chosen_judging(config)
+        kept = KeptBaselines(config, task, judging, asked.networks, asked.networks_at_once, asked.seed)
+        evaluation = judge_and_keep(
+            kept,
+            distilled,
+            folder,
+            previous,
+            judges=split_names(asked.judges),
+            baselines=baseline_names(asked.baselines),
+            robust=asked.scores == "robust",
+        )
+    dropped = dropped_baselines(previous, read_metrics(path))
     if dropped:
         print(f"dropped, since judged otherwise than the set now is: {', '.join(dropped)}")
     print(summary(distilled, evaluation, subset_bytes(task, distilled.budget)))

@@ -50,7 +50,7 @@ class KeptBaselines:
         self, config: DistillConfig, task: Task, judging: Judging, n: int, at_once: int | None, seed: int
     ) -> None:
         info = task.describe()
-        self.task, self.judging = task, judging
+        self.task, self.judging, self.networks, self.at_once, self.seed = task, judging, n, at_once, seed
         self.usable = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
         options = {name: getattr(config, name) for name in (*(f.name for f in fields(TaskOptions)), *SHAPING)}
         self.key = {
