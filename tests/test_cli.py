@@ -32,7 +32,7 @@ from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
 from mmdistill.runtime import atomic_write, sole_writer
-from mmdistill.settings import Settings
+from mmdistill.settings import TRAINING, Settings
 from mmdistill.task import Task
 from mmdistill.wording import GROUPS
 
@@ -1044,6 +1044,16 @@ def test_settings_that_a_method_does_not_read_are_named() -> None:
     assert unread("rat-bptt") == ["outer_steps"]
     assert get_method(get_domain("image"), "random-soft").unread(1, given) == []
     assert get_method(get_domain("image"), "tesla").unread(1, ["teacher_epochs"]) == ["teacher_epochs"]
+
+
+@pytest.mark.parametrize("domain", DOMAIN_PACKAGES)
+def test_no_method_sets_what_it_does_not_read(domain: str) -> None:
+    for data in ("digits", "mnist", "cifar10") if domain == "image" else ("",):
+        for name in domain_methods(get_domain(domain)):
+            method = get_method(get_domain(domain), name, data)
+            chosen = vars(method.settings(1))
+            own = [name for name in TRAINING if chosen[name] != getattr(Settings(steps=1), name)]
+            assert method.unread(1, own) == [], (name, data)
 
 
 def test_the_page_names_the_settings_without_an_option() -> None:

@@ -10,7 +10,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.methods import CORE_METHODS
 from mmdistill.optimizers import LAMB, AdaBelief
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec
+from mmdistill.settings import OptimizerSpec, Settings
 from tests.toys import BlobTask
 
 KEY = Draws(8)
@@ -122,6 +122,11 @@ def test_the_annealed_rate_ends_at_its_floor() -> None:
 def test_optimizers_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"the optimizer is sgd or .* or adabelief, got .adma.; did you mean 'adam'"):
         OptimizerSpec("adma")  # type: ignore[arg-type]
-    for active in ((2, 2, 4), (0, 5, 4), (-1, 2, 4), (0, 1, 0)):
+    for active in ((2, 2, 4), (0, 5, 4), (-1, 2, 4), (0, 1, 0), (0, 1), 3, (0, 0.5, 1), "abc"):
         with pytest.raises(ConfigError, match="start < stop <= period"):
-            OptimizerSpec(active=active)
+            OptimizerSpec(active=active)  # type: ignore[arg-type]
+    for floor in (-0.1, "0.5", None, float("nan")):
+        with pytest.raises(ConfigError, match="floor is a number of at least 0"):
+            OptimizerSpec(floor=floor)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"\(inner_optimizer\) is sgd or adam, got 'adma'; did you mean 'adam'\?"):
+        Settings(steps=1, inner_optimizer="adma")  # type: ignore[arg-type]
