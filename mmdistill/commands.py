@@ -362,16 +362,16 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
         metric: which score; None is the judge's first.
         to: a folder for the page, its pictures and tables for other programs and for LaTeX; None for none.
     """
-    folders, skipped = judged_runs([Path(run) for run in runs])
-    judges = judges_of(folders, judge)
-    rows = [row for name in judges for row in read_runs(folders, name, metric)]
+    found, skipped = judged_runs([Path(run) for run in runs])
+    judges = judges_of(found, judge)
+    rows = [row for name in judges for row in read_runs(found, name, metric)]
     lines = table(rows)
     print(aligned(lines))
     print(LEGEND)
-    lacking = [set(without_scores(folders, name, metric)) for name in judges]
-    if missing := [folder for folder in folders if all(folder in without for without in lacking)]:
+    lacking = [set(without_scores(found, name, metric)) for name in judges]
+    if missing := [run.folder for run in found if all(run.folder in without for without in lacking)]:
         print(f"left out, since they have no such scores: {first_few(missing, 3)}")
-    twice = {folder: kept for name in judges for folder, kept in repeated(folders, name, metric).items()}
+    twice = {folder: kept for name in judges for folder, kept in repeated(found, name, metric).items()}
     for folder, kept in twice.items():
         print(f"left out: {folder}, which has the seed of {kept} and no other option that counts")
     said = notes(rows)

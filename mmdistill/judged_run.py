@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mmdistill.config import BUDGETS, SETTINGS
@@ -23,13 +24,13 @@ VALIDATING = ("judge_epochs", "judge_batch", "judge_precision")
 
 
 class JudgedRun(NamedTuple):
-    """A judged run: its folder, ``metrics.json``, the result that is compared, ``distilled.json`` and its options."""
+    """A judged run: its folder, ``metrics.json``, ``distilled.json``, its options and the result that is compared."""
 
     folder: Path
     metrics: dict[str, Any]
-    entry: dict[str, Any]
     made: dict[str, Any]
     options: dict[str, Any]
+    entry: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def settings(self) -> dict[str, Any]:
