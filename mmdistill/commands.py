@@ -42,6 +42,7 @@ from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longe
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.planning import plan_rows
+from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free, ways_out
@@ -170,12 +171,12 @@ def _distill_with_bar(
 ) -> DistilledSet:
     """Return the set of a run whose steps a bar counts; ``begun`` is called after the first one."""
     name = canonical(str(config.method))
-    with progress_bar(f"{Path(str(config.data)).stem} {name}", "step", visible=ranks.is_first()) as show:
+    with step_bar(f"{Path(str(config.data)).stem} {name}", visible=True) as show:
 
         def progress(done: int, total: int, loss: float) -> None:
             if done == 1:
                 begun()
-            show(done, total, loss=f"{loss:.4g}")
+            show(done, total, loss)
 
         return distill(
             task,
