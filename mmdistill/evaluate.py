@@ -147,7 +147,7 @@ def evaluate(
     if isinstance(baselines, str):
         baselines = baseline_names(baselines)
     else:
-        baselines = [canonical(name) for name in _names("baselines", baselines)]
+        baselines = list(dict.fromkeys(map(canonical, _names("baselines", baselines))))
     require_networks(n, at_once)
     seed = checked_seed(seed)
     require_baselines(task, baselines)

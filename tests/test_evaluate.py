@@ -188,6 +188,14 @@ def test_bad_requests_are_named(result: DistilledSet) -> None:
         evaluate(task, result, judges=3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"baselines are names, got \[None\]"):
         evaluate(task, result, baselines=[None])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("asked", ["k-center,K_Center", ["k-center", "K_Center", "k-center"]])
+def test_a_baseline_that_is_asked_for_twice_is_judged_once(result: DistilledSet, asked: str | list[str]) -> None:
+    task = Recorded()
+    found = evaluate(task, result, n=1, baselines=asked)
+    assert list(found.baselines) == ["k-center"]
+    assert len(task.keys) == 2
     with pytest.raises(ConfigError, match="seed is a whole number, got 'x'"):
         evaluate(task, result, seed="x")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="a task is expected, got DistilledSet"):
