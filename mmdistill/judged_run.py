@@ -6,15 +6,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from mmdistill.config import BUDGETS, SETTINGS
+from mmdistill.config import BUDGETS, HOW_IT_RUNS, SETTINGS
 from mmdistill.settings import MEMORY_ONLY, completed
 
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
 TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "steps")
 """Options and settings that the rest of a row tells."""
-PLACES = (
-    *("data", "mirror", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY, *BUDGETS),
+NOT_TOLD_APART = (
+    *HOW_IT_RUNS,
+    *("data", "mirror", "seed", *BUDGETS),
     *("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "judge_precision"),
 )
 """Options in which runs may differ and still be repetitions of one another: the set says what its data and its budget
@@ -75,7 +76,7 @@ class JudgedRun(NamedTuple):
 
     def options_beside(self) -> dict[str, str]:
         """Return the options that the run was given and that none of its recorded settings tells."""
-        told = {*PLACES, *(("lr", *SETTINGS) if self.settings else ())}
+        told = {*NOT_TOLD_APART, *(("lr", *SETTINGS) if self.settings else ())}
         if self.settings.get("validate_every"):
             told -= {*VALIDATING}
         return {name: str(value) for name, value in self.options.items() if name not in told}
@@ -88,7 +89,7 @@ class JudgedRun(NamedTuple):
         """Return the run's settings and what is set of its data, its objective and its schedule, in words."""
         found: dict[str, str] = {}
         for name, value in self.settings.items():
-            if name in PLACES:
+            if name in NOT_TOLD_APART:
                 continue
             if isinstance(value, Mapping):
                 groups = [(f"{group} {key}", one) for group, spec in value.items() for key, one in dict(spec).items()]
