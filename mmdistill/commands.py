@@ -33,7 +33,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import find_judges, require_baselines, require_networks
 from mmdistill.export import export
 from mmdistill.judging import chosen_judging, judge_and_keep, judge_missing
-from mmdistill.kept_baselines import KeptBaselines, code_digest
+from mmdistill.kept_baselines import KeptBaselines, package_digest
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
@@ -59,7 +59,7 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = F
 
     A dry run reads the data and prints what the run would do.
     """
-    code_digest()  # of the code that runs, which may be edited meanwhile
+    package_digest()  # of the code that runs, which may be edited meanwhile
     given = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
     if resume is not None:
         config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
@@ -307,7 +307,7 @@ def evaluate_command(asked: EvaluateConfig) -> None:
     Raises:
         ConfigError: unknown scores, or a folder that takes no results.
     """
-    code_digest()  # of the code that runs, which may be edited meanwhile
+    package_digest()  # of the code that runs, which may be edited meanwhile
     if asked.scores not in ("accuracy", "robust"):
         raise unknown_name("kind of scores", asked.scores, ("accuracy", "robust"))
     folder = Path(asked.run)

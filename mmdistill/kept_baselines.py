@@ -57,7 +57,7 @@ class KeptBaselines:
             "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
             "options": options | {"device": describe_device(torch.device(task.device))},
             "judged": [n, at_once, seed],
-            "code": [code_digest(), torch.__version__, package_versions()],
+            "code": [package_digest(), torch.__version__, package_versions()],
         }
 
     def find(self, name: str, budget: int, judge: str) -> Entries:
@@ -94,7 +94,7 @@ class KeptBaselines:
 
 
 @functools.cache
-def code_digest() -> str:
+def package_digest() -> str:
     """Return a digest of this package's source, which decides what judges find; commands ask first when they begin."""
     folder = Path(mmdistill.__file__).parent
     found = hashlib.blake2b(digest_size=16)

@@ -110,7 +110,7 @@ def test_whatever_decides_a_score_is_judged_anew(option: tuple[str, str], tmp_pa
 def test_other_code_is_another_judge(tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     distil(tmp_path / "a", "--baselines", "random")
     judged.clear()
-    monkeypatch.setattr(kept_baselines, "code_digest", lambda: "changed")
+    monkeypatch.setattr(kept_baselines, "package_digest", lambda: "changed")
     distil(tmp_path / "b", "--baselines", "random")
     assert judged == ["random"]
 
@@ -122,9 +122,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path.parent.mkdir()
     path.write_text("first")
     monkeypatch.setattr("mmdistill.__file__", str(path))
-    kept_baselines.code_digest.cache_clear()
+    kept_baselines.package_digest.cache_clear()
     yield path
-    kept_baselines.code_digest.cache_clear()
+    kept_baselines.package_digest.cache_clear()
 
 
 def test_code_that_is_edited_while_a_command_runs_judged_nothing(
@@ -139,7 +139,7 @@ def test_code_that_is_edited_while_a_command_runs_judged_nothing(
 
     def begin() -> None:  # as a new process does
         module.write_text("first")
-        kept_baselines.code_digest.cache_clear()
+        kept_baselines.package_digest.cache_clear()
 
     with monkeypatch.context() as patched:
         for module_of, name in ((commands, "distill"), (judging, "evaluate")):
