@@ -158,15 +158,11 @@ def _saved(config: DistillConfig, folder: Path) -> Iterator[None]:
         config.save(path)
         yield
     except Exception:  # what was interrupted can be resumed
-        if traces(folder) == before:
-            _put_back(path, former)
+        if traces(folder) != before:
+            raise
+        if former is None:
+            path.unlink(missing_ok=True)
+        else:
+            with atomic_write(path) as handle:
+                handle.write(former)
         raise
-
-
-def _put_back(path: Path, former: bytes | None) -> None:
-    """Give a file its former content; None where there was no such file."""
-    if former is None:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_write(path) as handle:
-        handle.write(former)

@@ -54,7 +54,7 @@ from mmdistill.tabular import aligned
 from mmdistill.task import BudgetKind, Task
 
 
-def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = False) -> None:
+def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) -> None:
     """Distil, judge, draw; or continue a run, perhaps to more steps. Under torchrun all ranks distil, and one judges.
 
     A dry run reads the data and prints what the run would do.

@@ -174,7 +174,7 @@ class Distiller:
         decoded: Batch,
         real: Batch | ClassBatch,
         key: Draws,
-        chosen: Chosen | None = None,
+        chosen: Chosen | None,
     ) -> tuple[Batch | ClassBatch, Batch | ClassBatch]:
         """Return the synthetic and the real batch of a step, in the objective's view, augmented alike.
 
@@ -197,7 +197,7 @@ class Distiller:
             real = augmented(self.task, siamese, real, shared=True)
         return syn, real
 
-    def _labelled(self, run: RunState, syn: Batch, network: ScheduleState = EMPTY) -> Batch:
+    def _labelled(self, run: RunState, syn: Batch, network: ScheduleState) -> Batch:
         """Return a decoded batch with the labels of its teacher, if it has one: the step's target, or one network."""
         labels, teacher = run.parameterization.labels, self._teacher
         if network.target is not None and network.network is not None:

@@ -17,7 +17,7 @@ TABLE_1 = (
 NO_ROW = "no row of its own in Table 1"
 
 
-def methods_command(domains: Sequence[str] = (), *, long: bool = False) -> None:
+def methods_command(domains: Sequence[str], *, long: bool) -> None:
     """List the methods, a line each; where it shall be long, all of what is said of them.
 
     Args:

@@ -42,7 +42,7 @@ class Running(NamedTuple):
     title: str
 
 
-def sweep_command(asked: SweepConfig, common: DistillConfig, dry_run: bool = False) -> None:
+def sweep_command(asked: SweepConfig, common: DistillConfig, dry_run: bool) -> None:
     """Make the runs of a sweep that are missing and compare all in its folder; a dry run lists them.
 
     Args:
@@ -227,7 +227,7 @@ def _begun(config: DistillConfig, device: str) -> "subprocess.Popen[bytes]":
     folder = config.folder()
     replace(config, device=device).save(folder / CONFIG)
     with (folder / LOG).open("wb") as log:
-        return start([*own_program("sweep"), "distill", f"--resume={folder}"], log)
+        return start([*own_program(), "distill", f"--resume={folder}"], log)
 
 
 def _title(config: DistillConfig) -> str:
