@@ -158,11 +158,10 @@ def _saved(config: DistillConfig, folder: Path) -> Iterator[None]:
         config.save(path)
         yield
     except Exception:  # what was interrupted can be resumed
-        if traces(folder) != before:
-            raise
-        if former is None:
-            path.unlink(missing_ok=True)
-        else:
-            with atomic_write(path) as handle:
-                handle.write(former)
+        if traces(folder) == before:
+            if former is None:
+                path.unlink(missing_ok=True)
+            else:
+                with atomic_write(path) as handle:
+                    handle.write(former)
         raise

@@ -1,6 +1,5 @@
 """Judged runs together: which of them are repetitions of one another, and what these scored."""
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -209,21 +208,7 @@ def _repetitions(runs: Sequence[JudgedRun], judge: str | None, metric: str | Non
         if (entry := _chosen(run.metrics, judge, metric)) is not None:
             own = run._replace(entry=entry)
             groups.setdefault(own.identity(), []).append(own)
-    return [
-        _by(alike, lambda run: run.seed)
-        for runs in groups.values()
-        for made in _made_alike(runs)
-        for alike in _of_one_data_set(made)
-    ]
-
-
-def _made_alike(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
-    """Return runs in groups of one objective and schedule each; those that say nothing of them fit a single group."""
-    told = _by([run for run in runs if run.described], lambda run: json.dumps(run.described, sort_keys=True))
-    silent = [run for run in runs if not run.described]
-    if len(told) < 2:
-        return [list(runs)]
-    return [*told.values(), *([silent] if silent else [])]
+    return [_by(alike, lambda run: run.seed) for runs in groups.values() for alike in _of_one_data_set(runs)]
 
 
 def _of_one_data_set(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:

@@ -150,7 +150,7 @@ def k_means_nearest(embedding: Tensor, labels: Tensor | None, counts: Tensor, dr
     Shapes:
         embedding ``(N, d)``; returns indices in class-major order.
     """
-    centroids = iter(k_means(embedding, labels, counts, draws).double().split(counts.tolist()))
+    centroids = iter(torch.split(k_means(embedding, labels, counts, draws).double(), counts.tolist()))
 
     def nearest_centroids(points: Tensor, wanted: int) -> list[int]:
         distances = torch.cdist(next(centroids), points)

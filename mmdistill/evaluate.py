@@ -12,9 +12,7 @@ from mmdistill.allocation import allocate
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
-from mmdistill.evaluation import Entry as Entry  # these three also under the names that they have had here
-from mmdistill.evaluation import Evaluation as Evaluation
-from mmdistill.evaluation import summarise as summarise
+from mmdistill.evaluation import Entry, Evaluation, summarise
 from mmdistill.isolation import isolated
 from mmdistill.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name

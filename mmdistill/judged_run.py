@@ -54,7 +54,7 @@ class JudgedRun(NamedTuple):
 
     @property
     def described(self) -> Mapping[str, Any]:
-        """What the set says of its objective and schedule; nothing in runs of earlier versions."""
+        """What the set says of its objective and schedule; nothing of closed forms."""
         found = self.made.get("described")
         return found if isinstance(found, Mapping) else {}
 
@@ -126,14 +126,11 @@ class JudgedRun(NamedTuple):
         return any(self.settings[own] in alike for own in (name, f"inner_{name}") if own in self.settings)
 
     def identity(self) -> str:
-        """Return what repetitions share, as text; the data by their name, size and classes.
-
-        What the set says of its objective and schedule is not in it, since runs of earlier versions say nothing.
-        """
+        """Return what repetitions share, as text; the data by their name, size and classes."""
         metrics, entry = self.metrics, self.entry
         settings = {name: value for name, value in self.settings.items() if name not in MEMORY_ONLY}
         data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names"), self.augmentation]
         judged = [entry["judge"], entry["metric"], entry.get("judging")]
-        said = [self.made.get(name) for name in RECORDED]
+        said = [*(self.made.get(name) for name in RECORDED), self.described]
         own = [data, metrics["method"], metrics["budget"], judged, self.options_beside(), settings, said]
         return json.dumps(own, sort_keys=True)

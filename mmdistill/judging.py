@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from mmdistill.abilities import ROBUST_METRICS, TitlesJudges
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.evaluate import Evaluation, evaluate, find_judges
+from mmdistill.evaluate import evaluate, find_judges
+from mmdistill.evaluation import Evaluation
 from mmdistill.kept_baselines import KeptBaselines
 from mmdistill.metrics import Judging, judging_of, judging_set, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.names import baseline_names

@@ -620,13 +620,3 @@ def test_published_and_reduced_schedules_are_told_apart_beside_what_sets_say_of_
         document = json.loads((run / "distilled.json").read_text())
         (run / "distilled.json").write_text(json.dumps({**document, "described": {"schedule": {"class": "Fresh"}}}))
     assert titles(rows_of(runs)) == ["dm (schedule published)", "dm (schedule reduced)"]
-
-
-def test_runs_that_say_nothing_of_their_objective_are_repetitions_of_those_that_do(tmp_path: Path) -> None:
-    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(4)]
-    for run, freqs in zip(runs[1:], (8, 8, 9), strict=True):
-        document = json.loads((run / "distilled.json").read_text())
-        own = {"objective": {"class": "Own", "freqs": freqs}}
-        (run / "distilled.json").write_text(json.dumps({**document, "described": own}))
-    assert [len(row.score.values) for row in rows_of(runs[:3])] == [3]
-    assert sorted(len(row.score.values) for row in rows_of(runs)) == [1, 1, 2]

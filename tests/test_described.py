@@ -169,14 +169,15 @@ def test_a_resume_refuses_another_objective_or_schedule_of_the_same_name(
     assert distill(task, first, ipc=1, out=tmp_path, resume=True).steps == 6
 
 
-def test_checkpoints_without_a_description_resume(tmp_path: Path) -> None:
+def test_checkpoints_without_a_description_are_refused(tmp_path: Path) -> None:
     task = BlobTask()
     stopped(task, powered(), tmp_path)
     (newest,) = (tmp_path / "checkpoints").iterdir()
     tree = load_tree(newest)
     earlier = {name: value for name, value in json.loads(tree["identity"]).items() if name != "described"}
     save_tree(newest, tree | {"identity": json.dumps(earlier)})
-    assert distill(task, powered(8.0), ipc=1, out=tmp_path, resume=True).steps == 6
+    with pytest.raises(CheckpointError, match="did not note its described"):
+        distill(task, powered(), ipc=1, out=tmp_path, resume=True)
 
 
 def test_a_run_resumes_with_other_settings_that_bound_memory(tmp_path: Path) -> None:

@@ -20,14 +20,8 @@ from mmdistill.errors import (
     ShapeError,
     UnsupportedError,
 )
-from mmdistill.evaluate import (
-    Entry,
-    Evaluation,
-    _pooled,
-    evaluate,
-    find_judges,
-    summarise,
-)
+from mmdistill.evaluate import _pooled, evaluate, find_judges
+from mmdistill.evaluation import Entry, Evaluation, summarise
 from mmdistill.memory import explained
 from mmdistill.methods import CORE_METHODS
 from mmdistill.metrics import dropped_baselines, metrics_document
