@@ -159,14 +159,9 @@ def _saved(config: DistillConfig, folder: Path) -> Iterator[None]:
         yield
     except Exception:  # what was interrupted can be resumed
         if traces(folder) == before:
-            _put_back(path, former)
+            if former is None:
+                path.unlink(missing_ok=True)
+            else:
+                with atomic_write(path) as handle:
+                    handle.write(former)
         raise
-
-
-def _put_back(path: Path, former: bytes | None) -> None:
-    """Give a file its former content; None where there was no such file."""
-    if former is None:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_write(path) as handle:
-        handle.write(former)

@@ -72,7 +72,7 @@ def find_budget(
     return method, int(given[unit])
 
 
-def budget_in_bytes(task: Task, method: Method, limit: int, seed: int = 0) -> tuple[Method, int]:
+def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[Method, int]:
     """Return the largest budget whose set takes no more than so many bytes, labels and decoders included.
 
     A storage that fills its bytes with codes takes them all; the count, on which schedules depend, is then that of

@@ -18,7 +18,7 @@ from mmdistill.store import load_tree, save_tree
 
 KEPT_CHECKPOINTS = 2
 DESCRIBED = "described"
-"""Under which an identity says what the objective and the schedule are; earlier versions did not."""
+"""Under which an identity says what the objective and the schedule are."""
 AUGMENTATION = "augmentation"
 """Under which an identity says how the task changes samples at random; None where it does not."""
 
@@ -163,10 +163,8 @@ def require_begun_alike(path: Path, saved: Mapping[str, Any], own: Mapping[str, 
     rates = [group for group in annealed(saved["settings"]) if group in learned]
     if rates:
         reason = f"the rate of its {in_words(rates)} is annealed over its steps"
-    elif DESCRIBED not in saved:
-        reason = "an earlier version did not note what depends on its steps"
-    elif not _agree(saved[DESCRIBED], own[DESCRIBED]):
-        reason = f"its {_difference(DESCRIBED, saved[DESCRIBED], own[DESCRIBED])}"
+    elif not _agree(saved.get(DESCRIBED), own[DESCRIBED]):
+        reason = f"its {_difference(DESCRIBED, saved.get(DESCRIBED), own[DESCRIBED])}"
     else:
         return
     raise CheckpointError(
@@ -183,7 +181,7 @@ def require_same(path: Path, saved: Mapping[str, object], own: Mapping[str, obje
     """
     saved = _comparable(saved)
     for key, value in _comparable(own).items():
-        if key == DESCRIBED and _agree(saved.get(key, {}), value):
+        if key == DESCRIBED and _agree(saved.get(key), value):
             continue
         if key not in saved:
             raise CheckpointError(

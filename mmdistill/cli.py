@@ -263,8 +263,8 @@ def spelled(arguments: Sequence[str]) -> list[str]:
             continue
         name, equals, value = argument.partition("=")
         option = name[2:].lower().replace("-", "_")
-        chosen = option in CHOICES
-        found.append(f"--{option}{equals}{canonical(value) if chosen else value}")
+        found.append(f"--{option}{equals}{canonical(value) if option in CHOICES else value}")
+        chosen = option in CHOICES and not equals
     return found
 
 
@@ -410,7 +410,3 @@ def _exit_code(given: Sequence[str]) -> int:
         print(f"mmdistill: stopped; {kept(options, former, getattr(stop, '__notes__', ()))}", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

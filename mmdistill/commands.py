@@ -25,15 +25,15 @@ from mmdistill.assembly import (
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
 from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, without_scores
-from mmdistill.composition import network_unread, without_effect
+from mmdistill.composition import without_effect
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.evaluate import evaluate, find_judges, require_baselines, require_networks
+from mmdistill.evaluate import find_judges, require_baselines, require_networks
 from mmdistill.export import export
-from mmdistill.judging import chosen_judging, judge_missing, keep_found, keeping
-from mmdistill.kept_baselines import KeptBaselines, code_digest
+from mmdistill.judging import chosen_judging, judge_and_keep, judge_missing
+from mmdistill.kept_baselines import KeptBaselines, package_digest
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
@@ -42,23 +42,24 @@ from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longe
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.planning import plan_rows
+from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free, ways_out
 from mmdistill.runtime import sole_writer, use_deterministic_kernels
 from mmdistill.saving import draw, require_held
-from mmdistill.settings import AT_RESUME
+from mmdistill.settings import AT_RESUME, require_sizes
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned
 from mmdistill.task import BudgetKind, Task
 
 
-def distill_command(config: DistillConfig, resume: str | None, dry_run: bool = False) -> None:
+def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) -> None:
     """Distil, judge, draw; or continue a run, perhaps to more steps. Under torchrun all ranks distil, and one judges.
 
     A dry run reads the data and prints what the run would do.
     """
-    code_digest()  # of the code that runs, which may be edited meanwhile
+    package_digest()  # of the code that runs, which may be edited meanwhile
     given = {name: value for name in AT_RESUME if (value := getattr(config, name)) is not None}
     if resume is not None:
         config = dataclasses.replace(DistillConfig.load(Path(resume) / CONFIG), out=resume, **given)
@@ -138,7 +139,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
             print(f"note: {note}")
         for name in without_effect(task, method, budget, config.overrides()):
             print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
-        if method.judge and not config.judges and network_unread(method, budget):
+        if method.judge and not config.judges and method.reads_no_network(budget):
             for name in ("model", "width"):
                 if getattr(config, name) is not None:
                     print(f"note: {method.title} reads no network, nor does its judge: --{name} changes nothing")
@@ -170,12 +171,12 @@ def _distill_with_bar(
 ) -> DistilledSet:
     """Return the set of a run whose steps a bar counts; ``begun`` is called after the first one."""
     name = canonical(str(config.method))
-    with progress_bar(f"{Path(str(config.data)).stem} {name}", "step", visible=ranks.is_first()) as show:
+    with step_bar(f"{Path(str(config.data)).stem} {name}", visible=True) as show:
 
         def progress(done: int, total: int, loss: float) -> None:
             if done == 1:
                 begun()
-            show(done, total, loss=f"{loss:.4g}")
+            show(done, total, loss)
 
         return distill(
             task,
@@ -201,9 +202,7 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
         ConfigError: a method without experts, or epochs that are too few or belong to no folder of the user's.
     """
     counts = {"--ipc": config.ipc, "--nodes": config.nodes, "--experts": config.experts, "--epochs": epochs}
-    for option, number in {**counts, "--together": together}.items():
-        if number is not None and number < 1:
-            raise ConfigError(f"{option} is at least 1, got {number}")
+    require_sizes(**counts, **{"--together": together})
     config = placed(config)
     domain, task = make_task(config)
     method = chosen_method(config, domain)
@@ -308,7 +307,7 @@ def evaluate_command(asked: EvaluateConfig) -> None:
     Raises:
         ConfigError: unknown scores, or a folder that takes no results.
     """
-    code_digest()  # of the code that runs, which may be edited meanwhile
+    package_digest()  # of the code that runs, which may be edited meanwhile
     if asked.scores not in ("accuracy", "robust"):
         raise unknown_name("kind of scores", asked.scores, ("accuracy", "robust"))
     folder = Path(asked.run)
@@ -328,23 +327,18 @@ def evaluate_command(asked: EvaluateConfig) -> None:
         previous = of_same_test(judged, task)
         if judged and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
-        with keeping(config, task, folder, distilled, previous) as progress:
-            evaluation = evaluate(
-                task,
-                distilled,
-                judges=split_names(asked.judges),
-                n=asked.networks,
-                at_once=asked.networks_at_once,
-                seed=asked.seed,
-                baselines=baseline_names(asked.baselines),
-                robust=asked.scores == "robust",
-                progress=progress,
-            )
-    metrics = read_metrics(path)
-    judging = chosen_judging(config)
-    kept = KeptBaselines(config, task, judging, asked.networks, asked.networks_at_once, asked.seed)
-    keep_found(kept, evaluation, metrics, distilled.budget)
-    dropped = dropped_baselines(previous, metrics)
+        judging = chosen_judging(config)
+        kept = KeptBaselines(config, task, judging, asked.networks, asked.networks_at_once, asked.seed)
+        evaluation = judge_and_keep(
+            kept,
+            distilled,
+            folder,
+            previous,
+            judges=split_names(asked.judges),
+            baselines=baseline_names(asked.baselines),
+            robust=asked.scores == "robust",
+        )
+    dropped = dropped_baselines(previous, read_metrics(path))
     if dropped:
         print(f"dropped, since judged otherwise than the set now is: {', '.join(dropped)}")
     print(summary(distilled, evaluation, subset_bytes(task, distilled.budget)))
@@ -369,16 +363,16 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
         metric: which score; None is the judge's first.
         to: a folder for the page, its pictures and tables for other programs and for LaTeX; None for none.
     """
-    folders, skipped = judged_runs([Path(run) for run in runs])
-    judges = judges_of(folders, judge)
-    rows = [row for name in judges for row in read_runs(folders, name, metric)]
+    found, skipped = judged_runs([Path(run) for run in runs])
+    judges = judges_of(found, judge)
+    rows = [row for name in judges for row in read_runs(found, name, metric)]
     lines = table(rows)
     print(aligned(lines))
     print(LEGEND)
-    lacking = [set(without_scores(folders, name, metric)) for name in judges]
-    if missing := [folder for folder in folders if all(folder in without for without in lacking)]:
+    lacking = [set(without_scores(found, name, metric)) for name in judges]
+    if missing := [run.folder for run in found if all(run.folder in without for without in lacking)]:
         print(f"left out, since they have no such scores: {first_few(missing, 3)}")
-    twice = {folder: kept for name in judges for folder, kept in repeated(folders, name, metric).items()}
+    twice = {folder: kept for name in judges for folder, kept in repeated(found, name, metric).items()}
     for folder, kept in twice.items():
         print(f"left out: {folder}, which has the seed of {kept} and no other option that counts")
     said = notes(rows)

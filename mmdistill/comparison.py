@@ -1,6 +1,5 @@
 """Judged runs together: which of them are repetitions of one another, and what these scored."""
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,8 +101,8 @@ class Repetitions:
         return f"{self.metric} by {self.judge}"
 
 
-def judged_runs(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
-    """Return those folders that hold a judged run, and of the others why they do not, in words.
+def judged_runs(folders: Sequence[Path]) -> tuple[list[JudgedRun], dict[Path, str]]:
+    """Return the judged runs in folders, each once, and of the other folders why they hold none, in words.
 
     A folder that is no run, but holds some, stands for these.
 
@@ -113,13 +112,18 @@ def judged_runs(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     """
     if absent := [str(folder) for folder in folders if not folder.exists()]:
         raise CheckpointError(f"no such folder: {', '.join(absent)}")
-    folders = [run for folder in folders for run in _runs_in(folder)]
-    skipped = {folder: reason for folder in folders if (reason := _unjudged(folder) or _damage(folder))}
-    judged = [folder for folder in folders if folder not in skipped]
-    if not judged:
+    runs: list[JudgedRun] = []
+    skipped: dict[Path, str] = {}
+    found = [run for folder in folders for run in _runs_in(folder)]
+    for folder in {run.resolve(): run for run in found}.values():
+        try:
+            runs.append(_read(folder))
+        except CheckpointError as error:
+            skipped[folder] = str(error)
+    if not runs:
         reasons = "; ".join(f"{folder} ({reason})" for folder, reason in skipped.items())
         raise ConfigError(f"no judged run to compare: {reasons}")
-    return judged, skipped
+    return runs, skipped
 
 
 def _runs_in(folder: Path) -> list[Path]:
@@ -129,16 +133,19 @@ def _runs_in(folder: Path) -> list[Path]:
     return sorted(inner for inner in folder.iterdir() if _unjudged(inner) != NO_RUN) or [folder]
 
 
-def _damage(folder: Path) -> str:
-    """Return what is damaged of a judged run, in words; nothing where all can be read."""
-    try:
-        read_metrics(folder / METRICS)
-        made = _distilled(folder)
-        _options(folder)
-    except CheckpointError as error:
-        return str(error)
-    fits = isinstance(made.get("steps", 0), int) and not damage_of(made.get("settings") or {})
-    return "" if fits else "distilled.json is damaged"
+def _read(folder: Path) -> JudgedRun:
+    """Return what a folder holds of a judged run.
+
+    Raises:
+        CheckpointError: it holds none, or a damaged one.
+    """
+    if reason := _unjudged(folder):
+        raise CheckpointError(reason)
+    made = read_json(folder / SET) if (folder / SET).is_file() else {}
+    if not isinstance(made.get("steps", 0), int) or damage_of(made.get("settings") or {}):
+        raise CheckpointError(f"{SET} is damaged")
+    options = read_settings(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    return JudgedRun(folder, read_metrics(folder / METRICS), made, options)
 
 
 def _unjudged(folder: Path) -> str:
@@ -154,20 +161,19 @@ def _unjudged(folder: Path) -> str:
     return NO_RUN
 
 
-def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | None = None) -> list[Repetitions]:
+def read_runs(runs: Sequence[JudgedRun], judge: str | None = None, metric: str | None = None) -> list[Repetitions]:
     """Return judged runs, repetitions together, ordered by data, method and budget.
 
     Args:
-        folders: run folders.
+        runs: see :func:`judged_runs`.
         judge: whose scores; by default each run's first judge.
         metric: which score; by default the judge's first.
     Raises:
-        CheckpointError: a folder without judged results.
         ConfigError: no run has such a judge or metric.
     """
-    groups = _repetitions(folders, judge, metric)
+    groups = _repetitions(runs, judge, metric)
     if not groups:
-        known = {f"{entry['metric']} by {entry['judge']}" for f in folders for entry in _read(f)["results"]}
+        known = {f"{entry['metric']} by {entry['judge']}" for run in runs for entry in run.metrics["results"]}
         raise ConfigError(
             f"none of the runs has scores of {metric or 'any metric'} by {judge or 'any judge'} (there are: "
             f"{', '.join(sorted(known)) or 'none'})"
@@ -176,20 +182,16 @@ def read_runs(folders: Sequence[Path], judge: str | None = None, metric: str | N
     return sorted(found, key=lambda row: (row.data, row.method, row.budget, row.name))
 
 
-def judges_of(folders: Sequence[Path], wanted: str | None) -> list[str | None]:
-    """Return the judges whose scores are wanted, comma-separated or ``all`` that runs have; None is each run's first.
-
-    Raises:
-        CheckpointError: a folder without judged results.
-    """
+def judges_of(runs: Sequence[JudgedRun], wanted: str | None) -> list[str | None]:
+    """Return the judges that are wanted, comma-separated or ``all`` whom runs have; None is each run's first."""
     if canonical(wanted or "") != "all":
         return [*split_names(wanted)] or [None]
-    return [*dict.fromkeys(entry["judge"] for folder in folders for entry in _read(folder)["results"])]
+    return [*dict.fromkeys(entry["judge"] for run in runs for entry in run.metrics["results"])]
 
 
-def repeated(folders: Sequence[Path], judge: str | None, metric: str | None) -> dict[Path, Path]:
+def repeated(runs: Sequence[JudgedRun], judge: str | None, metric: str | None) -> dict[Path, Path]:
     """Return the runs that :func:`read_runs` leaves out, since another one has their seed, with that one."""
-    groups = _repetitions(folders, judge, metric)
+    groups = _repetitions(runs, judge, metric)
     twice = [(run.folder, _kept(runs).folder) for seeds in groups for runs in seeds.values() for run in runs]
     return {folder: kept for folder, kept in twice if folder != kept}
 
@@ -199,30 +201,14 @@ def _kept(runs: Sequence[JudgedRun]) -> JudgedRun:
     return max(runs, key=lambda run: len(run.metrics["baselines"]))
 
 
-def _repetitions(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[dict[str, list[JudgedRun]]]:
+def _repetitions(runs: Sequence[JudgedRun], judge: str | None, metric: str | None) -> list[dict[str, list[JudgedRun]]]:
     """Return the runs that have the scores asked for, repetitions of one another together, by seed."""
     groups: dict[str, list[JudgedRun]] = {}
-    for folder in {folder.resolve(): folder for folder in folders}.values():  # one that is given twice counts once
-        metrics = _read(folder)
-        entry = _chosen(metrics, judge, metric)
-        if entry is not None:
-            run = JudgedRun(folder, metrics, entry, _distilled(folder), _options(folder))
-            groups.setdefault(run.identity(), []).append(run)
-    return [
-        _by(alike, lambda run: run.seed)
-        for runs in groups.values()
-        for made in _made_alike(runs)
-        for alike in _of_one_data_set(made)
-    ]
-
-
-def _made_alike(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
-    """Return runs in groups of one objective and schedule each; those that say nothing of them fit a single group."""
-    told = _by([run for run in runs if run.described], lambda run: json.dumps(run.described, sort_keys=True))
-    silent = [run for run in runs if not run.described]
-    if len(told) < 2:
-        return [list(runs)]
-    return [*told.values(), *([silent] if silent else [])]
+    for run in runs:
+        if (entry := _chosen(run.metrics, judge, metric)) is not None:
+            own = run._replace(entry=entry)
+            groups.setdefault(own.identity(), []).append(own)
+    return [_by(alike, lambda run: run.seed) for runs in groups.values() for alike in _of_one_data_set(runs)]
 
 
 def _of_one_data_set(runs: Sequence[JudgedRun]) -> list[list[JudgedRun]]:
@@ -256,9 +242,9 @@ def _by(runs: Sequence[JudgedRun], key: Callable[[JudgedRun], str]) -> dict[str,
     return found
 
 
-def without_scores(folders: Sequence[Path], judge: str | None, metric: str | None) -> list[Path]:
+def without_scores(runs: Sequence[JudgedRun], judge: str | None, metric: str | None) -> list[Path]:
     """Return the run folders that :func:`read_runs` leaves out, since they lack the scores asked for."""
-    return [folder for folder in folders if _chosen(_read(folder), judge, metric) is None]
+    return [run.folder for run in runs if _chosen(run.metrics, judge, metric) is None]
 
 
 def _chosen(metrics: dict[str, Any], judge: str | None, metric: str | None) -> dict[str, Any] | None:
@@ -268,26 +254,6 @@ def _chosen(metrics: dict[str, Any], judge: str | None, metric: str | None) -> d
         entry for entry in metrics["results"] if all(canonical(entry[kind]) == name for kind, name in wanted.items())
     )
     return next(fitting, None)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    if reason := _unjudged(folder):
-        raise CheckpointError(f"{folder} holds no metrics.json ({reason})")
-    return read_metrics(folder / METRICS)
-
-
-def _options(folder: Path) -> dict[str, Any]:
-    """Return a run's configuration; nothing of a run that was made in Python.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    return read_settings(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-
-
-def _distilled(folder: Path) -> dict[str, Any]:
-    """Return what a run's set says of itself; nothing where it is not there."""
-    return read_json(folder / SET) if (folder / SET).is_file() else {}
 
 
 def _together(runs: Sequence[JudgedRun]) -> Repetitions:

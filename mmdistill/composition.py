@@ -31,12 +31,6 @@ def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, 
     return found
 
 
-def network_unread(method: Method, budget: int) -> bool:
-    """Return whether a method's samples are the same with any network: it neither steps, starts nor labels by one."""
-    starts = method.solve is not None or method.settings(budget).init in ("real", "noise")
-    return method.reads_no_network(budget) and starts and method.label != "teacher"
-
-
 def require_selectable(task: Task, method: Method, settings: Settings) -> None:
     """Refuse settings by which no step could be chosen as they say: by validation, or by an average of all.
 

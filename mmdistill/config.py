@@ -12,12 +12,14 @@ from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Sched
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
 from mmdistill.names import as_file_name, canonical, split_names
 from mmdistill.run_folder import holds_work
-from mmdistill.settings import Settings
+from mmdistill.settings import MEMORY_ONLY, Settings
 
 ASIDE = {"resume": None, "dry_run": False}
 """Options of ``distill`` that are no configuration, as they are by default."""
 BUDGETS = ("ipc", "nodes", "users", "bytes")
 """The options that say how large a set may be."""
+HOW_IT_RUNS = ("out", "overwrite", "device", "checkpoint_every", "compile", *MEMORY_ONLY)
+"""Options that say how and where a run is made, and not of what it is."""
 
 
 @dataclass(frozen=True)

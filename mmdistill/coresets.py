@@ -1,5 +1,6 @@
 """Coreset selection: initialisers of synthetic sets and the baselines beside every result (Sec. 2.2, 3.2)."""
 
+from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -23,6 +24,8 @@ START_MOST = 1000
 """Samples of a class among which the start of a synthetic set is chosen by what they look like."""
 START_BATCH = 64
 """Minibatch of the network that looks at them."""
+BRIEF_LR = 0.01
+"""Learning rate of networks that train for a few steps to look at samples."""
 CRAIG_MOST = 8192
 """Samples of a class whose pairs CRAIG compares: 256 MiB of distances."""
 
@@ -66,6 +69,24 @@ def random_subset(labels: Tensor | None, counts: Tensor, draws: Draws, total: in
     return torch.cat(chosen)
 
 
+def _by_class(
+    embedding: Tensor, labels: Tensor | None, counts: Tensor, rule: Callable[[Tensor, int], list[int]]
+) -> Tensor:
+    """Return the indices that a rule chooses of each class, in class-major order.
+
+    Args:
+        embedding: ``(N, d)``.
+        labels: ``(N,)`` classes, or None.
+        counts: how many of each class.
+        rule: called with a class's rows in float64 and how many of them are wanted, class by class; returns which.
+    """
+    chosen = []
+    for members, wanted in zip(_members(labels, len(embedding), counts), counts.tolist(), strict=True):
+        order = rule(embedding[members.to(embedding.device)].double(), wanted)
+        chosen.append(members[torch.tensor(order, dtype=torch.long)])
+    return torch.cat(chosen)
+
+
 def herding(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor:
     """Choose greedily the samples whose running mean stays nearest to the class mean.
 
@@ -73,10 +94,8 @@ def herding(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor:
         embedding ``(N, d)``; returns indices in class-major order.
     Source: Welling, ICML 2009; survey Sec. 2.2.
     """
-    chosen = []
-    groups = _members(labels, len(embedding), counts)
-    for members, wanted in zip(groups, counts.tolist(), strict=True):
-        points = embedding[members.to(embedding.device)].double()
+
+    def nearest_mean(points: Tensor, wanted: int) -> list[int]:
         target, total = points.mean(0), torch.zeros_like(points[0])
         free = torch.ones(len(points), dtype=torch.bool, device=points.device)
         order = []
@@ -86,8 +105,9 @@ def herding(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor:
             free[best] = False
             total = total + points[best]
             order.append(best)
-        chosen.append(members[torch.tensor(order, dtype=torch.long)])
-    return torch.cat(chosen)
+        return order
+
+    return _by_class(embedding, labels, counts, nearest_mean)
 
 
 def k_center(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor:
@@ -97,18 +117,17 @@ def k_center(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor
         embedding ``(N, d)``; returns indices in class-major order.
     Source: Sener and Savarese, ICLR 2018; survey Sec. 3.2.
     """
-    chosen = []
-    groups = _members(labels, len(embedding), counts)
-    for members, wanted in zip(groups, counts.tolist(), strict=True):
-        points = embedding[members.to(embedding.device)].double()
+
+    def farthest(points: Tensor, wanted: int) -> list[int]:
         order = [int((points - points.mean(0)).square().sum(1).argmin())]
         nearest = (points - points[order[0]]).square().sum(1)
         for _ in range(1, wanted):
             nearest[order] = -1.0  # never again, even where all others coincide with chosen ones
             order.append(int(nearest.argmax()))
             nearest = torch.minimum(nearest, (points - points[order[-1]]).square().sum(1))
-        chosen.append(members[torch.tensor(order, dtype=torch.long)])
-    return torch.cat(chosen)
+        return order
+
+    return _by_class(embedding, labels, counts, farthest)
 
 
 def k_means(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
@@ -131,18 +150,17 @@ def k_means_nearest(embedding: Tensor, labels: Tensor | None, counts: Tensor, dr
     Shapes:
         embedding ``(N, d)``; returns indices in class-major order.
     """
-    centroids = k_means(embedding, labels, counts, draws).double()
-    chosen, start = [], 0
-    for members, wanted in zip(_members(labels, len(embedding), counts), counts.tolist(), strict=True):
-        points = embedding[members.to(embedding.device)].double()
-        distances = torch.cdist(centroids[start : start + wanted], points)
+    centroids = iter(torch.split(k_means(embedding, labels, counts, draws).double(), counts.tolist()))
+
+    def nearest_centroids(points: Tensor, wanted: int) -> list[int]:
+        distances = torch.cdist(next(centroids), points)
         order = []
         for row in distances:
             order.append(int(row.argmin()))
             distances[:, order[-1]] = torch.inf
-        chosen.append(members[torch.tensor(order, dtype=torch.long)])
-        start += wanted
-    return torch.cat(chosen)
+        return order
+
+    return _by_class(embedding, labels, counts, nearest_centroids)
 
 
 def craig(
@@ -192,18 +210,18 @@ def craig(
     return torch.cat(chosen), torch.cat(weights)
 
 
-def briefly_trained(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01, batch: int = 256) -> NetworkState:
+def briefly_trained(task: Task, draws: Draws, steps: int = 100, batch: int = 256) -> NetworkState:
     """Return a network after a few steps on real minibatches."""
     network = task.init(draws.fold("init"))
     momentum: Tensors = {}
     for step in range(steps):
         key = draws.fold("step", step)
         real = real_samples(task, key, batch)
-        network, momentum = sgd_step(task, network, momentum, real, lr, 0.9, key.fold("loss"))
+        network, momentum = sgd_step(task, network, momentum, real, BRIEF_LR, 0.9, key.fold("loss"))
     return network
 
 
-def embed_real(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> Tensor:
+def embed_real(task: Task, draws: Draws, steps: int = 100) -> Tensor:
     """Return the embedding of every real training sample, ``(N, d)``, for selection by distance.
 
     A task may give its own (``task.embedding()``); otherwise it is the last feature layer of one network trained on
@@ -211,7 +229,7 @@ def embed_real(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> 
     """
     if isinstance(task, Embeds):
         return task.embedding()
-    return _embedded(task, briefly_trained(task, draws, steps, lr), torch.arange(task.describe().num_train))
+    return _embedded(task, briefly_trained(task, draws, steps), torch.arange(task.describe().num_train))
 
 
 def _chunks(task: Task, indices: Tensor) -> tuple[Tensor, ...]:
@@ -237,7 +255,7 @@ def _embedded(task: Task, network: NetworkState, indices: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def last_layer_gradients(task: Task, draws: Draws, steps: int = 100, lr: float = 0.01) -> tuple[Tensor, Tensor]:
+def last_layer_gradients(task: Task, draws: Draws, steps: int = 100) -> tuple[Tensor, Tensor]:
     """Return the factors of every real sample's last-layer gradient: residuals ``(N, C)`` and embedding ``(N, d)``.
 
     They are those of a network trained for a few steps, or, where a task has its own embedding, of a logistic
@@ -257,7 +275,7 @@ def last_layer_gradients(task: Task, draws: Draws, steps: int = 100, lr: float =
         fitted = LogisticRegression(max_iter=1000).fit(points, task.labels.numpy())
         probabilities = torch.from_numpy(fitted.predict_proba(points)).to(embedding)
     else:
-        network, everything = briefly_trained(task, draws, steps, lr), torch.arange(task.describe().num_train)
+        network, everything = briefly_trained(task, draws, steps), torch.arange(task.describe().num_train)
         embedding = _embedded(task, network, everything)
         rows = []
         with torch.no_grad():

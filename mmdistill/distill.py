@@ -40,7 +40,7 @@ from mmdistill.task import Task, require_task
 logger = logging.getLogger(__name__)
 
 
-def find_method(task: Task, method: Method | str, schedule: Schedule = "published") -> tuple[Method, str]:
+def find_method(task: Task, method: Method | str, schedule: Schedule) -> tuple[Method, str]:
     """Return a method and its name, looking a name up in the task's domain, with the settings of a schedule.
 
     Raises:

@@ -53,10 +53,9 @@ class DistilledSet:
             learned, ``fixed probabilities`` or ``fixed scores``; empty where there are none.
         judge: whose scores the method makes sets for; empty: the task's first judge.
         described: the objective and the network schedule with what is set of them, as plain values; empty for closed
-            forms, selections, and sets of earlier versions.
+            forms and selections.
         taken: updates made, of which patience may have left out some that were asked for; 0 where there are none.
-        classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not say it; else None,
-            as in sets of earlier versions.
+        classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not say it; else None.
     """
 
     batch: Batch
@@ -98,8 +97,7 @@ class DistilledSet:
     @property
     def seconds_per_step(self) -> float | None:
         """Seconds of an update, set-up and checkpoints shared out; None where the method has no steps."""
-        made = self.taken or self.steps  # which alone sets of earlier versions have
-        return self.seconds / made if made else None
+        return self.seconds / self.taken if self.taken else None
 
     def save(self, folder: Path | str) -> None:
         """Write ``distilled.safetensors`` and ``distilled.json`` into a folder; targets that are the inputs once."""
@@ -146,7 +144,7 @@ class DistilledSet:
         tensors, _ = read_tensors(path)
         if broken := broken_tensors(tensors):
             raise CheckpointError(f"{path} holds NaN or infinite values ({', '.join(broken)})")
-        if digest is not None and digest != digest_of(tensors):
+        if digest != digest_of(tensors):
             raise CheckpointError(f"{path} is damaged, or of another set than distilled.json beside it")
         try:
             info = content.pop("info")

@@ -13,7 +13,6 @@ from mmdistill.allocator import keep_freed_memory
 from mmdistill.compilation import Program, operations
 from mmdistill.composition import (
     make_optimizers,
-    network_unread,
     require_composition,
     require_groups,
     require_selectable,
@@ -175,7 +174,7 @@ class Distiller:
         decoded: Batch,
         real: Batch | ClassBatch,
         key: Draws,
-        chosen: Chosen | None = None,
+        chosen: Chosen | None,
     ) -> tuple[Batch | ClassBatch, Batch | ClassBatch]:
         """Return the synthetic and the real batch of a step, in the objective's view, augmented alike.
 
@@ -198,7 +197,7 @@ class Distiller:
             real = augmented(self.task, siamese, real, shared=True)
         return syn, real
 
-    def _labelled(self, run: RunState, syn: Batch, network: ScheduleState = EMPTY) -> Batch:
+    def _labelled(self, run: RunState, syn: Batch, network: ScheduleState) -> Batch:
         """Return a decoded batch with the labels of its teacher, if it has one: the step's target, or one network."""
         labels, teacher = run.parameterization.labels, self._teacher
         if network.target is not None and network.network is not None:
@@ -387,33 +386,29 @@ class Distiller:
     def result(self, run: RunState, method_name: str, seconds: float) -> DistilledSet:
         """Return the set of a run, of the step that is :meth:`selected`; the run stays as it is."""
         with self.selected(run) as step:
-            return self._result(run, method_name, seconds, step)
-
-    def _result(self, run: RunState, method_name: str, seconds: float, step: int) -> DistilledSet:
-        """Return the set of what a run holds."""
-        batch = self._finished(run, step)
-        return DistilledSet(
-            detached(batch),
-            self.task.describe(),
-            method_name,
-            self.budget,
-            run.parameterization.stored_bytes(),
-            learned={name: tensor.to("cpu", copy=True) for name, tensor in run.objective.learned().items()},
-            seed=self.draws.seed,
-            steps=step,
-            settings=asdict(self.settings),
-            seconds=seconds,
-            peak_memory_bytes=runtime.peak_memory_bytes(self.task.device),
-            device=runtime.describe_device(self.task.device),
-            precision=self.precision,
-            parameterization=self.method.storage,
-            network="" if network_unread(self.method, self.budget) else network_title(self.task),
-            label=run.parameterization.labels.title,
-            judge=self.method.judge,
-            described=self.described,
-            taken=run.step,
-            classes=unsaid(run.parameterization.classes, batch.targets),
-        )
+            batch = self._finished(run, step)
+            return DistilledSet(
+                detached(batch),
+                self.task.describe(),
+                method_name,
+                self.budget,
+                run.parameterization.stored_bytes(),
+                learned={name: tensor.to("cpu", copy=True) for name, tensor in run.objective.learned().items()},
+                seed=self.draws.seed,
+                steps=step,
+                settings=asdict(self.settings),
+                seconds=seconds,
+                peak_memory_bytes=runtime.peak_memory_bytes(self.task.device),
+                device=runtime.describe_device(self.task.device),
+                precision=self.precision,
+                parameterization=self.method.storage,
+                network="" if self.method.reads_no_network(self.budget) else network_title(self.task),
+                label=run.parameterization.labels.title,
+                judge=self.method.judge,
+                described=self.described,
+                taken=run.step,
+                classes=unsaid(run.parameterization.classes, batch.targets),
+            )
 
 
 Gradients = Callable[[RunState, ScheduleState, Batch | ClassBatch, Draws], tuple[Tensor, list[Tensor | None]]]

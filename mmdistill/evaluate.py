@@ -1,7 +1,8 @@
 """Train on S, test on T: judges, and the baselines that stand beside every result."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -11,9 +12,7 @@ from mmdistill.allocation import allocate
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
-from mmdistill.evaluation import Entry as Entry  # these three also under the names that they have had here
-from mmdistill.evaluation import Evaluation as Evaluation
-from mmdistill.evaluation import summarise as summarise
+from mmdistill.evaluation import Entry, Evaluation, summarise
 from mmdistill.isolation import isolated
 from mmdistill.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
@@ -138,21 +137,6 @@ def evaluate(
         CheckpointError: the set belongs to another task.
         MmdistillError: no judge can judge, with the last one's reason.
     """
-    if progress is True:
-        with judging_bar() as show:
-            return evaluate(
-                task,
-                distilled,
-                judges=judges,
-                n=n,
-                at_once=at_once,
-                seed=seed,
-                baselines=baselines,
-                robust=robust,
-                baselines_only=baselines_only,
-                progress=lambda done, total, subject, so_far: show(done, total, subject),
-            )
-    told = own_progress(progress, "judgements done, in all, what is judged next, the results so far")
     require_task(task)
     require_kind(bool, robust=robust, baselines_only=baselines_only)
     if robust and baselines_only:
@@ -161,7 +145,7 @@ def evaluate(
     if isinstance(baselines, str):
         baselines = baseline_names(baselines)
     else:
-        baselines = [canonical(name) for name in _names("baselines", baselines)]
+        baselines = list(dict.fromkeys(map(canonical, _names("baselines", baselines))))
     require_networks(n, at_once)
     seed = checked_seed(seed)
     require_baselines(task, baselines)
@@ -177,29 +161,46 @@ def evaluate(
     def so_far() -> Evaluation:
         return Evaluation(list(results), dict(found), time.perf_counter() - began, dict(judging.failures))
 
-    def begins(source: int, subject: str) -> Tell:
-        def tell(index: int, judge: str | None) -> None:
-            if told is not None:
-                what = subject if judge is None else f"{subject} by {judge}"
-                told(source * len(names) + index, sources * len(names), what, so_far())
+    with _shown(progress) as told:
 
-        return tell
+        def begins(source: int, subject: str) -> Tell:
+            def tell(index: int, judge: str | None) -> None:
+                if told is not None:
+                    what = subject if judge is None else f"{subject} by {judge}"
+                    told(source * len(names) + index, sources * len(names), what, so_far())
 
-    tell = begins(0, "the distilled set")
-    if robust:
-        classes = distilled.classes if isinstance(distilled, DistilledSet) else None
-        results += judging.of_robustness(batch, budget, learned, classes, tell)
-    else:
-        if not baselines_only:
-            results += judging.of_set(batch, learned, tell)
-        for source, name in enumerate(baselines, start=1):
-            entries = judging.of_baseline(name, budget, begins(source, name))
-            if entries is not None:
-                found[name] = entries
-    evaluation = so_far()
-    if told is not None:
-        told(sources * len(names), sources * len(names), "", evaluation)
-    return evaluation
+            return tell
+
+        tell = begins(0, "the distilled set")
+        if robust:
+            classes = distilled.classes if isinstance(distilled, DistilledSet) else None
+            results += judging.of_robustness(batch, budget, learned, classes, tell)
+        else:
+            if not baselines_only:
+                results += judging.of_set(batch, learned, tell)
+            for source, name in enumerate(baselines, start=1):
+                entries = judging.of_baseline(name, budget, begins(source, name))
+                if entries is not None:
+                    found[name] = entries
+        evaluation = so_far()
+        if told is not None:
+            told(sources * len(names), sources * len(names), "", evaluation)
+        return evaluation
+
+
+@contextmanager
+def _shown(progress: Progress | bool | None) -> Iterator[Progress | None]:
+    """Yield what is told of the judgements: a user's own function, or a bar; None where nothing is shown.
+
+    Raises:
+        ConfigError: something that cannot be called.
+    """
+    told = own_progress(progress, "judgements done, in all, what is judged next, the results so far")
+    if progress is not True:
+        yield told
+        return
+    with judging_bar() as show:
+        yield lambda done, total, subject, so_far: show(done, total, subject)
 
 
 def _names(what: str, given: object) -> Sequence[str]:

@@ -4,7 +4,7 @@ import html
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from mmdistill.errors import ConfigError
@@ -37,16 +37,8 @@ class Entry:
 
     def plain(self) -> dict[str, object]:
         """Return the entry as ``metrics.json`` holds it; notes only where there are any."""
-        found: dict[str, object] = {
-            "judge": self.judge,
-            "metric": self.metric,
-            "mean": self.mean,
-            "sd": self.sd,
-            "n": self.n,
-        }
-        if self.notes:
-            found["notes"] = list(self.notes)
-        return found
+        found = asdict(self) | {"notes": list(self.notes)}
+        return {name: value for name, value in found.items() if value != []}
 
     def __str__(self) -> str:
         return f"{100 * self.mean:.1f} +/- {100 * self.sd:.1f}" if self.n > 1 else f"{100 * self.mean:.1f}"
@@ -155,16 +147,9 @@ def _named(name: str, reason: str) -> str:
 
 
 def summarise(scores: Iterable[Scores]) -> list[Entry]:
-    """Return one entry per judge and metric; runs of one judge are pooled."""
-    pooled: dict[tuple[str, str], list[float]] = {}
-    notes: dict[tuple[str, str], tuple[str, ...]] = {}
-    for score in scores:
-        for metric, values in score.values.items():
-            pooled.setdefault((score.judge, metric), []).extend(values)
-            notes[score.judge, metric] = tuple(dict.fromkeys((*notes.get((score.judge, metric), ()), *score.notes)))
+    """Return one entry per judge and metric."""
     return [
-        Entry(
-            judge, metric, statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0, len(v), notes[judge, metric]
-        )
-        for (judge, metric), v in pooled.items()
+        Entry(one.judge, metric, statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0, len(v), one.notes)
+        for one in scores
+        for metric, v in one.values.items()
     ]

@@ -10,7 +10,7 @@ from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_name
 from mmdistill.registry import get_domain
 from mmdistill.runtime import remove_parts, sole_writer
-from mmdistill.store import write_json
+from mmdistill.store import digest_of, write_json
 from mmdistill.task import Task
 
 
@@ -42,7 +42,7 @@ def export(
     domain, key, folder = get_domain(distilled.info.domain), canonical(format), Path(folder)
     if key not in domain.exports:
         raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
-    identity = exports.set_identity(distilled)
+    identity = digest_of(distilled.tensors())
     with sole_writer(folder):
         remove_parts(folder)
         exports.require_own(folder, identity)

@@ -1,18 +1,15 @@
 """What writes sets for other tools, and what exports leave in a folder, so that two sets never mix there."""
 
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import safetensors.torch
-
-from mmdistill.distilled import METADATA, DistilledSet
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.store import read_json, write_json
-from mmdistill.task import Batch, Task
+from mmdistill.task import Task
 
 LISTING = "export.json"
 """Says of which set the exports in a folder are, and which files they wrote."""
@@ -69,24 +66,6 @@ def task_exporter(write: Callable[[DistilledSet, Path, Callable[[], Task]], list
         return write(distilled, Path(folder), real)
 
     return written
-
-
-def into_folder(
-    write: Callable[[Task, Batch, Path], list[Path]],
-) -> Callable[[Task, Batch, Path | str], list[Path]]:
-    """Let what writes a batch into a folder take the folder as text too."""
-
-    @functools.wraps(write)
-    def written(task: Task, batch: Batch, folder: Path | str) -> list[Path]:
-        return write(task, batch, Path(folder) if isinstance(folder, str) else folder)
-
-    return written
-
-
-def set_identity(distilled: DistilledSet) -> str:
-    """Return a hash of a set's samples, as their file holds them."""
-    content = safetensors.torch.save(distilled.tensors(), METADATA)
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def require_own(folder: Path, identity: str) -> None:

@@ -3,17 +3,19 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from mmdistill.config import BUDGETS, SETTINGS
+from mmdistill.config import BUDGETS, HOW_IT_RUNS, SETTINGS
 from mmdistill.settings import MEMORY_ONLY, completed
 
 RECORDED = ("parameterization", "network", "label")
 """What a set says of itself beside its method, by which runs of one method are told apart."""
 TOLD = ("method", *BUDGETS, "parameterization", "model", "width", "label", "steps")
 """Options and settings that the rest of a row tells."""
-PLACES = (
-    *("data", "mirror", "seed", "out", "overwrite", "checkpoint_every", "device", "compile", *MEMORY_ONLY, *BUDGETS),
+NOT_TOLD_APART = (
+    *HOW_IT_RUNS,
+    *("data", "mirror", "seed", *BUDGETS),
     *("judges", "baselines", "networks", "networks_at_once", "judge_epochs", "judge_batch", "judge_precision"),
 )
 """Options in which runs may differ and still be repetitions of one another: the set says what its data and its budget
@@ -23,13 +25,13 @@ VALIDATING = ("judge_epochs", "judge_batch", "judge_precision")
 
 
 class JudgedRun(NamedTuple):
-    """A judged run: its folder, ``metrics.json``, the result that is compared, ``distilled.json`` and its options."""
+    """A judged run: its folder, ``metrics.json``, ``distilled.json``, its options and the result that is compared."""
 
     folder: Path
     metrics: dict[str, Any]
-    entry: dict[str, Any]
     made: dict[str, Any]
     options: dict[str, Any]
+    entry: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -52,7 +54,7 @@ class JudgedRun(NamedTuple):
 
     @property
     def described(self) -> Mapping[str, Any]:
-        """What the set says of its objective and schedule; nothing in runs of earlier versions."""
+        """What the set says of its objective and schedule; nothing of closed forms."""
         found = self.made.get("described")
         return found if isinstance(found, Mapping) else {}
 
@@ -74,7 +76,7 @@ class JudgedRun(NamedTuple):
 
     def options_beside(self) -> dict[str, str]:
         """Return the options that the run was given and that none of its recorded settings tells."""
-        told = {*PLACES, *(("lr", *SETTINGS) if self.settings else ())}
+        told = {*NOT_TOLD_APART, *(("lr", *SETTINGS) if self.settings else ())}
         if self.settings.get("validate_every"):
             told -= {*VALIDATING}
         return {name: str(value) for name, value in self.options.items() if name not in told}
@@ -87,7 +89,7 @@ class JudgedRun(NamedTuple):
         """Return the run's settings and what is set of its data, its objective and its schedule, in words."""
         found: dict[str, str] = {}
         for name, value in self.settings.items():
-            if name in PLACES:
+            if name in NOT_TOLD_APART:
                 continue
             if isinstance(value, Mapping):
                 groups = [(f"{group} {key}", one) for group, spec in value.items() for key, one in dict(spec).items()]
@@ -124,14 +126,11 @@ class JudgedRun(NamedTuple):
         return any(self.settings[own] in alike for own in (name, f"inner_{name}") if own in self.settings)
 
     def identity(self) -> str:
-        """Return what repetitions share, as text; the data by their name, size and classes.
-
-        What the set says of its objective and schedule is not in it, since runs of earlier versions say nothing.
-        """
+        """Return what repetitions share, as text; the data by their name, size and classes."""
         metrics, entry = self.metrics, self.entry
         settings = {name: value for name, value in self.settings.items() if name not in MEMORY_ONLY}
         data = [metrics["data"], self.info.get("num_train"), self.info.get("class_names"), self.augmentation]
         judged = [entry["judge"], entry["metric"], entry.get("judging")]
-        said = [self.made.get(name) for name in RECORDED]
+        said = [*(self.made.get(name) for name in RECORDED), self.described]
         own = [data, metrics["method"], metrics["budget"], judged, self.options_beside(), settings, said]
         return json.dumps(own, sort_keys=True)

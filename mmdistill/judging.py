@@ -1,14 +1,14 @@
 """Judging a run: what it asks for and lacks, kept in its folder as it is finished."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdistill.abilities import ROBUST_METRICS, TitlesJudges
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.evaluate import Evaluation, Progress, evaluate, find_judges
+from mmdistill.evaluate import evaluate, find_judges
+from mmdistill.evaluation import Evaluation
 from mmdistill.kept_baselines import KeptBaselines
 from mmdistill.metrics import Judging, judging_of, judging_set, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.names import baseline_names
@@ -37,24 +37,54 @@ def chosen_judging(config: DistillConfig) -> dict[str, int | str]:
     return judging_set(vars(config))
 
 
-@contextmanager
-def keeping(
-    config: DistillConfig,
-    task: Task,
-    folder: Path,
+def judge_and_keep(
+    kept: KeptBaselines,
     distilled: DistilledSet,
-    previous: Mapping[str, object] | None = None,
-) -> Iterator[Progress]:
-    """Yield what shows judging's progress and keeps the finished judgements in ``metrics.json``, one by one."""
-    judging = chosen_judging(config)
+    folder: Path,
+    previous: Mapping[str, Any],
+    *,
+    judges: Sequence[str],
+    baselines: Sequence[str],
+    baselines_only: bool = False,
+    robust: bool = False,
+) -> Evaluation:
+    """Judge a set with a bar; what is finished is kept in ``metrics.json`` one by one, and baselines for other runs.
+
+    Args:
+        kept: where baselines are kept, with the task and the networks that judge.
+        distilled: the set.
+        folder: the run's.
+        previous: what ``metrics.json`` held before; empty where there is none.
+        judges: names; none: the default.
+        baselines: names.
+        baselines_only: whether the set itself is judged already.
+        robust: whether the robust scores are asked for.
+    """
+    path = folder / METRICS
     with judging_bar() as show:
 
         def keep(done: int, total: int, subject: str, so_far: Evaluation) -> None:
             if so_far.results or so_far.baselines:
-                write_json(folder / METRICS, metrics_document(distilled, so_far, previous, judging, task))
+                write_json(path, metrics_document(distilled, so_far, previous, kept.judging, kept.task))
             show(done, total, subject)
 
-        yield keep
+        found = evaluate(
+            kept.task,
+            distilled,
+            judges=judges,
+            n=kept.networks,
+            at_once=kept.at_once,
+            seed=kept.seed,
+            baselines=baselines,
+            baselines_only=baselines_only,
+            robust=robust,
+            progress=keep,
+        )
+    known = read_metrics(path)["baselines"]
+    for name, entries in found.baselines.items():
+        own = {entry.judge for entry in entries}
+        kept.keep(name, distilled.budget, [entry for entry in known.get(name, ()) if entry["judge"] in own])
+    return found
 
 
 def missing(
@@ -100,35 +130,15 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
     former = metrics
     metrics = _with_kept(metrics, kept, missing(task, judges, baselines, metrics, judging), task, distilled.budget)
     lacking = missing(task, judges, baselines, metrics, judging)
-    if metrics != former and not lacking:
+    if former and metrics != former:
         write_json(path, metrics_document(distilled, Evaluation([]), metrics, judging, task))
     if lacking:
         print(f"judging with {'1 network' if config.networks == 1 else f'{config.networks} networks'} ...")
     failures: dict[str, str] = {}
     for part in lacking:
-        with keeping(config, task, folder, distilled, metrics) as progress:
-            evaluation = evaluate(
-                task,
-                distilled,
-                judges=part.judges,
-                n=config.networks,
-                at_once=config.networks_at_once,
-                seed=config.seed,
-                baselines=part.baselines,
-                baselines_only=part.baselines_only,
-                progress=progress,
-            )
-        failures |= evaluation.failures
+        failures |= judge_and_keep(kept, distilled, folder, metrics, **part._asdict()).failures
         metrics = read_metrics(path)
-        keep_found(kept, evaluation, metrics, distilled.budget)
     return recorded(metrics, failures)
-
-
-def keep_found(kept: KeptBaselines, evaluation: Evaluation, metrics: Mapping[str, Any], budget: int) -> None:
-    """Keep the baselines that an evaluation found, as metrics hold them, for other runs."""
-    for name, found in evaluation.baselines.items():
-        judges = {entry.judge for entry in found}
-        kept.keep(name, budget, [entry for entry in metrics["baselines"].get(name, ()) if entry["judge"] in judges])
 
 
 def _with_kept(

@@ -50,14 +50,14 @@ class KeptBaselines:
         self, config: DistillConfig, task: Task, judging: Judging, n: int, at_once: int | None, seed: int
     ) -> None:
         info = task.describe()
-        self.task, self.judging = task, judging
+        self.task, self.judging, self.networks, self.at_once, self.seed = task, judging, n, at_once, seed
         self.usable = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
         options = {name: getattr(config, name) for name in (*(f.name for f in fields(TaskOptions)), *SHAPING)}
         self.key = {
             "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
             "options": options | {"device": describe_device(torch.device(task.device))},
             "judged": [n, at_once, seed],
-            "code": [code_digest(), torch.__version__, package_versions()],
+            "code": [package_digest(), torch.__version__, package_versions()],
         }
 
     def find(self, name: str, budget: int, judge: str) -> Entries:
@@ -94,7 +94,7 @@ class KeptBaselines:
 
 
 @functools.cache
-def code_digest() -> str:
+def package_digest() -> str:
     """Return a digest of this package's source, which decides what judges find; commands ask first when they begin."""
     folder = Path(mmdistill.__file__).parent
     found = hashlib.blake2b(digest_size=16)

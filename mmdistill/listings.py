@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Sequence
 
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain
-from mmdistill.report import entry
 from mmdistill.runtime import data_root
 
 TABLE_1 = (
@@ -18,7 +17,7 @@ TABLE_1 = (
 NO_ROW = "no row of its own in Table 1"
 
 
-def methods_command(domains: Sequence[str] = (), *, long: bool = False) -> None:
+def methods_command(domains: Sequence[str], *, long: bool) -> None:
     """List the methods, a line each; where it shall be long, all of what is said of them.
 
     Args:
@@ -63,6 +62,21 @@ def short_entry(name: str, text: str, option: str = "", end: str = "") -> str:
         return start + text + end
     width = max(shutil.get_terminal_size().columns - len(start) - len(end), 24)
     return start + textwrap.shorten(text, width, placeholder=" ...") + end
+
+
+def entry(name: str, text: str, option: str = "") -> str:
+    """Return an entry of a list, a line; on a terminal as many as its width takes, below one another.
+
+    Args:
+        name: of the entry.
+        text: what is said of it.
+        option: the option that takes the name, where there is one.
+    """
+    start = f"  {option}{name:22} "
+    if not sys.stdout.isatty():
+        return start + text
+    width = max(shutil.get_terminal_size().columns, len(start) + 40)
+    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
 
 
 def data_command() -> None:

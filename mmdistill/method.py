@@ -184,8 +184,10 @@ class Method:
         return [name for name in names if name in idle]
 
     def reads_no_network(self, budget: int) -> bool:
-        """Return whether no step reads a network; that may choose a start or label samples nevertheless."""
-        return self.solve is not None or isinstance(self.make_schedule(self.settings(budget)), UnreadNetwork)
+        """Return whether its samples are the same with any network: it neither steps, starts nor labels by one."""
+        settings = self.settings(budget)
+        stepped = settings.init in ("real", "noise") and isinstance(self.make_schedule(settings), UnreadNetwork)
+        return self.label != "teacher" and (self.solve is not None or stepped)
 
     def customised(
         self,

@@ -24,7 +24,7 @@ DOCUMENT = {"data": str, "method": str, "seconds": Real}
 def metrics_document(
     distilled: DistilledSet,
     evaluation: Evaluation,
-    previous: Mapping[str, object] | None = None,
+    previous: Mapping[str, Any] | None = None,
     judging: Judging | None = None,
     task: Task | None = None,
 ) -> dict[str, object]:
@@ -47,12 +47,8 @@ def metrics_document(
         own = [judging_of(task, entry.judge, judging or {}) for entry in entries]
         return [entry.plain() | ({"judging": read} if read else {}) for entry, read in zip(entries, own, strict=True)]
 
-    results = _merged(_entries(previous.get("results")), plain(evaluation.results))
-    former = previous.get("baselines")
-    baselines = {
-        name: _alike(_entries(entries), results)
-        for name, entries in (former if isinstance(former, Mapping) else {}).items()
-    }
+    results = _merged(previous.get("results", []), plain(evaluation.results))
+    baselines = {name: _alike(entries, results) for name, entries in previous.get("baselines", {}).items()}
     for name, entries in evaluation.baselines.items():
         baselines[name] = _merged(baselines.get(name, []), plain(entries))
     return {
@@ -146,10 +142,6 @@ def recorded(document: Mapping[str, Any], failures: Mapping[str, str] | None = N
     return Evaluation(entries(document.get("results", [])), baselines, failures=dict(failures or {}))
 
 
-def _entries(value: object) -> list[dict[str, object]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
 def _key(entry: Mapping[str, object]) -> tuple[object, object]:
     return entry.get("judge"), entry.get("metric")
 
@@ -167,13 +159,12 @@ def _alike(baseline: list[dict[str, object]], results: list[dict[str, object]]) 
     return [e for e in baseline if _key(e) not in judging or e.get("judging") == judging[_key(e)]]
 
 
-def dropped_baselines(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+def dropped_baselines(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return the baselines with their judges of one content of ``metrics.json`` that a later one has no more."""
 
-    def named(document: Mapping[str, object]) -> list[str]:
-        baselines = document.get("baselines")
-        found = baselines.items() if isinstance(baselines, Mapping) else ()
-        return [f"{name} by {entry['judge']}" for name, entries in found for entry in _entries(entries)]
+    def named(document: Mapping[str, Any]) -> list[str]:
+        found = document.get("baselines", {}).items()
+        return [f"{name} by {entry['judge']}" for name, entries in found for entry in entries]
 
     kept = named(after)
     return list(dict.fromkeys(name for name in named(before) if name not in kept))

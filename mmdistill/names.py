@@ -87,5 +87,5 @@ def split_names(text: str | None) -> list[str]:
 
 
 def baseline_names(text: str) -> list[str]:
-    """Return the baselines asked for; 'none' means nothing."""
-    return [] if canonical(text) == "none" else [canonical(name) for name in split_names(text)]
+    """Return the baselines asked for, each once; 'none' means nothing."""
+    return [] if canonical(text) == "none" else list(dict.fromkeys(map(canonical, split_names(text))))

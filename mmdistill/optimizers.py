@@ -9,29 +9,26 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mmdistill.errors import ConfigError
 from mmdistill.settings import OptimizerSpec
 from mmdistill.task import Tensors
 
 
 class _Moments(Optimizer, ABC):
-    """The common path of optimizers that keep Adam's two moments: checks, state, and the loop over tensors."""
+    """The common path of optimizers that keep Adam's two moments: their state, and the loop over tensors."""
+
+    eps: float
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        maximize: bool,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | None = None,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
     ) -> None:
-        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
-            raise ConfigError(
-                f"{type(self).__name__} needs lr, eps and weight_decay of at least 0 and betas in [0, 1), got {lr}, "
-                f"{eps}, {weight_decay} and {betas}"
-            )
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        own = self.eps if eps is None else eps
+        defaults = {"lr": lr, "betas": betas, "eps": own, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -41,12 +38,8 @@ class _Moments(Optimizer, ABC):
             state["step"] = state["step"].to(parameter.device)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; returns the closure's loss where there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step; losses are not computed anew, so there is no closure."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -59,7 +52,6 @@ class _Moments(Optimizer, ABC):
                 state["step"] += 1
                 gradient = -parameter.grad if group["maximize"] else parameter.grad
                 self._update(parameter, gradient, state, group)
-        return loss
 
     @abstractmethod
     def _update(self, parameter: Tensor, gradient: Tensor, state: Tensors, group: dict[str, Any]) -> None:
@@ -83,22 +75,10 @@ class LAMB(_Moments):
         weight_decay: lambda.
         maximize: ascend instead of descend.
 
-    Raises:
-        ConfigError: values out of range.
-
     Source: You et al., ICLR 2020, Algorithm 2, with the identity as its bounding function.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, maximize)
+    eps = 1e-6
 
     def _update(self, parameter: Tensor, gradient: Tensor, state: Tensors, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
@@ -127,22 +107,10 @@ class AdaBelief(_Moments):
         weight_decay: L2 coefficient, added to the gradient.
         maximize: ascend instead of descend.
 
-    Raises:
-        ConfigError: values out of range.
-
     Source: Zhuang et al., NeurIPS 2020, Algorithm 2.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-16,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, maximize)
+    eps = 1e-16
 
     def _update(self, parameter: Tensor, gradient: Tensor, state: Tensors, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]

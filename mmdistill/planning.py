@@ -6,7 +6,6 @@ import torch
 
 from mmdistill.abilities import TellsEpochs
 from mmdistill.allocation import allocate, require_members
-from mmdistill.composition import network_unread
 from mmdistill.config import DistillConfig
 from mmdistill.evaluate import find_judges
 from mmdistill.method import Method
@@ -47,7 +46,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
         "budget": f"{info.budget} {budget}",
-        "network": "" if network_unread(method, budget) else network_title(task),
+        "network": "" if method.reads_no_network(budget) else network_title(task),
         "stored as": method.storage or "the method's own way",
         "labels": method.label,
         "settings": settings_in_words(asdict(settings)),

@@ -14,17 +14,14 @@ GRACE = 120
 """Seconds in which processes that are asked to stop may end their step and keep a checkpoint."""
 
 
-def own_program(command: str) -> list[str]:
-    """Return the words that start again what runs here, for another of its commands.
+def own_program() -> list[str]:
+    """Return the words that start again the program that sweeps here, for another of its commands.
 
-    Where a script or a module of the user's was started with a command (``python SCRIPT.py sweep ...``), it is that
-    one, which knows methods of its own; else ``python -m mmdistill``.
-
-    Args:
-        command: the one that runs here.
+    Where a script or a module of the user's was started (``python SCRIPT.py sweep ...``), it is that one, which knows
+    methods of its own; else ``python -m mmdistill``.
     """
     python, main = [sys.executable, "-u"], sys.modules["__main__"]  # unbuffered: what a log ends with came last
-    if sys.argv[1:2] == [command]:
+    if sys.argv[1:2] == ["sweep"]:
         if main.__spec__ is not None:
             return [*python, "-m", main.__spec__.name.removesuffix(".__main__")]
         if Path(script := str(getattr(main, "__file__", ""))).suffix == ".py":

@@ -16,8 +16,8 @@ from mmdistill.names import canonical, in_words, unknown_data, unknown_name
 from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, BudgetKind, Task
 
-Writer = Callable[[Task, Batch, Path | str], list[Path]]
-"""Writes a batch of a task into a folder, see :func:`~mmdistill.exports.into_folder`; returns the files' paths."""
+Writer = Callable[[Task, Batch, Path], list[Path]]
+"""Writes a batch of a task into a folder; returns the files' paths."""
 DOMAIN_PACKAGES: dict[str, str] = {
     "image": "mmdistill.image",
     "graph": "mmdistill.graph",

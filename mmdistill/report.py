@@ -2,9 +2,6 @@
 
 import base64
 import html
-import shutil
-import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -242,18 +239,3 @@ def _html(
         else:
             parts.append(f"<pre>{html.escape(unmarked(_text(path)))}</pre>")
     return "\n".join(parts) + "\n"
-
-
-def entry(name: str, text: str, option: str = "") -> str:
-    """Return an entry of a list, a line; on a terminal as many as its width takes, below one another.
-
-    Args:
-        name: of the entry.
-        text: what is said of it.
-        option: the option that takes the name, where there is one.
-    """
-    start = f"  {option}{name:22} "
-    if not sys.stdout.isatty():
-        return start + text
-    width = max(shutil.get_terminal_size().columns, len(start) + 40)
-    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)

@@ -73,7 +73,7 @@ class RunState:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "network": None if network is None else [network.params, network.buffers],
             "age": self.schedule.age,
-            "momentum": self.schedule.memory,  # under the name that checkpoints have had
+            "memory": self.schedule.memory,
             "history": [list(entry) for entry in self.history],
             "best": self.best,
             "average": self.average,
@@ -98,11 +98,10 @@ class RunState:
                 optimizer.load_state_dict(tree["optimizers"][name])
             network = tree["network"]
             state = None if network is None else NetworkState(placed(network[0]), placed(network[1]))
-            self.schedule = ScheduleState(state, tree["age"], placed(tree["momentum"]))
+            self.schedule = ScheduleState(state, tree["age"], placed(tree["memory"]))
             self.history = [(int(step), float(loss)) for step, loss in tree["history"]]
             self.best = tree["best"]
-            average = tree.get("average")
-            self.average = None if average is None else placed(average)
+            self.average = None if tree["average"] is None else placed(tree["average"])
             self.path, self.compile_seconds = tree["path"], tree["compile_seconds"]
             self.step = tree["step"]
         except (KeyError, RuntimeError, ValueError) as error:

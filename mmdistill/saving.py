@@ -90,7 +90,7 @@ def require_held(distilled: DistilledSet, folder: Path) -> None:
     Raises:
         CheckpointError: it does.
     """
-    if read_json(folder / SET).get(DIGEST) not in (None, digest_of(distilled.tensors())):
+    if read_json(folder / SET).get(DIGEST) != digest_of(distilled.tensors()):
         raise CheckpointError(f"{folder} holds another set than was judged; judge that one, or name this one's folder")
 
 

@@ -94,15 +94,8 @@ MEMORY_ONLY = ("classes_at_once", "kept_steps")
 """Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
 AT_RESUME = ("steps", *MEMORY_ONLY)
 """Settings that may be given anew when a run resumes: it can be taken further, to more steps, within other bounds."""
-TRAINING = (
-    *("outer_steps", "inner_steps", "inner_lr", "inner_batch", "inner_momentum", "inner_window", "kept_steps"),
-    "ridge",
-    *("experts", "expert_steps", "start_epochs", "expert_folder", "expert_precision"),
-)
-"""Settings of the networks' training, which mean something only to schedules and objectives that read them."""
-
-
 OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
+InnerOptimizer = Literal["sgd", "adam"]
 
 
 def require_sizes(largest: int = 1_000_000, /, **sizes: int | None) -> None:
@@ -154,6 +147,15 @@ def require_kind(kind: type, **values: object) -> None:
             raise ConfigError(f"{name} is {wanted}, got {value!r}")
 
 
+def _are_numbers(found: object, count: int, kind: type) -> bool:
+    """Return whether a value is a tuple or list of so many numbers of a kind."""
+    return (
+        isinstance(found, tuple | list)
+        and len(found) == count
+        and all(isinstance(number, kind) and not isinstance(number, bool) for number in found)
+    )
+
+
 @dataclass(frozen=True)
 class OptimizerSpec:
     """How one group of learned tensors is stepped.
@@ -185,14 +187,15 @@ class OptimizerSpec:
 
     def __post_init__(self) -> None:
         require_choice("the optimizer", self.name, get_args(OptimizerName))
-        if self.active is not None and not 0 <= self.active[0] < self.active[1] <= self.active[2]:
-            raise ConfigError(f"active is (start, stop, period) with 0 <= start < stop <= period, got {self.active}")
-        if not 0 <= self.floor <= 1:
-            raise ConfigError(f"floor is a share of the rate between 0 and 1, got {self.floor}")
-        require_at_least(self, {"lr": 0.0, "weight_decay": 0.0})
+        require_at_least(self, {"lr": 0.0, "weight_decay": 0.0, "floor": 0.0})
         require_below_one(self, "momentum")
-        pair = isinstance(self.betas, (tuple, list)) and len(self.betas) == 2
-        if not pair or not all(isinstance(beta, Real) and 0 <= beta < 1 for beta in self.betas):
+        if self.floor > 1:
+            raise ConfigError(f"floor is a share of the rate between 0 and 1, got {self.floor}")
+        if self.active is not None and not (
+            _are_numbers(self.active, 3, Integral) and 0 <= self.active[0] < self.active[1] <= self.active[2]
+        ):
+            raise ConfigError(f"active is (start, stop, period) with 0 <= start < stop <= period, got {self.active!r}")
+        if not (_are_numbers(self.betas, 2, Real) and all(0 <= beta < 1 for beta in self.betas)):
             raise ConfigError(f"betas are two numbers of at least 0 and below 1, got {self.betas!r}")
 
 
@@ -255,7 +258,7 @@ class Settings:
     inner_lr: float = 0.01
     inner_batch: int = 256
     inner_momentum: float = 0.0
-    inner_optimizer: Literal["sgd", "adam"] = "sgd"
+    inner_optimizer: InnerOptimizer = "sgd"
     inner_window: int = 0
     inner_parts: int = 1
     ridge: float = 0.0
@@ -280,6 +283,7 @@ class Settings:
         require_at_least(self, LEAST)
         require_below_one(self, "inner_momentum")
         require_choice("the start (init)", self.init, get_args(InitKind))
+        require_choice("the students' optimizer (inner_optimizer)", self.inner_optimizer, get_args(InnerOptimizer))
         require_choice("the experts' precision (expert_precision)", self.expert_precision, get_args(TrainingPrecision))
         if not isinstance(self.augment, bool):
             raise ConfigError(f"augment is true or false, got {self.augment!r}")
@@ -288,6 +292,15 @@ class Settings:
         for group, spec in self.optimizers.items():
             if not isinstance(spec, OptimizerSpec):
                 raise ConfigError(f"the optimizer of {group!r} is an OptimizerSpec, got {type(spec).__name__}")
+
+
+TRAINING = tuple(
+    entry.name
+    for entry in fields(Settings)
+    if entry.name.startswith(("inner_", "expert"))
+    or entry.name in ("outer_steps", "kept_steps", "ridge", "start_epochs")
+)
+"""Settings of the networks' training, which mean something only to schedules and objectives that read them."""
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:

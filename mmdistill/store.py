@@ -154,7 +154,7 @@ def load_tree(path: Path) -> dict[str, Any]:
         if version != CHECKPOINT_VERSION:
             raise CheckpointError(f"{path} has checkpoint version {version}, this mmdistill reads {CHECKPOINT_VERSION}")
         found = digest_of(tensors, json.dumps(description["root"]))
-        if description.get(DIGEST, found) != found:
+        if description[DIGEST] != found:
             raise CheckpointError(f"{path} is damaged (its content has changed since it was written)")
         root = _unpack(description["root"], tensors)
     except (ValueError, KeyError, TypeError) as error:

@@ -14,7 +14,7 @@ from mmdistill.allocation import allocate
 from mmdistill.assembly import make_task, note_of_more_steps, placed
 from mmdistill.budget import find_budget, parse_bytes
 from mmdistill.commands import compare_command
-from mmdistill.config import BUDGETS, DistillConfig, SweepConfig
+from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.evaluate import find_judges, require_baselines, require_networks
@@ -25,13 +25,10 @@ from mmdistill.processes import own_program, start, stop, why_failed
 from mmdistill.registry import get_method, get_parameterization, located
 from mmdistill.run_folder import CONFIG, LOG, METRICS, holds_work, is_finished, is_started, require_free
 from mmdistill.runtime import choose_device, sole_writer
-from mmdistill.settings import MEMORY_ONLY
 from mmdistill.tabular import aligned
 from mmdistill.task import Task
 
 FINISHED = "finished"
-FREE = ("out", "overwrite", "device", "checkpoint_every", "compile", *MEMORY_ONLY)
-"""Options in which a run that is there may differ from the one that is asked for: they say how it runs, not what."""
 PAUSE = 0.2
 """Seconds between two looks at the runs."""
 
@@ -45,7 +42,7 @@ class Running(NamedTuple):
     title: str
 
 
-def sweep_command(asked: SweepConfig, common: DistillConfig, dry_run: bool = False) -> None:
+def sweep_command(asked: SweepConfig, common: DistillConfig, dry_run: bool) -> None:
     """Make the runs of a sweep that are missing and compare all in its folder; a dry run lists them.
 
     Args:
@@ -129,7 +126,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def require_own_folder(config: DistillConfig) -> None:
-    """Refuse a run whose folder holds work of another one.
+    """Refuse a run whose folder holds work of another one; how that one ran makes no difference.
 
     Raises:
         ConfigError: it does; says in which options.
@@ -139,7 +136,7 @@ def require_own_folder(config: DistillConfig) -> None:
     require_free(folder, other="another --out")
     saved = DistillConfig.load(folder / CONFIG) if holds_work(folder) else config
     asked, there = asdict(config), asdict(saved)
-    differing = [name for name in asked if name not in FREE and there[name] != asked[name]]
+    differing = [name for name in asked if name not in HOW_IT_RUNS and there[name] != asked[name]]
     if differing:
         said = ", ".join(f"{name.replace('_', '-')} {there[name]} in place of {asked[name]}" for name in differing)
         ways = "choose another --out or remove it"
@@ -230,7 +227,7 @@ def _begun(config: DistillConfig, device: str) -> "subprocess.Popen[bytes]":
     folder = config.folder()
     replace(config, device=device).save(folder / CONFIG)
     with (folder / LOG).open("wb") as log:
-        return start([*own_program("sweep"), "distill", f"--resume={folder}"], log)
+        return start([*own_program(), "distill", f"--resume={folder}"], log)
 
 
 def _title(config: DistillConfig) -> str:

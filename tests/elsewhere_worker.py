@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 from mmdistill import distill, evaluate, graph_task, image_task, recsys_task
 from mmdistill.abilities import Validates
 from mmdistill.distilled import DistilledSet
-from mmdistill.evaluate import Evaluation
+from mmdistill.evaluation import Evaluation
 from mmdistill.graph.judges import JudgeProtocol
 from mmdistill.graph.sets import graph_set_task
 from mmdistill.networks.fit import FitProtocol

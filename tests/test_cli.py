@@ -32,7 +32,7 @@ from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
 from mmdistill.runtime import atomic_write, sole_writer
-from mmdistill.settings import Settings
+from mmdistill.settings import TRAINING, Settings
 from mmdistill.task import Task
 from mmdistill.wording import GROUPS
 
@@ -471,7 +471,7 @@ def test_methods_are_listed_in_a_line_each(monkeypatch: pytest.MonkeyPatch, caps
             "--model is for image, graph, text and recsys data",
         ),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "1", "--size", "9"], "a size is for the images of"),
-        (["experts", "--data", "digits", "--experts", "0"], "--experts is at least 1, got 0"),
+        (["experts", "--data", "digits", "--experts", "0"], "--experts is a whole number of at least 1, got 0"),
         (["distill", "--data", "digits", "--method", "dm", "--ipc", "500"], "fewer than the 500 asked for"),
         (["evaluate", "RUN", "--baselines", "rnadom"], "did you mean 'random'"),
         (["distill", "--method", "dm", "--ipc", "1"], "--data is needed"),
@@ -957,6 +957,12 @@ def test_both_spellings_of_options() -> None:
     ]  # fmt: skip
 
 
+def test_a_word_behind_an_equals_sign_leaves_what_comes_next_as_it_is() -> None:
+    assert spelled(["--scores=Accuracy", "My_Run", "--compile=ON", "x_Y"]) == [
+        "--scores=accuracy", "My_Run", "--compile=on", "x_Y",
+    ]  # fmt: skip
+
+
 def test_words_count_however_they_are_spelled(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text("compile: off\ninit: K_Center\nmethod: DM\nbaselines: [K_center]\n")
@@ -969,7 +975,7 @@ def test_words_count_however_they_are_spelled(run: Path, tmp_path: Path) -> None
 
 
 def start(folder: Path, *extra: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "mmdistill.cli", "distill", "--data", "digits", "--method", "DM", "--ipc", "1"]
+    command = [sys.executable, "-m", "mmdistill", "distill", "--data", "digits", "--method", "DM", "--ipc", "1"]
     options = [*FAST, "--steps", "400", "--checkpoint_every", "5", "--baselines", "none", "--out", str(folder), *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -1038,6 +1044,16 @@ def test_settings_that_a_method_does_not_read_are_named() -> None:
     assert unread("rat-bptt") == ["outer_steps"]
     assert get_method(get_domain("image"), "random-soft").unread(1, given) == []
     assert get_method(get_domain("image"), "tesla").unread(1, ["teacher_epochs"]) == ["teacher_epochs"]
+
+
+@pytest.mark.parametrize("domain", DOMAIN_PACKAGES)
+def test_no_method_sets_what_it_does_not_read(domain: str) -> None:
+    for data in ("digits", "mnist", "cifar10") if domain == "image" else ("",):
+        for name in domain_methods(get_domain(domain)):
+            method = get_method(get_domain(domain), name, data)
+            chosen = vars(method.settings(1))
+            own = [name for name in TRAINING if chosen[name] != getattr(Settings(steps=1), name)]
+            assert method.unread(1, own) == [], (name, data)
 
 
 def test_the_page_names_the_settings_without_an_option() -> None:

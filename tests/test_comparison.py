@@ -3,17 +3,20 @@
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from mmdistill import comparison
 from mmdistill.cli import main
-from mmdistill.comparison import Repetitions, read_runs, repeated
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.comparison import Repetitions, judged_runs, read_runs, repeated
+from mmdistill.errors import ConfigError
 from mmdistill.figures import literal
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.side_by_side import draw_budgets, table, titles, write_csv
@@ -39,10 +42,14 @@ def finished(folder: Path, mean: float, ipc: int = 1, seed: int = 0, steps: int 
     return folder
 
 
+def rows_of(folders: Sequence[Path], judge: str | None = None, metric: str | None = None) -> list[Repetitions]:
+    return read_runs(judged_runs(folders)[0], judge, metric)
+
+
 def test_repetitions_are_pooled_and_other_settings_are_not(tmp_path: Path) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8 + 0.02 * seed, seed=seed) for seed in range(3)]
     other = finished(tmp_path / "longer", 0.9, steps=20)
-    rows = read_runs([*runs, other])
+    rows = rows_of([*runs, other])
     assert [(row.name, len(row.score.values)) for row in rows] == [("longer", 1), ("s0", 3)]
     assert rows[1].score.mean == pytest.approx(0.82)
     assert rows[1].score.deviation == pytest.approx(0.02)
@@ -51,10 +58,10 @@ def test_repetitions_are_pooled_and_other_settings_are_not(tmp_path: Path) -> No
     document = json.loads((runs[2] / "metrics.json").read_text())
     document["results"][0]["judging"] = {"epochs": 20}
     (runs[2] / "metrics.json").write_text(json.dumps(document))
-    rows = read_runs(runs)
+    rows = rows_of(runs)
     assert [len(row.score.values) for row in rows] == [2, 1]
     assert [row.judged for row in rows] == ["accuracy by convnet", "accuracy by convnet (epochs 20)"]
-    (mlp, _) = read_runs([*runs, other], judge="mlp")
+    (mlp, _) = rows_of([*runs, other], judge="mlp")
     assert mlp.score.mean == pytest.approx(0.45)
 
 
@@ -64,7 +71,7 @@ def test_a_run_of_a_version_without_a_setting_had_its_default(tmp_path: Path) ->
         made = json.loads((run / "distilled.json").read_text())
         made["settings"]["expert_precision"] = precision
         (run / "distilled.json").write_text(json.dumps(made))
-    assert sorted(len(row.score.values) for row in read_runs(runs)) == [1, 2]
+    assert sorted(len(row.score.values) for row in rows_of(runs)) == [1, 2]
 
 
 def test_a_baseline_is_that_of_the_runs_own_judge_and_metric(tmp_path: Path) -> None:
@@ -78,11 +85,11 @@ def test_a_baseline_is_that_of_the_runs_own_judge_and_metric(tmp_path: Path) -> 
         )
     ]
     (run / "metrics.json").write_text(json.dumps(document))
-    (row,) = read_runs([run])
+    (row,) = rows_of([run])
     assert {name: score.values for name, score in row.baselines.items()} == {"random": (0.3,)}
-    (row,) = read_runs([run], metric="macro F1")
+    (row,) = rows_of([run], metric="macro F1")
     assert {name: score.values for name, score in row.baselines.items()} == {"random": (0.2,)}
-    (row,) = read_runs([run], judge="mlp")
+    (row,) = rows_of([run], judge="mlp")
     assert {name: score.values for name, score in row.baselines.items()} == {"random": (0.1,)}
 
 
@@ -94,14 +101,14 @@ def test_rows_are_ordered_by_data_then_method_then_budget(tmp_path: Path) -> Non
         document = json.loads((run / "metrics.json").read_text())
         (run / "metrics.json").write_text(json.dumps({**document, "data": data, "method": method}))
         folders.append(run)
-    assert [(row.data, row.method, row.budget) for row in read_runs(folders)] == expected
+    assert [(row.data, row.method, row.budget) for row in rows_of(folders)] == expected
 
 
 def test_one_network_of_one_run_has_no_deviation(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
-    assert table(read_runs([run]))[1][5] == "80.0 +/- 1.0"
+    assert table(rows_of([run]))[1][5] == "80.0 +/- 1.0"
     (run / "metrics.json").write_text((run / "metrics.json").read_text().replace('"n": 5', '"n": 1'))
-    rows = read_runs([run])
+    rows = rows_of([run])
     assert table(rows)[1][5] == "80.0"
     assert draw_budgets(rows, tmp_path)[0].is_file()
 
@@ -109,10 +116,10 @@ def test_one_network_of_one_run_has_no_deviation(tmp_path: Path) -> None:
 def test_runs_without_the_judge_are_refused_by_name(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
     with pytest.raises(ConfigError, match=r"by resnet18 \(there are: accuracy by convnet, accuracy by mlp\)"):
-        read_runs([run], judge="resnet18")
+        rows_of([run], judge="resnet18")
     (run / "metrics.json").unlink()
-    with pytest.raises(CheckpointError, match="mmdistill evaluate"):
-        read_runs([run])
+    with pytest.raises(ConfigError, match="mmdistill evaluate"):
+        rows_of([run])
 
 
 @pytest.mark.parametrize(
@@ -122,11 +129,11 @@ def test_runs_without_the_judge_are_refused_by_name(tmp_path: Path) -> None:
 def test_damaged_metrics_are_named(tmp_path: Path, text: str, message: str) -> None:
     run = finished(tmp_path / "a", 0.8)
     (run / "metrics.json").write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        read_runs([run])
+    with pytest.raises(ConfigError, match=message):
+        rows_of([run])
     (run / "metrics.json").write_text('{"version": 1, "results": [{"judge": "mlp"}], "baselines": {}}')
-    with pytest.raises(CheckpointError, match="is damaged; move it away to judge anew"):
-        read_runs([run])
+    with pytest.raises(ConfigError, match="is damaged; move it away to judge anew"):
+        rows_of([run])
 
 
 @pytest.mark.parametrize(
@@ -165,7 +172,7 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
     document = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps({**document, "data": r"/data/$_$\udcff.tsv", "method": r"a$\foo$"}))
-    assert draw_budgets(read_runs([run]), tmp_path)[0].is_file()
+    assert draw_budgets(rows_of([run]), tmp_path)[0].is_file()
     assert literal("5 $ \udcff") == r"5 \$ \udcff"
 
 
@@ -185,13 +192,13 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_the_steps_of_repetitions_are_named(tmp_path: Path) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(3)]
-    column = table(read_runs(runs))[0].index("steps")
-    assert table(read_runs(runs))[1][column] == "10"
+    column = table(rows_of(runs))[0].index("steps")
+    assert table(rows_of(runs))[1][column] == "10"
     document = json.loads((runs[1] / "distilled.json").read_text())
     (runs[1] / "distilled.json").write_text(json.dumps({**document, "steps": 1000}))  # the best of a validated run
-    assert table(read_runs(runs))[1][column] == "10 to 1,000"
+    assert table(rows_of(runs))[1][column] == "10 to 1,000"
     (runs[0] / "distilled.json").unlink()
-    assert table(read_runs(runs[:1]))[1][column] == "-"
+    assert table(rows_of(runs[:1]))[1][column] == "-"
 
 
 def test_folders_without_a_judged_run_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,13 +239,22 @@ def test_a_folder_of_runs_stands_for_them(tmp_path: Path, capsys: pytest.Capture
 def test_a_run_that_is_given_twice_counts_once(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", 0.8)
     (tmp_path / "link").symlink_to(run)
-    (row,) = read_runs([run, run, tmp_path / "link"])
+    (row,) = rows_of([run, run, tmp_path / "link"])
     assert row.score.values == (0.8,)
+
+
+def test_files_of_a_run_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [str(finished(tmp_path / f"s{seed}", 0.8, seed=seed)) for seed in range(3)]
+    readers = {name: Mock(wraps=getattr(comparison, name)) for name in ("read_metrics", "read_json", "read_settings")}
+    for name, reader in readers.items():
+        monkeypatch.setattr(comparison, name, reader)
+    assert main(["compare", *runs, "--judge", "all", "--to", str(tmp_path / "page")]) == 0
+    assert {name: reader.call_count for name, reader in readers.items()} == dict.fromkeys(readers, 3)
 
 
 def test_a_seed_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, again, other = (finished(tmp_path / name, 0.8, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
-    (row,) = read_runs([first, again, other])
+    (row,) = rows_of([first, again, other])
     assert len(row.score.values) == 2
     assert main(["compare", *map(str, (first, again, other))]) == 0
     assert f"left out: {again}, which has the seed of {first}" in capsys.readouterr().out
@@ -265,7 +281,7 @@ def test_data_of_one_file_name_have_pictures_of_their_own(tmp_path: Path) -> Non
     for run, folder in zip(runs, ("one", "other"), strict=True):
         document = json.loads((run / "metrics.json").read_text())
         (run / "metrics.json").write_text(json.dumps({**document, "data": f"{folder}/train.csv"}))
-    pictures = draw_budgets(read_runs(runs), tmp_path)
+    pictures = draw_budgets(rows_of(runs), tmp_path)
     assert [path.name for path in pictures] == ["train-budgets.png", "train-2-budgets.png"]
 
 
@@ -274,7 +290,7 @@ def test_runs_that_were_stored_otherwise_are_told_apart(tmp_path: Path, monkeypa
     for run, stored in zip(runs, ("raw", "upsample-2", "upsample-2"), strict=True):
         document = {"settings": {"steps": run.name}, "parameterization": stored, "network": "convnet", "label": "hard"}
         (run / "distilled.json").write_text(json.dumps(document))
-    rows = read_runs(runs)
+    rows = rows_of(runs)
     assert titles(rows) == ["dm (raw)", "dm (upsample-2)", "dm (upsample-2)"]
     assert titles(rows[1:]) == ["dm", "dm"]
     lines: list[list[tuple[float, float]]] = []
@@ -293,10 +309,10 @@ def test_runs_that_were_stored_otherwise_are_told_apart(tmp_path: Path, monkeypa
 def test_rows_say_by_which_options_they_differ_at_one_budget(tmp_path: Path) -> None:
     runs = [finished(tmp_path / str(index), 0.8, ipc, steps=index) for index, ipc in enumerate((1, 1, 10))]
     for run, rate, init in zip(runs, (0.1, 0.2, 0.2), ("real", "noise", "real"), strict=True):
-        settings = {"steps": 10, "optimizers": {"codes": {"lr": rate}}, "init": init}
+        settings = {"steps": 10, "optimizers": {"codes": {"name": "adam", "lr": rate}}, "init": init}
         (run / "distilled.json").write_text(json.dumps({"settings": settings, "seed": 0}))
     (runs[0] / "config.yaml").write_text((runs[0] / "config.yaml").read_text() + "init: real\nencoder: minilm\n")
-    rows = read_runs(runs)
+    rows = rows_of(runs)
     assert titles(rows) == [
         "dm (encoder minilm, codes lr 0.1, init real)",
         "dm (codes lr 0.2, init noise)",
@@ -309,15 +325,15 @@ def test_runs_whose_samples_were_changed_otherwise_are_told_apart_by_number(tmp_
     runs = [finished(tmp_path / str(index), 0.8) for index in range(4)]
     for run, own in zip(runs, ({}, {"noise": 0.1}, {"noise": 2.0}, {"noise": 2.0}), strict=True):
         of_data([run], "a", preprocessing={"encoder": "minilm", **({"augmentation": own} if own else {})})
-    rows = read_runs(runs[:3])
+    rows = rows_of(runs[:3])
     assert titles(rows) == ["dm", "dm (noise 0.1)", "dm (noise 2.0)"]
-    assert len(read_runs(runs)) == 3
+    assert len(rows_of(runs)) == 3
 
 
 def test_an_option_that_names_a_default_makes_no_other_run(tmp_path: Path) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
     (runs[1] / "config.yaml").write_text((runs[1] / "config.yaml").read_text() + "steps: 10\n")
-    assert [len(row.score.values) for row in read_runs(runs)] == [2]
+    assert [len(row.score.values) for row in rows_of(runs)] == [2]
 
 
 def test_pooled_runs_that_held_out_other_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,19 +371,19 @@ def test_other_data_of_the_same_name_are_a_row_of_their_own(
 ) -> None:
     runs = [finished(tmp_path / f"{index}", 0.8, seed=seed) for index, seed in enumerate(seeds)]
     of_data(runs, fingerprints)
-    assert [len(row.score.values) for row in read_runs(runs)] == expected
-    assert not repeated(runs, None, None)
-    names = titles(read_runs(runs))
+    assert [len(row.score.values) for row in rows_of(runs)] == expected
+    assert not repeated(judged_runs(runs)[0], None, None)
+    names = titles(rows_of(runs))
     assert len(set(names)) == len(names)
     of_data(runs[:1], "a", num_train=7)  # whatever moves with the seed keeps its size
-    assert next(len(row.score.values) for row in read_runs(runs)) == 1
+    assert next(len(row.score.values) for row in rows_of(runs)) == 1
 
 
 def test_runs_by_several_judges_say_which(tmp_path: Path) -> None:
     run, other = finished(tmp_path / "a", 0.8), finished(tmp_path / "b", 0.8)
     document = json.loads((other / "metrics.json").read_text())
     (other / "metrics.json").write_text(json.dumps({**document, "results": document["results"][1:]}))
-    lines = table(read_runs([run, other]))
+    lines = table(rows_of([run, other]))
     assert [line[4] for line in lines] == ["judged", "accuracy by convnet", "accuracy by mlp"]
 
 
@@ -383,7 +399,7 @@ def test_how_a_run_was_judged_makes_no_other_method(tmp_path: Path) -> None:
     for run, options in zip(runs, ("baselines: none\n", "networks: 3\njudges: convnet\n", "bytes: 100\n"), strict=True):
         (run / "config.yaml").write_text((run / "config.yaml").read_text() + options)
     changed(runs[0], baselines={})
-    (row,) = read_runs(runs)
+    (row,) = rows_of(runs)
     assert len(row.score.values) == 3
     assert row.baselines["random"].values == pytest.approx((0.7, 0.7))
     assert titles([row]) == ["dm"]
@@ -397,7 +413,7 @@ def test_what_validation_trains_by_tells_runs_apart(tmp_path: Path) -> None:
             made["settings"] |= {"validate_every": validate_every}
             (run / "distilled.json").write_text(json.dumps(made))
             (run / "config.yaml").write_text((run / "config.yaml").read_text() + f"judge_epochs: {epochs}\n")
-        return [len(row.score.values) for row in read_runs(runs)]
+        return [len(row.score.values) for row in rows_of(runs)]
 
     assert row_counts(0) == [2]
     assert row_counts(5) == [1, 1]
@@ -429,7 +445,7 @@ def test_each_judge_has_baselines_of_its_own_in_the_picture(tmp_path: Path, monk
     other = finished(tmp_path / "b", 0.6)
     entry = {**ENTRY, "judge": "ntk", "mean": 0.6}
     changed(other, results=[entry], baselines={"random": [{**entry, "mean": 0.3}]})
-    found = drawn(read_runs([one, other]), tmp_path, monkeypatch)
+    found = drawn(rows_of([one, other]), tmp_path, monkeypatch)
     assert found["random by convnet"] == pytest.approx([70.0])
     assert found["random by ntk"] == pytest.approx([30.0])
 
@@ -439,7 +455,7 @@ def test_a_long_legend_leaves_the_axes_their_room(tmp_path: Path) -> None:
         run = finished(tmp_path / str(index), 0.8, 1 + index)
         settings = {"steps": 10, "note": f"{index} " + "of many words " * 20}
         (run / "distilled.json").write_text(json.dumps({"settings": settings, "seed": 0}))
-    rows = [replace(row, budget=1) for row in read_runs([tmp_path / str(index) for index in range(8)])]
+    rows = [replace(row, budget=1) for row in rows_of([tmp_path / str(index) for index in range(8)])]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (picture,) = draw_budgets(rows, tmp_path)
@@ -451,7 +467,7 @@ def test_a_table_for_other_programs_has_all_digits(tmp_path: Path) -> None:
     runs = [finished(tmp_path / f"s{seed}", 0.8 + 0.0123456789 * seed, seed=seed) for seed in range(2)]
     plain = finished(tmp_path / "plain", 0.5, ipc=10)
     changed(plain, baselines={})
-    found = pd.read_csv(write_csv(read_runs([*runs, plain]), tmp_path / "comparison.csv"))
+    found = pd.read_csv(write_csv(rows_of([*runs, plain]), tmp_path / "comparison.csv"))
     assert found["budget"].tolist() == [1, 10]
     first = found.iloc[0]
     assert [float(value) for value in first["values"].split()] == [0.8, 0.8 + 0.0123456789]
@@ -467,7 +483,7 @@ def test_a_papers_table_has_methods_as_rows_and_budgets_as_columns(tmp_path: Pat
     poorer = changed(finished(tmp_path / "dc", 0.4), method="d_c", budget={"ipc": 2, "stored_bytes": 100})
     changed(poorer, baselines={"random": [{**ENTRY, "mean": 0.1}], "whole": [{**ENTRY, "mean": 0.9}]})
     other = changed(finished(tmp_path / "mnist", 0.9, ipc=2), data="/of/mnist 50%.pt", baselines={})
-    found = pivot(read_runs([*runs, poorer, other]))
+    found = pivot(rows_of([*runs, poorer, other]))
     assert found.lines() == [
         ["", "mnist 50%, ipc 2", "digits, ipc 2", "digits, ipc 10"],
         ["random", "–", "42.0 ± 0.0", "50.0 ± 0.0"],  # of two runs, not of the other method's one
@@ -495,16 +511,16 @@ def test_a_papers_table_has_methods_as_rows_and_budgets_as_columns(tmp_path: Pat
 
 def test_equal_means_and_better_baselines_are_bold_too(tmp_path: Path) -> None:
     runs = [changed(finished(tmp_path / name, 0.5), method=name, baselines={}) for name in "ab"]
-    tex = pivot(read_runs(runs)).latex()
+    tex = pivot(rows_of(runs)).latex()
     assert tex.count(r"\mathbf{50.0}") == 2
     assert "; runs: 1\n" in tex
     changed(runs[0], baselines={"herding": [{**ENTRY, "mean": 0.6, "n": 1}]})
-    tex = pivot(read_runs(runs)).latex()
+    tex = pivot(rows_of(runs)).latex()
     assert tex.count(r"\mathbf") == 1
     assert r"herding & $\mathbf{60.0}$ \\" in tex
     for run in runs:  # of which a lower one is better
         changed(run, results=[{**ENTRY, "metric": "hard-label gap"}], baselines={})
-    assert r"\mathbf" not in pivot(read_runs(runs)).latex()
+    assert r"\mathbf" not in pivot(rows_of(runs)).latex()
 
 
 def test_each_judge_has_columns_of_its_own_and_no_score_is_lost(tmp_path: Path) -> None:
@@ -512,7 +528,7 @@ def test_each_judge_has_columns_of_its_own_and_no_score_is_lost(tmp_path: Path) 
         finished(tmp_path / "a", 0.8),
         changed(finished(tmp_path / "b", 0.6), budget={"ipc": 1, "stored_bytes": 1}),
     )
-    rows = [row for judge in ("convnet", "mlp") for row in read_runs([one, same], judge)]
+    rows = [row for judge in ("convnet", "mlp") for row in rows_of([one, same], judge)]
     head, random, *methods = pivot(rows).lines()
     assert head[1:] == ["digits by convnet, ipc 1", "digits by mlp, ipc 1"]
     assert random[1:] == ["70.0 ± 1.0", "–"]
@@ -522,7 +538,7 @@ def test_each_judge_has_columns_of_its_own_and_no_score_is_lost(tmp_path: Path) 
 def test_data_of_one_file_name_and_versions_have_columns_of_their_own(tmp_path: Path) -> None:
     places = ("one/train.csv", "other/train.csv", "photos-v1.5", "photos-v1.6")
     runs = [changed(finished(tmp_path / str(index), 0.5), data=place) for index, place in enumerate(places)]
-    found = pivot(read_runs(runs))
+    found = pivot(rows_of(runs))
     assert found.lines()[0][1:] == [f"{name}, ipc 1" for name in ("train", "train-2", "photos-v1.5", "photos-v1.6")]
     assert found.latex().count(r"\multicolumn") == 4
 
@@ -532,7 +548,7 @@ def test_runs_of_one_name_in_several_folders_all_have_rows(tmp_path: Path) -> No
         changed(finished(tmp_path / name / "run", mean), budget={"ipc": 1, "stored_bytes": size})
         for name, mean, size in (("a", 0.1, 1), ("b", 0.2, 2), ("c", 0.3, 3))
     ]
-    names, scores = zip(*((row[0], row[1]) for row in pivot(read_runs(alike)).lines()[2:]), strict=True)
+    names, scores = zip(*((row[0], row[1]) for row in pivot(rows_of(alike)).lines()[2:]), strict=True)
     assert names == ("dm", "dm (run)", "dm (run, 2)")
     assert scores == ("10.0 ± 1.0", "20.0 ± 1.0", "30.0 ± 1.0")
 
@@ -566,7 +582,7 @@ def test_notes_of_baselines_are_compared_by_their_names(tmp_path: Path) -> None:
         results=[{**ENTRY, "notes": [known]}],
         baselines={"random": [{**ENTRY, "notes": [known]}], "whole": [{**ENTRY, "notes": [other]}]},
     )
-    assert read_runs([run])[0].notes == (known, f"whole: {other}")
+    assert rows_of([run])[0].notes == (known, f"whole: {other}")
 
 
 def test_all_judges_are_shown_and_baselines_have_their_deviation(
@@ -583,9 +599,9 @@ def test_all_judges_are_shown_and_baselines_have_their_deviation(
 
 def test_of_two_runs_of_one_seed_that_with_more_baselines_counts(tmp_path: Path) -> None:
     poor, rich = changed(finished(tmp_path / "a", 0.8), baselines={}), finished(tmp_path / "b", 0.8)
-    (row,) = read_runs([poor, rich])
+    (row,) = rows_of([poor, rich])
     assert row.name == "b"
-    assert repeated([poor, rich], None, None) == {poor: rich}
+    assert repeated(judged_runs([poor, rich])[0], None, None) == {poor: rich}
 
 
 def test_a_run_that_does_not_record_its_settings_makes_no_titles_long(tmp_path: Path) -> None:
@@ -594,7 +610,7 @@ def test_a_run_that_does_not_record_its_settings_makes_no_titles_long(tmp_path: 
         (run / "config.yaml").write_text((run / "config.yaml").read_text() + "encoder: minilm\n")
     (runs[0] / "distilled.json").unlink()
     (runs[1] / "config.yaml").unlink()
-    assert titles(read_runs(runs)) == ["dm", "dm", "dm"]
+    assert titles(rows_of(runs)) == ["dm", "dm", "dm"]
 
 
 def test_published_and_reduced_schedules_are_told_apart_beside_what_sets_say_of_theirs(tmp_path: Path) -> None:
@@ -603,14 +619,4 @@ def test_published_and_reduced_schedules_are_told_apart_beside_what_sets_say_of_
         (run / "config.yaml").write_text((run / "config.yaml").read_text() + f"schedule: {run.name}\n")
         document = json.loads((run / "distilled.json").read_text())
         (run / "distilled.json").write_text(json.dumps({**document, "described": {"schedule": {"class": "Fresh"}}}))
-    assert titles(read_runs(runs)) == ["dm (schedule published)", "dm (schedule reduced)"]
-
-
-def test_runs_that_say_nothing_of_their_objective_are_repetitions_of_those_that_do(tmp_path: Path) -> None:
-    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(4)]
-    for run, freqs in zip(runs[1:], (8, 8, 9), strict=True):
-        document = json.loads((run / "distilled.json").read_text())
-        own = {"objective": {"class": "Own", "freqs": freqs}}
-        (run / "distilled.json").write_text(json.dumps({**document, "described": own}))
-    assert [len(row.score.values) for row in read_runs(runs[:3])] == [3]
-    assert sorted(len(row.score.values) for row in read_runs(runs)) == [1, 1, 2]
+    assert titles(rows_of(runs)) == ["dm (schedule published)", "dm (schedule reduced)"]

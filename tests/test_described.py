@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.checkpoints import require_same
-from mmdistill.comparison import read_runs
+from mmdistill.comparison import judged_runs, read_runs
 from mmdistill.described import described
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
@@ -169,14 +169,15 @@ def test_a_resume_refuses_another_objective_or_schedule_of_the_same_name(
     assert distill(task, first, ipc=1, out=tmp_path, resume=True).steps == 6
 
 
-def test_checkpoints_without_a_description_resume(tmp_path: Path) -> None:
+def test_checkpoints_without_a_description_are_refused(tmp_path: Path) -> None:
     task = BlobTask()
     stopped(task, powered(), tmp_path)
     (newest,) = (tmp_path / "checkpoints").iterdir()
     tree = load_tree(newest)
     earlier = {name: value for name, value in json.loads(tree["identity"]).items() if name != "described"}
     save_tree(newest, tree | {"identity": json.dumps(earlier)})
-    assert distill(task, powered(8.0), ipc=1, out=tmp_path, resume=True).steps == 6
+    with pytest.raises(CheckpointError, match="did not note its described"):
+        distill(task, powered(), ipc=1, out=tmp_path, resume=True)
 
 
 def test_a_run_resumes_with_other_settings_that_bound_memory(tmp_path: Path) -> None:
@@ -201,9 +202,12 @@ def test_compared_runs_of_one_name_are_told_apart_by_what_is_set(tmp_path: Path)
         ("d", lambda: serving(3), 0),
     ]
     runs = [judged(tmp_path / name, make(), seed) for name, make, seed in made]
-    rows = read_runs(runs)
+    rows = read_runs(judged_runs(runs)[0])
     assert sorted(len(row.score.values) for row in rows) == [1, 1, 2]
-    assert sorted(titles(read_runs(runs[:3]))) == ["powered (objective factor 1.0)", "powered (objective factor 8.0)"]
+    assert sorted(titles(read_runs(judged_runs(runs[:3])[0]))) == [
+        "powered (objective factor 1.0)",
+        "powered (objective factor 8.0)",
+    ]
     assert "powered (objective factor 1.0, networks Serving, networks steps 3)" in titles(rows)
     assert DistilledSet.load(runs[2]).described["objective"]["factor"] == 8.0  # type: ignore[index]
 
@@ -214,7 +218,7 @@ def test_what_settings_say_already_is_not_said_again(tmp_path: Path) -> None:
         judged(tmp_path / str(lr), CORE_METHODS["dc"].with_settings(**few, inner_steps=1, inner_lr=lr))
         for lr in (0.1, 0.2)
     ]
-    assert titles(read_runs(runs)) == ["dc (inner-lr 0.1)", "dc (inner-lr 0.2)"]
+    assert titles(read_runs(judged_runs(runs)[0])) == ["dc (inner-lr 0.1)", "dc (inner-lr 0.2)"]
 
 
 def test_sets_without_a_description_are_read_and_compared(tmp_path: Path) -> None:
@@ -223,7 +227,7 @@ def test_sets_without_a_description_are_read_and_compared(tmp_path: Path) -> Non
     assert document.pop("described")["schedule"] == {"class": "FreshNetworks"}
     (run / "distilled.json").write_text(json.dumps(document))
     assert DistilledSet.load(run).described == {}
-    assert titles(read_runs([run])) == ["powered"]
+    assert titles(read_runs(judged_runs([run])[0])) == ["powered"]
 
 
 class Kind(Enum):

@@ -20,14 +20,8 @@ from mmdistill.errors import (
     ShapeError,
     UnsupportedError,
 )
-from mmdistill.evaluate import (
-    Entry,
-    Evaluation,
-    _pooled,
-    evaluate,
-    find_judges,
-    summarise,
-)
+from mmdistill.evaluate import _pooled, evaluate, find_judges
+from mmdistill.evaluation import Entry, Evaluation, summarise
 from mmdistill.memory import explained
 from mmdistill.methods import CORE_METHODS
 from mmdistill.metrics import dropped_baselines, metrics_document
@@ -115,8 +109,7 @@ def test_a_solved_judge_counts_once_however_many_networks_would_train_at_once(
 
 
 def test_entries_are_mean_and_sample_deviation() -> None:
-    scores = [Scores("a", {"accuracy": (0.5, 0.7)}, ("odd",)), Scores("a", {"accuracy": (0.9,)})]
-    (entry,) = summarise(scores)
+    (entry,) = summarise([Scores("a", {"accuracy": (0.5, 0.7, 0.9)}, ("odd",))])
     assert entry.mean == pytest.approx(0.7)
     assert entry.sd == pytest.approx(statistics.stdev([0.5, 0.7, 0.9]))
     assert (entry.n, entry.notes) == (3, ("odd",))
@@ -189,6 +182,14 @@ def test_bad_requests_are_named(result: DistilledSet) -> None:
         evaluate(task, result, judges=3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"baselines are names, got \[None\]"):
         evaluate(task, result, baselines=[None])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("asked", ["k-center,K_Center", ["k-center", "K_Center", "k-center"]])
+def test_a_baseline_that_is_asked_for_twice_is_judged_once(result: DistilledSet, asked: str | list[str]) -> None:
+    task = Recorded()
+    found = evaluate(task, result, n=1, baselines=asked)
+    assert list(found.baselines) == ["k-center"]
+    assert len(task.keys) == 2
     with pytest.raises(ConfigError, match="seed is a whole number, got 'x'"):
         evaluate(task, result, seed="x")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="a task is expected, got DistilledSet"):

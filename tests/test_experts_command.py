@@ -133,4 +133,4 @@ def test_what_experts_depend_on_is_said_as_for_distilling(cache: Path, capsys: p
     assert main([*FAST, "--inductive", "true"]) == 2
     assert "--inductive is for graph data" in capsys.readouterr().err
     assert main([*FAST, "--nodes", "0"]) == 2
-    assert "--nodes is at least 1, got 0" in capsys.readouterr().err
+    assert "--nodes is a whole number of at least 1, got 0" in capsys.readouterr().err

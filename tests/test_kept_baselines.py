@@ -11,8 +11,9 @@ from unittest.mock import Mock
 import pytest
 from safetensors.torch import save_file
 
-from mmdistill import commands, kept_baselines, runtime
+from mmdistill import commands, judging, kept_baselines, runtime
 from mmdistill.cli import main
+from mmdistill.errors import UnsupportedError
 from mmdistill.image.datasets import load
 
 DIGITS = ["distill", "--data", "digits", "--model", "mlp", "--width", "4", "--networks", "2", "--judge-epochs", "9"]
@@ -23,14 +24,14 @@ Judged = list[str]
 def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
     """Return the names of the baselines that are judged in a test."""
     names: Judged = []
-    judging = import_module("mmdistill.evaluate")._Judging
-    score = judging.of_baseline
+    own = import_module("mmdistill.evaluate")._Judging
+    score = own.of_baseline
 
     def noted(self: object, name: str, *rest: object) -> object:
         names.append(name)
         return score(self, name, *rest)
 
-    monkeypatch.setattr(judging, "of_baseline", noted)
+    monkeypatch.setattr(own, "of_baseline", noted)
     return names
 
 
@@ -67,6 +68,25 @@ def test_another_method_at_the_same_budget_judges_no_baseline_again(
     assert re.search("distilled +random +herding +whole", said)  # the table has them all
 
 
+def test_what_is_known_stays_where_another_baseline_cannot_be_had(
+    tmp_path: Path, judged: Judged, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = distil(tmp_path / "a", "--baselines", "random")
+    distil(tmp_path / "b", "--baselines", "none")
+    path = tmp_path / "b" / "config.yaml"
+    path.write_text(path.read_text().replace("baselines: none", "baselines: random,herding"))
+    judged.clear()
+    capsys.readouterr()
+    refused = Mock(side_effect=UnsupportedError("none here"))
+    monkeypatch.setattr(import_module("mmdistill.evaluate"), "coreset", refused)
+    assert main(["distill", "--resume", str(tmp_path / "b")]) == 0
+    assert judged == ["herding"]
+    said = capsys.readouterr().out
+    assert "judged alike by an earlier run: random by mlp" in said
+    assert "failed: the herding baseline: none here" in said
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["baselines"] == first
+
+
 def test_another_budget_judges_all_but_the_whole_set_again(tmp_path: Path, judged: Judged) -> None:
     first = distil(tmp_path / "a")
     judged.clear()
@@ -90,7 +110,7 @@ def test_whatever_decides_a_score_is_judged_anew(option: tuple[str, str], tmp_pa
 def test_other_code_is_another_judge(tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     distil(tmp_path / "a", "--baselines", "random")
     judged.clear()
-    monkeypatch.setattr(kept_baselines, "code_digest", lambda: "changed")
+    monkeypatch.setattr(kept_baselines, "package_digest", lambda: "changed")
     distil(tmp_path / "b", "--baselines", "random")
     assert judged == ["random"]
 
@@ -102,9 +122,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path.parent.mkdir()
     path.write_text("first")
     monkeypatch.setattr("mmdistill.__file__", str(path))
-    kept_baselines.code_digest.cache_clear()
+    kept_baselines.package_digest.cache_clear()
     yield path
-    kept_baselines.code_digest.cache_clear()
+    kept_baselines.package_digest.cache_clear()
 
 
 def test_code_that_is_edited_while_a_command_runs_judged_nothing(
@@ -119,11 +139,11 @@ def test_code_that_is_edited_while_a_command_runs_judged_nothing(
 
     def begin() -> None:  # as a new process does
         module.write_text("first")
-        kept_baselines.code_digest.cache_clear()
+        kept_baselines.package_digest.cache_clear()
 
     with monkeypatch.context() as patched:
-        for name in ("distill", "evaluate"):
-            patched.setattr(commands, name, edited(getattr(commands, name)))
+        for module_of, name in ((commands, "distill"), (judging, "evaluate")):
+            patched.setattr(module_of, name, edited(getattr(module_of, name)))
         begin()
         distil(tmp_path / "a", "--baselines", "random")
         begin()

@@ -10,7 +10,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.methods import CORE_METHODS
 from mmdistill.optimizers import LAMB, AdaBelief, is_active
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec
+from mmdistill.settings import OptimizerSpec, Settings
 from tests.toys import BlobTask
 
 KEY = Draws(8)
@@ -105,27 +105,6 @@ def test_a_loaded_state_lies_where_its_parameter_does(optimizer: type[LAMB | Ada
     )
 
 
-def test_a_closure_is_evaluated() -> None:
-    parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = LAMB([parameter], lr=0.1)
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = parameter.square().sum()
-        loss.backward()
-        return float(loss.detach())
-
-    assert optimizer.step(closure) == 2.0
-    assert optimizer.step(closure) < 2.0  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}])
-@pytest.mark.parametrize("optimizer", [LAMB, AdaBelief])
-def test_values_out_of_range_are_refused(optimizer: type[LAMB | AdaBelief], wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=f"{optimizer.__name__} needs"):
-        optimizer([torch.nn.Parameter(torch.ones(1))], **wrong)  # type: ignore[arg-type]
-
-
 def test_the_annealed_rate_ends_at_its_floor() -> None:
     rate = OptimizerSpec("adabelief", 0.1, cosine=True, floor=0.1)
     method = CORE_METHODS["dm"].with_settings(steps=4, real_batch=4, augment=False, optimizers={"codes": rate})
@@ -148,6 +127,11 @@ def test_a_group_is_active_in_its_part_of_every_period() -> None:
 def test_optimizers_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"the optimizer is sgd or .* or adabelief, got .adma.; did you mean 'adam'"):
         OptimizerSpec("adma")  # type: ignore[arg-type]
-    for active in ((2, 2, 4), (0, 5, 4), (-1, 2, 4), (0, 1, 0)):
+    for active in ((2, 2, 4), (0, 5, 4), (-1, 2, 4), (0, 1, 0), (0, 1), 3, (0, 0.5, 1), "abc"):
         with pytest.raises(ConfigError, match="start < stop <= period"):
-            OptimizerSpec(active=active)
+            OptimizerSpec(active=active)  # type: ignore[arg-type]
+    for floor in (-0.1, "0.5", None, float("nan")):
+        with pytest.raises(ConfigError, match="floor is a number of at least 0"):
+            OptimizerSpec(floor=floor)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"\(inner_optimizer\) is sgd or adam, got 'adma'; did you mean 'adam'\?"):
+        Settings(steps=1, inner_optimizer="adma")  # type: ignore[arg-type]

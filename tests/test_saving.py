@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdistill import DistilledSet, distill, evaluate, save_evaluation
-from mmdistill.comparison import read_runs
+from mmdistill.comparison import judged_runs, read_runs
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.run_folder import METRICS
 from tests.toys import BlobTask
@@ -32,7 +32,7 @@ def test_a_set_without_a_folder_gets_one_and_is_compared(tmp_path: Path) -> None
     evaluation = evaluate(task, found, n=1, baselines=())
     save_evaluation(task, found, evaluation, tmp_path / "new", judging={"epochs": 5})
     assert torch.equal(DistilledSet.load(tmp_path / "new").batch.weight, found.batch.weight)
-    (row,) = read_runs([tmp_path / "new"])
+    (row,) = read_runs(judged_runs([tmp_path / "new"])[0])
     assert row.judge.endswith("(epochs 5)")
 
 

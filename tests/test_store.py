@@ -183,12 +183,13 @@ def test_digests_of_tensors_of_any_form() -> None:
     assert digest_of(odd) != digest_of(odd, "text")
 
 
-def test_a_set_of_an_earlier_revision_has_no_digest(tmp_path: Path) -> None:
+def test_a_set_without_a_digest_is_refused(tmp_path: Path) -> None:
     make_set().save(tmp_path)
     content = json.loads((tmp_path / "distilled.json").read_text())
     del content["digest"]
     (tmp_path / "distilled.json").write_text(json.dumps(content))
-    assert DistilledSet.load(tmp_path).method == make_set().method
+    with pytest.raises(CheckpointError, match=r"is damaged, or of another set than distilled\.json"):
+        DistilledSet.load(tmp_path)
 
 
 def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def fake(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     def install(body: str) -> None:
         script = tmp_path / "child.py"
         script.write_text(CHILD.replace("BODY", body))
-        monkeypatch.setattr(sweep, "own_program", lambda command: [sys.executable, str(script), str(made)])
+        monkeypatch.setattr(sweep, "own_program", lambda: [sys.executable, str(script), str(made)])
         monkeypatch.setattr(sweep, "PAUSE", 0.01)
 
     return install
@@ -328,7 +328,7 @@ def test_a_process_is_of_the_program_that_the_user_started(
 ) -> None:
     monkeypatch.setattr("sys.argv", started)
     monkeypatch.setitem(sys.modules, "__main__", main)
-    assert own_program("sweep") == [sys.executable, "-u", *words]
+    assert own_program() == [sys.executable, "-u", *words]
 
 
 SCRIPT = """

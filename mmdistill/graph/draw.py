@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
-from mmdistill.exports import exporter, into_folder
+from mmdistill.exports import exporter
 from mmdistill.figures import literal, save_figure
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
@@ -52,7 +52,6 @@ def node_classes(batch: Batch) -> Tensor:
     return hard_labels(one_tensor(batch.targets, "a distilled graph").detach().cpu())
 
 
-@into_folder
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw the synthetic nodes among the real ones, and the synthetic graph where it has edges; returns the paths.
 

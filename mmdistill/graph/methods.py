@@ -76,7 +76,7 @@ def _gcdm_structure_settings(nodes: int) -> Settings:
 
 
 def _gcdm_settings(nodes: int) -> Settings:
-    return Settings(steps=500, optimizers={"codes": OptimizerSpec("adam", 0.05)}, inner_batch=WHOLE)
+    return Settings(steps=500, optimizers={"codes": OptimizerSpec("adam", 0.05)})
 
 
 def _sfgc_settings(nodes: int) -> Settings:

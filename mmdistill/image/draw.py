@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, UnsupportedError
-from mmdistill.exports import exporter, into_folder, task_exporter
+from mmdistill.exports import exporter, task_exporter
 from mmdistill.image.data import destandardised, shown
 from mmdistill.image.task import ImageTask
 from mmdistill.image.units import stored_units
@@ -67,7 +67,6 @@ def _rounded(pixels: Tensor) -> Tensor:
     return (pixels * 255).round().to(torch.uint8)
 
 
-@into_folder
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw all synthetic images, one class per row, enlarged without smoothing; returns the path of the picture."""
     image_task = _image_task(task)

@@ -125,7 +125,6 @@ def _frepo_settings(ipc: int) -> Settings:
         real_batch=1024,
         optimizers={"codes": rate, "labels": rate},
         outer_steps=100,
-        inner_steps=1,
         inner_lr=3e-4,
         inner_batch=1000,
     )

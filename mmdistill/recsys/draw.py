@@ -9,7 +9,6 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.exports import into_folder
 from mmdistill.figures import save_figure
 from mmdistill.recsys.cleaning import removed_in_words
 from mmdistill.recsys.data import Interactions
@@ -60,7 +59,6 @@ def is_binary(rows: Tensor) -> bool:
     return bool(((rows == 0) | (rows == 1)).all())
 
 
-@into_folder
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw synthetic beside real users, and write what a reader must know of the set as tables."""
     data, rows = rows_of(task, batch)

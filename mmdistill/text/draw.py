@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
-from mmdistill.exports import into_folder
 from mmdistill.figures import literal, save_figure
 from mmdistill.labels import are_probabilities
 from mmdistill.store import write_text
@@ -165,7 +164,6 @@ def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
     return save_figure(figure, folder / "map.png", dpi=130)
 
 
-@into_folder
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw the map and write the table of nearest texts."""
     text = as_text_like(task)

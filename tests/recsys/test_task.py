@@ -14,7 +14,7 @@ from torch import nn
 
 from mmdistill.abilities import Validates
 from mmdistill.cli import main
-from mmdistill.comparison import read_runs
+from mmdistill.comparison import judged_runs, read_runs
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
@@ -528,7 +528,7 @@ def test_runs_that_patience_ended_are_read_again_and_are_repetitions(tmp_path, c
         steps.append(DistilledSet.load(out).taken)
     assert len(set(steps)) > 1
     assert max(steps) < 40
-    (row,) = read_runs([tmp_path / f"run{seed}" for seed in range(3)])
+    (row,) = read_runs(judged_runs([tmp_path / f"run{seed}" for seed in range(3)])[0])
     assert len(row.score.values) == 3
 
 

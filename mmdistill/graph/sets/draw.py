@@ -6,7 +6,7 @@ import torch
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
-from mmdistill.exports import exporter, into_folder
+from mmdistill.exports import exporter
 from mmdistill.figures import save_figure
 from mmdistill.graph.draw import write_preprocessing
 from mmdistill.labels import hard_labels
@@ -36,7 +36,6 @@ def graph_list(batch: Batch) -> list[Tensors]:
     return found
 
 
-@into_folder
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw the first graphs, each node coloured by its largest feature; returns the path."""
     import networkx as nx  # here, since importing these takes long
