@@ -111,7 +111,7 @@ def graph_from_fields(
     x = _features(fields, name)
     sets, missing = _sets(fields, name, len(x), split)
     y, num_classes = _labels(fields, name, len(x), sets)
-    adjacency, changes = undirected(*_edges(fields, name, len(x)), len(x))
+    adjacency, changes = undirected(*checked_edges(fields, name, len(x)), len(x))
     return GraphData(
         name,
         x,
@@ -201,8 +201,12 @@ def _features(fields: Mapping[str, Any], name: str) -> Tensor:
     return x.contiguous()
 
 
-def _edges(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Tensor, Tensor | None]:
-    """Return checked edges and their weights, None for 1 each."""
+def checked_edges(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Tensor, Tensor | None]:
+    """Return a graph's edges ``(2, E)`` and their weights ``(E,)``, None for 1 each, once they are checked.
+
+    Raises:
+        DataError: edges of nodes that there are not, or weights that are none.
+    """
     edges = _tensor(fields, "edge_index", name)
     if edges.ndim != 2 or edges.shape[0] != 2 or edges.dtype not in INTEGERS:
         raise DataError(f"{name}: edge_index must be an integer (2, edges), got {edges.dtype} {tuple(edges.shape)}")

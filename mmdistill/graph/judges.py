@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmdistill.classification import accuracies, by_class
 from mmdistill.graph.data import GraphData
-from mmdistill.graph.models import GCN, SGC, GraphNetwork
+from mmdistill.graph.models import GCN, SGC, GraphNetwork, named
 from mmdistill.graph.scene import View
 from mmdistill.graph.sources import SOURCES
 from mmdistill.labels import target_loss
@@ -26,7 +26,7 @@ from mmdistill.networks.statistics import copied
 from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws
 from mmdistill.settings import require_at_least, require_below_one, require_positive
-from mmdistill.task import NetworkState, Scores, Tensors
+from mmdistill.task import Batch, NetworkState, Scores, Tensors, one_tensor
 
 READ_BYTES = 2**28
 """Bytes of hidden units that are read at a time where nothing learns."""
@@ -234,14 +234,6 @@ def scores_of(judge: str, hits: Tensor, truth: Tensor) -> Scores:
     return Scores(judge, accuracies(hits, truth), weak)
 
 
-class LoopSample(NamedTuple):
-    """What any network trains on, in its own input form: inputs, targets and weight."""
-
-    inputs: Tensors
-    targets: Tensor
-    weight: Tensor
-
-
 class Seen(NamedTuple):
     """Nodes on which any network is scored: a graph in its input form, their positions in it, and their classes."""
 
@@ -252,7 +244,7 @@ class Seen(NamedTuple):
 
 def fit_one_by_one(
     network: GraphNetwork,
-    sample: LoopSample,
+    sample: Batch,
     val: Seen | None,
     test: Seen,
     protocol: JudgeProtocol,
@@ -271,7 +263,7 @@ def fit_one_by_one(
         count: how many.
     """
     tests, scores = [], []
-    sample = sample._replace(inputs=network.precomputed(sample.inputs))
+    sample = sample._replace(inputs=network.precomputed(named(sample.inputs)))
     for index in range(count):
         chosen, score = _fit_one(network, sample, val, protocol, draws.fold("network", index))
         with torch.no_grad():
@@ -281,7 +273,7 @@ def fit_one_by_one(
 
 
 def _fit_one(
-    network: GraphNetwork, sample: LoopSample, val: Seen | None, protocol: JudgeProtocol, key: Draws
+    network: GraphNetwork, sample: Batch, val: Seen | None, protocol: JudgeProtocol, key: Draws
 ) -> tuple[NetworkState, float]:
     """Return one trained network at its best validation epoch, and that accuracy."""
     params, buffers = network.init(key)
@@ -293,8 +285,8 @@ def _fit_one(
             optimizer = torch.optim.Adam(params.values(), lr=protocol.lr / 10, weight_decay=protocol.weight_decay)
         optimizer.zero_grad()
         state = NetworkState(params, buffers)
-        logits, updated = network.logits(state, sample.inputs, train=True, draws=key.fold("epoch", epoch))
-        losses = target_loss(logits, sample.targets)
+        logits, updated = network.logits(state, named(sample.inputs), train=True, draws=key.fold("epoch", epoch))
+        losses = target_loss(logits, one_tensor(sample.targets))
         ((losses * sample.weight).sum() / sample.weight.sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         buffers = {**buffers, **{name: buffer.detach() for name, buffer in updated.items()}}

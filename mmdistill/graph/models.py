@@ -14,13 +14,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.graph.propagation import Operator, operator
 from mmdistill.labels import is_distribution
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws, global_draws_from
-from mmdistill.task import NetworkState, Tensors
+from mmdistill.task import Inputs, NetworkState, Tensors
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,17 @@ STRONG = 0.5
 and Citeseer."""
 WEIGHT_NAMES = ("edge_weight", "edge_weights", "weight", "weights", "w")
 """What a module may call its third argument if it is the edges' weights."""
+
+
+def named(inputs: Inputs) -> Tensors:
+    """Return a graph's inputs by name.
+
+    Raises:
+        ShapeError: they are no dict with node features ``x``.
+    """
+    if not isinstance(inputs, dict) or "x" not in inputs:
+        raise ShapeError("a graph's inputs are a dict with node features 'x' and, where there is structure, edges")
+    return inputs
 
 
 class GraphNetwork(ABC):

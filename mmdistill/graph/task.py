@@ -11,16 +11,17 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.data import GraphData
-from mmdistill.graph.judges import JudgeProtocol, LoopSample, protocol_for, scores_of
+from mmdistill.graph.judges import JudgeProtocol, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
-from mmdistill.graph.models import MODELS, SGC, GraphNetwork, ModuleNetwork, make_network
+from mmdistill.graph.models import MODELS, SGC, GraphNetwork, ModuleNetwork, make_network, named
+from mmdistill.graph.placing import placed
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
 from mmdistill.graph.synthetic import raw_features
 from mmdistill.isolation import isolated
-from mmdistill.labels import LabelKind, as_probabilities, require_targets, target_loss, weighted_mean
+from mmdistill.labels import LabelKind, as_probabilities, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import task_line
 from mmdistill.networks.module import ModuleFactory
@@ -104,7 +105,7 @@ class GraphTask:
         Raises:
             ShapeError: the network returns no tensor whose last axis is C.
         """
-        logits, buffers = self.network.logits(state, _named(inputs), train=train, draws=draws)
+        logits, buffers = self.network.logits(state, named(inputs), train=train, draws=draws)
         if not isinstance(logits, Tensor) or logits.shape[-1:] != (self.graph.num_classes,):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ShapeError(f"the network returned {found}; it must return (nodes, {self.graph.num_classes}) logits")
@@ -113,7 +114,7 @@ class GraphTask:
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
         """Return the network with the real graph's statistics in its batch norms, of a large graph a sampled part's."""
         real = real_classes(self, draws, torch.arange(self.graph.num_classes), BY_CLASS)
-        return self.network.settled(state, _named(real.batch.inputs))
+        return self.network.settled(state, named(real.batch.inputs))
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
@@ -122,7 +123,7 @@ class GraphTask:
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the network's layers; for SGC the propagated features."""
-        return self.network.layers(state, _named(inputs))
+        return self.network.layers(state, named(inputs))
 
     def class_gradients(self, state: NetworkState, batch: ClassBatch) -> Tensors | None:
         """Return SGC's per-class gradients in closed form, or None for networks without one."""
@@ -130,7 +131,7 @@ class GraphTask:
             return None
         inputs, _, weight = batch.batch
         targets = as_probabilities(one_tensor(batch.batch.targets), self.graph.num_classes).to(weight.dtype)
-        return self.network.class_gradients(state, _named(inputs), targets, weight)
+        return self.network.class_gradients(state, named(inputs), targets, weight)
 
     def stored(self, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         """Return synthetic nodes without edges, as :func:`~mmdistill.graph.synthetic.raw_features` builds them."""
@@ -228,12 +229,13 @@ class GraphTask:
 
         Raises:
             ConfigError: an unknown judge.
-            ShapeError: nodes whose features are not this graph's.
+            ShapeError: nodes whose features are not this graph's, or weights of other pairs than theirs.
+            DataError: edges that cannot be.
         """
         name = canonical(judge)
         if name not in self.judges:
             raise unknown_name("judge", judge, self.judges)
-        sample = None if synthetic is None else self._placed(synthetic)
+        sample = None if synthetic is None else placed(synthetic, self.graph, self.device)
         fitted = self.judging.fit(sample, name, draws, n, self.protocol)
         truth = self.parts["test"].classes
         hits = (fitted.test.argmax(-1) == truth).double()
@@ -252,15 +254,8 @@ class GraphTask:
         if not len(self.graph.val):
             return None
         protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
-        sample = self._placed(synthetic)
+        sample = placed(synthetic, self.graph, self.device)
         return float(self.judging.validation(sample, "gcn", draws, VALIDATION_JUDGES, protocol).mean())
-
-    def _placed(self, synthetic: Batch) -> LoopSample:
-        """Return synthetic nodes as judges train on them, on the device."""
-        inputs = {name: tensor.to(self.device) for name, tensor in _named(synthetic.inputs).items()}
-        targets = one_tensor(synthetic.targets)
-        require_targets(targets, len(inputs["x"]), self.graph.num_classes, self.graph.name)
-        return LoopSample(inputs, targets.to(self.device), synthetic.weight.to(self.device))
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""
@@ -284,12 +279,6 @@ class GraphTask:
             tensors=graph.scaling,
             test_fingerprint=graph.test_fingerprint,
         )
-
-
-def _named(inputs: Inputs) -> Tensors:
-    if not isinstance(inputs, dict) or "x" not in inputs:
-        raise ShapeError("a graph's inputs are a dict with node features 'x' and, where there is structure, edges")
-    return inputs
 
 
 def _marked(nodes: Tensor, count: int) -> Tensor:

@@ -10,7 +10,6 @@ from torch_geometric.nn.models import basic_gnn
 from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.graph.judges import (
     JudgeProtocol,
-    LoopSample,
     Sample,
     Seen,
     StackedJudges,
@@ -171,7 +170,7 @@ def train_one_by_one(own: GraphTask, network: GCN | SGC, batch: Batch, count: in
     assert isinstance(batch.inputs, dict)
     assert isinstance(targets, torch.Tensor)
     val, test = seen(own)
-    sample = LoopSample({k: v.detach() for k, v in batch.inputs.items()}, targets, batch.weight)
+    sample = Batch({k: v.detach() for k, v in batch.inputs.items()}, targets, batch.weight)
     return fit_one_by_one(network, sample, val, test, FAST, Draws(8), count)[:2]
 
 
@@ -183,7 +182,7 @@ def test_judges_side_by_side_equal_judges_one_by_one(judge: str, structured: boo
     batch = Batch({k: v.detach() for k, v in batch.inputs.items()}, *batch[1:])  # type: ignore[union-attr]
     network = GCN(12, 3, FAST.width) if judge == "gcn" else SGC(12, 3)
     expected, scores = train_one_by_one(own, network, batch, 2)
-    fitted = own.judging.fit(LoopSample(*batch), judge, Draws(8), 2, FAST)
+    fitted = own.judging.fit(batch, judge, Draws(8), 2, FAST)
     assert torch.allclose(fitted.test, expected, atol=2e-3, rtol=2e-3)  # 60 Adam steps amplify float32 rounding
     assert torch.allclose(fitted.validation, scores)
 
@@ -194,7 +193,7 @@ def test_the_whole_graph_judges_like_the_loop_over_it() -> None:
     network = GCN(12, 3, FAST.width, dropout=0.0)
     sample = own.sample_real(Draws(0), None, 10_000)
     assert isinstance(sample, Batch)
-    inputs = LoopSample(own.real_inputs(), sample.targets, sample.weight)  # type: ignore[arg-type]
+    inputs = Batch(own.real_inputs(), sample.targets, sample.weight)  # type: ignore[arg-type]
     expected, _ = fit_one_by_one(network, inputs, *seen(own), still, Draws(8), 2)
     assert torch.allclose(own.judging.fit(None, "gcn", Draws(8), 2, still).test, expected, atol=2e-3, rtol=2e-3)
 
