@@ -14,6 +14,17 @@ JOINED = frozenset({"sizes", "x", "owner", "pointer", "column", "weight", "scale
 """Names of the inputs in either form, see :class:`~mmdistill.graph.sets.data.GraphSet`."""
 
 
+def graph_inputs(inputs: Inputs) -> Tensors:
+    """Return the inputs of graphs by name.
+
+    Raises:
+        ShapeError: they are no padded or joined graphs.
+    """
+    if not isinstance(inputs, dict) or set(inputs) not in (PADDED, JOINED):
+        raise ShapeError("graphs are a dict of x (n, m, d), adjacency (n, m, m) and present (n, m), or joined ones")
+    return inputs
+
+
 class GraphClassifier:
     r"""Graph convolutions :math:`\mathrm{relu}(\hat A H W + b)`, the mean over a graph's nodes, and a linear head.
 
@@ -49,8 +60,7 @@ class GraphClassifier:
         Raises:
             ShapeError: inputs that are no padded graphs.
         """
-        if not isinstance(inputs, dict) or set(inputs) not in (PADDED, JOINED):
-            raise ShapeError("graphs are a dict of x (n, m, d), adjacency (n, m, m) and present (n, m), or joined ones")
+        inputs = graph_inputs(inputs)
         hidden, multiply = inputs["x"], operator(inputs)
         for index in range(len(self.sizes) - 1):
             weight, bias = params[f"layer{index}.weight"], params[f"layer{index}.bias"]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ShapeError
 from mmdistill.graph.judges import scores_of
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
-from mmdistill.graph.sets.models import GraphClassifier
+from mmdistill.graph.sets.models import GraphClassifier, graph_inputs
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.isolation import isolated
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
@@ -173,6 +173,7 @@ class GraphSetTask:
 
         Raises:
             ConfigError: an unknown judge.
+            ShapeError: graphs whose features are not these graphs', or weights of other pairs than their nodes'.
         """
         if canonical(judge) not in self.judges:
             raise unknown_name("judge", judge, self.judges)
@@ -211,12 +212,30 @@ class GraphSetTask:
             test_fingerprint=graphs.test_fingerprint,
         )
 
+    def _placed(self, synthetic: Batch) -> Batch:
+        """Return graphs as judges train on them, on the device.
+
+        Raises:
+            ShapeError: features of another width than the real graphs', or weights of other pairs than their nodes'.
+        """
+        data = synthetic.map(lambda t: t.detach().to(self.device))
+        inputs, count, width = graph_inputs(data.inputs), len(data.weight), self.graphs.x.shape[1]
+        x, padded = inputs["x"], "present" in inputs
+        if x.ndim != (3 if padded else 2) or x.shape[-1] != width:
+            raise ShapeError(f"synthetic graphs have node features (n, m, {width}), got {tuple(x.shape)}")
+        of_nodes = (count, x.shape[1])
+        if padded and (inputs["present"].shape != of_nodes or inputs["adjacency"].shape != (*of_nodes, x.shape[1])):
+            found = f"{tuple(inputs['adjacency'].shape)} and {tuple(inputs['present'].shape)}"
+            raise ShapeError(
+                f"{count} graphs of {x.shape[1]} nodes have an adjacency {(*of_nodes, x.shape[1])} and "
+                f"present {of_nodes}, got {found}"
+            )
+        require_targets(one_tensor(data.targets), count, self.graphs.num_classes, self.graphs.name)
+        return data
+
     def _fitted(self, synthetic: Batch, draws: Draws, n: int, protocol: FitProtocol) -> NetworkState:
         """Return n trained networks, stacked, each at its best validation epoch."""
-        data = synthetic.map(lambda t: t.detach().to(self.device))
-        if data.weight.ndim != 1:
-            raise ConfigError("judges train on a flat batch of graphs")
-        require_targets(one_tensor(data.targets), len(data.weight), self.graphs.num_classes, self.graphs.name)
+        data = self._placed(synthetic)
 
         def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
             return self.loss(state, batch), state.buffers

@@ -328,6 +328,27 @@ def test_bad_calls_are_refused_in_words(graphs: GraphSet) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": torch.ones(3, 8, 9)}, r"node features \(n, m, 8\), got \(3, 8, 9\)"),
+        ({"x": torch.ones(3, 8)}, r"node features \(n, m, 8\), got \(3, 8\)"),
+        ({"adjacency": torch.ones(3, 5, 5)}, r"3 graphs of 8 nodes have an adjacency \(3, 8, 8\) .* got \(3, 5, 5\)"),
+        ({"present": torch.ones(3, 5)}, r"present \(3, 8\), got \(3, 8, 8\) and \(3, 5\)"),
+    ],
+)
+def test_graphs_of_other_shapes_are_refused(graphs: GraphSet, changed: dict[str, torch.Tensor], message: str) -> None:
+    own = task(graphs)
+    chosen = own.graphs.train[[0, 1, 2]]
+    batch = Batch(own.graphs.padded(chosen, 8), own.graphs.y[chosen], torch.ones(3))
+    assert isinstance(batch.inputs, dict)
+    changed_batch = batch._replace(inputs={**batch.inputs, **changed})
+    with pytest.raises(ShapeError, match=message):
+        own.evaluate(changed_batch, "gcn", Draws(0), 1, {})
+    with pytest.raises(ShapeError, match=message):
+        own.validate(changed_batch, Draws(0), {})
+
+
 def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
     own = task(graphs)
     batch = own.select(torch.arange(5))
