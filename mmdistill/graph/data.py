@@ -58,6 +58,11 @@ class GraphData:
     scaling: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """What classes are called: by their number, for lack of anything else."""
+        return tuple(str(index) for index in range(self.num_classes))
+
+    @property
     def edge_index(self) -> Tensor:
         """Both ends of each edge ``(2, E)``, sorted by source then target."""
         return self.adjacency.edge_index

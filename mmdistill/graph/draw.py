@@ -85,11 +85,9 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     figure, axes = _figure(8, 6)
     axes.scatter(background[:, 0], background[:, 1], s=6, c=_pick(colours, known), alpha=0.25, linewidths=0)
     classes = node_classes(batch).numpy()
-    for index in range(task.graph.num_classes):
+    for index, name in enumerate(task.graph.class_names):
         own = points[classes == index]
-        axes.scatter(
-            own[:, 0], own[:, 1], s=60, color=colours[index], edgecolors="black", linewidths=0.8, label=str(index)
-        )
+        axes.scatter(own[:, 0], own[:, 1], s=60, color=colours[index], edgecolors="black", linewidths=0.8, label=name)
     shown = "synthetic nodes (outlined) among the real nodes (faint), both after two hops of propagation"
     axes.set_title(f"{literal(task.graph.name)}: {len(points)} {shown}", fontsize=9)
     low = np.minimum(np.quantile(background, 0.005, axis=0), points.min(0))
@@ -142,7 +140,7 @@ def _draw_adjacency(task: GraphTask, batch: Batch, path: Path) -> Path:
         axes.axhline(bound, color="tab:red", linewidth=0.5)
         axes.axvline(bound, color="tab:red", linewidth=0.5)
     middle = (counts.cumsum(0) - counts / 2 - 0.5).tolist()
-    names = [str(index) if counts[index] else "" for index in range(len(counts))]
+    names = [name if count else "" for name, count in zip(task.graph.class_names, counts.tolist(), strict=True)]
     axes.set_xticks(middle, names)
     axes.set_yticks(middle, names)
     axes.set_xlabel("class")

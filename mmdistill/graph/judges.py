@@ -218,16 +218,17 @@ def protocol_for(graph: GraphData) -> JudgeProtocol:
     return replace(protocol, weight_decay=decay, dropout=source.dropout)
 
 
-def scores_of(judge: str, hits: Tensor, truth: Tensor) -> Scores:
+def scores_of(judge: str, hits: Tensor, truth: Tensor, class_names: Sequence[str]) -> Scores:
     """Return accuracies, with a warning for each class hardly recognised.
 
     Args:
         judge: the judge's name.
         hits: ``(S, m)``, 1 where one of S networks is right.
         truth: ``(m,)`` classes.
+        class_names: what they are called.
     """
     weak = tuple(
-        f"class {index} is nearly never recognised (test accuracy {value:.2f})"
+        f"class {class_names[index]} is nearly never recognised (test accuracy {value:.2f})"
         for index, value in zip(torch.unique(truth).tolist(), by_class(hits, truth).mean(0).tolist(), strict=True)
         if value < HARDLY_RECOGNISED
     )

@@ -239,7 +239,7 @@ class GraphTask:
         fitted = self.judging.fit(sample, name, draws, n, self.protocol)
         truth = self.parts["test"].classes
         hits = (fitted.test.argmax(-1) == truth).double()
-        return scores_of(judge, hits, truth)
+        return scores_of(name, hits, truth, self.graph.class_names)
 
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of ``epochs`` and ``batch``: the former, since it sees all samples in each step."""
@@ -273,7 +273,7 @@ class GraphTask:
             len(self._labels),
             self.scene.stored_bytes,
             graph.fingerprint,
-            tuple(str(index) for index in range(graph.num_classes)),
+            graph.class_names,
             found,
             sample_bytes=graph.x.shape[1] * graph.x.element_size() + 1,
             tensors=graph.scaling,

@@ -248,8 +248,8 @@ def test_collapse_to_one_class_is_reported() -> None:
 
 def test_a_class_without_test_samples_shifts_no_other_ones_warning() -> None:
     hits, truth = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([0, 0, 2, 2])
-    scores = scores_of("gcn", hits, truth)
-    assert scores.notes == ("class 2 is nearly never recognised (test accuracy 0.00)",)
+    scores = scores_of("gcn", hits, truth, ("a", "b", "c"))
+    assert scores.notes == ("class c is nearly never recognised (test accuracy 0.00)",)
     assert scores.values == {"accuracy": (0.5,)}
 
 

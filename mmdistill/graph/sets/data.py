@@ -70,6 +70,11 @@ class GraphSet:
     class_names: tuple[str, ...] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called: as the source numbers them, or by their number here."""
+        return self.class_names or tuple(str(index) for index in range(self.num_classes))
+
+    @property
     def sizes(self) -> Tensor:
         """The number of nodes of each graph, ``(G,)``."""
         return self.start.diff()
@@ -323,13 +328,18 @@ def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
         raise DataError(f"{name}: node features are NaN or infinite; fill them")
     values, classes = torch.unique(y, return_inverse=True)
     names = tuple(map(str, values.tolist()))
-    parts = stratified(classes, seed)
+    parts = stratified(classes, seed, names)
     notes += (f"random split {seed}: 80 % training, 10 % validation, 10 % test graphs of each class",)
     return GraphSet(name, x, both, start, classes, *parts, len(names), notes, names)
 
 
-def stratified(y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def stratified(y: Tensor, seed: int, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the numbers of training, validation and test graphs, by class at random.
+
+    Args:
+        y: the graphs' classes.
+        seed: of the split.
+        names: what the classes are called.
 
     Shapes:
         y ``(graphs,)`` int64; returns three sorted parts of the positions in it.
@@ -337,10 +347,10 @@ def stratified(y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         DataError: a class of fewer than ten graphs.
     """
     parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for index in range(int(y.max()) + 1):
+    for index, name in enumerate(names):
         members = (y == index).nonzero().flatten()
         if len(members) < 10:
-            raise DataError(f"class {index} has {len(members)} graphs; at least 10 are needed to split them")
+            raise DataError(f"class {name} has {len(members)} graphs; at least 10 are needed to split them")
         members = members[Draws(seed, ("split", index)).permutation(len(members))]
         first, second = int(SHARES[0] * len(members)), int(sum(SHARES) * len(members))
         for part, ids in zip(parts, members.tensor_split([first, second]), strict=True):

@@ -175,14 +175,15 @@ class GraphSetTask:
             ConfigError: an unknown judge.
             ShapeError: graphs whose features are not these graphs', or weights of other pairs than their nodes'.
         """
-        if canonical(judge) not in self.judges:
+        name = canonical(judge)
+        if name not in self.judges:
             raise unknown_name("judge", judge, self.judges)
         if synthetic is None:
             synthetic = self.training_batch()
         states = self._fitted(synthetic, draws, n, self.protocol)
         hits = self._hits(states, self.graphs.test)
         truth = self.graphs.y[self.graphs.test].to(self.device)
-        return scores_of(judge, hits, truth)
+        return scores_of(name, hits, truth, self.graphs.names)
 
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of ``epochs`` and ``batch``: the former, since it sees all samples in each step."""
@@ -207,7 +208,7 @@ class GraphSetTask:
             len(self._labels),
             graphs.stored_bytes,
             graphs.fingerprint,
-            graphs.class_names or tuple(str(index) for index in range(graphs.num_classes)),
+            graphs.names,
             {"graphs": len(graphs.y), "notes": list(graphs.notes)},
             test_fingerprint=graphs.test_fingerprint,
         )

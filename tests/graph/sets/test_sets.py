@@ -274,7 +274,7 @@ def test_bad_sets_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.Monke
     (folder / "BARE_graph_labels.txt").unlink()
     with pytest.raises(DataError, match="one class for each graph"):
         load_graph_set(folder)
-    with pytest.raises(DataError, match="class 0 has 4 graphs"):
+    with pytest.raises(DataError, match="class -1 has 4 graphs"):
         load_graph_set(write_rings(tmp_path / "FEW", per_class=4))
     for name, file, lines, message in (
         ("ACROSS", "A", "1, 2\n1, 50\n", "an edge of graph 1 to a node that is not its own"),
@@ -383,3 +383,17 @@ def test_classes_keep_their_names_and_what_is_not_read_is_said(tmp_path: Path) -
     graphs = load_graph_set(folder)
     assert graph_set_task(graphs).describe().class_names == ("-1", "7")
     assert "OWN_edge_labels.txt is not read" in graphs.notes
+
+
+def test_notes_and_pictures_call_classes_by_their_names(
+    graphs: GraphSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = task(graphs)
+    batch = own.select((own.labels == 1).nonzero().flatten()[:3])
+    scores = own.evaluate(batch, "GCN", Draws(0), 1, {})
+    assert own.describe().class_names == ("-1", "1")
+    assert (scores.judge, [note.split(" is")[0] for note in scores.notes]) == ("gcn", ["class -1"])
+    titles: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, title, **_: titles.append(title))
+    DOMAIN.draw(own, batch, tmp_path)
+    assert [title.partition(":")[0] for title in titles] == ["class 1"] * 3
