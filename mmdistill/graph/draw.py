@@ -12,9 +12,10 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter, into_folder
 from mmdistill.figures import literal, save_figure
+from mmdistill.graph.models import HOPS
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
-from mmdistill.graph.task import EMBED_HOPS, GraphTask
+from mmdistill.graph.task import GraphTask
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import Draws, atomic_write
 from mmdistill.store import write_json, write_tensors, write_text
@@ -71,11 +72,11 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     """Project real and synthetic nodes, both after propagation, on the real nodes' two principal components."""
     from sklearn.decomposition import PCA
 
-    real = task.scene.propagated(EMBED_HOPS).cpu()
+    real = task.scene.propagated(HOPS).cpu()
     chosen = Draws(0, ("picture",)).permutation(len(real))[:REAL_POINTS]
     inputs = _inputs(batch)
     multiply, synthetic = operator(inputs), inputs["x"]
-    for _ in range(EMBED_HOPS):
+    for _ in range(HOPS):
         synthetic = multiply(synthetic)
     real, synthetic = (F.pad(x, (0, max(2 - x.shape[1], 0))) for x in (real, synthetic))  # one feature lies on a line
     projection = PCA(2, random_state=0).fit(real[chosen].numpy())

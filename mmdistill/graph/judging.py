@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmdistill.graph.architectures import ARCHITECTURES, make_architecture
 from mmdistill.graph.judges import Fitted, JudgeProtocol, Sample, Seen, StackedJudges, fit_one_by_one
-from mmdistill.graph.models import ModuleNetwork, make_network, named
+from mmdistill.graph.models import HOPS, ModuleNetwork, make_network, named
 from mmdistill.graph.propagation import normalised_matrix, operator
 from mmdistill.graph.scene import Part, View
 from mmdistill.runtime import Draws
@@ -16,7 +16,6 @@ from mmdistill.task import Batch, Tensors, one_tensor
 JUDGES = ("gcn", "sgc", *ARCHITECTURES, "mlp")
 OWN = "model"
 """What the user's own module is called as a judge."""
-SGC_HOPS = 2
 TOGETHER_BYTES = 2**28
 """Bytes of hidden units of judges that train side by side."""
 
@@ -39,8 +38,8 @@ class GraphJudges:
         """Train n judges, as many side by side as memory allows.
 
         Args:
-            synthetic: the condensed graph, as :func:`~mmdistill.graph.placing.placed` returns it; None is the training
-                nodes in the real graph.
+            synthetic: the condensed graph, as :func:`~mmdistill.graph.placing.placed_set` returns it; None is the
+                training nodes in the real graph.
             name: one of ``names``.
             draws: the key.
             n: networks.
@@ -73,7 +72,7 @@ class GraphJudges:
         val = self.parts["val"].classes
         seen = (self._real_view(name, "val"), val) if len(val) else None
         width, dropout = protocol.width, protocol.dropout
-        network = make_network(name, scene.x.shape[1], self.num_classes, width, dropout, SGC_HOPS, scene.device)
+        network = make_network(name, scene.x.shape[1], self.num_classes, width, dropout, HOPS, scene.device)
         each = max(TOGETHER_BYTES // (4 * sample.view.first.shape[0] * width), 1)
         for first in range(0, n, each):
             judges = StackedJudges(network, draws.to(scene.device), range(first, min(first + each, n)))
@@ -108,7 +107,7 @@ class GraphJudges:
             if judge == "gcn":
                 view = scene.neighbourhood(nodes, part == "train")
             else:
-                view = scene.rows(nodes, SGC_HOPS if judge == "sgc" else 0, part == "train")
+                view = scene.rows(nodes, HOPS if judge == "sgc" else 0, part == "train")
             self._views[judge, part] = view
         return self._views[judge, part]
 

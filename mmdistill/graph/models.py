@@ -20,10 +20,13 @@ from mmdistill.labels import is_distribution
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws, global_draws_from
+from mmdistill.settings import require_at_least
 from mmdistill.task import Inputs, NetworkState, Tensors
 
 logger = logging.getLogger(__name__)
 
+HOPS = 2
+"""How far SGC reads unless asked otherwise, as the field's networks of two layers do; embeddings and pictures too."""
 MODELS = ("sgc", "gcn", "mlp")
 """Own networks by name."""
 STRONG = 0.5
@@ -99,12 +102,15 @@ class SGC(GraphNetwork):
         classes: C.
         hops: K.
         device: where parameters are drawn.
+    Raises:
+        ConfigError: no whole number of hops.
     Source: Wu et al., ICML 2019, Eq. 8.
     """
 
-    def __init__(self, features: int, classes: int, hops: int = 2, device: torch.device | str = "cpu") -> None:
+    def __init__(self, features: int, classes: int, hops: int = HOPS, device: torch.device | str = "cpu") -> None:
         self.features, self.classes, self.device = features, classes, torch.device(device)
         self.hops: int = hops
+        require_at_least(self, {"hops": 0})
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw weight ``(C, d)`` and a zero bias."""

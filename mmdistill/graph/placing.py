@@ -13,7 +13,7 @@ DENSE_NODES = 2048
 """Sets of more nodes keep their edges sparse: the weights of all pairs would take more than 16 MiB."""
 
 
-def placed(synthetic: Batch, graph: GraphData, device: torch.device) -> Batch:
+def placed_set(synthetic: Batch, graph: GraphData, device: torch.device) -> Batch:
     """Return a set of nodes as judges of a graph train on it, on the device.
 
     Edges are dense weights ``adjacency``, or ``edge_index`` and perhaps ``edge_weight`` as torch-geometric has them and

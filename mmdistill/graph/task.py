@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ShapeError
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import JudgeProtocol, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
-from mmdistill.graph.models import MODELS, SGC, GraphNetwork, ModuleNetwork, make_network, named
-from mmdistill.graph.placing import placed
+from mmdistill.graph.models import HOPS, MODELS, SGC, GraphNetwork, ModuleNetwork, make_network, named
+from mmdistill.graph.placing import placed_set
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
@@ -44,7 +43,6 @@ from mmdistill.task import (
     share_classes,
 )
 
-EMBED_HOPS = 2
 FANOUTS = (10, 5)
 """Neighbours drawn at each hop from large graphs, as published for ogbn-arxiv (Jin et al., ICLR 2022)."""
 VALIDATION_JUDGES = 3
@@ -139,7 +137,7 @@ class GraphTask:
 
     def embedding(self) -> Tensor:
         """Return the training nodes' features after two hops."""
-        return self.scene.propagated(EMBED_HOPS)[self._nodes]
+        return self.scene.propagated(HOPS)[self._nodes]
 
     def select(self, indices: Tensor) -> Batch:
         """Return training nodes with their own features and the edges among them (the induced subgraph).
@@ -235,7 +233,7 @@ class GraphTask:
         name = canonical(judge)
         if name not in self.judges:
             raise unknown_name("judge", judge, self.judges)
-        sample = None if synthetic is None else placed(synthetic, self.graph, self.device)
+        sample = None if synthetic is None else placed_set(synthetic, self.graph, self.device)
         fitted = self.judging.fit(sample, name, draws, n, self.protocol)
         truth = self.parts["test"].classes
         hits = (fitted.test.argmax(-1) == truth).double()
@@ -254,7 +252,7 @@ class GraphTask:
         if not len(self.graph.val):
             return None
         protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
-        sample = placed(synthetic, self.graph, self.device)
+        sample = placed_set(synthetic, self.graph, self.device)
         return float(self.judging.validation(sample, "gcn", draws, VALIDATION_JUDGES, protocol).mean())
 
     def describe(self) -> TaskInfo:
@@ -330,8 +328,6 @@ def graph_task(
     require_sizes(width=width, judge_epochs=judge_epochs)
     require_kind(JudgeProtocol, protocol=protocol)
     require_kind(bool, inductive=inductive)
-    if isinstance(hops, bool) or not isinstance(hops, Integral) or hops < 0:
-        raise ConfigError(f"hops is a whole number of at least 0, got {hops!r}")
     device = choose_device(device)
     graph = data if isinstance(data, GraphData) else load_graph(data, split=split, seed=seed, inductive=inductive)
     if callable(model):

@@ -274,7 +274,7 @@ def test_structured_methods_keep_labels_count_edges_and_are_judged_with_them(nam
 
 
 def test_bad_structures_are_refused_in_words() -> None:
-    with pytest.raises(ConfigError, match="at least two layers"):
+    with pytest.raises(ConfigError, match="depth is a whole number of at least 2, got 1"):
         PairwiseMLP(12, Draws(0), depth=1)
     with pytest.raises(ShapeError, match="one logit per pair"):
         BernoulliEdges(torch.zeros(3, 4))
