@@ -165,6 +165,8 @@ def _sets(fields: Mapping[str, Any], name: str, nodes: int, split: int) -> tuple
     if val is None or not len(val):
         val, notes = torch.zeros(0, dtype=torch.long), ("no validation nodes: judges keep their last epoch",)
     sets = {"training": train, "validation": val, "test": test}
+    if split and all(fields[key].ndim == 1 for key in MASKS if fields.get(key) is not None):
+        raise DataError(f"{name} has one split of its nodes; there is no split {split}")
     for left, right in (("training", "test"), ("training", "validation"), ("validation", "test")):
         shared = int(torch.isin(sets[left], sets[right]).sum())
         if shared:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ShapeError
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import JudgeProtocol, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
@@ -284,6 +284,16 @@ def _marked(nodes: Tensor, count: int) -> Tensor:
     return torch.zeros(count, device=nodes.device).index_fill_(0, nodes, 1.0)
 
 
+def _require_no_hops(hops: int | None, model: str) -> None:
+    """Refuse hops beside a model that takes none.
+
+    Raises:
+        ConfigError: naming the model.
+    """
+    if hops is not None:
+        raise ConfigError(f"{model} takes no hops; leave them out")
+
+
 @isolated
 def graph_task(
     data: "str | Path | GraphData | Any",
@@ -291,8 +301,8 @@ def graph_task(
     model: str | ModuleFactory = "sgc",
     features: str | Sequence[str] = (),
     width: int | None = None,
-    hops: int = 2,
-    split: int = 0,
+    hops: int | None = None,
+    split: int | None = None,
     seed: int = 0,
     inductive: bool | None = None,
     judge_epochs: int | None = None,
@@ -308,8 +318,8 @@ def graph_task(
             ``forward(x, edge_index[, edge_weight])``, which then is a judge (``model``) too.
         features: for a module, the submodule whose input is the embedding; by default its last layer.
         width: hidden units of a GCN or MLP; None is :data:`WIDTH`.
-        hops: of SGC.
-        split: the column of masks that hold several splits.
+        hops: of SGC; None is :data:`~mmdistill.graph.models.HOPS`.
+        split: the column of masks that hold several splits; None is the first.
         seed: of the random split of data sets that come without one.
         inductive: whether condensing sees the training nodes alone; None is what the field does with the data set.
         judge_epochs: epochs of judges; None is the protocol's own number.
@@ -320,7 +330,8 @@ def graph_task(
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
 
     Raises:
-        ConfigError: an unknown name, a width of what takes none, or a module that cannot run on this graph.
+        ConfigError: an unknown name, a width or hops of what takes none, a module that cannot run on this graph, or
+            a split or setting beside a graph that is loaded.
         DataError: a graph that cannot be used.
         UnsupportedError: a data set whose library is not installed.
     """
@@ -329,9 +340,15 @@ def graph_task(
     require_kind(JudgeProtocol, protocol=protocol)
     require_kind(bool, inductive=inductive)
     device = choose_device(device)
-    graph = data if isinstance(data, GraphData) else load_graph(data, split=split, seed=seed, inductive=inductive)
+    if isinstance(data, GraphData):
+        if split is not None or inductive is not None:
+            raise ConfigError("graph data that are loaded have their split and setting (inductive); leave these out")
+        graph = data
+    else:
+        graph = load_graph(data, split=split or 0, seed=seed, inductive=inductive)
     if callable(model):
         require_no_width(width, "a module of your own")
+        _require_no_hops(hops, "a module of your own")
         network: GraphNetwork = ModuleNetwork(model, features, device)
     else:
         name = canonical(model)
@@ -340,6 +357,9 @@ def graph_task(
         require_no_features(features, name)
         if name == "sgc":
             require_no_width(width, name)
+        else:
+            _require_no_hops(hops, name)
+        hops = HOPS if hops is None else hops
         network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.5, hops, device)
     if judge_epochs is not None:
         protocol = replace(protocol or protocol_for(graph), epochs=judge_epochs)

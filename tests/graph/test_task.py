@@ -343,6 +343,18 @@ def test_modules_that_cannot_work_are_refused_when_the_task_is_built(
         task(lambda: Echo(output))
 
 
+def test_what_would_not_be_read_is_refused() -> None:
+    for model, named in (("gcn", "gcn"), ("mlp", "mlp"), (pyg_gcn, "a module of your own")):
+        with pytest.raises(ConfigError, match=f"{named} takes no hops; leave them out"):
+            graph_task(GRAPH, model=model, hops=2)  # type: ignore[arg-type]
+    for reading in ({"inductive": True}, {"inductive": False}, {"split": 0}):
+        with pytest.raises(ConfigError, match=r"graph data that are loaded have their split .* leave these out"):
+            graph_task(GRAPH, **reading)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="user graph has one split of its nodes; there is no split 5"):
+        graph_task(planted_fields(), split=5)
+    assert graph_task(planted_fields(), hops=1, split=0).network.hops == 1
+
+
 def test_sizes_that_cannot_be_are_refused() -> None:
     for sizes in ({"width": 0}, {"hops": -1}, {"hops": "2"}):
         with pytest.raises(ConfigError, match="is a whole number of at least"):

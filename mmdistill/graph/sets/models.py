@@ -9,6 +9,8 @@ from mmdistill.graph.propagation import operator
 from mmdistill.runtime import Draws
 from mmdistill.task import Inputs, NetworkState, Tensors
 
+WIDTH = 128
+"""Units of a layer unless others are asked for."""
 PADDED = frozenset({"x", "adjacency", "present"})
 JOINED = frozenset({"sizes", "x", "owner", "pointer", "column", "weight", "scale"})
 """Names of the inputs in either form, see :class:`~mmdistill.graph.sets.data.GraphSet`."""
@@ -38,7 +40,7 @@ class GraphClassifier:
     """
 
     def __init__(
-        self, features: int, classes: int, width: int = 128, depth: int = 3, device: torch.device | str = "cpu"
+        self, features: int, classes: int, width: int = WIDTH, depth: int = 3, device: torch.device | str = "cpu"
     ) -> None:
         self.sizes = [features, *[width] * depth]
         self.classes, self.device = classes, torch.device(device)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ShapeError
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.judges import scores_of
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
-from mmdistill.graph.sets.models import GraphClassifier, graph_inputs
+from mmdistill.graph.sets.models import WIDTH, GraphClassifier, graph_inputs
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.isolation import isolated
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
@@ -53,8 +53,10 @@ class GraphSetTask:
     Args:
         graphs: the checked set.
         width: units of the network's layers.
-        protocol: how judges are trained.
+        protocol: how judges are trained, on all graphs in each step.
         device: where everything lies.
+    Raises:
+        ConfigError: a protocol of minibatches.
     """
 
     judges: Sequence[str] = ("gcn",)
@@ -62,10 +64,12 @@ class GraphSetTask:
     def __init__(
         self,
         graphs: GraphSet,
-        width: int = 128,
+        width: int = WIDTH,
         protocol: FitProtocol = PROTOCOL,
         device: torch.device | str = "cpu",
     ) -> None:
+        if protocol.batch is not None or protocol.visits is not None:
+            raise ConfigError("judges of graphs train on all of them in each step; leave batch and visits None")
         self.graphs, self.protocol, self.device = graphs, protocol, torch.device(device)
         self.network = GraphClassifier(graphs.x.shape[1], graphs.num_classes, width, device=device)
         self.num_classes: int | None = graphs.num_classes
@@ -268,7 +272,7 @@ class GraphSetTask:
 def graph_set_task(
     data: "str | Path | Sequence[Any] | GraphSet",
     *,
-    width: int = 128,
+    width: int | None = None,
     seed: int = 0,
     judge_epochs: int | None = None,
     protocol: FitProtocol | None = None,
@@ -279,7 +283,7 @@ def graph_set_task(
     Args:
         data: a name (see ``mmdistill data``), a folder in the TU layout, or a list (or data set, or ``.pt`` file of a
             list) of torch-geometric's ``Data`` with a class ``y`` each.
-        width: units of the network's layers.
+        width: units of the network's layers; None is :data:`~mmdistill.graph.sets.models.WIDTH`.
         seed: of the random split.
         judge_epochs: epochs of judges; None is the protocol's own number.
         protocol: how judges are trained; None is :data:`PROTOCOL`.
@@ -289,7 +293,7 @@ def graph_set_task(
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
 
     Raises:
-        ConfigError: an unknown name, or a size below 1.
+        ConfigError: an unknown name, a size below 1, or a protocol of minibatches.
         DataError: files that are missing or cannot be used.
     """
     seed = checked_seed(seed)
@@ -300,4 +304,4 @@ def graph_set_task(
     protocol = protocol or PROTOCOL
     if judge_epochs is not None:
         protocol = replace(protocol, epochs=judge_epochs)
-    return GraphSetTask(graphs, width, protocol, device)
+    return GraphSetTask(graphs, width or WIDTH, protocol, device)

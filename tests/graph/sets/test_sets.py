@@ -385,6 +385,13 @@ def test_classes_keep_their_names_and_what_is_not_read_is_said(tmp_path: Path) -
     assert "OWN_edge_labels.txt is not read" in graphs.notes
 
 
+def test_a_protocol_of_minibatches_is_refused_and_no_width_is_the_default(graphs: GraphSet) -> None:
+    for few in ({"batch": 8}, {"visits": 8}):
+        with pytest.raises(ConfigError, match="train on all of them in each step"):
+            graph_set_task(graphs, protocol=replace(FAST, **few))  # type: ignore[arg-type]
+    assert graph_set_task(graphs, width=None).init(Draws(0)).params["layer0.weight"].shape == (128, 8)
+
+
 def test_notes_and_pictures_call_classes_by_their_names(
     graphs: GraphSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
