@@ -61,6 +61,11 @@ class GraphNetwork(ABC):
     normalised: bool = True
 
     @property
+    def name(self) -> str:
+        """What reports call it; empty where its description must do."""
+        return ""
+
+    @property
     def description(self) -> str:
         """What the network is made of, as far as its parameters' shapes do not tell."""
         return f"{type(self).__name__}(hops={self.hops})"
@@ -111,6 +116,11 @@ class SGC(GraphNetwork):
         self.features, self.classes, self.device = features, classes, torch.device(device)
         self.hops: int = hops
         require_at_least(self, {"hops": 0})
+
+    @property
+    def name(self) -> str:
+        """As :data:`MODELS` has it, with other hops than :data:`HOPS`."""
+        return "sgc" if self.hops == HOPS else f"sgc(hops={self.hops})"
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw weight ``(C, d)`` and a zero bias."""
@@ -182,6 +192,11 @@ class GCN(GraphNetwork):
         self.features, self.classes, self.width, self.dropout = features, classes, width, dropout
         self.device = torch.device(device)
         self.hops = None if propagates else 0
+
+    @property
+    def name(self) -> str:
+        """As :data:`MODELS` has it."""
+        return "gcn" if self.hops is None else "mlp"
 
     @property
     def description(self) -> str:

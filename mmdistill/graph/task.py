@@ -71,6 +71,7 @@ class GraphTask:
         self.graph, self.network = graph, network
         self.protocol = protocol or protocol_for(graph)
         self.device = torch.device(device)
+        self.network_name = network.name
         self.num_classes: int | None = graph.num_classes
         self.parts = parts_of(graph, self.device)
         self.scene = self.parts["train"].scene

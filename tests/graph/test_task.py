@@ -355,6 +355,11 @@ def test_what_would_not_be_read_is_refused() -> None:
     assert graph_task(planted_fields(), hops=1, split=0).network.hops == 1
 
 
+def test_networks_are_called_by_their_names() -> None:
+    assert [task(model).network_name for model in ("sgc", "gcn", "mlp", pyg_gcn)] == ["sgc", "gcn", "mlp", ""]
+    assert graph_task(GRAPH, hops=1).network_name == "sgc(hops=1)"
+
+
 def test_sizes_that_cannot_be_are_refused() -> None:
     for sizes in ({"width": 0}, {"hops": -1}, {"hops": "2"}):
         with pytest.raises(ConfigError, match="is a whole number of at least"):

@@ -41,7 +41,7 @@ class GraphSet:
     """Graphs with one class each, their nodes side by side.
 
     Args:
-        name: the data set's name or folder.
+        name: the data set's name or path.
         x: node features.
         edge_index: both directions of every edge, by node in the whole list.
         start: where each graph's nodes begin.
@@ -193,13 +193,13 @@ def load_graph_set(source: "str | Path | Sequence[Any]", *, seed: int = 0) -> Gr
         return _from_fields(_named(TU[key][0]), key, seed)
     folder = Path(source)
     if folder.is_file() and folder.suffix.lower() in TORCH:
-        return _from_fields(side_by_side(read_saved(folder), str(source)), str(source), seed)
+        return _from_fields(side_by_side(read_saved(folder), str(source)), str(folder.absolute()), seed)
     if not folder.is_dir():
         raise unknown_data("set of graphs", str(source), TU)
     prefix = tu_prefix(folder)
     if prefix is None:
         raise DataError(f"{folder} holds no set of graphs: NAME_A.txt and NAME_graph_indicator.txt are expected")
-    return _from_fields(_read(prefix), str(source), seed)
+    return _from_fields(_read(prefix), str(folder.absolute()), seed)
 
 
 def tu_prefix(folder: Path) -> Path | None:

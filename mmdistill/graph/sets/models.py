@@ -45,6 +45,11 @@ class GraphClassifier:
         self.sizes = [features, *[width] * depth]
         self.classes, self.device = classes, torch.device(device)
 
+    @property
+    def description(self) -> str:
+        """What the network is made of, beside what its parameters' shapes tell."""
+        return f"{type(self).__name__}(depth={len(self.sizes) - 1}, relu, mean pooling)"
+
     def init(self, draws: Draws) -> NetworkState:
         """Draw weights and zero biases."""
         draws = draws.to(self.device)

@@ -60,6 +60,7 @@ class GraphSetTask:
     """
 
     judges: Sequence[str] = ("gcn",)
+    network_name = "gcn"
 
     def __init__(
         self,
@@ -85,6 +86,10 @@ class GraphSetTask:
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""
         return self.network.init(draws)
+
+    def architecture(self) -> str:
+        """Return the network in words."""
+        return self.network.description
 
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None

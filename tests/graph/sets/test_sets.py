@@ -392,6 +392,21 @@ def test_a_protocol_of_minibatches_is_refused_and_no_width_is_the_default(graphs
     assert graph_set_task(graphs, width=None).init(Draws(0)).params["layer0.weight"].shape == (128, 8)
 
 
+def test_a_folder_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rings(tmp_path / "OWN")
+    torch.save(
+        [Data(x=torch.ones(2, 3), edge_index=torch.tensor([[0, 1]]).T, y=i % 2) for i in range(20)], tmp_path / "own.pt"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("OWN", "own.pt"):
+        assert graph_set_task(name).describe().data == str(tmp_path / name)
+
+
+def test_the_network_is_described(graphs: GraphSet) -> None:
+    own = task(graphs)
+    assert (own.network_name, own.architecture()) == ("gcn", "GraphClassifier(depth=3, relu, mean pooling)")
+
+
 def test_notes_and_pictures_call_classes_by_their_names(
     graphs: GraphSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
