@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.graph.architectures import ARCHITECTURES, make_architecture
-from mmdistill.graph.judges import Fitted, JudgeProtocol, Sample, Seen, StackedJudges, fit_one_by_one
+from mmdistill.graph.judges import JudgeProtocol, Sample, Seen, StackedJudges, fit_apart, read_apart
 from mmdistill.graph.models import HOPS, ModuleNetwork, make_network, named
 from mmdistill.graph.propagation import normalised_matrix, operator
 from mmdistill.graph.scene import Part, View
@@ -34,8 +34,8 @@ class GraphJudges:
         self.names = (*JUDGES, OWN) if own is not None else JUDGES
         self._views: dict[tuple[str, str], View] = {}
 
-    def fit(self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Fitted:
-        """Train n judges, as many side by side as memory allows.
+    def fit(self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Tensor:
+        """Train n judges, as many side by side as memory allows, and return their logits of the test nodes.
 
         Args:
             synthetic: the condensed graph, as :func:`~mmdistill.graph.placing.placed_set` returns it; None is the
@@ -44,15 +44,15 @@ class GraphJudges:
             draws: the key.
             n: networks.
             protocol: how they train.
+
+        Shapes:
+            Returns ``(n, m, C)`` for m test nodes, each network's at its best validation epoch.
         """
         if name == OWN or name in ARCHITECTURES:
             return self._fit_apart(synthetic, name, draws, n, protocol)
         test = self._real_view(name, "test")
-        fitted = [
-            Fitted(judges.read(params, test), score)
-            for judges, params, score in self._trained(synthetic, name, draws, n, protocol)
-        ]
-        return Fitted(torch.cat([one.test for one in fitted]), torch.cat([one.validation for one in fitted]))
+        trained = self._trained(synthetic, name, draws, n, protocol)
+        return torch.cat([judges.read(params, test) for judges, params, _ in trained])
 
     def validation(self, synthetic: Batch, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Tensor:
         """Train judges of an own architecture as :meth:`fit` does and return their ``(n,)`` validation accuracies."""
@@ -78,19 +78,17 @@ class GraphJudges:
             judges = StackedJudges(network, draws.to(scene.device), range(first, min(first + each, n)))
             yield judges, *judges.fit(sample, seen, protocol)
 
-    def _fit_apart(self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Fitted:
-        """Train n judges of any architecture one after the other."""
+    def _fit_apart(self, synthetic: Batch | None, name: str, draws: Draws, n: int, protocol: JudgeProtocol) -> Tensor:
+        """Train n judges of any architecture one after the other, and return their logits of the test nodes."""
         network = self._network(name, protocol)
 
         def seen(part: Part) -> Seen:
             return Seen(part.scene.inputs(network.normalised), part.nodes, part.classes)
 
-        train, val = self.parts["train"], self.parts["val"]
-        if synthetic is None:  # nodes of unknown class carry class 0, and weigh nothing
-            weight = torch.zeros(len(train.scene), device=train.nodes.device).index_fill_(0, train.nodes, 1.0)
-            synthetic = Batch(train.scene.inputs(network.normalised), train.scene.y.clamp(min=0), weight)
-        validation = seen(val) if len(val.nodes) else None
-        return fit_one_by_one(network, synthetic, validation, seen(self.parts["test"]), protocol, draws, n)
+        val = self.parts["val"]
+        sample = self.parts["train"].whole(network.normalised) if synthetic is None else synthetic
+        states = fit_apart(network, sample, seen(val) if len(val.nodes) else None, protocol, draws, n)
+        return read_apart(network, states, seen(self.parts["test"]))
 
     def _network(self, name: str, protocol: JudgeProtocol) -> ModuleNetwork:
         if name == OWN and self.own is not None:

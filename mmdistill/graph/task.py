@@ -176,7 +176,8 @@ class GraphTask:
         if self.graph.is_large:
             whole, nodes = self._around(nodes, draws.fold("neighbours"))
         else:
-            whole = self._whole(torch.ones(len(self.scene), device=self.device))
+            everywhere = torch.ones(len(self.scene), device=self.device)
+            whole = self.parts["train"].whole(self.network.normalised)._replace(weight=everywhere)
         membership = torch.zeros(len(rows), len(whole.weight), device=self.device).scatter_add_(1, nodes, present)
         return share_classes(whole, membership)
 
@@ -207,15 +208,12 @@ class GraphTask:
         if self.network.hops is not None:
             rows = {"x": self.scene.propagated(self.network.hops)[nodes]}
             return Batch(rows, targets[nodes], torch.ones(len(nodes), device=self.device))
-        return Batch(self.real_inputs(), targets, _marked(nodes, len(self.scene)))
+        part = self.parts["train"]._replace(nodes=nodes)
+        return part.whole(self.network.normalised)._replace(targets=targets)
 
     def _flat(self, indices: Tensor) -> Batch:
         # Nodes of unknown class carry class 0, and weigh nothing.
         return self.seen(self._nodes[indices.to(self.device)], self.scene.y.clamp(min=0))
-
-    def _whole(self, weight: Tensor) -> Batch:
-        """Return the whole graph; nodes of unknown class carry class 0 and must have weight 0."""
-        return Batch(self.real_inputs(), self.scene.y.clamp(min=0), weight)
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Return the batch as it is: condensation of graphs uses no augmentation."""
@@ -235,9 +233,9 @@ class GraphTask:
         if name not in self.judges:
             raise unknown_name("judge", judge, self.judges)
         sample = None if synthetic is None else placed_set(synthetic, self.graph, self.device)
-        fitted = self.judging.fit(sample, name, draws, n, self.protocol)
+        logits = self.judging.fit(sample, name, draws, n, self.protocol)
         truth = self.parts["test"].classes
-        hits = (fitted.test.argmax(-1) == truth).double()
+        hits = (logits.argmax(-1) == truth).double()
         return scores_of(name, hits, truth, self.graph.class_names)
 
     def judging_read(self, judge: str) -> Sequence[str]:
@@ -278,11 +276,6 @@ class GraphTask:
             tensors=graph.scaling,
             test_fingerprint=graph.test_fingerprint,
         )
-
-
-def _marked(nodes: Tensor, count: int) -> Tensor:
-    """Return 1 for some nodes and 0 for the others."""
-    return torch.zeros(count, device=nodes.device).index_fill_(0, nodes, 1.0)
 
 
 def _require_no_hops(hops: int | None, model: str) -> None:

@@ -266,7 +266,7 @@ def test_structured_methods_keep_labels_count_edges_and_are_judged_with_them(nam
     assert one.stored_bytes == 6 * 12 * 4 + 6 + 4 * 15
     without = one.batch._replace(inputs={"x": one.batch.inputs["x"]})
     linked, apart = (
-        own.judging.fit(part, "gcn", Draws(0), 1, FAST).test  # type: ignore[arg-type]
+        own.judging.fit(part, "gcn", Draws(0), 1, FAST)  # type: ignore[arg-type]
         for part in (one.batch, without)
     )
     assert torch.equal(linked, apart) == (not bool((edges > 0).any()))
