@@ -106,13 +106,12 @@ class Distiller:
     @property
     def compile_seconds(self) -> float:
         """Seconds that compiling has taken so far."""
-        programs = self._compiled or ()
-        return sum(program.seconds for program in programs if isinstance(program, Program))
+        return sum(program.seconds for program in self._compiled or () if isinstance(program, Program))
 
     @property
     def uses_compiled(self) -> bool:
         """Whether any compiled function has run."""
-        return any(not isinstance(program, Program) or program.seconds > 0 for program in self._compiled or ())
+        return self.compile_seconds > 0
 
     @property
     def steps(self) -> int:

@@ -125,8 +125,8 @@ def test_an_autoencoder_comes_through_a_pickle_too() -> None:
     ("make", "line"),
     [
         (an_image_task, "ImageTask(digits, 1,297 training and 500 test samples, convnet-w8, cpu)"),
-        (a_graph_task, "GraphTask(user graph, 30 training and 15 test nodes, SGC(hops=2), cpu)"),
-        (a_graph_set_task, "GraphSetTask(list, 32 training and 4 test graphs, cpu)"),
+        (a_graph_task, "GraphTask(user graph, 30 training and 15 test nodes, sgc, cpu)"),
+        (a_graph_set_task, "GraphSetTask(list, 32 training and 4 test graphs, gcn, cpu)"),
         (a_text_task, "TextTask(texts, 58 training and 16 test texts, mlp, cpu)"),
         (a_recsys_task, "RecsysTask(matrix, 80 users and 30 items, infinitely wide, depth 1, cpu)"),
     ],

@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ import torch._inductor.config
 from torch import nn
 
 from mmdistill.capture import WARM_UP_CALLS
-from mmdistill.compilation import CompileMode
+from mmdistill.compilation import CompileMode, Program
 from mmdistill.distiller import Distiller
 from mmdistill.image import image_task
 from mmdistill.methods import CORE_METHODS
@@ -159,14 +158,13 @@ def test_captured_steps_equal_eager_ones(name: str, active: tuple[int, int, int]
 def test_a_run_compiles_where_its_operations_repay_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def kept(function: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object) -> object:
-            asked.append(function.__name__)
-            return function(*args)
+    class Kept(Program[..., object]):
+        def _first(self, kind: object, *args: object, **kwargs: object) -> object:
+            asked.append(self.function.__name__)
+            self.seconds += 1.0
+            return self.function(*args, **kwargs)
 
-        return call
-
-    monkeypatch.setattr("mmdistill.distiller.Program", kept)
+    monkeypatch.setattr("mmdistill.distiller.Program", Kept)
     losses = []
     for worth, path in ((1e30, "eager"), (1.0, "compiled")):
         monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", worth)

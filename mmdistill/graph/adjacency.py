@@ -36,11 +36,6 @@ class Adjacency:
         """N."""
         return len(self.pointer) - 1
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the three tensors."""
-        return int(self.pointer.nbytes + self.column.nbytes + self.weight.nbytes)
-
     @staticmethod
     def of(matrix: sparse.csr_matrix) -> "Adjacency":
         """Return a scipy matrix's rows, without copying them."""

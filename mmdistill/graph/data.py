@@ -58,6 +58,11 @@ class GraphData:
     scaling: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """What classes are called: by their number, for lack of anything else."""
+        return tuple(str(index) for index in range(self.num_classes))
+
+    @property
     def edge_index(self) -> Tensor:
         """Both ends of each edge ``(2, E)``, sorted by source then target."""
         return self.adjacency.edge_index
@@ -111,7 +116,7 @@ def graph_from_fields(
     x = _features(fields, name)
     sets, missing = _sets(fields, name, len(x), split)
     y, num_classes = _labels(fields, name, len(x), sets)
-    adjacency, changes = undirected(*_edges(fields, name, len(x)), len(x))
+    adjacency, changes = undirected(*checked_edges(fields, name, len(x)), len(x))
     return GraphData(
         name,
         x,
@@ -160,6 +165,8 @@ def _sets(fields: Mapping[str, Any], name: str, nodes: int, split: int) -> tuple
     if val is None or not len(val):
         val, notes = torch.zeros(0, dtype=torch.long), ("no validation nodes: judges keep their last epoch",)
     sets = {"training": train, "validation": val, "test": test}
+    if split and all(fields[key].ndim == 1 for key in MASKS if fields.get(key) is not None):
+        raise DataError(f"{name} has one split of its nodes; there is no split {split}")
     for left, right in (("training", "test"), ("training", "validation"), ("validation", "test")):
         shared = int(torch.isin(sets[left], sets[right]).sum())
         if shared:
@@ -201,8 +208,12 @@ def _features(fields: Mapping[str, Any], name: str) -> Tensor:
     return x.contiguous()
 
 
-def _edges(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Tensor, Tensor | None]:
-    """Return checked edges and their weights, None for 1 each."""
+def checked_edges(fields: Mapping[str, Any], name: str, nodes: int) -> tuple[Tensor, Tensor | None]:
+    """Return a graph's edges ``(2, E)`` and their weights ``(E,)``, None for 1 each, once they are checked.
+
+    Raises:
+        DataError: edges of nodes that there are not, or weights that are none.
+    """
     edges = _tensor(fields, "edge_index", name)
     if edges.ndim != 2 or edges.shape[0] != 2 or edges.dtype not in INTEGERS:
         raise DataError(f"{name}: edge_index must be an integer (2, edges), got {edges.dtype} {tuple(edges.shape)}")

@@ -12,9 +12,10 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter
 from mmdistill.figures import literal, save_figure
+from mmdistill.graph.models import HOPS
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
-from mmdistill.graph.task import EMBED_HOPS, GraphTask
+from mmdistill.graph.task import GraphTask
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import Draws, atomic_write
 from mmdistill.store import write_json, write_tensors, write_text
@@ -70,11 +71,11 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     """Project real and synthetic nodes, both after propagation, on the real nodes' two principal components."""
     from sklearn.decomposition import PCA
 
-    real = task.scene.propagated(EMBED_HOPS).cpu()
+    real = task.scene.propagated(HOPS).cpu()
     chosen = Draws(0, ("picture",)).permutation(len(real))[:REAL_POINTS]
     inputs = _inputs(batch)
     multiply, synthetic = operator(inputs), inputs["x"]
-    for _ in range(EMBED_HOPS):
+    for _ in range(HOPS):
         synthetic = multiply(synthetic)
     real, synthetic = (F.pad(x, (0, max(2 - x.shape[1], 0))) for x in (real, synthetic))  # one feature lies on a line
     projection = PCA(2, random_state=0).fit(real[chosen].numpy())
@@ -84,11 +85,9 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     figure, axes = _figure(8, 6)
     axes.scatter(background[:, 0], background[:, 1], s=6, c=_pick(colours, known), alpha=0.25, linewidths=0)
     classes = node_classes(batch).numpy()
-    for index in range(task.graph.num_classes):
+    for index, name in enumerate(task.graph.class_names):
         own = points[classes == index]
-        axes.scatter(
-            own[:, 0], own[:, 1], s=60, color=colours[index], edgecolors="black", linewidths=0.8, label=str(index)
-        )
+        axes.scatter(own[:, 0], own[:, 1], s=60, color=colours[index], edgecolors="black", linewidths=0.8, label=name)
     shown = "synthetic nodes (outlined) among the real nodes (faint), both after two hops of propagation"
     axes.set_title(f"{literal(task.graph.name)}: {len(points)} {shown}", fontsize=9)
     low = np.minimum(np.quantile(background, 0.005, axis=0), points.min(0))
@@ -141,7 +140,7 @@ def _draw_adjacency(task: GraphTask, batch: Batch, path: Path) -> Path:
         axes.axhline(bound, color="tab:red", linewidth=0.5)
         axes.axvline(bound, color="tab:red", linewidth=0.5)
     middle = (counts.cumsum(0) - counts / 2 - 0.5).tolist()
-    names = [str(index) if counts[index] else "" for index in range(len(counts))]
+    names = [name if count else "" for name, count in zip(task.graph.class_names, counts.tolist(), strict=True)]
     axes.set_xticks(middle, names)
     axes.set_yticks(middle, names)
     axes.set_xlabel("class")

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from mmdistill.classification import accuracies, by_class
 from mmdistill.graph.data import GraphData
-from mmdistill.graph.models import GCN, SGC, GraphNetwork
+from mmdistill.graph.models import GCN, SGC, ModuleNetwork, named
 from mmdistill.graph.scene import View
 from mmdistill.graph.sources import SOURCES
-from mmdistill.labels import target_loss
-from mmdistill.networks.selection import is_scored
-from mmdistill.networks.statistics import copied
+from mmdistill.labels import target_loss, weighted_mean
+from mmdistill.networks.fit import FitProtocol, fit_networks
+from mmdistill.networks.selection import Selection, is_scored
+from mmdistill.networks.stacked import state_at
 from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws
 from mmdistill.settings import require_at_least, require_below_one, require_positive
-from mmdistill.task import NetworkState, Scores, Tensors
+from mmdistill.task import Batch, NetworkState, Scores, Tensors, one_tensor
 
 READ_BYTES = 2**28
 """Bytes of hidden units that are read at a time where nothing learns."""
@@ -75,17 +76,6 @@ class Sample(NamedTuple):
     view: View
     targets: Tensor
     weight: Tensor
-
-
-class Fitted(NamedTuple):
-    """The chosen judges' outputs.
-
-    Shapes:
-        test ``(S, m_test, C)`` logits; validation ``(S,)`` the chosen epoch's accuracy, NaN without validation nodes.
-    """
-
-    test: Tensor
-    validation: Tensor
 
 
 class StackedJudges:
@@ -179,7 +169,7 @@ class StackedJudges:
             if epoch == protocol.epochs // 2 and epoch:
                 optimizer = self._optimizer(protocol.lr / 10, protocol)
             losses = target_loss(self.logits(self.params, sample.view, epoch), sample.targets)
-            loss = (losses * sample.weight).sum() / sample.weight.sum()
+            loss = weighted_mean(losses, sample.weight)
             for parameter, gradient in zip(self.params, torch.autograd.grad(loss, self.params), strict=True):
                 parameter.grad = gradient
             optimizer.step()
@@ -218,28 +208,21 @@ def protocol_for(graph: GraphData) -> JudgeProtocol:
     return replace(protocol, weight_decay=decay, dropout=source.dropout)
 
 
-def scores_of(judge: str, hits: Tensor, truth: Tensor) -> Scores:
+def scores_of(judge: str, hits: Tensor, truth: Tensor, class_names: Sequence[str]) -> Scores:
     """Return accuracies, with a warning for each class hardly recognised.
 
     Args:
         judge: the judge's name.
         hits: ``(S, m)``, 1 where one of S networks is right.
         truth: ``(m,)`` classes.
+        class_names: what they are called.
     """
     weak = tuple(
-        f"class {index} is nearly never recognised (test accuracy {value:.2f})"
+        f"class {class_names[index]} is nearly never recognised (test accuracy {value:.2f})"
         for index, value in zip(torch.unique(truth).tolist(), by_class(hits, truth).mean(0).tolist(), strict=True)
         if value < HARDLY_RECOGNISED
     )
     return Scores(judge, accuracies(hits, truth), weak)
-
-
-class LoopSample(NamedTuple):
-    """What any network trains on, in its own input form: inputs, targets and weight."""
-
-    inputs: Tensors
-    targets: Tensor
-    weight: Tensor
 
 
 class Seen(NamedTuple):
@@ -250,61 +233,48 @@ class Seen(NamedTuple):
     classes: Tensor
 
 
-def fit_one_by_one(
-    network: GraphNetwork,
-    sample: LoopSample,
-    val: Seen | None,
-    test: Seen,
-    protocol: JudgeProtocol,
-    draws: Draws,
-    count: int,
-) -> Fitted:
+def fit_apart(
+    network: ModuleNetwork, sample: Batch, val: Seen | None, protocol: JudgeProtocol, draws: Draws, n: int
+) -> NetworkState:
     """Train networks of any kind one after another under the same protocol as :class:`StackedJudges`.
 
     Args:
-        network: any graph network.
+        network: any module.
         sample: what to train on.
         val: validation nodes.
-        test: test nodes.
         protocol: how; width and dropout are the network's own.
-        draws: the key; network s starts from ``draws.fold("network", s)``.
-        count: how many.
+        draws: the key; network s starts from ``draws.fold("init", s)``.
+        n: how many.
+
+    Returns:
+        The networks, stacked, each at its best validation epoch (the last without validation).
     """
-    tests, scores = [], []
-    sample = sample._replace(inputs=network.precomputed(sample.inputs))
-    for index in range(count):
-        chosen, score = _fit_one(network, sample, val, protocol, draws.fold("network", index))
-        with torch.no_grad():
-            tests.append(network.logits(chosen, test.inputs)[0][test.nodes])
-        scores.append(torch.nan if val is None else score)
-    return Fitted(torch.stack(tests), torch.tensor(scores))
+    how = FitProtocol(protocol.epochs, protocol.lr, "adam", weight_decay=protocol.weight_decay, batch=None)
+    data = sample._replace(inputs=network.precomputed(named(sample.inputs)))
+
+    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
+        key = Draws(int(noise["dropout"]), ("dropout",))
+        logits, buffers = network.logits(state, named(batch.inputs), train=True, draws=key)
+        return weighted_mean(target_loss(logits, one_tensor(batch.targets)), batch.weight), buffers
+
+    def keys(key: Draws, count: int) -> Tensors:
+        """Return a key for each network, so that none of them depends on how many train beside it."""
+        return {"dropout": torch.tensor([key.fold(index).integer() for index in range(count)])}
+
+    selection = None
+    if val is not None:
+        seen = val
+
+        def score(states: NetworkState) -> Tensor:
+            return (read_apart(network, states, seen).argmax(-1) == seen.classes).double().mean(1)
+
+        selection = Selection(score, protocol.validate_every)
+    return fit_networks(network.init, loss, data, how, n, draws, noise=keys, selection=selection, mode="loop")
 
 
-def _fit_one(
-    network: GraphNetwork, sample: LoopSample, val: Seen | None, protocol: JudgeProtocol, key: Draws
-) -> tuple[NetworkState, float]:
-    """Return one trained network at its best validation epoch, and that accuracy."""
-    params, buffers = network.init(key)
-    params = {name: parameter.requires_grad_(True) for name, parameter in params.items()}
-    best, score = NetworkState(params, buffers), -1.0
-    optimizer = torch.optim.Adam(params.values(), lr=protocol.lr, weight_decay=protocol.weight_decay)
-    for epoch in range(protocol.epochs):
-        if epoch == protocol.epochs // 2 and epoch:
-            optimizer = torch.optim.Adam(params.values(), lr=protocol.lr / 10, weight_decay=protocol.weight_decay)
-        optimizer.zero_grad()
-        state = NetworkState(params, buffers)
-        logits, updated = network.logits(state, sample.inputs, train=True, draws=key.fold("epoch", epoch))
-        losses = target_loss(logits, sample.targets)
-        ((losses * sample.weight).sum() / sample.weight.sum()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        buffers = {**buffers, **{name: buffer.detach() for name, buffer in updated.items()}}
-        tell_watchers(epoch + 1, protocol.epochs)
-        if val is None or not is_scored(epoch + 1, protocol.epochs, protocol.validate_every):
-            continue
-        with torch.no_grad():
-            predicted = network.logits(NetworkState(params, buffers), val.inputs)[0][val.nodes].argmax(1)
-        accuracy = float((predicted == val.classes).float().mean())
-        if accuracy > score:
-            score = accuracy
-            best = NetworkState({n: p.detach().clone() for n, p in params.items()}, copied(buffers))
-    return (NetworkState(params, buffers) if val is None else best), score
+@torch.no_grad()
+def read_apart(network: ModuleNetwork, states: NetworkState, seen: Seen) -> Tensor:
+    """Return the logits ``(S, m, C)`` that S stacked networks give to nodes, one network after another."""
+    networks = len(next(iter(states.params.values())))
+    read = [network.logits(state_at(states, index), seen.inputs)[0][seen.nodes] for index in range(networks)]
+    return torch.stack(read)

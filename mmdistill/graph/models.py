@@ -14,16 +14,19 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
 from mmdistill.graph.propagation import Operator, operator
 from mmdistill.labels import is_distribution
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
 from mmdistill.runtime import Draws, global_draws_from
-from mmdistill.task import NetworkState, Tensors
+from mmdistill.settings import require_at_least
+from mmdistill.task import Inputs, NetworkState, Tensors
 
 logger = logging.getLogger(__name__)
 
+HOPS = 2
+"""How far SGC reads unless asked otherwise, as the field's networks of two layers do; embeddings and pictures too."""
 MODELS = ("sgc", "gcn", "mlp")
 """Own networks by name."""
 STRONG = 0.5
@@ -31,6 +34,17 @@ STRONG = 0.5
 and Citeseer."""
 WEIGHT_NAMES = ("edge_weight", "edge_weights", "weight", "weights", "w")
 """What a module may call its third argument if it is the edges' weights."""
+
+
+def named(inputs: Inputs) -> Tensors:
+    """Return a graph's inputs by name.
+
+    Raises:
+        ShapeError: they are no dict with node features ``x``.
+    """
+    if not isinstance(inputs, dict) or "x" not in inputs:
+        raise ShapeError("a graph's inputs are a dict with node features 'x' and, where there is structure, edges")
+    return inputs
 
 
 class GraphNetwork(ABC):
@@ -45,6 +59,11 @@ class GraphNetwork(ABC):
 
     hops: int | None = None
     normalised: bool = True
+
+    @property
+    def name(self) -> str:
+        """What reports call it; empty where its description must do."""
+        return ""
 
     @property
     def description(self) -> str:
@@ -88,12 +107,20 @@ class SGC(GraphNetwork):
         classes: C.
         hops: K.
         device: where parameters are drawn.
+    Raises:
+        ConfigError: no whole number of hops.
     Source: Wu et al., ICML 2019, Eq. 8.
     """
 
-    def __init__(self, features: int, classes: int, hops: int = 2, device: torch.device | str = "cpu") -> None:
+    def __init__(self, features: int, classes: int, hops: int = HOPS, device: torch.device | str = "cpu") -> None:
         self.features, self.classes, self.device = features, classes, torch.device(device)
         self.hops: int = hops
+        require_at_least(self, {"hops": 0})
+
+    @property
+    def name(self) -> str:
+        """As :data:`MODELS` has it, with other hops than :data:`HOPS`."""
+        return "sgc" if self.hops == HOPS else f"sgc(hops={self.hops})"
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw weight ``(C, d)`` and a zero bias."""
@@ -165,6 +192,11 @@ class GCN(GraphNetwork):
         self.features, self.classes, self.width, self.dropout = features, classes, width, dropout
         self.device = torch.device(device)
         self.hops = None if propagates else 0
+
+    @property
+    def name(self) -> str:
+        """As :data:`MODELS` has it."""
+        return "gcn" if self.hops is None else "mlp"
 
     @property
     def description(self) -> str:

@@ -144,6 +144,24 @@ def propagate_columns(graph: Tensors, x: Tensor) -> Tensor:
     return out
 
 
+def normalised_matrix(graph: Tensors) -> Tensor:
+    r"""Return :math:`\hat A`, self-loops included, as a sparse matrix of coordinates, whose products have gradients.
+
+    Args:
+        graph: as :meth:`~mmdistill.graph.adjacency.Adjacency.normalised` returns.
+
+    Shapes:
+        Returns ``(N, N)``.
+    """
+    scale = graph["scale"]
+    nodes = torch.arange(len(scale), device=scale.device)
+    row = torch.cat([torch.repeat_interleave(nodes, graph["pointer"].diff().long()), nodes])
+    column = torch.cat([graph["column"].long(), nodes])
+    weight = torch.cat([graph["weight"], torch.ones_like(scale)]) * scale[row] * scale[column]
+    size = (len(nodes), len(nodes))
+    return torch.sparse_coo_tensor(torch.stack([row, column]), weight, size, check_invariants=False).coalesce()
+
+
 def operator(inputs: Tensors) -> Operator:
     r"""Return multiplication by the normalised adjacency that the inputs of a network carry.
 

@@ -24,12 +24,6 @@ class GraphProperties(NamedTuple):
     homophily: float
     energy: float
 
-    def __str__(self) -> str:
-        shown = (
-            f"density {self.density:.2g}, mean weighted degree {self.mean_degree:.2f}, homophily {self.homophily:.2f}"
-        )
-        return f"{shown}, spectral energy {self.energy:.2g}"
-
 
 def edge_properties(edge_index: Tensor, edge_weight: Tensor, classes: Tensor) -> GraphProperties:
     """Return the properties of a graph without self-loops.

@@ -9,7 +9,7 @@ from torch import Tensor
 from mmdistill.graph.adjacency import Adjacency
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.propagation import compressed_rows, constant_product, propagate_columns
-from mmdistill.task import Tensors
+from mmdistill.task import Batch, Tensors
 
 SPARSE_BELOW = 0.1
 """Propagated features with a smaller share of non-zeros are multiplied as sparse matrices.
@@ -157,6 +157,14 @@ class Part(NamedTuple):
     scene: Scene
     nodes: Tensor
     classes: Tensor
+
+    def whole(self, normalised: bool) -> Batch:
+        """Return the graph that these nodes lie in as networks train on them: all its nodes, the others of weight 0.
+
+        Nodes of unknown class carry class 0.
+        """
+        weight = torch.zeros(len(self.scene), device=self.nodes.device).index_fill_(0, self.nodes, 1.0)
+        return Batch(self.scene.inputs(normalised), self.scene.y.clamp(min=0), weight)
 
 
 def parts_of(graph: GraphData, device: torch.device) -> dict[str, Part]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmdistill.errors import UnsupportedError
 from mmdistill.graph.data import LARGE
+from mmdistill.graph.models import HOPS
 from mmdistill.graph.scene import Part
 from mmdistill.graph.synthetic import class_means
 from mmdistill.labels import one_hot
@@ -15,7 +16,6 @@ from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Task
 
 SELECTIONS = ("propagated-means", "coarsening")
-HOPS = 2
 
 
 def propagated_means(task: Task, counts: Tensor, draws: Draws) -> Batch:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ShapeError
 from mmdistill.graph.data import LARGE
 from mmdistill.graph.synthetic import Structure
 from mmdistill.runtime import Draws
+from mmdistill.settings import require_at_least
 from mmdistill.task import Task, Tensors
 
 EPSILON = 1e-5
@@ -45,9 +46,8 @@ class PairwiseMLP(Structure):
         self, features: int, draws: Draws, width: int = 128, depth: int = 3, cut: float = 0.05, bias: float = 0.0
     ) -> None:
         super().__init__()
-        if depth < 2:
-            raise ConfigError(f"the network of pairs has at least two layers, got {depth}")
-        self.cut = cut
+        self.depth, self.cut = depth, cut
+        require_at_least(self, {"depth": 2})
 
         def weight(name: str, out: int, into: int, fan_in: int) -> nn.Parameter:
             bound = fan_in**-0.5
@@ -69,7 +69,8 @@ class PairwiseMLP(Structure):
         for weight, scale, shift in zip(self.hidden, list(self.scales)[1:], list(self.shifts)[1:], strict=True):
             pairs = F.batch_norm(pairs @ weight.mT, None, None, scale, shift, training=True, eps=EPSILON).relu()
         scores = (pairs @ self.last.mT + self.bias).view(nodes, nodes)
-        return without_diagonal(((scores + scores.mT) / 2).sigmoid())
+        apart = 1 - torch.eye(nodes, dtype=scores.dtype, device=scores.device)
+        return apart * ((scores + scores.mT) / 2).sigmoid()
 
     def _first(self, source: Tensor, target: Tensor) -> Tensor:
         """Return the normalised and rectified first layer of all pairs, ``(n, n, width)``."""
@@ -164,15 +165,6 @@ class BernoulliEdges(Structure):
     def project(self) -> None:
         """Count a step, by which the samples cool."""
         self.steps += 1
-
-
-def without_diagonal(weights: Tensor) -> Tensor:
-    """Return a square matrix with zeros on its diagonal.
-
-    Shapes:
-        weights ``(n, n)``; returns the same shape.
-    """
-    return weights * (1 - torch.eye(len(weights), dtype=weights.dtype, device=weights.device))
 
 
 def pairwise_mlp(task: Task, start: Tensors, draws: Draws, bias: float = 0.0) -> Structure:

@@ -27,10 +27,9 @@ class Structure(nn.Module, ABC):
     def forward(self, x: Tensor, draws: Draws) -> Tensor:
         """Return ``(n, n)`` edge weights in [0, 1], symmetric with zero diagonal, for features ``(n, d)``."""
 
+    @abstractmethod
     def finished(self, x: Tensor) -> Tensor:
         """Return the weights as they are used once they are learned: without weak edges, and without chance."""
-        weights: Tensor = self(x, Draws(0))
-        return weights
 
     def penalty(self) -> Tensor | None:
         """Return a scalar added to the objective, or None."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,17 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.data import GraphData
-from mmdistill.graph.judges import JudgeProtocol, LoopSample, protocol_for, scores_of
+from mmdistill.graph.judges import JudgeProtocol, protocol_for, scores_of
 from mmdistill.graph.judging import GraphJudges
-from mmdistill.graph.models import MODELS, SGC, GraphNetwork, ModuleNetwork, make_network
+from mmdistill.graph.models import HOPS, MODELS, SGC, GraphNetwork, ModuleNetwork, make_network, named
+from mmdistill.graph.placing import placed_set
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.scene import parts_of
 from mmdistill.graph.selections import SELECTIONS, coarsening, propagated_means
 from mmdistill.graph.sources import load_graph
 from mmdistill.graph.synthetic import raw_features
 from mmdistill.isolation import isolated
-from mmdistill.labels import LabelKind, as_probabilities, require_targets, target_loss, weighted_mean
+from mmdistill.labels import LabelKind, as_probabilities, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import task_line
 from mmdistill.networks.module import ModuleFactory
@@ -43,7 +43,6 @@ from mmdistill.task import (
     share_classes,
 )
 
-EMBED_HOPS = 2
 FANOUTS = (10, 5)
 """Neighbours drawn at each hop from large graphs, as published for ogbn-arxiv (Jin et al., ICLR 2022)."""
 VALIDATION_JUDGES = 3
@@ -72,6 +71,7 @@ class GraphTask:
         self.graph, self.network = graph, network
         self.protocol = protocol or protocol_for(graph)
         self.device = torch.device(device)
+        self.network_name = network.name
         self.num_classes: int | None = graph.num_classes
         self.parts = parts_of(graph, self.device)
         self.scene = self.parts["train"].scene
@@ -104,7 +104,7 @@ class GraphTask:
         Raises:
             ShapeError: the network returns no tensor whose last axis is C.
         """
-        logits, buffers = self.network.logits(state, _named(inputs), train=train, draws=draws)
+        logits, buffers = self.network.logits(state, named(inputs), train=train, draws=draws)
         if not isinstance(logits, Tensor) or logits.shape[-1:] != (self.graph.num_classes,):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ShapeError(f"the network returned {found}; it must return (nodes, {self.graph.num_classes}) logits")
@@ -113,7 +113,7 @@ class GraphTask:
     def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
         """Return the network with the real graph's statistics in its batch norms, of a large graph a sampled part's."""
         real = real_classes(self, draws, torch.arange(self.graph.num_classes), BY_CLASS)
-        return self.network.settled(state, _named(real.batch.inputs))
+        return self.network.settled(state, named(real.batch.inputs))
 
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
@@ -122,7 +122,7 @@ class GraphTask:
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the network's layers; for SGC the propagated features."""
-        return self.network.layers(state, _named(inputs))
+        return self.network.layers(state, named(inputs))
 
     def class_gradients(self, state: NetworkState, batch: ClassBatch) -> Tensors | None:
         """Return SGC's per-class gradients in closed form, or None for networks without one."""
@@ -130,7 +130,7 @@ class GraphTask:
             return None
         inputs, _, weight = batch.batch
         targets = as_probabilities(one_tensor(batch.batch.targets), self.graph.num_classes).to(weight.dtype)
-        return self.network.class_gradients(state, _named(inputs), targets, weight)
+        return self.network.class_gradients(state, named(inputs), targets, weight)
 
     def stored(self, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         """Return synthetic nodes without edges, as :func:`~mmdistill.graph.synthetic.raw_features` builds them."""
@@ -138,7 +138,7 @@ class GraphTask:
 
     def embedding(self) -> Tensor:
         """Return the training nodes' features after two hops."""
-        return self.scene.propagated(EMBED_HOPS)[self._nodes]
+        return self.scene.propagated(HOPS)[self._nodes]
 
     def select(self, indices: Tensor) -> Batch:
         """Return training nodes with their own features and the edges among them (the induced subgraph).
@@ -176,7 +176,8 @@ class GraphTask:
         if self.graph.is_large:
             whole, nodes = self._around(nodes, draws.fold("neighbours"))
         else:
-            whole = self._whole(torch.ones(len(self.scene), device=self.device))
+            everywhere = torch.ones(len(self.scene), device=self.device)
+            whole = self.parts["train"].whole(self.network.normalised)._replace(weight=everywhere)
         membership = torch.zeros(len(rows), len(whole.weight), device=self.device).scatter_add_(1, nodes, present)
         return share_classes(whole, membership)
 
@@ -207,15 +208,12 @@ class GraphTask:
         if self.network.hops is not None:
             rows = {"x": self.scene.propagated(self.network.hops)[nodes]}
             return Batch(rows, targets[nodes], torch.ones(len(nodes), device=self.device))
-        return Batch(self.real_inputs(), targets, _marked(nodes, len(self.scene)))
+        part = self.parts["train"]._replace(nodes=nodes)
+        return part.whole(self.network.normalised)._replace(targets=targets)
 
     def _flat(self, indices: Tensor) -> Batch:
         # Nodes of unknown class carry class 0, and weigh nothing.
         return self.seen(self._nodes[indices.to(self.device)], self.scene.y.clamp(min=0))
-
-    def _whole(self, weight: Tensor) -> Batch:
-        """Return the whole graph; nodes of unknown class carry class 0 and must have weight 0."""
-        return Batch(self.real_inputs(), self.scene.y.clamp(min=0), weight)
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Return the batch as it is: condensation of graphs uses no augmentation."""
@@ -228,16 +226,17 @@ class GraphTask:
 
         Raises:
             ConfigError: an unknown judge.
-            ShapeError: nodes whose features are not this graph's.
+            ShapeError: nodes whose features are not this graph's, or weights of other pairs than theirs.
+            DataError: edges that cannot be.
         """
         name = canonical(judge)
         if name not in self.judges:
             raise unknown_name("judge", judge, self.judges)
-        sample = None if synthetic is None else self._placed(synthetic)
-        fitted = self.judging.fit(sample, name, draws, n, self.protocol)
+        sample = None if synthetic is None else placed_set(synthetic, self.graph, self.device)
+        logits = self.judging.fit(sample, name, draws, n, self.protocol)
         truth = self.parts["test"].classes
-        hits = (fitted.test.argmax(-1) == truth).double()
-        return scores_of(judge, hits, truth)
+        hits = (logits.argmax(-1) == truth).double()
+        return scores_of(name, hits, truth, self.graph.class_names)
 
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of ``epochs`` and ``batch``: the former, since it sees all samples in each step."""
@@ -252,15 +251,8 @@ class GraphTask:
         if not len(self.graph.val):
             return None
         protocol = replace(self.protocol, epochs=max(self.protocol.epochs // 3, 1))
-        sample = self._placed(synthetic)
+        sample = placed_set(synthetic, self.graph, self.device)
         return float(self.judging.validation(sample, "gcn", draws, VALIDATION_JUDGES, protocol).mean())
-
-    def _placed(self, synthetic: Batch) -> LoopSample:
-        """Return synthetic nodes as judges train on them, on the device."""
-        inputs = {name: tensor.to(self.device) for name, tensor in _named(synthetic.inputs).items()}
-        targets = one_tensor(synthetic.targets)
-        require_targets(targets, len(inputs["x"]), self.graph.num_classes, self.graph.name)
-        return LoopSample(inputs, targets.to(self.device), synthetic.weight.to(self.device))
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task."""
@@ -278,7 +270,7 @@ class GraphTask:
             len(self._labels),
             self.scene.stored_bytes,
             graph.fingerprint,
-            tuple(str(index) for index in range(graph.num_classes)),
+            graph.class_names,
             found,
             sample_bytes=graph.x.shape[1] * graph.x.element_size() + 1,
             tensors=graph.scaling,
@@ -286,15 +278,14 @@ class GraphTask:
         )
 
 
-def _named(inputs: Inputs) -> Tensors:
-    if not isinstance(inputs, dict) or "x" not in inputs:
-        raise ShapeError("a graph's inputs are a dict with node features 'x' and, where there is structure, edges")
-    return inputs
+def _require_no_hops(hops: int | None, model: str) -> None:
+    """Refuse hops beside a model that takes none.
 
-
-def _marked(nodes: Tensor, count: int) -> Tensor:
-    """Return 1 for some nodes and 0 for the others."""
-    return torch.zeros(count, device=nodes.device).index_fill_(0, nodes, 1.0)
+    Raises:
+        ConfigError: naming the model.
+    """
+    if hops is not None:
+        raise ConfigError(f"{model} takes no hops; leave them out")
 
 
 @isolated
@@ -304,8 +295,8 @@ def graph_task(
     model: str | ModuleFactory = "sgc",
     features: str | Sequence[str] = (),
     width: int | None = None,
-    hops: int = 2,
-    split: int = 0,
+    hops: int | None = None,
+    split: int | None = None,
     seed: int = 0,
     inductive: bool | None = None,
     judge_epochs: int | None = None,
@@ -321,8 +312,8 @@ def graph_task(
             ``forward(x, edge_index[, edge_weight])``, which then is a judge (``model``) too.
         features: for a module, the submodule whose input is the embedding; by default its last layer.
         width: hidden units of a GCN or MLP; None is :data:`WIDTH`.
-        hops: of SGC.
-        split: the column of masks that hold several splits.
+        hops: of SGC; None is :data:`~mmdistill.graph.models.HOPS`.
+        split: the column of masks that hold several splits; None is the first.
         seed: of the random split of data sets that come without one.
         inductive: whether condensing sees the training nodes alone; None is what the field does with the data set.
         judge_epochs: epochs of judges; None is the protocol's own number.
@@ -333,7 +324,8 @@ def graph_task(
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
 
     Raises:
-        ConfigError: an unknown name, a width of what takes none, or a module that cannot run on this graph.
+        ConfigError: an unknown name, a width or hops of what takes none, a module that cannot run on this graph, or
+            a split or setting beside a graph that is loaded.
         DataError: a graph that cannot be used.
         UnsupportedError: a data set whose library is not installed.
     """
@@ -341,12 +333,16 @@ def graph_task(
     require_sizes(width=width, judge_epochs=judge_epochs)
     require_kind(JudgeProtocol, protocol=protocol)
     require_kind(bool, inductive=inductive)
-    if isinstance(hops, bool) or not isinstance(hops, Integral) or hops < 0:
-        raise ConfigError(f"hops is a whole number of at least 0, got {hops!r}")
     device = choose_device(device)
-    graph = data if isinstance(data, GraphData) else load_graph(data, split=split, seed=seed, inductive=inductive)
+    if isinstance(data, GraphData):
+        if split is not None or inductive is not None:
+            raise ConfigError("graph data that are loaded have their split and setting (inductive); leave these out")
+        graph = data
+    else:
+        graph = load_graph(data, split=split or 0, seed=seed, inductive=inductive)
     if callable(model):
         require_no_width(width, "a module of your own")
+        _require_no_hops(hops, "a module of your own")
         network: GraphNetwork = ModuleNetwork(model, features, device)
     else:
         name = canonical(model)
@@ -355,6 +351,9 @@ def graph_task(
         require_no_features(features, name)
         if name == "sgc":
             require_no_width(width, name)
+        else:
+            _require_no_hops(hops, name)
+        hops = HOPS if hops is None else hops
         network = make_network(name, graph.x.shape[1], graph.num_classes, width or WIDTH, 0.5, hops, device)
     if judge_epochs is not None:
         protocol = replace(protocol or protocol_for(graph), epochs=judge_epochs)

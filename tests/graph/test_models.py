@@ -10,7 +10,7 @@ from torch_geometric.nn.models import basic_gnn
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.graph.adjacency import undirected
-from mmdistill.graph.judges import JudgeProtocol, LoopSample, Seen, fit_one_by_one
+from mmdistill.graph.judges import JudgeProtocol, Seen, fit_apart, read_apart
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork
 from mmdistill.graph.propagation import normalise_dense, propagate, propagate_columns
 from mmdistill.graph.schedules import TrainedOnGraph
@@ -224,8 +224,8 @@ def test_a_judge_that_ignores_weights_trains_on_the_edges_that_there_are() -> No
     assert isinstance(chosen.inputs, dict)
     unlinked = chosen._replace(inputs={"x": chosen.inputs["x"]})
     without = chosen._replace(inputs={"x": chosen.inputs["x"], "adjacency": torch.zeros(6, 6)})
-    one, same = (own.judging.fit(LoopSample(*part), "model", Draws(0), 1, own.protocol) for part in (unlinked, without))  # type: ignore[arg-type]
-    assert torch.equal(one.test, same.test)
+    one, same = (own.judging.fit(part, "model", Draws(0), 1, own.protocol) for part in (unlinked, without))  # type: ignore[arg-type]
+    assert torch.equal(one, same)
 
 
 class Counting(nn.Module):
@@ -331,12 +331,13 @@ def test_a_batch_norm_takes_the_statistics_of_real_nodes(large: bool, monkeypatc
 def test_a_judge_keeps_the_statistics_of_its_chosen_epoch() -> None:
     network = ModuleNetwork(NormedConvolutions)
     inputs = {"x": GRAPH.x, "edge_index": GRAPH.edge_index}
-    sample = LoopSample(inputs, GRAPH.y, torch.ones(NODES))
+    sample = Batch(inputs, GRAPH.y, torch.ones(NODES))
     val = Seen(inputs, GRAPH.val, GRAPH.y[GRAPH.val])
     protocol = JudgeProtocol(epochs=40, lr=0.3, validate_every=1)
-    fitted = fit_one_by_one(network, sample, val, val, protocol, Draws(0), 3)
-    reached = (fitted.test.argmax(-1) == val.classes).double().mean(1)
-    assert reached.tolist() == pytest.approx(fitted.validation.tolist())
+    fitted = read_apart(network, fit_apart(network, sample, val, protocol, Draws(0), 3), val)
+    keys = [Draws(0).fold("init", index) for index in range(3)]
+    _, scores = oracle.trained_one_by_one(network, keys, sample, val, val, protocol)
+    assert (fitted.argmax(-1) == val.classes).double().mean(1).tolist() == pytest.approx(scores.tolist())
 
 
 class WeightedNormed(nn.Module):

@@ -9,7 +9,7 @@ from torch_geometric.nn.models import basic_gnn
 from mmdistill.distill import distill
 from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.data import GraphData
-from mmdistill.graph.judges import LoopSample, StackedJudges
+from mmdistill.graph.judges import StackedJudges
 from mmdistill.graph.models import GCN
 from mmdistill.graph.propagation import compressed_rows, constant_product
 from mmdistill.graph.scene import Part, Scene, View, parts_of
@@ -93,12 +93,10 @@ def test_inductive_judges_are_scored_on_the_test_nodes_own_graph(judge: str) -> 
     task = graph_task(graph, protocol=FAST)
     alone = planted_graph(edge_index=graph.edge_index[:, (torch.isin(graph.edge_index, graph.test)).all(0)])
     batch = task.select(torch.arange(9))
-    fitted = task.judging.fit(LoopSample(*batch), judge, Draws(1), 1, FAST)
+    fitted = task.judging.fit(batch, judge, Draws(1), 1, FAST)
     by_hand = graph_task(alone, protocol=FAST)
     by_hand.judging.parts = {**by_hand.parts, "val": task.parts["val"]}
-    assert torch.allclose(
-        by_hand.judging.fit(LoopSample(*batch), judge, Draws(1), 1, FAST).test, fitted.test, atol=1e-4
-    )
+    assert torch.allclose(by_hand.judging.fit(batch, judge, Draws(1), 1, FAST), fitted, atol=1e-4)
 
 
 def test_large_graphs_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +117,7 @@ def test_judges_train_on_sparse_real_features_as_on_dense_ones(judge: str, monke
         fitted.append(judging.fit(None, judge, Draws(3), 2, FAST))
         views.append(judging._real_view(judge, "train"))
     assert [view.first.layout for view in views] == [torch.strided, torch.sparse_csr]
-    assert torch.allclose(fitted[0].test, fitted[1].test, atol=1e-3, rtol=1e-3)
+    assert torch.allclose(*fitted, atol=1e-3, rtol=1e-3)
     assert torch.equal(views[0].first, views[1].first.to_dense())
 
 
@@ -145,10 +143,10 @@ def test_a_constant_product_has_the_gradient_of_the_dense_one() -> None:
 def test_judges_in_groups_are_the_same_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     task: GraphTask = graph_task(planted_graph(), protocol=FAST)
     batch = task.select(torch.arange(9))
-    together = task.judging.fit(LoopSample(*batch), "gcn", Draws(3), 3, FAST)
+    together = task.judging.fit(batch, "gcn", Draws(3), 3, FAST)
     monkeypatch.setattr("mmdistill.graph.judging.TOGETHER_BYTES", 1)
-    apart = task.judging.fit(LoopSample(*batch), "gcn", Draws(3), 3, FAST)
-    assert torch.allclose(together.test, apart.test, atol=2e-3, rtol=2e-3)
+    apart = task.judging.fit(batch, "gcn", Draws(3), 3, FAST)
+    assert torch.allclose(together, apart, atol=2e-3, rtol=2e-3)
 
 
 def test_class_batches_of_an_inductive_graph_are_its_training_rows() -> None:

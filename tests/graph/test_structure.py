@@ -8,7 +8,6 @@ from torch import Tensor
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
-from mmdistill.graph.judges import LoopSample
 from mmdistill.graph.methods import METHODS
 from mmdistill.graph.schedules import TrainedOnGraph
 from mmdistill.graph.structure import BernoulliEdges, PairwiseMLP, bernoulli_edges, initial_logits, pairwise_mlp
@@ -268,7 +267,7 @@ def test_structured_methods_keep_labels_count_edges_and_are_judged_with_them(nam
     assert one.stored_bytes == 6 * 12 * 4 + 6 + 4 * 15
     without = one.batch._replace(inputs={"x": one.batch.inputs["x"]})
     linked, apart = (
-        own.judging.fit(LoopSample(*part), "gcn", Draws(0), 1, FAST).test  # type: ignore[arg-type]
+        own.judging.fit(part, "gcn", Draws(0), 1, FAST)  # type: ignore[arg-type]
         for part in (one.batch, without)
     )
     assert torch.equal(linked, apart) == (not bool((edges > 0).any()))
@@ -276,7 +275,7 @@ def test_structured_methods_keep_labels_count_edges_and_are_judged_with_them(nam
 
 
 def test_bad_structures_are_refused_in_words() -> None:
-    with pytest.raises(ConfigError, match="at least two layers"):
+    with pytest.raises(ConfigError, match="depth is a whole number of at least 2, got 1"):
         PairwiseMLP(12, Draws(0), depth=1)
     with pytest.raises(ShapeError, match="one logit per pair"):
         BernoulliEdges(torch.zeros(3, 4))

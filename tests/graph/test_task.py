@@ -8,13 +8,12 @@ from torch import nn
 from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.graph.architectures import make_architecture
 from mmdistill.graph.judges import (
     JudgeProtocol,
-    LoopSample,
     Sample,
     Seen,
     StackedJudges,
-    fit_one_by_one,
     protocol_for,
     scores_of,
 )
@@ -171,8 +170,9 @@ def train_one_by_one(own: GraphTask, network: GCN | SGC, batch: Batch, count: in
     assert isinstance(batch.inputs, dict)
     assert isinstance(targets, torch.Tensor)
     val, test = seen(own)
-    sample = LoopSample({k: v.detach() for k, v in batch.inputs.items()}, targets, batch.weight)
-    return fit_one_by_one(network, sample, val, test, FAST, Draws(8), count)[:2]
+    sample = Batch({k: v.detach() for k, v in batch.inputs.items()}, targets, batch.weight)
+    keys = [Draws(8).fold("network", index) for index in range(count)]
+    return oracle.trained_one_by_one(network, keys, sample, val, test, FAST)
 
 
 @pytest.mark.parametrize("judge", ["gcn", "sgc"])
@@ -183,9 +183,25 @@ def test_judges_side_by_side_equal_judges_one_by_one(judge: str, structured: boo
     batch = Batch({k: v.detach() for k, v in batch.inputs.items()}, *batch[1:])  # type: ignore[union-attr]
     network = GCN(12, 3, FAST.width) if judge == "gcn" else SGC(12, 3)
     expected, scores = train_one_by_one(own, network, batch, 2)
-    fitted = own.judging.fit(LoopSample(*batch), judge, Draws(8), 2, FAST)
-    assert torch.allclose(fitted.test, expected, atol=2e-3, rtol=2e-3)  # 60 Adam steps amplify float32 rounding
-    assert torch.allclose(fitted.validation, scores)
+    fitted = own.judging.fit(batch, judge, Draws(8), 2, FAST)
+    assert torch.allclose(fitted, expected, atol=2e-3, rtol=2e-3)  # 60 Adam steps amplify float32 rounding
+    assert torch.allclose(own.judging.validation(batch, judge, Draws(8), 2, FAST), scores)
+
+
+@pytest.mark.parametrize("judge", ["graphsage", "gat", "appnp", "chebnet"])
+@pytest.mark.parametrize("structured", [False, True])
+def test_judges_of_other_architectures_equal_judges_one_by_one(judge: str, structured: bool) -> None:
+    own, still = task(), replace(FAST, dropout=0.0)
+    batch = own.select(torch.arange(9))
+    assert isinstance(batch.inputs, dict)
+    if not structured:
+        batch = batch._replace(inputs={"x": batch.inputs["x"]})
+    network = make_architecture(judge, 12, 3, still.width, 0.0, "cpu")
+    real = own.scene.inputs(False)
+    val, test = (Seen(real, nodes, GRAPH.y[nodes]) for nodes in (GRAPH.val, GRAPH.test))
+    keys = [Draws(8).fold("init", index) for index in range(2)]
+    expected, _ = oracle.trained_one_by_one(network, keys, batch, val, test, still)
+    assert torch.allclose(own.judging.fit(batch, judge, Draws(8), 2, still), expected, atol=2e-3, rtol=2e-3)
 
 
 def test_the_whole_graph_judges_like_the_loop_over_it() -> None:
@@ -194,14 +210,16 @@ def test_the_whole_graph_judges_like_the_loop_over_it() -> None:
     network = GCN(12, 3, FAST.width, dropout=0.0)
     sample = own.sample_real(Draws(0), None, 10_000)
     assert isinstance(sample, Batch)
-    inputs = LoopSample(own.real_inputs(), sample.targets, sample.weight)  # type: ignore[arg-type]
-    expected, _ = fit_one_by_one(network, inputs, *seen(own), still, Draws(8), 2)
-    assert torch.allclose(own.judging.fit(None, "gcn", Draws(8), 2, still).test, expected, atol=2e-3, rtol=2e-3)
+    inputs = Batch(own.real_inputs(), sample.targets, sample.weight)  # type: ignore[arg-type]
+    keys = [Draws(8).fold("network", index) for index in range(2)]
+    expected, _ = oracle.trained_one_by_one(network, keys, inputs, *seen(own), still)
+    assert torch.allclose(own.judging.fit(None, "gcn", Draws(8), 2, still), expected, atol=2e-3, rtol=2e-3)
 
 
-def test_more_judges_change_none_of_the_first() -> None:
+@pytest.mark.parametrize("judge", ["gcn", "graphsage"])
+def test_more_judges_change_none_of_the_first(judge: str) -> None:
     own, batch = task(), synthetic()(Draws(0))
-    few, many = (own.evaluate(batch, "gcn", Draws(2), n, {}).values["accuracy"] for n in (2, 4))
+    few, many = (own.evaluate(batch, judge, Draws(2), n, {}).values["accuracy"] for n in (2, 4))
     assert many[:2] == pytest.approx(few, abs=0.02)
 
 
@@ -235,8 +253,7 @@ def test_validation_prepares_no_test_nodes(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("judge", ["gcn", "gat"])
 def test_the_chosen_judges_read_no_test_label(judge: str) -> None:
     own, other = (task.judging.fit(None, judge, Draws(0), 2, FAST) for task in (task(), with_other_test_labels()))
-    assert torch.equal(own.test, other.test)
-    assert torch.equal(own.validation, other.validation)
+    assert torch.equal(own, other)
 
 
 def test_collapse_to_one_class_is_reported() -> None:
@@ -249,8 +266,8 @@ def test_collapse_to_one_class_is_reported() -> None:
 
 def test_a_class_without_test_samples_shifts_no_other_ones_warning() -> None:
     hits, truth = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([0, 0, 2, 2])
-    scores = scores_of("gcn", hits, truth)
-    assert scores.notes == ("class 2 is nearly never recognised (test accuracy 0.00)",)
+    scores = scores_of("gcn", hits, truth, ("a", "b", "c"))
+    assert scores.notes == ("class c is nearly never recognised (test accuracy 0.00)",)
     assert scores.values == {"accuracy": (0.5,)}
 
 
@@ -269,6 +286,9 @@ def test_soft_labels_train_judges() -> None:
 class Similar(Structure):
     def forward(self, x: torch.Tensor, draws: Draws) -> torch.Tensor:
         return torch.sigmoid(x @ x.T) * (1 - torch.eye(len(x)))
+
+    def finished(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward(x, Draws(0))
 
 
 def test_a_structure_is_decoded_in_its_own_group_and_reaches_the_features() -> None:
@@ -339,6 +359,23 @@ def test_modules_that_cannot_work_are_refused_when_the_task_is_built(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         task(lambda: Echo(output))
+
+
+def test_what_would_not_be_read_is_refused() -> None:
+    for model, named in (("gcn", "gcn"), ("mlp", "mlp"), (pyg_gcn, "a module of your own")):
+        with pytest.raises(ConfigError, match=f"{named} takes no hops; leave them out"):
+            graph_task(GRAPH, model=model, hops=2)  # type: ignore[arg-type]
+    for reading in ({"inductive": True}, {"inductive": False}, {"split": 0}):
+        with pytest.raises(ConfigError, match=r"graph data that are loaded have their split .* leave these out"):
+            graph_task(GRAPH, **reading)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="user graph has one split of its nodes; there is no split 5"):
+        graph_task(planted_fields(), split=5)
+    assert graph_task(planted_fields(), hops=1, split=0).network.hops == 1
+
+
+def test_networks_are_called_by_their_names() -> None:
+    assert [task(model).network_name for model in ("sgc", "gcn", "mlp", pyg_gcn)] == ["sgc", "gcn", "mlp", ""]
+    assert graph_task(GRAPH, hops=1).network_name == "sgc(hops=1)"
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:

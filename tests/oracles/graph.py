@@ -1,9 +1,16 @@
-"""Graph equations written with loops in float64, from the papers; nothing here is shared with the package."""
+"""Graph equations written with loops in float64, from the papers; nothing here is shared with the package.
+
+But for networks whose training is written out (:func:`trained_one_by_one`), in their own float32.
+"""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 Array = NDArray[np.float64]
 
@@ -188,3 +195,46 @@ def ridge_cross_entropy(
         chances = softmax([scale * float(value) for value in cross @ coefficients])
         total -= sum(float(t) * float(np.log(p)) for t, p in zip(target, chances, strict=True))
     return total / len(real)
+
+
+def trained_one_by_one(
+    network: Any, keys: Sequence[Any], sample: Any, val: Any, test: Any, protocol: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the test logits ``(S, m, C)`` of node classifiers at their best validation epochs, and these accuracies.
+
+    Args:
+        network: with ``init(key)``, ``logits(state, inputs, train, draws)`` and ``precomputed(inputs)``.
+        keys: of each network's parameters, and by epoch of its dropout.
+        sample: inputs, class indices and weights.
+        val: inputs, nodes and classes.
+        test: the same.
+        protocol: epochs, lr, weight_decay and validate_every.
+    """
+    logits, scores = [], []
+    inputs = network.precomputed(sample.inputs)
+    for key in keys:
+        state = network.init(key)
+        params = {name: parameter.requires_grad_(True) for name, parameter in state.params.items()}
+        buffers = {name: buffer.clone() for name, buffer in state.buffers.items()}
+        chosen, best = None, -1.0
+        for epoch in range(protocol.epochs):
+            if epoch in (0, protocol.epochs // 2):  # a fresh Adam, ten times slower from half-way
+                lr = protocol.lr if epoch == 0 else protocol.lr / 10
+                optimizer = torch.optim.Adam(params.values(), lr=lr, weight_decay=protocol.weight_decay)
+            optimizer.zero_grad()
+            state = state._replace(params=params, buffers=buffers)
+            predicted, updated = network.logits(state, inputs, train=True, draws=key.fold("epoch", epoch))
+            losses = F.cross_entropy(predicted, sample.targets, reduction="none")
+            ((losses * sample.weight).sum() / sample.weight.sum()).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            buffers = {**buffers, **{name: buffer.detach() for name, buffer in updated.items()}}
+            if (epoch + 1) % protocol.validate_every and epoch + 1 != protocol.epochs:
+                continue
+            with torch.no_grad():
+                now = state._replace(params=params, buffers=buffers)
+                hits = network.logits(now, val.inputs)[0][val.nodes].argmax(1) == val.classes
+                if float(hits.float().mean()) > best:
+                    best, chosen = float(hits.float().mean()), network.logits(now, test.inputs)[0][test.nodes]
+        logits.append(chosen)
+        scores.append(best)
+    return torch.stack([one for one in logits if one is not None]), torch.tensor(scores)

@@ -22,9 +22,8 @@ def _accepts(path: Path) -> bool:
 
 
 def _make_task(data: str, options: TaskOptions) -> GraphSetTask:
-    width = 128 if options.width is None else options.width
     return graph_set_task(
-        data, width=width, seed=options.seed, judge_epochs=options.judge_epochs, device=options.device
+        data, width=options.width, seed=options.seed, judge_epochs=options.judge_epochs, device=options.device
     )
 
 

@@ -41,7 +41,7 @@ class GraphSet:
     """Graphs with one class each, their nodes side by side.
 
     Args:
-        name: the data set's name or folder.
+        name: the data set's name or path.
         x: node features.
         edge_index: both directions of every edge, by node in the whole list.
         start: where each graph's nodes begin.
@@ -68,6 +68,11 @@ class GraphSet:
     num_classes: int
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called: as the source numbers them, or by their number here."""
+        return self.class_names or tuple(str(index) for index in range(self.num_classes))
 
     @property
     def sizes(self) -> Tensor:
@@ -188,13 +193,13 @@ def load_graph_set(source: "str | Path | Sequence[Any]", *, seed: int = 0) -> Gr
         return _from_fields(_named(TU[key][0]), key, seed)
     folder = Path(source)
     if folder.is_file() and folder.suffix.lower() in TORCH:
-        return _from_fields(side_by_side(read_saved(folder), str(source)), str(source), seed)
+        return _from_fields(side_by_side(read_saved(folder), str(source)), str(folder.absolute()), seed)
     if not folder.is_dir():
         raise unknown_data("set of graphs", str(source), TU)
     prefix = tu_prefix(folder)
     if prefix is None:
         raise DataError(f"{folder} holds no set of graphs: NAME_A.txt and NAME_graph_indicator.txt are expected")
-    return _from_fields(_read(prefix), str(source), seed)
+    return _from_fields(_read(prefix), str(folder.absolute()), seed)
 
 
 def tu_prefix(folder: Path) -> Path | None:
@@ -323,13 +328,18 @@ def _from_fields(fields: Mapping[str, Any], name: str, seed: int) -> GraphSet:
         raise DataError(f"{name}: node features are NaN or infinite; fill them")
     values, classes = torch.unique(y, return_inverse=True)
     names = tuple(map(str, values.tolist()))
-    parts = stratified(classes, seed)
+    parts = stratified(classes, seed, names)
     notes += (f"random split {seed}: 80 % training, 10 % validation, 10 % test graphs of each class",)
     return GraphSet(name, x, both, start, classes, *parts, len(names), notes, names)
 
 
-def stratified(y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def stratified(y: Tensor, seed: int, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the numbers of training, validation and test graphs, by class at random.
+
+    Args:
+        y: the graphs' classes.
+        seed: of the split.
+        names: what the classes are called.
 
     Shapes:
         y ``(graphs,)`` int64; returns three sorted parts of the positions in it.
@@ -337,10 +347,10 @@ def stratified(y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         DataError: a class of fewer than ten graphs.
     """
     parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for index in range(int(y.max()) + 1):
+    for index, name in enumerate(names):
         members = (y == index).nonzero().flatten()
         if len(members) < 10:
-            raise DataError(f"class {index} has {len(members)} graphs; at least 10 are needed to split them")
+            raise DataError(f"class {name} has {len(members)} graphs; at least 10 are needed to split them")
         members = members[Draws(seed, ("split", index)).permutation(len(members))]
         first, second = int(SHARES[0] * len(members)), int(sum(SHARES) * len(members))
         for part, ids in zip(parts, members.tensor_split([first, second]), strict=True):

@@ -7,7 +7,7 @@ import torch
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter
-from mmdistill.figures import save_figure
+from mmdistill.figures import literal, save_figure
 from mmdistill.graph.draw import write_preprocessing
 from mmdistill.labels import hard_labels
 from mmdistill.runtime import atomic_write
@@ -41,7 +41,7 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     import networkx as nx  # here, since importing these takes long
     from matplotlib.figure import Figure
 
-    graphs = graph_list(batch)[:SHOWN]
+    graphs, names = graph_list(batch)[:SHOWN], task.describe().class_names
     columns = min(6, len(graphs))
     rows = -(-len(graphs) // columns)
     figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
@@ -55,8 +55,8 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
         nx.draw_networkx(
             graph, place, ax=axes, node_size=30, width=0.6, node_color=colours, cmap="tab20", with_labels=False
         )
-        label = hard_labels(fields["y"])
-        axes.set_title(f"class {int(label)}: {len(graph)} nodes, {graph.number_of_edges()} edges", fontsize=7)
+        name = literal(names[int(hard_labels(fields["y"]))])
+        axes.set_title(f"class {name}: {len(graph)} nodes, {graph.number_of_edges()} edges", fontsize=7)
         axes.set_axis_off()
     return [save_figure(figure, folder / "graphs.png", dpi=130)]
 

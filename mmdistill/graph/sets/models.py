@@ -9,9 +9,22 @@ from mmdistill.graph.propagation import operator
 from mmdistill.runtime import Draws
 from mmdistill.task import Inputs, NetworkState, Tensors
 
+WIDTH = 128
+"""Units of a layer unless others are asked for."""
 PADDED = frozenset({"x", "adjacency", "present"})
 JOINED = frozenset({"sizes", "x", "owner", "pointer", "column", "weight", "scale"})
 """Names of the inputs in either form, see :class:`~mmdistill.graph.sets.data.GraphSet`."""
+
+
+def graph_inputs(inputs: Inputs) -> Tensors:
+    """Return the inputs of graphs by name.
+
+    Raises:
+        ShapeError: they are no padded or joined graphs.
+    """
+    if not isinstance(inputs, dict) or set(inputs) not in (PADDED, JOINED):
+        raise ShapeError("graphs are a dict of x (n, m, d), adjacency (n, m, m) and present (n, m), or joined ones")
+    return inputs
 
 
 class GraphClassifier:
@@ -27,10 +40,15 @@ class GraphClassifier:
     """
 
     def __init__(
-        self, features: int, classes: int, width: int = 128, depth: int = 3, device: torch.device | str = "cpu"
+        self, features: int, classes: int, width: int = WIDTH, depth: int = 3, device: torch.device | str = "cpu"
     ) -> None:
         self.sizes = [features, *[width] * depth]
         self.classes, self.device = classes, torch.device(device)
+
+    @property
+    def description(self) -> str:
+        """What the network is made of, beside what its parameters' shapes tell."""
+        return f"{type(self).__name__}(depth={len(self.sizes) - 1}, relu, mean pooling)"
 
     def init(self, draws: Draws) -> NetworkState:
         """Draw weights and zero biases."""
@@ -49,8 +67,7 @@ class GraphClassifier:
         Raises:
             ShapeError: inputs that are no padded graphs.
         """
-        if not isinstance(inputs, dict) or set(inputs) not in (PADDED, JOINED):
-            raise ShapeError("graphs are a dict of x (n, m, d), adjacency (n, m, m) and present (n, m), or joined ones")
+        inputs = graph_inputs(inputs)
         hidden, multiply = inputs["x"], operator(inputs)
         for index in range(len(self.sizes) - 1):
             weight, bias = params[f"layer{index}.weight"], params[f"layer{index}.bias"]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.judges import scores_of
 from mmdistill.graph.sampling import ClassMembers, padded_rows
 from mmdistill.graph.sets.data import GraphSet, load_graph_set
-from mmdistill.graph.sets.models import GraphClassifier
+from mmdistill.graph.sets.models import WIDTH, GraphClassifier, graph_inputs
 from mmdistill.graph.sets.synthetic import real_graphs
 from mmdistill.isolation import isolated
 from mmdistill.labels import LabelKind, require_targets, target_loss, weighted_mean
@@ -53,19 +53,24 @@ class GraphSetTask:
     Args:
         graphs: the checked set.
         width: units of the network's layers.
-        protocol: how judges are trained.
+        protocol: how judges are trained, on all graphs in each step.
         device: where everything lies.
+    Raises:
+        ConfigError: a protocol of minibatches.
     """
 
     judges: Sequence[str] = ("gcn",)
+    network_name = "gcn"
 
     def __init__(
         self,
         graphs: GraphSet,
-        width: int = 128,
+        width: int = WIDTH,
         protocol: FitProtocol = PROTOCOL,
         device: torch.device | str = "cpu",
     ) -> None:
+        if protocol.batch is not None or protocol.visits is not None:
+            raise ConfigError("judges of graphs train on all of them in each step; leave batch and visits None")
         self.graphs, self.protocol, self.device = graphs, protocol, torch.device(device)
         self.network = GraphClassifier(graphs.x.shape[1], graphs.num_classes, width, device=device)
         self.num_classes: int | None = graphs.num_classes
@@ -81,6 +86,10 @@ class GraphSetTask:
     def init(self, draws: Draws) -> NetworkState:
         """Draw a fresh network."""
         return self.network.init(draws)
+
+    def architecture(self) -> str:
+        """Return the network in words."""
+        return self.network.description
 
     def predict(
         self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
@@ -173,15 +182,17 @@ class GraphSetTask:
 
         Raises:
             ConfigError: an unknown judge.
+            ShapeError: graphs whose features are not these graphs', or weights of other pairs than their nodes'.
         """
-        if canonical(judge) not in self.judges:
+        name = canonical(judge)
+        if name not in self.judges:
             raise unknown_name("judge", judge, self.judges)
         if synthetic is None:
             synthetic = self.training_batch()
         states = self._fitted(synthetic, draws, n, self.protocol)
         hits = self._hits(states, self.graphs.test)
         truth = self.graphs.y[self.graphs.test].to(self.device)
-        return scores_of(judge, hits, truth)
+        return scores_of(name, hits, truth, self.graphs.names)
 
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of ``epochs`` and ``batch``: the former, since it sees all samples in each step."""
@@ -206,17 +217,35 @@ class GraphSetTask:
             len(self._labels),
             graphs.stored_bytes,
             graphs.fingerprint,
-            graphs.class_names or tuple(str(index) for index in range(graphs.num_classes)),
+            graphs.names,
             {"graphs": len(graphs.y), "notes": list(graphs.notes)},
             test_fingerprint=graphs.test_fingerprint,
         )
 
+    def _placed(self, synthetic: Batch) -> Batch:
+        """Return graphs as judges train on them, on the device.
+
+        Raises:
+            ShapeError: features of another width than the real graphs', or weights of other pairs than their nodes'.
+        """
+        data = synthetic.map(lambda t: t.detach().to(self.device))
+        inputs, count, width = graph_inputs(data.inputs), len(data.weight), self.graphs.x.shape[1]
+        x, padded = inputs["x"], "present" in inputs
+        if x.ndim != (3 if padded else 2) or x.shape[-1] != width:
+            raise ShapeError(f"synthetic graphs have node features (n, m, {width}), got {tuple(x.shape)}")
+        of_nodes = (count, x.shape[1])
+        if padded and (inputs["present"].shape != of_nodes or inputs["adjacency"].shape != (*of_nodes, x.shape[1])):
+            found = f"{tuple(inputs['adjacency'].shape)} and {tuple(inputs['present'].shape)}"
+            raise ShapeError(
+                f"{count} graphs of {x.shape[1]} nodes have an adjacency {(*of_nodes, x.shape[1])} and "
+                f"present {of_nodes}, got {found}"
+            )
+        require_targets(one_tensor(data.targets), count, self.graphs.num_classes, self.graphs.name)
+        return data
+
     def _fitted(self, synthetic: Batch, draws: Draws, n: int, protocol: FitProtocol) -> NetworkState:
         """Return n trained networks, stacked, each at its best validation epoch."""
-        data = synthetic.map(lambda t: t.detach().to(self.device))
-        if data.weight.ndim != 1:
-            raise ConfigError("judges train on a flat batch of graphs")
-        require_targets(one_tensor(data.targets), len(data.weight), self.graphs.num_classes, self.graphs.name)
+        data = self._placed(synthetic)
 
         def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
             return self.loss(state, batch), state.buffers
@@ -248,7 +277,7 @@ class GraphSetTask:
 def graph_set_task(
     data: "str | Path | Sequence[Any] | GraphSet",
     *,
-    width: int = 128,
+    width: int | None = None,
     seed: int = 0,
     judge_epochs: int | None = None,
     protocol: FitProtocol | None = None,
@@ -259,7 +288,7 @@ def graph_set_task(
     Args:
         data: a name (see ``mmdistill data``), a folder in the TU layout, or a list (or data set, or ``.pt`` file of a
             list) of torch-geometric's ``Data`` with a class ``y`` each.
-        width: units of the network's layers.
+        width: units of the network's layers; None is :data:`~mmdistill.graph.sets.models.WIDTH`.
         seed: of the random split.
         judge_epochs: epochs of judges; None is the protocol's own number.
         protocol: how judges are trained; None is :data:`PROTOCOL`.
@@ -269,7 +298,7 @@ def graph_set_task(
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
 
     Raises:
-        ConfigError: an unknown name, or a size below 1.
+        ConfigError: an unknown name, a size below 1, or a protocol of minibatches.
         DataError: files that are missing or cannot be used.
     """
     seed = checked_seed(seed)
@@ -280,4 +309,4 @@ def graph_set_task(
     protocol = protocol or PROTOCOL
     if judge_epochs is not None:
         protocol = replace(protocol, epochs=judge_epochs)
-    return GraphSetTask(graphs, width, protocol, device)
+    return GraphSetTask(graphs, width or WIDTH, protocol, device)

@@ -274,7 +274,7 @@ def test_bad_sets_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.Monke
     (folder / "BARE_graph_labels.txt").unlink()
     with pytest.raises(DataError, match="one class for each graph"):
         load_graph_set(folder)
-    with pytest.raises(DataError, match="class 0 has 4 graphs"):
+    with pytest.raises(DataError, match="class -1 has 4 graphs"):
         load_graph_set(write_rings(tmp_path / "FEW", per_class=4))
     for name, file, lines, message in (
         ("ACROSS", "A", "1, 2\n1, 50\n", "an edge of graph 1 to a node that is not its own"),
@@ -328,6 +328,27 @@ def test_bad_calls_are_refused_in_words(graphs: GraphSet) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": torch.ones(3, 8, 9)}, r"node features \(n, m, 8\), got \(3, 8, 9\)"),
+        ({"x": torch.ones(3, 8)}, r"node features \(n, m, 8\), got \(3, 8\)"),
+        ({"adjacency": torch.ones(3, 5, 5)}, r"3 graphs of 8 nodes have an adjacency \(3, 8, 8\) .* got \(3, 5, 5\)"),
+        ({"present": torch.ones(3, 5)}, r"present \(3, 8\), got \(3, 8, 8\) and \(3, 5\)"),
+    ],
+)
+def test_graphs_of_other_shapes_are_refused(graphs: GraphSet, changed: dict[str, torch.Tensor], message: str) -> None:
+    own = task(graphs)
+    chosen = own.graphs.train[[0, 1, 2]]
+    batch = Batch(own.graphs.padded(chosen, 8), own.graphs.y[chosen], torch.ones(3))
+    assert isinstance(batch.inputs, dict)
+    changed_batch = batch._replace(inputs={**batch.inputs, **changed})
+    with pytest.raises(ShapeError, match=message):
+        own.evaluate(changed_batch, "gcn", Draws(0), 1, {})
+    with pytest.raises(ShapeError, match=message):
+        own.validate(changed_batch, Draws(0), {})
+
+
 def test_pictures_and_exports(graphs: GraphSet, tmp_path: Path) -> None:
     own = task(graphs)
     batch = own.select(torch.arange(5))
@@ -362,3 +383,39 @@ def test_classes_keep_their_names_and_what_is_not_read_is_said(tmp_path: Path) -
     graphs = load_graph_set(folder)
     assert graph_set_task(graphs).describe().class_names == ("-1", "7")
     assert "OWN_edge_labels.txt is not read" in graphs.notes
+
+
+def test_a_protocol_of_minibatches_is_refused_and_no_width_is_the_default(graphs: GraphSet) -> None:
+    for few in ({"batch": 8}, {"visits": 8}):
+        with pytest.raises(ConfigError, match="train on all of them in each step"):
+            graph_set_task(graphs, protocol=replace(FAST, **few))  # type: ignore[arg-type]
+    assert graph_set_task(graphs, width=None).init(Draws(0)).params["layer0.weight"].shape == (128, 8)
+
+
+def test_a_folder_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rings(tmp_path / "OWN")
+    torch.save(
+        [Data(x=torch.ones(2, 3), edge_index=torch.tensor([[0, 1]]).T, y=i % 2) for i in range(20)], tmp_path / "own.pt"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("OWN", "own.pt"):
+        assert graph_set_task(name).describe().data == str(tmp_path / name)
+
+
+def test_the_network_is_described(graphs: GraphSet) -> None:
+    own = task(graphs)
+    assert (own.network_name, own.architecture()) == ("gcn", "GraphClassifier(depth=3, relu, mean pooling)")
+
+
+def test_notes_and_pictures_call_classes_by_their_names(
+    graphs: GraphSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = task(graphs)
+    batch = own.select((own.labels == 1).nonzero().flatten()[:3])
+    scores = own.evaluate(batch, "GCN", Draws(0), 1, {})
+    assert own.describe().class_names == ("-1", "1")
+    assert (scores.judge, [note.split(" is")[0] for note in scores.notes]) == ("gcn", ["class -1"])
+    titles: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, title, **_: titles.append(title))
+    DOMAIN.draw(own, batch, tmp_path)
+    assert [title.partition(":")[0] for title in titles] == ["class 1"] * 3
