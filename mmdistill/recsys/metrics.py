@@ -24,6 +24,8 @@ METRICS = ("ndcg@10", "hr@10", "hr@100", "recall@100", "psp@10", "coverage@10", 
 """What is reported, the headline first; then the headline in each group of users."""
 CHUNK_NUMBERS = 16_000_000
 """The largest users x items matrix that is scored at once: 64 MB."""
+JUDGED = Draws(0, ("judged",))
+"""The key of drawn users and candidates, the same in all judging: sets and baselines are compared on the same ones."""
 
 
 def propensity_weights(item_counts: Tensor) -> Tensor:
@@ -144,6 +146,8 @@ class RankingProtocol:
         chunk: users scored at once, at most; fewer where there are many items.
         max_users: judge only this many users, drawn at random; None is all.
 
+    Users and candidates are drawn once, the same for every scorer, seed and device.
+
     Raises:
         ConfigError: values out of range.
     """
@@ -161,7 +165,7 @@ class RankingProtocol:
         if min(self.negatives, self.candidates) < 0 or (self.max_users is not None and self.max_users < 1):
             raise ConfigError(f"negatives and candidates are not negative and at least 1 user is judged, got {self}")
 
-    def users(self, data: Interactions, part: Split, draws: Draws) -> npt.NDArray[np.int64]:
+    def users(self, data: Interactions, part: Split) -> npt.NDArray[np.int64]:
         """Return the users that are judged: those with held-out items.
 
         Raises:
@@ -171,7 +175,7 @@ class RankingProtocol:
         if not len(users):
             raise DataError(f"no user of {data.name} has {part} interactions to be judged on")
         if self.max_users is not None and len(users) > self.max_users:
-            drawn = draws.fold("users").to("cpu").permutation(len(users))[: self.max_users]
+            drawn = JUDGED.fold("users").permutation(len(users))[: self.max_users]
             users = np.sort(users[drawn.numpy()])
         return users
 
@@ -194,13 +198,13 @@ class RankingProtocol:
             scorer: the recommender.
             data: the interactions.
             part: ``valid`` or ``test``.
-            draws: the key of sampled items.
+            draws: the key of the negatives.
             repeats: how often negatives are drawn.
             device: where the scorer computes.
         """
         context = contexts(part)
         weights = propensity_weights(data.item_counts()).to(device)
-        users = self.users(data, part, draws)
+        users = self.users(data, part)
         found: dict[str, list[Tensor]] = {}
         shown = {k: torch.zeros(data.num_items, dtype=torch.bool, device=device) for k in self.ks}
         positives: list[Tensor] = []
@@ -211,7 +215,7 @@ class RankingProtocol:
             known = data.rows(chunk, context, device)
             held = data.rows(chunk, (part,), device)
             scores = scorer(known)
-            hidden = self._hidden(known, held, draws.fold("candidates", start))
+            hidden = self._hidden(known, held, JUDGED.fold("candidates", start))
             best = top_items(scores, hidden, max(self.ks))
             for name, values in user_metrics(scores, hidden, held, weights, self.ks, best).items():
                 found.setdefault(name, []).append(values.double().cpu())

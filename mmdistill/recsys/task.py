@@ -220,9 +220,9 @@ class RecsysTask:
             return Factorisation(heaviest(rows), draws.integer() % 2**31)
         return Ease(rows) if key == "ease" else Popularity(rows.sum(0))
 
-    def chosen_ridge(self, synthetic: Batch, draws: Draws) -> float:
+    def chosen_ridge(self, synthetic: Batch) -> float:
         """Return the infinite autoencoder's ridge that validation data choose on users; its middle one without any."""
-        return self.judge(synthetic, "inf-ae").pick(self._judged(draws))
+        return self.judge(synthetic, "inf-ae").pick(self._judged())
 
     def _fitted_rows(self, synthetic: Batch) -> Tensor:
         return self.rows(synthetic.inputs).to(self.device)[synthetic.weight.to(self.device) > 0]
@@ -296,11 +296,11 @@ class RecsysTask:
         model = self.judge(synthetic, judge, draws)
         own = LEARNED_RIDGES.get(judge, "")
         others = (float(learned[own]),) if own in learned else ()
-        ridge = model.pick(self._judged(draws.fold("validate")), others)
+        ridge = model.pick(self._judged(), others)
         return model.scorer(ridge)
 
     def _trained(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
-        judged = self._judged(draws.fold("validate"))
+        judged = self._judged()
         rows: Rows = self._users
         users = self.data.num_users
         if synthetic is not None:
@@ -314,7 +314,7 @@ class RecsysTask:
         That is EASE where a ridge of EASE's was learned with them, else the infinite autoencoder. Ten times a learned
         ridge is tried as well: the likelihood of whole rows, known items included, likes smaller ones than rankings do.
         """
-        judged = self._judged(draws)
+        judged = self._judged()
         if judged is None:
             return None
         name = "ease" if LEARNED_RIDGES["ease"] in learned else "inf-ae"
@@ -322,14 +322,14 @@ class RecsysTask:
         ridges = (float(learned[own]), 10 * float(learned[own])) if own in learned else model.ridges
         return max(model.validate(ridge, judged) for ridge in ridges)
 
-    def _judged(self, draws: Draws) -> Judged | None:
+    def _judged(self) -> Judged | None:
         """Return what scores recommenders on validation data by NDCG at the first cut-off; None without such data."""
         if not self.data.validates:
             return None
         protocol = self._validation()
 
         def judged(scorer: Scorer) -> float:
-            found = protocol.evaluate(scorer, self.data, "valid", draws, device=self.device)
+            found = protocol.evaluate(scorer, self.data, "valid", FIXED, device=self.device)
             return found[f"ndcg@{protocol.ks[0]}"][0]
 
         return judged
