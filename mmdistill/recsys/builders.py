@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from mmdistill.recsys.task import RecsysTask
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import checked_seed, choose_device
-from mmdistill.settings import require_no_width, require_sizes
+from mmdistill.settings import require_left_out, require_no_width, require_sizes
 
 MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
 """The networks that ``--model`` names: infinitely wide of depth 1 to 3, or one hidden layer of ``--width`` units."""
@@ -79,17 +80,18 @@ def recsys_task(
     seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
     require_sizes(sys.maxsize, max_users=max_users)
-    if not isinstance(data, Interactions):
-        data = load_interactions(
-            data,
-            user_column=user_column,
-            item_column=item_column,
-            rating_column=rating_column,
-            time_column=time_column,
-            min_rating=min_rating,
-            split_by=split_by,
-            seed=seed,
-        )
+    reading: dict[str, Any] = {
+        "user_column": user_column,
+        "item_column": item_column,
+        "rating_column": rating_column,
+        "time_column": time_column,
+        "min_rating": min_rating,
+        "split_by": split_by,
+    }
+    if isinstance(data, Interactions):
+        require_left_out("interactions that are loaded are read and divided", **reading)
+    else:
+        data = load_interactions(data, **reading, seed=seed)
     if isinstance(model, str):
         factory, depth = network(model, data.num_items, width)
     else:

@@ -259,3 +259,9 @@ def test_a_named_column_is_not_guessed_as_something_else():
         [(f"a{user}", f"b{item}") for user in range(4) for item in range(5)], columns=["source", "target"]
     )
     assert load_interactions(edges, user_column="source", item_column="target").num_items == 5
+
+
+@pytest.mark.parametrize("given", [{"user_column": "client"}, {"min_rating": 4.0}, {"split_by": "time"}])
+def test_arguments_of_reading_beside_loaded_interactions_are_refused(given):
+    with pytest.raises(ConfigError, match=f"loaded are read and divided; leave {next(iter(given))} out"):
+        recsys_task(load_interactions(taste_matrix()), **given)
