@@ -1,6 +1,5 @@
 """Makes tasks of interactions, from data and from what the command line gives."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -79,7 +78,7 @@ def recsys_task(
     """
     seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
-    require_sizes(sys.maxsize, max_users=max_users)
+    protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users)
     reading: dict[str, Any] = {
         "user_column": user_column,
         "item_column": item_column,
@@ -98,7 +97,6 @@ def recsys_task(
         require_no_width(width, MODELS[0] if model is None else "a module of your own")
         factory, depth = model, 1
     device = choose_device(device)
-    protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users)
     vae = VaeProtocol() if judge_batch is None else VaeProtocol(batch=judge_batch)
     if judge_epochs is not None:
         vae = replace(vae, steps=judge_epochs * -(-data.num_users // vae.batch), epochs=judge_epochs)

@@ -1,8 +1,10 @@
 """Ranking metrics of implicit feedback, computed for chunks of users at once."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.splits import Split
 from mmdistill.runtime import Draws
+from mmdistill.settings import require_at_least, require_sizes
 
 Scorer = Callable[[Tensor], Tensor]
 """Maps the known interactions of some users ``(n, items)`` to scores of all items ``(n, items)``."""
@@ -160,10 +163,11 @@ class RankingProtocol:
     max_users: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.ks or min(self.ks) < 1 or self.chunk < 1 or self.groups < 1:
-            raise ConfigError(f"cut-offs, groups and chunk must be positive, got {self}")
-        if min(self.negatives, self.candidates) < 0 or (self.max_users is not None and self.max_users < 1):
-            raise ConfigError(f"negatives and candidates are not negative and at least 1 user is judged, got {self}")
+        require_at_least(self, {"negatives": 0, "candidates": 0, "groups": 1, "chunk": 1})
+        require_sizes(sys.maxsize, max_users=self.max_users)
+        some = isinstance(self.ks, tuple | list) and len(self.ks) > 0
+        if not some or not all(isinstance(k, Integral) and not isinstance(k, bool) and k >= 1 for k in self.ks):
+            raise ConfigError(f"ks are cut-offs, whole numbers of at least 1, got {self.ks!r}")
 
     def users(self, data: Interactions, part: Split) -> npt.NDArray[np.int64]:
         """Return the users that are judged: those with held-out items.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.labels import weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module, task_line
@@ -24,7 +24,7 @@ from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recom
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import Rows, VaeProtocol, fit_vae
 from mmdistill.runtime import Draws
-from mmdistill.settings import require_kind, require_no_features
+from mmdistill.settings import require_below_one, require_kind, require_no_features
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
@@ -84,15 +84,14 @@ class RecsysTask:
         vae: VaeProtocol | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not 0 <= hold_out < 1:
-            raise ConfigError(f"hold_out is a fraction below 1, got {hold_out}")
+        self.hold_out = hold_out
+        require_below_one(self, "hold_out")
         require_kind(RankingProtocol, protocol=protocol)
         require_kind(VaeProtocol, vae=vae)
         if model is None:
             require_no_features(features, "the infinitely wide network")
         self.data = data
         self.device = torch.device(device)
-        self.hold_out = hold_out
         self.kernel = FullyConnectedKernel(depth=depth)
         self.protocol = protocol or RankingProtocol(groups=3)
         self.vae = vae or VaeProtocol()

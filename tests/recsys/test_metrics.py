@@ -264,10 +264,25 @@ def test_bad_arguments(interactions):
         user_metrics(torch.full((1, 3), torch.nan), torch.zeros(1, 3), torch.ones(1, 3), torch.ones(3))
     with pytest.raises(ShapeError, match="differ"):
         user_metrics(torch.zeros(1, 3), torch.zeros(1, 4), torch.ones(1, 3), torch.ones(3))
-    with pytest.raises(ConfigError, match="positive"):
-        RankingProtocol(ks=())
-    with pytest.raises(ConfigError, match="positive"):
-        RankingProtocol(chunk=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ks": ()}, "ks are cut-offs"),
+        ({"ks": 10}, "ks are cut-offs"),
+        ({"ks": (1.5,)}, "ks are cut-offs"),
+        ({"ks": (10, 0)}, "ks are cut-offs"),
+        ({"chunk": 0}, "chunk is a whole number of at least 1, got 0"),
+        ({"negatives": -1}, "negatives is a whole number of at least 0, got -1"),
+        ({"candidates": 1.5}, r"candidates is a whole number of at least 0, got 1\.5"),
+        ({"groups": True}, "groups is a whole number"),
+        ({"max_users": "a"}, "max_users is a whole number of at least 1, got 'a'"),
+    ],
+)
+def test_protocols_out_of_range_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        RankingProtocol(**wrong)
 
 
 def test_groups_are_those_of_all_users_whoever_is_drawn():

@@ -466,8 +466,9 @@ def test_bad_arguments(task):
         task.evaluate(None, "lightgcn", Draws(0), 1, {})
     with pytest.raises(UnsupportedError, match="no classes"):
         task.sample_real(Draws(0), torch.arange(2), 3)
-    with pytest.raises(ConfigError, match="hold_out"):
-        RecsysTask(task.data, hold_out=1.0)
+    for wrong in (1.0, float("nan"), "a"):
+        with pytest.raises(ConfigError, match="hold_out is "):
+            RecsysTask(task.data, hold_out=wrong)
     wrong = Batch(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2))
     with pytest.raises(ShapeError, match="rows of interactions"):
         task.evaluate(wrong, "ease", Draws(0), 1, {})
