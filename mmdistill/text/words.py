@@ -44,7 +44,7 @@ def token_start(task: Task, budget: int, settings: Settings, draws: Draws) -> tu
     text = as_token_task(task)
     counts, classes, _ = shares_of(text, budget)
     indices = choose_samples(text, settings.init, counts, draws)
-    inputs = text.named(text.select(indices).inputs)
+    inputs = text.network_inputs(text.select(indices).inputs)
     if settings.init == "noise":
         inputs = {**inputs, "vectors": draws.fold("noise").to(text.device).normal(*inputs["vectors"].shape)}
     return inputs, classes

@@ -20,6 +20,7 @@ from mmdistill.objectives.performance import KernelRidgeMatching
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch
 from mmdistill.testing import check_task
+from mmdistill.text import token_judges
 from mmdistill.text.attention import AttentionLabels, attention_loss
 from mmdistill.text.draw import draw, nearest_texts
 from mmdistill.text.encoder import PAIR, TransformerEncoder
@@ -288,6 +289,26 @@ def test_all_texts_train_a_judge_without_all_their_vectors(folder: Path, monkeyp
     assert task.evaluate(None, "projected", Draws(0), 2, {}).values == expected.values
     assert 16 in sizes
     assert max(sizes) < 90
+
+
+@pytest.mark.parametrize("judge", ["textcnn", "projected", "bigru", "transformer"])
+def test_the_task_tells_for_how_many_epochs_judges_train(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, judge: str
+) -> None:
+    class TrainedError(Exception):
+        pass
+
+    def stopped(*given: object, **named: object) -> None:
+        raise TrainedError(given[3].epochs)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(token_judges, "fit_networks", stopped)
+    task = token_corpus_task(folder, judge_epochs=None)
+    for samples in (6, None):
+        batch = None if samples is None else task.select(torch.arange(samples))
+        with pytest.raises(TrainedError) as trained:
+            task.evaluate(batch, judge, Draws(0), 1, {})
+        assert trained.value.args == (task.judging_epochs(judge, samples),)
+    assert task.judging_epochs("read-alone", 6) is None
 
 
 def test_attention_labels_are_learned_and_used(transformer: TokenTask) -> None:
