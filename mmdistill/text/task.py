@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,16 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.classification import accuracies, collapse_note
-from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.errors import DataError, ShapeError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets
-from mmdistill.names import canonical
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, checked_seed, choose_device
-from mmdistill.settings import require_sizes
+from mmdistill.settings import require_at_least, require_kind, require_sizes
 from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tensor
 from mmdistill.text.base import TextClassification
 from mmdistill.text.data import TextData, TextInput, load_text
@@ -36,7 +36,7 @@ from mmdistill.text.judges import (
     logistic_predictions,
     ridge_weights,
 )
-from mmdistill.text.models import ModelLike, make_module, mlp_head
+from mmdistill.text.models import ModelLike, make_module, mlp_head, point_network
 from mmdistill.text.reading import Encoded, encode_splits, with_test
 
 JUDGE_STEPS = 300
@@ -95,6 +95,7 @@ class TextTask(TextClassification):
         self.space = encoder.space(encoded.train)
         self.truncated = encoded.truncated
         self.protocol, self.noise = protocol, noise
+        require_at_least(self, {"noise": 0.0})
         self.dim = encoded.train.shape[1]
         self._mlp = FunctionalModule(partial(mlp_head, self.dim, self.class_count), device=self.device)
         points = f"points of shape (n, {self.dim}) of the encoder {self.encoder.name!r}"
@@ -226,6 +227,7 @@ def text_task(
     device: torch.device | str = "auto",
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
+    protocol: FitProtocol | None = None,
     seed: int = 0,
 ) -> TextTask:
     """Encode labelled texts once and return the task of distilling their points.
@@ -245,8 +247,9 @@ def text_task(
         label_column: the column of labels; guessed by default.
         class_names: names by class index.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
-        judge_epochs: epochs of trained judges; by default every set gets the same number of updates.
-        judge_batch: their minibatch size.
+        judge_epochs: epochs of trained judges; None is the protocol's own number.
+        judge_batch: their minibatch size; None is the protocol's own.
+        protocol: how they are trained; by default :data:`JUDGE`, by which every set gets as many updates.
         seed: of the splits that the data do not come with.
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
@@ -256,9 +259,10 @@ def text_task(
         ShapeError: an encoder that returns no ``(n, d)``.
     """
     seed = checked_seed(seed)
-    if noise < 0:
-        raise ConfigError(f"the noise is a norm, so it is 0 or more; got {noise}")
+    require_at_least(SimpleNamespace(noise=noise), {"noise": 0.0})
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    require_kind(FitProtocol, protocol=protocol)
+    name = point_network(model, width, features)
     device = choose_device(device)
     given = with_test(data, test)
     loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
@@ -267,8 +271,8 @@ def text_task(
     if not any((points.norm(dim=1) > 0).any() for points in encoded[:3]):
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
     module = make_module(model, encoded.train.shape[1], len(loaded.class_names), width, features, device)
-    protocol = replace(JUDGE, epochs=judge_epochs or 0, batch=judge_batch or JUDGE.batch)
-    name = canonical(model) if isinstance(model, str) else ""
+    base = protocol or JUDGE
+    protocol = replace(base, epochs=judge_epochs or base.epochs, batch=judge_batch or base.batch)
     return TextTask(
         loaded, encoded, module, encoder=sentence_encoder, network_name=name, protocol=protocol, noise=noise
     )

@@ -11,20 +11,20 @@ from torch import Tensor
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.isolation import isolated
 from mmdistill.labels import require_targets, target_loss, weighted_mean
-from mmdistill.names import canonical
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, checked_seed, choose_device
-from mmdistill.settings import require_no_features, require_no_width, require_sizes
+from mmdistill.settings import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.task import Batch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.base import TextClassification
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import PAIR, TransformerEncoder, make_encoder
+from mmdistill.text.models import TOKEN_MODELS, model_name
 from mmdistill.text.reading import encode_splits, with_test
 from mmdistill.text.token_judges import TokenJudge, protocol_for
-from mmdistill.text.token_models import TOKEN_MODELS, TransformerClassifier, named_module
+from mmdistill.text.token_models import TransformerClassifier, named_module
 from mmdistill.text.vocabulary import Tokens, Vocabulary, load_vocabulary, token_inputs
 
 PROJECTED = "projected"
@@ -64,7 +64,9 @@ class TokenTask(TextClassification):
         model: the network to distil with.
         encoder: the model that tokens and transformer come from.
         name: of the network, as a judge.
-        protocol: how networks are trained on sets that carry no steps of their own; None is the network's default.
+        protocol: how networks are trained on sets that carry no steps of their own; None is each network's default.
+        judge_epochs: epochs of that training; None is the protocol's own number.
+        judge_batch: size of its minibatches; None is the protocol's own.
     """
 
     def __init__(
@@ -77,11 +79,14 @@ class TokenTask(TextClassification):
         encoder: TransformerEncoder,
         name: str,
         protocol: FitProtocol | None = None,
+        judge_epochs: int | None = None,
+        judge_batch: int | None = None,
     ) -> None:
         others = tuple(other for other in TOKEN_MODELS if other != name)
         super().__init__(data, model, name, (name, *others, PROJECTED))
         self.vocabulary = vocabulary.to(self.device)
         self.tokens, self.encoder, self.protocol = tokens, encoder, protocol
+        self.judge_epochs, self.judge_batch = judge_epochs, judge_batch
         self._ids, self._mask = tokens.train.ids.to(self.device), tokens.train.mask.to(self.device)
         self._points: Tensor | None = None
         inputs = self.select(torch.zeros(2, dtype=torch.long)).inputs
@@ -185,7 +190,9 @@ class TokenTask(TextClassification):
     def _judge(self, key: str, learned: Mapping[str, Tensor]) -> TokenJudge:
         own = key in (self.network_name, PROJECTED)
         model = self.model if own else self._other(key)
-        return TokenJudge(self, model, key, self.protocol or protocol_for(model), learned if own else {})
+        base = self.protocol or protocol_for(model)
+        protocol = replace(base, epochs=self.judge_epochs or base.epochs, batch=self.judge_batch or base.batch)
+        return TokenJudge(self, model, key, protocol, learned if own else {})
 
     def _other(self, name: str) -> FunctionalModule:
         return named_module(name, self.vocabulary, self.class_count, encoder=self.encoder, device=self.device)
@@ -265,6 +272,7 @@ def token_task(
     device: torch.device | str = "auto",
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
+    protocol: FitProtocol | None = None,
     seed: int = 0,
 ) -> TokenTask:
     """Tokenize labelled texts once and return the task of distilling sequences of token embeddings.
@@ -282,8 +290,10 @@ def token_task(
         label_column: the column of labels; guessed by default.
         class_names: names by class index.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
-        judge_epochs: epochs of trained judges, for sets that carry no steps of their own.
-        judge_batch: their minibatch size.
+        judge_epochs: epochs of trained judges, for sets that carry no steps of their own; None is the protocol's own
+            number.
+        judge_batch: their minibatch size; None is the protocol's own.
+        protocol: how they are trained; by default :func:`~mmdistill.text.token_judges.protocol_for` each network.
         seed: of the splits that the data do not come with.
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
@@ -293,6 +303,8 @@ def token_task(
     """
     seed = checked_seed(seed)
     require_sizes(length=length, width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    require_kind(FitProtocol, protocol=protocol)
+    name = _network_name(model, width, features)
     device = choose_device(device)
     given = with_test(data, test)
     loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
@@ -305,19 +317,35 @@ def token_task(
     train = vocabulary.tokenize(loaded.train.texts, length, trim=True)
     dev, held_out = (vocabulary.tokenize(split.texts, train.ids.shape[1]) for split in (loaded.dev, loaded.test))
     if isinstance(model, str):
-        name = canonical(model)
-        require_no_features(features, name)
         module = named_module(name, vocabulary, len(loaded.class_names), encoder=source, width=width, device=device)
     else:
+        module = model if isinstance(model, FunctionalModule) else FunctionalModule(model, features, device)
+    return TokenTask(
+        loaded,
+        vocabulary,
+        TokenSplits(train, dev, held_out),
+        module,
+        encoder=source,
+        name=name,
+        protocol=protocol,
+        judge_epochs=judge_epochs,
+        judge_batch=judge_batch,
+    )
+
+
+def _network_name(model: TokenModelLike, width: int | None, features: str | Sequence[str]) -> str:
+    """Return the name of a network that reads token embeddings, ``model`` of a user's own one.
+
+    Raises:
+        ConfigError: an unknown name, or a width or features of a network that takes none.
+    """
+    if not isinstance(model, str):
         require_no_width(width, "a module of your own")
-        name = "model"
         if isinstance(model, FunctionalModule):
             require_no_features(features, f"a {type(model).__name__}")
-        module = model if isinstance(model, FunctionalModule) else FunctionalModule(model, features, device)
-    protocol = None
-    if judge_epochs is not None or judge_batch is not None:
-        base = protocol_for(module)
-        protocol = replace(base, epochs=judge_epochs or base.epochs, batch=judge_batch or base.batch)
-    return TokenTask(
-        loaded, vocabulary, TokenSplits(train, dev, held_out), module, encoder=source, name=name, protocol=protocol
-    )
+        return "model"
+    name = model_name(model, tokens=True)
+    require_no_features(features, name)
+    if name == "transformer":
+        require_no_width(width, name)
+    return name
