@@ -11,14 +11,14 @@ from torch import Tensor
 
 from mmdistill.abilities import JUDGING
 from mmdistill.errors import ShapeError, UnsupportedError
-from mmdistill.labels import weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
+from mmdistill.objectives.performance import multinomial
 from mmdistill.recsys.cleaning import removal_notes
 from mmdistill.recsys.data import Interactions
-from mmdistill.recsys.factorisation import Factorisation, heaviest
+from mmdistill.recsys.factorisation import Factorisation, heaviest, is_binary
 from mmdistill.recsys.metrics import METRICS, Judged, RankingProtocol, Scorer
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
@@ -136,8 +136,7 @@ class RecsysTask:
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the multinomial negative log-likelihood of the target rows, the weighted mean over users."""
         logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        targets = self.rows(batch.targets)
-        return weighted_mean(-(targets * logits.log_softmax(1)).sum(1), batch.weight)
+        return multinomial(logits, self.rows(batch.targets), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the named layers of a module, or the rows themselves for the infinitely wide network."""
@@ -277,8 +276,7 @@ class RecsysTask:
         """Return what a reader of a judge's metrics must know."""
         notes: tuple[str, ...] = (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
         if judge == "als" and synthetic is not None:
-            rows = self._fitted_rows(synthetic)
-            notes += () if bool(((rows == 0) | (rows == 1)).all()) else (HEAVIEST_NOTE,)
+            notes += () if is_binary(self._fitted_rows(synthetic)) else (HEAVIEST_NOTE,)
         if not self.data.validates and judge != "popularity":
             notes += (LAST_NOTE if judge == "mult-vae" else UNCHOSEN_NOTE,)
         known = self.data.lengths("train") + self.data.lengths("valid")
@@ -290,6 +288,10 @@ class RecsysTask:
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of ``epochs`` and ``batch``: all but the trained one nothing."""
         return JUDGING if judge == "mult-vae" else ()
+
+    def judging_epochs(self, judge: str, samples: int | None) -> int | None:
+        """Return for how many passes a judge trains on so many users, None: on all; None of what is solved."""
+        return self.vae.passes(samples or self.data.num_users) if self.judging_read(judge) else None
 
     def _solved(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
         model = self.judge(synthetic, judge, draws)

@@ -54,6 +54,10 @@ class VaeProtocol:
         """Return how many updates so many users are trained on by."""
         return max(self.steps, self.epochs * -(-users // self.batch))
 
+    def passes(self, users: int) -> int:
+        """Return for how many passes over so many users that is, the last of which may end early."""
+        return -(-self.updates(users) // -(-users // self.batch))
+
 
 class MultVae(nn.Module):
     r"""Rows to logits through a Gaussian code.
