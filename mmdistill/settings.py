@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from mmdistill.choices import InitKind as InitKind
 from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import ConfigError, require_choice
+from mmdistill.names import in_words
 
 LARGEST, LARGEST_WHOLE = 3e38, 2.0**62
 """What no number of a run exceeds, and no whole one: float32 holds the first, int64 the second."""
@@ -133,6 +134,20 @@ def require_no_features(features: str | Sequence[str], model: str) -> None:
     """
     if features:
         raise ConfigError(f"features name submodules of a module of your own, and {model} takes none; leave them out")
+
+
+def require_left_out(known: str, **given: object) -> None:
+    """Refuse arguments that would change nothing; None stands for one that is left out.
+
+    Args:
+        known: why they would not, in words.
+        given: the arguments by name.
+
+    Raises:
+        ConfigError: naming those that are given.
+    """
+    if names := [name for name, value in given.items() if value is not None]:
+        raise ConfigError(f"{known}; leave {in_words(names)} out")
 
 
 def require_kind(kind: type, **values: object) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdistill.abilities import JUDGING
 from mmdistill.choices import TrainingPrecision
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, require_choice
+from mmdistill.errors import ShapeError, UnsupportedError, require_choice
 from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
@@ -34,7 +34,7 @@ from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, Elsewhere, checked_seed, choose_device, host_draws_from
-from mmdistill.settings import require_kind, require_no_width, require_sizes
+from mmdistill.settings import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 
 WHOLE_MOST = 2**34
@@ -369,8 +369,8 @@ def image_task(
     require_kind(bool, mirror=mirror, judge_augment=judge_augment)
     place = choose_device(device)
     if isinstance(data, ImageData):
-        if test is not None or class_names is not None or size is not None:
-            raise ConfigError("image data that are loaded have their test images, names and size; leave these out")
+        known = "image data that are loaded have their test images, names and size"
+        require_left_out(known, test=test, class_names=class_names, size=size)
         loaded = data if mirror is None else replace(data, mirror=mirror, mirror_known=True)
     else:
         loaded = load(data, test, class_names=class_names, mirror=mirror, size=size, seed=seed)

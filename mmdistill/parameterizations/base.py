@@ -185,8 +185,16 @@ def stored_tensor_bytes(tensor: Tensor) -> int:
 
 def smallest_type(tensor: Tensor) -> torch.dtype:
     """Return the smallest type that holds a tensor's whole numbers, of which none is negative."""
-    largest = int(tensor.max()) if tensor.numel() else 0
-    return torch.uint8 if largest < 256 else torch.uint16 if largest < 65536 else torch.uint32
+    return _type_up_to(int(tensor.max()) if tensor.numel() else 0)
+
+
+def index_bytes(count: int) -> int:
+    """Return the bytes of the smallest type that tells so many things (items, tokens) apart by their numbers."""
+    return _type_up_to(count - 1).itemsize
+
+
+def _type_up_to(largest: int) -> torch.dtype:
+    return torch.uint8 if largest < 2**8 else torch.uint16 if largest < 2**16 else torch.uint32
 
 
 def class_table(classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

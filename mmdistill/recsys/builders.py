@@ -1,9 +1,9 @@
 """Makes tasks of interactions, from data and from what the command line gives."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from mmdistill.recsys.task import RecsysTask
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import checked_seed, choose_device
-from mmdistill.settings import require_no_width, require_sizes
+from mmdistill.settings import require_kind, require_left_out, require_no_width, require_sizes
 
 MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
 """The networks that ``--model`` names: infinitely wide of depth 1 to 3, or one hidden layer of ``--width`` units."""
@@ -45,6 +45,8 @@ def recsys_task(
     candidates: int = 0,
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
+    protocol: RankingProtocol | None = None,
+    vae: VaeProtocol | None = None,
     seed: int = 0,
     device: torch.device | str = "auto",
 ) -> RecsysTask:
@@ -68,41 +70,50 @@ def recsys_task(
         judge_epochs: passes over the real users for which ``mult-vae`` trains, and by as many updates on few users;
             None is its own number of updates.
         judge_batch: users in its minibatches; None is its own number.
+        protocol: how judges are tested, in place of ``max_users`` and ``candidates``; by default on all users and
+            items, with three groups of users.
+        vae: how ``mult-vae`` is built and trained; by default :class:`~mmdistill.recsys.vae.VaeProtocol`.
         seed: of a random split.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
     Raises:
-        ConfigError: an unknown name or model, a size out of range, or a network that cannot run on rows of these items.
+        ConfigError: an unknown name or model, a size out of range, arguments that exclude each other, or a network that
+            cannot run on rows of these items.
         DataError: missing, damaged or unusable data.
     """
     seed = checked_seed(seed)
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
-    require_sizes(sys.maxsize, max_users=max_users)
-    if not isinstance(data, Interactions):
-        data = load_interactions(
-            data,
-            user_column=user_column,
-            item_column=item_column,
-            rating_column=rating_column,
-            time_column=time_column,
-            min_rating=min_rating,
-            split_by=split_by,
-            seed=seed,
-        )
-    if isinstance(model, str):
-        factory, depth = network(model, data.num_items, width)
+    require_kind(RankingProtocol, protocol=protocol)
+    require_kind(VaeProtocol, vae=vae)
+    if protocol is None:
+        protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users)
     else:
-        require_no_width(width, MODELS[0] if model is None else "a module of your own")
-        factory, depth = model, 1
+        known = "the protocol says on whom and on what judges are tested"
+        require_left_out(known, max_users=max_users, candidates=candidates or None)
+    units, depth = network(model, width)
     device = choose_device(device)
-    protocol = RankingProtocol(groups=3, candidates=candidates, max_users=max_users)
-    vae = VaeProtocol() if judge_batch is None else VaeProtocol(batch=judge_batch)
+    reading: dict[str, Any] = {
+        "user_column": user_column,
+        "item_column": item_column,
+        "rating_column": rating_column,
+        "time_column": time_column,
+        "min_rating": min_rating,
+        "split_by": split_by,
+    }
+    if isinstance(data, Interactions):
+        require_left_out("interactions that are loaded are read and divided", **reading)
+    else:
+        data = load_interactions(data, **reading, seed=seed)
+    own = None if isinstance(model, str) else model
+    named = None if units is None else partial(autoencoder, data.num_items, units)
+    vae = vae or VaeProtocol()
+    vae = replace(vae, batch=judge_batch or vae.batch)
     if judge_epochs is not None:
         vae = replace(vae, steps=judge_epochs * -(-data.num_users // vae.batch), epochs=judge_epochs)
     task = RecsysTask(
         data,
-        model=factory,
+        model=own or named,
         features=features,
         hold_out=hold_out,
         depth=depth,
@@ -110,23 +121,26 @@ def recsys_task(
         vae=vae,
         device=device,
     )
-    if factory is not None and not isinstance(model, str):
+    if own is not None:
         users = task.select(torch.arange(min(2, data.num_users))).inputs
         try_network(task, users, f"users with rows of {data.num_items} items", data.num_items)
     return task
 
 
-def network(name: str, num_items: int, width: int | None) -> tuple[ModuleFactory | None, int]:
-    """Return the factory of a network by name, None for an infinitely wide one, and the depth of the wide one.
+def network(model: ModuleFactory | str | None, width: int | None) -> tuple[int | None, int]:
+    """Return the hidden units of the autoencoder, None of any other network, and the depth of an infinitely wide one.
 
     Raises:
-        ConfigError: an unknown name, or a width of an infinitely wide one.
+        ConfigError: an unknown name, or a width of anything but ``autoencoder``.
     """
-    key = canonical(name)
+    if model is not None and not isinstance(model, str):
+        require_no_width(width, "a module of your own")
+        return None, 1
+    key = canonical(model or MODELS[0])
     if key not in MODELS:
-        raise unknown_name("model for recsys data", name, MODELS)
+        raise unknown_name("model for recsys data", key, MODELS)
     if key == "autoencoder":
-        return partial(autoencoder, num_items, width or 600), 1
+        return width or 600, 1
     require_no_width(width, key)
     return None, int(key.partition("-d")[2] or 1)
 
@@ -137,17 +151,10 @@ def autoencoder(num_items: int, width: int) -> nn.Module:
 
 
 def make_task(data: str, options: TaskOptions) -> RecsysTask:
-    """Make a task from what the command line gives.
-
-    Raises:
-        ConfigError: an unknown model.
-    """
-    model = canonical(options.model or MODELS[0])
-    if model not in MODELS:
-        raise unknown_name("model for recsys data", model, MODELS)
+    """Make a task from what the command line gives."""
     return recsys_task(
         data,
-        model=model,
+        model=options.model,
         width=options.width,
         **{name: getattr(options, name) for name in READING_OPTIONS},
         judge_epochs=options.judge_epochs,

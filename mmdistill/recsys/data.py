@@ -76,7 +76,6 @@ class Interactions:
         user_ids: the original id of each row.
         item_ids: the original id of each column.
         counts: what reading removed or found, by kind (see :func:`build`).
-        given_split: whether the split came with the data.
         notes: what was not read, in words.
     """
 
@@ -85,7 +84,6 @@ class Interactions:
     user_ids: npt.NDArray[Any]
     item_ids: npt.NDArray[Any]
     counts: Mapping[str, int]
-    given_split: bool
     notes: tuple[str, ...] = ()
 
     @property
@@ -289,8 +287,7 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     counts = dict.fromkeys(("not_positive", "duplicates", "overlaps", "short_users", "unused_items", "cold_items"), 0)
     users, user_ids = codes(frame["user"], name)
     items, item_ids = codes(frame["item"], name)
-    given = reading.split_by is None and "split" in frame
-    part = named_parts(frame["split"], name) if given else None
+    part = named_parts(frame["split"], name) if reading.split_by is None and "split" in frame else None
     if "rating" in frame:
         keep = positive(frame["rating"], reading.min_rating, name)
         counts["not_positive"] = int((~keep).sum())
@@ -305,11 +302,11 @@ def build(frame: pd.DataFrame, name: str, reading: Reading = Reading()) -> Inter
     key, way = Draws(reading.seed).fold("recsys", "split"), reading.split_by or "random"
     if part is None:
         part = divided(users, way, key)
-        found = _assemble(name, users, items, part, user_ids, item_ids, counts, given)
+        found = _assemble(name, users, items, part, user_ids, item_ids, counts)
         return replace(found, notes=(said(way, reading.seed),))
     users, items, part, lost = trained(part, users, items, name)
     part = completed(part, users, key)
-    found = _assemble(name, users, items, part, user_ids, item_ids, counts, given)
+    found = _assemble(name, users, items, part, user_ids, item_ids, counts)
     if not found.validates:
         found = replace(found, notes=(UNVALIDATED,))
     if not lost:
@@ -327,7 +324,6 @@ def _assemble(
     user_ids: npt.NDArray[Any],
     item_ids: npt.NDArray[Any],
     counts: dict[str, int],
-    given: bool,
 ) -> Interactions:
     used_users, users = np.unique(users, return_inverse=True)
     used_items, items = np.unique(items, return_inverse=True)
@@ -341,7 +337,7 @@ def _assemble(
         parts[split] = sparse.csr_array((ones, (users[chosen], items[chosen])), shape=shape)
         parts[split].sort_indices()
     counts["cold_items"] = int((np.asarray(parts["train"].sum(0)).ravel() == 0).sum())
-    return Interactions(name, parts, user_ids[used_users], item_ids[used_items], counts, given)
+    return Interactions(name, parts, user_ids[used_users], item_ids[used_items], counts)
 
 
 def _from_matrix(matrix: sparse.csr_array, name: str, reading: Reading) -> Interactions:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.figures import save_figure
+from mmdistill.parameterizations.base import index_bytes
 from mmdistill.recsys.cleaning import removed_in_words
 from mmdistill.recsys.data import Interactions
-from mmdistill.recsys.factorisation import heaviest
+from mmdistill.recsys.factorisation import heaviest, is_binary
 from mmdistill.recsys.privacy import Nearness, nearness
-from mmdistill.recsys.synthetic import index_bytes
 from mmdistill.recsys.task import RecsysTask
 from mmdistill.store import write_text
 from mmdistill.tabular import markdown_cell
@@ -54,15 +54,9 @@ def synthetic_rows(batch: Batch, items: int) -> Tensor:
     return rows.detach().cpu().float()
 
 
-def is_binary(rows: Tensor) -> bool:
-    """Return whether rows hold zeros and ones only."""
-    return bool(((rows == 0) | (rows == 1)).all())
-
-
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     """Draw synthetic beside real users, and write what a reader must know of the set as tables."""
     data, rows = rows_of(task, batch)
-    folder.mkdir(parents=True, exist_ok=True)
     near = nearness(data, rows)
     return [
         draw_distributions(data, rows, near, folder / "interactions.png"),
@@ -113,6 +107,7 @@ def list_users(data: Interactions, rows: Tensor, near: Nearness, target: Path) -
     """Write what was read, what the set takes to store, how near it is to real users, and its first users by items."""
     heavy = rows.sum(0).topk(min(ITEMS_SHOWN, data.num_items))
     popular = data.item_counts().topk(min(ITEMS_SHOWN, data.num_items))
+    binary = is_binary(rows)
     lines = [
         *reading_lines(data),
         "",
@@ -124,14 +119,14 @@ def list_users(data: Interactions, rows: Tensor, near: Nearness, target: Path) -
         "",
         "Heaviest items of synthetic users: " + _items(data.item_ids, heavy.indices, heavy.values, ".1f"),
         "",
-        "| synthetic user | mass | items with half of it | nearest real user (cosine) | heaviest items (weight) |"
-        if not is_binary(rows)
-        else "| synthetic user | items | half of them | nearest real user (cosine) | some of them |",
+        "| synthetic user | items | half of them | nearest real user (cosine) | some of them |"
+        if binary
+        else "| synthetic user | mass | items with half of it | nearest real user (cosine) | heaviest items (weight) |",
         "|---|---|---|---|---|",
     ]
     for index, row in enumerate(rows[:USERS_SHOWN]):
         top = row.topk(min(ITEMS_SHOWN, len(row)))
-        items = _items(data.item_ids, top.indices, top.values, "" if is_binary(rows) else ".2f")
+        items = _items(data.item_ids, top.indices, top.values, "" if binary else ".2f")
         half = int((row.sort(descending=True).values.cumsum(0) < 0.5 * row.sum()).sum()) + 1
         nearest = markdown_cell(str(data.user_ids[near.user[index]]))
         user = f"{nearest} ({near.cosine[index]:.2f}{', a copy' * int(near.copies[index])})"
@@ -157,14 +152,15 @@ PART_NAMES = ("training", "validation", "test")
 def storage_lines(data: Interactions, rows: Tensor) -> list[str]:
     """Return the bytes of the set in each form that it can be exported in, beside those of the whole log."""
     whole = data.stored_bytes
+    binary = is_binary(rows)
     forms = {"dense rows (float32)": rows.numel() * 4}
-    if not is_binary(rows):
+    if not binary:
         kept = int((rows >= SMALLEST_WEIGHT).sum())
         forms[f"weighted CSR, weights of at least {SMALLEST_WEIGHT:g}"] = 8 * kept + 4 * (len(rows) + 1)
-    forms["binary users as CSR" + ("" if is_binary(rows) else " (each row's heaviest items)")] = 4 * (
+    forms["binary users as CSR" + ("" if binary else " (each row's heaviest items)")] = 4 * (
         heaviest(rows).nnz + len(rows) + 1
     )
-    if is_binary(rows):
+    if binary:
         forms["lists of item numbers"] = index_bytes(data.num_items) * int(rows.sum())
     lines = ["| form | bytes | of the whole training log |", "|---|---|---|"]
     lines += [f"| {name} | {size:,} | {100 * size / whole:.1f} % |" for name, size in forms.items()]

@@ -95,6 +95,11 @@ def _without_thread_advice() -> Iterator[None]:
         yield
 
 
+def is_binary(rows: Tensor) -> bool:
+    """Return whether rows hold zeros and ones only."""
+    return bool(((rows == 0) | (rows == 1)).all())
+
+
 def heaviest(rows: Tensor) -> sparse.csr_array:
     """Return weighted rows as binary ones: of a row with mass m the round(m) heaviest items, at least one.
 

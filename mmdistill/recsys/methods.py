@@ -93,7 +93,7 @@ class ChosenRidgeMatching(KernelRidgeMatching):
             task, batch = _recsys(network.task), flatten_classes(syn)
             rows = batch._replace(inputs=task.rows(batch.inputs).detach())
             with uncounted():
-                own = task.chosen_ridge(rows, draws.fold("ridge"))
+                own = task.chosen_ridge(rows)
             self.log_ridge.fill_(math.log(ranks.gathered(own)[0]))
         target = flatten_classes(real)
         if _recsys(network.task).rows(target.inputs).numel() > CHUNK_NUMBERS:

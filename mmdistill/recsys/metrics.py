@@ -1,8 +1,10 @@
 """Ranking metrics of implicit feedback, computed for chunks of users at once."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.splits import Split
 from mmdistill.runtime import Draws
+from mmdistill.settings import require_at_least, require_sizes
 
 Scorer = Callable[[Tensor], Tensor]
 """Maps the known interactions of some users ``(n, items)`` to scores of all items ``(n, items)``."""
@@ -24,6 +27,8 @@ METRICS = ("ndcg@10", "hr@10", "hr@100", "recall@100", "psp@10", "coverage@10", 
 """What is reported, the headline first; then the headline in each group of users."""
 CHUNK_NUMBERS = 16_000_000
 """The largest users x items matrix that is scored at once: 64 MB."""
+JUDGED = Draws(0, ("judged",))
+"""The key of drawn users and candidates, the same in all judging: sets and baselines are compared on the same ones."""
 
 
 def propensity_weights(item_counts: Tensor) -> Tensor:
@@ -144,6 +149,8 @@ class RankingProtocol:
         chunk: users scored at once, at most; fewer where there are many items.
         max_users: judge only this many users, drawn at random; None is all.
 
+    Users and candidates are drawn once, the same for every scorer, seed and device.
+
     Raises:
         ConfigError: values out of range.
     """
@@ -156,12 +163,13 @@ class RankingProtocol:
     max_users: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.ks or min(self.ks) < 1 or self.chunk < 1 or self.groups < 1:
-            raise ConfigError(f"cut-offs, groups and chunk must be positive, got {self}")
-        if min(self.negatives, self.candidates) < 0 or (self.max_users is not None and self.max_users < 1):
-            raise ConfigError(f"negatives and candidates are not negative and at least 1 user is judged, got {self}")
+        require_at_least(self, {"negatives": 0, "candidates": 0, "groups": 1, "chunk": 1})
+        require_sizes(sys.maxsize, max_users=self.max_users)
+        some = isinstance(self.ks, tuple | list) and len(self.ks) > 0
+        if not some or not all(isinstance(k, Integral) and not isinstance(k, bool) and k >= 1 for k in self.ks):
+            raise ConfigError(f"ks are cut-offs, whole numbers of at least 1, got {self.ks!r}")
 
-    def users(self, data: Interactions, part: Split, draws: Draws) -> npt.NDArray[np.int64]:
+    def users(self, data: Interactions, part: Split) -> npt.NDArray[np.int64]:
         """Return the users that are judged: those with held-out items.
 
         Raises:
@@ -171,7 +179,7 @@ class RankingProtocol:
         if not len(users):
             raise DataError(f"no user of {data.name} has {part} interactions to be judged on")
         if self.max_users is not None and len(users) > self.max_users:
-            drawn = draws.fold("users").to("cpu").permutation(len(users))[: self.max_users]
+            drawn = JUDGED.fold("users").permutation(len(users))[: self.max_users]
             users = np.sort(users[drawn.numpy()])
         return users
 
@@ -194,13 +202,13 @@ class RankingProtocol:
             scorer: the recommender.
             data: the interactions.
             part: ``valid`` or ``test``.
-            draws: the key of sampled items.
+            draws: the key of the negatives.
             repeats: how often negatives are drawn.
             device: where the scorer computes.
         """
         context = contexts(part)
         weights = propensity_weights(data.item_counts()).to(device)
-        users = self.users(data, part, draws)
+        users = self.users(data, part)
         found: dict[str, list[Tensor]] = {}
         shown = {k: torch.zeros(data.num_items, dtype=torch.bool, device=device) for k in self.ks}
         positives: list[Tensor] = []
@@ -211,7 +219,7 @@ class RankingProtocol:
             known = data.rows(chunk, context, device)
             held = data.rows(chunk, (part,), device)
             scores = scorer(known)
-            hidden = self._hidden(known, held, draws.fold("candidates", start))
+            hidden = self._hidden(known, held, JUDGED.fold("candidates", start))
             best = top_items(scores, hidden, max(self.ks))
             for name, values in user_metrics(scores, hidden, held, weights, self.ks, best).items():
                 found.setdefault(name, []).append(values.double().cpu())

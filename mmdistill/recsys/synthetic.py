@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import NoLabels
-from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization
+from mmdistill.parameterizations.base import Chosen, FeatureMap, Parameterization, index_bytes
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Inputs
 
@@ -174,11 +174,6 @@ class BinaryInteractions(InteractionPrior):
     def stored_bytes(self) -> int:
         """Return the bytes of the indices of each user's items, in the smallest integer type that holds them."""
         return self.stored_numel() * index_bytes(self.logits.shape[1])
-
-
-def index_bytes(items: int) -> int:
-    """Return the bytes of the smallest unsigned integer type that tells so many items apart."""
-    return 1 if items <= 2**8 else 2 if items <= 2**16 else 4
 
 
 def at_least_one(interactions_per_user: int) -> int:

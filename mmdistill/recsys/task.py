@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
-from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
-from mmdistill.labels import weighted_mean
+from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module, task_line
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.objectives.kernels import FullyConnectedKernel
+from mmdistill.objectives.performance import multinomial
 from mmdistill.recsys.cleaning import removal_notes
 from mmdistill.recsys.data import Interactions
-from mmdistill.recsys.factorisation import Factorisation, heaviest
+from mmdistill.recsys.factorisation import Factorisation, heaviest, is_binary
 from mmdistill.recsys.metrics import METRICS, Judged, RankingProtocol, Scorer
 from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recommender, require_solvable
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import Rows, VaeProtocol, fit_vae
 from mmdistill.runtime import Draws
-from mmdistill.settings import require_kind, require_no_features
+from mmdistill.settings import require_below_one, require_kind, require_no_features
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64
@@ -84,15 +84,14 @@ class RecsysTask:
         vae: VaeProtocol | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not 0 <= hold_out < 1:
-            raise ConfigError(f"hold_out is a fraction below 1, got {hold_out}")
+        self.hold_out = hold_out
+        require_below_one(self, "hold_out")
         require_kind(RankingProtocol, protocol=protocol)
         require_kind(VaeProtocol, vae=vae)
         if model is None:
             require_no_features(features, "the infinitely wide network")
         self.data = data
         self.device = torch.device(device)
-        self.hold_out = hold_out
         self.kernel = FullyConnectedKernel(depth=depth)
         self.protocol = protocol or RankingProtocol(groups=3)
         self.vae = vae or VaeProtocol()
@@ -137,8 +136,7 @@ class RecsysTask:
     def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
         """Return the multinomial negative log-likelihood of the target rows, the weighted mean over users."""
         logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        targets = self.rows(batch.targets)
-        return weighted_mean(-(targets * logits.log_softmax(1)).sum(1), batch.weight)
+        return multinomial(logits, self.rows(batch.targets), batch.weight)
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the named layers of a module, or the rows themselves for the infinitely wide network."""
@@ -220,9 +218,9 @@ class RecsysTask:
             return Factorisation(heaviest(rows), draws.integer() % 2**31)
         return Ease(rows) if key == "ease" else Popularity(rows.sum(0))
 
-    def chosen_ridge(self, synthetic: Batch, draws: Draws) -> float:
+    def chosen_ridge(self, synthetic: Batch) -> float:
         """Return the infinite autoencoder's ridge that validation data choose on users; its middle one without any."""
-        return self.judge(synthetic, "inf-ae").pick(self._judged(draws))
+        return self.judge(synthetic, "inf-ae").pick(self._judged())
 
     def _fitted_rows(self, synthetic: Batch) -> Tensor:
         return self.rows(synthetic.inputs).to(self.device)[synthetic.weight.to(self.device) > 0]
@@ -278,8 +276,7 @@ class RecsysTask:
         """Return what a reader of a judge's metrics must know."""
         notes: tuple[str, ...] = (GROUPS_NOTE,) if any(name.endswith("]") for name in found) else ()
         if judge == "als" and synthetic is not None:
-            rows = self._fitted_rows(synthetic)
-            notes += () if bool(((rows == 0) | (rows == 1)).all()) else (HEAVIEST_NOTE,)
+            notes += () if is_binary(self._fitted_rows(synthetic)) else (HEAVIEST_NOTE,)
         if not self.data.validates and judge != "popularity":
             notes += (LAST_NOTE if judge == "mult-vae" else UNCHOSEN_NOTE,)
         known = self.data.lengths("train") + self.data.lengths("valid")
@@ -292,15 +289,19 @@ class RecsysTask:
         """Return what a judge reads of ``epochs`` and ``batch``: all but the trained one nothing."""
         return JUDGING if judge == "mult-vae" else ()
 
+    def judging_epochs(self, judge: str, samples: int | None) -> int | None:
+        """Return for how many passes a judge trains on so many users, None: on all; None of what is solved."""
+        return self.vae.passes(samples or self.data.num_users) if self.judging_read(judge) else None
+
     def _solved(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
         model = self.judge(synthetic, judge, draws)
         own = LEARNED_RIDGES.get(judge, "")
         others = (float(learned[own]),) if own in learned else ()
-        ridge = model.pick(self._judged(draws.fold("validate")), others)
+        ridge = model.pick(self._judged(), others)
         return model.scorer(ridge)
 
     def _trained(self, synthetic: Batch | None, judge: str, draws: Draws, learned: Mapping[str, Tensor]) -> Scorer:
-        judged = self._judged(draws.fold("validate"))
+        judged = self._judged()
         rows: Rows = self._users
         users = self.data.num_users
         if synthetic is not None:
@@ -314,7 +315,7 @@ class RecsysTask:
         That is EASE where a ridge of EASE's was learned with them, else the infinite autoencoder. Ten times a learned
         ridge is tried as well: the likelihood of whole rows, known items included, likes smaller ones than rankings do.
         """
-        judged = self._judged(draws)
+        judged = self._judged()
         if judged is None:
             return None
         name = "ease" if LEARNED_RIDGES["ease"] in learned else "inf-ae"
@@ -322,14 +323,14 @@ class RecsysTask:
         ridges = (float(learned[own]), 10 * float(learned[own])) if own in learned else model.ridges
         return max(model.validate(ridge, judged) for ridge in ridges)
 
-    def _judged(self, draws: Draws) -> Judged | None:
+    def _judged(self) -> Judged | None:
         """Return what scores recommenders on validation data by NDCG at the first cut-off; None without such data."""
         if not self.data.validates:
             return None
         protocol = self._validation()
 
         def judged(scorer: Scorer) -> float:
-            found = protocol.evaluate(scorer, self.data, "valid", draws, device=self.device)
+            found = protocol.evaluate(scorer, self.data, "valid", FIXED, device=self.device)
             return found[f"ndcg@{protocol.ks[0]}"][0]
 
         return judged

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError, NonFiniteError
+from mmdistill.errors import NonFiniteError
 from mmdistill.recsys.metrics import Judged, Scorer
 from mmdistill.runtime import Draws
+from mmdistill.settings import require_at_least, require_below_one, require_positive
 
 Rows = Callable[[Tensor], Tensor]
 """From indices of users to their ``(n, items)`` rows."""
@@ -30,7 +31,7 @@ class VaeProtocol:
         checks: how often, evenly over the steps, validation data may pick the network.
         epochs: passes over the users, at least: over those of MovieLens-1M they are 800 updates, over more users more.
     Raises:
-        ConfigError: a size or number below 1, or dropout outside [0, 1).
+        ConfigError: a size or number below 1, a rate that is not above 0, or dropout outside [0, 1).
     """
 
     hidden: int = 600
@@ -44,13 +45,18 @@ class VaeProtocol:
     epochs: int = 32
 
     def __post_init__(self) -> None:
-        sizes = (self.hidden, self.latent, self.batch, self.steps, self.checks, self.epochs)
-        if min(sizes) < 1 or not 0 <= self.dropout < 1:
-            raise ConfigError(f"sizes are at least 1 and dropout is in [0, 1), got {self}")
+        sizes = ("hidden", "latent", "batch", "steps", "checks", "epochs")
+        require_at_least(self, {**dict.fromkeys(sizes, 1), "kl": 0.0})
+        require_positive(self, "lr")
+        require_below_one(self, "dropout")
 
     def updates(self, users: int) -> int:
         """Return how many updates so many users are trained on by."""
         return max(self.steps, self.epochs * -(-users // self.batch))
+
+    def passes(self, users: int) -> int:
+        """Return for how many passes over so many users that is, the last of which may end early."""
+        return -(-self.updates(users) // -(-users // self.batch))
 
 
 class MultVae(nn.Module):

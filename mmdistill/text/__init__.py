@@ -2,7 +2,7 @@
 
 from mmdistill.errors import ConfigError
 from mmdistill.method import Storage
-from mmdistill.names import canonical, unknown_name
+from mmdistill.names import canonical
 from mmdistill.registry import Domain, TaskOptions
 from mmdistill.task import Task
 from mmdistill.text.callables import CallableEncoder
@@ -11,48 +11,26 @@ from mmdistill.text.draw import draw
 from mmdistill.text.encoder import SentenceEncoder, TfidfEncoder, TransformerEncoder
 from mmdistill.text.exports import export_embeds, export_tensors, export_texts
 from mmdistill.text.methods import METHODS
-from mmdistill.text.models import MODELS
+from mmdistill.text.models import MODELS, TOKEN_MODELS
 from mmdistill.text.tables import FORMATS
 from mmdistill.text.task import TextTask, text_task
 from mmdistill.text.token_methods import TOKEN_METHODS
-from mmdistill.text.token_models import TOKEN_MODELS
 from mmdistill.text.token_task import TokenTask, token_task
 from mmdistill.text.words import WORD_RATES, token_samples, word_samples
+
+SHARED_OPTIONS = ("width", "text_column", "label_column", "device", "judge_epochs", "judge_batch", "seed")
+"""The options of both tasks, as they are called in Python and on the command line."""
 
 
 def _make_task(data: str, options: TaskOptions) -> Task:
     """Build the task of the space that the network reads: sentence points, or token embeddings."""
-    model = canonical(options.model or "mlp")
-    if model not in (*MODELS, *TOKEN_MODELS):
-        raise unknown_name("text model", model, (*MODELS, *TOKEN_MODELS))
+    model, encoder = canonical(options.model or "mlp"), options.encoder or "minilm"
+    shared = {name: getattr(options, name) for name in SHARED_OPTIONS}
     if model in TOKEN_MODELS:
-        return token_task(
-            data,
-            model=model,
-            encoder=options.encoder or "minilm",
-            length=options.length,
-            width=options.width,
-            text_column=options.text_column,
-            label_column=options.label_column,
-            device=options.device,
-            judge_epochs=options.judge_epochs,
-            judge_batch=options.judge_batch,
-            seed=options.seed,
-        )
-    if options.length is not None:
+        return token_task(data, model=model, encoder=encoder, length=options.length, **shared)
+    if options.length is not None and model in MODELS:
         raise ConfigError(f"--length counts tokens, and {model!r} reads sentence points; use --model textcnn, say")
-    return text_task(
-        data,
-        encoder=options.encoder or "minilm",
-        model=model,
-        width=options.width,
-        text_column=options.text_column,
-        label_column=options.label_column,
-        device=options.device,
-        judge_epochs=options.judge_epochs,
-        judge_batch=options.judge_batch,
-        seed=options.seed,
-    )
+    return text_task(data, model=model, encoder=encoder, **shared)
 
 
 DOMAIN = Domain(

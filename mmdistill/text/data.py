@@ -16,9 +16,11 @@ from mmdistill.isolation import isolated
 from mmdistill.labels import from_one
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, checked_seed, data_root
+from mmdistill.settings import require_left_out
 from mmdistill.text import trec
 from mmdistill.text.checks import checked_rows
 from mmdistill.text.inputs import (
+    UNNAMED,
     Pair,
     RawSplit,
     Table,
@@ -153,16 +155,19 @@ def load_text(
         class_names: names by class index; labels are then indices into them or the names themselves.
         seed: of the splits made here.
     Raises:
-        ConfigError: an unknown name or column.
+        ConfigError: an unknown name or column, or names of columns or classes beside data that have none or their own.
         DataError: missing or unreadable files, empty texts, missing or unknown labels, fewer than two classes.
     """
     seed = checked_seed(seed)
+    columns = {"text_column": text_column, "label_column": label_column}
     if isinstance(source, TextData):
+        require_left_out("text data that are loaded are read, with their classes", **columns, class_names=class_names)
         return source
     name = str(source) if isinstance(source, str | Path) else "texts"
     notes: tuple[str, ...] = ()
     own_names: tuple[str, ...] | None = None
     if isinstance(source, tuple):
+        require_left_out(UNNAMED, **columns)
         splits = {"all": pair_split("data", source)}
     elif isinstance(source, Mapping):
         splits, own_names, notes = from_parts(source, text_column, label_column)
@@ -225,6 +230,8 @@ def _from_root(
     """Read a data set that is found by name; of TREC its published files too, where there are no tables."""
     folder = data_root() / name
     if name == "trec" and not _split_files(folder) and trec.is_published(folder):
+        columns = {"text_column": text_column, "label_column": label_column}
+        require_left_out("the published files of TREC have no columns", **columns)
         return trec.read_published(folder), ()
     return _from_folder(folder, text_column, label_column, name, SOURCES[name].published)
 

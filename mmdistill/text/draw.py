@@ -55,7 +55,7 @@ def places(task: TextLike, batch: Batch) -> Places:
     if isinstance(task, TextTask):
         synthetic = one_tensor(batch.inputs).to(task.device)
         return Places(task.train.inputs, synthetic, _space(task))
-    inputs = task.named(batch.inputs)
+    inputs = task.network_inputs(batch.inputs)
     synthetic = (inputs["vectors"] * inputs["mask"][..., None]).to(task.device).sum(1)
     return Places(task.summed_vectors(), synthetic, _space(task))
 
@@ -63,7 +63,7 @@ def places(task: TextLike, batch: Batch) -> Places:
 def _space(task: TextLike) -> str:
     """Return in words of which space a task's samples are points."""
     if isinstance(task, TextTask):
-        return f"the space of {task.encoder}"
+        return f"the space of {task.encoder.name}"
     return f"summed token vectors of {task.vocabulary.name}"
 
 

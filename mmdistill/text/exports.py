@@ -64,7 +64,7 @@ def export_embeds(distilled: DistilledSet, folder: Path, task: Callable[[], Task
         tensors = {"embeds": batch.inputs}
         if not str(info.preprocessing.get("space")).startswith(UNFITTED):
             text = as_text_like(task())
-            learned = text.sentence_encoder.learned() if isinstance(text, TextTask) else {}
+            learned = text.encoder.learned() if isinstance(text, TextTask) else {}
     written = [_write(folder / "embeds.safetensors", {**tensors, **labels}, info)]
     if learned:
         arrays = {name: value for name, value in learned.items() if isinstance(value, Tensor)}

@@ -12,6 +12,7 @@ from mmdistill.columns import SPLIT_COLUMNS, SPLIT_OF
 from mmdistill.errors import DataError
 from mmdistill.json_rows import is_rows
 from mmdistill.names import unknown_name
+from mmdistill.settings import require_left_out
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import LABEL_COLUMNS, column, require_apart, splits_of_rows, table_format, text_columns
 
@@ -33,6 +34,8 @@ RawSplit = tuple[list[object], list[object]]
 """Texts and labels as they came."""
 Pair = tuple[Sequence[Any], Sequence[Any]]
 """Texts, each of which may be a pair of texts, and labels."""
+UNNAMED = "(texts, labels) are no table, so their columns have no names"
+"""Why no column of a pair is named."""
 Table = pd.DataFrame | list[dict[str, Any]] | WithColumns
 """Rows with columns of texts and labels: of pandas, a list with a dictionary per row, or a Hugging Face data set."""
 
@@ -46,16 +49,21 @@ def _has_columns(source: object) -> TypeGuard[WithColumns]:
     return isinstance(getattr(source, "column_names", None), list) and hasattr(source, "__getitem__")
 
 
-def split_name(name: str) -> str:
+def known_split(key: object) -> str | None:
+    """Return train, dev or test for one of their spellings, whose case does not matter; None for another name."""
+    return SPLIT_OF.get(str(key).strip().lower())
+
+
+def split_name(key: object) -> str:
     """Return train, dev or test for one of their spellings.
 
     Raises:
         UnknownNameError: it is none.
     """
-    spelling = name.strip().lower()
-    if spelling not in SPLIT_OF:
-        raise unknown_name("split", name, list(SPLIT_OF))
-    return SPLIT_OF[spelling]
+    split = known_split(key)
+    if split is None:
+        raise unknown_name("split", str(key), list(SPLIT_OF))
+    return split
 
 
 def require_one_each(keys: Iterable[object]) -> None:
@@ -66,7 +74,7 @@ def require_one_each(keys: Iterable[object]) -> None:
     """
     seen: dict[str, object] = {}
     for key in keys:
-        split = SPLIT_OF.get(str(key).strip().lower())
+        split = known_split(key)
         if split in seen:
             raise DataError(f"{seen[split]!r} and {key!r} both name the {split} split; join them")
         if split is not None:
@@ -180,14 +188,21 @@ def frame_of(
 def from_parts(
     parts: Mapping[Any, Any], text_column: str | None, label_column: str | None
 ) -> tuple[dict[str, RawSplit], tuple[str, ...] | None, tuple[str, ...]]:
-    """Return the splits of a mapping from their names to pairs or tables, the class names where given, and notes."""
+    """Return the splits of a mapping from their names to pairs or tables, the class names where given, and notes.
+
+    Raises:
+        ConfigError: names of columns where no split has any, or an unknown split.
+        DataError: two names of one split, or a split that is none.
+    """
     if parts and all(_has_columns(part) for part in parts.values()):
         return from_data_sets(parts, text_column, label_column, "the data set")
     splits: dict[str, RawSplit] = {}
     names: tuple[str, ...] | None = None
     require_one_each(parts)
+    if not any(is_table(part) for part in parts.values()):
+        require_left_out(UNNAMED, text_column=text_column, label_column=label_column)
     for key, part in parts.items():
-        split = split_name(str(key))
+        split = split_name(key)
         if is_table(part):
             frame, found = frame_of(part, text_column, label_column, str(key))
             splits[split], names = columns_split(frame, text_column, label_column, str(key)), found or names
@@ -208,13 +223,14 @@ def from_data_sets(
     names: tuple[str, ...] | None = None
     require_one_each(loaded)
     for key, part in loaded.items():
-        if str(key) not in SPLIT_OF:
+        split = known_split(key)
+        if split is None:
             continue
         frame, found = frame_of(part, text_column, label_column, name)
         names = found or names
         texts, labels = columns_split(frame, text_column, label_column, name)
         if not all(value == -1 for value in labels):
-            splits[split_name(str(key))] = texts, labels
+            splits[split] = texts, labels
     notes: tuple[str, ...] = ()
     if "test" not in splits and "dev" in splits:
         splits["test"], notes = splits.pop("dev"), ("test: the published validation split",)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdistill.labels import are_probabilities, as_probabilities, regression_targets, soft_cross_entropy, weighted_mean
+from mmdistill.networks.fit import FitProtocol, steps_of_epoch
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Loss
 from mmdistill.task import Batch, Inputs, NetworkState, Tensors, one_tensor
@@ -38,6 +39,18 @@ def distributions(targets: Tensor, num_classes: int) -> Tensor:
         return as_probabilities(targets, num_classes)
     shifted = (targets + 1 / num_classes).clamp(min=0)
     return shifted / shifted.sum(1, keepdim=True).clamp(min=1e-12)
+
+
+def epochs_for(protocol: FitProtocol, count: int, updates: int, least: int = 1) -> int:
+    """Return a protocol's epochs; 0 stands for as many as make about so many updates on so many samples.
+
+    Args:
+        protocol: how a network trains.
+        count: the samples that it trains on.
+        updates: where the protocol says no epochs.
+        least: the fewest epochs then, of a set so large that these are more updates.
+    """
+    return protocol.epochs or max(round(updates / steps_of_epoch(protocol, count)), least)
 
 
 def judge_loss(network: FunctionalModule, read: Callable[[Inputs], Inputs], targets: Tensor) -> Loss:

@@ -1,17 +1,17 @@
 """Tables of texts with labels: TSV, CSV and JSON files, read strictly."""
 
 import csv
-import difflib
 import io
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
 
 from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF, USER_COLUMNS
 from mmdistill.decoding import decoded
-from mmdistill.errors import ConfigError, DataError
+from mmdistill.errors import ConfigError, DataError, did_you_mean
 from mmdistill.json_rows import first_row, json_rows
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
@@ -93,14 +93,14 @@ def column(columns: Sequence[str], given: str | None, guesses: Sequence[str], ro
         given = str(given)  # pandas may number its columns
         if given in names:
             return given
-        near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(given, names)
         raise ConfigError(f"{source} has no column {given!r}{hint} (there are: {', '.join(map(repr, names))})")
     lower = {name.strip().lower(): name for name in reversed(names)}
     for guess in guesses:
         if guess in lower:
             return lower[guess]
-    near = [name for name in lower if difflib.get_close_matches(name, guesses, n=1, cutoff=0.7)]
+    # Nobody typed these names, so they must be nearer to a guess than a slip is to a name: "time" is no "sentiment".
+    near = [name for name in lower if get_close_matches(name, guesses, n=1, cutoff=0.7)]
     hint = f" (is it {lower[near[0]]!r}?)" if near else ""
     raise DataError(
         f"{source} has no column that looks like the {role}{hint}; there are: {', '.join(map(repr, names))}. Name it "

@@ -1,47 +1,47 @@
 """Sentence points of a frozen encoder as a task: networks on points, class batches, and judges."""
 
-import hashlib
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.abilities import JUDGING
 from mmdistill.classification import accuracies, collapse_note
-from mmdistill.errors import ConfigError, DataError, ShapeError
+from mmdistill.errors import DataError, ShapeError
 from mmdistill.isolation import isolated
-from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
-from mmdistill.names import canonical, unknown_name
-from mmdistill.networks.architecture import described_module, task_line
+from mmdistill.labels import are_probabilities, require_targets
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Mode, state_at
-from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, checked_seed, choose_device
-from mmdistill.settings import require_sizes
-from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
+from mmdistill.settings import require_at_least, require_kind, require_sizes
+from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tensor
+from mmdistill.text.base import TextClassification
 from mmdistill.text.data import TextData, TextInput, load_text
 from mmdistill.text.encoder import EncoderLike, SentenceEncoder, make_encoder
 from mmdistill.text.judges import (
     centred_targets,
     choose_ridge,
     distributions,
+    epochs_for,
     judge_loss,
     knn_scores,
     logistic_predictions,
     ridge_weights,
 )
-from mmdistill.text.models import ModelLike, make_module, mlp_head
-from mmdistill.text.reading import READERS, Reader, encode_splits, with_test
-from mmdistill.text.sampling import ClassRows
+from mmdistill.text.models import ModelLike, make_module, mlp_head, point_network
+from mmdistill.text.reading import Encoded, encode_splits, with_test
 
 JUDGE_STEPS = 300
+SOLVED = ("logreg", "knn", "ridge")
+"""Judges without randomness."""
 JUDGE = FitProtocol(epochs=0, lr=3e-3, optimizer="adam", weight_decay=1e-3, batch=256, decay_at=(0.75,), decay=0.1)
 """How trained judges are fitted; the epochs follow from :data:`JUDGE_STEPS`, so every set gets as many updates."""
 
@@ -54,7 +54,7 @@ class Points:
     labels: Tensor
 
 
-class TextTask:
+class TextTask(TextClassification):
     """Classification of texts by the points that a frozen encoder gives them.
 
     A synthetic sample is a point of the encoder's space with a label, soft or hard. Judges are ``mlp`` (one hidden
@@ -66,14 +66,11 @@ class TextTask:
 
     Args:
         data: the texts, split.
-        train: the training points, in the order of the texts.
-        dev: development points, which choose hyper-parameters.
-        test: test points, which only results see.
+        encoded: the points of each split, in the order of the texts; those of development choose hyper-parameters, and
+            those of test only results see.
         model: the network to distil with.
         encoder: which gave the points; a set of another encoder's space is another task's.
-        network_name: what reports call the network; by default it is described.
-        truncated: how many texts the encoder cut off.
-        own_model: whether the network is the user's, and hence a judge.
+        network_name: what reports call the network; empty: it is the user's, and hence a judge.
         protocol: how trained judges are fitted; 0 epochs stand for the default number of updates.
         noise: the norm of the Gaussian noise that ``augment`` adds, relative to unit vectors; 0 is the identity.
     """
@@ -81,104 +78,46 @@ class TextTask:
     def __init__(
         self,
         data: TextData,
-        train: Tensor,
-        dev: Tensor,
-        test: Tensor,
+        encoded: Encoded,
         model: FunctionalModule,
         *,
         encoder: SentenceEncoder,
         network_name: str = "",
-        truncated: int = 0,
-        own_model: bool = False,
         protocol: FitProtocol = JUDGE,
         noise: float = 0.0,
     ) -> None:
-        self.data = data
-        self.device = model.device
-        self.labels: Tensor | None = data.train.labels
-        self.class_count = len(data.class_names)
-        self.num_classes: int | None = self.class_count
-        self.train = Points(train.to(self.device), data.train.labels.to(self.device))
-        self.dev = Points(dev.to(self.device), data.dev.labels.to(self.device))
-        self.test = Points(test.to(self.device), data.test.labels.to(self.device))
-        self.model = model
-        self.sentence_encoder = encoder
-        self.space = encoder.space(train)
-        self.encoder = encoder.name
-        self.network_name = network_name
-        self.truncated = truncated
-        self.protocol = protocol
-        self.noise = noise
-        self.judges: Sequence[str] = ("model",) * own_model + ("mlp", "logreg", "knn", "ridge", *READERS)
-        self.dim = train.shape[1]
-        self._rows = ClassRows(data.train.labels, self.class_count, self.device)
+        own = () if network_name else ("model",)
+        super().__init__(data, model, network_name, (*own, "mlp", *SOLVED), SOLVED)
+        self.train = Points(encoded.train.to(self.device), self._classes)
+        self.dev = Points(encoded.dev.to(self.device), data.dev.labels.to(self.device))
+        self.test = Points(encoded.test.to(self.device), data.test.labels.to(self.device))
+        self.encoder = encoder
+        self.space = encoder.space(encoded.train)
+        self.truncated = encoded.truncated
+        self.protocol, self.noise = protocol, noise
+        require_at_least(self, {"noise": 0.0})
+        self.dim = encoded.train.shape[1]
         self._mlp = FunctionalModule(partial(mlp_head, self.dim, self.class_count), device=self.device)
-        self._ridge: float | None = None
-        self._reader = Reader(data, self.device)
-        points = f"points of shape (n, {self.dim}) of the encoder {self.encoder!r}"
+        points = f"points of shape (n, {self.dim}) of the encoder {self.encoder.name!r}"
         try_network(self, self.train.inputs[:2], points, self.class_count)
 
-    @property
+    @functools.cached_property
     def ridge(self) -> float:
         """The ridge that did best on development data when fitted to the whole training set."""
-        if self._ridge is None:
-            targets = centred_targets(self.train.labels, self.class_count)
-            self._ridge = choose_ridge(self.train.inputs, targets, self.dev.inputs, self.dev.labels)
-        return self._ridge
+        targets = centred_targets(self.train.labels, self.class_count)
+        return choose_ridge(self.train.inputs, targets, self.dev.inputs, self.dev.labels)
 
-    def __repr__(self) -> str:
-        sizes = f"{len(self.data.train.labels):,} training and {len(self.data.test.labels):,} test texts"
-        return task_line(self, self.data.name, sizes)
-
-    def init(self, draws: Draws) -> NetworkState:
-        """Draw a fresh network."""
-        return self.model.init(draws)
-
-    def architecture(self) -> str:
-        """Return the network as its module describes itself."""
-        return described_module(self.model.module)
-
-    def predict(
-        self, state: NetworkState, inputs: Inputs, *, train: bool = False, draws: Draws | None = None
-    ) -> tuple[Tensor, Tensors]:
-        """Return ``(n, C)`` logits of ``(n, d)`` points."""
-        logits, buffers = self.model(state, one_tensor(inputs), train=train, draws=draws)
-        return logits, buffers
-
-    def settle(self, state: NetworkState, draws: Draws) -> NetworkState:
-        """Return the network with the statistics of so many real texts of each class in its batch norms."""
-        return settled_by_class(self, self.model, state, draws)
-
-    def loss(self, state: NetworkState, batch: Batch, *, train: bool = False, draws: Draws | None = None) -> Tensor:
-        """Return the weighted mean of :func:`~mmdistill.labels.target_loss`."""
-        logits, _ = self.predict(state, batch.inputs, train=train, draws=draws)
-        return weighted_mean(target_loss(logits, one_tensor(batch.targets)), batch.weight)
-
-    def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Return the network's features, the embedding before the linear head last."""
-        return self.model.features(state, one_tensor(inputs))
+    def network_inputs(self, inputs: Inputs) -> Tensor:
+        """Return points as they are."""
+        return one_tensor(inputs)
 
     def embedding(self) -> Tensor:
         """Return the training points, ``(N, d)``."""
         return self.train.inputs
 
-    def select(self, indices: Tensor) -> Batch:
-        """Return training points with their classes."""
-        indices = indices.to(self.device)
-        weight = torch.ones(indices.shape, device=self.device)
-        return Batch(self.train.inputs[indices], self.train.labels[indices], weight)
-
-    def sample_real(self, draws: Draws, classes: Tensor | None, n: int) -> Batch | ClassBatch:
-        """Draw up to n training points of each class, or of all, without replacement.
-
-        A class of fewer points comes whole, padded with weight 0. All classes are drawn in one call.
-        """
-        draws = draws.to(self.device)
-        if classes is None:
-            total = len(self.train.labels)
-            return self.select(draws.permutation(total)[:n] if n < total else torch.arange(total))
-        index, weight = self._rows.draw(draws, classes, n)
-        return ClassBatch(Batch(self.train.inputs[index], self.train.labels[index], weight), Dims(0, 0))
+    def real_inputs(self, indices: Tensor) -> Tensor:
+        """Return training points."""
+        return self.train.inputs[indices]
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Add Gaussian noise of the task's strength: one vector per class where shared, else one per sample."""
@@ -194,51 +133,22 @@ class TextTask:
         vectors = draws.to(self.device).normal(*shape) * (self.noise / math.sqrt(self.dim))
         return batch._replace(inputs=points + vectors.to(points.dtype))
 
-    def evaluate(
-        self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]
-    ) -> Scores:
-        """Fit judges to a set (None: the whole training split) and score them on the test split.
-
-        The judges without randomness give one value, whatever n is.
-
-        Raises:
-            ConfigError: an unknown judge.
-        """
-        key = canonical(judge)
-        if key not in self.judges:
-            raise unknown_name("judge", judge, self.judges)
-        if key in READERS:
-            return self._read(synthetic, key)
-        batch = self._checked(synthetic)
+    def score(self, synthetic: Batch | None, judge: str, draws: Draws, n: int, learned: Mapping[str, Tensor]) -> Scores:
+        """Fit judges to points and score them on the test points."""
+        batch = self.select(torch.arange(len(self._classes))) if synthetic is None else synthetic
         notes: list[str] = []
-        if key in ("mlp", "model"):
-            predictions = self._trained(batch, key, self.test.inputs, draws, n)
+        if judge in SOLVED:
+            predictions, notes = self._closed(batch, judge)
         else:
-            predictions, notes = self._closed(batch, key)
-        if synthetic is not None and key in ("logreg", "knn") and not are_probabilities(one_tensor(batch.targets)):
+            predictions = self._trained(batch, judge, self.test.inputs, draws, n)
+        if judge in ("logreg", "knn") and not are_probabilities(one_tensor(batch.targets)):
             notes.append("labels are scores; shifted, clipped at 0 and normalised for this judge")
         notes += collapse_note(predictions, self.class_count, self.class_count)
-        return Scores(key, accuracies(predictions == self.test.labels, self.test.labels), tuple(notes))
+        return Scores(judge, accuracies(predictions == self.test.labels, self.test.labels), tuple(notes))
 
-    def judging_read(self, judge: str) -> Sequence[str]:
-        """Return what a judge reads of ``epochs`` and ``batch``: all but networks nothing."""
-        return JUDGING if judge in ("mlp", "model") else ()
-
-    def judging_epochs(self, judge: str, samples: int | None) -> int | None:
-        """Return for how many epochs a judge trains on so many texts, None: on all; None of what is solved."""
-        return self._epochs(samples or len(self.train.labels)) if self.judging_read(judge) else None
-
-    def _epochs(self, samples: int) -> int:
-        """Return the protocol's epochs, or as many as make the usual number of updates."""
-        updates_per_epoch = math.ceil(samples / (self.protocol.batch or samples))
-        return self.protocol.epochs or max(1, round(JUDGE_STEPS / updates_per_epoch))
-
-    def _read(self, synthetic: Batch | None, judge: str) -> Scores:
-        if synthetic is None:
-            return self._reader.score(judge, self.data.train.texts, self.train.labels, None)
-        batch = self._checked(synthetic)
-        texts = self.readable(batch.inputs)
-        return self._reader.score(judge, texts, one_tensor(batch.targets), batch.weight)
+    def epochs_on(self, judge: str, count: int) -> int:
+        """Return the protocol's epochs, or as many as make :data:`JUDGE_STEPS` updates."""
+        return epochs_for(self.protocol, count, JUDGE_STEPS)
 
     def readable(self, inputs: Inputs) -> list[str]:
         """Return the training text nearest to each point (cosine)."""
@@ -260,53 +170,42 @@ class TextTask:
         weights = ridge_weights(points, centred_targets(targets, self.class_count), self.ridge, batch.weight)
         return (self.test.inputs.double() @ weights).argmax(1)[None], [f"ridge = {self.ridge:g}"]
 
-    def _checked(self, synthetic: Batch | None) -> Batch:
-        if synthetic is None:
-            return self.select(torch.arange(len(self.train.labels)))
+    def checked(self, synthetic: Batch) -> Batch:
+        """Return points on the device; those of another dimension or of other classes are refused."""
         points, targets = one_tensor(synthetic.inputs), one_tensor(synthetic.targets)
         if points.ndim != 2 or points.shape[1] != self.dim:
             raise ShapeError(
-                f"points of shape {tuple(points.shape)} are not of the space of {self.encoder!r}, (n, {self.dim})"
+                f"points of shape {tuple(points.shape)} are not of the space of {self.encoder.name!r}, (n, {self.dim})"
             )
         require_targets(targets, len(points), self.class_count, self.data.name)
-        return Batch(points.to(self.device), targets.to(self.device), synthetic.weight.to(self.device))
+        return synthetic.map(lambda tensor: tensor.to(self.device))
 
     def _trained(self, batch: Batch, judge: str, queries: Tensor, draws: Draws, n: int) -> Tensor:
         """Return ``(n, m)`` predictions of n networks fitted to a batch."""
         module = self._mlp if judge == "mlp" else self.model
-        epochs = self._epochs(len(batch.weight))
+        protocol = replace(self.protocol, epochs=self.epochs_on(judge, len(batch.weight)))
         loss = judge_loss(module, one_tensor, one_tensor(batch.targets))
         # A user's network may do what a batched call cannot: drop units, write its running statistics, recur.
         mode: Mode = "vmap" if module is self._mlp else "loop"
         with module.drawn(draws):
-            fitted = fit_networks(module.init, loss, batch, replace(self.protocol, epochs=epochs), n, draws, mode=mode)
+            fitted = fit_networks(module.init, loss, batch, protocol, n, draws, mode=mode)
         with torch.no_grad():
             return torch.stack([module(state_at(fitted, index), queries)[0].argmax(1) for index in range(n)])
 
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean development accuracy of two networks of the first judge."""
-        batch = self._checked(synthetic)
-        predictions = self._trained(batch, self.judges[0], self.dev.inputs, draws, 2)
+        predictions = self._trained(self.checked(synthetic), self.judges[0], self.dev.inputs, draws, 2)
         return float((predictions == self.dev.labels).double().mean())
 
     def describe(self) -> TaskInfo:
         """Return what identifies this task; the encoder's space is part of its identity."""
-        fingerprint = hashlib.blake2b(f"{self.data.fingerprint}|{self.space}".encode(), digest_size=16).hexdigest()
-        return TaskInfo(
-            domain="text",
-            data=self.data.name,
-            budget="ipc",
-            num_train=len(self.train.labels),
-            stored_bytes=self.data.stored_bytes,
-            fingerprint=fingerprint,
-            class_names=self.data.class_names,
-            test_fingerprint=self.data.test_fingerprint,
-            preprocessing={
-                "encoder": self.encoder,
+        return self.described(
+            self.space,
+            {
+                "encoder": self.encoder.name,
                 "space": self.space,
                 "dim": self.dim,
                 "truncated_texts": self.truncated,
-                "splits": list(self.data.notes),
                 **({"augmentation": {"noise": self.noise}} if self.noise else {}),
             },
         )
@@ -328,6 +227,7 @@ def text_task(
     device: torch.device | str = "auto",
     judge_epochs: int | None = None,
     judge_batch: int | None = None,
+    protocol: FitProtocol | None = None,
     seed: int = 0,
 ) -> TextTask:
     """Encode labelled texts once and return the task of distilling their points.
@@ -347,8 +247,9 @@ def text_task(
         label_column: the column of labels; guessed by default.
         class_names: names by class index.
         device: where everything runs; ``auto`` is a CUDA device where there is one, else the CPU.
-        judge_epochs: epochs of trained judges; by default every set gets the same number of updates.
-        judge_batch: their minibatch size.
+        judge_epochs: epochs of trained judges; None is the protocol's own number.
+        judge_batch: their minibatch size; None is the protocol's own.
+        protocol: how they are trained; by default :data:`JUDGE`, by which every set gets as many updates.
         seed: of the splits that the data do not come with.
     Returns:
         The task, for :func:`~mmdistill.distill` and :func:`~mmdistill.evaluate`.
@@ -358,9 +259,10 @@ def text_task(
         ShapeError: an encoder that returns no ``(n, d)``.
     """
     seed = checked_seed(seed)
-    if noise < 0:
-        raise ConfigError(f"the noise is a norm, so it is 0 or more; got {noise}")
+    require_at_least(SimpleNamespace(noise=noise), {"noise": 0.0})
     require_sizes(width=width, judge_epochs=judge_epochs, judge_batch=judge_batch)
+    require_kind(FitProtocol, protocol=protocol)
+    name = point_network(model, width, features)
     device = choose_device(device)
     given = with_test(data, test)
     loaded = load_text(given, text_column=text_column, label_column=label_column, class_names=class_names, seed=seed)
@@ -369,17 +271,8 @@ def text_task(
     if not any((points.norm(dim=1) > 0).any() for points in encoded[:3]):
         raise DataError(f"the encoder {sentence_encoder.name!r} gives the zero vector for every text")
     module = make_module(model, encoded.train.shape[1], len(loaded.class_names), width, features, device)
-    protocol = replace(JUDGE, epochs=judge_epochs or 0, batch=judge_batch or JUDGE.batch)
+    base = protocol or JUDGE
+    protocol = replace(base, epochs=judge_epochs or base.epochs, batch=judge_batch or base.batch)
     return TextTask(
-        loaded,
-        encoded.train,
-        encoded.dev,
-        encoded.test,
-        module,
-        encoder=sentence_encoder,
-        network_name=canonical(model) if isinstance(model, str) else "",
-        truncated=encoded.truncated,
-        own_model=not isinstance(model, str),
-        protocol=protocol,
-        noise=noise,
+        loaded, encoded, module, encoder=sentence_encoder, network_name=name, protocol=protocol, noise=noise
     )

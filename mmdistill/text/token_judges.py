@@ -1,6 +1,5 @@
 """How networks on token embeddings are judged: trained on a set, scored on held-out texts."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from mmdistill.networks.stacked import state_at
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, NetworkState, Scores, Tensors
 from mmdistill.text.attention import class_labels
-from mmdistill.text.judges import judge_loss
+from mmdistill.text.judges import epochs_for, judge_loss
 from mmdistill.text.token_models import PretrainedModule
 from mmdistill.text.vocabulary import Tokens
 
@@ -39,15 +38,6 @@ def protocol_for(network: FunctionalModule) -> FitProtocol:
     if isinstance(network, PretrainedModule):
         return replace(FINE_TUNING, faster=((f"{network.head}.", HEAD_FACTOR),))
     return PROTOCOL
-
-
-def epochs_for(protocol: FitProtocol, network: FunctionalModule, count: int) -> int:
-    """Return the epochs of a training on so many samples."""
-    if protocol.epochs:
-        return protocol.epochs
-    per_epoch = math.ceil(count / min(protocol.batch or count, count))
-    updates = FINE_TUNING_UPDATES if isinstance(network, PretrainedModule) else UPDATES
-    return max(round(updates / per_epoch), LEAST_EPOCHS)
 
 
 @dataclass(frozen=True)
@@ -91,6 +81,11 @@ class TokenJudge:
         classes = self.task.class_count
         return Scores(self.name, accuracies(found == labels, labels), collapse_note(found, classes, classes))
 
+    def epochs_on(self, count: int) -> int:
+        """Return the protocol's epochs, or as many as make the usual number of updates on so many samples."""
+        updates = FINE_TUNING_UPDATES if isinstance(self.network, PretrainedModule) else UPDATES
+        return epochs_for(self.protocol, count, updates, LEAST_EPOCHS)
+
     def _take(self, steps: LearnedSteps, n: int, draws: Draws) -> NetworkState:
         """Train by the learned steps, with the loss that they were learned for (attention labels included)."""
 
@@ -101,8 +96,8 @@ class TokenJudge:
 
     def _fit(self, data: Batch, n: int, draws: Draws) -> NetworkState:
         labels = class_labels(data.targets)
+        protocol = replace(self.protocol, epochs=self.epochs_on(len(labels)))
         loss = judge_loss(self.network, self.task.vectors, labels)
-        protocol = replace(self.protocol, epochs=epochs_for(self.protocol, self.network, len(labels)))
         return fit_networks(self.network.init, loss, data._replace(targets=labels), protocol, n, draws, mode="loop")
 
     @torch.no_grad()

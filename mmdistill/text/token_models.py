@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
-from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.runtime import Draws
 from mmdistill.task import NetworkState, Tensors
 from mmdistill.text.encoder import TransformerEncoder
+from mmdistill.text.models import model_name
 from mmdistill.text.vocabulary import Vocabulary
 
-TOKEN_MODELS = ("textcnn", "bilstm", "bigru", "transformer")
 WINDOWS = (3, 4, 5)
 WIDTHS = {"textcnn": 64, "bilstm": 64, "bigru": 64}
 INPUT_SCALE = 0.4
@@ -260,17 +259,13 @@ def named_module(
         vocabulary: the space of the vectors.
         num_classes: C.
         encoder: whose body ``transformer`` is.
-        width: filters of each window, or units of each direction; 64 by default.
+        width: filters of each window, or units of each direction; 64 by default. A transformer has its own.
         device: where it runs.
     Raises:
-        ConfigError: an unknown name, or a width for the transformer, which has its own.
+        ConfigError: an unknown name.
     """
-    key = canonical(name)
-    if key not in TOKEN_MODELS:
-        raise unknown_name("model of token embeddings", name, TOKEN_MODELS)
+    key = model_name(name, tokens=True)
     if key == "transformer":
-        if width is not None:
-            raise ConfigError("the width of a transformer is its own; leave it out")
         return PretrainedModule(partial(_transformer, encoder, vocabulary, num_classes), device=device)
     chosen = width or WIDTHS[key]
     dim = vocabulary.dim

@@ -7,7 +7,7 @@ from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_samples
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.labels import LabelKind, Labels, make_labels
-from mmdistill.parameterizations.base import Parameterization, stored_tensor_bytes
+from mmdistill.parameterizations.base import Parameterization, index_bytes, stored_tensor_bytes
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
@@ -44,7 +44,7 @@ def token_start(task: Task, budget: int, settings: Settings, draws: Draws) -> tu
     text = as_token_task(task)
     counts, classes, _ = shares_of(text, budget)
     indices = choose_samples(text, settings.init, counts, draws)
-    inputs = text.named(text.select(indices).inputs)
+    inputs = text.network_inputs(text.select(indices).inputs)
     if settings.init == "noise":
         inputs = {**inputs, "vectors": draws.fold("noise").to(text.device).normal(*inputs["vectors"].shape)}
     return inputs, classes
@@ -138,8 +138,7 @@ class Words(Parameterization):
 
     def stored_bytes(self) -> int:
         """Return the bytes of the token numbers that are not padding, and of the labels."""
-        per_token = 2 if len(self.vocabulary.vectors) <= 65536 else 4
-        tokens: int = per_token * int(self.mask.sum())
+        tokens = index_bytes(len(self.vocabulary.vectors)) * int(self.mask.sum())
         return tokens + sum(stored_tensor_bytes(tensor) for tensor in self.labels.state_dict().values())
 
 

@@ -775,7 +775,7 @@ def test_names_of_classes_and_mirroring_are_the_users_to_say(tmp_path: Path) -> 
         image_task((images, labels), class_names=["cat"])
     with pytest.raises(ConfigError, match="brings its own"):
         image_task("digits", class_names=["cat", "dog"])
-    with pytest.raises(ConfigError, match="have their test images, names and size"):
+    with pytest.raises(ConfigError, match="have their test images, names and size; leave class_names out"):
         image_task(usual.data, class_names=["cat", "dog"])
     for wrong in (5, "abc", [1, 2], ["cat", "cat"]):
         with pytest.raises(ConfigError, match="class_names"):

@@ -16,7 +16,7 @@ from mmdistill.image.task import ImageTask, image_task
 from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.method import Storage
 from mmdistill.methods import CORE_METHODS
-from mmdistill.parameterizations.base import stored_tensor_bytes
+from mmdistill.parameterizations.base import index_bytes, stored_tensor_bytes
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.decoder import (
     DecodedCodes,
@@ -159,6 +159,7 @@ def test_any_method_learns_them(task: ImageTask, build: Storage) -> None:
 @pytest.mark.parametrize(("largest", "each"), [(255, 1), (256, 2), (65_535, 2), (65_536, 4)])
 def test_integers_count_the_bytes_of_the_largest(largest: int, each: int) -> None:
     assert stored_tensor_bytes(torch.tensor([0, largest])) == 2 * each
+    assert index_bytes(largest + 1) == each
 
 
 @pytest.mark.parametrize(("classes", "each"), [(256, 1), (257, 2)])

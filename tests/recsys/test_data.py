@@ -140,7 +140,7 @@ def test_given_split_is_used_and_overlaps_are_removed_and_counted(tmp_path):
     first = next(row for row in rows if row[3] == "train")
     rows += [(*first[:3], "test"), (*first[:3], "train")]
     data = load_interactions(write_csv(tmp_path / "a.csv", rows, "user,item,rating,split"))
-    assert data.given_split
+    assert data.notes == ()
     assert [data.parts[part].nnz for part in SPLITS] == [24, 6, 6]
     assert data.counts["overlaps"] == 1
     assert data.counts["duplicates"] == 1
@@ -149,14 +149,13 @@ def test_given_split_is_used_and_overlaps_are_removed_and_counted(tmp_path):
 def test_a_column_of_folds_is_not_read_as_splits():
     frame = pd.DataFrame(ROWS, columns=["user", "item", "rating"])
     data = load_interactions(frame.assign(fold=range(len(frame))))
-    assert not data.given_split
     fold, split = data.notes
     assert fold == "the column 'fold' names no splits (train, valid, test) and is not read"
     assert split.endswith("at random and not by time, seed 0")
     assert recsys_task(data).describe().preprocessing["splits"] == list(data.notes)
     assert recsys_task(frame).describe().preprocessing["splits"] == [split]
     named = ["test" if k % 6 == 0 else "train" for k in range(len(frame))]
-    assert load_interactions(frame.assign(fold=range(len(frame)), subset=named)).given_split
+    assert split not in load_interactions(frame.assign(fold=range(len(frame)), subset=named)).notes
 
 
 def test_validation_is_taken_from_training_where_it_is_missing():
@@ -315,7 +314,7 @@ def test_ml1m_has_its_published_size():
     data = load_interactions("ml-1m")
     assert (data.num_users, data.num_items) == (6040, 3706)
     assert [data.parts[part].nnz for part in SPLITS] == [791_718, 99_692, 108_799]
-    assert data.given_split
+    assert data.notes == ()
     assert not any(data.counts[name] for name in ("duplicates", "overlaps", "short_users"))
 
 

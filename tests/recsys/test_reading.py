@@ -107,10 +107,9 @@ def test_a_way_of_splitting_that_is_asked_for_goes_before_a_column_of_splits():
     table = shop().assign(split="train")
     table.loc[::5, "split"] = "test"
     named = load_interactions(table, **OWN, time_column="when")
-    assert named.given_split
-    assert named.notes == ()
+    assert named.notes == ()  # as of any split that came with the data
     timed = load_interactions(table, **OWN, time_column="when", split_by="time")
-    assert not timed.given_split
+    assert "last tenth by time" in timed.notes[0]
     assert timed.fingerprint == load_interactions(shop(), **OWN, time_column="when", split_by="time").fingerprint
     random = load_interactions(table, **OWN, split_by="random", seed=4)
     assert random.fingerprint == load_interactions(shop(), **OWN, seed=4).fingerprint
@@ -259,3 +258,9 @@ def test_a_named_column_is_not_guessed_as_something_else():
         [(f"a{user}", f"b{item}") for user in range(4) for item in range(5)], columns=["source", "target"]
     )
     assert load_interactions(edges, user_column="source", item_column="target").num_items == 5
+
+
+@pytest.mark.parametrize("given", [{"user_column": "client"}, {"min_rating": 4.0}, {"split_by": "time"}])
+def test_arguments_of_reading_beside_loaded_interactions_are_refused(given):
+    with pytest.raises(ConfigError, match=f"loaded are read and divided; leave {next(iter(given))} out"):
+        recsys_task(load_interactions(taste_matrix()), **given)

@@ -107,7 +107,7 @@ def test_nearness_finds_copies_and_the_nearest_user(interactions):
 def test_a_copy_is_named_though_another_user_is_nearer_by_weight(monkeypatch, chunk):
     users = sparse.csr_array(np.array([[0, 0, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 1, 0, 1]], dtype=np.float32))
     parts = {"train": users, "valid": users[:, :], "test": users[:, :]}
-    data = Interactions("few", parts, np.arange(4), np.arange(4), {}, given_split=True)
+    data = Interactions("few", parts, np.arange(4), np.arange(4), {})
     row = torch.tensor([[1.0, 1, 0.49, 0]])  # two items by mass, those of user 2; its cosine to user 1 is larger
     monkeypatch.setattr("mmdistill.recsys.privacy.CHUNK_NUMBERS", chunk)
     near = nearness(data, row)

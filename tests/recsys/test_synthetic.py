@@ -35,11 +35,6 @@ def test_mean_field_is_its_formula():
     assert torch.equal(batch.weight, torch.ones(5))
 
 
-@pytest.mark.parametrize(("items", "width"), [(256, 1), (257, 2), (65_536, 2), (65_537, 4)])
-def test_an_item_takes_the_bytes_that_tell_so_many_apart(items, width):
-    assert synthetic.index_bytes(items) == width
-
-
 def draws_of(logits, key, count, temperature):
     noise = key.fold("gumbel", 0).gumbel(count, *logits.shape)
     return ((logits + noise) / temperature).softmax(2)

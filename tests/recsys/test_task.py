@@ -24,7 +24,7 @@ from mmdistill.methods import CORE_METHODS
 from mmdistill.objectives.base import Network
 from mmdistill.objectives.kernels import FullyConnectedKernel
 from mmdistill.objectives.performance import KernelRidgeMatching, multinomial
-from mmdistill.recsys import DOMAIN, RecsysTask, load_interactions, methods, models, recsys_task
+from mmdistill.recsys import DOMAIN, RankingProtocol, RecsysTask, load_interactions, methods, models, recsys_task
 from mmdistill.recsys import task as recsys_module
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.draw import storage_lines
@@ -170,6 +170,37 @@ def test_how_the_trained_judge_trains_is_chosen_with_the_task(interactions):
     assert chosen == dataclasses.replace(own, batch=7, epochs=3, steps=3 * batches)
     with pytest.raises(ConfigError, match="judge_epochs is a whole number of at least 1"):
         recsys_task(interactions, judge_epochs=0)
+    small = VaeProtocol(hidden=20, latent=5)
+    assert recsys_task(interactions, vae=small).vae == small
+    assert recsys_task(interactions, vae=small, judge_batch=7).vae == dataclasses.replace(small, batch=7)
+    few = RankingProtocol(ks=(5,), max_users=9)
+    assert recsys_task(interactions, protocol=few).protocol == few
+    for beside in ({"max_users": 5}, {"candidates": 5}):
+        with pytest.raises(ConfigError, match=f"the protocol says on whom.*leave {next(iter(beside))} out"):
+            recsys_task(interactions, protocol=few, **beside)
+    for wrong in ({"protocol": small}, {"vae": few}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is a "):
+            recsys_task(interactions, **wrong)
+
+
+def test_the_task_tells_for_how_many_passes_the_trained_judge_trains(interactions):
+    batches = -(-interactions.num_users // 50)
+    task = recsys_task(interactions, judge_epochs=3, judge_batch=50)
+    assert task.judging_epochs("mult-vae", None) == 3
+    assert task.judging_epochs("mult-vae", 50) == 3 * batches  # as many updates on few users
+    assert task.judging_epochs("ease", None) is None
+    assert recsys_task(interactions).judging_epochs("mult-vae", 40) == 800
+
+
+def test_wrong_arguments_are_refused_before_a_log_is_read():
+    for wrong, message in (
+        ({"model": "infinit"}, "did you mean 'infinite'"),
+        ({"model": "infinite-d2", "width": 5}, "infinite-d2 takes no width"),
+        ({"model": nn.Identity, "width": 5}, "a module of your own takes no width"),
+        ({"candidates": -1}, "candidates is a whole number"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            recsys_task("missing.csv", **wrong)
 
 
 def test_distilled_users_beat_random_and_herded_ones(task):
@@ -466,8 +497,9 @@ def test_bad_arguments(task):
         task.evaluate(None, "lightgcn", Draws(0), 1, {})
     with pytest.raises(UnsupportedError, match="no classes"):
         task.sample_real(Draws(0), torch.arange(2), 3)
-    with pytest.raises(ConfigError, match="hold_out"):
-        RecsysTask(task.data, hold_out=1.0)
+    for wrong in (1.0, float("nan"), "a"):
+        with pytest.raises(ConfigError, match="hold_out is "):
+            RecsysTask(task.data, hold_out=wrong)
     wrong = Batch(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2))
     with pytest.raises(ShapeError, match="rows of interactions"):
         task.evaluate(wrong, "ease", Draws(0), 1, {})

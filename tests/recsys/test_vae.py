@@ -149,9 +149,8 @@ def test_the_divergence_rises_for_half_of_the_steps(task, monkeypatch):
 
 
 def test_bad_arguments(task):
-    with pytest.raises(ConfigError, match="sizes are at least 1"):
-        VaeProtocol(hidden=0)
-    with pytest.raises(ConfigError, match="dropout"):
-        VaeProtocol(dropout=1.0)
+    for wrong in ({"hidden": 0}, {"steps": 1.5}, {"lr": -1}, {"lr": 0}, {"kl": float("nan")}, {"dropout": 1.0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is "):
+            VaeProtocol(**wrong)
     with pytest.raises(NonFiniteError, match="lower its rate"):
         fitted(task, lambda scorer: 0.0, VaeProtocol(hidden=12, latent=4, steps=40, batch=16, checks=4, lr=1e6))

@@ -16,6 +16,8 @@ from mmdistill.errors import ConfigError, DataError
 from mmdistill.text.data import accepts, load_text
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.tables import may_hold_texts
+from mmdistill.text.task import text_task
+from mmdistill.text.token_task import token_task
 from tests.text.corpus import sentences, write_tsv
 
 TEXTS = [f"text number {i}" for i in range(20)]
@@ -338,6 +340,35 @@ def test_hub_data_with_hidden_test_labels(monkeypatch: pytest.MonkeyPatch) -> No
     )
     with pytest.raises(DataError, match="cannot load 'nowhere'"):
         load_text("hf:nowhere")
+
+
+def test_names_of_splits_of_data_sets_may_have_capitals() -> None:
+    def part(count: int) -> HubSplit:
+        return HubSplit({"text": [f"{count} words {row}" for row in range(count)], "label": [0, 1] * (count // 2)}, [])
+
+    found = load_text({"Train": part(20), "Dev": part(4), " TEST ": part(6), "Extra": part(2)})
+    assert [len(split.texts) for split in (found.train, found.dev, found.test)] == [20, 4, 6]
+
+
+COLUMNS = {"text_column": "body", "label_column": "kind"}
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "message"),
+    [
+        (load_text((TEXTS, LABELS)), COLUMNS, "that are loaded are read.*leave text_column and label_column out"),
+        (load_text((TEXTS, LABELS)), {"class_names": ("a", "b")}, "with their classes; leave class_names out"),
+        ((TEXTS, LABELS), COLUMNS, "no table.*leave text_column and label_column out"),
+        ({"train": (TEXTS, LABELS)}, {"label_column": "kind"}, "no table.*leave label_column out"),
+    ],
+    ids=["loaded", "loaded with classes", "pair", "pairs by split"],
+)
+@pytest.mark.parametrize("make", [load_text, text_task, token_task])
+def test_arguments_of_reading_that_would_be_ignored_are_refused(
+    make: Callable[..., object], source: object, given: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(source, **given)
 
 
 def test_names_paths_and_the_prefix_lead_to_this_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from mmdistill.evaluate import evaluate
 from mmdistill.labels import soft_cross_entropy, weighted_mean
 from mmdistill.networks import experts
 from mmdistill.networks.experts import ExpertRecipe
+from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.teacher import trained_teacher
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.runtime import Draws
@@ -194,15 +195,38 @@ def test_networks_that_do_not_fit() -> None:
     dim = small_task().dim
     with pytest.raises(ConfigError, match=r"returned \(2, 5\)"):
         text_task(corpus(), encoder="tfidf", model=lambda: nn.Linear(dim, 5))
-    with pytest.raises(ConfigError, match="did you mean 'mlp'"):
-        text_task(corpus(), encoder="tfidf", model="mpl")
     for model, named in (("linear", "linear"), (lambda: nn.Linear(dim, 2), "a module of your own")):
         with pytest.raises(ConfigError, match=f"{named} takes no width"):
             text_task(corpus(), encoder="tfidf", model=model, width=5)
-    with pytest.raises(ConfigError, match="0 or more"):
-        small_task(noise=-1.0)
     with pytest.raises(DataError, match="zero vector"):
         text_task(corpus(), encoder=lambda texts: torch.zeros(len(texts), 4))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": "mpl"}, "did you mean 'mlp'"),
+        ({"model": "textcnn"}, "the network 'textcnn' reads token embeddings; token_task has it"),
+        ({"model": "linear", "width": 5}, "linear takes no width"),
+        ({"features": "0"}, "mlp takes none"),
+        ({"noise": -1.0}, "noise is a number of at least 0, got -1"),
+        ({"noise": float("nan")}, "noise is a number of at least 0, got nan"),
+        ({"noise": "a"}, "noise is a number of at least 0, got 'a'"),
+        ({"protocol": "default"}, "protocol is a FitProtocol, got 'default'"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_text_is_encoded(wrong: dict[str, object], message: str) -> None:
+    def encode(texts: list[str]) -> torch.Tensor:
+        raise AssertionError(f"{len(texts)} texts were encoded")
+
+    with pytest.raises(ConfigError, match=message):
+        text_task(corpus(), encoder=encode, **wrong)  # type: ignore[arg-type]
+
+
+def test_how_networks_are_judged_may_be_given_whole() -> None:
+    own = FitProtocol(epochs=4, lr=0.5, optimizer="sgd", batch=None)
+    assert small_task(protocol=own, judge_epochs=None).protocol == own
+    assert small_task(protocol=own, judge_epochs=3, judge_batch=7).protocol == replace(own, epochs=3, batch=7)
 
 
 def test_judges_agree_on_easy_data(task: TextTask) -> None:

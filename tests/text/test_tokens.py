@@ -14,12 +14,14 @@ from mmdistill.errors import CheckpointError, ConfigError, ShapeError
 from mmdistill.evaluate import evaluate
 from mmdistill.labels import FixedLabels
 from mmdistill.method import Method
+from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.objectives.performance import KernelRidgeMatching
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch
 from mmdistill.testing import check_task
+from mmdistill.text import token_judges
 from mmdistill.text.attention import AttentionLabels, attention_loss
 from mmdistill.text.draw import draw, nearest_texts
 from mmdistill.text.encoder import PAIR, TransformerEncoder
@@ -290,6 +292,70 @@ def test_all_texts_train_a_judge_without_all_their_vectors(folder: Path, monkeyp
     assert max(sizes) < 90
 
 
+class TrainedError(Exception):
+    """Raised in place of a training."""
+
+    def __init__(self, protocol: FitProtocol) -> None:
+        super().__init__()
+        self.protocol = protocol
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(
+        init: object, loss: object, data: object, protocol: FitProtocol, *rest: object, **named: object
+    ) -> None:
+        raise TrainedError(protocol)
+
+    monkeypatch.setattr(token_judges, "fit_networks", refused)
+
+
+def trained_by(task: TokenTask, judge: str, samples: int | None) -> FitProtocol:
+    """Return the protocol of a judge on so many texts, None: on all."""
+    batch = None if samples is None else task.select(torch.arange(samples))
+    with pytest.raises(TrainedError) as trained:
+        task.evaluate(batch, judge, Draws(0), 1, {})
+    return trained.value.protocol
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("judge", ["textcnn", "projected", "bigru", "transformer"])
+def test_the_task_tells_for_how_many_epochs_judges_train(folder: Path, judge: str) -> None:
+    task = token_corpus_task(folder, judge_epochs=None)
+    for samples in (6, None):
+        assert trained_by(task, judge, samples).epochs == task.judging_epochs(judge, samples)
+    assert task.judging_epochs("read-alone", 6) is None
+
+
+@pytest.mark.usefixtures("untrained")
+def test_every_network_keeps_its_own_rate_for_other_epochs(folder: Path) -> None:
+    task = token_corpus_task(folder, judge_epochs=3, judge_batch=5)
+    found = {judge: trained_by(task, judge, 6) for judge in ("textcnn", "transformer")}
+    assert {(protocol.epochs, protocol.batch) for protocol in found.values()} == {(3, 5)}
+    assert {judge: protocol.lr for judge, protocol in found.items()} == {"textcnn": 2e-3, "transformer": 3e-5}
+    own = FitProtocol(epochs=4, lr=0.5, optimizer="sgd", batch=None)
+    for options, expected in (
+        ({"judge_epochs": None}, own),
+        ({"judge_epochs": 3}, dataclasses.replace(own, epochs=3)),
+    ):
+        task = token_corpus_task(folder, protocol=own, **options)
+        assert trained_by(task, "textcnn", 6) == trained_by(task, "transformer", 6) == expected
+    with pytest.raises(ConfigError, match="protocol is a FitProtocol, got 'default'"):
+        token_corpus_task(folder, protocol="default")
+
+
+def test_networks_that_read_sentence_points_are_refused_before_anything_is_read() -> None:
+    for model, message in (
+        ("mlp", "the network 'mlp' reads sentence points; text_task has it"),
+        ("textcn", "did you mean 'textcnn'"),
+        ("transformer", "transformer takes no width"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            token_task("missing.tsv", model=model, width=5)
+    with pytest.raises(ConfigError, match="textcnn takes none"):
+        token_task("missing.tsv", model="textcnn", features="head")
+
+
 def test_attention_labels_are_learned_and_used(transformer: TokenTask) -> None:
     method = quick("attention-labels", steps=3, real_batch=8)
     result = distill(transformer, method, ipc=1)
@@ -400,9 +466,9 @@ def test_words_are_real_tokens_that_change(task: TokenTask) -> None:
     texts = task.readable(before.batch.inputs)
     assert all(text in task.data.train.texts for text in texts)
     assert task.readable(after.batch.inputs) != texts
-    # two bytes a token and one a label
+    # a byte for each of few tokens, and one a label
     mask = after.batch.inputs["mask"]  # type: ignore[call-overload,index]
-    assert after.stored_bytes == 2 * int(mask.sum()) + 6
+    assert after.stored_bytes == int(mask.sum()) + 6
     projected = task.evaluate(after.batch, "projected", Draws(0), 1, {}).values
     assert projected == task.evaluate(after.batch, "textcnn", Draws(0), 1, {}).values
 
@@ -497,7 +563,7 @@ def test_networks_and_encoders_that_do_not_fit(folder: Path) -> None:
         token_task(corpus(), model="textcnn", encoder="tfidf")
     with pytest.raises(ConfigError, match="cannot run on a dict"):
         token_corpus_task(folder, lambda: nn.Linear(3, 3))
-    with pytest.raises(ConfigError, match="width of a transformer"):
+    with pytest.raises(ConfigError, match="transformer takes no width"):
         token_task(corpus(), model="transformer", encoder=folder, width=3)
     with pytest.raises(ConfigError, match="token embeddings"):
         as_token_task(small_task())
