@@ -93,7 +93,7 @@ def test_results_that_could_not_be_kept_are_not_begun(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr("mmdistill.commands.evaluate", Mock(side_effect=AssertionError("judging has begun")))
+    monkeypatch.setattr("mmdistill.judging.evaluate", Mock(side_effect=AssertionError("judging has begun")))
     assert main(["evaluate", str(run), "--judges", "mlp"]) == 2
     assert "cannot be written to" in capsys.readouterr().err
 
