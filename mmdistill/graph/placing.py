@@ -18,14 +18,15 @@ def placed_set(synthetic: Batch, graph: GraphData, device: torch.device) -> Batc
 
     Edges are dense weights ``adjacency``, or ``edge_index`` and perhaps ``edge_weight`` as torch-geometric has them and
     exports write them, or the compressed rows that own networks read; without any, A' = I. Whichever they are, all
-    judges read them: of up to :data:`DENSE_NODES` nodes as dense weights, of more in both sparse forms.
+    judges read them: of up to :data:`DENSE_NODES` nodes as dense weights, of more in both sparse forms (of which GAT,
+    which takes no weights, reads all edges, and not those of weight 0.5 or more alone).
 
     Raises:
         ShapeError: nodes whose features are not the graph's, weights that are not ``(n, n)``, or other targets.
         DataError: edges between nodes that there are not, or of impossible weights.
     """
     inputs = {name: tensor.detach() for name, tensor in named(synthetic.inputs).items()}
-    x = inputs["x"]
+    x = inputs["x"].float()
     if x.ndim != 2 or x.shape[1] != graph.x.shape[1]:
         raise ShapeError(f"synthetic nodes must be (n, {graph.x.shape[1]}), got {tuple(x.shape)}")
     if "adjacency" in inputs and inputs["adjacency"].shape != (len(x), len(x)):
@@ -40,7 +41,7 @@ def placed_set(synthetic: Batch, graph: GraphData, device: torch.device) -> Batc
 def _edges(inputs: Tensors, nodes: int) -> Tensors:
     """Return a set's edges in the form, or the forms, that all judges read; nothing where there are none."""
     if "adjacency" in inputs:
-        return {"adjacency": inputs["adjacency"]}
+        return {"adjacency": inputs["adjacency"].float()}
     if "edge_index" in inputs:
         adjacency, _ = undirected(*checked_edges(inputs, "the synthetic set", nodes), nodes)
     elif "pointer" in inputs:
