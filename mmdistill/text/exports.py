@@ -16,7 +16,6 @@ from mmdistill.text.attention import class_labels
 from mmdistill.text.draw import as_text_like, read
 from mmdistill.text.encoder import PAIR
 from mmdistill.text.judges import distributions
-from mmdistill.text.task import TextTask
 from mmdistill.text.vocabulary import in_model_units, token_inputs
 
 LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
@@ -63,8 +62,7 @@ def export_embeds(distilled: DistilledSet, folder: Path, task: Callable[[], Task
     else:
         tensors = {"embeds": batch.inputs}
         if not str(info.preprocessing.get("space")).startswith(UNFITTED):
-            text = as_text_like(task())
-            learned = text.encoder.learned() if isinstance(text, TextTask) else {}
+            learned = as_text_like(task()).encoder.learned()
     written = [_write(folder / "embeds.safetensors", {**tensors, **labels}, info)]
     if learned:
         arrays = {name: value for name, value in learned.items() if isinstance(value, Tensor)}

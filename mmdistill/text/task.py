@@ -41,7 +41,7 @@ from mmdistill.text.reading import Encoded, encode_splits, with_test
 
 JUDGE_STEPS = 300
 SOLVED = ("logreg", "knn", "ridge")
-"""Judges without randomness."""
+"""Judges that do not train and draw nothing."""
 JUDGE = FitProtocol(epochs=0, lr=3e-3, optimizer="adam", weight_decay=1e-3, batch=256, decay_at=(0.75,), decay=0.1)
 """How trained judges are fitted; the epochs follow from :data:`JUDGE_STEPS`, so every set gets as many updates."""
 
