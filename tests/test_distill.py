@@ -45,7 +45,7 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Batch, ClassBatch
-from tests.toys import BlobTask
+from tests.toys import BlobTask, Uncompiled
 
 
 def method(name: str = "dc", **changes: object) -> Method:
@@ -108,7 +108,7 @@ def test_a_resumed_run_counts_the_seconds_before_it(tmp_path: Path) -> None:
 
 
 def test_resuming_what_is_finished_tells_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmdistill.distiller.compiled", lambda function: lambda *args: function(*args))
+    monkeypatch.setattr("mmdistill.distiller.Program", Uncompiled)
     assert distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, compile="on").path == "compiled"
     assert distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True).path == "compiled"
 
@@ -131,7 +131,7 @@ import sys, time
 from pathlib import Path
 from mmdistill.distill import distill
 from tests.test_distill import method
-from tests.toys import BlobTask
+from tests.toys import BlobTask, Uncompiled
 
 def report(done, total, loss):
     print(done, flush=True)

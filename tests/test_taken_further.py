@@ -38,7 +38,7 @@ from mmdistill.stepper import Stepper
 from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Task
 from tests.test_distill import Undecided, Validated, method
-from tests.toys import BlobTask
+from tests.toys import BlobTask, Uncompiled
 
 SET = "distilled.safetensors"
 CODES, RATE = OptimizerSpec("sgd", 0.2, 0.5), OptimizerSpec("sgd", 1.0, 0.5)
@@ -160,7 +160,7 @@ def test_what_patience_ended_stays_as_it_is(tmp_path: Path) -> None:
 def test_on_a_cpu_a_run_goes_on_as_its_steps_ran(begun: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else some of its steps would be rounded otherwise than the others."""
     monkeypatch.setattr("mmdistill.compilation.WORTH_OPERATIONS", 1e30 if begun == "compiled" else 1.0)
-    monkeypatch.setattr("mmdistill.distiller.compiled", lambda function: lambda *args: function(*args))
+    monkeypatch.setattr("mmdistill.distiller.Program", Uncompiled)
     distiller = Distiller(BlobTask(), method("dm", steps=400), 1)
     run = distiller.start()
     run.step, run.path = 3, begun
