@@ -74,7 +74,7 @@ class JudgedRun(NamedTuple):
 
     def options_beside(self) -> dict[str, str]:
         """Return the options that the run was given and that none of its recorded settings tells."""
-        told = {*PLACES, *(("lr", *SETTINGS) if self.settings else ())}
+        told = {*PLACES, *(("lr", "set", *SETTINGS) if self.settings else ())}
         if self.settings.get("validate_every"):
             told -= {*VALIDATING}
         return {name: str(value) for name, value in self.options.items() if name not in told}

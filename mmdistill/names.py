@@ -1,11 +1,13 @@
-"""Names that users give: their canonical spelling, and what is said of one that nobody knows."""
+"""Names that users give: their canonical spelling, what is said of one that nobody knows, and values of names."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 
@@ -84,6 +86,33 @@ def as_file_name(text: str) -> str:
 def split_names(text: str | None) -> list[str]:
     """Return the names of a comma-separated list."""
     return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def as_assignments(given: Any) -> list[Any]:
+    """Return what a file gives to names as ``--set`` takes it, NAME=VALUE; nothing for a name that is left empty.
+
+    Args:
+        given: a mapping, one NAME=VALUE or a list of these; None for nothing.
+    """
+    if not isinstance(given, Mapping):
+        return given if isinstance(given, list) else [] if given is None else [given]
+    said = {name: value for name, value in given.items() if value is not None}
+    return [f"{name}={one if isinstance(one, str) else json.dumps(one, default=str)}" for name, one in said.items()]
+
+
+def assignments(given: Iterable[str]) -> dict[str, str]:
+    """Return the values, as texts, of NAME=VALUE by name; of a name that comes twice the last.
+
+    Raises:
+        ConfigError: something else.
+    """
+    found = {}
+    for one in given:
+        name, equals, text = str(one).partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set takes NAME=VALUE, such as --set inner_parts=2, got {one!r}")
+        found[name.strip().replace("-", "_")] = text.strip()
+    return found
 
 
 def baseline_names(text: str) -> list[str]:
