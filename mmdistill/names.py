@@ -28,11 +28,20 @@ def canonical(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """Return the error for an unknown name, with the nearest known ones."""
+def unknown_name(kind: str, name: str, known: Iterable[str], scripts: str = "") -> UnknownNameError:
+    """Return the error for an unknown name, with the nearest known ones.
+
+    Args:
+        kind: what it is the name of.
+        name: the name.
+        known: those that there are.
+        scripts: what scripts of users add under such names ("a method"), which is said where no known one is near.
+    """
     names = sorted(known)
     hint = did_you_mean(canonical(name), names)
-    return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)})")
+    there = f"; {scripts} that a script of yours adds is known there alone: run it in place of mmdistill"
+    said = there if scripts and not hint else ""
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)}){said}")
 
 
 def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
