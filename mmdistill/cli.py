@@ -17,7 +17,7 @@ from mmdistill.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.names import canonical
 from mmdistill.settings import AT_RESUME
-from mmdistill.wording import GROUPS, ConfigFile, Parser, in_groups, name_values
+from mmdistill.wording import GROUPS, ConfigFile, Parser, add_set, in_groups, name_values
 
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
@@ -122,8 +122,7 @@ def _add_file_and_plan(parser: Parser, file: str, plan: str) -> None:
     """Add the options of commands that distil: a file of options, and to say what would be done; each with its help."""
     parser.add_argument("--config", action=ConfigFile, help=file)
     parser.add_argument("--dry_run", action="store_true", help=plan)
-    own = "a setting that has no option, such as inner_parts=2, or that a method of yours adds; as often as needed"
-    parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=own)
+    add_set(parser)
 
 
 def _names(kind: type) -> list[str]:
@@ -140,6 +139,7 @@ def _experts_parser() -> Parser:
     skipped = {*_names(DistillConfig)} - set(EXPERT_OPTIONS)
     parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
     parser.set_defaults(method="mtt")
+    add_set(parser)
     parser.add_argument(
         "--experts",
         "--count",

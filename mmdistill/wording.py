@@ -174,6 +174,12 @@ def in_groups(parser: ArgumentParser, groups: Mapping[str, Sequence[str]]) -> No
             group._group_actions.append(by_name[name])
 
 
+def add_set(parser: ArgumentParser) -> None:
+    """Add the option for settings that have none of their own, which may come several times."""
+    line = "a setting that has no option, such as inner_parts=2, or that a method of yours adds; as often as needed"
+    parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=line)
+
+
 def name_values(parser: ArgumentParser) -> None:
     """Let the help say what the options of :class:`~mmdistill.config.DistillConfig` take: numbers, some words.
 

@@ -145,7 +145,16 @@ def test_a_sweep_takes_what_is_set_and_knows_its_runs(tmp_path: Path, capsys: py
     assert main(asked) == 0
     assert "finished" in capsys.readouterr().out
     assert main([*asked, "--set", "scale=3"]) == 2
-    assert "holds another run, of set ('scale=2',) in place of ('scale=3',)" in capsys.readouterr().err
+    assert "holds another run, of set scale=2 in place of scale=3" in capsys.readouterr().err
+
+
+def test_experts_take_settings_without_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["experts", "--data", "digits", "--method", "ftd", "--model", "mlp", "--width", "4", "--experts", "1"]
+    asked += ["--expert-steps", "1", "--start-epochs", "1", "--expert-folder", str(tmp_path)]
+    assert main([*asked, "--set", "expert_sam=0.02"]) == 0
+    assert '"sam": 0.02' in (tmp_path / "experts.json").read_text()
+    assert main([*asked, "--set", "scale=2"]) == 2
+    assert "FTD has no setting 'scale' for --set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ["set: 7", "set: [7]", "set: scale"])
