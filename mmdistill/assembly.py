@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from mmdistill.assigned import assigned
 from mmdistill.config import DistillConfig, require_data_and_method
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
@@ -67,6 +68,8 @@ def chosen_method(config: DistillConfig, domain: Domain) -> Method:
     method = get_method(domain, name, data, config.schedule)
     storage = None if config.parameterization is None else get_parameterization(domain, config.parameterization, data)
     settings = config.overrides() | ({} if config.lr is None else {"lr": config.lr})
+    if config.set is not None:
+        settings |= assigned(config.set, method.settings(config.ipc or config.nodes or config.users or 1), method.title)
     return method.customised(storage, config.label, settings)
 
 

@@ -17,7 +17,7 @@ from mmdistill.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.names import canonical
 from mmdistill.settings import AT_RESUME
-from mmdistill.wording import GROUPS, ConfigFile, Parser, in_groups, name_values
+from mmdistill.wording import GROUPS, ConfigFile, Parser, add_set, in_groups, name_values
 
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
@@ -90,7 +90,7 @@ def _distill_parser() -> Parser:
         "a YAML file of options, such as a run's config.yaml; options on the command line override those in it",
         "print what the run would do (its settings, network, judges and folder) and do nothing",
     )
-    parser.add_class_arguments(DistillConfig, as_group=False)
+    parser.add_class_arguments(DistillConfig, as_group=False, skip={"set"})
     name_values(parser)
     in_groups(parser, GROUPS)
     return parser
@@ -111,7 +111,7 @@ def _sweep_parser() -> Parser:
         "print which runs are finished, not judged, unfinished or new; do nothing",
     )
     parser.add_class_arguments(SweepConfig, as_group=False)
-    skipped = {"method", "seed", "device", "overwrite", *_names(SweepConfig)}
+    skipped = {"method", "seed", "device", "overwrite", "set", *_names(SweepConfig)}
     parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
     name_values(parser)
     in_groups(parser, GROUPS)
@@ -122,6 +122,7 @@ def _add_file_and_plan(parser: Parser, file: str, plan: str) -> None:
     """Add the options of commands that distil: a file of options, and to say what would be done; each with its help."""
     parser.add_argument("--config", action=ConfigFile, help=file)
     parser.add_argument("--dry_run", action="store_true", help=plan)
+    add_set(parser)
 
 
 def _names(kind: type) -> list[str]:
@@ -138,6 +139,7 @@ def _experts_parser() -> Parser:
     skipped = {*_names(DistillConfig)} - set(EXPERT_OPTIONS)
     parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
     parser.set_defaults(method="mtt")
+    add_set(parser)
     parser.add_argument(
         "--experts",
         "--count",

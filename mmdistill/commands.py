@@ -37,7 +37,7 @@ from mmdistill.kept_baselines import KeptBaselines, package_digest
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
-from mmdistill.names import as_argument, baseline_names, canonical, first_few, split_names, unknown_name
+from mmdistill.names import as_argument, assignments, baseline_names, canonical, first_few, split_names, unknown_name
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.pivot import pivot, write_latex
@@ -137,8 +137,10 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
     if ranks.is_first():
         for note in task.describe().notes:
             print(f"note: {note}")
-        for name in without_effect(task, method, budget, config.overrides()):
-            print(f"note: {method.title} does not read --{name.replace('_', '-')}, which changes nothing")
+        own = assignments(config.set or ())
+        for name in without_effect(task, method, budget, {**config.overrides(), **own}):
+            option = f"set {name}" if name in own else name.replace("_", "-")
+            print(f"note: {method.title} does not read --{option}, which changes nothing")
         if method.judge and not config.judges and method.reads_no_network(budget):
             for name in ("model", "width"):
                 if getattr(config, name) is not None:

@@ -10,12 +10,14 @@ import yaml
 
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
-from mmdistill.names import as_file_name, canonical, split_names
+from mmdistill.names import as_assignments, as_file_name, assignments, canonical, split_names
 from mmdistill.run_folder import holds_work
-from mmdistill.settings import MEMORY_ONLY, Settings
+from mmdistill.settings import MEMORY_ONLY, Settings, known_names
 
 ASIDE = {"resume": None, "dry_run": False}
 """Options of ``distill`` that are no configuration, as they are by default."""
+WITHOUT_TEXT = ("optimizers", "stored_bytes")
+"""Settings that no option tells: values of their own kind, and what a budget in bytes comes to."""
 BUDGETS = ("ipc", "nodes", "users", "bytes")
 """The options that say how large a set may be."""
 HOW_IT_RUNS = ("out", "overwrite", "device", "checkpoint_every", "compile", *MEMORY_ONLY)
@@ -95,6 +97,8 @@ class DistillConfig:
         validate_every: steps between validations, the best of which decides what step is kept; 0 keeps the last step
         patience: end the run after N validations in a row without an improvement; 0 takes all steps
         interactions_per_user: interactions of a synthetic user (recommender data)
+        set: NAME=VALUE, as often as there are settings to set that have no option of their own, such as inner_parts and
+            those that a method of yours adds; a file may also name them like the others
         checkpoint_every: steps between checkpoints, the most that an interruption can lose; 0 writes one every tenth of
             the run, at least every ten minutes, and more often at first
         judges: judges of the result, comma-separated, or 'all'; by default the method's own, else the domain's first
@@ -168,6 +172,7 @@ class DistillConfig:
     validate_every: int | None = None
     patience: int | None = None
     interactions_per_user: int | None = None
+    set: tuple[str, ...] | None = None
     checkpoint_every: int = 0
     judges: str | None = None
     networks: int = 5
@@ -181,6 +186,12 @@ class DistillConfig:
     size: int | None = None
     inductive: bool | None = None
     baselines: str = "random,herding,whole"
+
+    def __post_init__(self) -> None:
+        """Order what ``set`` has, of each name the last, so that equal configurations compare so."""
+        if self.set is not None:
+            given = (f"{name}={text}" for name, text in sorted(assignments(self.set).items()))
+            object.__setattr__(self, "set", tuple(given) or None)
 
     def folder(self) -> Path:
         """Return the run folder."""
@@ -297,6 +308,11 @@ SETTINGS = tuple(entry.name for entry in fields(DistillConfig) if entry.name in 
 """Options that replace a method's own settings."""
 
 
+def assignable() -> set[str]:
+    """Return the settings that ``--set`` takes of some method: those that have no option, of any class made so far."""
+    return {*known_names()} - {*SETTINGS, *WITHOUT_TEXT}
+
+
 def _chooses(kind: Any) -> bool:
     """Return whether values of a type are a few words."""
     return get_origin(kind) is Literal or any(map(_chooses, get_args(kind)))
@@ -334,9 +350,13 @@ def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dat
     for name, value in ASIDE.items():  # which --print-config writes
         if content.get(name, ...) == value:
             del content[name]
+    known = {*kinds, *(assignable() if "set" in kinds else ())}
     for name in content:
-        if name not in kinds:
-            raise CheckpointError(f"{path} has an unknown setting {name!r}{did_you_mean(str(name), kinds)}")
+        if name not in known:
+            raise CheckpointError(f"{path} has an unknown setting {name!r}{did_you_mean(str(name), known)}")
+    own = {name: content.pop(name) for name in sorted(known & {*content} - {*kinds})}
+    if given := [*as_assignments(content.get("set")), *as_assignments(own)]:
+        content["set"] = given
     for name in CHOICES & set(content):
         if isinstance(content[name], bool):  # as YAML reads off and on
             content[name] = "on" if content[name] else "off"
@@ -366,6 +386,8 @@ def _fits(value: object, kind: Any) -> bool:
         return any(_fits(value, one) for one in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
     if isinstance(value, bool) or kind is bool:
         return kind is bool and isinstance(value, bool)
     return isinstance(value, (int, float) if kind is float else kind)

@@ -76,7 +76,7 @@ class JudgedRun(NamedTuple):
 
     def options_beside(self) -> dict[str, str]:
         """Return the options that the run was given and that none of its recorded settings tells."""
-        told = {*NOT_TOLD_APART, *(("lr", *SETTINGS) if self.settings else ())}
+        told = {*NOT_TOLD_APART, *(("lr", "set", *SETTINGS) if self.settings else ())}
         if self.settings.get("validate_every"):
             told -= {*VALIDATING}
         return {name: str(value) for name, value in self.options.items() if name not in told}

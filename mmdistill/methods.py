@@ -38,9 +38,14 @@ def unread(settings: Settings) -> NetworkSchedule:
 
 
 def trained_by(kind: Callable[..., TrainedNetworks]) -> Callable[[Settings], NetworkSchedule]:
-    """Return how the settings make a schedule that trains a network between steps."""
+    """Return how the settings make a schedule that trains a network between steps.
+
+    Args:
+        kind: the schedule, a class or a partial of one; the settings say the fields of :class:`TrainedNetworks`.
+    """
 
     def make(settings: Settings) -> NetworkSchedule:
+        """A network trained between steps as ``outer_steps``, ``inner_*`` and ``augment`` of the settings say."""
         return kind(
             outer_steps=settings.outer_steps,
             inner_steps=settings.inner_steps,
@@ -53,10 +58,14 @@ def trained_by(kind: Callable[..., TrainedNetworks]) -> Callable[[Settings], Net
     return make
 
 
-trained_on_s = trained_by(TrainedOnS)
-"""A network trained on the synthetic set between steps, epoch by epoch."""
-stepped_on_s = trained_by(SteppedOnS)
-"""The same, minibatch by minibatch."""
+def trained_on_s(settings: Settings) -> NetworkSchedule:
+    """A network trained on the synthetic set between steps, epoch by epoch, see :class:`TrainedOnS`."""
+    return trained_by(TrainedOnS)(settings)
+
+
+def stepped_on_s(settings: Settings) -> NetworkSchedule:
+    """A network trained on the synthetic set between steps, minibatch by minibatch, see :class:`SteppedOnS`."""
+    return trained_by(SteppedOnS)(settings)
 
 
 def experts_by(
@@ -65,6 +74,7 @@ def experts_by(
     """Return how the settings make a schedule of experts that train by a protocol for the epochs they need."""
 
     def make(settings: Settings) -> NetworkSchedule:
+        """Experts' trajectories as ``experts``, ``expert_*`` and ``start_epochs`` of the settings say."""
         epochs = needed_epochs(settings.start_epochs, settings.expert_steps)
         own = replace(protocol, epochs=epochs, sam=settings.expert_sam, sam_gap=settings.expert_gap)
         recipe = ExpertRecipe(own, settings.augment, precision=settings.expert_precision)

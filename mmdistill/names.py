@@ -1,11 +1,13 @@
-"""Names that users give: their canonical spelling, and what is said of one that nobody knows."""
+"""Names that users give: their canonical spelling, what is said of one that nobody knows, and values of names."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
 
@@ -26,11 +28,20 @@ def canonical(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """Return the error for an unknown name, with the nearest known ones."""
+def unknown_name(kind: str, name: str, known: Iterable[str], scripts: str = "") -> UnknownNameError:
+    """Return the error for an unknown name, with the nearest known ones.
+
+    Args:
+        kind: what it is the name of.
+        name: the name.
+        known: those that there are.
+        scripts: what scripts of users add under such names ("a method"), which is said where no known one is near.
+    """
     names = sorted(known)
     hint = did_you_mean(canonical(name), names)
-    return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)})")
+    there = f"; {scripts} that a script of yours adds is known there alone: run it in place of mmdistill"
+    said = there if scripts and not hint else ""
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)}){said}")
 
 
 def unknown_data(kind: str, data: str, known: Iterable[str]) -> ConfigError:
@@ -84,6 +95,33 @@ def as_file_name(text: str) -> str:
 def split_names(text: str | None) -> list[str]:
     """Return the names of a comma-separated list."""
     return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def as_assignments(given: Any) -> list[Any]:
+    """Return what a file gives to names as ``--set`` takes it, NAME=VALUE; nothing for a name that is left empty.
+
+    Args:
+        given: a mapping, one NAME=VALUE or a list of these; None for nothing.
+    """
+    if not isinstance(given, Mapping):
+        return given if isinstance(given, list) else [] if given is None else [given]
+    said = {name: value for name, value in given.items() if value is not None}
+    return [f"{name}={one if isinstance(one, str) else json.dumps(one, default=str)}" for name, one in said.items()]
+
+
+def assignments(given: Iterable[str]) -> dict[str, str]:
+    """Return the values, as texts, of NAME=VALUE by name; of a name that comes twice the last.
+
+    Raises:
+        ConfigError: something else.
+    """
+    found = {}
+    for one in given:
+        name, equals, text = str(one).partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set takes NAME=VALUE, such as --set inner_parts=2, got {one!r}")
+        found[name.strip().replace("-", "_")] = text.strip()
+    return found
 
 
 def baseline_names(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mmdistill.choices import Schedule as Schedule
 from mmdistill.choices import SplitBy, TrainingPrecision
-from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean
+from mmdistill.errors import ConfigError, UnknownNameError
 from mmdistill.exports import Exporter
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
@@ -277,10 +277,7 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
                 f"{key} is a method for {in_words(kinds)} data, and {data or 'this'} is {domain.name} data "
                 f"(whose methods are: {', '.join(sorted(methods))})"
             )
-        unknown = str(unknown_name(f"method for {domain.name} data", name, methods))
-        if not did_you_mean(key, methods):
-            unknown += "; a method that a script of yours adds is known there alone: run it in place of mmdistill"
-        raise UnknownNameError(unknown)
+        raise unknown_name(f"method for {domain.name} data", name, methods, scripts="a method")
     if schedule == "published":
         return methods[key]
     reduced = domain.reduced.get(canonical(data), domain.reduced.get("*", {}))
@@ -310,5 +307,5 @@ def get_parameterization(domain: Domain, name: str, data: str = "") -> Storage:
         key = f"{stem}-{int(number)}"
         found = {key: domain.families[stem](int(number)), **found}
     if key not in found:
-        raise unknown_name(f"parameterization of {domain.name} data", name, found)
+        raise unknown_name(f"parameterization of {domain.name} data", name, found, scripts="one")
     return replace(found[key], name=key)

@@ -138,6 +138,7 @@ def require_own_folder(config: DistillConfig) -> None:
     asked, there = asdict(config), asdict(saved)
     differing = [name for name in asked if name not in HOW_IT_RUNS and there[name] != asked[name]]
     if differing:
+        asked, there = ({**one, "set": " ".join(one["set"] or ())} for one in (asked, there))
         said = ", ".join(f"{name.replace('_', '-')} {there[name]} in place of {asked[name]}" for name in differing)
         ways = "choose another --out or remove it"
         if differing == ["steps"]:

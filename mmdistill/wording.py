@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
-from mmdistill.config import DistillConfig, SweepConfig, read_settings
+from mmdistill.config import DistillConfig, SweepConfig, assignable, read_settings
 from mmdistill.errors import did_you_mean
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
@@ -39,6 +39,7 @@ GROUPS = {
         *("inner_batch", "inner_momentum", "inner_window", "clip", "ridge"),
         *("validate_every", "patience", "classes_at_once", "kept_steps", "interactions_per_user"),
         *("experts", "expert_steps", "start_epochs", "expert_folder", "expert_precision", "teacher_epochs", "ema"),
+        "set",
     ),
 }
 """The options of ``distill`` and ``sweep``, as their help shows them."""
@@ -145,6 +146,8 @@ def in_one_line(message: str, known: Sequence[str]) -> str:
         options = [option.lstrip("-").replace("_", "-") for option in known]
         ours = [other for other in ELSEWHERE.get(name, ()) if other in options]
         near = f"; did you mean '--{ours[0]}'?" if ours else did_you_mean(name, options).replace(" '", " '--")
+        if "set" in options and (own := name.replace("-", "_")) in assignable():
+            near = f"; did you mean '--set {own}=VALUE'?"
         return f"unknown option --{name}{near}"
     command = re.match(r"argument command: invalid choice: '([^']*)' \(choose from (.*)\)", message)
     if command is not None:
@@ -169,6 +172,12 @@ def in_groups(parser: ArgumentParser, groups: Mapping[str, Sequence[str]]) -> No
         for name in filter(by_name.get, names):
             plain._group_actions.remove(by_name[name])
             group._group_actions.append(by_name[name])
+
+
+def add_set(parser: ArgumentParser) -> None:
+    """Add the option for settings that have none of their own, which may come several times."""
+    line = "a setting that has no option, such as inner_parts=2, or that a method of yours adds; as often as needed"
+    parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=line)
 
 
 def name_values(parser: ArgumentParser) -> None:

@@ -1,34 +1,53 @@
 """CONTRIBUTING.md shows how to add a method and a kind of data; this does just what it shows."""
 
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mmdistill.cli import main
 from mmdistill.distill import distill
+from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
+from mmdistill.image.models import FAMILIES
+from mmdistill.labels import LabelKind
 from mmdistill.method import MethodTable
 from mmdistill.methods import CORE_METHODS
+from mmdistill.metrics import read_metrics
+from mmdistill.networks import early, schedules, staggered
+from mmdistill.networks.schedules import NetworkSchedule
+from mmdistill.objectives import base
+from mmdistill.objectives.base import Network, Objective
+from mmdistill.parameterizations.codes import KINDS, load_codes
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import TaskInfo
-from mmdistill.testing import check_task
+from mmdistill.testing import check_parameterization, check_task
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+REFERENCE = PAGE.parent / "docs" / "extending.md"
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+QUICK = ["--steps", "2", "--networks", "1", "--judge-epochs", "1", "--baselines", "none"]
 
 
 @pytest.fixture(scope="module")
 def shown() -> Iterator[dict[str, Any]]:
     names: dict[str, Any] = {}
     domain = get_domain("image")
-    before = [(table, dict(table)) for table in (domain.methods, domain.presets, domain.reduced)]
-    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-        exec(block, names)
+    tables = (domain.methods, domain.presets, domain.reduced, domain.parameterizations, FAMILIES, KINDS)
+    before = [(table, dict(table)) for table in tables]
+    for page in (PAGE, REFERENCE):
+        for block in BLOCK.findall(page.read_text()):
+            exec(block, names)
     yield names
     for table, entries in before:  # what the page adds to the package is this page's alone
         assert isinstance(table, dict)
@@ -47,7 +66,7 @@ def test_the_shown_task_keeps_its_contract(task: Any) -> None:
     check_task(task, judge="linear")
 
 
-@pytest.mark.parametrize("name", ["mine", "spread", "powered"])
+@pytest.mark.parametrize("name", ["mine", "spread", "powered", "head", "student"])
 def test_the_shown_methods_distil(shown: dict[str, Any], task: Any, name: str) -> None:
     losses: list[float] = []
     result = distill(task, shown[name], ipc=2, progress=lambda done, total, loss: losses.append(loss))
@@ -67,6 +86,89 @@ def test_settings_of_the_shown_class_are_replaced_and_recorded(shown: dict[str, 
     assert result.settings["power"] == 1.5
     assert isinstance(described := result.described["objective"], dict)
     assert described == {"class": "SpreadMatching", "power": 1.5}
+
+
+@pytest.mark.parametrize("label", ["hard", "soft"])
+def test_the_shown_storage_keeps_its_contract(shown: dict[str, Any], label: LabelKind) -> None:
+    check_parameterization(shown["task"], shown["HALVED"], label=label)
+
+
+def test_what_a_script_registers_goes_by_name(shown: dict[str, Any], tmp_path: Path) -> None:
+    halved = distill(shown["task"], "flat-dc", ipc=1, parameterization="halved", settings={"steps": 1})
+    assert halved.batch.weight.shape == (40,)
+    first, *_ = shown_commands()
+    assert main([*first, *QUICK, "--out", str(tmp_path)]) == 0
+    codes, about = load_codes(tmp_path / "codes.safetensors")
+    decoded, kept = codes(Draws(0)).inputs, DistilledSet.load(tmp_path).batch.inputs
+    assert isinstance(kept, torch.Tensor)
+    assert torch.allclose(decoded, kept, atol=1e-5)
+    assert about["kind"] == "shrunk"
+    metrics = read_metrics(tmp_path / "metrics.json")
+    assert metrics["results"][0]["judge"] == "two"
+    assert (
+        main(
+            [
+                "distill",
+                "--data",
+                "digits",
+                "--method",
+                "spread-p",
+                "--ipc",
+                "1",
+                *QUICK,
+                "--set",
+                "power=1.5",
+                "--model",
+                "two-w8",
+                "--out",
+                str(tmp_path / "own"),
+            ]
+        )
+        == 0
+    )
+    assert DistilledSet.load(tmp_path / "own").settings["power"] == 1.5
+
+
+def test_a_script_of_the_shown_blocks_runs_in_place_of_the_command(tmp_path: Path) -> None:
+    script = tmp_path / "my_methods.py"
+    script.write_text("\n".join(BLOCK.findall(PAGE.read_text())))
+    _, sweep = shown_commands()
+    made = subprocess.run(
+        [sys.executable, script, *sweep, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert len(made.stdout.splitlines()) == 12
+    assert "digits-flat-dc-10-seed2" in made.stdout
+
+
+def shown_commands() -> list[list[str]]:
+    """Return the arguments that the page gives its script."""
+    return [shlex.split(line) for line in re.findall(r"^python my_methods\.py (.*)$", PAGE.read_text(), re.MULTILINE)]
+
+
+def test_the_reference_names_all_there_is() -> None:
+    page = BLOCK.sub("", REFERENCE.read_text())
+    flags = {name: value for name, value in vars(Objective).items() if isinstance(value, bool | int | str)}
+    flags = {name: value for name, value in flags.items() if not name.startswith("_")}
+    table = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", page, re.MULTILINE))
+    assert table == {name: f'"{value}"' if isinstance(value, str) else str(value) for name, value in flags.items()}
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", page))))
+    assert set(Network._fields) <= named
+    assert {name for name in vars(Draws) if not name.startswith("_")} - {"path", "device", "seed"} <= named
+    for name in ("class_sides", "class_means", "class_summary", "class_gradients", "flatten_classes"):
+        assert name in named
+        assert hasattr(base, name)
+    for module in (schedules, early, staggered):
+        kinds = {name for name, kind in vars(module).items() if _is_schedule(kind, module.__name__)}
+        assert kinds - {"FreshNetworks", "UnreadNetwork", "TrainedOnS", "SteppedOnS"} <= named
+
+
+def _is_schedule(kind: object, module: str) -> bool:
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, NetworkSchedule)
+        and kind.__module__ == module
+        and not isabstract(kind)
+    )
 
 
 def test_the_shown_settings_for_a_data_set_are_found(shown: dict[str, Any]) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from mmdistill.errors import ConfigError
-from mmdistill.image import METHODS
+from mmdistill.evaluate import find_judges
+from mmdistill.image import METHODS, image_task
 from mmdistill.methods import CORE_METHODS
-from mmdistill.registry import get_domain, get_method, has_method
+from mmdistill.registry import get_domain, get_method, get_parameterization, has_method
 from mmdistill.run_folder import how_to_finish
 
 
@@ -41,8 +42,15 @@ def test_methods_of_any_domain_are_known() -> None:
 
 def test_an_unknown_method_that_resembles_none_may_be_a_scripts() -> None:
     domain = get_domain("image")
-    with pytest.raises(ConfigError, match="a script of yours adds is known there alone: run it in place of mmdistill"):
+    script = "that a script of yours adds is known there alone: run it in place of mmdistill"
+    with pytest.raises(ConfigError, match=f"a method {script}"):
         get_method(domain, "qqqqqq", "digits")
+    with pytest.raises(ConfigError, match=f"one {script}"):
+        get_parameterization(domain, "qqqqqq")
+    task = image_task("digits", width=4)
+    for refused in (lambda: image_task("digits", model="qqqqqq"), lambda: find_judges(task, ["qqqqqq"])):
+        with pytest.raises(ConfigError, match=f"a network {script}"):
+            refused()
     with pytest.raises(ConfigError, match="did you mean 'dsa'") as near:
         get_method(domain, "dsaa", "digits")
     assert "script" not in str(near.value)

@@ -64,7 +64,7 @@ class NamedJudges:
         if closed_form is not None:
             return closed_form.name
         if canonical(name).split("-")[0] not in FAMILIES:
-            raise unknown_name("judge", name, (*FAMILIES, *KERNELS))
+            raise unknown_name("judge", name, (*FAMILIES, *KERNELS), scripts="a network")
         spelled = self._beside_own(name)
         reason = refusal(spelled, self.data.shape)
         if reason:

@@ -125,7 +125,7 @@ def parse_model(name: str, what: str = "model") -> tuple[str, dict[str, Option]]
     """
     family, *words = canonical(name).split("-")
     if family not in FAMILIES:
-        raise unknown_name(what, name, FAMILIES)
+        raise unknown_name(what, name, FAMILIES, scripts="a network")
     known, options = FAMILIES[family], dict[str, Option]()
     for word in words:
         number = re.fullmatch(r"([dw])(\d+)", word)
