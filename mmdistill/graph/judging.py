@@ -11,12 +11,11 @@ from mmdistill.graph.judges import Fitted, JudgeProtocol, LoopSample, Sample, Se
 from mmdistill.graph.models import ModuleNetwork, make_network
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.scene import Part, View
+from mmdistill.networks.architecture import OWN
 from mmdistill.runtime import Draws
 from mmdistill.task import Tensors
 
 JUDGES = ("gcn", "sgc", *ARCHITECTURES, "mlp")
-OWN = "model"
-"""What the user's own module is called as a judge."""
 SGC_HOPS = 2
 TOGETHER_BYTES = 2**28
 """Bytes of hidden units of judges that train side by side."""

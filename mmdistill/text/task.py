@@ -17,7 +17,7 @@ from mmdistill.errors import ConfigError, DataError, ShapeError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
-from mmdistill.networks.architecture import described_module, task_line
+from mmdistill.networks.architecture import OWN, described_module, task_line
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Mode, state_at
@@ -109,7 +109,7 @@ class TextTask:
         self.truncated = truncated
         self.protocol = protocol
         self.noise = noise
-        self.judges: Sequence[str] = ("model",) * own_model + ("mlp", "logreg", "knn", "ridge", *READERS)
+        self.judges: Sequence[str] = (OWN,) * own_model + ("mlp", "logreg", "knn", "ridge", *READERS)
         self.dim = train.shape[1]
         self._rows = ClassRows(data.train.labels, self.class_count, self.device)
         self._mlp = FunctionalModule(partial(mlp_head, self.dim, self.class_count), device=self.device)
@@ -211,7 +211,7 @@ class TextTask:
             return self._read(synthetic, key)
         batch = self._checked(synthetic)
         notes: list[str] = []
-        if key in ("mlp", "model"):
+        if key in ("mlp", OWN):
             predictions = self._trained(batch, key, self.test.inputs, draws, n)
         else:
             predictions, notes = self._closed(batch, key)
@@ -222,7 +222,7 @@ class TextTask:
 
     def judging_read(self, judge: str) -> Sequence[str]:
         """Return what a judge reads of ``epochs`` and ``batch``: all but networks nothing."""
-        return JUDGING if judge in ("mlp", "model") else ()
+        return JUDGING if judge in ("mlp", OWN) else ()
 
     def judging_epochs(self, judge: str, samples: int | None) -> int | None:
         """Return for how many epochs a judge trains on so many texts, None: on all; None of what is solved."""

@@ -14,7 +14,7 @@ from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.isolation import isolated
 from mmdistill.labels import require_targets, target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
-from mmdistill.networks.architecture import described_module, task_line
+from mmdistill.networks.architecture import OWN, described_module, task_line
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
@@ -91,7 +91,7 @@ class TokenTask:
         self.num_classes: int | None = self.class_count
         self.model = model
         self.encoder = encoder
-        self.network_name = name
+        self.network_name = "" if name == OWN else name
         self.protocol = protocol
         others = tuple(other for other in TOKEN_MODELS if other != name)
         self.judges: Sequence[str] = (name, *others, PROJECTED, *READERS)
@@ -164,7 +164,7 @@ class TokenTask:
         """
         if not isinstance(self.model.module, TransformerClassifier):
             raise ConfigError(
-                f"this method needs --model transformer; {self.network_name!r} has no attention and no encoder"
+                f"this method needs --model transformer; {self.judges[0]!r} has no attention and no encoder"
             )
 
     def features(self, state: NetworkState, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -257,7 +257,7 @@ class TokenTask:
         return self.named(inputs)
 
     def _judge(self, key: str, learned: Mapping[str, Tensor]) -> TokenJudge:
-        own = key in (self.network_name, PROJECTED)
+        own = key in (self.judges[0], PROJECTED)
         model = self.model if own else self._other(key)
         return TokenJudge(self, model, key, self.protocol or protocol_for(model), learned if own else {})
 
@@ -298,7 +298,7 @@ class TokenTask:
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean development accuracy of two networks."""
         queries = (self.tokens.dev, self.data.dev.labels)
-        values = self._judge(self.network_name, learned).score(synthetic, queries, draws, 2).values["accuracy"]
+        values = self._judge(self.judges[0], learned).score(synthetic, queries, draws, 2).values["accuracy"]
         return sum(values) / len(values)
 
     def describe(self) -> TaskInfo:
@@ -399,7 +399,7 @@ def token_task(
         module = named_module(name, vocabulary, len(loaded.class_names), encoder=source, width=width, device=device)
     else:
         require_no_width(width, "a module of your own")
-        name = "model"
+        name = OWN
         if isinstance(model, FunctionalModule):
             require_no_features(features, f"a {type(model).__name__}")
         module = model if isinstance(model, FunctionalModule) else FunctionalModule(model, features, device)
