@@ -141,6 +141,7 @@ class Domain:
         taxonomy: by method name, the rows of Table 1.
         conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
         shortcoming: what keeps a path that is nearly this domain's data from being read, in words; empty for others.
+        shipped: the names of the methods and ways of storing that it had when it was made.
     """
 
     name: str
@@ -164,6 +165,11 @@ class Domain:
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
     conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}
     shortcoming: Callable[[Path], str] = lambda path: ""
+    shipped: frozenset[str] = field(init=False, default=frozenset())
+
+    def __post_init__(self) -> None:
+        """Note which methods and ways of storing there are before a user's code adds others."""
+        object.__setattr__(self, "shipped", frozenset({*domain_methods(self), *self.parameterizations}))
 
 
 def get_domain(name: str) -> Domain:
