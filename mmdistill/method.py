@@ -218,7 +218,7 @@ class Method:
             ConfigError: an unknown setting; once the budget is known, one that settings of another class have.
         """
         base = self.settings
-        require_settings(changes, known_names())
+        require_settings(changes, known_names(), f"{', '.join(Settings.__dataclass_fields__)}, and the method's own")
 
         def settings(budget: int) -> Settings:
             own = base(budget)
@@ -288,9 +288,13 @@ class Method:
         return replace(self, parameterization=storage, settings=settings)
 
 
-def require_settings(changes: Iterable[str], known: Collection[str]) -> None:
+def require_settings(changes: Iterable[str], known: Collection[str], listed: str = "") -> None:
     """Refuse to change a setting that there is not.
 
+    Args:
+        changes: the settings to change.
+        known: those that there are.
+        listed: how the message names these; by default one by one.
     Raises:
         ConfigError: naming the nearest one, or the place of an optimizer's.
     """
@@ -300,7 +304,7 @@ def require_settings(changes: Iterable[str], known: Collection[str]) -> None:
         hint = did_you_mean(name, known)
         if name in OptimizerSpec.__dataclass_fields__:
             hint = f"; it is an optimizer's: optimizers={{'codes': OptimizerSpec('sgd', {name}=...)}}"
-        raise ConfigError(f"unknown setting {name!r}{hint} (there are: {', '.join(known)})")
+        raise ConfigError(f"unknown setting {name!r}{hint} (there are: {listed or ', '.join(known)})")
 
 
 def made_of_nothing(kind: type) -> bool:

@@ -288,6 +288,38 @@ class Settings:
         for group, spec in self.optimizers.items():
             if not isinstance(spec, OptimizerSpec):
                 raise ConfigError(f"the optimizer of {group!r} is an OptimizerSpec, got {type(spec).__name__}")
+        _require_own_types(self)
+
+
+OWN_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((Integral,), "a whole number"),
+    "float": ((Real,), "a number"),
+    "str": ((str,), "a text"),
+    "tuple": ((tuple, list), "a tuple or list"),
+    "list": ((tuple, list), "a tuple or list"),
+}
+"""By the plain type of a user's own field, the values that it takes, and these in words."""
+
+
+def _require_own_types(settings: Settings) -> None:
+    """Refuse values of a user's own fields that are of another type than these and their defaults.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    for entry in fields(settings):
+        named = entry.type if isinstance(entry.type, str) else getattr(entry.type, "__name__", "")
+        kinds, words = OWN_TYPES.get(named.partition("[")[0], ((), ""))
+        if entry.name in Settings.__dataclass_fields__ or not kinds or not _is_of(entry.default, kinds):
+            continue
+        if not _is_of(value := getattr(settings, entry.name), kinds):
+            raise ConfigError(f"{entry.name} is {words}, got {value!r}")
+
+
+def _is_of(value: object, kinds: tuple[type, ...]) -> bool:
+    """Return whether a value is of some types; booleans are no numbers."""
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
