@@ -327,8 +327,8 @@ def made_objective(whose: str, make: Callable[[], Objective]) -> Objective:
     """
     if isinstance(make, Objective):
         raise ConfigError(
-            f"the objective of {whose} is made for each run, so what makes one is needed (its class, or a function), "
-            f"not a {type(make).__name__}"
+            f"the objective of {whose} is made for each run, so a method takes what makes one (its class, or a "
+            f"function), not a {type(make).__name__}"
         )
     try:
         objective = make()

@@ -93,7 +93,7 @@ class Unmade2(Drifting):
     [
         (Detached, ConformanceError, "no gradient leads from the loss of Detached"),
         (Klass, ConfigError, "the view of Klass"),
-        (Drifting(), ConfigError, "what makes one is needed .* not a Drifting"),
+        (Drifting(), ConfigError, "takes what makes one .* not a Drifting"),
         (Unmade, ConfigError, r"the __init__ of Unmade begins with super\(\).__init__\(\)"),
         (Unmade2, ConfigError, r"begin with super\(\).__init__\(\)"),
         (nn.Identity, ConfigError, "of type Identity"),
