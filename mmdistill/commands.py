@@ -24,6 +24,7 @@ from mmdistill.assembly import (
 )
 from mmdistill.bars import progress_bar
 from mmdistill.budget import find_budget
+from mmdistill.checks import require_sizes
 from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, without_scores
 from mmdistill.composition import without_effect
 from mmdistill.config import DistillConfig, EvaluateConfig
@@ -48,7 +49,7 @@ from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free, ways_out
 from mmdistill.runtime import sole_writer, use_deterministic_kernels
 from mmdistill.saving import draw, require_held
-from mmdistill.settings import AT_RESUME, require_sizes
+from mmdistill.settings import AT_RESUME
 from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned
 from mmdistill.task import BudgetKind, Task

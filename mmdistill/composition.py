@@ -76,8 +76,9 @@ def require_composition(
         )
     if not objective.reads_scores and isinstance(parameterization.labels, LearnedLabels):
         raise ConfigError(
-            f"{type(objective).__name__} compares gradients of the cross entropy, and unrestricted labels are "
-            f"regressed; with {method.title} use hard, soft or a teacher's labels (--label hard, soft or teacher)"
+            f"{type(objective).__name__} needs labels that are distributions (it has reads_scores = False), and "
+            f"unrestricted ones are any numbers; with {method.title} use hard, soft or a teacher's labels (--label "
+            "hard, soft or teacher)"
         )
     if objective.styles not in (1, parameterization.styles):
         raise ConfigError(

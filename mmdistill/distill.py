@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from mmdistill import ranks
 from mmdistill.budget import find_budget
 from mmdistill.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same, steps_of
+from mmdistill.checks import require_kind
 from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
 from mmdistill.distilled import DistilledSet
@@ -32,7 +33,6 @@ from mmdistill.registry import Schedule, get_domain, get_method, get_parameteriz
 from mmdistill.run_folder import CHECKPOINTS, SET, is_finished, is_started, require_free
 from mmdistill.run_loop import take_steps
 from mmdistill.runtime import Draws, checked_seed, sole_writer
-from mmdistill.settings import require_kind
 from mmdistill.stepper import Stepper
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task, require_task

@@ -52,8 +52,8 @@ class DistilledSet:
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, as users call labels, or, of numbers that are not
             learned, ``fixed probabilities`` or ``fixed scores``; empty where there are none.
         judge: whose scores the method makes sets for; empty: the task's first judge.
-        described: the objective and the network schedule with what is set of them, as plain values; empty for closed
-            forms and selections.
+        described: the objective and the network schedule with what is set of them, as plain values, and of a network
+            of the user's own its name and a digest of what it is made of; closed forms and selections have no more.
         taken: updates made, of which patience may have left out some that were asked for; 0 where there are none.
         classes: ``(n,)`` the class that each sample stands for, where labels are soft and need not say it; else None.
     """

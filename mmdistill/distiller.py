@@ -24,17 +24,11 @@ from mmdistill.errors import ConfigError
 from mmdistill.first_step import require_start
 from mmdistill.labels import TeacherLabels
 from mmdistill.method import Method
-from mmdistill.networks.architecture import network_title
+from mmdistill.networks.architecture import network_title, own_network
 from mmdistill.networks.schedules import EMPTY, ScheduleState, require_advanced
 from mmdistill.networks.statistics import copied
 from mmdistill.networks.teacher import soft_labels, trained_teacher
-from mmdistill.objectives.base import (
-    Compiled,
-    Network,
-    Objective,
-    batched_gradients,
-    gradient_of_one,
-)
+from mmdistill.objectives.base import Compiled, Network, Objective, batched_gradients, gradient_of_one
 from mmdistill.objectives.losses import require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
 from mmdistill.optimizers import is_active, rate_at
@@ -81,8 +75,9 @@ class Distiller:
         require_selectable(task, method, self.settings)
         self.precision = resolved(precision, task.device)
         self.schedule = method.make_schedule(self.settings)
-        self.described: dict[str, object] = {}
-        """The objective and the schedule as plain values, once the run starts; nothing of a closed form."""
+        own = "" if method.reads_no_network(budget) else own_network(task)
+        self.described: dict[str, object] = {"network": own} if own else {}
+        """A user's own network and, once the run starts, the objective and the schedule, as plain values."""
         self.classes = None if task.num_classes is None else torch.arange(task.num_classes, device=task.device)
         self._compiled: Compiled | None = None
         if task.device.type == "cpu":
@@ -146,7 +141,7 @@ class Distiller:
     def make_objective(self) -> Objective:
         """Return the method's objective, once it is known to work with the task and the schedule."""
         objective = self.method.make_objective(self.settings)
-        self.described = {"objective": described(objective), "schedule": described(self.schedule)}
+        self.described |= {"objective": described(objective), "schedule": described(self.schedule)}
         objective.check(self.task)
         if objective.needs_target and not self.schedule.gives_target:
             raise ConfigError(

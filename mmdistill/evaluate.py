@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmdistill.abilities import LimitsJudging, NamesJudges, ScoresRobustness, Selects
 from mmdistill.allocation import allocate
+from mmdistill.checks import require_kind, require_sizes
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
@@ -18,7 +19,6 @@ from mmdistill.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.progress import judging_bar, own_progress
 from mmdistill.runtime import Draws, checked_seed
-from mmdistill.settings import require_kind, require_sizes
 from mmdistill.task import Batch, Scores, Task, checked_samples, require_task
 
 BASELINES = ("random", "herding", "whole")

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NoReturn, get_args
 
 from mmdistill.abilities import StoresSamples
@@ -119,15 +120,8 @@ class Method:
         """
         if self.objective is None:
             raise ConfigError(f"{self.title} has neither an objective nor a closed form")
-        if isinstance(self.objective, Objective):
-            raise ConfigError(
-                f"the objective of {self.title} is made for each run, so a method takes what makes one (its class, or "
-                f"a function), not a {type(self.objective).__name__}"
-            )
-        objective = self.objective.make(settings) if isinstance(self.objective, Configured) else self.objective()
-        require_made(f"the objective of {self.title}", objective, Objective)
-        require_choice(f"the view of {type(objective).__name__}", objective.view, get_args(RealView))
-        return objective
+        made = self.objective
+        return made_objective(self.title, partial(made.make, settings) if isinstance(made, Configured) else made)
 
     def make_schedule(self, settings: Settings) -> NetworkSchedule:
         """Return the network schedule for some settings.
@@ -226,7 +220,7 @@ class Method:
             ConfigError: an unknown setting; once the budget is known, one that settings of another class have.
         """
         base = self.settings
-        require_settings(changes, known_names())
+        require_settings(changes, known_names(), f"{', '.join(Settings.__dataclass_fields__)}, and the method's own")
 
         def settings(budget: int) -> Settings:
             own = base(budget)
@@ -246,6 +240,9 @@ class Method:
         if label == self.label:
             return self
         base = self.settings
+
+        if label not in ("soft", "unrestricted"):
+            return replace(self, label=label)
 
         def settings(budget: int) -> Settings:
             own = base(budget)
@@ -293,9 +290,13 @@ class Method:
         return replace(self, parameterization=storage, settings=settings)
 
 
-def require_settings(changes: Iterable[str], known: Collection[str]) -> None:
+def require_settings(changes: Iterable[str], known: Collection[str], listed: str = "") -> None:
     """Refuse to change a setting that there is not.
 
+    Args:
+        changes: the settings to change.
+        known: those that there are.
+        listed: how the message names these; by default one by one.
     Raises:
         ConfigError: naming the nearest one, or the place of an optimizer's.
     """
@@ -305,7 +306,7 @@ def require_settings(changes: Iterable[str], known: Collection[str]) -> None:
         hint = did_you_mean(name, known)
         if name in OptimizerSpec.__dataclass_fields__:
             hint = f"; it is an optimizer's: optimizers={{'codes': OptimizerSpec('sgd', {name}=...)}}"
-        raise ConfigError(f"unknown setting {name!r}{hint} (there are: {', '.join(known)})")
+        raise ConfigError(f"unknown setting {name!r}{hint} (there are: {listed or ', '.join(known)})")
 
 
 def made_of_nothing(kind: type) -> bool:
@@ -314,6 +315,36 @@ def made_of_nothing(kind: type) -> bool:
     various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [one for one in parameters.values() if one.default is one.empty and one.kind not in various]
     return not needed and "settings" not in parameters
+
+
+def made_objective(whose: str, make: Callable[[], Objective]) -> Objective:
+    """Return the objective that a function makes.
+
+    Args:
+        whose: it is, for messages.
+        make: the function, or the objective's class.
+    Raises:
+        ConfigError: an objective in the function's place, or a function of something else than an objective that was
+            set up as a module and reads real batches in a known way.
+    """
+    if isinstance(make, Objective):
+        raise ConfigError(
+            f"the objective of {whose} is made for each run, so a method takes what makes one (its class, or a "
+            f"function), not a {type(make).__name__}"
+        )
+    try:
+        objective = make()
+    except AttributeError as error:
+        if "Module.__init__()" not in str(error):
+            raise
+        raise ConfigError(f"the objective of {whose} cannot be made: {error}; begin with super().__init__()") from error
+    require_made(f"the objective of {whose}", objective, Objective)
+    if "_parameters" not in vars(objective):
+        raise ConfigError(
+            f"the __init__ of {type(objective).__name__} begins with super().__init__(), which is missing"
+        )
+    require_choice(f"the view of {type(objective).__name__}", objective.view, get_args(RealView))
+    return objective
 
 
 def require_made(what: str, made: object, wanted: type) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from mmdistill.abilities import JUDGING, LimitsJudging
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError
+from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluation import Entry, Evaluation
+from mmdistill.networks.architecture import OWN, own_network
 from mmdistill.store import read_json
 from mmdistill.task import Task
 
@@ -16,6 +17,8 @@ Judging = Mapping[str, int | str]
 """What the user set of judging, by the names of :data:`~mmdistill.abilities.JUDGING`."""
 
 METRICS_VERSION = 1
+NETWORK = "network"
+"""Under which the ``judging`` of an entry says which network one of the user's own is."""
 ENTRY = {"judge": str, "metric": str, "mean": Real, "sd": Real, "n": int}
 DOCUMENT = {"data": str, "method": str, "seconds": Real}
 """What an entry, and the whole, must have."""
@@ -121,9 +124,11 @@ def judging_set(options: Mapping[str, Any]) -> dict[str, int | str]:
 
 
 def judging_of(task: Task | None, judge: str, judging: Judging) -> dict[str, int | str]:
-    """Return what a judge reads of what the user set of judging."""
+    """Return what a judge reads of what the user set of judging, and which network a network of the user's own is."""
     read = task.judging_read(judge) if isinstance(task, LimitsJudging) else JUDGING
-    return {name: value for name, value in judging.items() if name in read}
+    found = {name: value for name, value in judging.items() if name in read}
+    own = own_network(task) if task is not None and judge.partition(" [")[0] == OWN else ""
+    return found | ({NETWORK: own} if own else {})
 
 
 def judge_in_words(entry: Mapping[str, Any]) -> str:
@@ -149,8 +154,24 @@ def _key(entry: Mapping[str, object]) -> tuple[object, object]:
 def _merged(old: list[dict[str, object]], new: list[dict[str, object]]) -> list[dict[str, object]]:
     """Return old entries with new ones of the same judge and metric in their places, then those that are new."""
     fresh = {_key(entry): entry for entry in new}
+    for entry in old:
+        _require_one_network(entry, fresh.get(_key(entry), entry))
     kept = [fresh.pop(_key(entry), entry) for entry in old]
     return kept + list(fresh.values())
+
+
+def _require_one_network(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to replace the result of one network of the user's own by that of another.
+
+    Raises:
+        ConfigError: they are two.
+    """
+    networks = [str(entry.get("judging", {}).get(NETWORK) or "") for entry in (old, new)]
+    if all(networks) and networks[0] != networks[1]:
+        raise ConfigError(
+            f"the folder has results of another network of yours, {networks[0]}, which a judge {old['judge']!r} "
+            f"({networks[1]}) would replace; keep these in another folder, or move its metrics.json away"
+        )
 
 
 def _alike(baseline: list[dict[str, object]], results: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -1,5 +1,6 @@
 """What a run would do, in words, before it does it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
@@ -15,6 +16,9 @@ from mmdistill.report import settings_in_words
 from mmdistill.run_folder import occupied, ways_out
 from mmdistill.settings import Settings
 from mmdistill.task import Task
+
+UNKNOWN = "epochs that depend on the finished set"
+"""What is said of judges' training where how many samples there will be, or what labels, is not known before."""
 
 
 def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) -> list[list[str]]:
@@ -41,7 +45,8 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
     taken = "" if config.overwrite else occupied(folder, **ways_out(folder))
-    known = method.parameterization is None and method.label != "unrestricted" and not _carries_steps(method, settings)
+    known = method.parameterization is None and method.label != "unrestricted"
+    own_steps = _carries_steps(method, settings)
     facts = {
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
@@ -50,23 +55,35 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "stored as": method.storage or "the method's own way",
         "labels": method.label,
         "settings": settings_in_words(asdict(settings)),
-        "judges": _judged(config, task, judges, int(counts.sum()) if known else None),
+        "judges": _judged(config, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
         "baselines": _baselines(config, task, judges),
         "run folder": f"{folder} {taken}".strip(),
     }
     return [[name, value] for name, value in facts.items() if value]
 
 
-def _judged(config: DistillConfig, task: Task, judges: list[str], samples: int | None) -> str:
-    """Return who judges, how many networks of each, and for how many epochs these train where the task tells.
+def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str, str]:
+    """Return for how many epochs judges train, in words, of those that do; empty where the task does not tell it.
+
+    Args:
+        task: the task.
+        judges: their names.
+        samples: of classes in the set.
+        known: whether it will hold these, and no decoded ones, or any labelled by scores.
+    """
+    found = {judge: _epochs(task, judge, samples) for judge in judges}
+    return found if known else {judge: UNKNOWN if own else "" for judge, own in found.items()}
+
+
+def _judged(config: DistillConfig, judges: list[str], epochs: Mapping[str, str]) -> str:
+    """Return who judges, how many networks of each, and for how many epochs these train.
 
     Args:
         config: the configuration.
-        task: the task.
         judges: their names.
-        samples: of classes in the set; None where they are decoded, or labelled by scores, or come with steps.
+        epochs: see :func:`_told`; empty where the set comes with steps, which judges then take.
     """
-    epochs = {judge: None if samples is None else _epochs(task, judge, samples) for judge in judges}
+    epochs = {judge: epochs.get(judge, "") for judge in judges}
     networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
     if len(set(epochs.values())) == 1:
         return ", ".join([*judges, networks, *([own] if (own := epochs[judges[0]]) else [])])

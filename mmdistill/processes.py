@@ -12,6 +12,8 @@ from typing import IO
 
 GRACE = 120
 """Seconds in which processes that are asked to stop may end their step and keep a checkpoint."""
+PROGRAM = "mmdistill"
+"""What runs where no script or module of the user's was started."""
 
 
 def own_program() -> list[str]:
@@ -26,7 +28,7 @@ def own_program() -> list[str]:
             return [*python, "-m", main.__spec__.name.removesuffix(".__main__")]
         if Path(script := str(getattr(main, "__file__", ""))).suffix == ".py":
             return [*python, script]
-    return [*python, "-m", "mmdistill"]
+    return [*python, "-m", PROGRAM]
 
 
 def start(command: Sequence[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":

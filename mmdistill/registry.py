@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from mmdistill.checks import require_sizes
 from mmdistill.choices import Schedule as Schedule
 from mmdistill.choices import SplitBy, TrainingPrecision
 from mmdistill.errors import ConfigError, UnknownNameError
@@ -13,7 +14,6 @@ from mmdistill.exports import Exporter
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
 from mmdistill.names import canonical, in_words, unknown_data, unknown_name
-from mmdistill.settings import require_sizes
 from mmdistill.task import Batch, BudgetKind, Task
 
 Writer = Callable[[Task, Batch, Path], list[Path]]
@@ -141,6 +141,7 @@ class Domain:
         taxonomy: by method name, the rows of Table 1.
         conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
         shortcoming: what keeps a path that is nearly this domain's data from being read, in words; empty for others.
+        shipped: the names of the methods and ways of storing that it had when it was made.
     """
 
     name: str
@@ -164,6 +165,11 @@ class Domain:
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
     conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}
     shortcoming: Callable[[Path], str] = lambda path: ""
+    shipped: frozenset[str] = field(init=False, default=frozenset())
+
+    def __post_init__(self) -> None:
+        """Note which methods and ways of storing there are before a user's code adds others."""
+        object.__setattr__(self, "shipped", frozenset({*domain_methods(self), *self.parameterizations}))
 
 
 def get_domain(name: str) -> Domain:

@@ -1,7 +1,6 @@
 """A method's hyper-parameters as plain values."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -9,13 +8,11 @@ from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any, Literal, get_args
 
+from mmdistill.checks import require_at_least, require_below_one
 from mmdistill.choices import InitKind as InitKind
 from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import ConfigError, require_choice
-from mmdistill.names import in_words
 
-LARGEST, LARGEST_WHOLE = 3e38, 2.0**62
-"""What no number of a run exceeds, and no whole one: float32 holds the first, int64 the second."""
 LEAST: Mapping[str, float] = {
     "steps": 0,
     "real_batch": 1,
@@ -46,120 +43,12 @@ LEAST: Mapping[str, float] = {
 """The least value of each number among :class:`Settings`; a whole one here is a whole one there."""
 
 
-def require_at_least(owner: object, least: Mapping[str, float]) -> None:
-    """Refuse numbers that are too small, infinite or none at all; those of numpy become Python's, which JSON holds.
-
-    Args:
-        owner: whose attributes they are.
-        least: the smallest value by name; an integer asks for whole numbers.
-    Raises:
-        ConfigError: naming the first such number.
-    """
-    for name, lowest in least.items():
-        value = getattr(owner, name)
-        kind, words = (Integral, "a whole number") if isinstance(lowest, int) else (Real, "a number")
-        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value < lowest:
-            raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
-        if float(value) > (LARGEST_WHOLE if isinstance(lowest, int) else LARGEST):
-            raise ConfigError(f"{name} is too large, got {value!r}")
-        kept: type = type(value)
-        if kept not in (int, float):
-            object.__setattr__(owner, name, int(value) if isinstance(value, Integral) else float(value))
-
-
-def require_positive(owner: object, *names: str) -> None:
-    """Refuse attributes that are no finite numbers above 0.
-
-    Raises:
-        ConfigError: naming the first such number.
-    """
-    require_at_least(owner, dict.fromkeys(names, 0.0))
-    for name in names:
-        if getattr(owner, name) == 0:
-            raise ConfigError(f"{name} is above 0, got 0")
-
-
-def require_below_one(owner: object, *names: str) -> None:
-    """Refuse attributes that are no numbers of at least 0 and below 1.
-
-    Raises:
-        ConfigError: naming the first such number.
-    """
-    require_at_least(owner, dict.fromkeys(names, 0.0))
-    for name in names:
-        if getattr(owner, name) >= 1:
-            raise ConfigError(f"{name} is at least 0 and below 1, got {getattr(owner, name):g}")
-
-
 MEMORY_ONLY = ("classes_at_once", "kept_steps")
 """Settings that bound memory and change a result by rounding alone, so that a run may go on with others."""
 AT_RESUME = ("steps", *MEMORY_ONLY)
 """Settings that may be given anew when a run resumes: it can be taken further, to more steps, within other bounds."""
 OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
 InnerOptimizer = Literal["sgd", "adam"]
-
-
-def require_sizes(largest: int = 1_000_000, /, **sizes: int | None) -> None:
-    """Refuse sizes that are no whole numbers of at least 1; None stands for a default.
-
-    Args:
-        largest: what is above it is a slip: no network is so wide, and no judge trains for so many epochs.
-        sizes: by name.
-
-    Raises:
-        ConfigError: naming the first such size.
-    """
-    for name, value in sizes.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-            raise ConfigError(f"{name} is a whole number of at least 1, got {value!r}")
-        if value is not None and value > largest:
-            raise ConfigError(f"{name} is at most {largest:,}, got {value:,}")
-
-
-def require_no_width(width: int | None, model: str) -> None:
-    """Refuse a width beside a model that takes none.
-
-    Raises:
-        ConfigError: naming the model.
-    """
-    if width is not None:
-        raise ConfigError(f"{model} takes no width; leave it out")
-
-
-def require_no_features(features: str | Sequence[str], model: str) -> None:
-    """Refuse names of submodules beside a model whose features are its own.
-
-    Raises:
-        ConfigError: naming the model.
-    """
-    if features:
-        raise ConfigError(f"features name submodules of a module of your own, and {model} takes none; leave them out")
-
-
-def require_left_out(known: str, **given: object) -> None:
-    """Refuse arguments that would change nothing; None stands for one that is left out.
-
-    Args:
-        known: why they would not, in words.
-        given: the arguments by name.
-
-    Raises:
-        ConfigError: naming those that are given.
-    """
-    if names := [name for name, value in given.items() if value is not None]:
-        raise ConfigError(f"{known}; leave {in_words(names)} out")
-
-
-def require_kind(kind: type, **values: object) -> None:
-    """Refuse values of another type; None stands for a default.
-
-    Raises:
-        ConfigError: naming the first such value.
-    """
-    for name, value in values.items():
-        if value is not None and not isinstance(value, kind):
-            wanted = "True or False" if kind is bool else f"a {kind.__name__}"
-            raise ConfigError(f"{name} is {wanted}, got {value!r}")
 
 
 def _are_numbers(found: object, count: int, kind: type) -> bool:
@@ -307,6 +196,38 @@ class Settings:
         for group, spec in self.optimizers.items():
             if not isinstance(spec, OptimizerSpec):
                 raise ConfigError(f"the optimizer of {group!r} is an OptimizerSpec, got {type(spec).__name__}")
+        _require_own_types(self)
+
+
+OWN_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((Integral,), "a whole number"),
+    "float": ((Real,), "a number"),
+    "str": ((str,), "a text"),
+    "tuple": ((tuple, list), "a tuple or list"),
+    "list": ((tuple, list), "a tuple or list"),
+}
+"""By the plain type of a user's own field, the values that it takes, and these in words."""
+
+
+def _require_own_types(settings: Settings) -> None:
+    """Refuse values of a user's own fields that are of another type than these and their defaults.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    for entry in fields(settings):
+        named = entry.type if isinstance(entry.type, str) else getattr(entry.type, "__name__", "")
+        kinds, words = OWN_TYPES.get(named.partition("[")[0], ((), ""))
+        if entry.name in Settings.__dataclass_fields__ or not kinds or not _is_of(entry.default, kinds):
+            continue
+        if not _is_of(value := getattr(settings, entry.name), kinds):
+            raise ConfigError(f"{entry.name} is {words}, got {value!r}")
+
+
+def _is_of(value: object, kinds: tuple[type, ...]) -> bool:
+    """Return whether a value is of some types; booleans are no numbers."""
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
 TRAINING = tuple(

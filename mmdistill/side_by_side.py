@@ -15,6 +15,8 @@ LEGEND = "percent on untouched test data; +/- is the deviation over runs where t
 """What the numbers of :func:`table` are."""
 NAMED_MOST = 3
 """Rows that a note names."""
+USUAL = 3
+"""Rows of one value from which on it may be the usual one."""
 NAME_WIDTH, NAME_HEIGHT = 88, 0.19
 """Characters in a line of a picture's legend, and its height in inches."""
 
@@ -22,6 +24,7 @@ NAME_WIDTH, NAME_HEIGHT = 88, 0.19
 def titles(rows: Sequence[Repetitions]) -> list[str]:
     """Return what each row is called: its method, and what it has that others of this method and data have not.
 
+    What most rows have, if these are not few, is said of the others alone.
     Rows that differ by nothing but data of one name have the beginning of the data's fingerprint.
     """
 
@@ -31,7 +34,12 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
         words = [getattr(row, name) for name in differing]
         for kind in ("options", "settings"):
             values: Mapping[str, str] = getattr(row, kind) or {}
-            words += [f"{name.replace('_', '-')} {values[name]}" for name in _differing(alike, kind) if name in values]
+            told = {name: values[name] for name in _differing(alike, kind) if name in values}
+            words += [
+                f"{name.replace('_', '-')} {value}"
+                for name, value in told.items()
+                if not _usual(value, [(getattr(other, kind) or {}).get(name) for other in alike])
+            ]
         own = ", ".join(filter(None, words))
         return f"{row.method} ({own})" if own else row.method
 
@@ -41,6 +49,11 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
         f"{name} (data {row.fingerprint[:8]})" if seen.count(key) > 1 and row.fingerprint else name
         for row, name, key in zip(rows, found, seen, strict=True)
     ]
+
+
+def _usual(value: str, values: Sequence[str | None]) -> bool:
+    """Return whether more than half of some rows, and not few, have a value."""
+    return values.count(value) >= USUAL and 2 * values.count(value) > len(values)
 
 
 def _differing(rows: Sequence[Repetitions], kind: str) -> list[str]:

@@ -21,8 +21,8 @@ from mmdistill.evaluate import find_judges, require_baselines, require_networks
 from mmdistill.judging import chosen_judging, missing
 from mmdistill.metrics import read_metrics, recorded
 from mmdistill.names import as_argument, baseline_names, canonical, split_names
-from mmdistill.processes import own_program, start, stop, why_failed
-from mmdistill.registry import get_method, get_parameterization, located
+from mmdistill.processes import PROGRAM, own_program, start, stop, why_failed
+from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
 from mmdistill.run_folder import CONFIG, LOG, METRICS, holds_work, is_finished, is_started, require_free
 from mmdistill.runtime import choose_device, sole_writer
 from mmdistill.tabular import aligned
@@ -161,6 +161,7 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
     require_networks(first.networks, first.networks_at_once)
     if first.parameterization is not None:
         get_parameterization(domain, first.parameterization, str(first.data))
+    _require_known_to_runs(domain, [first.parameterization, *(config.method for config in configs)])
     for config in configs:
         method = get_method(domain, str(config.method), str(config.data), config.schedule)
         if config.bytes is not None:
@@ -169,6 +170,22 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
             _, budget = find_budget(task, method, ipc=config.ipc, nodes=config.nodes, users=config.users)
             allocate(budget, task.describe().budget, task.labels, task.num_classes)
     return task
+
+
+def _require_known_to_runs(domain: Domain, names: Sequence[str | None]) -> None:
+    """Refuse methods and ways of storing that the running script added, where runs are no processes of that script.
+
+    Raises:
+        ConfigError: naming them, and how to start the script.
+    """
+    added = {*domain_methods(domain), *domain.parameterizations} - domain.shipped
+    own = sorted({str(name) for name in names if name in added})
+    if own and own_program()[-1] == PROGRAM:
+        raise ConfigError(
+            f"{', '.join(own)} would be unknown to the runs: each is a process of its own, which is that of the script "
+            "that adds them only where this calls main() without a list of arguments; put these on the command line "
+            "(python SCRIPT.py sweep ...)"
+        )
 
 
 def state(config: DistillConfig, task: Task) -> str:

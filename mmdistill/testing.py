@@ -1,17 +1,20 @@
 """The conformance battery: what tasks, objectives and ways of storing must pass, in our tests and in those of users."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
 
 from mmdistill.composition import require_classes
 from mmdistill.errors import MmdistillError
 from mmdistill.labels import LabelKind, hard_labels
-from mmdistill.method import Parameterizer
+from mmdistill.method import Parameterizer, made_objective
 from mmdistill.objectives.base import Network, Objective, class_gradients
+from mmdistill.objectives.losses import require_gradients, require_loss
 from mmdistill.objectives.solved import Solved
-from mmdistill.parameterizations.base import Parameterization, require_alike
+from mmdistill.parameterizations.base import Parameterization, require_alike, require_batch
 from mmdistill.parameterizations.codes import undecodable
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
@@ -37,6 +40,15 @@ def _require(condition: bool, message: str) -> None:
 
 def _leaves(value: Inputs | Targets) -> list[Tensor]:
     return list(value.values()) if isinstance(value, dict) else [value]
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Have an error of the library tell that something breaks its contract."""
+    try:
+        yield
+    except MmdistillError as error:
+        raise ConformanceError(f"{what}: {error}") from error
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
@@ -226,7 +238,10 @@ def check_objective(
         ConformanceError: a breach, in words.
     """
     draws = Draws(0, ("objective",))
-    value = objective(network, syn, real, draws).detach()
+    found = objective(network, syn, real, draws)
+    with _told("objective"):
+        require_loss(objective, found, learns=False)
+    value = found.detach()
     _require(value.ndim == 0 and bool(torch.isfinite(value)), f"objective: a finite scalar is needed, got {value}")
     _require(torch.equal(value, objective(network, syn, real, draws)), "objective: one key must give one value")
     if oracle is not None:
@@ -247,7 +262,17 @@ def check_objective(
         )
         return result
 
-    torch.autograd.gradcheck(at, (leaf,), eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=leaf.numel() > MANY)
+    loss = at(leaf)
+    with _told("objective"):
+        require_loss(objective, loss, learns=True)
+        require_gradients(objective, torch.autograd.grad(loss, (leaf,), allow_unused=True))
+    try:
+        torch.autograd.gradcheck(at, (leaf,), eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=leaf.numel() > MANY)
+    except GradcheckError as error:
+        raise ConformanceError(
+            f"objective: finite differences do not confirm the gradient; what is detached counts as a constant, and at "
+            f"the kink of a ReLU there is none: {error}"
+        ) from error
 
 
 def check_objective_on(
@@ -266,9 +291,10 @@ def check_objective_on(
         oracle: the same value of a network and both sides, computed independently.
     Raises:
         ConformanceError: a breach, in words.
-        ConfigError: an objective that cannot work on the task.
+        ConfigError: what makes no objective, or one that cannot work on the task.
     """
-    key, objective = Draws(0, ("objective",), task.device), build().to(task.device, torch.float64)
+    key = Draws(0, ("objective",), task.device)
+    objective = made_objective("this check", build).to(task.device, torch.float64)
     objective.check(task)
     objective.begin(task, key.fold("begin"))
     classes = None if task.num_classes is None or objective.view == "flat" else torch.arange(task.num_classes)
@@ -314,6 +340,8 @@ def check_parameterization(
     key, own = Draws(0, ("parameterization",), task.device), settings or Settings(steps=1)
     made = build(task, budget, own, label, key.fold("start")).to(task.device)
     decoded: Batch = made(key.fold("decode"))
+    with _told("forward"):
+        require_batch(made, decoded)
     _require(_same(decoded, made(key.fold("decode"))), "forward: one key must give one batch")
     _check_decoded(task, made, decoded, key)
     codes = made.groups().get("codes", [])
@@ -340,11 +368,9 @@ def check_parameterization(
 def _check_decoded(task: Task, made: Parameterization, decoded: Batch, key: Draws) -> None:
     """Check the shapes, weights and classes of decoded samples."""
     classes = None if task.num_classes is None else torch.arange(task.num_classes)
-    try:
+    with _told("forward"):
         require_alike(made, decoded, task.sample_real(key.fold("real"), classes, 1))
         require_classes(made, Solved())
-    except MmdistillError as error:
-        raise ConformanceError(f"forward: {error}") from error
     _require(all(bool(t.isfinite().all()) for t in _leaves(decoded.inputs)), "forward: samples must be finite")
     if classes is None:
         _require(bool((decoded.weight > 0).any()), "forward: all samples have weight 0")

@@ -1231,6 +1231,8 @@ def test_a_dry_run_says_for_how_long_networks_train(capsys: pytest.CaptureFixtur
     said = planned(capsys, "--method", "dm")
     assert "convnet, 5 networks each, 300 epochs\n" in said
     assert "random, herding, whole (60 epochs)\n" in said
+    stored = planned(capsys, "--method", "dm", "--judges", "ntk,mlp", "--parameterization", "upsample-2")
+    assert "ntk, mlp (epochs that depend on the finished set), 5 networks each\n" in stored
     said = planned(capsys, "--method", "dm", "--judges", "ntk,mlp", "--judge-epochs", "2", "--baselines", "random")
     assert "ntk, mlp (2 epochs), 5 networks each\n" in said
     assert "whole" not in said

@@ -16,6 +16,7 @@ from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
+from mmdistill.labels import LabelKind
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.schedules import ScheduleState
@@ -331,3 +332,9 @@ def test_closed_form_kernels_are_computed_in_full_float32(
     distiller.precision = "mixed"
     distiller.step(distiller.start())
     assert asked == [expected]
+
+
+@pytest.mark.parametrize(("label", "stepped"), [("hard", False), ("teacher", False), ("soft", True)])
+def test_labels_have_an_optimizer_where_they_are_learned(label: LabelKind, stepped: bool) -> None:
+    method = replace(CORE_METHODS["dc"], label="hard" if label != "hard" else "teacher")
+    assert ("labels" in method.labelled(label).settings(1).optimizers) == stepped

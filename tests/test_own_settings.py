@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,11 +72,45 @@ def test_settings_of_any_class_are_watched(kind: type[Settings]) -> None:
 
 
 def test_own_fields_of_other_methods_are_unknown() -> None:
-    with pytest.raises(ConfigError, match="unknown setting 'fews'; did you mean 'few'"):
+    with pytest.raises(ConfigError, match="unknown setting 'fews'; did you mean 'few'") as refused:
         method().with_settings(fews=True)
+    assert "unread" not in str(refused.value)
+    assert str(refused.value).endswith("and the method's own)")
     plain = method(Settings).with_settings(few=True)  # known, but to settings of another class
     with pytest.raises(ConfigError, match="unknown setting 'few'"):
         plain.settings(1)
+
+
+@dataclass(frozen=True)
+class Typed(Settings):
+    few: bool = False
+    power: float = 1
+    depth: int = 2
+    name: str = "all"
+    bands: tuple[float, ...] = (1.0,)
+    loose: int | None = 3
+    wrong: int = "text"  # type: ignore[assignment]  # a default that is of another type says nothing
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"few": 1}, "few is true or false, got 1"),
+        ({"power": "2"}, "power is a number, got '2'"),
+        ({"depth": 2.5}, r"depth is a whole number, got 2\.5"),
+        ({"depth": True}, "depth is a whole number, got True"),
+        ({"name": 3}, "name is a text, got 3"),
+        ({"bands": 3.0}, r"bands is a tuple or list, got 3\.0"),
+    ],
+)
+def test_own_fields_have_the_type_that_they_say(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        method(Typed).with_settings(**given).settings(1)
+
+
+def test_own_fields_take_what_their_types_mean() -> None:
+    found = method(Typed).with_settings(power=2.5, bands=[1, 2], loose=None, wrong=1.5).settings(1)
+    assert found.power == 2.5  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -20,6 +21,8 @@ from mmdistill.cli import build_parser, main
 from mmdistill.commands import compare_command
 from mmdistill.config import DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
+from mmdistill.image import METHODS
+from mmdistill.methods import CORE_METHODS
 from mmdistill.processes import own_program
 from mmdistill.sweep import planned
 
@@ -384,3 +387,16 @@ def test_a_stopped_sweep_goes_on_to_the_sets_of_one_that_was_not(tmp_path: Path)
     for name in ("digits-dm-1", "digits-dc-1"):
         one, two = (DistilledSet.load(tmp_path / place / name).batch.inputs for place in ("stopped", "whole"))
         assert torch.equal(one, two)
+
+
+def test_a_scripts_methods_that_its_runs_would_not_know_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(METHODS, "ours", replace(CORE_METHODS["dm"]))
+    given = ["sweep", "--data", "digits", "--methods", "dm,ours", "--ipc", "1", "--out", str(tmp_path / "runs")]
+    assert main(given) == 2
+    assert "ours would be unknown to the runs" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr("sys.argv", ["x.py", "sweep"])
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None, __file__="/y/x.py"))
+    assert main([*given, "--dry-run"]) == 0

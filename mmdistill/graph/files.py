@@ -43,7 +43,8 @@ def holds_list(path: Path) -> bool:
 def looks_like_graph(path: Path) -> bool:
     """Return whether a file could hold a graph, without reading all of it.
 
-    Of other data none comes in torch's files, so all of these are claimed, and what is wrong with one is said in words.
+    Of other data only images come in torch's files, which are looked for first. All others are claimed, and what is
+    wrong with one is said in words.
     """
     if path.suffix.lower() in TORCH:
         return path.is_file() and not holds_list(path)
@@ -185,6 +186,6 @@ def _instead(source: Any) -> str:
         if len(source) and callable(getattr(source[0], "to_dict", None)):
             return f"of a data set or list of {len(source)}, one graph is dataset[0]{many}"
     return (
-        "give a name, a file, or a torch_geometric.data.Data (tensors of images go into .safetensors, as 'images' and "
-        "'labels')"
+        "give a name, a file, or a torch_geometric.data.Data (tensors of images are saved by name: "
+        "torch.save({'images': images, 'labels': labels}, path))"
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmdistill.checks import require_at_least, require_below_one, require_positive
 from mmdistill.classification import accuracies, by_class
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork, named
@@ -26,7 +27,6 @@ from mmdistill.networks.selection import Selection, is_scored
 from mmdistill.networks.stacked import state_at
 from mmdistill.networks.watching import tell_watchers
 from mmdistill.runtime import Draws
-from mmdistill.settings import require_at_least, require_below_one, require_positive
 from mmdistill.task import Batch, NetworkState, Scores, Tensors, one_tensor
 
 READ_BYTES = 2**28

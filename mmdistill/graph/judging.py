@@ -10,12 +10,11 @@ from mmdistill.graph.judges import JudgeProtocol, Sample, Seen, StackedJudges, f
 from mmdistill.graph.models import HOPS, ModuleNetwork, make_network, named
 from mmdistill.graph.propagation import normalised_matrix, operator
 from mmdistill.graph.scene import Part, View
+from mmdistill.networks.architecture import OWN
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Tensors, one_tensor
 
 JUDGES = ("gcn", "sgc", *ARCHITECTURES, "mlp")
-OWN = "model"
-"""What the user's own module is called as a judge."""
 TOGETHER_BYTES = 2**28
 """Bytes of hidden units of judges that train side by side."""
 

@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from mmdistill.abilities import GivesClassGradients
+from mmdistill.checks import require_below_one, require_positive
 from mmdistill.graph.task import GraphTask
 from mmdistill.methods import trained_by
 from mmdistill.networks.schedules import ScheduleState, Synthetic, TrainedOnS
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
-from mmdistill.settings import require_below_one, require_positive
 from mmdistill.task import Batch, NetworkState, Task, Tensors, share_classes
 
 LINKS = frozenset({"adjacency", "edge_index"})

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdistill.checks import require_at_least
 from mmdistill.errors import ShapeError
 from mmdistill.graph.data import LARGE
 from mmdistill.graph.synthetic import Structure
 from mmdistill.runtime import Draws
-from mmdistill.settings import require_at_least
 from mmdistill.task import Task, Tensors
 
 EPSILON = 1e-5

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.judges import JudgeProtocol, protocol_for, scores_of
@@ -28,7 +29,7 @@ from mmdistill.networks.statistics import BY_CLASS
 from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, checked_seed, choose_device
-from mmdistill.settings import Settings, require_kind, require_no_features, require_no_width, require_sizes
+from mmdistill.settings import Settings
 from mmdistill.task import (
     Batch,
     ClassBatch,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdistill.checks import require_at_least, require_below_one, require_positive
 from mmdistill.graph.data import LARGE
 from mmdistill.graph.models import glorot
 from mmdistill.graph.propagation import propagate, propagate_columns
@@ -14,7 +15,6 @@ from mmdistill.graph.scene import Part, Scene, compact
 from mmdistill.labels import one_hot
 from mmdistill.networks.selection import is_scored
 from mmdistill.runtime import Draws
-from mmdistill.settings import require_at_least, require_below_one, require_positive
 
 BATCH = 8192
 """Nodes, at most half of them labelled, that an epoch reads of a large graph."""

@@ -2,9 +2,8 @@
 
 from mmdistill.image.augment import SiameseAugmentation
 from mmdistill.image.data import ImageData
-from mmdistill.image.datasets import accepts, load
+from mmdistill.image.datasets import accepts, load, shortcoming
 from mmdistill.image.draw import EXPORTS, draw
-from mmdistill.image.files import missing_classes
 from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.known import DATASETS
 from mmdistill.image.methods import METHODS, PRESETS
@@ -28,14 +27,14 @@ DOMAIN = Domain(
     draw=draw,
     exports=EXPORTS,
     accepted="a folder with one subfolder of images per class (perhaps under train/ and test/), IDX or CIFAR binary "
-    "files, or a .safetensors file with images and labels",
+    "files, or a .safetensors, .pt or .npz file with images and labels (and test_images and test_labels)",
     presets=PRESETS,
     reduced=REDUCED,
     options=("protocol", "whiten", "size", "mirror", "augment", "model", "judge_batch", "judge_precision"),
     protocols={name: protocol.line() for name, protocol in PROTOCOLS.items()},
     taxonomy=TABLE_1,
     conditions=conditions,
-    shortcoming=missing_classes,
+    shortcoming=shortcoming,
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
     families={"upsample": tiled},
     storages={"digits": {"gan-latents": DIGITS_LATENTS}},

@@ -10,8 +10,9 @@ kernel and no second derivative. The tests hold it against kornia's warps.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +49,14 @@ class Parameters(NamedTuple):
     shift: Tensor
     hole: Tensor
     holed: Tensor
+
+
+def strengths_in_use(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an augmentation as ``describe`` of :class:`SiameseAugmentation` has it, of what it never does nothing."""
+    done = {*described.get("operations", ()), *described.get("always", ())}
+    colour = dict.fromkeys(("brightness", "saturation", "contrast"), "color")
+    absent = [name for name in (*OPERATIONS, *colour) if colour.get(name, name) not in done]
+    return {name: value for name, value in described.items() if name not in absent}
 
 
 @dataclass(frozen=True)

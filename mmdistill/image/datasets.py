@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, DataError
-from mmdistill.image import files
+from mmdistill.image import files, tensor_files
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.known import (
     DATASETS,
@@ -26,7 +27,6 @@ from mmdistill.image.samples import MapDataset, class_index, from_array, gather
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import checked_seed
-from mmdistill.settings import require_sizes
 
 LARGEST_SIDE = 4096
 """Pixels of the side to which images are resized at most; networks of no method take larger ones."""
@@ -78,7 +78,7 @@ def _loaded(
 ) -> ImageData:
     if isinstance(source, str | Path):
         if test is not None:
-            raise ConfigError(f"{str(source)!r} brings its own test data, as a folder does in train/ and test/")
+            raise ConfigError(f"{str(source)!r} takes no test data beside it{_test_place(source)}")
         if class_names is not None:
             raise ConfigError(f"names of classes are for tensors and data sets; {str(source)!r} brings its own")
         path = Path(source)
@@ -101,6 +101,16 @@ def _loaded(
     if held_out is not None and own is not None and (others := _class_names(test)) not in (None, own):
         held_out = held_out[0], _renumbered(held_out[1], others, own)
     return build("custom", train, held_out, class_names=names, seed=seed)
+
+
+def _test_place(source: str | Path) -> str:
+    """Return where the test data of a name or path are to be, in words."""
+    path = Path(source)
+    if _is_known(source):
+        return ", since it brings its own"
+    if path.suffix.lower() in tensor_files.SUFFIXES:
+        return f": they go into the file, as {tensor_files.NAMES[2]} and {tensor_files.NAMES[3]}"
+    return ": of a folder of images they lie in test/, beside train/" if path.is_dir() else ""
 
 
 def _class_names(source: object) -> tuple[str, ...] | None:
@@ -149,6 +159,8 @@ def _pair(source: Pair | MapDataset, what: str) -> tuple[Tensor, Tensor]:
         return parts[0], parts[1]
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__") or hasattr(source, "keys"):
         hint = "; give the data set that it loads" if isinstance(source, torch.utils.data.DataLoader) else ""
+        if hasattr(source, "keys"):
+            hint = "; give its images and labels as a pair, (data['images'], data['labels']), and test= another one"
         raise DataError(
             f"{what}: {type(source).__name__} is no map-style data set, which has a length and an index{hint}"
         )
@@ -156,7 +168,7 @@ def _pair(source: Pair | MapDataset, what: str) -> tuple[Tensor, Tensor]:
 
 
 def accepts(path: Path) -> bool:
-    """Whether a path looks like image data: an image folder, IDX or CIFAR files, or safetensors of images."""
+    """Whether a path looks like image data: an image folder, IDX or CIFAR files, or a file of images and labels."""
     if path.is_dir():
         return (
             files.is_tiny_imagenet(path)
@@ -164,11 +176,11 @@ def accepts(path: Path) -> bool:
             or cifar_layout(path) is not None
             or files.is_image_folder(path)
         )
-    return path.suffix == ".safetensors" and {"images", "labels"} <= set(files.read_tensors(path))
+    return tensor_files.holds_images(path)
 
 
 def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageData:
-    """Load a file or folder of the user's: image folder, IDX files, CIFAR binary records, or safetensors.
+    """Load a file or folder of the user's: image folder, IDX files, CIFAR binary records, or one with tensors.
 
     Raises:
         DataError: a path without image data.
@@ -183,14 +195,25 @@ def load_path(path: Path, *, size: int | None = None, seed: int = 0) -> ImageDat
         return load_tiny_imagenet(path)
     if path.is_dir() and files.is_image_folder(path):
         return _load_folder(path, size, seed)
-    if path.is_file() and path.suffix == ".safetensors":
+    if path.is_file() and path.suffix.lower() in tensor_files.SUFFIXES:
         return _load_tensors(path, seed)
-    if reason := files.missing_classes(path):
+    if reason := shortcoming(path):
         raise DataError(reason)
     raise DataError(
         f"{path} holds no image data: expected one subfolder of images per class (perhaps under train/ and test/), IDX "
-        "files, CIFAR's binary files, or a .safetensors file with images and labels"
+        "files, CIFAR's binary files, or a .safetensors, .pt or .npz file with images and labels (and test_images and "
+        "test_labels)"
     )
+
+
+def shortcoming(path: Path) -> str:
+    """Return what a path lacks that could be image data, in words; nothing for any other."""
+    if path.suffix.lower() == ".npy" and path.is_file():
+        return (
+            f"{path} holds one array, and images need labels: numpy.savez('data.npz', images=images, labels=labels) "
+            "keeps both in one file"
+        )
+    return files.missing_classes(path)
 
 
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
@@ -216,16 +239,7 @@ def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
 
 
 def _load_tensors(path: Path, seed: int) -> ImageData:
-    """Load ``images`` and ``labels``, and ``test_images`` and ``test_labels`` where they are, from safetensors."""
-    tensors = files.read_tensors(path)
-    if not {"images", "labels"} <= set(tensors):
-        raise DataError(
-            f"{path} should hold tensors named images and labels, got {', '.join(sorted(tensors)) or 'none'}"
-        )
-    test = None
-    given = {"test_images", "test_labels"} & set(tensors)
-    if len(given) == 1:
-        raise DataError(f"{path} holds {given.pop()} alone; test images need their labels, and labels their images")
-    if given:
-        test = tensors["test_images"], tensors["test_labels"]
-    return build(str(path), (tensors["images"], tensors["labels"]), test, seed=seed)
+    """Load images and labels, and those to test on where they are, from a file that holds them by name."""
+    found = tensor_files.read_images(path)
+    images, labels, *test = (found[name] for name in tensor_files.NAMES if name in found)
+    return build(str(path), (images, labels), (test[0], test[1]) if test else None, seed=seed)

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.exports import exporter, task_exporter
+from mmdistill.image.augment import strengths_in_use
 from mmdistill.image.data import destandardised, shown
 from mmdistill.image.task import ImageTask
 from mmdistill.image.units import stored_units
@@ -238,6 +239,8 @@ def _save_pair(images: Tensor, labels: Tensor, folder: Path) -> list[Path]:
 def _save_units(info: TaskInfo, folder: Path) -> Path:
     """Write the preprocessing of the data and their class names: the units of normalised images, for test images."""
     units = {**info.preprocessing, "class_names": list(info.class_names)}
+    if isinstance(augmentation := units.get("augmentation"), Mapping):
+        units["augmentation"] = strengths_in_use(augmentation)
     if info.tensors:
         units["note"] = "images are whitened; the matrix for test images is in the export 'tensors'"
     path = folder / "preprocessing.json"

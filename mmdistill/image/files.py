@@ -1,4 +1,4 @@
-"""Readers of image files as they lie on disk: IDX, CIFAR's binary records, image folders, safetensors."""
+"""Readers of image files as they lie on disk: IDX, CIFAR's binary records, image folders."""
 
 import gzip
 import hashlib
@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mmdistill.bars import progress_bar
@@ -378,16 +376,3 @@ def read_tiny_names(path: Path, classes: list[str]) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     words = {key: rest.split(",")[0].strip() for key, _, rest in (line.partition("\t") for line in lines)}
     return [words.get(name) or name for name in classes]
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    try:
-        tensors: dict[str, Tensor] = load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is not a readable safetensors file ({error})") from error
-    return tensors

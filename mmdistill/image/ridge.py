@@ -82,8 +82,9 @@ def scaled_labels(task: Task, budget: int, settings: Settings, label: LabelKind,
     found = raw_samples(task, budget, settings.init, "unrestricted", draws)
     if label not in ("unrestricted", "hard") or found.classes is None or found.num_classes is None:
         raise ConfigError(
-            "this kernel ridge regression takes hard or unrestricted labels (--label hard or unrestricted) of a task "
-            "with classes"
+            "scaled labels, with which this method stores its samples (scaled_labels), are hard or unrestricted ones "
+            "(--label hard or unrestricted) of a task with classes; another way of storing them (parameterization) may "
+            "have others"
         )
     values = centred_one_hot(found.classes, found.num_classes) / math.sqrt(found.num_classes / 10)
     found.labels = LearnedLabels(values) if label == "unrestricted" else FixedLabels(values, "hard")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
+from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import ShapeError, UnsupportedError, require_choice
 from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
@@ -26,7 +27,7 @@ from mmdistill.image.robust import robust_scores
 from mmdistill.image.whitening import whitened
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets, target_loss, weighted_mean
-from mmdistill.networks.architecture import described_module, task_line
+from mmdistill.networks.architecture import OWN, described_module, task_line
 from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
@@ -34,7 +35,6 @@ from mmdistill.networks.trial import try_network
 from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, Elsewhere, checked_seed, choose_device, host_draws_from
-from mmdistill.settings import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
 
 WHOLE_MOST = 2**34
@@ -44,8 +44,6 @@ MIRRORED = (
     "false (mirror=False in Python)"
 )
 """What is noted of images of which nobody has said whether they may be mirrored."""
-OWN_MODEL = "model"
-"""The judge's name where the network is the user's own."""
 
 
 class ImageTask:
@@ -56,7 +54,7 @@ class ImageTask:
     Args:
         data: training and test images.
         network: what is distilled with, made for these images.
-        model: the network's name, which is also the first judge's.
+        model: the network's name, which is also the first judge's; of a user's own ``model``.
         device: where everything runs.
         judge_epochs: epochs of judges; None is the protocol's own number.
         judge_batch: minibatch size of judges; None is the protocol's own.
@@ -82,7 +80,8 @@ class ImageTask:
     ) -> None:
         self.data = data
         self.network = network
-        self.model = self.network_name = model
+        self.model = model
+        self.network_name = "" if model == OWN else model
         self.device = device
         self.num_classes: int | None = len(data.class_names)
         self.labels: Tensor | None = data.train_labels.cpu()
@@ -384,7 +383,7 @@ def image_task(
                 features = getattr(factory(), "feature_names", ())
     else:
         require_no_width(width, "a module of your own")
-        name, factory = OWN_MODEL, model
+        name, factory = OWN, model
     task = ImageTask(
         loaded,
         FunctionalModule(factory, features, place),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.image.data import ImageData
-from mmdistill.image.files import read_tensors
+from mmdistill.image.tensor_files import read_tensors
 from mmdistill.names import canonical, unknown_name
 from mmdistill.precision import matrix_products
 from mmdistill.runtime import cache_folder, remove_stale_parts

@@ -1,5 +1,6 @@
 """What a task's network is made of, in words: what networks must share that go on from each other's states."""
 
+import hashlib
 from itertools import zip_longest
 
 from torch import nn
@@ -8,6 +9,9 @@ from mmdistill.abilities import DescribesNetwork, NamesNetwork
 from mmdistill.described import code_digest, code_value, is_users
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
+
+OWN = "model"
+"""What the user's own network is called as a judge."""
 
 
 def described_module(module: nn.Module) -> str:
@@ -27,6 +31,17 @@ def described_module(module: nn.Module) -> str:
 def described_layers(task: Task) -> str:
     """Return a task's network in its own description; empty for tasks that give none, whose shapes must do."""
     return task.architecture() if isinstance(task, DescribesNetwork) else ""
+
+
+def own_network(task: Task) -> str:
+    """Return the user's own network as its module's name and a digest of what it is made of; empty for named ones.
+
+    By it runs and judges are told apart whose networks have no name that would.
+    """
+    layers = described_layers(task) if OWN in task.judges else ""
+    if not layers:
+        return ""
+    return f"{_network_name(task)} {hashlib.blake2b(layers.encode(), digest_size=4).hexdigest()}"
 
 
 def network_title(task: Task) -> str:

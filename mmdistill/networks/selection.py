@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmdistill.settings import require_at_least
+from mmdistill.checks import require_at_least
 from mmdistill.task import NetworkState
 
 

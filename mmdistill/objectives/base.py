@@ -99,7 +99,8 @@ class Objective(nn.Module, ABC):
 
     A subclass says by ``view`` which batches it reads: ``"classes"`` (a :class:`ClassBatch` on both sides) or
     ``"flat"`` (a :class:`Batch` on both sides). Scalars that it learns are ``nn.Parameter`` attributes; the method's
-    optimizer group ``objective`` steps them. With ``needs_target`` it reads ``network.target``; without
+    optimizer group ``objective`` steps them, with the weights of any modules of its own, and :meth:`learned` says
+    which go with the set. With ``needs_target`` it reads ``network.target``; without
     ``reads_real`` its real batch is one sample; without ``siamese`` it augments by itself, and its batches come as they
     are. One that is not ``steady`` does other work from step to step by what the host knows, or changes something
     beside its result, so that a captured step cannot repeat it.
@@ -144,11 +145,13 @@ class Objective(nn.Module, ABC):
     def learned(self) -> Tensors:
         """Return what this objective learned and the set must carry (a ridge, a temperature), by name.
 
-        Objectives that it is made of say so themselves.
+        These are the parameters that are attributes of its own and numbers or vectors of them. Weights of modules that
+        help it (a sampler, a critic) are of no use once the set is finished; objectives that it is made of say for
+        themselves what is. Override it where that is not so.
         """
-        parts = {name: part for name, part in self.named_children() if isinstance(part, Objective)}
-        own = {name: p.detach() for name, p in self.named_parameters() if name.partition(".")[0] not in parts}
-        return own | {name: tensor for part in parts.values() for name, tensor in part.learned().items()}
+        own = {name: p.detach() for name, p in self.named_parameters(recurse=False) if p.ndim <= 1}
+        parts = [part for part in self.children() if isinstance(part, Objective)]
+        return own | {name: tensor for part in parts for name, tensor in part.learned().items()}
 
 
 def require_features(name: str, task: Task) -> None:

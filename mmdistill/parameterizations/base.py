@@ -148,6 +148,19 @@ class Parameterization(nn.Module, ABC):
         return sum(stored_tensor_bytes(tensor) for tensor in self.state_dict().values())
 
 
+def require_batch(made: Parameterization, decoded: object) -> None:
+    """Refuse what decodes to something else than a batch.
+
+    Raises:
+        ShapeError: it does.
+    """
+    if not isinstance(decoded, Batch):
+        raise ShapeError(
+            f"forward of {type(made).__name__} returns a Batch (inputs, targets, weight), "
+            f"not a {type(decoded).__name__}"
+        )
+
+
 def require_alike(made: Parameterization, decoded: Batch, real: Batch | ClassBatch, count: int | None = None) -> None:
     """Refuse decoded samples that are not as real ones, or not as many as there should be.
 
@@ -157,8 +170,9 @@ def require_alike(made: Parameterization, decoded: Batch, real: Batch | ClassBat
         real: real ones; only the shapes of a tensor are compared, since those of a named dict may differ (graphs).
         count: how many there should be; None: one for each of the parameterization's classes.
     Raises:
-        ShapeError: they differ.
+        ShapeError: they differ, or are no batch.
     """
+    require_batch(made, decoded)
     expected = len(made.classes) if count is None and made.classes is not None else count
     found = num_samples(decoded.inputs)
     if expected not in (None, found):

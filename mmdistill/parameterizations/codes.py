@@ -156,7 +156,8 @@ def load_codes(path: Path | str) -> tuple[Parameterization, Mapping[str, Any]]:
         if content["version"] != CODES_VERSION or content["kind"] not in KINDS:
             raise CheckpointError(
                 f"{path} holds codes of version {content['version']} and kind {content['kind']!r}; this mmdistill "
-                f"reads version {CODES_VERSION} of {', '.join(KINDS)}"
+                f"reads version {CODES_VERSION} of {', '.join(KINDS)} (a kind of your own once what adds it to "
+                "mmdistill.parameterizations.codes.KINDS is imported)"
             )
         return _rebuilt(content, tensors), content
     except (ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
@@ -19,7 +20,6 @@ from mmdistill.recsys.task import RecsysTask
 from mmdistill.recsys.vae import VaeProtocol
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import checked_seed, choose_device
-from mmdistill.settings import require_kind, require_left_out, require_no_width, require_sizes
 
 MODELS = ("infinite", "infinite-d2", "infinite-d3", "autoencoder")
 """The networks that ``--model`` names: infinitely wide of depth 1 to 3, or one hidden layer of ``--width`` units."""

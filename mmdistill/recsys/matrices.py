@@ -25,7 +25,10 @@ def read_sparse(path: Path) -> sparse.csr_array:
     if not path.is_file():
         raise DataError(f"there is no file {path}; put the matrix there or name another file")
     if not _is_sparse_archive(path):
-        raise DataError(f"{path} is not a matrix written by scipy.sparse.save_npz")
+        raise DataError(
+            f"{path} is not a matrix written by scipy.sparse.save_npz (nor images, whose arrays are called images and "
+            "labels, test_images and test_labels)"
+        )
     try:
         matrix = sparse.csr_array(sparse.load_npz(path))
         matrix.check_format()

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mmdistill.checks import require_at_least, require_sizes
 from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.splits import Split
 from mmdistill.runtime import Draws
-from mmdistill.settings import require_at_least, require_sizes
 
 Scorer = Callable[[Tensor], Tensor]
 """Maps the known interactions of some users ``(n, items)`` to scores of all items ``(n, items)``."""

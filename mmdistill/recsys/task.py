@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.abilities import JUDGING
+from mmdistill.checks import require_below_one, require_kind, require_no_features
 from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module, task_line
@@ -24,7 +25,6 @@ from mmdistill.recsys.models import Ease, InfiniteAutoencoder, Popularity, Recom
 from mmdistill.recsys.selection import SELECTIONS, embed_users, select_users
 from mmdistill.recsys.vae import Rows, VaeProtocol, fit_vae
 from mmdistill.runtime import Draws
-from mmdistill.settings import require_below_one, require_kind, require_no_features
 from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 
 EMBEDDING_DIMENSIONS = 64

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdistill.checks import require_at_least, require_below_one, require_positive
 from mmdistill.errors import NonFiniteError
 from mmdistill.recsys.metrics import Judged, Scorer
 from mmdistill.runtime import Draws
-from mmdistill.settings import require_at_least, require_below_one, require_positive
 
 Rows = Callable[[Tensor], Tensor]
 """From indices of users to their ``(n, items)`` rows."""

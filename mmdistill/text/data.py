@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmdistill.checks import require_left_out
 from mmdistill.columns import SPLIT_NAMES
 from mmdistill.errors import ConfigError, DataError, to_install
 from mmdistill.isolation import isolated
 from mmdistill.labels import from_one
 from mmdistill.names import canonical, unknown_data
 from mmdistill.runtime import Draws, checked_seed, data_root
-from mmdistill.settings import require_left_out
 from mmdistill.text import trec
 from mmdistill.text.checks import checked_rows
 from mmdistill.text.inputs import (

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mmdistill.checks import require_no_features, require_no_width
 from mmdistill.errors import ConfigError
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
-from mmdistill.settings import require_no_features, require_no_width
 
 MODELS = ("linear", "mlp")
 """Networks that read sentence points."""

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdistill.checks import require_at_least, require_kind, require_sizes
 from mmdistill.classification import accuracies, collapse_note
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets
+from mmdistill.networks.architecture import OWN
 from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, checked_seed, choose_device
-from mmdistill.settings import require_at_least, require_kind, require_sizes
 from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tensor
 from mmdistill.text.base import TextClassification
 from mmdistill.text.data import TextData, TextInput, load_text
@@ -86,7 +87,7 @@ class TextTask(TextClassification):
         protocol: FitProtocol = JUDGE,
         noise: float = 0.0,
     ) -> None:
-        own = () if network_name else ("model",)
+        own = () if network_name else (OWN,)
         super().__init__(data, model, network_name, (*own, "mlp", *SOLVED), SOLVED)
         self.train = Points(encoded.train.to(self.device), self._classes)
         self.dev = Points(encoded.dev.to(self.device), data.dev.labels.to(self.device))

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.isolation import isolated
 from mmdistill.labels import require_targets, target_loss, weighted_mean
+from mmdistill.networks.architecture import OWN
 from mmdistill.networks.fit import FitProtocol
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.trial import try_network
 from mmdistill.runtime import Draws, checked_seed, choose_device
-from mmdistill.settings import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.task import Batch, Inputs, NetworkState, Scores, TaskInfo, Tensors
 from mmdistill.text.attention import attention_loss, class_labels
 from mmdistill.text.base import TextClassification
@@ -83,7 +84,7 @@ class TokenTask(TextClassification):
         judge_batch: int | None = None,
     ) -> None:
         others = tuple(other for other in TOKEN_MODELS if other != name)
-        super().__init__(data, model, name, (name, *others, PROJECTED))
+        super().__init__(data, model, "" if name == OWN else name, (name, *others, PROJECTED))
         self.vocabulary = vocabulary.to(self.device)
         self.tokens, self.encoder, self.protocol = tokens, encoder, protocol
         self.judge_epochs, self.judge_batch = judge_epochs, judge_batch
@@ -128,7 +129,7 @@ class TokenTask(TextClassification):
         """
         if not isinstance(self.model.module, TransformerClassifier):
             raise ConfigError(
-                f"this method needs --model transformer; {self.network_name!r} has no attention and no encoder"
+                f"this method needs --model transformer; {self.judges[0]!r} has no attention and no encoder"
             )
 
     def network_inputs(self, inputs: Inputs) -> Tensors:
@@ -188,7 +189,7 @@ class TokenTask(TextClassification):
         return self.network_inputs(inputs)
 
     def _judge(self, key: str, learned: Mapping[str, Tensor]) -> TokenJudge:
-        own = key in (self.network_name, PROJECTED)
+        own = key in (self.judges[0], PROJECTED)
         model = self.model if own else self._other(key)
         base = self.protocol or protocol_for(model)
         protocol = replace(base, epochs=self.judge_epochs or base.epochs, batch=self.judge_batch or base.batch)
@@ -225,7 +226,7 @@ class TokenTask(TextClassification):
     def validate(self, synthetic: Batch, draws: Draws, learned: Mapping[str, Tensor]) -> float:
         """Return the mean development accuracy of two networks."""
         queries = (self.tokens.dev, self.data.dev.labels)
-        values = self._judge(self.network_name, learned).score(synthetic, queries, draws, 2).values["accuracy"]
+        values = self._judge(self.judges[0], learned).score(synthetic, queries, draws, 2).values["accuracy"]
         return sum(values) / len(values)
 
     def describe(self) -> TaskInfo:
@@ -343,7 +344,7 @@ def _network_name(model: TokenModelLike, width: int | None, features: str | Sequ
         require_no_width(width, "a module of your own")
         if isinstance(model, FunctionalModule):
             require_no_features(features, f"a {type(model).__name__}")
-        return "model"
+        return OWN
     name = model_name(model, tokens=True)
     require_no_features(features, name)
     if name == "transformer":

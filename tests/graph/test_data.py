@@ -174,7 +174,7 @@ def test_damaged_files_and_pickled_code_are_refused(tmp_path: Path, monkeypatch:
     for name in ("trap.pt", "cut.pt", "cut.safetensors"):
         with pytest.raises(DataError, match="cannot be read"):
             load_graph(tmp_path / name)
-        # Torch's files are graphs or nothing, so that the command line too says what is wrong with one.
+        # Torch's files without images are claimed as graphs, so that the command line too says what is wrong with one.
         assert DOMAIN.accepts(tmp_path / name) == name.endswith(".pt")
     assert not (tmp_path / "trap").exists()
 
@@ -185,7 +185,7 @@ def test_the_command_line_says_why_a_saved_graph_is_refused(
     monkeypatch.chdir(tmp_path)
     torch.save({"x": Trap()}, tmp_path / "trap.pt")
     torch.save((torch.zeros(4, 1, 2, 2), torch.arange(4)), tmp_path / "images.pt")
-    for name, message in (("trap.pt", "a graph of plain tensors"), ("images.pt", "images go into .safetensors")):
+    for name, message in (("trap.pt", "a graph of plain tensors"), ("images.pt", "images are saved by name")):
         assert main(["distill", "--data", str(tmp_path / name), "--method", "gcond-x", "--nodes", "3"]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "trap").exists()

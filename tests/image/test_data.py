@@ -21,7 +21,7 @@ from mmdistill.image import files, image_task, known
 from mmdistill.image.data import build, channel_moments
 from mmdistill.image.datasets import accepts, load
 from mmdistill.image.task import MIRRORED, make_task
-from mmdistill.registry import TaskOptions
+from mmdistill.registry import TaskOptions, domain_of
 from mmdistill.runtime import Draws, data_root
 
 needs_mnist = pytest.mark.skipif(
@@ -444,8 +444,9 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
         load("digits", size=4)
     with pytest.raises(ConfigError, match="tensors or a data set: leave it out"):
         load(pair, size=4)
-    with pytest.raises(ConfigError, match="brings its own test data"):
-        load(tmp_path / "pets", pair)
+    for source, said in (("digits", "brings its own"), (tmp_path / "pets", "in test/"), ("a.npz", "as test_images")):
+        with pytest.raises(ConfigError, match=f"takes no test data beside it.* {said}"):
+            load(source, pair)
     with pytest.raises(ConfigError, match="not a name or path"):
         load(pair, "digits")
 
@@ -524,11 +525,65 @@ def test_safetensors_of_images(tmp_path: Path) -> None:
     assert len(load(path).train_labels) == 20
     safetensors.torch.save_file({"x": torch.zeros(1)}, path)
     assert not accepts(path)
-    with pytest.raises(DataError, match="images and labels, got x"):
+    with pytest.raises(DataError, match=r"images and labels .*, got x"):
         load(path)
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(DataError, match="not a readable safetensors"):
         load(path)
+
+
+@pytest.mark.parametrize("ending", [".npz", ".pt"])
+def test_archives_of_numpy_and_torch(tmp_path: Path, ending: str) -> None:
+    tensors = {"images": bytes_like(20, 8, 8), "labels": labels_of(20)}
+    path, expected = tmp_path / f"mine{ending}", load((tensors["images"], tensors["labels"]))
+
+    def save(held: dict[str, Any]) -> None:
+        if ending == ".pt":
+            torch.save(held, path)
+        else:
+            np.savez(path, **{name: np.asarray(value) for name, value in held.items()})
+
+    save(tensors)
+    assert domain_of(str(path)).name == "image"
+    assert load(path).fingerprint == expected.fingerprint
+    save({**tensors, "test_images": tensors["images"][:4], "test_labels": tensors["labels"][:4], "more": torch.ones(1)})
+    assert len(load(path).train_labels) == 20
+    save({**tensors, "labels": ["cat"] * 20})
+    with pytest.raises(DataError, match="mine"):
+        load(path)
+    save({"x": torch.ones(1)})
+    assert not accepts(path)
+    with pytest.raises(DataError, match=r"named images and labels \(and test_images .* got x"):
+        load(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert not accepts(path)
+    with pytest.raises(DataError, match="cannot be read as tensors by name"):
+        load(path)
+
+
+def test_nothing_is_run_from_torchs_and_numpys_files(tmp_path: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"images": Runs(), "labels": labels_of(2)}, tmp_path / "a.pt")
+    np.savez(tmp_path / "a.npz", images=np.array([Runs()], dtype=object), labels=np.arange(2))
+    for path in (tmp_path / "a.pt", tmp_path / "a.npz"):
+        assert accepts(path)
+        with pytest.raises(DataError, match="without running code"):
+            load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_files_of_tensors_are_told_what_images_need(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", bytes_like(2, 8, 8).numpy())
+    with pytest.raises(ConfigError, match=r"images need labels: numpy\.savez"):
+        domain_of(str(tmp_path / "a.npy"))
+    torch.save((bytes_like(2, 8, 8), labels_of(2)), tmp_path / "a.pt")
+    assert domain_of(str(tmp_path / "a.pt")).name == "graph"
+    with pytest.raises(DataError, match=r"holds a tuple; of images save a dict"):
+        load(tmp_path / "a.pt")
 
 
 class Pairs:
@@ -592,7 +647,7 @@ def test_bad_samples() -> None:
         (Pairs([pixel], [0.5]), "no class index but 0.5"),
         (Pairs([pixel], [float("nan")]), "no class index but nan"),
         (DataLoader(TensorDataset(pixel, torch.zeros(1)), 1), "give the data set that it loads"),
-        ({0: (pixel, 0)}, "no map-style data set"),
+        ({"images": pixel}, r"give its images and labels as a pair, \(data"),
         ([pixel], "no \\(sample, label\\) pair"),
         (iter([pixel]), "no map-style data set"),
         ((pixel,), "two tensors"),

@@ -1,8 +1,12 @@
 """Pictures of image sets: every image is there once, and many classes make no strip."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from mmdistill import distill, export, image_task
 from mmdistill.image.draw import picture_grid
 
 
@@ -24,3 +28,14 @@ def test_every_image_is_drawn_once_also_in_blocks_that_are_not_full(classes: int
     counts = torch.stack([(grey == 10 + index).sum() for index in range(classes)]).tolist()
     tile = 112 * 112
     assert counts == [tile, *[2 * tile] * (classes - 1)]
+
+
+def test_exported_preprocessing_says_nothing_of_operations_that_there_are_not(tmp_path: Path) -> None:
+    found = distill(image_task("digits", width=8), "dm", ipc=1, settings={"steps": 1, "real_batch": 2})
+    export(found, "pt", tmp_path)
+    (path,) = tmp_path.rglob("preprocessing.json")
+    augmentation = json.loads(path.read_text())["augmentation"]
+    assert "flip" not in augmentation["operations"]
+    assert "flip" not in augmentation
+    assert {"cutout", "brightness"} <= augmentation.keys()
+    assert "flip" in found.info.preprocessing["augmentation"]  # type: ignore[operator]  # as ever in sets

@@ -57,7 +57,7 @@ def test_fixed_labels_are_scaled_alike_and_probabilities_refused(digits: ImageTa
     frepo = get_method(DOMAIN, "frepo")
     batch = Distiller(digits, replace(frepo, label="hard"), 2).start().parameterization(KEY)
     torch.testing.assert_close(batch.targets, (torch.eye(10) - 0.1).repeat_interleave(2, 0))
-    with pytest.raises(ConfigError, match="takes hard or unrestricted labels"):
+    with pytest.raises(ConfigError, match="are hard or unrestricted ones"):
         Distiller(digits, replace(frepo, label="soft"), 1).start()
 
 

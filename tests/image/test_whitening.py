@@ -13,7 +13,7 @@ from mmdistill.errors import CheckpointError, ConfigError, DataError, Unsupporte
 from mmdistill.image import image_task
 from mmdistill.image.data import ImageData, build
 from mmdistill.image.draw import as_bytes, export_ddranking, export_tensors
-from mmdistill.image.files import read_tensors
+from mmdistill.image.tensor_files import read_tensors
 from mmdistill.image.whitening import fit_whitening, unit_images, whitened, whitening_matrix
 from mmdistill.runtime import Draws
 

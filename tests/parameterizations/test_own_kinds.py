@@ -92,6 +92,13 @@ class Cut(Products):
         return decoded.map(lambda t: t.detach())
 
 
+class Bare(Products):
+    """Decodes inputs alone."""
+
+    def forward(self, draws: Draws) -> Batch:
+        return super().forward(draws).inputs  # type: ignore[return-value]
+
+
 class Noisy(Products):
     """Decodes other samples at each call."""
 
@@ -182,6 +189,7 @@ def test_a_set_is_kept_though_its_codes_are_not(tmp_path: Path, caplog: pytest.L
         (storage(Broken), "rebuilt: Broken cannot be rebuilt"),
         (storage(Cut), "no gradient leads from the samples to the codes"),
         (storage(Noisy), "one key must give one batch"),
+        (storage(Bare), "forward of Bare returns a Batch .* not a Tensor"),
         (storage(Narrow), r"samples of \(3,\), and real ones are \(4,\)"),
         (storage(Products, flipped=True), "says class 2 of sample 0, whose hard label is 0"),
         (storage(Products, none=True), "the class of each decoded sample is needed"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdistill.checks import require_kind, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.judges import scores_of
 from mmdistill.graph.sampling import ClassMembers, padded_rows
@@ -23,7 +24,7 @@ from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.selection import Selection
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.runtime import Draws, checked_seed, choose_device
-from mmdistill.settings import Settings, require_kind, require_sizes
+from mmdistill.settings import Settings
 from mmdistill.task import (
     Batch,
     ClassBatch,

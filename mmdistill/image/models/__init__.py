@@ -24,6 +24,7 @@ from typing import Literal
 
 from torch import nn
 
+from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.image.models.classic import MLP, VGG11, AlexNet, LeNet
 from mmdistill.image.models.convnet import ConvNet, convnet_depth
@@ -33,7 +34,6 @@ from mmdistill.image.models.resnet import STAGES, ResNet
 from mmdistill.image.models.vit import ViT, patch_size
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.module import ModuleFactory
-from mmdistill.settings import require_sizes
 
 Builder = Callable[..., nn.Module]
 Option = str | int | bool

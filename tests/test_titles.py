@@ -1,0 +1,21 @@
+"""What rows of a comparison are called."""
+
+from mmdistill.comparison import Repetitions, Score
+from mmdistill.side_by_side import titles
+
+
+def row(name: str, **settings: str) -> Repetitions:
+    return Repetitions(
+        name, "digits", "dm", "ipc", 1, 10, Score((0.5,)), {}, (1.0,), "convnet", "accuracy", 1, settings=settings
+    )
+
+
+def test_what_most_rows_have_is_said_of_the_others_alone() -> None:
+    rows = [row("a", alpha="1", steps="5"), row("b", alpha="2", steps="5"), row("c", alpha="3", steps="5")]
+    assert titles([*rows, row("d", alpha="1", steps="9")]) == [
+        "dm (alpha 1)",
+        "dm (alpha 2)",
+        "dm (alpha 3)",
+        "dm (alpha 1, steps 9)",
+    ]
+    assert titles(rows[:2]) == ["dm (alpha 1)", "dm (alpha 2)"]
