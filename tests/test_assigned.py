@@ -134,7 +134,10 @@ def test_runs_are_told_apart_by_what_is_set(tmp_path: Path, capsys: pytest.Captu
     assert [row[1] for row in rows] == ["scaled (scale 1.0)", "scaled (scale 2.0)"]
 
 
-def test_a_sweep_takes_what_is_set_and_knows_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_takes_what_is_set_and_knows_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmdistill.sweep.own_program", lambda: ["python", "my_methods.py"])
     common = ["--data", "digits", "--ipc", "1", "--model", "mlp", "--width", "4", "--networks", "1"]
     common += ["--judge-epochs", "1", "--baselines", "none"]
     asked = ["sweep", *common, "--methods", "scaled", "--out", str(tmp_path), "--dry-run", "--set", "scale=2"]
