@@ -25,7 +25,7 @@ def assigned(given: Iterable[str], settings: Settings, title: str) -> dict[str, 
         ConfigError: a setting that the method has not, or that has an option of its own; a value of another type.
     """
     kinds = get_type_hints(type(settings))
-    free = {entry.name for entry in fields(settings) if entry.init} - {*WITHOUT_TEXT}
+    free = {entry.name for entry in fields(settings) if entry.init} - {*WITHOUT_TEXT, "lr"}  # the samples' rate
     known = [name for name in sorted(free) if name in own_names(settings) or name not in SETTINGS]
     found = {}
     for name, text in assignments(given).items():

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 import mmdistill
+from mmdistill.abilities import NamesNetwork
 from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.metrics import ENTRY, Judging, fits, judging_of
-from mmdistill.registry import TaskOptions
+from mmdistill.registry import TaskOptions, get_domain
 from mmdistill.runtime import cache_folder, describe_device, remove_stale_parts
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task
@@ -35,7 +36,8 @@ class KeptBaselines:
 
     A score is found again where all that decides its bits is the same: the data, what was chosen of the task and of
     judging, the seed, the device, this library's code and the versions of those it calls. Only tasks of this package
-    are known well enough for that, and only those that say what they are tested on; of others nothing is kept.
+    are known well enough for that, and only those that say what they are tested on; of others nothing is kept, nor of
+    networks that a user's code added.
 
     Args:
         config: the options of the run.
@@ -51,7 +53,7 @@ class KeptBaselines:
     ) -> None:
         info = task.describe()
         self.task, self.judging, self.networks, self.at_once, self.seed = task, judging, n, at_once, seed
-        self.usable = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
+        self.known = type(task).__module__.startswith(f"{mmdistill.__name__}.") and bool(info.test_fingerprint)
         options = {name: getattr(config, name) for name in (*(f.name for f in fields(TaskOptions)), *SHAPING)}
         self.key = {
             "data": [info.domain, info.data, info.prepared, info.fingerprint, info.test_fingerprint],
@@ -64,7 +66,7 @@ class KeptBaselines:
         """Return a baseline's entries by a judge (in the spelling of results); none where they are not known."""
         key = self._key(name, budget, judge)
         try:
-            found = read_json(self._path(key)) if self.usable else {}
+            found = read_json(self._path(key)) if self._usable(judge) else {}
         except (CheckpointError, ConfigError, OSError):  # no cache; missing or damaged: it is judged anew
             return []
         entries = found.get("entries")
@@ -74,13 +76,18 @@ class KeptBaselines:
 
     def keep(self, name: str, budget: int, entries: Sequence[Mapping[str, Any]]) -> None:
         """Keep a baseline's entries, of any judges; where the cache folder takes none, nothing is kept."""
-        for judge in dict.fromkeys(str(entry["judge"]) for entry in entries) if self.usable else ():
+        for judge in filter(self._usable, dict.fromkeys(str(entry["judge"]) for entry in entries)):
             key = self._key(name, budget, judge)
             with suppress(ConfigError, OSError):
                 path = self._path(key)
                 remove_stale_parts(path.parent)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, {"key": key, "entries": [entry for entry in entries if entry["judge"] == judge]})
+
+    def _usable(self, judge: str) -> bool:
+        """Return whether all that decides a judge's scores is known."""
+        own = self.task.network_name if isinstance(self.task, NamesNetwork) else ""  # which herding looks by
+        return self.known and not any(map(get_domain(self.task.describe().domain).network_added, (own, judge)))
 
     def _key(self, name: str, budget: int, judge: str) -> dict[str, Any]:
         own = {"baseline": [name, None if name in WITHOUT_BUDGET else budget]}

@@ -230,7 +230,7 @@ class Method:
         return replace(self, settings=settings)
 
     def labelled(self, label: LabelKind) -> "Method":
-        """Return the method with labels of another kind; where it has no rate for learned ones, they get Adam's 0.01.
+        """Return the method with labels of another kind; learned ones for which it has no rate get Adam's 0.01.
 
         Raises:
             ConfigError: a closed form, whose labels are its own.
@@ -239,10 +239,9 @@ class Method:
             raise ConfigError(f"{self.title} has a closed form, whose labels are its own")
         if label == self.label:
             return self
-        base = self.settings
-
         if label not in ("soft", "unrestricted"):
             return replace(self, label=label)
+        base = self.settings
 
         def settings(budget: int) -> Settings:
             own = base(budget)

@@ -54,6 +54,7 @@ def metrics_document(
     baselines = {name: _alike(entries, results) for name, entries in previous.get("baselines", {}).items()}
     for name, entries in evaluation.baselines.items():
         baselines[name] = _merged(baselines.get(name, []), plain(entries))
+        _require_one_network(results, baselines[name])  # they stand side by side
     return {
         "version": METRICS_VERSION,
         "data": distilled.info.data,
@@ -153,25 +154,26 @@ def _key(entry: Mapping[str, object]) -> tuple[object, object]:
 
 def _merged(old: list[dict[str, object]], new: list[dict[str, object]]) -> list[dict[str, object]]:
     """Return old entries with new ones of the same judge and metric in their places, then those that are new."""
+    _require_one_network(old, new)
     fresh = {_key(entry): entry for entry in new}
-    for entry in old:
-        _require_one_network(entry, fresh.get(_key(entry), entry))
     kept = [fresh.pop(_key(entry), entry) for entry in old]
     return kept + list(fresh.values())
 
 
-def _require_one_network(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to replace the result of one network of the user's own by that of another.
+def _require_one_network(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse results of one network of the user's own in the place of another's, or beside them as baselines.
 
     Raises:
         ConfigError: they are two.
     """
-    networks = [str(entry.get("judging", {}).get(NETWORK) or "") for entry in (old, new)]
-    if all(networks) and networks[0] != networks[1]:
-        raise ConfigError(
-            f"the folder has results of another network of yours, {networks[0]}, which a judge {old['judge']!r} "
-            f"({networks[1]}) would replace; keep these in another folder, or move its metrics.json away"
-        )
+    former = {_key(entry): entry.get("judging", {}).get(NETWORK) for entry in old}
+    for entry in new:
+        network, other = entry.get("judging", {}).get(NETWORK), former.get(_key(entry))
+        if network and other and network != other:
+            raise ConfigError(
+                f"the folder has results of another network of yours, {other}, than the judge {entry['judge']!r} "
+                f"is now ({network}); keep these in another folder, or move its metrics.json away"
+            )
 
 
 def _alike(baseline: list[dict[str, object]], results: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -141,6 +141,7 @@ class Domain:
         taxonomy: by method name, the rows of Table 1.
         conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
         shortcoming: what keeps a path that is nearly this domain's data from being read, in words; empty for others.
+        network_added: whether a user's code added the network of a name, or a judge's; it may change with that code.
         shipped: the names of the methods and ways of storing that it had when it was made.
     """
 
@@ -165,6 +166,7 @@ class Domain:
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
     conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}
     shortcoming: Callable[[Path], str] = lambda path: ""
+    network_added: Callable[[str], bool] = lambda name: False
     shipped: frozenset[str] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:

@@ -34,11 +34,12 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
         words = [getattr(row, name) for name in differing]
         for kind in ("options", "settings"):
             values: Mapping[str, str] = getattr(row, kind) or {}
+            recorded = [given for other in alike if (given := getattr(other, kind)) is not None]
             told = {name: values[name] for name in _differing(alike, kind) if name in values}
             words += [
                 f"{name.replace('_', '-')} {value}"
                 for name, value in told.items()
-                if not _usual(value, [(getattr(other, kind) or {}).get(name) for other in alike])
+                if not _usual(value, [given.get(name) for given in recorded])
             ]
         own = ", ".join(filter(None, words))
         return f"{row.method} ({own})" if own else row.method
@@ -52,8 +53,8 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
 
 
 def _usual(value: str, values: Sequence[str | None]) -> bool:
-    """Return whether more than half of some rows, and not few, have a value."""
-    return values.count(value) >= USUAL and 2 * values.count(value) > len(values)
+    """Return whether more than half of some rows, and not few, have a value, and the others another one to be told."""
+    return None not in values and values.count(value) >= USUAL and 2 * values.count(value) > len(values)
 
 
 def _differing(rows: Sequence[Repetitions], kind: str) -> list[str]:

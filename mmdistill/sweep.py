@@ -161,7 +161,7 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
     require_networks(first.networks, first.networks_at_once)
     if first.parameterization is not None:
         get_parameterization(domain, first.parameterization, str(first.data))
-    _require_known_to_runs(domain, [first.parameterization, *(config.method for config in configs)])
+    _require_known_to_runs(domain, configs)
     for config in configs:
         method = get_method(domain, str(config.method), str(config.data), config.schedule)
         if config.bytes is not None:
@@ -172,14 +172,16 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
     return task
 
 
-def _require_known_to_runs(domain: Domain, names: Sequence[str | None]) -> None:
-    """Refuse methods and ways of storing that the running script added, where runs are no processes of that script.
+def _require_known_to_runs(domain: Domain, configs: Sequence[DistillConfig]) -> None:
+    """Refuse methods, storages and networks that the running script added, where runs are no processes of that script.
 
     Raises:
         ConfigError: naming them, and how to start the script.
     """
     added = {*domain_methods(domain), *domain.parameterizations} - domain.shipped
-    own = sorted({str(name) for name in names if name in added})
+    names = {name for config in configs for name in (config.method, config.parameterization)} & added
+    networks = {name for config in configs for name in (config.model or "", *config.judge_names())}
+    own = sorted({*map(str, names), *filter(domain.network_added, networks)})
     if own and own_program()[-1] == PROGRAM:
         raise ConfigError(
             f"{', '.join(own)} would be unknown to the runs: each is a process of its own, which is that of the script "

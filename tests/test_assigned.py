@@ -165,3 +165,12 @@ def test_a_damaged_line_is_refused(line: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"data: digits\n{line}\n")
     with pytest.raises((CheckpointError, ConfigError), match=r"set: \[7\], which cannot be|--set takes NAME=VALUE"):
         DistillConfig.load(tmp_path / "config.yaml")
+
+
+def test_a_field_named_as_the_rate_of_the_samples_does_not_set_that() -> None:
+    @dataclass(frozen=True)
+    class Rated(Settings):
+        lr: float = 0.3
+
+    with pytest.raises(ConfigError, match=r"no setting 'lr' for --set; there is the option --lr"):
+        assigned(["lr=0.7"], Rated(steps=1), "Rated")

@@ -15,6 +15,7 @@ from mmdistill import commands, judging, kept_baselines, runtime
 from mmdistill.cli import main
 from mmdistill.errors import UnsupportedError
 from mmdistill.image.datasets import load
+from mmdistill.image.models import FAMILIES, MLP, Family
 
 DIGITS = ["distill", "--data", "digits", "--model", "mlp", "--width", "4", "--networks", "2", "--judge-epochs", "9"]
 Judged = list[str]
@@ -113,6 +114,16 @@ def test_other_code_is_another_judge(tmp_path: Path, judged: Judged, monkeypatch
     monkeypatch.setattr(kept_baselines, "package_digest", lambda: "changed")
     distil(tmp_path / "b", "--baselines", "random")
     assert judged == ["random"]
+
+
+@pytest.mark.parametrize("option", ["--model", "--judges"])
+def test_of_networks_that_a_script_adds_and_may_change_nothing_is_kept(
+    option: str, tmp_path: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "mine", Family(MLP, smallest=4, options=("width",)))
+    for folder in ("a", "b"):
+        distil(tmp_path / folder, option, "mine", "--baselines", "random")
+    assert judged == ["random", "random"]
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from mmdistill.commands import compare_command
 from mmdistill.config import DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.image import METHODS
+from mmdistill.image.models import FAMILIES, MLP, Family
 from mmdistill.methods import CORE_METHODS
 from mmdistill.processes import own_program
 from mmdistill.sweep import planned
@@ -396,6 +397,11 @@ def test_a_scripts_methods_that_its_runs_would_not_know_are_refused(
     given = ["sweep", "--data", "digits", "--methods", "dm,ours", "--ipc", "1", "--out", str(tmp_path / "runs")]
     assert main(given) == 2
     assert "ours would be unknown to the runs" in capsys.readouterr().err
+    monkeypatch.setitem(FAMILIES, "mine", Family(MLP, smallest=4, options=("width",)))
+    for option in ("--model", "--judges"):
+        own = ["sweep", "--data", "digits", "--methods", "dm", "--ipc", "1", "--out", str(tmp_path / "runs")]
+        assert main([*own, option, "mine-w4"]) == 2
+        assert "mine-w4 would be unknown to the runs" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr("sys.argv", ["x.py", "sweep"])
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None, __file__="/y/x.py"))

@@ -19,3 +19,9 @@ def test_what_most_rows_have_is_said_of_the_others_alone() -> None:
         "dm (alpha 1, steps 9)",
     ]
     assert titles(rows[:2]) == ["dm (alpha 1)", "dm (alpha 2)"]
+
+
+def test_what_another_row_lacks_is_said() -> None:
+    rows = [row("a", alpha="1", beta="3"), row("b", alpha="2", beta="3"), row("c", alpha="4", beta="3")]
+    found = titles([*rows, row("d", alpha="1")])
+    assert found == ["dm (alpha 1, beta 3)", "dm (alpha 2, beta 3)", "dm (alpha 4, beta 3)", "dm (alpha 1)"]

@@ -7,7 +7,7 @@ from mmdistill.image.draw import EXPORTS, draw
 from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
 from mmdistill.image.known import DATASETS
 from mmdistill.image.methods import METHODS, PRESETS
-from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT
+from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT, is_added
 from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.image.published import conditions
 from mmdistill.image.reduced import REDUCED
@@ -35,6 +35,7 @@ DOMAIN = Domain(
     taxonomy=TABLE_1,
     conditions=conditions,
     shortcoming=shortcoming,
+    network_added=is_added,
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
     families={"upsample": tiled},
     storages={"digits": {"gan-latents": DIGITS_LATENTS}},

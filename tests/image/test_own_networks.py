@@ -60,6 +60,9 @@ def test_one_own_network_does_not_replace_anothers_result(tmp_path: Path) -> Non
     evaluation = evaluate(other, found, n=1, baselines=())
     with pytest.raises(ConfigError, match=r"another network of yours, Sequential .* another folder"):
         save_evaluation(other, found, evaluation, tmp_path)
+    beside = evaluate(other, found, n=1, baselines=["random"], baselines_only=True)
+    with pytest.raises(ConfigError, match="another network of yours"):
+        save_evaluation(other, found, beside, tmp_path)
     save_evaluation(other, found, evaluation, tmp_path / "other")
     (entry,) = json.loads((tmp_path / METRICS).read_text())["results"]
     assert entry["judge"] == "model"

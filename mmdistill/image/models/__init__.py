@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from types import MappingProxyType
 from typing import Literal
 
 from torch import nn
@@ -98,6 +99,8 @@ FAMILIES: dict[str, Family] = {
     "vit": Family(ViT, 8, ("depth", "width"), kind="transformer"),
 }
 """Networks by name."""
+SHIPPED = MappingProxyType(dict(FAMILIES))
+"""Those of this package."""
 JUDGES = (
     "convnet",
     "convnet-nn",
@@ -112,6 +115,12 @@ JUDGES = (
     "vit",
 )
 """Who judges across architectures: those of the survey's Table 3 and the field's usual others."""
+
+
+def is_added(name: str) -> bool:
+    """Return whether a network's or judge's name is of a family that a user's code added, and may change."""
+    family = re.split("[- ]", canonical(name), maxsplit=1)[0]
+    return FAMILIES.get(family) is not SHIPPED.get(family)
 
 
 def parse_model(name: str, what: str = "model") -> tuple[str, dict[str, Option]]:
