@@ -182,7 +182,8 @@ def _tensor(fields: Mapping[str, Any], key: str, name: str) -> Tensor:
         )
     if not isinstance(value, Tensor):
         got = "it is missing" if value is None else f"got {type(value).__name__}"
-        raise DataError(f"{name} needs a tensor {key!r}, {got}; a graph has {', '.join(FIELDS)}")
+        images = "" if set(FIELDS) & fields.keys() else "; a file of images has tensors named images and labels"
+        raise DataError(f"{name} needs a tensor {key!r}, {got}; a graph has {', '.join(FIELDS)}{images}")
     if value.is_meta or value.is_quantized:
         raise DataError(f"{name} needs a tensor {key!r} of plain numbers, got {value.dtype} on {value.device}")
     return recordable(value.detach().cpu())

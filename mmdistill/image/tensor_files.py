@@ -99,7 +99,12 @@ def _read(path: Path) -> dict[str, Tensor]:
                 held = {name: from_array(archive[name], f"{path}: {name}") for name in NAMES if name in archive}
                 return held or dict.fromkeys(archive.files, torch.empty(0))
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, LookupError, zipfile.BadZipFile, pickle.PickleError) as error:
+    except pickle.UnpicklingError as error:  # torch's own words are advice to run the code
+        raise DataError(
+            f"{path} cannot be read as tensors by name, without running code from it: it holds other things; save "
+            "tensors alone: torch.save({'images': images, 'labels': labels}, path)"
+        ) from error
+    except (OSError, ValueError, RuntimeError, EOFError, LookupError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as tensors by name, without running code from it: {error}") from error
     if not isinstance(found, dict):
         raise DataError(

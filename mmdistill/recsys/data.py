@@ -225,7 +225,7 @@ def load_interactions(
     if isinstance(source, (str, Path)):
         path = resolve(source)
         name = str(source) if _is_known(source) else str(Path(source).absolute())
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             columns.require_none(f"{path}, a matrix,")
             return _from_matrix(read_sparse(path), name, reading)
         frame, notes = read_table(path, columns)

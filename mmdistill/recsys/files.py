@@ -87,7 +87,7 @@ def looks_like_interactions(path: Path) -> bool:
             return False
     if _table_suffix(path) == ".inter" or path.name.removesuffix(".gz") in ("u.data", "ratings.dat"):
         return True
-    if path.suffix == ".npz":  # of other data images, which are looked for first
+    if path.suffix.lower() == ".npz":  # of other data images, which are looked for first
         return path.is_file()
     if path.suffix.lower() in PANDAS_SUFFIXES and path.is_file():
         try:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets as published
 
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.graph.sources import load_graph
 from mmdistill.image import files, image_task, known
 from mmdistill.image.data import build, channel_moments
 from mmdistill.image.datasets import accepts, load
@@ -571,8 +572,9 @@ def test_nothing_is_run_from_torchs_and_numpys_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.array([Runs()], dtype=object), labels=np.arange(2))
     for path in (tmp_path / "a.pt", tmp_path / "a.npz"):
         assert accepts(path)
-        with pytest.raises(DataError, match="without running code"):
+        with pytest.raises(DataError, match="without running code") as refused:
             load(path)
+        assert "weights_only" not in str(refused.value)  # torch's advice is to run the code after all
     assert not (tmp_path / "ran").exists()
 
 
@@ -582,6 +584,9 @@ def test_other_files_of_tensors_are_told_what_images_need(tmp_path: Path) -> Non
         domain_of(str(tmp_path / "a.npy"))
     torch.save((bytes_like(2, 8, 8), labels_of(2)), tmp_path / "a.pt")
     assert domain_of(str(tmp_path / "a.pt")).name == "graph"
+    torch.save({"pictures": bytes_like(2, 8, 8), "targets": labels_of(2)}, tmp_path / "b.pt")
+    with pytest.raises(DataError, match=r"a file of images has tensors named images and labels"):
+        load_graph(tmp_path / "b.pt")
     with pytest.raises(DataError, match=r"holds a tuple; of images save a dict"):
         load(tmp_path / "a.pt")
 

@@ -71,9 +71,12 @@ def test_reads_matrices_and_tables(tmp_path):
     path = tmp_path / "m.npz"
     sparse.save_npz(path, matrix.tocsr())
     assert DOMAIN.accepts(path)
+    loud = tmp_path / "LOUD.NPZ"
+    loud.write_bytes(path.read_bytes())
+    assert DOMAIN.accepts(loud)
     dense = matrix.toarray().astype(np.float32)
     frame = pd.DataFrame(ROWS, columns=["user", "item", "rating"])
-    for source in (path, matrix, matrix.tocsc(), dense, torch.from_numpy(dense), frame):
+    for source in (path, loud, matrix, matrix.tocsc(), dense, torch.from_numpy(dense), frame):
         data = load_interactions(source)
         assert pairs(data) == EXPECTED
     counts = load_interactions(matrix).counts
