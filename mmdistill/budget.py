@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral
 
+from mmdistill.checks import is_of
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.method import Method, Storage
@@ -60,7 +61,7 @@ def find_budget(
     if bytes is not None and not given:
         return budget_in_bytes(task, method, parse_bytes(bytes), seed)
     for name, value in given.items():
-        if not isinstance(value, Integral) or isinstance(value, bool):
+        if not is_of(value, Integral):
             raise ConfigError(f"{name} is a whole number, got {value!r}")
     if set(given) != {unit} or bytes is not None:
         shown = given if bytes is None else {**given, "bytes": bytes}

@@ -11,6 +11,18 @@ LARGEST, LARGEST_WHOLE = 3e38, 2.0**62
 """What no number of a run exceeds, and no whole one: float32 holds the first, int64 the second."""
 
 
+def is_of(value: object, *kinds: type) -> bool:
+    """Return whether a value is of some types; booleans are no numbers."""
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+
+
+def are_numbers(values: object, kind: type, count: int | None = None) -> bool:
+    """Return whether something is a tuple or list of numbers of a kind, and of so many where a count is given."""
+    if not isinstance(values, tuple | list) or count not in (None, len(values)):
+        return False
+    return all(is_of(value, kind) for value in values)
+
+
 def require_at_least(owner: object, least: Mapping[str, float]) -> None:
     """Refuse numbers that are too small, infinite or none at all; those of numpy become Python's, which JSON holds.
 
@@ -23,7 +35,7 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
     for name, lowest in least.items():
         value = getattr(owner, name)
         kind, words = (Integral, "a whole number") if isinstance(lowest, int) else (Real, "a number")
-        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value < lowest:
+        if not is_of(value, kind) or not math.isfinite(value) or value < lowest:
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
         if float(value) > (LARGEST_WHOLE if isinstance(lowest, int) else LARGEST):
             raise ConfigError(f"{name} is too large, got {value!r}")
@@ -67,7 +79,7 @@ def require_sizes(largest: int = 1_000_000, /, **sizes: int | None) -> None:
         ConfigError: naming the first such size.
     """
     for name, value in sizes.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+        if value is not None and (not is_of(value, Integral) or value < 1):
             raise ConfigError(f"{name} is a whole number of at least 1, got {value!r}")
         if value is not None and value > largest:
             raise ConfigError(f"{name} is at most {largest:,}, got {value:,}")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, StackDataset, TensorDataset
 
+from mmdistill.checks import is_of
 from mmdistill.errors import CheckpointError, NonFiniteError, ShapeError, UnsupportedError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, soft_cross_entropy
@@ -280,7 +281,7 @@ def stored_value(info: TaskInfo, name: str, fits: Callable[[Any], bool], words: 
 
 def is_number(value: object) -> bool:
     """Return whether a value that was read from JSON is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return is_of(value, int, float)
 
 
 def are_numbers(value: object, count: int) -> bool:

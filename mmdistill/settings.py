@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any, Literal, get_args
 
-from mmdistill.checks import require_at_least, require_below_one
+from mmdistill.checks import are_numbers, is_of, require_at_least, require_below_one
 from mmdistill.choices import InitKind as InitKind
 from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import ConfigError, require_choice
@@ -51,15 +51,6 @@ OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
 InnerOptimizer = Literal["sgd", "adam"]
 
 
-def _are_numbers(found: object, count: int, kind: type) -> bool:
-    """Return whether a value is a tuple or list of so many numbers of a kind."""
-    return (
-        isinstance(found, tuple | list)
-        and len(found) == count
-        and all(isinstance(number, kind) and not isinstance(number, bool) for number in found)
-    )
-
-
 @dataclass(frozen=True)
 class OptimizerSpec:
     """How one group of learned tensors is stepped.
@@ -96,10 +87,10 @@ class OptimizerSpec:
         if self.floor > 1:
             raise ConfigError(f"floor is a share of the rate between 0 and 1, got {self.floor}")
         if self.active is not None and not (
-            _are_numbers(self.active, 3, Integral) and 0 <= self.active[0] < self.active[1] <= self.active[2]
+            are_numbers(self.active, Integral, 3) and 0 <= self.active[0] < self.active[1] <= self.active[2]
         ):
             raise ConfigError(f"active is (start, stop, period) with 0 <= start < stop <= period, got {self.active!r}")
-        if not (_are_numbers(self.betas, 2, Real) and all(0 <= beta < 1 for beta in self.betas)):
+        if not (are_numbers(self.betas, Real, 2) and all(0 <= beta < 1 for beta in self.betas)):
             raise ConfigError(f"betas are two numbers of at least 0 and below 1, got {self.betas!r}")
 
 
@@ -219,15 +210,10 @@ def _require_own_types(settings: Settings) -> None:
     for entry in fields(settings):
         named = entry.type if isinstance(entry.type, str) else getattr(entry.type, "__name__", "")
         kinds, words = OWN_TYPES.get(named.partition("[")[0], ((), ""))
-        if entry.name in Settings.__dataclass_fields__ or not kinds or not _is_of(entry.default, kinds):
+        if entry.name in Settings.__dataclass_fields__ or not kinds or not is_of(entry.default, *kinds):
             continue
-        if not _is_of(value := getattr(settings, entry.name), kinds):
+        if not is_of(value := getattr(settings, entry.name), *kinds):
             raise ConfigError(f"{entry.name} is {words}, got {value!r}")
-
-
-def _is_of(value: object, kinds: tuple[type, ...]) -> bool:
-    """Return whether a value is of some types; booleans are no numbers."""
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
 TRAINING = tuple(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmdistill.checks import require_at_least, require_sizes
+from mmdistill.checks import are_numbers, require_at_least, require_sizes
 from mmdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from mmdistill.recsys.data import Interactions
 from mmdistill.recsys.splits import Split
@@ -165,8 +165,7 @@ class RankingProtocol:
     def __post_init__(self) -> None:
         require_at_least(self, {"negatives": 0, "candidates": 0, "groups": 1, "chunk": 1})
         require_sizes(sys.maxsize, max_users=self.max_users)
-        some = isinstance(self.ks, tuple | list) and len(self.ks) > 0
-        if not some or not all(isinstance(k, Integral) and not isinstance(k, bool) and k >= 1 for k in self.ks):
+        if not (are_numbers(self.ks, Integral) and self.ks and min(self.ks) >= 1):
             raise ConfigError(f"ks are cut-offs, whole numbers of at least 1, got {self.ks!r}")
 
     def users(self, data: Interactions, part: Split) -> npt.NDArray[np.int64]:
