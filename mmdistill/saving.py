@@ -1,13 +1,18 @@
 """What judging gave, kept in a run's folder: metrics, pictures and the report."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from mmdistill.abilities import JUDGING, Judging, chosen_judging, judging_set
+from mmdistill.checks import require_kind, require_sizes
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
 from mmdistill.evaluation import Evaluation
 from mmdistill.isolation import isolated
-from mmdistill.metrics import Judging, metrics_document, read_metrics
+from mmdistill.metrics import metrics_document, read_metrics
+from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.report import write_report
 from mmdistill.run_folder import METRICS, SET, how_to_finish, is_finished, require_free
@@ -30,13 +35,14 @@ def save_evaluation(
         distilled: the set.
         evaluation: what :func:`~mmdistill.evaluate.evaluate` returned.
         folder: of the run; where it holds no set yet, the set is saved too.
-        judging: what the task was told of judging, by which results differ: ``{"epochs": 5, "batch": 32}``.
+        judging: of a task of one's own, what its user set of judging, by which results differ: ``{"epochs": 5, "batch":
+            32}``. Tasks of this package, and those of :class:`~mmdistill.abilities.KeepsJudging`, say it themselves.
 
     Returns:
         The report's pages, ``report.md`` and ``report.html``.
 
     Raises:
-        ConfigError: a set, results or a folder that are none.
+        ConfigError: a set, results or a folder that are none, or what cannot be set of judging.
         CheckpointError: a set of another task; a folder that holds another set, an unfinished run or damaged metrics.
     """
     require_task(task)
@@ -44,6 +50,7 @@ def save_evaluation(
         if not isinstance(given, kind):
             raise ConfigError(f"a task, its DistilledSet and an Evaluation are saved, got {type(given).__name__}")
     distilled.require(task.describe())
+    judging = {**chosen_judging(task), **_checked(judging)}
     folder = Path(folder)
     require_free(folder, other="another folder")
     with sole_writer(folder):
@@ -55,6 +62,20 @@ def save_evaluation(
         with suppress(UnsupportedError):  # a task of one's own, whose report has no pictures
             pictures = draw(task, distilled, folder)
         return write_report(folder, distilled, read_metrics(path), pictures)
+
+
+def _checked(judging: Judging | None) -> Judging:
+    """Return what a user says to have set of judging.
+
+    Raises:
+        ConfigError: it is nothing that can be set.
+    """
+    require_kind(Mapping, judging=judging)
+    given: dict[str, Any] = dict(judging or {})
+    if unknown := [name for name in given if name not in JUDGING]:
+        raise unknown_name("setting of judging", unknown[0], JUDGING)
+    require_sizes(**{name: value for name, value in given.items() if name != "precision"})
+    return judging_set(**given)
 
 
 def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
