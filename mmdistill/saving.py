@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from mmdistill.abilities import JUDGING, Judging, chosen_judging, judging_set
 from mmdistill.checks import require_kind, require_sizes
@@ -19,6 +20,9 @@ from mmdistill.run_folder import METRICS, SET, how_to_finish, is_finished, requi
 from mmdistill.runtime import remove_parts, sole_writer
 from mmdistill.store import DIGEST, digest_of, read_json, write_json
 from mmdistill.task import Task, require_task
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @isolated
@@ -58,10 +62,45 @@ def save_evaluation(
         _keep_set(distilled, folder)
         previous = read_metrics(path) if held and path.exists() else {}  # not what is left of a set that is gone
         write_json(path, metrics_document(distilled, evaluation, previous, judging, task))
-        pictures: list[Path] = []
+        drawn: list[Path] = []
         with suppress(UnsupportedError):  # a task of one's own, whose report has no pictures
-            pictures = draw(task, distilled, folder)
-        return write_report(folder, distilled, read_metrics(path), pictures)
+            drawn = draw(task, distilled, folder)
+        return write_report(folder, distilled, read_metrics(path), drawn)
+
+
+@isolated
+def pictures(task: Task, distilled: DistilledSet) -> "list[Image]":
+    """Return the pictures that a run's report has of a set, without a folder: a notebook shows each as a cell's value.
+
+    Of images they are all samples, a row for each class; of a graph its nodes among the real ones and, where it has
+    edges, its structure and adjacency; of sets of graphs the first ones; of texts a map of real and synthetic samples;
+    of interactions how popular items and how active users are, beside the real ones.
+
+    Args:
+        task: whose set it is.
+        distilled: the set.
+
+    Returns:
+        PIL images, loaded; none of a task of no registered domain.
+
+    Raises:
+        ConfigError: no task, or no set.
+        CheckpointError: a set of another task.
+        UnsupportedError: a task of one's own that its domain cannot draw.
+    """
+    from PIL import Image
+
+    require_task(task)
+    if not isinstance(distilled, DistilledSet):
+        raise ConfigError(f"pictures are drawn of a DistilledSet, got {type(distilled).__name__}")
+    distilled.require(task.describe())
+    found = []
+    with TemporaryDirectory() as folder:
+        for path in draw(task, distilled, Path(folder)):
+            if path.suffix == ".png":  # others are tables
+                with Image.open(path) as picture:
+                    found.append(picture.copy())
+    return found
 
 
 def _checked(judging: Judging | None) -> Judging:
@@ -115,4 +154,4 @@ def require_held(distilled: DistilledSet, folder: Path) -> None:
         raise CheckpointError(f"{folder} holds another set than was judged; judge that one, or name this one's folder")
 
 
-__all__ = ["save_evaluation"]
+__all__ = ["pictures", "save_evaluation"]

@@ -14,6 +14,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import sparse
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -22,7 +23,7 @@ from mmdistill.checkpoints import Checkpoints
 from mmdistill.distill import distill, identity
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
 from mmdistill.evaluate import evaluate
 from mmdistill.evaluation import Evaluation
 from mmdistill.graph.sets.task import graph_set_task
@@ -35,7 +36,7 @@ from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.progress import StepProgress
 from mmdistill.recsys import recsys_task
 from mmdistill.runtime import Draws
-from mmdistill.saving import save_evaluation
+from mmdistill.saving import draw, pictures, save_evaluation
 from mmdistill.task import Task, TaskInfo
 from mmdistill.text.task import text_task
 from tests.toys import BlobTask
@@ -124,6 +125,33 @@ def test_an_autoencoder_comes_through_a_pickle_too() -> None:
     (first, _), (second, _) = (one.init(Draws(0)) for one in (task, pickle.loads(pickle.dumps(task))))
     assert first
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("make", "method", "budget"), TASKS)
+def test_pictures_need_no_folder(
+    make: Callable[[], Task], method: str, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    task = make()
+    found = distill(task, method, budget, settings={"steps": 2})
+    shown = pictures(task, found)
+    assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
+    drawn = [path for path in draw(task, found, tmp_path) if path.suffix == ".png"]
+    assert [image.tobytes() for image in shown] == [Image.open(path).tobytes() for path in drawn]
+    assert shown
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    task = BlobTask()
+    found = distill(task, "dm", ipc=1, settings=SHORT)
+    with pytest.raises(UnsupportedError):
+        pictures(task, found)
+    with pytest.raises(ConfigError, match="pictures are drawn of a DistilledSet, got Batch"):
+        pictures(task, found.batch)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError):
+        pictures(OtherBlobs(), found)
 
 
 @pytest.mark.parametrize(
