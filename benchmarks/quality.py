@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import ttest_1samp
 
+from mmdistill.abilities import Judging, chosen_judging
 from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
 from mmdistill.method import Method
-from mmdistill.metrics import Judging, judging_set, metrics_document
+from mmdistill.metrics import metrics_document
 from mmdistill.precision import Precision
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
@@ -71,7 +72,7 @@ def prepared(row: str, device: str = "cpu") -> Prepared:
         label,
         overrides,
     )
-    return Prepared(domain, data, name, budget, task, method, schedule, precision, judging_set(options))
+    return Prepared(domain, data, name, budget, task, method, schedule, precision, chosen_judging(task))
 
 
 def parse_row(row: str) -> tuple[str, str, int, dict[str, Any]]:

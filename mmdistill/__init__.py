@@ -5,6 +5,10 @@ Three lines::
     task = image_task("digits")
     result = distill(task, "dm", ipc=10)
     evaluate(task, result)
+
+``method_names(task)`` lists the methods that ``distill`` takes by name. ``METHODS`` is not that list: it has the six
+that several kinds of data share, as :class:`~mmdistill.method.Method` values with published settings, without the
+presets that a name stands for on some data sets.
 """
 
 import sys
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from mmdistill.methods import CORE_METHODS as METHODS
     from mmdistill.parameterizations.codes import decode as decode
     from mmdistill.recsys.builders import recsys_task as recsys_task
+    from mmdistill.registry import method_names as method_names
+    from mmdistill.saving import pictures as pictures
     from mmdistill.saving import save_evaluation as save_evaluation
     from mmdistill.text.task import text_task as text_task
     from mmdistill.text.token_task import token_task as token_task
@@ -36,7 +42,9 @@ _HOMES = {
     "distill": ("mmdistill.distill", "distill"),
     "evaluate": ("mmdistill.evaluate", "evaluate"),
     "export": ("mmdistill.export", "export"),
+    "pictures": ("mmdistill.saving", "pictures"),
     "save_evaluation": ("mmdistill.saving", "save_evaluation"),
+    "method_names": ("mmdistill.registry", "method_names"),
     "decode": ("mmdistill.parameterizations.codes", "decode"),
     "DistilledSet": ("mmdistill.distilled", "DistilledSet"),
     "MmdistillError": ("mmdistill.errors", "MmdistillError"),
@@ -62,6 +70,8 @@ __all__ = [
     "graph_set_task",
     "graph_task",
     "image_task",
+    "method_names",
+    "pictures",
     "recsys_task",
     "save_evaluation",
     "text_task",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from torch import Tensor
 
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, ClassBatch, NetworkState, Scores, Tensors
+from mmdistill.task import Batch, ClassBatch, NetworkState, Scores, Task, Tensors
 
 if TYPE_CHECKING:  # they know of tasks themselves
     from mmdistill.labels import LabelKind
@@ -139,6 +139,34 @@ class TellsEpochs(Protocol):
 
 JUDGING = ("epochs", "batch", "precision")
 """What a user can set of judging: epochs, the size of minibatches and, of images, the number formats."""
+Judging = Mapping[str, int | str]
+"""What a user has set of judging, by the names of :data:`JUDGING`."""
+
+
+@runtime_checkable
+class KeepsJudging(Protocol):
+    """A task that keeps what its user set of judging, see :func:`judging_set`; of other tasks nothing was set.
+
+    Results are kept with it, which tells them from those of judges that trained otherwise.
+    """
+
+    judging_chosen: Judging
+
+
+def judging_set(
+    epochs: int | None = None, batch: int | None = None, precision: str | None = None
+) -> dict[str, int | str]:
+    """Return what a user sets of judging as a task keeps it; float32, in which judges train anyway, is nothing."""
+    sizes = {"epochs": epochs, "batch": batch}
+    found: dict[str, int | str] = {name: int(size) for name, size in sizes.items() if size is not None}
+    return found | ({} if precision in (None, "float32") else {"precision": str(precision)})
+
+
+def chosen_judging(task: Task) -> Judging:
+    """Return what the user set of a task's judging; a protocol is in the judge's name."""
+    return task.judging_chosen if isinstance(task, KeepsJudging) else {}
+
+
 ROBUST_METRICS = (
     "label-robust score",
     "augmentation-robust score",

@@ -1,11 +1,12 @@
 """Progress bars, on the terminal's error stream or in a notebook."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Never, Protocol
 
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 TERMINAL_SECONDS = 0.1
 """Between two pictures of a bar on a terminal."""
@@ -45,8 +46,10 @@ def progress_bar(title: str, unit: str, *, visible: bool = True, even: bool = Tr
     """
     bar: tqdm[Never] | None = None
     kind, every = tqdm, TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
-    if in_notebook():
-        from tqdm.auto import tqdm as kind  # draws with ipywidgets, where they are there
+    if visible and in_notebook():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TqdmWarning)  # that ipywidgets are not there, without which it is a text
+            from tqdm.auto import tqdm as kind
 
         every = TERMINAL_SECONDS
 

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from mmdistill import __version__
 from mmdistill.config import BUDGETS, CHOICES, DistillConfig, EvaluateConfig, SweepConfig
 from mmdistill.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
-from mmdistill.errors import ConfigError, MmdistillError
+from mmdistill.errors import KEPT, ConfigError, MmdistillError
 from mmdistill.names import canonical
 from mmdistill.settings import AT_RESUME
 from mmdistill.wording import GROUPS, ConfigFile, Parser, add_set, in_groups, name_values
@@ -360,8 +360,9 @@ def _shown_log() -> Iterator[None]:
 
     Where a program that calls :func:`main` shows logs itself, they go there.
     """
-    log = logging.getLogger("mmdistill")
-    level, shown = log.level, logging.StreamHandler()
+    log, kept_log = logging.getLogger("mmdistill"), logging.getLogger(KEPT)
+    level, shown, silent = log.level, logging.StreamHandler(), kept_log.disabled
+    kept_log.disabled = True  # which the last line says
     if log.getEffectiveLevel() > logging.INFO:
         log.setLevel(logging.INFO)
     if not log.hasHandlers():
@@ -371,6 +372,7 @@ def _shown_log() -> Iterator[None]:
     finally:
         log.removeHandler(shown)
         log.setLevel(level)
+        kept_log.disabled = silent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

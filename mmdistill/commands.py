@@ -11,6 +11,7 @@ from typing import get_args
 from torch import Tensor
 
 from mmdistill import ranks
+from mmdistill.abilities import chosen_judging
 from mmdistill.allocation import require_budget, subset_bytes
 from mmdistill.assembly import (
     chosen_method,
@@ -33,7 +34,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluate import find_judges, require_baselines, require_networks
 from mmdistill.export import export
-from mmdistill.judging import chosen_judging, judge_and_keep, judge_missing
+from mmdistill.judging import judge_and_keep, judge_missing
 from mmdistill.kept_baselines import KeptBaselines, package_digest
 from mmdistill.memory import explained
 from mmdistill.method import Method
@@ -330,7 +331,7 @@ def evaluate_command(asked: EvaluateConfig) -> None:
         previous = of_same_test(judged, task)
         if judged and not previous:
             print("note: the test data are others than before, so earlier results are dropped")
-        judging = chosen_judging(config)
+        judging = chosen_judging(task)
         kept = KeptBaselines(config, task, judging, asked.networks, asked.networks_at_once, asked.seed)
         evaluation = judge_and_keep(
             kept,

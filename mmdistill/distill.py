@@ -18,7 +18,7 @@ from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, note_kept
 from mmdistill.isolation import isolated
 from mmdistill.keeper import Keeper
 from mmdistill.labels import LabelKind
@@ -133,7 +133,8 @@ def distill(
         MemoryExhaustedError: out of memory; the message says what to lower.
         CheckpointError: nothing to resume from, damaged checkpoints, or those or a finished set of another run.
         NonFiniteError: a loss became NaN or infinite; with ``out``, the last good checkpoint is kept.
-        KeyboardInterrupt: Ctrl-C, after the step it came in; with ``out``, a note says where the checkpoint is.
+        KeyboardInterrupt: Ctrl-C, after the step it came in; a note, and a warning in the log, say where the checkpoint
+            is, or that without ``out`` there is none.
     """
     require_task(task)
     for option, value, known in (
@@ -304,12 +305,14 @@ def _distilled(
 
 @contextmanager
 def _interruptions_noted(keeper: Keeper | None, again: str) -> Iterator[None]:
-    """Have an interruption say where the run is kept, and in which way the same call goes on."""
+    """Have an interruption say where the run is kept, and in which way the same call goes on, or that nothing is."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        if keeper is not None and not keeper.replaces and (kept := keeper.checkpoints.paths()):
-            stop.add_note(f"{kept[-1]} holds the run so far; the same call {again} goes on from there")
+        if keeper is None:
+            note_kept(stop, "nothing of this run is kept; with out=FOLDER the same call leaves checkpoints")
+        elif not keeper.replaces and (kept := keeper.checkpoints.paths()):
+            note_kept(stop, f"{kept[-1]} holds the run so far; the same call {again} goes on from there")
         raise
 
 

@@ -1,10 +1,14 @@
 """The exceptions that mmdistill raises on purpose; the command line turns each into one line and exit code 2."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
 NEAR, NEAR_SHORT = 0.6, 0.5
 """How alike a name must be to be suggested for another one; one of up to three letters, which share few, less so."""
+
+KEPT = "mmdistill.kept"
+"""The logger that says what is kept of work that ends early; commands say it themselves, in their last line."""
 
 
 class MmdistillError(Exception):
@@ -49,6 +53,12 @@ def first_line(error: Exception | str) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def note_kept(error: BaseException, text: str) -> None:
+    """Say what is kept of work that an error ends: in a note of it, and in the log, since notebooks show no notes."""
+    error.add_note(text)
+    logging.getLogger(KEPT).warning(text)
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ from mmdistill.allocation import allocate
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.coresets import CORESETS, choose_samples, coreset
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError
-from mmdistill.evaluation import Entry, Evaluation, summarise
+from mmdistill.errors import ConfigError, DataError, MmdistillError, UnsupportedError, note_kept
+from mmdistill.evaluation import Evaluation, summarise
 from mmdistill.isolation import isolated
 from mmdistill.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
@@ -24,7 +24,7 @@ from mmdistill.task import Batch, Scores, Task, checked_samples, require_task
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
 KNOWN_BASELINES = ("random", *CORESETS, "whole")
-Progress = Callable[[int, int, str, Evaluation], None]
+Progress = Callable[[int, int, str, Evaluation], object]
 """Called with (judgements done, in all, what is judged next, the results so far); in the end nothing is next."""
 Tell = Callable[[int, str | None], None]
 """Called with a judge's place and name before it judges a source of samples, without a name before they are chosen."""
@@ -136,6 +136,9 @@ def evaluate(
         UnsupportedError: robust scores of a task that has none.
         CheckpointError: the set belongs to another task.
         MmdistillError: no judge can judge, with the last one's reason.
+
+        Any error that comes when something is judged, an interruption (Ctrl-C) above all, has that as its attribute
+        ``so_far``, an :class:`~mmdistill.evaluation.Evaluation`: ``sys.last_value.so_far`` in a notebook's next cell.
     """
     require_task(task)
     require_kind(bool, robust=robust, baselines_only=baselines_only)
@@ -154,14 +157,15 @@ def evaluate(
     unfit: dict[str, str] = {}
     names = find_judges(task, judges, distilled.judge if isinstance(distilled, DistilledSet) else "", unfit)
     judging = _Judging(task, names, n, at_once, Draws(seed, ("evaluate",), task.device), unfit)
-    results: list[Entry] = []
-    found: dict[str, list[Entry]] = {}
+    results: list[Scores] = []
+    found: dict[str, list[Scores]] = {}
     sources = 1 if robust else 1 + len(baselines)
 
     def so_far() -> Evaluation:
-        return Evaluation(list(results), dict(found), time.perf_counter() - began, dict(judging.failures))
+        baselines = {name: summarise(scores) for name, scores in found.items() if scores}
+        return Evaluation(summarise(results), baselines, time.perf_counter() - began, dict(judging.failures))
 
-    with _shown(progress) as told:
+    with _kept(so_far), _shown(progress) as told:
 
         def begins(source: int, subject: str) -> Tell:
             def tell(index: int, judge: str | None) -> None:
@@ -174,18 +178,30 @@ def evaluate(
         tell = begins(0, "the distilled set")
         if robust:
             classes = distilled.classes if isinstance(distilled, DistilledSet) else None
-            results += judging.of_robustness(batch, budget, learned, classes, tell)
+            judging.of_robustness(batch, budget, learned, classes, results, tell)
         else:
             if not baselines_only:
-                results += judging.of_set(batch, learned, tell)
+                judging.of_set(batch, learned, results, tell)
             for source, name in enumerate(baselines, start=1):
-                entries = judging.of_baseline(name, budget, begins(source, name))
-                if entries is not None:
-                    found[name] = entries
+                judging.of_baseline(name, budget, found.setdefault(name, []), begins(source, name))
         evaluation = so_far()
         if told is not None:
             told(sources * len(names), sources * len(names), "", evaluation)
         return evaluation
+
+
+@contextmanager
+def _kept(so_far: Callable[[], Evaluation]) -> Iterator[None]:
+    """Have an error carry what is judged when it comes."""
+    try:
+        yield
+    except BaseException as error:
+        found = so_far()
+        if found.results or found.baselines:
+            error.so_far = found  # type: ignore[attr-defined]
+            said = "in an interactive session sys.last_value.so_far"
+            note_kept(error, f"judging ended early; what is finished is the exception's so_far, an Evaluation ({said})")
+        raise
 
 
 @contextmanager
@@ -250,20 +266,28 @@ class _Judging:
     key: Draws
     failures: dict[str, str] = field(default_factory=dict)
 
-    def of_set(self, batch: Batch, learned: Mapping[str, Tensor], tell: Tell) -> list[Entry]:
-        """Return a set's entries.
+    def of_set(self, batch: Batch, learned: Mapping[str, Tensor], scores: list[Scores], tell: Tell) -> None:
+        """Add a set's scores to others.
 
         Raises:
             MmdistillError: no judge can judge.
         """
-        return _each(
-            self.judges, lambda judge: self._judged(batch, judge, self.key.fold(judge), learned), self.failures, tell
-        )
+
+        def score(judge: str) -> Scores:
+            return self._judged(batch, judge, self.key.fold(judge), learned)
+
+        _each(scores, self.judges, score, self.failures, tell)
 
     def of_robustness(
-        self, batch: Batch, budget: int | None, learned: Mapping[str, Tensor], classes: Tensor | None, tell: Tell
-    ) -> list[Entry]:
-        """Return both robust scores; without random samples at equal count, of the gap at hard labels alone.
+        self,
+        batch: Batch,
+        budget: int | None,
+        learned: Mapping[str, Tensor],
+        classes: Tensor | None,
+        scores: list[Scores],
+        tell: Tell,
+    ) -> None:
+        """Add both robust scores to others; without random samples at equal count, of the gap at hard labels alone.
 
         Raises:
             UnsupportedError: a task that has none.
@@ -289,27 +313,27 @@ class _Judging:
         except DataError as error:
             beside = None
             self.failures["the robust scores"] = f"they compare with random samples at equal count, and {error}"
-        return _each(
+        _each(
+            scores,
             self.judges,
             lambda judge: scorer(batch, judge, key.fold(judge), self.n, learned, beside, classes),
             self.failures,
             tell,
         )
 
-    def of_baseline(self, name: str, budget: int | None, tell: Tell) -> list[Entry] | None:
-        """Return a baseline's entries, or None where the task cannot offer it, or lacks memory or samples, say."""
+    def of_baseline(self, name: str, budget: int | None, scores: list[Scores], tell: Tell) -> None:
+        """Add a baseline's scores to others; none where the task cannot offer it, or lacks memory or samples, say."""
         if budget is None and name != "whole":
-            return None
+            return
         able = [judge for judge in self.judges if judge not in self.failures]
         failed: dict[str, str] = {}
         try:
             tell(0, None)
-            entries = _each(able, self._scorer(name, budget or 1), failed, tell)
+            _each(scores, able, self._scorer(name, budget or 1), failed, tell)
         except MmdistillError as error:
             self.failures[f"the {name} baseline"] = str(error)
-            return None
+            return
         self.failures |= {f"the {name} baseline by {judge}": reason for judge, reason in failed.items()}
-        return entries
 
     def _judged(self, batch: Batch | None, judge: str, key: Draws, learned: Mapping[str, Tensor]) -> Scores:
         """Return a judge's scores; where not all of its networks shall train at once, they train in groups."""
@@ -347,13 +371,18 @@ class _Judging:
         return allocate(budget, self.task.describe().budget, self.task.labels, self.task.num_classes)
 
 
-def _each(judges: Sequence[str], score: Callable[[str], Scores], failures: dict[str, str], tell: Tell) -> list[Entry]:
-    """Return the entries of those judges that can judge; the reasons of the others go into ``failures``.
+def _each(
+    scores: list[Scores],
+    judges: Sequence[str],
+    score: Callable[[str], Scores],
+    failures: dict[str, str],
+    tell: Tell,
+) -> None:
+    """Add the scores of those judges that can judge, one by one; the reasons of the others go into ``failures``.
 
     Raises:
         MmdistillError: the last one's, where none can.
     """
-    scores = []
     for index, judge in enumerate(judges):
         tell(index, judge)
         try:
@@ -363,7 +392,6 @@ def _each(judges: Sequence[str], score: Callable[[str], Scores], failures: dict[
             failures[judge] = str(error)
             if not scores and judge == judges[-1]:
                 raise
-    return summarise(scores)
 
 
 def _pooled(parts: Sequence[Scores]) -> Scores:

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmdistill.abilities import ROBUST_METRICS, TitlesJudges
+from mmdistill.abilities import ROBUST_METRICS, Judging, TitlesJudges, chosen_judging
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.evaluate import evaluate, find_judges
 from mmdistill.evaluation import Evaluation
 from mmdistill.kept_baselines import KeptBaselines
-from mmdistill.metrics import Judging, judging_of, judging_set, metrics_document, of_same_test, read_metrics, recorded
+from mmdistill.metrics import judging_of, metrics_document, of_same_test, read_metrics, recorded
 from mmdistill.names import baseline_names
 from mmdistill.progress import judging_bar
 from mmdistill.run_folder import METRICS
@@ -30,11 +30,6 @@ class Missing(NamedTuple):
     judges: list[str]
     baselines: list[str]
     baselines_only: bool
-
-
-def chosen_judging(config: DistillConfig) -> dict[str, int | str]:
-    """Return what the user set of judging, by which results may differ; a protocol is in the judge's name."""
-    return judging_set(vars(config))
 
 
 def judge_and_keep(
@@ -125,7 +120,7 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
     path = folder / METRICS
     metrics = of_same_test(read_metrics(path) if path.exists() else {}, task)
     judges, baselines = find_judges(task, config.judge_names(), distilled.judge), baseline_names(config.baselines)
-    judging = chosen_judging(config)
+    judging = chosen_judging(task)
     kept = KeptBaselines(config, task, judging, config.networks, config.networks_at_once, config.seed)
     former = metrics
     metrics = _with_kept(metrics, kept, missing(task, judges, baselines, metrics, judging), task, distilled.budget)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 import mmdistill
-from mmdistill.abilities import NamesNetwork
+from mmdistill.abilities import Judging, NamesNetwork
 from mmdistill.config import DistillConfig
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.metrics import ENTRY, Judging, fits, judging_of
+from mmdistill.metrics import ENTRY, fits, judging_of
 from mmdistill.registry import TaskOptions, get_domain
 from mmdistill.runtime import cache_folder, describe_device, remove_stale_parts
 from mmdistill.store import read_json, write_json

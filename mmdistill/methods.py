@@ -285,4 +285,8 @@ CORE_METHODS = MethodTable(
         ),
     }
 )
-"""Methods that several domains share; a domain adds its own in its ``methods.py`` and may refine these settings."""
+"""The methods that several domains share, ``mmdistill.METHODS``, with published settings and without any presets.
+
+A domain adds its own in its ``methods.py`` and may refine these settings; all that there are for a task are told by
+:func:`~mmdistill.registry.method_names`.
+"""

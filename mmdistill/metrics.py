@@ -5,16 +5,13 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from mmdistill.abilities import JUDGING, LimitsJudging
+from mmdistill.abilities import JUDGING, Judging, LimitsJudging
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluation import Entry, Evaluation
 from mmdistill.networks.architecture import OWN, own_network
 from mmdistill.store import read_json
 from mmdistill.task import Task
-
-Judging = Mapping[str, int | str]
-"""What the user set of judging, by the names of :data:`~mmdistill.abilities.JUDGING`."""
 
 METRICS_VERSION = 1
 NETWORK = "network"
@@ -116,12 +113,6 @@ def fits(found: object, types: Mapping[str, type]) -> bool:
         and all(isinstance(found[name], kind) for name, kind in optional.items() if name in found)
         and all(isinstance(note, str) for note in found.get("notes", ()))
     )
-
-
-def judging_set(options: Mapping[str, Any]) -> dict[str, int | str]:
-    """Return what options (``judge_epochs``, ...) set of judging; float32, in which judges train anyway, is nothing."""
-    found = {name: options.get(f"judge_{name}") for name in JUDGING}
-    return {name: value for name, value in found.items() if value not in (None, "float32")}
 
 
 def judging_of(task: Task | None, judge: str, judging: Judging) -> dict[str, int | str]:

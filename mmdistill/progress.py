@@ -10,9 +10,9 @@ from mmdistill.bars import progress_bar
 from mmdistill.errors import ConfigError
 from mmdistill.networks.watching import watching
 
-StepProgress = Callable[[int, int, float], None]
+StepProgress = Callable[[int, int, float], object]
 """Called with (steps done, steps in all, loss), 200 times in a run and every two seconds."""
-Told = TypeVar("Told", bound=Callable[..., None])
+Told = TypeVar("Told", bound=Callable[..., object])
 
 
 class ShowJudging(Protocol):

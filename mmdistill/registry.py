@@ -14,7 +14,7 @@ from mmdistill.exports import Exporter
 from mmdistill.method import Method, MethodTable, Storage
 from mmdistill.methods import CORE_METHODS
 from mmdistill.names import canonical, in_words, unknown_data, unknown_name
-from mmdistill.task import Batch, BudgetKind, Task
+from mmdistill.task import Batch, BudgetKind, Task, require_task
 
 Writer = Callable[[Task, Batch, Path], list[Path]]
 """Writes a batch of a task into a folder; returns the files' paths."""
@@ -256,6 +256,25 @@ def domain_methods(domain: Domain) -> MethodTable:
     return MethodTable({**shared, **domain.methods})
 
 
+def _methods_for(domain: Domain, data: str) -> dict[str, Method]:
+    """Return the methods of a domain with the settings for a data set, and those that are for it alone."""
+    return {**domain_methods(domain), **domain.presets.get(canonical(data), {})}
+
+
+def method_names(task: Task) -> list[str]:
+    """Return the names of the methods that :func:`~mmdistill.distill` takes for a task.
+
+    They are those that ``mmdistill methods KIND`` lists, and in a script those that it adds. A method may ask for more
+    than a task of its kind of data has, such as token embeddings, and then says so.
+
+    Raises:
+        ConfigError: no task, or one of a domain that is not registered, which takes :class:`Method` values alone.
+    """
+    require_task(task)
+    info = task.describe()
+    return list(_methods_for(get_domain(info.domain), info.data))
+
+
 def has_method(name: str) -> bool:
     """Return whether any domain has a method of a name, importing them all if none has."""
     key = canonical(name)
@@ -276,7 +295,7 @@ def get_method(domain: Domain, name: str, data: str = "", schedule: Schedule = "
     Raises:
         ConfigError: an unknown method, or one without a reduced schedule.
     """
-    methods = {**domain_methods(domain), **domain.presets.get(canonical(data), {})}
+    methods = _methods_for(domain, data)
     key = canonical(name)
     if key not in methods:
         kinds = [other for other in DOMAIN_PACKAGES if key in domain_methods(get_domain(other))]

@@ -1,19 +1,28 @@
 """What judging gave, kept in a run's folder: metrics, pictures and the report."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
+from mmdistill.abilities import JUDGING, Judging, chosen_judging, judging_set
+from mmdistill.checks import require_kind, require_sizes
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
 from mmdistill.evaluation import Evaluation
 from mmdistill.isolation import isolated
-from mmdistill.metrics import Judging, metrics_document, read_metrics
+from mmdistill.metrics import metrics_document, read_metrics
+from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.report import write_report
 from mmdistill.run_folder import METRICS, SET, how_to_finish, is_finished, require_free
 from mmdistill.runtime import remove_parts, sole_writer
 from mmdistill.store import DIGEST, digest_of, read_json, write_json
 from mmdistill.task import Task, require_task
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @isolated
@@ -30,13 +39,14 @@ def save_evaluation(
         distilled: the set.
         evaluation: what :func:`~mmdistill.evaluate.evaluate` returned.
         folder: of the run; where it holds no set yet, the set is saved too.
-        judging: what the task was told of judging, by which results differ: ``{"epochs": 5, "batch": 32}``.
+        judging: of a task of one's own, what its user set of judging, by which results differ: ``{"epochs": 5, "batch":
+            32}``. Tasks of this package, and those of :class:`~mmdistill.abilities.KeepsJudging`, say it themselves.
 
     Returns:
         The report's pages, ``report.md`` and ``report.html``.
 
     Raises:
-        ConfigError: a set, results or a folder that are none.
+        ConfigError: a set, results or a folder that are none, or what cannot be set of judging.
         CheckpointError: a set of another task; a folder that holds another set, an unfinished run or damaged metrics.
     """
     require_task(task)
@@ -44,6 +54,7 @@ def save_evaluation(
         if not isinstance(given, kind):
             raise ConfigError(f"a task, its DistilledSet and an Evaluation are saved, got {type(given).__name__}")
     distilled.require(task.describe())
+    judging = {**chosen_judging(task), **_checked(judging)}
     folder = Path(folder)
     require_free(folder, other="another folder")
     with sole_writer(folder):
@@ -51,10 +62,59 @@ def save_evaluation(
         _keep_set(distilled, folder)
         previous = read_metrics(path) if held and path.exists() else {}  # not what is left of a set that is gone
         write_json(path, metrics_document(distilled, evaluation, previous, judging, task))
-        pictures: list[Path] = []
+        drawn: list[Path] = []
         with suppress(UnsupportedError):  # a task of one's own, whose report has no pictures
-            pictures = draw(task, distilled, folder)
-        return write_report(folder, distilled, read_metrics(path), pictures)
+            drawn = draw(task, distilled, folder)
+        return write_report(folder, distilled, read_metrics(path), drawn)
+
+
+@isolated
+def pictures(task: Task, distilled: DistilledSet) -> "list[Image]":
+    """Return the pictures that a run's report has of a set, without a folder: a notebook shows each as a cell's value.
+
+    Of images they are all samples, a row for each class; of a graph its nodes among the real ones and, where it has
+    edges, its structure and adjacency; of sets of graphs the first ones; of texts a map of real and synthetic samples;
+    of interactions how popular items and how active users are, beside the real ones.
+
+    Args:
+        task: whose set it is.
+        distilled: the set.
+
+    Returns:
+        PIL images, loaded; none of a task of no registered domain.
+
+    Raises:
+        ConfigError: no task, or no set.
+        CheckpointError: a set of another task.
+        UnsupportedError: a task of one's own that its domain cannot draw.
+    """
+    from PIL import Image
+
+    require_task(task)
+    if not isinstance(distilled, DistilledSet):
+        raise ConfigError(f"pictures are drawn of a DistilledSet, got {type(distilled).__name__}")
+    distilled.require(task.describe())
+    found = []
+    with TemporaryDirectory() as folder:
+        for path in draw(task, distilled, Path(folder)):
+            if path.suffix == ".png":  # others are tables
+                with Image.open(path) as picture:
+                    found.append(picture.copy())
+    return found
+
+
+def _checked(judging: Judging | None) -> Judging:
+    """Return what a user says to have set of judging.
+
+    Raises:
+        ConfigError: it is nothing that can be set.
+    """
+    require_kind(Mapping, judging=judging)
+    given: dict[str, Any] = dict(judging or {})
+    if unknown := [name for name in given if name not in JUDGING]:
+        raise unknown_name("setting of judging", unknown[0], JUDGING)
+    require_sizes(**{name: value for name, value in given.items() if name != "precision"})
+    return judging_set(**given)
 
 
 def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
@@ -94,4 +154,4 @@ def require_held(distilled: DistilledSet, folder: Path) -> None:
         raise CheckpointError(f"{folder} holds another set than was judged; judge that one, or name this one's folder")
 
 
-__all__ = ["save_evaluation"]
+__all__ = ["pictures", "save_evaluation"]

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmdistill.abilities import chosen_judging
 from mmdistill.allocation import allocate
 from mmdistill.assembly import make_task, note_of_more_steps, placed
 from mmdistill.budget import find_budget, parse_bytes
@@ -18,7 +19,7 @@ from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.evaluate import find_judges, require_baselines, require_networks
-from mmdistill.judging import chosen_judging, missing
+from mmdistill.judging import missing
 from mmdistill.metrics import read_metrics, recorded
 from mmdistill.names import as_argument, baseline_names, canonical, split_names
 from mmdistill.processes import PROGRAM, own_program, start, stop, why_failed
@@ -200,7 +201,7 @@ def state(config: DistillConfig, task: Task) -> str:
         return "unfinished"
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
     judges = find_judges(task, config.judge_names(), found.judge)
-    lacking = missing(task, judges, baseline_names(config.baselines), metrics, chosen_judging(config))
+    lacking = missing(task, judges, baseline_names(config.baselines), metrics, chosen_judging(task))
     return "not judged" if lacking else FINISHED
 
 

@@ -1,4 +1,5 @@
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -60,3 +61,24 @@ def test_a_notebooks_bar_is_redrawn_as_on_a_terminal(
             assert f"{step + 1}/5" in capsys.readouterr().err
     shell.config = {}  # a terminal's IPython
     assert not in_notebook()
+
+
+def test_a_notebook_without_widgets_gets_a_bar_without_a_warning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setattr("tqdm.notebook.IProgress", None)
+    monkeypatch.delitem(sys.modules, "tqdm.auto", raising=False)
+    monkeypatch.delitem(sys.modules, "tqdm.autonotebook", raising=False)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with progress_bar("digits dm", "step", visible=False) as show:
+            show(1, 2)
+        assert "tqdm.auto" not in sys.modules
+        with progress_bar("digits dm", "step") as show:
+            show(1, 2)
+    assert "tqdm.auto" in sys.modules
+    assert not warned
+    assert "1/2" in capsys.readouterr().err

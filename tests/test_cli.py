@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ from mmdistill.cli import FORMATS, build_parser, main, spelled
 from mmdistill.config import SETTINGS, DistillConfig, read_settings
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError
+from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, note_kept
 from mmdistill.image import load
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
@@ -648,6 +649,22 @@ def test_an_interruption_says_what_was_kept_before_the_first_step(
     monkeypatch.setattr(commands, "distill_command", interrupted)
     assert distil(tmp_path / "run") == 130
     assert capsys.readouterr().err == "mmdistill: stopped; finished experts are kept\n"
+
+
+def test_what_an_interruption_leaves_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: DistillConfig, resume: str | None, dry_run: bool) -> None:
+        stop = KeyboardInterrupt()
+        note_kept(stop, "finished experts are kept")
+        raise stop
+
+    monkeypatch.setattr(commands, "distill_command", interrupted)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
+    assert distil(tmp_path / "run") == 130
+    assert capsys.readouterr().err == "mmdistill: stopped; finished experts are kept\n"
+    note_kept(KeyboardInterrupt(), "as in Python")
+    assert capsys.readouterr().err == "as in Python\n"
 
 
 @pytest.mark.parametrize("replaced", [True, False])

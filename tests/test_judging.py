@@ -1,13 +1,17 @@
 """What a run asks for and its metrics lack."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mmdistill.cli import main
+from mmdistill.image import ImageTask
 from mmdistill.judging import Missing, missing
+from mmdistill.task import Batch, Scores
 from tests.graph.toy import planted_fields
 from tests.toys import BlobTask
 
@@ -51,6 +55,32 @@ def test_judges_are_found_by_the_titles_of_their_scores() -> None:
 def test_robust_scores_are_no_judgement() -> None:
     metrics = {"results": [entry("mlp", metric="label-robust score")], "baselines": {}}
     assert missing(BlobTask(), ["mlp"], ["random"], metrics, {}) == [Missing(["mlp"], ["random"], False)]
+
+
+def test_what_a_judge_has_found_is_kept_when_the_next_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged: list[tuple[str, bool]] = []
+    score = ImageTask.evaluate
+
+    def stopped(self: ImageTask, synthetic: Batch | None, judge: str, *rest: Any) -> Scores:
+        if stop_at == len(judged):
+            raise KeyboardInterrupt
+        judged.append((judge, synthetic is None))
+        return score(self, synthetic, judge, *rest)
+
+    monkeypatch.setattr(ImageTask, "evaluate", stopped)
+    run = ["--data", "digits", "--model", "mlp", "--width", "4", "--method", "dm", "--ipc", "1", "--out", str(tmp_path)]
+    options = ["--steps", "1", "--networks", "1", "--judge-epochs", "1", "--baselines", "whole"]
+    stop_at = 1
+    assert main(["distill", *run, *options, "--judges", "mlp,mlp-w8"]) == 130
+    assert "mmdistill: stopped; continue with" in capsys.readouterr().err
+    assert [one["judge"] for one in json.loads((tmp_path / "metrics.json").read_text())["results"]] == ["mlp"]
+    stop_at = 3
+    assert main(["distill", "--resume", str(tmp_path)]) == 130
+    stop_at = -1
+    assert main(["distill", "--resume", str(tmp_path)]) == 0
+    assert judged == [("mlp", False), ("mlp-w8", False), ("mlp-w8", True), ("mlp", True)]
 
 
 def test_the_bar_tells_the_epochs_of_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

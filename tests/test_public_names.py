@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
 
 import mmdistill
 from mmdistill.errors import ConfigError
+from mmdistill.listings import methods_command
 from mmdistill.registry import domain_methods, get_domain
+from tests.toys import BlobTask
 
 
 def test_functions_are_not_hidden_by_their_modules() -> None:
@@ -56,6 +59,23 @@ def test_unknown_methods_are_named_with_their_neighbours() -> None:
         graphs["GC_DM"]
     assert graphs.get("GC_DM") is None
     assert graphs["gcdm"].title == "GCDM"
+
+
+def test_the_methods_of_a_task_are_those_that_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    task = BlobTask()
+    names = mmdistill.method_names(task)
+    assert {"dm", "frepo", "rat-bptt"} <= set(names)
+    methods_command(["image"], long=False)
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert listed[: len(names)] == names
+    assert set(mmdistill.METHODS) < set(names)
+    assert "``METHODS`` is not that list" in (mmdistill.__doc__ or "")
+    elsewhere = replace(task.describe(), domain="waves")
+    task.describe = lambda: elsewhere  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="unknown domain 'waves'"):
+        mmdistill.method_names(task)
+    with pytest.raises(ConfigError):
+        mmdistill.method_names("digits")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import sparse
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -21,16 +23,20 @@ from mmdistill.checkpoints import Checkpoints
 from mmdistill.distill import distill, identity
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
 from mmdistill.evaluate import evaluate
+from mmdistill.evaluation import Evaluation
 from mmdistill.graph.sets.task import graph_set_task
 from mmdistill.graph.task import graph_task
 from mmdistill.image import ImageTask, image_task
 from mmdistill.method import Method
 from mmdistill.methods import CORE_METHODS
+from mmdistill.networks import clock
 from mmdistill.objectives.distribution import DistributionMatching
+from mmdistill.progress import StepProgress
 from mmdistill.recsys import recsys_task
 from mmdistill.runtime import Draws
+from mmdistill.saving import draw, pictures, save_evaluation
 from mmdistill.task import Task, TaskInfo
 from mmdistill.text.task import text_task
 from tests.toys import BlobTask
@@ -119,6 +125,33 @@ def test_an_autoencoder_comes_through_a_pickle_too() -> None:
     (first, _), (second, _) = (one.init(Draws(0)) for one in (task, pickle.loads(pickle.dumps(task))))
     assert first
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("make", "method", "budget"), TASKS)
+def test_pictures_need_no_folder(
+    make: Callable[[], Task], method: str, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    task = make()
+    found = distill(task, method, budget, settings={"steps": 2})
+    shown = pictures(task, found)
+    assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
+    drawn = [path for path in draw(task, found, tmp_path) if path.suffix == ".png"]
+    assert [image.tobytes() for image in shown] == [Image.open(path).tobytes() for path in drawn]
+    assert shown
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    task = BlobTask()
+    found = distill(task, "dm", ipc=1, settings=SHORT)
+    with pytest.raises(UnsupportedError):
+        pictures(task, found)
+    with pytest.raises(ConfigError, match="pictures are drawn of a DistilledSet, got Batch"):
+        pictures(task, found.batch)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError):
+        pictures(OtherBlobs(), found)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +254,7 @@ def test_other_words_for_resuming_are_refused(tmp_path: Path) -> None:
         distill(BlobTask(), "dm", ipc=1, resume="auto")
 
 
-def test_an_interruption_says_where_the_run_is_kept(tmp_path: Path) -> None:
+def test_an_interruption_says_where_the_run_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyboardInterrupt) as stopped:
         distill(BlobTask(), "dm", ipc=2, settings=SHORT, out=tmp_path, progress=interrupted)
     (note,) = stopped.value.__notes__
@@ -229,7 +262,44 @@ def test_an_interruption_says_where_the_run_is_kept(tmp_path: Path) -> None:
     assert "resume=True" in note
     with pytest.raises(KeyboardInterrupt) as unkept:
         distill(BlobTask(), "dm", ipc=2, settings=SHORT, progress=interrupted)
-    assert not hasattr(unkept.value, "__notes__")
+    (other,) = unkept.value.__notes__
+    assert other == "nothing of this run is kept; with out=FOLDER the same call leaves checkpoints"
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [note, other]
+
+
+def test_what_is_judged_when_judging_ends_early_is_handed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = BlobTask()
+    task.judges = ("mlp", "another")  # type: ignore[assignment]
+    found = distill(task, "dm", ipc=1, settings=SHORT)
+
+    def stop(at: int) -> Callable[..., None]:
+        def told(done: int, *rest: object) -> None:
+            if done == at:
+                raise KeyboardInterrupt
+
+        return told
+
+    expected = evaluate(task, found, judges="all", n=1, baselines=["random"])
+    for done, results, baselines in ((1, 1, 0), (2, 2, 0), (3, 2, 1), (4, 2, 2)):
+        caplog.clear()
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            evaluate(task, found, judges="all", n=1, baselines=["random"], progress=stop(done))
+        so_far: Evaluation = stopped.value.so_far  # type: ignore[attr-defined]
+        assert so_far.results == expected.results[:results]
+        assert so_far.baselines.get("random", []) == expected.baselines["random"][:baselines]
+        assert stopped.value.__notes__ == caplog.messages
+        assert "what is finished is the exception's so_far" in caplog.text
+    save_evaluation(task, found, so_far, tmp_path)
+    with pytest.raises(KeyboardInterrupt) as empty:
+        evaluate(task, found, judges="all", n=1, progress=stop(0))
+    assert not vars(empty.value)
+
+
+def test_functions_that_show_progress_may_return_something() -> None:
+    for kind in (StepProgress, import_module("mmdistill.evaluate").Progress, clock.Progress):
+        assert get_args(kind)[1] is object
 
 
 def test_progress_may_be_a_bar(capsys: pytest.CaptureFixture[str]) -> None:

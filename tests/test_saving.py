@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from mmdistill import DistilledSet, distill, evaluate, save_evaluation
+from mmdistill import DistilledSet, distill, evaluate, image_task, save_evaluation
 from mmdistill.comparison import judged_runs, read_runs
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.run_folder import METRICS
@@ -34,6 +35,50 @@ def test_a_set_without_a_folder_gets_one_and_is_compared(tmp_path: Path) -> None
     assert torch.equal(DistilledSet.load(tmp_path / "new").batch.weight, found.batch.weight)
     (row,) = read_runs(judged_runs([tmp_path / "new"])[0])
     assert row.judge.endswith("(epochs 5)")
+
+
+def test_judges_that_train_otherwise_do_not_stand_side_by_side(tmp_path: Path) -> None:
+    def judged(baselines: list[str], **chosen: object) -> dict[str, list[dict[str, object]]]:
+        task = image_task("digits", model="mlp", width=8, **chosen)  # type: ignore[arg-type]
+        found = DistilledSet.load(tmp_path) if baselines else distill(task, "dm", ipc=1, settings={"steps": 1})
+        save_evaluation(task, found, evaluate(task, found, n=1, baselines=baselines or ["random"]), tmp_path)
+        metrics = json.loads((tmp_path / METRICS).read_text())
+        return {"results": metrics["results"], **metrics["baselines"]}
+
+    short = judged([], judge_epochs=np.int64(2), judge_precision="float32")
+    assert {name: entry["judging"] for name, (entry,) in short.items()} == {
+        "results": {"epochs": 2},
+        "random": {"epochs": 2},
+    }
+    longer = judged(["herding"], judge_epochs=3, judge_batch=4)
+    assert {name: entry["judging"] for name, (entry,) in longer.items()} == {
+        "results": {"epochs": 3, "batch": 4},
+        "herding": {"epochs": 3, "batch": 4},
+    }
+
+
+def test_a_task_of_ones_own_says_or_is_given_what_was_set_of_judging(tmp_path: Path) -> None:
+    task, found = BlobTask(), made()
+    evaluation = evaluate(task, found, n=1, baselines=())
+
+    def kept() -> object:
+        return json.loads((tmp_path / METRICS).read_text())["results"][0].get("judging")
+
+    save_evaluation(task, found, evaluation, tmp_path)
+    assert kept() is None
+    task.judging_chosen = {"epochs": 5}  # type: ignore[attr-defined]
+    save_evaluation(task, found, evaluation, tmp_path)
+    assert kept() == {"epochs": 5}
+    save_evaluation(task, found, evaluation, tmp_path, judging={"batch": 8, "precision": "float32"})
+    assert kept() == {"epochs": 5, "batch": 8}
+    before = (tmp_path / METRICS).read_bytes()
+    with pytest.raises(ConfigError, match="unknown setting of judging 'epoch'; did you mean 'epochs'"):
+        save_evaluation(task, found, evaluation, tmp_path, judging={"epoch": 5})
+    with pytest.raises(ConfigError, match="epochs is a whole number of at least 1, got '5'"):
+        save_evaluation(task, found, evaluation, tmp_path, judging={"epochs": "5"})
+    with pytest.raises(ConfigError, match="judging is a Mapping, got"):
+        save_evaluation(task, found, evaluation, tmp_path, judging=("epochs", 5))  # type: ignore[arg-type]
+    assert (tmp_path / METRICS).read_bytes() == before
 
 
 def test_what_is_left_of_a_set_that_is_gone_is_not_taken_over(tmp_path: Path) -> None:

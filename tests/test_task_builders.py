@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmdistill import distill, evaluate, graph_set_task, graph_task, image_task, recsys_task, text_task
+from mmdistill.abilities import KeepsJudging
 from mmdistill.errors import ConfigError
 from mmdistill.graph import load_graph
 from mmdistill.graph.judges import JudgeProtocol, protocol_for
@@ -21,7 +22,7 @@ from mmdistill.runtime import Draws
 from mmdistill.text import load_text
 from tests.graph.sets.toy import FAST, write_rings
 from tests.graph.toy import planted_fields, planted_graph
-from tests.text.corpus import corpus
+from tests.text.corpus import corpus, token_corpus_task
 
 MATRIX = np.triu(np.ones((6, 6)))
 BUILDERS: dict[str, Callable[..., object]] = {
@@ -153,3 +154,19 @@ def test_judges_of_graphs_train_for_the_epochs_asked_for(tmp_path: Path) -> None
 def test_two_arrays_in_a_list_are_images_and_labels() -> None:
     pair = [np.random.default_rng(0).random((20, 8, 8), dtype=np.float32), np.arange(20) % 2]
     assert image_task(pair, model="mlp").num_classes == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [*BUILDERS, "token"])
+def test_tasks_keep_what_was_set_of_judging(kind: str, tmp_path: Path) -> None:
+    sizes = {} if kind in WHOLE else {"judge_batch": 8}
+    rings = write_rings(tmp_path / "RINGS")
+    builders = BUILDERS | {
+        "graph-set": lambda **options: graph_set_task(rings, **options),
+        "token": lambda **options: token_corpus_task(tmp_path / "bert", **options),
+    }
+    task = builders[kind](judge_epochs=4, **sizes)
+    assert isinstance(task, KeepsJudging)
+    assert task.judging_chosen == {"epochs": 4, **({"batch": 8} if sizes else {})}
+    unset = builders[kind](judge_epochs=None)
+    assert isinstance(unset, KeepsJudging)
+    assert unset.judging_chosen == {}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import Judging, judging_set
 from mmdistill.checks import require_kind, require_no_features, require_no_width, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.data import GraphData
@@ -84,6 +85,7 @@ class GraphTask:
         self.judging = GraphJudges(self.parts, graph.num_classes, own)
         self.judges: Sequence[str] = self.judging.names
         self.selections: Sequence[str] = SELECTIONS
+        self.judging_chosen: Judging = {}
 
     def __repr__(self) -> str:
         sizes = f"{len(self.graph.train):,} training and {len(self.graph.test):,} test nodes"
@@ -359,5 +361,6 @@ def graph_task(
     if judge_epochs is not None:
         protocol = replace(protocol or protocol_for(graph), epochs=judge_epochs)
     task = GraphTask(graph, network, protocol, device)
+    task.judging_chosen = judging_set(judge_epochs)
     try_network(task, {"x": task.scene.x[:2]}, f"nodes of {graph.x.shape[1]} features", graph.num_classes)
     return task

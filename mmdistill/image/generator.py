@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, note_kept
 from mmdistill.labels import one_hot
 from mmdistill.networks.clock import LoggedProgress, TrainingClock
 from mmdistill.networks.experts import cache_name
@@ -193,7 +193,7 @@ def _train(players: "_Players", file: Path, save_every: int) -> None:
             if players.step % save_every == 0 or players.step == steps:
                 players.save(file)
     except KeyboardInterrupt as stop:
-        stop.add_note(f"the generator is kept every {save_every} steps, and the same command goes on from there")
+        note_kept(stop, f"the generator is kept every {save_every} steps, and the same command goes on from there")
         raise
 
 

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING
+from mmdistill.abilities import JUDGING, Judging, judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import ShapeError, UnsupportedError, require_choice
@@ -91,6 +91,7 @@ class ImageTask:
         self.judge_epochs = judge_epochs
         self.judge_batch = judge_batch
         self.judge_precision = judge_precision
+        self.judging_chosen: Judging = judging_set(judge_epochs, judge_batch, judge_precision)
         self.protocol = find_protocol(protocol)
         self._named = NamedJudges(data, network, model, self.protocol, device, width)
         self.judges: Sequence[str] = self._named.usual

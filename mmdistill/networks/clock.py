@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, float], None]
+Progress = Callable[[int, int, float], object]
 """Called with (steps done, steps in all, seconds left by the speed so far); a group's networks step together."""
 
 FIRST_REPORT = 10.0

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, note_kept
 from mmdistill.networks.experts import ExpertRecipe, Experts, default_folder, is_complete, open_experts
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.runtime import Draws
@@ -50,7 +50,8 @@ class ExpertTrajectories(NetworkSchedule):
         try:
             self._experts(task)
         except KeyboardInterrupt as stop:
-            stop.add_note("experts are kept as they were a minute ago or less, and the same command goes on from there")
+            kept = "experts are kept as they were a minute ago or less"
+            note_kept(stop, f"{kept}, and the same command goes on from there")
             raise
 
     def require_ready(self, task: Task) -> None:

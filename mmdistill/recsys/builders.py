@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmdistill.abilities import judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.isolation import isolated
 from mmdistill.names import canonical, unknown_name
@@ -121,6 +122,7 @@ def recsys_task(
         vae=vae,
         device=device,
     )
+    task.judging_chosen = judging_set(judge_epochs, judge_batch)
     if own is not None:
         users = task.select(torch.arange(min(2, data.num_users))).inputs
         try_network(task, users, f"users with rows of {data.num_items} items", data.num_items)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING
+from mmdistill.abilities import JUDGING, Judging
 from mmdistill.checks import require_below_one, require_kind, require_no_features
 from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.names import canonical, unknown_name
@@ -96,6 +96,7 @@ class RecsysTask:
         self.protocol = protocol or RankingProtocol(groups=3)
         self.vae = vae or VaeProtocol()
         self.module = None if model is None else FunctionalModule(model, features, self.device)
+        self.judging_chosen: Judging = {}
         self._info: TaskInfo | None = None
         self._points: npt.NDArray[np.float32] | None = None
         self._kept: Tensor | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmdistill.abilities import JUDGING
+from mmdistill.abilities import JUDGING, Judging
 from mmdistill.labels import target_loss, weighted_mean
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_module, task_line
@@ -46,6 +46,7 @@ class TextClassification(ABC):
         self.class_count = len(data.class_names)
         self.num_classes: int | None = self.class_count
         self.judges: Sequence[str] = (*judges, *READERS)
+        self.judging_chosen: Judging = {}
         self._solved = (*solved, *READERS)
         self._classes = data.train.labels.to(self.device)
         self._rows = ClassRows(data.train.labels, self.class_count, self.device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdistill.abilities import judging_set
 from mmdistill.checks import require_at_least, require_kind, require_sizes
 from mmdistill.classification import accuracies, collapse_note
 from mmdistill.errors import DataError, ShapeError
@@ -274,6 +275,8 @@ def text_task(
     module = make_module(model, encoded.train.shape[1], len(loaded.class_names), width, features, device)
     base = protocol or JUDGE
     protocol = replace(base, epochs=judge_epochs or base.epochs, batch=judge_batch or base.batch)
-    return TextTask(
+    task = TextTask(
         loaded, encoded, module, encoder=sentence_encoder, network_name=name, protocol=protocol, noise=noise
     )
+    task.judging_chosen = judging_set(judge_epochs, judge_batch)
+    return task

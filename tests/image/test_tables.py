@@ -83,7 +83,7 @@ def test_published_cells_take_their_papers_networks_and_judging(scripts: Any) ->
     assert cells.Cell("digits", "dc", 1, "published").row == "digits-dc-1"
     row = "mnist-dm-1:schedule=reduced,width=16,judge_epochs=300,steps=2"
     assert cells.Cell("mnist", "dm", 1, "reduced", "steps=2").row == row
-    assert quality.judging_set(quality.parse_row(row)[3]) == {"epochs": 300}
+    assert quality.parse_row(row)[3]["judge_epochs"] == 300
     row = "mnist-dm-1:schedule=reduced,width=64,precision=mixed,judge_epochs=300"
     assert cells.Cell("mnist", "dm", 1, "reduced", width=64).row == row
 

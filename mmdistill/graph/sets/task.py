@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdistill.abilities import Judging, judging_set
 from mmdistill.checks import require_kind, require_sizes
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.graph.judges import scores_of
@@ -78,6 +79,7 @@ class GraphSetTask:
         self._labels = graphs.y[graphs.train]
         self.labels: Tensor | None = self._labels
         self._members = ClassMembers(self._labels, graphs.num_classes)
+        self.judging_chosen: Judging = {}
         self._largest = int(graphs.sizes[graphs.train].max())
 
     def __repr__(self) -> str:
@@ -310,4 +312,6 @@ def graph_set_task(
     protocol = protocol or PROTOCOL
     if judge_epochs is not None:
         protocol = replace(protocol, epochs=judge_epochs)
-    return GraphSetTask(graphs, width or WIDTH, protocol, device)
+    task = GraphSetTask(graphs, width or WIDTH, protocol, device)
+    task.judging_chosen = judging_set(judge_epochs)
+    return task
