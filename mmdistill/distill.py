@@ -281,12 +281,19 @@ def _distilled(
                 logger.info("patience ended this run at step %d, so it takes no further ones", run.step)
         else:
             keeper.begin()
+    run.setup_seconds += time.perf_counter() - began
     with _interruptions_noted(keeper, again):
         interrupted = take_steps(distiller, Stepper(distiller, compile), run, keeper, progress)
     seconds = time.perf_counter() - began if keeper is None else keeper.seconds
     result = distiller.result(run, name, seconds)
     result.require_finite()
-    result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
+    result = replace(
+        result,
+        path=run.path,
+        compile_seconds=run.compile_seconds,
+        setup_seconds=run.setup_seconds,
+        inner_seconds=run.inner_seconds if run.step else None,
+    )
 
     def write(place: Path) -> None:
         history = {"step": [step for step, _ in run.history], "loss": [value for _, value in run.history]}

@@ -1,5 +1,6 @@
 """Algorithm 1, one step at a time."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -136,7 +137,8 @@ class Distiller:
         optimizers = make_optimizers(self.method, self.settings, groups)
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
         average = copied(parameterization.state_dict()) if self.settings.ema else None
-        return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
+        inner = 0.0 if self.task.device.type == "cpu" else None  # elsewhere timing it would wait for the device
+        return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average, inner_seconds=inner)
 
     def make_objective(self) -> Objective:
         """Return the method's objective, once it is known to work with the task and the schedule."""
@@ -277,8 +279,11 @@ class Distiller:
                     decoded: Batch = run.parameterization(key.fold("advance"))
                 return decoded
 
+            began = time.perf_counter()
             advanced = self.schedule.advance(self.task, schedule, current, key.fold("inner"))
             run.schedule = require_advanced(self.schedule, schedule, advanced)
+            if run.inner_seconds is not None:
+                run.inner_seconds += time.perf_counter() - began
             run.finite &= torch.isfinite(loss)
         run.step += 1
         return run, loss
