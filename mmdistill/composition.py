@@ -95,8 +95,7 @@ def require_composition(
         raise ConfigError(
             f"{method.title} would learn nothing; use labels that are learned (--label soft or unrestricted)"
         )
-    whole = isinstance(parameterization.labels, TeacherLabels) or not parameterization.divisible
-    if takes_some(settings, parameterization) and (whole or objective.view != "classes"):
+    if takes_some(settings, parameterization) and not may_take_some(parameterization, objective):
         raise ConfigError(
             f"a step can take {settings.syn_batch} samples of each class where a method matches class by "
             f"class, labels are no teacher's, and samples do not share their inputs; set syn_batch to 0"
@@ -165,6 +164,12 @@ def require_classes(parameterization: Parameterization, objective: Objective) ->
             f"{name} says class {int(classes[first])} of sample {first}, whose hard label is {int(targets[first])} "
             f"({len(differing)} of {len(classes)} samples differ); give the same to its classes and its labels"
         )
+
+
+def may_take_some(parameterization: Parameterization, objective: Objective) -> bool:
+    """Return whether steps may take some samples of each class (``syn_batch``)."""
+    whole = isinstance(parameterization.labels, TeacherLabels) or not parameterization.divisible
+    return objective.view == "classes" and not whole
 
 
 def takes_some(settings: Settings, parameterization: Parameterization) -> bool:

@@ -22,6 +22,7 @@ from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.isolation import isolated
 from mmdistill.keeper import Keeper
 from mmdistill.labels import LabelKind
+from mmdistill.lowering import lowering_start
 from mmdistill.memory import explained
 from mmdistill.method import Method, Storage
 from mmdistill.names import canonical, unknown_name
@@ -261,7 +262,7 @@ def _distilled(
 ) -> DistilledSet:
     """Return the set of a whole run, begun or resumed in a folder that no other process writes into."""
     began = time.perf_counter()
-    with ranks.first_alone(), explained("the start of the distillation", "a smaller budget or network"):
+    with ranks.first_alone(), explained("the start of the distillation", lowering_start(distiller.settings)):
         run = distiller.start()
         if resume:
             distiller.schedule.require_ready(distiller.task)

@@ -24,7 +24,7 @@ from mmdistill.budget import find_budget
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from mmdistill.errors import CheckpointError, ConfigError, DataError, MemoryExhaustedError, NonFiniteError
 from mmdistill.image import image_task
 from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.method import Method, Storage
@@ -105,6 +105,38 @@ def test_a_resumed_run_counts_the_seconds_before_it(tmp_path: Path) -> None:
     save_tree(newest, load_tree(newest) | {"seconds": 1000.0})
     resumed = distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True)
     assert 1000 < resumed.seconds < 1100
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "unsaid"),
+    [
+        ("dm", ("--classes-at-once 1", "--real-batch", "--syn-batch", "--width"), ("--kept-steps", "--inner")),
+        ("dc", ("--classes-at-once 1", "--real-batch", "--inner-batch"), ("--kept-steps", "--inner-steps")),
+        ("dd", ("--kept-steps 0", "--real-batch", "--inner-steps"), ("--classes-at-once", "--syn-batch")),
+        ("kip", ("--real-batch", "a smaller synthetic budget"), ("--kept", "--inner", "--classes-at-once", "--width")),
+    ],
+)
+def test_out_of_memory_names_what_the_method_has(
+    name: str, said: tuple[str, ...], unsaid: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Distiller, "step", exhausted)
+    with pytest.raises(MemoryExhaustedError, match="in step 1 of the distillation") as raised:
+        distill(image_task("digits", width=8), name, ipc=2, settings={"steps": 1})
+    assert all(option in str(raised.value) for option in said)
+    assert not any(option in str(raised.value) for option in unsaid)
+
+
+def test_out_of_memory_in_choosing_samples_names_another_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("mmdistill.coresets.briefly_trained", exhausted)
+    with pytest.raises(MemoryExhaustedError, match=r"the start .*--init real in place of herding") as raised:
+        distill(BlobTask(), method("dm", init="herding"), ipc=1)
+    assert "budget" not in str(raised.value)
 
 
 class Tardy(FreshNetworks):
