@@ -215,8 +215,7 @@ def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool
     Raises:
         CheckpointError: it is another one's.
     """
-    if distiller.method.solve is None:
-        distiller.make_objective()  # by whose description runs of one name are told apart
+    distiller.make_objective()  # by whose description runs of one name are told apart
     found, own = DistilledSet.load(folder), identity(distiller, name)
     saved = {
         "fingerprint": found.info.fingerprint,

@@ -16,6 +16,7 @@ from mmdistill.composition import (
     make_optimizers,
     require_composition,
     require_groups,
+    require_precision,
     require_selectable,
     takes_some,
 )
@@ -120,11 +121,7 @@ class Distiller:
         Raises:
             ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
         """
-        objective = self.make_objective() if self.method.solve is None else Solved()
-        if self.precision == "bf16" and not objective.lowers:
-            raise ConfigError(
-                f"{self.method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another"
-            )
+        objective = self.make_objective()
         objective.begin(self.task, self.draws.fold("objective"))
         parameterization = self.initial()
         require_composition(self.method, self.settings, parameterization, objective)
@@ -141,8 +138,16 @@ class Distiller:
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average, inner_seconds=inner)
 
     def make_objective(self) -> Objective:
-        """Return the method's objective, once it is known to work with the task and the schedule."""
+        """Return the objective, once it is known to work with the task and the schedule; a closed form's does nothing.
+
+        Raises:
+            ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
+        """
+        if self.method.solve is not None:
+            require_precision(self.method, self.precision, objective := Solved())
+            return objective
         objective = self.method.make_objective(self.settings)
+        require_precision(self.method, self.precision, objective)
         self.described |= {"objective": described(objective), "schedule": described(self.schedule)}
         objective.check(self.task)
         if objective.needs_target and not self.schedule.gives_target:
