@@ -144,8 +144,8 @@ class Distiller:
             ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
         """
         if self.method.solve is not None:
-            require_precision(self.method, self.precision, objective := Solved())
-            return objective
+            require_precision(self.method, self.precision, Solved())
+            return Solved()
         objective = self.method.make_objective(self.settings)
         require_precision(self.method, self.precision, objective)
         self.described |= {"objective": described(objective), "schedule": described(self.schedule)}
