@@ -130,7 +130,7 @@ def require_styles(method: Method, styles: int, objective: Objective) -> None:
     if objective.styles not in (1, styles):
         raise ConfigError(
             f"{method.title} compares the {objective.styles} samples that as many decoders make of each code, "
-            f"and these have {styles}; leave storing to the method (hallucinated)"
+            f"and these have {styles}; leave storing to the method (no --parameterization)"
         )
 
 
