@@ -51,7 +51,7 @@ from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is
 from mmdistill.runtime import sole_writer, use_deterministic_kernels
 from mmdistill.saving import draw, require_held
 from mmdistill.settings import AT_RESUME
-from mmdistill.side_by_side import LEGEND, draw_budgets, notes, table, write_csv
+from mmdistill.side_by_side import LEGEND, TIMES, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned
 from mmdistill.task import BudgetKind, Task
 
@@ -372,7 +372,7 @@ def compare_command(runs: Sequence[str], judge: str | None, metric: str | None, 
     rows = [row for name in judges for row in read_runs(found, name, metric)]
     lines = table(rows)
     print(aligned(lines))
-    print(LEGEND)
+    print(f"{LEGEND}; {TIMES}")
     lacking = [set(without_scores(found, name, metric)) for name in judges]
     if missing := [run.folder for run in found if all(run.folder in without for without in lacking)]:
         print(f"left out, since they have no such scores: {first_few(missing, 3)}")

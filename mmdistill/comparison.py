@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdistill.config import read_settings
+from mmdistill.distilled import is_number
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.judged_run import RECORDED, JudgedRun
 from mmdistill.metrics import judge_in_words, read_metrics
@@ -16,6 +17,8 @@ from mmdistill.settings import damage_of
 from mmdistill.store import read_json
 
 NO_RUN = "no run"
+PACE = "seconds_per_step"
+"""Under which metrics hold it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Repetitions:
         moved: whether the runs' data differ, each seed having its own.
         fingerprint: of the first run's data; empty where the set does not say it.
         notes: what readers of the runs' scores must know.
+        paces: seconds of a step, of each run; empty where one has no steps or did not measure them alone.
     """
 
     name: str
@@ -94,6 +98,7 @@ class Repetitions:
     moved: bool = False
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    paces: tuple[float, ...] = ()
 
     @property
     def judged(self) -> str:
@@ -288,8 +293,15 @@ def _together(runs: Sequence[JudgedRun]) -> Repetitions:
         fingerprint=first.fingerprint,
         moved=len(set(map(_samples_of(runs), runs))) > 1,
         notes=tuple(notes),
+        paces=_paces([run.metrics for run in runs]),
         **{name: str(first.made.get(name) or "") for name in RECORDED},
     )
+
+
+def _paces(metrics: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Return the seconds of a step of each run, or nothing; earlier versions shared the set-up out among the steps."""
+    found = [run[PACE] for run in metrics if run.get("setup_seconds") and is_number(run.get(PACE))]
+    return tuple(found) if len(found) == len(metrics) else ()
 
 
 def _score(entries: Sequence[Mapping[str, Any]]) -> Score:

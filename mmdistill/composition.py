@@ -7,11 +7,12 @@ from torch import nn
 
 from mmdistill.abilities import Validates
 from mmdistill.errors import ConfigError, did_you_mean
-from mmdistill.labels import FixedLabels, LearnedLabels, TeacherLabels
+from mmdistill.labels import FixedLabels, Labels, LearnedLabels, TeacherLabels
 from mmdistill.method import Method
 from mmdistill.objectives.base import Objective
 from mmdistill.optimizers import make_optimizer
 from mmdistill.parameterizations.base import Parameterization
+from mmdistill.precision import Precision
 from mmdistill.run_state import grouped
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
@@ -68,38 +69,80 @@ def require_composition(
         ConfigError: saying which do not go together.
     """
     require_classes(parameterization, objective)
-    if "labels" in parameterization.groups() and not objective.reads_labels:
-        raise ConfigError(
-            f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
-            f"{method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
-            "or a method that trains on the samples, such as gradient or kernel ridge matching"
-        )
-    if not objective.reads_scores and isinstance(parameterization.labels, LearnedLabels):
-        raise ConfigError(
-            f"{type(objective).__name__} needs labels that are distributions (it has reads_scores = False), and "
-            f"unrestricted ones are any numbers; with {method.title} use hard, soft or a teacher's labels (--label "
-            "hard, soft or teacher)"
-        )
-    if objective.styles not in (1, parameterization.styles):
-        raise ConfigError(
-            f"{method.title} compares the {objective.styles} samples that as many decoders make of each code, "
-            f"and these have {parameterization.styles}; leave storing to the method (hallucinated)"
-        )
+    require_labels(method, parameterization.labels, objective)
+    require_styles(method, parameterization.styles, objective)
     if 0 < settings.stored_bytes < parameterization.stored_bytes():
         raise ConfigError(
             f"these samples take {parameterization.stored_bytes():,} bytes, more than the "
             f"{settings.stored_bytes:,} that they may; a Storage whose builder does not heed settings.stored_bytes "
             "has no fills=True"
         )
-    if settings.steps and method.solve is None and not grouped(parameterization, objective):
-        raise ConfigError(
-            f"{method.title} would learn nothing; use labels that are learned (--label soft or unrestricted)"
-        )
-    whole = isinstance(parameterization.labels, TeacherLabels) or not parameterization.divisible
-    if takes_some(settings, parameterization) and (whole or objective.view != "classes"):
+    if settings.steps and method.solve is None:
+        require_learning(method, bool(grouped(parameterization, objective)))
+    if takes_some(settings, parameterization) and not may_take_some(parameterization, objective):
         raise ConfigError(
             f"a step can take {settings.syn_batch} samples of each class where a method matches class by "
             f"class, labels are no teacher's, and samples do not share their inputs; set syn_batch to 0"
+        )
+
+
+def require_precision(method: Method, precision: Precision, objective: Objective) -> None:
+    """Refuse bf16 for an objective that computes nothing in it.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if precision == "bf16" and not objective.lowers:
+        raise ConfigError(f"{method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another")
+
+
+def require_labels(method: Method, labels: Labels, objective: Objective) -> None:
+    """Refuse labels that an objective does not read, or not as numbers.
+
+    Raises:
+        ConfigError: naming the kinds that it does read.
+    """
+    if is_learned(labels) and not objective.reads_labels:
+        raise ConfigError(
+            f"{type(objective).__name__} never reads labels, only the class that groups the samples, so "
+            f"{method.title} cannot learn any; use hard or a teacher's labels (--label hard or teacher), "
+            "or a method that trains on the samples, such as gradient or kernel ridge matching"
+        )
+    if not objective.reads_scores and isinstance(labels, LearnedLabels):
+        raise ConfigError(
+            f"{type(objective).__name__} needs labels that are distributions (it has reads_scores = False), and "
+            f"unrestricted ones are any numbers; with {method.title} use hard, soft or a teacher's labels (--label "
+            "hard, soft or teacher)"
+        )
+
+
+def is_learned(module: nn.Module) -> bool:
+    """Return whether a module has anything to learn."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def require_styles(method: Method, styles: int, objective: Objective) -> None:
+    """Refuse codes of which each becomes another number of samples than an objective compares.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    if objective.styles not in (1, styles):
+        raise ConfigError(
+            f"{method.title} compares the {objective.styles} samples that as many decoders make of each code, "
+            f"and these have {styles}; leave storing to the method (no --parameterization)"
+        )
+
+
+def require_learning(method: Method, learns: bool) -> None:
+    """Refuse a run that learns nothing.
+
+    Raises:
+        ConfigError: it would.
+    """
+    if not learns:
+        raise ConfigError(
+            f"{method.title} would learn nothing; use labels that are learned (--label soft or unrestricted)"
         )
 
 
@@ -165,6 +208,12 @@ def require_classes(parameterization: Parameterization, objective: Objective) ->
             f"{name} says class {int(classes[first])} of sample {first}, whose hard label is {int(targets[first])} "
             f"({len(differing)} of {len(classes)} samples differ); give the same to its classes and its labels"
         )
+
+
+def may_take_some(parameterization: Parameterization, objective: Objective) -> bool:
+    """Return whether steps may take some samples of each class (``syn_batch``)."""
+    whole = isinstance(parameterization.labels, TeacherLabels) or not parameterization.divisible
+    return objective.view == "classes" and not whole
 
 
 def takes_some(settings: Settings, parameterization: Parameterization) -> bool:

@@ -22,6 +22,7 @@ from mmdistill.errors import CheckpointError, ConfigError, note_kept
 from mmdistill.isolation import isolated
 from mmdistill.keeper import Keeper
 from mmdistill.labels import LabelKind
+from mmdistill.lowering import lowering_start
 from mmdistill.memory import explained
 from mmdistill.method import Method, Storage
 from mmdistill.names import canonical, unknown_name
@@ -215,8 +216,7 @@ def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool
     Raises:
         CheckpointError: it is another one's.
     """
-    if distiller.method.solve is None:
-        distiller.make_objective()  # by whose description runs of one name are told apart
+    distiller.make_objective()  # by whose description runs of one name are told apart
     found, own = DistilledSet.load(folder), identity(distiller, name)
     saved = {
         "fingerprint": found.info.fingerprint,
@@ -262,7 +262,7 @@ def _distilled(
 ) -> DistilledSet:
     """Return the set of a whole run, begun or resumed in a folder that no other process writes into."""
     began = time.perf_counter()
-    with ranks.first_alone(), explained("the start of the distillation", "a smaller budget or network"):
+    with ranks.first_alone(), explained("the start of the distillation", lowering_start(distiller.settings)):
         run = distiller.start()
         if resume:
             distiller.schedule.require_ready(distiller.task)
@@ -282,12 +282,19 @@ def _distilled(
                 logger.info("patience ended this run at step %d, so it takes no further ones", run.step)
         else:
             keeper.begin()
+    run.setup_seconds += time.perf_counter() - began
     with _interruptions_noted(keeper, again):
         interrupted = take_steps(distiller, Stepper(distiller, compile), run, keeper, progress)
     seconds = time.perf_counter() - began if keeper is None else keeper.seconds
     result = distiller.result(run, name, seconds)
     result.require_finite()
-    result = replace(result, path=run.path, compile_seconds=run.compile_seconds)
+    result = replace(
+        result,
+        path=run.path,
+        compile_seconds=run.compile_seconds,
+        setup_seconds=run.setup_seconds,
+        inner_seconds=run.inner_seconds if run.step else None,
+    )
 
     def write(place: Path) -> None:
         history = {"step": [step for step, _ in run.history], "loss": [value for _, value in run.history]}

@@ -41,12 +41,16 @@ class DistilledSet:
         seed: the run's seed.
         steps: the updates behind the samples; for a set kept by validation, those up to the best.
         settings: the method's settings as plain values, as they were asked for.
-        seconds: wall time of the distillation.
+        seconds: wall time of the distillation, all included.
         peak_memory_bytes: peak of the process, or of the CUDA device.
         device: in words.
         path: how the steps ran: ``eager``, ``compiled`` (what the network does), ``captured`` (loss and gradients, in a
             CUDA graph), or ``compiled and captured``.
         compile_seconds: what compiling took of ``seconds``.
+        setup_seconds: what all before the first step took of them (experts, generators, the start of decoders and of
+            samples), each time the run was resumed too; 0 in sets of versions that did not measure it.
+        inner_seconds: what training networks between updates took of them; None where it was not measured (on CUDA, and
+            in earlier versions) or there are no steps. Students that a step unrolls train within the update.
         precision: the number formats of the steps.
         parameterization: how samples are stored, in words; empty where that is the method's own way, or unknown.
         network: what was distilled with, in words; empty where it was none.
@@ -73,6 +77,8 @@ class DistilledSet:
     device: str = ""
     path: str = "eager"
     compile_seconds: float = 0.0
+    setup_seconds: float = 0.0
+    inner_seconds: float | None = None
     precision: str = "float32"
     parameterization: str = ""
     network: str = ""
@@ -97,8 +103,17 @@ class DistilledSet:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Seconds of an update, set-up and checkpoints shared out; None where the method has no steps."""
-        return self.seconds / self.taken if self.taken else None
+        """Seconds of a step, with the networks' training after its update (the survey's Fig. 7 a).
+
+        Validation and checkpoints are shared out; set-up and compiling are not in it. None where there are no steps.
+        """
+        return (self.seconds - self.setup_seconds - self.compile_seconds) / self.taken if self.taken else None
+
+    @property
+    def seconds_per_update(self) -> float | None:
+        """Seconds of a step without training networks between updates (Fig. 7 b); None where that is not known."""
+        whole, inner = self.seconds_per_step, self.inner_seconds
+        return None if whole is None or inner is None else whole - inner / self.taken
 
     def save(self, folder: Path | str) -> None:
         """Write ``distilled.safetensors`` and ``distilled.json`` into a folder; targets that are the inputs once."""
@@ -296,9 +311,12 @@ def _require_types(record: "DistilledSet | TaskInfo") -> None:
         TypeError: naming a field of another type.
     """
     for entry in fields(record):
-        kind: Any = get_origin(entry.type) or entry.type
-        wanted = (int, float) if kind is float else kind
         value = getattr(record, entry.name)
+        optional = entry.type == float | None
+        if optional and value is None:
+            continue
+        kind: Any = float if optional else get_origin(entry.type) or entry.type
+        wanted = (int, float) if kind is float else kind
         if kind in (int, float, str, Mapping) and not isinstance(value, wanted):
             raise TypeError(f"{entry.name} is {value!r}, and no {kind.__name__}")
 

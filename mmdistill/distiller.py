@@ -1,5 +1,6 @@
 """Algorithm 1, one step at a time."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from mmdistill.composition import (
     make_optimizers,
     require_composition,
     require_groups,
+    require_precision,
     require_selectable,
     takes_some,
 )
@@ -119,11 +121,7 @@ class Distiller:
         Raises:
             ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
         """
-        objective = self.make_objective() if self.method.solve is None else Solved()
-        if self.precision == "bf16" and not objective.lowers:
-            raise ConfigError(
-                f"{self.method.title} computes nothing in bfloat16, so its precision cannot be bf16; use another"
-            )
+        objective = self.make_objective()
         objective.begin(self.task, self.draws.fold("objective"))
         parameterization = self.initial()
         require_composition(self.method, self.settings, parameterization, objective)
@@ -136,11 +134,20 @@ class Distiller:
         optimizers = make_optimizers(self.method, self.settings, groups)
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
         average = copied(parameterization.state_dict()) if self.settings.ema else None
-        return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average)
+        inner = 0.0 if self.task.device.type == "cpu" else None  # elsewhere timing it would wait for the device
+        return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average, inner_seconds=inner)
 
     def make_objective(self) -> Objective:
-        """Return the method's objective, once it is known to work with the task and the schedule."""
+        """Return the objective, once it is known to work with the task and the schedule; a closed form's does nothing.
+
+        Raises:
+            ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
+        """
+        if self.method.solve is not None:
+            require_precision(self.method, self.precision, Solved())
+            return Solved()
         objective = self.method.make_objective(self.settings)
+        require_precision(self.method, self.precision, objective)
         self.described |= {"objective": described(objective), "schedule": described(self.schedule)}
         objective.check(self.task)
         if objective.needs_target and not self.schedule.gives_target:
@@ -277,8 +284,11 @@ class Distiller:
                     decoded: Batch = run.parameterization(key.fold("advance"))
                 return decoded
 
+            began = time.perf_counter()
             advanced = self.schedule.advance(self.task, schedule, current, key.fold("inner"))
             run.schedule = require_advanced(self.schedule, schedule, advanced)
+            if run.inner_seconds is not None:
+                run.inner_seconds += time.perf_counter() - began
             run.finite &= torch.isfinite(loss)
         run.step += 1
         return run, loss

@@ -32,6 +32,8 @@ class Storage:
         fills: whether the builder fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these
             become the largest budget whose set takes no more.
         name: what ``--parameterization`` calls it; empty for those of a method or a user.
+        styles: where labels are of the kind that the builder is given, the samples that as many decoders make of each
+            code (1 without decoders), by which a dry run tells what the run would refuse; None: only building tells.
     """
 
     build: Parameterizer
@@ -39,6 +41,7 @@ class Storage:
     optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
     fills: bool = False
     name: str = ""
+    styles: int | None = None
 
     def __call__(self, task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         """Build the initial parameterization."""

@@ -62,7 +62,10 @@ def metrics_document(
         "results": results,
         "baselines": {name: entries for name, entries in baselines.items() if entries},
         "seconds": distilled.seconds,
+        "setup_seconds": distilled.setup_seconds,
+        "compile_seconds": distilled.compile_seconds,
         "seconds_per_step": distilled.seconds_per_step,
+        "seconds_per_update": distilled.seconds_per_update,
         "peak_memory_bytes": distilled.peak_memory_bytes,
         "device": distilled.device,
     }

@@ -7,9 +7,12 @@ import torch
 
 from mmdistill.abilities import TellsEpochs
 from mmdistill.allocation import allocate, require_members
+from mmdistill.composition import is_learned, require_labels, require_learning, require_styles
 from mmdistill.config import DistillConfig
+from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_judges
-from mmdistill.method import Method
+from mmdistill.labels import make_labels
+from mmdistill.method import Method, Storage
 from mmdistill.names import baseline_names
 from mmdistill.networks.architecture import network_title
 from mmdistill.report import settings_in_words
@@ -30,7 +33,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         method: that it names.
         budget: in the task's unit.
     Raises:
-        ConfigError: a budget that cannot be shared among the classes.
+        ConfigError: a budget that cannot be shared among the classes, or parts that cannot go together.
         DataError: fewer real samples of a class than the set starts from.
     """
     info, settings = task.describe(), method.settings(budget)
@@ -42,6 +45,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         and settings.init != "noise"
     ):
         require_members(torch.bincount(task.labels, minlength=len(counts)), counts, info.class_names)
+    require_runnable(Distiller(task, method, budget, seed=config.seed, precision=config.precision))
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
     taken = "" if config.overwrite else occupied(folder, **ways_out(folder))
@@ -60,6 +64,26 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "run folder": f"{folder} {taken}".strip(),
     }
     return [[name, value] for name, value in facts.items() if value]
+
+
+def require_runnable(distiller: Distiller) -> None:
+    """Refuse what a run would refuse when it starts, as far as this is told without samples, decoders and experts.
+
+    Raises:
+        ConfigError: parts that cannot go together.
+    """
+    method, settings, classes = distiller.method, distiller.settings, distiller.classes
+    objective, stored = distiller.make_objective(), method.parameterization
+    if method.solve is not None or classes is None:
+        return
+    styles = 1 if stored is None else stored.styles if isinstance(stored, Storage) else None
+    if styles is None:  # only building the samples tells
+        return
+    labels = make_labels(method.label, classes, len(classes))
+    require_labels(method, labels, objective)
+    require_styles(method, styles, objective)
+    if settings.steps:
+        require_learning(method, "codes" in settings.optimizers or is_learned(labels) or is_learned(objective))
 
 
 def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str, str]:

@@ -22,6 +22,8 @@ STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em aut
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left}
 td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%;image-rendering:auto}
 pre{background:#f6f6f6;padding:.8em;overflow-x:auto;white-space:pre-wrap}.q{color:#666}"""
+LEAST_TOLD = 0.01
+"""The share of a run's seconds, and of a step's, from which on a report tells what takes it."""
 
 
 def percent(entry: Mapping[str, Any]) -> str:
@@ -58,7 +60,6 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
     share += " % of the whole"
     memory = f"{distilled.peak_memory_bytes / 2**20:,.0f} MiB" if distilled.peak_memory_bytes else "unknown"
     path = distilled.path + (f" ({distilled.compile_seconds:.0f} s of it)" if distilled.compile_seconds >= 1 else "")
-    pace = "" if distilled.seconds_per_step is None else f" ({1000 * distilled.seconds_per_step:.1f} ms a step)"
     made = (
         ("network", distilled.network),
         ("stored as", distilled.parameterization),
@@ -75,9 +76,22 @@ def fact_rows(distilled: DistilledSet) -> list[list[str]]:
         ],
         *([name, value] for name, value in made if value),
         *([["settings", settings_in_words(distilled.settings)]] if distilled.steps else []),
-        ["cost", f"{distilled.seconds:.1f} s{pace}, peak {memory}, {distilled.device}"],
+        ["cost", f"{distilled.seconds:.1f} s{_pace(distilled)}, peak {memory}, {distilled.device}"],
         ["run", f"{path}, {distilled.precision}"],
     ]
+
+
+def _pace(distilled: DistilledSet) -> str:
+    """Return what a run's seconds went into, in brackets; nothing where it has no steps."""
+    step, update = distilled.seconds_per_step, distilled.seconds_per_update
+    if step is None:
+        return ""
+    parts = [f"{1000 * step:.1f} ms a step"]
+    if update is not None and step - update >= LEAST_TOLD * step:
+        parts.append(f"{1000 * update:.1f} of them without training networks between updates")
+    if distilled.setup_seconds > LEAST_TOLD * distilled.seconds:
+        parts.append(f"{distilled.setup_seconds:.1f} s before the first step")
+    return f" ({', '.join(parts)})"
 
 
 def budget_in_words(distilled: DistilledSet) -> str:

@@ -15,6 +15,7 @@ from mmdistill import ranks
 from mmdistill.distiller import Distiller
 from mmdistill.errors import NonFiniteError
 from mmdistill.keeper import Keeper
+from mmdistill.lowering import lowering_steps
 from mmdistill.memory import explained
 from mmdistill.progress import StepProgress
 from mmdistill.run_state import RunState
@@ -22,12 +23,6 @@ from mmdistill.stepper import Stepper
 
 logger = logging.getLogger(__name__)
 
-LOWER = (
-    "fewer classes at once (--classes-at-once 1) or no kept activations (--kept-steps 0), both also with --resume, a "
-    "smaller real batch (--real-batch), fewer inner steps in the method's settings, a smaller synthetic budget, or a "
-    "narrower network (--width)"
-)
-"""What takes less memory in distilling."""
 READS_PER_RUN = 200
 """How often the loss is read back in a run, besides its first step's; on CUDA each read waits for the device."""
 LONGEST_UNSHOWN = 2.0
@@ -52,13 +47,13 @@ def take_steps(
         KeyboardInterrupt: after the step in which it was asked to stop.
         NonFiniteError: a loss or what is learned became NaN or infinite.
     """
-    steps = distiller.steps
+    steps, lower = distiller.steps, lowering_steps(distiller, run)
     read_every = max(steps // READS_PER_RUN, 1)
     compiling, shown = run.compile_seconds, time.perf_counter()
     validate_every = distiller.settings.validate_every
     with _signals() as asked:
         while run.step < steps and not distiller.exhausted(run):
-            with explained(f"step {run.step + 1} of the distillation", LOWER):
+            with explained(f"step {run.step + 1} of the distillation", lower):
                 run, loss = stepper(run)
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             last = run.step == steps

@@ -12,7 +12,9 @@ from mmdistill.judged_run import RECORDED
 from mmdistill.store import write_text
 
 LEGEND = "percent on untouched test data; +/- is the deviation over runs where there are several, else over networks"
-"""What the numbers of :func:`table` are."""
+"""What the scores of :func:`table` are."""
+TIMES = "seconds are those of distilling in all, ms a step are without set-up and compiling"
+"""What its times are."""
 NAMED_MOST = 3
 """Rows that a note names."""
 USUAL = 3
@@ -73,10 +75,10 @@ def _differing(rows: Sequence[Repetitions], kind: str) -> list[str]:
 
 
 def table(rows: Sequence[Repetitions]) -> list[list[str]]:
-    """Return the comparison in percent, header first; :data:`LEGEND` says what its numbers are."""
+    """Return the comparison in percent, header first; :data:`LEGEND` and :data:`TIMES` say what its numbers are."""
     names = _baselines(rows)
-    head = ["data", "method", "budget", "bytes", "judged", "distilled", *names, "runs", "steps", "seconds", "folder"]
-    lines = [head]
+    head = ["data", "method", "budget", "bytes", "judged", "distilled", *names]
+    lines = [[*head, "runs", "steps", "seconds", "ms a step", "folder"]]
     for row, title in zip(rows, titles(rows), strict=True):
         lines.append(
             [
@@ -90,6 +92,7 @@ def table(rows: Sequence[Repetitions]) -> list[list[str]]:
                 str(len(row.score.values)),
                 " to ".join(f"{steps:,}" for steps in sorted({min(row.steps), max(row.steps)})) if row.steps else "-",
                 f"{sum(row.seconds) / len(row.seconds):.0f}",
+                f"{1000 * sum(row.paces) / len(row.paces):.1f}" if row.paces else "-",
                 row.name,
             ]
         )
@@ -127,13 +130,14 @@ def write_csv(rows: Sequence[Repetitions], target: Path) -> Path:
     head += ["mean", "sd", "values", *(f"{name}_{what}" for name in names for what in ("mean", "sd"))]
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*head, "steps", "seconds", "folder", "notes"])
+    lines.writerow([*head, "steps", "seconds", "seconds_per_step", "folder", "notes"])
     for row, title in zip(rows, titles(rows), strict=True):
         said = [row.data, row.method, title, row.unit, row.budget, row.stored_bytes, row.judge, row.metric]
         scores = [part for name in names for part in _cells(row.baselines.get(name))]
         own = [row.networks, len(row.score.values), *_cells(row.score), " ".join(map(repr, row.score.values))]
-        cost = [max(row.steps, default=""), sum(row.seconds) / len(row.seconds), row.name, "; ".join(row.notes)]
-        lines.writerow([*said, *own, *scores, *cost])
+        pace = sum(row.paces) / len(row.paces) if row.paces else ""
+        cost = [max(row.steps, default=""), sum(row.seconds) / len(row.seconds), pace]
+        lines.writerow([*said, *own, *scores, *cost, row.name, "; ".join(row.notes)])
     write_text(target, text.getvalue())
     return target
 

@@ -1286,3 +1286,31 @@ def test_a_dry_run_refuses_budgets_that_the_run_would(
 ) -> None:
     assert main(["distill", *options, "--dry-run"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "dm", "--label", "soft"], "never reads labels, only the class that groups the samples"),
+        (["--method", "dm", "--label", "soft", "--parameterization", "upsample-2"], "never reads labels"),
+        (["--method", "dc", "--label", "unrestricted"], "needs labels that are distributions"),
+        (["--method", "haba", "--parameterization", "raw"], "as many decoders make of each code, and these have 1"),
+        (["--method", "haba", "--parameterization", "hallucinated"], "compares the 2 samples .*, and these have 5"),
+        (["--method", "ld", "--label", "hard"], "would learn nothing"),
+        (["--method", "kip", "--precision", "bf16"], "computes nothing in bfloat16"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["distill", "--data", "digits", "--ipc", "4", "--steps", "1", *options, "--out", str(tmp_path / "run")]
+    assert main([*given, "--dry-run"]) == 2
+    planned = capsys.readouterr().err
+    assert re.search(message, planned)
+    assert main(given) == 2
+    assert planned in capsys.readouterr().err
+
+
+def test_a_dry_run_plans_bases_in_as_many_styles_as_the_method_compares(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "latent" in planned(capsys, "--method", "haba", "--parameterization", "latent")
+    assert "teacher" in planned(capsys, "--method", "dm", "--label", "teacher")

@@ -379,6 +379,18 @@ def test_other_data_of_the_same_name_are_a_row_of_their_own(
     assert next(len(row.score.values) for row in rows_of(runs)) == 1
 
 
+def test_steps_are_timed_where_set_up_was_measured_apart(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"s{seed}", 0.8, seed=seed) for seed in range(2)]
+    for run, pace in zip(runs, (0.1, 0.3), strict=True):
+        changed(run, setup_seconds=1.0, seconds_per_step=pace)
+    column = table(rows_of(runs))[0].index("ms a step")
+    assert table(rows_of(runs))[1][column] == "200.0"
+    assert pd.read_csv(write_csv(rows_of(runs), tmp_path / "all.csv"))["seconds_per_step"].tolist() == [0.2]
+    changed(runs[1], setup_seconds=0.0)  # of a version that shared it out among the steps
+    assert table(rows_of(runs))[1][column] == "-"
+    assert pd.read_csv(write_csv(rows_of(runs), tmp_path / "all.csv"))["seconds_per_step"].isna().tolist() == [True]
+
+
 def test_runs_by_several_judges_say_which(tmp_path: Path) -> None:
     run, other = finished(tmp_path / "a", 0.8), finished(tmp_path / "b", 0.8)
     document = json.loads((other / "metrics.json").read_text())

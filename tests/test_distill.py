@@ -24,12 +24,12 @@ from mmdistill.budget import find_budget
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from mmdistill.errors import CheckpointError, ConfigError, DataError, MemoryExhaustedError, NonFiniteError
 from mmdistill.image import image_task
 from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.method import Method, Storage
 from mmdistill.methods import CORE_METHODS
-from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, UnreadNetwork
+from mmdistill.networks.schedules import FreshNetworks, NetworkSchedule, ScheduleState, UnreadNetwork
 from mmdistill.objectives.base import Objective
 from mmdistill.objectives.discrimination import DiscriminativeMatching
 from mmdistill.objectives.distribution import DistributionMatching
@@ -44,7 +44,7 @@ from mmdistill.run_state import RunState
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.store import load_tree, save_tree
-from mmdistill.task import Batch, ClassBatch
+from mmdistill.task import Batch, ClassBatch, Task
 from tests.toys import BlobTask, Uncompiled
 
 
@@ -105,6 +105,95 @@ def test_a_resumed_run_counts_the_seconds_before_it(tmp_path: Path) -> None:
     save_tree(newest, load_tree(newest) | {"seconds": 1000.0})
     resumed = distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True)
     assert 1000 < resumed.seconds < 1100
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "unsaid"),
+    [
+        ("dm", ("--classes-at-once 1", "--real-batch", "--syn-batch", "--width"), ("--kept-steps", "--inner")),
+        ("dc", ("--classes-at-once 1", "--real-batch", "--inner-batch"), ("--kept-steps", "--inner-steps")),
+        ("dd", ("--kept-steps 0", "--real-batch", "--inner-steps"), ("--classes-at-once", "--syn-batch")),
+        ("kip", ("--real-batch", "a smaller synthetic budget"), ("--kept", "--inner", "--classes-at-once", "--width")),
+    ],
+)
+def test_out_of_memory_names_what_the_method_has(
+    name: str, said: tuple[str, ...], unsaid: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Distiller, "step", exhausted)
+    with pytest.raises(MemoryExhaustedError, match="in step 1 of the distillation") as raised:
+        distill(image_task("digits", width=8), name, ipc=2, settings={"steps": 1})
+    assert all(option in str(raised.value) for option in said)
+    assert not any(option in str(raised.value) for option in unsaid)
+
+
+def test_out_of_memory_in_choosing_samples_names_another_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("mmdistill.coresets.briefly_trained", exhausted)
+    with pytest.raises(MemoryExhaustedError, match=r"the start .*--init real in place of herding") as raised:
+        distill(BlobTask(), method("dm", init="herding"), ipc=1)
+    assert "budget" not in str(raised.value)
+
+
+class Tardy(FreshNetworks):
+    """Takes its time to get ready, and between steps."""
+
+    def make_ready(self, task: Task) -> None:
+        time.sleep(0.3)
+
+    def advance(self, task: Task, state: ScheduleState, syn: Callable[[], Batch], draws: Draws) -> ScheduleState:
+        time.sleep(0.02)
+        return super().advance(task, state, syn, draws)
+
+
+def test_the_time_of_a_step_has_no_setup_in_it_and_is_told_without_inner_loops(tmp_path: Path) -> None:
+    tardy = replace(method("dm", steps=6), network=lambda settings: Tardy())
+    found = distill(BlobTask(), tardy, ipc=1, out=tmp_path, checkpoint_every=3)
+    assert found.inner_seconds is not None
+    assert found.setup_seconds > 0.3
+    assert found.inner_seconds > 6 * 0.02
+    step, update = found.seconds_per_step, found.seconds_per_update
+    assert step == pytest.approx((found.seconds - found.setup_seconds) / 6)
+    assert update == pytest.approx(step - found.inner_seconds / 6)
+    (tmp_path / "checkpoints" / "step-00000006.safetensors").unlink()
+    (tmp_path / "distilled.json").unlink()
+    resumed = distill(BlobTask(), tardy, ipc=1, out=tmp_path, checkpoint_every=3, resume=True)
+    assert resumed.inner_seconds is not None
+    assert resumed.setup_seconds > 0.6  # it got ready twice
+    assert 6 * 0.02 < resumed.inner_seconds < found.inner_seconds + 3 * 0.02 + 0.5
+    assert resumed.seconds > resumed.setup_seconds + resumed.inner_seconds
+    cost = dict(fact_rows(resumed))["cost"]
+    assert " of them without training networks between updates, 0." in cost
+    assert " s before the first step), peak" in cost
+    assert DistilledSet.load(tmp_path).inner_seconds == resumed.inner_seconds
+
+
+def test_checkpoints_and_sets_that_measured_no_setup_are_taken_as_they_are(tmp_path: Path) -> None:
+    distill(BlobTask(), method("dm"), ipc=1, out=tmp_path)
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    tree = load_tree(newest)
+    for name in ("setup_seconds", "inner_seconds"):
+        del tree["run"][name]
+    save_tree(newest, tree)
+    resumed = distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, resume=True)
+    assert 0 < resumed.setup_seconds < resumed.seconds
+    assert resumed.inner_seconds is None
+    said = json.loads((tmp_path / "distilled.json").read_text())
+    del said["setup_seconds"], said["inner_seconds"]
+    (tmp_path / "distilled.json").write_text(json.dumps(said))
+    before = DistilledSet.load(tmp_path)
+    assert (before.setup_seconds, before.inner_seconds, before.seconds_per_update) == (0.0, None, None)
+    assert before.seconds_per_step == pytest.approx(before.seconds / before.taken)
+    assert "first step" not in dict(fact_rows(before))["cost"]
+
+
+def test_closed_forms_have_no_seconds_of_a_step() -> None:
+    found = distill(image_task("digits", width=8), "random-soft", ipc=1)
+    assert (found.seconds_per_step, found.seconds_per_update, found.inner_seconds) == (None, None, None)
 
 
 def test_resuming_what_is_finished_tells_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,8 @@ def test_metrics_have_their_documented_layout(result: DistilledSet, tmp_path: Pa
     assert document["whole_bytes"] == BlobTask().describe().stored_bytes > document["budget"]["stored_bytes"]
     assert set(document["results"][0]) == {"judge", "metric", "mean", "sd", "n"}
     assert set(document["baselines"]) == {"random", "herding", "whole"}
-    assert {"data", "method", "seconds", "seconds_per_step", "peak_memory_bytes", "device"} <= set(document)
+    costs = {"seconds", "setup_seconds", "compile_seconds", "seconds_per_step", "seconds_per_update"}
+    assert {"data", "method", *costs, "peak_memory_bytes", "device"} <= set(document)
     # judging again adds judges and replaces equal entries
     other = [{"judge": "other", "metric": "accuracy", "mean": 0.1, "sd": 0.0, "n": 1}]
     previous = {**document, "results": other + document["results"]}

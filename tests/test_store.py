@@ -217,6 +217,7 @@ def test_sets_of_nan_are_refused(tmp_path: Path) -> None:
     [
         ("budget", "many", "budget is 'many', and no int"),
         ("seconds", None, "seconds is None, and no float"),
+        ("inner_seconds", "few", "inner_seconds is 'few', and no float"),
         ("settings", None, "settings is None, and no Mapping"),
         ("stored_bytes", [3], "stored_bytes is"),
         ("info", {**INFO.__dict__, "tensors": {}, "stored_bytes": "some"}, "stored_bytes is 'some'"),

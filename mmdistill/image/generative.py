@@ -58,7 +58,8 @@ def generated(
         )
 
     rates = {"codes": OptimizerSpec("adam", 0.001)}
-    return Storage(build, "latents of a generator trained on the data, which is stored too", rates, fills=True)
+    summary = "latents of a generator trained on the data, which is stored too"
+    return Storage(build, summary, rates, fills=True, styles=1)
 
 
 def of_generator(
@@ -89,7 +90,7 @@ def of_generator(
         )
 
     rates = {"codes": OptimizerSpec("adam", 0.001)}
-    return Storage(build, "latents of a given generator, which is stored too", rates, fills=True)
+    return Storage(build, "latents of a given generator, which is stored too", rates, fills=True, styles=1)
 
 
 def _it_gan_settings(ipc: int) -> Settings:

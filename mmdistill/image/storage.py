@@ -29,7 +29,7 @@ def raw() -> Storage:
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return raw_samples(task, budget, settings.init, label, draws)
 
-    return Storage(build, "the images themselves")
+    return Storage(build, "the images themselves", styles=1)
 
 
 def tiled(factor: int = 2) -> Storage:
@@ -39,21 +39,21 @@ def tiled(factor: int = 2) -> Storage:
         return multi_formation(task, budget, settings.init, label, draws, factor)
 
     summary = f"images of {factor} x {factor} tiles, up-sampled to full size"
-    return Storage(build, summary, {"codes": OptimizerSpec("adam", 0.01)})
+    return Storage(build, summary, {"codes": OptimizerSpec("adam", 0.01)}, styles=1)
 
 
 def latent(factor: int = 4, count: int = 2, width: int = 8) -> Storage:
     """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_codes`."""
     rates = {"codes": OptimizerSpec("adam", 0.03), "decoder": OptimizerSpec("adam", 0.003)}
     summary = f"codes of 1/{factor} the side, each through {count} small decoders that all share"
-    return _filling(partial(latent_codes, factor=factor, count=count, width=width), summary, rates)
+    return _filling(partial(latent_codes, factor=factor, count=count, width=width), summary, rates, count)
 
 
 def hallucinated(count: int = 5) -> Storage:
     """Bases in several styles, see :func:`~mmdistill.parameterizations.decoder.hallucinated_bases`."""
     rates = {"codes": OptimizerSpec("adam", 0.01), "decoder": OptimizerSpec("adam", 0.003)}
     summary = f"full-size bases, each rendered by {count} hallucinators that all share"
-    return _filling(partial(hallucinated_bases, count=count), summary, rates)
+    return _filling(partial(hallucinated_bases, count=count), summary, rates, count)
 
 
 def addressed(factor: int = 2, multiple: int = 4, bases: int = 0) -> Storage:
@@ -80,13 +80,14 @@ def _filling(
     make: Callable[[Task, ImageBudget, InitKind, Draws], Parameterization],
     summary: str,
     rates: Mapping[str, OptimizerSpec],
+    styles: int = 1,
 ) -> Storage:
-    """Return a storage that fits as many codes as it can into a budget."""
+    """Return a storage that fits as many codes as it can into a budget, each decoded in so many styles."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return make(task, ImageBudget.of(task, budget, label, settings.stored_bytes), settings.init, draws)
 
-    return Storage(build, summary, rates, fills=True)
+    return Storage(build, summary, rates, fills=True, styles=styles)
 
 
 PARAMETERIZATIONS: dict[str, Storage] = {

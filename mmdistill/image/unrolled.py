@@ -103,7 +103,7 @@ def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, dr
     return Raw(F.normalize(inputs.flatten(1)).view_as(inputs), found.labels, found.classes, found.num_classes)
 
 
-UNIT_NOISE = Storage(unit_noise, "the images themselves")
+UNIT_NOISE = Storage(unit_noise, "the images themselves", styles=1)
 """What BPTT and RaT-BPTT store."""
 
 
@@ -273,7 +273,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         title="LD",
         network=stepped_on_s,
         settings=ld_settings,
-        parameterization=fixed_images,
+        parameterization=Storage(fixed_images, styles=1),
         label="soft",
         summary="labels alone are learned, for fixed real images, by performance matching",
         source="Bohdal et al., 2020 (softmax for projected labels, which start near the images' classes; networks of a "
