@@ -133,7 +133,7 @@ def _backward_at_once() -> Iterator[None]:
     from torch._functorch import config
 
     name = "force_non_lazy_backward_lowering"
-    with config.patch({name: True}) if hasattr(config, name) else nullcontext():  # type: ignore[no-untyped-call]
+    with config.patch({name: True}) if hasattr(config, name) else nullcontext():
         yield
 
 
