@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -48,7 +48,7 @@ class Program(Generic[P, R]):
         function: a function of tensors.
 
     Attributes:
-        seconds: that first calls took, which is nearly all compiling.
+        seconds: that first calls took, which is nearly all compiling; 0 where that failed.
     """
 
     def __init__(self, function: Callable[P, R]) -> None:
@@ -80,11 +80,12 @@ class Program(Generic[P, R]):
         """Compile for a new kind of input, with the time taken."""
         began = time.perf_counter()
         try:
-            result = self._program(*args, **kwargs)
+            with _backward_at_once():
+                result = self._program(*args, **kwargs)
         except (RuntimeError, ImportError, OSError) as error:
             if exhausted(error):
                 raise
-            self.broken = True
+            self.broken, self.seconds = True, 0.0
             reason = str(error).strip().split("\n", 1)[0]
             warnings.warn(f"compiling failed, this function stays eager: {reason}", stacklevel=3)
             return self.function(*args, **kwargs)
@@ -124,6 +125,16 @@ def _note_leaves(tree: object, found: list[object]) -> None:
             _note_leaves(part, found)
     else:
         found.append(None)
+
+
+@contextmanager
+def _backward_at_once() -> Iterator[None]:
+    """Compile the backward with its forward, where a failure leaves the function eager, not in the first backward."""
+    from torch._functorch import config
+
+    name = "force_non_lazy_backward_lowering"
+    with config.patch({name: True}) if hasattr(config, name) else nullcontext():
+        yield
 
 
 def _prepare_compiler() -> None:

@@ -17,7 +17,7 @@ from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.run_folder import SAMPLES, SET, is_finished, runs_within
 from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors
-from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, shares_inputs
+from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, shapes, shares_inputs
 from mmdistill.versions import package_versions
 
 SET_VERSION = 1
@@ -90,15 +90,9 @@ class DistilledSet:
 
     def __repr__(self) -> str:
         """Return in one line what this is a set of, its size and its shapes."""
-
-        def shape(part: Inputs | Targets) -> str:
-            if isinstance(part, dict):
-                return "{" + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in part.items()) + "}"
-            return str(tuple(part.shape))
-
         return (
             f"DistilledSet({self.info.data} by {self.method}, {self.info.budget} {self.budget}, "
-            f"inputs {shape(self.batch.inputs)}, targets {shape(self.batch.targets)}, {self.stored_bytes:,} bytes)"
+            f"inputs {shapes(self.batch.inputs)}, targets {shapes(self.batch.targets)}, {self.stored_bytes:,} bytes)"
         )
 
     @property

@@ -277,7 +277,7 @@ def require_label_kind(kind: str) -> None:
         raise unknown_name("kind of labels", str(kind), get_args(LabelKind))
 
 
-def make_labels(kind: LabelKind, classes: Tensor, num_classes: int) -> Labels:
+def make_labels(kind: LabelKind, classes: Tensor | None, num_classes: int | None) -> Labels:
     """Return labels of a kind that start from each sample's class.
 
     Args:
@@ -287,8 +287,11 @@ def make_labels(kind: LabelKind, classes: Tensor, num_classes: int) -> Labels:
         num_classes: C.
     Raises:
         UnknownNameError: another kind.
+        ConfigError: None for either, as tasks without classes have it.
     """
     require_label_kind(kind)
+    if classes is None or num_classes is None:
+        raise ConfigError(f"{kind} labels start from classes, which the task lacks; NoLabels() serves without them")
     if kind == "unrestricted":
         return LearnedLabels(centred_one_hot(classes, num_classes))
     if kind == "soft":

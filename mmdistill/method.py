@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from mmdistill.abilities import StoresSamples
 from mmdistill.errors import ConfigError, UnknownNameError, did_you_mean, require_choice
@@ -57,10 +57,10 @@ class Configured:
     """An objective with hyper-parameters of its own that come from the settings (unrolled steps, their rate).
 
     Args:
-        make: makes the objective.
+        make: makes the objective, of the method's own kind of :class:`~mmdistill.settings.Settings`.
     """
 
-    make: Callable[[Settings], Objective]
+    make: Callable[[Any], Objective]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], scripts: str = "") 
     """
     names = sorted(known)
     hint = did_you_mean(canonical(name), names)
-    there = f"; {scripts} that a script of yours adds is known there alone: run it in place of mmdistill"
+    there = (
+        f"; {scripts} that a script of yours adds is known there alone: run it in place of mmdistill, or import it in "
+        "Python"
+    )
     said = there if scripts and not hint else ""
     return UnknownNameError(f"unknown {kind} {name!r}{hint} (there are: {', '.join(names)}){said}")
 

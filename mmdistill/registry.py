@@ -1,6 +1,6 @@
 """Finds domains, data sets and methods by name, importing a domain only when it is asked for."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -150,14 +150,14 @@ class Domain:
     datasets: Mapping[str, str]
     accepts: Callable[[Path], bool]
     make_task: Callable[[str, TaskOptions], Task]
-    methods: Mapping[str, Method]
+    methods: MutableMapping[str, Method]
     draw: Writer
     exports: Mapping[str, Exporter] = field(default_factory=dict)
     accepted: str = "a file or folder of your own"
     prefix: str = ""
-    presets: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
-    reduced: Mapping[str, Mapping[str, Method]] = field(default_factory=dict)
-    parameterizations: Mapping[str, Storage] = field(default_factory=dict)
+    presets: MutableMapping[str, dict[str, Method]] = field(default_factory=dict)
+    reduced: MutableMapping[str, dict[str, Method]] = field(default_factory=dict)
+    parameterizations: MutableMapping[str, Storage] = field(default_factory=dict)
     families: Mapping[str, Callable[[int], Storage]] = field(default_factory=dict)
     storages: Mapping[str, Mapping[str, Storage]] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
@@ -168,6 +168,10 @@ class Domain:
     shortcoming: Callable[[Path], str] = lambda path: ""
     network_added: Callable[[str], bool] = lambda name: False
     shipped: frozenset[str] = field(init=False, default=frozenset())
+
+    def __repr__(self) -> str:
+        """Return in one line which domain this is and how much it has."""
+        return f"Domain({self.name}, {len(self.datasets)} data sets, {len(domain_methods(self))} methods)"
 
     def __post_init__(self) -> None:
         """Note which methods and ways of storing there are before a user's code adds others."""

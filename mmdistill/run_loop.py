@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmdistill import ranks
 from mmdistill.distiller import Distiller
-from mmdistill.errors import NonFiniteError
+from mmdistill.errors import MmdistillError, NonFiniteError
 from mmdistill.keeper import Keeper
 from mmdistill.lowering import lowering_steps
 from mmdistill.memory import explained
@@ -44,7 +44,8 @@ def take_steps(
     Returns:
         Whether it was asked to stop when the last step was over, so that nothing was left to stop.
     Raises:
-        KeyboardInterrupt: after the step in which it was asked to stop.
+        KeyboardInterrupt: after the step in which it was asked to stop, or from what failed in that step, without a
+            checkpoint of it.
         NonFiniteError: a loss or what is learned became NaN or infinite.
     """
     steps, lower = distiller.steps, lowering_steps(distiller, run)
@@ -53,7 +54,7 @@ def take_steps(
     validate_every = distiller.settings.validate_every
     with _signals() as asked:
         while run.step < steps and not distiller.exhausted(run):
-            with explained(f"step {run.step + 1} of the distillation", lower):
+            with _failing(asked), explained(f"step {run.step + 1} of the distillation", lower):
                 run, loss = stepper(run)
             run.path, run.compile_seconds = stepper.path, compiling + distiller.compile_seconds
             last = run.step == steps
@@ -164,6 +165,23 @@ class _Signals:
         while self._pending:
             number, frame = self._pending.pop(0)
             self._own[number](number, frame)
+
+
+@contextmanager
+def _failing(asked: _Signals) -> Iterator[None]:
+    """Take what fails in a step for the stop that was asked for, since Ctrl-C reaches the compiler and others as well.
+
+    Raises:
+        KeyboardInterrupt: in place of all but the errors of this package, which say themselves what to do.
+    """
+    try:
+        yield
+    except MmdistillError:
+        raise
+    except Exception as error:
+        if asked.stop:
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextmanager

@@ -28,6 +28,10 @@ class Batch(NamedTuple):
     targets: Targets
     weight: Tensor
 
+    def __repr__(self) -> str:
+        """Return the shapes in one line."""
+        return f"Batch(inputs {shapes(self.inputs)}, targets {shapes(self.targets)}, weight {shapes(self.weight)})"
+
     def map(self, function: "TensorMap") -> "Batch":
         """Return the batch with a function applied to each of its tensors."""
         return Batch(map_inputs(function, self.inputs), map_inputs(function, self.targets), function(self.weight))
@@ -105,6 +109,13 @@ class TensorMap(Protocol):
     def __call__(self, tensor: Tensor, /) -> Tensor:
         """Return the mapped tensor."""
         ...
+
+
+def shapes(value: Inputs | Targets) -> str:
+    """Return the shape of a tensor, or those of a named dict of tensors by name, in words."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in value.items()) + "}"
+    return str(tuple(value.shape))
 
 
 def one_tensor(value: Inputs | Targets, reader: str = "this") -> Tensor:

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 import torch
 import torch._dynamo.config
 import torch._inductor.config
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from mmdistill import graph_task
@@ -31,6 +34,7 @@ from mmdistill.distiller import Distiller
 from mmdistill.isolation import own_state
 from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import get_domain, get_method
+from mmdistill.stepper import Stepper
 from tests.toys import BlobTask
 
 
@@ -47,6 +51,44 @@ def test_a_broken_compiler_leaves_functions_eager_with_one_warning_that_says_why
         assert torch.equal(program(torch.ones(3)), torch.full((3,), 2.0))
     assert torch.equal(program(torch.ones(2)), torch.full((2,), 2.0))  # a second warning would be an error here
     assert (program.broken, program.seconds) == (True, 0.0)
+
+
+@pytest.fixture
+def no_compiler_of_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let forwards compile, to what runs eagerly, and fail every backward."""
+    plain = torch.compile
+
+    def forward(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        return make_boxed_func(module.forward)
+
+    def backward(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        raise RuntimeError("the compiler was killed")
+
+    backend = aot_autograd(fw_compiler=forward, bw_compiler=backward)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: plain(function, backend=backend, dynamic=dynamic))
+
+
+@pytest.mark.usefixtures("no_compiler_of_backwards")
+def test_a_compiler_that_breaks_on_the_backward_leaves_functions_eager_too() -> None:
+    program = Program(double)
+    with pytest.warns(UserWarning, match="this function stays eager") as said:
+        result = program(torch.ones(3, requires_grad=True))
+    assert (len(said), program.broken, program.seconds) == (1, True, 0.0)
+    assert torch.equal(result, torch.full((3,), 2.0))
+
+
+@pytest.mark.usefixtures("no_compiler_of_backwards")
+@pytest.mark.parametrize("name", ["dm", "dc"])
+def test_a_step_whose_backward_cannot_be_compiled_is_taken_eagerly(name: str) -> None:
+    method, found = CORE_METHODS[name].with_settings(steps=2, augment=False), []
+    for mode in ("off", "on"):
+        distiller = Distiller(BlobTask(), method, 1)
+        stepper, run = Stepper(distiller, mode), distiller.start()
+        with nullcontext() if mode == "off" else pytest.warns(UserWarning, match="this function stays eager"):
+            run, loss = stepper(run)
+        assert (run.step, stepper.path) == (1, "eager")
+        found.append(loss)
+    assert torch.equal(*found)
 
 
 def test_a_function_whose_memory_runs_out_while_it_compiles_is_not_taken_for_broken() -> None:

@@ -35,7 +35,31 @@ from mmdistill.testing import check_parameterization, check_task
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 REFERENCE = PAGE.parent / "docs" / "extending.md"
+METHODS_PAGE = PAGE.parent / "docs" / "methods.md"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+UNTYPED = "# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls\n"
+"""What pages leave out for brevity are annotations, which this makes of no account; torch leaves some out as well."""
+TYPED = """
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from mmdistill import image_task, text_task
+from mmdistill.objectives.base import Network, Objective, flatten_classes
+from mmdistill.runtime import Draws
+from mmdistill.task import Batch, ClassBatch
+frame = pd.DataFrame({"text": ["good", "bad"], "label": [1, 0]})
+text_task((frame["text"], frame["label"]))
+text_task((frame["text"].to_numpy(), np.array([1, 0])))
+text_task({"train": (frame["text"], frame["label"]), "test": (["good"], torch.tensor([1]))})
+image_task((torch.zeros(2, 1, 8, 8), frame["label"]))
+class Flat(Objective):
+    view = "flat"
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        syn, real = flatten_classes(syn), flatten_classes(real)
+        return network.features(syn.inputs)[-1].sum() + real.weight.sum()
+"""
+"""What annotations of users' own say of data and batches."""
 QUICK = ["--steps", "2", "--networks", "1", "--judge-epochs", "1", "--baselines", "none"]
 
 
@@ -53,6 +77,25 @@ def shown() -> Iterator[dict[str, Any]]:
         assert isinstance(table, dict)
         table.clear()
         table.update(entries)
+
+
+@pytest.mark.slow  # minutes where mypy has not read the package before, and seconds after that
+def test_a_strict_type_checker_takes_the_shown_code(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    shown = [block for page in (PAGE, REFERENCE) for block in BLOCK.findall(page.read_text())]
+    (training,) = [block for block in BLOCK.findall(METHODS_PAGE.read_text()) if "DistilledSet.load" in block]
+    scripts = {
+        "shown.py": UNTYPED + "".join(shown),
+        "training.py": f"{UNTYPED}import torch\ntest_images = test_labels = torch.zeros(5, 1, 8, 8)\n{training}",
+        "data.py": TYPED,
+    }
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(text)
+    files = [tmp_path / name for name in scripts]
+    found = subprocess.run(
+        [sys.executable, "-m", "mypy", *files], cwd=PAGE.parent, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 @pytest.fixture(scope="module")

@@ -533,6 +533,33 @@ def test_handlers_that_python_does_not_know_are_left_alone(monkeypatch: pytest.M
     assert not taken
 
 
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [(RuntimeError("g++ was killed"), KeyboardInterrupt), (DataError("no such images"), DataError)],
+)
+def test_a_step_that_fails_once_asked_to_stop_ends_as_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, expected: type[BaseException]
+) -> None:
+    """Ctrl-C reaches the compiler too; an own error of the package is no such failure."""
+    step = Distiller.step
+
+    def failing(distiller: Distiller, run: RunState, gradients: object = None) -> tuple[RunState, Tensor]:
+        if run.step == 7:
+            signal.raise_signal(signal.SIGINT)
+            raise failure
+        return step(distiller, run, gradients)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Distiller, "step", failing)
+        with pytest.raises(expected) as ended:
+            distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, checkpoint_every=5)
+    if expected is KeyboardInterrupt:
+        assert ended.value.__cause__ is failure
+        assert "step-00000005" in ended.value.__notes__[0]
+    resumed = distill(BlobTask(), method("dm"), ipc=1, out=tmp_path, checkpoint_every=5, resume=True)
+    assert torch.equal(samples(resumed), samples(distill(BlobTask(), method("dm"), ipc=1)))
+
+
 def test_a_second_interruption_ends_the_step_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     survived: list[int] = []
 

@@ -1,11 +1,20 @@
 """Labels of synthetic samples: how they start, and what is told of them row by row."""
 
+import pytest
 import torch
 
-from mmdistill.labels import SoftmaxLabels, is_distribution, regression_targets, target_loss
+from mmdistill.errors import ConfigError
+from mmdistill.labels import SoftmaxLabels, is_distribution, make_labels, regression_targets, target_loss
 
 PROBABILITIES, SCORES = [0.2, 0.5, 0.3], [1.5, -0.75, 0.25]
 """Both sum to 1."""
+
+
+@pytest.mark.parametrize("missing", ["classes", "num_classes"])
+def test_labels_of_a_task_without_classes_are_refused(missing: str) -> None:
+    given = {"classes": torch.tensor([0, 1]), "num_classes": 2, missing: None}
+    with pytest.raises(ConfigError, match="soft labels start from classes, which the task lacks"):
+        make_labels("soft", **given)  # type: ignore[arg-type]
 
 
 def test_learned_probabilities_start_at_their_confidence() -> None:

@@ -35,9 +35,11 @@ from mmdistill.networks import clock
 from mmdistill.objectives.distribution import DistributionMatching
 from mmdistill.progress import StepProgress
 from mmdistill.recsys import recsys_task
+from mmdistill.registry import get_domain
 from mmdistill.runtime import Draws
 from mmdistill.saving import draw, pictures, save_evaluation
-from mmdistill.task import Task, TaskInfo
+from mmdistill.task import Batch, ClassBatch, Dims, Task, TaskInfo
+from mmdistill.text.data import load_text
 from mmdistill.text.task import text_task
 from tests.toys import BlobTask
 
@@ -166,6 +168,17 @@ def test_what_cannot_be_drawn_is_refused() -> None:
 )
 def test_tasks_say_in_one_line_what_they_are(make: Callable[[], Task], line: str) -> None:
     assert repr(make()) == line
+
+
+def test_data_and_batches_are_shown_in_one_line() -> None:
+    texts = load_text(([f"film number {index}" for index in range(80)], [index % 2 for index in range(80)]))
+    assert repr(texts) == "TextData(texts, texts: 58 train, 6 dev, 16 test, 2 classes)"
+    assert repr(texts.train) == "TextSplit(58 texts)"
+    batch = Batch(torch.zeros(4, 3), {"a": torch.zeros(4), "b": torch.zeros(4, 2)}, torch.ones(4))
+    shown = "Batch(inputs (4, 3), targets {a (4,), b (4, 2)}, weight (4,))"
+    assert repr(batch) == str(batch) == shown
+    assert repr(ClassBatch(batch, Dims(0, 0))).startswith(f"ClassBatch(batch={shown}, dims=")
+    assert repr(get_domain("graph-set")).startswith("Domain(graph-set, 6 data sets, ")
 
 
 def interrupted(done: int, total: int, loss: float) -> None:

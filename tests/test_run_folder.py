@@ -42,7 +42,7 @@ def test_methods_of_any_domain_are_known() -> None:
 
 def test_an_unknown_method_that_resembles_none_may_be_a_scripts() -> None:
     domain = get_domain("image")
-    script = "that a script of yours adds is known there alone: run it in place of mmdistill"
+    script = "that a script of yours adds is known there alone: run it in place of mmdistill, or import it in Python"
     with pytest.raises(ConfigError, match=f"a method {script}"):
         get_method(domain, "qqqqqq", "digits")
     with pytest.raises(ConfigError, match=f"one {script}"):

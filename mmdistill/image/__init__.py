@@ -43,6 +43,7 @@ DOMAIN = Domain(
 
 __all__ = [
     "DOMAIN",
+    "METHODS",
     "MLP",
     "VGG11",
     "AlexNet",

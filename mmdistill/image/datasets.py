@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,10 @@ from mmdistill.runtime import checked_seed
 LARGEST_SIDE = 4096
 """Pixels of the side to which images are resized at most; networks of no method take larger ones."""
 
-Pair = tuple[Tensor | npt.NDArray[Any], Tensor | npt.NDArray[Any] | Sequence[int]]
+if TYPE_CHECKING:
+    from pandas import Series
+
+Pair = tuple[Tensor | npt.NDArray[Any], "Tensor | npt.NDArray[Any] | Sequence[int] | Series[Any]"]
 Source = str | Path | Pair | MapDataset
 """A known name, a file or folder, (images, labels), or a map-style torch data set of (sample, label)."""
 
@@ -152,10 +155,12 @@ def _pair(source: Pair | MapDataset, what: str) -> tuple[Tensor, Tensor]:
         source = source[0], source[1]
     if isinstance(source, tuple):
         parts = [from_array(part, what) if isinstance(part, np.ndarray) else part for part in source]
+        if len(parts) == 2 and hasattr(parts[1], "to_list"):  # a column of a table
+            parts[1] = parts[1].to_list()
         if len(parts) == 2 and isinstance(parts[1], list | tuple):
             parts[1] = torch.tensor([class_index(label, f"{what}: label {i}") for i, label in enumerate(parts[1])])
         if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-            raise DataError(f"{what}: expected (images, labels), two tensors or arrays; labels may be a list")
+            raise DataError(f"{what}: expected (images, labels), two tensors or arrays; labels may be a list or column")
         return parts[0], parts[1]
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__") or hasattr(source, "keys"):
         hint = "; give the data set that it loads" if isinstance(source, torch.utils.data.DataLoader) else ""

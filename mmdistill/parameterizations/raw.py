@@ -23,6 +23,9 @@ class Raw(Parameterization):
         learn: the names of a dict's tensors that are learned; all floating-point ones by default.
     """
 
+    inputs: Tensor
+    """The learned samples, where they are one tensor; those of a dict go by its names."""
+
     def __init__(
         self,
         inputs: Inputs,

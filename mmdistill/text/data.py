@@ -79,6 +79,10 @@ class TextSplit:
     texts: tuple[str, ...]
     labels: Tensor
 
+    def __repr__(self) -> str:
+        """Return how many texts there are."""
+        return f"TextSplit({len(self.texts):,} texts)"
+
 
 @dataclass(frozen=True)
 class TextData:
@@ -99,6 +103,11 @@ class TextData:
     test: TextSplit
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return in one line what the data are and how many texts each split has."""
+        splits = ", ".join(f"{len(getattr(self, name).texts):,} {name}" for name in ("train", "dev", "test"))
+        return f"TextData({self.name}, texts: {splits}, {len(self.class_names)} classes)"
 
     @functools.cached_property
     def stored_bytes(self) -> int:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
@@ -32,7 +33,13 @@ class WithColumns(Protocol):
 
 RawSplit = tuple[list[object], list[object]]
 """Texts and labels as they came."""
-Pair = tuple[Sequence[Any], Sequence[Any]]
+if TYPE_CHECKING:
+    Series = pd.Series[Any]
+else:  # which pandas itself does not let be subscripted
+    Series = pd.Series
+Column = Sequence[Any] | npt.NDArray[Any] | Series
+"""Texts or labels: a list, an array of NumPy, or a column of a table."""
+Pair = tuple[Column, Column | Tensor]
 """Texts, each of which may be a pair of texts, and labels."""
 UNNAMED = "(texts, labels) are no table, so their columns have no names"
 """Why no column of a pair is named."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import scipy.io
@@ -639,6 +640,15 @@ def test_the_classes_of_test_data_are_told_by_name() -> None:
         load(train, test)
     train.classes = 3  # type: ignore[attr-defined]
     assert load(train, test).class_names == ("0", "1", "2")
+
+
+def test_labels_may_be_a_column_of_a_table() -> None:
+    images, labels = torch.rand(10, 1, 8, 8), labels_of(10, 2)
+    column = pd.DataFrame({"label": labels.tolist()}, index=range(5, 15))["label"]
+    assert torch.equal(load((images, column)).train_labels, load((images, labels)).train_labels)
+    assert torch.equal(load((images, labels), (images, column)).test_labels, labels)
+    with pytest.raises(DataError, match="label 1 is no class index but nan"):
+        load((images[:2], pd.Series([0, None])))
 
 
 def test_bad_samples() -> None:

@@ -182,6 +182,12 @@ def load_graph_set(source: "str | Path | Sequence[Any]", *, seed: int = 0) -> Gr
     """
     seed = checked_seed(seed)
     if not isinstance(source, str | Path):
+        if callable(getattr(source, "to_dict", None)):
+            kind = type(source).__name__
+            raise DataError(
+                f"a set of graphs is a list of torch-geometric's Data, a class y each, got one {kind}; "
+                "a Batch of them becomes one by to_data_list(), and graph_task takes one graph whose nodes have classes"
+            )
         if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, Mapping):
             raise DataError(
                 "a set of graphs is a name, a folder in the TU layout or a list of torch-geometric's Data, got "

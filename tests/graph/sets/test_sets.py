@@ -263,6 +263,8 @@ def test_bad_sets_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.Monke
         load_graph_set("mutak")
     with pytest.raises(DataError, match="or a list of torch-geometric's Data, got dict"):
         load_graph_set({})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"got one Data; .*to_data_list\(\), and graph_task takes one graph"):
+        load_graph_set(Data(edge_index=torch.tensor([[0], [1]]), y=torch.tensor([0, 1])))  # type: ignore[arg-type]
     (tmp_path / "EMPTY").mkdir()
     with pytest.raises(DataError, match=r"NAME_A\.txt and NAME_graph_indicator\.txt are expected"):
         load_graph_set(tmp_path / "EMPTY")
