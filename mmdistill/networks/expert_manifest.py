@@ -14,6 +14,17 @@ MANIFEST = "experts.json"
 PRECISION = "precision"
 """Under which a training's number formats are, if they are others than float32."""
 
+SETTING_OF = {
+    "lr": "expert_lr",
+    "batch": "expert_batch",
+    "sam": "expert_sam",
+    "sam_gap": "expert_gap",
+    "sam_adaptive": "expert_adaptive",
+    "augment": "augment",
+    PRECISION: "expert_precision",
+}
+"""By the name of a training's value, the setting of a method that says it."""
+
 
 def digest(manifest: dict[str, Any]) -> str:
     """Return a short name for a manifest."""
@@ -73,6 +84,7 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *,
     here: dict[str, Any] = {PRECISION: "float32", **wanted["training"]}
     for key, value in here.items() if training else ():
         if there.get(key) != value:
+            way = f", or change the setting {SETTING_OF[key]}" if key in SETTING_OF else ""
             raise CheckpointError(
-                f"the experts in {folder} trained with {key} = {there.get(key)}, not {value}; use another folder"
+                f"the experts in {folder} trained with {key} = {there.get(key)}, not {value}; use another folder{way}"
             )
