@@ -250,13 +250,13 @@ def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:
     return recipe.of_epochs(max(trained_epochs(read_manifest(folder)), recipe.protocol.epochs))
 
 
-def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe) -> Experts:
-    """Open a folder's experts, first training those that it lacks and saying how long that takes."""
+def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, called: str = "experts") -> Experts:
+    """Open a folder's experts, first training those that it lacks and saying how long that takes, by what name."""
     if is_complete(folder, count):
         return Experts(folder, task, count, recipe.protocol.epochs, recipe)
     what = f"the missing ones of {count} networks" if count > 1 else "a network"
     logger.info("training %s in %s", what, folder)
-    return train_experts(task, folder, count, longer(recipe, folder), progress=LoggedProgress("experts"))
+    return train_experts(task, folder, count, longer(recipe, folder), progress=LoggedProgress(called))
 
 
 class _Trainer:
