@@ -50,6 +50,26 @@ def trained_epochs(manifest: dict[str, Any]) -> int:
     return int(manifest.get("training", {}).get("epochs", 0))
 
 
+def relatives(folder: Path, manifest: dict[str, Any]) -> list[tuple[int, Path]]:
+    """Return the folders of the cache whose experts are others in their epochs alone, and these, in their order.
+
+    Args:
+        folder: where experts of the manifest are cached; of a folder of another name nothing is found.
+        manifest: what they are.
+    """
+    stem, _, own = folder.name.rpartition("-")
+    found = []
+    for path in folder.parent.glob(f"{stem}-*") if own == digest(manifest) else ():
+        try:
+            there = read_manifest(path)
+        except CheckpointError:  # none, or damaged
+            continue
+        epochs = trained_epochs(there)
+        if path != folder and there == {**manifest, "training": {**manifest["training"], "epochs": epochs}}:
+            found.append((epochs, path))
+    return sorted(found)
+
+
 def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *, training: bool = False) -> None:
     """Refuse experts of other data, another network or, on request, other training.
 

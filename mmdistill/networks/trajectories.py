@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError
-from mmdistill.networks.experts import ExpertRecipe, Experts, default_folder, is_complete, open_experts
+from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, open_experts, serving_folder
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
@@ -73,8 +73,8 @@ class ExpertTrajectories(NetworkSchedule):
         return self.recipe
 
     def folder_for(self, task: Task) -> Path:
-        """Return where a task's experts are or shall be."""
-        return self.folder or default_folder(task, self.recipe_for(task))
+        """Return where a task's experts are or shall be; of the cache, perhaps where there are some of more epochs."""
+        return self.folder or serving_folder(task, self.recipe_for(task), self.experts)
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return an expert's network at a random start, with its target.
