@@ -267,7 +267,7 @@ def _recipe_of_epochs(schedule: ExpertTrajectories, task: Task, title: str, epoc
             f"{title} needs {needed} epochs with these settings; more of them, which other settings may need, go with "
             "an --expert-folder"
         )
-    return recipe.of_epochs(epochs)
+    return longer(recipe.of_epochs(epochs), schedule.folder_for(task))
 
 
 def _finished_set(folder: Path) -> DistilledSet:

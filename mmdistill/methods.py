@@ -71,12 +71,26 @@ def stepped_on_s(settings: Settings) -> NetworkSchedule:
 def experts_by(
     protocol: FitProtocol = PUBLISHED, kind: type[ExpertTrajectories] = ExpertTrajectories
 ) -> Callable[[Settings], NetworkSchedule]:
-    """Return how the settings make a schedule of experts that train by a protocol for the epochs they need."""
+    """Return how the settings make a schedule of experts that train by a protocol for the epochs they need.
+
+    Args:
+        protocol: how they train; its epochs, ``sam`` and ``sam_gap`` are those of the settings, and its rate, minibatch
+            and ``sam_adaptive`` where these have any.
+        kind: the schedule.
+    """
 
     def make(settings: Settings) -> NetworkSchedule:
         """Experts' trajectories as ``experts``, ``expert_*`` and ``start_epochs`` of the settings say."""
-        epochs = needed_epochs(settings.start_epochs, settings.expert_steps)
-        own = replace(protocol, epochs=epochs, sam=settings.expert_sam, sam_gap=settings.expert_gap)
+        adaptive = settings.expert_adaptive
+        own = replace(
+            protocol,
+            epochs=needed_epochs(settings.start_epochs, settings.expert_steps),
+            lr=settings.expert_lr or protocol.lr,
+            batch=settings.expert_batch or protocol.batch,
+            sam=settings.expert_sam,
+            sam_gap=settings.expert_gap,
+            sam_adaptive=protocol.sam_adaptive if adaptive is None else adaptive,
+        )
         recipe = ExpertRecipe(own, settings.augment, precision=settings.expert_precision)
         folder = Path(settings.expert_folder) if settings.expert_folder else None
         return kind(settings.experts, settings.start_epochs, settings.expert_steps, recipe, folder)

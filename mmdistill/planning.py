@@ -15,6 +15,7 @@ from mmdistill.labels import make_labels
 from mmdistill.method import Method, Storage
 from mmdistill.names import baseline_names
 from mmdistill.networks.architecture import network_title
+from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.report import settings_in_words
 from mmdistill.run_folder import occupied, ways_out
 from mmdistill.settings import Settings
@@ -35,6 +36,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
     Raises:
         ConfigError: a budget that cannot be shared among the classes, or parts that cannot go together.
         DataError: fewer real samples of a class than the set starts from.
+        CheckpointError: experts that are there already, and are others than the method matches.
     """
     info, settings = task.describe(), method.settings(budget)
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
@@ -59,6 +61,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "stored as": method.storage or "the method's own way",
         "labels": method.label,
         "settings": settings_in_words(asdict(settings)),
+        "experts": _experts(task, method, settings),
         "judges": _judged(config, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
         "baselines": _baselines(config, task, judges),
         "run folder": f"{folder} {taken}".strip(),
@@ -125,6 +128,12 @@ def _epochs(task: Task, judge: str, samples: int | None) -> str:
     """Return for how many epochs a judge trains on so many samples (None: on all), in words; empty if unknown."""
     epochs = task.judging_epochs(judge, samples) if isinstance(task, TellsEpochs) else None
     return "" if epochs is None else f"{epochs:,} epoch{'' if epochs == 1 else 's'}"
+
+
+def _experts(task: Task, method: Method, settings: Settings) -> str:
+    """Return which experts the run matches and how many it trains first, in words; empty of methods without any."""
+    schedule = method.make_schedule(settings) if method.solve is None else None
+    return schedule.foretold(task) if isinstance(schedule, ExpertTrajectories) else ""
 
 
 def _carries_steps(method: Method, settings: Settings) -> bool:

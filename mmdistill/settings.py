@@ -30,6 +30,8 @@ LEAST: Mapping[str, float] = {
     "start_epochs": 1,
     "expert_sam": 0.0,
     "expert_gap": 0.0,
+    "expert_lr": 0.0,
+    "expert_batch": 0,
     "teacher_epochs": 1,
     "ema": 0.0,
     "clip": 0.0,
@@ -126,6 +128,10 @@ class Settings:
         expert_folder: where experts are or shall be; the cache folder by default.
         expert_sam: rho of sharpness-aware training of experts; 0 trains them plainly.
         expert_gap: weight of the surrogate gap in sharpness-aware training of experts.
+        expert_adaptive: whether sharpness-aware training of experts moves each parameter in proportion to its square;
+            None: the method's own.
+        expert_lr: the experts' learning rate, on graphs in their unit; 0: the method's own.
+        expert_batch: the experts' minibatch size; 0: the method's own.
         expert_precision: number formats in which missing experts train: ``float32`` or ``bf16``.
         teacher_epochs: epochs for which the network trains that gives ``teacher`` labels where no expert does.
         ema: decay of a running average of all that is stored, which is then the result; 0 keeps the last step.
@@ -163,6 +169,9 @@ class Settings:
     expert_folder: str = ""
     expert_sam: float = 0.0
     expert_gap: float = 0.0
+    expert_adaptive: bool | None = None
+    expert_lr: float = 0.0
+    expert_batch: int = 0
     expert_precision: TrainingPrecision = "float32"
     teacher_epochs: int = 10
     ema: float = 0.0
@@ -182,6 +191,8 @@ class Settings:
         require_choice("the experts' precision (expert_precision)", self.expert_precision, get_args(TrainingPrecision))
         if not isinstance(self.augment, bool):
             raise ConfigError(f"augment is true or false, got {self.augment!r}")
+        if not (self.expert_adaptive is None or isinstance(self.expert_adaptive, bool)):
+            raise ConfigError(f"expert_adaptive is true, false or None, got {self.expert_adaptive!r}")
         if not isinstance(self.optimizers, Mapping):
             raise ConfigError(f"optimizers are a mapping from groups to OptimizerSpecs, got {self.optimizers!r}")
         for group, spec in self.optimizers.items():

@@ -71,6 +71,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
         ("weights={a: 2}", {"a": 2.0}),
         ("expert-sam=0.05", 0.05),
         ("inner_optimizer=adam", "adam"),
+        ("expert_adaptive=true", True),
     ],
 )
 def test_values_are_of_the_fields_types(given: str, value: object) -> None:

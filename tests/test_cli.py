@@ -1256,6 +1256,28 @@ def test_a_dry_run_says_for_how_long_networks_train(capsys: pytest.CaptureFixtur
     assert "convnet, 5 networks each\n" in planned(capsys, "--method", "dd")  # whose sets carry their own steps
 
 
+def test_a_dry_run_says_which_experts_it_would_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    options = ("--method", "mtt", "--model", "mlp", "--width", "4", "--experts", "2", "--start-epochs", "2")
+    kept = tmp_path / "kept"
+    own = (*options, "--expert-steps", "1", "--expert-folder", str(kept))
+    assert f"2 of 2 epochs, to be trained first in {kept}\n" in planned(capsys, *own)
+    assert "2 of 3 epochs, to be trained first in " in planned(capsys, *options)
+    assert not kept.exists()
+    common = ["--data", "digits", "--method", "mtt", "--model", "mlp", "--width", "4", "--experts", "2"]
+    assert main(["experts", *common, "--start-epochs", "3", "--expert-steps", "1", "--expert-folder", str(kept)]) == 0
+    capsys.readouterr()
+    assert f"2 of 3 epochs, in {kept}\n" in planned(capsys, *own)
+    assert f"3 of 3 epochs, 1 of them to be trained first in {kept}\n" in planned(capsys, *own, "--experts", "3")
+    given = ("distill", "--data", "digits", "--ipc", "1", *own, "--set", "expert_lr=0.5", "--dry-run")
+    for more in ((), ("--experts", "3")):
+        assert main([*given, *more]) == 2
+        assert "trained with lr = 0.02, not 0.5; use another folder, or change the" in capsys.readouterr().err
+    assert "experts" not in planned(capsys, "--method", "dm")
+
+
 def test_a_dry_run_says_what_is_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--method", "dm", "--out", str(tmp_path))
     (tmp_path / "distilled.json").write_text("{}")

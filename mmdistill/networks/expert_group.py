@@ -72,6 +72,18 @@ class ExpertGroup:
         self._files = files
         return found
 
+    def begun(self, epochs: Sequence[Tensors], device: torch.device) -> Reached:
+        """Take the first epochs from elsewhere, of experts whose optimizer keeps nothing, and return where they end.
+
+        Args:
+            epochs: by epoch, the tensors of all experts of the group, ``(M, ...)`` each.
+            device: of the training.
+        """
+        self._pending = list(epochs)
+        self._kept = -KEPT_EVERY  # so that they are written, and leave the memory, after the next step
+        placed = {name: tensor.to(device, copy=True) for name, tensor in epochs[-1].items()}
+        return Reached(len(epochs) - 1, 0, state_of(placed), None)
+
     def note(self, at: Standing) -> None:
         """Take the snapshot of an epoch that is over, and write what there is once it is time."""
         if not at.step:
@@ -144,6 +156,14 @@ def open_groups(folder: Path, count: int, together: int) -> list[list[int]]:
             lost.append(group)
     new = [index for index in missing if not any(index in group for group in lost)]
     return lost + [new[first : first + together] for first in range(0, len(new), together)]
+
+
+def groups_of(folder: Path, count: int, together: int) -> list[list[int]]:
+    """Return for each of so many experts who trained together with it, or shall where it is missing."""
+    found = {index: numbers_in(shard(folder, index)) for index in range(count) if shard(folder, index).exists()}
+    for group in open_groups(folder, count, together):
+        found |= {index: group for index in group if index not in found}
+    return [found[index] for index in range(count)]
 
 
 def remove_finished(folder: Path) -> None:

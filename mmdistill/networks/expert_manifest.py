@@ -14,6 +14,17 @@ MANIFEST = "experts.json"
 PRECISION = "precision"
 """Under which a training's number formats are, if they are others than float32."""
 
+SETTING_OF = {
+    "lr": "expert_lr",
+    "batch": "expert_batch",
+    "sam": "expert_sam",
+    "sam_gap": "expert_gap",
+    "sam_adaptive": "expert_adaptive",
+    "augment": "augment",
+    PRECISION: "expert_precision",
+}
+"""By the name of a training's value, the setting of a method that says it."""
+
 
 def digest(manifest: dict[str, Any]) -> str:
     """Return a short name for a manifest."""
@@ -37,6 +48,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def trained_epochs(manifest: dict[str, Any]) -> int:
     """Return how many epochs experts trained for."""
     return int(manifest.get("training", {}).get("epochs", 0))
+
+
+def relatives(folder: Path, manifest: dict[str, Any]) -> list[tuple[int, Path]]:
+    """Return the folders of the cache whose experts are others in their epochs alone, and these, in their order.
+
+    Args:
+        folder: where experts of the manifest are cached; of a folder of another name nothing is found.
+        manifest: what they are.
+    """
+    stem, _, own = folder.name.rpartition("-")
+    found = []
+    for path in folder.parent.glob(f"{stem}-*") if own == digest(manifest) else ():
+        try:
+            there = read_manifest(path)
+        except CheckpointError:  # none, or damaged
+            continue
+        epochs = trained_epochs(there)
+        if path != folder and there == {**manifest, "training": {**manifest["training"], "epochs": epochs}}:
+            found.append((epochs, path))
+    return sorted(found)
 
 
 def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *, training: bool = False) -> None:
@@ -73,6 +104,7 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any], *,
     here: dict[str, Any] = {PRECISION: "float32", **wanted["training"]}
     for key, value in here.items() if training else ():
         if there.get(key) != value:
+            way = f", or change the setting {SETTING_OF[key]}" if key in SETTING_OF else ""
             raise CheckpointError(
-                f"the experts in {folder} trained with {key} = {there.get(key)}, not {value}; use another folder"
+                f"the experts in {folder} trained with {key} = {there.get(key)}, not {value}; use another folder{way}"
             )

@@ -14,9 +14,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
 
-from mmdistill.abilities import TrainsWhole
 from mmdistill.choices import TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.isolation import isolated
@@ -29,24 +27,26 @@ from mmdistill.networks.expert_group import (
     OWN,
     ExpertGroup,
     epoch_digest,
+    groups_of,
+    numbers_in,
     open_groups,
     remove_finished,
     shard,
     state_of,
 )
+from mmdistill.networks.expert_loss import batches_networks, expert_loss, training_batch
 from mmdistill.networks.expert_manifest import (
     EXPERTS_VERSION,
     MANIFEST,
     PRECISION,
     digest,
     read_manifest,
+    relatives,
     require_same,
     trained_epochs,
 )
-from mmdistill.networks.fit import FitProtocol, Standing, fit_networks, steps_of_epoch
-from mmdistill.networks.stacked import Loss, Mode, stack_states
-from mmdistill.networks.statistics import copied
-from mmdistill.precision import lowered
+from mmdistill.networks.fit import FitProtocol, Reached, Standing, fit_networks, steps_of_epoch, visits_and_size
+from mmdistill.networks.stacked import GradientEngine, Mode, stack_states
 from mmdistill.runtime import Draws, cache_folder, remove_parts, sole_writer
 from mmdistill.store import opened_tensors, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, shares_inputs, take
@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 PUBLISHED = FitProtocol(epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, batch=256, decay_at=())
 """Plain SGD at a constant rate, as trajectory matching trains its experts."""
+TOGETHER = 10
+"""Experts trained at once; another number draws other experts."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,28 @@ def default_folder(task: Task, recipe: ExpertRecipe) -> Path:
     return cache_folder() / "experts" / cache_name(task, identity(task, recipe))
 
 
+def serving_folder(task: Task, recipe: ExpertRecipe, count: int) -> Path:
+    """Return the cached folder whose experts serve a recipe: the one of its epochs, or a complete one of more.
+
+    Of more epochs they serve where the first epochs are the same bit by bit on a CPU: no rate depends on how many there
+    are, the same experts trained together, and both trainings are compiled or neither is.
+    """
+    own = default_folder(task, recipe)
+    if is_complete(own, count) or not recipe.protocol.open_ended:
+        return own
+    manifest, groups = identity(task, recipe), groups_of(own, count, TOGETHER)
+    trainer: _Trainer | None = None
+    for epochs, folder in relatives(own, manifest):
+        if epochs < recipe.protocol.epochs or not is_complete(folder, count):
+            continue
+        if [numbers_in(shard(folder, index)) for index in range(count)] != groups:
+            continue
+        trainer = trainer or _Trainer(task, own, recipe, None, manifest)
+        if all(trainer.agrees(networks, epochs) for networks in {len(group) for group in groups}):
+            return folder
+    return own
+
+
 class Experts:
     """A folder of expert trajectories, read snapshot by snapshot.
 
@@ -117,7 +141,8 @@ class Experts:
         task: whose data and network they must be of.
         count: how many are needed.
         epochs: how many epochs each must have.
-        recipe: how they must have trained, epochs aside; None: in any way.
+        recipe: how they must have trained, for its epochs or more; None: in any way. More will not do where a rate
+            depends on how many there are.
     Raises:
         CheckpointError: there are none, too few, damaged ones, or they are of other data, another network or other
             training.
@@ -134,7 +159,8 @@ class Experts:
         self._checked: set[tuple[int, int]] = set()
         self.device = task.device
         self.epochs = trained_epochs(self.manifest)
-        wanted = identity(task, (recipe or ExpertRecipe()).of_epochs(self.epochs))
+        trained = (recipe or ExpertRecipe()).of_epochs(self.epochs)
+        wanted = identity(task, recipe if recipe is not None and not recipe.protocol.open_ended else trained)
         require_same(folder, self.manifest, wanted, training=recipe is not None)
         if self.epochs < epochs:
             raise CheckpointError(f"the experts in {folder} trained for {self.epochs} epochs, {epochs} are needed")
@@ -196,21 +222,22 @@ def train_experts(
     count: int,
     recipe: ExpertRecipe | None = None,
     *,
-    together: int = 10,
+    together: int = TOGETHER,
     mode: Mode | None = None,
     progress: Progress | None = None,
 ) -> Experts:
     """Train the experts that a folder lacks and keep their state after every epoch.
 
     Finished files stay, and of what was not finished what :class:`~mmdistill.networks.expert_group.ExpertGroup` keeps,
-    so an interrupted call continues and ends with the same experts. Of several processes one trains, and the others
-    wait for it.
+    so an interrupted call continues and ends with the same experts. In a folder of the cache they go on from others
+    there that trained in the same way for fewer epochs, if their optimizer keeps nothing from step to step. Of several
+    processes one trains, and the others wait for it.
 
     Args:
         task: whose network trains on whose real samples.
         folder: where to put them.
         count: how many there shall be.
-        recipe: how they train.
+        recipe: how they train; where the folder's own have more epochs, for so many.
         together: experts trained at once. Orders and augmentation are drawn for all of them in one call, so another
             number means other experts.
         mode: see :func:`~mmdistill.networks.fit.fit_networks`; None takes ``vmap`` where the network allows it.
@@ -224,15 +251,16 @@ def train_experts(
         raise ConfigError(
             f"count, together and epochs are at least 1, got {count}, {together}, {recipe.protocol.epochs}"
         )
-    wanted = identity(task, recipe)
     with sole_writer(folder, wait="train experts"):
         remove_parts(folder)
+        recipe = longer(recipe, folder)
+        wanted = identity(task, recipe)
         if (folder / MANIFEST).exists():
             require_same(folder, read_manifest(folder), wanted, training=True)
         else:
             write_json(folder / MANIFEST, wanted)
         if groups := open_groups(folder, count, together):
-            trainer = _Trainer(task, folder, recipe, mode, digest(wanted))
+            trainer = _Trainer(task, folder, recipe, mode, wanted)
             clock = TrainingClock(len(groups) * trainer.steps, progress)
             for group in groups:
                 with explained(
@@ -244,19 +272,19 @@ def train_experts(
 
 
 def longer(recipe: ExpertRecipe, folder: Path) -> ExpertRecipe:
-    """Return a recipe with the epochs of the experts that a folder holds, where these are more."""
-    if not (folder / MANIFEST).exists():
+    """Return a recipe with the epochs of the experts that a folder holds, where these are more and serve as well."""
+    if not (folder / MANIFEST).exists() or not recipe.protocol.open_ended:
         return recipe
     return recipe.of_epochs(max(trained_epochs(read_manifest(folder)), recipe.protocol.epochs))
 
 
-def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe) -> Experts:
-    """Open a folder's experts, first training those that it lacks and saying how long that takes."""
+def open_experts(task: Task, folder: Path, count: int, recipe: ExpertRecipe, *, called: str = "experts") -> Experts:
+    """Open a folder's experts, first training those that it lacks and saying how long that takes, by what name."""
     if is_complete(folder, count):
         return Experts(folder, task, count, recipe.protocol.epochs, recipe)
     what = f"the missing ones of {count} networks" if count > 1 else "a network"
     logger.info("training %s in %s", what, folder)
-    return train_experts(task, folder, count, longer(recipe, folder), progress=LoggedProgress("experts"))
+    return train_experts(task, folder, count, longer(recipe, folder), progress=LoggedProgress(called))
 
 
 class _Trainer:
@@ -267,25 +295,28 @@ class _Trainer:
         folder: where finished experts go, and those that train meanwhile.
         recipe: how they train.
         mode: see :func:`~mmdistill.networks.fit.fit_networks`; None chooses.
-        manifest: the digest of what all experts there are.
+        manifest: what all experts there are.
     """
 
-    def __init__(self, task: Task, folder: Path, recipe: ExpertRecipe, mode: Mode | None, manifest: str) -> None:
+    def __init__(
+        self, task: Task, folder: Path, recipe: ExpertRecipe, mode: Mode | None, manifest: dict[str, Any]
+    ) -> None:
         self.task, self.folder, self.recipe, self.manifest = task, folder, recipe, manifest
-        self.data = _training_batch(task)
+        self.data = training_batch(task)
         self.whole = shares_inputs(self.data)  # then networks see all samples at once, as they are
         self.protocol = replace(recipe.protocol, batch=None, visits=None) if self.whole else recipe.protocol
         self.steps = self.protocol.epochs * steps_of_epoch(self.protocol, self.data.weight.shape[0])
         """Of a group's training."""
-        self.pure = _batches(task, self.data)
+        self.pure = batches_networks(task, self.data)
+        self._operations: int | None = None
         # On the CPU one network keeps the machine busy, and convolutions batched over networks are slow.
         self.mode: Mode = mode or ("vmap" if self.pure and task.device.type != "cpu" else "loop")
-        self.loss = _expert_loss(task, random=not self.pure, precision=recipe.precision)
+        self.loss = expert_loss(task, random=not self.pure, precision=recipe.precision)
 
     def train(self, group: Sequence[int], clock: TrainingClock) -> None:
         """Train a group's experts and write those that are missing."""
-        kept = ExpertGroup(self.folder, group, self.manifest)
-        reached = kept.reached(self.task.device)
+        kept = ExpertGroup(self.folder, group, digest(self.manifest))
+        reached = kept.reached(self.task.device) or self._begun(kept, group)
         if reached is not None:
             clock.skip(reached.epoch * (self.steps // self.protocol.epochs) + reached.step)
 
@@ -318,37 +349,42 @@ class _Trainer:
                 kept.finish(position, shard(self.folder, index))
         kept.remove()
 
+    def agrees(self, networks: int, epochs: int) -> bool:
+        """Return whether training so many networks for other epochs takes the same path, so that epochs are the same.
 
-def _expert_loss(task: Task, random: bool, precision: TrainingPrecision = "float32") -> Loss:
-    """Return the training loss; dropout, which cannot be batched over networks, draws from each step's own seed."""
+        On a CPU a long training is compiled and a short one is not, which differ by rounding.
+        """
+        if self.task.device.type != "cpu" or self.mode != "loop" or not self.pure:
+            return True
+        if self._operations is None:
+            size = visits_and_size(self.protocol, self.data.weight.shape[0])[1]
+            batch = self.data if self.whole else take(self.data, slice(size))
+            engine = GradientEngine(self.loss, False, self.mode, "auto", self.steps)
+            self._operations = engine.operations_of(stack_states([self.task.init(Draws(0))]), batch, {})
+        per_epoch = self.steps // self.protocol.epochs
+        paths = {
+            GradientEngine.repays(per_epoch * of, networks, self._operations) for of in (self.protocol.epochs, epochs)
+        }
+        return len(paths) == 1
 
-    def loss(state: NetworkState, batch: Batch, noise: Tensors) -> tuple[Tensor, Tensors]:
-        own = NetworkState(state.params, copied(state.buffers))
-        draws = Draws(int(noise["seed"]), device=task.device) if random else None
-        with lowered(precision, task.device, graph=True):
-            return task.loss(own, batch, train=True, draws=draws), own.buffers
+    def _begun(self, kept: ExpertGroup, group: Sequence[int]) -> Reached | None:
+        """Return where a group's training stands after the epochs that are cached of a shorter one; None without any.
 
-    return loss
-
-
-def _training_batch(task: Task) -> Batch:
-    """Return all real training samples as networks train on them."""
-    return (
-        task.training_batch() if isinstance(task, TrainsWhole) else task.select(torch.arange(task.describe().num_train))
-    )
-
-
-def _batches(task: Task, data: Batch) -> bool:
-    """Return whether the task's networks can train in one batched call (running statistics and dropout cannot)."""
-    if shares_inputs(data):  # which cannot be cut to a few
-        return False
-    states = stack_states([task.init(Draws(0, ("try", index), task.device)) for index in range(2)])
-    few = take(data, slice(2))
-    loss = _expert_loss(task, random=False)
-    try:
-        torch.func.vmap(lambda params, buffers: loss(NetworkState(params, buffers), few, {}))(*states)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # whatever else is wrong shows when they train one by one
-        return False
-    return True
+        They begin as an uninterrupted training does, see :func:`serving_folder`.
+        """
+        if not (self.protocol.open_ended and self.protocol.keeps_nothing):
+            return None
+        for epochs, folder in reversed(relatives(self.folder, self.manifest)):
+            there = all(numbers_in(shard(folder, index)) == list(group) for index in group)
+            if epochs > self.protocol.epochs or not there or not self.agrees(len(group), epochs):
+                continue
+            try:
+                found = Experts(folder, self.task, 0)
+                rows = [[found._read(index, epoch) for index in group] for epoch in range(epochs + 1)]
+            except CheckpointError as error:
+                logger.warning("experts do not go on from those of %d epochs: %s", epochs, error)
+                continue
+            logger.info("going on from the %d epochs in %s", epochs, folder)
+            stacked = [{name: torch.stack([one[name] for one in row]) for name in row[0]} for row in rows]
+            return kept.begun(stacked, self.task.device)
+        return None

@@ -73,6 +73,16 @@ class FitProtocol:
         if not all(0 <= at <= 1 for at in self.decay_at):
             raise ConfigError(f"decay_at are fractions of the epochs, got {self.decay_at}")
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether a training is how any longer one begins: nothing in it depends on how many epochs there will be."""
+        return not (self.decay_at or self.cosine)
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether its optimizer keeps nothing from step to step, so that the networks are all that going on needs."""
+        return self.optimizer == "sgd" and not self.momentum
+
 
 @dataclass(frozen=True)
 class Reached:
@@ -82,13 +92,13 @@ class Reached:
         epoch: the epochs behind it.
         step: the steps behind it of the epoch that it is in.
         state: the networks, stacked along a leading axis.
-        optimizer: the optimizer's ``state_dict``.
+        optimizer: the optimizer's ``state_dict``; None where it keeps nothing.
     """
 
     epoch: int
     step: int
     state: NetworkState
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Any] | None
 
 
 class Standing(NamedTuple):
@@ -138,11 +148,11 @@ def epoch_rate(protocol: FitProtocol, epoch: int) -> float:
 
 def steps_of_epoch(protocol: FitProtocol, count: int) -> int:
     """Return how many steps an epoch on so many samples takes."""
-    visits, size = _visits_and_size(protocol, count)
+    visits, size = visits_and_size(protocol, count)
     return math.ceil(visits / size)
 
 
-def _visits_and_size(protocol: FitProtocol, count: int) -> tuple[int, int]:
+def visits_and_size(protocol: FitProtocol, count: int) -> tuple[int, int]:
     """Return how many of so many samples an epoch draws, and how many a minibatch has."""
     visits = count if protocol.visits is None else min(protocol.visits, count)
     return visits, visits if protocol.batch is None else min(protocol.batch, visits)
@@ -198,7 +208,7 @@ class _Minibatches:
     def __init__(self, data: Batch, protocol: FitProtocol, n: int, augment: Augment | None) -> None:
         self.data, self.n, self.augment = data, n, augment
         self.count = data.weight.shape[0]
-        self.visits, self.size = _visits_and_size(protocol, self.count)
+        self.visits, self.size = visits_and_size(protocol, self.count)
         self.per_epoch = steps_of_epoch(protocol, self.count)
         self.apart = self.size < self.count or augment is not None
         """Whether each network has minibatches of its own; else all take the whole data in each step."""
@@ -327,7 +337,8 @@ def fit_networks(
     engine = GradientEngine(loss, minibatches.apart, mode, compile, steps)
     training = _Training(protocol, state, engine, steps, begin * minibatches.per_epoch + skipped)
     if reached is not None:
-        training.optimizer.load_state_dict(reached.optimizer)
+        if reached.optimizer is not None:
+            training.optimizer.load_state_dict(reached.optimizer)
     elif observe is not None:
         observe(training.standing(minibatches.per_epoch))
     device = data.weight.device

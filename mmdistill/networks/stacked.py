@@ -96,15 +96,18 @@ class GradientEngine:
         if batch.weight.is_cuda:
             repays = steps * networks >= WORTH_COMPILING
         else:
-            repays = self.mode == "loop" and worth_compiling(
-                float(steps) * networks * self._operations_of(state, batch, noise)
-            )
+            repays = self.mode == "loop" and self.repays(steps, networks, self.operations_of(state, batch, noise))
         if repays:
             self.loss = compiled_once(self.loss)
         if batch.weight.is_cuda and steps >= WORTH_CAPTURING:
             self._replay = self._replayed()
 
-    def _operations_of(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
+    @staticmethod
+    def repays(steps: int, networks: int, operations: int) -> bool:
+        """Return whether a CPU compiles a training of so many operations for each gradient of a network."""
+        return worth_compiling(float(steps) * networks * operations)
+
+    def operations_of(self, state: NetworkState, batch: Batch, noise: Tensors) -> int:
         """Return the floating-point operations of the first network's gradient."""
         # Layers of torch write their running statistics in place, and counting must not train them.
         first = state.map(lambda t: t[:1].clone())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, default_folder, open_experts
+from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, open_experts, serving_folder
 from mmdistill.task import Inputs, NetworkState, Task
 
 TRAINING = replace(PUBLISHED, momentum=0.9)
@@ -24,7 +24,7 @@ def trained_teacher(task: Task, epochs: int) -> NetworkState:
     if epochs < 1:
         raise ConfigError(f"a teacher trains for at least 1 epoch, got {epochs}")
     recipe = ExpertRecipe(replace(TRAINING, epochs=epochs))
-    return open_experts(task, default_folder(task, recipe), 1, recipe).snapshot(0, epochs)
+    return open_experts(task, serving_folder(task, recipe, 1), 1, recipe, called="teacher").snapshot(0, epochs)
 
 
 @torch.no_grad()

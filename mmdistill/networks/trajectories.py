@@ -3,7 +3,17 @@
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
-from mmdistill.networks.experts import ExpertRecipe, Experts, default_folder, is_complete, open_experts
+from mmdistill.networks.expert_group import shard
+from mmdistill.networks.expert_manifest import MANIFEST, read_manifest, require_same
+from mmdistill.networks.experts import (
+    ExpertRecipe,
+    Experts,
+    identity,
+    is_complete,
+    longer,
+    open_experts,
+    serving_folder,
+)
 from mmdistill.networks.schedules import EMPTY, NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.runtime import Draws
 from mmdistill.task import Task
@@ -74,8 +84,26 @@ class ExpertTrajectories(NetworkSchedule):
         return self.recipe
 
     def folder_for(self, task: Task) -> Path:
-        """Return where a task's experts are or shall be."""
-        return self.folder or default_folder(task, self.recipe_for(task))
+        """Return where a task's experts are or shall be; of the cache, perhaps where there are some of more epochs."""
+        return self.folder or serving_folder(task, self.recipe_for(task), self.experts)
+
+    def foretold(self, task: Task) -> str:
+        """Return in words where a task's experts are, or how many of them train before the first step.
+
+        Raises:
+            CheckpointError: the folder holds others, or damaged ones, as :meth:`make_ready` says it.
+        """
+        folder = self.folder_for(task)
+        recipe = longer(self.recipe_for(task), folder)
+        if is_complete(folder, self.experts):
+            Experts(folder, task, self.experts, recipe.protocol.epochs, recipe)
+        elif (folder / MANIFEST).exists():
+            require_same(folder, read_manifest(folder), identity(task, recipe), training=True)
+        missing = sum(not shard(folder, index).exists() for index in range(self.experts))
+        found = f"{self.experts:,} of {recipe.protocol.epochs:,} epoch{'' if recipe.protocol.epochs == 1 else 's'}"
+        if not missing:
+            return f"{found}, in {folder}"
+        return f"{found}, {'' if missing == self.experts else f'{missing:,} of them '}to be trained first in {folder}"
 
     def fetch(self, task: Task, state: ScheduleState, draws: Draws) -> ScheduleState:
         """Return an expert's network at a random start, with its target.

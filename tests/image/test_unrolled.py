@@ -1,6 +1,6 @@
 """Trajectory and performance matching on images: compositions, presets and what each learns."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.parameterizations.memory import AddressedMemory
 from mmdistill.registry import get_method, get_parameterization
 from mmdistill.runtime import Draws
-from mmdistill.settings import OptimizerSpec, Settings
+from mmdistill.settings import OptimizerSpec, Settings, completed
 
 KEY = Draws(2)
 MATCHING = ("mtt", "tesla", "ftd", "ddpp", "haba")
@@ -255,6 +255,43 @@ def test_published_experts(name: str, flat: dict[str, float]) -> None:
     protocol = schedule.recipe.protocol
     assert protocol == FitProtocol(protocol.epochs, **{**plain, **flat})  # type: ignore[arg-type]
     assert schedule.recipe.augment
+
+
+def test_experts_of_ftd_serve_other_methods(task: ImageTask, tmp_path: Path) -> None:
+    few = {"start_epochs": 1, "expert_steps": 1, "experts": 1, "expert_folder": str(tmp_path), "augment": True}
+    flat = {"expert_sam": 0.01, "expert_gap": 0.3}
+    ftd = get_method(DOMAIN, "ftd").with_settings(**few)
+    ftd.make_schedule(ftd.settings(10)).make_ready(task)
+    for name in ("haba", "tesla", "mtt"):
+        others = get_method(DOMAIN, name).with_settings(**few, **flat)
+        with pytest.raises(CheckpointError, match=r"sam_adaptive = True, not False; .* the setting expert_adaptive"):
+            others.make_schedule(others.settings(10)).make_ready(task)
+        same = others.with_settings(expert_adaptive=True)
+        same.make_schedule(same.settings(10)).make_ready(task)
+    assert len(list(tmp_path.iterdir())) == 2
+    recorded = asdict(ftd.settings(10))  # as by a version without these settings, whose runs resume
+    assert completed({name: recorded[name] for name in recorded if name != "expert_adaptive"}) == recorded
+    plainly = ftd.with_settings(expert_adaptive=False).settings(10)
+    assert not experts_of(ftd.make_schedule(plainly)).recipe.protocol.sam_adaptive
+    with pytest.raises(ConfigError, match="expert_adaptive is true, false or None, got 1"):
+        ftd.with_settings(expert_adaptive=1).settings(10)
+
+
+def experts_of(schedule: object) -> ExpertTrajectories:
+    assert isinstance(schedule, ExpertTrajectories)
+    return schedule
+
+
+@pytest.mark.parametrize(("data", "schedule"), [("digits", "published"), ("mnist", "reduced")])
+def test_experts_of_early_starts_serve_late_ones_at_their_rate(data: str, schedule: str) -> None:
+    method = get_method(DOMAIN, "mtt", data, schedule)
+    early = experts_of(method.make_schedule(method.settings(1))).recipe
+    late = method.with_settings(start_epochs=5)
+    assert experts_of(late.make_schedule(late.settings(1))).recipe.protocol.lr > early.protocol.lr
+    same = late.with_settings(expert_lr=early.protocol.lr)
+    found = experts_of(same.make_schedule(same.settings(1))).recipe
+    assert found == early.of_epochs(found.protocol.epochs)
+    assert experts_of(late.make_schedule(late.with_settings(expert_batch=7).settings(1))).recipe.protocol.batch == 7
 
 
 def of_one_colour(name: str, channels: int = 3, side: int = 32) -> Distiller:

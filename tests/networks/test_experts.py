@@ -18,6 +18,7 @@ from mmdistill.image import image_task
 from mmdistill.networks import clock, trajectories
 from mmdistill.networks import experts as module
 from mmdistill.networks.expert_group import open_groups
+from mmdistill.networks.expert_loss import expert_loss
 from mmdistill.networks.experts import (
     PUBLISHED,
     ExpertRecipe,
@@ -102,7 +103,7 @@ def test_experts_of_every_group_start_from_weights_of_their_own(tmp_path: Path) 
 
 def test_an_experts_dropout_draws_from_the_seed_of_its_step() -> None:
     task = RecordedTask()
-    loss = module._expert_loss(task, random=True)
+    loss = expert_loss(task, random=True)
     for seed in (3, 4):
         loss(task.init(KEY), task.select(torch.arange(3)), {"seed": torch.tensor(seed)})
     assert [draws.seed for draws, _ in task.losses if draws is not None] == [3, 4]

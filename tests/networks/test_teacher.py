@@ -1,5 +1,6 @@
 """Teacher labels: assigned from a trained network or from each step's target, stored with the set."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN
 from mmdistill.labels import TeacherLabels, make_labels
 from mmdistill.methods import CORE_METHODS
+from mmdistill.networks import clock
 from mmdistill.networks.experts import Experts
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.teacher import soft_labels, trained_teacher
@@ -50,6 +52,15 @@ def test_a_teacher_is_trained_once_and_knows_the_classes() -> None:
     assert all(torch.equal(tensor, again.params[name]) for name, tensor in teacher.params.items())
     with pytest.raises(ConfigError, match="at least 1 epoch"):
         trained_teacher(task, 0)
+
+
+def test_the_log_calls_a_teacher_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "FIRST_REPORT", 0.0)
+    with caplog.at_level(logging.INFO, "mmdistill"):
+        trained_teacher(BlobTask(), 2)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("teacher: 50 % trained") for line in said)
+    assert not any("expert" in line.partition(" in ")[0] for line in said)
 
 
 def test_any_method_can_take_teacher_labels(tmp_path: Path) -> None:
