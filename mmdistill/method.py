@@ -32,6 +32,8 @@ class Storage:
         fills: whether the builder fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these
             become the largest budget whose set takes no more.
         name: what ``--parameterization`` calls it; empty for those of a method or a user.
+        samples: returns how many samples a set holds in all, without building it; None: as many as the budget says, or
+            it is not known.
     """
 
     build: Parameterizer
@@ -39,6 +41,7 @@ class Storage:
     optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
     fills: bool = False
     name: str = ""
+    samples: Callable[[Task, int, Settings, LabelKind], int] | None = None
 
     def __call__(self, task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         """Build the initial parameterization."""

@@ -9,7 +9,7 @@ from mmdistill.abilities import TellsEpochs
 from mmdistill.allocation import allocate, require_members
 from mmdistill.config import DistillConfig
 from mmdistill.evaluate import find_judges
-from mmdistill.method import Method
+from mmdistill.method import Method, Storage
 from mmdistill.names import baseline_names
 from mmdistill.networks.architecture import network_title
 from mmdistill.report import settings_in_words
@@ -50,7 +50,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
     facts = {
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
-        "budget": f"{info.budget} {budget}",
+        "budget": f"{info.budget} {budget}{_decoded(task, method, budget, int(counts.sum()))}",
         "network": "" if method.reads_no_network(budget) else network_title(task),
         "stored as": method.storage or "the method's own way",
         "labels": method.label,
@@ -60,6 +60,14 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "run folder": f"{folder} {taken}".strip(),
     }
     return [[name, value] for name, value in facts.items() if value]
+
+
+def _decoded(task: Task, method: Method, budget: int, count: int) -> str:
+    """Return to how many samples a set decodes, in words, where the budget says another count."""
+    stored = method.parameterization
+    samples = stored.samples if isinstance(stored, Storage) else None
+    found = count if samples is None else samples(task, budget, method.settings(budget), method.label)
+    return "" if found == count else f", {found:,} samples"
 
 
 def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str, str]:

@@ -169,9 +169,18 @@ def hallucinated_bases(
         ConfigError: a budget that the hallucinators alone exhaust.
     Source: Liu et al., NeurIPS 2022; survey Sec. 3.4.3.
     """
-    decoders = make_decoders(lambda: Hallucinator(*room.shape), count, draws.fold("hallucinators"))
-    bases = room.codes_per_class(room.numel, decoders, count)
+    decoders, bases = hallucinators_and_bases(room, draws, count)
     return _started(task, room, bases, decoders, lambda images: images, init, draws, warm_up)
+
+
+def hallucinators_and_bases(room: ImageBudget, draws: Draws, count: int = 5) -> tuple[list[nn.Module], int]:
+    """Return hallucinators, and how many bases of each class fit into a budget beside them.
+
+    Raises:
+        ConfigError: a budget that the hallucinators alone exhaust.
+    """
+    decoders = make_decoders(lambda: Hallucinator(*room.shape), count, draws.fold("hallucinators"))
+    return decoders, room.codes_per_class(room.numel, decoders, count)
 
 
 def latent_codes(
@@ -200,12 +209,23 @@ def latent_codes(
     Differs from: sizes of codes and decoders, and the start near real images, are this library's own.
     Source: Lee et al., 2022 (KFS); survey Sec. 3.4.3.
     """
+    decoders, codes = decoders_and_codes(room, draws, factor, count, width)
+    return _started(task, room, codes, decoders, lambda images: F.avg_pool2d(images, factor), init, draws, warm_up)
+
+
+def decoders_and_codes(
+    room: ImageBudget, draws: Draws, factor: int = 4, count: int = 2, width: int = 8
+) -> tuple[list[nn.Module], int]:
+    """Return decoders, and how many codes of each class fit into a budget beside them.
+
+    Raises:
+        ConfigError: a factor that does not divide the sides, or a budget that the decoders alone exhaust.
+    """
     channels, height, breadth = room.shape
     if factor < 1 or height % factor or breadth % factor:
         raise ConfigError(f"a factor of {factor} does not divide images of {height} x {breadth} pixels")
     decoders = make_decoders(lambda: LatentDecoder(channels, factor, width), count, draws.fold("decoders"))
-    codes = room.codes_per_class(room.numel // factor**2, decoders, count)
-    return _started(task, room, codes, decoders, lambda images: F.avg_pool2d(images, factor), init, draws, warm_up)
+    return decoders, room.codes_per_class(room.numel // factor**2, decoders, count)
 
 
 def _started(
