@@ -25,6 +25,7 @@ from mmdistill.parameterizations.decoder import (
     Hallucinator,
     LatentDecoder,
     hallucinated_bases,
+    latent_codes,
     make_decoders,
 )
 from mmdistill.parameterizations.memory import (
@@ -198,6 +199,51 @@ def test_hallucinated_bases_start_as_real_images_of_their_class(task: ImageTask)
     per_class = len(made.codes) // 10
     assert per_class > 1
     assert torch.equal(task.data.train_labels[nearest.argmin(1)], torch.arange(10).repeat_interleave(per_class))
+
+
+def test_large_starts_are_fitted_in_minibatches_nearly_as_well(
+    task: ImageTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, taken = ImageBudget.of(task, 5, "hard"), list[int]()
+    images_of = DecodedCodes.images_of
+
+    def noted(self: DecodedCodes, codes: Tensor) -> Tensor:
+        taken.append(len(codes))
+        return images_of(self, codes)
+
+    def distance(at_once: int, steps: int = 60) -> float:
+        monkeypatch.setattr("mmdistill.parameterizations.decoder.FITTED_AT_ONCE", at_once)
+        taken.clear()
+        made = latent_codes(task, room, "real", KEY, factor=2, width=4, warm_up=steps)
+        assert len(taken) == steps
+        targets = room.targets(task, len(made.codes) // 10 * 2, "real", KEY)
+        return float((images_of(made, made.codes.detach()).detach() - targets).square().mean())
+
+    monkeypatch.setattr(DecodedCodes, "images_of", noted)
+    monkeypatch.setattr("mmdistill.parameterizations.decoder.FITTED_TOGETHER", 60)
+    far, whole = distance(0, steps=0), distance(10**6)
+    (codes,) = set(taken)
+    near = distance(0)
+    assert codes > 90
+    assert sum(taken[: -(-codes // 30)]) == codes  # each once, before any comes again
+    assert max(taken) == 30
+    assert near < whole + (far - whole) / 4
+
+
+def test_the_fitting_of_a_start_shows_a_bar_where_the_run_does(
+    task: ImageTask, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"steps": 1, "real_batch": 4}
+    monkeypatch.setattr("mmdistill.parameterizations.decoder.UNSHOWN_SECONDS", 1000.0)
+    distill(task, "kfs", ipc=1, settings=settings, progress=True)
+    assert "fitting the start" not in capsys.readouterr().err  # of a moment
+    monkeypatch.setattr("mmdistill.parameterizations.decoder.UNSHOWN_SECONDS", 0.0)
+    distill(task, "kfs", ipc=1, settings=settings)
+    assert not capsys.readouterr().err
+    distill(task, "kfs", ipc=1, settings=settings, progress=True)
+    said = capsys.readouterr().err
+    assert said.index("fitting the start") < said.index("digits kfs")
+    assert "300/300" in said
 
 
 def test_every_code_meets_every_decoder() -> None:
