@@ -13,6 +13,7 @@ from mmdistill.allocator import keep_freed_memory
 from mmdistill.compilation import Program, operations
 from mmdistill.composition import (
     make_optimizers,
+    noise_suggested,
     require_composition,
     require_groups,
     require_selectable,
@@ -152,7 +153,8 @@ class Distiller:
 
     def initial(self) -> Parameterization:
         """Build the initialised samples; of a closed form, the finished ones."""
-        return self.method.make_parameterization(self.task, self.budget, self.settings, self.draws.fold("start"))
+        with noise_suggested(self.task, self.method, self.budget, self.settings):
+            return self.method.make_parameterization(self.task, self.budget, self.settings, self.draws.fold("start"))
 
     def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
         """Return the real batch of a step, in the objective's view, as it was drawn; where none is read, one sample."""

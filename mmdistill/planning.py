@@ -7,6 +7,7 @@ import torch
 
 from mmdistill.abilities import TellsEpochs
 from mmdistill.allocation import allocate, require_members
+from mmdistill.composition import noise_suggested
 from mmdistill.config import DistillConfig
 from mmdistill.evaluate import find_judges
 from mmdistill.method import Method, Storage
@@ -41,7 +42,8 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         and method.solve is None
         and settings.init != "noise"
     ):
-        require_members(torch.bincount(task.labels, minlength=len(counts)), counts, info.class_names)
+        with noise_suggested(task, method, budget, settings):
+            require_members(torch.bincount(task.labels, minlength=len(counts)), counts, info.class_names)
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
     taken = "" if config.overwrite else occupied(folder, **ways_out(folder))
