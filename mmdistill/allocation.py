@@ -84,6 +84,10 @@ def shares_of(task: Task, budget: int) -> ClassShares:
     return ClassShares(counts, classes, task.num_classes)
 
 
+class ShortClassError(DataError):
+    """A class with fewer real samples than are to be chosen of it."""
+
+
 def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> None:
     """Refuse to choose more real samples of a class than it has.
 
@@ -94,7 +98,7 @@ def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> 
     Shapes:
         both ``(C,)``.
     Raises:
-        DataError: naming the class.
+        ShortClassError: naming the class, a DataError.
     """
     short = (have < counts).nonzero().flatten()
     if len(short):
@@ -102,7 +106,7 @@ def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> 
         name, number = names[index] if names else str(index), int(have[index])
         meant = [repr(other) for other in names if other != name and _folded(other) == _folded(name)]
         advice = f"; is {name!r} the class {meant[0]}, spelt otherwise?" if meant else "; lower the budget"
-        raise DataError(
+        raise ShortClassError(
             f"class {name} has {number} sample{'s' * (number != 1)}, "
             f"fewer than the {int(counts[index])} asked for{advice}"
         )

@@ -62,10 +62,10 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
     return domain, domain.make_task(data, TaskOptions(**chosen))
 
 
-def chosen_method(config: DistillConfig, domain: Domain) -> Method:
-    """Return the configured method with its overrides."""
+def chosen_method(config: DistillConfig, domain: Domain, classes: int | None) -> Method:
+    """Return the configured method, for so many classes (None: a task without), with its overrides."""
     data, name = require_data_and_method(config)
-    method = get_method(domain, name, data, config.schedule)
+    method = get_method(domain, name, data, config.schedule).for_classes(classes)
     storage = None if config.parameterization is None else get_parameterization(domain, config.parameterization, data)
     settings = config.overrides() | ({} if config.lr is None else {"lr": config.lr})
     if config.set is not None:

@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Never, Protocol
 
 from tqdm import TqdmWarning, tqdm
@@ -15,6 +16,24 @@ LOG_SECONDS = 20.0
 
 UNEVEN = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 """A bar without a remaining time."""
+
+
+_showing: ContextVar[bool] = ContextVar("showing", default=False)
+
+
+@contextmanager
+def showing(visible: bool) -> Iterator[None]:
+    """Let what takes long meanwhile show a bar of its own, where this or an outer one is visible."""
+    token = _showing.set(visible or is_showing())
+    try:
+        yield
+    finally:
+        _showing.reset(token)
+
+
+def is_showing() -> bool:
+    """Return whether a run around this shows a bar."""
+    return _showing.get()
 
 
 class Show(Protocol):

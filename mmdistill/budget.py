@@ -1,12 +1,16 @@
 """How large a set may be: a count in the task's own unit, or bytes, which become the largest count that fits."""
 
+import logging
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral
 
+from mmdistill import ranks
+from mmdistill.allocation import ShortClassError
 from mmdistill.checks import is_of
+from mmdistill.composition import NOISE, starts_from_noise
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError
 from mmdistill.method import Method, Storage
@@ -15,6 +19,8 @@ from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Task
+
+logger = logging.getLogger(__name__)
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -77,13 +83,15 @@ def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[
     """Return the largest budget whose set takes no more than so many bytes, labels and decoders included.
 
     A storage that fills its bytes with codes takes them all; the count, on which schedules depend, is then that of
-    raw samples of these bytes, and at least the smallest. So it is of a set that does not grow with its budget.
+    raw samples of these bytes, and at least the smallest. So it is of a set that does not grow with its budget. Where a
+    class has no more samples to start from, which leaves bytes unused, a warning names it.
 
     Raises:
         ConfigError: not even the smallest set fits.
     """
-    key = Draws(0, ("bytes",), task.device)
-    smallest = 1 if task.describe().budget == "ipc" else task.num_classes or 1
+    key, unit = Draws(0, ("bytes",), task.device), task.describe().budget
+    smallest = 1 if unit == "ipc" else task.num_classes or 1
+    sizes, short = dict[int, int](), dict[int, ShortClassError]()
 
     def raw(count: int) -> int:
         return raw_samples(task, count, "real", "hard", key).stored_bytes()
@@ -100,15 +108,34 @@ def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[
         found = started(count, replace(settings, init="real"))  # quicker than selecting samples, of equal bytes if even
         return (found if found.even or settings.init == "real" else started(count, settings)).stored_bytes()
 
+    def noted(count: int) -> int:
+        try:
+            sizes[count] = built(count)
+        except ShortClassError as error:
+            short[count] = error
+            raise
+        return sizes[count]
+
     if isinstance(method.parameterization, Storage) and method.parameterization.fills:
         count = largest_within(raw, smallest, limit) if raw(smallest) <= limit else smallest
         return method.with_settings(stored_bytes=limit), count
-    if (least := built(smallest)) > limit:
+    if (least := noted(smallest)) > limit:
         raise ConfigError(
-            f"{limit:,} bytes are too few for {method.title}: its smallest set ({task.describe().budget} {smallest}) "
-            f"takes {least:,}"
+            f"{limit:,} bytes are too few for {method.title}: its smallest set ({unit} {smallest}) takes {least:,}"
         )
-    return method, largest_within(built, smallest, limit)
+    count = largest_within(noted, smallest, limit)
+    if (error := short.get(count + 1)) is not None and ranks.is_first():
+        noise = starts_from_noise(task, method, count + 1, method.settings(count + 1))
+        logger.warning(
+            "the set takes %s of %s bytes (%s %d): %s%s",
+            f"{sizes[count]:,}",
+            f"{limit:,}",
+            unit,
+            count,
+            str(error).partition(";")[0],
+            f"; {NOISE} needs none" if noise else "",
+        )
+    return method, count
 
 
 def largest_within(size: Callable[[int], int], smallest: int, limit: int) -> int:

@@ -123,7 +123,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
             require_budget(unit, asked)
     with ranks.first_alone(), explained("reading the data and making the network", "less of them (--width, --size)"):
         domain, task = make_task(config, device)
-    chosen = chosen_method(config, domain)
+    chosen = chosen_method(config, domain, task.num_classes)
     find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error now, not after the distillation
     require_baselines(task, baseline_names(config.baselines))
     method, budget = find_budget(
@@ -209,7 +209,7 @@ def experts_command(config: DistillConfig, epochs: int | None, together: int) ->
     require_sizes(**counts, **{"--together": together})
     config = placed(config)
     domain, task = make_task(config)
-    method = chosen_method(config, domain)
+    method = chosen_method(config, domain, task.num_classes)
     schedule = _expert_schedule(domain, method, config.ipc or config.nodes or 1)
     wanted, folder = schedule.experts, schedule.folder_for(task)
     recipe = _recipe_of_epochs(schedule, task, method.title, epochs)

@@ -1,12 +1,15 @@
 """Which parts of a run go together, said before its first step."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from mmdistill.abilities import Validates
-from mmdistill.errors import ConfigError, did_you_mean
+from mmdistill.allocation import ShortClassError
+from mmdistill.errors import ConfigError, MmdistillError, did_you_mean
 from mmdistill.labels import FixedLabels, Labels, LearnedLabels, TeacherLabels
 from mmdistill.method import Method
 from mmdistill.objectives.base import Objective
@@ -18,6 +21,8 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Task
 
+NOISE = "--init noise (settings={'init': 'noise'} in Python)"
+"""How users ask for samples that start from noise."""
 GROUPS = ("codes", "decoder", "labels", "objective")
 """What the settings of a method may have optimizers for, whether this run learns it or not."""
 
@@ -30,6 +35,32 @@ def without_effect(task: Task, method: Method, budget: int, given: Mapping[str, 
         if task.augment(Draws(0), one, shared=False) is one:  # there is no augmentation of such data
             found.append("augment")
     return found
+
+
+def starts_from_noise(task: Task, method: Method, budget: int, settings: Settings) -> bool:
+    """Return whether a method's samples start from real ones and may start from noise, by building them so."""
+    if method.solve is not None or settings.init == "noise" or "codes" not in settings.optimizers:
+        return False
+    try:
+        method.make_parameterization(task, budget, replace(settings, init="noise"), Draws(0, device=task.device))
+    except MmdistillError:
+        return False
+    return True
+
+
+@contextmanager
+def noise_suggested(task: Task, method: Method, budget: int, settings: Settings) -> Iterator[None]:
+    """Have the error that a class has too few real samples to start from say that noise takes none, where it may be.
+
+    Raises:
+        ShortClassError: in place of the one that does not say so.
+    """
+    try:
+        yield
+    except ShortClassError as error:
+        if str(error).endswith("?") or not starts_from_noise(task, method, budget, settings):
+            raise
+        raise ShortClassError(f"{error}, or start from noise by {NOISE}") from error
 
 
 def require_selectable(task: Task, method: Method, settings: Settings) -> None:

@@ -44,17 +44,20 @@ logger = logging.getLogger(__name__)
 def find_method(task: Task, method: Method | str, schedule: Schedule) -> tuple[Method, str]:
     """Return a method and its name, looking a name up in the task's domain, with the settings of a schedule.
 
+    They are those for as many classes as the task has.
+
     Raises:
         ConfigError: neither a name nor a Method, an unknown name, or a schedule beside a Method.
     """
     if isinstance(method, Method):
         if schedule != "published":
             raise ConfigError("a schedule goes with a method's name; a Method has settings of its own")
-        return method, method.title.lower()
+        return method.for_classes(task.num_classes), method.title.lower()
     if not isinstance(method, str):
         raise ConfigError(f"a method is a name or a Method, got {type(method).__name__}")
     info = task.describe()
-    return get_method(get_domain(info.domain), method, info.data, schedule), canonical(method)
+    found = get_method(get_domain(info.domain), method, info.data, schedule)
+    return found.for_classes(task.num_classes), canonical(method)
 
 
 def find_parameterization(task: Task, parameterization: Storage | str) -> Storage:

@@ -14,6 +14,7 @@ from mmdistill.allocator import keep_freed_memory
 from mmdistill.compilation import Program, operations
 from mmdistill.composition import (
     make_optimizers,
+    noise_suggested,
     require_composition,
     require_groups,
     require_precision,
@@ -159,7 +160,8 @@ class Distiller:
 
     def initial(self) -> Parameterization:
         """Build the initialised samples; of a closed form, the finished ones."""
-        return self.method.make_parameterization(self.task, self.budget, self.settings, self.draws.fold("start"))
+        with noise_suggested(self.task, self.method, self.budget, self.settings):
+            return self.method.make_parameterization(self.task, self.budget, self.settings, self.draws.fold("start"))
 
     def real(self, run: RunState, key: Draws) -> Batch | ClassBatch:
         """Return the real batch of a step, in the objective's view, as it was drawn; where none is read, one sample."""
@@ -299,9 +301,10 @@ class Distiller:
         """Return a step's loss and its gradients with respect to the tensors of all active groups, in their order."""
         network, made = self._network(run, schedule), run.parameterization
         chosen = made.choose(key.fold("chosen"), self.settings.syn_batch) if takes_some(self.settings, made) else None
-        own = key.fold("synthetic")
-        decoded: Batch = made(own) if chosen is None else made.part(chosen.rows.flatten(), own)
-        require_alike(made, decoded, real, None if chosen is None else chosen.rows.numel())
+        own, read = key.fold("synthetic"), run.objective.samples_read
+        rows = made.drawn(key.fold("drawn"), read) if chosen is None else chosen.rows.flatten()
+        decoded: Batch = made(own) if rows is None else made.part(rows, own)
+        require_alike(made, decoded, real, None if rows is None else len(rows))
         syn, real = self.batches(run, schedule, decoded, real, key, chosen)
         loss = run.objective(network, syn, real, key.fold("objective"))
         penalty = made.penalty(network.features, decoded.inputs, chosen)

@@ -9,6 +9,9 @@ from mmdistill.runtime import atomic_write
 if TYPE_CHECKING:  # importing it takes half a second
     from matplotlib.figure import Figure
 
+CAPTION = "Description"
+"""The name under which a PNG file carries what is said of its picture."""
+
 
 def literal(text: str) -> str:
     """Return a user's text so that matplotlib shows it as it is: dollars are no mathematics, all of it is UTF-8."""
@@ -20,3 +23,11 @@ def save_figure(figure: "Figure", target: Path, dpi: int = 120) -> Path:
     with atomic_write(target) as handle:
         figure.savefig(handle, format="png", dpi=dpi)
     return target
+
+
+def caption_of(path: Path) -> str:
+    """Return what a PNG file says of its picture; empty where it says nothing."""
+    from PIL import Image  # here, since few of those who import this look at pictures
+
+    with Image.open(path) as picture:
+        return str(picture.info.get(CAPTION, ""))

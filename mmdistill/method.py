@@ -34,6 +34,8 @@ class Storage:
         name: what ``--parameterization`` calls it; empty for those of a method or a user.
         styles: where labels are of the kind that the builder is given, the samples that as many decoders make of each
             code (1 without decoders), by which a dry run tells what the run would refuse; None: only building tells.
+        samples: returns how many samples a set holds in all, without building it; None: as many as the budget says, or
+            it is not known.
     """
 
     build: Parameterizer
@@ -42,6 +44,7 @@ class Storage:
     fills: bool = False
     name: str = ""
     styles: int | None = None
+    samples: Callable[[Task, int, Settings, LabelKind], int] | None = None
 
     def __call__(self, task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         """Build the initial parameterization."""
@@ -64,6 +67,23 @@ class Configured:
 
 
 @dataclass(frozen=True)
+class ByClasses:
+    """Settings that depend on the number of classes too, as those of a real batch of one size in all do.
+
+    Called with a budget alone, as settings are that do not, it returns those of ten classes.
+
+    Args:
+        make: returns the settings for a budget and a number of classes.
+    """
+
+    make: Callable[[int, int], Settings]
+
+    def __call__(self, budget: int) -> Settings:
+        """Return the settings for ten classes."""
+        return self.make(budget, 10)
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of Table 1.
 
@@ -71,7 +91,8 @@ class Method:
         title: the name in the literature.
         objective: makes the objective, from the settings where it is :class:`Configured`.
         network: makes the schedule from the settings.
-        settings: the published settings, as a function of the budget (ipc, nodes or users).
+        settings: the published settings, as a function of the budget (ipc, nodes or users); :class:`ByClasses`: of the
+            task's number of classes too.
         parameterization: builds codes and decoder; None is the domain's default (raw samples).
         label: ``hard``, ``soft``, ``unrestricted`` or ``teacher``, see :func:`~mmdistill.labels.make_labels`.
         summary: one line for ``mmdistill methods``.
@@ -215,6 +236,17 @@ class Method:
         lr = changes.pop("lr", None)
         found = found.with_settings(**changes) if changes else found
         return found if lr is None else found.with_rate(lr)  # type: ignore[arg-type]  # the optimizer checks the number
+
+    def for_classes(self, classes: int | None) -> "Method":
+        """Return the method with its settings for a task's number of classes, where they depend on it.
+
+        Args:
+            classes: how many; None: a task without.
+        """
+        own = self.settings
+        if not isinstance(own, ByClasses) or classes is None:
+            return self
+        return replace(self, settings=lambda budget: own.make(budget, classes))
 
     def with_settings(self, **changes: object) -> "Method":
         """Return the method with some settings replaced, whatever the budget.

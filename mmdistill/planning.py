@@ -7,7 +7,7 @@ import torch
 
 from mmdistill.abilities import TellsEpochs
 from mmdistill.allocation import allocate, require_members
-from mmdistill.composition import is_learned, require_labels, require_learning, require_styles
+from mmdistill.composition import is_learned, noise_suggested, require_labels, require_learning, require_styles
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_judges
@@ -46,7 +46,8 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         and method.solve is None
         and settings.init != "noise"
     ):
-        require_members(torch.bincount(task.labels, minlength=len(counts)), counts, info.class_names)
+        with noise_suggested(task, method, budget, settings):
+            require_members(torch.bincount(task.labels, minlength=len(counts)), counts, info.class_names)
     require_runnable(Distiller(task, method, budget, seed=config.seed, precision=config.precision))
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
@@ -56,7 +57,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
     facts = {
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
-        "budget": f"{info.budget} {budget}",
+        "budget": f"{info.budget} {budget}{_decoded(task, method, budget, int(counts.sum()))}",
         "network": "" if method.reads_no_network(budget) else network_title(task),
         "stored as": method.storage or "the method's own way",
         "labels": method.label,
@@ -87,6 +88,14 @@ def require_runnable(distiller: Distiller) -> None:
     require_styles(method, styles, objective)
     if settings.steps:
         require_learning(method, "codes" in settings.optimizers or is_learned(labels) or is_learned(objective))
+
+
+def _decoded(task: Task, method: Method, budget: int, count: int) -> str:
+    """Return to how many samples a set decodes, in words, where the budget says another count."""
+    stored = method.parameterization
+    samples = stored.samples if isinstance(stored, Storage) else None
+    found = count if samples is None else samples(task, budget, method.settings(budget), method.label)
+    return "" if found == count else f", {found:,} samples"
 
 
 def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str, str]:

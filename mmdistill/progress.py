@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from mmdistill import ranks
-from mmdistill.bars import progress_bar
+from mmdistill.bars import progress_bar, showing
 from mmdistill.errors import ConfigError
 from mmdistill.networks.watching import watching
 
@@ -42,8 +42,12 @@ def own_progress(progress: Told | bool | None, called_with: str) -> Told | None:
 
 @contextmanager
 def step_bar(title: str, visible: bool) -> Iterator[StepProgress]:
-    """Yield what shows the steps of a run in a bar; of several processes the first one's does."""
-    with progress_bar(title, "step", visible=visible and ranks.is_first()) as show:
+    """Yield what shows the steps of a run in a bar; of several processes the first one's does.
+
+    The fitting of a start, before them, shows one of its own.
+    """
+    shown = visible and ranks.is_first()
+    with showing(shown), progress_bar(title, "step", visible=shown) as show:
         yield lambda done, total, loss: show(done, total, loss=f"{loss:.4g}")
 
 

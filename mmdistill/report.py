@@ -11,7 +11,7 @@ from mmdistill.coresets import CORESETS
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluation import Evaluation
-from mmdistill.figures import save_figure
+from mmdistill.figures import caption_of, save_figure
 from mmdistill.metrics import judge_in_words, recorded
 from mmdistill.names import as_argument
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
@@ -229,8 +229,19 @@ def _markdown(
     lines += ["", *(line for note in notes for line in (f"> {markdown_cell(note)}", ""))]
     for path in shown:
         name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
-        lines += [f"## {path.stem}", "", f"![{path.stem}]({name})" if path.suffix == ".png" else _text(path), ""]
+        lines += [
+            f"## {markdown_cell(_heading(path))}",
+            "",
+            f"![{path.stem}]({name})" if path.suffix == ".png" else _text(path),
+            "",
+        ]
     return "\n".join(lines)
+
+
+def _heading(path: Path) -> str:
+    """Return the name of what was drawn, and which part of the set a picture shows where it is not all."""
+    said = caption_of(path) if path.suffix == ".png" else ""
+    return f"{path.stem} ({said})" if said else path.stem
 
 
 def _text(path: Path) -> str:
@@ -246,7 +257,7 @@ def _html(
     parts += [f"<p class=q>{html.escape(caption)}</p>", *html_table(results)]
     parts += [*(f"<p><b>Note</b>: {html.escape(note)}</p>" for note in notes)]
     for path in shown:
-        parts.append(f"<h2>{html.escape(path.stem)}</h2>")
+        parts.append(f"<h2>{html.escape(_heading(path))}</h2>")
         if path.suffix == ".png":
             data = base64.b64encode(path.read_bytes()).decode()
             parts.append(f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">')

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from mmdistill.budget import find_budget, largest_within
+from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, DataError
@@ -18,6 +21,7 @@ from mmdistill.image import image_task
 from mmdistill.method import MethodTable, Storage
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.planning import plan_rows
 from mmdistill.recsys import recsys_task
 from mmdistill.registry import get_domain, get_method
 from mmdistill.runtime import Draws
@@ -110,3 +114,44 @@ def test_a_storage_that_exceeds_the_bytes_that_it_says_to_fill_is_refused() -> N
     with pytest.raises(ConfigError, match=r"take 2,960 bytes, more than the 2,600 that they may.*fills=True"):
         distill(task, "krr", parameterization=replace(stored, fills=True), bytes=2600, settings={"steps": 1})
     assert distill(task, "dm", parameterization=stored, bytes="20KB", settings={"steps": 1}).budget == 7
+
+
+@pytest.fixture(scope="module")
+def long_tail() -> Task:
+    labels = torch.tensor([0] * 2 + [1] * 9 + [2] * 30)
+    images = Draws(0).uniform(len(labels), 1, 8, 8)
+    return image_task((images, labels), test=(images, labels), width=4, class_names=("rare", "few", "many"))
+
+
+def test_bytes_that_a_small_class_leaves_unused_are_said(long_tail: Task, caplog: pytest.LogCaptureFixture) -> None:
+    dm = get_method(get_domain("image"), "dm")
+    assert find_budget(long_tail, dm, bytes="10KB")[1] == 2
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        "the set takes 1,542 of 10,000 bytes (ipc 2): class rare has 2 samples, fewer than the 3 asked for; "
+        "--init noise (settings={'init': 'noise'} in Python) needs none"
+    )
+    caplog.clear()
+    assert find_budget(long_tail, dm.with_settings(init="noise"), bytes="10KB")[1] == 12
+    assert find_budget(long_tail, dm, bytes="1KB")[1] == 1
+    assert (
+        find_budget(long_tail, dm.stored_as(get_domain("image").parameterizations["upsample-2"]), bytes="10KB")[1] > 9
+    )
+    assert not caplog.records
+    assert find_budget(long_tail, get_method(get_domain("image"), "ld"), bytes="10KB")[1] == 2
+    assert caplog.records[0].getMessage().endswith("fewer than the 3 asked for")  # whose samples stay what they are
+
+
+@pytest.mark.parametrize(("name", "helps"), [("dm", True), ("krr", True), ("ld", False), ("random-soft", False)])
+def test_too_few_samples_to_start_from_can_be_none(long_tail: Task, name: str, helps: bool) -> None:
+    with pytest.raises(DataError, match=r"class rare has 2 samples, fewer than the 3 asked for; lower the") as error:
+        distill(long_tail, name, ipc=3, settings=None if name == "random-soft" else {"steps": 1})
+    assert ("or start from noise by --init noise (settings={'init': 'noise'} in Python)" in str(error.value)) == helps
+    if helps:
+        assert distill(long_tail, name, ipc=3, settings={"steps": 1, "init": "noise"}).budget == 3
+
+
+def test_a_dry_run_says_what_starts_from_none(long_tail: Task, tmp_path: Path) -> None:
+    config = DistillConfig(data="mine", method="dm", ipc=3, out=str(tmp_path / "run"))
+    with pytest.raises(DataError, match=r"3 asked for; lower the budget, or start from noise by --init noise"):
+        plan_rows(config, long_tail, get_method(get_domain("image"), "dm"), 3)

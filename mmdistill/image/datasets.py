@@ -224,13 +224,8 @@ def shortcoming(path: Path) -> str:
 def _load_folder(path: Path, size: int | None, seed: int) -> ImageData:
     """Load an image folder, with its own test images where it has a folder for training."""
     train, held_out, split_notes = files.split_folders(path)
-    images, labels, names, notes = files.read_image_folder(train, size)
+    images, labels, names, notes = files.read_image_folder(train, size, held_out=held_out is None)
     if held_out is None:
-        if images.nbytes > files.IN_MEMORY:
-            raise DataError(
-                f"{path} holds {images.nbytes / 2**30:.1f} GiB of images, too many to hold out a part in memory; move "
-                "the test images to a folder test/ beside train/"
-            )
         return build(str(path), (images, labels), None, class_names=names, seed=seed, notes=notes)
     test_images, test_labels, test_names, test_notes = files.read_image_folder(held_out, size)
     unknown = sorted(set(test_names) - set(names))

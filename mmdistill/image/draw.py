@@ -3,17 +3,20 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.exports import exporter, task_exporter
+from mmdistill.figures import CAPTION
 from mmdistill.image.augment import strengths_in_use
 from mmdistill.image.data import destandardised, shown
 from mmdistill.image.task import ImageTask
@@ -25,6 +28,8 @@ from mmdistill.task import Batch, Task, TaskInfo
 
 TARGET_WIDTH = 1600
 """Pixels across that a picture grid may take; images are enlarged by whole factors up to it."""
+MOST_PIXELS = 20_000_000
+"""Of a whole picture; of sets that do not fit, the first samples of each class are drawn, or those of some classes."""
 LARGEST_TILE = 112
 GAP = 3
 MARGIN = 12
@@ -69,16 +74,93 @@ def _rounded(pixels: Tensor) -> Tensor:
 
 
 def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
-    """Draw all synthetic images, one class per row, enlarged without smoothing; returns the path of the picture."""
+    """Draw synthetic images, one class per row, enlarged without smoothing; returns the path of the picture.
+
+    All are drawn where they fit into :data:`MOST_PIXELS`; else the picture's caption says which.
+    """
     image_task = _image_task(task)
     names = image_task.data.class_names
     images, _, classes = _contents(batch, len(names))
-    rows = [as_bytes(image_task, images[classes == index]) for index in range(len(names))]
-    picture = picture_grid(rows, names)
+    most = int(classes.bincount().max())
+    height, width = images.shape[2:]
+    each, count = fitting(names, most, height, width)
+    rows = [as_bytes(image_task, images[classes == index][:each]) for index in range(count)]
+    picture, said = picture_grid(rows, names[:count]), PngInfo()
+    parts = [f"{each:,} of {most:,} per class"] if each < most else []
+    parts += [f"the first {count:,} of {len(names):,} classes"] if count < len(names) else []
+    if parts:
+        said.add_text(CAPTION, ", ".join(parts))
     path = folder / "images.png"
     with atomic_write(path) as handle:
-        picture.save(handle, format="PNG")
+        picture.save(handle, format="PNG", pnginfo=said)
     return [path]
+
+
+class _Layout(NamedTuple):
+    """Where the images of a picture stand.
+
+    Args:
+        factor: of their enlargement.
+        size: of the font.
+        label: pixels of a row's name, with its margins.
+        block: pixels across of a row with its name.
+        high: rows in a block.
+        full: width and height of the picture.
+    """
+
+    factor: int
+    size: int
+    label: int
+    block: int
+    high: int
+    full: tuple[int, int]
+
+
+def _layout(names: Sequence[str], columns: int, height: int, width: int) -> _Layout:
+    """Return the layout of a row of so many images for each name, smaller where the picture would be too large."""
+    factor = max(1, min(LARGEST_TILE // max(height, width), TARGET_WIDTH // (columns * width) or 1))
+    while True:
+        tile_height, tile_width = height * factor, width * factor
+        size = max(8, min(FONT_SIZE, tile_height))
+        label = _label_width(tuple(names), size)
+        block = label + columns * (tile_width + GAP) - GAP + MARGIN
+        blocks = max(1, round(math.sqrt(len(names) * (tile_height + GAP) / block)))
+        high = -(-len(names) // blocks)
+        full = (-(-len(names) // high) * block, 2 * MARGIN + high * (tile_height + GAP) - GAP)
+        if factor == 1 or math.prod(full) <= MOST_PIXELS:
+            return _Layout(factor, size, label, block, high, full)
+        factor -= 1
+
+
+@lru_cache(64)
+def _label_width(names: tuple[str, ...], size: int) -> int:
+    """Return the pixels across of the longest of some names, with its margins."""
+    font = ImageFont.load_default(size)
+    return int(max(font.getlength(name) for name in names)) + 2 * MARGIN
+
+
+def fitting(names: Sequence[str], most: int, height: int, width: int) -> tuple[int, int]:
+    """Return how many images of each class fit into :data:`MOST_PIXELS`, and of how many classes.
+
+    Args:
+        names: of all classes.
+        most: images of the largest class.
+        height: of an image, in pixels.
+        width: likewise.
+    """
+
+    def fits(each: int, count: int) -> bool:
+        return math.prod(_layout(names[:count], each, height, width).full) <= MOST_PIXELS
+
+    def largest(most: int, fits: Callable[[int], bool]) -> int:
+        low, high = (most, most) if fits(most) else (1, most)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    each = largest(most, lambda each: fits(each, len(names)))
+    return each, largest(len(names), lambda count: fits(each, count))
 
 
 def picture_grid(rows: list[Tensor], names: tuple[str, ...]) -> Image.Image:
@@ -89,17 +171,10 @@ def picture_grid(rows: list[Tensor], names: tuple[str, ...]) -> Image.Image:
     Shapes:
         each row ``(n, channels, height, width)`` uint8; rows may differ in n.
     """
-    columns = max(len(row) for row in rows)
     height, width = rows[0].shape[2:]
-    factor = max(1, min(LARGEST_TILE // max(height, width), TARGET_WIDTH // (columns * width) or 1))
+    factor, size, label, block, high, full = _layout(names, max(len(row) for row in rows), height, width)
     tile_height, tile_width = height * factor, width * factor
-    size = max(8, min(FONT_SIZE, tile_height))
     font = ImageFont.load_default(size)
-    label = int(max(font.getlength(name) for name in names)) + 2 * MARGIN
-    block = label + columns * (tile_width + GAP) - GAP + MARGIN
-    blocks = max(1, round(math.sqrt(len(rows) * (tile_height + GAP) / block)))
-    high = -(-len(rows) // blocks)
-    full = (-(-len(rows) // high) * block, 2 * MARGIN + high * (tile_height + GAP) - GAP)
     picture = Image.new("RGB", full, BACKGROUND)
     pen = ImageDraw.Draw(picture)
     for position, (row, name) in enumerate(zip(rows, names, strict=True)):

@@ -168,7 +168,7 @@ def missing_classes(folder: Path) -> str:
     return f"{start} holds pictures but no subfolders of them; put them into one subfolder per class"
 
 
-def read_image_folder(folder: Path, size: int | None) -> FolderImages:
+def read_image_folder(folder: Path, size: int | None, held_out: bool = False) -> FolderImages:
     """Read a folder with one subfolder of images per class.
 
     More than :data:`IN_MEMORY` bytes are decoded once into a file in the cache folder and mapped from there, so that
@@ -178,12 +178,13 @@ def read_image_folder(folder: Path, size: int | None) -> FolderImages:
         folder: with a subfolder per class, whose images may lie deeper; hidden files and folders, and folders that
             start with two underscores, are none.
         size: resize every image to ``size`` x ``size``; None keeps them, and then all must have one size.
+        held_out: whether a part shall be held out of them, for which they have to be in memory.
 
     Returns:
         images of one channel where every image is grey, and else of three.
 
     Raises:
-        DataError: no images, an empty class, unreadable images, or several sizes.
+        DataError: no images, an empty class, unreadable images, several sizes, or too many to hold a part out.
     """
     classes = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not _is_hidden(sub.name))
     unread = Counter[str]()
@@ -191,6 +192,12 @@ def read_image_folder(folder: Path, size: int | None) -> FolderImages:
     paths = [path for path, _ in listing]
     shape, resized, transparent = _common_shape(folder, paths, size)
     count = len(paths) * math.prod(shape)
+    if held_out and count > IN_MEMORY:  # said before they are decoded
+        raise DataError(
+            f"{folder} holds {len(paths):,} images, {count:,} bytes, of which no part can be held out in memory (up to "
+            f"{IN_MEMORY:,} bytes); move the test images to a folder test/ beside train/, or ask for a smaller size "
+            "(--size 64, or size=64 for image_task)"
+        )
     if count > IN_MEMORY:
         images = _mapped(paths, shape, cache_folder() / "images" / f"{_listing_key(paths, shape)}.bin")
     else:

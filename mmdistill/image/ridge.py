@@ -9,7 +9,7 @@ import torch
 from mmdistill.errors import ConfigError
 from mmdistill.image.task import ImageTask
 from mmdistill.labels import FixedLabels, LabelKind, LearnedLabels, centred_one_hot
-from mmdistill.method import Method
+from mmdistill.method import ByClasses, Method
 from mmdistill.methods import fresh, ridge_matching, trained_on_s, unread
 from mmdistill.networks.schedules import NetworkSchedule
 from mmdistill.networks.staggered import NetworkPool
@@ -155,7 +155,7 @@ def _kip_settings(ipc: int, classes: int = 10) -> Settings:
     The published code recommends 1000 steps or more.
     """
     rate = OptimizerSpec("adam", 0.04)
-    return Settings(steps=5000, real_batch=5000 // classes, optimizers={"codes": rate, "labels": rate})
+    return Settings(steps=5000, real_batch=max(5000 // classes, 1), optimizers={"codes": rate, "labels": rate})
 
 
 def _krr_settings(ipc: int) -> Settings:
@@ -203,7 +203,7 @@ RIDGE_METHODS: dict[str, Method] = {
         "KIP",
         ridge_matching(closed_form_ntk, 1e-6),
         unread,
-        _kip_settings,
+        ByClasses(_kip_settings),
         label="unrestricted",
         summary="ridge regression under the closed-form NTK of a fully connected network, learned labels",
         source="Nguyen et al., ICLR 2021",
@@ -213,7 +213,7 @@ RIDGE_METHODS: dict[str, Method] = {
         "KIP-Conv",
         ridge_matching(convolutional_ntk, 1e-6),
         unread,
-        _kip_settings,
+        ByClasses(_kip_settings),
         label="unrestricted",
         summary="KIP under the closed-form NTK of three convolutions without pooling",
         source="Nguyen et al., ICLR 2021 and NeurIPS 2021 (without its pooling)",

@@ -8,14 +8,20 @@ pixels, the storage brings the rates of its groups ``codes`` and ``decoder`` alo
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from mmdistill.allocation import shares_of
 from mmdistill.labels import LabelKind
 from mmdistill.method import Storage
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.canvas import class_canvases
 from mmdistill.parameterizations.combination import learned_coefficients
-from mmdistill.parameterizations.decoder import hallucinated_bases, latent_codes
-from mmdistill.parameterizations.memory import addressed_memory
+from mmdistill.parameterizations.decoder import (
+    decoders_and_codes,
+    hallucinated_bases,
+    hallucinators_and_bases,
+    latent_codes,
+)
+from mmdistill.parameterizations.memory import addressed_memory, memory_sizes
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.upsample import multi_formation
 from mmdistill.runtime import Draws
@@ -39,55 +45,82 @@ def tiled(factor: int = 2) -> Storage:
         return multi_formation(task, budget, settings.init, label, draws, factor)
 
     summary = f"images of {factor} x {factor} tiles, up-sampled to full size"
-    return Storage(build, summary, {"codes": OptimizerSpec("adam", 0.01)}, styles=1)
+
+    def samples(task: Task, budget: int, settings: Settings, label: LabelKind) -> int:
+        return int(shares_of(task, budget).counts.sum()) * factor**2
+
+    return Storage(build, summary, {"codes": OptimizerSpec("adam", 0.01)}, samples=samples, styles=1)
 
 
 def latent(factor: int = 4, count: int = 2, width: int = 8) -> Storage:
     """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_codes`."""
     rates = {"codes": OptimizerSpec("adam", 0.03), "decoder": OptimizerSpec("adam", 0.003)}
     summary = f"codes of 1/{factor} the side, each through {count} small decoders that all share"
-    return _filling(partial(latent_codes, factor=factor, count=count, width=width), summary, rates, count)
+
+    def samples(room: ImageBudget) -> int:
+        return count * decoders_and_codes(room, Draws(0), factor, count, width)[1]
+
+    return _filling(partial(latent_codes, factor=factor, count=count, width=width), summary, rates, samples, count)
 
 
 def hallucinated(count: int = 5) -> Storage:
     """Bases in several styles, see :func:`~mmdistill.parameterizations.decoder.hallucinated_bases`."""
     rates = {"codes": OptimizerSpec("adam", 0.01), "decoder": OptimizerSpec("adam", 0.003)}
     summary = f"full-size bases, each rendered by {count} hallucinators that all share"
-    return _filling(partial(hallucinated_bases, count=count), summary, rates, count)
+
+    def samples(room: ImageBudget) -> int:
+        return count * hallucinators_and_bases(room, Draws(0), count)[1]
+
+    return _filling(partial(hallucinated_bases, count=count), summary, rates, samples, count)
 
 
 def addressed(factor: int = 2, multiple: int = 4, bases: int = 0) -> Storage:
     """Combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_memory`."""
     what = f"combinations of {bases} bases" if bases else f"{multiple} combinations per raw image of bases"
     build = partial(addressed_memory, factor=factor, multiple=multiple, bases=bases)
-    return _filling(build, f"{what} of 1/{factor} the side", {"codes": OptimizerSpec("adam", 0.01)})
+    rates = {"codes": OptimizerSpec("adam", 0.01)}
+
+    def samples(room: ImageBudget) -> int:
+        return memory_sizes(room, factor, multiple, bases)[0]
+
+    return _filling(build, f"{what} of 1/{factor} the side", rates, samples)
 
 
 def coefficients(multiple: int = 4, contained: bool = True) -> Storage:
     """Combinations of real images, see :func:`~mmdistill.parameterizations.combination.learned_coefficients`."""
     what = "the images are stored" if contained else "only their positions are stored: for those who have the data"
     build = partial(learned_coefficients, multiple=multiple, contained=contained)
-    return _filling(build, f"learned combinations of real images; {what}", {"codes": OptimizerSpec("adam", 0.01)})
+    rates = {"codes": OptimizerSpec("adam", 0.01)}
+    summary = f"learned combinations of real images; {what}"
+    return _filling(build, summary, rates, lambda room: multiple * room.per_class)
 
 
 def canvas(multiple: int = 4) -> Storage:
     """Crops of one tileable canvas per class, see :func:`~mmdistill.parameterizations.canvas.class_canvases`."""
     summary = f"{multiple} random crops per raw image of one canvas per class whose edges meet"
-    return _filling(partial(class_canvases, multiple=multiple), summary, {})
+    return _filling(partial(class_canvases, multiple=multiple), summary, {}, lambda room: multiple * room.per_class)
 
 
 def _filling(
     make: Callable[[Task, ImageBudget, InitKind, Draws], Parameterization],
     summary: str,
     rates: Mapping[str, OptimizerSpec],
+    per_class: Callable[[ImageBudget], int],
     styles: int = 1,
 ) -> Storage:
-    """Return a storage that fits as many codes as it can into a budget, each decoded in so many styles."""
+    """Return a storage that fits as many codes as it can into a budget, and so many samples of each class.
+
+    Each code is decoded in so many styles.
+    """
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return make(task, ImageBudget.of(task, budget, label, settings.stored_bytes), settings.init, draws)
 
-    return Storage(build, summary, rates, fills=True, styles=styles)
+    def samples(task: Task, budget: int, settings: Settings, label: LabelKind) -> int:
+        room = ImageBudget.of(task, budget, label, settings.stored_bytes)
+        return room.num_classes * per_class(room)
+
+    return Storage(build, summary, rates, fills=True, samples=samples, styles=styles)
 
 
 PARAMETERIZATIONS: dict[str, Storage] = {

@@ -80,6 +80,13 @@ def hallucinated_styles(
     return hallucinated(settings.inner_parts)(task, budget, settings, label, draws)
 
 
+def styled_samples(task: Task, budget: int, settings: Settings, label: LabelKind) -> int:
+    """Return how many samples bases have in as many styles as the settings have parts."""
+    count = hallucinated(settings.inner_parts).samples
+    assert count is not None
+    return count(task, budget, settings, label)
+
+
 def fixed_images(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
     """Build real images that stay as they are, with labels that are learned."""
     found = raw_samples(task, budget, settings.init, label, draws)
@@ -235,7 +242,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         title="HaBa",
         objective=Configured(styled_trajectory),
         settings=_haba_settings,
-        parameterization=Storage(hallucinated_styles, fills=True),
+        parameterization=Storage(hallucinated_styles, fills=True, samples=styled_samples),
         summary="MTT; bases that five small hallucinators render, kept apart by an adversary",
         source="Liu et al., NeurIPS 2022 (styles in turn for drawn ones, samples that start near real images, a "
         "rate not held above 0.001)",

@@ -139,6 +139,11 @@ class Objective(nn.Module, ABC):
                 "use a kernel ridge method"
             )
 
+    @property
+    def samples_read(self) -> int | None:
+        """How many synthetic samples a step reads at most, whichever these are; None: all."""
+        return None
+
     def begin(self, task: Task, draws: Draws) -> None:
         """Draw what the objective keeps of its own, when a run begins; most keep nothing."""
 

@@ -124,6 +124,11 @@ class UnrolledObjective(Objective):
         self.parts = parts
         self.augment = augment
 
+    @property
+    def samples_read(self) -> int | None:
+        """How many samples the student's minibatches hold; None: it trains on all."""
+        return None if self.batch is None else self.steps * self.batch
+
     def learned(self) -> Tensors:
         """Return the student's rate, with which the set is to be used; nothing where it is not SGD's."""
         return {"inner_lr": self.rate().detach()} if self.unrolling.optimizer == "sgd" else {}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.errors import ShapeError, UnsupportedError
-from mmdistill.labels import Labels
+from mmdistill.labels import Labels, TeacherLabels
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, Tensors, map_inputs, num_samples, stack_classes, take
 
@@ -48,6 +48,8 @@ class Parameterization(nn.Module, ABC):
 
     divisible = True
     """Whether a step may take some samples without the others."""
+    separable = False
+    """Whether :meth:`part` decodes the samples that are asked for alone, so that it takes less than all do."""
     redraws = False
     """Whether each decoding draws other samples (random crops, say)."""
     styles = 1
@@ -86,6 +88,18 @@ class Parameterization(nn.Module, ABC):
         order = draws.to(self._table.device).uniform(*self._table.shape) - self._present  # those present come first
         columns = order.argsort(1)[:, :most]
         return Chosen(self._table.gather(1, columns), self._present.gather(1, columns))
+
+    def drawn(self, draws: Draws, most: int | None) -> Tensor | None:
+        """Draw the rows of so many samples, without replacement; None where all of them are to be decoded.
+
+        Args:
+            draws: the key.
+            most: samples that a step reads at most; None: all.
+        """
+        count = 0 if self.classes is None else len(self.classes)
+        if not self.separable or most is None or most >= count or isinstance(self.labels, TeacherLabels):
+            return None
+        return draws.to(self._table.device).permutation(count)[:most]
 
     def part(self, rows: Tensor, draws: Draws) -> Batch:
         """Decode some samples; here all are decoded, and some taken."""

@@ -1,24 +1,22 @@
-"""What a budget of raw images allows other ways of storing them, and how these start near real images."""
+"""What a budget of raw images allows other ways of storing them, and the real images that these start from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_repeatedly
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
-from mmdistill.parameterizations.base import Parameterization, stored_tensor_bytes
+from mmdistill.parameterizations.base import stored_tensor_bytes
 from mmdistill.parameterizations.upsample import require_images
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Task
 
 FLOAT_BYTES = 4
-WARM_UP_LR = 0.01
 
 
 @dataclass(frozen=True)
@@ -122,20 +120,3 @@ class ImageBudget:
             return draws.fold("noise").to(task.device).normal(self.num_classes * per_class, *self.shape)
         counts = torch.full((self.num_classes,), per_class)
         return require_images(task.select(choose_repeatedly(task, init, counts, draws)).inputs)
-
-
-def fit_to_images(parameterization: Parameterization, images: Tensor, steps: int, draws: Draws) -> None:
-    """Bring decoded samples near given images, one each, by Adam on the mean squared error.
-
-    Random decoders give noise, from which matching methods start far worse than from real images.
-    """
-    learned = [p for name, group in parameterization.groups().items() if name != "labels" for p in group]
-    optimizer = torch.optim.Adam(learned, lr=WARM_UP_LR)
-    for _ in range(steps):
-        inputs = require_images(parameterization(draws).inputs)
-        loss = F.mse_loss(inputs, images)
-        for parameter, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-    for parameter in learned:
-        parameter.grad = None

@@ -1,5 +1,6 @@
 """Codes and small learned decoders: every code passes through every decoder (Eq. 26, 30)."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,14 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdistill.bars import is_showing, progress_bar
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.base import Parameterization
-from mmdistill.parameterizations.budget import ImageBudget, fit_to_images
+from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.upsample import spread_targets
 from mmdistill.runtime import Draws, host_draws_from
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
+
+WARM_UP_LR = 0.01
+FITTED_AT_ONCE = 16_384
+"""Samples of a start that are fitted all in every step, as those of ten classes with up to fifty images are."""
+FITTED_TOGETHER = 2_048
+"""Samples in a minibatch of a larger start."""
+UNSHOWN_SECONDS = 2.0
+"""After so long a bar shows how far the fitting of a start has come."""
 
 
 class DecodedCodes(Parameterization):
@@ -46,8 +56,12 @@ class DecodedCodes(Parameterization):
 
     def forward(self, draws: Draws) -> Batch:
         """Decode every code by every decoder."""
-        inputs = torch.stack([decoder(self.codes) for decoder in self.decoder], 1).flatten(0, 1)
+        inputs = self.images_of(self.codes)
         return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
+
+    def images_of(self, codes: Tensor) -> Tensor:
+        """Return ``(m K, channels, height, width)``, the samples of m codes."""
+        return torch.stack([decoder(codes) for decoder in self.decoder], 1).flatten(0, 1)
 
     def plain_values(self) -> Mapping[str, object] | None:
         """Return what decoders these are; None where one is of a kind of the user's."""
@@ -169,9 +183,18 @@ def hallucinated_bases(
         ConfigError: a budget that the hallucinators alone exhaust.
     Source: Liu et al., NeurIPS 2022; survey Sec. 3.4.3.
     """
-    decoders = make_decoders(lambda: Hallucinator(*room.shape), count, draws.fold("hallucinators"))
-    bases = room.codes_per_class(room.numel, decoders, count)
+    decoders, bases = hallucinators_and_bases(room, draws, count)
     return _started(task, room, bases, decoders, lambda images: images, init, draws, warm_up)
+
+
+def hallucinators_and_bases(room: ImageBudget, draws: Draws, count: int = 5) -> tuple[list[nn.Module], int]:
+    """Return hallucinators, and how many bases of each class fit into a budget beside them.
+
+    Raises:
+        ConfigError: a budget that the hallucinators alone exhaust.
+    """
+    decoders = make_decoders(lambda: Hallucinator(*room.shape), count, draws.fold("hallucinators"))
+    return decoders, room.codes_per_class(room.numel, decoders, count)
 
 
 def latent_codes(
@@ -200,12 +223,23 @@ def latent_codes(
     Differs from: sizes of codes and decoders, and the start near real images, are this library's own.
     Source: Lee et al., 2022 (KFS); survey Sec. 3.4.3.
     """
+    decoders, codes = decoders_and_codes(room, draws, factor, count, width)
+    return _started(task, room, codes, decoders, lambda images: F.avg_pool2d(images, factor), init, draws, warm_up)
+
+
+def decoders_and_codes(
+    room: ImageBudget, draws: Draws, factor: int = 4, count: int = 2, width: int = 8
+) -> tuple[list[nn.Module], int]:
+    """Return decoders, and how many codes of each class fit into a budget beside them.
+
+    Raises:
+        ConfigError: a factor that does not divide the sides, or a budget that the decoders alone exhaust.
+    """
     channels, height, breadth = room.shape
     if factor < 1 or height % factor or breadth % factor:
         raise ConfigError(f"a factor of {factor} does not divide images of {height} x {breadth} pixels")
     decoders = make_decoders(lambda: LatentDecoder(channels, factor, width), count, draws.fold("decoders"))
-    codes = room.codes_per_class(room.numel // factor**2, decoders, count)
-    return _started(task, room, codes, decoders, lambda images: F.avg_pool2d(images, factor), init, draws, warm_up)
+    return decoders, room.codes_per_class(room.numel // factor**2, decoders, count)
 
 
 def _started(
@@ -228,3 +262,40 @@ def _started(
     if init != "noise":
         fit_to_images(made, targets, warm_up, draws)
     return made
+
+
+def fit_to_images(made: DecodedCodes, images: Tensor, steps: int, draws: Draws) -> None:
+    """Bring decoded samples near given images, one each, by Adam on the mean squared error.
+
+    Random decoders give noise, from which matching methods start far worse than from real images. A step takes all
+    samples, or of more than :data:`FITTED_AT_ONCE` those of some codes, in epochs of permutations. Where the run shows
+    a bar, so does a fit that takes long.
+
+    Args:
+        made: the codes and decoders.
+        images: the samples' images, in their order.
+        steps: of Adam.
+        draws: the key.
+    """
+    learned = [p for name, group in made.groups().items() if name != "labels" for p in group]
+    optimizer = torch.optim.Adam(learned, lr=WARM_UP_LR)
+    count = len(made.codes)
+    by_code = images.view(count, made.styles, *images.shape[1:])
+    size = count if len(images) <= FITTED_AT_ONCE else max(FITTED_TOGETHER // made.styles, 1)
+    epoch, key, began = -(-count // size), draws.fold("fit").to(images.device), time.perf_counter()
+    with progress_bar("fitting the start", "step", visible=is_showing()) as show:
+        for step in range(steps):
+            if size == count:
+                inputs, wanted = made.images_of(made.codes), images
+            else:
+                first = step % epoch * size
+                rows = key.fold(step // epoch).permutation(count)[first : first + size]
+                inputs, wanted = made.images_of(made.codes[rows]), by_code[rows].flatten(0, 1)
+            loss = F.mse_loss(inputs, wanted)
+            for parameter, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            if time.perf_counter() - began > UNSHOWN_SECONDS:
+                show(step + 1, steps)
+    for parameter in learned:
+        parameter.grad = None

@@ -16,6 +16,11 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
 
+MOST_PER_CLASS = 128
+MOST_IN_ALL = 20_000
+"""Samples to which a memory of given bases decodes, at most: the published ones of ten classes are 28 to 115 of each,
+and those that the bytes of many classes, or of large images, hold would be more than any step reads."""
+
 
 class AddressedMemory(Parameterization):
     r"""Learn a memory of K bases and R addressing matrices: sample j of class c is ``y_c A_j memory`` (Eq. 29).
@@ -31,6 +36,8 @@ class AddressedMemory(Parameterization):
         ConfigError: addresses for another number of bases, or a factor below 1.
     Source: Deng and Russakovsky, NeurIPS 2022; survey Sec. 3.4.3, Eq. 29.
     """
+
+    separable = True
 
     def __init__(self, memory: Tensor, addresses: Tensor, labels: Labels, factor: int = 1) -> None:
         if addresses.ndim != 3 or memory.ndim != 4 or addresses.shape[2] != len(memory) or factor < 1:
@@ -48,9 +55,18 @@ class AddressedMemory(Parameterization):
     def forward(self, draws: Draws) -> Batch:
         """Combine the bases and up-sample."""
         inputs = torch.einsum("jck,kxyz->cjxyz", self.addresses, self.memory).flatten(0, 1)
-        if self.factor > 1:
-            inputs = F.interpolate(inputs, scale_factor=self.factor, mode="bilinear", align_corners=False)
-        return Batch(inputs, self.labels(), inputs.new_ones(len(inputs)))
+        return Batch(self._enlarged(inputs), self.labels(), inputs.new_ones(len(inputs)))
+
+    def part(self, rows: Tensor, draws: Draws) -> Batch:
+        """Decode some samples alone."""
+        own = self.addresses.transpose(0, 1).flatten(0, 1).index_select(0, rows)
+        inputs = torch.einsum("nk,kxyz->nxyz", own, self.memory)
+        return Batch(self._enlarged(inputs), self.labels()[rows], inputs.new_ones(len(inputs)))
+
+    def _enlarged(self, images: Tensor) -> Tensor:
+        if self.factor == 1:
+            return images
+        return F.interpolate(images, scale_factor=self.factor, mode="bilinear", align_corners=False)
 
     def plain_values(self) -> Mapping[str, object]:
         """Return the factor."""
@@ -80,8 +96,28 @@ def addressed_memory(
         draws: the key.
         factor: up-sampling of the bases.
         multiple: how many samples stand for each raw image.
-        bases: how many stand for each raw image of a class, with as many samples as the bytes then hold; 0 leaves them
-            to the samples.
+        bases: how many stand for each raw image of a class, see :func:`memory_sizes`; 0 leaves them to the samples.
+    Raises:
+        ConfigError: a factor that does not divide the sides, or samples and bases that do not fit into the bytes.
+    """
+    samples, count = memory_sizes(room, factor, multiple, bases)
+    if bases and init == "noise":
+        shape = (room.shape[0], room.shape[1] // factor, room.shape[2] // factor)
+        memory, addresses = small_start(samples * room.num_classes, count, shape, draws.fold("memory").to(task.device))
+    else:
+        targets = F.avg_pool2d(room.targets(task, samples, init, draws), factor)
+        memory, addresses = best_approximation(targets, count, draws)
+    by_sample = addresses.view(room.num_classes, samples, count).transpose(0, 1)
+    return AddressedMemory(memory, by_sample, room.labels(samples, 1), factor).to(task.device)
+
+
+def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: int = 0) -> tuple[int, int]:
+    """Return how many samples of each class a memory within a budget has, and how many bases.
+
+    Given bases leave room for as many samples as the rest of the bytes hold, up to :data:`MOST_PER_CLASS` of each class
+    and :data:`MOST_IN_ALL`, or ``multiple`` for each raw image where these are more. Then the bytes go to more bases.
+
+    Args: as for :func:`addressed_memory`.
     Raises:
         ConfigError: a factor that does not divide the sides, or samples and bases that do not fit into the bytes.
     """
@@ -93,8 +129,9 @@ def addressed_memory(
         count = bases * room.per_class
         left = room.stored_bytes - FLOAT_BYTES * basis * count
         samples = left // (FLOAT_BYTES * room.num_classes * count + per_label)
-    else:
-        samples = room.per_class * multiple
+    most = max(min(MOST_PER_CLASS, MOST_IN_ALL // room.num_classes), multiple * room.per_class)
+    if not bases or samples > most:
+        samples = most if bases else room.per_class * multiple
         total = samples * room.num_classes
         count = (room.stored_bytes - samples * per_label) // (FLOAT_BYTES * (basis + total))
     if samples < 1 or count < 1:
@@ -104,14 +141,7 @@ def addressed_memory(
             told = f"{samples} samples per class leave no basis in {room.stored_bytes} bytes"
             wanted = "use a larger budget, or a multiple from 1 that is smaller"
         raise ConfigError(f"{told}; {wanted}")
-    if bases and init == "noise":
-        shape = (room.shape[0], height // factor, width // factor)
-        memory, addresses = small_start(samples * room.num_classes, count, shape, draws.fold("memory").to(task.device))
-    else:
-        targets = F.avg_pool2d(room.targets(task, samples, init, draws), factor)
-        memory, addresses = best_approximation(targets, count, draws)
-    by_sample = addresses.view(room.num_classes, samples, count).transpose(0, 1)
-    return AddressedMemory(memory, by_sample, room.labels(samples, 1), factor).to(task.device)
+    return samples, count
 
 
 def small_start(total: int, bases: int, shape: tuple[int, int, int], draws: Draws) -> tuple[Tensor, Tensor]:

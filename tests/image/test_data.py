@@ -491,6 +491,18 @@ def test_a_large_folder_is_mapped_and_decoded_once(tmp_path: Path, monkeypatch: 
         load(root / "train", size=8)
 
 
+def test_a_large_folder_without_test_images_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    write_images(tmp_path / "pets", n=6)
+    monkeypatch.setattr(files, "IN_MEMORY", 100)
+    monkeypatch.setattr(files, "_fitted", lambda path, shape: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=r"pets holds 12 images, 2,304 bytes, .* in memory \(up to 100 bytes\); move"):
+        load(tmp_path / "pets", size=8)
+    assert not list(tmp_path.rglob("*.bin"))
+
+
 def test_images_are_decoded_once_whatever_bytes_their_names_are(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b\udcff"]
     for path in paths:

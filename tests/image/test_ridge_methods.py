@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mmdistill.cli import main
-from mmdistill.distill import distill
+from mmdistill.distill import distill, find_method
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError, ShapeError
@@ -75,7 +76,27 @@ def test_a_run_with_fixed_labels_is_read_again(tmp_path: Path, caplog: pytest.Lo
 @pytest.mark.parametrize(("data", "classes"), [("cifar10", 10), ("cifar100", 100), ("tiny-imagenet", 200)])
 def test_kip_regresses_5000_real_images_of_all_classes_together(data: str, classes: int) -> None:
     for name in ("kip", "kip-conv"):
-        assert get_method(DOMAIN, name, data).settings(1).real_batch * classes == 5000
+        for method in (own := get_method(DOMAIN, name, data), own.for_classes(classes)):
+            assert method.settings(1).real_batch * classes == 5000
+
+
+@pytest.mark.parametrize(("classes", "each"), [(100, 50), (7, 714), (6000, 1)])
+def test_kip_regresses_as_many_of_own_images_of_many_classes(classes: int, each: int) -> None:
+    images, labels = KEY.uniform(classes, 1, 8, 8), torch.arange(classes)
+    task = image_task((images, labels), test=(images, labels), width=4)
+    for method in ("kip", "kip-conv", get_method(DOMAIN, "kip")):
+        found, _ = find_method(task, method, "published")
+        assert found.settings(1).real_batch == each
+        assert found.with_settings(real_batch=500).settings(1).real_batch == 500  # as a user asks
+    assert get_method(DOMAIN, "kip", "digits").for_classes(10).settings(1).real_batch == 50
+
+
+def test_the_command_line_counts_the_classes_of_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = np.random.default_rng(0).integers(0, 256, (100, 1, 8, 8)).astype(np.uint8), np.arange(100) % 50
+    np.savez(tmp_path / "own.npz", images=images, labels=labels, test_images=images, test_labels=labels)
+    options = ["--data", str(tmp_path / "own.npz"), "--method", "kip", "--ipc", "1", "--out", str(tmp_path / "run")]
+    assert main(["distill", *options, "--dry-run"]) == 0
+    assert "real batch 100," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,18 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.image.methods import METHODS
-from mmdistill.image.storage import addressed, hallucinated, latent
+from mmdistill.image.storage import PARAMETERIZATIONS, addressed, hallucinated, latent
 from mmdistill.image.task import ImageTask, image_task
 from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.method import Storage
@@ -23,12 +25,20 @@ from mmdistill.parameterizations.decoder import (
     Hallucinator,
     LatentDecoder,
     hallucinated_bases,
+    latent_codes,
     make_decoders,
 )
-from mmdistill.parameterizations.memory import AddressedMemory, addressed_memory, best_approximation, small_start
+from mmdistill.parameterizations.memory import (
+    AddressedMemory,
+    addressed_memory,
+    best_approximation,
+    memory_sizes,
+    small_start,
+)
 from mmdistill.parameterizations.raw import noise_like
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
+from mmdistill.task import take
 from tests.oracles import storage as oracle
 
 KEY = Draws(4)
@@ -99,6 +109,84 @@ def test_addresses_combine_bases_as_the_equation_says() -> None:
             row += 1
 
 
+@pytest.mark.parametrize("factor", [1, 2])
+def test_some_samples_of_a_memory_are_decoded_alone(factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, addresses = KEY.fold("m").normal(3, 1, 4, 4), KEY.fold("a").normal(5, 4, 3)
+    made = AddressedMemory(memory, addresses, FixedLabels(torch.arange(4).repeat_interleave(5)), factor)
+    whole, rows = made(KEY), torch.tensor([19, 0, 7, 7])
+    monkeypatch.setattr(AddressedMemory, "forward", lambda *args: pytest.fail("all were decoded"))
+    part = made.part(rows, KEY)
+    torch.testing.assert_close(part.inputs, take(whole, rows).inputs)
+    assert part.targets.tolist() == [3, 0, 1, 1]  # type: ignore[union-attr]
+    assert part.weight.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "per_class", "samples", "bases"),
+    [
+        (10, 28, 1, 28, 16),  # as published; those of ten classes are what their bytes hold
+        (10, 32, 10, 115, 160),
+        (10, 32, 50, 115, 800),
+        (10, 64, 1, 128, 28),
+        (100, 32, 1, 128, 22),
+        (200, 64, 1, 100, 106),
+        (1000, 64, 1, 20, 532),
+        (1000, 64, 10, 40, 2852),
+    ],
+)
+def test_a_memory_of_many_classes_has_more_bases_in_place_of_samples(
+    classes: int, side: int, per_class: int, samples: int, bases: int
+) -> None:
+    channels = 1 if side == 28 else 3
+    room = ImageBudget(per_class, (channels, side, side), classes, "hard")
+    assert memory_sizes(room, bases=16) == (samples, bases)
+    taken = 4 * bases * (room.numel // 4 + samples * classes) + samples * classes * room.label_bytes
+    assert taken <= room.stored_bytes
+
+
+def test_a_step_decodes_the_samples_that_its_students_read(task: ImageTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"steps": 2, "real_batch": 20, "inner_steps": 3, "inner_batch": 5, "inner_window": 2}
+    asked: list[int] = []
+    part = AddressedMemory.part
+    monkeypatch.setattr(
+        AddressedMemory, "part", lambda self, rows, draws: asked.append(len(rows.unique())) or part(self, rows, draws)
+    )
+    found = distill(task, "addmem", ipc=1, settings=settings)
+    assert found.batch.weight.shape == (20,)
+    assert asked == [15, 15]
+    distill(task, "addmem", ipc=1, settings={**settings, "inner_batch": 7})  # which may read all
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERIZATIONS))
+@pytest.mark.parametrize("label", ["hard", "soft"])
+def test_storages_know_how_many_samples_they_hold(task: ImageTask, name: str, label: LabelKind) -> None:
+    storage, settings = PARAMETERIZATIONS[name], replace(CORE_METHODS["dm"].settings(20), init="noise")
+    made = storage(task, 20, settings, label, KEY)
+    if storage.samples is None:
+        assert name == "raw"
+    else:
+        assert storage.samples(task, 20, settings, label) == len(decoded(made))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "addmem", "--ipc", "1"], "ipc 1, 20 samples"),
+        (["--method", "kfs", "--ipc", "10"], "ipc 10, 760 samples"),
+        (["--method", "haba", "--ipc", "10"], "ipc 10, 180 samples"),
+        (["--method", "dm", "--ipc", "1", "--parameterization", "upsample-2"], "ipc 1, 40 samples"),
+        (["--method", "dm", "--ipc", "1"], "ipc 1"),
+    ],
+)
+def test_a_dry_run_says_to_how_many_samples_a_set_decodes(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["distill", "--data", "digits", *options, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("budget")]
+    assert line.removeprefix("budget").strip() == said
+
+
 def test_bases_are_enlarged_between_the_centres_of_their_pixels() -> None:
     memory = torch.tensor([0.0, 1.0]).expand(1, 1, 2, 2).contiguous()
     found = decoded(AddressedMemory(memory, torch.ones(1, 1, 1), FixedLabels(torch.zeros(1, dtype=torch.long)), 2))
@@ -111,6 +199,51 @@ def test_hallucinated_bases_start_as_real_images_of_their_class(task: ImageTask)
     per_class = len(made.codes) // 10
     assert per_class > 1
     assert torch.equal(task.data.train_labels[nearest.argmin(1)], torch.arange(10).repeat_interleave(per_class))
+
+
+def test_large_starts_are_fitted_in_minibatches_nearly_as_well(
+    task: ImageTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, taken = ImageBudget.of(task, 5, "hard"), list[int]()
+    images_of = DecodedCodes.images_of
+
+    def noted(self: DecodedCodes, codes: Tensor) -> Tensor:
+        taken.append(len(codes))
+        return images_of(self, codes)
+
+    def distance(at_once: int, steps: int = 60) -> float:
+        monkeypatch.setattr("mmdistill.parameterizations.decoder.FITTED_AT_ONCE", at_once)
+        taken.clear()
+        made = latent_codes(task, room, "real", KEY, factor=2, width=4, warm_up=steps)
+        assert len(taken) == steps
+        targets = room.targets(task, len(made.codes) // 10 * 2, "real", KEY)
+        return float((images_of(made, made.codes.detach()).detach() - targets).square().mean())
+
+    monkeypatch.setattr(DecodedCodes, "images_of", noted)
+    monkeypatch.setattr("mmdistill.parameterizations.decoder.FITTED_TOGETHER", 60)
+    far, whole = distance(0, steps=0), distance(10**6)
+    (codes,) = set(taken)
+    near = distance(0)
+    assert codes > 90
+    assert sum(taken[: -(-codes // 30)]) == codes  # each once, before any comes again
+    assert max(taken) == 30
+    assert near < whole + (far - whole) / 4
+
+
+def test_the_fitting_of_a_start_shows_a_bar_where_the_run_does(
+    task: ImageTask, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"steps": 1, "real_batch": 4}
+    monkeypatch.setattr("mmdistill.parameterizations.decoder.UNSHOWN_SECONDS", 1000.0)
+    distill(task, "kfs", ipc=1, settings=settings, progress=True)
+    assert "fitting the start" not in capsys.readouterr().err  # of a moment
+    monkeypatch.setattr("mmdistill.parameterizations.decoder.UNSHOWN_SECONDS", 0.0)
+    distill(task, "kfs", ipc=1, settings=settings)
+    assert not capsys.readouterr().err
+    distill(task, "kfs", ipc=1, settings=settings, progress=True)
+    said = capsys.readouterr().err
+    assert said.index("fitting the start") < said.index("digits kfs")
+    assert "300/300" in said
 
 
 def test_every_code_meets_every_decoder() -> None:
