@@ -150,7 +150,7 @@ def _rfad_settings(ipc: int) -> Settings:
 
 
 def _kip_settings(ipc: int, classes: int = 10) -> Settings:
-    """Return the settings, by which as many images of each class make up a target batch of 5000.
+    """Return the settings, by which as many images of each class make up a target batch of 5000, of own data too.
 
     The published code recommends 1000 steps or more.
     """
