@@ -1,6 +1,6 @@
 """Coreset selection: initialisers of synthetic sets and the baselines beside every result (Sec. 2.2, 3.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import get_args
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 from mmdistill.abilities import Embeds, Selects
 from mmdistill.allocation import require_members
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
-from mmdistill.labels import one_hot
 from mmdistill.networks.schedules import sgd_step
+from mmdistill.portions import filled
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, real_samples
@@ -26,17 +26,18 @@ START_BATCH = 64
 """Minibatch of the network that looks at them."""
 BRIEF_LR = 0.01
 """Learning rate of networks that train for a few steps to look at samples."""
+EMBEDDED_MOST = 1 << 28
+"""Numbers in the embedding of all samples (1 GiB) from which classes are looked at one after the other."""
 CRAIG_MOST = 8192
 """Samples of a class whose pairs CRAIG compares: 256 MiB of distances."""
 
 
 def _members(labels: Tensor | None, total: int, counts: Tensor) -> list[Tensor]:
     """Return the sample indices of each class (of the one group without classes), checked against the counts."""
-    groups = (
-        [torch.arange(total)]
-        if labels is None
-        else [(labels == index).nonzero().flatten() for index in range(len(counts))]
-    )
+    groups = [torch.arange(total)]
+    if labels is not None:
+        sizes = torch.bincount(labels, minlength=len(counts)).tolist()
+        groups = list(torch.split(torch.argsort(labels, stable=True), sizes))[: len(counts)]
     require_members(torch.tensor([len(members) for members in groups]), counts)
     return groups
 
@@ -239,8 +240,8 @@ def _chunks(task: Task, indices: Tensor) -> tuple[Tensor, ...]:
 
 def _embedded(task: Task, network: NetworkState, indices: Tensor) -> Tensor:
     """Return the last feature layer of real samples, ``(len(indices), d)``."""
-    rows = []
-    with torch.no_grad():
+
+    def layers() -> Iterator[Tensor]:
         for part in _chunks(task, indices):
             inputs = task.select(part).inputs
             try:
@@ -251,8 +252,10 @@ def _embedded(task: Task, network: NetworkState, indices: Tensor) -> Tensor:
                 ) from error
             if layer.shape[0] != num_samples(inputs):
                 raise DataError("features returned another number of rows than samples were given")
-            rows.append(layer)
-    return torch.cat(rows)
+            yield layer
+
+    with torch.no_grad():
+        return filled(layers(), len(indices))
 
 
 def last_layer_gradients(task: Task, draws: Draws, steps: int = 100) -> tuple[Tensor, Tensor]:
@@ -277,14 +280,12 @@ def last_layer_gradients(task: Task, draws: Draws, steps: int = 100) -> tuple[Te
     else:
         network, everything = briefly_trained(task, draws, steps), torch.arange(task.describe().num_train)
         embedding = _embedded(task, network, everything)
-        rows = []
         with torch.no_grad():
-            for part in _chunks(task, everything):
-                rows.append(task.predict(network, task.select(part).inputs)[0].softmax(1))
-        probabilities = torch.cat(rows)
-    return probabilities - one_hot(
-        task.labels.to(probabilities.device), task.num_classes, probabilities.dtype
-    ), embedding
+            inputs = (task.select(part).inputs for part in _chunks(task, everything))
+            probabilities = filled((task.predict(network, own)[0].softmax(1) for own in inputs), len(everything))
+    place = probabilities.device  # in place below, since these may be as large as the data
+    probabilities[torch.arange(len(probabilities), device=place), task.labels.to(place)] -= 1
+    return probabilities, embedding
 
 
 def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tensor:
@@ -311,7 +312,10 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
         return random_subset(task.labels, counts, draws.fold("subset"), task.describe().num_train)
     if kind == "craig":
         return _craig_of(task, counts, draws)[0]
-    return _chosen(kind, embed_real(task, draws.fold("embed")), task.labels, counts, draws)
+    if isinstance(task, Embeds):
+        return _chosen(kind, task.embedding(), task.labels, counts, draws)
+    network, everything = briefly_trained(task, draws.fold("embed")), torch.arange(task.describe().num_train)
+    return _looked_at(task, network, everything, task.labels, kind, counts, draws)
 
 
 def require_centroids(init: InitKind, *others: InitKind) -> None:
@@ -350,8 +354,7 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
     sizes = torch.bincount(task.labels, minlength=len(counts))
     candidates = random_subset(task.labels, sizes.clamp(max=most).maximum(counts), draws.fold("candidates"))
     network = briefly_trained(task, draws.fold("embed"), batch=START_BATCH)
-    chosen = _chosen(kind, _embedded(task, network, candidates), task.labels[candidates], counts, draws)
-    return candidates[chosen]
+    return _looked_at(task, network, candidates, task.labels[candidates], kind, counts, draws)
 
 
 def choose_repeatedly(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tensor:
@@ -378,6 +381,20 @@ def _chosen(kind: str, embedding: Tensor, labels: Tensor | None, counts: Tensor,
     if kind == "k-center":
         return k_center(embedding, labels, counts)
     return k_means_nearest(embedding, labels, counts, draws.fold("k-means"))
+
+
+def _looked_at(
+    task: Task, network: NetworkState, rows: Tensor, labels: Tensor | None, kind: str, counts: Tensor, draws: Draws
+) -> Tensor:
+    """Return those of some real samples that a rule chooses by a network's features; class by class where it can."""
+    large = len(rows) * _embedded(task, network, rows[:1]).shape[1] > EMBEDDED_MOST
+    if not large or labels is None or kind not in ("herding", "k-center"):  # others draw by the class's number
+        return rows[_chosen(kind, _embedded(task, network, rows), labels, counts, draws)]
+    chosen = []
+    for members, wanted in zip(_members(labels, len(labels), counts), counts[:, None], strict=True):
+        own = rows[members]
+        chosen.append(own[_chosen(kind, _embedded(task, network, own), None, wanted, draws)])
+    return torch.cat(chosen)
 
 
 def _craig_of(task: Task, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Losses with their gradients, and features without, in portions: of batches by samples, of classes by class."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -99,8 +99,24 @@ def features_by_portions(features: Callable[[Inputs], Tensor], inputs: Inputs) -
         if not isinstance(inputs, Tensor) or inputs.device.type != "cpu" or not len(inputs):
             return features(inputs)
         size = _even(len(inputs), max(CACHED * len(inputs) // max(inputs.numel(), 1), 1))
-        found = [features(part) for part in torch.split(inputs, size)]
-    return found[0] if len(found) == 1 else torch.cat(found)
+        return filled((features(part) for part in torch.split(inputs, size)), len(inputs))
+
+
+def filled(parts: Iterable[Tensor], rows: int) -> Tensor:
+    """Return parts one below the other, of which no more than one is held beside the whole.
+
+    Args:
+        parts: tensors of some rows each, one after the other, that nothing differentiates.
+        rows: of all of them.
+    """
+    whole, start = None, 0
+    for part in parts:
+        if len(part) == rows:
+            return part
+        whole = part.new_empty(rows, *part.shape[1:]) if whole is None else whole
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return torch.empty(0) if whole is None else whole
 
 
 def _even(total: int, largest: int) -> int:

@@ -68,8 +68,9 @@ def on_meta(distiller: Distiller, run: RunState) -> Iterator[None]:
         task._pixels.device, task._pixels._images = META, task._pixels._images.to(META)
         if task.data.whitening is not None:  # its matrix is brought to a device once as well
             task.data.whitening._placed[META] = tuple(t.to(META) for t in task.data.whitening._on(torch.device("cpu")))
-        for name in ("_classes", "_table", "_present"):
-            setattr(task, name, getattr(task, name).to(META))
+        task._classes = task._classes.to(META)
+        for name in ("table", "present"):
+            setattr(task._rows, name, getattr(task._rows, name).to(META))
         for module in (task.network.module, run.parameterization, run.objective):
             _placed(module)
         assert distiller.classes is not None

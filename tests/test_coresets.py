@@ -1,8 +1,13 @@
+import weakref
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from mmdistill import coresets
 from mmdistill.allocation import allocate, require_members
 from mmdistill.coresets import (
     CORESETS,
@@ -22,8 +27,9 @@ from mmdistill.coresets import (
 )
 from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.portions import filled
 from mmdistill.runtime import Draws
-from tests.toys import BlobTask, RecordedTask
+from tests.toys import BlobTask, RecordedTask, Sizes
 
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])
 
@@ -76,6 +82,16 @@ def test_random_subsets_are_class_major_and_without_repeats() -> None:
 def test_random_subsets_of_classes_are_drawn_apart() -> None:
     chosen = random_subset(torch.arange(3).repeat_interleave(50), torch.tensor([5, 5, 5]), Draws(0)).view(3, 5)
     assert len((chosen % 50).unique(dim=0)) == 3
+
+
+def test_many_classes_cost_no_look_at_all_labels_each() -> None:
+    labels = Draws(3).permutation(900) % 300
+    with Sizes() as sizes:
+        chosen = random_subset(labels, torch.full((300,), 2), Draws(0))
+    assert sizes.total < 20 * 900
+    members = [(labels == index).nonzero().flatten() for index in range(300)]
+    drawn = [own[Draws(0).fold(index).permutation(3)[:2]] for index, own in enumerate(members)]
+    assert torch.equal(chosen, torch.cat(drawn))
 
 
 def test_herding_follows_the_greedy_rule() -> None:
@@ -133,6 +149,41 @@ def test_selection_through_a_task() -> None:
         assert len(set(chosen.tolist())) == 6
     with pytest.raises(ConfigError, match="got 'best'"):
         choose_samples(task, "best", torch.tensor([2, 2, 2]), Draws(0))
+
+
+@pytest.mark.parametrize("kind", ["herding", "k-center"])
+def test_of_large_embeddings_one_class_is_held_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, counts = BlobTask(per_class=30), torch.tensor([2, 3, 1])
+    network, rows = briefly_trained(task, Draws(0), steps=3), list[int]()
+    monkeypatch.setattr(coresets, "briefly_trained", lambda task, draws, **kinds: network)
+
+    def noted(parts: Iterator[Tensor], n: int) -> Tensor:
+        rows.append(n)
+        return filled(parts, n)
+
+    def both() -> tuple[Tensor, Tensor]:
+        return choose_samples(task, kind, counts, Draws(0)), choose_start(task, kind, counts, Draws(0), most=29)
+
+    expected = both()
+    monkeypatch.setattr(coresets, "filled", noted)
+    monkeypatch.setattr(coresets, "EMBEDDED_MOST", 87 * 8 - 1)
+    assert all(torch.equal(a, b) for a, b in zip(both(), expected, strict=True))
+    assert max(rows) == 30
+
+
+def test_parts_of_an_embedding_are_not_held_beside_the_whole() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    def parts() -> Iterator[Tensor]:
+        for index in range(5):
+            assert sum(one() is not None for one in alive) <= 1
+            part = torch.full((2, 3), float(index))
+            alive.append(weakref.ref(part))
+            yield part
+            del part
+
+    assert filled(parts(), 10)[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert filled(parts(), 2)[0, 0] == 0
 
 
 def test_a_start_is_chosen_among_drawn_candidates_of_large_classes() -> None:

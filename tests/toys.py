@@ -5,6 +5,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmdistill.compilation import Program
 from mmdistill.distilled import DistilledSet
@@ -128,6 +130,20 @@ class RecordedTask(BlobTask):
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         self.augmented.append((draws, batch, shared))
         return super().augment(draws, batch, shared=shared)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many numbers torch's operations make meanwhile: the most of one, and of all together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.total = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        found = func(*args, **(kwargs or {}))
+        sizes = [tensor.numel() for tensor in tree_leaves(found) if isinstance(tensor, Tensor)]
+        self.largest, self.total = max([self.largest, *sizes]), self.total + sum(sizes)
+        return found
 
 
 class RandomTargets(FreshNetworks):

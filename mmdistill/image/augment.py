@@ -29,6 +29,10 @@ WITHOUT_FLIP: tuple[Operation, ...] = ("color", "crop", "cutout", "scale", "rota
 WARPS: tuple[Operation, ...] = ("crop", "scale", "rotate")
 """What IDC's judges draw from, beside the operations that they always apply."""
 
+TOGETHER = 1 << 23
+"""Numbers of images that are augmented together whatever they are for (2,700 images of 3 x 32 x 32)."""
+AT_ONCE = {"cpu": 1 << 20}
+"""Numbers that a CPU takes at a time of more than these; other devices take :data:`TOGETHER`."""
 ALWAYS_POSSIBLE: tuple[Operation, ...] = ("color", "flip", "cutout")
 """What can be applied beside another operation: all others resample, and an image is resampled once."""
 
@@ -196,6 +200,9 @@ class SiameseAugmentation:
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         """Augment images differentiably; each group of consecutive images shares one set of parameters.
 
+        It takes eight times the images' memory, so of more than :data:`TOGETHER` numbers that nothing differentiates a
+        few groups are augmented at a time.
+
         Shapes:
             images ``(N, channels, height, width)`` in normalised units, N a multiple of the parameters' G; returns the
             same shape.
@@ -208,9 +215,21 @@ class SiameseAugmentation:
             raise ShapeError(
                 f"expected (N, channels, height, width) with N a multiple of {groups}, got {tuple(images.shape)}"
             )
-        height, width = images.shape[-2:]
         parameters = Parameters(*(p if p.dtype == torch.bool else p.to(images.dtype) for p in parameters))
-        x = images.reshape(groups, -1, *images.shape[1:])
+        if images.numel() <= TOGETHER or (images.requires_grad and torch.is_grad_enabled()):
+            return self._applied(images, parameters)
+        parts = -(-images.numel() // AT_ONCE.get(images.device.type, TOGETHER))
+        some = min(parts, max(groups // 2, 1))  # of two groups at least: the product of one matrix is another kernel's
+        result, per = torch.empty_like(images, memory_format=torch.contiguous_format), len(images) // groups
+        stop = 0
+        for part in zip(*(field.tensor_split(some) for field in parameters), strict=True):
+            start, stop = stop, stop + per * len(part[0])
+            result[start:stop] = self._applied(images[start:stop], Parameters(*part))
+        return result
+
+    def _applied(self, images: Tensor, parameters: Parameters) -> Tensor:
+        height, width = images.shape[-2:]
+        x = images.reshape(len(parameters.holed), -1, *images.shape[1:])
         x = color(x, parameters.brightness, parameters.saturation, parameters.contrast)
         x = resample(x, parameters.matrix, parameters.shift)
         sizes = self._hole_size(height), self._hole_size(width)

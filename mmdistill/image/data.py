@@ -312,10 +312,9 @@ def split(
         raise DataError(f"{name} has no test split, and {called} has too few images to hold one out; give test images")
     order = Draws(seed, ("split",)).permutation(len(labels))
     held = (counts * TEST_SHARE).round().long().clamp(min=1)
+    by_class = order[torch.argsort(labels[order], stable=True)]
     rank = torch.empty_like(labels)
-    for index in range(len(counts)):
-        own = order[labels[order] == index]
-        rank[own] = torch.arange(len(own))
+    rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     test = rank < held[labels]
     return images[~test], labels[~test], images[test], labels[test]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdistill.abilities import JUDGING, Judging, judging_set
 from mmdistill.checks import require_kind, require_left_out, require_no_width, require_sizes
 from mmdistill.choices import TrainingPrecision
+from mmdistill.class_rows import ClassRows
 from mmdistill.errors import ShapeError, UnsupportedError, require_choice
 from mmdistill.image.augment import OPERATIONS, WARPS, WITHOUT_FLIP, SiameseAugmentation, image_inputs
 from mmdistill.image.cutmix import cut_and_mix
@@ -32,7 +33,6 @@ from mmdistill.networks.minibatches import learned_steps
 from mmdistill.networks.module import FunctionalModule, ModuleFactory
 from mmdistill.networks.statistics import settled_by_class
 from mmdistill.networks.trial import try_network
-from mmdistill.parameterizations.base import class_table
 from mmdistill.registry import TaskOptions
 from mmdistill.runtime import Draws, Elsewhere, checked_seed, choose_device, host_draws_from
 from mmdistill.task import Batch, ClassBatch, Dims, Inputs, NetworkState, Scores, TaskInfo, Tensors, one_tensor
@@ -99,8 +99,7 @@ class ImageTask:
         self._beside_pixels = Elsewhere()
         self._classes = data.train_labels.to(device)
         self._test = data.test_images.to(device), data.test_labels.to(device)
-        table, present = class_table(data.train_labels, len(data.class_names))
-        self._table, self._present = table.to(self._pixels.place), present.to(self._pixels.place)
+        self._rows = ClassRows(data.train_labels, len(data.class_names), self._pixels.place)
 
     def __repr__(self) -> str:
         sizes = f"{len(self._classes):,} training and {len(self._test[1]):,} test samples"
@@ -158,13 +157,9 @@ class ImageTask:
         key = draws.to(self._pixels.place)
         if classes is None:
             return self.select(key.permutation(len(self._classes))[:n])
-        chosen = self._beside_pixels(classes, self._pixels.place)
-        table, present = self._table[chosen], self._present[chosen]
-        scores = key.uniform(*table.shape) + present
-        column = scores.topk(min(n, table.shape[1]), dim=1).indices
-        batch = self.select(table.gather(1, column))
-        weight = present.gather(1, column).to(self.device, non_blocking=True)
-        return ClassBatch(Batch(batch.inputs, batch.targets, weight), Dims(0, 0))
+        rows, weight = self._rows.draw(key, self._beside_pixels(classes, self._pixels.place), n)
+        batch = self.select(rows)
+        return ClassBatch(batch._replace(weight=weight.to(self.device, non_blocking=True)), Dims(0, 0))
 
     def augment(self, draws: Draws, batch: Batch | ClassBatch, *, shared: bool) -> Batch | ClassBatch:
         """Apply DSA's augmentation: one operation per call, or per class of a class batch."""

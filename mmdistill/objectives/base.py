@@ -1,7 +1,7 @@
 """The Objective contract, the network it reads, and per-class gradients."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
@@ -21,6 +21,10 @@ RealView = Literal["classes", "flat"]
 
 LOOP_FROM = 16_384
 """Numbers in one class's inputs from which a CPU takes classes one at a time (about 20 images of 28 x 28)."""
+GRADIENTS = 1 << 24
+"""Numbers in the gradients of the classes that a CPU takes together where they are small (64 MiB)."""
+FEWEST = 16
+"""Classes that it takes together then, and whose gradients are averaged together, however large the network."""
 ON_DEVICE = 1 << 23
 """Numbers of inputs that other devices than a CPU take through a network at once (2,700 images of 3 x 32 x 32), for the
 activations of which the field's ConvNet needs about 10 GiB where it keeps a graph."""
@@ -226,25 +230,46 @@ def class_gradients(network: Network, batch: ClassBatch) -> Tensors:
     with network.lowered(batch):
         if size > 1 and size >= batch.num_classes:
             return _together(network, batch)
+        if not torch.is_grad_enabled():
+            return _filled(network, batch, size)
+        trees = [tree for _, tree in _by_parts(network, batch, size)]
+    join = torch.cat if size > 1 else torch.stack
+    return {name: join([tree[name] for tree in trees]) for name in network.state.params}
+
+
+def _by_parts(network: Network, batch: ClassBatch, size: int) -> Iterator[tuple[slice, Tensors]]:
+    """Return the gradients of so many classes after the other; those of one without a class axis."""
+    for start in range(0, batch.num_classes, size):
+        rows = slice(start, start + size)
         if size > 1:
-            parts = [_together(network, batch.part(start, start + size)) for start in range(0, batch.num_classes, size)]
-            return {name: torch.cat([part[name] for part in parts]) for name in network.state.params}
-        trees = [_gradient(network, batch.one_class(index)) for index in range(batch.num_classes)]
-    return {name: torch.stack([tree[name] for tree in trees]) for name in network.state.params}
+            yield rows, _together(network, batch.part(start, rows.stop))
+        else:
+            yield rows, _gradient(network, batch.one_class(start))
+
+
+def _filled(network: Network, batch: ClassBatch, size: int) -> Tensors:
+    """Return all classes' gradients, without a graph; beside the whole no more than one part is held."""
+    whole: Tensors = {}
+    for rows, tree in _by_parts(network, batch, size):
+        for name, parameter in network.state.params.items():
+            if name not in whole:
+                whole[name] = tree[name].new_empty(batch.num_classes, *parameter.shape)
+            whole[name][rows] = tree[name]
+    return whole
 
 
 def classes_at_once(network: Network, batch: ClassBatch) -> int:
     """Return how many classes' gradients one call takes: as many as the network says, or as is fastest.
 
     That is one where a class is compiled for CUDA, and where it is large on a CPU (grouped convolutions and vmapped
-    norms are slow there).
+    norms are slow there). Of many small classes it is as many as have :data:`GRADIENTS` together.
     """
     if network.classes_at_once:
         return network.classes_at_once
     if batch.dims.inputs is None:  # the classes share their inputs
         return batch.num_classes
     if batch.batch.weight.device.type == "cpu":
-        return 1 if _worth_looping(batch) else batch.num_classes
+        return 1 if _worth_looping(batch) else _of_parameters(network, batch.num_classes)
     return 1 if network.compiled is not None else _part_of(batch, ON_DEVICE)
 
 
@@ -301,6 +326,13 @@ def _gradient(network: Network, batch: Batch) -> Tensors:
 def _worth_looping(batch: ClassBatch) -> bool:
     """Return whether one class alone keeps a CPU busy."""
     return _numbers(batch) >= LOOP_FROM * batch.num_classes
+
+
+def _of_parameters(network: Network, classes: int) -> int:
+    """Return the classes in one of the fewest even parts whose gradients are no more than :data:`GRADIENTS`."""
+    each = sum(parameter.numel() for parameter in network.state.params.values())
+    parts = -(-classes // max(GRADIENTS // max(each, 1), FEWEST))
+    return max(-(-classes // max(parts, 1)), 1)
 
 
 def _numbers(batch: ClassBatch) -> int:

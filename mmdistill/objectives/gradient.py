@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from mmdistill.errors import ConfigError, require_choice
 from mmdistill.objectives.base import (
+    FEWEST,
     Network,
     Objective,
     class_gradients,
@@ -103,26 +104,24 @@ class GradientMatching(Objective):
         syn, real = class_sides(syn, real, "gradient matching")
         if self.augment is not None:
             syn, real = self.augment(draws, syn), self.augment(draws, real)
-        with torch.no_grad():
-            real_gradients = class_gradients(network, real)
         shares = class_shares(syn) if self.weights == "share" else None
+        reals = RealGradients(network, real)
         if self.additive(network):
 
             def term(part: ClassBatch, rows: slice) -> Tensor:
-                own = {name: gradient[rows] for name, gradient in real_gradients.items()}
                 some = None if shares is None else shares[rows]
-                return self.within(class_gradients(network, part), own, some)
+                return self.within(class_gradients(network, part), reals(rows), some)
 
             return sum_by_classes(term, syn, classes_at_once(network, syn))
-        return self.across(network, syn, real_gradients, shares)
+        return self.across(network, syn, reals, shares)
 
     def additive(self, network: Network) -> bool:
         """Return whether the distance is a sum of one term for each class."""
         return self.reduction == "per-class" or (self.warm_up is not None and self.warm_up.lasts(network))
 
-    def across(self, network: Network, syn: ClassBatch, real: Tensors, shares: Tensor | None) -> Tensor:
-        """Return the distance where it compares classes together, ``real`` being their gradients."""
-        return self.distance(self.mean_gradient(network, syn, shares), _class_mean(real, shares)).sum()
+    def across(self, network: Network, syn: ClassBatch, real: "RealGradients", shares: Tensor | None) -> Tensor:
+        """Return the distance where it compares classes together."""
+        return self.distance(self.mean_gradient(network, syn, shares), real.mean(shares)).sum()
 
     def mean_gradient(self, network: Network, batch: ClassBatch, shares: Tensor | None) -> Tensors:
         """Return the (weighted) mean of the classes' gradients (Eq. 9), with a class axis of one.
@@ -173,12 +172,83 @@ class MultiLevelGradientMatching(GradientMatching):
         """Return False: the means over classes are compared too."""
         return False
 
-    def across(self, network: Network, syn: ClassBatch, real: Tensors, shares: Tensor | None) -> Tensor:
+    def across(self, network: Network, syn: ClassBatch, real: "RealGradients", shares: Tensor | None) -> Tensor:
         """Return the distance within classes plus the weighted one between their means (Eq. 10)."""
-        own = class_gradients(network, syn)
         balance = syn.num_classes if self.balance is None else self.balance
-        means = self.distance(_class_mean(own, shares), _class_mean(real, shares)).sum()
-        return self.within(own, real, shares) + balance * means
+        if 0 < network.classes_at_once < syn.num_classes and syn.dims == Dims(0, 0):
+            return self._by_parts(network, syn, real, balance)
+        own, found = class_gradients(network, syn), real(slice(0, syn.num_classes))
+        means = self.distance(_class_mean(own, shares), _class_mean(found, shares)).sum()
+        return self.within(own, found, shares) + balance * means
+
+    def _by_parts(self, network: Network, syn: ClassBatch, real: "RealGradients", balance: float) -> Tensor:
+        r"""Return the same with the gradients of some classes at a time, those of the synthetic side taken twice.
+
+        What the distance between the means says of a class is its gradient at the mean of all,
+        :math:`\langle \nabla_{\bar g} d, g_{S,c} \rangle / C`, once that mean is known.
+        """
+        classes, size, sums = syn.num_classes, network.classes_at_once, dict[str, Tensor]()
+
+        def within(part: ClassBatch, rows: slice) -> Tensor:
+            own, found = class_gradients(network, part), real(rows)
+            for name, gradient in own.items():
+                both = torch.stack([gradient.detach().sum(0), found[name].sum(0)])
+                sums[name] = sums[name] + both if name in sums else both
+            return self.within(own, found, None)
+
+        value = sum_by_classes(within, syn, size)
+        means = {name: (both[:1] / classes).requires_grad_() for name, both in sums.items()}
+        with torch.enable_grad():
+            between = self.distance(means, {name: both[1:] / classes for name, both in sums.items()}).sum()
+        found = torch.autograd.grad(between, list(means.values()), materialize_grads=True)
+        slopes = {name: slope / classes for name, slope in zip(means, found, strict=True)}
+
+        def along(part: ClassBatch, rows: slice) -> Tensor:
+            own = class_gradients(network, part)
+            return torch.stack([(own[name] * slope).sum() for name, slope in slopes.items()]).sum()
+
+        slope = sum_by_classes(along, syn, size)
+        return value + balance * (between.detach() + slope - slope.detach())
+
+
+class RealGradients:
+    """The real side's gradients, without a graph, of the classes that are asked for.
+
+    Where one call takes all classes they are kept, else made anew: as many as are asked for.
+
+    Args:
+        network: the network.
+        real: one batch per class.
+    """
+
+    def __init__(self, network: Network, real: ClassBatch) -> None:
+        self.network = network
+        self.real = real
+        self.size = real.num_classes if real.dims != Dims(0, 0) else classes_at_once(network, real)
+        self._whole: Tensors | None = None
+
+    def __call__(self, rows: slice) -> Tensors:
+        """Return the gradients of consecutive classes."""
+        classes = self.real.num_classes
+        if self.size < classes and rows != slice(0, classes):
+            with torch.no_grad():
+                return class_gradients(self.network, self.real.part(rows.start, rows.stop))
+        if self._whole is None:
+            with torch.no_grad():
+                self._whole = class_gradients(self.network, self.real)
+        return self._whole if rows == slice(0, classes) else {name: own[rows] for name, own in self._whole.items()}
+
+    def mean(self, shares: Tensor | None) -> Tensors:
+        """Return the (weighted) mean over classes, with a class axis of one."""
+        classes = self.real.num_classes
+        if shares is not None or classes <= max(FEWEST, self.size):
+            return _class_mean(self(slice(0, classes)), shares)
+        sums: Tensors = {}
+        for start in range(0, classes, self.size):
+            for name, gradient in self(slice(start, start + self.size)).items():
+                own = gradient.sum(0, keepdim=True)
+                sums[name] = sums[name].add_(own) if name in sums else own
+        return {name: total / classes for name, total in sums.items()}
 
 
 def class_shares(batch: ClassBatch) -> Tensor:

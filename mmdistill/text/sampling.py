@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mmdistill.class_rows import LongTail, is_long_tailed
 from mmdistill.parameterizations.base import class_table
 from mmdistill.runtime import Draws
 
@@ -17,6 +18,9 @@ class ClassRows:
     """
 
     def __init__(self, labels: Tensor, num_classes: int, device: torch.device) -> None:
+        self.tail = LongTail(labels, num_classes, device) if is_long_tailed(labels, num_classes) else None
+        if self.tail is not None:
+            return
         table, present = class_table(labels, num_classes)
         self.table, self.present = table.to(device), present.to(device)
 
@@ -29,6 +33,9 @@ class ClassRows:
         Shapes:
             Returns indices and weights, both ``(len(classes), min(n, largest class))``.
         """
+        if self.tail is not None:
+            found, weight = self.tail.draw(draws, classes.to(self.tail.order.device), n)
+            return torch.where(weight > 0, found, found[:, :1]), weight
         rows = classes.to(self.table.device)
         table, present = self.table[rows], self.present[rows]
         keys = draws.uniform(*self.table.shape)[rows] + (1 - present)  # absent entries sort last

@@ -134,6 +134,28 @@ def test_gradients_reach_the_images(operation: Operation) -> None:
     assert torch.autograd.gradcheck(lambda t: config.apply(t, parameters), (x,))
 
 
+@pytest.mark.parametrize("groups", [7, 3, 1])
+def test_of_many_images_a_few_groups_are_augmented_at_a_time(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    augmentation, images = SiameseAugmentation(), Draws(3).normal(groups * 5, 3, 8, 8)
+    expected = augmentation.augmented(Draws(1), images, groups, shared=True)
+    monkeypatch.setattr(augment, "TOGETHER", images.numel() - 1)
+    monkeypatch.setattr(augment, "AT_ONCE", {"cpu": images[:5].numel()})
+    seen: list[int] = []
+    whole = augment.color
+
+    def noted(x: Tensor, *strengths: Tensor) -> Tensor:
+        seen.append(len(x))
+        return whole(x, *strengths)
+
+    monkeypatch.setattr(augment, "color", noted)
+    assert torch.equal(augmentation.augmented(Draws(1), images, groups, shared=True), expected)
+    assert seen == {7: [3, 2, 2], 3: [3], 1: [1]}[groups]
+    seen.clear()
+    leaf = images.requires_grad_()
+    assert torch.equal(augmentation.augmented(Draws(1), leaf, groups, shared=True).detach(), expected)
+    assert seen == [groups]  # one graph where it is differentiated
+
+
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="one or more of color"):
         SiameseAugmentation(())

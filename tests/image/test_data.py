@@ -21,10 +21,12 @@ from mmdistill.errors import ConfigError, DataError, UnsupportedError
 from mmdistill.graph.sources import load_graph
 from mmdistill.image import files, image_task, known
 from mmdistill.image.data import build, channel_moments
+from mmdistill.image.data import split as held_out
 from mmdistill.image.datasets import accepts, load
 from mmdistill.image.task import MIRRORED, make_task
 from mmdistill.registry import TaskOptions, domain_of
 from mmdistill.runtime import Draws, data_root
+from tests.toys import Sizes
 
 needs_mnist = pytest.mark.skipif(
     not (data_root() / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").is_file(),
@@ -268,6 +270,19 @@ def test_an_image_folder_is_split_by_class(tmp_path: Path) -> None:
     assert data.train_labels.tolist() == [0] * 4 + [1] * 4
     assert data.test_labels.tolist() == [0, 1]
     assert load(str(tmp_path / "pets")).fingerprint == data.fingerprint
+
+
+def test_many_classes_are_split_without_a_look_at_all_labels_for_each() -> None:
+    labels = Draws(2).permutation(1200) % 240
+    images = torch.arange(1200).view(-1, 1, 1, 1)
+    with Sizes() as sizes:
+        train, _, test, classes = held_out("own", images, labels, 7)
+    assert sizes.total < 30 * 1200
+    assert classes.bincount().tolist() == [1] * 240
+    order = Draws(7, ("split",)).permutation(1200)
+    first = [int(order[labels[order] == index][0]) for index in range(240)]  # of each class in the drawn order
+    assert test.flatten().tolist() == sorted(first)
+    assert sorted([*train.flatten().tolist(), *first]) == list(range(1200))
 
 
 def test_what_is_held_out_for_testing_is_said(tmp_path: Path) -> None:

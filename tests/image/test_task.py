@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
 from mmdistill.allocation import allocate
+from mmdistill.class_rows import ClassRows
 from mmdistill.coresets import choose_samples
 from mmdistill.distill import distill
 from mmdistill.distiller import Distiller
@@ -25,7 +26,7 @@ from mmdistill.registry import TaskOptions, get_method
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims
 from mmdistill.testing import check_task
-from tests.toys import held
+from tests.toys import Sizes, held
 
 DIGITS_METHODS = ("dm", "dc", "dsa", "krr")
 
@@ -73,6 +74,32 @@ def test_small_classes_are_padded_with_weight_zero() -> None:
     kept = whole.batch.inputs[1][whole.batch.weight[1] > 0]
     expected = task.select(torch.arange(9, 12)).inputs
     assert sorted(kept.sum((1, 2, 3)).tolist()) == sorted(expected.sum((1, 2, 3)).tolist())
+
+
+def test_a_long_tail_needs_no_table_of_all_classes_by_the_largest() -> None:
+    labels = torch.cat([torch.zeros(400, dtype=torch.long), torch.arange(1, 40).repeat_interleave(2)])
+    labels = labels[Draws(1).permutation(len(labels))]
+    images = torch.arange(len(labels)).view(-1, 1, 1, 1).float().expand(-1, 1, 8, 8).contiguous()
+    task = image_task((images, labels), test=(images, labels), model="mlp", width=4)
+    with Sizes() as sizes:
+        rows, weight = ClassRows(labels, 40, task.device).draw(Draws(0), torch.arange(40), 3)
+    assert sizes.largest <= len(labels)
+    batch = task.sample_real(Draws(0), torch.arange(40), 3)
+    assert isinstance(batch, ClassBatch)
+    assert torch.equal(batch.batch.inputs, task.select(rows).inputs)  # type: ignore[arg-type]
+    assert torch.equal(batch.batch.weight, weight)
+    assert weight.sum(1).tolist() == [3] + [2] * 39
+    for label, (own, there) in enumerate(zip(rows, weight > 0, strict=True)):
+        assert set(labels[own[there]].tolist()) == {label}
+        assert len(own[there].unique()) == int(there.sum())
+    whole, present = task._rows.draw(Draws(2), torch.tensor([7, 0]), 500)
+    assert whole.shape == (2, 400)
+    assert sorted(whole[0][present[0] > 0].tolist()) == (labels == 7).nonzero().flatten().tolist()
+    assert sorted(whole[1].tolist()) == (labels == 0).nonzero().flatten().tolist()
+    drawn = torch.cat([task._rows.draw(Draws(step), torch.tensor([0]), 40)[0][0] for step in range(400)])
+    often = drawn.bincount(minlength=len(labels))[labels == 0]  # 40 of each in the mean, with a deviation of 6
+    assert 15 < int(often.min()) <= int(often.max()) < 70
+    assert 5 < float(often.double().std()) < 7
 
 
 def test_siamese_augmentation_is_shared_by_a_class_and_by_both_sides(digits: ImageTask) -> None:

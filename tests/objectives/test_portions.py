@@ -1,5 +1,7 @@
 """A batch's loss in portions: value and gradient are those of the whole, the network sees no more than a portion."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from mmdistill.objectives import gradient as gradient_module
 from mmdistill.objectives.base import Network, Objective
 from mmdistill.objectives.distances import row_cosine, squared_error
 from mmdistill.objectives.distribution import DistributionMatching
-from mmdistill.objectives.gradient import GradientMatching, WarmUp
+from mmdistill.objectives.gradient import GradientMatching, MultiLevelGradientMatching, WarmUp
 from mmdistill.objectives.performance import FeatureKernel, KernelRidgeMatching
 from mmdistill.objectives.ridge import RandomFeatureRidge
 from mmdistill.objectives.unrolled import InnerRate, UnrolledPerformance
@@ -218,6 +220,73 @@ def test_terms_of_classes_keep_one_graph_and_the_gradient(
     assert isinstance(objective, DistributionMatching) or bool((found[1][1] != 0).any())
     with torch.no_grad():
         assert float(objective(network, syn, real, KEY)) == pytest.approx(float(expected[0]) / 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        GradientMatching(row_cosine),
+        GradientMatching(squared_error, weights="share"),
+        GradientMatching(row_cosine, "class-sum"),
+        MultiLevelGradientMatching(),
+    ],
+)
+def test_of_both_sides_no_more_gradients_are_there_than_of_a_part(
+    objective: GradientMatching, at_once: int, task: BlobTask, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syn, real = class_sides(task, 4)
+    found, seen = [], list[tuple[bool, int]]()
+
+    def noted(network: Network, batch: ClassBatch) -> Tensors:
+        seen.append((torch.is_grad_enabled(), batch.num_classes))
+        return base.class_gradients(network, batch)
+
+    for size in (3, at_once):
+        leaf = syn.batch.inputs.detach().requires_grad_()  # type: ignore[union-attr]
+        batch = ClassBatch(syn.batch._replace(inputs=leaf), syn.dims)
+        value = 3 * objective(network._replace(classes_at_once=size), batch, real, KEY)
+        found.append((value.detach(), *torch.autograd.grad(value, leaf)))
+        monkeypatch.setattr(gradient_module, "class_gradients", noted)
+        monkeypatch.setattr(gradient_module, "FEWEST", 1)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+    assert max(classes for _, classes in seen) == at_once
+    assert sum(classes for graph, classes in seen if not graph) == 3  # the real side is taken once
+
+
+def test_one_class_alone_is_held_beside_the_real_sides_gradients(
+    task: BlobTask, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, real = class_sides(task, 4)
+    expected = base.class_gradients(network._replace(classes_at_once=3), real)
+    alive: list[weakref.ref[Tensor]] = []
+    one_class = base._gradient
+
+    def noted(network: Network, batch: Batch) -> Tensors:
+        assert sum(one() is not None for one in alive) <= 1
+        found = one_class(network, batch)
+        alive.append(weakref.ref(next(iter(found.values()))))
+        return found
+
+    monkeypatch.setattr(base, "_gradient", noted)
+    with torch.no_grad():
+        found = base.class_gradients(network._replace(classes_at_once=1), real)
+    assert len(alive) == 3
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name].detach())
+
+
+def test_many_small_classes_of_a_large_network_go_in_parts(task: BlobTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    many, network = torch.arange(40) % 3, Network(task, task.init(KEY))
+    syn = task.sample_real(KEY, many, 2)
+    assert isinstance(syn, ClassBatch)
+    assert base.classes_at_once(network, syn) == 40
+    each = sum(parameter.numel() for parameter in network.state.params.values())
+    monkeypatch.setattr(base, "GRADIENTS", 30 * each)
+    assert base.classes_at_once(network, syn) == 20  # in even parts
+    monkeypatch.setattr(base, "GRADIENTS", each)
+    assert base.classes_at_once(network, syn) == 14
+    assert base.classes_at_once(network, syn.part(0, 16)) == 16
 
 
 def test_sums_over_classes_take_several_at_once(task: BlobTask) -> None:

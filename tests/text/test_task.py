@@ -41,10 +41,11 @@ from mmdistill.text.judges import (
     ridge_weights,
 )
 from mmdistill.text.reading import Reader
+from mmdistill.text.sampling import ClassRows
 from mmdistill.text.task import TextTask, text_task
 from tests.oracles import text as oracle
 from tests.text.corpus import corpus, sentences, small_task
-from tests.toys import held
+from tests.toys import Sizes, held
 
 OWN_JUDGES = ("mlp", "logreg", "knn", "ridge")
 TFIDF = ("read-alone", "read-tfidf")
@@ -95,6 +96,16 @@ def test_class_gradients_against_loops(task: TextTask, at_once: int) -> None:
             torch.testing.assert_close(
                 found[name][index], torch.tensor(gradient, dtype=torch.float64), rtol=1e-9, atol=1e-12
             )
+
+
+def test_a_long_tail_of_texts_needs_no_table_of_all_classes_by_the_largest() -> None:
+    labels = torch.cat([torch.zeros(400, dtype=torch.long), torch.arange(1, 40).repeat_interleave(2)])
+    with Sizes() as sizes:
+        rows, weight = ClassRows(labels, 40, torch.device("cpu")).draw(Draws(0), torch.arange(40), 3)
+    assert sizes.largest <= len(labels)
+    assert weight.sum(1).tolist() == [3] + [2] * 39
+    assert torch.equal(labels[rows], torch.arange(40)[:, None].expand(40, 3))  # padded by texts of the own class
+    assert len(rows[0].unique()) == 3
 
 
 def test_small_classes_come_whole_and_padded_to_the_largest() -> None:
