@@ -117,11 +117,7 @@ class Distiller:
         return 0 if self.method.solve is not None else self.settings.steps
 
     def start(self) -> RunState:
-        """Build the initial state: initialised samples, fresh optimizers.
-
-        Raises:
-            ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
-        """
+        """Build the initial state: initialised samples, fresh optimizers; refuse parts that cannot go together."""
         objective = self.make_objective()
         objective.begin(self.task, self.draws.fold("objective"))
         parameterization = self.initial()
@@ -144,11 +140,11 @@ class Distiller:
         Raises:
             ConfigError: bf16 for an objective that computes nothing in it, or parts that cannot go together.
         """
-        if self.method.solve is not None:
-            require_precision(self.method, self.precision, Solved())
-            return Solved()
-        objective = self.method.make_objective(self.settings)
+        solved = self.method.solve is not None
+        objective = Solved() if solved else self.method.make_objective(self.settings)
         require_precision(self.method, self.precision, objective)
+        if solved:
+            return objective
         self.described |= {"objective": described(objective), "schedule": described(self.schedule)}
         objective.check(self.task)
         if objective.needs_target and not self.schedule.gives_target:
