@@ -14,7 +14,7 @@ from mmdistill.registry import TaskOptions, get_domain, get_method, get_paramete
 
 def show(name: str, values: list[float], reference: list[float] | None, against: str) -> None:
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    line = f"{name:44s} {100 * statistics.fmean(values):5.1f} +/- {100 * spread:.1f}"
+    line = f"{name:52s} {100 * statistics.fmean(values):5.1f} +/- {100 * spread:.1f}"
     if reference is not None and len(values) == len(reference) > 1:
         gains = [a - b for a, b in zip(values, reference, strict=True)]
         error = statistics.stdev(gains) / len(gains) ** 0.5
@@ -23,12 +23,12 @@ def show(name: str, values: list[float], reference: list[float] | None, against:
 
 
 def run(data: str, ipc: int, chosen: argparse.Namespace) -> None:
-    """Print a row per judge and method: the mean over networks within each seed, its mean and sd over seeds."""
+    """Print a row per judge, metric and method: the mean over networks within each seed, its mean and sd over seeds."""
     domain = get_domain("text")
     task = domain.make_task(data, TaskOptions(model=chosen.model, width=chosen.width, length=chosen.length))
     methods, judges = chosen.methods.split(","), chosen.judges.split(",")
     beside = tuple(name for name in chosen.baselines.split(",") if name)
-    found: dict[str, dict[str, list[float]]] = {judge: {} for judge in judges}
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
         for index, name in enumerate(methods):
             method = get_method(domain, name, data)
@@ -39,15 +39,14 @@ def run(data: str, ipc: int, chosen: argparse.Namespace) -> None:
             judged = evaluate(task, result, judges=judges, n=chosen.networks, seed=seed, baselines=baselines)
             for source, entries in {name: judged.results, **judged.baselines}.items():
                 for entry in entries:
-                    if entry.metric == "accuracy":  # beside which uneven test classes have a balanced one
-                        found[entry.judge].setdefault(source, []).append(entry.mean)
+                    found.setdefault((entry.judge, entry.metric), {}).setdefault(source, []).append(entry.mean)
             shown = ", ".join(f"{entry.judge} {entry.metric} {100 * entry.mean:.1f}" for entry in judged.results)
             size = f"{result.stored_bytes:,} of {result.info.stored_bytes:,} bytes"
             print(f"# {data} ipc {ipc} seed {seed} {name}: {shown}; {result.seconds:.0f} s, {size}", flush=True)
-    for judge, rows in found.items():
+    for (judge, metric), rows in found.items():
         for name, values in rows.items():
             reference = rows.get(chosen.against) if name in methods and name != chosen.against else None
-            show(f"{data} ipc {ipc} {judge} {name}", values, reference, chosen.against)
+            show(f"{data} ipc {ipc} {judge} {metric} {name}", values, reference, chosen.against)
 
 
 def main() -> None:
