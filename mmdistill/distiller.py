@@ -297,7 +297,7 @@ class Distiller:
         """Return a step's loss and its gradients with respect to the tensors of all active groups, in their order."""
         network, made = self._network(run, schedule), run.parameterization
         chosen = made.choose(key.fold("chosen"), self.settings.syn_batch) if takes_some(self.settings, made) else None
-        own, read = key.fold("synthetic"), run.objective.samples_read
+        own, read = key.fold("synthetic"), run.objective.samples_read if run.objective.view == "flat" else None
         rows = made.drawn(key.fold("drawn"), read) if chosen is None else chosen.rows.flatten()
         decoded: Batch = made(own) if rows is None else made.part(rows, own)
         require_alike(made, decoded, real, None if rows is None else len(rows))

@@ -248,21 +248,28 @@ class Method:
             return self
         return replace(self, settings=lambda budget: own.make(budget, classes))
 
+    def _with(self, change: Callable[[Settings], Settings], **others: Any) -> "Method":
+        """Return the method with its settings changed, whatever the budget (and the classes), and with other parts."""
+        base = self.settings
+        if isinstance(base, ByClasses):
+            return replace(
+                self, settings=ByClasses(lambda budget, classes: change(base.make(budget, classes))), **others
+            )
+        return replace(self, settings=lambda budget: change(base(budget)), **others)
+
     def with_settings(self, **changes: object) -> "Method":
         """Return the method with some settings replaced, whatever the budget.
 
         Raises:
             ConfigError: an unknown setting; once the budget is known, one that settings of another class have.
         """
-        base = self.settings
         require_settings(changes, known_names(), f"{', '.join(Settings.__dataclass_fields__)}, and the method's own")
 
-        def settings(budget: int) -> Settings:
-            own = base(budget)
+        def changed(own: Settings) -> Settings:
             require_settings(changes, {**Settings.__dataclass_fields__, **own.__dataclass_fields__})
             return replace(own, **changes)  # type: ignore[arg-type]
 
-        return replace(self, settings=settings)
+        return self._with(changed)
 
     def labelled(self, label: LabelKind) -> "Method":
         """Return the method with labels of another kind; learned ones for which it has no rate get Adam's 0.01.
@@ -276,13 +283,11 @@ class Method:
             return self
         if label not in ("soft", "unrestricted"):
             return replace(self, label=label)
-        base = self.settings
 
-        def settings(budget: int) -> Settings:
-            own = base(budget)
+        def changed(own: Settings) -> Settings:
             return replace(own, optimizers={"labels": OptimizerSpec("adam", 0.01), **own.optimizers})
 
-        return replace(self, label=label, settings=settings)
+        return self._with(changed, label=label)
 
     def with_rate(self, lr: float) -> "Method":
         """Return the method with another learning rate of the samples.
@@ -290,16 +295,14 @@ class Method:
         Raises:
             ConfigError: once the budget is known, where it steps no samples.
         """
-        base = self.settings
 
-        def settings(budget: int) -> Settings:
-            own = base(budget)
+        def changed(own: Settings) -> Settings:
             if "codes" not in own.optimizers:
                 raise ConfigError(f"{self.title} steps no samples, so a learning rate (--lr) means nothing to it")
             codes = replace(own.optimizers["codes"], lr=lr)
             return replace(own, optimizers={**own.optimizers, "codes": codes})
 
-        return replace(self, settings=settings)
+        return self._with(changed)
 
     def stored_as(self, storage: Storage) -> "Method":
         """Return the method with another way of storing its samples, and the rates that this needs.
@@ -310,10 +313,8 @@ class Method:
         """
         if self.solve is not None:
             raise ConfigError(f"{self.title} has a closed form, whose samples are stored as they are")
-        base = self.settings
 
-        def settings(budget: int) -> Settings:
-            own = base(budget)
+        def changed(own: Settings) -> Settings:
             if own.optimizers and "codes" not in own.optimizers:
                 raise ConfigError(
                     f"{self.title} learns its samples' {' and '.join(own.optimizers)} alone and leaves the samples as "
@@ -321,7 +322,7 @@ class Method:
                 )
             return replace(own, optimizers={**own.optimizers, **storage.optimizers})
 
-        return replace(self, parameterization=storage, settings=settings)
+        return self._with(changed, parameterization=storage)
 
 
 def require_settings(changes: Iterable[str], known: Collection[str], listed: str = "") -> None:

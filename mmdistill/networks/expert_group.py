@@ -6,7 +6,7 @@ with them the snapshots since; so the memory that these take does not grow with 
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import safetensors
@@ -72,17 +72,24 @@ class ExpertGroup:
         self._files = files
         return found
 
-    def begun(self, epochs: Sequence[Tensors], device: torch.device) -> Reached:
+    def begun(self, epochs: Iterable[Tensors], device: torch.device) -> Reached:
         """Take the first epochs from elsewhere, of experts whose optimizer keeps nothing, and return where they end.
+
+        They are written one by one, so that no more than one is in memory.
 
         Args:
             epochs: by epoch, the tensors of all experts of the group, ``(M, ...)`` each.
             device: of the training.
         """
-        self._pending = list(epochs)
-        self._kept = -KEPT_EVERY  # so that they are written, and leave the memory, after the next step
-        placed = {name: tensor.to(device, copy=True) for name, tensor in epochs[-1].items()}
-        return Reached(len(epochs) - 1, 0, state_of(placed), None)
+        files: list[str] = []
+        last: Tensors = {}
+        for last in epochs:
+            files.append(f"epochs-{len(files):04d}-{len(files):04d}.safetensors")
+            write_tensors(self.folder / files[-1], {name: own[None] for name, own in last.items()}, self.metadata)
+        self._files = files
+        self._kept = -KEPT_EVERY  # so that the next step says what there is
+        placed = {name: tensor.to(device, copy=True) for name, tensor in last.items()}
+        return Reached(len(files) - 1, 0, state_of(placed), None)
 
     def note(self, at: Standing) -> None:
         """Take the snapshot of an epoch that is over, and write what there is once it is time."""

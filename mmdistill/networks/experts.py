@@ -6,7 +6,7 @@ tensors have a leading axis of epochs; reading one snapshot reads one row of eac
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,12 @@ class Experts:
                     f"{shard(self.folder, expert)} is damaged ({name}); remove it, and it is trained anew"
                 )
         return found._replace(params={name: found.params[name] for name in self.manifest["architecture"]})
+
+    def together(self, experts: Sequence[int], epochs: int) -> Iterator[Tensors]:
+        """Yield the tensors ``(M, ...)`` of some experts, at first and after each of so many epochs."""
+        for epoch in range(epochs + 1):
+            rows = [self._read(expert, epoch) for expert in experts]
+            yield {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _read(self, expert: int, epoch: int | None) -> Tensors:
         """Return one epoch's tensors, or with None check the file alone."""
@@ -380,11 +386,10 @@ class _Trainer:
                 continue
             try:
                 found = Experts(folder, self.task, 0)
-                rows = [[found._read(index, epoch) for index in group] for epoch in range(epochs + 1)]
+                begun = kept.begun(found.together(group, epochs), self.task.device)
             except CheckpointError as error:
                 logger.warning("experts do not go on from those of %d epochs: %s", epochs, error)
                 continue
             logger.info("going on from the %d epochs in %s", epochs, folder)
-            stacked = [{name: torch.stack([one[name] for one in row]) for name in row[0]} for row in rows]
-            return kept.begun(stacked, self.task.device)
+            return begun
         return None

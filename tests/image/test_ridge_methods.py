@@ -84,7 +84,8 @@ def test_kip_regresses_5000_real_images_of_all_classes_together(data: str, class
 def test_kip_regresses_as_many_of_own_images_of_many_classes(classes: int, each: int) -> None:
     images, labels = KEY.uniform(classes, 1, 8, 8), torch.arange(classes)
     task = image_task((images, labels), test=(images, labels), width=4)
-    for method in ("kip", "kip-conv", get_method(DOMAIN, "kip")):
+    own = get_method(DOMAIN, "kip")
+    for method in ("kip", "kip-conv", own, own.with_settings(steps=3), own.with_rate(0.1), own.labelled("soft")):
         found, _ = find_method(task, method, "published")
         assert found.settings(1).real_batch == each
         assert found.with_settings(real_batch=500).settings(1).real_batch == 500  # as a user asks

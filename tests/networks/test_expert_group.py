@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,7 @@ from mmdistill.networks.expert_group import STATE
 from mmdistill.networks.experts import PUBLISHED, ExpertRecipe, train_experts
 from mmdistill.networks.fit import FitProtocol, Standing
 from mmdistill.runtime import Draws, sole_writer
-from mmdistill.task import Task
+from mmdistill.task import Task, Tensors
 from tests.toys import BlobTask
 
 EPOCHS = 6
@@ -89,6 +90,20 @@ def test_what_is_kept_leaves_the_memory(tmp_path: Path) -> None:
     state = task.init(Draws(0))
     group.note(Standing(0, 0, state, torch.optim.SGD(state.params.values(), lr=1.0)))
     assert not group._pending
+
+
+def test_epochs_to_go_on_from_are_written_one_by_one(tmp_path: Path) -> None:
+    group = expert_group.ExpertGroup(tmp_path, [0, 1], "digest")
+
+    def epochs() -> Iterator[Tensors]:
+        for number in range(3):
+            assert len(list(group.folder.glob("epochs-*"))) == number  # the ones before are on disk, not in memory
+            yield {"params.weight": torch.tensor([[number, 0.0], [number, 1.0]])}
+
+    reached = group.begun(epochs(), torch.device("cpu"))
+    assert (reached.epoch, reached.step) == (2, 0)
+    assert reached.state.params["weight"].tolist() == [[2, 0], [2, 1]]
+    assert group.trajectory(1)["params.weight"].tolist() == [[0, 1], [1, 1], [2, 1]]
 
 
 def test_a_file_by_the_clock_comes_an_interval_after_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
