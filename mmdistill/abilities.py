@@ -163,7 +163,7 @@ def judging_set(
 
 
 def chosen_judging(task: Task) -> Judging:
-    """Return what the user set of a task's judging; a protocol is in the judge's name."""
+    """Return what the user set of a task's judging. A named protocol is in the judge's name, one of Python nowhere."""
     return task.judging_chosen if isinstance(task, KeepsJudging) else {}
 
 

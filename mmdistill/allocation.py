@@ -85,7 +85,17 @@ def shares_of(task: Task, budget: int) -> ClassShares:
 
 
 class ShortClassError(DataError):
-    """A class with fewer real samples than are to be chosen of it."""
+    """A class with fewer real samples than are to be chosen of it.
+
+    Args:
+        fact: which class it is, and of how many.
+        advice: what to do about it.
+        misspelt: whether it may be another class, spelt otherwise.
+    """
+
+    def __init__(self, fact: str, advice: str, misspelt: bool = False) -> None:
+        super().__init__(f"{fact}; {advice}")
+        self.fact, self.advice, self.misspelt = fact, advice, misspelt
 
 
 def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> None:
@@ -105,11 +115,9 @@ def require_members(have: Tensor, counts: Tensor, names: Sequence[str] = ()) -> 
         index = int(short[have[short].argmin()])  # the smallest, so that what fits it fits all
         name, number = names[index] if names else str(index), int(have[index])
         meant = [repr(other) for other in names if other != name and _folded(other) == _folded(name)]
-        advice = f"; is {name!r} the class {meant[0]}, spelt otherwise?" if meant else "; lower the budget"
-        raise ShortClassError(
-            f"class {name} has {number} sample{'s' * (number != 1)}, "
-            f"fewer than the {int(counts[index])} asked for{advice}"
-        )
+        fact = f"class {name} has {number} sample{'s' * (number != 1)}, fewer than the {int(counts[index])} asked for"
+        advice = f"is {name!r} the class {meant[0]}, spelt otherwise?" if meant else "lower the budget"
+        raise ShortClassError(fact, advice, bool(meant))
 
 
 def _folded(name: str) -> str:

@@ -132,8 +132,8 @@ def budget_in_bytes(task: Task, method: Method, limit: int, seed: int) -> tuple[
             f"{limit:,}",
             unit,
             count,
-            str(error).partition(";")[0],
-            f"; {NOISE} needs none" if noise else "",
+            error.fact,
+            f"; samples that start from noise need no real ones: {NOISE}" if noise else "",
         )
     return method, count
 

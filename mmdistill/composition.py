@@ -58,9 +58,9 @@ def noise_suggested(task: Task, method: Method, budget: int, settings: Settings)
     try:
         yield
     except ShortClassError as error:
-        if str(error).endswith("?") or not starts_from_noise(task, method, budget, settings):
+        if error.misspelt or not starts_from_noise(task, method, budget, settings):
             raise
-        raise ShortClassError(f"{error}, or start from noise by {NOISE}") from error
+        raise ShortClassError(error.fact, f"{error.advice}, or start from noise by {NOISE}") from error
 
 
 def require_selectable(task: Task, method: Method, settings: Settings) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from mmdistill.abilities import JUDGING, Judging, chosen_judging, judging_set
 from mmdistill.checks import require_kind, require_sizes
+from mmdistill.choices import TrainingPrecision
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
+from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError, require_choice
 from mmdistill.evaluation import Evaluation
 from mmdistill.isolation import isolated
 from mmdistill.metrics import metrics_document, read_metrics
@@ -40,7 +41,8 @@ def save_evaluation(
         evaluation: what :func:`~mmdistill.evaluate.evaluate` returned.
         folder: of the run; where it holds no set yet, the set is saved too.
         judging: of a task of one's own, what its user set of judging, by which results differ: ``{"epochs": 5, "batch":
-            32}``. Tasks of this package, and those of :class:`~mmdistill.abilities.KeepsJudging`, say it themselves.
+            32}``. Tasks of this package, and those of :class:`~mmdistill.abilities.KeepsJudging`, say it themselves,
+            but for a ``protocol=`` that is no name: keep what such judges find in another folder.
 
     Returns:
         The report's pages, ``report.md`` and ``report.html``.
@@ -72,9 +74,10 @@ def save_evaluation(
 def pictures(task: Task, distilled: DistilledSet) -> "list[Image]":
     """Return the pictures that a run's report has of a set, without a folder: a notebook shows each as a cell's value.
 
-    Of images they are all samples, a row for each class; of a graph its nodes among the real ones and, where it has
-    edges, its structure and adjacency; of sets of graphs the first ones; of texts a map of real and synthetic samples;
-    of interactions how popular items and how active users are, beside the real ones.
+    Of images they are the samples, a row for each class; of large sets the first ones, as the picture's
+    ``info["Description"]`` says. Of a graph they are its nodes among the real ones and, where it has edges, its
+    structure and adjacency; of sets of graphs the first ones; of texts a map of real and synthetic samples; of
+    interactions how popular items and how active users are, beside the real ones.
 
     Args:
         task: whose set it is.
@@ -114,6 +117,8 @@ def _checked(judging: Judging | None) -> Judging:
     if unknown := [name for name in given if name not in JUDGING]:
         raise unknown_name("setting of judging", unknown[0], JUDGING)
     require_sizes(**{name: value for name, value in given.items() if name != "precision"})
+    if (precision := given.get("precision")) is not None:
+        require_choice("precision", precision, get_args(TrainingPrecision))
     return judging_set(**given)
 
 

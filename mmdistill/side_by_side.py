@@ -48,8 +48,9 @@ def titles(rows: Sequence[Repetitions]) -> list[str]:
 
     found = [title(row) for row in rows]
     seen = [(row.data, row.unit, row.budget, row.judged, name) for row, name in zip(rows, found, strict=True)]
+    prints = {key: {row.fingerprint for row, own in zip(rows, seen, strict=True) if own == key} for key in seen}
     return [
-        f"{name} (data {row.fingerprint[:8]})" if seen.count(key) > 1 and row.fingerprint else name
+        f"{name} (data {row.fingerprint[:8]})" if len(prints[key]) > 1 and row.fingerprint else name
         for row, name, key in zip(rows, found, seen, strict=True)
     ]
 

@@ -129,7 +129,7 @@ def test_bytes_that_a_small_class_leaves_unused_are_said(long_tail: Task, caplog
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == (
         "the set takes 1,542 of 10,000 bytes (ipc 2): class rare has 2 samples, fewer than the 3 asked for; "
-        "--init noise (settings={'init': 'noise'} in Python) needs none"
+        "samples that start from noise need no real ones: --init noise (settings={'init': 'noise'} in Python)"
     )
     caplog.clear()
     assert find_budget(long_tail, dm.with_settings(init="noise"), bytes="10KB")[1] == 12

@@ -1238,8 +1238,8 @@ def test_a_dry_run_says_what_the_run_would_do_and_does_nothing(
     assert "DC, 7 steps, seed 3" in capsys.readouterr().out
 
 
-def planned(capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    given = ("distill", "--data", "digits", "--ipc", "1", *options, "--dry-run")
+def planned(capsys: pytest.CaptureFixture[str], *options: str, ipc: int = 1) -> str:
+    given = ("distill", "--data", "digits", "--ipc", str(ipc), *options, "--dry-run")
     assert main(list(given)) == 0
     return capsys.readouterr().out
 
@@ -1334,5 +1334,5 @@ def test_a_dry_run_refuses_what_the_run_would(
 
 
 def test_a_dry_run_plans_bases_in_as_many_styles_as_the_method_compares(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "latent" in planned(capsys, "--method", "haba", "--parameterization", "latent")
+    assert "latent" in planned(capsys, "--method", "haba", "--parameterization", "latent", ipc=10)
     assert "teacher" in planned(capsys, "--method", "dm", "--label", "teacher")

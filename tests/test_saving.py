@@ -76,6 +76,8 @@ def test_a_task_of_ones_own_says_or_is_given_what_was_set_of_judging(tmp_path: P
         save_evaluation(task, found, evaluation, tmp_path, judging={"epoch": 5})
     with pytest.raises(ConfigError, match="epochs is a whole number of at least 1, got '5'"):
         save_evaluation(task, found, evaluation, tmp_path, judging={"epochs": "5"})
+    with pytest.raises(ConfigError, match="precision"):
+        save_evaluation(task, found, evaluation, tmp_path, judging={"precision": "float8"})
     with pytest.raises(ConfigError, match="judging is a Mapping, got"):
         save_evaluation(task, found, evaluation, tmp_path, judging=("epochs", 5))  # type: ignore[arg-type]
     assert (tmp_path / METRICS).read_bytes() == before

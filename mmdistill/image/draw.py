@@ -87,7 +87,7 @@ def draw(task: Task, batch: Batch, folder: Path) -> list[Path]:
     rows = [as_bytes(image_task, images[classes == index][:each]) for index in range(count)]
     picture, said = picture_grid(rows, names[:count]), PngInfo()
     parts = [f"{each:,} of {most:,} per class"] if each < most else []
-    parts += [f"the first {count:,} of {len(names):,} classes"] if count < len(names) else []
+    parts += [f"{count:,} of {len(names):,} classes"] if count < len(names) else []
     if parts:
         said.add_text(CAPTION, ", ".join(parts))
     path = folder / "images.png"

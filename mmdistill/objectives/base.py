@@ -26,8 +26,7 @@ GRADIENTS = 1 << 24
 FEWEST = 16
 """Classes that it takes together then, and whose gradients are averaged together, however large the network."""
 ON_DEVICE = 1 << 23
-"""Numbers of inputs that other devices than a CPU take through a network at once (2,700 images of 3 x 32 x 32), for the
-activations of which the field's ConvNet needs about 10 GiB where it keeps a graph."""
+"""Numbers of inputs (2,700 images of 3 x 32 x 32) that other devices take at once: 10 GiB of the ConvNet's graph."""
 UNBATCHABLE = ("vmap", "batching rule", "batched tensor", "broadcast shape", "expected scalar type")
 """What torch's errors say of a network that cannot be batched over classes."""
 
@@ -413,11 +412,6 @@ def flatten_classes(batch: Batch | ClassBatch) -> Batch:
     """Return all classes' samples as one flat batch (shared inputs: the union of the classes' weights)."""
     if not isinstance(batch, ClassBatch):
         return batch
-    inputs, targets, weight = batch.batch
     if batch.dims.inputs is None:
-        return Batch(inputs, targets, weight.sum(0))
-    return Batch(
-        map_inputs(lambda t: t.flatten(0, 1), inputs),
-        map_inputs(lambda t: t.flatten(0, 1), targets),
-        weight.flatten(),
-    )
+        return batch.batch._replace(weight=batch.batch.weight.sum(0))
+    return batch.batch.map(lambda tensor: tensor.flatten(0, 1))

@@ -3,26 +3,12 @@
 import torch
 from torch import Tensor
 
-from mmdistill.class_rows import LongTail, is_long_tailed
-from mmdistill.parameterizations.base import class_table
+from mmdistill import class_rows
 from mmdistill.runtime import Draws
 
 
-class ClassRows:
-    """Which training texts each class has.
-
-    Args:
-        labels: ``(N,)`` classes.
-        num_classes: C.
-        device: where the rows lie.
-    """
-
-    def __init__(self, labels: Tensor, num_classes: int, device: torch.device) -> None:
-        self.tail = LongTail(labels, num_classes, device) if is_long_tailed(labels, num_classes) else None
-        if self.tail is not None:
-            return
-        table, present = class_table(labels, num_classes)
-        self.table, self.present = table.to(device), present.to(device)
+class ClassRows(class_rows.ClassRows):
+    """Which training texts each class has; what pads a class is its own first text."""
 
     def draw(self, draws: Draws, classes: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Draw up to n texts of each class without replacement, all classes in one call.

@@ -70,7 +70,7 @@ def test_the_report_says_which_images_its_picture_shows(tmp_path: Path, monkeypa
     assert heading() == "## images"
     for most, said in (
         (10_000, "## images (3 of 5 per class)"),
-        (5_000, "## images (1 of 5 per class, the first 7 of 10 classes)"),
+        (5_000, "## images (1 of 5 per class, 7 of 10 classes)"),
     ):
         monkeypatch.setattr(sys.modules[draw.__module__], "MOST_PIXELS", most)
         assert heading() == said

@@ -57,7 +57,7 @@ def test_experts_of_a_reduced_schedule_go_further_where_real_images_teach_more(n
 
 def test_haba_takes_no_other_samples_for_the_styles_of_a_code(task: ImageTask) -> None:
     raw = get_method(DOMAIN, "haba", "digits").customised(storage=get_parameterization(DOMAIN, "raw"))
-    with pytest.raises(ConfigError, match=r"compares the \d samples .* and these have 1; .*hallucinated"):
+    with pytest.raises(ConfigError, match=r"compares the \d samples .* and these have 1; .*no --parameterization"):
         Distiller(task, raw, 1).start()
 
 
