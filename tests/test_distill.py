@@ -167,8 +167,9 @@ def test_the_time_of_a_step_has_no_setup_in_it_and_is_told_without_inner_loops(t
     assert 6 * 0.02 < resumed.inner_seconds < found.inner_seconds + 3 * 0.02 + 5.0  # a busy machine
     assert resumed.seconds > resumed.setup_seconds + resumed.inner_seconds
     cost = dict(fact_rows(resumed))["cost"]
-    assert " of them without training networks between updates, 0." in cost
-    assert " s before the first step), peak" in cost
+    assert re.search(
+        r" of them without training networks between updates, \d+\.\d s before the first step\), peak", cost
+    )
     assert DistilledSet.load(tmp_path).inner_seconds == resumed.inner_seconds
 
 
