@@ -46,7 +46,8 @@ def _read(name: str, text: str, kind: Any) -> object:
         parser.add_argument(f"--{name}", type=kind)
         found: object = parser.parse_args([f"--{name}={text}"])[name]
     except ArgumentError as error:
-        raise ConfigError(f"--set {in_one_line(str(error), ()).removeprefix('--')}") from error
+        said = in_one_line(str(error), ()).removeprefix("--")
+        raise ConfigError(f"--set {said.replace(name.replace('_', '-'), name, 1)}") from error  # as it was spelled
     except ValueError as error:  # a type of which the parser makes nothing
         raise unsaid from error
     if isinstance(found, Namespace):  # the fields of a dataclass
