@@ -293,11 +293,6 @@ def is_number(value: object) -> bool:
     return is_of(value, int, float)
 
 
-def are_numbers(value: object, count: int) -> bool:
-    """Return whether a value that was read from JSON is a list of so many numbers."""
-    return isinstance(value, list | tuple) and len(value) == count and all(map(is_number, value))
-
-
 def _require_types(record: "DistilledSet | TaskInfo") -> None:
     """Check the plain fields of what was read from JSON, which a person may have edited.
 

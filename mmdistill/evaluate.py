@@ -162,8 +162,8 @@ def evaluate(
     sources = 1 if robust else 1 + len(baselines)
 
     def so_far() -> Evaluation:
-        baselines = {name: summarise(scores) for name, scores in found.items() if scores}
-        return Evaluation(summarise(results), baselines, time.perf_counter() - began, dict(judging.failures))
+        beside = {name: summarise(scores) for name, scores in found.items() if scores}
+        return Evaluation(summarise(results), beside, time.perf_counter() - began, dict(judging.failures))
 
     with _kept(so_far), _shown(progress) as told:
 

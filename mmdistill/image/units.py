@@ -1,6 +1,7 @@
 """A distilled set's own account of its units, for use without the task: raw images normalised, and its pixels."""
 
 from functools import partial
+from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -8,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdistill.distilled import DistilledSet, are_numbers, is_number, stored_value
+from mmdistill.checks import are_numbers
+from mmdistill.distilled import DistilledSet, is_number, stored_value
 from mmdistill.errors import DataError, ShapeError, UnsupportedError
 from mmdistill.image.data import SCALES_APART, moments_on
 from mmdistill.image.whitening import Whitening
@@ -131,10 +133,10 @@ def stored_units(info: TaskInfo) -> dict[str, Any]:
         CheckpointError: one of its values is of another kind, as in a file that was edited.
     """
     stored_value(info, "scale", is_number, "number")
-    channels = stored_value(info, "shape", partial(are_numbers, count=3), "list of 3 numbers")[0]
+    channels = stored_value(info, "shape", partial(are_numbers, kind=Real, count=3), "list of 3 numbers")[0]
     for name, count in (("mean", channels), ("std", channels), ("range", 2)):
         if name in info.preprocessing:
-            stored_value(info, name, partial(are_numbers, count=count), f"list of {count} numbers")
+            stored_value(info, name, partial(are_numbers, kind=Real, count=count), f"list of {count} numbers")
     return dict(info.preprocessing)
 
 

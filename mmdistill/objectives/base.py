@@ -330,7 +330,11 @@ def _worth_looping(batch: ClassBatch) -> bool:
 def _of_parameters(network: Network, classes: int) -> int:
     """Return the classes in one of the fewest even parts whose gradients are no more than :data:`GRADIENTS`."""
     each = sum(parameter.numel() for parameter in network.state.params.values())
-    parts = -(-classes // max(GRADIENTS // max(each, 1), FEWEST))
+    return _even_part(classes, -(-classes // max(GRADIENTS // max(each, 1), FEWEST)))
+
+
+def _even_part(classes: int, parts: int) -> int:
+    """Return the classes in the largest of so many parts that are as even as may be."""
     return max(-(-classes // max(parts, 1)), 1)
 
 
@@ -391,8 +395,7 @@ def features_at_once(network: Network, batch: ClassBatch) -> int:
 
 def _part_of(batch: ClassBatch, numbers: int) -> int:
     """Return the classes in one of the fewest even parts whose inputs are no more than so many numbers."""
-    parts = -(-_numbers(batch) // numbers)
-    return max(-(-batch.num_classes // max(parts, 1)), 1)
+    return _even_part(batch.num_classes, -(-_numbers(batch) // numbers))
 
 
 def class_means(network: Network, batch: ClassBatch, first: int = 0) -> tuple[Tensor, ...]:
