@@ -41,7 +41,9 @@ def methods_command(domains: Sequence[str], *, long: bool) -> None:
         for key, storage in found.parameterizations.items():
             print(show(key, storage.summary, "--parameterization "))
         for stem in found.families:
-            print(show(f"{stem}-N", "images of N x N tiles, for any N", "--parameterization "))
+            first = stem.removesuffix("upsample").rstrip("-")
+            tiles = "images of N x N tiles, for any N" if not first else f"{first}, of images of N x N tiles"
+            print(show(f"{stem}-N", tiles, "--parameterization "))
         for key, line in found.protocols.items():
             print(show(key, line, "--protocol "))
     if not long:

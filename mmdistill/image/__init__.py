@@ -11,7 +11,7 @@ from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, 
 from mmdistill.image.protocols import PROTOCOLS
 from mmdistill.image.published import conditions
 from mmdistill.image.reduced import REDUCED
-from mmdistill.image.storage import PARAMETERIZATIONS, tiled
+from mmdistill.image.storage import FAMILIES, PARAMETERIZATIONS
 from mmdistill.image.task import ImageTask, image_task, make_task
 from mmdistill.image.taxonomy import TABLE_1
 from mmdistill.image.units import normalised, to_pixels
@@ -37,7 +37,7 @@ DOMAIN = Domain(
     shortcoming=shortcoming,
     network_added=is_added,
     parameterizations={**PARAMETERIZATIONS, "gan-latents": generated(within_budget=False)},
-    families={"upsample": tiled},
+    families=FAMILIES,
     storages={"digits": {"gan-latents": DIGITS_LATENTS}},
 )
 

@@ -18,15 +18,27 @@ from mmdistill.parameterizations.combination import learned_coefficients
 from mmdistill.parameterizations.decoder import (
     decoders_and_codes,
     hallucinated_bases,
+    hallucinators,
     hallucinators_and_bases,
     latent_codes,
+    latent_decoders,
 )
-from mmdistill.parameterizations.memory import addressed_memory, memory_sizes
+from mmdistill.parameterizations.memory import (
+    addressed_bases,
+    addressed_latents,
+    addressed_memory,
+    memory_sizes,
+    shared_codes,
+)
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.upsample import multi_formation
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind, OptimizerSpec, Settings
 from mmdistill.task import Task
+
+PIXEL_RATES = {"codes": OptimizerSpec("adam", 0.01)}
+STYLED_RATES = {"codes": OptimizerSpec("adam", 0.01), "decoder": OptimizerSpec("adam", 0.003)}
+LATENT_RATES = {"codes": OptimizerSpec("adam", 0.03), "decoder": OptimizerSpec("adam", 0.003)}
 
 
 def raw() -> Storage:
@@ -49,56 +61,79 @@ def tiled(factor: int = 2) -> Storage:
     def samples(task: Task, budget: int, settings: Settings, label: LabelKind) -> int:
         return int(shares_of(task, budget).counts.sum()) * factor**2
 
-    return Storage(build, summary, {"codes": OptimizerSpec("adam", 0.01)}, samples=samples, styles=1)
+    return Storage(build, summary, PIXEL_RATES, samples=samples, styles=1)
 
 
-def latent(factor: int = 4, count: int = 2, width: int = 8) -> Storage:
+def latent(factor: int = 4, count: int = 2, width: int = 8, tiles: int = 1) -> Storage:
     """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_codes`."""
-    rates = {"codes": OptimizerSpec("adam", 0.03), "decoder": OptimizerSpec("adam", 0.003)}
     summary = f"codes of 1/{factor} the side, each through {count} small decoders that all share"
 
-    def samples(room: ImageBudget) -> int:
+    def images(room: ImageBudget) -> int:
         return count * decoders_and_codes(room, Draws(0), factor, count, width)[1]
 
-    return _filling(partial(latent_codes, factor=factor, count=count, width=width), summary, rates, samples, count)
+    build = partial(latent_codes, factor=factor, count=count, width=width)
+    return _filling(build, summary, LATENT_RATES, images, count, tiles)
 
 
-def hallucinated(count: int = 5) -> Storage:
+def hallucinated(count: int = 5, tiles: int = 1) -> Storage:
     """Bases in several styles, see :func:`~mmdistill.parameterizations.decoder.hallucinated_bases`."""
-    rates = {"codes": OptimizerSpec("adam", 0.01), "decoder": OptimizerSpec("adam", 0.003)}
     summary = f"full-size bases, each rendered by {count} hallucinators that all share"
 
-    def samples(room: ImageBudget) -> int:
+    def images(room: ImageBudget) -> int:
         return count * hallucinators_and_bases(room, Draws(0), count)[1]
 
-    return _filling(partial(hallucinated_bases, count=count), summary, rates, samples, count)
+    return _filling(partial(hallucinated_bases, count=count), summary, STYLED_RATES, images, count, tiles)
 
 
-def addressed(factor: int = 2, multiple: int = 4, bases: int = 0) -> Storage:
+def addressed(factor: int = 2, multiple: int = 4, bases: int = 0, tiles: int = 1) -> Storage:
     """Combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_memory`."""
     what = f"combinations of {bases} bases" if bases else f"{multiple} combinations per raw image of bases"
     build = partial(addressed_memory, factor=factor, multiple=multiple, bases=bases)
-    rates = {"codes": OptimizerSpec("adam", 0.01)}
 
-    def samples(room: ImageBudget) -> int:
+    def images(room: ImageBudget) -> int:
         return memory_sizes(room, factor, multiple, bases)[0]
 
-    return _filling(build, f"{what} of 1/{factor} the side", rates, samples)
+    return _filling(build, f"{what} of 1/{factor} the side", PIXEL_RATES, images, tiles=tiles)
 
 
-def coefficients(multiple: int = 4, contained: bool = True) -> Storage:
+def addressed_latent(factor: int = 4, count: int = 2, width: int = 8, multiple: int = 16, tiles: int = 1) -> Storage:
+    """Decoded combinations of shared codes, see :func:`~mmdistill.parameterizations.memory.addressed_latents`."""
+    summary = f"as latent, but of {multiple} combinations per raw image of codes that all classes share"
+
+    def images(room: ImageBudget) -> int:
+        decoders = latent_decoders(room, Draws(0), factor, count, width)
+        shared_codes(room, room.numel // factor**2, decoders, multiple)  # which refuses a budget that holds none
+        return count * multiple * room.per_class
+
+    build = partial(addressed_latents, factor=factor, count=count, width=width, multiple=multiple)
+    return _filling(build, summary, LATENT_RATES, images, count, tiles)
+
+
+def addressed_hallucinated(count: int = 5, multiple: int = 4, tiles: int = 1) -> Storage:
+    """Styled combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_bases`."""
+    summary = f"as hallucinated, but of {multiple} combinations per raw image of bases that all classes share"
+
+    def images(room: ImageBudget) -> int:
+        shared_codes(room, room.numel, hallucinators(room, Draws(0), count), multiple)  # which refuses as above
+        return count * multiple * room.per_class
+
+    build = partial(addressed_bases, count=count, multiple=multiple)
+    return _filling(build, summary, STYLED_RATES, images, count, tiles)
+
+
+def coefficients(multiple: int = 4, contained: bool = True, tiles: int = 1) -> Storage:
     """Combinations of real images, see :func:`~mmdistill.parameterizations.combination.learned_coefficients`."""
     what = "the images are stored" if contained else "only their positions are stored: for those who have the data"
     build = partial(learned_coefficients, multiple=multiple, contained=contained)
-    rates = {"codes": OptimizerSpec("adam", 0.01)}
     summary = f"learned combinations of real images; {what}"
-    return _filling(build, summary, rates, lambda room: multiple * room.per_class)
+    return _filling(build, summary, PIXEL_RATES, lambda room: multiple * room.per_class, tiles=tiles)
 
 
-def canvas(multiple: int = 4) -> Storage:
+def canvas(multiple: int = 4, tiles: int = 1) -> Storage:
     """Crops of one tileable canvas per class, see :func:`~mmdistill.parameterizations.canvas.class_canvases`."""
     summary = f"{multiple} random crops per raw image of one canvas per class whose edges meet"
-    return _filling(partial(class_canvases, multiple=multiple), summary, {}, lambda room: multiple * room.per_class)
+    build = partial(class_canvases, multiple=multiple)
+    return _filling(build, summary, {}, lambda room: multiple * room.per_class, tiles=tiles)
 
 
 def _filling(
@@ -107,19 +142,25 @@ def _filling(
     rates: Mapping[str, OptimizerSpec],
     per_class: Callable[[ImageBudget], int],
     styles: int = 1,
+    tiles: int = 1,
 ) -> Storage:
-    """Return a storage that fits as many codes as it can into a budget, and so many samples of each class.
+    """Return a storage that fits as many codes as it can into a budget, and so many images of each class.
 
-    Each code is decoded in so many styles.
+    Each code is decoded in so many styles, and each image cut into ``tiles x tiles`` samples.
     """
 
+    def room_for(task: Task, budget: int, settings: Settings, label: LabelKind) -> ImageBudget:
+        return ImageBudget.of(task, budget, label, settings.stored_bytes, tiles)
+
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        return make(task, ImageBudget.of(task, budget, label, settings.stored_bytes), settings.init, draws)
+        return make(task, room_for(task, budget, settings, label), settings.init, draws)
 
     def samples(task: Task, budget: int, settings: Settings, label: LabelKind) -> int:
-        room = ImageBudget.of(task, budget, label, settings.stored_bytes)
-        return room.num_classes * per_class(room)
+        room = room_for(task, budget, settings, label)
+        return room.num_classes * per_class(room) * room.samples
 
+    if tiles > 1:
+        summary += f"; as images of {tiles} x {tiles} tiles"
     return Storage(build, summary, rates, fills=True, samples=samples, styles=styles)
 
 
@@ -130,8 +171,32 @@ PARAMETERIZATIONS: dict[str, Storage] = {
     "addressed": addressed(),
     "hallucinated": hallucinated(),
     "latent": latent(),
+    "addressed-hallucinated": addressed_hallucinated(),
+    "addressed-latent": addressed_latent(),
     "coefficients": coefficients(),
     "coefficients-by-index": coefficients(contained=False),
     "canvas": canvas(),
 }
 """By the name that ``--parameterization`` takes."""
+
+_CUT: dict[str, Callable[..., Storage]] = {
+    "addressed": addressed,
+    "hallucinated": hallucinated,
+    "latent": latent,
+    "addressed-hallucinated": addressed_hallucinated,
+    "addressed-latent": addressed_latent,
+    "coefficients": coefficients,
+    "coefficients-by-index": partial(coefficients, contained=False),
+    "canvas": canvas,
+}
+
+
+def _cut(make: Callable[..., Storage], tiles: int) -> Storage:
+    return make(tiles=tiles)
+
+
+FAMILIES: dict[str, Callable[[int], Storage]] = {
+    "upsample": tiled,
+    **{f"{name}-upsample": partial(_cut, make) for name, make in _CUT.items()},
+}
+"""Those whose images are cut into tiles, by what stands before the number of tiles per side in their name."""

@@ -11,6 +11,7 @@ from mmdistill.coresets import choose_repeatedly
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.parameterizations.base import stored_tensor_bytes
+from mmdistill.parameterizations.tiles import composed, require_tiles
 from mmdistill.parameterizations.upsample import require_images
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
@@ -29,6 +30,7 @@ class ImageBudget:
         num_classes: C.
         label: the kind of labels; fixed ones are shared by the samples of one code.
         given: bytes; 0: those of the raw images.
+        tiles: per side of a decoded image, each a sample, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
     """
 
     per_class: int
@@ -36,17 +38,19 @@ class ImageBudget:
     num_classes: int
     label: LabelKind
     given: int = 0
+    tiles: int = 1
 
     @classmethod
-    def of(cls, task: Task, budget: int, label: LabelKind, stored_bytes: int = 0) -> "ImageBudget":
+    def of(cls, task: Task, budget: int, label: LabelKind, stored_bytes: int = 0, tiles: int = 1) -> "ImageBudget":
         """Return the budget of a task: so many images per class, or so many bytes where they are not 0.
 
         Raises:
-            ConfigError: a task of something else than images with classes, or a budget below 1.
+            ConfigError: a task of something else than images with classes, a budget below 1, or tiles of one pixel.
         """
         counts, _, num_classes = shares_of(task, budget)
-        channels, height, width = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape[1:]
-        room = cls(int(counts.min()), (channels, height, width), num_classes, label, stored_bytes)
+        shape = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape
+        require_tiles(shape, tiles)
+        room = cls(int(counts.min()), (shape[1], shape[2], shape[3]), num_classes, label, stored_bytes, tiles)
         if not stored_bytes:
             return room
         return replace(room, per_class=max(stored_bytes // (num_classes * room.image_bytes), 1))
@@ -57,11 +61,26 @@ class ImageBudget:
         return self.label == "hard"
 
     @property
+    def samples(self) -> int:
+        """How many samples one decoded image is cut into."""
+        return self.tiles**2
+
+    @property
     def label_bytes(self) -> int:
         """The bytes of one label."""
         if self.shared_labels:
             return 1 if self.num_classes <= 256 else 2
         return FLOAT_BYTES * self.num_classes
+
+    @property
+    def decoded_label_bytes(self) -> int:
+        """The bytes of the labels of one decoded image: one label where samples share it, else one for each tile."""
+        return self.label_bytes * (1 if self.shared_labels else self.samples)
+
+    @property
+    def fewer_labels(self) -> str:
+        """What else may be done where bytes run out: labels that samples share, unless they do."""
+        return "" if self.shared_labels else ", or hard labels, which samples share"
 
     @property
     def image_bytes(self) -> int:
@@ -79,18 +98,18 @@ class ImageBudget:
         """The whole budget in bytes."""
         return self.given or self.per_class * self.num_classes * self.image_bytes
 
-    def codes_per_class(self, code_numel: int, shared: Sequence[nn.Module], samples: int) -> int:
+    def codes_per_class(self, code_numel: int, shared: Sequence[nn.Module], images: int) -> int:
         """Return how many codes per class fit beside what all codes share.
 
         Args:
             code_numel: numbers in one code.
             shared: the decoders.
-            samples: decoded from one code.
+            images: decoded from one code.
         Raises:
             ConfigError: not even one.
         """
-        taken = sum(stored_tensor_bytes(tensor) for module in shared for tensor in module.state_dict().values())
-        labels = self.label_bytes * (1 if self.shared_labels else samples)
+        taken = bytes_of(shared)
+        labels = self.label_bytes if self.shared_labels else self.decoded_label_bytes * images
         each = self.num_classes * (FLOAT_BYTES * code_numel + labels)
         found = (self.stored_bytes - taken) // each
         if found < 1:
@@ -107,16 +126,22 @@ class ImageBudget:
         """Return the class of each code, ``(C per_class,)``."""
         return torch.arange(self.num_classes).repeat_interleave(per_class)
 
-    def labels(self, codes: int, samples: int) -> Labels:
-        """Return labels of so many codes per class: one each where samples share them, else one per sample."""
-        return make_labels(self.label, self.classes(codes * (1 if self.shared_labels else samples)), self.num_classes)
+    def labels(self, codes: int, images: int) -> Labels:
+        """Return labels of so many codes per class, each of so many images: one each if shared, else one per sample."""
+        count = codes * (1 if self.shared_labels else images * self.samples)
+        return make_labels(self.label, self.classes(count), self.num_classes)
 
     def targets(self, task: Task, per_class: int, init: InitKind, draws: Draws) -> Tensor:
         """Return images to start from, ``(C per_class, channels, height, width)``: real ones, or N(0, 1) noise.
 
-        A class with fewer images gives them repeatedly.
+        A class with fewer images gives them repeatedly. Images that are to be cut are composed of real ones.
         """
         if init == "noise":
             return draws.fold("noise").to(task.device).normal(self.num_classes * per_class, *self.shape)
-        counts = torch.full((self.num_classes,), per_class)
-        return require_images(task.select(choose_repeatedly(task, init, counts, draws)).inputs)
+        counts = torch.full((self.num_classes,), per_class * self.samples)
+        return composed(require_images(task.select(choose_repeatedly(task, init, counts, draws)).inputs), self.tiles)
+
+
+def bytes_of(modules: Sequence[nn.Module]) -> int:
+    """Return the bytes that modules take in storage."""
+    return sum(stored_tensor_bytes(tensor) for module in modules for tensor in module.state_dict().values())

@@ -9,15 +9,14 @@ from torch import Tensor, nn
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
-from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
-from mmdistill.parameterizations.upsample import spread_targets
+from mmdistill.parameterizations.tiles import ImageCodes
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
 
 
-class Canvases(Parameterization):
+class Canvases(ImageCodes):
     """Learn a canvas per class; each decoding crops it at random places, so that every part learns and edges meet.
 
     A crop lies at a uniformly drawn place and goes on at the opposite edge, as in MTT's published code.
@@ -28,11 +27,12 @@ class Canvases(Parameterization):
 
     Args:
         canvases: initial ones ``(C, channels, H, W)``, normalised.
-        labels: one target per class, or one per crop.
+        labels: one target per class, or one per sample.
         size: height and width of a crop.
         crops: from each canvas and decoding.
+        tiles: per side of a crop, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
     Shapes:
-        decodes ``(C crops, channels, height, width)`` in normalised units, class by class.
+        decodes ``(C crops tiles^2, channels, height, width)`` in normalised units, class by class.
     Raises:
         ConfigError: crops that are larger than the canvas, or none.
     Source: Cazenavette et al., CVPR Workshops 2022; survey Sec. 4.10.
@@ -40,14 +40,14 @@ class Canvases(Parameterization):
 
     redraws = True
 
-    def __init__(self, canvases: Tensor, labels: Labels, size: tuple[int, int], crops: int) -> None:
+    def __init__(self, canvases: Tensor, labels: Labels, size: tuple[int, int], crops: int, tiles: int = 1) -> None:
         if canvases.ndim != 4 or any(a < b for a, b in zip(canvases.shape[2:], size, strict=True)) or crops < 1:
             raise ConfigError(
                 f"expected canvases (C, channels, H, W) of at least {size[0]} x {size[1]} pixels and a crop of each, "
                 f"got {tuple(canvases.shape)} and {crops} crops"
             )
         num_classes = len(canvases)
-        super().__init__(labels, torch.arange(num_classes).repeat_interleave(crops), num_classes)
+        super().__init__(labels, torch.arange(num_classes).repeat_interleave(crops), num_classes, tiles)
         self.canvases = nn.Parameter(canvases.clone())
         self.size = size
         self.crops = crops
@@ -70,12 +70,12 @@ class Canvases(Parameterization):
             for name, side, pixels in zip(("rows", "columns"), sides, along, strict=True)
         )
         owner = torch.arange(num_classes, device=device).repeat_interleave(self.crops)
-        inputs = self.canvases[owner[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
+        crops = self.canvases[owner[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        return self.batch_of(crops)
 
     def plain_values(self) -> Mapping[str, object]:
-        """Return the crops' size and number."""
-        return {"size": list(self.size), "crops": self.crops}
+        """Return the crops' size and number, and the tiles."""
+        return {"size": list(self.size), "crops": self.crops, "tiles": self.tiles}
 
     @classmethod
     def rebuilt(
@@ -83,7 +83,7 @@ class Canvases(Parameterization):
     ) -> "Canvases":
         """Return what crops the stored canvases."""
         height, width = plain["size"]
-        return cls(tensors["canvases"], labels, (height, width), plain["crops"])
+        return cls(tensors["canvases"], labels, (height, width), plain["crops"], plain.get("tiles", 1))
 
 
 def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, multiple: int = 4) -> Canvases:
@@ -102,7 +102,7 @@ def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, 
         raise ConfigError(f"crops per raw image are at least 1, got {multiple}")
     channels, height, width = room.shape
     crops = room.per_class * multiple
-    labels = room.label_bytes * (1 if room.shared_labels else crops)
+    labels = room.label_bytes if room.shared_labels else room.decoded_label_bytes * crops
     area = (room.stored_bytes // room.num_classes - labels) // (FLOAT_BYTES * channels)
     scale = math.sqrt(area / (height * width)) if area > 0 else 0.0
     tall, wide = int(height * scale + 1e-9), int(width * scale + 1e-9)
@@ -116,4 +116,4 @@ def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, 
     tiles = room.targets(task, down * across, init, draws)
     grid = tiles.view(room.num_classes, down, across, channels, height, width).permute(0, 3, 1, 4, 2, 5)
     canvases = grid.reshape(room.num_classes, channels, down * height, across * width)[:, :, :tall, :wide]
-    return Canvases(canvases, room.labels(1, crops), (height, width), crops).to(task.device)
+    return Canvases(canvases, room.labels(1, crops), (height, width), crops, room.tiles).to(task.device)

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from mmdistill.coresets import choose_start
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
-from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
+from mmdistill.parameterizations.tiles import ImageCodes, composed
 from mmdistill.parameterizations.upsample import PixelSpace, pixel_space, require_images
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
 
 
-class CombinedImages(Parameterization):
-    r"""Learn coefficients alone: sample r of class c is ``sum_k a_crk x_ck`` over K real images of the class.
+class CombinedImages(ImageCodes):
+    r"""Learn coefficients alone: image r of class c is ``sum_k a_crk x_ck`` over K real images of the class.
 
     The images are data, not codes. A set that contains them (``contained``) stores them in full; one that does not
     stores their positions in the training data, and is of use to those only who have these data.
@@ -28,13 +28,14 @@ class CombinedImages(Parameterization):
         coefficients: initial ones ``(C, R, K)``.
         images: the real images ``(C, K, channels, height, width)``: bytes, which the space turns into normalised units,
             or normalised floats.
-        indices: their positions in the training data ``(C, K)``.
-        labels: one target per sample, class by class.
+        indices: their positions in the training data ``(C, K)``; ``(C, K tiles^2)`` of those in their tiles.
+        labels: one target per combination, class by class, which its tiles share, or one per sample.
         contained: whether the set contains the images.
         space: how bytes become normalised units; its upper bound is that of the bytes divided by ``scale``.
         scale: bytes that stand for a pixel value of 1.
+        tiles: per side of an image, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
     Shapes:
-        decodes ``(C R, channels, height, width)`` in normalised units, class by class.
+        decodes ``(C R tiles^2, channels, height, width)`` in normalised units, class by class.
     Raises:
         ConfigError: coefficients for other numbers of classes or images.
     Source: Sangermano et al., IJCNN 2022; survey Sec. 4.1.
@@ -54,15 +55,16 @@ class CombinedImages(Parameterization):
         contained: bool,
         space: PixelSpace,
         scale: float,
+        tiles: int = 1,
     ) -> None:
         if coefficients.ndim != 3 or images.ndim != 5 or coefficients.shape[::2] != images.shape[:2]:
             raise ConfigError(
                 "expected coefficients (C, R, K) and images (C, K, channels, height, width), got "
                 f"{tuple(coefficients.shape)} and {tuple(images.shape)}"
             )
-        num_classes, samples = coefficients.shape[:2]
-        classes = torch.arange(num_classes, device=images.device).repeat_interleave(samples)
-        super().__init__(labels, classes, num_classes)
+        num_classes, combinations = coefficients.shape[:2]
+        classes = torch.arange(num_classes, device=images.device).repeat_interleave(combinations)
+        super().__init__(labels, classes, num_classes, tiles)
         self.coefficients = nn.Parameter(coefficients.clone())
         self.register_buffer("images", images.clone(), persistent=contained)
         self.register_buffer("indices", indices.clone(), persistent=not contained)
@@ -75,15 +77,14 @@ class CombinedImages(Parameterization):
         images = self.images
         if not images.is_floating_point():
             images = (images / self.scale - self._mean) / self._std
-        inputs = torch.einsum("crk,ckxyz->crxyz", self.coefficients, images).flatten(0, 1)
-        return Batch(inputs, self.labels(), inputs.new_ones(len(inputs)))
+        return self.batch_of(torch.einsum("crk,ckxyz->crxyz", self.coefficients, images).flatten(0, 1))
 
     def plain_values(self) -> Mapping[str, object] | None:
-        """Return the scale and the space of the images; None where they are not in the set."""
+        """Return the scale and the space of the images, and the tiles; None where they are not in the set."""
         if "images" not in self.state_dict():
             return None
         space = PixelSpace(self._mean, self._std, -math.inf, math.inf)
-        return {"scale": self.scale, **space.plain_values()}
+        return {"scale": self.scale, "tiles": self.tiles, **space.plain_values()}
 
     @classmethod
     def rebuilt(
@@ -93,7 +94,8 @@ class CombinedImages(Parameterization):
         images = tensors["images"]
         indices = torch.zeros(images.shape[:2], dtype=torch.long)
         space = PixelSpace.of(plain)
-        return cls(tensors["coefficients"], images, indices, labels, True, space, plain["scale"])
+        tiles = plain.get("tiles", 1)
+        return cls(tensors["coefficients"], images, indices, labels, True, space, plain["scale"], tiles)
 
 
 def learned_coefficients(
@@ -121,31 +123,32 @@ def learned_coefficients(
     channels = room.shape[0]
     scale, space = _byte_scale(task), pixel_space(task, channels)
     if not contained:
-        image_bytes = 2 if len(task.labels) <= 65536 else 4
+        image_bytes = room.samples * (2 if len(task.labels) <= 65536 else 4)
     else:
         image_bytes = room.numel * (1 if scale else FLOAT_BYTES)
     samples = room.per_class * multiple
-    each = room.stored_bytes // room.num_classes - samples * room.label_bytes
-    available = int(torch.bincount(task.labels, minlength=room.num_classes).min())
+    each = room.stored_bytes // room.num_classes - samples * room.decoded_label_bytes
+    available = int(torch.bincount(task.labels, minlength=room.num_classes).min()) // room.samples
     count = min(each // (image_bytes + FLOAT_BYTES * samples), available)
     if count < 2:
         raise ConfigError(
             f"{room.stored_bytes} bytes leave no room for two real images per class beside {samples} samples' "
             "coefficients; use a larger budget or a smaller multiple"
         )
-    indices = choose_start(task, init, torch.full((room.num_classes,), count), draws)
-    images = require_images(task.select(indices).inputs)
+    indices = choose_start(task, init, torch.full((room.num_classes,), count * room.samples), draws)
+    images = composed(require_images(task.select(indices).inputs), room.tiles)
     if contained and scale:
         images = ((images * space.std + space.mean) * scale).round().to(torch.uint8)
     coefficients = _first_coefficients(room.num_classes, samples, count, init, draws)
     return CombinedImages(
         coefficients,
         images.view(room.num_classes, count, *room.shape),
-        indices.view(room.num_classes, count),
+        indices.view(room.num_classes, count * room.samples),
         room.labels(samples, 1),
         contained,
         space,
         scale,
+        room.tiles,
     ).to(task.device)
 
 

@@ -1,6 +1,7 @@
 """Codes and small learned decoders: every code passes through every decoder (Eq. 26, 30)."""
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,8 @@ from torch.nn import functional as F
 from mmdistill.bars import is_showing, progress_bar
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
-from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.budget import ImageBudget
-from mmdistill.parameterizations.upsample import spread_targets
+from mmdistill.parameterizations.tiles import ImageCodes
 from mmdistill.runtime import Draws, host_draws_from
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
@@ -27,8 +27,54 @@ UNSHOWN_SECONDS = 2.0
 """After so long a bar shows how far the fitting of a start has come."""
 
 
-class DecodedCodes(Parameterization):
-    """Learn codes, and decoders that all codes share: M codes and K decoders give M K samples.
+class Decoded(ImageCodes):
+    """Decoders that all codes share, whatever these are: M codes and K decoders give M K images.
+
+    Args:
+        decoders: modules from codes to images.
+        labels: one target per code, which its samples share, or one per sample.
+        classes: ``(M,)`` the class each code stands for.
+        num_classes: C.
+        tiles: per side of a decoded image, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
+    Shapes:
+        decodes ``(M K tiles^2, channels, height, width)`` in normalised units: a code's samples, tile by tile, each
+        decoder by decoder, then the next code's.
+    Raises:
+        ConfigError: no decoders.
+    Source: Liu et al., NeurIPS 2022 (HaBa); Lee et al., 2022 (KFS); survey Sec. 3.4.3, Eq. 30.
+    """
+
+    def __init__(
+        self, decoders: Sequence[nn.Module], labels: Labels, classes: Tensor, num_classes: int, tiles: int = 1
+    ) -> None:
+        if not decoders:
+            raise ConfigError("codes need at least one decoder")
+        super().__init__(labels, classes.repeat_interleave(len(decoders)), num_classes, tiles, len(decoders))
+        self.decoder = nn.ModuleList(decoders)
+
+    @abstractmethod
+    def codes_of(self, rows: Tensor | None = None) -> Tensor:
+        """Return the codes ``(m, ...)`` of some rows; None: all M."""
+
+    def forward(self, draws: Draws) -> Batch:
+        """Decode every code by every decoder."""
+        return self.batch_of(self.images_of(self.codes_of()))
+
+    def images_of(self, codes: Tensor) -> Tensor:
+        """Return ``(m K, channels, height, width)``, what the decoders make of m codes."""
+        return torch.stack([decoder(codes) for decoder in self.decoder], 1).flatten(0, 1)
+
+    def plain_values(self) -> Mapping[str, object] | None:
+        """Return what decoders these are, and the tiles; None where one is of a kind of the user's."""
+        for kind, known in DECODERS.items():
+            sizes = [list(decoder.sizes) for decoder in self.decoder if type(decoder) is known]
+            if len(sizes) == len(self.decoder):
+                return {"decoder": kind, "sizes": sizes, "tiles": self.tiles}
+        return None
+
+
+class DecodedCodes(Decoded):
+    """Learn codes, and decoders that all codes share.
 
     Args:
         codes: initial codes ``(M, ...)``.
@@ -36,52 +82,36 @@ class DecodedCodes(Parameterization):
         labels: one target per code, which its samples share, or one per sample.
         classes: ``(M,)`` the class each code stands for.
         num_classes: C.
+        tiles: per side of a decoded image.
     Shapes:
-        decodes ``(M K, channels, height, width)`` in normalised units: a code's samples, decoder by decoder, then the
-        next code's.
+        decodes ``(M K tiles^2, channels, height, width)``, see :class:`Decoded`.
     Raises:
         ConfigError: no decoders.
-    Source: Liu et al., NeurIPS 2022 (HaBa); Lee et al., 2022 (KFS); survey Sec. 3.4.3, Eq. 30.
     """
 
     def __init__(
-        self, codes: Tensor, decoders: Sequence[nn.Module], labels: Labels, classes: Tensor, num_classes: int
+        self,
+        codes: Tensor,
+        decoders: Sequence[nn.Module],
+        labels: Labels,
+        classes: Tensor,
+        num_classes: int,
+        tiles: int = 1,
     ) -> None:
-        if not decoders:
-            raise ConfigError("codes need at least one decoder")
-        super().__init__(labels, classes.repeat_interleave(len(decoders)), num_classes)
+        super().__init__(decoders, labels, classes, num_classes, tiles)
         self.codes = nn.Parameter(codes.clone())
-        self.decoder = nn.ModuleList(decoders)
-        self.styles = len(decoders)
 
-    def forward(self, draws: Draws) -> Batch:
-        """Decode every code by every decoder."""
-        inputs = self.images_of(self.codes)
-        return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
-
-    def images_of(self, codes: Tensor) -> Tensor:
-        """Return ``(m K, channels, height, width)``, the samples of m codes."""
-        return torch.stack([decoder(codes) for decoder in self.decoder], 1).flatten(0, 1)
-
-    def plain_values(self) -> Mapping[str, object] | None:
-        """Return what decoders these are; None where one is of a kind of the user's."""
-        for kind, known in DECODERS.items():
-            sizes = [list(decoder.sizes) for decoder in self.decoder if type(decoder) is known]
-            if len(sizes) == len(self.decoder):
-                return {"decoder": kind, "sizes": sizes}
-        return None
+    def codes_of(self, rows: Tensor | None = None) -> Tensor:
+        """Return the codes of some rows, or all."""
+        return self.codes if rows is None else self.codes[rows]
 
     @classmethod
     def rebuilt(
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "DecodedCodes":
         """Return what decodes the stored codes by the stored decoders."""
-        decoders = [DECODERS[plain["decoder"]](*sizes).to(tensors["codes"].dtype) for sizes in plain["sizes"]]
-        made = cls(tensors["codes"], decoders, labels, classes[:: len(decoders)], num_classes)
-        prefix = "decoder."
-        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        made.decoder.load_state_dict(own)
-        return made
+        decoders, tiles = stored_decoders(plain, tensors, tensors["codes"].dtype), plain.get("tiles", 1)
+        return cls(tensors["codes"], decoders, labels, classes[:: len(decoders) * tiles**2], num_classes, tiles)
 
 
 class Hallucinator(nn.Module):
@@ -154,6 +184,20 @@ DECODERS: Mapping[str, type[Hallucinator] | type[LatentDecoder]] = {
 """The decoders that a file of codes can name; ``sizes`` are the arguments that one was made with."""
 
 
+def stored_decoders(plain: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype) -> list[nn.Module]:
+    """Return the decoders of a file of codes.
+
+    Args:
+        plain: what :meth:`Decoded.plain_values` said.
+        tensors: what was stored, by name.
+        dtype: of the codes.
+    """
+    prefix = "decoder."
+    decoders = nn.ModuleList(DECODERS[plain["decoder"]](*sizes) for sizes in plain["sizes"]).to(dtype)
+    decoders.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+    return list(decoders)
+
+
 def make_decoders(make: Callable[[], nn.Module], count: int, draws: Draws) -> list[nn.Module]:
     """Return decoders with torch's own initialisation, drawn from a key; the global generator is left alone.
 
@@ -193,8 +237,13 @@ def hallucinators_and_bases(room: ImageBudget, draws: Draws, count: int = 5) -> 
     Raises:
         ConfigError: a budget that the hallucinators alone exhaust.
     """
-    decoders = make_decoders(lambda: Hallucinator(*room.shape), count, draws.fold("hallucinators"))
+    decoders = hallucinators(room, draws, count)
     return decoders, room.codes_per_class(room.numel, decoders, count)
+
+
+def hallucinators(room: ImageBudget, draws: Draws, count: int) -> list[nn.Module]:
+    """Return so many hallucinators of a task's images."""
+    return make_decoders(lambda: Hallucinator(*room.shape), count, draws.fold("hallucinators"))
 
 
 def latent_codes(
@@ -235,11 +284,20 @@ def decoders_and_codes(
     Raises:
         ConfigError: a factor that does not divide the sides, or a budget that the decoders alone exhaust.
     """
+    decoders = latent_decoders(room, draws, factor, count, width)
+    return decoders, room.codes_per_class(room.numel // factor**2, decoders, count)
+
+
+def latent_decoders(room: ImageBudget, draws: Draws, factor: int, count: int, width: int) -> list[nn.Module]:
+    """Return so many decoders of small codes.
+
+    Raises:
+        ConfigError: a factor that does not divide the sides.
+    """
     channels, height, breadth = room.shape
     if factor < 1 or height % factor or breadth % factor:
         raise ConfigError(f"a factor of {factor} does not divide images of {height} x {breadth} pixels")
-    decoders = make_decoders(lambda: LatentDecoder(channels, factor, width), count, draws.fold("decoders"))
-    return decoders, room.codes_per_class(room.numel // factor**2, decoders, count)
+    return make_decoders(lambda: LatentDecoder(channels, factor, width), count, draws.fold("decoders"))
 
 
 def _started(
@@ -252,45 +310,45 @@ def _started(
     draws: Draws,
     warm_up: int,
 ) -> DecodedCodes:
-    """Return codes that start from real images, each sample fitted to an image of its own."""
+    """Return codes that start from real images, each decoded image fitted to one of its own."""
     count = len(decoders)
     targets = room.targets(task, per_class * count, init, draws)
     codes = encode(targets[::count])
     classes = room.classes(per_class).to(task.device)
-    made = DecodedCodes(codes, decoders, room.labels(per_class, count), classes, room.num_classes)
+    made = DecodedCodes(codes, decoders, room.labels(per_class, count), classes, room.num_classes, room.tiles)
     made.to(task.device)
     if init != "noise":
         fit_to_images(made, targets, warm_up, draws)
     return made
 
 
-def fit_to_images(made: DecodedCodes, images: Tensor, steps: int, draws: Draws) -> None:
-    """Bring decoded samples near given images, one each, by Adam on the mean squared error.
+def fit_to_images(made: Decoded, images: Tensor, steps: int, draws: Draws) -> None:
+    """Bring decoded images near given ones, one each, by Adam on the mean squared error.
 
     Random decoders give noise, from which matching methods start far worse than from real images. A step takes all
-    samples, or of more than :data:`FITTED_AT_ONCE` those of some codes, in epochs of permutations. Where the run shows
+    images, or of more than :data:`FITTED_AT_ONCE` those of some codes, in epochs of permutations. Where the run shows
     a bar, so does a fit that takes long.
 
     Args:
         made: the codes and decoders.
-        images: the samples' images, in their order.
+        images: given ones, in the order of those that are decoded.
         steps: of Adam.
         draws: the key.
     """
     learned = [p for name, group in made.groups().items() if name != "labels" for p in group]
     optimizer = torch.optim.Adam(learned, lr=WARM_UP_LR)
-    count = len(made.codes)
-    by_code = images.view(count, made.styles, *images.shape[1:])
+    by_code = images.view(-1, made.styles, *images.shape[1:])
+    count = len(by_code)
     size = count if len(images) <= FITTED_AT_ONCE else max(FITTED_TOGETHER // made.styles, 1)
     epoch, key, began = -(-count // size), draws.fold("fit").to(images.device), time.perf_counter()
     with progress_bar("fitting the start", "step", visible=is_showing()) as show:
         for step in range(steps):
             if size == count:
-                inputs, wanted = made.images_of(made.codes), images
+                inputs, wanted = made.images_of(made.codes_of()), images
             else:
                 first = step % epoch * size
                 rows = key.fold(step // epoch).permutation(count)[first : first + size]
-                inputs, wanted = made.images_of(made.codes[rows]), by_code[rows].flatten(0, 1)
+                inputs, wanted = made.images_of(made.codes_of(rows)), by_code[rows].flatten(0, 1)
             loss = F.mse_loss(inputs, wanted)
             for parameter, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
                 parameter.grad = gradient

@@ -1,7 +1,7 @@
 """Addressing matrices: samples are linear combinations of a few bases that all classes share (Eq. 29)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,15 @@ from torch.nn import functional as F
 
 from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
-from mmdistill.parameterizations.base import Parameterization
-from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
+from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget, bytes_of
+from mmdistill.parameterizations.decoder import (
+    Decoded,
+    fit_to_images,
+    hallucinators,
+    latent_decoders,
+    stored_decoders,
+)
+from mmdistill.parameterizations.tiles import ImageCodes, spread_targets
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
@@ -22,16 +29,17 @@ MOST_IN_ALL = 20_000
 and those that the bytes of many classes, or of large images, hold would be more than any step reads."""
 
 
-class AddressedMemory(Parameterization):
-    r"""Learn a memory of K bases and R addressing matrices: sample j of class c is ``y_c A_j memory`` (Eq. 29).
+class AddressedMemory(ImageCodes):
+    r"""Learn a memory of K bases and R addressing matrices: image j of class c is ``y_c A_j memory`` (Eq. 29).
 
     Args:
         memory: initial bases ``(K, channels, height / factor, width / factor)``.
         addresses: initial addressing matrices ``(R, C, K)``.
-        labels: one target per sample, class by class.
+        labels: one target per image, class by class, which its tiles share, or one per sample.
         factor: the bases' combination is up-sampled bilinearly by it.
+        tiles: per side of an image, see :class:`~mmdistill.parameterizations.tiles.ImageCodes`.
     Shapes:
-        decodes ``(C R, channels, height, width)`` in normalised units, class by class.
+        decodes ``(C R tiles^2, channels, height, width)`` in normalised units, class by class.
     Raises:
         ConfigError: addresses for another number of bases, or a factor below 1.
     Source: Deng and Russakovsky, NeurIPS 2022; survey Sec. 3.4.3, Eq. 29.
@@ -39,29 +47,32 @@ class AddressedMemory(Parameterization):
 
     separable = True
 
-    def __init__(self, memory: Tensor, addresses: Tensor, labels: Labels, factor: int = 1) -> None:
+    def __init__(self, memory: Tensor, addresses: Tensor, labels: Labels, factor: int = 1, tiles: int = 1) -> None:
         if addresses.ndim != 3 or memory.ndim != 4 or addresses.shape[2] != len(memory) or factor < 1:
             raise ConfigError(
                 "expected addresses (R, C, K), a memory (K, channels, height, width) and a factor from 1, got "
                 f"{tuple(addresses.shape)}, {tuple(memory.shape)} and {factor}"
             )
-        samples, num_classes = addresses.shape[:2]
-        classes = torch.arange(num_classes, device=addresses.device).repeat_interleave(samples)
-        super().__init__(labels, classes, num_classes)
+        images, num_classes = addresses.shape[:2]
+        classes = torch.arange(num_classes, device=addresses.device).repeat_interleave(images)
+        super().__init__(labels, classes, num_classes, tiles)
         self.memory = nn.Parameter(memory.clone())
         self.addresses = nn.Parameter(addresses.clone())
         self.factor = factor
 
     def forward(self, draws: Draws) -> Batch:
         """Combine the bases and up-sample."""
-        inputs = torch.einsum("jck,kxyz->cjxyz", self.addresses, self.memory).flatten(0, 1)
-        return Batch(self._enlarged(inputs), self.labels(), inputs.new_ones(len(inputs)))
+        images = torch.einsum("jck,kxyz->cjxyz", self.addresses, self.memory).flatten(0, 1)
+        return self.batch_of(self._enlarged(images))
 
     def part(self, rows: Tensor, draws: Draws) -> Batch:
         """Decode some samples alone."""
-        own = self.addresses.transpose(0, 1).flatten(0, 1).index_select(0, rows)
-        inputs = torch.einsum("nk,kxyz->nxyz", own, self.memory)
-        return Batch(self._enlarged(inputs), self.labels()[rows], inputs.new_ones(len(inputs)))
+        cut, flat = self.tiles**2, self.addresses.transpose(0, 1).flatten(0, 1)
+        images = torch.einsum("nk,kxyz->nxyz", flat.index_select(0, rows // cut), self.memory)
+        images = self._enlarged(images)
+        by_image = self.samples_of(images).view(len(rows), cut, *images.shape[1:])
+        inputs = by_image[torch.arange(len(rows), device=rows.device), rows % cut]
+        return Batch(inputs, spread_targets(self.labels(), cut * len(flat))[rows], inputs.new_ones(len(inputs)))
 
     def _enlarged(self, images: Tensor) -> Tensor:
         if self.factor == 1:
@@ -69,15 +80,63 @@ class AddressedMemory(Parameterization):
         return F.interpolate(images, scale_factor=self.factor, mode="bilinear", align_corners=False)
 
     def plain_values(self) -> Mapping[str, object]:
-        """Return the factor."""
-        return {"factor": self.factor}
+        """Return the factor and the tiles."""
+        return {"factor": self.factor, "tiles": self.tiles}
 
     @classmethod
     def rebuilt(
         cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
     ) -> "AddressedMemory":
         """Return what combines the stored bases."""
-        return cls(tensors["memory"], tensors["addresses"], labels, plain["factor"])
+        return cls(tensors["memory"], tensors["addresses"], labels, plain["factor"], plain.get("tiles", 1))
+
+
+class AddressedCodes(Decoded):
+    r"""Learn a memory of K codes, addressing matrices and decoders: all combinations pass through every decoder.
+
+    Eq. 30 of the codes ``y_c A_j memory`` of Eq. 29.
+
+    Args:
+        memory: initial codes that all classes share ``(K, ...)``.
+        addresses: initial addressing matrices ``(R, C, K)``.
+        decoders: modules from codes to images.
+        labels: one target per combination, class by class, which its samples share, or one per sample.
+        tiles: per side of a decoded image.
+    Shapes:
+        decodes ``(C R len(decoders) tiles^2, channels, height, width)`` in normalised units, class by class.
+    Raises:
+        ConfigError: addresses for another number of codes, or no decoders.
+    Source: the two of the survey's Sec. 3.4.3 together, which no paper has.
+    """
+
+    def __init__(
+        self, memory: Tensor, addresses: Tensor, decoders: Sequence[nn.Module], labels: Labels, tiles: int = 1
+    ) -> None:
+        if addresses.ndim != 3 or addresses.shape[2] != len(memory):
+            raise ConfigError(
+                f"expected addresses (R, C, K) of a memory (K, ...), got {tuple(addresses.shape)} and "
+                f"{tuple(memory.shape)}"
+            )
+        combinations, num_classes = addresses.shape[:2]
+        classes = torch.arange(num_classes, device=addresses.device).repeat_interleave(combinations)
+        super().__init__(decoders, labels, classes, num_classes, tiles)
+        self.memory = nn.Parameter(memory.clone())
+        self.addresses = nn.Parameter(addresses.clone())
+
+    def codes_of(self, rows: Tensor | None = None) -> Tensor:
+        """Return some combinations, or all."""
+        flat = self.addresses.transpose(0, 1).flatten(0, 1)
+        codes: Tensor = torch.tensordot(flat if rows is None else flat[rows], self.memory, 1)
+        return codes
+
+    @classmethod
+    def rebuilt(
+        cls, plain: Mapping[str, Any], tensors: Tensors, labels: Labels, classes: Tensor, num_classes: int
+    ) -> "AddressedCodes":
+        """Return what decodes the combinations of the stored codes by the stored decoders."""
+        memory = tensors["memory"]
+        decoders = stored_decoders(plain, tensors, memory.dtype)
+        return cls(memory, tensors["addresses"], decoders, labels, plain["tiles"])
 
 
 def addressed_memory(
@@ -108,7 +167,7 @@ def addressed_memory(
         targets = F.avg_pool2d(room.targets(task, samples, init, draws), factor)
         memory, addresses = best_approximation(targets, count, draws)
     by_sample = addresses.view(room.num_classes, samples, count).transpose(0, 1)
-    return AddressedMemory(memory, by_sample, room.labels(samples, 1), factor).to(task.device)
+    return AddressedMemory(memory, by_sample, room.labels(samples, 1), factor, room.tiles).to(task.device)
 
 
 def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: int = 0) -> tuple[int, int]:
@@ -124,7 +183,7 @@ def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: i
     height, width = room.shape[1:]
     if factor < 1 or height % factor or width % factor:
         raise ConfigError(f"a factor of {factor} does not divide images of {height} x {width} pixels")
-    basis, per_label = room.numel // factor**2, room.num_classes * room.label_bytes
+    basis, per_label = room.numel // factor**2, room.num_classes * room.decoded_label_bytes
     if bases:
         count = bases * room.per_class
         left = room.stored_bytes - FLOAT_BYTES * basis * count
@@ -139,9 +198,102 @@ def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: i
         wanted = "choose --parameterization addressed, of as many bases as fit (few classes need few)"
         if not bases:
             told = f"{samples} samples per class leave no basis in {room.stored_bytes} bytes"
-            wanted = "use a larger budget, or a multiple from 1 that is smaller"
+            wanted = f"use a larger budget, a smaller multiple (from 1){room.fewer_labels}"
         raise ConfigError(f"{told}; {wanted}")
     return samples, count
+
+
+def addressed_latents(
+    task: Task,
+    room: ImageBudget,
+    init: InitKind,
+    draws: Draws,
+    factor: int = 4,
+    count: int = 2,
+    width: int = 8,
+    multiple: int = 16,
+) -> AddressedCodes:
+    """Build small latent codes that classes share as well, and decoders, within a budget.
+
+    Args:
+        task: a task of images with classes.
+        room: the budget.
+        init: how real images are chosen, to which steps bring the decoded ones; with ``noise``, none are fitted.
+        draws: the key.
+        factor: how many times an image's sides are a code's, a power of two.
+        count: decoders.
+        width: their hidden channels.
+        multiple: how many combinations stand for each raw image.
+    Raises:
+        ConfigError: a factor that does not divide the sides, or a budget that leaves no code.
+    """
+    decoders = latent_decoders(room, draws, factor, count, width)
+    return _combined(task, room, decoders, lambda images: F.avg_pool2d(images, factor), multiple, init, draws)
+
+
+def addressed_bases(
+    task: Task, room: ImageBudget, init: InitKind, draws: Draws, count: int = 5, multiple: int = 4
+) -> AddressedCodes:
+    """Build full-size bases that classes share as well, and hallucinators, within a budget.
+
+    Args:
+        task: a task of images with classes.
+        room: the budget.
+        init: how real images are chosen, to which steps bring the decoded ones; with ``noise``, none are fitted.
+        draws: the key.
+        count: hallucinators.
+        multiple: how many combinations stand for each raw image.
+    Raises:
+        ConfigError: a budget that leaves no basis.
+    """
+    return _combined(task, room, hallucinators(room, draws, count), lambda images: images, multiple, init, draws)
+
+
+def _combined(
+    task: Task,
+    room: ImageBudget,
+    decoders: Sequence[nn.Module],
+    encode: Callable[[Tensor], Tensor],
+    multiple: int,
+    init: InitKind,
+    draws: Draws,
+    warm_up: int = 300,
+) -> AddressedCodes:
+    """Return combinations of shared codes that start from real images, each decoded image fitted to one of its own."""
+    count, combinations = len(decoders), multiple * room.per_class
+    targets = room.targets(task, combinations * count, init, draws)
+    wanted = encode(targets[::count])
+    memory, addresses = best_approximation(wanted, shared_codes(room, wanted[0].numel(), decoders, multiple), draws)
+    by_class = addresses.view(room.num_classes, combinations, len(memory)).transpose(0, 1)
+    made = AddressedCodes(memory, by_class, decoders, room.labels(combinations, count), room.tiles).to(task.device)
+    if init != "noise":
+        fit_to_images(made, targets, warm_up, draws)
+    return made
+
+
+def shared_codes(room: ImageBudget, numel: int, decoders: Sequence[nn.Module], multiple: int) -> int:
+    """Return how many codes that all classes share fit into a budget, beside decoders and addresses.
+
+    Args:
+        room: the budget.
+        numel: numbers in one code.
+        decoders: the decoders.
+        multiple: how many combinations stand for each raw image.
+    Raises:
+        ConfigError: a multiple below 1, or room for no code.
+    """
+    if multiple < 1:
+        raise ConfigError(f"combinations per raw image are at least 1, got {multiple}")
+    combinations, taken = room.num_classes * room.per_class * multiple, bytes_of(decoders)
+    labels = room.label_bytes if room.shared_labels else room.decoded_label_bytes * len(decoders)
+    found = (room.stored_bytes - taken - combinations * labels) // (FLOAT_BYTES * (numel + combinations))
+    if found < 1:
+        raise ConfigError(
+            f"the budget is {room.stored_bytes:,} bytes, of which {taken:,} go to decoders and "
+            f"{combinations * labels:,} to labels, and too few are left for one code and {combinations:,} "
+            f"combinations; use a larger budget, a smaller multiple (from 1){room.fewer_labels}"
+        )
+    return found
 
 
 def small_start(total: int, bases: int, shape: tuple[int, int, int], draws: Draws) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,17 @@
-"""Multi-formation: each stored image is a grid of small tiles that are up-sampled to full size (Sec. 3.4.2)."""
+"""Multi-formation of pixels: each stored image is a grid of small tiles (Sec. 3.4.2)."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_repeatedly
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
-from mmdistill.parameterizations.base import Parameterization
+from mmdistill.parameterizations.tiles import ImageCodes, composed, require_tiles
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Inputs, Task, Tensors
@@ -43,12 +42,11 @@ class PixelSpace(NamedTuple):
         return PixelSpace(mean, std, -math.inf if low is None else low, math.inf if high is None else high)
 
 
-class MultiFormation(Parameterization):
+class MultiFormation(ImageCodes):
     """Learn images of which each holds ``factor x factor`` tiles, each decoded to one sample by bilinear up-sampling.
 
     Stored are pixels, which stay within the data's value range; decoded are normalised samples. They take the bytes
-    of as many raw images and give ``factor ** 2`` times the samples. Where the factor leaves a remainder of a side, so
-    many of the first rows or columns of tiles have one pixel more than the others: all pixels belong to a tile.
+    of as many raw images and give ``factor ** 2`` times the samples.
 
     Args:
         pixels: initial images ``(M, channels, height, width)``, in pixels.
@@ -73,8 +71,7 @@ class MultiFormation(Parameterization):
         self, pixels: Tensor, labels: Labels, classes: Tensor, num_classes: int, factor: int, space: PixelSpace
     ) -> None:
         require_tiles(pixels.shape, factor)
-        super().__init__(labels, classes.repeat_interleave(factor**2), num_classes)
-        self.factor = factor
+        super().__init__(labels, classes, num_classes, factor)
         self.low, self.high = space.low, space.high
         self.pixels = nn.Parameter(pixels.clamp(self.low, self.high))
         self.register_buffer("_mean", space.mean.clone(), persistent=False)
@@ -82,14 +79,15 @@ class MultiFormation(Parameterization):
 
     def forward(self, draws: Draws) -> Batch:
         """Cut, up-sample and normalise."""
-        size = self.pixels.shape[2:]
-        tiles = [resized(tile, size, "bilinear") for tile in cut_tiles(self.pixels, self.factor)]
-        inputs = (torch.stack(tiles, 1).flatten(0, 1) - self._mean) / self._std
-        return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
+        return self.batch_of(self.pixels)
+
+    def samples_of(self, images: Tensor) -> Tensor:
+        """Return the tiles of images in pixels, normalised."""
+        return (super().samples_of(images) - self._mean) / self._std
 
     def plain_values(self) -> Mapping[str, object]:
         """Return the factor and the space of the pixels."""
-        return {"factor": self.factor, **PixelSpace(self._mean, self._std, self.low, self.high).plain_values()}
+        return {"factor": self.tiles, **PixelSpace(self._mean, self._std, self.low, self.high).plain_values()}
 
     @classmethod
     def rebuilt(
@@ -103,54 +101,6 @@ class MultiFormation(Parameterization):
     def project(self) -> None:
         """Clamp the stored pixels to the data's value range."""
         self.pixels.clamp_(self.low, self.high)
-
-
-def require_tiles(shape: torch.Size, factor: int) -> None:
-    """Refuse images that cannot be cut.
-
-    Raises:
-        ConfigError: no images, a factor below 1, or a tile side of one pixel.
-    """
-    if len(shape) != 4:
-        raise ConfigError(f"up-sampling reads images (n, channels, height, width), got {tuple(shape)}")
-    height, width = shape[2:]
-    if factor < 1:
-        raise ConfigError(f"a factor of up-sampling is at least 1, got {factor}")
-    if min(height, width) // factor < 2:
-        raise ConfigError(
-            f"a factor of {factor} cuts images of {height} x {width} pixels into tiles with a side of one pixel, which "
-            "cannot be up-sampled; use a smaller factor"
-        )
-
-
-def tile_sides(side: int, factor: int) -> list[int]:
-    """Return the sides of an image's tiles along one axis; a remainder goes to the first ones, a pixel each."""
-    return [side // factor + (index < side % factor) for index in range(factor)]
-
-
-def cut_tiles(images: Tensor, factor: int) -> list[Tensor]:
-    """Return the ``factor^2`` tiles of ``(M, channels, height, width)`` images, row by row, each of all images."""
-    rows, columns = (tile_sides(side, factor) for side in images.shape[2:])
-    return [tile for band in torch.split(images, rows, 2) for tile in torch.split(band, columns, 3)]
-
-
-def join_tiles(tiles: Sequence[Tensor], factor: int) -> Tensor:
-    """Return the images that :func:`cut_tiles` would cut into these tiles."""
-    return torch.cat([torch.cat(list(tiles[row * factor :][:factor]), 3) for row in range(factor)], 2)
-
-
-def resized(images: Tensor, size: torch.Size, mode: Literal["area", "bilinear"]) -> Tensor:
-    """Return images at another size, smaller by means of areas or larger by bilinear interpolation."""
-    return images if images.shape[2:] == size else F.interpolate(images, size=size, mode=mode)
-
-
-def spread_targets(targets: Tensor, decoded: int) -> Tensor:
-    """Return one target per decoded sample; fewer targets are shared by equal runs of consecutive samples.
-
-    Shapes:
-        targets ``(M, ...)``; returns ``(decoded, ...)``, decoded being a multiple of M.
-    """
-    return targets if len(targets) == decoded else targets.repeat_interleave(decoded // len(targets), 0)
 
 
 def require_images(inputs: Inputs) -> Tensor:
@@ -206,9 +156,7 @@ def multi_formation(
         pixels = low + (high - low) * spread
     else:
         chosen = task.select(choose_repeatedly(task, init, counts * factor**2, draws))
-        images = require_images(chosen.inputs) * space.std + space.mean
-        sizes = [tile.shape[2:] for tile in cut_tiles(images[:1], factor)]
-        pixels = join_tiles([resized(images[i :: factor**2], size, "area") for i, size in enumerate(sizes)], factor)
+        pixels = composed(require_images(chosen.inputs) * space.std + space.mean, factor)
     targets = classes if label == "hard" else classes.repeat_interleave(factor**2)
     labels = make_labels(label, targets, num_classes)
     return MultiFormation(pixels, labels, classes, num_classes, factor, space)

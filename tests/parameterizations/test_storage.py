@@ -13,7 +13,7 @@ from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.image.methods import METHODS
-from mmdistill.image.storage import PARAMETERIZATIONS, addressed, hallucinated, latent
+from mmdistill.image.storage import PARAMETERIZATIONS, addressed, addressed_latent, hallucinated, latent
 from mmdistill.image.task import ImageTask, image_task
 from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.method import Storage
@@ -158,10 +158,18 @@ def test_a_step_decodes_the_samples_that_its_students_read(task: ImageTask, monk
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("name", sorted(PARAMETERIZATIONS))
+COUNTED = {
+    **PARAMETERIZATIONS,
+    "addressed-latent": addressed_latent(2, 2, 4, multiple=4),  # more labels than bytes by default, of digits
+    "latent-upsample-2": latent(tiles=2),
+    "addressed-upsample-3": addressed(tiles=3),
+}
+
+
+@pytest.mark.parametrize("name", sorted(COUNTED))
 @pytest.mark.parametrize("label", ["hard", "soft"])
 def test_storages_know_how_many_samples_they_hold(task: ImageTask, name: str, label: LabelKind) -> None:
-    storage, settings = PARAMETERIZATIONS[name], replace(CORE_METHODS["dm"].settings(20), init="noise")
+    storage, settings = COUNTED[name], replace(CORE_METHODS["dm"].settings(20), init="noise")
     made = storage(task, 20, settings, label, KEY)
     if storage.samples is None:
         assert name == "raw"

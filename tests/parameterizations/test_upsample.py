@@ -11,7 +11,8 @@ from mmdistill.errors import ConfigError
 from mmdistill.image import DOMAIN, ImageTask, image_task
 from mmdistill.labels import FixedLabels, LearnedLabels
 from mmdistill.methods import CORE_METHODS
-from mmdistill.parameterizations.upsample import MultiFormation, PixelSpace, cut_tiles, join_tiles, multi_formation
+from mmdistill.parameterizations.tiles import cut_tiles, join_tiles
+from mmdistill.parameterizations.upsample import MultiFormation, PixelSpace, multi_formation
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch
@@ -37,7 +38,7 @@ def formation(factor: int, height: int = 6, width: int = 12) -> MultiFormation:
 
 def tiles_of(made: MultiFormation) -> Tensor:
     """The tiles of equal sides, those of one image after those of the other."""
-    return torch.stack(cut_tiles(made.pixels.detach(), made.factor), 1).flatten(0, 1)
+    return torch.stack(cut_tiles(made.pixels.detach(), made.tiles), 1).flatten(0, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""Images that are grids of small tiles, each up-sampled to a sample of full size (multi-formation, Sec. 3.4.2)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdistill.errors import ConfigError
+from mmdistill.labels import Labels
+from mmdistill.parameterizations.base import Parameterization
+from mmdistill.task import Batch
+
+
+class ImageCodes(Parameterization):
+    """Codes that decode to images, each one sample or a grid of ``tiles x tiles`` of them.
+
+    Where the number of tiles leaves a remainder of a side, so many of the first rows or columns of tiles have one pixel
+    more than the others: all pixels belong to a tile.
+
+    Args:
+        labels: one target per code, per image or per sample; fewer are shared by equal runs of consecutive samples.
+        classes: ``(N,)`` the class that each decoded image stands for.
+        num_classes: C.
+        tiles: per side of an image, each up-sampled bilinearly; 1: images are the samples.
+        styles: images that as many decoders make of each code, one after the other.
+    Raises:
+        ConfigError: tiles below 1.
+    Source: Kim et al., ICML 2022, Sec. 4 (of pixels; any codes may be cut here); survey Sec. 3.4.2.
+    """
+
+    def __init__(self, labels: Labels, classes: Tensor, num_classes: int, tiles: int = 1, styles: int = 1) -> None:
+        if tiles < 1:
+            raise ConfigError(f"a factor of up-sampling is at least 1, got {tiles}")
+        super().__init__(labels, classes.repeat_interleave(tiles**2), num_classes)
+        self.tiles = tiles
+        self.styles = styles
+
+    def samples_of(self, images: Tensor) -> Tensor:
+        """Return the samples of decoded images: the tiles of a code's images, row by row, each in all of its styles.
+
+        Shapes:
+            images ``(n, channels, height, width)``; returns ``(n tiles^2, channels, height, width)``.
+        """
+        if self.tiles == 1:
+            return images
+        size = images.shape[2:]
+        samples = torch.stack([resized(tile, size, "bilinear") for tile in cut_tiles(images, self.tiles)], 1)
+        return samples.view(-1, self.styles, self.tiles**2, *images.shape[1:]).transpose(1, 2).flatten(0, 2)
+
+    def batch_of(self, images: Tensor) -> Batch:
+        """Return the samples of all decoded images, with their targets."""
+        inputs = self.samples_of(images)
+        return Batch(inputs, spread_targets(self.labels(), len(inputs)), inputs.new_ones(len(inputs)))
+
+
+def require_tiles(shape: torch.Size, factor: int) -> None:
+    """Refuse images that cannot be cut.
+
+    Raises:
+        ConfigError: no images, a factor below 1, or a tile side of one pixel.
+    """
+    if len(shape) != 4:
+        raise ConfigError(f"up-sampling reads images (n, channels, height, width), got {tuple(shape)}")
+    height, width = shape[2:]
+    if factor < 1:
+        raise ConfigError(f"a factor of up-sampling is at least 1, got {factor}")
+    if min(height, width) // factor < 2:
+        raise ConfigError(
+            f"a factor of {factor} cuts images of {height} x {width} pixels into tiles with a side of one pixel, which "
+            "cannot be up-sampled; use a smaller factor"
+        )
+
+
+def tile_sides(side: int, factor: int) -> list[int]:
+    """Return the sides of an image's tiles along one axis; a remainder goes to the first ones, a pixel each."""
+    return [side // factor + (index < side % factor) for index in range(factor)]
+
+
+def cut_tiles(images: Tensor, factor: int) -> list[Tensor]:
+    """Return the ``factor^2`` tiles of ``(M, channels, height, width)`` images, row by row, each of all images."""
+    rows, columns = (tile_sides(side, factor) for side in images.shape[2:])
+    return [tile for band in torch.split(images, rows, 2) for tile in torch.split(band, columns, 3)]
+
+
+def join_tiles(tiles: Sequence[Tensor], factor: int) -> Tensor:
+    """Return the images that :func:`cut_tiles` would cut into these tiles."""
+    return torch.cat([torch.cat(list(tiles[row * factor :][:factor]), 3) for row in range(factor)], 2)
+
+
+def resized(images: Tensor, size: torch.Size, mode: Literal["area", "bilinear"]) -> Tensor:
+    """Return images at another size, smaller by means of areas or larger by bilinear interpolation."""
+    return images if images.shape[2:] == size else F.interpolate(images, size=size, mode=mode)
+
+
+def spread_targets(targets: Tensor, decoded: int) -> Tensor:
+    """Return one target per decoded sample; fewer targets are shared by equal runs of consecutive samples.
+
+    Shapes:
+        targets ``(M, ...)``; returns ``(decoded, ...)``, decoded being a multiple of M.
+    """
+    return targets if len(targets) == decoded else targets.repeat_interleave(decoded // len(targets), 0)
+
+
+def composed(images: Tensor, tiles: int) -> Tensor:
+    """Return images of which each is a grid of as many given ones, made smaller, as it has tiles.
+
+    Shapes:
+        images ``(n tiles^2, channels, height, width)``; returns ``(n, channels, height, width)``.
+    """
+    if tiles == 1:
+        return images
+    sizes = [tile.shape[2:] for tile in cut_tiles(images[:1], tiles)]
+    return join_tiles([resized(images[i :: tiles**2], size, "area") for i, size in enumerate(sizes)], tiles)
