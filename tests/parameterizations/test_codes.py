@@ -16,7 +16,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.generative import of_generator
-from mmdistill.image.storage import addressed_latent, canvas, coefficients, hallucinated, latent
+from mmdistill.image.storage import addressed, addressed_latent, canvas, coefficients, hallucinated, latent
 from mmdistill.labels import FixedLabels, LearnedLabels, NoLabels
 from mmdistill.method import Storage
 from mmdistill.parameterizations.canvas import Canvases
@@ -32,11 +32,11 @@ STORAGES: dict[str, Storage | str] = {
     "latent": latent(2, 2, 2),
     "hallucinated": hallucinated(2),
     "canvas": canvas(3),
-    "addressed-latent": addressed_latent(2, 2, 2, multiple=2),
-    "addressed-upsample-2": "addressed-upsample-2",
+    "addressed-latent": addressed_latent(2, 1, 2, multiple=2),
+    "addressed-upsample-2": addressed(multiple=1, tiles=2),  # few, since labels of tiles take most of the bytes
     "hallucinated-upsample-2": hallucinated(2, tiles=2),
-    "coefficients-upsample-2": coefficients(tiles=2),
-    "canvas-upsample-2": canvas(3, tiles=2),
+    "coefficients-upsample-2": coefficients(1, tiles=2),
+    "canvas-upsample-2": canvas(1, tiles=2),
 }
 
 

@@ -40,11 +40,11 @@ SMALL = {
     "hallucinated": hallucinated(2),
     "addressed-latent": addressed_latent(2, 2, 2, multiple=2),
     "addressed-hallucinated": addressed_hallucinated(2, 2),
-    "addressed-upsample-2": addressed(tiles=2),
+    "addressed-upsample-2": addressed(multiple=1, tiles=2),
     "latent-upsample-2": latent(2, 2, 2, tiles=2),
-    "addressed-latent-upsample-2": addressed_latent(2, 2, 2, multiple=2, tiles=2),
-    "coefficients-upsample-2": coefficients(tiles=2),
-    "canvas-upsample-2": canvas(tiles=2),
+    "addressed-latent-upsample-2": addressed_latent(2, 1, 2, multiple=1, tiles=2),
+    "coefficients-upsample-2": coefficients(1, tiles=2),
+    "canvas-upsample-2": canvas(1, tiles=2),
     "gan-latents": generated(GeneratorRecipe(latent_size=4, width=2, critic_width=2, steps=2)),
 }
 """The parameterizations by name, with decoders that suit 8 x 8 pixels."""

@@ -13,7 +13,14 @@ from mmdistill.cli import main
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.image.methods import METHODS
-from mmdistill.image.storage import PARAMETERIZATIONS, addressed, addressed_latent, hallucinated, latent
+from mmdistill.image.storage import (
+    PARAMETERIZATIONS,
+    addressed,
+    addressed_hallucinated,
+    addressed_latent,
+    hallucinated,
+    latent,
+)
 from mmdistill.image.task import ImageTask, image_task
 from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.method import Storage
@@ -160,9 +167,10 @@ def test_a_step_decodes_the_samples_that_its_students_read(task: ImageTask, monk
 
 COUNTED = {
     **PARAMETERIZATIONS,
-    "addressed-latent": addressed_latent(2, 2, 4, multiple=4),  # more labels than bytes by default, of digits
+    "addressed-latent": addressed_latent(2, 1, 2, multiple=2),  # by default soft labels of digits exceed the bytes
+    "addressed-hallucinated": addressed_hallucinated(2, 2),
     "latent-upsample-2": latent(tiles=2),
-    "addressed-upsample-3": addressed(tiles=3),
+    "addressed-upsample-2": addressed(multiple=1, tiles=2),
 }
 
 
