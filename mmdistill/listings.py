@@ -6,7 +6,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain
+from mmdistill.registry import DOMAIN_PACKAGES, Domain, domain_methods, get_domain
 from mmdistill.runtime import data_root
 
 TABLE_1 = (
@@ -40,14 +40,19 @@ def methods_command(domains: Sequence[str], *, long: bool) -> None:
                 print(entry("", row))
         for key, storage in found.parameterizations.items():
             print(show(key, storage.summary, "--parameterization "))
-        for stem in found.families:
-            first = stem.removesuffix("upsample").rstrip("-")
-            tiles = "images of N x N tiles, for any N" if not first else f"{first}, of images of N x N tiles"
-            print(show(f"{stem}-N", tiles, "--parameterization "))
+        for key, line in families(found).items():
+            print(show(key, line, "--parameterization "))
         for key, line in found.protocols.items():
             print(show(key, line, "--protocol "))
     if not long:
         print("in full, with departures from the papers and places in the survey's Table 1: mmdistill methods --long")
+
+
+def families(domain: Domain) -> dict[str, str]:
+    """Return in a line each what storages of many numbers a domain has, those that cut the images of others in one."""
+    cut = [stem.removesuffix("-upsample") for stem in domain.families if stem.endswith("-upsample")]
+    lines = {f"{stem}-N": "images of N x N tiles, for any N" for stem in domain.families if stem == "upsample"}
+    return {**lines, "NAME-upsample-N": f"such images by {', '.join(cut)}"} if cut else lines
 
 
 def short_entry(name: str, text: str, option: str = "", end: str = "") -> str:
