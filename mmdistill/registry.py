@@ -338,5 +338,6 @@ def get_parameterization(domain: Domain, name: str, data: str = "") -> Storage:
         key = f"{stem}-{int(number)}"
         found = {key: domain.families[stem](int(number)), **found}
     if key not in found:
-        raise unknown_name(f"parameterization of {domain.name} data", name, found, scripts="one")
+        known = [*found, *(f"{stem}-N" for stem in domain.families)]
+        raise unknown_name(f"parameterization of {domain.name} data", name, known, scripts="one")
     return replace(found[key], name=key)
