@@ -245,7 +245,7 @@ def _methods_parser() -> Parser:
     parser.add_argument(
         "--long",
         action="store_true",
-        help="all that is said of them: departures from the papers, and rows of the survey's Table 1",
+        help="all that is said of them: departures from the papers too",
     )
     return parser
 

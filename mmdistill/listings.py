@@ -9,35 +9,34 @@ from collections.abc import Sequence
 from mmdistill.registry import DOMAIN_PACKAGES, Domain, domain_methods, get_domain
 from mmdistill.runtime import data_root
 
-TABLE_1 = (
-    "Table 1 of the survey: what is matched | on which networks | how samples are stored | labels "
-    "(S: the synthetic set, T: the real training set; DSA: both augmented alike)"
-)
-"""What the columns of a method's row say, for ``mmdistill methods --long``."""
+TABLE_1 = "Table 1 of the survey: what is matched | on which networks | how samples are stored | labels"
+"""What the columns say of the row below a method."""
+LEGEND = " (S: the synthetic set, T: the real training set; DSA: both augmented alike)"
 NO_ROW = "no row of its own in Table 1"
 
 
 def methods_command(domains: Sequence[str], *, long: bool) -> None:
-    """List the methods, a line each; where it shall be long, all of what is said of them.
+    """List the methods, a line each and one for their row in the survey's Table 1; at length, all that is said of them.
 
     Args:
         domains: whose; none: of all.
-        long: name departures from the sources too, and the rows in the survey's Table 1.
+        long: name departures from the sources too, and say which methods have no row in the survey's Table 1.
     """
     show = entry if long else short_entry
     for name in domains or DOMAIN_PACKAGES:
         found = get_domain(name)
         print(f"{found.name} (budget: --{found.budget})")
-        if found.taxonomy and long:
-            print(f"  {TABLE_1}")
+        if found.taxonomy:
+            print(f"  {TABLE_1}{LEGEND if long else ''}")
         for key, method in domain_methods(found).items():
             source = method.source if long else re.split(r" \(|; ", method.source)[0]
             cited = f" [{source}]" if source else ""
             said = f"{method.title}: {method.summary}"
             print(entry(key, said + cited) if long else short_entry(key, said, end=cited))
-            if found.taxonomy and long:
-                row = f"Table 1: {' | '.join(found.taxonomy[key])}" if key in found.taxonomy else NO_ROW
-                print(entry("", row))
+            if key in found.taxonomy:
+                print(show("", f"Table 1: {' | '.join(found.taxonomy[key])}"))
+            elif found.taxonomy and long:
+                print(show("", NO_ROW))
         for key, storage in found.parameterizations.items():
             print(show(key, storage.summary, "--parameterization "))
         for key, line in families(found).items():
@@ -45,7 +44,7 @@ def methods_command(domains: Sequence[str], *, long: bool) -> None:
         for key, line in found.protocols.items():
             print(show(key, line, "--protocol "))
     if not long:
-        print("in full, with departures from the papers and places in the survey's Table 1: mmdistill methods --long")
+        print("in full, with departures from the papers: mmdistill methods --long")
 
 
 def families(domain: Domain) -> dict[str, str]:

@@ -398,18 +398,22 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
             assert any(words in line for words in ("; downloaded", "; bring ", "needs no download")), line
 
 
-def test_methods_are_listed_in_a_line_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_are_listed_in_a_line_each_above_their_row_of_table_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def shown(*given: str) -> list[str]:
         assert main(["methods", *given]) == 0
         return capsys.readouterr().out.splitlines()
 
     short = shown("image")
     assert shown("--domain", "image") == short
-    rows = [line for line in short if line.startswith("  ") and "--" not in line]
+    rows = [line for line in short if re.match("  [a-z]", line) and "--" not in line]
     assert len(rows) == len(domain_methods(get_domain("image")))
     (cafe,) = [row for row in rows if row.startswith("  cafe ")]
     assert cafe.endswith(" classify real samples [Wang et al., CVPR 2022]")  # departures are for --long
-    assert not any("Table 1: " in row for row in rows)
+    below = short[short.index(cafe) + 1]
+    assert below.strip() == "Table 1: distribution (variant) | trained on S | raw or DSA | fixed"
+    assert sum("Table 1: " in line for line in short) == 20
     assert "--long" in short[-1]
     assert {"graph (budget: --nodes)", "recsys (budget: --users)"} <= set(shown())
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
