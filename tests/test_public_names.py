@@ -1,5 +1,6 @@
 """The names that the package promises are what they say, in whatever order modules are imported."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -66,7 +67,7 @@ def test_the_methods_of_a_task_are_those_that_are_listed(capsys: pytest.CaptureF
     names = mmdistill.method_names(task)
     assert {"dm", "frepo", "rat-bptt"} <= set(names)
     methods_command(["image"], long=False)
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    listed = re.findall("^  ([a-z]\\S*)", capsys.readouterr().out, re.MULTILINE)
     assert listed[: len(names)] == names
     assert set(mmdistill.METHODS) < set(names)
     assert "``METHODS`` is not that list" in (mmdistill.__doc__ or "")
