@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError
+from mmdistill.errors import UnsupportedError
 from mmdistill.figures import literal, save_figure
 from mmdistill.labels import are_probabilities
 from mmdistill.store import write_text
@@ -43,10 +43,10 @@ def as_text_like(task: Task) -> TextLike:
     """Return the task if it is one of texts.
 
     Raises:
-        ConfigError: it is of another kind.
+        UnsupportedError: it is of another kind.
     """
     if not isinstance(task, TextTask | TokenTask):
-        raise ConfigError(f"this reads text data, not {task.describe().domain} data")
+        raise UnsupportedError(f"a text task is needed, got {type(task).__name__}")
     return task
 
 
