@@ -23,7 +23,7 @@ from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.gradients import require_reached_from
 from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
 from mmdistill.runtime import spare_memory_bytes
-from mmdistill.task import Batch, Inputs, Targets, Tensors
+from mmdistill.task import Batch, Inputs, Targets, Tensors, tensors_of
 
 StepLoss = Callable[[Tensors, Batch, int], Tensor]
 """``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
@@ -261,7 +261,7 @@ def _leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Ba
     """Return a batch's tensors in one list, and how to put such a list back together."""
     parts: list[Inputs | Targets] = [batch.inputs, batch.targets]
     names = [tuple(part) if isinstance(part, dict) else None for part in parts]
-    leaves = [t for part in parts for t in (part.values() if isinstance(part, dict) else [part])]
+    leaves = [tensor for part in parts for tensor in tensors_of(part)]
 
     def rebuild(found: Sequence[Tensor]) -> Batch:
         rest = iter(found)
