@@ -167,7 +167,7 @@ def check_class_gradients(task: Task, state: NetworkState, batch: ClassBatch) ->
         ConformanceError: they differ beyond rounding.
     """
     network = Network(task, state)
-    bare = Network(_without_closed_form(task), state)
+    bare = Network(_OpenTask(task), state)  # type: ignore[arg-type]
     with torch.no_grad():
         default = class_gradients(network, batch)
         trees = {
@@ -195,10 +195,6 @@ class _OpenTask:
         if name == "class_gradients":
             raise AttributeError(name)
         return getattr(self._task, name)
-
-
-def _without_closed_form(task: Task) -> Task:
-    return _OpenTask(task)  # type: ignore[return-value]
 
 
 def _check_evaluation(task: Task, judge: str, key: Draws) -> None:

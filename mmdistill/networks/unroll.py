@@ -178,7 +178,7 @@ class _Problem:
     def check(self, value: Tensor, known: Sequence[Tensor]) -> None:
         """Refuse, in the first step of all, a loss that closes over tensors to which gradients should go."""
         if self.closed is not None and not self.closed:
-            require_reached_from(value, known, "put it into the step's batch, or detach it")
+            require_reached_from(value, known)
             self.closed.append(True)
 
     def record(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> _Recorded:
