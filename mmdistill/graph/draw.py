@@ -17,8 +17,8 @@ from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import GraphTask
 from mmdistill.labels import hard_labels
-from mmdistill.runtime import Draws, atomic_write
-from mmdistill.store import write_json, write_tensors, write_text
+from mmdistill.runtime import Draws
+from mmdistill.store import write_json, write_tensors, write_text, write_torch
 from mmdistill.task import Batch, Task, TaskInfo, Tensors, one_tensor
 
 if TYPE_CHECKING:  # drawing libraries are imported where they draw, since importing them takes seconds
@@ -229,9 +229,7 @@ def export_pyg(distilled: DistilledSet, folder: Path) -> list[Path]:
     ``Data.from_dict(torch.load("graph.pt", weights_only=True))`` makes it a torch-geometric ``Data`` again without
     running code from the file.
     """
-    fields, path = graph_tensors(distilled.batch), folder / "graph.pt"
-    with atomic_write(path) as handle:
-        torch.save(fields, handle)
+    path = write_torch(folder / "graph.pt", graph_tensors(distilled.batch))
     return [path, write_preprocessing(distilled.info, folder)]
 
 

@@ -23,7 +23,7 @@ from mmdistill.image.units import stored_units
 from mmdistill.labels import classes_of
 from mmdistill.names import as_file_name
 from mmdistill.runtime import atomic_write, remove_parts
-from mmdistill.store import write_json, write_tensors
+from mmdistill.store import write_json, write_tensors, write_torch
 from mmdistill.task import Batch, Task, TaskInfo
 
 TARGET_WIDTH = 1600
@@ -300,13 +300,7 @@ def export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
 
 def _save_pair(images: Tensor, labels: Tensor, folder: Path) -> list[Path]:
     """Write two plain tensors with torch's own format."""
-    paths = []
-    for name, tensor in (("images", images), ("labels", labels)):
-        path = folder / f"{name}.pt"
-        with atomic_write(path) as handle:
-            torch.save(tensor, handle)
-        paths.append(path)
-    return paths
+    return [write_torch(folder / "images.pt", images), write_torch(folder / "labels.pt", labels)]
 
 
 def _save_units(info: TaskInfo, folder: Path) -> Path:
