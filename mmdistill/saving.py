@@ -157,6 +157,3 @@ def require_held(distilled: DistilledSet, folder: Path) -> None:
     """
     if read_json(folder / SET).get(DIGEST) != digest_of(distilled.tensors()):
         raise CheckpointError(f"{folder} holds another set than was judged; judge that one, or name this one's folder")
-
-
-__all__ = ["pictures", "save_evaluation"]
