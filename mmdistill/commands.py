@@ -126,15 +126,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
     chosen = chosen_method(config, domain, task.num_classes)
     find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error now, not after the distillation
     require_baselines(task, baseline_names(config.baselines))
-    method, budget = find_budget(
-        task,
-        chosen,
-        ipc=config.ipc,
-        nodes=config.nodes,
-        users=config.users,
-        bytes=config.bytes,
-        seed=config.seed,
-    )
+    method, budget = find_budget(task, chosen, **config.budgets(), seed=config.seed)
     method.settings(budget)  # which says what none of its values can be
     if ranks.is_first():
         for note in task.describe().notes:
