@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmdistill.choices import InnerOptimizer
 from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, require_choice
 from mmdistill.networks.convolutions import TwiceDifferentiable
@@ -28,7 +29,6 @@ from mmdistill.task import Batch, Inputs, Targets, Tensors, tensors_of
 StepLoss = Callable[[Tensors, Batch, int], Tensor]
 """``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
 DiffMode = Literal["auto", "forward", "reverse"]
-InnerOptimizer = Literal["sgd", "adam"]
 
 
 @dataclass(frozen=True)
