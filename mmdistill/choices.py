@@ -12,6 +12,8 @@ CompileMode = Literal["auto", "on", "off"]
 """Whether steps are compiled (see :mod:`mmdistill.compilation`)."""
 Precision = Literal["auto", "float32", "tf32", "mixed", "bf16"]
 """The number formats that a step computes in (see :mod:`mmdistill.precision`)."""
+InnerOptimizer = Literal["sgd", "adam"]
+"""By which unrolled students train."""
 TrainingPrecision = Literal["float32", "bf16"]
 """What experts and judges train in: float32, of which CUDA computes convolutions in TF32, or bfloat16."""
 SplitBy = Literal["random", "time"]

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 
 from jsonargparse import Namespace
 
@@ -111,7 +110,7 @@ def _sweep_parser() -> Parser:
         "print which runs are finished, not judged, unfinished or new; do nothing",
     )
     parser.add_class_arguments(SweepConfig, as_group=False)
-    skipped = {"method", "seed", "device", "overwrite", "set", *_names(SweepConfig)}
+    skipped = {"method", "seed", "device", "overwrite", "set", *SweepConfig.__dataclass_fields__}
     parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
     name_values(parser)
     in_groups(parser, GROUPS)
@@ -125,10 +124,6 @@ def _add_file_and_plan(parser: Parser, file: str, plan: str) -> None:
     add_set(parser)
 
 
-def _names(kind: type) -> list[str]:
-    return [field.name for field in fields(kind)]
-
-
 def _experts_parser() -> Parser:
     parser = Parser(
         usage="mmdistill experts --data NAME [options]",
@@ -136,7 +131,7 @@ def _experts_parser() -> Parser:
         "'distill' trains missing ones by itself; this command trains them ahead of it, and continues where an earlier "
         "call ended.",
     )
-    skipped = {*_names(DistillConfig)} - set(EXPERT_OPTIONS)
+    skipped = {*DistillConfig.__dataclass_fields__} - set(EXPERT_OPTIONS)
     parser.add_class_arguments(DistillConfig, as_group=False, skip=skipped)
     parser.set_defaults(method="mtt")
     add_set(parser)
@@ -324,7 +319,7 @@ def _run_alone(options: Namespace) -> None:
         resume, dry_run = plain.pop("resume"), plain.pop("dry_run")
         commands.distill_command(DistillConfig(**plain), resume, dry_run)
     elif options.command == "sweep":
-        own = {name: plain.pop(name) for name in _names(SweepConfig)}
+        own = {name: plain.pop(name) for name in SweepConfig.__dataclass_fields__}
         dry_run = plain.pop("dry_run")
         sweep.sweep_command(SweepConfig(**own), DistillConfig(**plain), dry_run)
     elif options.command == "experts":

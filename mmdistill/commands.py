@@ -47,7 +47,7 @@ from mmdistill.planning import plan_rows
 from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary, write_comparison, write_report
-from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free, ways_out
+from mmdistill.run_folder import CONFIG, METRICS, is_finished, is_started, require_finished, require_free, ways_out
 from mmdistill.runtime import sole_writer, use_deterministic_kernels
 from mmdistill.saving import draw, require_held
 from mmdistill.settings import AT_RESUME
@@ -126,15 +126,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
     chosen = chosen_method(config, domain, task.num_classes)
     find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error now, not after the distillation
     require_baselines(task, baseline_names(config.baselines))
-    method, budget = find_budget(
-        task,
-        chosen,
-        ipc=config.ipc,
-        nodes=config.nodes,
-        users=config.users,
-        bytes=config.bytes,
-        seed=config.seed,
-    )
+    method, budget = find_budget(task, chosen, **config.budgets(), seed=config.seed)
     method.settings(budget)  # which says what none of its values can be
     if ranks.is_first():
         for note in task.describe().notes:
@@ -278,8 +270,7 @@ def _finished_set(folder: Path) -> DistilledSet:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
-    if ending := how_to_finish(folder):
-        raise CheckpointError(f"the run in {folder} is unfinished; {ending}")
+    require_finished(folder)
     return DistilledSet.load(folder)
 
 

@@ -197,12 +197,16 @@ class DistillConfig:
         """Return the run folder."""
         if self.out:
             return Path(self.out)
-        budget = next((b for b in (self.ipc, self.nodes, self.users, self.bytes) if b is not None), 0)
+        budget = next(iter(self.budgets().values()), 0)
         name = self.method if self.parameterization is None else f"{self.method}-{self.parameterization}"
         seed = f"-seed{self.seed}" if self.seed else ""
         data = Path(str(self.data))
         stem = data.stem if data.name not in ("", "..") else data.resolve().stem  # ./ has no name of its own
         return Path("runs") / as_file_name(f"{stem}-{name}-{budget}{seed}")
+
+    def budgets(self) -> dict[str, Any]:
+        """Return the budget by its unit, ``{"ipc": 10}``; where several are given, all of them."""
+        return {unit: budget for unit in BUDGETS if (budget := getattr(self, unit)) is not None}
 
     def overrides(self) -> dict[str, object]:
         """Return the settings that replace the method's own."""

@@ -222,17 +222,6 @@ def briefly_trained(task: Task, draws: Draws, steps: int = 100, batch: int = 256
     return network
 
 
-def embed_real(task: Task, draws: Draws, steps: int = 100) -> Tensor:
-    """Return the embedding of every real training sample, ``(N, d)``, for selection by distance.
-
-    A task may give its own (``task.embedding()``); otherwise it is the last feature layer of one network trained on
-    real minibatches for a few steps.
-    """
-    if isinstance(task, Embeds):
-        return task.embedding()
-    return _embedded(task, briefly_trained(task, draws, steps), torch.arange(task.describe().num_train))
-
-
 def _chunks(task: Task, indices: Tensor) -> tuple[Tensor, ...]:
     """Return the indices of real samples, a forward pass's worth at a time."""
     return torch.split(indices, EMBED_CHUNK.get(task.device.type, 1024))

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from mmdistill.errors import DataError
 
+HEAD_BYTES = 65536
+"""Of a file, by which it is told what it is."""
+
 
 def decoded(path: Path, most: int | None = None) -> str:
     """Return what a text file holds, unzipped where its name ends in ``.gz``, without a byte order mark.

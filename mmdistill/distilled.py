@@ -17,7 +17,7 @@ from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.run_folder import SAMPLES, SET, is_finished, runs_within
 from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors
-from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, shapes, shares_inputs
+from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, named_tensors, shapes, shares_inputs, under
 from mmdistill.versions import package_versions
 
 SET_VERSION = 1
@@ -125,9 +125,9 @@ class DistilledSet:
     def tensors(self) -> Tensors:
         """Return copies of all tensors of the set on the CPU, by the names that they have in its file."""
         tensors: Tensors = {"weight": self.batch.weight}
-        tensors |= _named("inputs", self.batch.inputs)
+        tensors |= named_tensors("inputs", self.batch.inputs)
         if not _same(self.batch.inputs, self.batch.targets):
-            tensors |= _named("targets", self.batch.targets)
+            tensors |= named_tensors("targets", self.batch.targets)
         if self.classes is not None:
             tensors["classes"] = self.classes
         tensors |= {f"learned.{name}": tensor for name, tensor in self.learned.items()}
@@ -163,8 +163,8 @@ class DistilledSet:
             if not isinstance(names := info["class_names"], list) or not all(isinstance(name, str) for name in names):
                 raise TypeError(f"info.class_names is {names!r}, and no list of texts")
             info["class_names"] = tuple(names)
-            info["tensors"] = _with_prefix("info.", tensors)
-            learned = _with_prefix("learned.", tensors)
+            info["tensors"] = under("info.", tensors)
+            learned = under("learned.", tensors)
             inputs = _unnamed("inputs", tensors)
             own = any(name.partition(".")[0] == "targets" for name in tensors)
             batch = Batch(inputs, _unnamed("targets", tensors) if own else inputs, tensors["weight"])
@@ -182,7 +182,8 @@ class DistilledSet:
         Raises:
             NonFiniteError: it holds NaN or infinite values.
         """
-        if broken := broken_tensors({**_named("inputs", self.batch.inputs), **_named("targets", self.batch.targets)}):
+        samples = named_tensors("inputs", self.batch.inputs) | named_tensors("targets", self.batch.targets)
+        if broken := broken_tensors(samples):
             raise NonFiniteError(
                 f"the set of {self.method} holds NaN or infinite values ({', '.join(broken)}): the data's are too "
                 "large (scale them), or the network gives such"
@@ -317,20 +318,10 @@ def _same(inputs: Inputs, targets: Targets) -> bool:
     return torch.equal(inputs, targets)
 
 
-def _named(prefix: str, value: Inputs | Targets) -> Tensors:
-    if isinstance(value, dict):
-        return {f"{prefix}.{name}": tensor for name, tensor in value.items()}
-    return {prefix: value}
-
-
-def _with_prefix(prefix: str, tensors: Tensors) -> Tensors:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def _unnamed(prefix: str, tensors: Tensors) -> Inputs | Targets:
     if prefix in tensors:
         return tensors[prefix]
-    found = _with_prefix(f"{prefix}.", tensors)
+    found = under(f"{prefix}.", tensors)
     if not found:
         raise KeyError(prefix)
     return found

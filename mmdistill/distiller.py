@@ -237,15 +237,14 @@ class Distiller:
         The run stays as it is.
         """
         # Put back afterwards, since objectives may learn while they are read, as an adversary does.
-        before = copied(run.parameterization.state_dict()), copied(run.objective.state_dict())
+        before = run.held()
         first = replace(run, step=0, schedule=EMPTY)
         key = self.key(first)
         schedule = self.schedule.fetch(self.task, EMPTY, key.fold("network"))
         real = self.real(first, key)
         with self._numerics(first):
             count = operations(lambda: self.gradients(first, schedule, real, key))[1]
-        run.parameterization.load_state_dict(before[0])
-        run.objective.load_state_dict(before[1])
+        run.hold(before)
         return count
 
     @contextmanager
@@ -352,12 +351,7 @@ class Distiller:
         own = self.task.validate(self._finished(run, run.step), self.draws.fold("validate"), run.objective.learned())
         score = ranks.gathered(own)[0]
         if score is not None and (run.best is None or score > run.best["score"]):
-            run.best = {
-                "score": score,
-                "step": run.step,
-                "parameterization": copied(run.parameterization.state_dict()),
-                "objective": copied(run.objective.state_dict()),
-            }
+            run.best = {"score": score, "step": run.step, **run.held()}
 
     def _finished(self, run: RunState, step: int) -> Batch:
         """Return the samples as a set of so many steps holds them, with its labels."""
@@ -376,15 +370,13 @@ class Distiller:
         if run.average is None and run.best is None:
             yield run.step
             return
-        samples, objective = copied(run.parameterization.state_dict()), copied(run.objective.state_dict())
-        best = run.best or {"parameterization": run.average, "objective": objective, "step": run.step}
+        own = run.held()
+        best = run.best or {**own, "parameterization": run.average, "step": run.step}
         try:
-            run.parameterization.load_state_dict(best["parameterization"])
-            run.objective.load_state_dict(best["objective"])
+            run.hold(best)
             yield best["step"]
         finally:
-            run.parameterization.load_state_dict(samples)
-            run.objective.load_state_dict(objective)
+            run.hold(own)
 
     def result(self, run: RunState, method_name: str, seconds: float) -> DistilledSet:
         """Return the set of a run, of the step that is :meth:`selected`; the run stays as it is."""

@@ -68,27 +68,24 @@ def task_exporter(write: Callable[[DistilledSet, Path, Callable[[], Task]], list
     return written
 
 
-def require_own(folder: Path, identity: str) -> None:
-    """Refuse a folder that holds exports of another set.
+def own_files(folder: Path, identity: str) -> list[str]:
+    """Return the files that earlier exports of a set left in a folder.
 
     Raises:
-        ConfigError: naming the first of its files.
+        ConfigError: it holds exports of another set; names the first of its files.
     """
-    if not (folder / LISTING).is_file() or read_json(folder / LISTING).get("set") == identity:
-        return
-    there = _listed(folder)
-    if there:
-        raise ConfigError(
-            f"{folder} holds the export of another set ({there[0]}{' and more' if len(there) > 1 else ''}); choose "
-            "another folder (--to), or remove it"
-        )
+    there = _listed(folder) if (folder / LISTING).is_file() else []
+    if not there or read_json(folder / LISTING).get("set") == identity:
+        return there
+    raise ConfigError(
+        f"{folder} holds the export of another set ({there[0]}{' and more' if len(there) > 1 else ''}); choose another "
+        "folder (--to), or remove it"
+    )
 
 
-def record(folder: Path, identity: str, written: Sequence[Path]) -> None:
-    """Write down the files of an export beside those of earlier ones of the same set."""
-    same = (folder / LISTING).is_file() and read_json(folder / LISTING).get("set") == identity
+def record(folder: Path, identity: str, earlier: Sequence[str], written: Sequence[Path]) -> None:
+    """Write down the files of an export beside those of earlier ones of the same set (:func:`own_files`)."""
     names = [path.relative_to(folder).as_posix() for path in written]
-    earlier = _listed(folder) if same else []
     write_json(folder / LISTING, {"set": identity, "files": list(dict.fromkeys([*earlier, *names]))})
 
 

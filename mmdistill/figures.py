@@ -7,6 +7,7 @@ from mmdistill.names import encodable
 from mmdistill.runtime import atomic_write
 
 if TYPE_CHECKING:  # importing it takes half a second
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CAPTION = "Description"
@@ -16,6 +17,16 @@ CAPTION = "Description"
 def literal(text: str) -> str:
     """Return a user's text so that matplotlib shows it as it is: dollars are no mathematics, all of it is UTF-8."""
     return encodable(text).replace("$", r"\$")
+
+
+def one_plot(width: float, height: float) -> tuple["Figure", "Axes"]:
+    """Return a figure of so many inches and the one plot in it, which is open above and at the right."""
+    from matplotlib.figure import Figure  # here, since importing it takes half a second
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def save_figure(figure: "Figure", target: Path, dpi: int = 120) -> Path:

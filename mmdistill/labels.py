@@ -43,9 +43,7 @@ class FixedLabels(Labels):
         self.register_buffer("targets", targets.clone())
         self.title = "hard"
         if targets.is_floating_point():
-            rows = targets.ndim == 2 and bool((targets >= 0).all())
-            sums = targets.double().sum(-1)
-            shares = rows and torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=1e-4)
+            shares = targets.ndim == 2 and are_probabilities(targets)
             self.title = "fixed probabilities" if shares else "fixed scores"
 
     @property
@@ -211,9 +209,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Shapes:
         logits ``(n, C)``; targets ``(n,)`` int64 or ``(n, C)`` float; returns ``(n,)``.
     """
-    if not targets.is_floating_point():
-        targets = one_hot(targets, logits.shape[-1], logits.dtype)
-    return -(targets * logits.log_softmax(-1)).sum(-1)
+    return -(as_probabilities(targets, logits.shape[-1], logits.dtype) * logits.log_softmax(-1)).sum(-1)
 
 
 def is_distribution(targets: Tensor) -> Tensor:

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-import torch
-
 from mmdistill.abilities import TellsEpochs
-from mmdistill.allocation import allocate, require_members
+from mmdistill.allocation import allocate
 from mmdistill.composition import is_learned, noise_suggested, require_labels, require_learning, require_styles
 from mmdistill.config import DistillConfig
+from mmdistill.coresets import require_samples
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_judges
 from mmdistill.labels import make_labels
@@ -40,14 +39,9 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
     """
     info, settings = task.describe(), method.settings(budget)
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
-    if (
-        task.labels is not None
-        and method.parameterization is None
-        and method.solve is None
-        and settings.init != "noise"
-    ):
+    if method.parameterization is None and method.solve is None and settings.init != "noise":
         with noise_suggested(task, method, budget, settings):
-            require_members(torch.bincount(task.labels, minlength=len(counts)), counts, info.class_names)
+            require_samples(task, counts)
     require_runnable(Distiller(task, method, budget, seed=config.seed, precision=config.precision))
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()

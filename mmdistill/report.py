@@ -11,7 +11,7 @@ from mmdistill.coresets import CORESETS
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluation import Evaluation
-from mmdistill.figures import caption_of, save_figure
+from mmdistill.figures import caption_of, one_plot, save_figure
 from mmdistill.metrics import judge_in_words, recorded
 from mmdistill.names import as_argument
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
@@ -146,16 +146,12 @@ def draw_curve(folder: Path) -> Path | None:
         raise CheckpointError(f"{path} is damaged; move it away to draw the rest")
     if len(steps) < 2:
         return None
-    from matplotlib.figure import Figure  # here, since importing it takes half a second
-
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = one_plot(6, 3)
     axes.plot(steps, losses, linewidth=1)
     axes.set_xlabel("step")
     axes.set_ylabel("objective")
     if min(losses) > 0:
         axes.set_yscale("log")
-    axes.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, folder / "pictures" / "loss.png")
 
 

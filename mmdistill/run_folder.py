@@ -34,6 +34,16 @@ def how_to_finish(folder: Path) -> str:
     return "" if is_finished(folder) else how_to_go_on(folder)
 
 
+def require_finished(folder: Path) -> None:
+    """Refuse a folder that holds an unfinished run.
+
+    Raises:
+        CheckpointError: it does; says how it goes on.
+    """
+    if ending := how_to_finish(folder):
+        raise CheckpointError(f"the run in {folder} is unfinished; {ending}")
+
+
 def how_to_go_on(folder: Path) -> str:
     """Return how the run of a folder goes on that is not finished, or is being taken further, in words."""
     if (folder / CONFIG).is_file():

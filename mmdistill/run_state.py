@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmdistill import ranks
 from mmdistill.errors import CheckpointError
 from mmdistill.networks.schedules import ScheduleState
+from mmdistill.networks.statistics import copied
 from mmdistill.objectives.base import Objective
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.task import NetworkState, Tensors
@@ -54,6 +55,16 @@ class RunState:
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return what is learned, by optimizer group."""
         return grouped(self.parameterization, self.objective)
+
+    def held(self) -> dict[str, Any]:
+        """Return copies of both modules' states, which :meth:`hold` takes."""
+        modules = {"parameterization": self.parameterization, "objective": self.objective}
+        return {name: copied(module.state_dict()) for name, module in modules.items()}
+
+    def hold(self, states: Mapping[str, Any]) -> None:
+        """Give both modules the states that :meth:`held` returned."""
+        self.parameterization.load_state_dict(states["parameterization"])
+        self.objective.load_state_dict(states["objective"])
 
     def share(self) -> None:
         """Give all ranks the first one's start, which kernels of a device may round differently on each."""
@@ -99,8 +110,7 @@ class RunState:
             return {name: tensor.to(device) for name, tensor in tensors.items()}
 
         try:
-            self.parameterization.load_state_dict(tree["parameterization"])
-            self.objective.load_state_dict(tree["objective"])
+            self.hold(tree)
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(tree["optimizers"][name])
             network = tree["network"]

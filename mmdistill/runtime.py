@@ -19,6 +19,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from mmdistill.checks import is_of
 from mmdistill.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ def checked_seed(seed: int) -> int:
     Raises:
         ConfigError: it is no whole number.
     """
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
+    if not is_of(seed, Integral):
         raise ConfigError(f"seed is a whole number, got {seed!r}")
     return int(seed)
 

@@ -17,7 +17,7 @@ from mmdistill.metrics import metrics_document, read_metrics
 from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.report import write_report
-from mmdistill.run_folder import METRICS, SET, how_to_finish, is_finished, require_free
+from mmdistill.run_folder import METRICS, SET, is_finished, require_finished, require_free
 from mmdistill.runtime import remove_parts, sole_writer
 from mmdistill.store import DIGEST, digest_of, read_json, write_json
 from mmdistill.task import Task, require_task
@@ -141,8 +141,7 @@ def _keep_set(distilled: DistilledSet, folder: Path) -> None:
     Raises:
         CheckpointError: it holds another one, or an unfinished run.
     """
-    if ending := how_to_finish(folder):
-        raise CheckpointError(f"the run in {folder} is unfinished; {ending}")
+    require_finished(folder)
     if is_finished(folder):
         require_held(distilled, folder)
     else:
@@ -157,6 +156,3 @@ def require_held(distilled: DistilledSet, folder: Path) -> None:
     """
     if read_json(folder / SET).get(DIGEST) != digest_of(distilled.tensors()):
         raise CheckpointError(f"{folder} holds another set than was judged; judge that one, or name this one's folder")
-
-
-__all__ = ["pictures", "save_evaluation"]

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from mmdistill.checks import are_numbers, is_of, require_at_least, require_below_one
 from mmdistill.choices import InitKind as InitKind
-from mmdistill.choices import TrainingPrecision
+from mmdistill.choices import InnerOptimizer, TrainingPrecision
 from mmdistill.errors import ConfigError, require_choice
 
 LEAST: Mapping[str, float] = {
@@ -50,7 +50,6 @@ MEMORY_ONLY = ("classes_at_once", "kept_steps")
 AT_RESUME = ("steps", *MEMORY_ONLY)
 """Settings that may be given anew when a run resumes: it can be taken further, to more steps, within other bounds."""
 OptimizerName = Literal["sgd", "adam", "adamw", "lamb", "adabelief"]
-InnerOptimizer = Literal["sgd", "adam"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmdistill.comparison import Repetitions, Score
-from mmdistill.figures import literal, save_figure
+from mmdistill.figures import literal, one_plot, save_figure
 from mmdistill.judged_run import RECORDED
 from mmdistill.store import write_text
 
@@ -211,13 +211,10 @@ def _means(points: Sequence[tuple[int, Score]]) -> tuple[list[int], list[float]]
 
 
 def _draw(rows: Sequence[Repetitions], target: Path) -> Path:
-    from matplotlib.figure import Figure  # here, since importing it takes half a second
-
     own, beside = _lines(rows), _baseline_lines(rows)
     names = ["\n".join(textwrap.wrap(name, NAME_WIDTH)) for name in own]
     legend = NAME_HEIGHT * sum(name.count("\n") + 1 for name in names) + 0.2
-    figure = Figure(figsize=(7, 4 + legend), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = one_plot(7, 4 + legend)
     for number, (name, points) in enumerate(zip(names, own.values(), strict=True)):
         axes.errorbar(
             [budget for budget, _ in points],
@@ -243,6 +240,5 @@ def _draw(rows: Sequence[Repetitions], target: Path) -> Path:
     shown = {row.judged for row in rows} if len({row.judged for row in rows}) == 1 else {row.metric for row in rows}
     axes.set_ylabel(literal(f"{', '.join(sorted(shown))}, percent"))
     axes.set_title(literal(Path(rows[0].data).stem))
-    axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower left", frameon=False, fontsize=9)
     return save_figure(figure, target)

@@ -35,6 +35,13 @@ def write_json(path: Path, content: object) -> None:
         handle.write(json.dumps(content, indent=2, default=str).encode() + b"\n")
 
 
+def write_torch(path: Path, content: object) -> Path:
+    """Write tensors in torch's own format, atomically; returns the path."""
+    with atomic_write(path) as handle:
+        torch.save(content, handle)
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 

@@ -168,7 +168,7 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
         if config.bytes is not None:
             parse_bytes(config.bytes)
         else:
-            _, budget = find_budget(task, method, ipc=config.ipc, nodes=config.nodes, users=config.users)
+            _, budget = find_budget(task, method, **config.budgets())
             allocate(budget, task.describe().budget, task.labels, task.num_classes)
     return task
 
@@ -253,8 +253,8 @@ def _begun(config: DistillConfig, device: str) -> "subprocess.Popen[bytes]":
 
 def _title(config: DistillConfig) -> str:
     """Return what tells a run from the others of its sweep."""
-    unit = next(unit for unit in BUDGETS if getattr(config, unit) is not None)
-    return f"{config.method} {unit} {getattr(config, unit)} seed {config.seed}"
+    unit, budget = next(iter(config.budgets().items()))
+    return f"{config.method} {unit} {budget} seed {config.seed}"
 
 
 def _outcome(run: Running) -> tuple[str, bool]:

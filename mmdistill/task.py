@@ -132,10 +132,26 @@ def one_tensor(value: Inputs | Targets, reader: str = "this") -> Tensor:
     return value
 
 
+def tensors_of(value: Inputs | Targets) -> list[Tensor]:
+    """Return the tensors of inputs or targets as a list, of which one without names is the only one."""
+    return list(value.values()) if isinstance(value, dict) else [value]
+
+
+def named_tensors(prefix: str, value: Inputs | Targets) -> Tensors:
+    """Return inputs or targets under the name ``prefix``, or ``prefix.NAME`` where they have names of their own."""
+    if isinstance(value, dict):
+        return {f"{prefix}.{name}": tensor for name, tensor in value.items()}
+    return {prefix: value}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the tensors whose names begin with a prefix, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def num_samples(inputs: Inputs) -> int:
     """Return the length of the first axis (of the first tensor of a dict)."""
-    tensor = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
-    return tensor.shape[0]
+    return tensors_of(inputs)[0].shape[0]
 
 
 def checked_samples(batch: Batch) -> Batch:
@@ -147,8 +163,7 @@ def checked_samples(batch: Batch) -> Batch:
     """
     weight = batch.weight
     count = len(weight) if weight.ndim else -1
-    targets = batch.targets.values() if isinstance(batch.targets, dict) else [batch.targets]
-    inputs = batch.inputs.values() if isinstance(batch.inputs, dict) else [batch.inputs]
+    inputs, targets = tensors_of(batch.inputs), tensors_of(batch.targets)
     alone = not isinstance(batch.inputs, dict)  # samples by name may share them
     of_samples = [weight, *targets, *(inputs if alone else [])]
     if weight.ndim != 1 or any(not tensor.ndim or len(tensor) != count for tensor in of_samples):
@@ -167,8 +182,7 @@ def checked_samples(batch: Batch) -> Batch:
 
 def shares_inputs(batch: Batch) -> bool:
     """Return whether samples share inputs, as the nodes of one graph do, so that none of them can be taken alone."""
-    tensors = batch.inputs.values() if isinstance(batch.inputs, dict) else [batch.inputs]
-    return any(len(tensor) != len(batch.weight) for tensor in tensors)
+    return any(len(tensor) != len(batch.weight) for tensor in tensors_of(batch.inputs))
 
 
 def take(batch: Batch, index: Tensor | slice | int) -> Batch:

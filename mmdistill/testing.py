@@ -18,7 +18,7 @@ from mmdistill.parameterizations.base import Parameterization, require_alike, re
 from mmdistill.parameterizations.codes import undecodable
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
-from mmdistill.task import Batch, ClassBatch, Inputs, NetworkState, Scores, Targets, Task
+from mmdistill.task import Batch, ClassBatch, NetworkState, Scores, Task, tensors_of
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 """Relative error allowed between two ways of computing one thing, by dtype."""
@@ -38,10 +38,6 @@ def _require(condition: bool, message: str) -> None:
         raise ConformanceError(message)
 
 
-def _leaves(value: Inputs | Targets) -> list[Tensor]:
-    return list(value.values()) if isinstance(value, dict) else [value]
-
-
 @contextmanager
 def _told(what: str) -> Iterator[None]:
     """Have an error of the library tell that something breaks its contract."""
@@ -58,10 +54,8 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 
 
 def _same(a: Batch, b: Batch) -> bool:
-    pairs = [
-        (x, y) for left, right in zip(a, b, strict=True) for x, y in zip(_leaves(left), _leaves(right), strict=True)
-    ]
-    return all(torch.equal(x, y) for x, y in pairs)
+    pairs = [zip(tensors_of(left), tensors_of(right), strict=True) for left, right in zip(a, b, strict=True)]
+    return all(torch.equal(x, y) for part in pairs for x, y in part)
 
 
 def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
@@ -173,7 +167,7 @@ def check_class_gradients(task: Task, state: NetworkState, batch: ClassBatch) ->
         ConformanceError: they differ beyond rounding.
     """
     network = Network(task, state)
-    bare = Network(_without_closed_form(task), state)
+    bare = Network(_OpenTask(task), state)  # type: ignore[arg-type]
     with torch.no_grad():
         default = class_gradients(network, batch)
         trees = {
@@ -201,10 +195,6 @@ class _OpenTask:
         if name == "class_gradients":
             raise AttributeError(name)
         return getattr(self._task, name)
-
-
-def _without_closed_form(task: Task) -> Task:
-    return _OpenTask(task)  # type: ignore[return-value]
 
 
 def _check_evaluation(task: Task, judge: str, key: Draws) -> None:
@@ -249,7 +239,7 @@ def check_objective(
         error = abs(float(value) - expected) / max(abs(expected), 1e-12)
         _require(error < TOLERANCE[torch.float64], f"objective: {float(value)} differs from the oracle's {expected}")
     flat = syn.batch if isinstance(syn, ClassBatch) else syn
-    leaf = next(t for t in _leaves(flat.inputs) if t.is_floating_point()).detach().clone().requires_grad_()
+    leaf = next(t for t in tensors_of(flat.inputs) if t.is_floating_point()).detach().clone().requires_grad_()
 
     def at(inputs: Tensor) -> Tensor:
         if isinstance(flat.inputs, dict):
@@ -345,7 +335,7 @@ def check_parameterization(
     _require(_same(decoded, made(key.fold("decode"))), "forward: one key must give one batch")
     _check_decoded(task, made, decoded, key)
     codes = made.groups().get("codes", [])
-    numbers = [t for t in _leaves(decoded.inputs) if t.requires_grad]
+    numbers = [t for t in tensors_of(decoded.inputs) if t.requires_grad]
     if codes:
         found = torch.autograd.grad([t.sum() for t in numbers], codes, allow_unused=True) if numbers else [None]
         _require(any(g is not None for g in found), "forward: no gradient leads from the samples to the codes")
@@ -371,7 +361,7 @@ def _check_decoded(task: Task, made: Parameterization, decoded: Batch, key: Draw
     with _told("forward"):
         require_alike(made, decoded, task.sample_real(key.fold("real"), classes, 1))
         require_classes(made, Solved())
-    _require(all(bool(t.isfinite().all()) for t in _leaves(decoded.inputs)), "forward: samples must be finite")
+    _require(all(bool(t.isfinite().all()) for t in tensors_of(decoded.inputs)), "forward: samples must be finite")
     if classes is None:
         _require(bool((decoded.weight > 0).any()), "forward: all samples have weight 0")
         return

@@ -17,7 +17,6 @@ from mmdistill.coresets import (
     choose_start,
     coreset,
     craig,
-    embed_real,
     herding,
     k_center,
     k_means,
@@ -141,7 +140,6 @@ def test_k_means_gives_centroids_by_class() -> None:
 
 def test_selection_through_a_task() -> None:
     task = BlobTask()
-    assert embed_real(task, Draws(0), steps=2).shape == (90, 8)
     assert task.labels is not None
     for kind in ("real", *CORESETS):
         chosen = choose_samples(task, kind, torch.tensor([2, 2, 2]), Draws(0))

@@ -19,7 +19,7 @@ from mmdistill.cli import main
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, UnknownNameError
-from mmdistill.exports import remove, require_own, task_exporter
+from mmdistill.exports import own_files, remove, task_exporter
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.store import read_tensors
 from mmdistill.task import Task
@@ -208,7 +208,7 @@ def test_listings_name_files_alone(tmp_path: Path) -> None:
     names = [".", "", "inner", "a\0b", "n" * 5000, "../a.bin", "a.bin/b", 3, "a.bin"]
     (tmp_path / "export.json").write_text(json.dumps({"set": "one", "files": names}))
     with pytest.raises(ConfigError, match=r"holds the export of another set \(a.bin\)"):
-        require_own(tmp_path, "other")
+        own_files(tmp_path, "other")
     remove(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 

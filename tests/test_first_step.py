@@ -244,6 +244,7 @@ def test_labels_asked_for_beside_a_storage_with_its_own_are_noted(caplog: pytest
     [
         (torch.arange(3), "hard"),
         (torch.full((2, 4), 0.25), "fixed probabilities"),
+        (torch.tensor([[0.333, 0.333, 0.3335]]), "fixed probabilities"),  # as losses read them
         (torch.tensor([[2.0, -1.0]]), "fixed scores"),
         (torch.tensor([[2.0, 1.0]]), "fixed scores"),
     ],

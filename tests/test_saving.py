@@ -1,6 +1,7 @@
 """What judging gave is kept in a run's folder, for runs made in Python."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 
 from mmdistill import DistilledSet, distill, evaluate, image_task, save_evaluation
 from mmdistill.comparison import judged_runs, read_runs
-from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError
+from mmdistill.registry import DOMAIN_PACKAGES
 from mmdistill.run_folder import METRICS
-from tests.toys import BlobTask
+from mmdistill.saving import draw
+from mmdistill.task import TaskInfo
+from tests.toys import BlobTask, held
 
 
 def made(folder: Path | None = None, seed: int = 0) -> DistilledSet:
@@ -81,6 +85,20 @@ def test_a_task_of_ones_own_says_or_is_given_what_was_set_of_judging(tmp_path: P
     with pytest.raises(ConfigError, match="judging is a Mapping, got"):
         save_evaluation(task, found, evaluation, tmp_path, judging=("epochs", 5))  # type: ignore[arg-type]
     assert (tmp_path / METRICS).read_bytes() == before
+
+
+@pytest.mark.parametrize("domain", DOMAIN_PACKAGES)
+def test_results_of_a_task_that_its_domain_cannot_draw_are_kept(domain: str, tmp_path: Path) -> None:
+    class Own(BlobTask):
+        def describe(self) -> TaskInfo:
+            return replace(super().describe(), domain=domain)
+
+    task = Own()
+    found = held(task, task.select(torch.arange(3)))
+    with pytest.raises(UnsupportedError):
+        draw(task, found, tmp_path)
+    save_evaluation(task, found, evaluate(task, found, n=1, baselines=()), tmp_path)
+    assert len(json.loads((tmp_path / METRICS).read_text())["results"]) == 1
 
 
 def test_what_is_left_of_a_set_that_is_gone_is_not_taken_over(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What a distilled graph looks like, and what other tools can read of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,19 +10,15 @@ from torch.nn import functional as F
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter
-from mmdistill.figures import literal, save_figure
+from mmdistill.figures import literal, one_plot, save_figure
 from mmdistill.graph.models import HOPS
 from mmdistill.graph.propagation import operator
 from mmdistill.graph.properties import dense_properties, real_properties
 from mmdistill.graph.task import GraphTask
 from mmdistill.labels import hard_labels
-from mmdistill.runtime import Draws, atomic_write
-from mmdistill.store import write_json, write_tensors, write_text
+from mmdistill.runtime import Draws
+from mmdistill.store import write_json, write_tensors, write_text, write_torch
 from mmdistill.task import Batch, Task, TaskInfo, Tensors, one_tensor
-
-if TYPE_CHECKING:  # drawing libraries are imported where they draw, since importing them takes seconds
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 REAL_POINTS = 4000
 EDGE_CUT = 0.05
@@ -82,7 +77,7 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     background, points = projection.transform(real[chosen].numpy()), projection.transform(synthetic.numpy())
     colours = _colours(task.graph.num_classes)
     known = task.scene.y.cpu()[chosen].numpy()
-    figure, axes = _figure(8, 6)
+    figure, axes = one_plot(8, 6)
     axes.scatter(background[:, 0], background[:, 1], s=6, c=_pick(colours, known), alpha=0.25, linewidths=0)
     classes = node_classes(batch).numpy()
     for index, name in enumerate(task.graph.class_names):
@@ -98,7 +93,7 @@ def _draw_nodes(task: GraphTask, batch: Batch, path: Path) -> Path:
     axes.set_xlabel("first principal component")
     axes.set_ylabel("second principal component")
     axes.legend(title="class", loc="best", fontsize=8, ncols=1 + task.graph.num_classes // 12)
-    return _save(figure, axes, path)
+    return save_figure(figure, path, dpi=130)
 
 
 def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
@@ -114,7 +109,7 @@ def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
     source, target = np.nonzero(np.triu(adjacency, 1) > EDGE_CUT)
     weight = adjacency[source, target]
     lines = np.stack([place[source], place[target]], 1)
-    figure, axes = _figure(6, 6)
+    figure, axes = one_plot(6, 6)
     strength = weight / weight.max() if len(weight) else weight
     shade = [(0.2, 0.2, 0.2, float(value)) for value in 0.1 + 0.5 * strength]
     width = 0.2 + 1.8 * strength
@@ -125,7 +120,7 @@ def _draw_structure(task: GraphTask, batch: Batch, path: Path) -> Path:
     axes.set_title(f"{len(weight)} edges above {EDGE_CUT} among {len(order)} synthetic nodes, by class", fontsize=9)
     axes.set_aspect("equal")
     axes.set_axis_off()
-    return _save(figure, axes, path)
+    return save_figure(figure, path, dpi=130)
 
 
 def _draw_adjacency(task: GraphTask, batch: Batch, path: Path) -> Path:
@@ -134,7 +129,7 @@ def _draw_adjacency(task: GraphTask, batch: Batch, path: Path) -> Path:
     order = torch.argsort(classes, stable=True)
     counts = torch.bincount(classes, minlength=task.graph.num_classes)
     matrix = _inputs(batch)["adjacency"][order][:, order].numpy()
-    figure, axes = _figure(6, 5)
+    figure, axes = one_plot(6, 5)
     image = axes.imshow(matrix, cmap="Greys", vmin=0, interpolation="nearest")
     for bound in (counts.cumsum(0)[:-1] - 0.5).tolist():
         axes.axhline(bound, color="tab:red", linewidth=0.5)
@@ -147,7 +142,7 @@ def _draw_adjacency(task: GraphTask, batch: Batch, path: Path) -> Path:
     axes.set_ylabel("class")
     axes.set_title("edge weights of the synthetic graph, nodes ordered by class", fontsize=9)
     figure.colorbar(image, ax=axes)
-    return _save(figure, axes, path)
+    return save_figure(figure, path, dpi=130)
 
 
 def _write_properties(task: GraphTask, batch: Batch, path: Path) -> Path:
@@ -158,13 +153,6 @@ def _write_properties(task: GraphTask, batch: Batch, path: Path) -> Path:
     rows = [f"| {name} | {a:.3g} | {b:.3g} |" for name, a, b in zip(names, own, real, strict=True)]
     write_text(path, "\n".join(["| property | condensed | real |", "|---|---|---|", *rows, ""]))
     return path
-
-
-def _figure(width: float, height: float) -> tuple["Figure", "Axes"]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
 
 
 def _colours(classes: int) -> list[tuple[float, ...]]:
@@ -178,11 +166,6 @@ def _pick(colours: list[tuple[float, ...]], classes: np.ndarray) -> list[tuple[f
     """Return each node's colour; grey where the class is unknown."""
     grey = (0.6, 0.6, 0.6, 1.0)
     return [colours[index] if index >= 0 else grey for index in classes.tolist()]
-
-
-def _save(figure: "Figure", axes: "Axes", path: Path) -> Path:
-    axes.spines[["top", "right"]].set_visible(False)
-    return save_figure(figure, path, dpi=130)
 
 
 def graph_tensors(batch: Batch) -> Tensors:
@@ -229,9 +212,7 @@ def export_pyg(distilled: DistilledSet, folder: Path) -> list[Path]:
     ``Data.from_dict(torch.load("graph.pt", weights_only=True))`` makes it a torch-geometric ``Data`` again without
     running code from the file.
     """
-    fields, path = graph_tensors(distilled.batch), folder / "graph.pt"
-    with atomic_write(path) as handle:
-        torch.save(fields, handle)
+    path = write_torch(folder / "graph.pt", graph_tensors(distilled.batch))
     return [path, write_preprocessing(distilled.info, folder)]
 
 

@@ -108,10 +108,7 @@ class StackedJudges:
 
     def logits(self, params: Sequence[Tensor], view: View, epoch: int | None = None) -> Tensor:
         """Return ``(S, m, C)`` logits, with dropout in a training epoch."""
-        out = self._own(params, view, epoch)
-        if isinstance(self.network, SGC):
-            return out
-        return self._joined(out, view) + params[3].unsqueeze(1)
+        return self._joined(params, self._own(params, view, epoch), view)
 
     def _own(self, params: Sequence[Tensor], view: View, epoch: int | None) -> Tensor:
         """Return ``(S, r, C)`` logits before the last propagation and bias, for SGC the logits."""
@@ -129,18 +126,17 @@ class StackedJudges:
         rows = max(READ_BYTES // (4 * params[0].shape[1] * params[0].shape[2]), 1)
         if view.first.layout != torch.strided or len(view.first) <= rows:
             return self.logits(params, view)
-        out = torch.cat([self._own(params, View(part), None) for part in torch.split(view.first, rows)], 1)
+        parts = torch.split(view.first, rows)
+        return self._joined(params, torch.cat([self._own(params, View(part), None) for part in parts], 1), view)
+
+    def _joined(self, params: Sequence[Tensor], out: Tensor, view: View) -> Tensor:
+        """Return ``(S, m, C)`` logits, of what :meth:`_own` returned after the last propagation and bias."""
         if isinstance(self.network, SGC):
             return out
-        return self._joined(out, view) + params[3].unsqueeze(1)
-
-    @staticmethod
-    def _joined(out: Tensor, view: View) -> Tensor:
-        """Return ``(S, m, C)`` logits after the last propagation."""
-        if view.second is None:
-            return out
-        columns = out.transpose(0, 1).flatten(1)
-        return (view.second @ columns).reshape(-1, *out.shape[::2]).transpose(0, 1)
+        if view.second is not None:
+            columns = out.transpose(0, 1).flatten(1)
+            out = (view.second @ columns).reshape(-1, *out.shape[::2]).transpose(0, 1)
+        return out + params[3].unsqueeze(1)
 
     def _kept(self, epoch: int, hidden: Tensor) -> Tensor:
         """Return which hidden units ``(r, S, h)`` an epoch keeps."""

@@ -218,9 +218,6 @@ class GCN(GraphNetwork):
         """Return the inputs, without the edges that a multi-layer perceptron does not read."""
         return inputs if self.hops is None else {"x": inputs["x"]}
 
-    def _operator(self, inputs: Tensors) -> Operator:
-        return operator(inputs) if self.hops is None else _identity
-
     @staticmethod
     def _hidden(params: Tensors, inputs: Tensors, multiply: Operator) -> Tensor:
         return (multiply(inputs["x"] @ params["first.weight"].mT) + params["first.bias"]).relu()
@@ -229,7 +226,7 @@ class GCN(GraphNetwork):
         self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
         """Return logits; dropout needs ``train`` and draws."""
-        params, multiply = state.params, self._operator(inputs)
+        params, multiply = state.params, operator(self.precomputed(inputs))
         hidden = self._hidden(params, inputs, multiply)
         if train and self.dropout and draws is not None:
             kept = draws.to(hidden.device).uniform(*hidden.shape[-2:]) >= self.dropout
@@ -238,7 +235,7 @@ class GCN(GraphNetwork):
 
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
         """Return the hidden units as the head reads them: after its propagation."""
-        multiply = self._operator(inputs)
+        multiply = operator(self.precomputed(inputs))
         return (multiply(self._hidden(state.params, inputs, multiply)),)
 
 
@@ -341,10 +338,6 @@ def make_network(
     if name == "sgc":
         return SGC(features, classes, hops, device)
     return GCN(features, classes, width, dropout, propagates=name == "gcn", device=device)
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
 
 
 def _takes_weight(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.labels import from_one
+from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, tensor_digest
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class ImageData:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the training set as stored: its pixels, and one byte (two above 256 classes) per label."""
-        label = 1 if len(self.class_names) <= 256 else 2
+        label = index_bytes(len(self.class_names))
         return self.train_images.numel() * self.train_images.element_size() + label * len(self.train_labels)
 
     @cached_property

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +21,9 @@ from mmdistill.image.data import destandardised, shown
 from mmdistill.image.task import ImageTask
 from mmdistill.image.units import stored_units
 from mmdistill.labels import classes_of
+from mmdistill.names import as_file_name
 from mmdistill.runtime import atomic_write, remove_parts
-from mmdistill.store import write_json, write_tensors
+from mmdistill.store import write_json, write_tensors, write_torch
 from mmdistill.task import Batch, Task, TaskInfo
 
 TARGET_WIDTH = 1600
@@ -34,8 +34,6 @@ LARGEST_TILE = 112
 GAP = 3
 MARGIN = 12
 FONT_SIZE = 20
-UNUSABLE = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
-"""Characters that some system does not have in names."""
 LONGEST_NAME = 60
 """Characters of a folder's name, each of which may take four of the 255 bytes that systems allow."""
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "123456789¹²³")}
@@ -207,7 +205,7 @@ def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
 
 def folder_name(name: str) -> str:
     """Return a class's name as one of a folder that every system can have: Windows lacks some names and characters."""
-    found = UNUSABLE.sub("-", name)[:LONGEST_NAME].lstrip(".").rstrip(". ") or "_"
+    found = as_file_name(name)[:LONGEST_NAME].lstrip(".").rstrip(". ") or "_"
     return f"_{found}" if found.partition(".")[0].rstrip().casefold() in DEVICES else found
 
 
@@ -302,13 +300,7 @@ def export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
 
 def _save_pair(images: Tensor, labels: Tensor, folder: Path) -> list[Path]:
     """Write two plain tensors with torch's own format."""
-    paths = []
-    for name, tensor in (("images", images), ("labels", labels)):
-        path = folder / f"{name}.pt"
-        with atomic_write(path) as handle:
-            torch.save(tensor, handle)
-        paths.append(path)
-    return paths
+    return [write_torch(folder / "images.pt", images), write_torch(folder / "labels.pt", labels)]
 
 
 def _save_units(info: TaskInfo, folder: Path) -> Path:

@@ -138,5 +138,3 @@ class _Gradient(torch.autograd.Function):
 
 
 AXES: dict[Callable[..., Any], int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
-
-__all__ = ["TwiceDifferentiable", "convolution"]

@@ -5,6 +5,7 @@ with them the snapshots since; so the memory that these take does not grow with 
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -136,7 +137,8 @@ class ExpertGroup:
 
     def remove(self) -> None:
         """Remove what lies in the group's folder."""
-        _remove(self.folder)
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
 
 
 def epoch_digest(tensors: Tensors) -> Tensor:
@@ -177,7 +179,7 @@ def remove_finished(folder: Path) -> None:
     """Remove what is left of groups whose experts are all finished."""
     for left in _unfinished(folder):
         if all(shard(folder, index).exists() for index in numbers_in(left)):
-            _remove(left)
+            shutil.rmtree(left)
 
 
 def numbers_in(path: Path) -> list[int]:
@@ -207,15 +209,6 @@ def state_of(tensors: Tensors) -> NetworkState:
 def _unfinished(folder: Path) -> list[Path]:
     """Return the folders of groups that did not finish, in order."""
     return sorted(path for path in folder.glob("group-*") if path.is_dir())
-
-
-def _remove(folder: Path) -> None:
-    """Remove a group's folder and the files in it."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        path.unlink(missing_ok=True)
-    folder.rmdir()
 
 
 def _rows(path: Path, position: int) -> Tensors:

@@ -77,5 +77,3 @@ BY_GROUPS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.batch_norm: batch_norm,
     F.instance_norm: instance_norm,
 }
-
-__all__ = ["ExactNorms"]

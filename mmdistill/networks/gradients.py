@@ -26,13 +26,12 @@ def gradients_by_name(loss: Callable[[Tensors], Tensor], params: Tensors, *, kee
     return dict(zip(leaves, found, strict=True))
 
 
-def require_reached_from(value: Tensor, known: Iterable[Tensor], advice: str) -> None:
+def require_reached_from(value: Tensor, known: Iterable[Tensor]) -> None:
     """Refuse a value whose gradient leads to other tensors than known ones; only its graph is looked at.
 
     Args:
         value: what was computed.
         known: the leaves that it may depend on.
-        advice: what to do about others, for the error.
 
     Raises:
         UnsupportedError: naming the shape of the first other one.
@@ -48,6 +47,7 @@ def require_reached_from(value: Tensor, known: Iterable[Tensor], advice: str) ->
         if isinstance(leaf, Tensor) and id(leaf) not in own:
             raise UnsupportedError(
                 f"a tensor of shape {tuple(leaf.shape)} requires a gradient, and reaches this loss by neither its "
-                f"parameters nor its batch, so that its gradient would be lost: {advice}"
+                "parameters nor its batch, so that its gradient would be lost: put it into the step's batch, or "
+                "detach it"
             )
         rest.extend(following for following, _ in node.next_functions)

@@ -12,7 +12,7 @@ from mmdistill.networks.inner import Adam
 from mmdistill.networks.schedules import NetworkSchedule, ScheduleState, Synthetic
 from mmdistill.networks.statistics import copied
 from mmdistill.runtime import Draws
-from mmdistill.task import Batch, NetworkState, Task, Tensors, augmented, num_samples, one_tensor, take
+from mmdistill.task import Batch, NetworkState, Task, Tensors, augmented, num_samples, one_tensor, take, under
 
 AGES = "ages"
 MEMBER = "member"
@@ -59,7 +59,7 @@ class NetworkPool(NetworkSchedule):
         """Return the state with a random member as its network; the first call draws all members."""
         pool = state.memory or self._first(task, draws.fold("pool"))
         member = int(draws.to("cpu").fold(MEMBER).integers(self.size, 1))
-        network = NetworkState(_part(pool, member, "params"), _part(pool, member, "buffers"))
+        network = NetworkState(under(f"{member}.params.", pool), under(f"{member}.buffers.", pool))
         return ScheduleState(network, state.age, {**pool, MEMBER: torch.tensor(member)})
 
     def advance(self, task: Task, state: ScheduleState, syn: Synthetic, draws: Draws) -> ScheduleState:
@@ -129,9 +129,3 @@ def _member(index: int, network: NetworkState) -> Tensors:
         found[f"{index}.first.{name}"] = torch.zeros_like(parameter)
         found[f"{index}.second.{name}"] = torch.zeros_like(parameter)
     return found | {f"{index}.buffers.{name}": buffer for name, buffer in network.buffers.items()}
-
-
-def _part(pool: Tensors, index: int, part: str) -> Tensors:
-    """Return a member's parameters or buffers under the network's own names."""
-    prefix = f"{index}.{part}."
-    return {key.removeprefix(prefix): tensor for key, tensor in pool.items() if key.startswith(prefix)}

@@ -7,7 +7,7 @@ import torch
 
 from mmdistill.errors import ConfigError, ShapeError, first_line
 from mmdistill.runtime import Draws
-from mmdistill.task import Inputs, Task, num_samples
+from mmdistill.task import Inputs, Task, num_samples, tensors_of
 
 
 def try_network(task: Task, inputs: Inputs, what: str, classes: int) -> None:
@@ -22,7 +22,7 @@ def try_network(task: Task, inputs: Inputs, what: str, classes: int) -> None:
         ConfigError: the network is not in float32, refuses the inputs, changes them in place, or returns something else
             than logits.
     """
-    tensors = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+    tensors = tensors_of(inputs)
     writes = [tensor._version for tensor in tensors]
     with _refusing(what):
         state = task.init(Draws(0, ("try",), task.device))

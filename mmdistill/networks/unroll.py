@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmdistill.choices import InnerOptimizer
 from mmdistill.compilation import uncounted
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError, require_choice
 from mmdistill.networks.convolutions import TwiceDifferentiable
@@ -23,12 +24,11 @@ from mmdistill.networks.forward_mode import ExactNorms
 from mmdistill.networks.gradients import require_reached_from
 from mmdistill.networks.inner import Adam, Memory, Sgd, UpdateRule
 from mmdistill.runtime import spare_memory_bytes
-from mmdistill.task import Batch, Inputs, Targets, Tensors
+from mmdistill.task import Batch, Inputs, Targets, Tensors, tensors_of
 
 StepLoss = Callable[[Tensors, Batch, int], Tensor]
 """``(params, batch, step) -> scalar``; a pure function, since steps are computed twice: dropout draws from a key."""
 DiffMode = Literal["auto", "forward", "reverse"]
-InnerOptimizer = Literal["sgd", "adam"]
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class _Problem:
     def check(self, value: Tensor, known: Sequence[Tensor]) -> None:
         """Refuse, in the first step of all, a loss that closes over tensors to which gradients should go."""
         if self.closed is not None and not self.closed:
-            require_reached_from(value, known, "put it into the step's batch, or detach it")
+            require_reached_from(value, known)
             self.closed.append(True)
 
     def record(self, theta: Tensor, leaves: Sequence[Tensor], step: int, chosen: list[int]) -> _Recorded:
@@ -261,7 +261,7 @@ def _leaves(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Ba
     """Return a batch's tensors in one list, and how to put such a list back together."""
     parts: list[Inputs | Targets] = [batch.inputs, batch.targets]
     names = [tuple(part) if isinstance(part, dict) else None for part in parts]
-    leaves = [t for part in parts for t in (part.values() if isinstance(part, dict) else [part])]
+    leaves = [tensor for part in parts for tensor in tensors_of(part)]
 
     def rebuild(found: Sequence[Tensor]) -> Batch:
         rest = iter(found)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, ShapeError
+from mmdistill.errors import ShapeError, UnsupportedError
 from mmdistill.figures import save_figure
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.recsys.cleaning import removed_in_words
@@ -33,11 +33,11 @@ def rows_of(task: Task, batch: Batch) -> tuple[Interactions, Tensor]:
     """Return the real data and the synthetic rows, checked to fit each other.
 
     Raises:
-        ConfigError: the task is not one of interactions.
+        UnsupportedError: the task is not one of interactions.
         ShapeError: the rows have another number of items.
     """
     if not isinstance(task, RecsysTask):
-        raise ConfigError(f"user rows belong to a task of interactions, not to a {type(task).__name__}")
+        raise UnsupportedError(f"a task of interactions is needed, got {type(task).__name__}")
     return task.data, synthetic_rows(batch, task.data.num_items)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_OF, USER_COLUMNS
-from mmdistill.decoding import decoded
+from mmdistill.decoding import HEAD_BYTES, decoded
 from mmdistill.errors import ConfigError, DataError, did_you_mean, first_line
 from mmdistill.json_rows import first_row, json_rows
 from mmdistill.recsys.cleaning import feedback
@@ -39,8 +39,6 @@ ACCEPTED = (
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 PANDAS_SUFFIXES = (".parquet", ".feather")
-HEAD_BYTES = 65536
-"""Of a file, by which it is told what it is."""
 UNREAD_SHOWN = 8
 """Names of columns that a note lists."""
 FOLDER_FILES = (

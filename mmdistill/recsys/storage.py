@@ -20,7 +20,7 @@ from mmdistill.recsys.synthetic import (
 )
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind, Settings
-from mmdistill.task import Batch, Task
+from mmdistill.task import Batch, Task, one_tensor
 
 TIE = 1e-3
 """Size of the noise that breaks ties between the first logits of binary users."""
@@ -91,9 +91,7 @@ def _real_rows(task: Task, init: InitKind, counts: Tensor, draws: Draws) -> Tens
 
 
 def _rows(batch: Batch) -> Tensor:
-    if isinstance(batch.inputs, dict):
-        raise ConfigError("an interaction prior starts from one tensor of rows, not from a named dict")
-    return batch.inputs
+    return one_tensor(batch.inputs, "an interaction prior")
 
 
 def _weighted_interactions(

@@ -16,6 +16,7 @@ from mmdistill.errors import ConfigError, DataError, to_install
 from mmdistill.isolation import isolated
 from mmdistill.labels import from_one
 from mmdistill.names import canonical, unknown_data
+from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, data_root
 from mmdistill.text import trec
 from mmdistill.text.checks import checked_rows
@@ -112,7 +113,7 @@ class TextData:
     @functools.cached_property
     def stored_bytes(self) -> int:
         """The bytes of the training texts in UTF-8 with one byte (two from 257 classes on) per label."""
-        label = 1 if len(self.class_names) <= 256 else 2
+        label = index_bytes(len(self.class_names))
         return sum(len(text.encode()) + label for text in self.train.texts)
 
     @functools.cached_property

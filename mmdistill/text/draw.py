@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdistill.errors import ConfigError
-from mmdistill.figures import literal, save_figure
+from mmdistill.errors import UnsupportedError
+from mmdistill.figures import literal, one_plot, save_figure
 from mmdistill.labels import are_probabilities
 from mmdistill.store import write_text
 from mmdistill.tabular import markdown_cell
@@ -43,10 +43,10 @@ def as_text_like(task: Task) -> TextLike:
     """Return the task if it is one of texts.
 
     Raises:
-        ConfigError: it is of another kind.
+        UnsupportedError: it is of another kind.
     """
     if not isinstance(task, TextTask | TokenTask):
-        raise ConfigError(f"this reads text data, not {task.describe().domain} data")
+        raise UnsupportedError(f"a text task is needed, got {type(task).__name__}")
     return task
 
 
@@ -133,8 +133,6 @@ def _cell(text: str) -> str:
 
 def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
     """Draw real and synthetic samples on the first two principal components of the real ones, at unit length."""
-    from matplotlib.figure import Figure  # here, since importing it takes long
-
     found = places(task, batch)
     room = (0, max(2 - found.real.shape[1], 0))  # points of one dimension lie on a line
     real, stars = (F.pad(F.normalize(x, dim=1).cpu(), room) for x in (found.real, found.synthetic))
@@ -144,8 +142,7 @@ def draw_map(task: TextLike, batch: Batch, folder: Path) -> Path:
     synthetic = (stars - mean) @ directions
     classes = distributions(class_labels(batch.targets).cpu(), task.class_count).argmax(1)
     step = max(1, -(-len(flat) // REAL_POINTS_SHOWN))
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = one_plot(7, 5.5)
     for index, name in enumerate(task.data.class_names):
         colour = f"C{index % 10}"
         cloud = flat[labels == index][::step]

@@ -11,7 +11,7 @@ from mmdistill.errors import UnsupportedError
 from mmdistill.exports import exporter, task_exporter
 from mmdistill.labels import are_probabilities
 from mmdistill.store import write_tensors, write_text
-from mmdistill.task import Task, TaskInfo
+from mmdistill.task import Task, TaskInfo, named_tensors
 from mmdistill.text.attention import class_labels
 from mmdistill.text.draw import as_text_like, read
 from mmdistill.text.encoder import PAIR
@@ -28,11 +28,8 @@ UNFITTED = ("transformer:", "tokens:", "callable:")
 def export_tensors(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write inputs and targets as they are, and weights, as ``tensors.safetensors``."""
     batch = distilled.batch
-    tensors = {"weight": batch.weight}
-    for name, value in (("inputs", batch.inputs), ("targets", batch.targets)):
-        named = value if isinstance(value, dict) else {"": value}
-        tensors |= {f"{name}.{part}" if part else name: tensor for part, tensor in named.items()}
-    return [_write(folder / "tensors.safetensors", tensors, _text_info(distilled))]
+    parts = named_tensors("inputs", batch.inputs) | named_tensors("targets", batch.targets)
+    return [_write(folder / "tensors.safetensors", {"weight": batch.weight, **parts}, _text_info(distilled))]
 
 
 @task_exporter

@@ -10,13 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from mmdistill.columns import ITEM_COLUMNS, SPLIT_COLUMNS, SPLIT_NAMES, SPLIT_OF, USER_COLUMNS
-from mmdistill.decoding import decoded
+from mmdistill.decoding import HEAD_BYTES, decoded
 from mmdistill.errors import ConfigError, DataError, did_you_mean
 from mmdistill.json_rows import first_row, json_rows
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-HEAD_BYTES = 65536
-"""Of a file, by which it is told what it is."""
 TEXT_COLUMNS = ("text", "sentence", "content", "question", "review", "document", "utterance", "tweet", "body")
 PAIR_COLUMNS = (
     ("sentence1", "sentence2"),

@@ -10,8 +10,7 @@ from mmdistill.exports import exporter
 from mmdistill.figures import literal, save_figure
 from mmdistill.graph.draw import write_preprocessing
 from mmdistill.labels import hard_labels
-from mmdistill.runtime import atomic_write
-from mmdistill.store import write_tensors
+from mmdistill.store import write_tensors, write_torch
 from mmdistill.task import Batch, Task, Tensors
 
 SHOWN = 24
@@ -67,9 +66,7 @@ def export_pyg(distilled: DistilledSet, folder: Path) -> list[Path]:
 
     ``[Data.from_dict(fields) for fields in torch.load("graphs.pt", weights_only=True)]`` makes them torch-geometric's.
     """
-    graphs, path = graph_list(distilled.batch), folder / "graphs.pt"
-    with atomic_write(path) as handle:
-        torch.save(graphs, handle)
+    path = write_torch(folder / "graphs.pt", graph_list(distilled.batch))
     return [path, write_preprocessing(distilled.info, folder)]
 
 
