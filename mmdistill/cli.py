@@ -162,11 +162,11 @@ def _experts_parser() -> Parser:
 
 def _evaluate_parser() -> Parser:
     parser = Parser(
-        usage="mmdistill evaluate RUN [options]",
-        description="Judge a distilled set again, by other judges or more networks. The results are added to the run's "
+        usage="mmdistill evaluate RUN [RUN ...] [options]",
+        description="Judge distilled sets again, by other judges or more networks. The results are added to each run's "
         "metrics.json, where they replace earlier results of the same judge and metric.",
     )
-    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of them")
     parser.add_argument(
         "--judges",
         "--models",
@@ -175,17 +175,17 @@ def _evaluate_parser() -> Parser:
         help="judges, comma-separated, or 'all'; by default the method's own (such as ntk for kip), else the first of "
         "the data's domain, which for images is the network distilled with",
     )
-    parser.add_class_arguments(EvaluateConfig, as_group=False, skip={"run", "judges"})
+    parser.add_class_arguments(EvaluateConfig, as_group=False, skip={"judges"})
     name_values(parser)
     return parser
 
 
 def _report_parser() -> Parser:
     parser = Parser(
-        usage="mmdistill report RUN",
-        description="Write report.md and report.html with tables and pictures into a run folder.",
+        usage="mmdistill report RUN [RUN ...]",
+        description="Write report.md and report.html with tables and pictures into run folders.",
     )
-    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of them")
     return parser
 
 
@@ -311,7 +311,7 @@ def run_command(options: Namespace) -> None:
 
 
 def _run_alone(options: Namespace) -> None:
-    from mmdistill import commands, listings, sweep
+    from mmdistill import commands, listings, run_commands, sweep
 
     chosen = vars(options[options.command]) if options.command in options else {}
     plain = {name: value for name, value in chosen.items() if name != "config"}
@@ -326,13 +326,13 @@ def _run_alone(options: Namespace) -> None:
         epochs, together = plain.pop("epochs"), plain.pop("together")
         commands.experts_command(DistillConfig(**plain), epochs, together)
     elif options.command == "evaluate":
-        commands.evaluate_command(EvaluateConfig(**plain))
+        run_commands.evaluate_command(plain.pop("runs"), EvaluateConfig(**plain))
     elif options.command == "report":
-        commands.report_command(plain["run"])
+        run_commands.report_command(plain["runs"])
     elif options.command == "compare":
-        commands.compare_command(**plain)
+        run_commands.compare_command(**plain)
     elif options.command == "export":
-        commands.export_command(plain["run"], plain["format"], plain["to"])
+        run_commands.export_command(plain["run"], plain["format"], plain["to"])
     elif options.command == "methods":
         listings.methods_command([name for name in (plain["kind"], plain["domain"]) if name], long=plain["long"])
     else:

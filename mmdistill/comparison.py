@@ -119,7 +119,7 @@ def judged_runs(folders: Sequence[Path]) -> tuple[list[JudgedRun], dict[Path, st
         raise CheckpointError(f"no such folder: {', '.join(absent)}")
     runs: list[JudgedRun] = []
     skipped: dict[Path, str] = {}
-    found = [run for folder in folders for run in _runs_in(folder)]
+    found = [run for folder in folders for run in runs_in(folder)]
     for folder in {run.resolve(): run for run in found}.values():
         try:
             runs.append(_read(folder))
@@ -131,7 +131,7 @@ def judged_runs(folders: Sequence[Path]) -> tuple[list[JudgedRun], dict[Path, st
     return runs, skipped
 
 
-def _runs_in(folder: Path) -> list[Path]:
+def runs_in(folder: Path) -> list[Path]:
     """Return the runs in a folder, by name; itself where it is a run or holds none."""
     if _unjudged(folder) != NO_RUN or not folder.is_dir():
         return [folder]

@@ -241,10 +241,9 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Judge a distilled set again.
+    """Judge distilled sets again.
 
     Args:
-        run: run folder
         judges: judges, comma-separated, or 'all'
         networks: independently trained networks per judge
         networks_at_once: networks trained together, all by default; fewer need less memory, and are other networks
@@ -258,7 +257,6 @@ class EvaluateConfig:
         scores: accuracy (or what the data's domain has instead), or the two robust scores of images
     """
 
-    run: str
     judges: str | None = None
     networks: int = 5
     networks_at_once: int | None = None

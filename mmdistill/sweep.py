@@ -14,7 +14,6 @@ from mmdistill.abilities import chosen_judging
 from mmdistill.allocation import allocate
 from mmdistill.assembly import make_task, note_of_more_steps, placed
 from mmdistill.budget import find_budget, parse_bytes
-from mmdistill.commands import compare_command
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillError
@@ -24,6 +23,7 @@ from mmdistill.metrics import read_metrics, recorded
 from mmdistill.names import as_argument, baseline_names, canonical, split_names
 from mmdistill.processes import PROGRAM, own_program, start, stop, why_failed
 from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
+from mmdistill.run_commands import compare_command
 from mmdistill.run_folder import CONFIG, LOG, METRICS, holds_work, is_finished, is_started, require_free
 from mmdistill.runtime import choose_device, sole_writer
 from mmdistill.tabular import aligned

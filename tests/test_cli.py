@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdistill import commands, distill, graph_set_task, graph_task, image_task, recsys_task, text_task
+from mmdistill import commands, distill, graph_set_task, graph_task, image_task, recsys_task, run_commands, text_task
 from mmdistill.cli import FORMATS, build_parser, main, spelled
 from mmdistill.config import SETTINGS, DistillConfig, read_settings
 from mmdistill.distilled import DistilledSet
@@ -158,6 +158,27 @@ def test_judging_again_adds_to_the_metrics(run: Path, capsys: pytest.CaptureFixt
     assert "mlp" in capsys.readouterr().out
     judges = [entry["judge"] for entry in json.loads((run / "metrics.json").read_text())["results"]]
     assert judges == ["convnet", "mlp"]
+
+
+def test_several_runs_are_judged_and_drawn_though_one_cannot_be(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(run, tmp_path / "runs" / name)
+    (tmp_path / "runs" / "a" / "config.yaml").write_text("nothing: here\n")
+    before = (tmp_path / "runs" / "a" / "metrics.json").read_text()
+    judge = ["--judges", "mlp", "--networks", "1", "--baselines", "none"]
+    assert main(["evaluate", str(tmp_path / "runs"), str(run), str(tmp_path / "runs" / "b"), *judge]) == 2
+    told = capsys.readouterr()
+    places = [told.out.index(f"{folder}:") for folder in (tmp_path / "runs" / "a", tmp_path / "runs" / "b", run)]
+    assert places == sorted(places)
+    assert told.out.count("mlp") == 2
+    assert "failed: " in told.out[places[0] : places[1]]
+    assert f"1 of 3 runs failed: {tmp_path / 'runs' / 'a'} (see above)" in told.err
+    assert "mlp" in (tmp_path / "runs" / "b" / "metrics.json").read_text()
+    assert (tmp_path / "runs" / "a" / "metrics.json").read_text() == before
+    assert main(["report", str(run), str(tmp_path / "runs" / "b")]) == 0
+    assert capsys.readouterr().out.count("report.html") == 2
 
 
 def test_baselines_that_were_judged_otherwise_are_dropped(
@@ -542,7 +563,7 @@ def test_a_folder_of_runs_is_answered_by_their_names(tmp_path: Path, capsys: pyt
         (["export", "runs/x", "--out", "x"], "did you mean '--to'?"),
         (["evaluate", "runs/x", "--epochs=3"], "did you mean '--judge-epochs'?"),
         (["distill", "more"], "unexpected argument 'more'"),
-        (["evaluate"], "required: run (see mmdistill evaluate --help)"),
+        (["evaluate"], "required: runs (see mmdistill evaluate --help)"),
         (["distill", "--config", "absent.yaml"], "--config: File does not exist"),
         (["destill"], "unknown command 'destill'; did you mean 'distill'? (there are: distill, sweep, "),
     ],
@@ -697,7 +718,7 @@ def test_sigterm_ends_a_command_as_an_interruption_does(
             time.sleep(10)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(commands, "export_command", terminated)
+    monkeypatch.setattr(run_commands, "export_command", terminated)
     assert main(["export", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "mmdistill: stopped; finished work is kept\n"
     assert not any((tmp_path / "made").iterdir())

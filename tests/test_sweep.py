@@ -18,13 +18,13 @@ import torch
 
 from mmdistill import sweep
 from mmdistill.cli import build_parser, main
-from mmdistill.commands import compare_command
 from mmdistill.config import DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.image import METHODS
 from mmdistill.image.models import FAMILIES, MLP, Family
 from mmdistill.methods import CORE_METHODS
 from mmdistill.processes import own_program
+from mmdistill.run_commands import compare_command
 from mmdistill.sweep import planned
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 from torch import Tensor
 
-from mmdistill import commands
+from mmdistill import commands, run_commands
 from mmdistill.checkpoints import steps_of
 from mmdistill.cli import main
 from mmdistill.config import DistillConfig
@@ -466,14 +466,14 @@ def test_a_set_that_is_replaced_while_it_is_judged_keeps_no_scores(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(commanded / "run", folder)
-    read = commands.make_task
+    read = run_commands.make_task
 
     def slowly(*given: Any) -> Any:  # while another process takes the run further
         for path in (commanded / "whole").glob("*.*"):
             shutil.copy(path, folder)
         return read(*given)
 
-    monkeypatch.setattr(commands, "make_task", slowly)
+    monkeypatch.setattr(run_commands, "make_task", slowly)
     assert main(["evaluate", str(folder), "--networks", "1", "--baselines", "none"]) == 2
     assert "holds another set than was judged" in capsys.readouterr().err
     assert (folder / "metrics.json").read_bytes() == (commanded / "whole" / "metrics.json").read_bytes()
