@@ -36,6 +36,7 @@ from mmdistill.evaluate import find_judges, require_baselines, require_networks
 from mmdistill.export import export
 from mmdistill.judging import judge_and_keep, judge_missing
 from mmdistill.kept_baselines import KeptBaselines, package_digest
+from mmdistill.locks import sole_writer
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
@@ -48,7 +49,7 @@ from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, is_finished, is_started, require_free, ways_out
-from mmdistill.runtime import sole_writer, use_deterministic_kernels
+from mmdistill.runtime import use_deterministic_kernels
 from mmdistill.saving import draw, require_held
 from mmdistill.settings import AT_RESUME
 from mmdistill.side_by_side import LEGEND, TIMES, draw_budgets, notes, table, write_csv

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import logging
 import os
 import platform
 import secrets
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
 from typing import IO
@@ -20,8 +18,6 @@ import torch
 from torch import Tensor
 
 from mmdistill.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 GUMBEL_LOWEST = -5.0
 """Where Gumbel draws end, whose distribution function is 1e-64 there: a uniform draw of exactly 0 gives no infinity."""
@@ -333,87 +329,3 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename is None:  # a full disk is not told by name
             error.filename = str(path)
         raise
-
-
-MOST_TRIES = 20
-"""How often a folder is made that others remove at the same time."""
-
-
-class _Kept(threading.local):
-    """The folders that a thread keeps, which may ask again."""
-
-    def __init__(self) -> None:
-        self.places: set[Path] = set()
-
-
-_kept = _Kept()
-
-
-@contextmanager
-def sole_writer(folder: Path, wait: str = "") -> Iterator[None]:
-    """Keep other processes that ask alike from writing into a folder meanwhile.
-
-    It is made if it is missing, and removed at the end where nothing has been written into it. The system lets go when
-    the process ends, however it does. Where it cannot lock folders (Windows, some network drives) nothing is kept.
-
-    Args:
-        folder: which.
-        wait: what another process or thread that has the folder is there to do: it is waited for; empty: it is not.
-    Raises:
-        ConfigError: another process or thread has the folder, and is not waited for.
-    """
-    place = Path(os.path.realpath(folder))
-    if find_spec("fcntl") is None or place in _kept.places:
-        yield
-        return
-    handle, made = _locked(place, wait)
-    _kept.places.add(place)
-    try:
-        yield
-    finally:
-        _kept.places.discard(place)
-        try:
-            for parent in made:  # before the lock goes, so that who waits for it sees that the folder is gone
-                parent.rmdir()
-        except OSError:  # where something has been written
-            pass
-        finally:
-            os.close(handle)
-
-
-def _locked(place: Path, wait: str) -> tuple[int, list[Path]]:
-    """Return a descriptor of a folder that holds its lock, and which of it and its parents had to be made.
-
-    Who had it before may have removed the folder, as empty, while this one waited; then it is made anew.
-    """
-    import fcntl  # not on Windows, hence here
-
-    tries = 0
-    while True:
-        tries += 1
-        made = [parent for parent in (place, *place.parents) if not parent.exists()]
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            handle = os.open(place, os.O_RDONLY)
-        except FileNotFoundError:  # removed meanwhile, it or a parent; or a place where nothing can be made
-            if tries == MOST_TRIES:
-                raise
-            continue
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if not wait:
-                    raise ConfigError(
-                        f"another process is at work in {place}; wait for it, or choose another one"
-                    ) from error
-                logger.warning("waiting for another process, which is there to %s in %s", wait, place)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError:
-                return handle, made  # a file system without locks
-            if place.exists() and os.path.samestat(os.fstat(handle), place.stat()):
-                return handle, made
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)

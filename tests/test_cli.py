@@ -30,9 +30,10 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, note_kept
 from mmdistill.image import load
+from mmdistill.locks import sole_writer
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
-from mmdistill.runtime import atomic_write, sole_writer
+from mmdistill.runtime import atomic_write
 from mmdistill.settings import TRAINING, Settings
 from mmdistill.task import Task
 from mmdistill.wording import GROUPS

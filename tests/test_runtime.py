@@ -1,8 +1,6 @@
 import errno
 import os
-import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 
 from mmdistill import runtime
 from mmdistill.errors import ConfigError
-from mmdistill.runtime import Draws, Elsewhere, atomic_write, choose_device, host_draws_from, sole_writer
+from mmdistill.runtime import Draws, Elsewhere, atomic_write, choose_device, host_draws_from
 
 
 def test_a_key_is_a_value() -> None:
@@ -85,62 +83,6 @@ def test_files_have_the_permissions_that_the_user_asks_for(tmp_path: Path) -> No
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
 
 
-def test_one_process_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    keeper = (
-        "import sys; from pathlib import Path; from mmdistill.runtime import sole_writer\n"
-        "with sole_writer(Path(sys.argv[1])): print('kept', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", keeper, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "kept\n"
-        with pytest.raises(ConfigError, match="another process"), sole_writer(folder):
-            pass
-        other.kill()
-    with sole_writer(folder), sole_writer(folder):  # which is free again, and whose keeper may ask again
-        pass
-
-
-def test_one_thread_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
-    with sole_writer(tmp_path / "run"), ThreadPoolExecutor(1) as pool:
-
-        def ask() -> None:
-            with sole_writer(tmp_path / "run"):
-                pass
-
-        with pytest.raises(ConfigError, match="another process"):
-            pool.submit(ask).result()
-
-
-def test_who_waited_for_a_folder_that_was_then_removed_keeps_the_new_one(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    waiting, entered, leave = threading.Event(), threading.Event(), threading.Event()
-
-    def wait() -> None:
-        waiting.set()
-        with sole_writer(folder, wait="test"):
-            entered.set()
-            leave.wait(10)
-
-    with ThreadPoolExecutor(1) as pool:
-        with sole_writer(folder):  # which is removed at the end, since nothing is written
-            later = pool.submit(wait)
-            waiting.wait(10)
-            time.sleep(0.2)
-        assert entered.wait(10)
-        with pytest.raises(ConfigError, match="another process"), sole_writer(folder):
-            pass
-        leave.set()
-        later.result()
-
-
-def test_a_folder_that_is_a_loop_of_links_is_an_error_of_the_system(tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(OSError, match=r"loop"), sole_writer(tmp_path / "loop"):
-        pass
-
-
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "file"
     target.write_bytes(b"old")
@@ -197,15 +139,9 @@ def test_what_killed_processes_left_goes_where_nobody_can_be_writing(tmp_path: P
     assert set(tmp_path.iterdir()) == {whole}
 
 
-@pytest.mark.parametrize("kind", ["peak", "lock"])
-def test_systems_without_unix_modules_serve(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("resource", "fcntl"):
-        monkeypatch.setitem(sys.modules, name, None)
-    if kind == "peak":
-        assert runtime.peak_memory_bytes(torch.device("cpu")) == 0
-    else:
-        with sole_writer(tmp_path / "run"):
-            pass
+def test_systems_without_unix_modules_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert runtime.peak_memory_bytes(torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize(

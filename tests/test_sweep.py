@@ -1,6 +1,5 @@
 """Several methods, budgets and seeds in one command: what runs, in which order, and what is left when it ends."""
 
-import fcntl
 import os
 import re
 import signal
@@ -9,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -23,6 +23,7 @@ from mmdistill.config import DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.image import METHODS
 from mmdistill.image.models import FAMILIES, MLP, Family
+from mmdistill.locks import sole_writer
 from mmdistill.methods import CORE_METHODS
 from mmdistill.processes import own_program
 from mmdistill.sweep import planned
@@ -283,14 +284,8 @@ def test_one_sweep_at_a_time_is_at_work_in_a_folder(
     tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake("")
-    out = tmp_path / "out"
-    out.mkdir()
-    handle = os.open(out, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        assert swept(out, "--ipc", "1") == 2
-    finally:
-        os.close(handle)
+    with sole_writer(tmp_path / "out"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(swept, tmp_path / "out", "--ipc", "1").result() == 2
     assert "another process is at work in" in capsys.readouterr().err
 
 
@@ -340,6 +335,7 @@ import sys
 from dataclasses import replace
 from mmdistill.__main__ import run
 from mmdistill.image import METHODS
+from mmdistill.locks import sole_writer
 from mmdistill.methods import CORE_METHODS
 
 METHODS["own"] = replace(CORE_METHODS["dm"], title="Own")
