@@ -19,14 +19,19 @@ PROGRAM = "mmdistill"
 def own_program() -> list[str]:
     """Return the words that start again the program that sweeps here, for another of its commands.
 
-    Where a script or a module of the user's was started (``python SCRIPT.py sweep ...``), it is that one, which knows
-    methods of its own; else ``python -m mmdistill``.
+    Where a script, a module, or a folder or archive of the user's was started (``python SCRIPT.py sweep ...``), be it
+    under a profiler, it is that one, which knows methods of its own; else ``python -m mmdistill``.
     """
     python, main = [sys.executable, "-u"], sys.modules["__main__"]  # unbuffered: what a log ends with came last
     if sys.argv[1:2] == ["sweep"]:
-        if main.__spec__ is not None:
-            return [*python, "-m", main.__spec__.name.removesuffix(".__main__")]
-        if Path(script := str(getattr(main, "__file__", ""))).suffix == ".py":
+        spec, script = main.__spec__, sys.argv[0]
+        if spec is None:
+            script = str(getattr(main, "__file__", ""))
+        elif spec.name == "__main__":  # of a folder or an archive, as is what pip installs on Windows
+            return [*python, str(Path(str(spec.origin)).parent)]
+        elif script == spec.origin:  # else a module that runs another one, as profilers do
+            return [*python, "-m", spec.name.removesuffix(".__main__")]
+        if Path(script).suffix == ".py":
             return [*python, script]
     return [*python, "-m", PROGRAM]
 

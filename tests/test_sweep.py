@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -311,14 +312,22 @@ def test_options_of_single_runs_are_none_of_a_sweeps(capsys: pytest.CaptureFixtu
         assert f"did you mean '--{meant}'?" in capsys.readouterr().err
 
 
+def _module(name: str, origin: str) -> SimpleNamespace:
+    """The main module that is started by its name, or as that of an archive."""
+    return SimpleNamespace(__spec__=SimpleNamespace(name=name, origin=origin), __file__=origin)
+
+
 @pytest.mark.parametrize(
     ("started", "main", "words"),
     [
         (["/bin/mmdistill", "sweep"], SimpleNamespace(__spec__=None, __file__="/bin/mmdistill"), ["-m", "mmdistill"]),
         (["x.py", "sweep"], SimpleNamespace(__spec__=None, __file__="/y/x.py"), ["/y/x.py"]),
         (["x.py"], SimpleNamespace(__spec__=None, __file__="/y/x.py"), ["-m", "mmdistill"]),  # calls main([...]) itself
-        (["m.py", "sweep"], SimpleNamespace(__spec__=SimpleNamespace(name="mmdistill.__main__")), ["-m", "mmdistill"]),
-        (["m.py", "sweep"], SimpleNamespace(__spec__=SimpleNamespace(name="mine.work")), ["-m", "mine.work"]),
+        (["/m.py", "sweep"], _module("mmdistill.__main__", "/m.py"), ["-m", "mmdistill"]),
+        (["/m.py", "sweep"], _module("mine.work", "/m.py"), ["-m", "mine.work"]),
+        (["mmdistill", "sweep"], _module("cProfile", "/lib/cProfile.py"), ["-m", "mmdistill"]),
+        (["/y/x.py", "sweep"], _module("cProfile", "/lib/cProfile.py"), ["/y/x.py"]),
+        (["/bin/mmdistill", "sweep"], _module("__main__", "/bin/mmdistill.exe/__main__.py"), ["/bin/mmdistill.exe"]),
         (["", "sweep"], SimpleNamespace(__spec__=None), ["-m", "mmdistill"]),
     ],
 )
@@ -330,12 +339,23 @@ def test_a_process_is_of_the_program_that_the_user_started(
     assert own_program() == [sys.executable, "-u", *words]
 
 
+def test_an_archive_starts_itself_again(tmp_path: Path) -> None:
+    """As nothing here is a fake: what pip installs on Windows is an archive too."""
+    archive, said = (
+        tmp_path / "own.zip",
+        "import sys; from mmdistill.processes import own_program; print(own_program())",
+    )
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("__main__.py", said)
+    done = subprocess.run([sys.executable, str(archive), "sweep"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == repr([sys.executable, "-u", str(archive)])
+
+
 SCRIPT = """
 import sys
 from dataclasses import replace
 from mmdistill.__main__ import run
 from mmdistill.image import METHODS
-from mmdistill.locks import sole_writer
 from mmdistill.methods import CORE_METHODS
 
 METHODS["own"] = replace(CORE_METHODS["dm"], title="Own")
