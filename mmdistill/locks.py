@@ -70,7 +70,7 @@ def sole_writer(folder: Path, wait: str = "") -> Iterator[bool]:
             _remove_lock(place, made)
         finally:
             os.close(handle)
-        if os.name == "nt":  # where a file that is open cannot be removed, be it by this process or another one
+        if sys.platform == "win32":  # where a file that is open cannot be removed, be it by this process or another one
             _remove_lock(place, made)
 
 
@@ -127,7 +127,7 @@ def _locked(place: Path, wait: str) -> tuple[int | None, list[Path]]:
 
 def _is_there(handle: int, path: Path) -> bool:
     """Return whether an open file is still the one of its name, as on Windows it always is."""
-    return os.name == "nt" or os.path.samestat(os.fstat(handle), os.stat(path))
+    return sys.platform == "win32" or os.path.samestat(os.fstat(handle), os.stat(path))
 
 
 def _opened(path: Path) -> int | None:

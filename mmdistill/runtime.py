@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,10 @@ UNFINISHED = ".mmdistill-part"
 """How the names of files end that are being written."""
 STALE = 86_400.0
 """Seconds after which nobody goes on writing what was last written to before them."""
+
+
+HELD = 1.0
+"""Seconds for which another program may hold a file before it counts as its own."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +314,23 @@ def remove_stale_parts(folder: Path) -> None:
                 path.unlink()
 
 
+def patiently(act: Callable[[], object]) -> None:
+    """Replace or remove a file; on Windows, where a virus scanner may hold one for a moment, try for a second.
+
+    Raises:
+        PermissionError: it is still held then, or may not be touched at all.
+    """
+    until = time.monotonic() + HELD
+    while True:
+        try:
+            act()
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > until:
+                raise
+        time.sleep(HELD / 20)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under its name whole or not at all.
@@ -323,9 +345,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        part.replace(path)
+        patiently(lambda: part.replace(path))
     except BaseException as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on Windows, where another program holds it
+            part.unlink()
         if isinstance(error, OSError) and error.filename is None:  # a full disk is not told by name
             error.filename = str(path)
         raise

@@ -3,6 +3,7 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import pytest
 import torch
 
 from mmdistill import runtime
+from mmdistill.checkpoints import Checkpoints
+from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
+from mmdistill.methods import CORE_METHODS
 from mmdistill.runtime import Draws, Elsewhere, atomic_write, choose_device, host_draws_from
+from tests.toys import BlobTask
 
 
 def test_a_key_is_a_value() -> None:
@@ -95,6 +100,47 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         handle.write(b"new")
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def _held(monkeypatch: pytest.MonkeyPatch, action: str, times: int, *, windows: bool) -> None:
+    """Let a virus scanner hold each file whose removal or replacement is tried, as often as that."""
+    tried, plain = [], getattr(Path, action)
+
+    def refused(path: Path, *how: object, **more: object) -> object:
+        tried.append(path)
+        if len(tried) <= times:
+            raise PermissionError(errno.EACCES, "it is being used by another process", str(path))
+        return plain(path, *how, **more)
+
+    monkeypatch.setattr(Path, action, refused)
+    monkeypatch.setattr(runtime, "HELD", 0.2)
+    if windows:
+        monkeypatch.setattr(sys, "platform", "win32")
+
+
+@pytest.mark.parametrize(("times", "windows", "replaced"), [(2, True, True), (99, True, False), (1, False, False)])
+def test_a_file_that_another_program_holds_for_a_moment_is_replaced_on_windows(
+    times: int, windows: bool, replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    _held(monkeypatch, "replace", times, windows=windows)
+    with nullcontext() if replaced else pytest.raises(PermissionError), atomic_write(target) as handle:
+        handle.write(b"new")
+    assert target.read_bytes() == (b"new" if replaced else b"old")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_checkpoint_that_another_program_holds_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=9), 1).start()
+    kept = Checkpoints(tmp_path, {})
+    for run.step in range(4):
+        kept.save(run, 0.0)
+        if run.step == 1:
+            _held(monkeypatch, "unlink", 1, windows=False)
+        assert len(kept.paths()) == (3 if run.step == 2 else min(run.step + 1, 2))
 
 
 def test_folders_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
