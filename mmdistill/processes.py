@@ -1,6 +1,6 @@
 """Runs in processes of their own: how they are started, how they are stopped with a checkpoint, and why they failed."""
 
-import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +12,8 @@ from typing import IO
 
 GRACE = 120
 """Seconds in which processes that are asked to stop may end their step and keep a checkpoint."""
+PAUSE = 0.05
+"""Seconds between two looks at whether they have ended; Windows tells of Ctrl-C in none that waits for them."""
 PROGRAM = "mmdistill"
 """What runs where no script or module of the user's was started."""
 
@@ -38,7 +40,10 @@ def own_program() -> list[str]:
 
 def start(command: Sequence[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
     """Start a process that writes into a log; a terminal's Ctrl-C is left to :func:`stop`, since two end it at once."""
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, process_group=0)
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # of the log, whatever the system's is
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0
+    )
 
 
 def stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
@@ -46,10 +51,10 @@ def stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     until = time.monotonic() + GRACE
     try:
         for process in processes:
-            process.terminate()
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=max(until - time.monotonic(), 0))
+            if sys.platform != "win32":  # where it would end them at once, and Ctrl-C in the console reaches them too
+                process.terminate()
+        while any(process.poll() is None for process in processes) and time.monotonic() < until:
+            time.sleep(PAUSE)
     finally:
         for process in processes:
             process.kill()

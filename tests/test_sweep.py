@@ -26,7 +26,7 @@ from mmdistill.image import METHODS
 from mmdistill.image.models import FAMILIES, MLP, Family
 from mmdistill.locks import sole_writer
 from mmdistill.methods import CORE_METHODS
-from mmdistill.processes import own_program
+from mmdistill.processes import own_program, start, stop
 from mmdistill.sweep import planned
 
 FAST = ["--steps", "6", "--width", "8", "--networks", "1", "--judge-epochs", "2", "--real-batch", "8"]
@@ -279,6 +279,38 @@ def test_an_interrupted_sweep_stops_its_runs_and_goes_on_when_called_again(
     assert swept(out, "--ipc", "1", "--seeds", "0,1") == 0
     assert f"runs in {out}: 1 unfinished, 1 new" in capsys.readouterr().out
     assert calls(out) == ["digits-dm-1 auto False", "digits-dm-1 auto True", "digits-dm-1-seed1 auto True"]
+
+
+def test_runs_that_get_ctrl_c_themselves_as_on_windows_end_their_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There terminate() would kill them, and the console tells all processes in it of Ctrl-C."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(subprocess.Popen, "terminate", subprocess.Popen.kill)
+    child = """
+import time
+print("begun: \u00e9", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.3)
+    print("kept", flush=True)
+"""
+    log = tmp_path / "log.txt"
+    with log.open("wb") as file:
+        process = start([sys.executable, "-c", child], file)
+    while not log.stat().st_size:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stop([process])
+    assert log.read_text(encoding="utf-8").split() == ["begun:", "é", "kept"]
+
+
+def test_a_log_is_utf_8_whatever_the_systems_encoding_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    with (tmp_path / "log.txt").open("wb") as file:
+        start([sys.executable, "-c", "print('\u00e9')"], file).wait()
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").strip() == "é"
 
 
 def test_one_sweep_at_a_time_is_at_work_in_a_folder(
