@@ -15,7 +15,7 @@ from mmdistill.registry import get_domain, get_method
 from mmdistill.run_folder import METRICS, SAMPLES
 from mmdistill.store import read_json, write_json
 
-PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 ROWS = ("dm", "krr", "frepo", "kip", "rfad", "kfs", "cafe", "dcc", "egm", "dc", "dsa", "edd", "idc", "mtt")
 """Methods in the order of a table's rows; those not named here follow in alphabetical order."""
 TABLE_3 = ("convnet", "convnet-nn", "alexnet", "alexnet-in", "resnet18", "resnet18-bn", "vgg11", "vgg11-bn")
@@ -111,7 +111,7 @@ class Cell:
     def fail(self, cells: Path, reason: str) -> None:
         """Keep why the cell failed, for the table's reader."""
         self.reason(cells).parent.mkdir(parents=True, exist_ok=True)
-        self.reason(cells).write_text(reason + "\n")
+        self.reason(cells).write_text(reason + "\n", encoding="utf-8")
 
     def keep(self, out: Path, cells: Path, seeds: Iterable[int]) -> None:
         """Copy what finished runs found to where it is kept.
@@ -140,7 +140,7 @@ class Cell:
     def failure(self, cells: Path) -> str:
         """Return why the cell failed, or nothing."""
         path = self.reason(cells)
-        return path.read_text().strip() if path.is_file() else ""
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _add_other_judges(entries: list[dict[str, Any]], kept: Iterable[dict[str, Any]]) -> None:

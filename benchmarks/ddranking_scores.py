@@ -83,7 +83,7 @@ def main() -> None:
     if chosen.whole is not None:
         hard_label.REAL_DATA_ACC_CACHE[f"{chosen.dataset}-{chosen.model}"] = chosen.whole
     # Version 0.2.0 notes each score twice, so that its columns differ in length and its own table cannot be written.
-    hard_label.save_results = lambda results, path: Path(path).write_text(json.dumps(results))
+    hard_label.save_results = lambda results, path: Path(path).write_text(json.dumps(results), encoding="utf-8")
     images = torch.load(chosen.set / "images.pt", map_location="cpu", weights_only=True)
     labels = torch.load(chosen.set / "labels.pt", map_location="cpu", weights_only=True)
     evaluator = LabelRobustScoreHard(

@@ -264,7 +264,7 @@ def markdown(content: Mapping[str, Any]) -> str:
 def write(out: Path, content: Mapping[str, Any]) -> None:
     """Write the results as they are."""
     write_json(out.with_suffix(".json"), json.loads(json.dumps(content)))
-    out.with_suffix(".md").write_text(markdown(content))
+    out.with_suffix(".md").write_text(markdown(content), encoding="utf-8")
 
 
 def main() -> int:

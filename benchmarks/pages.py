@@ -171,7 +171,7 @@ def across(like: Cell, cells: Path, methods: Sequence[str], ipc: int, table: int
 def read_curves(path: Path) -> dict[tuple[str, str, int, str], list[dict[str, Any]]]:
     """Return what ``steps.py`` wrote by data, method, ipc and schedule; nothing where it has not run."""
     runs: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
-    for entry in json.loads(path.read_text()) if path.is_file() else ():
+    for entry in json.loads(path.read_text(encoding="utf-8")) if path.is_file() else ():
         key = (entry["data"], entry["method"], entry["ipc"], entry["schedule"])
         runs.setdefault(key, []).append(entry)
     return runs

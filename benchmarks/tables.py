@@ -117,7 +117,7 @@ def distil_cell(cell: Cell, places: Places, device: str, seeds: Sequence[int], n
         reason = why_failed(process.returncode, place / LOG)
         cell.fail(places.cells, reason)
         return f"failed: {reason}"
-    return " | ".join((place / LOG).read_text().strip().splitlines()[-2:])
+    return " | ".join((place / LOG).read_text(encoding="utf-8").strip().splitlines()[-2:])
 
 
 def waited(process: "subprocess.Popen[bytes]", until: float) -> str:
@@ -239,7 +239,7 @@ def main() -> None:
             print(f"wrote {path}")
     if chosen.page is not None:
         everything = sorted(domain_methods(domain), key=row)
-        chosen.page.write_text(page(chosen.cells, everything, chosen.page.parent) + "\n")
+        chosen.page.write_text(page(chosen.cells, everything, chosen.page.parent) + "\n", encoding="utf-8")
         print(f"wrote {chosen.page}")
 
 

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.names import in_words
 from mmdistill.networks.architecture import differing_lines
 from mmdistill.run_state import RunState
-from mmdistill.runtime import remove_parts
+from mmdistill.runtime import patiently, remove_parts
 from mmdistill.settings import MEMORY_ONLY, annealed, completed
 from mmdistill.store import load_tree, save_tree
 
@@ -45,13 +47,14 @@ class Checkpoints:
         """Remove the checkpoints of an earlier run in this folder."""
         remove_parts(self.folder)
         for path in self.paths():
-            path.unlink(missing_ok=True)
+            patiently(partial(path.unlink, missing_ok=True))
 
     def save(self, run: RunState, seconds: float) -> None:
         """Write a checkpoint and drop all but the newest."""
         self._write(run, seconds)
         for path in self.paths()[:-KEPT_CHECKPOINTS]:
-            path.unlink(missing_ok=True)
+            with suppress(PermissionError):  # on Windows, while another program holds it; the next save removes it
+                path.unlink(missing_ok=True)
 
     def begin(self, run: RunState, seconds: float, remove: Callable[[], None]) -> None:
         """Write the first checkpoint of a run that takes the place of an earlier one, which stays if that fails.
@@ -65,7 +68,7 @@ class Checkpoints:
         remove()
         for path in self.paths():
             if path != own:
-                path.unlink()
+                patiently(path.unlink)
 
     def _write(self, run: RunState, seconds: float) -> Path:
         path = self.folder / f"step-{run.step:08d}.safetensors"

@@ -1,5 +1,6 @@
 """The command line: ``mmdistill distill | sweep | experts | evaluate | report | compare | export | methods | data``."""
 
+import errno
 import io
 import logging
 import os
@@ -26,7 +27,7 @@ EXAMPLES = """examples:
   mmdistill experts --data digits --method mtt --ipc 1
   mmdistill evaluate runs/digits --judges convnet,mlp --networks 5
   mmdistill report runs/digits
-  mmdistill compare runs/* --to comparison/
+  mmdistill compare runs --to comparison/
   mmdistill export runs/digits --format pt --to exported/
 """
 EXPERT_OPTIONS = (
@@ -344,7 +345,7 @@ def _ready_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="replace"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
@@ -396,9 +397,11 @@ def _exit_code(given: Sequence[str]) -> int:
     except UnicodeDecodeError as error:
         print(f"mmdistill: error: a file is not UTF-8 text: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
+        closed = sys.platform == "win32" and (error.errno, error.filename) == (errno.EINVAL, None)
+        if closed or isinstance(error, BrokenPipeError):  # whoever read the output, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         reason = error.strerror or error
         print(
             f"mmdistill: error: cannot read or write {error.filename or 'a file'}: {reason}{remedy(error.filename)}",

@@ -29,6 +29,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.evaluate import find_judges, require_baselines, require_networks
 from mmdistill.judging import judge_missing
 from mmdistill.kept_baselines import package_digest
+from mmdistill.locks import sole_writer
 from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.names import as_argument, assignments, baseline_names, canonical
@@ -39,7 +40,7 @@ from mmdistill.progress import step_bar
 from mmdistill.registry import Domain, domain_methods, located
 from mmdistill.report import summary
 from mmdistill.run_folder import CONFIG, is_finished, is_started, require_free, ways_out
-from mmdistill.runtime import sole_writer, use_deterministic_kernels
+from mmdistill.runtime import use_deterministic_kernels
 from mmdistill.saving import draw
 from mmdistill.settings import AT_RESUME
 from mmdistill.tabular import aligned

@@ -158,11 +158,8 @@ class _Folder:
         """Keep compiled code in the user's cache folder, unless the user says where."""
         if cls.ready:
             return
-        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
         cls._before = os.environ.get(CACHE_VARIABLE)
-        # Torch writes its own default, a temporary folder, into the variable.
-        if cls._before in (None, default_cache_dir()):
+        if cls._before is None or cls._before == _torchs_folder():  # which torch writes into the variable
             try:
                 os.environ[CACHE_VARIABLE] = str(_writable(cache_folder() / "compiled"))
             except (ConfigError, OSError) as error:
@@ -178,6 +175,16 @@ class _Folder:
         else:
             os.environ[CACHE_VARIABLE] = cls._before
         cls.ready = False
+
+
+def _torchs_folder() -> str | None:
+    """Return the temporary folder where torch keeps compiled code by itself; None where it cannot tell."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    try:
+        return default_cache_dir()
+    except (KeyError, OSError):  # older versions, of a user without a name, as in containers
+        return None
 
 
 def _writable(folder: Path) -> Path:

@@ -22,6 +22,7 @@ from mmdistill.errors import CheckpointError, ConfigError, note_kept
 from mmdistill.isolation import isolated
 from mmdistill.keeper import Keeper
 from mmdistill.labels import LabelKind
+from mmdistill.locks import sole_writer
 from mmdistill.lowering import lowering_start
 from mmdistill.memory import explained
 from mmdistill.method import Method, Storage
@@ -33,7 +34,7 @@ from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
 from mmdistill.run_folder import CHECKPOINTS, SET, is_finished, is_started, require_free
 from mmdistill.run_loop import take_steps
-from mmdistill.runtime import Draws, checked_seed, sole_writer
+from mmdistill.runtime import Draws, checked_seed
 from mmdistill.stepper import Stepper
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task, require_task

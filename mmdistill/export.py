@@ -7,9 +7,10 @@ from mmdistill import exports
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
 from mmdistill.isolation import isolated
+from mmdistill.locks import sole_writer
 from mmdistill.names import canonical, unknown_name
 from mmdistill.registry import get_domain
-from mmdistill.runtime import remove_parts, sole_writer
+from mmdistill.runtime import remove_parts
 from mmdistill.store import digest_of, write_json
 from mmdistill.task import Task
 

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from mmdistill.errors import CheckpointError
 from mmdistill.parameterizations.codes import CODES
 from mmdistill.run_folder import CHECKPOINTS, METRICS, SAMPLES, SET, holds_work, is_finished
 from mmdistill.run_state import RunState
-from mmdistill.runtime import remove_parts
+from mmdistill.runtime import patiently, remove_parts
 from mmdistill.store import read_json
 
 LONGEST_UNSAVED = 600.0
@@ -126,7 +127,7 @@ class Keeper:
             write(place)
             self._remove_former()
             for path in sorted(place.iterdir(), key=lambda path: path.name == SET):
-                path.replace(self.folder / path.name)
+                patiently(partial(path.replace, self.folder / path.name))
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -141,4 +142,4 @@ class Keeper:
             exports.remove(self.folder / "export")
             for pattern in FORMER:
                 for path in self.folder.glob(pattern):
-                    path.unlink()
+                    patiently(path.unlink)

@@ -1,6 +1,6 @@
 """Runs in processes of their own: how they are started, how they are stopped with a checkpoint, and why they failed."""
 
-import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +12,8 @@ from typing import IO
 
 GRACE = 120
 """Seconds in which processes that are asked to stop may end their step and keep a checkpoint."""
+PAUSE = 0.05
+"""Seconds between two looks at whether they have ended; Windows tells of Ctrl-C in none that waits for them."""
 PROGRAM = "mmdistill"
 """What runs where no script or module of the user's was started."""
 
@@ -19,21 +21,29 @@ PROGRAM = "mmdistill"
 def own_program() -> list[str]:
     """Return the words that start again the program that sweeps here, for another of its commands.
 
-    Where a script or a module of the user's was started (``python SCRIPT.py sweep ...``), it is that one, which knows
-    methods of its own; else ``python -m mmdistill``.
+    Where a script, a module, or a folder or archive of the user's was started (``python SCRIPT.py sweep ...``), be it
+    under a profiler, it is that one, which knows methods of its own; else ``python -m mmdistill``.
     """
     python, main = [sys.executable, "-u"], sys.modules["__main__"]  # unbuffered: what a log ends with came last
     if sys.argv[1:2] == ["sweep"]:
-        if main.__spec__ is not None:
-            return [*python, "-m", main.__spec__.name.removesuffix(".__main__")]
-        if Path(script := str(getattr(main, "__file__", ""))).suffix == ".py":
+        spec, script = main.__spec__, sys.argv[0]
+        if spec is None:
+            script = str(getattr(main, "__file__", ""))
+        elif spec.name == "__main__":  # of a folder or an archive, as is what pip installs on Windows
+            return [*python, str(Path(str(spec.origin)).parent)]
+        elif script == spec.origin:  # else a module that runs another one, as profilers do
+            return [*python, "-m", spec.name.removesuffix(".__main__")]
+        if Path(script).suffix == ".py":
             return [*python, script]
     return [*python, "-m", PROGRAM]
 
 
 def start(command: Sequence[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
     """Start a process that writes into a log; a terminal's Ctrl-C is left to :func:`stop`, since two end it at once."""
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, process_group=0)
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # of the log, whatever the system's is
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0
+    )
 
 
 def stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
@@ -41,10 +51,10 @@ def stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     until = time.monotonic() + GRACE
     try:
         for process in processes:
-            process.terminate()
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=max(until - time.monotonic(), 0))
+            if sys.platform != "win32":  # where it would end them at once, and Ctrl-C in the console reaches them too
+                process.terminate()
+        while any(process.poll() is None for process in processes) and time.monotonic() < until:
+            time.sleep(PAUSE)
     finally:
         for process in processes:
             process.kill()

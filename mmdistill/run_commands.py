@@ -20,13 +20,14 @@ from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
 from mmdistill.export import export
 from mmdistill.judging import judge_and_keep
 from mmdistill.kept_baselines import KeptBaselines, package_digest
+from mmdistill.locks import sole_writer
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
 from mmdistill.names import baseline_names, canonical, first_few, split_names, unknown_name
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.registry import Domain
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, require_finished
-from mmdistill.runtime import sole_writer, use_deterministic_kernels
+from mmdistill.runtime import use_deterministic_kernels
 from mmdistill.saving import draw, require_held
 from mmdistill.side_by_side import LEGEND, TIMES, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned

@@ -2,16 +2,15 @@
 
 import functools
 import hashlib
-import logging
 import os
 import platform
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
 from typing import IO
@@ -22,8 +21,6 @@ from torch import Tensor
 from mmdistill.checks import is_of
 from mmdistill.errors import ConfigError
 
-logger = logging.getLogger(__name__)
-
 GUMBEL_LOWEST = -5.0
 """Where Gumbel draws end, whose distribution function is 1e-64 there: a uniform draw of exactly 0 gives no infinity."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -32,6 +29,10 @@ UNFINISHED = ".mmdistill-part"
 """How the names of files end that are being written."""
 STALE = 86_400.0
 """Seconds after which nobody goes on writing what was last written to before them."""
+
+
+HELD = 1.0
+"""Seconds for which another program may hold a file before it counts as its own."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +315,23 @@ def remove_stale_parts(folder: Path) -> None:
                 path.unlink()
 
 
+def patiently(act: Callable[[], object]) -> None:
+    """Replace or remove a file; on Windows, where a virus scanner may hold one for a moment, try for a second.
+
+    Raises:
+        PermissionError: it is still held then, or may not be touched at all.
+    """
+    until = time.monotonic() + HELD
+    while True:
+        try:
+            act()
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > until:
+                raise
+        time.sleep(HELD / 20)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under its name whole or not at all.
@@ -328,93 +346,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        part.replace(path)
+        patiently(lambda: part.replace(path))
     except BaseException as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on Windows, where another program holds it
+            part.unlink()
         if isinstance(error, OSError) and error.filename is None:  # a full disk is not told by name
             error.filename = str(path)
         raise
-
-
-MOST_TRIES = 20
-"""How often a folder is made that others remove at the same time."""
-
-
-class _Kept(threading.local):
-    """The folders that a thread keeps, which may ask again."""
-
-    def __init__(self) -> None:
-        self.places: set[Path] = set()
-
-
-_kept = _Kept()
-
-
-@contextmanager
-def sole_writer(folder: Path, wait: str = "") -> Iterator[None]:
-    """Keep other processes that ask alike from writing into a folder meanwhile.
-
-    It is made if it is missing, and removed at the end where nothing has been written into it. The system lets go when
-    the process ends, however it does. Where it cannot lock folders (Windows, some network drives) nothing is kept.
-
-    Args:
-        folder: which.
-        wait: what another process or thread that has the folder is there to do: it is waited for; empty: it is not.
-    Raises:
-        ConfigError: another process or thread has the folder, and is not waited for.
-    """
-    place = Path(os.path.realpath(folder))
-    if find_spec("fcntl") is None or place in _kept.places:
-        yield
-        return
-    handle, made = _locked(place, wait)
-    _kept.places.add(place)
-    try:
-        yield
-    finally:
-        _kept.places.discard(place)
-        try:
-            for parent in made:  # before the lock goes, so that who waits for it sees that the folder is gone
-                parent.rmdir()
-        except OSError:  # where something has been written
-            pass
-        finally:
-            os.close(handle)
-
-
-def _locked(place: Path, wait: str) -> tuple[int, list[Path]]:
-    """Return a descriptor of a folder that holds its lock, and which of it and its parents had to be made.
-
-    Who had it before may have removed the folder, as empty, while this one waited; then it is made anew.
-    """
-    import fcntl  # not on Windows, hence here
-
-    tries = 0
-    while True:
-        tries += 1
-        made = [parent for parent in (place, *place.parents) if not parent.exists()]
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            handle = os.open(place, os.O_RDONLY)
-        except FileNotFoundError:  # removed meanwhile, it or a parent; or a place where nothing can be made
-            if tries == MOST_TRIES:
-                raise
-            continue
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if not wait:
-                    raise ConfigError(
-                        f"another process is at work in {place}; wait for it, or choose another one"
-                    ) from error
-                logger.warning("waiting for another process, which is there to %s in %s", wait, place)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError:
-                return handle, made  # a file system without locks
-            if place.exists() and os.path.samestat(os.fstat(handle), place.stat()):
-                return handle, made
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)

@@ -13,12 +13,13 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, UnsupportedError, require_choice
 from mmdistill.evaluation import Evaluation
 from mmdistill.isolation import isolated
+from mmdistill.locks import sole_writer
 from mmdistill.metrics import metrics_document, read_metrics
 from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.report import write_report
 from mmdistill.run_folder import METRICS, SET, is_finished, require_finished, require_free
-from mmdistill.runtime import remove_parts, sole_writer
+from mmdistill.runtime import remove_parts
 from mmdistill.store import DIGEST, digest_of, read_json, write_json
 from mmdistill.task import Task, require_task
 

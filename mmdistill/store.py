@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,8 +118,15 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
 
 @contextmanager
 def opened_tensors(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; its library takes names in UTF-8 alone, so one of another name by a descriptor."""
-    if encodable(str(path)) == str(path):
+    """Open a safetensors file; its library takes names in UTF-8 alone, so one of another name by a descriptor.
+
+    Tensors got from it map the file: copied they leave it free to be replaced, by others as by Windows.
+    """
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:  # as the system writes the name, be it by its locale or by its user
+        pass
+    else:
         with safetensors.safe_open(path, framework="pt") as handle:
             yield handle
         return
@@ -127,9 +135,7 @@ def opened_tensors(path: Path) -> Iterator[Any]:
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Read a safetensors file; returns its tensors by name and its metadata.
-
-    They are copies: tensors that map the file would keep it from being replaced on Windows.
+    """Read a safetensors file; returns copies of its tensors by name, and its metadata.
 
     Raises:
         CheckpointError: the file is missing, truncated or damaged.

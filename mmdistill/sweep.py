@@ -19,13 +19,14 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillError
 from mmdistill.evaluate import find_judges, require_baselines, require_networks
 from mmdistill.judging import missing
+from mmdistill.locks import sole_writer
 from mmdistill.metrics import read_metrics, recorded
 from mmdistill.names import as_argument, baseline_names, canonical, split_names
 from mmdistill.processes import PROGRAM, own_program, start, stop, why_failed
 from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
 from mmdistill.run_commands import compare_command
 from mmdistill.run_folder import CONFIG, LOG, METRICS, holds_work, is_finished, is_started, require_free
-from mmdistill.runtime import choose_device, sole_writer
+from mmdistill.runtime import choose_device
 from mmdistill.tabular import aligned
 from mmdistill.task import Task
 

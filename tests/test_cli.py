@@ -1,5 +1,6 @@
 """The command line as a person meets it, on the embedded digits."""
 
+import errno
 import importlib
 import json
 import logging
@@ -30,9 +31,10 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, note_kept
 from mmdistill.image import load
+from mmdistill.locks import sole_writer
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
-from mmdistill.runtime import atomic_write, sole_writer
+from mmdistill.runtime import atomic_write
 from mmdistill.settings import TRAINING, Settings
 from mmdistill.task import Task
 from mmdistill.wording import GROUPS
@@ -1025,7 +1027,7 @@ def start(folder: Path, *extra: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, getattr(signal, "SIGKILL", signal.SIGTERM)])
 def test_a_stopped_run_resumes_bit_identical(tmp_path: Path, number: int) -> None:
     whole = start(tmp_path / "whole")
     stopped = start(tmp_path / "stopped")
@@ -1214,6 +1216,23 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert listing.wait(timeout=120) == 0
     assert listing.stderr.read() == ""
     listing.stderr.close()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_on_windows_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There a closed pipe is an invalid argument."""
+
+    def closed() -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("mmdistill.listings.data_command", closed)
+    assert main(["data"]) == 2
+    monkeypatch.setattr(sys, "platform", "win32")
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["data"]) == 0
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_finished_judgements_survive_an_interruption(

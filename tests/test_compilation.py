@@ -149,6 +149,25 @@ def test_compiled_code_is_kept_in_the_users_cache_folder(
 
 
 @pytest.mark.usefixtures("unprepared")
+def test_a_user_without_a_name_may_say_where_compiled_code_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("torch._inductor.runtime.cache_dir_utils.default_cache_dir", nameless)
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path))
+    for chosen in (str(tmp_path / "own"), None):
+        if chosen is None:
+            monkeypatch.delenv(CACHE_VARIABLE)
+        else:
+            monkeypatch.setenv(CACHE_VARIABLE, chosen)
+        with own_state():
+            _prepare_compiler()
+            assert os.environ[CACHE_VARIABLE] == (chosen or str(tmp_path / "compiled"))
+
+
+@pytest.mark.usefixtures("unprepared")
 def test_each_thread_may_compile_many_shapes_and_has_its_own_limit_back() -> None:
     """Newer torch keeps the limit for each thread."""
     limit, seen, ready, done = torch._dynamo.config.recompile_limit, [], threading.Event(), threading.Event()

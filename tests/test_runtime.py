@@ -1,10 +1,9 @@
 import errno
 import os
-import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,12 @@ import pytest
 import torch
 
 from mmdistill import runtime
+from mmdistill.checkpoints import Checkpoints
+from mmdistill.distiller import Distiller
 from mmdistill.errors import ConfigError
-from mmdistill.runtime import Draws, Elsewhere, atomic_write, choose_device, host_draws_from, sole_writer
+from mmdistill.methods import CORE_METHODS
+from mmdistill.runtime import Draws, Elsewhere, atomic_write, choose_device, host_draws_from
+from tests.toys import BlobTask
 
 
 def test_a_key_is_a_value() -> None:
@@ -85,62 +88,6 @@ def test_files_have_the_permissions_that_the_user_asks_for(tmp_path: Path) -> No
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
 
 
-def test_one_process_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    keeper = (
-        "import sys; from pathlib import Path; from mmdistill.runtime import sole_writer\n"
-        "with sole_writer(Path(sys.argv[1])): print('kept', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", keeper, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "kept\n"
-        with pytest.raises(ConfigError, match="another process"), sole_writer(folder):
-            pass
-        other.kill()
-    with sole_writer(folder), sole_writer(folder):  # which is free again, and whose keeper may ask again
-        pass
-
-
-def test_one_thread_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
-    with sole_writer(tmp_path / "run"), ThreadPoolExecutor(1) as pool:
-
-        def ask() -> None:
-            with sole_writer(tmp_path / "run"):
-                pass
-
-        with pytest.raises(ConfigError, match="another process"):
-            pool.submit(ask).result()
-
-
-def test_who_waited_for_a_folder_that_was_then_removed_keeps_the_new_one(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    waiting, entered, leave = threading.Event(), threading.Event(), threading.Event()
-
-    def wait() -> None:
-        waiting.set()
-        with sole_writer(folder, wait="test"):
-            entered.set()
-            leave.wait(10)
-
-    with ThreadPoolExecutor(1) as pool:
-        with sole_writer(folder):  # which is removed at the end, since nothing is written
-            later = pool.submit(wait)
-            waiting.wait(10)
-            time.sleep(0.2)
-        assert entered.wait(10)
-        with pytest.raises(ConfigError, match="another process"), sole_writer(folder):
-            pass
-        leave.set()
-        later.result()
-
-
-def test_a_folder_that_is_a_loop_of_links_is_an_error_of_the_system(tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(OSError, match=r"loop"), sole_writer(tmp_path / "loop"):
-        pass
-
-
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "file"
     target.write_bytes(b"old")
@@ -153,6 +100,47 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         handle.write(b"new")
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def _held(monkeypatch: pytest.MonkeyPatch, action: str, times: int, *, windows: bool) -> None:
+    """Let a virus scanner hold each file whose removal or replacement is tried, as often as that."""
+    tried, plain = [], getattr(Path, action)
+
+    def refused(path: Path, *how: object, **more: object) -> object:
+        tried.append(path)
+        if len(tried) <= times:
+            raise PermissionError(errno.EACCES, "it is being used by another process", str(path))
+        return plain(path, *how, **more)
+
+    monkeypatch.setattr(Path, action, refused)
+    monkeypatch.setattr(runtime, "HELD", 0.2)
+    if windows:
+        monkeypatch.setattr(sys, "platform", "win32")
+
+
+@pytest.mark.parametrize(("times", "windows", "replaced"), [(2, True, True), (99, True, False), (1, False, False)])
+def test_a_file_that_another_program_holds_for_a_moment_is_replaced_on_windows(
+    times: int, windows: bool, replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    _held(monkeypatch, "replace", times, windows=windows)
+    with nullcontext() if replaced else pytest.raises(PermissionError), atomic_write(target) as handle:
+        handle.write(b"new")
+    assert target.read_bytes() == (b"new" if replaced else b"old")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_checkpoint_that_another_program_holds_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Distiller(BlobTask(), CORE_METHODS["dm"].with_settings(steps=9), 1).start()
+    kept = Checkpoints(tmp_path, {})
+    for run.step in range(4):
+        kept.save(run, 0.0)
+        if run.step == 1:
+            _held(monkeypatch, "unlink", 1, windows=False)
+        assert len(kept.paths()) == (3 if run.step == 2 else min(run.step + 1, 2))
 
 
 def test_folders_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,15 +185,9 @@ def test_what_killed_processes_left_goes_where_nobody_can_be_writing(tmp_path: P
     assert set(tmp_path.iterdir()) == {whole}
 
 
-@pytest.mark.parametrize("kind", ["peak", "lock"])
-def test_systems_without_unix_modules_serve(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("resource", "fcntl"):
-        monkeypatch.setitem(sys.modules, name, None)
-    if kind == "peak":
-        assert runtime.peak_memory_bytes(torch.device("cpu")) == 0
-    else:
-        with sole_writer(tmp_path / "run"):
-            pass
+def test_systems_without_unix_modules_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert runtime.peak_memory_bytes(torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize(

@@ -314,3 +314,21 @@ def test_what_is_no_utf8_is_escaped_in_texts_and_read_by_its_own_name(tmp_path: 
     assert (tensors["x"].tolist(), metadata) == ([1.0, 1.0], {"data": rf"{tmp_path}/\udcff"})
     with pytest.raises(CheckpointError, match="is missing"):
         read_tensors(folder / "other")
+
+
+def test_names_are_opened_as_the_system_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system in Latin-1 writes é as a byte that is no UTF-8, which safetensors does not take."""
+    path, opened = tmp_path / "été.safetensors", []
+    write_tensors(path, {"x": torch.ones(2)})
+    plain = safetensors.safe_open
+
+    def seen(name: object, framework: str) -> object:
+        opened.append(str(name))
+        return plain(name, framework=framework)
+
+    monkeypatch.setattr(safetensors, "safe_open", seen)
+    for encoding in ("utf-8", "latin-1"):
+        monkeypatch.setattr(os, "fsencode", lambda name, encoding=encoding: str(name).encode(encoding))
+        assert torch.equal(read_tensors(path)[0]["x"], torch.ones(2))
+    assert opened[0] == str(path)
+    assert opened[1].startswith("/dev/fd/")

@@ -1,6 +1,5 @@
 """Several methods, budgets and seeds in one command: what runs, in which order, and what is left when it ends."""
 
-import fcntl
 import os
 import re
 import signal
@@ -8,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -22,8 +23,9 @@ from mmdistill.config import DistillConfig, SweepConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.image import METHODS
 from mmdistill.image.models import FAMILIES, MLP, Family
+from mmdistill.locks import sole_writer
 from mmdistill.methods import CORE_METHODS
-from mmdistill.processes import own_program
+from mmdistill.processes import own_program, start, stop
 from mmdistill.run_commands import compare_command
 from mmdistill.sweep import planned
 
@@ -279,18 +281,44 @@ def test_an_interrupted_sweep_stops_its_runs_and_goes_on_when_called_again(
     assert calls(out) == ["digits-dm-1 auto False", "digits-dm-1 auto True", "digits-dm-1-seed1 auto True"]
 
 
+def test_runs_that_get_ctrl_c_themselves_as_on_windows_end_their_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There terminate() would kill them, and the console tells all processes in it of Ctrl-C."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(subprocess.Popen, "terminate", subprocess.Popen.kill)
+    child = """
+import time
+print("begun: \u00e9", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.3)
+    print("kept", flush=True)
+"""
+    log = tmp_path / "log.txt"
+    with log.open("wb") as file:
+        process = start([sys.executable, "-c", child], file)
+    while not log.stat().st_size:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stop([process])
+    assert log.read_text(encoding="utf-8").split() == ["begun:", "é", "kept"]
+
+
+def test_a_log_is_utf_8_whatever_the_systems_encoding_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    with (tmp_path / "log.txt").open("wb") as file:
+        start([sys.executable, "-c", "print('\u00e9')"], file).wait()
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").strip() == "é"
+
+
 def test_one_sweep_at_a_time_is_at_work_in_a_folder(
     tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake("")
-    out = tmp_path / "out"
-    out.mkdir()
-    handle = os.open(out, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        assert swept(out, "--ipc", "1") == 2
-    finally:
-        os.close(handle)
+    with sole_writer(tmp_path / "out"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(swept, tmp_path / "out", "--ipc", "1").result() == 2
     assert "another process is at work in" in capsys.readouterr().err
 
 
@@ -316,14 +344,22 @@ def test_options_of_single_runs_are_none_of_a_sweeps(capsys: pytest.CaptureFixtu
         assert f"did you mean '--{meant}'?" in capsys.readouterr().err
 
 
+def _module(name: str, origin: str) -> SimpleNamespace:
+    """The main module that is started by its name, or as that of an archive."""
+    return SimpleNamespace(__spec__=SimpleNamespace(name=name, origin=origin), __file__=origin)
+
+
 @pytest.mark.parametrize(
     ("started", "main", "words"),
     [
         (["/bin/mmdistill", "sweep"], SimpleNamespace(__spec__=None, __file__="/bin/mmdistill"), ["-m", "mmdistill"]),
         (["x.py", "sweep"], SimpleNamespace(__spec__=None, __file__="/y/x.py"), ["/y/x.py"]),
         (["x.py"], SimpleNamespace(__spec__=None, __file__="/y/x.py"), ["-m", "mmdistill"]),  # calls main([...]) itself
-        (["m.py", "sweep"], SimpleNamespace(__spec__=SimpleNamespace(name="mmdistill.__main__")), ["-m", "mmdistill"]),
-        (["m.py", "sweep"], SimpleNamespace(__spec__=SimpleNamespace(name="mine.work")), ["-m", "mine.work"]),
+        (["/m.py", "sweep"], _module("mmdistill.__main__", "/m.py"), ["-m", "mmdistill"]),
+        (["/m.py", "sweep"], _module("mine.work", "/m.py"), ["-m", "mine.work"]),
+        (["mmdistill", "sweep"], _module("cProfile", "/lib/cProfile.py"), ["-m", "mmdistill"]),
+        (["/y/x.py", "sweep"], _module("cProfile", "/lib/cProfile.py"), ["/y/x.py"]),
+        (["/bin/mmdistill", "sweep"], _module("__main__", "/bin/mmdistill.exe/__main__.py"), ["/bin/mmdistill.exe"]),
         (["", "sweep"], SimpleNamespace(__spec__=None), ["-m", "mmdistill"]),
     ],
 )
@@ -333,6 +369,18 @@ def test_a_process_is_of_the_program_that_the_user_started(
     monkeypatch.setattr("sys.argv", started)
     monkeypatch.setitem(sys.modules, "__main__", main)
     assert own_program() == [sys.executable, "-u", *words]
+
+
+def test_an_archive_starts_itself_again(tmp_path: Path) -> None:
+    """As nothing here is a fake: what pip installs on Windows is an archive too."""
+    archive, said = (
+        tmp_path / "own.zip",
+        "import sys; from mmdistill.processes import own_program; print(own_program())",
+    )
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("__main__.py", said)
+    done = subprocess.run([sys.executable, str(archive), "sweep"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == repr([sys.executable, "-u", str(archive)])
 
 
 SCRIPT = """

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import safetensors
-import safetensors.torch
 import torch
 
 from mmdistill.errors import DataError
 from mmdistill.graph.data import FIELDS
+from mmdistill.store import opened_tensors
 
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """By this variable torch runs no code from files, whatever it is asked."""
@@ -27,6 +27,8 @@ _restricted = threading.RLock()
 """Held while what all threads share is set so that no code is run from files."""
 TORCH = (".pt", ".pth")
 """How the names of torch's files end."""
+SAFETENSORS = ".safetensors"
+"""How the names of files of tensors alone end."""
 
 
 def holds_list(path: Path) -> bool:
@@ -48,9 +50,9 @@ def looks_like_graph(path: Path) -> bool:
     """
     if path.suffix.lower() in TORCH:
         return path.is_file() and not holds_list(path)
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix.lower() == SAFETENSORS and path.is_file():
         try:
-            with safetensors.safe_open(path, framework="pt") as handle:
+            with opened_tensors(path) as handle:
                 return "edge_index" in handle.keys()  # noqa: SIM118
         except (safetensors.SafetensorError, OSError):
             return False
@@ -134,9 +136,10 @@ def read_fields(path: Path) -> Mapping[str, Any]:
     Raises:
         DataError: the file is damaged, holds other things than tensors in a graph, or is no graph.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == SAFETENSORS:
         try:
-            return safetensors.torch.load_file(path)
+            with opened_tensors(path) as handle:
+                return {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, OSError) as error:
             raise DataError(f"{path} cannot be read as safetensors: {error}") from error
     saved = read_saved(path)

@@ -242,4 +242,11 @@ def _load_tensors(path: Path, seed: int) -> ImageData:
     """Load images and labels, and those to test on where they are, from a file that holds them by name."""
     found = tensor_files.read_images(path)
     images, labels, *test = (found[name] for name in tensor_files.NAMES if name in found)
-    return build(str(path), (images, labels), (test[0], test[1]) if test else None, seed=seed)
+    data = build(str(path), (images, labels), (test[0], test[1]) if test else None, seed=seed)
+    if path.suffix.lower() != tensor_files.SAFETENSORS:
+        return data
+    # What still maps the file would change with it. It is copied last: what a split has copied needs no second copy.
+    mapped = {tensor.untyped_storage().data_ptr() for tensor in found.values()}
+    parts = {name: getattr(data, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
+    own = {name: part.clone() for name, part in parts.items() if part.untyped_storage().data_ptr() in mapped}
+    return replace(data, **own)

@@ -19,7 +19,8 @@ from torch import Tensor
 from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
 from mmdistill.image.pictures import GREY, TRANSPARENT, decode, each_readable, opened, upright_size
-from mmdistill.runtime import atomic_write, cache_folder, remove_parts, sole_writer
+from mmdistill.locks import sole_writer
+from mmdistill.runtime import atomic_write, cache_folder, remove_parts, remove_stale_parts
 
 IDX_UNSIGNED_BYTE = 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -322,8 +323,10 @@ def _mapped(paths: list[str], shape: tuple[int, int, int], place: Path) -> Tenso
     """Return images mapped from a file of decoded bytes, which is written first where it is missing."""
     count = len(paths) * math.prod(shape)
     if not _is_decoded(place, count):
-        with sole_writer(place.parent, wait="decode images"):
-            remove_parts(place.parent)  # what is left there may be as large as the images
+        with sole_writer(place.parent, wait="decode images") as alone:
+            (remove_parts if alone else remove_stale_parts)(
+                place.parent
+            )  # what is left there may be as large as the images
             if not _is_decoded(place, count):  # by the process that this one waited for
                 _decode_into(place, paths, shape)
     return torch.from_file(str(place), shared=False, size=count, dtype=torch.uint8).view(len(paths), *shape)

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from mmdistill.errors import CheckpointError, ConfigError, note_kept
 from mmdistill.labels import one_hot
+from mmdistill.locks import sole_writer
 from mmdistill.networks.clock import LoggedProgress, TrainingClock
 from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
-from mmdistill.runtime import Draws, cache_folder, host_draws_from, remove_stale_parts, sole_writer
+from mmdistill.runtime import Draws, cache_folder, host_draws_from, remove_stale_parts
 from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Task, one_tensor, real_samples
 

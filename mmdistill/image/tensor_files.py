@@ -8,18 +8,19 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mmdistill.errors import DataError
 from mmdistill.image.samples import from_array
+from mmdistill.store import opened_tensors
 
 NAMES = ("images", "labels", "test_images", "test_labels")
 """What such a file holds; the test part may be missing."""
-SUFFIXES = (".safetensors", ".pt", ".pth", ".npz")
+SAFETENSORS = ".safetensors"
+"""How the names of files of tensors alone end."""
+SUFFIXES = (SAFETENSORS, ".pt", ".pth", ".npz")
 """How the names of such files end."""
 LOOKED_AT = 10_000
 """Operations of a pickle among which names are looked for."""
@@ -34,8 +35,8 @@ def _names(path: Path) -> set[str]:
     """Return the names in a file; those of one that is none, or damaged, are empty."""
     suffix = path.suffix.lower()
     try:
-        if suffix == ".safetensors":
-            with safetensors.safe_open(path, framework="pt") as handle:
+        if suffix == SAFETENSORS:
+            with opened_tensors(path) as handle:
                 return set(handle.keys())
         if suffix in SUFFIXES:
             with zipfile.ZipFile(path) as archive:
@@ -54,12 +55,12 @@ def _names(path: Path) -> set[str]:
 
 
 def read_images(path: Path) -> dict[str, Tensor]:
-    """Read images and labels, and those to test on where they are there.
+    """Read images and labels, and those to test on where they are there; those of a safetensors file map it.
 
     Raises:
         DataError: the file is damaged, has no such names or, under them, something else than numbers.
     """
-    tensors = read_tensors(path) if path.suffix.lower() == ".safetensors" else _read(path)
+    tensors = read_tensors(path) if path.suffix.lower() == SAFETENSORS else _read(path)
     if not set(NAMES[:2]) <= tensors.keys():
         raise DataError(
             f"{path} should hold tensors named {NAMES[0]} and {NAMES[1]} (and {NAMES[2]} and {NAMES[3]}, to test on), "
@@ -72,13 +73,14 @@ def read_images(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file, which the tensors map.
 
     Raises:
         DataError: the file is damaged.
     """
     try:
-        tensors: dict[str, Tensor] = load_file(str(path))
+        with opened_tensors(path) as handle:
+            tensors: dict[str, Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is not a readable safetensors file ({error})") from error
     return tensors

@@ -20,13 +20,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, DataError, UnsupportedError
+from mmdistill.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from mmdistill.image.data import ImageData
-from mmdistill.image.tensor_files import read_tensors
 from mmdistill.names import canonical, unknown_name
 from mmdistill.precision import matrix_products
 from mmdistill.runtime import cache_folder, remove_stale_parts
-from mmdistill.store import write_tensors
+from mmdistill.store import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -169,10 +168,10 @@ def whitened(data: ImageData, kind: str) -> ImageData:
     units = hashlib.blake2b(repr((data.scale, data.mean, data.std)).encode(), digest_size=4).hexdigest()
     path = cache_folder() / "whitening" / f"{data.fingerprint}-{units}-{found}.safetensors"
     try:
-        tensors = read_tensors(path) if path.exists() else {}
+        tensors, _ = read_tensors(path) if path.exists() else ({}, {})
         scalars = tensors["scalars"].tolist() if tensors else []
         kept = Whitening(found, tensors["mean"], tensors["matrix"], tensors["inverse"], *scalars) if tensors else None
-    except (DataError, KeyError, TypeError, OSError):
+    except (CheckpointError, KeyError, TypeError, OSError):
         kept = None  # a damaged cache is made anew
     if kept is None:
         kept = fit_whitening(data, found)

@@ -99,7 +99,7 @@ def _columns(ids: Ids, folder: Path) -> Path:
 
 
 def _table(path: Path, table: pd.DataFrame, separator: str = ",") -> Path:
-    write_text(path, table.to_csv(index=False, sep=separator, float_format="%.6g"))
+    write_text(path, table.to_csv(index=False, sep=separator, float_format="%.6g", lineterminator="\n"))
     return path
 
 

@@ -1,3 +1,5 @@
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,26 @@ def test_a_data_object_a_pt_file_and_safetensors_give_one_graph(tmp_path: Path) 
     for name in ("data.pt", "plain.pt", "data.safetensors"):
         assert load_graph(tmp_path / name).fingerprint == expected
         assert DOMAIN.accepts(tmp_path / name)
+
+
+def test_a_graph_stays_as_it_was_read_when_its_file_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "data.SafeTensors"
+    safetensors.torch.save_file({k: v.contiguous() for k, v in planted_fields().items()}, path)
+    assert DOMAIN.accepts(path)
+    graph = load_graph(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(graph.x, load_graph(as_data()).x)
+    assert torch.equal(graph.y, load_graph(as_data()).y)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_graph_in_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"b\xe9") / "data.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in planted_fields().items()}))
+    assert DOMAIN.accepts(path)
+    assert load_graph(path).fingerprint == load_graph(as_data()).fingerprint
 
 
 def test_edges_become_undirected_unique_and_free_of_loops() -> None:

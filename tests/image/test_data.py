@@ -1,8 +1,10 @@
 import gzip
 import hashlib
+import os
 import pickle
 import shutil
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -559,6 +561,28 @@ def test_safetensors_of_images(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(DataError, match="not a readable safetensors"):
         load(path)
+
+
+def test_images_stay_as_they_were_read_when_their_file_is_overwritten(tmp_path: Path) -> None:
+    tensors = {"images": bytes_like(20, 1, 8, 8), "labels": labels_of(20)}
+    tensors |= {"test_images": bytes_like(4, 1, 8, 8), "test_labels": labels_of(4)}
+    path = tmp_path / "mine.SafeTensors"
+    safetensors.torch.save_file(tensors, path)
+    data = load(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(data.train_images, bytes_like(20, 1, 8, 8))
+    assert torch.equal(data.test_images, bytes_like(4, 1, 8, 8))
+    assert torch.equal(data.train_labels, labels_of(20))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_safetensors_of_images_in_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"b\xe9") / "mine.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(safetensors.torch.save({"images": bytes_like(20, 1, 8, 8), "labels": labels_of(20)}))
+    assert accepts(path)
+    assert len(load(path).train_labels) == 10
 
 
 @pytest.mark.parametrize("ending", [".npz", ".pt"])

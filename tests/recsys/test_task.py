@@ -413,6 +413,13 @@ def test_exports_keep_the_original_ids(named, tmp_path):
     assert set(again.data.item_ids) <= set(task.data.item_ids)
 
 
+def test_exported_tables_have_the_same_lines_on_every_system(named, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.linesep", "\r\n")
+    task, batch = named
+    (table,) = DOMAIN.exports["csv"](held(task, batch), tmp_path)
+    assert b"\r" not in table.read_bytes()
+
+
 def test_binary_export_is_each_users_heaviest_items(named, tmp_path):
     task, batch = named
     matrix, table, _ = DOMAIN.exports["binary"](held(task, batch), tmp_path)
