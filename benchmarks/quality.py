@@ -175,10 +175,10 @@ def percent(entries: list[dict[str, Any]], kind: tuple[str, str]) -> float | Non
     return means[0] if means else None
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 1) -> str:
     """Return the mean, and the standard deviation over seeds where there are several."""
-    deviation = f" +/- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{deviation}"
+    deviation = f" +/- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def main() -> None:
