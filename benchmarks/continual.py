@@ -86,7 +86,7 @@ def arrivals(classes: int, steps: int, seed: int) -> list[list[int]]:
 def follow(stream: Stream, memory: str, steps: int, seed: int, networks: int, folder: Path) -> list[Entry]:
     """Return an entry for each step of one memory; those that its folder holds are taken as they are."""
     path = folder / memory / "steps.json"
-    entries: list[Entry] = read_json(path) if path.exists() else []
+    entries: list[Entry] = read_json(path)["steps"] if path.exists() else []
     entries = [entry for entry in entries if entry["n"] == networks]
     sets: list[DistilledSet] = []
     seen: list[int] = []
@@ -96,7 +96,7 @@ def follow(stream: Stream, memory: str, steps: int, seed: int, networks: int, fo
         seen = [*seen, *classes]
         if step >= len(entries):
             entries.append(stream.judged(seen, sets, networks, seed))
-            write_json(path, entries)
+            write_json(path, {"steps": entries})
             print(f"seed {seed}, {memory}, {len(seen)} classes: {100 * entries[-1]['mean']:.1f}", flush=True)
     return entries
 
