@@ -1,5 +1,6 @@
 """What distilled sets are used for: parts of classes that are joined, selections beside them, and the two scripts."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,8 @@ from mmdistill.store import read_json
 from mmdistill.task import Batch
 from tests.toys import BlobTask
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +234,22 @@ def test_candidates_that_do_not_take_the_images_are_left_out(scripts: tuple[Modu
     task, *_ = scripts[1].searched(ROW, 1, "cpu")
     found = scripts[1].grid(task, "1,5", "2", "nn", "relu", "avgpool,nopool")
     assert found == ["convnet-d1-w2-nn", "convnet-d1-w2-nn-nopool", "convnet-d5-w2-nn-nopool"]
+
+
+def test_the_shown_code_runs(data: ImageData, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "applications.md").read_text()
+    quick = {'"steps": 1000, "real_batch": 64': '"steps": 1, "real_batch": 4', "judge_epochs=300": "judge_epochs=1"}
+    quick |= {"ipc=10": "ipc=1", "n=3": "n=1", "n=2": "n=1", "width=32": "width=2", "width=16": "width=2"}
+    quick |= {"(8, 16)": "(2,)", "(1, 2)": "(1,)"}
+    few = torch.cat([(data.train_labels == index).nonzero().flatten()[:20] for index in range(6)])
+    images, labels = data.train_images[few], data.train_labels[few]
+    names = {"images": images, "labels": labels, "test_images": images, "test_labels": labels}
+    names |= {"held_images": images, "held_labels": labels}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        for long, short in quick.items():
+            block = block.replace(long, short)
+        exec(block, names)
+    shown = capsys.readouterr().out
+    assert re.search(r"^\[0, 1, 2, 3, 4, 5\] \d+\.\d$", shown, re.MULTILINE)
+    assert "whole" in shown
+    assert len(names["ranked"]) == 2
