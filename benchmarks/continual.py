@@ -26,7 +26,7 @@ import matplotlib
 matplotlib.use("agg")
 import torch
 from matplotlib import pyplot as plt
-from quality import TASK_OPTIONS, folder_of, parse_row, spread
+from quality import divided, folder_of, parse_row, spread
 from scipy.stats import ttest_1samp
 
 from mmdistill import DistilledSet, distill, evaluate, image_task, selection
@@ -47,9 +47,8 @@ class Stream:
     """
 
     def __init__(self, row: str, device: str) -> None:
-        self.row = row
-        name, self.method, self.ipc, self.settings = parse_row(row)
-        self.options = {key: self.settings.pop(key) for key in TASK_OPTIONS if key in self.settings}
+        name, self.method, self.ipc, overrides = parse_row(row)
+        self.options, self.how = divided(overrides)
         self.options["device"] = device
         self.data: ImageData = image_task(name, whiten=self.options.pop("whiten", None), device=device).data
 
@@ -62,11 +61,7 @@ class Stream:
         task = self.task(classes)
         if memory in REAL:
             return selection(task, memory, self.ipc, seed=seed)
-        how = dict(self.settings)
-        own = {key: how.pop(key) for key in ("schedule", "parameterization", "label", "precision") if key in how}
-        return distill(
-            task, self.method, ipc=self.ipc, seed=seed, settings=how or None, out=folder, resume="auto", **own
-        )
+        return distill(task, self.method, ipc=self.ipc, seed=seed, out=folder, resume="auto", **self.how)
 
     def judged(self, classes: list[int], memory: list[DistilledSet], networks: int, seed: int) -> Entry:
         """Return the accuracy on the test images of classes of networks that are trained on their memory."""

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from choose import held_out
-from quality import TASK_OPTIONS, folder_of, parse_row, spread
+from quality import divided, folder_of, parse_row, spread
 from scipy.stats import spearmanr
 
 from mmdistill import DistilledSet, distill, evaluate, image_task, selection
@@ -48,13 +48,12 @@ Scores = dict[str, Any]
 
 def searched(row: str, whole_epochs: int | None, device: str) -> tuple[ImageTask, str, int, dict[str, Any]]:
     """Return a row's task without test images, its method and budget, and the other options of its distillation."""
-    name, method, ipc, settings = parse_row(row)
-    options = {key: settings.pop(key) for key in TASK_OPTIONS if key in settings}
+    name, method, ipc, overrides = parse_row(row)
+    options, how = divided(overrides)
     whiten = options.pop("whiten", None)
     data = held_out(image_task(name, whiten=whiten, device=device).data, fraction=HELD_OUT)
     data = replace(data, whole_epochs=whole_epochs or data.whole_epochs)
-    how = {key: settings.pop(key) for key in ("schedule", "parameterization", "label", "precision") if key in settings}
-    return image_task(data, device=device, **options), method, ipc, {**how, "settings": settings or None}
+    return image_task(data, device=device, **options), method, ipc, how
 
 
 def grid(task: ImageTask, *values: str) -> list[str]:
