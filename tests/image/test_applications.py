@@ -99,6 +99,8 @@ def test_sets_of_other_classes_join_by_name(data: ImageData) -> None:
     assert isinstance(found.inputs, torch.Tensor)
     assert torch.equal(found.inputs[4:], inputs)
     assert evaluate(everything, found, n=1, baselines=()).headline().n == 1
+    with pytest.raises(CheckpointError, match=r"of the classes 4, 2 of 'digits', the task has 0, 2, 4, 9; .*joined"):
+        evaluate(everything, sets[0])
     probabilities = replace(sets[0], batch=sets[0].batch._replace(targets=torch.tensor([[0.25, 0.75]] * 4)))
     rows = joined(everything, [probabilities, sets[1]]).targets
     assert rows.tolist() == [[0, 0.75, 0.25, 0]] * 4 + [[1, 0, 0, 0], [0, 0, 0, 1]]  # type: ignore[union-attr]
