@@ -105,21 +105,28 @@ def measure(
             proxies[key] = distill(task, kind, ipc=ipc, seed=seed, out=folder / f"seed-{seed}", resume="auto", **how)
         found["made"].setdefault(key, time.process_time() - began)
     for candidate in candidates:
-        for key in (f"{WHOLE} 0", *proxies):
-            whole, judged = key.startswith(WHOLE), found["judged"].setdefault(key, {})
+        for key in (whole_key(task), *proxies):
+            whole, judged = key not in proxies, found["judged"].setdefault(key, {})
             n = networks[1] if whole else networks[0]
             if candidate in judged and judged[candidate]["networks"] == n:
                 continue
             proxy = proxies[f"{method} {seeds[0]}" if whole else key]
-            judged[candidate] = judge(task, candidate, proxy, n, int(key.split()[-1]), whole)
+            judged[candidate] = judge(task, candidate, proxy, n, 0 if whole else int(key.split()[-1]), whole)
             write_json(path, found)
             print(f"{candidate} on {key}: {100 * judged[candidate]['mean']:.1f}", flush=True)
     return found
 
 
-def table(found: Scores, kinds: Sequence[str], candidates: Sequence[str], seeds: Sequence[int]) -> list[str]:
+def whole_key(task: ImageTask) -> str:
+    """Return under which name scores of whole training are kept: with its epochs, on which no proxy depends."""
+    return f"{WHOLE} {task.data.whole_epochs}"
+
+
+def table(
+    found: Scores, whole_name: str, kinds: Sequence[str], candidates: Sequence[str], seeds: Sequence[int]
+) -> list[str]:
     """Return how well each proxy ranks the candidates, as a Markdown table."""
-    whole = [found["judged"][f"{WHOLE} 0"][name] for name in candidates]
+    whole = [found["judged"][whole_name][name] for name in candidates]
     truth = [100 * entry["mean"] for entry in whole]
     better = sorted(range(len(truth)), key=truth.__getitem__)[len(truth) // 2 :]
     lines = ["| proxy | correlation, all | correlation, better half | its choice | seconds to make | to judge |"]
@@ -174,9 +181,9 @@ def main() -> None:
     row = searched(chosen.row, chosen.whole_epochs, chosen.device)
     seeds = [int(text) for text in chosen.seeds.split(",")]
     names = grid(row[0], chosen.depths, chosen.widths, chosen.norms, chosen.activations, chosen.poolings)
-    folder = folder_of(chosen.out / f"search-{row[0].data.whole_epochs}", chosen.row, 0).parent
+    folder = folder_of(chosen.out / "search", chosen.row, 0).parent
     found = measure(row, names, seeds, (chosen.networks, chosen.whole_networks), folder)
-    lines = table(found, (row[1], *REAL), names, seeds)
+    lines = table(found, whole_key(row[0]), (row[1], *REAL), names, seeds)
     (folder / "search.md").write_text("\n".join([f"`{chosen.row}`", "", *lines]) + "\n")
     print("\n".join([*lines, f"wrote {folder}/search.json and search.md"]))
 

@@ -199,9 +199,9 @@ def test_candidates_are_scored_on_held_out_training_images(
     first = capsys.readouterr().out
     for kind in ("dm", "random", "herding", "whole training set", "none, a blind choice"):
         assert f"| {kind} |" in first
-    (place,) = (tmp_path / "search-1").iterdir()
+    (place,) = (tmp_path / "search").iterdir()
     judged = read_json(place / "search.json")["judged"]
-    assert list(judged) == ["whole 0", "dm 0", "random 0", "herding 0"]
+    assert list(judged) == ["whole 1", "dm 0", "random 0", "herding 0"]
     assert all(list(own) == ["convnet-d1-w2", "convnet-d1-w3"] for own in judged.values())
     monkeypatch.setattr(script, "evaluate", None)  # nothing is judged again
     run(script, tmp_path, monkeypatch, *options)
@@ -218,14 +218,14 @@ def test_ranks_and_choices_are_those_of_the_scores(scripts: tuple[ModuleType, Mo
     found = {
         "made": {"dm 0": 3.0, "dm 1": 5.0, "random 0": 0.0, "random 1": 0.0},
         "judged": {
-            "whole 0": judged(0.1, 0.2, 0.3, 0.4),
+            "whole 5": judged(0.1, 0.2, 0.3, 0.4),
             "dm 0": judged(0.1, 0.2, 0.3, 0.4),
             "dm 1": judged(0.1, 0.2, 0.4, 0.3),
             "random 0": judged(0.4, 0.3, 0.2, 0.1),
             "random 1": judged(0.5, 0.5, 0.5, 0.5),
         },
     }
-    lines = script.table(found, ("dm", "random"), names, [0, 1])
+    lines = script.table(found, "whole 5", ("dm", "random"), names, [0, 1])
     assert "| dm | 0.90 +/- 0.14 | 0.00 +/- 1.41 | 35.0 +/- 7.1 | 4 | 4 |" in lines
     assert "| random | -0.50 +/- 0.71 | -0.50 +/- 0.71 | 10.0 +/- 0.0 | 0 | 4 |" in lines
     assert "| whole training set | | | 40.0 | | 4 |" in lines
