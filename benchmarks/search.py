@@ -104,6 +104,7 @@ def measure(
         else:
             proxies[key] = distill(task, kind, ipc=ipc, seed=seed, out=folder / f"seed-{seed}", resume="auto", **how)
         found["made"].setdefault(key, time.process_time() - began)
+        write_json(path, found)
     for candidate in candidates:
         for key in (whole_key(task), *proxies):
             whole, judged = key not in proxies, found["judged"].setdefault(key, {})
