@@ -43,6 +43,7 @@ from mmdistill.store import read_json, write_json
 from mmdistill.task import Task
 
 TASK_OPTIONS = ("model", "width", "encoder", "judge_epochs", "judge_batch", "judge_precision", "protocol", "whiten")
+DISTILL_OPTIONS = ("schedule", "parameterization", "label", "precision")
 
 
 class Prepared(NamedTuple):
@@ -81,6 +82,14 @@ def parse_row(row: str) -> tuple[str, str, int, dict[str, Any]]:
     data = _data_of(row)
     method, _, budget = name.removeprefix(f"{data}-").rpartition("-")
     return data, method, int(budget), parse_options(extra)
+
+
+def divided(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of ``image_task`` and of ``distill`` that a row's overrides are."""
+    own = {key: value for key, value in overrides.items() if key in TASK_OPTIONS}
+    how = {key: value for key, value in overrides.items() if key in DISTILL_OPTIONS}
+    settings = {key: value for key, value in overrides.items() if key not in (*TASK_OPTIONS, *DISTILL_OPTIONS)}
+    return own, {**how, "settings": settings}
 
 
 def _data_of(row: str) -> str:
@@ -175,10 +184,10 @@ def percent(entries: list[dict[str, Any]], kind: tuple[str, str]) -> float | Non
     return means[0] if means else None
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 1) -> str:
     """Return the mean, and the standard deviation over seeds where there are several."""
-    deviation = f" +/- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{deviation}"
+    deviation = f" +/- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mmdistill.registry import method_names as method_names
     from mmdistill.saving import pictures as pictures
     from mmdistill.saving import save_evaluation as save_evaluation
+    from mmdistill.selections import selection as selection
     from mmdistill.text.task import text_task as text_task
     from mmdistill.text.token_task import token_task as token_task
 
@@ -44,6 +45,7 @@ _HOMES = {
     "export": ("mmdistill.export", "export"),
     "pictures": ("mmdistill.saving", "pictures"),
     "save_evaluation": ("mmdistill.saving", "save_evaluation"),
+    "selection": ("mmdistill.selections", "selection"),
     "method_names": ("mmdistill.registry", "method_names"),
     "decode": ("mmdistill.parameterizations.codes", "decode"),
     "DistilledSet": ("mmdistill.distilled", "DistilledSet"),
@@ -74,6 +76,7 @@ __all__ = [
     "pictures",
     "recsys_task",
     "save_evaluation",
+    "selection",
     "text_task",
     "token_task",
 ]

@@ -14,6 +14,7 @@ from mmdistill.checks import is_of
 from mmdistill.errors import CheckpointError, NonFiniteError, ShapeError, UnsupportedError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, soft_cross_entropy
+from mmdistill.names import first_few
 from mmdistill.run_folder import SAMPLES, SET, is_finished, runs_within
 from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors
@@ -199,7 +200,13 @@ class DistilledSet:
         """
         if info.domain != self.info.domain:
             raise CheckpointError(f"this set was distilled from {self.info.domain} data, the task is {info.domain}")
-        if info.fingerprint != self.info.fingerprint and info.data == self.info.data:
+        own, same = self.info.class_names, info.data == self.info.data
+        if own and set(own) < set(info.class_names) and same and info.units == self.info.units:
+            raise CheckpointError(
+                f"this set is of the classes {first_few(own)} of {info.data!r}, the task has "
+                f"{first_few(info.class_names)}; mmdistill.image.joined puts sets of parts of the classes together"
+            )
+        if info.fingerprint != self.info.fingerprint and same:
             raise CheckpointError(
                 f"this set was distilled from {info.data!r} as it was with fingerprint {self.info.fingerprint}; it has "
                 f"{info.fingerprint} now{self._differences(info) or AS_THEY_WERE}"

@@ -36,6 +36,7 @@ from mmdistill.testing import check_parameterization, check_task
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 REFERENCE = PAGE.parent / "docs" / "extending.md"
 METHODS_PAGE = PAGE.parent / "docs" / "methods.md"
+APPLICATIONS_PAGE = PAGE.parent / "docs" / "applications.md"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 UNTYPED = "# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls\n"
 """What pages leave out for brevity are annotations, which this makes of no account; torch leaves some out as well."""
@@ -60,6 +61,11 @@ class Flat(Objective):
         return network.features(syn.inputs)[-1].sum() + real.weight.sum()
 """
 """What annotations of users' own say of data and batches."""
+OWN_DATA = """import torch
+images = test_images = held_images = torch.zeros(5, 1, 8, 8)
+labels = test_labels = held_labels = torch.zeros(5, dtype=torch.long)
+"""
+"""What the page of applications takes as given."""
 QUICK = ["--steps", "2", "--networks", "1", "--judge-epochs", "1", "--baselines", "none"]
 
 
@@ -88,6 +94,7 @@ def test_a_strict_type_checker_takes_the_shown_code(tmp_path: Path) -> None:
         "shown.py": UNTYPED + "".join(shown),
         "training.py": f"{UNTYPED}import torch\ntest_images = test_labels = torch.zeros(5, 1, 8, 8)\n{training}",
         "data.py": TYPED,
+        "applications.py": OWN_DATA + "".join(BLOCK.findall(APPLICATIONS_PAGE.read_text())),
     }
     for name, text in scripts.items():
         (tmp_path / name).write_text(text)

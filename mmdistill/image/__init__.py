@@ -5,6 +5,7 @@ from mmdistill.image.data import ImageData
 from mmdistill.image.datasets import accepts, load, shortcoming
 from mmdistill.image.draw import EXPORTS, draw
 from mmdistill.image.generative import DIGITS_LATENTS, generated, of_generator
+from mmdistill.image.joining import joined
 from mmdistill.image.known import DATASETS
 from mmdistill.image.methods import METHODS, PRESETS
 from mmdistill.image.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet, ViT, is_added
@@ -55,6 +56,7 @@ __all__ = [
     "SiameseAugmentation",
     "ViT",
     "image_task",
+    "joined",
     "load",
     "normalised",
     "of_generator",

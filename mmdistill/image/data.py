@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mmdistill.errors import DataError
+from mmdistill.errors import ConfigError, DataError, did_you_mean
 from mmdistill.labels import from_one
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, tensor_digest
@@ -114,6 +115,42 @@ class ImageData:
             return 0.0, 1.0
         low, high = torch.aminmax(self.train_images)
         return min(float(low) / self.scale, 0.0), max(float(high) / self.scale, 1.0)
+
+    def of_classes(self, classes: Sequence[str | int]) -> "ImageData":
+        """Return the images of some classes alone, which are numbered in this order, in the units of all of them.
+
+        So sets that are distilled from parts of the data can be put together, which parts with moments of their own
+        would not allow. Networks of the whole part train for as many epochs as before.
+
+        Args:
+            classes: two or more, by name or by index.
+        Raises:
+            ConfigError: an unknown class, one that comes twice, or fewer than two.
+        """
+        names = list(self.class_names)
+        if isinstance(classes, str) or len(classes) < 2:
+            raise ConfigError(f"a list of two or more classes is taken, got {classes!r}")
+        chosen = [names.index(one) if one in names else one for one in classes]
+        for one in chosen:
+            if isinstance(one, bool) or not isinstance(one, Integral) or not 0 <= one < len(names):
+                raise ConfigError(f"{self.name} has no class {one!r}{did_you_mean(str(one), names)}")
+        if len(set(chosen)) < len(chosen):
+            raise ConfigError(f"each class is taken once, got {list(classes)}")
+        numbers = torch.full((len(names),), -1)
+        numbers[torch.tensor([int(one) for one in chosen])] = torch.arange(len(chosen))
+        (images, labels), (test_images, test_labels) = (
+            (images[mine], numbers[labels[mine]])
+            for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels))
+            for mine in [numbers[labels] >= 0]
+        )
+        return replace(
+            self,
+            train_images=images,
+            train_labels=labels,
+            test_images=test_images,
+            test_labels=test_labels,
+            class_names=tuple(names[int(one)] for one in chosen),
+        )
 
     def scaled(self, images: Tensor) -> Tensor:
         """Return raw images as float32 of the data's scale: bytes in [0, 1]."""

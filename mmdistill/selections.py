@@ -1,0 +1,55 @@
+"""Real samples chosen at equal count, as a set of its own: what stands beside a distilled set, to keep and to use."""
+
+import time
+
+from mmdistill.abilities import Selects
+from mmdistill.allocation import allocate, subset_bytes
+from mmdistill.checks import require_sizes
+from mmdistill.coresets import CORESETS, coreset
+from mmdistill.distilled import DistilledSet
+from mmdistill.isolation import isolated
+from mmdistill.names import canonical, unknown_name
+from mmdistill.runtime import Draws, checked_seed, describe_device
+from mmdistill.store import detached
+from mmdistill.task import Task, require_task
+
+
+@isolated
+def selection(task: Task, rule: str, budget: int, *, seed: int = 0) -> DistilledSet:
+    """Return real training samples that a rule chooses, as a set that is saved, exported and judged like others.
+
+    They are of the kind that :func:`~mmdistill.evaluate` has as baselines, which it draws by its own seed.
+
+    Args:
+        task: whose samples they are.
+        rule: ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, or a selection of the task's own.
+        budget: the size in the task's unit, as of a distilled set (``ipc``: samples of each class).
+        seed: of the choice, and of the network that looks at the samples.
+
+    Returns:
+        The set, without steps: inputs in the task's units, and the bytes that the data store as many samples in.
+
+    Raises:
+        ConfigError: an unknown rule, a budget below one, or a rule that looks at features which the network lacks.
+        DataError: a class with fewer samples than asked for.
+        UnsupportedError: a rule that this task cannot offer.
+    """
+    require_task(task)
+    require_sizes(budget=budget)
+    seed, rule, began = checked_seed(seed), canonical(rule), time.perf_counter()
+    known = ("random", *CORESETS, *(task.selections if isinstance(task, Selects) else ()))
+    if rule not in known:
+        raise unknown_name("selection", rule, known)
+    info = task.describe()
+    counts = allocate(budget, info.budget, task.labels, task.num_classes)
+    chosen = coreset(task, "real" if rule == "random" else rule, counts, Draws(seed, ("selection", rule), task.device))
+    return DistilledSet(
+        detached(chosen),
+        info,
+        rule,
+        budget,
+        subset_bytes(task, budget),
+        seed=seed,
+        seconds=time.perf_counter() - began,
+        device=describe_device(task.device),
+    )
