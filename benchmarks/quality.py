@@ -27,6 +27,7 @@ from mmdistill.distill import distill
 from mmdistill.evaluate import evaluate
 from mmdistill.method import Method
 from mmdistill.metrics import metrics_document
+from mmdistill.names import baseline_names, split_names
 from mmdistill.precision import Precision
 from mmdistill.registry import (
     DOMAIN_PACKAGES,
@@ -201,7 +202,7 @@ def main() -> None:
     parser.add_argument("--baselines", default="random,herding,whole")
     chosen = parser.parse_args()
     device = str(choose_device(chosen.device))
-    judges, baselines = ([n for n in text.split(",") if n] for text in (chosen.judges, chosen.baselines))
+    judges, baselines = split_names(chosen.judges), baseline_names(chosen.baselines)
     split = ";" if ";" in chosen.rows or ":" in chosen.rows else ","
     for row in filter(None, (part.strip() for part in chosen.rows.split(split))):
         documents = []
