@@ -129,3 +129,28 @@ def require_kind(kind: type, **values: object) -> None:
         if value is not None and not isinstance(value, kind):
             wanted = "True or False" if kind is bool else f"a {kind.__name__}"
             raise ConfigError(f"{name} is {wanted}, got {value!r}")
+
+
+def require_centroids(init: str, *others: str) -> None:
+    """Refuse a start of samples that begin as the k-means centroids of their class.
+
+    Args:
+        init: the start that is asked for.
+        others: those that they know as well.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if init not in ("k-means", *others):
+        also = f" or as {' or '.join(others)}" if others else ""
+        raise ConfigError(f"these samples start as the k-means centroids of their class{also}; leave --init {init} out")
+
+
+def require_checkpoint_every(steps: int) -> None:
+    """Refuse what is no number of steps between checkpoints.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if not is_of(steps, Integral) or steps < 0:
+        raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {steps}")

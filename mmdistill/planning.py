@@ -3,16 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-import torch
-
 from mmdistill.abilities import TellsEpochs
-from mmdistill.allocation import allocate, require_members
-from mmdistill.composition import is_learned, noise_suggested, require_labels, require_learning, require_styles
+from mmdistill.allocation import allocate
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_judges
-from mmdistill.labels import make_labels
-from mmdistill.method import Method, Storage
+from mmdistill.method import Method
 from mmdistill.names import baseline_names
 from mmdistill.networks.architecture import network_title
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -35,67 +31,33 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         budget: in the task's unit.
     Raises:
         ConfigError: a budget that cannot be shared among the classes, or parts that cannot go together.
-        DataError: fewer real samples of a class than the set starts from.
+        DataError: fewer real samples of a class than the set starts from, or others that a run refuses.
         CheckpointError: experts that are there already, and are others than the method matches.
     """
     info, settings = task.describe(), method.settings(budget)
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
-    if (
-        task.labels is not None
-        and method.parameterization is None
-        and method.solve is None
-        and settings.init != "noise"
-    ):
-        with noise_suggested(task, method, budget, settings):
-            require_members(torch.bincount(task.labels, minlength=len(counts)), counts, info.class_names)
-    require_runnable(Distiller(task, method, budget, seed=config.seed, precision=config.precision))
+    made = Distiller(task, method, budget, seed=config.seed, precision=config.precision).rehearse()
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
     taken = "" if config.overwrite else occupied(folder, **ways_out(folder))
     known = method.parameterization is None and method.label != "unrestricted"
+    samples = None if made.classes is None else len(made.classes)
     own_steps = _carries_steps(method, settings)
     facts = {
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
-        "budget": f"{info.budget} {budget}{_decoded(task, method, budget, int(counts.sum()))}",
+        "budget": f"{info.budget} {budget}{'' if samples in (None, int(counts.sum())) else f', {samples:,} samples'}",
         "network": "" if method.reads_no_network(budget) else network_title(task),
         "stored as": method.storage or "the method's own way",
-        "labels": method.label,
+        "labels": made.labels.title,
         "settings": settings_in_words(asdict(settings)),
+        "generator": method.foretold(task),
         "experts": _experts(task, method, settings),
         "judges": _judged(config, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
         "baselines": _baselines(config, task, judges),
         "run folder": f"{folder} {taken}".strip(),
     }
     return [[name, value] for name, value in facts.items() if value]
-
-
-def require_runnable(distiller: Distiller) -> None:
-    """Refuse what a run would refuse when it starts, as far as this is told without samples, decoders and experts.
-
-    Raises:
-        ConfigError: parts that cannot go together.
-    """
-    method, settings, classes = distiller.method, distiller.settings, distiller.classes
-    objective, stored = distiller.make_objective(), method.parameterization
-    if method.solve is not None or classes is None:
-        return
-    styles = 1 if stored is None else stored.styles if isinstance(stored, Storage) else None
-    if styles is None:  # only building the samples tells
-        return
-    labels = make_labels(method.label, classes, len(classes))
-    require_labels(method, labels, objective)
-    require_styles(method, styles, objective)
-    if settings.steps:
-        require_learning(method, "codes" in settings.optimizers or is_learned(labels) or is_learned(objective))
-
-
-def _decoded(task: Task, method: Method, budget: int, count: int) -> str:
-    """Return to how many samples a set decodes, in words, where the budget says another count."""
-    stored = method.parameterization
-    samples = stored.samples if isinstance(stored, Storage) else None
-    found = count if samples is None else samples(task, budget, method.settings(budget), method.label)
-    return "" if found == count else f", {found:,} samples"
 
 
 def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str, str]:

@@ -19,6 +19,7 @@ from mmdistill.parameterizations.decoder import (
     stored_decoders,
 )
 from mmdistill.parameterizations.tiles import ImageCodes, spread_targets
+from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
@@ -320,6 +321,8 @@ def best_approximation(images: Tensor, bases: int, draws: Draws) -> tuple[Tensor
     Shapes:
         images ``(n, channels, height, width)``; returns ``(K, channels, height, width)`` and ``(n, K)``.
     """
+    if is_rehearsal():
+        return images.new_zeros(bases, *images.shape[1:]), images.new_zeros(len(images), bases)
     left, values, right = torch.linalg.svd(images.flatten(1), full_matrices=False)
     rank, width = min(bases, len(values)), right.shape[1]
     memory = draws.fold("memory").to(images.device).normal(bases, width)
