@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from mmdistill.abilities import TellsEpochs
+from mmdistill.abilities import TellsEpochs, TitlesJudges
 from mmdistill.allocation import allocate
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
@@ -53,7 +53,7 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         "settings": settings_in_words(asdict(settings)),
         "generator": method.foretold(task),
         "experts": _experts(task, method, settings),
-        "judges": _judged(config, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
+        "judges": _judged(config, task, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
         "baselines": _baselines(config, task, judges),
         "run folder": f"{folder} {taken}".strip(),
     }
@@ -73,19 +73,23 @@ def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str,
     return found if known else {judge: UNKNOWN if own else "" for judge, own in found.items()}
 
 
-def _judged(config: DistillConfig, judges: list[str], epochs: Mapping[str, str]) -> str:
+def _judged(config: DistillConfig, task: Task, judges: list[str], epochs: Mapping[str, str]) -> str:
     """Return who judges, how many networks of each, and for how many epochs these train.
 
     Args:
         config: the configuration.
+        task: that it names.
         judges: their names.
         epochs: see :func:`_told`; empty where the set comes with steps, which judges then take.
     """
     epochs = {judge: epochs.get(judge, "") for judge in judges}
+    title = task.judge_title if isinstance(task, TitlesJudges) else str
     networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
     if len(set(epochs.values())) == 1:
-        return ", ".join([*judges, networks, *([own] if (own := epochs[judges[0]]) else [])])
-    return f"{', '.join(f'{judge} ({own})' if own else judge for judge, own in epochs.items())}, {networks}"
+        return ", ".join([*map(title, judges), networks, *([own] if (own := epochs[judges[0]]) else [])])
+    return (
+        f"{', '.join(f'{title(judge)} ({own})' if own else title(judge) for judge, own in epochs.items())}, {networks}"
+    )
 
 
 def _baselines(config: DistillConfig, task: Task, judges: list[str]) -> str:
