@@ -35,13 +35,13 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
     for name, lowest in least.items():
         value = getattr(owner, name)
         kind, words = (Integral, "a whole number") if isinstance(lowest, int) else (Real, "a number")
-        if not is_of(value, kind) or not math.isfinite(value) or value < lowest:
+        if not is_of(value, kind) or not lowest <= value < math.inf:  # which takes whole numbers beyond any float
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
-        if float(value) > (LARGEST_WHOLE if isinstance(lowest, int) else LARGEST):
+        if value > (LARGEST_WHOLE if isinstance(lowest, int) else LARGEST):
             raise ConfigError(f"{name} is too large, got {value!r}")
         kept: type = type(value)
-        if kept not in (int, float):
-            object.__setattr__(owner, name, int(value) if isinstance(value, Integral) else float(value))
+        if kept not in (int, float) or value > LARGEST_WHOLE:
+            object.__setattr__(owner, name, int(value) if isinstance(lowest, int) else float(value))
 
 
 def require_positive(owner: object, *names: str) -> None:
