@@ -33,10 +33,6 @@ class Storage:
         fills: whether the builder fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these
             become the largest budget whose set takes no more.
         name: what ``--parameterization`` calls it; empty for those of a method or a user.
-        styles: where labels are of the kind that the builder is given, the samples that as many decoders make of each
-            code (1 without decoders), by which a dry run tells what the run would refuse; None: only building tells.
-        samples: returns how many samples a set holds in all, without building it; None: as many as the budget says, or
-            it is not known.
         foretold: says what building trains first, or where that is, in words; a run then rehearses before it builds.
     """
 
@@ -45,8 +41,6 @@ class Storage:
     optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
     fills: bool = False
     name: str = ""
-    styles: int | None = None
-    samples: Callable[[Task, int, Settings, LabelKind], int] | None = None
     foretold: Callable[[Task], str] | None = None
 
     def __call__(self, task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:

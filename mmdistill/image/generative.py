@@ -60,7 +60,7 @@ def generated(
 
     rates = {"codes": OptimizerSpec("adam", 0.001)}
     summary = "latents of a generator trained on the data, which is stored too"
-    return Storage(build, summary, rates, fills=True, styles=1, foretold=partial(foretold, recipe=chosen, file=file))
+    return Storage(build, summary, rates, fills=True, foretold=partial(foretold, recipe=chosen, file=file))
 
 
 def of_generator(
@@ -96,7 +96,7 @@ def of_generator(
     def inverted(task: Task) -> str:
         return f"given; {(inversion or Inversion()).steps:,} steps bring its latents near real images"
 
-    return Storage(build, summary, rates, fills=True, styles=1, foretold=inverted)
+    return Storage(build, summary, rates, fills=True, foretold=inverted)
 
 
 def _it_gan_settings(ipc: int) -> Settings:
