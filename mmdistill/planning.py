@@ -8,6 +8,8 @@ from mmdistill.allocation import allocate
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_judges
+from mmdistill.lowering import lowering_start
+from mmdistill.memory import explained
 from mmdistill.method import Method
 from mmdistill.names import baseline_names
 from mmdistill.networks.architecture import network_title
@@ -32,11 +34,14 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
     Raises:
         ConfigError: a budget that cannot be shared among the classes, or parts that cannot go together.
         DataError: fewer real samples of a class than the set starts from, or others that a run refuses.
+        MemoryExhaustedError: samples that do not fit into it.
         CheckpointError: experts that are there already, and are others than the method matches.
     """
     info, settings = task.describe(), method.settings(budget)
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
-    made = Distiller(task, method, budget, seed=config.seed, precision=config.precision).rehearse()
+    distiller = Distiller(task, method, budget, seed=config.seed, precision=config.precision)
+    with explained("the start of the distillation", lowering_start(settings)):
+        made = distiller.rehearse()
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
     taken = "" if config.overwrite else occupied(folder, **ways_out(folder))
