@@ -35,13 +35,13 @@ def require_at_least(owner: object, least: Mapping[str, float]) -> None:
     for name, lowest in least.items():
         value = getattr(owner, name)
         kind, words = (Integral, "a whole number") if isinstance(lowest, int) else (Real, "a number")
-        if not is_of(value, kind) or not math.isfinite(value) or value < lowest:
+        if not is_of(value, kind) or not lowest <= value < math.inf:  # which takes whole numbers beyond any float
             raise ConfigError(f"{name} is {words} of at least {lowest:g}, got {value!r}")
-        if float(value) > (LARGEST_WHOLE if isinstance(lowest, int) else LARGEST):
+        if value > (LARGEST_WHOLE if isinstance(lowest, int) else LARGEST):
             raise ConfigError(f"{name} is too large, got {value!r}")
         kept: type = type(value)
-        if kept not in (int, float):
-            object.__setattr__(owner, name, int(value) if isinstance(value, Integral) else float(value))
+        if kept not in (int, float) or value > LARGEST_WHOLE:
+            object.__setattr__(owner, name, int(value) if isinstance(lowest, int) else float(value))
 
 
 def require_positive(owner: object, *names: str) -> None:
@@ -129,3 +129,28 @@ def require_kind(kind: type, **values: object) -> None:
         if value is not None and not isinstance(value, kind):
             wanted = "True or False" if kind is bool else f"a {kind.__name__}"
             raise ConfigError(f"{name} is {wanted}, got {value!r}")
+
+
+def require_centroids(init: str, *others: str) -> None:
+    """Refuse a start of samples that begin as the k-means centroids of their class.
+
+    Args:
+        init: the start that is asked for.
+        others: those that they know as well.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if init not in ("k-means", *others):
+        also = f" or as {' or '.join(others)}" if others else ""
+        raise ConfigError(f"these samples start as the k-means centroids of their class{also}; leave --init {init} out")
+
+
+def require_checkpoint_every(steps: int) -> None:
+    """Refuse what is no number of steps between checkpoints.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if not is_of(steps, Integral) or steps < 0:
+        raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {steps}")

@@ -86,6 +86,24 @@ def require_selectable(task: Task, method: Method, settings: Settings) -> None:
         )
 
 
+def composed(
+    method: Method, settings: Settings, parameterization: Parameterization, objective: Objective, device: torch.device
+) -> dict[str, torch.optim.Optimizer]:
+    """Return an optimizer for each group that a run learns, once its parts, which go to a device, go together.
+
+    Args: as for :func:`require_composition`.
+        device: where they learn.
+    Raises:
+        ConfigError: saying which do not go together.
+    """
+    require_composition(method, settings, parameterization, objective)
+    parameterization.to(device)
+    objective.to(device)
+    groups = grouped(parameterization, objective) if settings.steps and method.solve is None else {}
+    require_groups(settings, groups)
+    return make_optimizers(method, settings, groups)
+
+
 def require_composition(
     method: Method, settings: Settings, parameterization: Parameterization, objective: Objective
 ) -> None:

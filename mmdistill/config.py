@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from mmdistill.checks import require_checkpoint_every
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
 from mmdistill.names import as_assignments, as_file_name, assignments, canonical, split_names
@@ -188,7 +189,12 @@ class DistillConfig:
     baselines: str = "random,herding,whole"
 
     def __post_init__(self) -> None:
-        """Order what ``set`` has, of each name the last, so that equal configurations compare so."""
+        """Order what ``set`` has, of each name the last, so that equal configurations compare so.
+
+        Raises:
+            ConfigError: a negative number of steps between checkpoints.
+        """
+        require_checkpoint_every(self.checkpoint_every)
         if self.set is not None:
             given = (f"{name}={text}" for name, text in sorted(assignments(self.set).items()))
             object.__setattr__(self, "set", tuple(given) or None)

@@ -11,6 +11,7 @@ from mmdistill.allocation import require_members
 from mmdistill.errors import ConfigError, DataError, UnsupportedError, require_choice
 from mmdistill.networks.schedules import sgd_step
 from mmdistill.portions import filled
+from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, NetworkState, Task, Tensors, num_samples, real_samples
@@ -133,6 +134,8 @@ def k_center(embedding: Tensor, labels: Tensor | None, counts: Tensor) -> Tensor
 
 def k_means(embedding: Tensor, labels: Tensor | None, counts: Tensor, draws: Draws) -> Tensor:
     """Return the k-means centroids of each class, ``(sum(counts), d)``, in class-major order."""
+    if is_rehearsal():
+        return embedding[random_subset(labels, counts, draws, len(embedding)).to(embedding.device)]
     from sklearn.cluster import KMeans  # here, since importing it takes seconds
 
     groups = _members(labels, len(embedding), counts)
@@ -186,10 +189,8 @@ def craig(
 
     Source: Mirzasoleiman, Bilmes and Leskovec, ICML 2020, Eq. 8 and Sec. 3.4.
     """
-    chosen, weights = [], []
-    for index, (members, wanted) in enumerate(
-        zip(_members(labels, len(embedding), counts), counts.tolist(), strict=True)
-    ):
+    chosen, weights, groups = [], [], _members(labels, len(embedding), counts)
+    for index, (members, wanted) in enumerate(zip(groups, counts.tolist(), strict=True)):
         whole = len(members)
         if whole > most:
             members = members[draws.fold(index).to("cpu").permutation(len(members))[: max(most, wanted)]]
@@ -213,9 +214,8 @@ def craig(
 
 def briefly_trained(task: Task, draws: Draws, steps: int = 100, batch: int = 256) -> NetworkState:
     """Return a network after a few steps on real minibatches."""
-    network = task.init(draws.fold("init"))
-    momentum: Tensors = {}
-    for step in range(steps):
+    network, momentum = task.init(draws.fold("init")), Tensors()
+    for step in range(0 if is_rehearsal() else steps):
         key = draws.fold("step", step)
         real = real_samples(task, key, batch)
         network, momentum = sgd_step(task, network, momentum, real, BRIEF_LR, 0.9, key.fold("loss"))
@@ -256,15 +256,14 @@ def last_layer_gradients(task: Task, draws: Draws, steps: int = 100) -> tuple[Te
     Raises:
         UnsupportedError: a task without classes.
     """
-    if task.labels is None or task.num_classes is None:
-        raise UnsupportedError("CRAIG compares gradients of a classifier, and this task has no classes")
+    labels = _classifier_labels(task)
     if isinstance(task, Embeds):
         from sklearn.linear_model import LogisticRegression
         from sklearn.preprocessing import StandardScaler
 
         embedding = task.embedding()
         points = StandardScaler().fit_transform(embedding.cpu().double().numpy())
-        fitted = LogisticRegression(max_iter=1000).fit(points, task.labels.numpy())
+        fitted = LogisticRegression(max_iter=1000).fit(points, labels.numpy())
         probabilities = torch.from_numpy(fitted.predict_proba(points)).to(embedding)
     else:
         network, everything = briefly_trained(task, draws, steps), torch.arange(task.describe().num_train)
@@ -273,8 +272,14 @@ def last_layer_gradients(task: Task, draws: Draws, steps: int = 100) -> tuple[Te
             inputs = (task.select(part).inputs for part in _chunks(task, everything))
             probabilities = filled((task.predict(network, own)[0].softmax(1) for own in inputs), len(everything))
     place = probabilities.device  # in place below, since these may be as large as the data
-    probabilities[torch.arange(len(probabilities), device=place), task.labels.to(place)] -= 1
+    probabilities[torch.arange(len(probabilities), device=place), labels.to(place)] -= 1
     return probabilities, embedding
+
+
+def _classifier_labels(task: Task) -> Tensor:
+    if task.labels is None or task.num_classes is None:
+        raise UnsupportedError("CRAIG compares gradients of a classifier, and this task has no classes")
+    return task.labels
 
 
 def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tensor:
@@ -297,6 +302,7 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
     if kind == "noise":
         return choose_repeatedly(task, "real", counts, draws)
     require_samples(task, counts)
+    kind = _rehearsed(task, kind, draws) if is_rehearsal() else kind
     if kind == "real":
         return random_subset(task.labels, counts, draws.fold("subset"), task.describe().num_train)
     if kind == "craig":
@@ -307,19 +313,13 @@ def choose_samples(task: Task, kind: str, counts: Tensor, draws: Draws) -> Tenso
     return _looked_at(task, network, everything, task.labels, kind, counts, draws)
 
 
-def require_centroids(init: InitKind, *others: InitKind) -> None:
-    """Refuse a start of samples that begin as the k-means centroids of their class.
-
-    Args:
-        init: the start that is asked for.
-        others: those that they know as well.
-
-    Raises:
-        ConfigError: it is none of them.
-    """
-    if init not in ("k-means", *others):
-        also = f" or as {' or '.join(others)}" if others else ""
-        raise ConfigError(f"these samples start as the k-means centroids of their class{also}; leave --init {init} out")
+def _rehearsed(task: Task, kind: str, draws: Draws) -> str:
+    """Return a rule that takes no time for one that could choose a task's samples, or refuse it as choosing does."""
+    if kind == "craig":
+        _classifier_labels(task)
+    if kind != "real" and not isinstance(task, Embeds):
+        _embedded(task, task.init(draws), torch.tensor([0]))
+    return "real"
 
 
 def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int = START_MOST) -> Tensor:
@@ -336,7 +336,7 @@ def choose_start(task: Task, kind: str, counts: Tensor, draws: Draws, most: int 
         ConfigError, DataError, UnsupportedError: as for :func:`choose_samples`.
     """
     looks = kind not in ("real", "noise", "craig") and not isinstance(task, Embeds)
-    if not looks or task.labels is None or not (torch.bincount(task.labels) > most).any():
+    if not looks or is_rehearsal() or task.labels is None or not (torch.bincount(task.labels) > most).any():
         return choose_samples(task, kind, counts, draws)
     require_choice("the start (init)", kind, get_args(InitKind))  # before a network trains to look at samples
     require_samples(task, counts)

@@ -6,14 +6,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Literal, get_args
 
 from mmdistill import ranks
 from mmdistill.budget import find_budget
 from mmdistill.checkpoints import AUGMENTATION, DESCRIBED, Checkpoints, require_same, steps_of
-from mmdistill.checks import is_of, require_kind
+from mmdistill.checks import require_checkpoint_every, require_kind
 from mmdistill.compilation import CompileMode
 from mmdistill.composition import without_effect
 from mmdistill.distilled import DistilledSet
@@ -150,8 +149,7 @@ def distill(
         if value not in known:
             raise unknown_name(option, str(value), known)
     seed = checked_seed(seed)
-    if not is_of(checkpoint_every, Integral) or checkpoint_every < 0:
-        raise ConfigError(f"checkpoint_every is a number of steps, or 0 for a tenth of the run, got {checkpoint_every}")
+    require_checkpoint_every(checkpoint_every)
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"settings are a mapping from names to values, got {type(settings).__name__}")
     told = own_progress(progress, "steps done, steps in all, loss")

@@ -12,15 +12,7 @@ from mmdistill import ranks, runtime
 from mmdistill.abilities import Validates
 from mmdistill.allocator import keep_freed_memory
 from mmdistill.compilation import Program, operations
-from mmdistill.composition import (
-    make_optimizers,
-    noise_suggested,
-    require_composition,
-    require_groups,
-    require_precision,
-    require_selectable,
-    takes_some,
-)
+from mmdistill.composition import composed, noise_suggested, require_precision, require_selectable, takes_some
 from mmdistill.described import described
 from mmdistill.distilled import DistilledSet, unsaid
 from mmdistill.errors import ConfigError
@@ -37,7 +29,8 @@ from mmdistill.objectives.solved import Solved
 from mmdistill.optimizers import is_active, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
 from mmdistill.precision import Precision, matrix_products, resolved
-from mmdistill.run_state import RunState, follow, grouped
+from mmdistill.rehearsal import rehearsal
+from mmdistill.run_state import RunState, follow
 from mmdistill.runtime import Draws
 from mmdistill.second_order import differentiable_again
 from mmdistill.settings import Settings, require_plain
@@ -118,21 +111,27 @@ class Distiller:
 
     def start(self) -> RunState:
         """Build the initial state: initialised samples, fresh optimizers; refuse parts that cannot go together."""
-        objective = self.make_objective()
-        objective.begin(self.task, self.draws.fold("objective"))
-        parameterization = self.initial()
-        require_composition(self.method, self.settings, parameterization, objective)
-        parameterization.to(self.task.device)
+        if self.method.foretold(self.task):
+            self.rehearse()
+        objective, parameterization, optimizers = self._composed()
         if isinstance(parameterization.labels, TeacherLabels) and not self.schedule.gives_target:
             self._teacher = trained_teacher(self.task, self.settings.teacher_epochs)
-        objective.to(self.task.device)
-        groups = grouped(parameterization, objective) if self.steps else {}
-        require_groups(self.settings, groups)
-        optimizers = make_optimizers(self.method, self.settings, groups)
         finite = torch.ones((), dtype=torch.bool, device=self.task.device)
         average = copied(parameterization.state_dict()) if self.settings.ema else None
         inner = 0.0 if self.task.device.type == "cpu" else None  # elsewhere timing it would wait for the device
         return RunState(0, parameterization, objective, optimizers, EMPTY, finite, average=average, inner_seconds=inner)
+
+    def rehearse(self) -> Parameterization:
+        """Refuse what :meth:`start` refuses, but for what takes long; return samples as it builds, of other values."""
+        with rehearsal():
+            return self._composed()[1]
+
+    def _composed(self) -> tuple[Objective, Parameterization, dict[str, torch.optim.Optimizer]]:
+        """Return what a run begins with, once it goes together: objective, samples and the optimizers of both."""
+        objective = self.make_objective()
+        objective.begin(self.task, self.draws.fold("objective"))
+        made = self.initial()
+        return objective, made, composed(self.method, self.settings, made, objective, self.task.device)
 
     def make_objective(self) -> Objective:
         """Return the objective, once it is known to work with the task and the schedule; a closed form's does nothing.

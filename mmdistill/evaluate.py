@@ -51,19 +51,15 @@ def find_judges(
     known = {canonical(judge): judge for judge in task.judges}
     found: list[str] = []
     for name in names:
-        if canonical(name) == "all":
-            found += task.judges
-        elif canonical(name) in known:
-            found.append(known[canonical(name)])
-        elif isinstance(task, NamesJudges):
+        if canonical(name) not in (*known, "all") and not isinstance(task, NamesJudges):
+            raise unknown_name("judge", name, task.judges)
+        for judge in task.judges if canonical(name) == "all" else (known.get(canonical(name), name),):
             try:
-                found.append(task.judge_name(name))
+                found.append(task.judge_name(judge) if isinstance(task, NamesJudges) else judge)
             except UnsupportedError as error:
                 if unfit is None:
                     raise
-                refused.append((name, error))
-        else:
-            raise unknown_name("judge", name, task.judges)
+                refused.append((judge, error))
     if refused and not found:
         raise refused[0][1]
     if unfit is not None:

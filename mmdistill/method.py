@@ -13,6 +13,7 @@ from mmdistill.networks.schedules import NetworkSchedule, UnreadNetwork
 from mmdistill.objectives.base import Objective, RealView
 from mmdistill.parameterizations.base import Parameterization
 from mmdistill.parameterizations.raw import raw_samples
+from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import TRAINING, OptimizerSpec, Settings, known_names, own_names, watched
 from mmdistill.task import Task
@@ -32,10 +33,7 @@ class Storage:
         fills: whether the builder fits as many codes as it can into given bytes (``Settings.stored_bytes``); else these
             become the largest budget whose set takes no more.
         name: what ``--parameterization`` calls it; empty for those of a method or a user.
-        styles: where labels are of the kind that the builder is given, the samples that as many decoders make of each
-            code (1 without decoders), by which a dry run tells what the run would refuse; None: only building tells.
-        samples: returns how many samples a set holds in all, without building it; None: as many as the budget says, or
-            it is not known.
+        foretold: says what building trains first, or where that is, in words; a run then rehearses before it builds.
     """
 
     build: Parameterizer
@@ -43,8 +41,7 @@ class Storage:
     optimizers: Mapping[str, OptimizerSpec] = field(default_factory=dict)
     fills: bool = False
     name: str = ""
-    styles: int | None = None
-    samples: Callable[[Task, int, Settings, LabelKind], int] | None = None
+    foretold: Callable[[Task], str] | None = None
 
     def __call__(self, task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         """Build the initial parameterization."""
@@ -136,6 +133,11 @@ class Method:
             return "raw"
         return (found.name or found.summary) if isinstance(found := self.parameterization, Storage) else ""
 
+    def foretold(self, task: Task) -> str:
+        """Return what building its samples trains first, in words; empty where nothing is."""
+        told = found.foretold if isinstance(found := self.parameterization, Storage) else None
+        return "" if told is None else told(task)
+
     def make_objective(self, settings: Settings) -> Objective:
         """Return the objective for some settings.
 
@@ -170,7 +172,8 @@ class Method:
             ConfigError: the budget allows none, or the storage builds something else.
         """
         if self.solve is not None:
-            made = self.solve(task, budget, draws)
+            solve = (self.sized or self.solve) if is_rehearsal() else self.solve
+            made = solve(task, budget, draws)
         elif self.parameterization is not None:
             made = self.parameterization(task, budget, settings, self.label, draws)
         elif isinstance(task, StoresSamples):

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from mmdistill.abilities import TellsEpochs
+from mmdistill.abilities import TellsEpochs, TitlesJudges
 from mmdistill.allocation import allocate
-from mmdistill.composition import is_learned, noise_suggested, require_labels, require_learning, require_styles
 from mmdistill.config import DistillConfig
-from mmdistill.coresets import require_samples
 from mmdistill.distiller import Distiller
 from mmdistill.evaluate import find_judges
-from mmdistill.labels import make_labels
-from mmdistill.method import Method, Storage
+from mmdistill.lowering import lowering_start
+from mmdistill.memory import explained
+from mmdistill.method import Method
 from mmdistill.names import baseline_names
 from mmdistill.networks.architecture import network_title
 from mmdistill.networks.trajectories import ExpertTrajectories
@@ -34,62 +33,36 @@ def plan_rows(config: DistillConfig, task: Task, method: Method, budget: int) ->
         budget: in the task's unit.
     Raises:
         ConfigError: a budget that cannot be shared among the classes, or parts that cannot go together.
-        DataError: fewer real samples of a class than the set starts from.
+        DataError: fewer real samples of a class than the set starts from, or others that a run refuses.
+        MemoryExhaustedError: samples that do not fit into it.
         CheckpointError: experts that are there already, and are others than the method matches.
     """
     info, settings = task.describe(), method.settings(budget)
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
-    if method.parameterization is None and method.solve is None and settings.init != "noise":
-        with noise_suggested(task, method, budget, settings):
-            require_samples(task, counts)
-    require_runnable(Distiller(task, method, budget, seed=config.seed, precision=config.precision))
+    distiller = Distiller(task, method, budget, seed=config.seed, precision=config.precision)
+    with explained("the start of the distillation", lowering_start(settings)):
+        made = distiller.rehearse()
     judges = find_judges(task, config.judge_names(), method.judge)
     folder = config.folder()
     taken = "" if config.overwrite else occupied(folder, **ways_out(folder))
     known = method.parameterization is None and method.label != "unrestricted"
+    samples = None if made.classes is None else len(made.classes)
     own_steps = _carries_steps(method, settings)
     facts = {
         "data": f"{info.data} ({info.domain}, {info.num_train:,} training samples, {info.stored_bytes:,} bytes)",
         "method": f"{method.title}, {settings.steps:,} steps, seed {config.seed}",
-        "budget": f"{info.budget} {budget}{_decoded(task, method, budget, int(counts.sum()))}",
+        "budget": f"{info.budget} {budget}{'' if samples in (None, int(counts.sum())) else f', {samples:,} samples'}",
         "network": "" if method.reads_no_network(budget) else network_title(task),
         "stored as": method.storage or "the method's own way",
-        "labels": method.label,
+        "labels": made.labels.title,
         "settings": settings_in_words(asdict(settings)),
+        "generator": method.foretold(task),
         "experts": _experts(task, method, settings),
-        "judges": _judged(config, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
+        "judges": _judged(config, task, judges, {} if own_steps else _told(task, judges, int(counts.sum()), known)),
         "baselines": _baselines(config, task, judges),
         "run folder": f"{folder} {taken}".strip(),
     }
     return [[name, value] for name, value in facts.items() if value]
-
-
-def require_runnable(distiller: Distiller) -> None:
-    """Refuse what a run would refuse when it starts, as far as this is told without samples, decoders and experts.
-
-    Raises:
-        ConfigError: parts that cannot go together.
-    """
-    method, settings, classes = distiller.method, distiller.settings, distiller.classes
-    objective, stored = distiller.make_objective(), method.parameterization
-    if method.solve is not None or classes is None:
-        return
-    styles = 1 if stored is None else stored.styles if isinstance(stored, Storage) else None
-    if styles is None:  # only building the samples tells
-        return
-    labels = make_labels(method.label, classes, len(classes))
-    require_labels(method, labels, objective)
-    require_styles(method, styles, objective)
-    if settings.steps:
-        require_learning(method, "codes" in settings.optimizers or is_learned(labels) or is_learned(objective))
-
-
-def _decoded(task: Task, method: Method, budget: int, count: int) -> str:
-    """Return to how many samples a set decodes, in words, where the budget says another count."""
-    stored = method.parameterization
-    samples = stored.samples if isinstance(stored, Storage) else None
-    found = count if samples is None else samples(task, budget, method.settings(budget), method.label)
-    return "" if found == count else f", {found:,} samples"
 
 
 def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str, str]:
@@ -105,19 +78,23 @@ def _told(task: Task, judges: list[str], samples: int, known: bool) -> dict[str,
     return found if known else {judge: UNKNOWN if own else "" for judge, own in found.items()}
 
 
-def _judged(config: DistillConfig, judges: list[str], epochs: Mapping[str, str]) -> str:
+def _judged(config: DistillConfig, task: Task, judges: list[str], epochs: Mapping[str, str]) -> str:
     """Return who judges, how many networks of each, and for how many epochs these train.
 
     Args:
         config: the configuration.
+        task: that it names.
         judges: their names.
         epochs: see :func:`_told`; empty where the set comes with steps, which judges then take.
     """
     epochs = {judge: epochs.get(judge, "") for judge in judges}
+    title = task.judge_title if isinstance(task, TitlesJudges) else str
     networks = f"{config.networks} network{'' if config.networks == 1 else 's'} each"
     if len(set(epochs.values())) == 1:
-        return ", ".join([*judges, networks, *([own] if (own := epochs[judges[0]]) else [])])
-    return f"{', '.join(f'{judge} ({own})' if own else judge for judge, own in epochs.items())}, {networks}"
+        return ", ".join([*map(title, judges), networks, *([own] if (own := epochs[judges[0]]) else [])])
+    return (
+        f"{', '.join(f'{title(judge)} ({own})' if own else title(judge) for judge, own in epochs.items())}, {networks}"
+    )
 
 
 def _baselines(config: DistillConfig, task: Task, judges: list[str]) -> str:

@@ -135,3 +135,12 @@ def test_optimizers_that_cannot_be_are_refused() -> None:
             OptimizerSpec(floor=floor)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"\(inner_optimizer\) is sgd or adam, got 'adma'; did you mean 'adam'\?"):
         Settings(steps=1, inner_optimizer="adma")  # type: ignore[arg-type]
+
+
+def test_rates_that_are_whole_numbers_are_numbers_of_any_size() -> None:
+    made = OptimizerSpec("sgd", 10**25)
+    assert (made.lr, type(made.lr)) == (1e25, float)
+    with pytest.raises(ConfigError, match="lr is too large, got 1000"):
+        OptimizerSpec("sgd", 10**400)
+    with pytest.raises(ConfigError, match="lr is a number of at least 0, got nan"):
+        OptimizerSpec("sgd", float("nan"))

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from mmdistill.abilities import Embeds
 from mmdistill.allocation import shares_of
-from mmdistill.coresets import choose_samples, k_means, require_centroids
+from mmdistill.checks import require_centroids
+from mmdistill.coresets import choose_samples, k_means
 from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.labels import LabelKind, Labels, make_labels
 from mmdistill.method import Parameterizer

@@ -1,11 +1,12 @@
 """Distribution matching through generators: IT-GAN (a fixed one) and KFS (small learned decoders), with settings."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from mmdistill.image.generator import GeneratorRecipe, trained_generator, untrained_generator
+from mmdistill.image.generator import GeneratorRecipe, foretold, trained_generator, untrained_generator
 from mmdistill.image.storage import latent
 from mmdistill.labels import LabelKind
 from mmdistill.method import Method, Storage
@@ -59,7 +60,7 @@ def generated(
 
     rates = {"codes": OptimizerSpec("adam", 0.001)}
     summary = "latents of a generator trained on the data, which is stored too"
-    return Storage(build, summary, rates, fills=True, styles=1)
+    return Storage(build, summary, rates, fills=True, foretold=partial(foretold, recipe=chosen, file=file))
 
 
 def of_generator(
@@ -90,7 +91,12 @@ def of_generator(
         )
 
     rates = {"codes": OptimizerSpec("adam", 0.001)}
-    return Storage(build, "latents of a given generator, which is stored too", rates, fills=True, styles=1)
+    summary = "latents of a given generator, which is stored too"
+
+    def inverted(task: Task) -> str:
+        return f"given; {(inversion or Inversion()).steps:,} steps bring its latents near real images"
+
+    return Storage(build, summary, rates, fills=True, foretold=inverted)
 
 
 def _it_gan_settings(ipc: int) -> Settings:

@@ -16,6 +16,7 @@ from mmdistill.locks import sole_writer
 from mmdistill.networks.clock import LoggedProgress, TrainingClock
 from mmdistill.networks.experts import cache_name
 from mmdistill.parameterizations.upsample import pixel_space, require_images
+from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws, cache_folder, host_draws_from, remove_stale_parts
 from mmdistill.store import load_tree, save_tree
 from mmdistill.task import Task, one_tensor, real_samples
@@ -146,6 +147,19 @@ def identity(task: Task, recipe: GeneratorRecipe) -> dict[str, Any]:
     return plain
 
 
+def foretold(task: Task, recipe: GeneratorRecipe, file: Path | None = None) -> str:
+    """Return in words where a task's generator is, or for how many steps it trains first.
+
+    Raises:
+        CheckpointError, ConfigError: as for :func:`trained_generator`.
+    """
+    file = file or default_file(task, recipe)
+    left, found = recipe.steps - _kept(task, recipe, file).step, f"{recipe.steps:,} steps"
+    if not left:
+        return f"{found}, in {file}"
+    return f"{found}, {'' if left == recipe.steps else f'{left:,} of them '}to be trained first in {file}"
+
+
 def default_file(task: Task, recipe: GeneratorRecipe) -> Path:
     """Return where a task's generator is cached."""
     return cache_folder() / "generators" / f"{cache_name(task, identity(task, recipe))}.safetensors"
@@ -169,15 +183,21 @@ def trained_generator(
         ConfigError: a task without classes or of something else than images of at least 4 x 4 pixels.
     """
     file = file or default_file(task, recipe)
-    players = _Players(task, recipe)
-    if file.exists():
-        players.load(file)
-    if players.step < recipe.steps:
+    players = _kept(task, recipe, file)
+    if players.step < recipe.steps and not is_rehearsal():
         with sole_writer(file.with_suffix(".training"), wait="train a generator"):
             if file.exists():  # where the process that this one waited for has come further
                 players.load(file)
             _train(players, file, save_every)
     return players.generator.eval()
+
+
+def _kept(task: Task, recipe: GeneratorRecipe, file: Path) -> "_Players":
+    """Return the players as far as their file has them."""
+    players = _Players(task, recipe)
+    if file.exists():
+        players.load(file)
+    return players
 
 
 def _train(players: "_Players", file: Path, save_every: int) -> None:

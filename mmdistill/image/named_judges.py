@@ -59,6 +59,10 @@ class NamedJudges:
             UnsupportedError: one that does not take these images.
         """
         if canonical(name) == self.model:
+            if (own := self._own()) != self.model and (reason := refusal(own, self.data.shape)):
+                raise UnsupportedError(
+                    f"the protocol {self.protocol.name} judges by {own}; choose another, since {reason}"
+                )
             return self.model
         closed_form = kernel_judge(name)
         if closed_form is not None:
@@ -108,12 +112,17 @@ class NamedJudges:
     def network_name(self, name: str) -> str:
         """Return the name of a judge's network, which is the protocol's where it states one for ConvNets."""
         found = self.spelled(name)
+        return self._own() if found == self.model else found
+
+    def _own(self) -> str:
+        """Return the name of the first judge's network: the protocol's options, of the depth distilled with."""
         family = self.model.split("-")[0]
-        if found == self.model and self.protocol.network and family in ("convnet", "freponet"):
-            # FRePo's own network doubles its channels by itself.
-            words = [word for word in self.protocol.network.split("-") if family == "convnet" or word != "x2"]
-            return model_name("-".join([family, *words]))
-        return found
+        if not self.protocol.network or family not in ("convnet", "freponet"):
+            return self.model
+        # FRePo's own network doubles its channels by itself.
+        words = [word for word in self.protocol.network.split("-") if family == "convnet" or word != "x2"]
+        depth = [f"d{own}"] if (own := parse_model(self.model)[1].get("depth")) is not None else []
+        return model_name("-".join([family, *depth, *words]))
 
     def network(self, name: str) -> FunctionalModule:
         """Return a judge's network, one other than that distilled with in its default width; it is compiled once."""

@@ -8,7 +8,6 @@ pixels, the storage brings the rates of its groups ``codes`` and ``decoder`` alo
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from mmdistill.allocation import shares_of
 from mmdistill.labels import LabelKind
 from mmdistill.method import Storage
 from mmdistill.parameterizations.base import Parameterization
@@ -16,19 +15,13 @@ from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.canvas import class_canvases
 from mmdistill.parameterizations.combination import learned_coefficients
 from mmdistill.parameterizations.decoder import (
-    decoders_and_codes,
     hallucinated_bases,
-    hallucinators,
-    hallucinators_and_bases,
     latent_codes,
-    latent_decoders,
 )
 from mmdistill.parameterizations.memory import (
     addressed_bases,
     addressed_latents,
     addressed_memory,
-    memory_sizes,
-    shared_codes,
 )
 from mmdistill.parameterizations.raw import raw_samples
 from mmdistill.parameterizations.upsample import multi_formation
@@ -47,7 +40,7 @@ def raw() -> Storage:
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         return raw_samples(task, budget, settings.init, label, draws)
 
-    return Storage(build, "the images themselves", styles=1)
+    return Storage(build, "the images themselves")
 
 
 def tiled(factor: int = 2) -> Storage:
@@ -57,32 +50,22 @@ def tiled(factor: int = 2) -> Storage:
         return multi_formation(task, budget, settings.init, label, draws, factor)
 
     summary = f"images of {factor} x {factor} tiles, up-sampled to full size"
-
-    def samples(task: Task, budget: int, settings: Settings, label: LabelKind) -> int:
-        return int(shares_of(task, budget).counts.sum()) * factor**2
-
-    return Storage(build, summary, PIXEL_RATES, samples=samples, styles=1)
+    return Storage(build, summary, PIXEL_RATES)
 
 
 def latent(factor: int = 4, count: int = 2, width: int = 8, tiles: int = 1) -> Storage:
     """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_codes`."""
     summary = f"codes of 1/{factor} the side, each through {count} small decoders that all share"
 
-    def images(room: ImageBudget) -> int:
-        return count * decoders_and_codes(room, Draws(0), factor, count, width)[1]
-
     build = partial(latent_codes, factor=factor, count=count, width=width)
-    return _filling(build, summary, LATENT_RATES, images, count, tiles)
+    return _filling(build, summary, LATENT_RATES, tiles)
 
 
 def hallucinated(count: int = 5, tiles: int = 1) -> Storage:
     """Bases in several styles, see :func:`~mmdistill.parameterizations.decoder.hallucinated_bases`."""
     summary = f"full-size bases, each rendered by {count} hallucinators that all share"
 
-    def images(room: ImageBudget) -> int:
-        return count * hallucinators_and_bases(room, Draws(0), count)[1]
-
-    return _filling(partial(hallucinated_bases, count=count), summary, STYLED_RATES, images, count, tiles)
+    return _filling(partial(hallucinated_bases, count=count), summary, STYLED_RATES, tiles)
 
 
 def addressed(factor: int = 2, multiple: int = 4, bases: int = 0, tiles: int = 1) -> Storage:
@@ -90,35 +73,23 @@ def addressed(factor: int = 2, multiple: int = 4, bases: int = 0, tiles: int = 1
     what = f"combinations of {bases} bases" if bases else f"{multiple} combinations per raw image of bases"
     build = partial(addressed_memory, factor=factor, multiple=multiple, bases=bases)
 
-    def images(room: ImageBudget) -> int:
-        return memory_sizes(room, factor, multiple, bases)[0]
-
-    return _filling(build, f"{what} of 1/{factor} the side", PIXEL_RATES, images, tiles=tiles)
+    return _filling(build, f"{what} of 1/{factor} the side", PIXEL_RATES, tiles)
 
 
 def addressed_latent(factor: int = 4, count: int = 2, width: int = 8, multiple: int = 16, tiles: int = 1) -> Storage:
     """Decoded combinations of shared codes, see :func:`~mmdistill.parameterizations.memory.addressed_latents`."""
     summary = f"as latent, but of {multiple} combinations per raw image of codes that all classes share"
 
-    def images(room: ImageBudget) -> int:
-        decoders = latent_decoders(room, Draws(0), factor, count, width)
-        shared_codes(room, room.numel // factor**2, decoders, multiple)  # which refuses a budget that holds none
-        return count * multiple * room.per_class
-
     build = partial(addressed_latents, factor=factor, count=count, width=width, multiple=multiple)
-    return _filling(build, summary, LATENT_RATES, images, count, tiles)
+    return _filling(build, summary, LATENT_RATES, tiles)
 
 
 def addressed_hallucinated(count: int = 5, multiple: int = 4, tiles: int = 1) -> Storage:
     """Styled combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_bases`."""
     summary = f"as hallucinated, but of {multiple} combinations per raw image of bases that all classes share"
 
-    def images(room: ImageBudget) -> int:
-        shared_codes(room, room.numel, hallucinators(room, Draws(0), count), multiple)  # which refuses as above
-        return count * multiple * room.per_class
-
     build = partial(addressed_bases, count=count, multiple=multiple)
-    return _filling(build, summary, STYLED_RATES, images, count, tiles)
+    return _filling(build, summary, STYLED_RATES, tiles)
 
 
 def coefficients(multiple: int = 4, contained: bool = True, tiles: int = 1) -> Storage:
@@ -126,42 +97,30 @@ def coefficients(multiple: int = 4, contained: bool = True, tiles: int = 1) -> S
     what = "the images are stored" if contained else "only their positions are stored: for those who have the data"
     build = partial(learned_coefficients, multiple=multiple, contained=contained)
     summary = f"learned combinations of real images; {what}"
-    return _filling(build, summary, PIXEL_RATES, lambda room: multiple * room.per_class, tiles=tiles)
+    return _filling(build, summary, PIXEL_RATES, tiles)
 
 
 def canvas(multiple: int = 4, tiles: int = 1) -> Storage:
     """Crops of one tileable canvas per class, see :func:`~mmdistill.parameterizations.canvas.class_canvases`."""
     summary = f"{multiple} random crops per raw image of one canvas per class whose edges meet"
     build = partial(class_canvases, multiple=multiple)
-    return _filling(build, summary, {}, lambda room: multiple * room.per_class, tiles=tiles)
+    return _filling(build, summary, {}, tiles)
 
 
 def _filling(
     make: Callable[[Task, ImageBudget, InitKind, Draws], Parameterization],
     summary: str,
     rates: Mapping[str, OptimizerSpec],
-    per_class: Callable[[ImageBudget], int],
-    styles: int = 1,
     tiles: int = 1,
 ) -> Storage:
-    """Return a storage that fits as many codes as it can into a budget, and so many images of each class.
-
-    Each code is decoded in so many styles, and each image cut into ``tiles x tiles`` samples.
-    """
-
-    def room_for(task: Task, budget: int, settings: Settings, label: LabelKind) -> ImageBudget:
-        return ImageBudget.of(task, budget, label, settings.stored_bytes, tiles)
+    """Return a storage that fits as many codes as it can into a budget, whose images are cut into tiles if any."""
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
-        return make(task, room_for(task, budget, settings, label), settings.init, draws)
-
-    def samples(task: Task, budget: int, settings: Settings, label: LabelKind) -> int:
-        room = room_for(task, budget, settings, label)
-        return room.num_classes * per_class(room) * room.samples
+        return make(task, ImageBudget.of(task, budget, label, settings.stored_bytes, tiles), settings.init, draws)
 
     if tiles > 1:
         summary += f"; as images of {tiles} x {tiles} tiles"
-    return Storage(build, summary, rates, fills=True, samples=samples, styles=styles)
+    return Storage(build, summary, rates, fills=True)
 
 
 PARAMETERIZATIONS: dict[str, Storage] = {

@@ -80,13 +80,6 @@ def hallucinated_styles(
     return hallucinated(settings.inner_parts)(task, budget, settings, label, draws)
 
 
-def styled_samples(task: Task, budget: int, settings: Settings, label: LabelKind) -> int:
-    """Return how many samples bases have in as many styles as the settings have parts."""
-    count = hallucinated(settings.inner_parts).samples
-    assert count is not None
-    return count(task, budget, settings, label)
-
-
 def fixed_images(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
     """Build real images that stay as they are, with labels that are learned."""
     found = raw_samples(task, budget, settings.init, label, draws)
@@ -110,7 +103,7 @@ def unit_noise(task: Task, budget: int, settings: Settings, label: LabelKind, dr
     return Raw(F.normalize(inputs.flatten(1)).view_as(inputs), found.labels, found.classes, found.num_classes)
 
 
-UNIT_NOISE = Storage(unit_noise, "the images themselves", styles=1)
+UNIT_NOISE = Storage(unit_noise, "the images themselves")
 """What BPTT and RaT-BPTT store."""
 
 
@@ -242,7 +235,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         title="HaBa",
         objective=Configured(styled_trajectory),
         settings=_haba_settings,
-        parameterization=Storage(hallucinated_styles, fills=True, samples=styled_samples),
+        parameterization=Storage(hallucinated_styles, fills=True),
         summary="MTT; bases that five small hallucinators render, kept apart by an adversary",
         source="Liu et al., NeurIPS 2022 (styles in turn for drawn ones, samples that start near real images, a "
         "rate not held above 0.001)",
@@ -280,7 +273,7 @@ UNROLLED_METHODS: dict[str, Method] = {
         title="LD",
         network=stepped_on_s,
         settings=ld_settings,
-        parameterization=Storage(fixed_images, styles=1),
+        parameterization=Storage(fixed_images),
         label="soft",
         summary="labels alone are learned, for fixed real images, by performance matching",
         source="Bohdal et al., 2020 (softmax for projected labels, which start near the images' classes; networks of a "

@@ -1,6 +1,6 @@
 """What a budget of raw images allows other ways of storing them, and the real images that these start from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,8 @@ from mmdistill.settings import InitKind
 from mmdistill.task import Task
 
 FLOAT_BYTES = 4
+MOST_IMAGES = 1 << 16
+"""Of a class, beyond which no budget is looked for."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,6 @@ class ImageBudget:
         return self.label_bytes * (1 if self.shared_labels else self.samples)
 
     @property
-    def fewer_labels(self) -> str:
-        """What else may be done where bytes run out: labels that samples share, unless they do."""
-        return "" if self.shared_labels else ", or hard labels, which samples share"
-
-    @property
     def image_bytes(self) -> int:
         """The bytes of one raw image with a label of its own."""
         return FLOAT_BYTES * self.numel + self.label_bytes
@@ -97,6 +94,29 @@ class ImageBudget:
     def stored_bytes(self) -> int:
         """The whole budget in bytes."""
         return self.given or self.per_class * self.num_classes * self.image_bytes
+
+    def enough(self, fits: Callable[["ImageBudget"], bool], multiple: int = 1) -> str:
+        """Return what makes room for a set, in words: a larger budget, if one does, and what else may be done.
+
+        Args:
+            fits: whether a budget holds the set.
+            multiple: how many samples stand for each raw image, an argument of the storage; 1: no fewer can.
+        """
+
+        def of(images: int) -> ImageBudget:
+            return replace(self, per_class=images, given=0)
+
+        low, high = self.per_class - 1, self.per_class
+        while not fits(of(high)) and high < MOST_IMAGES:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(of(middle)) else (middle, high)
+        found = f"--bytes {of(high).stored_bytes}" if self.given else f"--ipc {high}"
+        ways = [f"{found} is enough" if fits(of(high)) else "no larger budget is enough"]
+        ways += [] if self.shared_labels else ["hard labels, which samples share, take fewer"]
+        ways += ["in Python, the storage takes a smaller multiple"] if multiple > 1 else []
+        return "; ".join(ways)
 
     def codes_per_class(self, code_numel: int, shared: Sequence[nn.Module], images: int) -> int:
         """Return how many codes per class fit beside what all codes share.

@@ -102,16 +102,24 @@ def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, 
         raise ConfigError(f"crops per raw image are at least 1, got {multiple}")
     channels, height, width = room.shape
     crops = room.per_class * multiple
-    labels = room.label_bytes if room.shared_labels else room.decoded_label_bytes * crops
-    area = (room.stored_bytes // room.num_classes - labels) // (FLOAT_BYTES * channels)
-    scale = math.sqrt(area / (height * width)) if area > 0 else 0.0
-    tall, wide = int(height * scale + 1e-9), int(width * scale + 1e-9)
-    if tall < height or wide < width:
-        least = room.num_classes * (FLOAT_BYTES * channels * height * width + labels)
+
+    def sides(room: ImageBudget) -> tuple[int, int]:
+        count = room.per_class * multiple
+        labels = room.label_bytes if room.shared_labels else room.decoded_label_bytes * count
+        area = (room.stored_bytes // room.num_classes - labels) // (FLOAT_BYTES * channels)
+        scale = math.sqrt(area / (height * width)) if area > 0 else 0.0
+        return int(height * scale + 1e-9), int(width * scale + 1e-9)
+
+    def fits(room: ImageBudget) -> bool:
+        tall, wide = sides(room)
+        return tall >= height and wide >= width
+
+    if not fits(room):
         raise ConfigError(
-            f"{room.stored_bytes} bytes hold no canvas of {height} x {width} pixels for each of {room.num_classes} "
-            f"classes, which take {least} with their labels; use a larger budget"
+            f"{room.stored_bytes:,} bytes hold no canvas of {height} x {width} pixels for each of {room.num_classes} "
+            f"classes beside the labels of {crops} crops; {room.enough(fits, multiple)}"
         )
+    tall, wide = sides(room)
     down, across = math.ceil(tall / height), math.ceil(wide / width)
     tiles = room.targets(task, down * across, init, draws)
     grid = tiles.view(room.num_classes, down, across, channels, height, width).permute(0, 3, 1, 4, 2, 5)

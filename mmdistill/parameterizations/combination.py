@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.coresets import choose_start
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget
 from mmdistill.parameterizations.tiles import ImageCodes, composed
@@ -116,6 +116,7 @@ def learned_coefficients(
         contained: whether the images are part of the set.
     Raises:
         ConfigError: a multiple below 1, or no room for two images per class.
+        DataError: a class of fewer.
     """
     if multiple < 1:
         raise ConfigError(f"samples per raw image are at least 1, got {multiple}")
@@ -126,14 +127,25 @@ def learned_coefficients(
         image_bytes = room.samples * (2 if len(task.labels) <= 65536 else 4)
     else:
         image_bytes = room.numel * (1 if scale else FLOAT_BYTES)
+
+    def fitting(room: ImageBudget) -> int:
+        count = room.per_class * multiple
+        each = room.stored_bytes // room.num_classes - count * room.decoded_label_bytes
+        return each // (image_bytes + FLOAT_BYTES * count)
+
     samples = room.per_class * multiple
-    each = room.stored_bytes // room.num_classes - samples * room.decoded_label_bytes
-    available = int(torch.bincount(task.labels, minlength=room.num_classes).min()) // room.samples
-    count = min(each // (image_bytes + FLOAT_BYTES * samples), available)
+    members = torch.bincount(task.labels, minlength=room.num_classes)
+    fewest = int(members.argmin())
+    if members[fewest] < 2 * room.samples:
+        raise DataError(
+            f"samples are combinations of at least {2 * room.samples} real images of their class, and class "
+            f"{task.describe().class_names[fewest]} has {int(members[fewest])}; choose another --parameterization"
+        )
+    count = min(fitting(room), int(members[fewest]) // room.samples)
     if count < 2:
         raise ConfigError(
-            f"{room.stored_bytes} bytes leave no room for two real images per class beside {samples} samples' "
-            "coefficients; use a larger budget or a smaller multiple"
+            f"{room.stored_bytes:,} bytes leave no room for two real images per class beside {samples} samples' "
+            f"coefficients; {room.enough(lambda larger: fitting(larger) >= 2, multiple)}"
         )
     indices = choose_start(task, init, torch.full((room.num_classes,), count * room.samples), draws)
     images = composed(require_images(task.select(indices).inputs), room.tiles)

@@ -14,6 +14,7 @@ from mmdistill.errors import ConfigError
 from mmdistill.labels import Labels
 from mmdistill.parameterizations.budget import ImageBudget
 from mmdistill.parameterizations.tiles import ImageCodes
+from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws, host_draws_from
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
@@ -335,6 +336,8 @@ def fit_to_images(made: Decoded, images: Tensor, steps: int, draws: Draws) -> No
         steps: of Adam.
         draws: the key.
     """
+    if is_rehearsal():
+        return
     learned = [p for name, group in made.groups().items() if name != "labels" for p in group]
     optimizer = torch.optim.Adam(learned, lr=WARM_UP_LR)
     by_code = images.view(-1, made.styles, *images.shape[1:])

@@ -19,6 +19,7 @@ from mmdistill.parameterizations.decoder import (
     stored_decoders,
 )
 from mmdistill.parameterizations.tiles import ImageCodes, spread_targets
+from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
 from mmdistill.task import Batch, Task, Tensors
@@ -183,6 +184,19 @@ def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: i
     height, width = room.shape[1:]
     if factor < 1 or height % factor or width % factor:
         raise ConfigError(f"a factor of {factor} does not divide images of {height} x {width} pixels")
+    samples, count = _sizes(room, factor, multiple, bases)
+    if samples < 1 or count < 1:
+        told = f"{bases} bases for each raw image of a class leave no sample in {room.stored_bytes:,} bytes"
+        wanted = "choose --parameterization addressed, of as many bases as fit (few classes need few)"
+        if not bases:
+            told = f"{samples} samples per class leave no basis in {room.stored_bytes:,} bytes"
+            wanted = room.enough(lambda larger: _sizes(larger, factor, multiple, bases)[1] >= 1, multiple)
+        raise ConfigError(f"{told}; {wanted}")
+    return samples, count
+
+
+def _sizes(room: ImageBudget, factor: int, multiple: int, bases: int) -> tuple[int, int]:
+    """Return the samples of each class and the bases, below 1 where the budget holds none."""
     basis, per_label = room.numel // factor**2, room.num_classes * room.decoded_label_bytes
     if bases:
         count = bases * room.per_class
@@ -193,13 +207,6 @@ def memory_sizes(room: ImageBudget, factor: int = 2, multiple: int = 4, bases: i
         samples = most if bases else room.per_class * multiple
         total = samples * room.num_classes
         count = (room.stored_bytes - samples * per_label) // (FLOAT_BYTES * (basis + total))
-    if samples < 1 or count < 1:
-        told = f"{bases} bases for each raw image of a class leave no sample in {room.stored_bytes} bytes"
-        wanted = "choose --parameterization addressed, of as many bases as fit (few classes need few)"
-        if not bases:
-            told = f"{samples} samples per class leave no basis in {room.stored_bytes} bytes"
-            wanted = f"use a larger budget, a smaller multiple (from 1){room.fewer_labels}"
-        raise ConfigError(f"{told}; {wanted}")
     return samples, count
 
 
@@ -284,14 +291,19 @@ def shared_codes(room: ImageBudget, numel: int, decoders: Sequence[nn.Module], m
     """
     if multiple < 1:
         raise ConfigError(f"combinations per raw image are at least 1, got {multiple}")
-    combinations, taken = room.num_classes * room.per_class * multiple, bytes_of(decoders)
+    taken = bytes_of(decoders)
     labels = room.label_bytes if room.shared_labels else room.decoded_label_bytes * len(decoders)
-    found = (room.stored_bytes - taken - combinations * labels) // (FLOAT_BYTES * (numel + combinations))
+
+    def fitting(room: ImageBudget) -> int:
+        combinations = room.num_classes * room.per_class * multiple
+        return (room.stored_bytes - taken - combinations * labels) // (FLOAT_BYTES * (numel + combinations))
+
+    found, combinations = fitting(room), room.num_classes * room.per_class * multiple
     if found < 1:
         raise ConfigError(
             f"the budget is {room.stored_bytes:,} bytes, of which {taken:,} go to decoders and "
             f"{combinations * labels:,} to labels, and too few are left for one code and {combinations:,} "
-            f"combinations; use a larger budget, a smaller multiple (from 1){room.fewer_labels}"
+            f"combinations; {room.enough(lambda larger: fitting(larger) >= 1, multiple)}"
         )
     return found
 
@@ -320,6 +332,8 @@ def best_approximation(images: Tensor, bases: int, draws: Draws) -> tuple[Tensor
     Shapes:
         images ``(n, channels, height, width)``; returns ``(K, channels, height, width)`` and ``(n, K)``.
     """
+    if is_rehearsal():
+        return images.new_zeros(bases, *images.shape[1:]), images.new_zeros(len(images), bases)
     left, values, right = torch.linalg.svd(images.flatten(1), full_matrices=False)
     rank, width = min(bases, len(values)), right.shape[1]
     memory = draws.fold("memory").to(images.device).normal(bases, width)

@@ -18,6 +18,7 @@ from mmdistill.recsys.synthetic import (
     MeanFieldInteractions,
     SampledInteractions,
 )
+from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind, Settings
 from mmdistill.task import Batch, Task, one_tensor
@@ -171,7 +172,7 @@ def expected_interactions() -> Storage:
 
     def build(task: Task, budget: int, settings: Settings, label: LabelKind, draws: Draws) -> Parameterization:
         counts, key = _checked_counts(task, budget, settings, label), draws.fold("clusters")
-        if settings.init == "real" and isinstance(task, Selects):
+        if settings.init == "real" and isinstance(task, Selects) and not is_rehearsal():
             rows = _rows(task.selection("clusters", counts, key))
         else:
             rows = _real_rows(task, settings.init, counts, draws)

@@ -52,12 +52,8 @@ DOMAIN = Domain(
     tables=tuple(FORMATS),
     options=("encoder", "length", "text_column", "label_column", "model", "judge_batch"),
     parameterizations={
-        "embeddings": Storage(
-            token_samples, "token embeddings, learned freely (--model textcnn, bilstm, ...)", styles=1
-        ),
-        "words": Storage(
-            word_samples, "real tokens, learned by straight-through projection: can be read", WORD_RATES, styles=1
-        ),
+        "embeddings": Storage(token_samples, "token embeddings, learned freely (--model textcnn, bilstm, ...)"),
+        "words": Storage(word_samples, "real tokens, learned by straight-through projection: can be read", WORD_RATES),
     },
 )
 

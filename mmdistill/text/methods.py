@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mmdistill.allocation import shares_of
-from mmdistill.coresets import k_means, require_centroids, require_samples
+from mmdistill.checks import require_centroids
+from mmdistill.coresets import k_means, require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
 from mmdistill.method import Method, MethodTable

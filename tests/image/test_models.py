@@ -288,7 +288,7 @@ def test_frepo_network_starts_by_lecun() -> None:
         assert float(tensor.abs().max()) < 2.001 * wanted / 0.8796  # cut at two deviations
     again = FunctionalModule(factory).init(Draws(1)).params
     assert all(torch.equal(again[name], tensor) for name, tensor in state.params.items())
-    with pytest.raises(ShapeError, match="vanish"):
+    with pytest.raises(UnsupportedError, match="vanish in 6 poolings; a depth of 5 fits"):
         model_factory("freponet-d6", (3, 32, 32), 10)()
     with pytest.raises(ConfigError, match="at least 1"):
         model_factory("freponet", (3, 32, 32), 10, width=0)()

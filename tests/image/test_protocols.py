@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
+from mmdistill.evaluate import find_judges
 from mmdistill.image import ImageTask, image_task
 from mmdistill.image.cutmix import cut_and_mix
 from mmdistill.image.data import ImageData
@@ -396,3 +397,39 @@ def test_frepo_judges_its_own_network_without_norm() -> None:
         for model in ("freponet-w8-bn", "convnet-w8-x2-bn")
     }
     assert found == {"freponet-w8-bn": "freponet-w128", "convnet-w8-x2-bn": "convnet-w128-nn-x2"}
+
+
+def narrow(model: str, protocol: str | None = None) -> ImageTask:
+    images, labels = torch.arange(12 * 3 * 40, dtype=torch.uint8).view(12, 1, 3, 40), torch.arange(12) % 2
+    return image_task((images, labels), test=(images, labels), model=model, protocol=protocol, judge_epochs=1)
+
+
+def test_judges_that_cannot_read_the_images_are_told_before_the_run() -> None:
+    task = narrow("mlp")
+    assert find_judges(task, ["all"]) == ["mlp", "ntk"]
+    for asked in (["convnet"], ["mlp", "convnet"]):
+        with pytest.raises(
+            UnsupportedError, match=r"convnet cannot judge .* poolings; a depth of 1 fits \(the model con"
+        ):
+            find_judges(task, asked)
+    assert find_judges(task, ["convnet-d1"]) == ["convnet-d1"]
+    with pytest.raises(
+        UnsupportedError, match="the protocol frepo judges by convnet-w128-nn-x2; choose another, since"
+    ):
+        find_judges(narrow("convnet-nopool", "frepo"), [])
+
+
+@pytest.mark.parametrize("protocol", ["frepo", "rfad", "kip"])
+def test_a_protocols_network_keeps_the_depth_that_the_model_names(protocol: str) -> None:
+    task = narrow("convnet-d1", protocol)
+    title = task.judge_title("convnet-d1")
+    assert title.startswith("convnet-d1-w")
+    assert title.endswith(f" [{protocol}]")
+    scores = task.evaluate(task.select(torch.arange(4)), "convnet-d1", KEY, 1, {})
+    assert scores.judge == title
+
+
+def test_images_of_one_pixel_are_told_which_networks_take_them() -> None:
+    images = torch.arange(12, dtype=torch.uint8).view(4, 3, 1, 1)
+    with pytest.raises(UnsupportedError, match="vanish in 2 poolings; the models convnet-nopool and mlp take them"):
+        image_task((images, torch.arange(4) % 2), test=(images, torch.arange(4) % 2))

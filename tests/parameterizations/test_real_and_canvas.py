@@ -1,15 +1,17 @@
 """Combinations of real images and crops of canvases: equal to loops, and honest about what is stored."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mmdistill.distiller import Distiller
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, DataError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.storage import coefficients
-from mmdistill.labels import FixedLabels
+from mmdistill.image.storage import PARAMETERIZATIONS, coefficients
+from mmdistill.labels import FixedLabels, LabelKind
 from mmdistill.methods import CORE_METHODS
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.teacher import soft_labels
@@ -167,3 +169,28 @@ def test_an_experts_labels_are_those_of_the_finished_samples(task: ImageTask, st
     own = soft_labels(task, NetworkState(expert.target, expert.network.buffers), found.inputs)
     assert isinstance(found.targets, torch.Tensor)
     assert torch.allclose(own, found.targets, atol=1e-5)
+
+
+@pytest.mark.parametrize("storage", ["coefficients", "canvas"])
+def test_errors_say_which_budget_is_enough(task: ImageTask, storage: str) -> None:
+    label: LabelKind = "soft"
+    settings = CORE_METHODS["mtt"].settings(1)
+    with pytest.raises(ConfigError) as refused:
+        PARAMETERIZATIONS[storage](task, 1, settings, label, KEY)
+    found = re.search(r"; --ipc (\d+) is enough; hard labels, .*; in Python, the storage takes", str(refused.value))
+    assert found is not None
+    PARAMETERIZATIONS[storage](task, int(found[1]), settings, label, KEY)
+    with pytest.raises(ConfigError, match="is enough"):
+        PARAMETERIZATIONS[storage](task, int(found[1]) - 1, settings, label, KEY)
+    with pytest.raises(ConfigError) as refused:
+        PARAMETERIZATIONS[storage](task, 1, replace(settings, stored_bytes=900), label, KEY)
+    found = re.search(r"; --bytes (\d+) is enough; ", str(refused.value))
+    assert found is not None
+    PARAMETERIZATIONS[storage](task, 1, replace(settings, stored_bytes=int(found[1])), label, KEY)
+
+
+def test_combinations_name_the_class_of_one_image() -> None:
+    images, labels = torch.arange(5 * 64, dtype=torch.int16).view(5, 1, 8, 8).byte(), torch.tensor([0, 0, 0, 0, 1])
+    task = image_task((images, labels), test=(images, labels), class_names=["many", "few"], model="mlp", width=4)
+    with pytest.raises(DataError, match="at least 2 real images of their class, and class few has 1; choose another"):
+        coefficients()(task, 100, CORE_METHODS["dm"].settings(1), "hard", KEY)

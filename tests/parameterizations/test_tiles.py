@@ -142,11 +142,11 @@ def test_shared_codes_and_their_combinations_fill_the_bytes(task: ImageTask) -> 
     found = shared_codes(room, 16, decoders, 3)
     each, labels = 4 * (16 + 10 * 40 * 3), 10 * 40 * 3
     assert found * each + taken + labels <= 40 * 10 * 257 < (found + 1) * each + taken + labels
-    with pytest.raises(ConfigError, match=r"one code and 200 combinations; use a larger .*, or hard labels"):
+    with pytest.raises(ConfigError, match=r"one code and 200 combinations; no larger budget .*; hard labels, which"):
         shared_codes(ImageBudget(1, (1, 8, 8), 10, "unrestricted"), 16, decoders, 20)
     with pytest.raises(ConfigError, match="combinations per raw image are at least 1, got 0"):
         shared_codes(room, 16, decoders, 0)
-    with pytest.raises(ConfigError, match=r"leave no basis .*, or hard labels"):
+    with pytest.raises(ConfigError, match=r"leave no basis .*; hard labels, which samples share"):
         memory_sizes(ImageBudget.of(task, 1, "soft", tiles=3))
 
 

@@ -28,7 +28,7 @@ from torch import nn
 from mmdistill.checks import require_sizes
 from mmdistill.errors import ConfigError, UnsupportedError
 from mmdistill.image.models.classic import MLP, VGG11, AlexNet, LeNet
-from mmdistill.image.models.convnet import ConvNet, convnet_depth
+from mmdistill.image.models.convnet import ConvNet, convnet_depth, vanishing
 from mmdistill.image.models.layers import ImageShape, norm_layer
 from mmdistill.image.models.prenorm import PreNormConvNet
 from mmdistill.image.models.resnet import STAGES, ResNet
@@ -204,14 +204,18 @@ def model_factory(name: str, shape: ImageShape, num_classes: int, width: int | N
 
 def refusal(name: str, shape: ImageShape) -> str:
     """Return why a network does not take images of this shape; empty where it does."""
-    family, _ = parse_model(name)
-    smallest = FAMILIES[family].smallest
+    family, options = parse_model(name)
+    known = FAMILIES[family]
+    smallest = known.smallest
     side = min(shape[1:]) + (4 if shape[0] == 1 else 0)
     if side < smallest:
         return f"{family} needs images of at least {smallest} x {smallest} pixels, got {shape[1]} x {shape[2]}"
     patch = patch_size(min(shape[1:]))
     if family == "vit" and any(length % patch for length in shape[1:]):
         return f"vit cuts {shape[1]} x {shape[2]} images into patches of {patch} pixels, which must divide both sides"
+    options = {**known.defaults(shape), **options}
+    if known.build in (ConvNet, PreNormConvNet) and options.get("pooling") != "none":
+        return vanishing(shape, int(options["depth"]))
     return ""
 
 

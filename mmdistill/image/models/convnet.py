@@ -21,6 +21,18 @@ def convnet_depth(height: int, width: int) -> int:
     return max(2, (side + 4).bit_length() - 3)
 
 
+def vanishing(shape: ImageShape, depth: int) -> str:
+    """Return why images cannot be halved so many times, and which depth they carry; empty where they can."""
+    padding = 2 if shape == (1, 28, 28) else 0
+    if (min(shape[1:]) + 2 * padding) >> depth:
+        return ""
+    fits = (min(shape[1:]) + 2 * padding).bit_length() - 1
+    way = (
+        f"a depth of {fits} fits (the model convnet-d{fits})" if fits else "the models convnet-nopool and mlp take them"
+    )
+    return f"images of {shape[1]} x {shape[2]} vanish in {depth} pooling{'' if depth == 1 else 's'}; {way}"
+
+
 class Blocks(nn.Module):
     """Base of networks of numbered blocks, ``block1`` to the last, and a linear ``classifier``.
 
@@ -44,8 +56,8 @@ class Blocks(nn.Module):
             raise ConfigError(f"a ConvNet needs width and depth of at least 1, got {width} and {self.depth}")
         self.first = 3 if shape == (1, 28, 28) else 1  # the padding, so that they continue as if 32 x 32
         self.sides = height + 2 * (self.first - 1), breadth + 2 * (self.first - 1)
-        if pools and min(self.sides) >> self.depth < 1:
-            raise ShapeError(f"images of {height} x {breadth} vanish in {self.depth} poolings; use a smaller depth")
+        if pools and (reason := vanishing(shape, self.depth)):
+            raise ShapeError(reason)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
