@@ -44,8 +44,8 @@ def export(
     if key not in domain.exports:
         raise unknown_name(f"export format for {domain.name} data", format, domain.exports)
     identity = digest_of(distilled.tensors())
-    with sole_writer(folder):
-        remove_parts(folder)
+    with sole_writer(folder) as alone:
+        remove_parts(folder, alone)
         earlier = exports.own_files(folder, identity)
         written = domain.exports[key](distilled, folder, task)
         if distilled.learned:

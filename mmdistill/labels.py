@@ -43,7 +43,7 @@ class FixedLabels(Labels):
         self.register_buffer("targets", targets.clone())
         self.title = "hard"
         if targets.is_floating_point():
-            shares = targets.ndim == 2 and are_probabilities(targets)
+            shares = targets.ndim == 2 and are_probabilities(targets.double())
             self.title = "fixed probabilities" if shares else "fixed scores"
 
     @property

@@ -20,6 +20,8 @@ MOST_TRIES = 20
 """How often a folder is made that others remove at the same time."""
 REMOVED = (errno.ENOENT, errno.ESTALE)
 """What is said of a file that another process, or another host, has removed."""
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What is said of a file that may not be written to."""
 POLL = 0.5
 """Seconds between two looks at a lock where the system does not wait for it, as on Windows."""
 
@@ -67,17 +69,17 @@ def sole_writer(folder: Path, wait: str = "") -> Iterator[bool]:
     finally:
         _kept.places.discard(place)
         try:  # before the lock goes, so that who waits for it sees that its file is gone
-            _remove_lock(place, made)
+            _remove_lock(place)
         finally:
             os.close(handle)
         if sys.platform == "win32":  # where a file that is open cannot be removed, be it by this process or another one
-            _remove_lock(place, made)
+            _remove_lock(place)
+        _remove_empty(made)  # only now, since NFS keeps a removed file in its folder while it is open
 
 
-def _remove_lock(place: Path, made: list[Path]) -> None:
+def _remove_lock(place: Path) -> None:
     with suppress(OSError):
         (place / LOCK).unlink(missing_ok=True)
-        _remove_empty(made)
 
 
 def _remove_empty(made: list[Path]) -> None:
@@ -131,12 +133,16 @@ def _is_there(handle: int, path: Path) -> bool:
 
 
 def _opened(path: Path) -> int | None:
-    """Return a descriptor of a file, made where it is missing; None where it can be neither made nor opened."""
+    """Return a descriptor of a file, made where it is missing; None where it may be neither made nor opened.
+
+    Raises:
+        OSError: what has nothing to do with permissions, as a full disk.
+    """
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError:
+        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         with suppress(OSError):
             return os.open(path, os.O_RDONLY)  # another user's
     return None

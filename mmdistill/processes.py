@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -35,7 +36,16 @@ def own_program() -> list[str]:
             return [*python, "-m", spec.name.removesuffix(".__main__")]
         if Path(script).suffix == ".py":
             return [*python, script]
+        if _is_module(script):  # that a profiler runs
+            return [*python, "-m", script]
     return [*python, "-m", PROGRAM]
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def start(command: Sequence[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
@@ -46,12 +56,18 @@ def start(command: Sequence[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
     )
 
 
-def stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Let processes end their steps and keep checkpoints; end those that take too long, or all on another Ctrl-C."""
+def stop(processes: Sequence["subprocess.Popen[bytes]"], interrupted: bool = True) -> None:
+    """Let processes end their steps and keep checkpoints; end those that take too long, or all on another Ctrl-C.
+
+    Args:
+        processes: which.
+        interrupted: whether Ctrl-C in a terminal is why; on Windows, whose console tells all processes in it, they are
+            left to themselves then. Stopped for another reason, they end at once there.
+    """
     until = time.monotonic() + GRACE
     try:
         for process in processes:
-            if sys.platform != "win32":  # where it would end them at once, and Ctrl-C in the console reaches them too
+            if sys.platform != "win32" or not interrupted:
                 process.terminate()
         while any(process.poll() is None for process in processes) and time.monotonic() < until:
             time.sleep(PAUSE)

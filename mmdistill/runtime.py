@@ -29,8 +29,6 @@ UNFINISHED = ".mmdistill-part"
 """How the names of files end that are being written."""
 STALE = 86_400.0
 """Seconds after which nobody goes on writing what was last written to before them."""
-
-
 HELD = 1.0
 """Seconds for which another program may hold a file before it counts as its own."""
 
@@ -298,8 +296,16 @@ def data_root() -> Path:
     return Path(chosen) if chosen else cache_folder() / "data"
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left of the files that they were writing in a folder."""
+def remove_parts(folder: Path, alone: bool = True) -> None:
+    """Remove what killed processes left of the files that they were writing in a folder.
+
+    Args:
+        folder: which.
+        alone: whether no other process writes there; else only what none has written to for a day goes.
+    """
+    if not alone:
+        remove_stale_parts(folder)
+        return
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 

@@ -220,6 +220,7 @@ def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int
     running: dict[int, Running] = {}
     failed: list[DistillConfig] = []
     alone = len(devices) == 1  # a line may wait for its end
+    interrupted = False
     try:
         while waiting or running:
             for place, device in enumerate(devices):
@@ -236,11 +237,12 @@ def run_all(configs: Sequence[DistillConfig], devices: Sequence[str], total: int
                     running[place] = Running(config, _begun(config, device), time.monotonic(), title)
             time.sleep(PAUSE)
     except KeyboardInterrupt:
+        interrupted = True
         ending = f"{len(running)} run(s) end their step and keep a checkpoint; Ctrl-C again ends them at once"
         print(f"\nmmdistill: {ending}", file=sys.stderr)
         raise
     finally:
-        stop([run.process for run in running.values()])
+        stop([run.process for run in running.values()], interrupted)
     return failed
 
 

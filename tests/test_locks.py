@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -178,3 +179,31 @@ def test_windows_locks_the_file_by_its_own_call(tmp_path: Path, monkeypatch: pyt
             time.sleep(0.2)
             assert not later.done()
         assert later.result()
+
+
+def test_what_was_made_for_a_lock_goes_where_a_removed_file_stays_while_it_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, whose clients keep it under another name until it is closed."""
+    unlink, close, left = Path.unlink, os.close, tmp_path / "a" / "b" / ".nfs"
+
+    def renamed(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        left.touch()
+
+    def closed(handle: int) -> None:
+        close(handle)
+        left.exists() and unlink(left)  # type: ignore[func-returns-value]
+
+    with sole_writer(tmp_path / "a" / "b") as alone:
+        assert alone
+        monkeypatch.setattr(Path, "unlink", renamed)
+        monkeypatch.setattr(os, "close", closed)
+    monkeypatch.undo()
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_full_disk_is_no_folder_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "open", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"), sole_writer(tmp_path):
+        pass

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -289,8 +290,8 @@ def test_runs_that_get_ctrl_c_themselves_as_on_windows_end_their_steps(
     monkeypatch.setattr(subprocess.Popen, "terminate", subprocess.Popen.kill)
     child = """
 import time
-print("begun: \u00e9", flush=True)
 try:
+    print("begun: \u00e9", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(0.3)
@@ -299,11 +300,21 @@ except KeyboardInterrupt:
     log = tmp_path / "log.txt"
     with log.open("wb") as file:
         process = start([sys.executable, "-c", child], file)
-    while not log.stat().st_size:
+    while not log.stat().st_size and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     stop([process])
     assert log.read_text(encoding="utf-8").split() == ["begun:", "é", "kept"]
+
+
+@pytest.mark.parametrize(("interrupted", "ended"), [(True, []), (False, ["ended"])])
+def test_a_sweep_on_windows_ends_its_runs_itself_unless_ctrl_c_has_reached_them(
+    interrupted: bool, ended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    process = Mock(poll=Mock(return_value=0))
+    stop([process], interrupted)
+    assert ["ended" for _ in process.terminate.mock_calls] == ended
 
 
 def test_a_log_is_utf_8_whatever_the_systems_encoding_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,6 +370,7 @@ def _module(name: str, origin: str) -> SimpleNamespace:
         (["/m.py", "sweep"], _module("mine.work", "/m.py"), ["-m", "mine.work"]),
         (["mmdistill", "sweep"], _module("cProfile", "/lib/cProfile.py"), ["-m", "mmdistill"]),
         (["/y/x.py", "sweep"], _module("cProfile", "/lib/cProfile.py"), ["/y/x.py"]),
+        (["tests.test_sweep", "sweep"], _module("cProfile", "/lib/cProfile.py"), ["-m", "tests.test_sweep"]),
         (["/bin/mmdistill", "sweep"], _module("__main__", "/bin/mmdistill.exe/__main__.py"), ["/bin/mmdistill.exe"]),
         (["", "sweep"], SimpleNamespace(__spec__=None), ["-m", "mmdistill"]),
     ],

@@ -20,7 +20,7 @@ from mmdistill.bars import progress_bar
 from mmdistill.errors import DataError
 from mmdistill.image.pictures import GREY, TRANSPARENT, decode, each_readable, opened, upright_size
 from mmdistill.locks import sole_writer
-from mmdistill.runtime import atomic_write, cache_folder, remove_parts, remove_stale_parts
+from mmdistill.runtime import atomic_write, cache_folder, remove_parts
 
 IDX_UNSIGNED_BYTE = 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -324,9 +324,7 @@ def _mapped(paths: list[str], shape: tuple[int, int, int], place: Path) -> Tenso
     count = len(paths) * math.prod(shape)
     if not _is_decoded(place, count):
         with sole_writer(place.parent, wait="decode images") as alone:
-            (remove_parts if alone else remove_stale_parts)(
-                place.parent
-            )  # what is left there may be as large as the images
+            remove_parts(place.parent, alone)  # what is left there may be as large as the images
             if not _is_decoded(place, count):  # by the process that this one waited for
                 _decode_into(place, paths, shape)
     return torch.from_file(str(place), shared=False, size=count, dtype=torch.uint8).view(len(paths), *shape)

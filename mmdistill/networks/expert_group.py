@@ -8,6 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors
@@ -138,7 +139,7 @@ class ExpertGroup:
     def remove(self) -> None:
         """Remove what lies in the group's folder."""
         if self.folder.is_dir():
-            shutil.rmtree(self.folder)
+            _remove(self.folder)
 
 
 def epoch_digest(tensors: Tensors) -> Tensor:
@@ -179,7 +180,12 @@ def remove_finished(folder: Path) -> None:
     """Remove what is left of groups whose experts are all finished."""
     for left in _unfinished(folder):
         if all(shard(folder, index).exists() for index in numbers_in(left)):
-            shutil.rmtree(left)
+            _remove(left)
+
+
+def _remove(folder: Path) -> None:
+    with suppress(FileNotFoundError):  # of what another process removes at the same time
+        shutil.rmtree(folder)
 
 
 def numbers_in(path: Path) -> list[int]:

@@ -48,7 +48,7 @@ from mmdistill.networks.expert_manifest import (
 )
 from mmdistill.networks.fit import FitProtocol, Reached, Standing, fit_networks, steps_of_epoch, visits_and_size
 from mmdistill.networks.stacked import GradientEngine, Mode, stack_states
-from mmdistill.runtime import Draws, cache_folder, remove_parts, remove_stale_parts
+from mmdistill.runtime import Draws, cache_folder, remove_parts
 from mmdistill.store import opened_tensors, write_json
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Task, Tensors, augmented, shares_inputs, take
 
@@ -259,7 +259,7 @@ def train_experts(
             f"count, together and epochs are at least 1, got {count}, {together}, {recipe.protocol.epochs}"
         )
     with sole_writer(folder, wait="train experts") as alone:
-        (remove_parts if alone else remove_stale_parts)(folder)
+        remove_parts(folder, alone)
         recipe = longer(recipe, folder)
         wanted = identity(task, recipe)
         if (folder / MANIFEST).exists():
