@@ -156,7 +156,7 @@ def main() -> None:
             runs.append(follow(stream, memory, chosen.steps, seed, chosen.networks, place / f"seed-{seed}"))
     lines = table(found)
     write_json(place / "continual.json", {"row": chosen.row, "seeds": chosen.seeds, "steps": found})
-    (place / "continual.md").write_text("\n".join([f"`{chosen.row}`", "", *lines]) + "\n")
+    (place / "continual.md").write_text("\n".join([f"`{chosen.row}`", "", *lines]) + "\n", encoding="utf-8")
     draw(chosen.row, found, place / "continual.png")
     print("\n".join([*lines, f"wrote {place}/continual.json, .md and .png"]))
 

@@ -185,7 +185,7 @@ def main() -> None:
     folder = folder_of(chosen.out / "search", chosen.row, 0).parent
     found = measure(row, names, seeds, (chosen.networks, chosen.whole_networks), folder)
     lines = table(found, whole_key(row[0]), (row[1], *REAL), names, seeds)
-    (folder / "search.md").write_text("\n".join([f"`{chosen.row}`", "", *lines]) + "\n")
+    (folder / "search.md").write_text("\n".join([f"`{chosen.row}`", "", *lines]) + "\n", encoding="utf-8")
     print("\n".join([*lines, f"wrote {folder}/search.json and search.md"]))
 
 

@@ -26,7 +26,7 @@ from mmdistill.names import baseline_names, canonical, first_few, split_names, u
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.registry import Domain
 from mmdistill.report import summary, write_comparison, write_report
-from mmdistill.run_folder import CONFIG, METRICS, require_finished
+from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, require_finished
 from mmdistill.runtime import use_deterministic_kernels
 from mmdistill.saving import draw, require_held
 from mmdistill.side_by_side import LEGEND, TIMES, draw_budgets, notes, table, write_csv
@@ -70,6 +70,8 @@ def _open_run(
 def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> None:
     """Do something with finished runs, one after the other; where it fails with one, the others have their turn.
 
+    Of several, those that are not finished are skipped.
+
     Args:
         folders: run folders, or folders of them.
         command: what is done with a run's folder.
@@ -83,10 +85,15 @@ def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> Non
         return
     failed = []
     for run in runs.values():
+        if unfinished := how_to_finish(run):
+            print(f"{run}: skipped, unfinished; {unfinished}")
+            continue
         print(f"{run}:")
         try:
             command(run)
-        except MmdistillError as error:
+        except BrokenPipeError:
+            raise
+        except (MmdistillError, OSError, UnicodeDecodeError) as error:
             print(f"failed: {error}")
             failed.append(run)
     if failed:

@@ -119,8 +119,8 @@ class ImageData:
     def of_classes(self, classes: Sequence[str | int]) -> "ImageData":
         """Return the images of some classes alone, which are numbered in this order, in the units of all of them.
 
-        So sets that are distilled from parts of the data can be put together, which parts with moments of their own
-        would not allow. Networks of the whole part train for as many epochs as before.
+        So sets that are distilled from parts of the data can be put together, which parts with moments of their own, or
+        a whitening, would not allow. Networks of the whole part train for as many epochs as before.
 
         Args:
             classes: two or more, by name or by index.
@@ -128,7 +128,8 @@ class ImageData:
             ConfigError: an unknown class, one that comes twice, or fewer than two.
         """
         names = list(self.class_names)
-        if isinstance(classes, str) or len(classes) < 2:
+        classes = classes.tolist() if isinstance(classes, Tensor) else classes
+        if isinstance(classes, str) or not isinstance(classes, Sequence) or len(classes) < 2:
             raise ConfigError(f"a list of two or more classes is taken, got {classes!r}")
         chosen = [names.index(one) if one in names else one for one in classes]
         for one in chosen:

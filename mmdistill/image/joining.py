@@ -36,7 +36,7 @@ def joined(task: ImageTask, sets: Sequence[DistilledSet]) -> Batch:
 
     Raises:
         ConfigError: no sets, or one of a class that the task lacks.
-        CheckpointError: a set of other data than images, or in other units.
+        CheckpointError: a set of other data than images, or in other units (whitened by a matrix of its own, say).
         ShapeError: images of another shape.
         UnsupportedError: labels that are scores, which say nothing of other sets' classes, or steps in a fixed order.
     """
@@ -67,6 +67,11 @@ def _renumbered(task: ImageTask, one: DistilledSet) -> Batch:
         raise CheckpointError(
             f"a set of {one.info.data!r} is in the units of {one.info.units}, the task in those of {info.units}: make "
             "the tasks of all classes from parts of one ImageData (of_classes)"
+        )
+    if any(not torch.equal(tensor, info.tensors[name].to(tensor)) for name, tensor in one.info.tensors.items()):
+        raise CheckpointError(
+            f"a set of {one.info.data!r} is whitened by another matrix than the task: whiten all data first, "
+            "data = image_task(data, whiten=...).data, and make the tasks from parts of these (of_classes)"
         )
     if unknown := [name for name in one.info.class_names if name not in names]:
         raise ConfigError(f"a set is of the class {unknown[0]!r}, which the task lacks ({', '.join(names)})")

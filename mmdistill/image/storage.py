@@ -1,8 +1,8 @@
 """Ways of storing images, for any method: ``METHODS["dm"].stored_as(tiled(2))``, or ``--parameterization`` by name.
 
-Each takes no more bytes than the bytes given, or than the raw images of the same ipc with their labels; but up-sampling
-beside soft labels stores one for each of its ``factor ** 2`` samples per image, which come on top. Where codes are no
-pixels, the storage brings the rates of its groups ``codes`` and ``decoder`` along.
+Each takes no more bytes than the bytes given, or than the raw images of the same ipc with their labels; but up-sampled
+pixels with soft labels store one for each of their ``factor ** 2`` samples per image, which come on top. Where codes
+are no pixels, the storage brings the rates of its groups ``codes`` and ``decoder`` along.
 """
 
 from collections.abc import Callable, Mapping
@@ -123,21 +123,6 @@ def _filling(
     return Storage(build, summary, rates, fills=True)
 
 
-PARAMETERIZATIONS: dict[str, Storage] = {
-    "raw": raw(),
-    "upsample-2": tiled(2),
-    "upsample-3": tiled(3),
-    "addressed": addressed(),
-    "hallucinated": hallucinated(),
-    "latent": latent(),
-    "addressed-hallucinated": addressed_hallucinated(),
-    "addressed-latent": addressed_latent(),
-    "coefficients": coefficients(),
-    "coefficients-by-index": coefficients(contained=False),
-    "canvas": canvas(),
-}
-"""By the name that ``--parameterization`` takes."""
-
 _CUT: dict[str, Callable[..., Storage]] = {
     "addressed": addressed,
     "hallucinated": hallucinated,
@@ -148,6 +133,16 @@ _CUT: dict[str, Callable[..., Storage]] = {
     "coefficients-by-index": partial(coefficients, contained=False),
     "canvas": canvas,
 }
+
+"""Those of other codes than pixels, whose images may be cut."""
+
+PARAMETERIZATIONS: dict[str, Storage] = {
+    "raw": raw(),
+    "upsample-2": tiled(2),
+    "upsample-3": tiled(3),
+    **{name: make() for name, make in _CUT.items()},
+}
+"""By the name that ``--parameterization`` takes."""
 
 
 def _cut(make: Callable[..., Storage], tiles: int) -> Storage:

@@ -51,7 +51,8 @@ class ImageBudget:
         """
         counts, _, num_classes = shares_of(task, budget)
         shape = require_images(task.select(torch.zeros(1, dtype=torch.long)).inputs).shape
-        require_tiles(shape, tiles)
+        if tiles != 1:  # else images of one pixel's height would be refused, which nobody cuts
+            require_tiles(shape, tiles)
         room = cls(int(counts.min()), (shape[1], shape[2], shape[3]), num_classes, label, stored_bytes, tiles)
         if not stored_bytes:
             return room
@@ -63,7 +64,7 @@ class ImageBudget:
         return self.label == "hard"
 
     @property
-    def samples(self) -> int:
+    def samples_per_image(self) -> int:
         """How many samples one decoded image is cut into."""
         return self.tiles**2
 
@@ -77,7 +78,7 @@ class ImageBudget:
     @property
     def decoded_label_bytes(self) -> int:
         """The bytes of the labels of one decoded image: one label where samples share it, else one for each tile."""
-        return self.label_bytes * (1 if self.shared_labels else self.samples)
+        return self.label_bytes * (1 if self.shared_labels else self.samples_per_image)
 
     @property
     def image_bytes(self) -> int:
@@ -134,8 +135,7 @@ class ImageBudget:
         found = (self.stored_bytes - taken) // each
         if found < 1:
             least = taken + each
-            images = -(-least // (self.num_classes * self.image_bytes))
-            enough = f"--bytes {least}" if self.given else f"--ipc {images}"
+            enough = f"--bytes {least}" if self.given else f"--ipc {-(-least // (self.num_classes * self.image_bytes))}"
             raise ConfigError(
                 f"the budget is {self.stored_bytes:,} bytes, of which {taken:,} go to what codes share, and too few "
                 f"are left for one code per class; it takes {least:,} ({enough})"
@@ -148,7 +148,7 @@ class ImageBudget:
 
     def labels(self, codes: int, images: int) -> Labels:
         """Return labels of so many codes per class, each of so many images: one each if shared, else one per sample."""
-        count = codes * (1 if self.shared_labels else images * self.samples)
+        count = codes * (1 if self.shared_labels else images * self.samples_per_image)
         return make_labels(self.label, self.classes(count), self.num_classes)
 
     def targets(self, task: Task, per_class: int, init: InitKind, draws: Draws) -> Tensor:
@@ -158,7 +158,7 @@ class ImageBudget:
         """
         if init == "noise":
             return draws.fold("noise").to(task.device).normal(self.num_classes * per_class, *self.shape)
-        counts = torch.full((self.num_classes,), per_class * self.samples)
+        counts = torch.full((self.num_classes,), per_class * self.samples_per_image)
         return composed(require_images(task.select(choose_repeatedly(task, init, counts, draws)).inputs), self.tiles)
 
 

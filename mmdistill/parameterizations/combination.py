@@ -124,7 +124,7 @@ def learned_coefficients(
     channels = room.shape[0]
     scale, space = _byte_scale(task), pixel_space(task, channels)
     if not contained:
-        image_bytes = room.samples * (2 if len(task.labels) <= 65536 else 4)
+        image_bytes = room.samples_per_image * (2 if len(task.labels) <= 65536 else 4)
     else:
         image_bytes = room.numel * (1 if scale else FLOAT_BYTES)
 
@@ -136,18 +136,18 @@ def learned_coefficients(
     samples = room.per_class * multiple
     members = torch.bincount(task.labels, minlength=room.num_classes)
     fewest = int(members.argmin())
-    if members[fewest] < 2 * room.samples:
+    if members[fewest] < 2 * room.samples_per_image:
         raise DataError(
-            f"samples are combinations of at least {2 * room.samples} real images of their class, and class "
+            f"samples are combinations of at least {2 * room.samples_per_image} real images of their class, and class "
             f"{task.describe().class_names[fewest]} has {int(members[fewest])}; choose another --parameterization"
         )
-    count = min(fitting(room), int(members[fewest]) // room.samples)
+    count = min(fitting(room), int(members[fewest]) // room.samples_per_image)
     if count < 2:
         raise ConfigError(
             f"{room.stored_bytes:,} bytes leave no room for two real images per class beside {samples} samples' "
             f"coefficients; {room.enough(lambda larger: fitting(larger) >= 2, multiple)}"
         )
-    indices = choose_start(task, init, torch.full((room.num_classes,), count * room.samples), draws)
+    indices = choose_start(task, init, torch.full((room.num_classes,), count * room.samples_per_image), draws)
     images = composed(require_images(task.select(indices).inputs), room.tiles)
     if contained and scale:
         images = ((images * space.std + space.mean) * scale).round().to(torch.uint8)
@@ -155,7 +155,7 @@ def learned_coefficients(
     return CombinedImages(
         coefficients,
         images.view(room.num_classes, count, *room.shape),
-        indices.view(room.num_classes, count * room.samples),
+        indices.view(room.num_classes, count * room.samples_per_image),
         room.labels(samples, 1),
         contained,
         space,

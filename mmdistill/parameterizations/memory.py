@@ -18,7 +18,7 @@ from mmdistill.parameterizations.decoder import (
     latent_decoders,
     stored_decoders,
 )
-from mmdistill.parameterizations.tiles import ImageCodes, spread_targets
+from mmdistill.parameterizations.tiles import ImageCodes
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws
 from mmdistill.settings import InitKind
@@ -46,8 +46,6 @@ class AddressedMemory(ImageCodes):
     Source: Deng and Russakovsky, NeurIPS 2022; survey Sec. 3.4.3, Eq. 29.
     """
 
-    separable = True
-
     def __init__(self, memory: Tensor, addresses: Tensor, labels: Labels, factor: int = 1, tiles: int = 1) -> None:
         if addresses.ndim != 3 or memory.ndim != 4 or addresses.shape[2] != len(memory) or factor < 1:
             raise ConfigError(
@@ -60,6 +58,7 @@ class AddressedMemory(ImageCodes):
         self.memory = nn.Parameter(memory.clone())
         self.addresses = nn.Parameter(addresses.clone())
         self.factor = factor
+        self.separable = tiles == 1
 
     def forward(self, draws: Draws) -> Batch:
         """Combine the bases and up-sample."""
@@ -68,12 +67,11 @@ class AddressedMemory(ImageCodes):
 
     def part(self, rows: Tensor, draws: Draws) -> Batch:
         """Decode some samples alone."""
-        cut, flat = self.tiles**2, self.addresses.transpose(0, 1).flatten(0, 1)
-        images = torch.einsum("nk,kxyz->nxyz", flat.index_select(0, rows // cut), self.memory)
-        images = self._enlarged(images)
-        by_image = self.samples_of(images).view(len(rows), cut, *images.shape[1:])
-        inputs = by_image[torch.arange(len(rows), device=rows.device), rows % cut]
-        return Batch(inputs, spread_targets(self.labels(), cut * len(flat))[rows], inputs.new_ones(len(inputs)))
+        if self.tiles > 1:  # rows of which each may be another image's, all of whose tiles were then cut for one
+            return super().part(rows, draws)
+        own = self.addresses.transpose(0, 1).flatten(0, 1).index_select(0, rows)
+        inputs = torch.einsum("nk,kxyz->nxyz", own, self.memory)
+        return Batch(self._enlarged(inputs), self.labels()[rows], inputs.new_ones(len(inputs)))
 
     def _enlarged(self, images: Tensor) -> Tensor:
         if self.factor == 1:
@@ -202,7 +200,8 @@ def _sizes(room: ImageBudget, factor: int, multiple: int, bases: int) -> tuple[i
         count = bases * room.per_class
         left = room.stored_bytes - FLOAT_BYTES * basis * count
         samples = left // (FLOAT_BYTES * room.num_classes * count + per_label)
-    most = max(min(MOST_PER_CLASS, MOST_IN_ALL // room.num_classes), multiple * room.per_class)
+    most = min(MOST_PER_CLASS, MOST_IN_ALL // room.num_classes) // room.samples_per_image
+    most = max(most, multiple * room.per_class)
     if not bases or samples > most:
         samples = most if bases else room.per_class * multiple
         total = samples * room.num_classes

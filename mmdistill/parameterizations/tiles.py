@@ -20,7 +20,8 @@ class ImageCodes(Parameterization):
     more than the others: all pixels belong to a tile.
 
     Args:
-        labels: one target per code, per image or per sample; fewer are shared by equal runs of consecutive samples.
+        labels: one target per code or per sample (where each code is one image, per image); fewer are shared by equal
+            runs of consecutive samples.
         classes: ``(N,)`` the class that each decoded image stands for.
         num_classes: C.
         tiles: per side of an image, each up-sampled bilinearly; 1: images are the samples.

@@ -9,7 +9,7 @@ from mmdistill.coresets import choose_repeatedly
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, UnknownNameError
 from mmdistill.image import DOMAIN, ImageTask, image_task
-from mmdistill.image.storage import FAMILIES, addressed, addressed_latent, hallucinated, latent
+from mmdistill.image.storage import FAMILIES, addressed, addressed_latent, canvas, coefficients, hallucinated, latent
 from mmdistill.labels import FixedLabels, LabelKind, LearnedLabels
 from mmdistill.methods import CORE_METHODS
 from mmdistill.parameterizations.budget import ImageBudget
@@ -59,14 +59,14 @@ def test_a_memorys_images_are_cut_row_by_row() -> None:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_some_tiles_of_a_memory_are_decoded_alone(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_tiles_of_a_memory_are_taken_of_all(shared: bool) -> None:
     memory, addresses = KEY.fold("m").normal(3, 1, 4, 4), KEY.fold("a").normal(2, 2, 3)
     labels = FixedLabels(CLASSES) if shared else LearnedLabels(KEY.fold("l").normal(16, 2))
     made = AddressedMemory(memory, addresses, labels, 2, 2)
     whole, rows = made(KEY), torch.tensor([15, 0, 6, 6, 9])
-    monkeypatch.setattr(AddressedMemory, "forward", lambda *args: pytest.fail("all were decoded"))
+    assert not made.separable
     for found, expected in zip(made.part(rows, KEY), take(whole, rows), strict=True):
-        torch.testing.assert_close(found, expected)
+        assert torch.equal(found, expected)
 
 
 def test_styles_of_a_tile_are_neighbours() -> None:
@@ -178,6 +178,17 @@ def test_names_of_cut_storages() -> None:
     for wrong in ("latent-upsample-0", "gan-latents-upsample-2", "upsample-2-upsample-2"):
         with pytest.raises(UnknownNameError):
             get_parameterization(DOMAIN, wrong)
+
+
+def test_images_of_one_pixels_height_are_stored_uncut() -> None:
+    images = (KEY.normal(12, 1, 1, 16).abs() * 60).clamp(0, 255).to(torch.uint8)
+    thin = image_task((images, torch.arange(12) % 2), test=(images, torch.arange(12) % 2), model="mlp-w8")
+    settings = {"steps": 1, "real_batch": 4}
+    for storage in (addressed(factor=1), coefficients(), canvas(1)):
+        found = distill(thin, "dm", ipc=4, parameterization=storage, settings=settings)
+        assert found.batch.inputs.shape[1:] == (1, 1, 16)  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="cuts images of 1 x 16 pixels"):
+        distill(thin, "dm", ipc=4, parameterization=canvas(1, tiles=2), settings=settings)
 
 
 def test_tiles_of_one_pixel_are_refused_before_anything_is_made(task: ImageTask) -> None:
