@@ -56,7 +56,6 @@ def tiled(factor: int = 2) -> Storage:
 def latent(factor: int = 4, count: int = 2, width: int = 8, tiles: int = 1) -> Storage:
     """Small codes that decoders share, see :func:`~mmdistill.parameterizations.decoder.latent_codes`."""
     summary = f"codes of 1/{factor} the side, each through {count} small decoders that all share"
-
     build = partial(latent_codes, factor=factor, count=count, width=width)
     return _filling(build, summary, LATENT_RATES, tiles)
 
@@ -64,7 +63,6 @@ def latent(factor: int = 4, count: int = 2, width: int = 8, tiles: int = 1) -> S
 def hallucinated(count: int = 5, tiles: int = 1) -> Storage:
     """Bases in several styles, see :func:`~mmdistill.parameterizations.decoder.hallucinated_bases`."""
     summary = f"full-size bases, each rendered by {count} hallucinators that all share"
-
     return _filling(partial(hallucinated_bases, count=count), summary, STYLED_RATES, tiles)
 
 
@@ -72,14 +70,12 @@ def addressed(factor: int = 2, multiple: int = 4, bases: int = 0, tiles: int = 1
     """Combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_memory`."""
     what = f"combinations of {bases} bases" if bases else f"{multiple} combinations per raw image of bases"
     build = partial(addressed_memory, factor=factor, multiple=multiple, bases=bases)
-
     return _filling(build, f"{what} of 1/{factor} the side", PIXEL_RATES, tiles)
 
 
 def addressed_latent(factor: int = 4, count: int = 2, width: int = 8, multiple: int = 16, tiles: int = 1) -> Storage:
     """Decoded combinations of shared codes, see :func:`~mmdistill.parameterizations.memory.addressed_latents`."""
     summary = f"as latent, but of {multiple} combinations per raw image of codes that all classes share"
-
     build = partial(addressed_latents, factor=factor, count=count, width=width, multiple=multiple)
     return _filling(build, summary, LATENT_RATES, tiles)
 
@@ -87,7 +83,6 @@ def addressed_latent(factor: int = 4, count: int = 2, width: int = 8, multiple: 
 def addressed_hallucinated(count: int = 5, multiple: int = 4, tiles: int = 1) -> Storage:
     """Styled combinations of shared bases, see :func:`~mmdistill.parameterizations.memory.addressed_bases`."""
     summary = f"as hallucinated, but of {multiple} combinations per raw image of bases that all classes share"
-
     build = partial(addressed_bases, count=count, multiple=multiple)
     return _filling(build, summary, STYLED_RATES, tiles)
 

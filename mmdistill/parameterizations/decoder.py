@@ -3,7 +3,8 @@
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,9 @@ class Decoded(ImageCodes):
             if len(sizes) == len(self.decoder):
                 return {"decoder": kind, "sizes": sizes, "tiles": self.tiles}
         return None
+
+
+Made = TypeVar("Made", bound=Decoded)
 
 
 class DecodedCodes(Decoded):
@@ -228,18 +232,8 @@ def hallucinated_bases(
         ConfigError: a budget that the hallucinators alone exhaust.
     Source: Liu et al., NeurIPS 2022; survey Sec. 3.4.3.
     """
-    decoders, bases = hallucinators_and_bases(room, draws, count)
-    return _started(task, room, bases, decoders, lambda images: images, init, draws, warm_up)
-
-
-def hallucinators_and_bases(room: ImageBudget, draws: Draws, count: int = 5) -> tuple[list[nn.Module], int]:
-    """Return hallucinators, and how many bases of each class fit into a budget beside them.
-
-    Raises:
-        ConfigError: a budget that the hallucinators alone exhaust.
-    """
     decoders = hallucinators(room, draws, count)
-    return decoders, room.codes_per_class(room.numel, decoders, count)
+    return _of_their_own(task, room, decoders, room.numel, lambda images: images, init, draws, warm_up)
 
 
 def hallucinators(room: ImageBudget, draws: Draws, count: int) -> list[nn.Module]:
@@ -273,20 +267,8 @@ def latent_codes(
     Differs from: sizes of codes and decoders, and the start near real images, are this library's own.
     Source: Lee et al., 2022 (KFS); survey Sec. 3.4.3.
     """
-    decoders, codes = decoders_and_codes(room, draws, factor, count, width)
-    return _started(task, room, codes, decoders, lambda images: F.avg_pool2d(images, factor), init, draws, warm_up)
-
-
-def decoders_and_codes(
-    room: ImageBudget, draws: Draws, factor: int = 4, count: int = 2, width: int = 8
-) -> tuple[list[nn.Module], int]:
-    """Return decoders, and how many codes of each class fit into a budget beside them.
-
-    Raises:
-        ConfigError: a factor that does not divide the sides, or a budget that the decoders alone exhaust.
-    """
-    decoders = latent_decoders(room, draws, factor, count, width)
-    return decoders, room.codes_per_class(room.numel // factor**2, decoders, count)
+    decoders, numel = latent_decoders(room, draws, factor, count, width), room.numel // factor**2
+    return _of_their_own(task, room, decoders, numel, partial(F.avg_pool2d, kernel_size=factor), init, draws, warm_up)
 
 
 def latent_decoders(room: ImageBudget, draws: Draws, factor: int, count: int, width: int) -> list[nn.Module]:
@@ -301,23 +283,53 @@ def latent_decoders(room: ImageBudget, draws: Draws, factor: int, count: int, wi
     return make_decoders(lambda: LatentDecoder(channels, factor, width), count, draws.fold("decoders"))
 
 
-def _started(
+def _of_their_own(
     task: Task,
     room: ImageBudget,
-    per_class: int,
     decoders: Sequence[nn.Module],
+    numel: int,
     encode: Callable[[Tensor], Tensor],
     init: InitKind,
     draws: Draws,
     warm_up: int,
 ) -> DecodedCodes:
-    """Return codes that start from real images, each decoded image fitted to one of its own."""
-    count = len(decoders)
-    targets = room.targets(task, per_class * count, init, draws)
-    codes = encode(targets[::count])
-    classes = room.classes(per_class).to(task.device)
-    made = DecodedCodes(codes, decoders, room.labels(per_class, count), classes, room.num_classes, room.tiles)
-    made.to(task.device)
+    """Return as many codes of so many numbers each as fit into a budget beside their decoders, started."""
+    per_class = room.codes_per_class(numel, decoders, len(decoders))
+
+    def make(codes: Tensor, labels: Labels) -> DecodedCodes:
+        return DecodedCodes(
+            codes, decoders, labels, room.classes(per_class).to(codes.device), room.num_classes, room.tiles
+        )
+
+    return started(task, room, per_class, len(decoders), encode, make, init, draws, warm_up)
+
+
+def started(
+    task: Task,
+    room: ImageBudget,
+    per_class: int,
+    styles: int,
+    encode: Callable[[Tensor], Tensor],
+    make: Callable[[Tensor, Labels], Made],
+    init: InitKind,
+    draws: Draws,
+    warm_up: int,
+) -> Made:
+    """Return codes and decoders that start from real images, each decoded image fitted to one of its own.
+
+    Args:
+        task: a task of images with classes.
+        room: the budget.
+        per_class: codes of each class.
+        styles: images that are decoded from each code.
+        encode: from images ``(n, channels, height, width)`` to codes that stand for them.
+        make: of such codes, one for each image to start from, and their labels.
+        init: how real images are chosen; with ``noise``, none are fitted.
+        draws: the key.
+        warm_up: steps of fitting.
+    """
+    targets = room.targets(task, per_class * styles, init, draws)
+    made = make(encode(targets[::styles]), room.labels(per_class, styles)).to(task.device)
     if init != "noise":
         fit_to_images(made, targets, warm_up, draws)
     return made

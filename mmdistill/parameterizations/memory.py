@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from mmdistill.labels import Labels
 from mmdistill.parameterizations.budget import FLOAT_BYTES, ImageBudget, bytes_of
 from mmdistill.parameterizations.decoder import (
     Decoded,
-    fit_to_images,
     hallucinators,
     latent_decoders,
+    started,
     stored_decoders,
 )
 from mmdistill.parameterizations.tiles import ImageCodes
@@ -234,7 +235,7 @@ def addressed_latents(
         ConfigError: a factor that does not divide the sides, or a budget that leaves no code.
     """
     decoders = latent_decoders(room, draws, factor, count, width)
-    return _combined(task, room, decoders, lambda images: F.avg_pool2d(images, factor), multiple, init, draws)
+    return _combined(task, room, decoders, partial(F.avg_pool2d, kernel_size=factor), multiple, init, draws)
 
 
 def addressed_bases(
@@ -265,16 +266,16 @@ def _combined(
     draws: Draws,
     warm_up: int = 300,
 ) -> AddressedCodes:
-    """Return combinations of shared codes that start from real images, each decoded image fitted to one of its own."""
-    count, combinations = len(decoders), multiple * room.per_class
-    targets = room.targets(task, combinations * count, init, draws)
-    wanted = encode(targets[::count])
-    memory, addresses = best_approximation(wanted, shared_codes(room, wanted[0].numel(), decoders, multiple), draws)
-    by_class = addresses.view(room.num_classes, combinations, len(memory)).transpose(0, 1)
-    made = AddressedCodes(memory, by_class, decoders, room.labels(combinations, count), room.tiles).to(task.device)
-    if init != "noise":
-        fit_to_images(made, targets, warm_up, draws)
-    return made
+    """Return combinations of as many shared codes as fit into a budget beside decoders and addresses, started."""
+    combinations = multiple * room.per_class
+
+    def make(wanted: Tensor, labels: Labels) -> AddressedCodes:
+        codes = shared_codes(room, wanted[0].numel(), decoders, multiple)
+        memory, addresses = best_approximation(wanted, codes, draws)
+        by_class = addresses.view(room.num_classes, combinations, codes).transpose(0, 1)
+        return AddressedCodes(memory, by_class, decoders, labels, room.tiles)
+
+    return started(task, room, combinations, len(decoders), encode, make, init, draws, warm_up)
 
 
 def shared_codes(room: ImageBudget, numel: int, decoders: Sequence[nn.Module], multiple: int) -> int:
