@@ -24,7 +24,6 @@ from mmdistill.locks import sole_writer
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
 from mmdistill.names import baseline_names, canonical, first_few, split_names, unknown_name
 from mmdistill.pivot import pivot, write_latex
-from mmdistill.registry import Domain
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, require_finished
 from mmdistill.runtime import use_deterministic_kernels
@@ -48,8 +47,8 @@ def _finished_set(folder: Path) -> DistilledSet:
 
 def _open_run(
     folder: Path, device: str = "cpu", changed: Callable[[DistillConfig], DistillConfig] = lambda config: config
-) -> tuple[DistillConfig, Domain, Task, DistilledSet]:
-    """Return a finished run's configuration, changed for judging, and the domain, the task and the set that it names.
+) -> tuple[DistillConfig, Task, DistilledSet]:
+    """Return a finished run's configuration, changed for judging, and the task and the set that it names.
 
     Raises:
         CheckpointError: no run, an unfinished one, or a set of other data than are there.
@@ -62,9 +61,9 @@ def _open_run(
     config = changed(config)
     if config.deterministic:
         use_deterministic_kernels()
-    domain, task = make_task(config, device)
+    _, task = make_task(config, device)
     distilled.require(task.describe())
-    return config, domain, task, distilled
+    return config, task, distilled
 
 
 def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> None:
@@ -128,7 +127,7 @@ def _evaluate(folder: Path, asked: EvaluateConfig) -> None:
         raise ConfigError(
             f"{folder} cannot be written to, where the results belong; copy the folder and judge the copy"
         )
-    config, _, task, distilled = _open_run(folder, asked.device, asked.replaced)
+    config, task, distilled = _open_run(folder, asked.device, asked.replaced)
     if "inner_parts" in distilled.learned and (asked.judge_epochs or asked.judge_batch or asked.protocol):
         print("note: judges take this set's own learned steps; how they train concerns its baselines alone")
     with sole_writer(folder):
@@ -165,7 +164,7 @@ def report_command(folders: Sequence[str]) -> None:
 
 def _report(folder: Path) -> None:
     """Draw a finished run and write its report."""
-    _, _, task, distilled = _open_run(folder)
+    _, task, distilled = _open_run(folder)
     pictures = draw(task, distilled, folder)
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
     for path in write_report(folder, distilled, metrics, pictures):
@@ -219,7 +218,7 @@ def export_command(run: str, format: str, to: str | None) -> None:
     if (Path(run) / CONFIG).exists():  # of a run that was made in Python there is none
         require_own_config(DistillConfig.load(Path(run) / CONFIG), distilled, Path(run))
     folder = Path(run) / "export" if to is None else Path(to)
-    written = export(distilled, format, folder, lambda: _open_run(Path(run))[2])
+    written = export(distilled, format, folder, lambda: _open_run(Path(run))[1])
     if canonical(format) == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()
         lost = "; pictures have no soft labels, but the class that each stands for" if soft else ""
