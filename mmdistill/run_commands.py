@@ -8,11 +8,7 @@ from torch import Tensor
 
 from mmdistill.abilities import chosen_judging
 from mmdistill.allocation import subset_bytes
-from mmdistill.assembly import (
-    make_task,
-    note_of_more_steps,
-    require_own_config,
-)
+from mmdistill.assembly import make_task, note_of_more_steps, require_own_config
 from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, runs_in, without_scores
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, ShapeError, UnsupportedError
 from mmdistill.image.augment import image_inputs
 from mmdistill.image.task import ImageTask
 from mmdistill.isolation import isolated
-from mmdistill.labels import are_probabilities
+from mmdistill.labels import are_probabilities, as_probabilities
 from mmdistill.task import Batch, one_tensor
 
 
@@ -47,10 +46,7 @@ def joined(task: ImageTask, sets: Sequence[DistilledSet]) -> Batch:
     parts = [_renumbered(task, one) for one in sets]
     inputs, targets, weights = zip(*parts, strict=True)
     if any(own.is_floating_point() for own in targets):
-        classes = len(task.data.class_names)
-        targets = tuple(
-            own if own.is_floating_point() else functional.one_hot(own, classes).to(torch.float32) for own in targets
-        )
+        targets = tuple(as_probabilities(own, len(task.data.class_names)) for own in targets)
     return Batch(torch.cat(inputs), torch.cat(targets), torch.cat(weights))
 
 

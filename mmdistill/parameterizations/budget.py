@@ -10,7 +10,7 @@ from mmdistill.allocation import shares_of
 from mmdistill.coresets import choose_repeatedly
 from mmdistill.errors import ConfigError
 from mmdistill.labels import LabelKind, Labels, make_labels
-from mmdistill.parameterizations.base import stored_tensor_bytes
+from mmdistill.parameterizations.base import index_bytes, stored_tensor_bytes
 from mmdistill.parameterizations.tiles import composed, require_tiles
 from mmdistill.parameterizations.upsample import require_images
 from mmdistill.runtime import Draws
@@ -72,7 +72,7 @@ class ImageBudget:
     def label_bytes(self) -> int:
         """The bytes of one label."""
         if self.shared_labels:
-            return 1 if self.num_classes <= 256 else 2
+            return index_bytes(self.num_classes)
         return FLOAT_BYTES * self.num_classes
 
     @property
