@@ -18,7 +18,7 @@ from mmdistill.parameterizations.tiles import ImageCodes
 from mmdistill.rehearsal import is_rehearsal
 from mmdistill.runtime import Draws, host_draws_from
 from mmdistill.settings import InitKind
-from mmdistill.task import Batch, Task, Tensors
+from mmdistill.task import Batch, Task, Tensors, under
 
 WARM_UP_LR = 0.01
 FITTED_AT_ONCE = 16_384
@@ -197,9 +197,8 @@ def stored_decoders(plain: Mapping[str, Any], tensors: Tensors, dtype: torch.dty
         tensors: what was stored, by name.
         dtype: of the codes.
     """
-    prefix = "decoder."
     decoders = nn.ModuleList(DECODERS[plain["decoder"]](*sizes) for sizes in plain["sizes"]).to(dtype)
-    decoders.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+    decoders.load_state_dict(under("decoder.", tensors))
     return list(decoders)
 
 
