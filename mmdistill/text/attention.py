@@ -9,8 +9,11 @@ from mmdistill.parameterizations.raw import Raw
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Targets
 
-NEGLIGIBLE = 1e-9
-"""Added to attention before its logarithm is taken; masked keys have none."""
+NEGLIGIBLE = 1e-12
+"""Added to attention before its logarithm is taken, since masked keys have none.
+
+Real texts have attention of 5e-10, so more than this would change the gradient (1e-9 by half).
+"""
 
 
 def class_labels(targets: Targets) -> Tensor:

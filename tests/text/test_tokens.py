@@ -411,6 +411,9 @@ def test_the_attention_loss_against_loops() -> None:
         expected = oracle.attention_divergence(attention[row].tolist(), labels[row].tolist())
         assert float(found[row]) == pytest.approx(expected, rel=1e-6)
     assert float(attention_loss(labels, labels).abs().max()) < 1e-12
+    faint = torch.tensor([1.0, 1e-9], dtype=torch.float64).expand(1, 1, 1, 2)  # as little as real texts have
+    divergence = oracle.attention_divergence([[[1.0, 1e-9]]], [[[0.5, 0.5]]])
+    assert float(attention_loss(faint, torch.full_like(faint, 0.5))) == pytest.approx(divergence, rel=1e-4)
     with pytest.raises(ShapeError, match="against labels"):
         attention_loss(attention, labels[:, :1])
 
