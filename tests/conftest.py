@@ -20,3 +20,14 @@ def baselines_of_this_test_alone(tmp_path_factory: pytest.TempPathFactory, monke
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(kept_baselines, "cache_folder", lambda: folder)
     return folder
+
+
+@pytest.fixture
+def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit the starts of codes to their images for two steps, where how near they come is not what a test is about."""
+    from mmdistill.parameterizations import decoder
+
+    fit = decoder.fit_to_images
+    monkeypatch.setattr(
+        decoder, "fit_to_images", lambda made, images, steps, draws: fit(made, images, min(steps, 2), draws)
+    )
