@@ -1,7 +1,9 @@
 """Tests run side by side: one thread each, since threads that wait for each other's cores cost many times the work."""
 
+import gc
 import os
 import signal
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell's script starts in the background
@@ -10,6 +12,17 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell's sc
 from pathlib import Path
 
 import pytest
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect no garbage among the libraries' objects: not while they are imported, nor in each test."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
