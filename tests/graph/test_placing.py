@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ GRAPH = planted_graph()
 
 
 def task() -> GraphTask:
-    return graph_task(GRAPH, protocol=FAST)
+    return graph_task(GRAPH, protocol=replace(FAST, epochs=20))
 
 
 def chosen(own: GraphTask) -> tuple[Batch, Tensors]:

@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,19 @@ PROTOCOLS = {
     "restarted": replace(PUBLISHED, epochs=EPOCHS, lr=0.1, batch=32, momentum=0.9, decay_at=(0.5,)),
     "adam": FitProtocol(EPOCHS, lr=0.01, optimizer="adam", batch=32, cosine=True, warmup=20),
 }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, bytes]]:
+    """Return what three experts of a protocol leave where nothing interrupts them."""
+
+    @cache
+    def trained(protocol: str) -> dict[str, bytes]:
+        folder = tmp_path_factory.mktemp("whole") / protocol
+        train_experts(BlobTask(), folder, 3, ExpertRecipe(PROTOCOLS[protocol]), together=2)
+        return contents(folder)
+
+    return trained
 
 
 @pytest.fixture(autouse=True)
@@ -61,15 +75,16 @@ def interrupted(task: Task, folder: Path, recipe: ExpertRecipe, after: int, toge
 
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
 @pytest.mark.parametrize("after", [1, STEPS, 3 * STEPS + 1, 4 * STEPS - 1, EPOCHS * STEPS, (EPOCHS + 2) * STEPS])
-def test_interrupted_experts_end_as_they_would_have(protocol: str, after: int, tmp_path: Path) -> None:
+def test_interrupted_experts_end_as_they_would_have(
+    protocol: str, after: int, whole: Callable[[str], dict[str, bytes]], tmp_path: Path
+) -> None:
     task, recipe = BlobTask(), ExpertRecipe(PROTOCOLS[protocol])
-    train_experts(task, tmp_path / "whole", 3, recipe, together=2)
     interrupted(task, tmp_path / "cut", recipe, after)
     ticks: list[tuple[int, int]] = []
     train_experts(task, tmp_path / "cut", 3, recipe, together=2, progress=lambda *seen: ticks.append(seen[:2]))
     left = 2 * EPOCHS * STEPS - after
     assert ticks == [(step + 1, left) for step in range(left)]
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == whole(protocol)
     assert not [path for path in (tmp_path / "cut").iterdir() if path.is_dir()]
 
 
@@ -138,15 +153,16 @@ def test_a_long_epoch_is_kept_by_the_clock_too(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", [STATE, "epochs-0002-0002.safetensors"])
-def test_damage_begins_the_group_anew(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_begins_the_group_anew(
+    name: str, whole: Callable[[str], dict[str, bytes]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     task, recipe = BlobTask(), ExpertRecipe(PROTOCOLS["plain"])
-    train_experts(task, tmp_path / "whole", 3, recipe, together=2)
     interrupted(task, tmp_path / "cut", recipe, 3 * STEPS)
     damaged = tmp_path / "cut" / "group-0000-2" / name
     damaged.write_bytes(damaged.read_bytes()[:100])
     train_experts(task, tmp_path / "cut", 3, recipe, together=2)
     assert "experts begin anew, since what is left of them cannot be used" in caplog.text
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == whole("plain")
 
 
 def test_a_larger_group_is_left_for_smaller_ones(tmp_path: Path) -> None:

@@ -144,10 +144,12 @@ def test_counting_operations_leaves_the_adversary_as_it_is() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.objective.state_dict().items())
 
 
+@pytest.mark.usefixtures("short_fits")
 def test_haba_runs_and_resumes_with_its_adversary(tmp_path: Path) -> None:
     task = image_task("digits", model="mlp", width=4)
     method = get_method(DOMAIN, "haba", "digits")
     settings = {"steps": 4, "inner_steps": 3, "inner_parts": 2, "experts": 1, "expert_folder": str(tmp_path / "e")}
+    settings |= {"start_epochs": 2, "expert_steps": 1}
     whole = distill(task, method, ipc=4, settings=settings)
     distill(task, method, ipc=4, settings=settings, out=tmp_path / "run", checkpoint_every=2)
     sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))[-1].unlink()

@@ -22,6 +22,7 @@ from mmdistill.method import Storage
 from mmdistill.parameterizations.canvas import Canvases
 from mmdistill.parameterizations.codes import CODES, decode, load_codes, save_codes
 from mmdistill.parameterizations.decoder import DecodedCodes, LatentDecoder
+from mmdistill.parameterizations.generated import Inversion
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
 
@@ -39,6 +40,8 @@ STORAGES: dict[str, Storage | str] = {
     "canvas-upsample-2": canvas(1, tiles=2),
 }
 
+pytestmark = pytest.mark.usefixtures("short_fits")
+
 
 @pytest.fixture(scope="module")
 def task() -> ImageTask:
@@ -46,7 +49,7 @@ def task() -> ImageTask:
 
 
 def run(task: ImageTask, storage: Storage | str, label: str, out: Path) -> DistilledSet:
-    settings = {"steps": 2, "real_batch": 4, "outer_steps": 1, "teacher_epochs": 1}
+    settings = {"steps": 2, "real_batch": 4, "outer_steps": 1, "inner_steps": 2, "teacher_epochs": 1}
     method = "dd" if label == "unrestricted" else "dsa"  # which compares gradients of the cross entropy alone
     return distill(task, method, ipc=4, parameterization=storage, label=label, settings=settings, out=out)
 
@@ -111,7 +114,11 @@ class Images(nn.Module):
         return images.view(-1, 1, 8, 8)
 
 
-@pytest.mark.parametrize("make", [lambda: "raw", lambda: "coefficients-by-index", lambda: of_generator(Images(), 4)])
+def inverted() -> Storage:
+    return of_generator(Images(), 4, inversion=Inversion(steps=2, feature_steps=2))
+
+
+@pytest.mark.parametrize("make", [lambda: "raw", lambda: "coefficients-by-index", inverted])
 def test_what_needs_more_than_its_tensors_is_not_written(
     task: ImageTask, make: Callable[[], Storage | str], tmp_path: Path
 ) -> None:

@@ -209,6 +209,7 @@ PACKAGED: dict[str, Callable[[], Storage]] = {
 }
 
 
+@pytest.mark.usefixtures("short_fits")
 @pytest.mark.parametrize("name", PACKAGED)
 def test_the_packages_own_ways_of_storing_pass(name: str) -> None:
     check_parameterization(image_task("digits", width=4), PACKAGED[name](), 4)

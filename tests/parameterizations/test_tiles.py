@@ -151,6 +151,7 @@ def test_shared_codes_and_their_combinations_fill_the_bytes(task: ImageTask) -> 
 
 
 @pytest.mark.parametrize("label", ["soft", "teacher"])
+@pytest.mark.usefixtures("short_fits")
 def test_each_tile_has_labels_of_its_own_within_the_bytes(task: ImageTask, label: LabelKind) -> None:
     settings = {"steps": 1, "real_batch": 4, "teacher_epochs": 1}
     for storage in (latent(2, 2, 2, tiles=2), addressed(multiple=1, tiles=2), addressed_latent(2, 1, 2, 1, 2)):
@@ -161,6 +162,7 @@ def test_each_tile_has_labels_of_its_own_within_the_bytes(task: ImageTask, label
         assert len(found.batch.weight) % 40 == 0
 
 
+@pytest.mark.usefixtures("short_fits")
 def test_haba_compares_the_styles_of_tiles(task: ImageTask) -> None:
     settings = {"steps": 1, "real_batch": 4, "experts": 1, "expert_steps": 1, "start_epochs": 1, "inner_steps": 1}
     found = distill(task, "haba", ipc=20, parameterization=hallucinated(2, tiles=2), settings=settings)
