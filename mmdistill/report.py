@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mmdistill.coresets import CORESETS
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
 from mmdistill.evaluation import Evaluation
@@ -122,11 +121,16 @@ def _changed(
     return [name if value is True else f"{name} {value}" for name, value in shown.items()]
 
 
-def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: int) -> str:
-    """Return the results as a table for the terminal: the distilled set beside its baselines."""
+def summary(distilled: DistilledSet, evaluation: Evaluation, beside: Mapping[str, int]) -> str:
+    """Return the results as a table for the terminal: the distilled set beside its baselines.
+
+    Args:
+        distilled: the set.
+        evaluation: what was judged.
+        beside: the bytes of baselines by name, of those that are known.
+    """
     rows = evaluation.rows()
-    sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes}
-    sizes |= dict.fromkeys(("random", *CORESETS), equal_count_bytes)  # others are no samples as they come
+    sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes, **beside}
     rows.append(["", "bytes", *(f"{sizes[name]:,}" if name in sizes else "-" for name in rows[0][2:])])
     made = f"{distilled.info.data}, {distilled.method}, {budget_in_words(distilled)}, seed {distilled.seed}"
     return "\n".join([f"{made}: {evaluation.units()}", aligned(rows), *evaluation.remarks()])

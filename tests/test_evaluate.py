@@ -27,6 +27,7 @@ from mmdistill.methods import CORE_METHODS
 from mmdistill.metrics import dropped_baselines, metrics_document
 from mmdistill.report import result_rows, summary
 from mmdistill.runtime import Draws
+from mmdistill.selections import known_bytes
 from mmdistill.task import Batch, Scores
 from tests.toys import BlobTask
 
@@ -238,12 +239,12 @@ def test_what_is_judged_again_keeps_its_place(result: DistilledSet) -> None:
 
 def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
     one, two = (evaluate(BlobTask(), result, n=n, baselines=("random",)) for n in (1, 2))
-    table = summary(result, one, 96)
+    table = summary(result, one, {"random": 96})
     assert table.startswith("blobs, dm, ipc 2, seed 0: percent, 1 network\n")
     assert "+/-" not in table
-    assert "percent, mean +/- sd of 2 networks\n" in summary(result, two, 96)
+    assert "percent, mean +/- sd of 2 networks\n" in summary(result, two, {"random": 96})
     mixed = Evaluation([*one.results, *two.results], two.baselines)
-    assert "percent, mean +/- sd of 1 to 2 networks\n" in summary(result, mixed, 96)
+    assert "percent, mean +/- sd of 1 to 2 networks\n" in summary(result, mixed, {"random": 96})
     assert "±" not in " ".join(result_rows(metrics_document(result, one))[1])
     assert " ".join(result_rows(metrics_document(result, two))[1]).count("±") == 2
     mixed = Evaluation(one.results, two.baselines)
@@ -286,12 +287,13 @@ def test_an_evaluation_becomes_a_data_frame(result: DistilledSet) -> None:
     assert list(Evaluation([]).frame()) == list(frame)
 
 
-def test_only_samples_as_they_come_have_the_bytes_of_an_equal_count(result: DistilledSet) -> None:
+def test_baselines_have_the_bytes_that_are_known_of_them(result: DistilledSet) -> None:
     names = ("random", "k-means", "clusters", "whole")
     entry = Entry("mlp", "accuracy", 0.5, 0.1, 2)
     found = Evaluation([entry], {name: [entry] for name in names})
-    (row,) = (line.split() for line in summary(result, found, 1234).splitlines() if line.split()[0] == "bytes")
-    assert row[1:] == [f"{result.stored_bytes:,}", "1,234", "1,234", "-", f"{result.info.stored_bytes:,}"]
+    sizes = known_bytes(BlobTask(), 2)
+    (row,) = (line.split() for line in summary(result, found, sizes).splitlines() if line.split()[0] == "bytes")
+    assert row[1:] == [f"{result.stored_bytes:,}", "96", "96", "-", f"{result.info.stored_bytes:,}"]
 
 
 def test_baselines_stay_where_they_were_judged_as_the_set_is(result: DistilledSet) -> None:
