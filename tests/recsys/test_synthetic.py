@@ -159,7 +159,7 @@ def test_bad_arguments(task):
         prior("sampled", interactions_per_user=0)
     settings = METHODS["distill-cf-meanfield"].settings(3)
     build = mean_field_interactions()
-    with pytest.raises(DataError, match="241 synthetic users"):
+    with pytest.raises(DataError, match=r"241 synthetic users were .* has 240 real ones; lower --users \(users=240 in Python\)"):
         build(task, 241, settings, "hard", Draws(0))
     with pytest.raises(ConfigError, match="labels"):
         build(task, 3, settings, "unrestricted", Draws(0))
