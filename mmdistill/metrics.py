@@ -138,11 +138,7 @@ def recorded(document: Mapping[str, Any], failures: Mapping[str, str] | None = N
 
     def entries(plain: Sequence[Mapping[str, Any]]) -> list[Entry]:
         return [
-            Entry(
-                *(e[name] for name in ENTRY),
-                notes=tuple(e.get("notes", ())),
-                by_class=dict(e.get("by_class", {})),
-            )
+            Entry(e["judge"], e["metric"], e["mean"], e["sd"], e["n"], tuple(e.get("notes", ())), e.get("by_class", {}))
             for e in plain
         ]
 

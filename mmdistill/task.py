@@ -240,7 +240,7 @@ class TaskInfo:
         class_names: names by class index; empty where there are no classes.
         preprocessing: plain values or tensors-as-lists that must travel with the set (normalisation, vocabulary); under
             ``augmentation``, what is set of how real samples are changed at random, by which trainings are told apart.
-        sample_bytes: bytes of one real sample alone, where that is not its share of the whole (a graph's); 0: its share.
+        sample_bytes: bytes of a real sample alone, where that is not its share of the whole (a graph's); 0: its share.
         tensors: preprocessing too large for plain values (a whitening matrix), which is stored in the set's file.
         test_fingerprint: a hash of the test data; scores on others do not stand side by side. Empty: not known.
     """
