@@ -84,6 +84,15 @@ class Selects(Protocol):
 
 
 @runtime_checkable
+class SizesSelections(Selects, Protocol):
+    """A task whose own selections take other bytes than as many real samples do."""
+
+    def selection_bytes(self, kind: str, count: int) -> int:
+        """Return the bytes that so many samples of a selection are stored in."""
+        ...
+
+
+@runtime_checkable
 class TrainsWhole(Protocol):
     """A task whose networks train on more than the selected samples hold (a graph's labelled nodes read the others)."""
 

@@ -55,7 +55,7 @@ def make_task(config: DistillConfig, device: str | None = None) -> tuple[Domain,
         if option not in domain.options:
             raise ConfigError(
                 f"--{option.replace('_', '-')} is for {in_words(takers(option)) or 'no'} data, and {data!r} is "
-                f"{domain.name} data; leave it out"
+                f"{domain.name} data; {domain.instead.get(option, 'leave it out')}"
             )
     chosen = {field.name: getattr(config, field.name) for field in fields(TaskOptions)}
     chosen |= {"device": str(choose_device(device or config.device))}

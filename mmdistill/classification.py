@@ -25,6 +25,15 @@ def accuracies(hits: Tensor, truth: Tensor) -> dict[str, tuple[float, ...]]:
     return found
 
 
+def class_accuracies(hits: Tensor, truth: Tensor) -> dict[int, tuple[float, ...]]:
+    """Return each network's share of hits in each class that occurs, by the class's index.
+
+    Shapes:
+        hits ``(S, m)``; truth ``(m,)``; S values of each class.
+    """
+    return dict(zip(torch.unique(truth).tolist(), map(tuple, by_class(hits, truth).T.tolist()), strict=True))
+
+
 def by_class(hits: Tensor, truth: Tensor) -> Tensor:
     """Return the share of hits in each class that occurs, in order.
 

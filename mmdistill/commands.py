@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from mmdistill import ranks
-from mmdistill.allocation import require_budget, subset_bytes
+from mmdistill.allocation import require_budget
 from mmdistill.assembly import (
     chosen_method,
     kept_config,
@@ -42,6 +42,7 @@ from mmdistill.report import summary
 from mmdistill.run_folder import CONFIG, is_finished, is_started, require_free, ways_out
 from mmdistill.runtime import use_deterministic_kernels
 from mmdistill.saving import draw
+from mmdistill.selections import known_bytes
 from mmdistill.settings import AT_RESUME
 from mmdistill.tabular import aligned
 from mmdistill.task import BudgetKind, Task
@@ -139,7 +140,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
 def _judge_and_draw(config: DistillConfig, task: Task, distilled: DistilledSet, folder: Path, budget: int) -> None:
     """Judge what is not judged yet of a distilled set, draw it, and print what came out."""
     evaluation = judge_missing(config, task, distilled, folder)
-    print(summary(distilled, evaluation, subset_bytes(task, budget)))
+    print(summary(distilled, evaluation, known_bytes(task, budget)))
     pictures = draw(task, distilled, folder)
     print(
         f"set, metrics and {len(pictures)} picture(s) are in {folder}; "

@@ -157,9 +157,11 @@ def evaluate(
     found: dict[str, list[Scores]] = {}
     sources = 1 if robust else 1 + len(baselines)
 
+    class_names = task.describe().class_names
+
     def so_far() -> Evaluation:
-        beside = {name: summarise(scores) for name, scores in found.items() if scores}
-        return Evaluation(summarise(results), beside, time.perf_counter() - began, dict(judging.failures))
+        beside = {name: summarise(scores, class_names) for name, scores in found.items() if scores}
+        return Evaluation(summarise(results, class_names), beside, time.perf_counter() - began, dict(judging.failures))
 
     with _kept(so_far), _shown(progress) as told:
 
@@ -391,7 +393,10 @@ def _each(
 
 
 def _pooled(parts: Sequence[Scores]) -> Scores:
-    """Return the scores of one judge's groups of networks as one: those metrics that all have."""
+    """Return the scores of one judge's groups of networks as one: those metrics, and classes, that all have."""
     shared = [metric for metric in parts[0].values if all(metric in scores.values for scores in parts)]
     values = {metric: tuple(v for scores in parts for v in scores.values[metric]) for metric in shared}
-    return Scores(parts[0].judge, values, tuple(dict.fromkeys(note for scores in parts for note in scores.notes)))
+    everywhere = [index for index in parts[0].by_class if all(index in scores.by_class for scores in parts)]
+    by_class = {index: tuple(v for scores in parts for v in scores.by_class[index]) for index in everywhere}
+    notes = tuple(dict.fromkeys(note for scores in parts for note in scores.notes))
+    return Scores(parts[0].judge, values, notes, by_class)

@@ -3,13 +3,18 @@
 import html
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from mmdistill.errors import ConfigError
 from mmdistill.tabular import aligned, html_table
 from mmdistill.task import Scores
+
+MOST_CLASSES = 50
+"""Up to so many classes a report shows the accuracy of each; of more, of those that are hardest for the set."""
+LOWEST = 10
+"""How many these are."""
 
 if TYPE_CHECKING:  # importing it takes a quarter of a second
     import pandas as pd
@@ -26,6 +31,7 @@ class Entry:
         sd: sample standard deviation over the runs, 0 for a single one.
         n: runs.
         notes: warnings that belong to the number.
+        by_class: beside an accuracy, that of each class by its name, a mean over the runs; empty where nothing tells.
     """
 
     judge: str
@@ -34,11 +40,12 @@ class Entry:
     sd: float
     n: int
     notes: tuple[str, ...] = ()
+    by_class: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def plain(self) -> dict[str, object]:
-        """Return the entry as ``metrics.json`` holds it; notes only where there are any."""
+        """Return the entry as ``metrics.json`` holds it; notes and classes only where there are any."""
         found = asdict(self) | {"notes": list(self.notes)}
-        return {name: value for name, value in found.items() if value != []}
+        return {name: value for name, value in found.items() if value not in ([], {})}
 
     def __str__(self) -> str:
         return f"{100 * self.mean:.1f} +/- {100 * self.sd:.1f}" if self.n > 1 else f"{100 * self.mean:.1f}"
@@ -78,6 +85,32 @@ class Evaluation:
         keys = dict.fromkeys((entry.judge, entry.metric) for entry in self._shown())
         body = [[*key, *(str(table[key]) if key in table else "-" for table in tables)] for key in keys]
         return [["judge", "metric", *sources], *body]
+
+    def class_rows(self, judge: str = "", most: int | None = None) -> list[list[str]]:
+        """Return the accuracy of each class beside those of the baselines, in percent, as a table, header first.
+
+        Args:
+            judge: whose; by default the first's that tells it.
+            most: of more classes than so many, only the :data:`LOWEST` with the lowest accuracies; None shows all.
+        Returns:
+            A row for each class: its name, and means over the networks. Empty where no such judge tells it.
+        """
+        judge = judge or next((entry.judge for entry in self._shown() if entry.by_class), "")
+        told = {
+            name: entry.by_class
+            for name, entries in self._sources().items()
+            for entry in entries
+            if entry.judge == judge and entry.by_class
+        }
+        if not told:
+            return []
+        classes = list(dict.fromkeys(name for own in told.values() for name in own))
+        if most is not None and len(classes) > most:
+            first = next(iter(told.values()))
+            classes = sorted(classes, key=lambda name: first.get(name, math.inf))[:LOWEST]
+        shares = [[f"{100 * own[name]:.1f}" if name in own else "-" for own in told.values()] for name in classes]
+        body = [[name, *row] for name, row in zip(classes, shares, strict=True)]
+        return [["class", *told], *body]
 
     def units(self) -> str:
         """Return what the numbers of :meth:`rows` are, in words."""
@@ -146,10 +179,16 @@ def _named(name: str, reason: str) -> str:
     return reason if reason.startswith(f"{name} ") else f"{name}: {reason}"
 
 
-def summarise(scores: Iterable[Scores]) -> list[Entry]:
-    """Return one entry per judge and metric."""
-    return [
-        Entry(one.judge, metric, statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0, len(v), one.notes)
-        for one in scores
-        for metric, v in one.values.items()
-    ]
+def summarise(scores: Iterable[Scores], class_names: Sequence[str] = ()) -> list[Entry]:
+    """Return one entry per judge and metric; classes without a name go by their index."""
+
+    def entry(one: Scores, metric: str, values: tuple[float, ...]) -> Entry:
+        told = one.by_class if metric == "accuracy" else {}
+        by_class = {
+            class_names[index] if index < len(class_names) else str(index): statistics.fmean(own)
+            for index, own in told.items()
+        }
+        sd = statistics.stdev(values) if len(values) > 1 else 0.0
+        return Entry(one.judge, metric, statistics.fmean(values), sd, len(values), one.notes, by_class)
+
+    return [entry(one, metric, values) for one in scores for metric, values in one.values.items()]

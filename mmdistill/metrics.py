@@ -110,11 +110,12 @@ def fits(found: object, types: Mapping[str, type]) -> bool:
     """Return whether a mapping has values of some types; of what an entry may lack, where it has it."""
     if not isinstance(found, Mapping):
         return False
-    optional = {"judging": Mapping, "notes": list}
+    optional = {"judging": Mapping, "notes": list, "by_class": Mapping}
     return (
         all(isinstance(found.get(name), kind) for name, kind in types.items())
         and all(isinstance(found[name], kind) for name, kind in optional.items() if name in found)
         and all(isinstance(note, str) for note in found.get("notes", ()))
+        and all(isinstance(share, Real) for share in found.get("by_class", {}).values())
     )
 
 
@@ -136,7 +137,10 @@ def recorded(document: Mapping[str, Any], failures: Mapping[str, str] | None = N
     """Return the results that ``metrics.json`` holds, with the failures of judging them where there were any."""
 
     def entries(plain: Sequence[Mapping[str, Any]]) -> list[Entry]:
-        return [Entry(e["judge"], e["metric"], e["mean"], e["sd"], e["n"], tuple(e.get("notes", ()))) for e in plain]
+        return [
+            Entry(e["judge"], e["metric"], e["mean"], e["sd"], e["n"], tuple(e.get("notes", ())), e.get("by_class", {}))
+            for e in plain
+        ]
 
     baselines = {name: entries(plain) for name, plain in document.get("baselines", {}).items()}
     return Evaluation(entries(document.get("results", [])), baselines, failures=dict(failures or {}))

@@ -137,6 +137,7 @@ class Domain:
         storages: by data set name, ways of storing samples whose settings differ there.
         tables: endings of the tables whose columns options name.
         options: which of the options in :data:`OF_SOME_DOMAINS` mean something to it.
+        instead: of those that mean nothing to it, what there is in their place, in words.
         protocols: ways of training judges by name, a line each.
         taxonomy: by method name, the rows of Table 1.
         conditions: the options, by name, that published numbers of a method, a data set and a budget belong to.
@@ -162,6 +163,7 @@ class Domain:
     storages: Mapping[str, Mapping[str, Storage]] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    instead: Mapping[str, str] = field(default_factory=dict)
     protocols: Mapping[str, str] = field(default_factory=dict)
     taxonomy: Mapping[str, Row] = field(default_factory=dict)
     conditions: Callable[[str, str, int], Mapping[str, str]] = lambda method, data, budget: {}

@@ -7,10 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mmdistill.coresets import CORESETS
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError
-from mmdistill.evaluation import Evaluation
+from mmdistill.evaluation import LOWEST, MOST_CLASSES, Evaluation
 from mmdistill.figures import caption_of, one_plot, save_figure
 from mmdistill.metrics import judge_in_words, recorded
 from mmdistill.names import as_argument
@@ -122,11 +121,16 @@ def _changed(
     return [name if value is True else f"{name} {value}" for name, value in shown.items()]
 
 
-def summary(distilled: DistilledSet, evaluation: Evaluation, equal_count_bytes: int) -> str:
-    """Return the results as a table for the terminal: the distilled set beside its baselines."""
+def summary(distilled: DistilledSet, evaluation: Evaluation, beside: Mapping[str, int]) -> str:
+    """Return the results as a table for the terminal: the distilled set beside its baselines.
+
+    Args:
+        distilled: the set.
+        evaluation: what was judged.
+        beside: the bytes of baselines by name, of those that are known.
+    """
     rows = evaluation.rows()
-    sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes}
-    sizes |= dict.fromkeys(("random", *CORESETS), equal_count_bytes)  # others are no samples as they come
+    sizes = {"distilled": distilled.stored_bytes, "whole": distilled.info.stored_bytes, **beside}
     rows.append(["", "bytes", *(f"{sizes[name]:,}" if name in sizes else "-" for name in rows[0][2:])])
     made = f"{distilled.info.data}, {distilled.method}, {budget_in_words(distilled)}, seed {distilled.seed}"
     return "\n".join([f"{made}: {evaluation.units()}", aligned(rows), *evaluation.remarks()])
@@ -196,17 +200,32 @@ def write_report(
     shown = [*pictures, *([curve] if curve is not None else [])]
     title = f"{distilled.info.data} distilled with {distilled.method}"
     facts, results = fact_rows(distilled), result_rows(metrics)
-    notes = recorded(metrics).notes()
+    evaluation = recorded(metrics)
+    notes, classes = evaluation.notes(), class_table(evaluation)
     if not metrics.get("results"):
         notes = [f"not judged yet: mmdistill evaluate {as_argument(folder)}"]
     deviations = any(entry["n"] > 1 for entry in metrics.get("results", []))
     over = ", mean ± standard deviation over independently trained networks" if deviations else ""
     caption = f"Percent{over}, on untouched test data."
     markdown, page = folder / "report.md", folder / "report.html"
-    write_text(markdown, _markdown(folder, title, facts, results, caption, notes, shown))
+    write_text(markdown, _markdown(folder, title, facts, results, caption, notes, shown, classes))
     head = ["<table>", *(html_row(row, "td") for row in facts), "</table>"]
-    write_text(page, _html(title, head, results, caption, notes, shown))
+    write_text(page, _html(title, head, results, caption, notes, shown, classes))
     return [markdown, page]
+
+
+def class_table(evaluation: Evaluation) -> tuple[str, list[list[str]]]:
+    """Return the heading and the rows of a table of classes, header first, see :meth:`Evaluation.class_rows`.
+
+    Both are empty where the set's judges do not tell them.
+    """
+    judge = next((entry.judge for entry in evaluation.results if entry.by_class), "")
+    rows = evaluation.class_rows(judge, MOST_CLASSES) if judge else []
+    if not rows:
+        return "", []
+    every = next(len(entry.by_class) for entry in evaluation.results if entry.by_class)
+    which = f"the {LOWEST} lowest of {every} classes" if every > MOST_CLASSES else "each class"
+    return f"accuracy of {which} by {judge}, mean over networks in percent", rows
 
 
 def _markdown(
@@ -217,12 +236,14 @@ def _markdown(
     caption: str,
     notes: list[str],
     shown: Sequence[Path],
+    classes: tuple[str, list[list[str]]],
 ) -> str:
     listed = [f"- **{markdown_cell(name)}**: {markdown_cell(value)}" for name, value in facts]
     lines = [f"# {markdown_cell(title)}", "", *listed, "", caption, ""]
-    head, *body = results
-    lines += [markdown_row(row) for row in (head, ["---"] * len(head), *body)]
+    lines += _markdown_table(results)
     lines += ["", *(line for note in notes for line in (f"> {markdown_cell(note)}", ""))]
+    if classes[1]:
+        lines += [f"## {markdown_cell(classes[0])}", "", *_markdown_table(classes[1]), ""]
     for path in shown:
         name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
         lines += [
@@ -232,6 +253,11 @@ def _markdown(
             "",
         ]
     return "\n".join(lines)
+
+
+def _markdown_table(rows: list[list[str]]) -> list[str]:
+    head, *body = rows
+    return [markdown_row(row) for row in (head, ["---"] * len(head), *body)]
 
 
 def _heading(path: Path) -> str:
@@ -246,12 +272,20 @@ def _text(path: Path) -> str:
 
 
 def _html(
-    title: str, head: list[str], results: list[list[str]], caption: str, notes: list[str], shown: Sequence[Path]
+    title: str,
+    head: list[str],
+    results: list[list[str]],
+    caption: str,
+    notes: list[str],
+    shown: Sequence[Path],
+    classes: tuple[str, list[list[str]]] = ("", []),
 ) -> str:
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
     parts += [f"<h1>{html.escape(title)}</h1>", *head]
     parts += [f"<p class=q>{html.escape(caption)}</p>", *html_table(results)]
     parts += [*(f"<p><b>Note</b>: {html.escape(note)}</p>" for note in notes)]
+    if classes[1]:
+        parts += [f"<h2>{html.escape(classes[0])}</h2>", *html_table(classes[1])]
     for path in shown:
         parts.append(f"<h2>{html.escape(_heading(path))}</h2>")
         if path.suffix == ".png":

@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from mmdistill.abilities import chosen_judging
-from mmdistill.allocation import subset_bytes
 from mmdistill.assembly import make_task, note_of_more_steps, require_own_config
 from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, runs_in, without_scores
 from mmdistill.config import DistillConfig, EvaluateConfig
@@ -24,6 +23,7 @@ from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, require_finished
 from mmdistill.runtime import use_deterministic_kernels
 from mmdistill.saving import draw, require_held
+from mmdistill.selections import known_bytes
 from mmdistill.side_by_side import LEGEND, TIMES, draw_budgets, notes, table, write_csv
 from mmdistill.tabular import aligned
 from mmdistill.task import Task
@@ -146,7 +146,7 @@ def _evaluate(folder: Path, asked: EvaluateConfig) -> None:
     dropped = dropped_baselines(previous, read_metrics(path))
     if dropped:
         print(f"dropped, since judged otherwise than the set now is: {', '.join(dropped)}")
-    print(summary(distilled, evaluation, subset_bytes(task, distilled.budget)))
+    print(summary(distilled, evaluation, known_bytes(task, distilled.budget)))
 
 
 def report_command(folders: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import time
 
-from mmdistill.abilities import Selects
+from mmdistill.abilities import Selects, SizesSelections
 from mmdistill.allocation import allocate, subset_bytes
 from mmdistill.checks import require_sizes
 from mmdistill.coresets import CORESETS, coreset
@@ -27,7 +27,8 @@ def selection(task: Task, rule: str, budget: int, *, seed: int = 0) -> Distilled
         seed: of the choice, and of the network that looks at the samples.
 
     Returns:
-        The set, without steps: inputs in the task's units, and the bytes that the data store as many samples in.
+        The set, without steps: inputs in the task's units, and the bytes that the data store as many samples in (of a
+        selection that the task itself makes, such as centroids of sentence points, those of its own where it says so).
 
     Raises:
         ConfigError: an unknown rule, a budget below one, or a rule that looks at features which the network lacks.
@@ -48,8 +49,22 @@ def selection(task: Task, rule: str, budget: int, *, seed: int = 0) -> Distilled
         info,
         rule,
         budget,
-        subset_bytes(task, budget),
+        bytes_of(task, rule, budget),
         seed=seed,
         seconds=time.perf_counter() - began,
         device=describe_device(task.device),
     )
+
+
+def bytes_of(task: Task, rule: str, budget: int) -> int:
+    """Return the bytes of what a rule chooses: as the data store as many samples, unless the task says otherwise."""
+    if isinstance(task, SizesSelections) and rule in task.selections:
+        counts = allocate(budget, task.describe().budget, task.labels, task.num_classes)
+        return task.selection_bytes(rule, int(counts.sum()))
+    return subset_bytes(task, budget)
+
+
+def known_bytes(task: Task, budget: int) -> dict[str, int]:
+    """Return the bytes of baselines at equal count by name, without those of whose size the task says nothing."""
+    own = task.selections if isinstance(task, SizesSelections) else ()
+    return {rule: bytes_of(task, rule, budget) for rule in ("random", *CORESETS, *own)}

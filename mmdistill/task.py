@@ -49,9 +49,8 @@ class ClassBatch(NamedTuple):
     """One batch for each of C classes, stacked.
 
     Shapes:
-        With ``dims.inputs == 0`` each input tensor is ``(C, n, ...)``; with None the inputs (the nodes and edges of
-        one graph, say) are shared and have no class axis. ``batch.weight`` is always ``(C, n)``; a ragged class
-        is padded with weight 0.
+        With ``dims.inputs == 0`` each input tensor is ``(C, n, ...)``; with None the inputs (the nodes and edges of one
+        graph, say) are shared, without a class axis. ``batch.weight`` is ``(C, n)``; padding of ragged classes is 0.
     """
 
     batch: Batch
@@ -241,8 +240,7 @@ class TaskInfo:
         class_names: names by class index; empty where there are no classes.
         preprocessing: plain values or tensors-as-lists that must travel with the set (normalisation, vocabulary); under
             ``augmentation``, what is set of how real samples are changed at random, by which trainings are told apart.
-        sample_bytes: bytes of one real sample alone, where that is not its share of the whole (a graph stores far
-            more nodes than it has labels); 0 means the share.
+        sample_bytes: bytes of a real sample alone, where that is not its share of the whole (a graph's); 0: its share.
         tensors: preprocessing too large for plain values (a whitening matrix), which is stored in the set's file.
         test_fingerprint: a hash of the test data; scores on others do not stand side by side. Empty: not known.
     """
@@ -284,11 +282,13 @@ class Scores:
         judge: the judge's name.
         values: metric name to the values of the runs; the first metric is the headline.
         notes: warnings that a reader of the number must see (collapse to few classes, say).
+        by_class: the accuracies of the runs on test samples of each class, by its index; empty where nothing tells.
     """
 
     judge: str
     values: Mapping[str, tuple[float, ...]]
     notes: tuple[str, ...] = ()
+    by_class: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
 
 @runtime_checkable

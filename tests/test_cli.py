@@ -484,7 +484,7 @@ def test_methods_are_listed_in_a_line_each_above_their_row_of_table_1(
         ),
         (
             ["distill", "--data", "cora", "--method", "dm", "--nodes", "70", "--augment", "true"],
-            "--augment is for image data",
+            "--augment is for image data, and 'cora' is graph data; graphs are not augmented",
         ),
         (
             ["distill", "--data", "cora", "--method", "dm", "--nodes", "70", "--judge-batch", "3"],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdistill.allocation import subset_bytes
+from mmdistill.classification import class_accuracies
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import (
@@ -24,9 +25,10 @@ from mmdistill.evaluate import _pooled, evaluate, find_judges
 from mmdistill.evaluation import Entry, Evaluation, summarise
 from mmdistill.memory import explained
 from mmdistill.methods import CORE_METHODS
-from mmdistill.metrics import dropped_baselines, metrics_document
-from mmdistill.report import result_rows, summary
+from mmdistill.metrics import dropped_baselines, metrics_document, read_metrics, recorded
+from mmdistill.report import result_rows, summary, write_report
 from mmdistill.runtime import Draws
+from mmdistill.selections import known_bytes
 from mmdistill.task import Batch, Scores
 from tests.toys import BlobTask
 
@@ -238,12 +240,12 @@ def test_what_is_judged_again_keeps_its_place(result: DistilledSet) -> None:
 
 def test_a_single_network_has_no_deviation(result: DistilledSet) -> None:
     one, two = (evaluate(BlobTask(), result, n=n, baselines=("random",)) for n in (1, 2))
-    table = summary(result, one, 96)
+    table = summary(result, one, {"random": 96})
     assert table.startswith("blobs, dm, ipc 2, seed 0: percent, 1 network\n")
     assert "+/-" not in table
-    assert "percent, mean +/- sd of 2 networks\n" in summary(result, two, 96)
+    assert "percent, mean +/- sd of 2 networks\n" in summary(result, two, {"random": 96})
     mixed = Evaluation([*one.results, *two.results], two.baselines)
-    assert "percent, mean +/- sd of 1 to 2 networks\n" in summary(result, mixed, 96)
+    assert "percent, mean +/- sd of 1 to 2 networks\n" in summary(result, mixed, {"random": 96})
     assert "±" not in " ".join(result_rows(metrics_document(result, one))[1])
     assert " ".join(result_rows(metrics_document(result, two))[1]).count("±") == 2
     mixed = Evaluation(one.results, two.baselines)
@@ -286,12 +288,13 @@ def test_an_evaluation_becomes_a_data_frame(result: DistilledSet) -> None:
     assert list(Evaluation([]).frame()) == list(frame)
 
 
-def test_only_samples_as_they_come_have_the_bytes_of_an_equal_count(result: DistilledSet) -> None:
+def test_baselines_have_the_bytes_that_are_known_of_them(result: DistilledSet) -> None:
     names = ("random", "k-means", "clusters", "whole")
     entry = Entry("mlp", "accuracy", 0.5, 0.1, 2)
     found = Evaluation([entry], {name: [entry] for name in names})
-    (row,) = (line.split() for line in summary(result, found, 1234).splitlines() if line.split()[0] == "bytes")
-    assert row[1:] == [f"{result.stored_bytes:,}", "1,234", "1,234", "-", f"{result.info.stored_bytes:,}"]
+    sizes = known_bytes(BlobTask(), 2)
+    (row,) = (line.split() for line in summary(result, found, sizes).splitlines() if line.split()[0] == "bytes")
+    assert row[1:] == [f"{result.stored_bytes:,}", "96", "96", "-", f"{result.info.stored_bytes:,}"]
 
 
 def test_baselines_stay_where_they_were_judged_as_the_set_is(result: DistilledSet) -> None:
@@ -448,3 +451,49 @@ def test_samples_of_ones_own_are_checked(
 def test_metrics_that_some_subsets_lack_are_left_out() -> None:
     parts = [Scores("gcn", {"accuracy": (0.5,), "few": (0.1,)}), Scores("gcn", {"accuracy": (0.7,)})]
     assert _pooled(parts).values == {"accuracy": (0.5, 0.7)}
+    told = [Scores("gcn", {"accuracy": (0.5,)}, (), {0: (share,), 2: (0.0,)}) for share in (0.25, 0.75)]
+    assert _pooled(told).by_class == {0: (0.25, 0.75), 2: (0.0, 0.0)}
+    assert _pooled([*told, parts[1]]).by_class == {}
+
+
+def by_class(**told: float) -> Entry:
+    return Entry("mlp", "accuracy", 0.5, 0.1, 2, by_class=told)
+
+
+def test_accuracies_of_classes_go_by_their_names() -> None:
+    hits, truth = torch.tensor([[1, 0, 1, 1], [1, 1, 1, 0]]), torch.tensor([0, 0, 2, 2])
+    told = class_accuracies(hits, truth)
+    assert told == {0: (0.5, 1.0), 2: (1.0, 0.5)}  # class 1 has no test sample
+    values = {"accuracy": (0.75, 0.75), "balanced_accuracy": (0.75, 0.75)}
+    first, second = summarise([Scores("mlp", values, (), told)], ("a", "b"))
+    assert first.by_class == {"a": 0.75, "2": 0.75}  # by its index, where it has no name
+    assert second.by_class == {}
+
+
+def test_accuracies_of_classes_stand_beside_those_of_baselines() -> None:
+    found = Evaluation([by_class(a=0.5, b=0.25)], {"random": [by_class(b=0.125)], "whole": [by_class()]})
+    assert found.class_rows() == [["class", "distilled", "random"], ["a", "50.0", "-"], ["b", "25.0", "12.5"]]
+    assert found.class_rows("knn") == Evaluation([by_class()]).class_rows() == []
+    many = Evaluation([by_class(**{f"c{index}": 1 - index / 60 for index in range(60)})])
+    assert [row[0] for row in many.class_rows(most=50)] == ["class", *(f"c{index}" for index in range(59, 49, -1))]
+    assert len(many.class_rows()) == 61
+
+
+def test_metrics_and_reports_hold_the_accuracies_of_classes(result: DistilledSet, tmp_path: Path) -> None:
+    found = Evaluation([by_class(a=0.5, b=0.25)], {"random": [by_class(a=0.75, b=0.125)]})
+    document = metrics_document(result, found)
+    (tmp_path / "metrics.json").write_text(json.dumps(document))
+    metrics = read_metrics(tmp_path / "metrics.json")
+    assert recorded(metrics) == found
+    markdown, page = write_report(tmp_path, result, metrics, [])
+    assert "## accuracy of each class by mlp, mean over networks in percent" in markdown.read_text()
+    assert "| b | 25.0 | 12.5 |" in markdown.read_text()
+    assert "<td>b</td><td>25.0</td><td>12.5</td>" in page.read_text()
+    for entry in (*metrics["results"], *metrics["baselines"]["random"]):
+        del entry["by_class"]  # as runs of former versions have it
+    write_report(tmp_path, result, metrics, [])
+    assert "of each class" not in markdown.read_text()
+    document["results"][0]["by_class"] = {"a": "much"}  # type: ignore[index]
+    (tmp_path / "metrics.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_metrics(tmp_path / "metrics.json")

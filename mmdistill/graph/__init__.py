@@ -32,6 +32,7 @@ DOMAIN = Domain(
     draw=draw,
     exports={"pyg": export_pyg, "tensors": export_tensors},
     options=("inductive", "model"),
+    instead={"augment": "graphs are not augmented while they are condensed; leave it out"},
     accepted="a .pt file (torch-geometric Data) or .safetensors with x, edge_index, y, train_mask, val_mask, test_mask",
 )
 

@@ -275,7 +275,11 @@ def _labels(fields: Mapping[str, Any], name: str, nodes: int, sets: Mapping[str,
     y = y.long()
     num_classes = int(y[sets["training"]].max()) + 1
     for part, ids in sets.items():
-        if len(ids) and (int(y[ids].min()) < 0 or int(y[ids].max()) >= num_classes):
+        if len(new := y[ids][y[ids] >= num_classes]):
+            raise DataError(
+                f"{name}: class {int(new.min())} has no training node; label some, or take its nodes out of the splits"
+            )
+        if len(ids) and int(y[ids].min()) < 0:
             raise DataError(
                 f"{name}: {part} labels must lie in 0..{num_classes - 1} (the training nodes' classes), got "
                 f"{int(y[ids].min())}..{int(y[ids].max())}"

@@ -10,13 +10,14 @@ no difference (propagated means 81.1 and 80.4, three networks).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmdistill.checks import require_at_least, require_below_one, require_positive
-from mmdistill.classification import accuracies, by_class
+from mmdistill.classification import accuracies, class_accuracies
 from mmdistill.graph.data import GraphData
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork, named
 from mmdistill.graph.scene import View
@@ -213,12 +214,13 @@ def scores_of(judge: str, hits: Tensor, truth: Tensor, class_names: Sequence[str
         truth: ``(m,)`` classes.
         class_names: what they are called.
     """
+    by_class = class_accuracies(hits, truth)
     weak = tuple(
         f"class {class_names[index]} is nearly never recognised (test accuracy {value:.2f})"
-        for index, value in zip(torch.unique(truth).tolist(), by_class(hits, truth).mean(0).tolist(), strict=True)
+        for index, value in ((index, fmean(values)) for index, values in by_class.items())
         if value < HARDLY_RECOGNISED
     )
-    return Scores(judge, accuracies(hits, truth), weak)
+    return Scores(judge, accuracies(hits, truth), weak, by_class)
 
 
 class Seen(NamedTuple):

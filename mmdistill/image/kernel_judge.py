@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdistill.classification import accuracies
+from mmdistill.classification import accuracies, class_accuracies
 from mmdistill.errors import UnsupportedError
 from mmdistill.image.augment import image_inputs
 from mmdistill.labels import regression_targets
@@ -84,7 +84,8 @@ class KernelJudge:
         images, labels = test
         predict = self.predictor(data, classes)
         predicted = torch.cat([predict(normalise(part)).argmax(1) for part in torch.split(images, TEST_CHUNK)])
-        return Scores(self.name, accuracies((predicted == labels)[None], labels), (NOTE,))
+        hits = (predicted == labels)[None]
+        return Scores(self.name, accuracies(hits, labels), (NOTE,), class_accuracies(hits, labels))
 
     def predictor(self, data: Batch, classes: int) -> Callable[[Tensor], Tensor]:
         """Return the regression that fits a flat batch: from ``(m, *shape)`` images to ``(m, C)`` float64 scores.

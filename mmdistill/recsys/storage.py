@@ -78,7 +78,10 @@ def _checked_counts(task: Task, budget: int, settings: Settings, label: LabelKin
     if label != "hard":
         raise ConfigError("synthetic users are their own targets and have no labels; leave the label out")
     if budget > info.num_train:
-        raise DataError(f"{budget} synthetic users were asked for, but {info.data!r} has {info.num_train} real ones")
+        raise DataError(
+            f"{budget} synthetic users were asked for, but {info.data!r} has {info.num_train} real ones; lower --users "
+            f"(users={info.num_train} in Python)"
+        )
     counts = allocate(budget, info.budget, task.labels, task.num_classes)
     gamma, items = settings.interactions_per_user, _rows(task.select(counts[:0])).shape[1]
     if gamma > items:

@@ -51,6 +51,10 @@ DOMAIN = Domain(
     prefix=HUB_PREFIX,
     tables=tuple(FORMATS),
     options=("encoder", "length", "text_column", "label_column", "model", "judge_batch"),
+    instead={
+        "augment": "leave it out, or add noise to sentence points in Python, by text_task(data, noise=0.1) and "
+        "distill(..., settings={'augment': True})"
+    },
     parameterizations={
         "embeddings": Storage(token_samples, "token embeddings, learned freely (--model textcnn, bilstm, ...)"),
         "words": Storage(word_samples, "real tokens, learned by straight-through projection: can be read", WORD_RATES),

@@ -10,6 +10,8 @@ from torch import Tensor
 from mmdistill.errors import DataError
 
 MISSING = (None, pd.NA, pd.NaT)
+WHOLE = "all"
+"""What texts go by that are not split yet."""
 
 
 class Found:
@@ -26,7 +28,7 @@ class Found:
 
     def add(self, kind: str, row: int, split: str, said: str = "") -> None:
         """Count a row of a kind; ``said`` words what is wrong where the kind does not."""
-        self._first.setdefault(kind, f"row {row} of {split} {said or kind}")
+        self._first.setdefault(kind, f"{placed(row, split)} {said or kind}")
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
     def require_none(self) -> None:
@@ -42,6 +44,11 @@ class Found:
         raise DataError(f"{self.name}: {said}. Rows count from 1, without a header; remove or mend them")
 
 
+def placed(row: int, split: str) -> str:
+    """Return which row of the data is meant, in words."""
+    return f"row {row}" if split == WHOLE else f"row {row} of {split}"
+
+
 def checked_rows(
     name: str, splits: Mapping[str, tuple[list[object], list[object]]]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -54,7 +61,7 @@ def checked_rows(
     texts, labels = dict[str, list[str]](), dict[str, list[str]]()
     for split, (raw, classes) in splits.items():
         if not raw:
-            raise DataError(f"{name}: the {split} split holds no texts")
+            raise DataError(f"{name}{'' if split == WHOLE else f': the {split} split'} holds no texts")
         texts[split] = [_text(text, row, split, found) for row, text in enumerate(raw, start=1)]
         labels[split] = [_label(label, row, split, found) for row, label in enumerate(classes, start=1)]
     found.require_none()

@@ -19,7 +19,7 @@ from mmdistill.names import canonical, unknown_data
 from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, data_root
 from mmdistill.text import trec
-from mmdistill.text.checks import checked_rows
+from mmdistill.text.checks import checked_rows, placed
 from mmdistill.text.inputs import (
     UNNAMED,
     Pair,
@@ -346,7 +346,7 @@ def _indices(name: str, split: str, labels: list[str], names: tuple[str, ...], n
     unknown = next((row for row, label in enumerate(labels, start=1) if label not in numbers), None)
     if unknown is not None:
         raise DataError(
-            f"{name}: row {unknown} of {split} has the label {labels[unknown - 1]!r}, which is no class of the "
+            f"{name}: {placed(unknown, split)} has the label {labels[unknown - 1]!r}, which is no class of the "
             f"training split (there are: {', '.join(names[:20])})"
         )
     return torch.tensor([numbers[label] for label in labels])

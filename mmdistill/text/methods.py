@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mmdistill.allocation import shares_of
 from mmdistill.checks import require_centroids
-from mmdistill.coresets import k_means, require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels, LabelKind, SoftmaxLabels, make_labels
 from mmdistill.method import Method, MethodTable
@@ -24,7 +23,7 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec, Settings
 from mmdistill.task import Inputs, Task, one_tensor
 from mmdistill.text.judges import centred_targets, ridge_weights
-from mmdistill.text.selection import selected_texts
+from mmdistill.text.selection import class_centroids, selected_texts
 from mmdistill.text.task import TextTask
 
 CONFIDENCE = 0.9
@@ -50,9 +49,7 @@ def centroids(task: Task, budget: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Return the k-means centroids of each class and their classes, ``(C ipc, d)`` and ``(C ipc,)``."""
     text = as_text_task(task)
     counts, classes, _ = shares_of(text, budget)
-    require_samples(text, counts)
-    points = k_means(text.embedding(), text.data.train.labels, counts, draws.fold("k-means"))
-    return points, classes
+    return class_centroids(text, counts, draws), classes
 
 
 def k_means_set(task: Task, budget: int, draws: Draws) -> Raw:

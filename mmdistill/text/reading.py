@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmdistill.classification import accuracies
+from mmdistill.classification import accuracies, class_accuracies
 from mmdistill.errors import ConfigError
 from mmdistill.task import Batch, Scores
 from mmdistill.text.data import TextData, TextInput
@@ -110,4 +110,5 @@ class Reader:
         predicted, penalty = logistic_predictions(batch, len(self.data.class_names), dev, self.data.dev.labels, test)
         truth = self.data.test.labels
         hits = (predicted == truth)[None]
-        return Scores(judge, accuracies(hits, truth), (f"C = {penalty:g}, chosen on development data",))
+        notes = (f"C = {penalty:g}, chosen on development data",)
+        return Scores(judge, accuracies(hits, truth), notes, class_accuracies(hits, truth))

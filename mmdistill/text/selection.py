@@ -1,18 +1,20 @@
-"""Real texts chosen by what ridge regression learns from them."""
+"""Samples that need no training: real texts chosen by what ridge regression learns from them, and k-means centroids."""
 
 import torch
 from torch import Tensor
 
 from mmdistill.abilities import Embeds
 from mmdistill.allocation import shares_of
-from mmdistill.coresets import random_subset
+from mmdistill.coresets import k_means, random_subset, require_samples
 from mmdistill.errors import ConfigError
 from mmdistill.labels import FixedLabels
 from mmdistill.parameterizations.raw import Raw
 from mmdistill.runtime import Draws
-from mmdistill.task import Task
+from mmdistill.task import Batch, Task
 from mmdistill.text.judges import centred_targets
 
+SELECTIONS = ("centroids",)
+"""What stands beside results of sentence points, besides real texts."""
 MOST = 6000
 """Texts that are compared pair by pair; of more, so many are drawn."""
 RIDGE = 0.1
@@ -76,3 +78,29 @@ def selected_texts(task: Task, budget: int, draws: Draws) -> Raw:
     chosen = pool[greedy_ridge(points @ points.T, targets, labels[pool], counts).cpu()]
     own = labels[chosen].to(task.device)
     return Raw(task.select(chosen).inputs, FixedLabels(own), own, classes, learn=())
+
+
+def class_centroids(task: Task, counts: Tensor, draws: Draws) -> Tensor:
+    """Return the k-means centroids of each class's sentence points, class after class.
+
+    Shapes:
+        counts ``(C,)``; returns ``(counts.sum(), d)``.
+    Raises:
+        ConfigError: a task without sentence points.
+        DataError: a class with fewer texts than centroids are asked for.
+    """
+    if not isinstance(task, Embeds):
+        raise ConfigError(f"centroids are those of sentence points, and {task.describe().data!r} has none")
+    require_samples(task, counts)
+    return k_means(task.embedding(), task.labels, counts, draws.fold("k-means"))
+
+
+def centroid_batch(task: Task, counts: Tensor, draws: Draws) -> Batch:
+    """Return the centroids of :func:`class_centroids` with hard labels, as samples that weigh alike.
+
+    Shapes:
+        counts ``(C,)``; returns n = ``counts.sum()`` points ``(n, d)`` with class indices and weights ``(n,)``.
+    """
+    points = class_centroids(task, counts, draws)
+    classes = torch.repeat_interleave(torch.arange(len(counts)), counts).to(points.device)
+    return Batch(points, classes, torch.ones(len(points), device=points.device))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mmdistill.abilities import judging_set
 from mmdistill.checks import require_at_least, require_kind, require_sizes
-from mmdistill.classification import accuracies, collapse_note
+from mmdistill.classification import accuracies, class_accuracies, collapse_note
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets
@@ -23,6 +23,7 @@ from mmdistill.networks.fit import FitProtocol, fit_networks
 from mmdistill.networks.module import FunctionalModule
 from mmdistill.networks.stacked import Mode, state_at
 from mmdistill.networks.trial import try_network
+from mmdistill.parameterizations.base import index_bytes
 from mmdistill.runtime import Draws, checked_seed, choose_device
 from mmdistill.task import Batch, ClassBatch, Inputs, Scores, TaskInfo, one_tensor
 from mmdistill.text.base import TextClassification
@@ -40,6 +41,7 @@ from mmdistill.text.judges import (
 )
 from mmdistill.text.models import ModelLike, make_module, mlp_head, point_network
 from mmdistill.text.reading import Encoded, encode_splits, with_test
+from mmdistill.text.selection import SELECTIONS, centroid_batch
 
 JUDGE_STEPS = 300
 SOLVED = ("logreg", "knn", "ridge")
@@ -95,6 +97,7 @@ class TextTask(TextClassification):
         self.test = Points(encoded.test.to(self.device), data.test.labels.to(self.device))
         self.encoder = encoder
         self.space = encoder.space(encoded.train)
+        self.selections: Sequence[str] = SELECTIONS
         self.truncated = encoded.truncated
         self.protocol, self.noise = protocol, noise
         require_at_least(self, {"noise": 0.0})
@@ -116,6 +119,14 @@ class TextTask(TextClassification):
     def embedding(self) -> Tensor:
         """Return the training points, ``(N, d)``."""
         return self.train.inputs
+
+    def selection(self, kind: str, counts: Tensor, draws: Draws) -> Batch:
+        """Return the k-means centroids of each class, ``centroids``: those of the method ``k-means``, key for key."""
+        return centroid_batch(self, counts, draws)
+
+    def selection_bytes(self, kind: str, count: int) -> int:
+        """Return the bytes of so many centroids: points in float32, and classes."""
+        return count * (4 * self.dim + index_bytes(self.class_count))
 
     def real_inputs(self, indices: Tensor) -> Tensor:
         """Return training points."""
@@ -146,7 +157,8 @@ class TextTask(TextClassification):
         if judge in ("logreg", "knn") and not are_probabilities(one_tensor(batch.targets)):
             notes.append("labels are scores; shifted, clipped at 0 and normalised for this judge")
         notes += collapse_note(predictions, self.class_count, self.class_count)
-        return Scores(judge, accuracies(predictions == self.test.labels, self.test.labels), tuple(notes))
+        hits, truth = predictions == self.test.labels, self.test.labels
+        return Scores(judge, accuracies(hits, truth), tuple(notes), class_accuracies(hits, truth))
 
     def epochs_on(self, judge: str, count: int) -> int:
         """Return the protocol's epochs, or as many as make :data:`JUDGE_STEPS` updates."""

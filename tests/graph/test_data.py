@@ -128,7 +128,7 @@ def labels(**at: int) -> torch.Tensor:
         ({"y": torch.full((120,), 0.5)}, "class indices"),
         ({"y": torch.arange(119)}, "one class index per node"),
         ({"y": torch.ones(120, 4)}, "multi-label graphs cannot be condensed"),
-        ({"y": labels(n20=7)}, "validation labels must lie in 0..2"),
+        ({"y": labels(n20=7)}, "class 7 has no training node; label some, or take its nodes out of the splits"),
         ({"y": labels(n0=-1)}, "training labels must lie in"),
         ({"y": torch.where(labels() == 1, 2, labels())}, "class 1 has no training node"),
         ({"y": torch.where(labels() == 2, 10**12, labels())}, "class 2 has no training node"),

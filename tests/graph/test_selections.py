@@ -18,6 +18,12 @@ def test_selections_stand_beside_a_result() -> None:
     names = ["random", "k-center", "propagated-means", "coarsening"]
     result = evaluate(own, distill(own, "propagated-means", nodes=6), n=2, baselines=names)
     assert set(result.baselines) == set(names)
+    (entry, *_), (head, *rows) = result.results, result.class_rows()
+    assert head == ["class", "distilled", *names]
+    assert [row[0] for row in rows] == list(own.graph.class_names)
+    sizes = torch.bincount(own.parts["test"].classes).double()
+    mean = sum(size * entry.by_class[name] for size, name in zip(sizes, own.graph.class_names, strict=True))
+    assert float(mean / sizes.sum()) == pytest.approx(entry.mean)
 
 
 def test_the_means_are_those_of_the_method_of_that_name() -> None:

@@ -159,7 +159,8 @@ def test_bad_arguments(task):
         prior("sampled", interactions_per_user=0)
     settings = METHODS["distill-cf-meanfield"].settings(3)
     build = mean_field_interactions()
-    with pytest.raises(DataError, match="241 synthetic users"):
+    said = r"241 synthetic users were .* has 240 real ones; lower --users \(users=240 in Python\)"
+    with pytest.raises(DataError, match=said):
         build(task, 241, settings, "hard", Draws(0))
     with pytest.raises(ConfigError, match="labels"):
         build(task, 3, settings, "unrestricted", Draws(0))

@@ -146,6 +146,7 @@ def test_words_and_labels_from_the_command_line(corpus_folder: Path, tmp_path: P
         (["--method", "sldd", "--model", "lstm"], "did you mean"),
         (["--method", "krr", "--label", "teachers"], None),
         (["--method", "k-means", "--label", "soft"], "labels are its own"),
+        (["--method", "dm", "--augment"], "text data; leave it out, or add noise to sentence points in Python"),
     ],
 )
 def test_what_does_not_go_together(

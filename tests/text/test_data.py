@@ -58,21 +58,21 @@ def test_class_names_take_indices_or_names() -> None:
 @pytest.mark.parametrize(
     ("texts", "labels", "message"),
     [
-        (["a", "  ", "c", ""], [0, 1, 0, 1], r"row 2 of all has no text \(2 such rows\)"),
-        (["a", None, "c", "d"], [0, 1, 0, 1], "row 2 of all has no text"),
-        (["a", 3, "c", "d"], [0, 1, 0, 1], "row 2 of all has no text but 3"),
+        (["a", "  ", "c", ""], [0, 1, 0, 1], r"row 2 has no text \(2 such rows\)"),
+        (["a", None, "c", "d"], [0, 1, 0, 1], "row 2 has no text"),
+        (["a", 3, "c", "d"], [0, 1, 0, 1], "row 2 has no text but 3"),
         (["a", "b", "c", "d"], [0, 0, 0, 0], "single class"),
-        (["a", "b", "c", "d"], [0, float("nan"), 1, 0], "row 2 of all has no label"),
-        (["a", "b", "c", "d"], [0, None, 1, 0], "row 2 of all has no label"),
-        (["a", "b", "c", "d"], pd.array([0, None, 1, 0], dtype="Int64"), "row 2 of all has no label"),
-        (["a", "b", "c", "d"], pd.Series(["x", None, "y", "x"], dtype="string"), "row 2 of all has no label"),
-        (["a", "b", "c", "d"], pd.to_datetime(["2020", None, "2021", "2020"]), "row 2 of all has no label"),
-        (["a", "b", "c", "d"], ["x", " ", "y", "x"], "row 2 of all has no label"),
-        (["a", "b", "c", "d"], [0, float("inf"), 1, 0], "row 2 of all has the label inf, which is no class"),
+        (["a", "b", "c", "d"], [0, float("nan"), 1, 0], "row 2 has no label"),
+        (["a", "b", "c", "d"], [0, None, 1, 0], "row 2 has no label"),
+        (["a", "b", "c", "d"], pd.array([0, None, 1, 0], dtype="Int64"), "row 2 has no label"),
+        (["a", "b", "c", "d"], pd.Series(["x", None, "y", "x"], dtype="string"), "row 2 has no label"),
+        (["a", "b", "c", "d"], pd.to_datetime(["2020", None, "2021", "2020"]), "row 2 has no label"),
+        (["a", "b", "c", "d"], ["x", " ", "y", "x"], "row 2 has no label"),
+        (["a", "b", "c", "d"], [0, float("inf"), 1, 0], "row 2 has the label inf, which is no class"),
         (["a", "b", "c", "d"], list(torch.eye(4)), "one class per text"),
         (["a", "b", "c", "d"], [[0, 1], [1], [0], [1]], "one class per text"),
-        (["a", "b \ud83d", "c", "d"], [0, 1, 0, 1], "row 2 of all holds '.ud83d' in its text, which is half"),
-        (["a", "b", "c", "d"], ["x", "\ud83d", "x", "y"], "row 2 of all holds .* in its label"),
+        (["a", "b \ud83d", "c", "d"], [0, 1, 0, 1], "row 2 holds '.ud83d' in its text, which is half"),
+        (["a", "b", "c", "d"], ["x", "\ud83d", "x", "y"], "row 2 holds .* in its label"),
         ((text for text in "abcd"), [0, 1, 0, 1], "expected a list of texts, got generator"),
         (["a", "b", "c", "d"], None, "expected a list of labels, got NoneType"),
         (["a", "b"], [0, 1, 1], "2 texts but 3 labels"),
@@ -88,7 +88,7 @@ def test_unusable_rows(texts: list[str], labels: list[object], message: str) -> 
 
 def test_all_kinds_of_unusable_rows_are_named_at_once_and_alike_for_csv_and_json(tmp_path: Path) -> None:
     texts, labels = ["a", "", "c", " ", "e", "f"], ["x", "y", "", "", "x", ""]
-    said = r"row 2 of all has no text \(2 such rows\); row 3 of all has no label \(3 such rows\). Rows count"
+    said = r"row 2 has no text \(2 such rows\); row 3 has no label \(3 such rows\). Rows count"
     table = pd.DataFrame({"text": texts, "label": labels})
     table.to_csv(tmp_path / "a.csv", index=False)
     table.replace({"": None}).to_json(tmp_path / "a.jsonl", orient="records", lines=True)
@@ -212,8 +212,8 @@ def test_other_scripts_are_texts_like_any_other(tmp_path: Path) -> None:
             DataError,
             "line 3",
         ),
-        (lambda p: p.write_text("label\ttext\n0\ta\n1\t \n"), DataError, "row 2 of all has no text"),
-        (lambda p: p.write_text("label\ttext\n0\ta\n\tb\n"), DataError, "row 2 of all has no label"),
+        (lambda p: p.write_text("label\ttext\n0\ta\n1\t \n"), DataError, "row 2 has no text"),
+        (lambda p: p.write_text("label\ttext\n0\ta\n\tb\n"), DataError, "row 2 has no label"),
     ],
 )
 def test_unusable_files(tmp_path: Path, make: Callable[[Path], object], error: type[Exception], message: str) -> None:
@@ -259,7 +259,7 @@ def test_damaged_json_lines_and_gzip(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2, is a JSON list"):
         load_text(path)
     path.write_text('{"text": "a", "label": 0}\n{"text": "b"}\n')
-    with pytest.raises(DataError, match="row 2 of all has no label"):
+    with pytest.raises(DataError, match="row 2 has no label"):
         load_text(path)
     broken = tmp_path / "x.csv.gz"
     broken.write_bytes(b"no gzip")
@@ -491,7 +491,7 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no column 'c'"):
         load_text(path, text_column="a,c")
     path.write_text("\n".join(["a\tb\tlabel", *rows, "only\t \tyes"]) + "\n")
-    with pytest.raises(DataError, match="row 19 of all has no text"):
+    with pytest.raises(DataError, match="row 19 has no text"):
         load_text(path, text_column="a,b")
     with pytest.raises(DataError, match="row 1 holds 3 texts"):
         load_text(([("a", "b", "c")] * 4, [0, 1, 0, 1]))

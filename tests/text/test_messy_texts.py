@@ -99,9 +99,9 @@ def test_data_sets_with_columns_bring_class_names_and_hidden_labels() -> None:
 
 
 def test_bad_cells_of_tables_are_named_by_their_row() -> None:
-    with pytest.raises(DataError, match="row 3 of all has no text"):
+    with pytest.raises(DataError, match="row 3 has no text"):
         load_text(table([*TEXTS[:2], float("nan"), *TEXTS[3:]]))  # type: ignore[list-item]
-    with pytest.raises(DataError, match="row 2 of all has no label"):
+    with pytest.raises(DataError, match="row 2 has no label"):
         load_text([{"text": "a", "label": 1}, {"text": "b"}])
     for source in ([], [TEXTS, LABELS], list(zip(TEXTS, LABELS, strict=True))):
         with pytest.raises(ConfigError, match="or a list with a dictionary per row"):
@@ -192,7 +192,7 @@ def test_a_quoted_text_of_two_lines_in_a_tsv_file_is_what_the_error_says(tmp_pat
     with pytest.raises(DataError, match=r"row 1 has no label, .* save texts of several lines as CSV"):
         load_text(path)
     path.write_text("text\tlabel\nplain\n")
-    with pytest.raises(DataError, match="row 1 of all has no label"):
+    with pytest.raises(DataError, match="row 1 has no label"):
         load_text(path)
 
 

@@ -1,14 +1,23 @@
+import os
+from pathlib import Path
+
+import pytest
 import torch
 
 from mmdistill.allocation import allocate
 from mmdistill.coresets import coreset
 from mmdistill.distill import distill
+from mmdistill.errors import ConfigError, UnknownNameError
+from mmdistill.evaluate import evaluate
+from mmdistill.report import summary
 from mmdistill.runtime import Draws
+from mmdistill.selections import known_bytes, selection
 from mmdistill.text.judges import centred_targets
-from mmdistill.text.selection import greedy_ridge, selected_texts
-from mmdistill.text.task import TextTask
+from mmdistill.text.selection import class_centroids, greedy_ridge, selected_texts
+from mmdistill.text.task import TextTask, text_task
 from tests.oracles import text as oracle
-from tests.text.corpus import small_task
+from tests.text.corpus import small_task, token_corpus_task
+from tests.toys import BlobTask
 
 
 def test_each_choice_is_the_one_that_lowers_the_ridge_loss_most() -> None:
@@ -42,3 +51,46 @@ def test_a_large_set_is_thinned_by_class(monkeypatch: object) -> None:
     task: TextTask = small_task()
     monkeypatch.setattr(module, "MOST", 30)  # type: ignore[attr-defined]
     assert len(selected_texts(task, 2, Draws(0))(Draws(0)).weight) == 6
+
+
+def require_centroids_of_the_method(task: TextTask, ipc: int) -> None:
+    """Of one key, the baseline is bit for bit what the method stores."""
+    found = distill(task, "k-means", ipc=ipc, seed=3)
+    counts = allocate(ipc, "ipc", task.labels, task.num_classes)
+    again = coreset(task, "centroids", counts, Draws(3, ("start",)))
+    assert torch.equal(found.batch.inputs, again.inputs.cpu())  # type: ignore[arg-type, union-attr]
+    assert torch.equal(found.batch.targets, again.targets.cpu())  # type: ignore[arg-type, union-attr]
+    kept = selection(task, "centroids", ipc, seed=3)
+    assert kept.stored_bytes == found.stored_bytes == known_bytes(task, ipc)["centroids"]
+    assert found.stored_bytes == len(again.weight) * (4 * task.dim + 1)
+
+
+def test_the_centroids_are_those_of_the_method() -> None:
+    require_centroids_of_the_method(small_task(), 2)
+
+
+@pytest.mark.data
+@pytest.mark.skipif(
+    not Path(os.environ.get("MMDISTILL_DATA", "nowhere"), "trec", "train.tsv").exists(),
+    reason="MMDISTILL_DATA has no trec",
+)
+def test_the_centroids_of_trec_are_those_of_the_method() -> None:
+    require_centroids_of_the_method(text_task("trec", encoder="tfidf", device="cpu"), 2)
+
+
+def test_centroids_stand_beside_a_result_for_every_judge() -> None:
+    task = small_task()
+    found = distill(task, "select", ipc=1)
+    judged = evaluate(task, found, judges=["logreg", "read-tfidf"], n=1, baselines=["random", "centroids", "k-means"])
+    assert not judged.failures
+    assert {entry.judge for entry in judged.baselines["centroids"]} == {"logreg", "read-tfidf"}
+    (row,) = [line for line in summary(found, judged, known_bytes(task, 1)).splitlines() if line.split()[0] == "bytes"]
+    assert row.split()[-2] == f"{3 * (4 * task.dim + 1):,}"
+
+
+def test_only_sentence_points_have_centroids(tmp_path: Path) -> None:
+    task = token_corpus_task(tmp_path)
+    with pytest.raises(UnknownNameError, match="unknown baseline 'centroids'"):
+        evaluate(task, task.select(torch.arange(3)), baselines=["centroids"])
+    with pytest.raises(ConfigError, match="centroids are those of sentence points, and 'blobs' has none"):
+        class_centroids(BlobTask(), torch.tensor([1, 1, 1]), Draws(0))
