@@ -21,7 +21,7 @@ from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
 from mmdistill.names import baseline_names, canonical, first_few, split_names, unknown_name
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.report import summary, write_comparison, write_report
-from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, require_finished
+from mmdistill.run_folder import CONFIG, EXPORT, METRICS, how_to_finish, require_finished, require_free
 from mmdistill.runtime import use_deterministic_kernels
 from mmdistill.saving import draw, require_held
 from mmdistill.side_by_side import LEGEND, TIMES, draw_budgets, notes, table, write_csv
@@ -213,7 +213,9 @@ def export_command(run: str, format: str, to: str | None) -> None:
     distilled = _finished_set(Path(run))
     if (Path(run) / CONFIG).exists():  # of a run that was made in Python there is none
         require_own_config(DistillConfig.load(Path(run) / CONFIG), distilled, Path(run))
-    folder = Path(run) / "export" if to is None else Path(to)
+    folder = Path(run) / EXPORT if to is None else Path(to)
+    if to is None:
+        require_free(Path(run), other="another folder (--to)")
     written = export(distilled, format, folder, lambda: _open_run(Path(run))[1])
     if canonical(format) == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()

@@ -31,6 +31,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, note_kept
 from mmdistill.image import load
+from mmdistill.keeper import DRAWN
 from mmdistill.locks import sole_writer
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
@@ -341,13 +342,46 @@ def test_a_run_that_replaces_another_leaves_nothing_of_it_but_what_is_the_users(
     assert main(["report", str(folder)]) == 0
     assert main(["export", str(folder), "--format", "folder"]) == 0
     notes = [folder / "notes.md", folder / "export" / "mine.txt", folder / "export" / "images" / "0" / "mine.txt"]
+    notes += [folder / "pictures" / "holiday.png", folder / "pictures" / "mine.md"]
     for path in notes:
         path.write_text("mine")
     assert distil(folder, "--overwrite", "--baselines", "none") == 0
     assert all(path.read_text() == "mine" for path in notes)
     assert [path.name for path in (folder / "export").rglob("*") if path.is_file()] == ["mine.txt"] * 2
-    assert [path.name for path in (folder / "pictures").iterdir()] == ["images.png"]
+    assert {path.name for path in (folder / "pictures").iterdir()} == {"images.png", "holiday.png", "mine.md"}
     assert not list(folder.glob("report.*"))
+
+
+@pytest.mark.parametrize("name", ["pictures", "checkpoints", "export", ".finished", "checkpoints/rank-1"])
+def test_nothing_is_written_or_removed_where_a_link_leads_out_of_a_runs_folder(
+    run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, others = tmp_path / "run", tmp_path / "others"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    others.mkdir()
+    mine = [others / own for own in ("images.png", "step-00000001.safetensors", ".x.mmdistill-part")]
+    for path in mine:
+        path.write_text("mine")
+    (folder / name).symlink_to(others)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    asked = [["report", str(folder)], ["distill", "--resume", str(folder), "--steps", "9"]]
+    for command in (*asked, ["export", str(folder), "--format", "folder"]):
+        assert main(command) == 2
+        assert f"{folder} holds the link {name}, which leads out of it to {others}" in capsys.readouterr().err
+    assert distil(folder, "--overwrite") == 2
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert sorted(others.iterdir()) == sorted(mine)
+    assert {path.read_text() for path in mine} == {"mine"}
+    (tmp_path / "linked").symlink_to(folder)
+    (folder / name).unlink()
+    assert main(["report", str(tmp_path / "linked")]) == 0  # a run's folder may be a link itself
+
+
+def test_what_is_drawn_of_any_data_is_what_a_run_removes_of_a_former_one() -> None:
+    sources = [path.read_text() for path in Path(commands.__file__).parent.rglob("*.py")]
+    drawn = {name for text in sources for name in re.findall(r'(?:folder|PICTURES) / "(\w+\.(?:png|md))"', text)}
+    assert drawn - {"report.md"} == set(DRAWN)
 
 
 def test_the_documented_use_of_an_exported_set(
