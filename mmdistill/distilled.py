@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, StackDataset, TensorDataset
 
-from mmdistill.checks import is_of
+from mmdistill.checks import LARGEST, is_of
 from mmdistill.errors import CheckpointError, NonFiniteError, ShapeError, UnsupportedError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, soft_cross_entropy
@@ -297,8 +297,8 @@ def stored_value(info: TaskInfo, name: str, fits: Callable[[Any], bool], words: 
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value that was read from JSON is a number."""
-    return is_of(value, int, float)
+    """Return whether a value that was read from JSON is a number that floats hold; NaN, of a failed judge, is one."""
+    return is_of(value, int, float) and not abs(value) > LARGEST  # type: ignore[operator]
 
 
 def _require_types(record: "DistilledSet | TaskInfo") -> None:

@@ -633,6 +633,11 @@ def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
         ("", "holds no settings by name"),
         ("data: [", "is damaged"),
         ("data: !!python/object/apply:os.getcwd []", "is damaged"),
+        ("data: 2020-13-45", "is damaged"),
+        ("ipc: !!int ''", "is damaged"),
+        ("set: &a [lr=1]\nmodel: *a", "is damaged: an alias (*) of a list or mapping"),
+        ("set: &a [*a]", "is damaged: an alias (*) of a list or mapping"),
+        (f"ipc: {'x' * 999}", f"has ipc: '{'x' * 79}, which cannot be"),
     ],
 )
 def test_a_configuration_that_a_person_broke_is_named(tmp_path: Path, text: str, message: str) -> None:
