@@ -1,6 +1,7 @@
 """What the commands do with finished runs: evaluate, report, compare and export them."""
 
 import os
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mmdistill.assembly import make_task, note_of_more_steps, require_own_config
 from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, runs_in, without_scores
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
+from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, first_line
 from mmdistill.export import export
 from mmdistill.judging import judge_and_keep
 from mmdistill.kept_baselines import KeptBaselines, package_digest
@@ -90,6 +91,10 @@ def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> Non
             raise
         except (MmdistillError, OSError, UnicodeDecodeError) as error:
             print(f"failed: {error}")
+            failed.append(run)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            traceback.print_exc()  # of files that nobody foresaw, or a fault of the package
+            print(f"failed: {type(error).__name__}: {first_line(error)}")
             failed.append(run)
     if failed:
         raise ConfigError(f"{len(failed)} of {len(runs)} runs failed: {first_few(failed, 3)} (see above)")

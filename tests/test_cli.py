@@ -184,6 +184,23 @@ def test_several_runs_are_judged_and_drawn_though_one_cannot_be(
     assert capsys.readouterr().out.count("report.html") == 2
 
 
+def test_what_nobody_foresaw_of_one_runs_files_keeps_no_other_from_its_turn(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(run, tmp_path / name)
+        (tmp_path / name / "report.md").unlink(missing_ok=True)
+    found = DistilledSet.load(run)
+    assert isinstance(found.batch.inputs, Tensor)
+    wide = replace(found, batch=found.batch._replace(inputs=found.batch.inputs.flatten(1)))
+    wide.save(tmp_path / "a")
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "failed: " in said.out
+    assert "1 of 2 runs failed" in said.err
+    assert (tmp_path / "b" / "report.md").is_file()
+
+
 def test_baselines_that_were_judged_otherwise_are_dropped(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
