@@ -36,8 +36,10 @@ SET_VERSION = 1
 METADATA = {"format": "mmdistill"}
 KEPT_APART = ("batch", "learned", "info", "classes")
 """What is not among the plain values of a set's file."""
-FORMATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-FORMATS += (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+FORMATS = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
 """The number formats of a set's tensors."""
 OF_FLOATS = ("image", "graph", "graph-set", "text", "recsys")
 """The domains whose samples are floats, but for masks."""
@@ -320,7 +322,7 @@ def stored_value(info: TaskInfo, name: str, fits: Callable[[Any], bool], words: 
 
 def is_number(value: object) -> bool:
     """Return whether a value that was read from JSON is a number that floats hold; NaN, of a failed judge, is one."""
-    return is_of(value, int, float) and not abs(value) > LARGEST  # type: ignore[operator]
+    return is_of(value, int, float) and not abs(value) > LARGEST  # type: ignore[arg-type]
 
 
 def _require_types(record: "DistilledSet | TaskInfo") -> None:

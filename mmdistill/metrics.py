@@ -98,7 +98,10 @@ def read_metrics(path: Path) -> dict[str, Any]:
     lists = [results, *baselines.values()] if isinstance(baselines, Mapping) else [None]
     entries_fit = all(isinstance(entries, list) and all(fits(e, ENTRY) for e in entries) for entries in lists)
     sizes = document.get("budget")
-    sizes_fit = any(fits(sizes, {unit: int, "stored_bytes": int}) and len(sizes) == 2 for unit in get_args(BudgetKind))
+    sizes_fit = any(
+        isinstance(sizes, Mapping) and sizes.keys() == {unit, "stored_bytes"} and fits(sizes, dict.fromkeys(sizes, int))
+        for unit in get_args(BudgetKind)
+    )
     if not (entries_fit and sizes_fit and fits(document, DOCUMENT)):
         raise CheckpointError(f"{path} is damaged; move it away to judge anew")
     return document

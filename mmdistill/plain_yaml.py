@@ -11,7 +11,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Return the next node of the document."""
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
             if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
                 raise yaml.MarkedYAMLError(problem="an alias (*) of a list or mapping", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
