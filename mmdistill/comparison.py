@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdistill.config import read_settings
+from mmdistill.config import read_options
 from mmdistill.distilled import is_number
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.judged_run import RECORDED, JudgedRun
@@ -149,7 +149,7 @@ def _read(folder: Path) -> JudgedRun:
     made = read_json(folder / SET) if (folder / SET).is_file() else {}
     if not isinstance(made.get("steps", 0), int) or damage_of(made.get("settings") or {}):
         raise CheckpointError(f"{SET} is damaged")
-    options = read_settings(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    options = read_options(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     return JudgedRun(folder, read_metrics(folder / METRICS), made, options)
 
 

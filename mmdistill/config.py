@@ -12,6 +12,7 @@ from mmdistill.checks import require_checkpoint_every
 from mmdistill.choices import CompileMode, InitKind, LabelKind, Precision, Schedule, SplitBy, TrainingPrecision
 from mmdistill.errors import CheckpointError, ConfigError, did_you_mean
 from mmdistill.names import as_assignments, as_file_name, assignments, canonical, split_names
+from mmdistill.plain_yaml import parsed
 from mmdistill.run_folder import holds_work
 from mmdistill.settings import MEMORY_ONLY, Settings, known_names
 
@@ -232,17 +233,8 @@ class DistillConfig:
 
     @staticmethod
     def load(path: Path) -> "DistillConfig":
-        """Read a configuration that :meth:`save` wrote.
-
-        Raises:
-            CheckpointError: the file is missing or damaged, or a setting in it is unknown or of another type.
-        """
-        kinds = {field.name: field.type for field in fields(DistillConfig)}
-        content = read_settings(path)
-        for name, value in content.items():
-            if not _fits(value, kinds[name]):
-                raise CheckpointError(f"{path} has {name}: {value!r}, which cannot be; mend or remove the line")
-        return DistillConfig(**content)
+        """Read a configuration that :meth:`save` wrote; raises what :func:`read_options` does."""
+        return DistillConfig(**read_options(path))
 
 
 @dataclass(frozen=True)
@@ -346,13 +338,13 @@ def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dat
         CheckpointError: the file is missing or damaged, or a setting in it is unknown.
     """
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(_no_configuration(path)) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no settings by name")
     for name, value in ASIDE.items():  # which --print-config writes
@@ -361,7 +353,7 @@ def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dat
     known = {*kinds, *(assignable() if "set" in kinds else ())}
     for name in content:
         if name not in known:
-            raise CheckpointError(f"{path} has an unknown setting {name!r}{did_you_mean(str(name), known)}")
+            raise CheckpointError(f"{path} has an unknown setting {name!r:.80}{did_you_mean(str(name), known)}")
     own = {name: content.pop(name) for name in sorted(known & {*content} - {*kinds})}
     if given := [*as_assignments(content.get("set")), *as_assignments(own)]:
         content["set"] = given
@@ -374,6 +366,20 @@ def read_settings(path: Path, kinds: Collection[str] = tuple(DistillConfig.__dat
         if isinstance(listed := content[name], list):
             content[name] = ",".join(map(str, listed)) or ("none" if name == "baselines" else None)
     return {name: value for name, value in content.items() if value is not None}
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Return the options that a run's file has, by name.
+
+    Raises:
+        CheckpointError: as :func:`read_settings`, and a setting of another type.
+    """
+    kinds = {field.name: field.type for field in fields(DistillConfig)}
+    content = read_settings(path)
+    for name, value in content.items():
+        if not _fits(value, kinds[name]):
+            raise CheckpointError(f"{path} has {name}: {value!r:.80}, which cannot be; mend or remove the line")
+    return content
 
 
 def _no_configuration(path: Path) -> str:

@@ -10,21 +10,39 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, StackDataset, TensorDataset
 
-from mmdistill.checks import is_of
-from mmdistill.errors import CheckpointError, NonFiniteError, ShapeError, UnsupportedError
+from mmdistill.checks import LARGEST, is_of
+from mmdistill.errors import CheckpointError, DataError, NonFiniteError, ShapeError, UnsupportedError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.names import first_few
 from mmdistill.run_folder import SAMPLES, SET, is_finished, runs_within
 from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors
-from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, named_tensors, shapes, shares_inputs, under
+from mmdistill.task import (
+    Batch,
+    Inputs,
+    Targets,
+    TaskInfo,
+    Tensors,
+    checked_samples,
+    named_tensors,
+    shapes,
+    shares_inputs,
+    under,
+)
 from mmdistill.versions import package_versions
 
 SET_VERSION = 1
 METADATA = {"format": "mmdistill"}
 KEPT_APART = ("batch", "learned", "info", "classes")
 """What is not among the plain values of a set's file."""
+FORMATS = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+"""The number formats of a set's tensors."""
+OF_FLOATS = ("image", "graph", "graph-set", "text", "recsys")
+"""The domains whose samples are floats, but for masks."""
 AS_THEY_WERE = "; bring the data back as they were, or name a copy of these in the line 'data' of the run's config.yaml"
 
 
@@ -153,6 +171,8 @@ class DistilledSet:
         digest = content.pop(DIGEST, None)
         path = folder / SAMPLES
         tensors, _ = read_tensors(path)
+        if odd := [f"{name}, {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FORMATS]:
+            raise CheckpointError(f"{path} is damaged: no set has such numbers ({first_few(odd)})")
         if broken := broken_tensors(tensors):
             raise CheckpointError(f"{path} holds NaN or infinite values ({', '.join(broken)})")
         if digest != digest_of(tensors):
@@ -173,9 +193,13 @@ class DistilledSet:
             found = DistilledSet(batch, TaskInfo(**info), learned=learned, classes=classes, **content)
             _require_types(found)
             _require_types(found.info)
-            return found
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / SET} is damaged or incomplete: {error}") from error
+        try:
+            _require_samples(found)
+        except (ShapeError, DataError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+        return found
 
     def require_finite(self) -> None:
         """Refuse a set of which no step has seen all: that of a closed form or of no step, and a teacher's labels.
@@ -297,8 +321,8 @@ def stored_value(info: TaskInfo, name: str, fits: Callable[[Any], bool], words: 
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value that was read from JSON is a number."""
-    return is_of(value, int, float)
+    """Return whether a value that was read from JSON is a number that floats hold; NaN, of a failed judge, is one."""
+    return is_of(value, int, float) and not abs(value) > LARGEST  # type: ignore[arg-type]
 
 
 def _require_types(record: "DistilledSet | TaskInfo") -> None:
@@ -316,6 +340,26 @@ def _require_types(record: "DistilledSet | TaskInfo") -> None:
         wanted = (int, float) if kind is float else kind
         if kind in (int, float, str, Mapping) and not isinstance(value, wanted):
             raise TypeError(f"{entry.name} is {value!r}, and no {kind.__name__}")
+
+
+def _require_samples(found: DistilledSet) -> None:
+    """Check the forms of a set's samples, which files may say as they like.
+
+    Raises:
+        ShapeError: inputs, targets, weights or classes of other lengths, or no row of a number for each class.
+        DataError: no samples, classes that there are not, or inputs that are no floats.
+    """
+    inputs, targets, names = found.batch.inputs, found.batch.targets, found.info.class_names
+    own = found.info.domain not in OF_FLOATS and isinstance(inputs, Tensor)  # a task of the user's may read numbers
+    checked_samples(found.batch._replace(inputs=inputs.float()) if own else found.batch)  # type: ignore[union-attr]
+    hard = {} if isinstance(targets, dict) or targets.is_floating_point() else {"targets": targets}
+    for name, classes in (hard | ({} if found.classes is None else {"classes": found.classes})).items():
+        if classes.shape != found.batch.weight.shape or classes.is_floating_point():
+            raise ShapeError(f"{name} are a class index for each sample, got {tuple(classes.shape)} {classes.dtype}")
+        if classes.min() < 0 or (names and classes.max() >= len(names)):
+            raise DataError(f"{name} are indices of {len(names)} classes, got {classes.min()} to {classes.max()}")
+    if names and isinstance(targets, Tensor) and not hard and targets.shape[1:] != (len(names),):
+        raise ShapeError(f"targets are rows of {len(names)} numbers, one for each class, got {tuple(targets.shape)}")
 
 
 def _same(inputs: Inputs, targets: Targets) -> bool:

@@ -1,13 +1,13 @@
 """What writes sets for other tools, and what exports leave in a folder, so that two sets never mix there."""
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError
+from mmdistill.run_folder import is_inside
 from mmdistill.store import read_json, write_json
 from mmdistill.task import Task
 
@@ -116,6 +116,6 @@ def _is_inside(folder: Path, name: object) -> bool:
     """Return whether a name in a listing, which may be damaged, is that of a file in its folder."""
     try:
         path = folder / name if isinstance(name, str) else folder
-        return path.is_file() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+        return path.is_file() and is_inside(path, folder)
     except (OSError, ValueError):  # a name that no file can have
         return False

@@ -13,18 +13,21 @@ from mmdistill import exports, ranks
 from mmdistill.checkpoints import Checkpoints, steps_of
 from mmdistill.errors import CheckpointError
 from mmdistill.parameterizations.codes import CODES
-from mmdistill.run_folder import CHECKPOINTS, METRICS, SAMPLES, SET, holds_work, is_finished
+from mmdistill.run_folder import CHECKPOINTS, EXPORT, METRICS, PICTURES, SAMPLES, SET, STAGED, holds_work, is_finished
 from mmdistill.run_state import RunState
 from mmdistill.runtime import patiently, remove_parts
 from mmdistill.store import read_json
 
 LONGEST_UNSAVED = 600.0
 """Seconds after which a checkpoint is written, unless the user says when."""
-STAGED = ".finished"
-"""Where a finished run is written before it replaces what the folder holds of a former one."""
+DRAWN = (
+    *("loss.png", "images.png", "nodes.png", "structure.png", "adjacency.png", "properties.md", "graphs.png"),
+    *("nearest.md", "map.png", "interactions.png", "users.md"),
+)
+"""What is drawn of sets of any kind of data; whatever else lies among a run's pictures is its user's."""
 FORMER = (
-    *("pictures/*.png", "pictures/*.md", "report.md", "report.html", METRICS, "history.json"),
-    *(SET, SAMPLES, CODES),
+    *(f"{PICTURES}/{name}" for name in DRAWN),
+    *("report.md", "report.html", METRICS, "history.json", SET, SAMPLES, CODES),
 )
 """What a run removes of a former one in its folder, so that nobody takes it for its own.
 
@@ -139,7 +142,7 @@ class Keeper:
     def _remove_former(self) -> None:
         """Remove what the former run, its report and its exports left beside its checkpoints."""
         if ranks.is_first():
-            exports.remove(self.folder / "export")
-            for pattern in FORMER:
-                for path in self.folder.glob(pattern):
+            exports.remove(self.folder / EXPORT)
+            for name in FORMER:
+                for path in self.folder.glob(name):
                     patiently(path.unlink)

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mmdistill.abilities import JUDGING, Judging, LimitsJudging
-from mmdistill.distilled import DistilledSet
+from mmdistill.distilled import DistilledSet, is_number
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.evaluation import Entry, Evaluation
 from mmdistill.networks.architecture import OWN, own_network
 from mmdistill.store import read_json
-from mmdistill.task import Task
+from mmdistill.task import BudgetKind, Task
 
 METRICS_VERSION = 1
 NETWORK = "network"
@@ -98,8 +98,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
     lists = [results, *baselines.values()] if isinstance(baselines, Mapping) else [None]
     entries_fit = all(isinstance(entries, list) and all(fits(e, ENTRY) for e in entries) for entries in lists)
     sizes = document.get("budget")
-    sizes_fit = (
-        isinstance(sizes, Mapping) and {"stored_bytes"} < sizes.keys() and fits(sizes, dict.fromkeys(sizes, int))
+    sizes_fit = any(
+        isinstance(sizes, Mapping) and sizes.keys() == {unit, "stored_bytes"} and fits(sizes, dict.fromkeys(sizes, int))
+        for unit in get_args(BudgetKind)
     )
     if not (entries_fit and sizes_fit and fits(document, DOCUMENT)):
         raise CheckpointError(f"{path} is damaged; move it away to judge anew")
@@ -111,11 +112,13 @@ def fits(found: object, types: Mapping[str, type]) -> bool:
     if not isinstance(found, Mapping):
         return False
     optional = {"judging": Mapping, "notes": list, "by_class": Mapping}
+    numbers = [found.get(name) for name, kind in types.items() if kind in (Real, int)]
     return (
         all(isinstance(found.get(name), kind) for name, kind in types.items())
+        and all(map(is_number, numbers))
         and all(isinstance(found[name], kind) for name, kind in optional.items() if name in found)
         and all(isinstance(note, str) for note in found.get("notes", ()))
-        and all(isinstance(share, Real) for share in found.get("by_class", {}).values())
+        and all(map(is_number, found.get("by_class", {}).values()))
     )
 
 

@@ -80,7 +80,7 @@ class Pivot:
             spans.append(rf"\multicolumn{{{width}}}{{c}}{{{_escaped(data)}}}")
             rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
             first += width
-        budgets = [f"{column.unit} {column.budget}" for column in self.columns]
+        budgets = [_escaped(f"{column.unit} {column.budget}") for column in self.columns]
         runs = sorted({len(score.values) for own in self.methods.values() for score in own.values()})
         several = " to ".join(map(str, dict.fromkeys((runs[0], runs[-1]))))
         lines = [f"% {LEGEND}; runs: {several}", f"% {BOLD}", r"% needs \usepackage{booktabs}"]

@@ -13,6 +13,7 @@ from mmdistill.evaluation import LOWEST, MOST_CLASSES, Evaluation
 from mmdistill.figures import caption_of, one_plot, save_figure
 from mmdistill.metrics import judge_in_words, recorded
 from mmdistill.names import as_argument
+from mmdistill.run_folder import PICTURES
 from mmdistill.settings import MEMORY_ONLY, OptimizerSpec, Settings
 from mmdistill.store import read_json, write_text
 from mmdistill.tabular import aligned, html_row, html_table, markdown_cell, markdown_row, unmarked
@@ -156,7 +157,7 @@ def draw_curve(folder: Path) -> Path | None:
     axes.set_ylabel("objective")
     if min(losses) > 0:
         axes.set_yscale("log")
-    return save_figure(figure, folder / "pictures" / "loss.png")
+    return save_figure(figure, folder / PICTURES / "loss.png")
 
 
 def write_comparison(

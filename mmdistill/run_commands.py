@@ -1,6 +1,7 @@
 """What the commands do with finished runs: evaluate, report, compare and export them."""
 
 import os
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from mmdistill.assembly import make_task, note_of_more_steps, require_own_config
 from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, runs_in, without_scores
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
+from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, first_line
 from mmdistill.export import export
 from mmdistill.judging import judge_and_keep
 from mmdistill.kept_baselines import KeptBaselines, package_digest
@@ -20,7 +21,7 @@ from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
 from mmdistill.names import baseline_names, canonical, first_few, split_names, unknown_name
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.report import summary, write_comparison, write_report
-from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, require_finished
+from mmdistill.run_folder import CONFIG, EXPORT, METRICS, how_to_finish, require_finished, require_free
 from mmdistill.runtime import use_deterministic_kernels
 from mmdistill.saving import draw, require_held
 from mmdistill.selections import known_bytes
@@ -90,6 +91,10 @@ def for_each_run(folders: Sequence[str], command: Callable[[Path], None]) -> Non
             raise
         except (MmdistillError, OSError, UnicodeDecodeError) as error:
             print(f"failed: {error}")
+            failed.append(run)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            traceback.print_exc()  # of files that nobody foresaw, or a fault of the package
+            print(f"failed: {type(error).__name__}: {first_line(error)}")
             failed.append(run)
     if failed:
         raise ConfigError(f"{len(failed)} of {len(runs)} runs failed: {first_few(failed, 3)} (see above)")
@@ -213,7 +218,9 @@ def export_command(run: str, format: str, to: str | None) -> None:
     distilled = _finished_set(Path(run))
     if (Path(run) / CONFIG).exists():  # of a run that was made in Python there is none
         require_own_config(DistillConfig.load(Path(run) / CONFIG), distilled, Path(run))
-    folder = Path(run) / "export" if to is None else Path(to)
+    folder = Path(run) / EXPORT if to is None else Path(to)
+    if to is None:
+        require_free(Path(run), other="another folder (--to)")
     written = export(distilled, format, folder, lambda: _open_run(Path(run))[1])
     if canonical(format) == "folder":
         soft = isinstance(distilled.batch.targets, Tensor) and distilled.batch.targets.is_floating_point()

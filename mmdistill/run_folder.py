@@ -1,5 +1,6 @@
 """What a run's folder holds, by name; without torch, for which the command line's help does not wait."""
 
+import os
 from pathlib import Path
 
 from mmdistill.errors import CheckpointError, ConfigError
@@ -17,6 +18,21 @@ LOG = "log.txt"
 """What a run printed that was started by another program."""
 CHECKPOINTS = "checkpoints"
 """The folder of the run's states on the way."""
+PICTURES = "pictures"
+"""The folder of what is drawn of the set."""
+EXPORT = "export"
+"""The folder of exports, unless they are given another one."""
+STAGED = ".finished"
+"""Where a finished run is written before it replaces what the folder holds of a former one."""
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path lies in a folder, wherever links lead; it need not be there.
+
+    Raises:
+        ValueError: a path that no file can have.
+    """
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def is_finished(folder: Path) -> bool:
@@ -79,7 +95,7 @@ def require_free(folder: Path, *, other: str, resume: str = "", overwrite: str =
 
 
 def occupied(folder: Path, *, other: str, resume: str = "", overwrite: str = "") -> str:
-    """Return what is in the way of a run in a folder: a file and, unless resumed or replaced, a run.
+    """Return what is in the way of a run in a folder: a file, a link out of it and, unless resumed or replaced, a run.
 
     Args:
         folder: which.
@@ -91,6 +107,12 @@ def occupied(folder: Path, *, other: str, resume: str = "", overwrite: str = "")
     """
     if folder.exists() and not folder.is_dir():
         return f"is a file, and a run needs a folder; choose {other}"
+    own = [folder / name for name in (CHECKPOINTS, PICTURES, EXPORT, STAGED)]
+    if away := [path for path in (*own, *folder.glob(f"{CHECKPOINTS}/rank-*")) if not is_inside(path, folder)]:
+        return (
+            f"holds the link {away[0].relative_to(folder)}, which leads out of it to {os.path.realpath(away[0])}, "
+            f"where no run writes or removes anything; remove the link, or choose {other}"
+        )
     if resume and is_finished(folder):
         return f"already holds a finished run; choose {other} or begin anew with {overwrite}"
     if resume and is_started(folder):

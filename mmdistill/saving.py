@@ -18,7 +18,7 @@ from mmdistill.metrics import metrics_document, read_metrics
 from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.report import write_report
-from mmdistill.run_folder import METRICS, SET, is_finished, require_finished, require_free
+from mmdistill.run_folder import METRICS, PICTURES, SET, is_finished, require_finished, require_free
 from mmdistill.runtime import remove_parts
 from mmdistill.store import DIGEST, digest_of, read_json, write_json
 from mmdistill.task import Task, require_task
@@ -127,13 +127,15 @@ def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
     """Draw a set into its folder's ``pictures``; nothing of a task of no registered domain.
 
     Raises:
+        ConfigError: the folder's pictures would lie elsewhere, by a link.
         UnsupportedError: a task of one's own that the domain cannot draw.
     """
+    require_free(folder, other="another folder")
     name = task.describe().domain
     if name not in DOMAIN_PACKAGES:
         return []
-    remove_parts(folder / "pictures")
-    return get_domain(name).draw(task, distilled.to(task.device), folder / "pictures")
+    remove_parts(folder / PICTURES)
+    return get_domain(name).draw(task, distilled.to(task.device), folder / PICTURES)
 
 
 def _keep_set(distilled: DistilledSet, folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mmdistill.comparison import Repetitions, Score
 from mmdistill.figures import literal, one_plot, save_figure
 from mmdistill.judged_run import RECORDED
+from mmdistill.names import as_file_name, encodable
 from mmdistill.store import write_text
 
 LEGEND = "percent on untouched test data; +/- is the deviation over runs where there are several, else over networks"
@@ -160,7 +161,7 @@ def draw_budgets(rows: Sequence[Repetitions], folder: Path) -> list[Path]:
     has baselines of its own.
     """
     return [
-        _draw([row for row in rows if row.data == data], folder / f"{name}-budgets.png")
+        _draw([row for row in rows if row.data == data], folder / f"{as_file_name(encodable(name))}-budgets.png")
         for data, name in data_names(rows).items()
     ]
 

@@ -250,6 +250,8 @@ def _begun(config: DistillConfig, device: str) -> "subprocess.Popen[bytes]":
     """Return the process that makes or continues a run, whose options are in its folder as if it had begun before."""
     folder = config.folder()
     replace(config, device=device).save(folder / CONFIG)
+    if (folder / LOG).is_symlink():  # whose file is another's
+        (folder / LOG).unlink()
     with (folder / LOG).open("wb") as log:
         return start([*own_program(), "distill", f"--resume={folder}"], log)
 

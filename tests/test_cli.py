@@ -31,6 +31,7 @@ from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
 from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, note_kept
 from mmdistill.image import load
+from mmdistill.keeper import DRAWN
 from mmdistill.locks import sole_writer
 from mmdistill.registry import DOMAIN_PACKAGES, domain_methods, get_domain, get_method
 from mmdistill.run_state import RunState
@@ -181,6 +182,23 @@ def test_several_runs_are_judged_and_drawn_though_one_cannot_be(
     assert (tmp_path / "runs" / "a" / "metrics.json").read_text() == before
     assert main(["report", str(run), str(tmp_path / "runs" / "b")]) == 0
     assert capsys.readouterr().out.count("report.html") == 2
+
+
+def test_what_nobody_foresaw_of_one_runs_files_keeps_no_other_from_its_turn(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(run, tmp_path / name)
+        (tmp_path / name / "report.md").unlink(missing_ok=True)
+    found = DistilledSet.load(run)
+    assert isinstance(found.batch.inputs, Tensor)
+    wide = replace(found, batch=found.batch._replace(inputs=found.batch.inputs.flatten(1)))
+    wide.save(tmp_path / "a")
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "failed: " in said.out
+    assert "1 of 2 runs failed" in said.err
+    assert (tmp_path / "b" / "report.md").is_file()
 
 
 def test_baselines_that_were_judged_otherwise_are_dropped(
@@ -341,13 +359,46 @@ def test_a_run_that_replaces_another_leaves_nothing_of_it_but_what_is_the_users(
     assert main(["report", str(folder)]) == 0
     assert main(["export", str(folder), "--format", "folder"]) == 0
     notes = [folder / "notes.md", folder / "export" / "mine.txt", folder / "export" / "images" / "0" / "mine.txt"]
+    notes += [folder / "pictures" / "holiday.png", folder / "pictures" / "mine.md"]
     for path in notes:
         path.write_text("mine")
     assert distil(folder, "--overwrite", "--baselines", "none") == 0
     assert all(path.read_text() == "mine" for path in notes)
     assert [path.name for path in (folder / "export").rglob("*") if path.is_file()] == ["mine.txt"] * 2
-    assert [path.name for path in (folder / "pictures").iterdir()] == ["images.png"]
+    assert {path.name for path in (folder / "pictures").iterdir()} == {"images.png", "holiday.png", "mine.md"}
     assert not list(folder.glob("report.*"))
+
+
+@pytest.mark.parametrize("name", ["pictures", "checkpoints", "export", ".finished", "checkpoints/rank-1"])
+def test_nothing_is_written_or_removed_where_a_link_leads_out_of_a_runs_folder(
+    run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, others = tmp_path / "run", tmp_path / "others"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    others.mkdir()
+    mine = [others / own for own in ("images.png", "step-00000001.safetensors", ".x.mmdistill-part")]
+    for path in mine:
+        path.write_text("mine")
+    (folder / name).symlink_to(others)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    asked = [["report", str(folder)], ["distill", "--resume", str(folder), "--steps", "9"]]
+    for command in (*asked, ["export", str(folder), "--format", "folder"]):
+        assert main(command) == 2
+        assert f"{folder} holds the link {name}, which leads out of it to {others}" in capsys.readouterr().err
+    assert distil(folder, "--overwrite") == 2
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert sorted(others.iterdir()) == sorted(mine)
+    assert {path.read_text() for path in mine} == {"mine"}
+    (tmp_path / "linked").symlink_to(folder)
+    (folder / name).unlink()
+    assert main(["report", str(tmp_path / "linked")]) == 0  # a run's folder may be a link itself
+
+
+def test_what_is_drawn_of_any_data_is_what_a_run_removes_of_a_former_one() -> None:
+    sources = [path.read_text() for path in Path(commands.__file__).parent.rglob("*.py")]
+    drawn = {name for text in sources for name in re.findall(r'(?:folder|PICTURES) / "(\w+\.(?:png|md))"', text)}
+    assert drawn - {"report.md"} == set(DRAWN)
 
 
 def test_the_documented_use_of_an_exported_set(
@@ -599,6 +650,11 @@ def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
         ("", "holds no settings by name"),
         ("data: [", "is damaged"),
         ("data: !!python/object/apply:os.getcwd []", "is damaged"),
+        ("data: 2020-13-45", "is damaged"),
+        ("ipc: !!int ''", "is damaged"),
+        ("set: &a [lr=1]\nmodel: *a", "is damaged: an alias (*) of a list or mapping"),
+        ("set: &a [*a]", "is damaged: an alias (*) of a list or mapping"),
+        (f"ipc: {'x' * 999}", f"has ipc: '{'x' * 79}, which cannot be"),
     ],
 )
 def test_a_configuration_that_a_person_broke_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -141,6 +141,12 @@ def test_damaged_metrics_are_named(tmp_path: Path, text: str, message: str) -> N
     [
         ("metrics.json", {"seconds": None}),
         ("metrics.json", {"budget": {"ipc": 1}}),
+        ("metrics.json", {"budget": {r"\input{/etc/passwd}": 1, "stored_bytes": 5}}),
+        ("metrics.json", {"budget": {"ipc": 1, "nodes": 1, "stored_bytes": 5}}),
+        ("metrics.json", {"budget": {"ipc": 10**400, "stored_bytes": 5}}),
+        ("metrics.json", {"budget": {"ipc": True, "stored_bytes": 5}}),
+        ("metrics.json", {"results": [{**ENTRY, "mean": 10**400}]}),
+        ("metrics.json", {"results": [{**ENTRY, "sd": float("inf")}]}),
         ("metrics.json", {"results": [{"judge": "mlp", "metric": "accuracy", "mean": "a", "sd": 0.0, "n": 1}]}),
         ("metrics.json", {"results": [{**ENTRY, "judging": [1]}]}),
         ("metrics.json", {"results": [{**ENTRY, "notes": 5}]}),
@@ -159,6 +165,30 @@ def test_an_edited_run_is_skipped_by_name(
     said = capsys.readouterr().out
     assert f"skipped: {edited} (" in said
     assert "is damaged" in said
+
+
+@pytest.mark.parametrize("line", ["model: [1, 2]", "seed: one", "model: &a [1]\nset: *a"])
+def test_a_run_whose_options_cannot_be_is_skipped(tmp_path: Path, line: str) -> None:
+    whole, edited = finished(tmp_path / "whole", 0.8), finished(tmp_path / "edited", 0.9)
+    (edited / "config.yaml").write_text(f"data: digits\n{line}\n")
+    runs, skipped = judged_runs([whole, edited])
+    assert [run.folder for run in runs] == [whole]
+    assert "config.yaml" in skipped[edited]
+
+
+def test_an_alias_of_a_plain_value_is_one(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", 0.8)
+    (run / "config.yaml").write_text("networks: &n 3\njudge_epochs: *n\n")
+    assert judged_runs([run])[0][0].options == {"networks": 3, "judge_epochs": 3}
+
+
+@pytest.mark.parametrize("data", ["a\x00b", "\ud800", "what?", "$\\frac{$"])
+def test_data_of_any_name_are_compared(tmp_path: Path, data: str, recwarn: pytest.WarningsRecorder) -> None:
+    run = finished(tmp_path / "a", float("nan"))  # a judge that failed
+    document = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**document, "data": data}))
+    assert main(["compare", str(run), "--to", str(tmp_path / "to")]) == 0
+    assert len(list((tmp_path / "to").glob("*-budgets.png"))) == 1
 
 
 def test_a_run_whose_configuration_is_no_text_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +275,7 @@ def test_a_run_that_is_given_twice_counts_once(tmp_path: Path) -> None:
 
 def test_files_of_a_run_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [str(finished(tmp_path / f"s{seed}", 0.8, seed=seed)) for seed in range(3)]
-    readers = {name: Mock(wraps=getattr(comparison, name)) for name in ("read_metrics", "read_json", "read_settings")}
+    readers = {name: Mock(wraps=getattr(comparison, name)) for name in ("read_metrics", "read_json", "read_options")}
     for name, reader in readers.items():
         monkeypatch.setattr(comparison, name, reader)
     assert main(["compare", *runs, "--judge", "all", "--to", str(tmp_path / "page")]) == 0

@@ -48,7 +48,8 @@ def test_a_folder_may_be_a_string(tmp_path: Path) -> None:
 
 def test_samples_that_are_their_own_targets_are_stored_once(tmp_path: Path) -> None:
     rows = torch.rand(4, 100)
-    saved = dataclasses.replace(make_set(), batch=Batch(rows, rows.clone(), torch.ones(4)))
+    info = replace(INFO, class_names=())
+    saved = dataclasses.replace(make_set(), batch=Batch(rows, rows.clone(), torch.ones(4)), info=info)
     saved.save(tmp_path)
     path = tmp_path / "distilled.safetensors"
     assert path.stat().st_size < 1.5 * rows.nbytes
@@ -210,6 +211,44 @@ def test_sets_of_nan_are_refused(tmp_path: Path) -> None:
     saved.save(tmp_path)
     with pytest.raises(CheckpointError, match=r"NaN or infinite values \(inputs\.x\)"):
         DistilledSet.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.ones(3)}, "as many inputs, targets and weights"),
+        ({"weight": torch.tensor(1.0)}, "as many inputs, targets and weights"),
+        ({"weight": torch.zeros(4)}, "weights are finite numbers of at least 0, some of them above"),
+        ({"weight": torch.ones(0), "inputs": torch.ones(0, 3), "targets": torch.arange(0)}, "some of them above"),
+        ({"inputs": torch.ones(3, 3)}, "as many inputs, targets and weights"),
+        ({"inputs": torch.ones(4, 3).long()}, "inputs are floats"),
+        ({"inputs": torch.ones(4, 3).bool()}, "inputs are floats"),
+        ({"inputs": torch.ones(4, 3).to(torch.complex64)}, r"no set has such numbers \(inputs, torch.complex64\)"),
+        ({"inputs": torch.ones(4, 3).to(torch.float8_e4m3fn)}, "no set has such numbers"),
+        ({"targets": torch.tensor([0, 1, 2, 0])}, "targets are indices of 2 classes, got 0 to 2"),
+        ({"targets": torch.tensor([0, 1, -1, 0])}, "targets are indices of 2 classes, got -1 to 1"),
+        ({"targets": torch.zeros(4, 2).long()}, "targets are a class index for each sample"),
+        ({"targets": torch.zeros(4)}, "targets are class indices"),
+        ({"targets": torch.zeros(4, 3)}, "targets are rows of 2 numbers"),
+        ({"targets": torch.zeros(4, 2), "classes": torch.tensor([5])}, "classes are a class index for each sample"),
+        ({"targets": torch.zeros(4, 2), "classes": torch.full((4,), 5)}, "classes are indices of 2 classes"),
+    ],
+)
+def test_samples_of_forms_that_no_set_has_are_damage(tmp_path: Path, change: dict[str, Tensor], message: str) -> None:
+    saved = replace(make_set(), batch=Batch(torch.rand(4, 3), torch.tensor([0, 0, 1, 1]), torch.ones(4)))
+    saved.save(tmp_path)
+    tensors = read_tensors(tmp_path / "distilled.safetensors")[0] | change
+    write_tensors(tmp_path / "distilled.safetensors", tensors)
+    document = json.loads((tmp_path / "distilled.json").read_text())
+    (tmp_path / "distilled.json").write_text(json.dumps({**document, "digest": digest_of(tensors)}))
+    with pytest.raises(CheckpointError, match=f"distilled.safetensors is damaged: .*{message}"):
+        DistilledSet.load(tmp_path)
+
+
+def test_a_task_of_ones_own_may_read_whole_numbers(tmp_path: Path) -> None:
+    batch = Batch(torch.arange(12).view(4, 3), torch.tensor([0, 0, 1, 1]), torch.ones(4))
+    replace(make_set(), batch=batch, info=replace(INFO, domain="series")).save(tmp_path)
+    assert DistilledSet.load(tmp_path).batch.inputs.dtype == torch.int64  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as tensors by name, without running code from it: it holds other things; save "
             "tensors alone: torch.save({'images': images, 'labels': labels}, path)"
         ) from error
-    except (OSError, ValueError, RuntimeError, EOFError, LookupError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, OverflowError, RuntimeError, EOFError, LookupError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as tensors by name, without running code from it: {error}") from error
     if not isinstance(found, dict):
         raise DataError(

@@ -83,7 +83,10 @@ class Canvases(ImageCodes):
     ) -> "Canvases":
         """Return what crops the stored canvases."""
         height, width = plain["size"]
-        return cls(tensors["canvases"], labels, (height, width), plain["crops"], plain.get("tiles", 1))
+        crops, tiles = plain["crops"], plain.get("tiles", 1)
+        if num_classes * crops * tiles**2 != len(classes):  # before their places take memory
+            raise ConfigError(f"{crops} crops of {num_classes} canvases are not {len(classes)} samples")
+        return cls(tensors["canvases"], labels, (height, width), crops, tiles)
 
 
 def class_canvases(task: Task, room: ImageBudget, init: InitKind, draws: Draws, multiple: int = 4) -> Canvases:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdistill.checks import are_numbers
 from mmdistill.errors import CheckpointError, UnsupportedError
 from mmdistill.isolation import isolated
 from mmdistill.labels import FixedLabels, Labels, LearnedLabels, SoftmaxLabels, TeacherLabels
@@ -46,6 +47,8 @@ OWN_KINDS = frozenset(KINDS.values())
 """Those of this library, which are known to decode to the samples that they were."""
 CLOSE = 1e-3
 """How far rebuilt samples may be from their own, of the largest: half-precision decoders round coarsely."""
+MOST = 64
+"""How many samples a number that is stored stands for at most, in files of this library's kinds; a few suffice them."""
 LABELS = (FixedLabels, LearnedLabels, SoftmaxLabels, TeacherLabels)
 """The labels that can."""
 
@@ -160,9 +163,9 @@ def load_codes(path: Path | str) -> tuple[Parameterization, Mapping[str, Any]]:
                 f"reads version {CODES_VERSION} of {', '.join(KINDS)} (a kind of your own once what adds it to "
                 "mmdistill.parameterizations.codes.KINDS is imported)"
             )
-        return _rebuilt(content, tensors), content
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error})") from error
+        return _rebuilt(content, tensors), {**content, "seed": checked_seed(content["seed"])}
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from error  # too deep is a RuntimeError too
 
 
 @isolated
@@ -181,7 +184,7 @@ def decode(path: Path | str, seed: int | None = None) -> Batch:
     path = Path(path)
     seed = None if seed is None else checked_seed(seed)
     made, content = load_codes(path / CODES if path.is_dir() else path)
-    own = int(content["seed"])
+    own = content["seed"]
     if made.redraws and content["label"] == TeacherLabels.title and seed not in (None, own):
         raise UnsupportedError(f"a teacher labelled the samples of seed {own}; others would need it again")
     with torch.no_grad():
@@ -195,12 +198,20 @@ def _compact(tensor: Tensor) -> Tensor:
 
 
 def _rebuilt(content: Mapping[str, Any], stored: Tensors) -> Parameterization:
-    """Return the parameterization of some tensors and plain values."""
+    """Return the parameterization of some tensors and plain values.
+
+    Raises:
+        ValueError: there are more samples than such tensors decode to, whose classes alone would take all memory.
+    """
+    kind, samples = KINDS[content["kind"]], content["samples"]
+    most = MOST * sum(tensor.numel() for tensor in stored.values())
+    if not are_numbers(samples, int) or min(samples) < 0 or (kind in OWN_KINDS and sum(samples) > most):
+        raise ValueError(f"these codes are not those of {samples!r:.80} samples")
     tensors = {name: t if t.is_floating_point() else t.long() for name, t in stored.items()}
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith("labels.")}
-    counts = torch.tensor(content["samples"])
+    counts = torch.tensor(samples)
     classes = torch.arange(len(counts)).repeat_interleave(counts)
-    return KINDS[content["kind"]].rebuilt(content["plain"], own, _labels(tensors), classes, len(counts))
+    return kind.rebuilt(content["plain"], own, _labels(tensors), classes, len(counts))
 
 
 def _labels(tensors: Tensors) -> Labels:

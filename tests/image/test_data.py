@@ -1,10 +1,12 @@
 import gzip
 import hashlib
+import io
 import os
 import pickle
 import shutil
 import struct
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -628,6 +630,16 @@ def test_nothing_is_run_from_torchs_and_numpys_files(tmp_path: Path) -> None:
             load(path)
         assert "weights_only" not in str(refused.value)  # torch's advice is to run the code after all
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_array_of_more_numbers_than_there_are_is_refused(tmp_path: Path) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (10**300,)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", head.getvalue())
+        archive.writestr("labels.npy", head.getvalue())
+    with pytest.raises(DataError, match="cannot be read as tensors by name"):
+        load(tmp_path / "a.npz")
 
 
 def test_other_files_of_tensors_are_told_what_images_need(tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from mmdistill.image.storage import addressed, addressed_latent, canvas, coeffic
 from mmdistill.labels import FixedLabels, LearnedLabels, NoLabels
 from mmdistill.method import Storage
 from mmdistill.parameterizations.canvas import Canvases
-from mmdistill.parameterizations.codes import CODES, decode, load_codes, save_codes
+from mmdistill.parameterizations.codes import CODES, KEY, decode, load_codes, save_codes
 from mmdistill.parameterizations.decoder import DecodedCodes, LatentDecoder
 from mmdistill.parameterizations.generated import Inversion
 from mmdistill.runtime import Draws
+from mmdistill.store import digest_of, write_tensors
 from mmdistill.task import Batch
 
 STORAGES: dict[str, Storage | str] = {
@@ -186,6 +187,39 @@ def test_damage_is_told(task: ImageTask, tmp_path: Path) -> None:
     save_file({"t": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="holds no codes"):
         decode(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": [10**9, 1]},
+        {"samples": [10**400, 1]},
+        {"samples": [-1, 3]},
+        {"samples": {"a": 1}},
+        {"samples": []},
+        {"plain": {"size": [4, 4], "crops": 10**9}},
+        {"plain": {"size": [4, 4], "crops": 2.0}},
+        {"plain": {"size": 10**400, "crops": 1}},
+        {"plain": [1]},
+        {"seed": "one"},
+        None,
+        "[" * 200_000,
+    ],
+)
+def test_codes_of_more_samples_than_their_tensors_make_are_damaged(tmp_path: Path, change: object) -> None:
+    tensors = {"canvases": torch.zeros(2, 1, 4, 4), "labels.targets": torch.arange(2)}
+    content = {"version": 1, "kind": "canvas", "plain": {"size": [4, 4], "crops": 1}, "label": "hard"}
+    content |= {"samples": [1, 1], "seed": 0}
+
+    def write(about: object) -> Path:
+        digest = digest_of(tensors, about if isinstance(about, str) else "")
+        write_tensors(tmp_path / CODES, tensors, {KEY: json.dumps({"digest": digest, "content": about})})
+        return tmp_path / CODES
+
+    assert decode(write(json.dumps(content))).weight.tolist() == [1, 1]
+    about = json.dumps(content | change) if isinstance(change, dict) else change
+    with pytest.raises(CheckpointError, match="is damaged"):
+        decode(write(about))
 
 
 def test_a_new_run_removes_the_codes_of_a_former_one(task: ImageTask, tmp_path: Path) -> None:
