@@ -41,8 +41,6 @@ FORMATS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
 """The number formats of a set's tensors."""
-OF_FLOATS = ("image", "graph", "graph-set", "text", "recsys")
-"""The domains whose samples are floats, but for masks."""
 AS_THEY_WERE = "; bring the data back as they were, or name a copy of these in the line 'data' of the run's config.yaml"
 
 
@@ -347,11 +345,11 @@ def _require_samples(found: DistilledSet) -> None:
 
     Raises:
         ShapeError: inputs, targets, weights or classes of other lengths, or no row of a number for each class.
-        DataError: no samples, classes that there are not, or inputs that are no floats.
+        DataError: no samples, or classes that there are not.
     """
     inputs, targets, names = found.batch.inputs, found.batch.targets, found.info.class_names
-    own = found.info.domain not in OF_FLOATS and isinstance(inputs, Tensor)  # a task of the user's may read numbers
-    checked_samples(found.batch._replace(inputs=inputs.float()) if own else found.batch)  # type: ignore[union-attr]
+    # a task of the user's own may read whole numbers
+    checked_samples(found.batch if isinstance(inputs, dict) else found.batch._replace(inputs=inputs.float()))
     hard = {} if isinstance(targets, dict) or targets.is_floating_point() else {"targets": targets}
     for name, classes in (hard | ({} if found.classes is None else {"classes": found.classes})).items():
         if classes.shape != found.batch.weight.shape or classes.is_floating_point():
