@@ -31,6 +31,7 @@ from mmdistill.judging import judge_missing
 from mmdistill.kept_baselines import package_digest
 from mmdistill.locks import sole_writer
 from mmdistill.memory import explained
+from mmdistill.mending import whole_set
 from mmdistill.method import Method
 from mmdistill.names import as_argument, assignments, baseline_names, canonical
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
@@ -73,7 +74,11 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
                 held.enter_context(sole_writer(folder))
                 _require_free(config, folder, resume)
             task, method, budget = _prepared(config, device)
-            done = DistilledSet.load(folder) if resume is not None and is_finished(folder) else None
+            done = (
+                whole_set(folder, lambda text: print(f"note: {text}"))
+                if resume is not None and is_finished(folder)
+                else None
+            )
             if done is not None and config.steps in (None, done.settings.get("steps", config.steps)):
                 distilled = done
                 require_own_config(config, distilled, folder)

@@ -17,6 +17,7 @@ from mmdistill.export import export
 from mmdistill.judging import judge_and_keep
 from mmdistill.kept_baselines import KeptBaselines, package_digest
 from mmdistill.locks import sole_writer
+from mmdistill.mending import load_whole
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
 from mmdistill.names import baseline_names, canonical, first_few, split_names, unknown_name
 from mmdistill.pivot import pivot, write_latex
@@ -33,12 +34,12 @@ def _finished_set(folder: Path) -> DistilledSet:
     """Return the set of a finished run.
 
     Raises:
-        CheckpointError: no run, or an unfinished one.
+        CheckpointError: no run, an unfinished one, or a damaged set.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
     require_finished(folder)
-    return DistilledSet.load(folder)
+    return load_whole(folder)
 
 
 def _open_run(
