@@ -13,13 +13,14 @@ from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, ru
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError
+from mmdistill.evaluate import find_baselines
 from mmdistill.export import export
 from mmdistill.judging import judge_and_keep
 from mmdistill.kept_baselines import KeptBaselines, package_digest
 from mmdistill.locks import sole_writer
 from mmdistill.mending import load_whole
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
-from mmdistill.names import baseline_names, canonical, first_few, split_names, unknown_name
+from mmdistill.names import canonical, first_few, split_names, unknown_name
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, METRICS, how_to_finish, require_finished
@@ -141,7 +142,7 @@ def _evaluate(folder: Path, asked: EvaluateConfig) -> None:
             folder,
             previous,
             judges=split_names(asked.judges),
-            baselines=baseline_names(asked.baselines),
+            baselines=find_baselines(task, asked.baselines),
             robust=asked.scores == "robust",
         )
     dropped = dropped_baselines(previous, read_metrics(path))
