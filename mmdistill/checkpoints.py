@@ -131,7 +131,7 @@ class Checkpoints:
         try:
             tree = load_tree(paths[-1])
             run, settings = tree["run"], completed(json.loads(tree["identity"])["settings"])
-            patience = int(settings["patience"]) * int(settings["validate_every"])  # type: ignore[call-overload]
+            patience = int(settings["patience"]) * int(settings["validate_every"])
             if run["step"] == settings["steps"] or is_in_vain(run["step"], run["best"], patience):
                 return ""
         except CheckpointError as error:

@@ -56,7 +56,7 @@ def advice(folder: Path) -> str:
 def _of_another_version(folder: Path) -> bool:
     """Return whether a set says that another version of this package wrote it, to which it may be whole."""
     with suppress(CheckpointError):
-        return read_json(folder / SET).get("version", SET_VERSION) != SET_VERSION
+        return bool(read_json(folder / SET).get("version", SET_VERSION) != SET_VERSION)
     return False
 
 
