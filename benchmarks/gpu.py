@@ -254,7 +254,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         error = " / ".join(f"{e:.1e}" for e in row.get("errors", ()))
         lines.append(
             f"| {name} | {row['ours_ms']:.2f} | {row['textbook_ms']:.1f} | {row['ratio']:.1f} | {row['target']} | "
-            f"{row['ours_mib']:.0f} / {row['textbook_mib']:.0f} | {error} | {row['path']}, +{row['first_s']:.0f} s |"
+            f"{speed.in_mib(row['ours_mib'])} / {speed.in_mib(row['textbook_mib'])} | {error} | "
+            f"{row['path']}, +{row['first_s']:.0f} s |"
         )
     warned = [(name, said) for name, row in content["rows"].items() for said in row.get("warned", ())]
     lines += ["", *(f"- {name} warned: {said}" for name, said in warned)] if warned else []

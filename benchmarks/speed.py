@@ -115,12 +115,17 @@ def problem_of(task: ImageTask, ipc: int, real_batch: int) -> textbook.Problem:
 def make_network(task: ImageTask, smooth: bool = False) -> nn.Module:
     """Return a fresh network of the task's kind in torch's own layers, drawn where it lies."""
     with task.device:
-        return textbook.ConvNet(task.data.shape, CLASSES, width_of(task), smooth=smooth)
+        return textbook.ConvNet(task.data.shape, CLASSES, width_of(task), depth_of(task), smooth)
 
 
 def width_of(task: ImageTask) -> int:
     """Return the channels of a task's network."""
     return int(task.network.module.block1[0].out_channels)  # type: ignore[union-attr,index]
+
+
+def depth_of(task: ImageTask) -> int:
+    """Return the blocks of a task's network, fewer where images are small."""
+    return sum(name.startswith("block") for name, _ in task.network.module.named_children())
 
 
 def settings_of(method: Method, name: str, ipc: int, real_batch: int) -> Settings:
@@ -256,8 +261,8 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return clock(device) - began
 
 
-def peak(call: Callable[[], object], device: torch.device, reserved: bool = False) -> float:
-    """Return the peak device memory of a call in MiB, not a number on a CPU.
+def peak(call: Callable[[], object], device: torch.device, reserved: bool = False) -> float | None:
+    """Return the peak device memory of a call in MiB, None on a CPU.
 
     Args:
         call: what is measured.
@@ -265,7 +270,7 @@ def peak(call: Callable[[], object], device: torch.device, reserved: bool = Fals
         reserved: count what the allocator holds, not what tensors take: a graph's own memory is no tensor's.
     """
     if device.type != "cuda":
-        return float("nan")
+        return None
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     call()
@@ -401,11 +406,16 @@ def shares(eager: Contest, milliseconds: float, limit: float, copying: float) ->
     }
 
 
+def in_mib(found: float | None) -> str:
+    """Return a peak as text, a dash where it is not told apart."""
+    return "-" if found is None else f"{found:.0f}"
+
+
 def line(name: str, ipc: int, row: dict[str, Any]) -> str:
     """Return a row as text."""
     text = f"{name:12s} ipc {ipc:3d}  ours {row['ours_ms']:9.2f} ms  textbook {row['textbook_ms']:9.2f} ms"
     text += f"  {row['ratio']:5.2f}x  {row['path']:8s} first +{row['first_s']:.1f} s"
-    text += f"  {row['ours_mib']:.0f} / {row['textbook_mib']:.0f} MiB"
+    text += f"  {in_mib(row['ours_mib'])} / {in_mib(row['textbook_mib'])} MiB"
     if "errors" in row:
         text += f"  error {row['errors'][0]:.1e} / {row['errors'][1]:.1e}"
     if "share" in row:

@@ -7,8 +7,8 @@ Three lines::
     evaluate(task, result)
 
 ``method_names(task)`` lists the methods that ``distill`` takes by name. ``METHODS`` is not that list: it has the six
-that several kinds of data share, as :class:`~mmdistill.method.Method` values with published settings, without the
-presets that a name stands for on some data sets.
+made of parts that belong to no kind of data, as :class:`~mmdistill.method.Method` values with published settings,
+without the presets that a name stands for on some data sets. Images have all six by name, texts ``dc`` and ``dm``.
 """
 
 import sys

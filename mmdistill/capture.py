@@ -19,7 +19,7 @@ from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmdistill import runtime
-from mmdistill.errors import MmdistillError
+from mmdistill.errors import MmdistillError, MmdistillWarning
 from mmdistill.runtime import Draws
 from mmdistill.streams import lent_stream
 
@@ -269,7 +269,7 @@ class Replay:
         self.failed = True
         self._captures.clear()
         del capture
-        warnings.warn(f"a step could not be captured and stays as it is: {reason}", stacklevel=2)
+        warnings.warn(f"a step could not be captured and stays as it is: {reason}", MmdistillWarning, 2)
         return self.function(key, inputs)
 
 

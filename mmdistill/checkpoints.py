@@ -13,7 +13,7 @@ from mmdistill import ranks
 from mmdistill.errors import CheckpointError
 from mmdistill.names import in_words
 from mmdistill.networks.architecture import differing_lines
-from mmdistill.run_state import RunState
+from mmdistill.run_state import RunState, is_in_vain
 from mmdistill.runtime import patiently, remove_parts
 from mmdistill.settings import MEMORY_ONLY, annealed, completed
 from mmdistill.store import load_tree, save_tree
@@ -123,6 +123,20 @@ class Checkpoints:
             except CheckpointError:
                 continue
         return None
+
+    def why_not_last(self) -> str:
+        """Return why the newest checkpoint does not hold what a finished run ended with; nothing where it does."""
+        if not (paths := self.paths()):
+            return "there is no checkpoint of its run, or it took no steps"
+        try:
+            tree = load_tree(paths[-1])
+            run, settings = tree["run"], completed(json.loads(tree["identity"])["settings"])
+            patience = int(settings["patience"]) * int(settings["validate_every"])
+            if run["step"] == settings["steps"] or is_in_vain(run["step"], run["best"], patience):
+                return ""
+        except CheckpointError as error:
+            return str(error)
+        return f"{paths[-1]} is of step {run['step']:,} of {settings['steps']:,}"
 
     def require_own(self) -> None:
         """Refuse a folder whose newest readable checkpoint is of another run; there may be none.

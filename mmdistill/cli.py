@@ -17,7 +17,7 @@ from mmdistill.endings import kept, remedy, replaced_by, sigterm_as_ctrl_c
 from mmdistill.errors import KEPT, ConfigError, MmdistillError
 from mmdistill.names import canonical
 from mmdistill.settings import AT_RESUME
-from mmdistill.wording import GROUPS, ConfigFile, Parser, add_set, in_groups, name_values
+from mmdistill.wording import GROUPS, ConfigFile, Parser, add_set, in_groups, name_values, warnings_as_notes
 
 EXAMPLES = """examples:
   mmdistill distill --data digits --method dm --ipc 10 --out runs/digits
@@ -389,7 +389,7 @@ def _exit_code(given: Sequence[str]) -> int:
         require_resume_alone(given)
         keep_given_budget(options, given)
         former = replaced_by(options)
-        with _shown_log():
+        with _shown_log(), warnings_as_notes():
             run_command(options)
     except MmdistillError as error:
         print(f"mmdistill: error: {error}", file=sys.stderr)

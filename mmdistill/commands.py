@@ -26,13 +26,14 @@ from mmdistill.config import DistillConfig
 from mmdistill.distill import distill
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError
-from mmdistill.evaluate import find_judges, require_baselines, require_networks
+from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.judging import judge_missing
 from mmdistill.kept_baselines import package_digest
 from mmdistill.locks import sole_writer
 from mmdistill.memory import explained
+from mmdistill.mending import whole_set
 from mmdistill.method import Method
-from mmdistill.names import as_argument, assignments, baseline_names, canonical
+from mmdistill.names import as_argument, assignments, canonical
 from mmdistill.networks.experts import ExpertRecipe, Experts, is_complete, longer, train_experts
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.planning import plan_rows
@@ -74,7 +75,11 @@ def distill_command(config: DistillConfig, resume: str | None, dry_run: bool) ->
                 held.enter_context(sole_writer(folder))
                 _require_free(config, folder, resume)
             task, method, budget = _prepared(config, device)
-            done = DistilledSet.load(folder) if resume is not None and is_finished(folder) else None
+            done = (
+                whole_set(folder, lambda text: print(f"note: {text}"))
+                if resume is not None and is_finished(folder)
+                else None
+            )
             if done is not None and config.steps in (None, done.settings.get("steps", config.steps)):
                 distilled = done
                 require_own_config(config, distilled, folder)
@@ -117,7 +122,7 @@ def _prepared(config: DistillConfig, device: str) -> tuple[Task, Method, int]:
         domain, task = make_task(config, device)
     chosen = chosen_method(config, domain, task.num_classes)
     find_judges(task, config.judge_names(), chosen.judge)  # a misspelt name is an error now, not after the distillation
-    require_baselines(task, baseline_names(config.baselines))
+    find_baselines(task, config.baselines)
     method, budget = find_budget(task, chosen, **config.budgets(), seed=config.seed)
     method.settings(budget)  # which says what none of its values can be
     if ranks.is_first():

@@ -10,6 +10,7 @@ from mmdistill.config import read_options
 from mmdistill.distilled import is_number
 from mmdistill.errors import CheckpointError, ConfigError
 from mmdistill.judged_run import RECORDED, JudgedRun
+from mmdistill.mending import advice
 from mmdistill.metrics import judge_in_words, read_metrics
 from mmdistill.names import as_argument, canonical, split_names
 from mmdistill.run_folder import CONFIG, METRICS, SET, how_to_finish, is_finished
@@ -146,9 +147,12 @@ def _read(folder: Path) -> JudgedRun:
     """
     if reason := _unjudged(folder):
         raise CheckpointError(reason)
-    made = read_json(folder / SET) if (folder / SET).is_file() else {}
-    if not isinstance(made.get("steps", 0), int) or damage_of(made.get("settings") or {}):
-        raise CheckpointError(f"{SET} is damaged")
+    try:
+        made = read_json(folder / SET) if (folder / SET).is_file() else {}
+        if not isinstance(made.get("steps", 0), int) or damage_of(made.get("settings") or {}):
+            raise CheckpointError(f"{SET} is damaged")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{advice(folder)}") from error
     options = read_options(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     return JudgedRun(folder, read_metrics(folder / METRICS), made, options)
 

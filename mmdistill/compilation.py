@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from mmdistill.choices import CompileMode as CompileMode
-from mmdistill.errors import ConfigError
+from mmdistill.errors import ConfigError, MmdistillWarning
 from mmdistill.isolation import at_last, at_last_here
 from mmdistill.memory import exhausted
 from mmdistill.runtime import cache_folder
@@ -72,7 +72,7 @@ class Program(Generic[P, R]):
         if len(self._seen) >= SHAPES:
             if not self._full:
                 self._full = True
-                warnings.warn(f"inputs came in more than {SHAPES} shapes; further ones stay eager", stacklevel=2)
+                warnings.warn(f"inputs came in more than {SHAPES} shapes; further ones stay eager", MmdistillWarning, 2)
             return self.function(*args, **kwargs)
         return self._first(kind, *args, **kwargs)
 
@@ -87,7 +87,7 @@ class Program(Generic[P, R]):
                 raise
             self.broken, self.seconds = True, 0.0
             reason = str(error).strip().split("\n", 1)[0]
-            warnings.warn(f"compiling failed, this function stays eager: {reason}", stacklevel=3)
+            warnings.warn(f"compiling failed, this function stays eager: {reason}", MmdistillWarning, 3)
             return self.function(*args, **kwargs)
         self._seen.add(kind)
         self.seconds += time.perf_counter() - began
@@ -163,7 +163,7 @@ class _Folder:
             try:
                 os.environ[CACHE_VARIABLE] = str(_writable(cache_folder() / "compiled"))
             except (ConfigError, OSError) as error:
-                warnings.warn(f"compiled code is kept in torch's temporary folder: {error}", stacklevel=4)
+                warnings.warn(f"compiled code is kept in torch's temporary folder: {error}", MmdistillWarning, 4)
         cls.ready = True
         at_last(cls._give_back)
 

@@ -117,7 +117,7 @@ class DistillConfig:
             changes; by default all are mirrored but the known sets of digits
         size: resize the images of a folder to this side in pixels; without it all must have the same size
         baselines: what is judged beside the set, comma-separated - random, herding, k-center, k-means, craig (real
-            samples, as many as the set has), whole (the whole training set), or the domain's own; 'none' for nothing
+            samples, as many as the set has), whole (the whole training set), or the domain's own; 'all' or 'none'
     """
 
     data: str | None = None
@@ -247,7 +247,7 @@ class EvaluateConfig:
         networks_at_once: networks trained together, all by default; fewer need less memory, and are other networks
         seed: seed of the judges
         device: auto, cpu, cuda or cuda:N
-        baselines: baselines, comma-separated, or 'none'
+        baselines: baselines, comma-separated, 'all' or 'none'
         protocol: how judges of images train, as for distill
         judge_epochs: training epochs of judges; those of the run by default, with --protocol the protocol's
         judge_batch: minibatch size of judges; that of the run by default, with --protocol the protocol's

@@ -24,6 +24,7 @@ from mmdistill.labels import LabelKind
 from mmdistill.locks import sole_writer
 from mmdistill.lowering import lowering_start
 from mmdistill.memory import explained
+from mmdistill.mending import whole_set
 from mmdistill.method import Method, Storage
 from mmdistill.names import canonical, unknown_name
 from mmdistill.networks.architecture import described_layers, network_title
@@ -31,7 +32,7 @@ from mmdistill.parameterizations.codes import CODES, save_codes, undecodable
 from mmdistill.precision import Precision
 from mmdistill.progress import StepProgress, own_progress, step_bar
 from mmdistill.registry import Schedule, get_domain, get_method, get_parameterization
-from mmdistill.run_folder import CHECKPOINTS, SET, is_finished, is_started, require_free
+from mmdistill.run_folder import CHECKPOINTS, HISTORY, SET, is_finished, is_started, require_free
 from mmdistill.run_loop import take_steps
 from mmdistill.runtime import Draws, checked_seed
 from mmdistill.stepper import Stepper
@@ -182,8 +183,9 @@ def distill(
             require_free(folder, other="another folder", resume="resume=True", overwrite="overwrite=True")
         if folder is not None and resume == "auto":
             finished, started = ranks.gathered((is_finished(folder), is_started(folder)))[0]
-            if finished and not ranks.gathered(_goes_further(folder, distiller.settings.steps))[0]:
-                return _finished(distiller, name, folder, precision == "auto")
+            goes_further = finished and ranks.gathered(_goes_further(folder, distiller.settings.steps))[0]
+            if finished and not goes_further and (whole := _finished(distiller, name, folder, precision == "auto")):
+                return whole
             resume = started
         with step_bar(f"{Path(task.describe().data).stem} {name}", visible=progress is True) as show:
             return _distilled(
@@ -201,14 +203,19 @@ def distill(
 
 def _goes_further(folder: Path, steps: int) -> bool:
     """Return whether the finished run of a folder is on its way to so many steps, by its newest checkpoint."""
-    if steps_of(read_json(folder / SET)) == steps:
+    try:
+        if steps_of(read_json(folder / SET)) in (None, steps):
+            return False
+    except CheckpointError:  # a damaged one, which its own run writes again
         return False
     newest = Checkpoints(folder / CHECKPOINTS, {}).newest()
     return newest is not None and steps_of(newest[1]) == steps
 
 
-def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool) -> DistilledSet:
+def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool) -> DistilledSet | None:
     """Return the set of a run that its folder holds, once it is known to be the one that is asked for.
+
+    None where that is damaged, and the run's last checkpoint makes it.
 
     Args:
         distiller: of the run that is asked for.
@@ -216,10 +223,13 @@ def _finished(distiller: Distiller, name: str, folder: Path, any_precision: bool
         folder: of the run.
         any_precision: whether none was asked for; another device may have had another one.
     Raises:
-        CheckpointError: it is another one's.
+        CheckpointError: it is another one's, or damaged for good.
     """
     distiller.make_objective()  # by whose description runs of one name are told apart
-    found, own = DistilledSet.load(folder), identity(distiller, name)
+    found, own = whole_set(folder, logger.warning), identity(distiller, name)
+    if found is None:
+        Checkpoints(folder / CHECKPOINTS, own).require_own()
+        return None
     saved = {
         "fingerprint": found.info.fingerprint,
         "units": found.info.units,
@@ -301,13 +311,13 @@ def _distilled(
 
     def write(place: Path) -> None:
         history = {"step": [step for step, _ in run.history], "loss": [value for _, value in run.history]}
-        write_json(place / "history.json", history)
+        write_json(place / HISTORY, history)
         with distiller.selected(run):
             save_codes(place / CODES, run.parameterization, distiller.draws.seed)
         result.save(place)  # last, since its distilled.json says that a run is finished
 
     if keeper is not None:
-        keeper.finish(write)
+        keeper.finish(write, run.step)
     if interrupted:
         raise KeyboardInterrupt
     return result

@@ -30,7 +30,7 @@ from mmdistill.optimizers import is_active, rate_at
 from mmdistill.parameterizations.base import Chosen, Parameterization, require_alike
 from mmdistill.precision import Precision, matrix_products, resolved
 from mmdistill.rehearsal import rehearsal
-from mmdistill.run_state import RunState, follow
+from mmdistill.run_state import RunState, follow, is_in_vain
 from mmdistill.runtime import Draws
 from mmdistill.second_order import differentiable_again
 from mmdistill.settings import Settings, require_plain
@@ -337,8 +337,7 @@ class Distiller:
 
     def exhausted(self, run: RunState) -> bool:
         """Return whether the last so many validations, as many as the settings are patient, found no better step."""
-        wait = self.settings.patience * self.settings.validate_every
-        return bool(wait) and run.best is not None and run.step - run.best["step"] >= wait
+        return is_in_vain(run.step, run.best, self.settings.patience * self.settings.validate_every)
 
     def validate(self, run: RunState) -> None:
         """Keep the current step if it is the best on validation data, on all ranks by the first one's score.

@@ -49,6 +49,10 @@ class MemoryExhaustedError(MmdistillError):
     """The device or the machine has no more memory for what was asked."""
 
 
+class MmdistillWarning(UserWarning):
+    """What mmdistill warns of that goes on all the same; the command line prints it as a note."""
+
+
 def first_line(error: Exception | str) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -67,16 +67,17 @@ def find_judges(
     return list(dict.fromkeys(found))
 
 
-def require_baselines(task: Task, names: Sequence[str]) -> None:
-    """Check that baselines exist.
+def find_baselines(task: Task, asked: str | Sequence[str]) -> list[str]:
+    """Return baselines that are asked for, each once: names, comma-separated or in a list; ``all`` that a task has.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: an unknown baseline.
     """
     known = (*KNOWN_BASELINES, *(task.selections if isinstance(task, Selects) else ()))
-    unknown = [name for name in names if name not in known]
-    if unknown:
+    names = baseline_names(asked) if isinstance(asked, str) else [canonical(name) for name in asked]
+    if unknown := [name for name in names if name not in (*known, "all")]:
         raise unknown_name("baseline", unknown[0], known)
+    return list(dict.fromkeys(found for name in names for found in (known if name == "all" else (name,))))
 
 
 def require_networks(n: int, at_once: int | None) -> None:
@@ -120,7 +121,7 @@ def evaluate(
             Networks for robust scores train one at a time.
         seed: of judging; independent of the distillation's.
         baselines: any of ``random``, ``herding``, ``k-center``, ``k-means``, ``craig``, ``whole``, and the task's own
-            selections; none of them by ``()`` or ``"none"``.
+            selections; ``"all"`` are all of these, ``()`` or ``"none"`` none.
         robust: give the label-robust and the augmentation-robust score instead, which have their own comparisons.
         baselines_only: judge the baselines alone, where results of the set itself are known.
         progress: called before samples are chosen, before each judgement and in the end, so that what is finished can
@@ -141,13 +142,9 @@ def evaluate(
     if robust and baselines_only:
         raise ConfigError("robust scores are the set's own and have no baselines to judge alone")
     judges = _names("judges", split_names(judges) if isinstance(judges, str) else judges or ())
-    if isinstance(baselines, str):
-        baselines = baseline_names(baselines)
-    else:
-        baselines = list(dict.fromkeys(map(canonical, _names("baselines", baselines))))
     require_networks(n, at_once)
     seed = checked_seed(seed)
-    require_baselines(task, baselines)
+    baselines = find_baselines(task, baselines if isinstance(baselines, str) else _names("baselines", baselines))
     batch, budget, learned = _placed(task, distilled)
     began = time.perf_counter()
     unfit: dict[str, str] = {}

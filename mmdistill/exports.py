@@ -47,7 +47,12 @@ def exporter(write: Callable[[DistilledSet, Path], list[Path]]) -> Exporter:
 
 
 def task_exporter(write: Callable[[DistilledSet, Path, Callable[[], Task]], list[Path]]) -> Exporter:
-    """Make an :class:`Exporter` of what also calls its last argument for the task, where the set does not suffice."""
+    """Make an :class:`Exporter` of what also calls its last argument for the task, where the set does not suffice.
+
+    That call raises:
+        ConfigError: no task was given.
+        CheckpointError: one that the set was not distilled from.
+    """
 
     @functools.wraps(write)
     def written(

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 from mmdistill.abilities import ROBUST_METRICS, Judging, TitlesJudges, chosen_judging
 from mmdistill.config import DistillConfig
 from mmdistill.distilled import DistilledSet
-from mmdistill.evaluate import evaluate, find_judges
+from mmdistill.evaluate import evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Evaluation
 from mmdistill.kept_baselines import KeptBaselines
 from mmdistill.metrics import judging_of, metrics_document, of_same_test, read_metrics, recorded
-from mmdistill.names import baseline_names
 from mmdistill.progress import judging_bar
 from mmdistill.run_folder import METRICS
 from mmdistill.store import write_json
@@ -119,7 +118,7 @@ def judge_missing(config: DistillConfig, task: Task, distilled: DistilledSet, fo
     """
     path = folder / METRICS
     metrics = of_same_test(read_metrics(path) if path.exists() else {}, task)
-    judges, baselines = find_judges(task, config.judge_names(), distilled.judge), baseline_names(config.baselines)
+    judges, baselines = find_judges(task, config.judge_names(), distilled.judge), find_baselines(task, config.baselines)
     judging = chosen_judging(task)
     kept = KeptBaselines(config, task, judging, config.networks, config.networks_at_once, config.seed)
     former = metrics

@@ -13,7 +13,7 @@ from mmdistill import exports, ranks
 from mmdistill.checkpoints import Checkpoints, steps_of
 from mmdistill.errors import CheckpointError
 from mmdistill.parameterizations.codes import CODES
-from mmdistill.run_folder import CHECKPOINTS, EXPORT, METRICS, PICTURES, SAMPLES, SET, STAGED, holds_work, is_finished
+from mmdistill.run_folder import CHECKPOINTS, EXPORT, HISTORY, METRICS, PICTURES, SAMPLES, SET, STAGED, holds_work
 from mmdistill.run_state import RunState
 from mmdistill.runtime import patiently, remove_parts
 from mmdistill.store import read_json
@@ -27,7 +27,7 @@ DRAWN = (
 """What is drawn of sets of any kind of data; whatever else lies among a run's pictures is its user's."""
 FORMER = (
     *(f"{PICTURES}/{name}" for name in DRAWN),
-    *("report.md", "report.html", METRICS, "history.json", SET, SAMPLES, CODES),
+    *("report.md", "report.html", METRICS, HISTORY, SET, SAMPLES, CODES),
 )
 """What a run removes of a former one in its folder, so that nobody takes it for its own.
 
@@ -54,6 +54,8 @@ class Keeper:
         """Whether the folder still holds a former run."""
         self._longer = False
         """Whether it holds this run as it was finished with fewer steps."""
+        self._noted: int | None = None
+        """The last step of a finished run whose set can no longer be asked; None where there is none, or unknown."""
         self._began, self._saved = began, time.perf_counter()
 
     @property
@@ -77,10 +79,12 @@ class Keeper:
         """
         self._began -= self.checkpoints.restore(run, device)
         self._forget_staged()
-        if is_finished(self.folder):
-            with suppress(CheckpointError):  # a damaged set is written anew
-                made = steps_of(read_json(self.folder / SET))
-                self._longer = made not in (None, steps_of(self.checkpoints.identity))
+        try:
+            made = steps_of(read_json(self.folder / SET))
+            self._longer = made not in (None, steps_of(self.checkpoints.identity))
+        except CheckpointError:  # one that is damaged or lost is written anew
+            with suppress(CheckpointError, LookupError, TypeError):
+                self._noted = read_json(self.folder / HISTORY)["step"][-1]
 
     def overdue(self) -> bool:
         """Return whether the last checkpoint is too old, where the user did not say when to write them."""
@@ -106,15 +110,15 @@ class Keeper:
         else:
             self.checkpoints.save(run, self.seconds)
 
-    def finish(self, write: Callable[[Path], None]) -> None:
-        """Have what a finished run leaves written into a folder, in the place of what a former one left.
+    def finish(self, write: Callable[[Path], None], taken: int) -> None:
+        """Have what a run of so many steps leaves written into a folder, in the place of what a former one left.
 
         Only a run without steps, or one taken further, finds that still there. Of several processes the first writes.
         """
         with ranks.first_alone():  # the others wait, and fail with it
             if ranks.is_first():
                 remove_parts(self.folder)
-                if self.replaces or self._longer:
+                if self.replaces or self._longer or self._noted not in (None, taken):
                     self._staged(write)
                 else:
                     write(self.folder)

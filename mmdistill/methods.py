@@ -1,4 +1,4 @@
-"""Table 1 as data: methods that several domains share, with their published settings, and what methods are made of."""
+"""Table 1 as data: methods of parts that belong to no kind of data, with published settings, and what makes methods."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -299,7 +299,8 @@ CORE_METHODS = MethodTable(
         ),
     }
 )
-"""The methods that several domains share, ``mmdistill.METHODS``, with published settings and without any presets.
+"""The six methods made of parts that belong to no kind of data, ``mmdistill.METHODS``, with published settings and
+without any presets. Images have all of them by name, texts ``dc`` and ``dm``.
 
 A domain adds its own in its ``methods.py`` and may refine these settings; all that there are for a task are told by
 :func:`~mmdistill.registry.method_names`.

@@ -7,11 +7,10 @@ from mmdistill.abilities import TellsEpochs, TitlesJudges
 from mmdistill.allocation import allocate
 from mmdistill.config import DistillConfig
 from mmdistill.distiller import Distiller
-from mmdistill.evaluate import find_judges
+from mmdistill.evaluate import find_baselines, find_judges
 from mmdistill.lowering import lowering_start
 from mmdistill.memory import explained
 from mmdistill.method import Method
-from mmdistill.names import baseline_names
 from mmdistill.networks.architecture import network_title
 from mmdistill.networks.trajectories import ExpertTrajectories
 from mmdistill.report import settings_in_words
@@ -101,7 +100,7 @@ def _baselines(config: DistillConfig, task: Task, judges: list[str]) -> str:
     """Return the baselines, the whole set with the epochs for which networks train on it where the task tells them."""
     told = dict.fromkeys(filter(None, (_epochs(task, judge, None) for judge in judges)))
     whole = f"whole ({', '.join(told)})" if told else "whole"
-    return ", ".join(whole if name == "whole" else name for name in baseline_names(config.baselines)) or "none"
+    return ", ".join(whole if name == "whole" else name for name in find_baselines(task, config.baselines)) or "none"
 
 
 def _epochs(task: Task, judge: str, samples: int | None) -> str:

@@ -13,12 +13,14 @@ from mmdistill.comparison import judged_runs, judges_of, read_runs, repeated, ru
 from mmdistill.config import DistillConfig, EvaluateConfig
 from mmdistill.distilled import DistilledSet
 from mmdistill.errors import CheckpointError, ConfigError, MmdistillError, first_line
+from mmdistill.evaluate import find_baselines
 from mmdistill.export import export
 from mmdistill.judging import judge_and_keep
 from mmdistill.kept_baselines import KeptBaselines, package_digest
 from mmdistill.locks import sole_writer
+from mmdistill.mending import load_whole
 from mmdistill.metrics import dropped_baselines, of_same_test, read_metrics
-from mmdistill.names import baseline_names, canonical, first_few, split_names, unknown_name
+from mmdistill.names import canonical, first_few, split_names, unknown_name
 from mmdistill.pivot import pivot, write_latex
 from mmdistill.report import summary, write_comparison, write_report
 from mmdistill.run_folder import CONFIG, EXPORT, METRICS, how_to_finish, require_finished, require_free
@@ -34,12 +36,12 @@ def _finished_set(folder: Path) -> DistilledSet:
     """Return the set of a finished run.
 
     Raises:
-        CheckpointError: no run, or an unfinished one.
+        CheckpointError: no run, an unfinished one, or a damaged set.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
     require_finished(folder)
-    return DistilledSet.load(folder)
+    return load_whole(folder)
 
 
 def _open_run(
@@ -145,7 +147,7 @@ def _evaluate(folder: Path, asked: EvaluateConfig) -> None:
             folder,
             previous,
             judges=split_names(asked.judges),
-            baselines=baseline_names(asked.baselines),
+            baselines=find_baselines(task, asked.baselines),
             robust=asked.scores == "robust",
         )
     dropped = dropped_baselines(previous, read_metrics(path))

@@ -12,6 +12,8 @@ SET = "distilled.json"
 """What the set is; written last, so that a folder with it holds a finished run."""
 METRICS = "metrics.json"
 """The scores."""
+HISTORY = "history.json"
+"""The loss, as it was read back."""
 CONFIG = "config.yaml"
 """The options of the command line."""
 LOG = "log.txt"
@@ -70,6 +72,26 @@ def how_to_go_on(folder: Path) -> str:
     if is_started(folder):
         return "distill(task, ..., out=folder, resume=True) in Python continues it"
     return ""
+
+
+def how_to_write_again(folder: Path) -> str:
+    """Return how a run's damaged set is written again from its last checkpoint, in words."""
+    if not (folder / CONFIG).is_file():
+        return "distill(task, ..., out=folder, resume=True) in Python writes it again"
+    return f"{_program(folder)} distill --resume {as_argument(folder)} writes it again"
+
+
+def how_to_begin_anew(folder: Path) -> str:
+    """Return how a run is made once more in its own place, in words."""
+    if not (folder / CONFIG).is_file():
+        return "distill(task, ..., out=folder, overwrite=True) in Python makes it anew"
+    options, out = as_argument(folder / CONFIG), as_argument(folder)
+    return f"{_program(folder)} distill --config {options} --out {out} --overwrite makes it anew"
+
+
+def _program(folder: Path) -> str:
+    """Return which program a run's options are for."""
+    return "python SCRIPT.py" if _method_of_a_script(folder) else "mmdistill"
 
 
 def _method_of_a_script(folder: Path) -> str:

@@ -127,6 +127,11 @@ class RunState:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
 
 
+def is_in_vain(step: int, best: Mapping[str, Any] | None, patience: int) -> bool:
+    """Return whether the best step is as many steps ago as a run is patient; 0: it is so without end."""
+    return bool(patience) and best is not None and step - int(best["step"]) >= patience
+
+
 def follow(average: Tensors, current: Tensors, decay: float) -> None:
     """Move a running average towards the current state, in place."""
     for name, tensor in current.items():

@@ -15,13 +15,13 @@ from mmdistill.allocation import allocate
 from mmdistill.assembly import make_task, note_of_more_steps, placed
 from mmdistill.budget import find_budget, parse_bytes
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, SweepConfig
-from mmdistill.distilled import DistilledSet
 from mmdistill.errors import ConfigError, MmdistillError
-from mmdistill.evaluate import find_judges, require_baselines, require_networks
+from mmdistill.evaluate import find_baselines, find_judges, require_networks
 from mmdistill.judging import missing
 from mmdistill.locks import sole_writer
+from mmdistill.mending import whole_set
 from mmdistill.metrics import read_metrics, recorded
-from mmdistill.names import as_argument, baseline_names, canonical, split_names
+from mmdistill.names import as_argument, canonical, split_names
 from mmdistill.processes import PROGRAM, own_program, start, stop, why_failed
 from mmdistill.registry import Domain, domain_methods, get_method, get_parameterization, located
 from mmdistill.run_commands import compare_command
@@ -159,7 +159,7 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
     first = configs[0]
     domain, task = make_task(first, "cpu")
     find_judges(task, first.judge_names())
-    require_baselines(task, baseline_names(first.baselines))
+    find_baselines(task, first.baselines)
     require_networks(first.networks, first.networks_at_once)
     if first.parameterization is not None:
         get_parameterization(domain, first.parameterization, str(first.data))
@@ -197,12 +197,12 @@ def state(config: DistillConfig, task: Task) -> str:
     folder = config.folder()
     if not is_finished(folder):
         return "unfinished" if is_started(folder) else "new"
-    found = DistilledSet.load(folder)
-    if note_of_more_steps(config, found, folder):
+    found = whole_set(folder, lambda text: print(f"note: {text}"))
+    if found is None or note_of_more_steps(config, found, folder):
         return "unfinished"
     metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else {}
     judges = find_judges(task, config.judge_names(), found.judge)
-    lacking = missing(task, judges, baseline_names(config.baselines), metrics, chosen_judging(task))
+    lacking = missing(task, judges, find_baselines(task, config.baselines), metrics, chosen_judging(task))
     return "not judged" if lacking else FINISHED
 
 

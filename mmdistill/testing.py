@@ -1,14 +1,25 @@
 """The conformance battery: what tasks, objectives and ways of storing must pass, in our tests and in those of users."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
 from mmdistill.composition import require_classes
-from mmdistill.errors import MmdistillError
+from mmdistill.conformance import (
+    SINGLE,
+    TOLERANCE,
+    check_single,
+    in_reverse,
+    relative_error,
+    require,
+    samples_of,
+    told,
+    with_samples,
+)
+from mmdistill.conformance import ConformanceError as ConformanceError
 from mmdistill.labels import LabelKind, hard_labels
 from mmdistill.method import Parameterizer, made_objective
 from mmdistill.objectives.base import Network, Objective, class_gradients
@@ -20,37 +31,10 @@ from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, ClassBatch, NetworkState, Scores, Task, tensors_of
 
-TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
-"""Relative error allowed between two ways of computing one thing, by dtype."""
-
 MANY = 500
 """Numbers of a synthetic batch above which gradients are compared along one direction, not number by number."""
 FEW = 2000
 """Samples of a class that are looked at."""
-
-
-class ConformanceError(MmdistillError, AssertionError):
-    """A task, an objective or a way of storing samples breaks its contract."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConformanceError(message)
-
-
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Have an error of the library tell that something breaks its contract."""
-    try:
-        yield
-    except MmdistillError as error:
-        raise ConformanceError(f"{what}: {error}") from error
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """Return ||a - b|| / ||b||, or ||a - b|| where b is 0."""
-    scale = float(b.double().norm())
-    return float((a.double() - b.double()).norm()) / (scale or 1.0)
 
 
 def _same(a: Batch, b: Batch) -> bool:
@@ -70,20 +54,20 @@ def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
     Raises:
         ConformanceError: the first breach, in words.
     """
-    _require(isinstance(task, Task), "the task lacks members of the Task protocol")
+    require(isinstance(task, Task), "the task lacks members of the Task protocol")
     key = Draws(0, ("conformance",), task.device)
     state = task.init(key)
     again = task.init(key)
-    _require(
+    require(
         all(torch.equal(state.params[k], again.params[k]) for k in state.params), "init: one key must give one network"
     )
     other = task.init(key.fold("other"))
-    _require(
+    require(
         not state.params or any(not torch.equal(state.params[k], other.params[k]) for k in state.params),
         "init: another key must give another network",
     )
     info = task.describe()
-    _require(info.num_train > 0 and bool(info.fingerprint), "describe: num_train and fingerprint are needed")
+    require(info.num_train > 0 and bool(info.fingerprint), "describe: num_train and fingerprint are needed")
     _check_flat(task, state, key, n)
     if task.num_classes is not None:
         _check_classes(task, state, key, n)
@@ -93,45 +77,45 @@ def check_task(task: Task, *, n: int = 4, judge: str | None = None) -> None:
 
 def _check_flat(task: Task, state: NetworkState, key: Draws, n: int) -> None:
     real = task.sample_real(key.fold("flat"), None, n)
-    _require(isinstance(real, Batch), "sample_real: classes=None must give a flat Batch")
+    require(isinstance(real, Batch), "sample_real: classes=None must give a flat Batch")
     assert not isinstance(real, ClassBatch)
     same = task.sample_real(key.fold("flat"), None, n)
-    _require(_same(real, same), "sample_real: one key must give one batch")  # type: ignore[arg-type]
+    require(_same(real, same), "sample_real: one key must give one batch")  # type: ignore[arg-type]
     if task.describe().num_train > n:
         others = [task.sample_real(key.fold("flat", index), None, n) for index in range(3)]
-        _require(any(not _same(real, own) for own in others), "sample_real: other keys must give other batches")  # type: ignore[arg-type]
+        require(any(not _same(real, own) for own in others), "sample_real: other keys must give other batches")  # type: ignore[arg-type]
     loss = task.loss(state, real)
-    _require(loss.ndim == 0 and bool(torch.isfinite(loss)), f"loss: a finite scalar is needed, got {loss}")
+    require(loss.ndim == 0 and bool(torch.isfinite(loss)), f"loss: a finite scalar is needed, got {loss}")
     copies = [NetworkState(state.params, {k: b.clone() for k, b in state.buffers.items()}) for _ in range(2)]
     one, other = (task.loss(copy, real, train=True, draws=key.fold("train")) for copy in copies)
-    _require(relative_error(one, other) < TOLERANCE[one.dtype], "loss: one key must give one training loss")
+    require(relative_error(one, other) < TOLERANCE[one.dtype], "loss: one key must give one training loss")
     augmented = task.augment(key, real, shared=True)
-    _require(isinstance(augmented, Batch), "augment: a Batch must stay a Batch")
+    require(isinstance(augmented, Batch), "augment: a Batch must stay a Batch")
     if not _same(real, augmented):  # type: ignore[arg-type]
         others = [task.augment(key.fold("augment", index), real, shared=True) for index in range(3)]
-        _require(any(not _same(augmented, own) for own in others), "augment: other keys must augment otherwise")  # type: ignore[arg-type]
+        require(any(not _same(augmented, own) for own in others), "augment: other keys must augment otherwise")  # type: ignore[arg-type]
 
 
 def _check_classes(task: Task, state: NetworkState, key: Draws, n: int) -> None:
     classes = task.num_classes or 0
-    _require(task.labels is not None and len(task.labels) == task.describe().num_train, "labels: one per real sample")
+    require(task.labels is not None and len(task.labels) == task.describe().num_train, "labels: one per real sample")
     batch = task.sample_real(key.fold("classes"), torch.arange(classes), n)
-    _require(isinstance(batch, ClassBatch), "sample_real: classes must give a ClassBatch")
+    require(isinstance(batch, ClassBatch), "sample_real: classes must give a ClassBatch")
     assert isinstance(batch, ClassBatch)
-    _require(batch.num_classes == classes, f"sample_real: {classes} classes asked, {batch.num_classes} given")
-    _require(bool((batch.batch.weight.sum(1) > 0).all()), "sample_real: every class needs a sample of weight above 0")
+    require(batch.num_classes == classes, f"sample_real: {classes} classes asked, {batch.num_classes} given")
+    require(bool((batch.batch.weight.sum(1) > 0).all()), "sample_real: every class needs a sample of weight above 0")
     _check_labels(task, batch)
     augmented = task.augment(key.fold("augment"), batch, shared=True)
-    _require(
+    require(
         isinstance(augmented, ClassBatch) and augmented.num_classes == classes,
         "augment: a ClassBatch must stay one, of as many classes",
     )
     check_class_gradients(task, state, batch)
     one = batch.one_class(0)
     weighted = task.loss(state, Batch(one.inputs, one.targets, 3 * one.weight))
-    _require(relative_error(weighted, task.loss(state, one)) < 1e-4, "loss: must not change when all weights scale")
+    require(relative_error(weighted, task.loss(state, one)) < 1e-4, "loss: must not change when all weights scale")
     layers = task.features(state, one.inputs)
-    _require(all(layer.ndim == 2 for layer in layers), "features: each layer is (n, d)")
+    require(all(layer.ndim == 2 for layer in layers), "features: each layer is (n, d)")
 
 
 def _check_labels(task: Task, batch: ClassBatch) -> None:
@@ -141,12 +125,12 @@ def _check_labels(task: Task, batch: ClassBatch) -> None:
     for index in range(batch.num_classes):
         one, members = batch.one_class(index), (labels == index).nonzero()[:, 0]
         drawn = one.weight > 0
-        _require(
+        require(
             isinstance(one.targets, Tensor) and bool((hard_labels(one.targets)[drawn] == index).all()),
             f"sample_real: the batch of class {index} holds samples of other classes",
         )
         own = task.select(members[:FEW])
-        _require(
+        require(
             isinstance(own.targets, Tensor)
             and bool((hard_labels(own.targets).cpu() == labels[members[:FEW]].cpu()).all()),
             f"select: samples of class {index} have the labels of other ones",
@@ -154,7 +138,7 @@ def _check_labels(task: Task, batch: ClassBatch) -> None:
         if isinstance(one.inputs, Tensor) and isinstance(own.inputs, Tensor) and len(members) <= FEW:
             apart = torch.cdist(one.inputs[drawn].flatten(1).double(), own.inputs.flatten(1).double()).amin(1)
             size = float(own.inputs.double().flatten(1).norm(dim=1).max()) or 1.0
-            _require(
+            require(
                 bool((apart < 1e-4 * size).all()),
                 f"sample_real and select: samples of class {index} differ between them",
             )
@@ -180,7 +164,7 @@ def check_class_gradients(task: Task, state: NetworkState, batch: ClassBatch) ->
             # A bias before a norm has no gradient but rounding, so the whole gradient sets the scale of small ones.
             scale = max(float(gradient.double().norm()), 1e-2 * whole, 1e-12)
             error = float((default[name].double() - gradient.double()).norm()) / scale
-            _require(
+            require(
                 error < TOLERANCE[gradient.dtype], f"class_gradients: {name} differs by {error:.1e} from mode {mode}"
             )
 
@@ -200,12 +184,12 @@ class _OpenTask:
 def _check_evaluation(task: Task, judge: str, key: Draws) -> None:
     indices = torch.arange(min(task.describe().num_train, 20))
     scores = task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {})
-    _require(isinstance(scores, Scores) and bool(scores.values), "evaluate: must return Scores with a metric")
+    require(isinstance(scores, Scores) and bool(scores.values), "evaluate: must return Scores with a metric")
     for metric, values in scores.values.items():
-        _require(len(values) in (1, 2), f"evaluate: {metric} has {len(values)} values for 2 judges")
-        _require(all(0 <= value <= 1 for value in values), f"evaluate: {metric} must be a fraction, got {values}")
+        require(len(values) in (1, 2), f"evaluate: {metric} has {len(values)} values for 2 judges")
+        require(all(0 <= value <= 1 for value in values), f"evaluate: {metric} must be a fraction, got {values}")
     again = task.evaluate(task.select(indices), judge, key.fold("judge"), 2, {})
-    _require(scores.values == again.values, "evaluate: one key must give one result")
+    require(scores.values == again.values, "evaluate: one key must give one result")
 
 
 def check_objective(
@@ -215,8 +199,13 @@ def check_objective(
     real: Batch | ClassBatch,
     *,
     oracle: Callable[[], float] | None = None,
+    by_position: str = "",
+    single: float = SINGLE,
 ) -> None:
-    """Check an objective at one point: a finite scalar, the oracle's value, a gradient that finite differences confirm.
+    """Check an objective at one point.
+
+    It has to give a finite scalar, that of the oracle, the same for one key and whatever the order of the samples on
+    either side, and in float32 too, with a gradient that finite differences confirm.
 
     Args:
         objective: the objective.
@@ -224,38 +213,45 @@ def check_objective(
         syn: the synthetic batch, in float64.
         real: the real batch.
         oracle: the same value, computed independently.
+        by_position: why the order of samples matters, such as minibatches that are drawn by their positions; no order
+            is then changed. That of samples which classes share, as the nodes of one graph, never is.
+        single: relative error allowed of the value and of its gradient in float32; ``inf`` compares none, as of kernels
+            that float32 does not tell from singular ones.
     Raises:
         ConformanceError: a breach, in words.
     """
     draws = Draws(0, ("objective",))
     found = objective(network, syn, real, draws)
-    with _told("objective"):
+    with told("objective"):
         require_loss(objective, found, learns=False)
     value = found.detach()
-    _require(value.ndim == 0 and bool(torch.isfinite(value)), f"objective: a finite scalar is needed, got {value}")
-    _require(torch.equal(value, objective(network, syn, real, draws)), "objective: one key must give one value")
+    require(value.ndim == 0 and bool(torch.isfinite(value)), f"objective: a finite scalar is needed, got {value}")
+    require(torch.equal(value, objective(network, syn, real, draws)), "objective: one key must give one value")
     if oracle is not None:
         expected = oracle()
         error = abs(float(value) - expected) / max(abs(expected), 1e-12)
-        _require(error < TOLERANCE[torch.float64], f"objective: {float(value)} differs from the oracle's {expected}")
-    flat = syn.batch if isinstance(syn, ClassBatch) else syn
-    leaf = next(t for t in tensors_of(flat.inputs) if t.is_floating_point()).detach().clone().requires_grad_()
+        require(error < TOLERANCE[torch.float64], f"objective: {float(value)} differs from the oracle's {expected}")
+    leaf = samples_of(syn).detach().clone().requires_grad_()
 
     def at(inputs: Tensor) -> Tensor:
-        if isinstance(flat.inputs, dict):
-            name = next(n for n, t in flat.inputs.items() if t.is_floating_point())
-            moved = Batch({**flat.inputs, name: inputs}, flat.targets, flat.weight)
-        else:
-            moved = Batch(inputs, flat.targets, flat.weight)
-        result: Tensor = objective(
-            network, ClassBatch(moved, syn.dims) if isinstance(syn, ClassBatch) else moved, real, draws
-        )
+        result: Tensor = objective(network, with_samples(syn, inputs), real, draws)
         return result
 
     loss = at(leaf)
-    with _told("objective"):
+    with told("objective"):
         require_loss(objective, loss, learns=True)
-        require_gradients(objective, torch.autograd.grad(loss, (leaf,), allow_unused=True))
+        gradients = torch.autograd.grad(loss, (leaf,), allow_unused=True)
+        require_gradients(objective, gradients)
+    if not by_position:
+        for side, order in (("synthetic", (in_reverse(syn), real)), ("real", (syn, in_reverse(real)))):
+            error = relative_error(objective(network, *order, draws).detach(), value)
+            require(
+                error < TOLERANCE[torch.float64],
+                f"objective: another order of the {side} samples changes the value by {error:.1e} of it; should order "
+                "matter, say why by by_position",
+            )
+    if single < math.inf:
+        check_single(objective, network, syn, real, value, gradients[0], single)
     try:
         torch.autograd.gradcheck(at, (leaf,), eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=leaf.numel() > MANY)
     except GradcheckError as error:
@@ -271,6 +267,8 @@ def check_objective_on(
     *,
     n: int = 2,
     oracle: Callable[[Network, Batch | ClassBatch, Batch | ClassBatch], float] | None = None,
+    by_position: str = "",
+    single: float = SINGLE,
 ) -> None:
     """Check an objective as :func:`check_objective` does, on a fresh network and real samples of a task, in float64.
 
@@ -279,6 +277,8 @@ def check_objective_on(
         build: makes the objective, as a method's ``objective`` does without settings.
         n: samples of each class, on both sides; of a task without classes, in all.
         oracle: the same value of a network and both sides, computed independently.
+        by_position: why the order of samples matters, see :func:`check_objective`.
+        single: relative error allowed in float32.
     Raises:
         ConformanceError: a breach, in words.
         ConfigError: what makes no objective, or one that cannot work on the task.
@@ -293,7 +293,13 @@ def check_objective_on(
     target = as_float64(task.init(key.fold("target"))).params if objective.needs_target else None
     network = Network(task, as_float64(task.init(key.fold("network"))), target)
     check_objective(
-        objective, network, syn, real, oracle=None if oracle is None else lambda: oracle(network, syn, real)
+        objective,
+        network,
+        syn,
+        real,
+        oracle=None if oracle is None else lambda: oracle(network, syn, real),
+        by_position=by_position,
+        single=single,
     )
 
 
@@ -330,44 +336,44 @@ def check_parameterization(
     key, own = Draws(0, ("parameterization",), task.device), settings or Settings(steps=1)
     made = build(task, budget, own, label, key.fold("start")).to(task.device)
     decoded: Batch = made(key.fold("decode"))
-    with _told("forward"):
+    with told("forward"):
         require_batch(made, decoded)
-    _require(_same(decoded, made(key.fold("decode"))), "forward: one key must give one batch")
+    require(_same(decoded, made(key.fold("decode"))), "forward: one key must give one batch")
     _check_decoded(task, made, decoded, key)
     codes = made.groups().get("codes", [])
     numbers = [t for t in tensors_of(decoded.inputs) if t.requires_grad]
     if codes:
         found = torch.autograd.grad([t.sum() for t in numbers], codes, allow_unused=True) if numbers else [None]
-        _require(any(g is not None for g in found), "forward: no gradient leads from the samples to the codes")
+        require(any(g is not None for g in found), "forward: no gradient leads from the samples to the codes")
     other = build(task, budget, own, label, key.fold("other")).to(task.device)
     try:
         other.load_state_dict(made.state_dict())
     except RuntimeError as error:
         raise ConformanceError(f"state: what one key built cannot be loaded into what another did: {error}") from error
     with torch.no_grad():
-        _require(
+        require(
             _same(made.finished(key), other.finished(key)),
             "state: samples differ once all parameters and buffers are loaded, as a resumed run loads them; what "
             "decoding reads must be among these",
         )
-    _require(made.stored_bytes() > 0, "stored_bytes: samples must be stored in parameters or buffers")
+    require(made.stored_bytes() > 0, "stored_bytes: samples must be stored in parameters or buffers")
     reason = undecodable(made)
-    _require(not reason, f"rebuilt: {reason}")
+    require(not reason, f"rebuilt: {reason}")
 
 
 def _check_decoded(task: Task, made: Parameterization, decoded: Batch, key: Draws) -> None:
     """Check the shapes, weights and classes of decoded samples."""
     classes = None if task.num_classes is None else torch.arange(task.num_classes)
-    with _told("forward"):
+    with told("forward"):
         require_alike(made, decoded, task.sample_real(key.fold("real"), classes, 1))
         require_classes(made, Solved())
-    _require(all(bool(t.isfinite().all()) for t in tensors_of(decoded.inputs)), "forward: samples must be finite")
+    require(all(bool(t.isfinite().all()) for t in tensors_of(decoded.inputs)), "forward: samples must be finite")
     if classes is None:
-        _require(bool((decoded.weight > 0).any()), "forward: all samples have weight 0")
+        require(bool((decoded.weight > 0).any()), "forward: all samples have weight 0")
         return
-    _require(made.classes is not None, "classes: the class of each decoded sample is needed in a task with classes")
+    require(made.classes is not None, "classes: the class of each decoded sample is needed in a task with classes")
     weights = made.class_batches(decoded).batch.weight
-    _require(bool((weights > 0).any(1).all()), "forward: every class needs a sample of weight above 0")
+    require(bool((weights > 0).any(1).all()), "forward: every class needs a sample of weight above 0")
 
 
 def as_float64(state: NetworkState) -> NetworkState:

@@ -3,17 +3,19 @@
 import json
 import re
 import sys
+import warnings
 from argparse import PARSER, Action
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
 from mmdistill.config import DistillConfig, SweepConfig, assignable, read_settings
-from mmdistill.errors import did_you_mean
+from mmdistill.errors import MmdistillWarning, did_you_mean
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 """What options take, in words."""
@@ -122,6 +124,34 @@ class ConfigFile(ActionConfigFile):
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Have this package's warnings printed as the notes of commands are, without a line of code; not those of others.
+
+    Which warnings are shown, and how often, stays as the filters say.
+    """
+    shown = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, MmdistillWarning):
+            print(f"note: {message}", file=sys.stderr if file is None else file)
+        else:
+            shown(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+
+
 def in_one_line(message: str, known: Sequence[str]) -> str:
     """Return an error of the parser in the words of the command line.
 
@@ -145,6 +175,8 @@ def in_one_line(message: str, known: Sequence[str]) -> str:
         name = unknown[1][2:].partition("=")[0].replace("_", "-")
         options = [option.lstrip("-").replace("_", "-") for option in known]
         ours = [other for other in ELSEWHERE.get(name, ()) if other in options]
+        if name == "seeds" and "scores" in options:  # of evaluate, whose --seed judges no more networks
+            ours = ["networks"]
         near = f"; did you mean '--{ours[0]}'?" if ours else did_you_mean(name, options).replace(" '", " '--")
         if "set" in options and (own := name.replace("-", "_")) in assignable():
             near = f"; did you mean '--set {own}=VALUE'?"

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,12 +25,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdistill import commands, distill, graph_set_task, graph_task, image_task, recsys_task, run_commands, text_task
+from mmdistill import (
+    commands,
+    distill,
+    graph_set_task,
+    graph_task,
+    image_task,
+    listings,
+    recsys_task,
+    run_commands,
+    text_task,
+)
 from mmdistill.cli import FORMATS, build_parser, main, spelled
 from mmdistill.config import SETTINGS, DistillConfig, read_settings
 from mmdistill.distilled import DistilledSet
 from mmdistill.distiller import Distiller
-from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, note_kept
+from mmdistill.errors import CheckpointError, ConfigError, DataError, MmdistillError, MmdistillWarning, note_kept
 from mmdistill.image import load
 from mmdistill.keeper import DRAWN
 from mmdistill.locks import sole_writer
@@ -614,6 +625,8 @@ def test_a_folder_of_runs_is_answered_by_their_names(tmp_path: Path, capsys: pyt
         (["distill", "--verbose"], "unknown option --verbose (see"),
         (["export", "runs/x", "--out", "x"], "did you mean '--to'?"),
         (["evaluate", "runs/x", "--epochs=3"], "did you mean '--judge-epochs'?"),
+        (["evaluate", "runs/x", "--seeds", "5"], "did you mean '--networks'?"),
+        (["distill", "--seeds", "5"], "did you mean '--seed'?"),
         (["distill", "more"], "unexpected argument 'more'"),
         (["evaluate"], "required: runs (see mmdistill evaluate --help)"),
         (["distill", "--config", "absent.yaml"], "--config: File does not exist"),
@@ -629,6 +642,28 @@ def test_arguments_that_cannot_be_are_one_line(
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
+
+
+def test_warnings_of_ours_are_notes_and_others_stay(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = []
+
+    def command() -> None:
+        warnings.warn("compiling failed", MmdistillWarning, stacklevel=1)
+        warnings.warn("something of another library", stacklevel=1)
+
+    def shown(*given: object, **named: object) -> None:
+        others.append(str(given[0]))
+
+    monkeypatch.setattr(listings, "data_command", command)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", shown)
+        assert main(["data"]) == 0
+        assert warnings.showwarning is shown
+    assert capsys.readouterr().err == "note: compiling failed\n"
+    assert others == ["something of another library"]
 
 
 def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from mmdistill.errors import (
     ShapeError,
     UnsupportedError,
 )
-from mmdistill.evaluate import _pooled, evaluate, find_judges
+from mmdistill.evaluate import KNOWN_BASELINES, _pooled, evaluate, find_baselines, find_judges
 from mmdistill.evaluation import Entry, Evaluation, summarise
 from mmdistill.memory import explained
 from mmdistill.methods import CORE_METHODS
@@ -167,6 +167,16 @@ def test_samples_are_judged_on_the_device_of_their_task(result: DistilledSet) ->
         task = Elsewhere()
         evaluate(task, samples, n=1, baselines=())
         assert {place.type for place in task.places} == {"meta"}
+
+
+def test_all_baselines_are_those_of_every_task_and_its_own() -> None:
+    class Selecting(BlobTask):
+        selections = ("head",)
+
+        def selection(self, *given: object) -> None: ...
+
+    assert find_baselines(BlobTask(), "All") == [*KNOWN_BASELINES]
+    assert find_baselines(Selecting(), ["head", "all"]) == ["head", *KNOWN_BASELINES]
 
 
 def test_bad_requests_are_named(result: DistilledSet) -> None:

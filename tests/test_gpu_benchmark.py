@@ -53,7 +53,7 @@ def test_what_a_stop_cut_short_is_tried_again_after_all_others(
             raise KeyboardInterrupt  # as a time limit would end it
         if row.method == "dsa":
             raise RuntimeError("out of luck\nand more")
-        return {**FOUND, "textbook_mib": 3.0}
+        return {**FOUND, "textbook_mib": None}
 
     monkeypatch.setattr(gpu, "measured", measured)
     with pytest.raises(KeyboardInterrupt):
@@ -65,7 +65,7 @@ def test_what_a_stop_cut_short_is_tried_again_after_all_others(
     assert "dm ipc 10 auto" not in called
     assert called[-1] == "dc ipc 10 auto"
     assert rows["dsa ipc 10 auto"] == {"failed": "failed: RuntimeError: out of luck"}
-    assert rows["dc ipc 10 auto"] == {**FOUND, "textbook_mib": 3.0, "target": 18}
+    assert rows["dc ipc 10 auto"] == {**FOUND, "textbook_mib": None, "target": 18}
     page = out.with_suffix(".md").read_text()
     assert "| dc ipc 10 auto | 1.00 | 2.0 | 2.0 | 18 |" in page
     assert "| dsa ipc 10 auto | failed: RuntimeError: out of luck |" in page
@@ -178,6 +178,18 @@ def test_judges_that_are_replayed_are_seen_and_their_graphs_let_go(
     contest = gpu.speed.judging(task, 1, 2, WARM_UP_CALLS + 4, siamese=False, compile="off")
     contest.ours()
     assert contest.path() == "captured"
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 32, 32)])
+def test_the_textbook_has_the_network_of_ours(shape: tuple[int, int, int], gpu: ModuleType) -> None:
+    task = gpu.speed.make_task(shape, 4, 8, torch.device("cpu"))
+    found = {name: tensor.shape for name, tensor in gpu.speed.make_network(task).named_parameters()}
+    assert found == {name: tensor.shape for name, tensor in task.network.module.named_parameters()}
+
+
+def test_memory_that_is_not_told_apart_is_null(gpu: ModuleType) -> None:
+    assert gpu.speed.peak(lambda: None, torch.device("cpu")) is None
+    assert (gpu.speed.in_mib(None), gpu.speed.in_mib(2.4)) == ("-", "2")
 
 
 @pytest.mark.parametrize("name", ["dm", "dc", "mtt", "dd", "frepo", "kip"])

@@ -360,7 +360,12 @@ def sgd_step(
     draws: Draws,
     weight_decay: float = 0.0,
 ) -> tuple[NetworkState, Tensors]:
-    """Return the network and its momentum buffers after one SGD step (Eq. 3)."""
+    """Return the network and its momentum buffers after one SGD step (Eq. 3).
+
+    Shapes:
+        a flat batch; momentum by parameter in the parameter's shape, empty before the first step and, as what is
+        returned, without ``beta``.
+    """
     buffers = copied(network.buffers)
     gradients = gradients_by_name(
         lambda params: task.loss(NetworkState(params, buffers), batch, train=True, draws=draws), network.params

@@ -117,6 +117,7 @@ def unroll_held(
     gradients of later steps. Nothing but the initial parameters is kept: the backward pass walks the steps again,
     forwards.
 
+    Shapes: those of :func:`unroll`.
     Source: Cui et al., ICML 2023, Sec. 3.
     """
     unrolling = unrolling or Unrolling()

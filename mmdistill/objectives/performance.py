@@ -174,7 +174,12 @@ Readout = Callable[[RidgeSystem], Tensor]
 
 
 def ridge_prediction(system: RidgeSystem) -> Tensor:
-    """Return K_ts (K_ss + lambda I)^-1 Y_s."""
+    """Return K_ts (K_ss + lambda I)^-1 Y_s.
+
+    Shapes:
+        with m synthetic and n real samples K_ss ``(m, m)``, K_ts ``(n, m)`` and Y_s ``(m, k)``; returns ``(n, k)``,
+        scores in the units of Y_s.
+    """
     k_ts, k_ss, targets, ridge, scale, *_ = system
     if targets.shape[1] > k_ts.shape[0]:  # solving for the real samples is the smaller system (items as targets)
         weights = ridge_solution(k_ss, k_ts.T, ridge, scale).T
@@ -190,6 +195,9 @@ def without_diagonal(system: RidgeSystem) -> Tensor:
 
     This is EASE's dual form: nothing of size k x k appears.
 
+    Shapes:
+        with m synthetic and n real rows of width k, K_ss ``(m, m)``, K_ts ``(n, m)``, X_s ``(m, k)``; returns
+        ``(n, k)``, scores in the units of the rows.
     Raises:
         ShapeError: inputs that are not rows of the width of the targets.
     Source: Steck, WWW 2019, Eq. 8, by the Woodbury identity.

@@ -48,6 +48,7 @@ class TrajectoryMatchingConstantMemory(TrajectoryMatching):
     Differs from: the published code, whose images get half of this gradient; their rates here are half of its rates.
 
     Args: as for :class:`~mmdistill.objectives.unrolled.UnrolledObjective`.
+    Shapes: those of :class:`TrajectoryMatching`.
     Raises:
         ConfigError: truncation or kept activations, which have no meaning here, or another optimizer than SGD.
     Source: Cui et al., ICML 2023, Sec. 3; survey Sec. 3.3.3.
@@ -79,6 +80,7 @@ class PrunedTrajectoryMatching(TrajectoryMatching):
         parts: a fixed partition instead of drawn minibatches.
         augment: augment each step's samples.
         unrolling: momentum, truncation and how to differentiate.
+    Shapes: those of :class:`TrajectoryMatching`.
     Raises:
         ConfigError: a threshold of 1 or more, which leaves nothing.
     Source: Li et al., 2022 (DDPP); survey Sec. 3.3.3.

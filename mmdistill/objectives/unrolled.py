@@ -71,6 +71,8 @@ class UnrolledObjective(Objective):
         parts: with ``batch`` None, cycle through a fixed partition into so many minibatches.
         augment: augment each step's samples, each with its own strength.
         unrolling: by which optimizer the student trains, truncation and how to differentiate.
+    Shapes:
+        flat batches; returns a scalar, of what the student ends as.
     Raises:
         ConfigError: values out of range, or a rate of Adam's that is learned.
     """

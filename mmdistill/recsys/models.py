@@ -132,6 +132,7 @@ class Ease(Recommender):
         return self._dual(ridge) if self.dual else self._primal(ridge)
 
     def _primal(self, ridge: float) -> Scorer:
+        # Its diagonal is what EASE divides by, so that solving for some right-hand side would not do.
         inverse = torch.cholesky_inverse(cholesky(shifted(self.gram, ridge)))
         weights = -inverse / inverse.diagonal()
         weights.fill_diagonal_(0)

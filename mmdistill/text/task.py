@@ -185,7 +185,11 @@ class TextTask(TextClassification):
         return (self.test.inputs.double() @ weights).argmax(1)[None], [f"ridge = {self.ridge:g}"]
 
     def checked(self, synthetic: Batch) -> Batch:
-        """Return points on the device; those of another dimension or of other classes are refused."""
+        """Return points on the device.
+
+        Raises:
+            ShapeError: those of another dimension, or labels of other classes.
+        """
         points, targets = one_tensor(synthetic.inputs), one_tensor(synthetic.targets)
         if points.ndim != 2 or points.shape[1] != self.dim:
             raise ShapeError(

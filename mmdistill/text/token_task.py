@@ -214,7 +214,11 @@ class TokenTask(TextClassification):
         return [self.vocabulary.words(row[kept], PAIR in self.data.train.texts[0]) for row, kept in rows]
 
     def checked(self, synthetic: Batch) -> Batch:
-        """Return sequences; those of other vectors or classes are refused."""
+        """Return sequences as they are.
+
+        Raises:
+            ShapeError: those of other vectors, or labels of other classes.
+        """
         sequences = self.network_inputs(synthetic.inputs)
         vectors, targets = sequences["vectors"], class_labels(synthetic.targets)
         if vectors.ndim != 3 or vectors.shape[2] != self.vocabulary.dim:

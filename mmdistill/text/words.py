@@ -147,6 +147,7 @@ def word_samples(task: Task, budget: int, settings: Settings, label: LabelKind, 
 
     Raises:
         ConfigError: a start from noise, which is no text.
+        DataError: training texts without a token that is a word.
     """
     if settings.init == "noise":
         raise ConfigError("real tokens start from real texts; choose --init real, herding, k-center or k-means")

@@ -16,6 +16,7 @@ from mmdistill.graph.teacher import TeacherRecipe, teach
 from mmdistill.objectives.base import Network
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, Tensors
+from mmdistill.testing import as_float64, check_objective
 from tests.graph.toy import FAST, planted_fields, planted_graph
 from tests.oracles.graph import ridge_cross_entropy
 from tests.toys import BlobTask
@@ -50,6 +51,21 @@ def test_the_objective_is_the_ridge_regression_on_random_perceptrons() -> None:
         scale=math.exp(0.4),
     )
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_ridge_on_random_perceptrons_passes_the_battery() -> None:
+    own = task(inductive=True)  # whose nodes all have labels, so that real batches are read
+    nodes = own.training_batch()
+    assert isinstance(nodes.inputs, dict)
+    real = Batch({name: tensor.double() for name, tensor in nodes.inputs.items()}, nodes.targets, nodes.weight.double())
+    syn, objective = synthetic(), PropagatedRidge(nodes=10, width=16, ridge=0.1, recipe=SHORT).double()
+    assert isinstance(syn.inputs, dict)
+    check_objective(
+        objective,
+        Network(own, as_float64(own.init(Draws(0)))),
+        Batch({"x": syn.inputs["x"].double()}, syn.targets.double(), syn.weight.double()),  # type: ignore[union-attr]
+        real,
+    )
 
 
 def test_more_samples_than_hidden_units_have_a_singular_kernel_to_double_precision() -> None:

@@ -15,9 +15,11 @@ from mmdistill.networks.experts import is_complete
 from mmdistill.networks.schedules import EMPTY
 from mmdistill.networks.unroll import Unrolling
 from mmdistill.objectives.base import Network
+from mmdistill.objectives.trajectory import TrajectoryMatching
 from mmdistill.objectives.unrolled import InnerRate
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch
+from mmdistill.testing import as_float64, check_objective
 from tests.graph.toy import FAST, planted_fields, planted_graph
 from tests.toys import BlobTask
 
@@ -47,6 +49,22 @@ def test_the_labelled_nodes_themselves_leave_nothing_to_match() -> None:
     fewer = Batch({"x": rows.inputs["x"][:6]}, rows.targets[:6], rows.weight[:6])  # type: ignore[call-overload,index]
     loss = matching(Network(own, state.network, state.target), fewer, rows, Draws(0))
     assert float(loss.detach()) > 1e-3
+
+
+def test_matching_on_a_graph_passes_the_battery() -> None:
+    own = task()
+    states = [as_float64(own.init(Draws(seed))) for seed in (0, 1)]
+    inputs, labels = {"x": Draws(2).normal(6, 12).double()}, torch.arange(6) % 3
+    syn = Batch(inputs, labels, torch.ones(6, dtype=torch.float64))
+    network = Network(own, states[0], states[1].params)
+    plain = TrajectoryMatching(4, InnerRate(0.3 * rate_unit(own)).double())
+    check_objective(
+        GraphTrajectoryMatching(4, InnerRate(0.3).double()),
+        network,
+        syn,
+        syn,
+        oracle=lambda: float(plain(network, syn, syn, Draws(0)).detach()),
+    )
 
 
 def test_experts_of_a_network_that_reads_the_graph_train_on_the_whole_of_it() -> None:

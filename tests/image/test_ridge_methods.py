@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdistill.cli import main
 from mmdistill.distill import distill, find_method
@@ -21,6 +21,8 @@ from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import OptimizerSpec
 from mmdistill.task import Batch
+from mmdistill.testing import as_float64, check_objective
+from tests.toys import smooth_mlp
 
 NAMES = ("frepo", "rfad", "kip", "kip-conv")
 KEY = Draws(3)
@@ -98,6 +100,28 @@ def test_the_command_line_counts_the_classes_of_own_images(tmp_path: Path, capsy
     options = ["--data", str(tmp_path / "own.npz"), "--method", "kip", "--ipc", "1", "--out", str(tmp_path / "run")]
     assert main(["distill", *options, "--dry-run"]) == 0
     assert "real batch 100," in capsys.readouterr().out
+
+
+def test_ridge_with_mirror_images_passes_the_battery() -> None:
+    images, labels = KEY.uniform(30, 3, 4, 4), torch.arange(30) % 3
+    task = image_task(
+        (images, labels), test=(images, labels), model=lambda: nn.Sequential(nn.Flatten(), *smooth_mlp(inputs=48))
+    )
+    task = ImageTask(replace(task.data, mirror=True), task.network, task.model, task.device)
+    network = Network(task, as_float64(task.init(KEY)))
+    real, syn = (task.select(torch.arange(*span)).map(as_double) for span in ((3, 12), (0, 3)))
+    syn = syn._replace(targets=KEY.normal(3, 3).double())
+    check_objective(
+        MirroredKernelRidge(1e-2),
+        network,
+        syn,
+        real,
+        oracle=lambda: float(MarginKernelRidge(1e-2)(network, with_mirror_images(syn), real, KEY).detach()),
+    )
+
+
+def as_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from mmdistill.registry import get_method
 from mmdistill.runtime import Draws
 from mmdistill.settings import Settings
 from mmdistill.task import Batch, NetworkState, Task
+from mmdistill.testing import check_objective
 from tests.oracles import adversary as oracle
 from tests.toys import BlobTask
 
@@ -90,6 +91,20 @@ def test_likeness_is_added_and_differentiable(task: BlobTask, network: Network, 
     assert float((value - inner).detach()) == pytest.approx(0.1 * oracle.likeness(features), rel=1e-8)
     (gradient,) = torch.autograd.grad(value, leaf)
     assert bool((gradient != 0).any())
+
+
+def test_the_styled_loss_passes_the_battery(task: BlobTask, network: Network, syn: Batch) -> None:
+    objective = made(task, lr=0.0)  # else the adversary learns at each call
+    adversary = NetworkState(objective._part("params"), objective._part("buffers"))
+    features, key = task.features(adversary, syn.inputs)[-1].numpy(), Draws(0, ("objective",))
+    check_objective(
+        objective,
+        network,
+        syn,
+        syn,
+        oracle=lambda: float(objective.objective(network, syn, syn, key).detach()) + 0.1 * oracle.likeness(features),
+        by_position="the styles of one code stand together",
+    )
 
 
 def test_the_adversary_learns_what_it_wants(task: BlobTask, network: Network, syn: Batch) -> None:

@@ -117,6 +117,39 @@ def test_an_objective_is_checked_on_a_task_alone(task: BlobTask, build: Callable
         check_objective_on(task, lambda: Drifting(wrong=True))
 
 
+class Ordered(Drifting):
+    """Weighs the samples of one side by their positions."""
+
+    def __init__(self, side: str) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        rows = (syn if self.side == "synthetic" else real).inputs  # type: ignore[union-attr]
+        by_place = (rows.sum(1) * torch.arange(len(rows))).sum()  # type: ignore[union-attr,arg-type]
+        return super().forward(network, syn, real, draws) + by_place
+
+
+class Cancelling(Drifting):
+    """Adds and takes away what float32 does not hold beside its value."""
+
+    def forward(self, network: Network, syn: Batch | ClassBatch, real: Batch | ClassBatch, draws: Draws) -> Tensor:
+        return super().forward(network, syn, real, draws) + 1e6 - 1e6
+
+
+@pytest.mark.parametrize("side", ["synthetic", "real"])
+def test_an_order_of_samples_that_matters_is_found_unless_it_is_said(side: str) -> None:
+    with pytest.raises(ConformanceError, match=f"another order of the {side} samples changes the value"):
+        check_objective_on(BlobTask(), lambda: Ordered(side))
+    check_objective_on(BlobTask(), lambda: Ordered(side), by_position="they count by their places")
+
+
+def test_a_value_that_float32_does_not_hold_is_found(task: BlobTask, network: Network) -> None:
+    syn, real = (flatten_classes(class_batch(task, 2, name)) for name in ("syn", "real"))
+    with pytest.raises(ConformanceError, match="its value in float32 differs by"):
+        check_objective(Cancelling(), network, syn, real)
+
+
 @pytest.mark.parametrize("reduction", ["per-class", "class-sum"])
 @pytest.mark.parametrize("at_once", [3, 2, 1])
 def test_gradient_matching_equals_its_oracle(task: BlobTask, network: Network, reduction: str, at_once: int) -> None:

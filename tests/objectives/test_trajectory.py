@@ -69,6 +69,7 @@ def test_unrolled_performance_equals_its_oracle(task: BlobTask, network: Network
             oracle=lambda beta=beta: oracle.performance(  # type: ignore[misc]
                 numpy_of(network.state.params), parts, [RATE] * 4, beta, *samples(real)
             ),
+            by_position="the parts of a partition are every second sample",
         )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from mmdistill.objectives.base import Network, class_gradients
 from mmdistill.objectives.performance import KernelRidgeMatching
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch
-from mmdistill.testing import check_task
+from mmdistill.testing import as_float64, check_objective, check_task
 from mmdistill.text import token_judges
 from mmdistill.text.attention import AttentionLabels, attention_loss
 from mmdistill.text.draw import draw, nearest_texts
@@ -384,6 +384,18 @@ def test_ridge_matching_through_the_encoder_looks_no_real_vector_up(
     syn = transformer.select(torch.arange(0, 90, 20))
     monkeypatch.setattr(transformer, "look_up", None)
     assert EncodedRidgeMatching(1e-2)(network, syn, syn, Draws(0)).isfinite()
+
+
+def test_ridge_matching_through_the_encoder_passes_the_battery(
+    transformer: TokenTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = transformer.embedding().double()
+    monkeypatch.setattr(transformer, "embedding", lambda: points)
+    network = Network(transformer, as_float64(transformer.init(Draws(0))))
+    syn = transformer.select(torch.arange(0, 90, 15))  # enough numbers to compare gradients along one direction
+    assert isinstance(syn.inputs, dict)
+    syn = Batch({**syn.inputs, "vectors": syn.inputs["vectors"].double()}, syn.targets, syn.weight.double())
+    check_objective(EncodedRidgeMatching(1e-2).double(), network, syn, syn)
 
 
 def test_ridge_matching_through_the_encoder(transformer: TokenTask, task: TokenTask) -> None:
