@@ -1,7 +1,8 @@
 """Networks on graphs as functions of their parameters: SGC, GCN, MLP, and any module of the user's.
 
 Inputs are a named dict: node features ``x (n, d)`` and, where there is structure, what
-:func:`mmdistill.graph.propagation.operator` reads.
+:func:`mmdistill.graph.propagation.operator` reads. To networks of two layers some nodes come without the graph too, as
+:meth:`mmdistill.graph.scene.Scene.neighbourhoods` returns them.
 """
 
 import inspect
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from mmdistill.checks import require_at_least
 from mmdistill.errors import ConfigError, ShapeError, UnsupportedError
-from mmdistill.graph.propagation import Operator, operator
+from mmdistill.graph.propagation import Operator, by_rows, operator
 from mmdistill.labels import is_distribution
 from mmdistill.networks.architecture import described_module
 from mmdistill.networks.module import FunctionalModule, ModuleFactory, made_by
@@ -53,11 +54,13 @@ class GraphNetwork(ABC):
     Args:
         hops: the real nodes' rows of A^hops X are all that the network needs of the real graph (SGC: its hops, MLP:
             0); None where it needs the graph itself.
+        two_layers: whether the real nodes' neighbourhoods, propagated once, will do as well (GCN).
         normalised: whether ``edge_index`` and ``edge_weight`` are those of the normalised adjacency (own networks)
             or the raw edges (modules, whose layers normalise).
     """
 
     hops: int | None = None
+    two_layers: bool = False
     normalised: bool = True
 
     @property
@@ -192,6 +195,7 @@ class GCN(GraphNetwork):
         self.features, self.classes, self.width, self.dropout = features, classes, width, dropout
         self.device = torch.device(device)
         self.hops = None if propagates else 0
+        self.two_layers = propagates
 
     @property
     def name(self) -> str:
@@ -218,16 +222,18 @@ class GCN(GraphNetwork):
         """Return the inputs, without the edges that a multi-layer perceptron does not read."""
         return inputs if self.hops is None else {"x": inputs["x"]}
 
-    @staticmethod
-    def _hidden(params: Tensors, inputs: Tensors, multiply: Operator) -> Tensor:
-        return (multiply(inputs["x"] @ params["first.weight"].mT) + params["first.bias"]).relu()
+    def _hidden(self, params: Tensors, inputs: Tensors) -> tuple[Tensor, Operator]:
+        """Return the hidden units, and the propagation that comes after them."""
+        multiply = operator(self.precomputed(inputs))
+        hidden = (multiply(inputs["x"] @ params["first.weight"].mT) + params["first.bias"]).relu()
+        return hidden, by_rows(inputs["second"]) if "second" in inputs else multiply
 
     def logits(
         self, state: NetworkState, inputs: Tensors, *, train: bool = False, draws: Draws | None = None
     ) -> tuple[Tensor, Tensors]:
         """Return logits; dropout needs ``train`` and draws."""
-        params, multiply = state.params, operator(self.precomputed(inputs))
-        hidden = self._hidden(params, inputs, multiply)
+        params = state.params
+        hidden, multiply = self._hidden(params, inputs)
         if train and self.dropout and draws is not None:
             kept = draws.to(hidden.device).uniform(*hidden.shape[-2:]) >= self.dropout
             hidden = hidden * kept / (1 - self.dropout)
@@ -235,8 +241,8 @@ class GCN(GraphNetwork):
 
     def layers(self, state: NetworkState, inputs: Tensors) -> tuple[Tensor, ...]:
         """Return the hidden units as the head reads them: after its propagation."""
-        multiply = operator(self.precomputed(inputs))
-        return (multiply(self._hidden(state.params, inputs, multiply)),)
+        hidden, multiply = self._hidden(state.params, inputs)
+        return (multiply(hidden),)
 
 
 class ModuleNetwork(GraphNetwork):

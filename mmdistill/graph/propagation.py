@@ -162,6 +162,20 @@ def normalised_matrix(graph: Tensors) -> Tensor:
     return torch.sparse_coo_tensor(torch.stack([row, column]), weight, size, check_invariants=False).coalesce()
 
 
+def by_rows(rows: Tensor) -> Operator:
+    """Return multiplication by some rows of an adjacency; rows of several groups stand one group below the other.
+
+    Shapes:
+        rows ``(g * n, r)`` of g groups; the result maps ``(g * r, d)`` to ``(g * n, d)``.
+    """
+
+    def multiply(x: Tensor) -> Tensor:
+        groups = x.reshape(-1, rows.shape[1], x.shape[1])
+        return (rows.reshape(len(groups), -1, rows.shape[1]) @ groups).flatten(0, 1)
+
+    return multiply
+
+
 def operator(inputs: Tensors) -> Operator:
     r"""Return multiplication by the normalised adjacency that the inputs of a network carry.
 

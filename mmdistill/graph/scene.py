@@ -1,10 +1,12 @@
 """A real graph as networks see it, with everything that is propagated on it computed once."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmdistill.graph.adjacency import Adjacency
 from mmdistill.graph.data import GraphData
@@ -111,21 +113,41 @@ class Scene:
 
     def neighbourhood(self, nodes: Tensor, trains: bool) -> View:
         """Return the propagated features of the nodes' neighbours, and the rows of the adjacency that read them."""
-        own = self.adjacency.rows(nodes.cpu())
-        scale = self.edges["scale"].cpu()
-        reached, position = torch.unique(
-            torch.cat([torch.from_numpy(own.indices).long(), nodes.cpu()]), return_inverse=True
-        )
-        counts = torch.from_numpy(own.indptr).diff().long()
-        row = torch.cat([torch.repeat_interleave(torch.arange(len(nodes)), counts), torch.arange(len(nodes))])
-        weight = torch.cat([torch.from_numpy(own.data), torch.ones(len(nodes))])
-        weight = weight * scale[nodes.cpu()][row] * scale[reached][position]
-        second = torch.sparse_coo_tensor(
-            torch.stack([row, position]), weight, (len(nodes), len(reached)), check_invariants=False
-        ).coalesce()
+        reached, second = self._reading(nodes.cpu())
         # Gradients pass the transposed product, which torch has for coordinates alone.
         joined = second if trains else compressed_rows(second)
         return _view(self.propagated(1)[reached.to(self.device)], trains)._replace(second=joined.to(self.device))
+
+    def neighbourhoods(self, groups: Sequence[Tensor]) -> Tensors | None:
+        """Return what a network of two layers reads of groups of nodes; None where it is more than all features.
+
+        Shapes:
+            groups ``(n_g,)`` each; of G groups x ``(G, r, d)``, features after one hop, and second ``(G, n, r)``, rows
+            of the normalised adjacency, smaller groups being padded with zeros.
+        """
+        found = [self._reading(nodes.cpu()) for nodes in groups]
+        nodes, rows = (max(second.shape[axis] for _, second in found) for axis in (0, 1))
+        if len(groups) * rows * (nodes + self.x.shape[1]) > self.x.numel():
+            return None
+        joined = self.x.new_zeros(len(groups), nodes, rows, device="cpu")
+        for own, (_, second) in zip(joined, found, strict=True):
+            own[: second.shape[0], : second.shape[1]] = second.to_dense()
+        first = self.propagated(1)
+        x = pad_sequence([first[reached.to(self.device)] for reached, _ in found], batch_first=True)
+        return {"x": x, "second": joined.to(self.device)}
+
+    def _reading(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the neighbours of nodes, these among them, and the normalised adjacency's rows ``(n, r)`` on them."""
+        own = self.adjacency.rows(nodes)
+        scale = self.edges["scale"].to("cpu", self.x.dtype)
+        reached, position = torch.unique(torch.cat([torch.from_numpy(own.indices).long(), nodes]), return_inverse=True)
+        counts = torch.from_numpy(own.indptr).diff().long()
+        row = torch.cat([torch.repeat_interleave(torch.arange(len(nodes)), counts), torch.arange(len(nodes))])
+        weight = torch.cat([torch.from_numpy(own.data), torch.ones(len(nodes))])
+        weight = weight * scale[nodes][row] * scale[reached][position]
+        size = (len(nodes), len(reached))
+        second = torch.sparse_coo_tensor(torch.stack([row, position]), weight, size, check_invariants=False)
+        return reached, second.coalesce()
 
 
 def _view(features: Tensor, trains: bool) -> View:

@@ -1,5 +1,6 @@
 """The graph task: node classification on one graph, distilled into a few labelled nodes."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from mmdistill.task import (
     one_tensor,
     real_classes,
     share_classes,
+    take,
 )
 
 FANOUTS = (10, 5)
@@ -165,7 +167,8 @@ class GraphTask:
         """Draw up to n training nodes of each class, or of all, without replacement.
 
         Networks that need only propagated rows (SGC, MLP) get those rows as inputs; others get the whole graph, shared,
-        with the draw in the weights. Of a large graph, where classes are drawn, they get a sampled neighbourhood.
+        with the draw in the weights. Of a large graph, where classes are drawn, they get a sampled neighbourhood; of
+        others a GCN gets the neighbourhoods of each class's training nodes where these are less than the graph.
         """
         draws = draws.to("cpu")
         if classes is None:
@@ -178,11 +181,34 @@ class GraphTask:
             return ClassBatch(Batch(inputs, self.parts["train"].classes[table], present), Dims(0, 0))
         if self.graph.is_large:
             whole, nodes = self._around(nodes, draws.fold("neighbours"))
+        elif self._near is not None:
+            return self._drawn_near(*self._near, classes.to(self.device), table, present)
         else:
             everywhere = torch.ones(len(self.scene), device=self.device)
             whole = self.parts["train"].whole(self.network.normalised)._replace(weight=everywhere)
         membership = torch.zeros(len(rows), len(whole.weight), device=self.device).scatter_add_(1, nodes, present)
         return share_classes(whole, membership)
+
+    @functools.cached_property
+    def _near(self) -> tuple[Batch, Tensor] | None:
+        """Each class's training nodes with their neighbourhoods, and their positions; None: networks read the graph.
+
+        They are the same whatever is drawn, so that no step differs in shape from another.
+        """
+        groups = [own.to(self.device) for own in self._members.members]
+        inputs = self.scene.neighbourhoods([self._nodes[own] for own in groups]) if self.network.two_layers else None
+        if inputs is None:
+            return None
+        table, present = (tensor.to(self.device) for tensor in padded_rows(self._members.members))
+        return Batch(inputs, self.parts["train"].classes[table], present), table
+
+    def _drawn_near(
+        self, near: Batch, positions: Tensor, classes: Tensor, table: Tensor, present: Tensor
+    ) -> ClassBatch:
+        """Return some classes of :attr:`_near`, with what was drawn of them in the weights."""
+        drawn = torch.zeros(len(table), len(self._labels), device=self.device).scatter_add_(1, table, present)
+        found = take(near, classes)
+        return ClassBatch(found._replace(weight=found.weight * drawn.gather(1, positions[classes])), Dims(0, 0))
 
     def _around(self, nodes: Tensor, draws: Draws) -> tuple[Batch, Tensor]:
         """Return a sampled neighbourhood of some nodes in place of the whole graph, and their positions in it."""

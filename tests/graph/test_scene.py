@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,8 +15,10 @@ from mmdistill.graph.models import GCN
 from mmdistill.graph.propagation import compressed_rows, constant_product
 from mmdistill.graph.scene import Part, Scene, View, parts_of
 from mmdistill.graph.task import GraphTask, graph_task
+from mmdistill.objectives.base import Network, class_gradients, class_means, flatten_classes
 from mmdistill.runtime import Draws
-from mmdistill.task import ClassBatch
+from mmdistill.task import ClassBatch, Dims
+from mmdistill.testing import as_float64, check_task
 from tests.graph.toy import FAST, planted_fields, planted_graph
 from tests.oracles import graph as oracle
 
@@ -197,6 +200,60 @@ def test_class_batches_of_a_large_graph_are_its_sampled_neighbourhood(
     assert isinstance(few, ClassBatch)
     assert few.batch.weight.shape[1] <= 12
     assert torch.equal(few.batch.weight.sum(1), torch.full((3,), 2.0))
+
+
+def wide_graph() -> GraphData:
+    """Return a graph in float64, of which its training nodes' neighbourhoods are a part."""
+    from mmdistill.graph.data import graph_from_fields
+
+    graph = graph_from_fields(planted_fields(features=400), "planted")
+    return replace(graph, x=graph.x.double())
+
+
+def drawn(own: GraphTask, classes: Tensor, n: int) -> ClassBatch:
+    batch = own.sample_real(Draws(1), classes, n)
+    assert isinstance(batch, ClassBatch)
+    return ClassBatch(batch.batch._replace(weight=batch.batch.weight.double()), batch.dims)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(("classes", "n"), [([0, 1, 2], 100), ([2, 0], 4)])
+def test_what_matches_by_class_reads_in_neighbourhoods_what_it_reads_in_the_graph(
+    dropout: float, classes: list[int], n: int
+) -> None:
+    own = GraphTask(wide_graph(), GCN(400, 3, 8, dropout))
+    near = drawn(own, torch.tensor(classes), n)
+    own._near = None
+    whole = drawn(own, torch.tensor(classes), n)
+    assert (near.dims, whole.dims) == (Dims(0, 0), Dims(None, None))
+    assert near.batch.weight.sum(1).tolist() == [min(n, 6)] * len(classes)
+    state = as_float64(own.init(Draws(2)))
+    for at_once in (0, 1, 3):
+        network = Network(own, state, classes_at_once=at_once)
+        expected, found = class_gradients(network, whole), class_gradients(network, near)
+        for name, gradient in expected.items():
+            assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-12
+        assert torch.allclose(class_means(network, near)[-1], class_means(network, whole)[-1], rtol=1e-12, atol=1e-12)
+    one, same = (own.loss(state, flatten_classes(side), train=not dropout, draws=Draws(3)) for side in (near, whole))
+    assert float(one) == pytest.approx(float(same), rel=1e-12)
+
+
+def test_a_task_whose_classes_come_as_neighbourhoods_is_a_task() -> None:
+    graph = wide_graph()
+    own = GraphTask(replace(graph, x=graph.x.float()), GCN(400, 3, 8), FAST)
+    assert own._near is not None
+    check_task(own)
+
+
+def test_neighbourhoods_stand_in_for_the_graph_where_they_are_less() -> None:
+    graph = replace(wide_graph(), x=wide_graph().x.float())
+    module = partial(basic_gnn.GCN, 400, 8, 2, 3, norm=None)
+    for model, given, near in (("gcn", graph, True), ("gcn", planted_graph(), False), (module, graph, False)):
+        own = graph_task(given, model=model)  # type: ignore[arg-type]
+        batch = own.sample_real(Draws(0), torch.arange(3), 4)
+        assert isinstance(batch, ClassBatch)
+        assert ("second" in batch.batch.inputs) == near
+        assert batch.dims == (Dims(0, 0) if near else Dims(None, None))
 
 
 def test_raw_edges_move_to_the_device_once() -> None:
