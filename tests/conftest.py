@@ -44,3 +44,12 @@ def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         decoder, "fit_to_images", lambda made, images, steps, draws: fit(made, images, min(steps, 2), draws)
     )
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write plots as blank pictures, where no test looks at them: to lay one out and draw it takes half a second."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **how: Image.new("RGB", (4, 4)).save(file, "png"))
