@@ -1,5 +1,6 @@
 """Tests run side by side: one thread each, since threads that wait for each other's cores cost many times the work."""
 
+import functools
 import gc
 import os
 import signal
@@ -33,6 +34,16 @@ def baselines_of_this_test_alone(tmp_path_factory: pytest.TempPathFactory, monke
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(kept_baselines, "cache_folder", lambda: folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parser_made_once() -> Iterator[None]:
+    """Let commands share a parser, which is the same for each of them and takes longer to make than to parse."""
+    from mmdistill import cli
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cli, "build_parser", functools.cache(cli.build_parser))
+        yield
 
 
 @pytest.fixture
