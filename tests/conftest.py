@@ -1,5 +1,6 @@
 """Tests run side by side: one thread each, since threads that wait for each other's cores cost many times the work."""
 
+import functools
 import gc
 import os
 import signal
@@ -35,6 +36,16 @@ def baselines_of_this_test_alone(tmp_path_factory: pytest.TempPathFactory, monke
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def parser_made_once() -> Iterator[None]:
+    """Let commands share a parser, which is the same for each of them and takes longer to make than to parse."""
+    from mmdistill import cli
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cli, "build_parser", functools.cache(cli.build_parser))
+        yield
+
+
 @pytest.fixture
 def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit the starts of codes to their images for two steps, where how near they come is not what a test is about."""
@@ -44,3 +55,12 @@ def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         decoder, "fit_to_images", lambda made, images, steps, draws: fit(made, images, min(steps, 2), draws)
     )
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write plots as blank pictures, where no test looks at them: to lay one out and draw it takes half a second."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **how: Image.new("RGB", (4, 4)).save(file, "png"))

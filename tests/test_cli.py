@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import json
 import logging
 import os
@@ -1286,13 +1287,18 @@ def test_misspelt_judges_and_baselines_are_refused_before_distilling(
     assert not (tmp_path / "run").exists()
 
 
-def test_output_that_cannot_be_written_stops_nothing(run: Path, tmp_path: Path) -> None:
+def test_output_that_cannot_be_written_stops_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "ü ☃"
     shutil.copytree(run, folder)
+    written = io.BytesIO()
+    with monkeypatch.context() as patched, io.TextIOWrapper(written, encoding="ascii", write_through=True) as stream:
+        patched.setattr(sys, "stdout", stream)  # as PYTHONIOENCODING=ascii makes it
+        assert main(["report", str(folder)]) == 0
+        assert b"\\xfc \\u2603" in written.getvalue()
+    assert capsys.readouterr().err == ""
     command = [sys.executable, "-m", "mmdistill", "report", str(folder)]
-    said = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
-    assert (said.returncode, said.stderr) == (0, "")
-    assert "\\xfc \\u2603" in said.stdout
     closed = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], check=False)
     assert closed.returncode == 0
 

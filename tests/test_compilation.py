@@ -31,6 +31,8 @@ from mmdistill.compilation import (
     uncounted,
 )
 from mmdistill.distiller import Distiller
+from mmdistill.graph.ridge import PropagatedRidge
+from mmdistill.graph.teacher import TeacherRecipe
 from mmdistill.isolation import own_state
 from mmdistill.methods import CORE_METHODS
 from mmdistill.registry import get_domain, get_method
@@ -245,6 +247,8 @@ def test_what_a_run_does_once_is_no_operation_of_a_step() -> None:
     task = graph_task({**fields, **masks, "y": torch.arange(40) % 2})
     distiller = Distiller(task, get_method(get_domain("graph"), "krr"), 2)
     run = distiller.start()
+    assert isinstance(run.objective, PropagatedRidge)
+    run.objective.recipe = TeacherRecipe(epochs=2)
     first = distiller.operations(run)  # which trains the teacher
     assert first == distiller.operations(run)
 

@@ -45,13 +45,13 @@ def test_experts_are_trained_once_and_used_by_distilling(
 
 
 def test_a_folder_of_fewer_longer_experts_is_distilled_from(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = ["--experts", "2", "--expert-folder", str(cache / "own")]
-    assert main([*FAST, "--epochs", "30"]) == 2
+    own = [*OWN, "--expert-folder", str(cache / "own")]
+    assert main([*FAST, "--epochs", "5"]) == 2
     assert "go with an --expert-folder" in capsys.readouterr().err
     assert main([*FAST, *own, "--epochs", "1"]) == 2
     assert "epochs with these settings, got 1" in capsys.readouterr().err
-    assert main([*FAST, *own, "--epochs", "30"]) == 0
-    assert "2 expert(s) of 30 epochs" in capsys.readouterr().out
+    assert main([*FAST, *own, "--epochs", "5"]) == 0
+    assert "2 expert(s) of 5 epochs" in capsys.readouterr().out
     made = {path.name for path in (cache / "own").iterdir()}
     assert made == {"experts.json", "expert-0000.safetensors", "expert-0001.safetensors"}
     common = ["--data", "digits", "--model", "mlp", "--width", "4", "--device", "cpu", "--ipc", "1", "--steps", "2"]
@@ -59,12 +59,12 @@ def test_a_folder_of_fewer_longer_experts_is_distilled_from(cache: Path, capsys:
     assert main(["distill", *common, *quick, "--method", "mtt", *own]) == 0
     assert {path.name for path in (cache / "own").iterdir()} == made
     assert not (cache / "experts").exists()
-    assert main([*FAST, *own, "--epochs", "60"]) == 2
-    assert "trained for 30 epochs, 60 are needed" in capsys.readouterr().err
+    assert main([*FAST, *own, "--epochs", "6"]) == 2
+    assert "trained for 5 epochs, 6 are needed" in capsys.readouterr().err
     assert main([*FAST, *own, "--experts", "3"]) == 0
-    assert "3 expert(s) of 30 epochs" in capsys.readouterr().out
-    assert main([*FAST, *own, "--experts", "4", "--epochs", "20"]) == 0
-    assert "4 expert(s) of 30 epochs" in capsys.readouterr().out
+    assert "3 expert(s) of 5 epochs" in capsys.readouterr().out
+    assert main([*FAST, *own, "--experts", "4", "--epochs", "4"]) == 0
+    assert "4 expert(s) of 5 epochs" in capsys.readouterr().out
 
 
 def test_experts_of_a_later_start_serve_an_earlier_one(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,7 @@ def content(folder: Path) -> dict[str, object]:
     return {str(path.relative_to(folder)): held_by(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("name", KINDS)
 def test_exports_need_no_data_but_those_of_real_samples(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -134,6 +135,7 @@ def test_names_of_files_need_be_no_utf8(name: str, tmp_path: Path, monkeypatch: 
         assert main(["export", "run\udcff", "--format", format]) == 0
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_data_that_have_grown_are_named_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

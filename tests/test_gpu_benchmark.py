@@ -40,6 +40,14 @@ def call(gpu: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch, *options: 
     return rows
 
 
+def in_no_time(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the script neither measure its machine nor clear up after each row, which takes a second."""
+    for name in ("throughput", "bandwidth"):
+        monkeypatch.setattr(gpu.speed, name, lambda device: 1.0)
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: None)
+    monkeypatch.setattr(gpu, "gc", SimpleNamespace(collect=lambda: None))
+
+
 def test_what_a_stop_cut_short_is_tried_again_after_all_others(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +63,7 @@ def test_what_a_stop_cut_short_is_tried_again_after_all_others(
             raise RuntimeError("out of luck\nand more")
         return {**FOUND, "textbook_mib": None}
 
+    in_no_time(gpu, monkeypatch)
     monkeypatch.setattr(gpu, "measured", measured)
     with pytest.raises(KeyboardInterrupt):
         call(gpu, out, monkeypatch)
@@ -76,8 +85,7 @@ def test_what_a_stop_cut_short_is_tried_again_after_all_others(
 
 def on_a_device(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the script take itself to be on a device, of which nothing is asked."""
-    for name in ("throughput", "bandwidth"):
-        monkeypatch.setattr(gpu.speed, name, lambda device: 1.0)
+    in_no_time(gpu, monkeypatch)
     monkeypatch.setattr(gpu.speed, "make_task", lambda *sizes: None)
     monkeypatch.setattr(gpu, "describe_device", str)
     monkeypatch.setattr(gpu, "measured", lambda *inputs: {**FOUND, "textbook_mib": 3.0})
@@ -87,8 +95,6 @@ def on_a_device(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch._dynamo, "reset", lambda: None)  # which takes a second
-    monkeypatch.setattr(gpu, "gc", SimpleNamespace(collect=lambda: None))
 
 
 def test_a_device_in_an_error_ends_the_call_with_a_status_of_its_own(
@@ -127,6 +133,7 @@ def test_what_was_warned_of_stands_beside_what_was_found(
             warnings.warn("a step could not be captured and stays as it is: why\nand where", stacklevel=2)
         return {**FOUND, "textbook_mib": 3.0}
 
+    in_no_time(gpu, monkeypatch)
     monkeypatch.setattr(gpu, "measured", measured)
     rows = call(gpu, tmp_path / "gpu", monkeypatch, "--only", "dm ipc 10 auto")
     said = "a step could not be captured and stays as it is: why"
@@ -161,8 +168,9 @@ class WrongReplays(Stepper):
 
 @pytest.mark.parametrize("name", ["frepo", "kip"])
 def test_checks_of_replays_find_wrong_gradients(name: str, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = gpu.speed.make_task((3, 8, 8), 16, 64, torch.device("cpu"))
-    assert gpu.check_replays(task, name) == "eager, 110 steps, relative difference 0.0e+00"
+    monkeypatch.setattr(gpu, "CHECKED_STEPS", 20)
+    task = gpu.speed.make_task((3, 8, 8), 8, 16, torch.device("cpu"))
+    assert gpu.check_replays(task, name) == "eager, 20 steps, relative difference 0.0e+00"
     monkeypatch.setattr(gpu.speed, "Stepper", WrongReplays)
     assert float(gpu.check_replays(task, name).split()[-1]) > 1e-4
 

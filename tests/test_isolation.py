@@ -30,7 +30,7 @@ GRAPH, TEXTS = planted_graph(), corpus()
 LOG = np.random.default_rng(0).random((60, 20)) < 0.3
 BUILDERS: dict[str, tuple[Callable[[], Task], str, dict[str, int]]] = {
     "image": (lambda: image_task("digits", model="convnet-w8", judge_epochs=1), "dm", {"ipc": 1}),
-    "graph": (lambda: graph_task(GRAPH, model="gcn"), "gcond", {"nodes": 6}),
+    "graph": (lambda: graph_task(GRAPH, model="gcn", protocol=FAST), "gcond", {"nodes": 6}),
     "text": (lambda: text_task(TEXTS, encoder="tfidf", judge_epochs=1), "dm", {"ipc": 1}),
     "recsys": (lambda: recsys_task(LOG.astype("float32")), "distill-cf-meanfield", {"users": 4}),
 }

@@ -1,3 +1,4 @@
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -9,12 +10,14 @@ from torch_geometric.nn.models import basic_gnn
 
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError, UnsupportedError
+from mmdistill.graph import teacher
 from mmdistill.graph.adjacency import undirected
 from mmdistill.graph.judges import JudgeProtocol, Seen, fit_apart, read_apart
 from mmdistill.graph.models import GCN, SGC, ModuleNetwork
 from mmdistill.graph.propagation import normalise_dense, propagate, propagate_columns
 from mmdistill.graph.schedules import TrainedOnGraph
 from mmdistill.graph.task import graph_task
+from mmdistill.graph.teacher import TeacherRecipe
 from mmdistill.networks.schedules import EMPTY, FreshNetworks
 from mmdistill.runtime import Draws
 from mmdistill.task import Batch, ClassBatch, Dims, NetworkState, Tensors
@@ -364,7 +367,8 @@ def test_a_network_with_batch_norms_trains_on_a_learned_graph() -> None:
     assert all(torch.equal(network.buffers[name], before[name]) for name in before)  # the step is a pure function
 
 
-def test_ridge_matching_reads_networks_that_take_no_edge_weights() -> None:
+def test_ridge_matching_reads_networks_that_take_no_edge_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher, "TeacherRecipe", partial(TeacherRecipe, epochs=10))
     made = distill(
         graph_task(GRAPH, model=NormedConvolutions), "krr", nodes=6, settings={"steps": 2, "validate_every": 0}
     )

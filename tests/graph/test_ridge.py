@@ -8,6 +8,7 @@ import torch
 from mmdistill.distill import distill
 from mmdistill.errors import ConfigError
 from mmdistill.evaluate import evaluate
+from mmdistill.graph import teacher
 from mmdistill.graph.data import graph_from_fields
 from mmdistill.graph.models import glorot
 from mmdistill.graph.ridge import PropagatedRidge
@@ -136,7 +137,8 @@ def test_a_distilled_set_beats_random_nodes() -> None:
     assert statistics.fmean(gains) > 2 * statistics.stdev(gains) / 3**0.5
 
 
-def test_without_validation_nodes_the_last_step_stays() -> None:
+def test_without_validation_nodes_the_last_step_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher, "TeacherRecipe", lambda: SHORT)
     own = graph_task(planted_graph(val_mask=None), protocol=FAST)
     result = distill(own, "krr", nodes=6, settings={"steps": 4, "validate_every": 2})
     assert result.steps == 4

@@ -291,7 +291,7 @@ def test_one_digit_per_class_beats_random_and_herding(name: str, tmp_path: Path)
     changes = (
         {"inner_steps": 20, "inner_momentum": 0.5}
         if name == "dd"
-        else {"steps": 80, "inner_steps": 15, "inner_lr": 0.03}
+        else {"steps": 40, "inner_steps": 10, "inner_lr": 0.03}
     )
     margins = []
     for seed in range(3):

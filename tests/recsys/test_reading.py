@@ -166,6 +166,7 @@ def test_matrices_have_no_columns_to_name(tmp_path):
         recsys_task(tmp_path / "u.data", item_column="product")
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_command_line_reads_own_columns_and_a_resumed_run_does_too(tmp_path, capsys):
     path, out = tmp_path / "shop.csv", tmp_path / "run"
     shop(users=40).to_csv(path, index=False)

@@ -553,6 +553,7 @@ def test_the_command_line_makes_binary_users_and_their_report(tmp_path, capsys):
     assert "--interactions-per-user is for recsys data" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_runs_that_patience_ended_are_read_again_and_are_repetitions(tmp_path, capsys):
     path = tmp_path / "m.npz"
     sparse.save_npz(path, sparse.csr_array(taste_matrix(60, 20)))
