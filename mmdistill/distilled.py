@@ -16,20 +16,10 @@ from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, soft_cross_entropy
 from mmdistill.names import first_few
 from mmdistill.run_folder import SAMPLES, SET, is_finished, runs_within
+from mmdistill.samples import require_weighed
 from mmdistill.settings import damage_of
 from mmdistill.store import DIGEST, digest_of, read_json, read_tensors, write_json, write_tensors
-from mmdistill.task import (
-    Batch,
-    Inputs,
-    Targets,
-    TaskInfo,
-    Tensors,
-    checked_samples,
-    named_tensors,
-    shapes,
-    shares_inputs,
-    under,
-)
+from mmdistill.task import Batch, Inputs, Targets, TaskInfo, Tensors, named_tensors, shapes, shares_inputs, under
 from mmdistill.versions import package_versions
 
 SET_VERSION = 1
@@ -320,7 +310,7 @@ def stored_value(info: TaskInfo, name: str, fits: Callable[[Any], bool], words: 
 
 def is_number(value: object) -> bool:
     """Return whether a value that was read from JSON is a number that floats hold; NaN, of a failed judge, is one."""
-    return is_of(value, int, float) and not abs(value) > LARGEST  # type: ignore[arg-type]
+    return is_of(value, float) or (is_of(value, int) and abs(value) <= LARGEST)  # type: ignore[arg-type]
 
 
 def _require_types(record: "DistilledSet | TaskInfo") -> None:
@@ -341,22 +331,23 @@ def _require_types(record: "DistilledSet | TaskInfo") -> None:
 
 
 def _require_samples(found: DistilledSet) -> None:
-    """Check the forms of a set's samples, which files may say as they like.
+    """Check the forms of a set's samples, which files may say as they like; targets that are no classes have their own.
 
     Raises:
         ShapeError: inputs, targets, weights or classes of other lengths, or no row of a number for each class.
         DataError: no samples, or classes that there are not.
     """
-    inputs, targets, names = found.batch.inputs, found.batch.targets, found.info.class_names
-    # a task of the user's own may read whole numbers
-    checked_samples(found.batch if isinstance(inputs, dict) else found.batch._replace(inputs=inputs.float()))
-    hard = {} if isinstance(targets, dict) or targets.is_floating_point() else {"targets": targets}
-    for name, classes in (hard | ({} if found.classes is None else {"classes": found.classes})).items():
+    require_weighed(found.batch)
+    targets, names = found.batch.targets, found.info.class_names
+    indices = {} if found.classes is None else {"classes": found.classes}
+    if names and isinstance(targets, Tensor) and not targets.is_floating_point():
+        indices["targets"] = targets
+    for name, classes in indices.items():
         if classes.shape != found.batch.weight.shape or classes.is_floating_point():
             raise ShapeError(f"{name} are a class index for each sample, got {tuple(classes.shape)} {classes.dtype}")
         if classes.min() < 0 or (names and classes.max() >= len(names)):
             raise DataError(f"{name} are indices of {len(names)} classes, got {classes.min()} to {classes.max()}")
-    if names and isinstance(targets, Tensor) and not hard and targets.shape[1:] != (len(names),):
+    if names and isinstance(targets, Tensor) and "targets" not in indices and targets.shape[1:] != (len(names),):
         raise ShapeError(f"targets are rows of {len(names)} numbers, one for each class, got {tuple(targets.shape)}")
 
 

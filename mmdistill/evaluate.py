@@ -19,7 +19,8 @@ from mmdistill.memory import explained
 from mmdistill.names import baseline_names, canonical, split_names, unknown_name
 from mmdistill.progress import judging_bar, own_progress
 from mmdistill.runtime import Draws, checked_seed
-from mmdistill.task import Batch, Scores, Task, checked_samples, require_task
+from mmdistill.samples import checked_samples
+from mmdistill.task import Batch, Scores, Task, require_task
 
 BASELINES = ("random", "herding", "whole")
 """What stands beside a result unless others are asked for."""
@@ -77,7 +78,8 @@ def find_baselines(task: Task, asked: str | Sequence[str]) -> list[str]:
     names = baseline_names(asked) if isinstance(asked, str) else [canonical(name) for name in asked]
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise unknown_name("baseline", unknown[0], known)
-    return list(dict.fromkeys(found for name in names for found in (known if name == "all" else (name,))))
+    every = [name for name in known if name != "craig" or task.num_classes is not None]  # which compares classes
+    return list(dict.fromkeys(found for name in names for found in (every if name == "all" else (name,))))
 
 
 def require_networks(n: int, at_once: int | None) -> None:

@@ -7,8 +7,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from mmdistill.errors import ConfigError, DataError, ShapeError
-from mmdistill.isolation import recordable
+from mmdistill.errors import ConfigError, ShapeError
 from mmdistill.runtime import Draws
 
 Tensors = dict[str, Tensor]
@@ -151,32 +150,6 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 def num_samples(inputs: Inputs) -> int:
     """Return the length of the first axis (of the first tensor of a dict)."""
     return tensors_of(inputs)[0].shape[0]
-
-
-def checked_samples(batch: Batch) -> Batch:
-    """Return samples of the user's own, once they are checked, in float32.
-
-    Raises:
-        ShapeError: weights, labels or inputs of other lengths, or labels of another shape.
-        DataError: NaN or infinite values, weights below 0 or all 0, or inputs that are no floats.
-    """
-    weight = batch.weight
-    count = len(weight) if weight.ndim else -1
-    inputs, targets = tensors_of(batch.inputs), tensors_of(batch.targets)
-    alone = not isinstance(batch.inputs, dict)  # samples by name may share them
-    of_samples = [weight, *targets, *(inputs if alone else [])]
-    if weight.ndim != 1 or any(not tensor.ndim or len(tensor) != count for tensor in of_samples):
-        shapes = [tuple(tensor.shape) for tensor in (*inputs, *targets, weight)]
-        raise ShapeError(f"a batch has as many inputs, targets and weights (n,), got the shapes {shapes}")
-    if not count or not weight.isfinite().all() or (weight < 0).any() or not (weight > 0).any():
-        raise DataError("weights are finite numbers of at least 0, some of them above")
-    if alone and not all(tensor.is_floating_point() for tensor in inputs):
-        raise DataError("inputs are floats in the task's units (images normalised, as task.select returns them)")
-    if any(tensor.is_floating_point() and tensor.ndim < 2 for tensor in targets):
-        raise ShapeError("targets are class indices (n,) as whole numbers, or a row of numbers for each sample")
-    if not all(bool(tensor.isfinite().all()) for tensor in (*inputs, *targets)):
-        raise DataError("inputs and targets hold NaN or infinite values")
-    return batch.map(lambda tensor: tensor.float() if tensor.dtype == torch.float64 else recordable(tensor))
 
 
 def shares_inputs(batch: Batch) -> bool:

@@ -176,6 +176,10 @@ def test_all_baselines_are_those_of_every_task_and_its_own() -> None:
         def selection(self, *given: object) -> None: ...
 
     assert find_baselines(BlobTask(), "All") == [*KNOWN_BASELINES]
+    without_classes = BlobTask()
+    without_classes.num_classes = None
+    assert find_baselines(without_classes, "all") == [name for name in KNOWN_BASELINES if name != "craig"]
+    assert find_baselines(without_classes, "craig") == ["craig"]
     assert find_baselines(Selecting(), ["head", "all"]) == ["head", *KNOWN_BASELINES]
 
 

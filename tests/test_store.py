@@ -226,7 +226,7 @@ def test_sets_of_nan_are_refused(tmp_path: Path) -> None:
         ({"targets": torch.tensor([0, 1, 2, 0])}, "targets are indices of 2 classes, got 0 to 2"),
         ({"targets": torch.tensor([0, 1, -1, 0])}, "targets are indices of 2 classes, got -1 to 1"),
         ({"targets": torch.zeros(4, 2).long()}, "targets are a class index for each sample"),
-        ({"targets": torch.zeros(4)}, "targets are class indices"),
+        ({"targets": torch.zeros(4)}, "targets are rows of 2 numbers"),
         ({"targets": torch.zeros(4, 3)}, "targets are rows of 2 numbers"),
         ({"targets": torch.zeros(4, 2), "classes": torch.tensor([5])}, "classes are a class index for each sample"),
         ({"targets": torch.zeros(4, 2), "classes": torch.full((4,), 5)}, "classes are indices of 2 classes"),
@@ -247,6 +247,13 @@ def test_a_task_of_ones_own_may_read_whole_numbers(tmp_path: Path) -> None:
     batch = Batch(torch.arange(12).view(4, 3), torch.tensor([0, 0, 1, 1]), torch.ones(4))
     replace(make_set(), batch=batch, info=replace(INFO, domain="series")).save(tmp_path)
     assert DistilledSet.load(tmp_path).batch.inputs.dtype == torch.int64  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("targets", [torch.rand(4), torch.ones(4, 3).long()], ids=["regression", "tags"])
+def test_targets_without_classes_have_forms_of_their_own(tmp_path: Path, targets: Tensor) -> None:
+    batch = Batch(torch.rand(4, 3), targets, torch.ones(4))
+    replace(make_set(), batch=batch, classes=None, info=replace(INFO, class_names=())).save(tmp_path)
+    assert torch.equal(DistilledSet.load(tmp_path).batch.targets, targets)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
