@@ -24,5 +24,6 @@ def test_file_names_lose_what_some_file_system_refuses() -> None:
 def test_links_of_a_page_have_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmdistill.report.caption_of", lambda path: "")  # of a file that is not there
     folder = PureWindowsPath("C:/runs/digits")
-    page = _markdown(folder, "t", [], [["a"]], "c", [], [folder / "pictures" / "loss.png"])  # type: ignore[arg-type,list-item]
+    shown = [folder / "pictures" / "loss.png"]
+    page = _markdown(folder, "t", [], [["a"]], "c", [], shown, ("", []))  # type: ignore[arg-type]
     assert "](pictures/loss.png)" in page

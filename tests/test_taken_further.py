@@ -237,7 +237,7 @@ def test_auto_takes_no_finished_run_further_but_goes_on_with_one_that_is(tmp_pat
     assert distill(BlobTask(), full, ipc=1, out=tmp_path, resume="auto").steps == 12
 
 
-DERIVED = ("metrics.json", "report.md", "pictures/samples.png", "export/export.json", "export/set.npz")
+DERIVED = ("metrics.json", "report.md", "pictures/images.png", "export/export.json", "export/set.npz")
 
 
 def judged(folder: Path) -> None:
