@@ -5,8 +5,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from mmdistill.task import Scores
+
 UNEVEN = 1.5
 """Test samples of the largest class for each one of the smallest, beyond which plain accuracy alone may mislead."""
+
+
+def scored(judge: str, hits: Tensor, truth: Tensor, notes: tuple[str, ...] = ()) -> Scores:
+    """Return a judge's accuracies, over all classes and of each.
+
+    Shapes:
+        hits ``(S, m)``, true or 1 where one of S networks is right; truth ``(m,)`` classes.
+    """
+    return Scores(judge, accuracies(hits, truth), notes, class_accuracies(hits, truth))
 
 
 def accuracies(hits: Tensor, truth: Tensor) -> dict[str, tuple[float, ...]]:

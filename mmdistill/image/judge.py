@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdistill.choices import TrainingPrecision
-from mmdistill.classification import accuracies, class_accuracies, collapse_note
+from mmdistill.classification import collapse_note, scored
 from mmdistill.image.models.layers import BatchNorm2d
 from mmdistill.image.protocols import Plan
 from mmdistill.labels import regression_targets, target_loss, weighted_mean
@@ -132,8 +132,7 @@ class Judge:
             notes += (
                 f"{broken} of {n} networks give NaN or infinite logits: they diverged, or cannot read these images",
             )
-        hits = predicted == labels
-        return Scores(self.name, accuracies(hits, labels), notes, class_accuracies(hits, labels))
+        return scored(self.name, predicted == labels, labels, notes)
 
     def _start(self, draws: Draws) -> NetworkState:
         """Draw a fresh network as the plan says."""

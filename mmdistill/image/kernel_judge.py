@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdistill.classification import accuracies, class_accuracies
+from mmdistill.classification import scored
 from mmdistill.errors import UnsupportedError
 from mmdistill.image.augment import image_inputs
 from mmdistill.labels import regression_targets
@@ -84,8 +84,7 @@ class KernelJudge:
         images, labels = test
         predict = self.predictor(data, classes)
         predicted = torch.cat([predict(normalise(part)).argmax(1) for part in torch.split(images, TEST_CHUNK)])
-        hits = (predicted == labels)[None]
-        return Scores(self.name, accuracies(hits, labels), (NOTE,), class_accuracies(hits, labels))
+        return scored(self.name, (predicted == labels)[None], labels, (NOTE,))
 
     def predictor(self, data: Batch, classes: int) -> Callable[[Tensor], Tensor]:
         """Return the regression that fits a flat batch: from ``(m, *shape)`` images to ``(m, C)`` float64 scores.

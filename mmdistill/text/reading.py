@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmdistill.classification import accuracies, class_accuracies
+from mmdistill.classification import scored
 from mmdistill.errors import ConfigError
 from mmdistill.task import Batch, Scores
 from mmdistill.text.data import TextData, TextInput
@@ -109,6 +109,5 @@ class Reader:
         batch = Batch(points, labels.cpu(), weights)
         predicted, penalty = logistic_predictions(batch, len(self.data.class_names), dev, self.data.dev.labels, test)
         truth = self.data.test.labels
-        hits = (predicted == truth)[None]
         notes = (f"C = {penalty:g}, chosen on development data",)
-        return Scores(judge, accuracies(hits, truth), notes, class_accuracies(hits, truth))
+        return scored(judge, (predicted == truth)[None], truth, notes)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mmdistill.abilities import judging_set
 from mmdistill.checks import require_at_least, require_kind, require_sizes
-from mmdistill.classification import accuracies, class_accuracies, collapse_note
+from mmdistill.classification import collapse_note, scored
 from mmdistill.errors import DataError, ShapeError
 from mmdistill.isolation import isolated
 from mmdistill.labels import are_probabilities, require_targets
@@ -157,8 +157,7 @@ class TextTask(TextClassification):
         if judge in ("logreg", "knn") and not are_probabilities(one_tensor(batch.targets)):
             notes.append("labels are scores; shifted, clipped at 0 and normalised for this judge")
         notes += collapse_note(predictions, self.class_count, self.class_count)
-        hits, truth = predictions == self.test.labels, self.test.labels
-        return Scores(judge, accuracies(hits, truth), tuple(notes), class_accuracies(hits, truth))
+        return scored(judge, predictions == self.test.labels, self.test.labels, tuple(notes))
 
     def epochs_on(self, judge: str, count: int) -> int:
         """Return the protocol's epochs, or as many as make :data:`JUDGE_STEPS` updates."""

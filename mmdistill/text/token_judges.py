@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmdistill.classification import accuracies, class_accuracies, collapse_note
+from mmdistill.classification import collapse_note, scored
 from mmdistill.networks.fit import FitProtocol, fit_networks, fit_steps
 from mmdistill.networks.minibatches import LearnedSteps, learned_steps
 from mmdistill.networks.module import FunctionalModule
@@ -80,7 +80,7 @@ class TokenJudge:
         found = torch.stack([self.predict(state_at(states, index), queries[0]) for index in range(n)])
         classes = self.task.class_count
         hits, notes = found == labels, collapse_note(found, classes, classes)
-        return Scores(self.name, accuracies(hits, labels), notes, class_accuracies(hits, labels))
+        return scored(self.name, hits, labels, notes)
 
     def epochs_on(self, count: int) -> int:
         """Return the protocol's epochs, or as many as make the usual number of updates on so many samples."""
