@@ -304,6 +304,7 @@ class GraphTask:
             sample_bytes=graph.x.shape[1] * graph.x.element_size() + 1,
             tensors=graph.scaling,
             test_fingerprint=graph.test_fingerprint,
+            forms={"inputs.x": (graph.x.shape[1],)},
         )
 
 

@@ -300,6 +300,7 @@ class ImageTask:
                 "augmentation": self.augmentation.describe(),
             },
             tensors={} if data.whitening is None else data.whitening.tensors(),
+            forms={"inputs": data.shape},
         )
 
 

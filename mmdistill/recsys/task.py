@@ -360,6 +360,7 @@ class RecsysTask:
                     **({"notes": removed} if removed else {}),
                     **({"augmentation": {"hold_out": self.hold_out}} if self.hold_out else {}),
                 },
+                forms={"inputs": (self.data.num_items,)},
             )
         return self._info
 

@@ -225,6 +225,7 @@ class TextTask(TextClassification):
                 "truncated_texts": self.truncated,
                 **({"augmentation": {"noise": self.noise}} if self.noise else {}),
             },
+            {"inputs": (self.dim,)},
         )
 
 

@@ -247,6 +247,7 @@ class TokenTask(TextClassification):
                 "scale": self.vocabulary.scale,
                 "truncated_texts": self.tokens.truncated,
             },
+            {"inputs.vectors": (None, self.vocabulary.dim)},
             {"mean": self.vocabulary.mean},
         )
 

@@ -223,6 +223,7 @@ class GraphSetTask:
             graphs.names,
             {"graphs": len(graphs.y), "notes": list(graphs.notes)},
             test_fingerprint=graphs.test_fingerprint,
+            forms={"inputs.x": (None, graphs.x.shape[1])},
         )
 
     def _placed(self, synthetic: Batch) -> Batch:
