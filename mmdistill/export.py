@@ -46,11 +46,11 @@ def export(
     identity = digest_of(distilled.tensors())
     with sole_writer(folder) as alone:
         remove_parts(folder, alone)
-        earlier = exports.own_files(folder, identity)
+        exports.own_files(folder, identity)
         written = domain.exports[key](distilled, folder, task)
         if distilled.learned:
             learned = {name: tensor.tolist() for name, tensor in distilled.learned.items()}
             write_json(folder / "learned.json", learned)
             written = [*written, folder / "learned.json"]
-        exports.record(folder, identity, earlier, written)
+        exports.record(folder, identity, written)
     return written

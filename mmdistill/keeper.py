@@ -13,26 +13,19 @@ from mmdistill import exports, ranks
 from mmdistill.checkpoints import Checkpoints, steps_of
 from mmdistill.errors import CheckpointError
 from mmdistill.parameterizations.codes import CODES
-from mmdistill.run_folder import CHECKPOINTS, EXPORT, HISTORY, METRICS, PICTURES, SAMPLES, SET, STAGED, holds_work
+from mmdistill.run_folder import CHECKPOINTS, DRAWN, EXPORT, HISTORY, METRICS, SAMPLES, SET, STAGED, holds_work
 from mmdistill.run_state import RunState
 from mmdistill.runtime import patiently, remove_parts
 from mmdistill.store import read_json
+from mmdistill.written import remove_written
 
 LONGEST_UNSAVED = 600.0
 """Seconds after which a checkpoint is written, unless the user says when."""
-DRAWN = (
-    *("loss.png", "images.png", "nodes.png", "structure.png", "adjacency.png", "properties.md", "graphs.png"),
-    *("nearest.md", "map.png", "interactions.png", "users.md"),
-)
-"""What is drawn of sets of any kind of data; whatever else lies among a run's pictures is its user's."""
-FORMER = (
-    *(f"{PICTURES}/{name}" for name in DRAWN),
-    *("report.md", "report.html", METRICS, HISTORY, SET, SAMPLES, CODES),
-)
+FORMER = ("report.md", "report.html", METRICS, HISTORY, SET, SAMPLES, CODES)
 """What a run removes of a former one in its folder, so that nobody takes it for its own.
 
-Its exports go too, by what they wrote down. The set goes after all that was made of it, so that no other set is ever
-beside these, and the file that says so goes before the samples.
+Its pictures and exports go too, by the listings that note them. The set goes after all that was made of it, so that no
+other set is ever beside these, and the file that says so goes before the samples.
 """
 
 
@@ -146,7 +139,8 @@ class Keeper:
     def _remove_former(self) -> None:
         """Remove what the former run, its report and its exports left beside its checkpoints."""
         if ranks.is_first():
-            exports.remove(self.folder / EXPORT)
+            for listing in (self.folder / EXPORT / exports.LISTING, self.folder / DRAWN):
+                remove_written(listing)
             for name in FORMER:
                 for path in self.folder.glob(name):
                     patiently(path.unlink)

@@ -18,10 +18,11 @@ from mmdistill.metrics import metrics_document, read_metrics
 from mmdistill.names import unknown_name
 from mmdistill.registry import DOMAIN_PACKAGES, get_domain
 from mmdistill.report import write_report
-from mmdistill.run_folder import METRICS, PICTURES, SET, is_finished, require_finished, require_free
+from mmdistill.run_folder import DRAWN, METRICS, PICTURES, SET, is_finished, require_finished, require_free
 from mmdistill.runtime import remove_parts
 from mmdistill.store import DIGEST, digest_of, read_json, write_json
 from mmdistill.task import Task, require_task
+from mmdistill.written import note_written
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -135,7 +136,10 @@ def draw(task: Task, distilled: DistilledSet, folder: Path) -> list[Path]:
     if name not in DOMAIN_PACKAGES:
         return []
     remove_parts(folder / PICTURES)
-    return get_domain(name).draw(task, distilled.to(task.device), folder / PICTURES)
+    found = get_domain(name).draw(task, distilled.to(task.device), folder / PICTURES)
+    if found:
+        note_written(folder / DRAWN, found)
+    return found
 
 
 def _keep_set(distilled: DistilledSet, folder: Path) -> None:
