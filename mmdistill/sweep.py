@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from mmdistill.abilities import chosen_judging
 from mmdistill.allocation import allocate
 from mmdistill.assembly import make_task, note_of_more_steps, placed
+from mmdistill.assigned import assigned
 from mmdistill.budget import find_budget, parse_bytes
 from mmdistill.config import BUDGETS, HOW_IT_RUNS, DistillConfig, SweepConfig
 from mmdistill.errors import ConfigError, MmdistillError
@@ -151,7 +152,8 @@ def require_own_folder(config: DistillConfig) -> None:
 def require_possible(configs: Sequence[DistillConfig]) -> Task:
     """Return the task of a sweep's first run, once the data, all names and all budgets are known to be there.
 
-    Whether a method takes a budget or an option is left to its runs, of which others need not fail.
+    Whether a method takes a budget or an option is left to its runs, of which others need not fail; but each has all
+    that --set sets.
 
     Raises:
         ConfigError: an unknown name, an option that the data do not take, a budget in another unit or out of bounds.
@@ -164,6 +166,8 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
     if first.parameterization is not None:
         get_parameterization(domain, first.parameterization, str(first.data))
     _require_known_to_runs(domain, configs)
+    if first.set is not None:
+        _require_settings(domain, task, configs)
     for config in configs:
         method = get_method(domain, str(config.method), str(config.data), config.schedule)
         if config.bytes is not None:
@@ -172,6 +176,31 @@ def require_possible(configs: Sequence[DistillConfig]) -> Task:
             _, budget = find_budget(task, method, **config.budgets())
             allocate(budget, task.describe().budget, task.labels, task.num_classes)
     return task
+
+
+def _require_settings(domain: Domain, task: Task, configs: Sequence[DistillConfig]) -> None:
+    """Refuse what --set sets and a method has not: runs of one sweep share all their options.
+
+    Raises:
+        ConfigError: naming the methods without, and how the others are swept; or what no method takes.
+    """
+    refused: dict[str, ConfigError] = {}
+    of_each = {str(config.method): config for config in configs}
+    for name, config in of_each.items():
+        method = get_method(domain, name, str(config.data), config.schedule).for_classes(task.num_classes)
+        budget = config.ipc or config.nodes or config.users or 1
+        try:
+            own = assigned(config.set or (), method.settings(budget), method.title)
+            method.customised(settings=own).settings(budget)
+        except ConfigError as error:
+            refused[name] = error
+    if not refused:
+        return
+    first = next(iter(refused.values()))
+    if len(refused) == len(of_each):
+        raise first
+    apart = f"sweep {', '.join(refused)} apart, perhaps into the same --out"
+    raise ConfigError(f"{first}; all runs of a sweep have the same options: {apart}") from first
 
 
 def _require_known_to_runs(domain: Domain, configs: Sequence[DistillConfig]) -> None:
