@@ -139,7 +139,7 @@ def test_what_is_set_of_some_methods_alone_is_refused_before_any_runs(
         power: float = 2.0
 
     fake("")
-    monkeypatch.setitem(METHODS, "own", replace(METHODS["dm"], settings=lambda ipc: Powered(steps=1)))
+    monkeypatch.setitem(METHODS, "own", replace(CORE_METHODS["dm"], settings=lambda ipc: Powered(steps=1)))
     asked = ["--methods", "dm,own,dc", "--ipc", "1", "--set", "power=3"]
     for dry in ([], ["--dry-run"]):
         assert swept(tmp_path / "out", *asked, *dry) == 2
