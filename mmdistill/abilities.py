@@ -146,6 +146,15 @@ class TellsEpochs(Protocol):
         ...
 
 
+@runtime_checkable
+class TrainsTeacher(Protocol):
+    """An objective that trains networks of its own in the first step, which label real samples."""
+
+    def teacher_foretold(self, task: Task) -> str:
+        """Return which ones these will be, in words; empty where a task needs none."""
+        ...
+
+
 JUDGING = ("epochs", "batch", "precision")
 """What a user can set of judging: epochs, the size of minibatches and, of images, the number formats."""
 Judging = Mapping[str, int | str]

@@ -1424,6 +1424,25 @@ def test_a_dry_run_says_which_experts_it_would_train(
     assert "experts" not in planned(capsys, "--method", "dm")
 
 
+def test_a_dry_run_says_which_teacher_it_would_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MMDISTILL_CACHE", str(tmp_path / "cache"))
+    options = ("--model", "mlp", "--width", "4", "--teacher-epochs", "2")
+    row = r"^teacher +a network of 2 epochs, {}in .*cache"
+    taught = ("--method", "random-soft", *options)
+    for own in (taught, ("--method", "dm", "--label", "teacher", *options)):
+        assert re.search(row.format("to be trained first "), planned(capsys, *own), re.MULTILINE)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    judged = ("--networks", "1", "--judge-epochs", "1", "--baselines", "none")
+    assert main(["distill", "--data", "digits", "--ipc", "1", *taught, *judged, "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert re.search(row.format(""), planned(capsys, *taught), re.MULTILINE)
+    tesla = ("--method", "tesla", "--label", "teacher", "--experts", "1", "--start-epochs", "2", "--expert-steps", "1")
+    for own in (("--method", "dm"), tesla):  # whose experts label
+        assert "teacher  " not in planned(capsys, *own, "--model", "mlp", "--width", "4").replace("labels  ", "")
+
+
 def test_a_dry_run_says_what_is_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--method", "dm", "--out", str(tmp_path))
     (tmp_path / "distilled.json").write_text("{}")
